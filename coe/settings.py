@@ -1,4 +1,7 @@
-"""The process's own settings; the only reader of the environment. What the service is lives in experts.yaml."""
+"""Settings of a process from environment variables. No other module reads the environment.
+
+experts.yaml declares the service itself.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from coe.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an expert is served and what the server calls its model."""
+    """Base URL of an expert's server, and the server's name of the model."""
 
     base_url: str = field(repr=False)
     model: str
@@ -22,25 +25,25 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Read once at a composition root with `Settings.read()`.
+    """The settings of a process, read once at its start with `Settings.read()`.
 
     | variable | meaning | default |
     |---|---|---|
-    | COE_CONFIG | the declaration | experts.yaml |
-    | COE_HOME | state: artifacts, model cache, logs | .coe beside the declaration |
-    | COE_HOST, COE_PORT | where the gateway listens | 127.0.0.1, 8080 |
-    | COE_ADMIN_KEY_FILE | a file with an API key of all scopes; generated where it is missing | none |
-    | COE_WORKERS | gateway processes | 1 |
-    | COE_DRAIN | seconds that a gateway told to stop still works while it says that it is not ready | 0 |
-    | COE_API_KEY | the key that `coe chat` and `coe score` send to the gateway | none |
-    | COE_LOG_FORMAT | `text`, or `json`: one object a line | text |
-    | COE_ACCESS_LOG | 1: a line for every request, without its text | 0 |
-    | COE_CHECK_EXPERTS | 1: request one token from every expert at the start, and log the result | 1 |
-    | OTEL_EXPORTER_OTLP_ENDPOINT | an OpenTelemetry collector that gets traces | none |
-    | OTEL_EXPORTER_OTLP_TRACES_ENDPOINT | the same, with the path | none |
-    | COE_ENDPOINTS | where `coe up` serves local experts: JSON {expert: {base_url, model}}, a list of these for several
-      replicas, or a file with it | {} |
-    | COE_TURNS | a socket, set by `coe up` where its servers take turns | none |
+    | COE_CONFIG | path of the declaration | experts.yaml |
+    | COE_HOME | state folder: artifacts, model cache, logs | .coe beside the declaration |
+    | COE_HOST, COE_PORT | address of the gateway | 127.0.0.1, 8080 |
+    | COE_ADMIN_KEY_FILE | file with an API key of all scopes; created if missing | none |
+    | COE_WORKERS | number of gateway processes | 1 |
+    | COE_DRAIN | seconds between a stop signal and shutdown, during which the gateway serves but is not ready | 0 |
+    | COE_API_KEY | API key that CoE commands send to the gateway | none |
+    | COE_LOG_FORMAT | `text`, or `json` (one object per line) | text |
+    | COE_ACCESS_LOG | 1: log a line for each request, without its text | 0 |
+    | COE_CHECK_EXPERTS | 1: request one token from each expert at start and log the result | 1 |
+    | OTEL_EXPORTER_OTLP_ENDPOINT | OpenTelemetry collector for traces | none |
+    | OTEL_EXPORTER_OTLP_TRACES_ENDPOINT | the same, including the path | none |
+    | COE_ENDPOINTS | servers of local experts, set by `coe up`: JSON {expert: {base_url, model}}, a list for several
+      replicas, or the absolute path of a file with this JSON | {} |
+    | COE_TURNS | socket of the residency scheduler, set by `coe up` if local experts share devices | none |
     """
 
     config: Path
@@ -48,29 +51,29 @@ class Settings:
     host: str
     port: int
     admin_key_file: Path | None
-    """Where the key of the administrator is kept; None: experts.yaml alone declares keys."""
+    """File with the administrator's key; None: only experts.yaml declares keys."""
     workers: int
     drain: int
-    """For a balancer to look away; 0 where none is in front."""
+    """Lame-duck period in seconds, for load balancers to notice that the gateway is not ready."""
     log_format: str
     access_log: bool
     check_experts: bool
     traces: str | None
-    """Where OpenTelemetry traces go; None: nowhere."""
+    """URL for OpenTelemetry traces; None: no traces."""
     endpoints: Mapping[str, tuple[Endpoint, ...]]
-    """At the start; see `served`."""
+    """Servers of local experts at the start; `served` returns the present ones."""
     endpoints_file: Path | None
     turns: Path | None
-    """Where to ask for experts that take turns; None: nobody does."""
+    """Socket of the residency scheduler; None without residency."""
     environ: Mapping[str, str]
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None, *, config: Path | None = None) -> Settings:
-        """Read the environment (or the mapping given). Raises ConfigError that names the variable."""
+        """Read the environment (or `environ`). Raises ConfigError that names the variable."""
         env = dict(os.environ if environ is None else environ)
         config = (config or Path(env.get("COE_CONFIG", "experts.yaml"))).absolute()
-        given = env.get("COE_ENDPOINTS", "{}")
-        file = Path(given) if given.startswith("/") else None
+        value = env.get("COE_ENDPOINTS", "{}")
+        file = Path(value) if value.startswith("/") else None
         return cls(
             config=config,
             home=Path(env.get("COE_HOME") or config.parent / ".coe").absolute(),
@@ -83,19 +86,19 @@ class Settings:
             access_log=_word(env, "COE_ACCESS_LOG", ("0", "1")) == "1",
             check_experts=_word(env, "COE_CHECK_EXPERTS", ("1", "0")) == "1",
             traces=_traces(env),
-            endpoints=_endpoints(given if file is None else _text(file)),
+            endpoints=_endpoints(value if file is None else _text(file)),
             endpoints_file=file,
             turns=Path(env["COE_TURNS"]) if env.get("COE_TURNS") else None,
             environ=env,
         )
 
     def served(self) -> Mapping[str, tuple[Endpoint, ...]]:
-        """Where local experts are served now. Raises ConfigError."""
+        """Return the present servers of local experts. Raises ConfigError."""
         return self.endpoints if self.endpoints_file is None else _endpoints(_text(self.endpoints_file))
 
     @property
     def api_key(self) -> str | None:
-        """The key for requests to the gateway; with the scope admin they do not count as a user's."""
+        """API key for requests of CoE commands to the gateway. With scope admin they do not count as user requests."""
         return self.environ.get("COE_API_KEY") or None
 
     @property
@@ -108,7 +111,7 @@ class Settings:
 
     @property
     def turns_link(self) -> Path:
-        """Leads to the socket of the running `coe up`, for `coe status`."""
+        """Symbolic link to the residency socket of the running `coe up`, for `coe status`."""
         return self.home / "turns.sock"
 
     @property
@@ -124,7 +127,7 @@ def _number(env: Mapping[str, str], name: str, *, default: int, low: int, high: 
 
 
 def _word(env: Mapping[str, str], name: str, words: tuple[str, ...]) -> str:
-    """One of `words`, the first of them without one."""
+    """Return one of `words`; by default the first."""
     word = env.get(name) or words[0]
     if word not in words:
         raise ConfigError(f"environment: {name}={word!r} is not {' or '.join(words)}")
@@ -132,11 +135,11 @@ def _word(env: Mapping[str, str], name: str, words: tuple[str, ...]) -> str:
 
 
 def _traces(env: Mapping[str, str]) -> str | None:
-    """By OpenTelemetry's rules: the variable for traces is used as it is, the common one is a base."""
+    """Return the URL for traces by OpenTelemetry's rules: the traces variable as it is, the common one as a base."""
     if env.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    if own := env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
-        return own
+    if url := env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        return url
     base = env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     return f"{base.rstrip('/')}/v1/traces" if base else None
 

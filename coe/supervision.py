@@ -1,6 +1,7 @@
-"""Supervised background tasks: one that ends unexpectedly is logged, counted and restarted.
+"""Supervised background tasks, and exponential backoff.
 
-When to try again something that failed: after a pause that doubles up to a cap.
+A task that ends unexpectedly is logged, counted and restarted after a pause that doubles with each failure. `Backoff`
+applies the same rule to any operation that failed.
 """
 
 from __future__ import annotations
@@ -11,32 +12,32 @@ import time
 from collections.abc import Awaitable, Callable
 
 FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 60.0
-"""Bounds of the pause before a restart, which doubles with each failure."""
+MAX_PAUSE_SECONDS = 60.0
+"""Shortest and longest pause before a restart; it doubles with each failure."""
 HEALTHY_SECONDS = 60.0
-"""A task that ran as long restarts after the first pause again."""
+"""After a run of this duration, the next restart uses the shortest pause again."""
 
 TaskFailed = Callable[[str], None]
-"""Counts a failure of the task with that name."""
+"""Counts a failure of the task of this name."""
 
 _log = logging.getLogger("coe.supervision")
 
 
-def ignored(name: str) -> None:
-    """Counts no failure: for processes without metrics."""
+def ignore_failure(name: str) -> None:
+    """Do nothing; for processes without metrics."""
 
 
 def supervised(
     work: Callable[[], Awaitable[None]],
     name: str,
     *,
-    task_failed: TaskFailed = ignored,
+    task_failed: TaskFailed = ignore_failure,
     may_return: bool = False,
 ) -> asyncio.Task[None]:
-    """Run `work` in a task until that is cancelled, and again whenever it raises.
+    """Run `work` in a task and restart it whenever it raises, until the task is cancelled.
 
-    Where it returns, the task ends if it `may_return`, and else that is a failure too. `name` is a fixed word: it
-    becomes the label of a metric.
+    If `work` returns, the task ends with `may_return`; otherwise that counts as a failure. `name` becomes the label of
+    a metric, so it must be one of few fixed words.
     """
     return asyncio.create_task(_supervise(work, name, task_failed, may_return=may_return), name=f"coe-{name}")
 
@@ -50,41 +51,41 @@ async def _supervise(
         error = await _failure_of(work)
         if error is None and may_return:
             return
-        pause = following_pause(pause, ran=loop.time() - began)
+        pause = next_pause(pause, ran=loop.time() - began)
         task_failed(name)
         _log.error("background task %r ended unexpectedly; it restarts in %g s", name, pause, exc_info=error)
         await asyncio.sleep(pause)
 
 
 def log_failure(task: asyncio.Task[None]) -> None:
-    """Log what ended a task that runs once; for `add_done_callback`."""
+    """Log the exception of a task that runs once; for `add_done_callback`."""
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.error("background task %r failed", task.get_name(), exc_info=error)
 
 
-def following_pause(previous: float, *, ran: float) -> float:
-    """Seconds before the next restart, for a task that ran for so long after the `previous` pause, 0 for none."""
+def next_pause(previous: float, *, ran: float) -> float:
+    """Return the seconds before the next restart of a task that `ran` for some seconds after the `previous` pause."""
     if not previous or ran >= HEALTHY_SECONDS:
         return FIRST_PAUSE_SECONDS
-    return min(previous * 2, LONGEST_PAUSE_SECONDS)
+    return min(previous * 2, MAX_PAUSE_SECONDS)
 
 
 async def _failure_of(work: Callable[[], Awaitable[None]]) -> BaseException | None:
-    """What the work raised; None where it returned. A cancellation of this task is raised."""
+    """Return the exception of `work`, or None if it returns. Re-raises a cancellation of this task."""
     try:
         await work()
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        return error  # something that it waited for was cancelled
+        return error  # an awaitable inside `work` was cancelled, not this task
     except Exception as error:
         return error
     return None
 
 
 class Backoff:
-    """In seconds: `first` after one failure, doubling to `longest`, back to none after a success."""
+    """A pause after a failure: `first` seconds, doubling up to `longest`, reset by a success."""
 
     def __init__(self, *, first: float, longest: float) -> None:
         self._first = first
@@ -94,7 +95,7 @@ class Backoff:
 
     @property
     def resting(self) -> bool:
-        """Whether it is too early to try again."""
+        """Whether the pause after the last failure is not over yet."""
         return time.monotonic() < self._until
 
     def failed(self) -> None:

@@ -1,7 +1,7 @@
-"""Text for terminals and logs: characters that would steer the terminal or forge a line are shown as escapes.
+"""Print text to terminals and logs with control characters escaped.
 
-File names, answers, errors of servers and reasons given by people may hold them. Everything that the command line
-prints and every line of a log passes through here.
+File names, responses and errors of servers may hold characters that control the terminal or forge a log line. All
+output of the command line and all log lines pass through here.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 import orjson
 
-_KEPT = "\n\t"
+_UNESCAPED = "\n\t"
 _RANGES = (
-    (0x00, 0x1F),  # C0: escape sequences begin with ESC, a carriage return overwrites the line
+    (0x00, 0x1F),  # C0: ESC begins escape sequences, a carriage return overwrites the line
     (0x7F, 0x9F),  # DEL and C1
-    (0x2028, 0x202E),  # line and paragraph separators; embeddings and overrides of the direction of writing
-    (0x2066, 0x2069),  # isolates
-    (0xD800, 0xDFFF),  # bytes of a file name that are no text
+    (0x2028, 0x202E),  # line and paragraph separators; bidirectional embeddings and overrides
+    (0x2066, 0x2069),  # bidirectional isolates
+    (0xD800, 0xDFFF),  # surrogates, for bytes of a file name that are not UTF-8
 )
 _ESCAPES = {code: f"\\u{code:04x}" for first, last in _RANGES for code in range(first, last + 1)}
-_ESCAPES = {code: escape for code, escape in _ESCAPES.items() if chr(code) not in _KEPT}
+_ESCAPES = {code: escape for code, escape in _ESCAPES.items() if chr(code) not in _UNESCAPED}
 INDENT = "\n  "
-"""Begins every further line of a log message, so that no text can look like a line of its own."""
+"""Prefix of continuation lines of a log message, so that no text can look like a new log line."""
 
 
 def printable(text: str) -> str:
@@ -33,32 +33,32 @@ def printable(text: str) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """A log line as the format says, printable, and its further lines indented."""
+    """Formats a log record, escapes control characters, and indents continuation lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record)).replace("\n", INDENT)
 
 
-def say(text: str) -> None:
-    """Prints a line for people, at once even into a pipe."""
-    write(f"{text}\n")
+def print_line(text: str) -> None:
+    """Print a line to standard output and flush it."""
+    print_part(f"{text}\n")
 
 
-def write(text: str) -> None:
-    """Prints a part of a line, at once."""
+def print_part(text: str) -> None:
+    """Print a part of a line to standard output and flush it."""
     sys.stdout.write(printable(text))
     sys.stdout.flush()
 
 
-def say_error(text: str) -> None:
-    """Prints a line beside the output, for people who redirect it."""
+def print_error(text: str) -> None:
+    """Print a line to standard error."""
     sys.stderr.write(printable(f"{text}\n"))
     sys.stderr.flush()
 
 
-def say_json(value: Any) -> None:
-    """Prints one JSON document or line."""
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
     try:
-        say(orjson.dumps(value).decode())
+        print_line(orjson.dumps(value).decode())
     except orjson.JSONEncodeError:  # a file name that is not UTF-8
-        say(json.dumps(value))
+        print_line(json.dumps(value))

@@ -1,40 +1,39 @@
-"""URLs of servers: what may be shown of them, and paths below them. Userinfo, query and fragment may hold secrets."""
+"""URLs of servers: redaction and path operations. Userinfo, query and fragment of a URL may hold secrets."""
 
 from __future__ import annotations
 
 from urllib.parse import unquote, unquote_plus
 
-MIN_SECRET = 4
-"""Characters of a value that counts as a secret; shorter ones would be struck from ordinary words."""
+MIN_SECRET_CHARACTERS = 4
+"""Shortest value that counts as a secret; redacting shorter ones would damage ordinary words."""
 
 
-def shown(url: str) -> str:
-    """The URL for pages, logs and errors: without userinfo, query and fragment."""
+def redact_url(url: str) -> str:
+    """Return the URL without userinfo, query and fragment, for pages, logs and errors."""
     scheme, separator, rest = _parts(url)[0].partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
-def below(url: str, path: str) -> str:
-    """The URL of a path below this one, with its userinfo and query."""
+def join_path(url: str, path: str) -> str:
+    """Append a path to the URL; userinfo and query stay."""
     address, query = _parts(url)
     return _joined(f"{address.rstrip('/')}/{path}", query)
 
 
-def without(url: str, ending: str) -> str:
-    """The URL less the end of its path, with its userinfo and query."""
+def remove_suffix(url: str, ending: str) -> str:
+    """Remove a suffix of the URL's path; userinfo and query stay."""
     address, query = _parts(url)
     return _joined(address.rstrip("/").removesuffix(ending), query)
 
 
 def secrets_in(url: str) -> tuple[str, ...]:
-    """The secrets of a URL: the password and the values of the query, as written and decoded, the
-    longest first."""
+    """Return the secrets of a URL: password and values of the query, as written and decoded, longest first."""
     address, query = _parts(url)
     userinfo = address.partition("://")[2].partition("/")[0].rpartition("@")[0]
     values = [query, userinfo, userinfo.partition(":")[2], *(part.partition("=")[2] for part in query.split("&"))]
     values += [decode(value) for value in values for decode in (unquote, unquote_plus)]
-    return tuple(sorted({value for value in values if len(value) >= MIN_SECRET}, key=len, reverse=True))
+    return tuple(sorted({value for value in values if len(value) >= MIN_SECRET_CHARACTERS}, key=len, reverse=True))
 
 
 def _joined(address: str, query: str) -> str:
@@ -42,6 +41,6 @@ def _joined(address: str, query: str) -> str:
 
 
 def _parts(url: str) -> tuple[str, str]:
-    """Everything before the query, and the query."""
+    """Return the part before the query, and the query."""
     address, _, query = url.partition("#")[0].partition("?")
     return address, query

@@ -23,7 +23,7 @@ from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.records import FeedbackWriter, RecordWriter
 from coe.runtime.artifact_sync import ArtifactSync, sync_artifacts
 from coe.settings import Settings
-from coe.supervision import following_pause, log_failure, supervised
+from coe.supervision import log_failure, next_pause, supervised
 from gateway.access.conversations import RedisAffinity
 from gateway.access.durable import DurableLimiter
 from gateway.access.redis import RedisLimiter
@@ -124,9 +124,9 @@ def test_pauses_double_to_a_bound_and_begin_anew_after_a_healthy_time(monkeypatc
     monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 1.0)
     pauses = [0.0]
     for _ in range(8):
-        pauses.append(following_pause(pauses[-1], ran=0.0))
+        pauses.append(next_pause(pauses[-1], ran=0.0))
     assert pauses[1:] == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert following_pause(60.0, ran=60.0) == 1
+    assert next_pause(60.0, ran=60.0) == 1
 
 
 async def test_failures_are_a_metric() -> None:

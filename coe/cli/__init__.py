@@ -32,7 +32,7 @@ from coe.cli import (
 )
 from coe.cli.plan import plan, solve
 from coe.errors import CoEError
-from coe.terminal import PrintableFormatter, printable, say_error
+from coe.terminal import PrintableFormatter, print_error, printable
 
 
 class PrintableGroup(TyperGroup):
@@ -101,10 +101,10 @@ def main() -> None:
     try:
         app()
     except CoEError as error:
-        say_error(str(error))
+        print_error(str(error))
         sys.exit(1)
     except OSError as error:
         if error.filename is None and error.errno not in DISK_ERRORS:
             raise
-        say_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}")
+        print_error(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}")
         sys.exit(1)

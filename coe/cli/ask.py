@@ -15,7 +15,7 @@ from coe.core import Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.learning.evaluation.tables import numbered_rows
 from coe.settings import Settings
-from coe.terminal import say, say_json, write
+from coe.terminal import print_json, print_line, print_part
 
 
 def utf8_text(text: str | None) -> str | None:
@@ -45,14 +45,14 @@ def route(
     if text is not None:
         decision, posterior = route_request({"messages": [{"role": "user", "content": text}]})
         if json:
-            say_json(_to_json(decision, posterior))
+            print_json(_to_json(decision, posterior))
         else:
             _explain(decision, posterior)
         return
     assert source is not None
     lines = _route_file(source, route_request)
     if output is None:
-        write("".join(lines))
+        print_part("".join(lines))
     else:
         output.write_text("".join(lines), encoding="utf-8")
 
@@ -115,9 +115,11 @@ def _to_json(decision: Decision, posterior: dict[str, float]) -> dict[str, Any]:
 
 
 def _explain(decision: Decision, posterior: dict[str, float]) -> None:
-    say(f"expert      {decision.expert}  ({decision.reason}; then {', '.join(decision.candidates[1:]) or 'none'})")
+    print_line(
+        f"expert      {decision.expert}  ({decision.reason}; then {', '.join(decision.candidates[1:]) or 'none'})"
+    )
     for name, probability in sorted(posterior.items(), key=lambda item: -item[1])[:3]:
-        say(f"{probability:10.1%}  {name}")
+        print_line(f"{probability:10.1%}  {name}")
 
 
 def chat(text: Text = None, model: Model = "auto", config: Config = None) -> None:
@@ -160,7 +162,7 @@ async def _send(address: str, model: str, messages: list[dict[str, str]], header
                 raise ExpertUnavailable(
                     _failure((await response.json())["error"]["message"], response.headers), expert=model
                 )
-            say(_banner(response.headers))
+            print_line(_banner(response.headers))
             return await _print_stream(response.content)
     except aiohttp.ClientConnectionError as error:
         raise ExpertUnavailable(f"nothing answers at {address}; is `coe up` running?", expert=model) from error
@@ -190,6 +192,6 @@ async def _print_stream(lines: Any) -> str:
         for choice in event.get("choices", ()):
             chunk = choice.get("delta", {}).get("content") or ""
             chunks.append(chunk)
-            write(chunk)
-    say("")
+            print_part(chunk)
+    print_line("")
     return "".join(chunks)

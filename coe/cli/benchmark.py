@@ -13,7 +13,7 @@ import typer
 from coe.cli.common import image_file, writable_file
 from coe.jobs.progress import progress_bar
 from coe.jobs.signals import exit_on_sigterm
-from coe.terminal import say, say_error
+from coe.terminal import print_error, print_line
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
 Benchmark = Annotated[str | None, typer.Option("--benchmark", help="The benchmark, where the folder holds several.")]
@@ -46,7 +46,7 @@ def benchmark(
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
     for note in data.notes:
-        say_error(f"note: {note}")
+        print_error(f"note: {note}")
 
     with tempfile.TemporaryDirectory() as folder_name, progress_bar("benchmark") as progress, exit_on_sigterm():
         work = Path(folder_name)
@@ -72,14 +72,18 @@ def benchmark(
 
 def _show(report: Mapping[str, Any]) -> None:
     left = f", {report['left_out']} left out, without scores" if report["left_out"] else ""
-    say(f"{report['benchmark']}: {report['prompts']} prompts{left}, {report['models']} models, seeds {report['seeds']}")
-    say(f"{'method':18} {'mean':>7} {'std':>7} {'active B':>9}")
+    print_line(
+        f"{report['benchmark']}: {report['prompts']} prompts{left}, {report['models']} models, seeds {report['seeds']}"
+    )
+    print_line(f"{'method':18} {'mean':>7} {'std':>7} {'active B':>9}")
     for name, found in report["methods"].items():
         size = "-" if found["mean_active_b"] is None else f"{found['mean_active_b']:.1f}"
-        say(f"{name:18} {found['mean']:7.4f} {found['std']:7.4f} {size:>9}")
+        print_line(f"{name:18} {found['mean']:7.4f} {found['std']:7.4f} {size:>9}")
     if report["gap_closed"] is not None:
-        say(f"closed share of the gap between best single model and oracle: {report['gap_closed']:.1%}")
+        print_line(f"closed share of the gap between best single model and oracle: {report['gap_closed']:.1%}")
     if report["hull_area"]:
-        say("area under the frontier's hull: " + ", ".join(f"{k} {v:.4f}" for k, v in report["hull_area"].items()))
+        print_line(
+            "area under the frontier's hull: " + ", ".join(f"{k} {v:.4f}" for k, v in report["hull_area"].items())
+        )
     times = report["route_ms"]
-    say(f"routing a prompt: p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms")
+    print_line(f"routing a prompt: p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms")

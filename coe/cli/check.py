@@ -22,7 +22,7 @@ from coe.experts.live_check import Finding, check_experts
 from coe.mapping import Consequence
 from coe.registry import Registry, yaml_source
 from coe.settings import Endpoint, Settings
-from coe.terminal import say, say_json
+from coe.terminal import print_json, print_line
 
 ENDPOINTS_FILE = "endpoints.json"
 """File of the state folder in which `coe up` writes the addresses of local experts."""
@@ -39,7 +39,7 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
     from every expert, and exits with 1 where one does not answer.
     """
     if schema:
-        say(orjson.dumps(registry.schema(), option=orjson.OPT_INDENT_2).decode())
+        print_line(orjson.dumps(registry.schema(), option=orjson.OPT_INDENT_2).decode())
         return
     settings = settings_for(config)
     try:
@@ -49,13 +49,13 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
     except (ConfigError, ArtifactError) as error:
         if not json:
             raise
-        say_json({"ok": False, "problems": error.problems if isinstance(error, ConfigError) else [str(error)]})
+        print_json({"ok": False, "problems": error.problems if isinstance(error, ConfigError) else [str(error)]})
         raise typer.Exit(1) from None
     findings = asyncio.run(check_live(declared, settings)) if live else []
     summary = _summary(declared, findings, live=live)
     if json:
         replan = any(one.replan for one in consequences)
-        say_json(summary | {"consequences": [asdict(one) for one in consequences], "replan": replan})
+        print_json(summary | {"consequences": [asdict(one) for one in consequences], "replan": replan})
     else:
         _show(declared, settings, consequences, findings)
     if not summary["ok"]:
@@ -96,15 +96,15 @@ def _show(
     declared: Registry, settings: Settings, consequences: Sequence[Consequence], findings: Sequence[Finding]
 ) -> None:
     counts = f"{len(declared.categories)} categories, {len(declared.experts)} experts"
-    say(f"{settings.config.name}: good ({counts}, digest {declared.digest})")
+    print_line(f"{settings.config.name}: good ({counts}, digest {declared.digest})")
     if consequences:
-        say("with the router and the plan in use:")
+        print_line("with the router and the plan in use:")
     for one in consequences:
-        say(f"  - {one.sentence}")
+        print_line(f"  - {one.sentence}")
     if any(one.replan for one in consequences):
-        say("the service starts and reloads with it; then run `coe plan` again")
+        print_line("the service starts and reloads with it; then run `coe plan` again")
     for finding in findings:
-        say(finding.sentence)
+        print_line(finding.sentence)
 
 
 async def check_live(declared: Registry, settings: Settings) -> list[Finding]:

@@ -23,7 +23,7 @@ from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, T
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey, DocumentStore, Passage
 from coe.runtime.active_state import check_router
 from coe.runtime.document_index import open_index
-from coe.terminal import say, say_error, say_json
+from coe.terminal import print_error, print_json, print_line
 
 DEFAULT_COLLECTION = "documents"
 _NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -87,14 +87,16 @@ def list_(
     if documents:
         names = sorted(asyncio.run(_names(collection, tenant, config)))
         for line in [orjson.dumps(names).decode()] if json else names:
-            say(line)
+            print_line(line)
         return
     there = asyncio.run(_collections(config))
     if json:
-        say_json([asdict(one) for one in there])
+        print_json([asdict(one) for one in there])
         return
     for one in there:
-        say(f"{one.name:24} {one.tenant or '(everybody)':24} {one.documents:8,} documents {one.chunks:10,} chunks")
+        print_line(
+            f"{one.name:24} {one.tenant or '(everybody)':24} {one.documents:8,} documents {one.chunks:10,} chunks"
+        )
 
 
 @app.command("remove")
@@ -107,7 +109,7 @@ def remove(
 ) -> None:
     """Remove documents. Exit 1 where one was not found."""
     count = asyncio.run(_remove([DocumentKey(one, collection, tenant) for one in ids], config))
-    say_json({"removed": count}) if json else say(f"{count} of {len(ids)} documents removed")
+    print_json({"removed": count}) if json else print_line(f"{count} of {len(ids)} documents removed")
     if count < len(set(ids)):
         raise typer.Exit(1)
 
@@ -124,17 +126,19 @@ def search(
     """Show the passages that a request with this text would get."""
     found = asyncio.run(_search(text, limit, collection or [], tenant, config))
     if json:
-        say_json([asdict(one) for one in found])
+        print_json([asdict(one) for one in found])
         return
     for number, one in enumerate(found, 1):
-        say(f"{number}. {one.score:.2f}  {one.source}{f'  {one.title}' if one.title else ''}\n   {_short(one.text)}")
+        print_line(
+            f"{number}. {one.score:.2f}  {one.source}{f'  {one.title}' if one.title else ''}\n   {_short(one.text)}"
+        )
 
 
 @app.command("rebuild")
 def rebuild(config: Config = None, json: Json = False) -> None:
     """Embed all stored documents with the encoder of the router in use; searches use the old index meanwhile."""
     count = asyncio.run(_rebuild(config))
-    say_json({"documents": count}) if json else say(f"{count} documents embedded")
+    print_json({"documents": count}) if json else print_line(f"{count} documents embedded")
 
 
 @asynccontextmanager
@@ -234,15 +238,15 @@ def _share(stage: str, total: int, progress: Callable[[str, float], None] | None
 def _report(run: _Run, json: bool) -> None:
     if json:
         refused = [{"path": path, "why": why} for path, why in run.refused]
-        say_json({**asdict(run.tally), "removed": run.removed, "refused": refused})
+        print_json({**asdict(run.tally), "removed": run.removed, "refused": refused})
         return
     for path, why in run.refused:
-        say_error(f"{path}: {why}")
+        print_error(f"{path}: {why}")
     tally = run.tally
     parts = [f"{tally.added} added", f"{tally.changed} changed", f"{tally.unchanged} unchanged"]
     for count, what in ((tally.empty, "empty"), (run.removed, "removed"), (len(run.refused), "refused")):
         parts += [f"{count} {what}"] if count else []
-    say(f"{', '.join(parts)} ({tally.chunks:,} chunks embedded)")
+    print_line(f"{', '.join(parts)} ({tally.chunks:,} chunks embedded)")
 
 
 def _short(text: str) -> str:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from coe.cli.common import Json
 from coe.registry import ApiKey
-from coe.terminal import say, say_json
+from coe.terminal import print_json, print_line
 
 Name = Annotated[str, typer.Argument(help="The name that logs and records show instead of the key.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="The tenant of its requests [default: the name].")]
@@ -34,9 +34,9 @@ def key(name: Name, tenant: Tenant = None, scope: Scopes = None, json: Json = Fa
     except ValidationError as error:
         raise typer.BadParameter(_reason(error)) from None
     if json:
-        say_json({"key": new, "entry": entry})
+        print_json({"key": new, "entry": entry})
     else:
-        say(_text(new, entry))
+        print_line(_text(new, entry))
 
 
 def _text(new: str, entry: dict[str, str | list[str]]) -> str:

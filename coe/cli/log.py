@@ -22,7 +22,7 @@ from coe.records import missing_file, open_log
 from coe.records.codec import encode
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.registry import Registry, load
-from coe.terminal import say, say_error
+from coe.terminal import print_error, print_line
 
 POLL_SECONDS = 0.5
 
@@ -81,14 +81,14 @@ def log(
         limit=limit,
     )
     if not follow and (missing := missing_file(registry.log.url, base=settings.home)):
-        say_error(f"{missing}: there is no routing log yet; the gateway creates it with the first request")
+        print_error(f"{missing}: there is no routing log yet; the gateway creates it with the first request")
         return
     try:
         shown = asyncio.run(_show(open_log(registry.log.url, base=settings.home), query, follow=follow, json=json))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     if not shown:
-        say_error(_no_match(query, registry))
+        print_error(_no_match(query, registry))
 
 
 @app.command("export")
@@ -113,9 +113,9 @@ def export_file(
         pages = logs.all(since=first, until=last, category=category)
         rows = ((record, ratings.of(record)) for page in pages for record in page)
         count = write_rows(file, rows, redact=redact)
-    say(f"{file}: {count} records")
+    print_line(f"{file}: {count} records")
     if logs.damaged:
-        say_error(_damaged_note(logs.damaged))
+        print_error(_damaged_note(logs.damaged))
 
 
 @app.command("import")
@@ -125,9 +125,9 @@ def import_file(file: InputFile, config: Config = None) -> None:
     settings = settings_for(config)
     declared = load(settings.config, environ=settings.environ).log
     count, old = asyncio.run(import_rows(file, declared, base=settings.home))
-    say(f"{file}: {count} records are in the log now, new or already there")
+    print_line(f"{file}: {count} records are in the log now, new or already there")
     if old:
-        say(f"{old} records are older than log.keep_days and left out")
+        print_line(f"{old} records are older than log.keep_days and left out")
 
 
 def _check_format(file: Path) -> None:
@@ -153,7 +153,7 @@ async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json:
     try:
         page = await routing_log.tail(query)
         if not json:
-            say(_HEADER)
+            print_line(_HEADER)
         _print(page, json)
         while follow:
             page = await _next_page(routing_log, replace(query, after=page.cursor))
@@ -178,9 +178,9 @@ _HEADER = (
 
 def _print(page: LogPage, json: bool) -> None:
     if page.damaged:
-        say_error(_damaged_note(page.damaged))
+        print_error(_damaged_note(page.damaged))
     for record in page.records:
-        say(encode(record).decode() if json else _line(record))
+        print_line(encode(record).decode() if json else _line(record))
 
 
 def _damaged_note(count: int) -> str:

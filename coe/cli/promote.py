@@ -15,7 +15,7 @@ from coe.artifacts import kinds
 from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.cli.common import Config, Json, settings_for
 from coe.runtime.artifact_sync import synced_store
-from coe.terminal import say, say_error, say_json
+from coe.terminal import print_error, print_json, print_line
 
 if TYPE_CHECKING:
     from coe.runtime.promotion import VersionChange
@@ -56,10 +56,10 @@ def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Jso
 
 def _print(move: VersionChange, json: bool) -> None:
     if json:
-        say_json({"kind": move.kind, "was": move.was, "in_use": move.in_use})
+        print_json({"kind": move.kind, "was": move.was, "in_use": move.in_use})
         return
     none = ARTIFACT_KINDS[move.kind].default
-    say(f"{move.kind} in use: {move.was or none} -> {move.in_use or none}")
+    print_line(f"{move.kind} in use: {move.was or none} -> {move.in_use or none}")
 
 
 OptionalKind = Annotated[Kind | None, typer.Argument(metavar="[KIND]", help="One kind [default: all].")]
@@ -77,12 +77,12 @@ def versions(kind: OptionalKind = None, config: Config = None, json: Json = Fals
     synced_store(settings, wanted[0])  # fetches what is in use on other machines
     found = [VersionCatalog(settings.artifacts, one).list_versions() for one in wanted]
     if json:
-        say_json({"kinds": [_to_json(one) | {"quality_of": ARTIFACT_KINDS[one["kind"]].quality} for one in found]})
+        print_json({"kinds": [_to_json(one) | {"quality_of": ARTIFACT_KINDS[one["kind"]].quality} for one in found]})
         return
     _show(found)
     for one in found:
         if one["damaged"]:
-            say_error(f"note: {one['damaged']}")
+            print_error(f"note: {one['damaged']}")
 
 
 def _to_json(listed: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,15 +96,15 @@ def _to_json(listed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(kinds: Sequence[Mapping[str, Any]]) -> None:
-    say(f"{'kind':10}  {'version':14}  {'in use':6}  {'origin':7}  {'quality':>7}  made")
+    print_line(f"{'kind':10}  {'version':14}  {'in use':6}  {'origin':7}  {'quality':>7}  made")
     for listed in kinds:
         if listed["in_use"] is None:
-            say(f"{listed['kind']:10}  {ARTIFACT_KINDS[listed['kind']].default} is in use")
+            print_line(f"{listed['kind']:10}  {ARTIFACT_KINDS[listed['kind']].default} is in use")
         for one in listed["versions"]:
             used = "yes" if one["version"] == listed["in_use"] else ""
             quality = "-" if one["quality"] is None else f"{one['quality']:.3f}"
             made = "damaged" if one["damaged"] else f"{one['created'][:16].replace('T', ' ')} UTC"
             origin = one["origin"] or "-"
-            say(f"{listed['kind']:10}  {one['version']:14}  {used:6}  {origin:7}  {quality:>7}  {made}")
+            print_line(f"{listed['kind']:10}  {one['version']:14}  {used:6}  {origin:7}  {quality:>7}  {made}")
         if listed["more_versions"]:
-            say(f"{listed['kind']:10}  {listed['more_versions']} older versions are not listed")
+            print_line(f"{listed['kind']:10}  {listed['more_versions']} older versions are not listed")

@@ -26,7 +26,7 @@ from coe.jobs.signals import exit_on_sigterm
 from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import publish_traffic_report
 from coe.settings import Settings
-from coe.terminal import say, say_error, say_json
+from coe.terminal import print_error, print_json, print_line
 
 JITTER = 0.1
 """Largest deviation of a pause from the interval, as a share of it, so that jobs on several machines do not collide."""
@@ -76,7 +76,7 @@ def _repeat(run_once: Callable[[], None], every: str) -> None:
         try:
             run_once()
         except CoEError as error:  # for example an unreachable Redis, which the next round may reach
-            say_error(f"{error}; next try in about {every}")
+            print_error(f"{error}; next try in about {every}")
         stopped.wait(interval * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 (no secret depends on it)
 
 
@@ -84,18 +84,18 @@ def _publish_traffic(settings: Settings) -> None:
     try:
         publish_traffic_report(settings, status_report(settings, now=time.time()))
     except CoEError as error:  # the rounds' results stand
-        say_error(f"the traffic report was not updated: {error}")
+        print_error(f"the traffic report was not updated: {error}")
 
 
 def _print(outcomes: Iterable[Outcome], json: bool) -> None:
     if json:
-        say_json({outcome.kind: asdict(outcome) for outcome in outcomes})
+        print_json({outcome.kind: asdict(outcome) for outcome in outcomes})
         return
     for outcome in outcomes:
-        say(f"{outcome.kind}: {outcome.sentence}")
+        print_line(f"{outcome.kind}: {outcome.sentence}")
         for move in outcome.report.get("moves", ()):
-            say(f"  {move['sentence']}")
+            print_line(f"  {move['sentence']}")
         if outcome.version:
-            say(f"  version {outcome.version} is in use; gateways apply it within a second or two")
+            print_line(f"  version {outcome.version} is in use; gateways apply it within a second or two")
         if outcome.folder:
-            say(f"  report: {outcome.folder}/report.md")
+            print_line(f"  report: {outcome.folder}/report.md")

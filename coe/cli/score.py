@@ -17,7 +17,7 @@ from coe.learning.evaluation.passage_gain import GAINS_FILE
 from coe.learning.evaluation.probes import read_probes
 from coe.learning.evaluation.quality import require_parquet
 from coe.registry import ExpertSpec, Registry, load
-from coe.terminal import printable, say, say_error, say_json
+from coe.terminal import print_error, print_json, print_line, printable
 
 Probes = Annotated[Path, typer.Argument(help="JSONL or parquet, one probe a line: prompt, category, checker, ...")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data and the journal of the run.")]
@@ -75,7 +75,7 @@ def score(
     )
     with open_journal(out) as journal:
         report = run_scoring(scoring, settings, journal, out, benchmark=probes.stem, progress=_progress)
-    say_json(report) if json else _show(report)
+    print_json(report) if json else _show(report)
     if report["missing"]:
         raise typer.Exit(1)
 
@@ -92,7 +92,7 @@ def _declared(registry: Registry, name: str, option: str) -> ExpertSpec:
 def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Report, Report]]:
     """A progress bar for each expert on a terminal, and a function that prints a line above them."""
     if not sys.stderr.isatty():
-        yield (lambda _: None), say_error
+        yield (lambda _: None), print_error
         return
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -109,21 +109,23 @@ def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Report, Report]]:
 
 
 def _show(report: Mapping[str, Any]) -> None:
-    say(f"{'expert':20} {'scored':>7} {'missing':>7} {'mean':>6} {'p50 ms':>8} {'tokens out':>10} {'cut':>5}")
+    print_line(f"{'expert':20} {'scored':>7} {'missing':>7} {'mean':>6} {'p50 ms':>8} {'tokens out':>10} {'cut':>5}")
     for name, column in report["experts"].items():
         average = "-" if column["mean"] is None else f"{column['mean']:.3f}"
         latency = "-" if column["latency_ms_p50"] is None else f"{column['latency_ms_p50']:.0f}"
         counts = f"{column['scored']:7} {column['missing']:7} {average:>6} {latency:>8}"
-        say(f"{name:20} {counts} {column['output_tokens']:10} {column['cut']:5}")
+        print_line(f"{name:20} {counts} {column['output_tokens']:10} {column['cut']:5}")
     for name, column in report["experts"].items():
         if column["inconsistent"]:
-            say(f"{name}: {column['inconsistent']} contradictory pairs of verdicts counted as ties")
+            print_line(f"{name}: {column['inconsistent']} contradictory pairs of verdicts counted as ties")
         if column["missing"]:
             errors = ", ".join(f"{count} x {code}" for code, count in column["errors"].items()) or "not requested yet"
-            say(f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}")
+            print_line(
+                f"{name}: {column['missing']} scores are missing ({errors}): {column['first_error'] or 'run again'}"
+            )
     for name, means in report.get("retrieval", {}).items():
-        say(f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}")
+        print_line(f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}")
     state = "run again to fill gaps" if report["missing"] else "complete"
     if report["stopped"]:
         state = "stopped; run again to continue"
-    say(f"{report['probes']} probes, quality data in {report['out']} ({state})")
+    print_line(f"{report['probes']} probes, quality data in {report['out']} ({state})")

@@ -14,7 +14,7 @@ from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.cli.common import Config, Json, settings_for
 from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import publish_traffic_report
-from coe.terminal import printable, say, say_json
+from coe.terminal import print_json, print_line, printable
 
 Publish = Annotated[bool, typer.Option("--publish", help="Also publish the alarms in the gateways' /metrics.")]
 
@@ -29,7 +29,7 @@ def status(publish: Publish = False, config: Config = None, json: Json = False) 
     if publish:
         publish_traffic_report(settings, report)
     if json or not sys.stdout.isatty():
-        say_json(report)
+        print_json(report)
     else:
         _show(report)
 
@@ -45,7 +45,7 @@ def _show(report: Mapping[str, Any]) -> None:
     Console().print(table)
     for one in report["proposed_categories"]:
         if one["entry"]:
-            say(f"\n# for experts.yaml, under categories:\n{one['entry']}")
+            print_line(f"\n# for experts.yaml, under categories:\n{one['entry']}")
 
 
 def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:

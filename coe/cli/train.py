@@ -18,7 +18,7 @@ from coe.learning.evaluation.tables import pairs_digest
 from coe.learning.plots import RELIABILITY, RISK_COVERAGE, plot_training
 from coe.registry import load
 from coe.runtime.artifact_sync import synced_store
-from coe.terminal import say, say_json
+from coe.terminal import print_json, print_line
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: in the state folder].")]
@@ -59,14 +59,14 @@ def _report(artifact: Artifact, json: bool) -> None:
     manifest = artifact.manifest
     if json:
         summary: dict[str, Any] = {"version": manifest.version, "folder": str(artifact.folder)}
-        say_json(summary | {"metrics": manifest.metrics})
+        print_json(summary | {"metrics": manifest.metrics})
         return
     accuracy = manifest.metrics.get("accuracy")
     held_out = f", {accuracy:.1%} right on held-out prompts" if isinstance(accuracy, float) else ""
-    say(f"router {manifest.version} is in use ({len(manifest.categories)} categories{held_out})")
+    print_line(f"router {manifest.version} is in use ({len(manifest.categories)} categories{held_out})")
     dropped = {why: count for why, count in manifest.metrics.get("dropped", {}).items() if count}
     if dropped:
-        say("prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items()))
+        print_line("prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items()))
     drawn = [name for name in (RELIABILITY, RISK_COVERAGE) if name in manifest.files]
     plots = f"; plots: {' and '.join(drawn)}" if drawn else ""
-    say(f"held-out figures are in {artifact.folder / MANIFEST}{plots}")
+    print_line(f"held-out figures are in {artifact.folder / MANIFEST}{plots}")

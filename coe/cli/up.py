@@ -34,7 +34,7 @@ from coe.fleet.residency.socket_server import serve_residency
 from coe.jobs.engine import Engine
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
-from coe.terminal import say
+from coe.terminal import print_line
 
 if TYPE_CHECKING:
     from coe.fleet.vllm.adapters import Servers
@@ -69,7 +69,7 @@ def up(host: Host = None, port: Port = None, config: Config = None, engine: Serv
         try:
             asyncio.run(_up(settings, ray))
         except asyncio.CancelledError:
-            say("stopped")
+            print_line("stopped")
 
 
 def _with_address(settings: Settings, host: str | None, port: int | None) -> Settings:
@@ -82,7 +82,7 @@ async def _up(settings: Settings, ray: Any = None) -> None:
 
     _stop_on_signals()
     if (created := create_admin_key(settings)) is not None:
-        say(created)
+        print_line(created)
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
     check_exposure(settings, registry.access)
     check_port(settings)
@@ -110,22 +110,24 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
         cache=settings.models,
         logs=settings.logs,
         python=Path(sys.executable),
-        report=say,
+        report=print_line,
         base_folder=settings.config.parent,
     )
     if ended := await asyncio.to_thread(end_orphans, settings.logs):
-        say(f"stopped servers that an earlier start left running: {', '.join(ended)}")
+        print_line(f"stopped servers that an earlier start left running: {', '.join(ended)}")
     for expert in registry.experts:
         if expert.replicas > 1:
-            say(f"one server of {expert.name!r} is started, not {expert.replicas}: replicas are for `--engine ray`")
+            print_line(
+                f"one server of {expert.name!r} is started, not {expert.replicas}: replicas are for `--engine ray`"
+            )
     if servers:
-        say(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
+        print_line(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")
     _write_endpoints(settings, {name: (endpoint,) for name, endpoint in endpoints.items()})
     if registry.residency is not None:
         socket = await stack.enter_async_context(residency_socket(settings, registry, servers))
         await _serve(stack, settings, registry, socket)
         await asyncio.Event().wait()
-    fleet = await stack.enter_async_context(Fleet(servers, report=say))
+    fleet = await stack.enter_async_context(Fleet(servers, report=print_line))
     await _serve(stack, settings, registry)
     by_address = {f"{spec.root}/v1": spec for spec in servers}
     serving = [expert for expert in registry.experts if expert.name in endpoints]
@@ -142,9 +144,9 @@ async def _serve(
 ) -> None:
     """Start the gateway in front of running servers; it runs until the stack closes."""
     await stack.enter_async_context(
-        Fleet([_gateway(settings, socket)], report=say, timeouts=Timeouts(grace=DRAIN_SECONDS))
+        Fleet([_gateway(settings, socket)], report=print_line, timeouts=Timeouts(grace=DRAIN_SECONDS))
     )
-    say(_welcome(settings, registry))
+    print_line(_welcome(settings, registry))
     if settings.check_experts:
         await stack.enter_async_context(_background_check(registry, settings))
 
@@ -164,19 +166,19 @@ async def _check(registry: Registry, settings: Settings) -> None:
     try:
         findings = await check_live(registry, settings)
     except CoEError as error:
-        say(f"note: the experts could not be checked: {error}")
+        print_line(f"note: the experts could not be checked: {error}")
         return
     for finding in findings:
         if not finding.ok:
-            say(f"note: {finding.sentence}")
-    say(f"{sum(finding.ok for finding in findings)} of {len(findings)} expert servers answer")
+            print_line(f"note: {finding.sentence}")
+    print_line(f"{sum(finding.ok for finding in findings)} of {len(findings)} expert servers answer")
 
 
 def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[LocalExpert]], None]) -> AdapterSync:
     def read() -> Sequence[LocalExpert]:
         return load(settings.config, environ=settings.environ).experts
 
-    return AdapterSync(fleet, config=settings.config, read=read, publish=write, report=say)
+    return AdapterSync(fleet, config=settings.config, read=read, publish=write, report=print_line)
 
 
 def _write_endpoints(settings: Settings, endpoints: Mapping[str, Sequence[Endpoint]]) -> None:
@@ -202,7 +204,7 @@ async def _ensure_router(settings: Settings) -> None:
     sync_once(settings)
     if ArtifactStore(settings.artifacts, "router").current() is not None:
         return
-    say("training the category router (first start only, about a minute)")
+    print_line("training the category router (first start only, about a minute)")
     command = (sys.executable, "-m", "coe.cli", "train", "--config", str(settings.config))
     process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
     try:
@@ -265,7 +267,7 @@ async def residency_socket(
     assert registry.residency is not None
     assignment = {GENERAL: registry.general_expert} | registry.assignment
     residency = Residency(
-        plan_devices(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, report=say
+        plan_devices(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, report=print_line
     )
     with TemporaryDirectory(prefix="coe-") as folder:  # the path of a socket must be short
         address = Path(folder) / "turns.sock"

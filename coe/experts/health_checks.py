@@ -16,8 +16,8 @@ from functools import partial
 from coe.experts.descriptors import NoDescriptor
 from coe.experts.http.client import Client
 from coe.experts.replicas import Replica, ReplicatedExpert
-from coe.supervision import TaskFailed, ignored, supervised
-from coe.urls import below
+from coe.supervision import TaskFailed, ignore_failure, supervised
+from coe.urls import join_path
 
 ROUND_INTERVAL = 1.0
 """Seconds between two rounds."""
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def running_health_checks(
-    experts: Callable[[], Iterable[ReplicatedExpert]], *, session: Client, task_failed: TaskFailed = ignored
+    experts: Callable[[], Iterable[ReplicatedExpert]], *, session: Client, task_failed: TaskFailed = ignore_failure
 ) -> AsyncIterator[None]:
     """Checks the replicas of `experts()` until the block ends; it is called each round, because a reload replaces them.
     One task serves all experts of a process, and no request waits for it."""
@@ -98,9 +98,9 @@ class HealthChecks:
     async def _check_health(self, replica: Replica, observed: _Observed) -> None:
         """Lets the breaker of a server that recovered try a request at once. If its health page never failed, its
         breaker opened for another reason and keeps its cool-down."""
-        status, _ = await self._page(below(replica.root, "health"))
+        status, _ = await self._page(join_path(replica.root, "health"))
         if status in (404, 405):
-            status, _ = await self._page(below(replica.root, "v1/models"))
+            status, _ = await self._page(join_path(replica.root, "v1/models"))
         if status == NOT_CONNECTED:
             return
         alive = 0 < status < 500
@@ -110,7 +110,7 @@ class HealthChecks:
 
     async def _check_queue(self, replica: Replica, observed: _Observed) -> None:
         observed.alive = True
-        status, page = await self._page(below(replica.root, "metrics"))
+        status, page = await self._page(join_path(replica.root, "metrics"))
         if status == NOT_CONNECTED:
             return
         replica.alive = status > 0

@@ -25,7 +25,7 @@ from coe.experts.http.client import Client
 from coe.experts.remedies import REMEDIES
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.registry import ExpertSpec
-from coe.urls import below, shown
+from coe.urls import join_path, redact_url
 
 ANSWER_TIMEOUT = 30.0
 """Seconds for the one token."""
@@ -158,7 +158,7 @@ class _Check:
 
     async def _nearest_models(self) -> str:
         """The remedy for a model that is not served: the listed names nearest to it. Empty if the server lists none."""
-        names = await self._list_models(below(self._base_url, "models")) if self._base_url else None
+        names = await self._list_models(join_path(self._base_url, "models")) if self._base_url else None
         if not names:
             return ""
         near = difflib.get_close_matches(self._model, names, n=MAX_NAMES, cutoff=0.4) or sorted(names)[:MAX_NAMES]
@@ -172,8 +172,8 @@ class _Check:
         paths = (f"{parts.path}/v1", f"{parts.path.partition('/v1')[0]}/v1", "/v1")
         for path in dict.fromkeys(paths):
             url = parts._replace(path=path, fragment="").geturl()
-            if path != parts.path and await self._list_models(below(url, "models")) is not None:
-                return f"its API is at /v1: write `base_url: {redacted(shown(url))}` in experts.yaml"
+            if path != parts.path and await self._list_models(join_path(url, "models")) is not None:
+                return f"its API is at /v1: write `base_url: {redacted(redact_url(url))}` in experts.yaml"
         return ""
 
     async def _list_models(self, url: str) -> list[str] | None:

@@ -20,7 +20,7 @@ from coe.experts.breaker import COOL_DOWN, Breaker, State
 from coe.experts.incidents import Incidents
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
-from coe.urls import shown, without
+from coe.urls import redact_url, remove_suffix
 
 MAX_TIMES = 256
 """Streams whose times are kept."""
@@ -109,8 +109,8 @@ class Replica:
     ) -> None:
         self.expert = expert
         base = endpoint.base_url if endpoint else ""
-        self.address = shown(without(base, "/v1")).partition("://")[2] or "provider"
-        self.root = without(base, "/v1")
+        self.address = redact_url(remove_suffix(base, "/v1")).partition("://")[2] or "provider"
+        self.root = remove_suffix(base, "/v1")
         self.seed = int.from_bytes(blake2b((base or self.address).encode(), digest_size=8).digest(), "little")
         self.breaker = Breaker(clock=clock)
         self.in_flight = 0

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from coe.terminal import say_error
+from coe.terminal import print_error
 
 NOTE_AFTER_SECONDS = 5.0
 """Time after which `note_if_slow` prints its note."""
@@ -33,7 +33,7 @@ def progress_bar(title: str) -> Iterator[Callable[[str, float], None] | None]:
 @contextmanager
 def note_if_slow(work: str) -> Iterator[None]:
     """Print a note that names the work if the block takes longer than NOTE_AFTER_SECONDS."""
-    timer = threading.Timer(NOTE_AFTER_SECONDS, say_error, (f"note: {work} takes a while",))
+    timer = threading.Timer(NOTE_AFTER_SECONDS, print_error, (f"note: {work} takes a while",))
     timer.daemon = True
     timer.start()
     try:

@@ -29,7 +29,7 @@ from coe.learning.evaluation.scoring_run import ExpertColumn, ScoringRun, cell_k
 from coe.learning.evaluation.tables import find_table
 from coe.registry import ExpertSpec, Registry
 from coe.settings import Endpoint, Settings
-from coe.terminal import say_error
+from coe.terminal import print_error
 
 if TYPE_CHECKING:
     from coe.experts.http.client import Client
@@ -149,7 +149,7 @@ async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal,
     if any(probe.checker == "code" for probe in probes):
         await sandbox.check()
         if scoring.unsafe:
-            say_error("warning: code of experts runs without a sandbox (--unsafe)")
+            print_error("warning: code of experts runs without a sandbox (--unsafe)")
     async with Client() as session:
         specs = [*scoring.experts, *([scoring.judge] if scoring.judge else [])]
         await _check_gateway(specs, settings, session)

@@ -18,7 +18,7 @@ from typing import Any, Generic, Self, TypeVar
 from coe.errors import LogError
 from coe.records.record import RoutingLog, RoutingRecord
 from coe.records.spool import RECORDS, EntryType, Spool
-from coe.supervision import Backoff, TaskFailed, ignored, supervised
+from coe.supervision import Backoff, TaskFailed, ignore_failure, supervised
 
 logger = logging.getLogger("coe.records")
 
@@ -59,7 +59,7 @@ class BackgroundWriter(Generic[T]):
         first_retry: float = 0.5,
         max_retry: float = 30.0,
         task_name: str = "records",
-        task_failed: TaskFailed = ignored,
+        task_failed: TaskFailed = ignore_failure,
     ) -> None:
         self._task_name, self._task_failed = task_name, task_failed
         self.dropped = 0

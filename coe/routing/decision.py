@@ -38,16 +38,10 @@ def decide(
 ) -> Decision:
     """Select the expert and the fallback order.
 
-    1. Only eligible experts count: API, capabilities, context length.
-    2. A pinned expert is selected whatever its health.
-    3. The `previous` expert of the conversation stays, unless another one is better by more than `sticky_margin`.
-    4. If the confidence is below the declared threshold, or else the trained `confidence_threshold`, the general expert
-       is selected.
-    5. Otherwise the expert of highest utility is selected.
-
-    Experts that are down come after all that are up. If the choice is down, the decision is a fallback. If it is
-    overloaded, an expert that is worse by at most `max_quality_loss` is selected instead. The stand-in of the selected
-    expert is the first fallback.
+    Only eligible experts count. A pinned expert is selected whatever its health. The `previous` expert of a
+    conversation stays, unless another one is better by more than `sticky_margin`. Below the confidence threshold
+    (declared, or else trained) the general expert is selected, otherwise the expert of highest utility. An expert that
+    is down is replaced (a fallback); an overloaded one is, if the other is worse by at most `max_quality_loss`.
 
     `extra_price`, shape (n_experts,) in units of quality, is added to the plan's prices; it is negative where passages
     are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from [0, 1),
@@ -55,15 +49,10 @@ def decide(
 
     Raises ModelNotFound or InvalidRequest if no expert can take the request.
     """
-    eligible = [spec.name for spec in registry.experts if not ineligibility(chat, spec)]
+    eligible = _eligible_experts(chat, registry)
     category, confidence = assignment.categories[prediction.best], prediction.confidence
     if chat.model != AUTO:
-        check_pin(chat, registry, eligible)
         return Decision(chat.model, category, confidence, "pinned", (chat.model,))
-    if not eligible:
-        reasons = "; ".join(ineligibility(chat, spec) for spec in registry.experts)
-        raise InvalidRequest(f"no expert can take this request: {reasons}", code="no_capable_expert")
-    check_single_embedder(chat, eligible)
     utility, price = expected_utility(assignment, prediction.probabilities), assignment.price
     if extra_price is not None:
         utility, price = utility - extra_price, price + extra_price
@@ -94,6 +83,19 @@ def decide(
         fallback_from=avoided,
         cause=(health_by_expert[avoided].cause or "circuit_open") if avoided else "",
     )
+
+
+def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
+    """Return the names of the eligible experts. Raises ModelNotFound or InvalidRequest if none can take the chat."""
+    eligible = [spec.name for spec in registry.experts if not ineligibility(chat, spec)]
+    if chat.model != AUTO:
+        check_pin(chat, registry, eligible)
+        return eligible
+    if not eligible:
+        reasons = "; ".join(ineligibility(chat, spec) for spec in registry.experts)
+        raise InvalidRequest(f"no expert can take this request: {reasons}", code="no_capable_expert")
+    check_single_embedder(chat, eligible)
+    return eligible
 
 
 def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:

@@ -19,7 +19,7 @@ from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
 from coe.registry import load
 from coe.settings import Settings
 from coe.supervision import TaskFailed, supervised
-from coe.terminal import say_error
+from coe.terminal import print_error
 
 _log = logging.getLogger("gateway")
 
@@ -115,6 +115,6 @@ def synced_store(settings: Settings, kind: str) -> ArtifactStore:
     try:
         return ArtifactStore(settings.artifacts, kind, synced_share(settings))
     except ArtifactError as error:
-        say_error(f"note: {error}")
+        print_error(f"note: {error}")
         share = open_shared(load(settings.config, environ=settings.environ).artifacts)
         return ArtifactStore(settings.artifacts, kind, share)

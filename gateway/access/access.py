@@ -14,7 +14,7 @@ from coe.core import Scope
 from coe.errors import ConfigError, RequestError
 from coe.registry import AccessSpec, Prices, Registry
 from coe.runtime.api_keys import Caller, KeyRing
-from coe.supervision import TaskFailed, ignored
+from coe.supervision import TaskFailed, ignore_failure
 from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, TokenAllowance, UsageOf
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.durable import USE_FILE, DurableLimiter
@@ -88,7 +88,9 @@ def access_of(registry: Registry, limiter: Limiter, *, host: str = "127.0.0.1") 
 
 
 @asynccontextmanager
-async def open_limiter(counters: str, *, home: Path, task_failed: TaskFailed = ignored) -> AsyncIterator[Limiter]:
+async def open_limiter(
+    counters: str, *, home: Path, task_failed: TaskFailed = ignore_failure
+) -> AsyncIterator[Limiter]:
     """Opens the limiter that `access.counters` names. In-process counts are stored in the state folder `home`.
 
     Raises ConfigError for an invalid address. While Redis is down this process counts by itself.

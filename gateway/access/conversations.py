@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from coe.routing.affinity import Affinity
-from coe.supervision import TaskFailed, ignored, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.access.limits import MEMORY
 from gateway.access.redis import limits_client
 
@@ -37,7 +37,7 @@ _SET_ALL = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'E
 
 
 @asynccontextmanager
-async def open_affinity(counters: str, *, task_failed: TaskFailed = ignored) -> AsyncIterator[Affinity]:
+async def open_affinity(counters: str, *, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[Affinity]:
     """The affinity of a process, shared with other gateways where `access.counters` names a Redis. Raises ConfigError
     for an invalid address."""
     if counters == MEMORY:
@@ -50,7 +50,7 @@ async def open_affinity(counters: str, *, task_failed: TaskFailed = ignored) -> 
 class RedisAffinity:
     """A SharedAffinity while it is entered. While Redis is down, lookups find nothing and writes are lost."""
 
-    def __init__(self, url: str, *, task_failed: TaskFailed = ignored) -> None:
+    def __init__(self, url: str, *, task_failed: TaskFailed = ignore_failure) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
         self._task_failed = task_failed
         self._redis = limits_client(url)

@@ -18,7 +18,7 @@ from typing import NamedTuple, Self
 
 from coe.errors import LogError
 from coe.records.database import Database
-from coe.supervision import Backoff, TaskFailed, ignored, supervised
+from coe.supervision import Backoff, TaskFailed, ignore_failure, supervised
 from gateway.access.buckets import DAY, MINUTE
 from gateway.access.limits import Meter
 from gateway.access.memory import MemoryLimiter
@@ -130,7 +130,7 @@ class DurableLimiter(MemoryLimiter):
     """
 
     def __init__(
-        self, path: Path, *, clock: Callable[[], float] = time.time, task_failed: TaskFailed = ignored
+        self, path: Path, *, clock: Callable[[], float] = time.time, task_failed: TaskFailed = ignore_failure
     ) -> None:
         super().__init__(clock=clock)
         self._task_failed = task_failed

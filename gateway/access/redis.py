@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from coe.redis import RedisClient
 from coe.registry import ApiKey
-from coe.supervision import TaskFailed, ignored, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.access.limits import meters_of
 from gateway.access.shared_account import RedisUnavailable, SharedAccount
 
@@ -116,7 +116,9 @@ class RedisLimiter:
     Enter it for as long as it serves: a task returns what is not needed, renews slots, and reconnects to Redis.
     """
 
-    def __init__(self, url: str, *, clock: Callable[[], float] = time.time, task_failed: TaskFailed = ignored) -> None:
+    def __init__(
+        self, url: str, *, clock: Callable[[], float] = time.time, task_failed: TaskFailed = ignore_failure
+    ) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
         self._task_failed = task_failed
         self._redis = limits_client(url)

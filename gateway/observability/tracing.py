@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from coe.core import RequestOptions
 from coe.errors import ConfigError
 from coe.settings import Settings
-from coe.urls import shown
+from coe.urls import redact_url
 from gateway.observability.attributes import PATHS, Attributes, call_attributes, request_attributes
 from gateway.request.trace import Spans, Trace
 
@@ -51,7 +51,7 @@ def check_tracing(settings: Settings) -> None:
             import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401
         except ImportError as error:
             raise ConfigError(
-                f"environment: traces are to go to {shown(settings.traces)} and OpenTelemetry is not installed; "
+                f"environment: traces are to go to {redact_url(settings.traces)} and OpenTelemetry is not installed; "
                 "run `pip install 'coe[otel]'`, or unset OTEL_EXPORTER_OTLP_ENDPOINT"
             ) from error
 

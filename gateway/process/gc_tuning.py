@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from coe.supervision import TaskFailed, ignored, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 
 GC_THRESHOLD = 20_000
 """New objects before a collection of the youngest generation. With Python's default of 700 requests trigger it all the
@@ -42,7 +42,7 @@ def trim_memory() -> None:
 
 @asynccontextmanager
 async def trimming_memory(
-    *, every: float = TRIM_INTERVAL_SECONDS, task_failed: TaskFailed = ignored
+    *, every: float = TRIM_INTERVAL_SECONDS, task_failed: TaskFailed = ignore_failure
 ) -> AsyncIterator[None]:
     """Trims memory at intervals until the block ends: after a busy time glibc keeps about 10 MB."""
     task = supervised(partial(_trim_periodically, every), "memory", task_failed=task_failed)

@@ -22,7 +22,7 @@ from coe.registry import ExpertSpec, Registry
 from coe.runtime.active_state import ActiveState
 from coe.runtime.consequences import log_consequences
 from coe.settings import Settings
-from coe.supervision import TaskFailed, ignored, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.access import check_counters, check_exposure
 from gateway.process.gc_tuning import trim_memory
 from gateway.serving_state import ServingState
@@ -73,7 +73,7 @@ class Reload:
         self._requested.set()
 
     @asynccontextmanager
-    async def watching(self, *, since: FileStates, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
+    async def watching(self, *, since: FileStates, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[None]:
         """Watches the files in a task until the block ends. `since` are their states before they were first read."""
         task = supervised(partial(self._run, since), "reload", task_failed=task_failed)
         try:

@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from coe.supervision import TaskFailed, ignored, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 
 _MAX_CHECKS, _CHECK_SECONDS = 5000, 0.002
 """The server opens its listener when the application has started; what it accepts before we look stays as it is."""
 
 
 @asynccontextmanager
-async def resetting_stalled_clients(*, after: float, task_failed: TaskFailed = ignored) -> AsyncIterator[None]:
+async def resetting_stalled_clients(*, after: float, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[None]:
     """Configures the listeners once the server has opened them. `after` is in seconds."""
     task = supervised(partial(_configure_listeners, after), "stalls", task_failed=task_failed, may_return=True)
     try:

@@ -170,7 +170,7 @@ def test_results_that_take_too_long_are_left_out_and_reported(config: Path, monk
 
 def test_slow_work_is_reported_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     told = queue.SimpleQueue[str]()
-    monkeypatch.setattr(progress, "say_error", told.put)
+    monkeypatch.setattr(progress, "print_error", told.put)
     with progress.note_if_slow("quick work"):
         pass
     monkeypatch.setattr(progress, "NOTE_AFTER_SECONDS", 0.0)

@@ -45,8 +45,8 @@ def test_control_characters_become_escapes_and_words_stay() -> None:
 
 
 def test_json_keeps_its_value(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.say_json({"path": HARM})
-    terminal.say_json({"path": os.fsdecode(b"caf\xe9")})
+    terminal.print_json({"path": HARM})
+    terminal.print_json({"path": os.fsdecode(b"caf\xe9")})
     first, second = capsys.readouterr().out.splitlines()
     assert harmless(first)
     assert json.loads(first)["path"] == HARM
@@ -54,10 +54,10 @@ def test_json_keeps_its_value(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.say(HARM)
-    terminal.say_error(HARM)
+    terminal.print_line(HARM)
+    terminal.print_error(HARM)
     for character in HARM:  # an answer that comes in pieces
-        terminal.write(character)
+        terminal.print_part(character)
     residency = {"residency": {HARM: {"tier": HARM, "switches": 1, "held": 0}}}
     used = {"version": HARM, "since": None, "config": HARM}
     report = {

@@ -14,7 +14,7 @@ from coe.jobs.planning.plan import PlanOptions, make_plan
 from coe.mapping import Budget
 from coe.registry import load
 from coe.runtime.artifact_sync import synced_store
-from coe.terminal import say, say_json
+from coe.terminal import print_json, print_line
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, as of `coe score`.")]
 Benchmark = Annotated[str | None, typer.Option("--benchmark", help="The benchmark, where the folder holds several.")]
@@ -62,7 +62,7 @@ def plan(
     options = PlanOptions(benchmark, deviations, row, limits, plot, drop_feedback, dry_run)
     report = make_plan(settings, registry, store, scores, options)
     if json:
-        say_json(report)
+        print_json(report)
     else:
         show_plan(report, scores, is_dry_run=dry_run)
 
@@ -70,7 +70,7 @@ def plan(
 def _forget(store: ArtifactStore, json: bool) -> None:
     store.clear(by="plan", why="--forget")
     note = "the assignment of experts.yaml is in use; running gateways apply it soon"
-    say_json({"assignment": None, "note": note}) if json else say(note)
+    print_json({"assignment": None, "note": note}) if json else print_line(note)
 
 
 def _limits(text: str) -> tuple[str, list[float]]:

@@ -6,27 +6,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coe.terminal import say
+from coe.terminal import print_line
 
 
 def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> None:
     """Print the report; `scores` is the folder that the advice to run `coe score` names."""
-    say(f"{'category':20} {'expert':16} {'runner-up':16} margin")
+    print_line(f"{'category':20} {'expert':16} {'runner-up':16} margin")
     for row in report["assignment"]:
         margin = "pinned" if row["pinned"] else f"{row['margin']:6.3f}"
-        say(f"{row['category']:20} {row['expert']:16} {row['runner_up'] or '-':16} {margin}")
+        print_line(f"{row['category']:20} {row['expert']:16} {row['runner_up'] or '-':16} {margin}")
     for line in (*_left_out(report["left_out"], scores), *_feedback(report["feedback"])):
-        say(line)
-    say(f"\nplanned quality {report['quality']:.4f}; " + ", ".join(f"{k} {v:.4g}" for k, v in report["used"].items()))
-    say(f"\n{'expert':16} {'price':>8}  quality lost without it")
+        print_line(line)
+    print_line(
+        f"\nplanned quality {report['quality']:.4f}; " + ", ".join(f"{k} {v:.4g}" for k, v in report["used"].items())
+    )
+    print_line(f"\n{'expert':16} {'price':>8}  quality lost without it")
     for name, price in report["prices"].items():
-        say(f"{name:16} {price:8.4f}  {_marginal_value(report['value_of_expert'], name)}")
-    say(f"\n{'this plan against':20} {'quality':>8} {'cost':>10}  (US dollars per thousand requests)")
+        print_line(f"{name:16} {price:8.4f}  {_marginal_value(report['value_of_expert'], name)}")
+    print_line(f"\n{'this plan against':20} {'quality':>8} {'cost':>10}  (US dollars per thousand requests)")
     for row in report["against"]:
-        say(f"{row['expert'] or 'this plan':20} {row['quality']:8.4f} {row['cost']:10.4g}")
+        print_line(f"{row['expert'] or 'this plan':20} {row['quality']:8.4f} {row['cost']:10.4g}")
     for line in (*_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
-        say(line)
-    say(
+        print_line(line)
+    print_line(
         "\nthe assignment in use is unchanged" if is_dry_run else "\nthe plan is in use; running gateways apply it soon"
     )
 

@@ -27,7 +27,7 @@ from coe.mapping import (
 )
 from coe.registry import load
 from coe.settings import Settings
-from coe.terminal import say_json
+from coe.terminal import print_json
 
 Version = Annotated[str | None, typer.Argument(help="[default: the one in use]")]
 MAX_LINE_CHARACTERS = 10_000
@@ -48,7 +48,7 @@ def solve_lines(version: Version = None, config: Config = None) -> None:
     if found is None:
         raise ArtifactError("solve: no plan was made from scores yet; run `coe plan`")
     for answer in answers(_lines(sys.stdin), *found):
-        say_json(answer)
+        print_json(answer)
 
 
 def _current_problem(

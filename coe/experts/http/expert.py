@@ -21,7 +21,7 @@ from coe.experts.http.client import Client, Response, Target, Unreachable
 from coe.experts.http.replies import ModelNameRewriter, PlainReply, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
-from coe.urls import below
+from coe.urls import join_path
 
 MAX_REFUSAL_BYTES = 2**16
 """Bytes of an error body that are read."""
@@ -44,7 +44,7 @@ class HttpExpert:
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint, *, session: Client) -> None:
         self.name = spec.name
-        self._urls = {api: below(endpoint.base_url, api_format.path) for api, api_format in API_FORMATS.items()}
+        self._urls = {api: join_path(endpoint.base_url, api_format.path) for api, api_format in API_FORMATS.items()}
         self._model = endpoint.model
         self._rewriter = ModelNameRewriter(server_name=endpoint.model, client_name=spec.name)
         self._defaults: dict[Api, Fields] = {

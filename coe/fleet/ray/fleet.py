@@ -24,7 +24,7 @@ from coe.fleet.validation import find_problems
 from coe.registry import Registry
 from coe.settings import Endpoint, Settings
 from coe.supervision import supervised
-from coe.terminal import say
+from coe.terminal import print_line
 
 PLACEMENT_TIMEOUT = 120.0
 """Seconds that a server waits for a node with free resources; an autoscaling cluster takes about a minute to grow."""
@@ -173,9 +173,9 @@ async def running_cluster(
         )
     )
     if requests:
-        say(f"starting {len(requests)} expert server{'s' if len(requests) > 1 else ''} on the cluster")
+        print_line(f"starting {len(requests)} expert server{'s' if len(requests) > 1 else ''} on the cluster")
     running = {server_config(request.experts[0]): request.key for request in requests}
-    async with ClusterFleet(requests, ray=ray, report=say) as fleet:
+    async with ClusterFleet(requests, ray=ray, report=print_line) as fleet:
         published = PublishedFleet(fleet, running=running, publish=publish)
         published.publish([expert for expert in registry.experts if server_config(expert) in running])
         yield published

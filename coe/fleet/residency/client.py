@@ -16,7 +16,7 @@ from typing import Any
 
 from coe.errors import ExpertAsleep
 from coe.fleet.residency.protocol import MAX_LINE_BYTES, encode, read_messages
-from coe.supervision import TaskFailed, ignored, supervised
+from coe.supervision import TaskFailed, ignore_failure, supervised
 
 RECONNECT_INTERVAL = 0.2
 """Seconds between two attempts to connect."""
@@ -28,7 +28,9 @@ _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def connected_client(address: Path, *, task_failed: TaskFailed = ignored) -> AsyncIterator[ResidencyClient]:
+async def connected_client(
+    address: Path, *, task_failed: TaskFailed = ignore_failure
+) -> AsyncIterator[ResidencyClient]:
     """A client that stays connected to the socket at `address` for the length of the block."""
     client = ResidencyClient(address)
     task = supervised(client.run, "residency-client", task_failed=task_failed)

@@ -23,7 +23,7 @@ from coe.mapping import Dependencies, PlanEvidence, PlanInputs, Problem, round_t
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
 from coe.registry import Registry
 from coe.settings import Settings
-from coe.terminal import say_error
+from coe.terminal import print_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def plan_basis(
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names)
     for note in data.notes:
-        say_error(f"note: {note}")
+        print_error(f"note: {note}")
     experts = tuple(name for name in registry.expert_names if name in data.models)
     categories = tuple(name for name in registry.category_names if registry.assignment.get(name, experts[0]) in experts)
     rows = [row for row, category in enumerate(data.categories) if category in categories]
@@ -112,7 +112,7 @@ def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> ND
     try:
         router = load_router(*check_router(settings))
     except ArtifactError as error:
-        say_error(f"note: prices are for pure categories, since the router cannot be used ({error})")
+        print_error(f"note: prices are for pure categories, since the router cannot be used ({error})")
         return None
     sample = np.random.default_rng(0).permutation(len(prompts))[:PRICE_SAMPLE_SIZE]
     posteriors = np.stack([found.probabilities for found in router.predict([prompts[index] for index in sample])])

@@ -38,7 +38,7 @@ from coe.mapping import (
 )
 from coe.registry import Registry
 from coe.settings import Settings
-from coe.terminal import say_error
+from coe.terminal import print_error
 
 ASSIGNMENT_FILE = "assignment.json"
 MAX_OVERUSE = 1.05
@@ -98,7 +98,7 @@ def make_plan(
             artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
         store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
     if time_budget.skipped:
-        say_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
+        print_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
     gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
     report = _report(basis, assignment, rows, values, pins=registry.assignment) | {
         "sweep_impossible": infeasible,
@@ -120,7 +120,7 @@ def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence
         plan = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
         return evidence, dict(zip(plan.categories, plan.choice, strict=True))
     except ArtifactError as error:
-        say_error(f"note: the feedback in the plan in use cannot be kept: {error}")
+        print_error(f"note: the feedback in the plan in use cannot be kept: {error}")
         return PlanEvidence(), {}
 
 
@@ -163,7 +163,7 @@ def _sample_use(
     found = {row: {"used": value, "limit": problem.budget.rows()[row]} for row, value in used.items()}
     for row, one in found.items():
         if one["used"] > MAX_OVERUSE * one["limit"]:
-            say_error(
+            print_error(
                 f"note: routed at the plan's prices the sample of traffic comes to {row} {one['used']:.4g}, above the "
                 f"limit of {one['limit']:g}: prices cannot divide requests to which the router gives the same posterior"
             )
