@@ -30,7 +30,7 @@ def settings_of(tmp_path: Path, runtime: str = EXTERNAL, *, trained: tuple[str, 
     if trained:
         store = ArtifactStore(settings.artifacts, "router")
         with store.draft() as draft:
-            (draft / "router.json").write_text('{"format": 2}')
+            (draft / "router.json").write_text('{"format": 5}')
             artifact = store.publish(draft, categories=trained, data="", metrics={})
         store.promote(artifact.manifest.version)
     return settings
