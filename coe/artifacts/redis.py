@@ -106,14 +106,11 @@ class RedisArtifacts:
         packed = self._value(_key(kind), f"tar:{version}", max_bytes=MAX_VERSION_BYTES)
         digest = self._value(_key(kind), f"sha256:{version}", max_bytes=MAX_SMALL_FILE_BYTES)
         what = f"{self.place}: {kind} {version}"
+        remedy = f"run `coe promote {kind} {version}` on the machine that made it"
         if packed is None:
-            raise ArtifactError(
-                f"{what} is not shared; `coe promote {kind} {version}` on the machine that made it shares it"
-            )
+            raise ArtifactError(f"{what} is not shared; {remedy}")
         if digest is None or hashlib.sha256(packed).hexdigest().encode() != digest:
-            raise ArtifactError(
-                f"{what} is damaged; `coe promote {kind} {version}` on the machine that made it repairs it"
-            )
+            raise ArtifactError(f"{what} is damaged; {remedy}")
         unpack(packed, into, kind=kind, version=version, what=what)
 
     def put_file(self, name: str, content: bytes) -> None:

@@ -47,9 +47,7 @@ class Jobs:
         """
         check_installed(arguments[0], needs)
         if self._waiting >= MAX_WAITING:
-            raise JobUnavailable(
-                f"{MAX_WAITING} other requests wait for a job already", retry_after=RETRY_AFTER_SECONDS
-            )
+            raise JobUnavailable(f"{MAX_WAITING} requests wait for a job already", retry_after=RETRY_AFTER_SECONDS)
         self._waiting += 1
         try:
             async with self._lock:
