@@ -1,4 +1,4 @@
-"""What administrators' questions take, and whether other requests wait for them, at a running gateway with a plan:
+"""Latency of admin requests, and of other requests meanwhile, at a running gateway with a plan.
 
 python -m benchmarks.admin_requests http://127.0.0.1:8080 mean_active_b=8,9,10,12
 """
@@ -14,14 +14,14 @@ from typing import Any
 
 import aiohttp
 
-EVERY = 0.002
-"""Seconds between two looks at /health/live."""
+PROBE_INTERVAL_SECONDS = 0.002
+"""Between two requests of /health/live."""
 
 
 async def main(url: str, row: str, limits: list[float]) -> None:
     async with aiohttp.ClientSession() as session:
 
-        async def asked(path: str, body: Any = None) -> float:
+        async def request_ms(path: str, body: Any = None) -> float:
             began = time.perf_counter()
             async with session.request("POST" if body else "GET", url + path, json=body) as answer:
                 await answer.read()
@@ -33,40 +33,42 @@ async def main(url: str, row: str, limits: list[float]) -> None:
             return [0.0]
 
         async def repeated(path: str) -> list[float]:
-            return [await asked(path) for _ in range(20)]
+            return [await request_ms(path) for _ in range(20)]
 
         async def solved() -> list[float]:
-            return [await asked("/v1/map/solve", {row: limit}) for _ in range(5) for limit in limits]
+            return [await request_ms("/v1/map/solve", {row: limit}) for _ in range(5) for limit in limits]
 
-        await told("nothing asked", alone, asked)
-        await told("/v1/map/solve, the first", lambda: first(asked, row, limits[0]), asked)
-        await told("/v1/map/solve, the next", solved, asked)
-        await told("/v1/map", lambda: repeated("/v1/map"), asked)
-        await told("/v1/artifacts", lambda: repeated("/v1/artifacts"), asked)
-        await told("/v1/status", lambda: first(asked, "", 0.0), asked)
-
-
-async def first(asked: Callable[..., Awaitable[float]], row: str, limit: float) -> list[float]:
-    return [await asked("/v1/map/solve", {row: limit}) if row else await asked("/v1/status")]
+        await report("no admin request", alone, request_ms)
+        await report("/v1/map/solve, the first", lambda: first(request_ms, row, limits[0]), request_ms)
+        await report("/v1/map/solve, the next", solved, request_ms)
+        await report("/v1/map", lambda: repeated("/v1/map"), request_ms)
+        await report("/v1/artifacts", lambda: repeated("/v1/artifacts"), request_ms)
+        await report("/v1/status", lambda: first(request_ms, "", 0.0), request_ms)
 
 
-async def told(name: str, work: Callable[[], Awaitable[list[float]]], asked: Callable[..., Awaitable[float]]) -> None:
-    """Print what `work` took, and what other requests did meanwhile, in milliseconds."""
-    over, looks = asyncio.Event(), list[float]()
+async def first(request_ms: Callable[..., Awaitable[float]], row: str, limit: float) -> list[float]:
+    return [await request_ms("/v1/map/solve", {row: limit}) if row else await request_ms("/v1/status")]
 
-    async def look() -> None:
+
+async def report(
+    name: str, work: Callable[[], Awaitable[list[float]]], request_ms: Callable[..., Awaitable[float]]
+) -> None:
+    """Print the latency of `work` and of other requests meanwhile, in milliseconds."""
+    over, others = asyncio.Event(), list[float]()
+
+    async def probe() -> None:
         while not over.is_set():
-            looks.append(await asked("/health/live"))
-            await asyncio.sleep(EVERY)
+            others.append(await request_ms("/health/live"))
+            await asyncio.sleep(PROBE_INTERVAL_SECONDS)
 
-    task = asyncio.create_task(look())
+    task = asyncio.create_task(probe())
     took = await work()
     over.set()
     await task
-    looks.sort()
+    others.sort()
     print(
         f"{name:26} median {statistics.median(took):7.1f} largest {max(took):7.1f}   others "
-        f"median {statistics.median(looks):5.1f} p99 {looks[int(0.99 * len(looks))]:6.1f} ({len(looks)})"
+        f"median {statistics.median(others):5.1f} p99 {others[int(0.99 * len(others))]:6.1f} ({len(others)})"
     )
 
 

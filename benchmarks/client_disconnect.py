@@ -1,4 +1,4 @@
-"""How soon an expert's server sees that the client of its answer has left: before the first piece and in mid-stream."""
+"""Delay until the expert's server sees that a client disconnected: before the first chunk, and in mid-stream."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from benchmarks.streaming_upstream import HEAD, chunk, event
 WAITING_PORT = 18098
 
 
-def leaving(home: Path, *, count: int = 100) -> dict[str, Any]:
-    """Milliseconds from the client's close to the server's end of connection, median and longest."""
+def disconnect_delays(home: Path, *, count: int = 100) -> dict[str, Any]:
+    """Return median and maximum milliseconds from the client's close to the end of the server's connection."""
     with tempfile.TemporaryDirectory() as folder:
         base = f"http://127.0.0.1:{WAITING_PORT}/v1"
         with gateway(Path(folder), workers=1, home=home, base_url=base):
-            found = uvloop.run(_leaving(count))
+            found = uvloop.run(_measure(count))
     return {
         phase: {"p50": round(statistics.median(times), 2), "longest": round(max(times), 2)}
         for phase, times in found.items()
     }
 
 
-async def _leaving(count: int) -> dict[str, list[float]]:
+async def _measure(count: int) -> dict[str, list[float]]:
     asked, gone = asyncio.Queue[None](), asyncio.Queue[float]()
     begins = False
 
@@ -48,7 +48,7 @@ async def _leaving(count: int) -> dict[str, list[float]]:
         writer.close()
 
     async def leave() -> float:
-        """One client that is there until its request has reached the expert, or its first piece has come."""
+        """A client that disconnects once its request has reached the expert, or its first chunk has arrived."""
         reader, writer = await asyncio.open_connection("127.0.0.1", GATEWAY_PORT)
         fields = {"model": "auto", "stream": True, "messages": [{"role": "user", "content": "Write a haiku"}]}
         body = orjson.dumps(fields)

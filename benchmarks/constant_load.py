@@ -1,7 +1,7 @@
-"""A steady load: RATE requests a second over 50 connections, until it is ended. Arguments: port RATE EXPERTS.
+"""A constant load: RATE requests per second over 50 connections until stopped. Arguments: port RATE EXPERTS.
 
 Half are routed, half pin one of the experts in the file EXPERTS (one name a line), so that every category meets every
-expert. Says `failed` with a count when it ends, where any did.
+expert. Prints `failed` with a count at the end if any did.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONNECTIONS = 50
 
 
 async def one(port: int, gap: float, bodies: list[bytes], start: float) -> int:
-    """Requests over one connection, each `gap` seconds after the one before or as soon after as it can be."""
+    """Send requests over one connection, one every `gap` seconds or as soon as the previous one is done."""
     loop, failed = asyncio.get_running_loop(), 0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     due = loop.time() + start
@@ -40,7 +40,7 @@ async def one(port: int, gap: float, bodies: list[bytes], start: float) -> int:
     return failed
 
 
-def asked(experts: list[str]) -> list[bytes]:
+def request_bodies(experts: list[str]) -> list[bytes]:
     random = Random(0)
     texts = [json.loads(line)["prompt"] for line in STARTER.read_text(encoding="utf-8").splitlines() if line]
     models = ["auto"] * len(experts) + experts
@@ -51,7 +51,7 @@ def asked(experts: list[str]) -> list[bytes]:
 
 
 async def main(port: int, rate: float, experts: list[str]) -> None:
-    bodies, gap = asked(experts) * 5, CONNECTIONS / rate
+    bodies, gap = request_bodies(experts) * 5, CONNECTIONS / rate
     tasks = [
         asyncio.create_task(one(port, gap, bodies[index::CONNECTIONS], index / rate)) for index in range(CONNECTIONS)
     ]

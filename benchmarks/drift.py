@@ -1,8 +1,8 @@
-"""How often the watch over traffic cries wolf, and how small a shift it finds.
+"""Drift alarms: rate of false alarms, and the smallest shift that is detected.
 
     python benchmarks/drift.py [--series N] [--looks N] [--requests N] [--json FILE]
 
-Made-up traffic of 14 categories: each series is one reference and a number of later days that are compared with it as
+Synthetic traffic of 14 categories: each series is one reference and a number of later days that are compared with it as
 by `coe status`, each day one look. In a quiet series nothing changes; in the others one thing does from the first day.
 """
 

@@ -1,9 +1,9 @@
-"""Ratings under load: how many are refused or lost beside traffic, and how long each takes.
+"""Feedback under load: rejected and lost ratings, and their latency, beside chat traffic.
 
 python -m benchmarks.feedback_load [--ratings 2000] [--in-flight 24] [--redis redis://127.0.0.1:6379/0] [--lock]
 
-Starts a gateway of its own in front of a server that answers at once. Chat requests go on all the time; every answer
-is rated once, with so many ratings in flight. `--lock` holds the log's SQLite file for two seconds of every four.
+Starts a gateway in front of a server that answers immediately. Chat requests run all the time; every answer is rated
+once, with this many ratings in flight. `--lock` holds the log's SQLite file for two seconds of every four.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""What the gateway adds: latency at one connection and requests per second at 32, beside a bare pass-through and peers.
+"""Gateway overhead: latency at one connection, requests per second at 32, against a bare pass-through and other
+gateways.
 
     .venv/bin/python -m benchmarks.gateway [--rounds 3] [--seconds 5] [--workers 1] [--prompts FILE] [--json FILE]
         [--peers litellm,portkey,vllm-router] [--peer-bin NAME=PATH ...]
 
 Needs nginx (the upstream, a fixed answer at C speed) and wrk (the load) on PATH (`apt-get install nginx-light wrk
-redis-server`); a router is trained where `--home` has none. All targets alternate in every round, since the machine's
-speed drifts; medians are reported. wrk counts a late answer also for the requests that a steady client would have sent
-meanwhile; `p99_ms_in_turn` is of a client that asks for the next when it has an answer.
+redis-server`); a router is trained where `--home` has none. All targets alternate in every round, because the
+machine's speed drifts; medians are reported. wrk corrects for coordinated omission; `p99_ms_in_turn` is of a client
+that sends the next request after each response.
 
 In the gateway, routing, a declared key with its limits, metrics and the routing log (SQLite) are on; several workers
 share the key's limits through Redis. Prompts rotate over the starter prompts, which the router has learned, or over

@@ -1,4 +1,4 @@
-"""What the gateway's benchmarks stand on: a static upstream (nginx), the load (wrk), the gateway, and its memory."""
+"""Common parts of the gateway's benchmarks: a static upstream (nginx), load (wrk), the gateway and its memory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BITS, PASSES = 20, 2**8
 most so many: a gateway may take a conversation that comes again for a second try, and write that down."""
 _runs = count()
 FAILURES = ("connect", "read", "write", "status", "timeout")
-"""Ways in which wrk sees a request fail: on its socket, by a status of 400 or more, or after two seconds."""
+"""Failures that wrk counts: socket errors, a status of 400 or more, and timeouts after two seconds."""
 LUA = """
 local bodies = {{}}
 for line in io.lines("{bodies}") do bodies[#bodies + 1] = line:sub(1, -{tail} - 1) end
@@ -109,7 +109,7 @@ def require(*commands: str) -> None:
 
 
 def head(length: int) -> bytes:
-    """The head of a request whose body has `length` bytes."""
+    """Return the head of a request whose body has `length` bytes."""
     lines = (
         "POST /v1/chat/completions HTTP/1.1",
         "host: localhost",
@@ -121,7 +121,7 @@ def head(length: int) -> bytes:
 
 
 def load_script(folder: Path, prompts: Path, headers: dict[str, str] | None = None) -> Path:
-    """A script for wrk that asks the `prompts` (JSONL) in turn, and no conversation twice."""
+    """Write a script for wrk that sends the `prompts` (JSONL) in turn, and no conversation twice."""
     lines = prompts.read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["prompt"] for line in lines if line]
     Random(0).shuffle(texts)
@@ -147,8 +147,10 @@ def wrk(port: int, script: Path, *, connections: int, seconds: int) -> Load:
 
 
 def in_turn(port: int, bodies: Sequence[bytes], headers: Mapping[str, str], *, seconds: float) -> list[float]:
-    """Milliseconds until each answer, over one connection that asks for the next when it has one: no answer counts for
-    requests that were never sent, as in `wrk`. No conversation is asked twice."""
+    """Return the latency of each request in milliseconds, over one connection with one request at a time.
+
+    Unlike `wrk`, without correction for coordinated omission. No conversation is sent twice.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     sent = {"content-type": "application/json", "authorization": f"Bearer {KEY}", **headers}
     times: list[float] = []
@@ -167,7 +169,7 @@ def in_turn(port: int, bodies: Sequence[bytes], headers: Mapping[str, str], *, s
 
 
 def _unlike(bodies: Sequence[bytes]) -> Iterator[bytes]:
-    """The bodies again and again, in every pass as in none before."""
+    """Repeat the bodies, different in every pass."""
     for number in count(next(_runs) * PASSES + 1):
         blanks = f"{number:0{BITS}b}"[::-1].replace("0", " ").replace("1", "\\t").encode()
         for body in bodies:
@@ -176,7 +178,7 @@ def _unlike(bodies: Sequence[bytes]) -> Iterator[bytes]:
 
 @contextmanager
 def upstream(folder: Path) -> Iterator[None]:
-    """A fixed answer at C speed."""
+    """Run nginx with a fixed response."""
     conf = folder / "nginx.conf"
     conf.write_text(
         f"""
@@ -197,7 +199,7 @@ def upstream(folder: Path) -> Iterator[None]:
 
 
 def trained(home: Path) -> None:
-    """A router in `home`: the starter one, where there is none yet."""
+    """Train the starter router in `home` unless it has a router."""
     if not (home / "artifacts" / "router" / "current").exists():
         print("training the starter router once, about a minute", file=sys.stderr)
         command = [sys.executable, "-m", "coe.cli", "train", "--out", str(home / "artifacts")]
@@ -229,7 +231,7 @@ def gateway(
 
 
 def outcomes(folder: Path) -> dict[str, int]:
-    """How the requests to a `gateway` of that folder ended, as its routing log has it so far."""
+    """Count the outcomes in the routing log of a `gateway` with this folder."""
     with closing(sqlite3.connect(folder / "state" / "routing-log.sqlite")) as log:
         return dict(log.execute("SELECT outcome, count(*) FROM records GROUP BY outcome"))
 
@@ -254,7 +256,7 @@ def redis() -> Iterator[None]:
 def running(
     command: Sequence[str], *, ready: str, env: dict[str, str] | None = None, output: int | None = None
 ) -> Iterator[psutil.Process]:
-    """A server from when `ready` answers until the block ends."""
+    """Run a server until the block ends; enters once `ready` answers."""
     process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=output, stderr=output)
     try:
         _until_answers(ready, process)

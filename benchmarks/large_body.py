@@ -1,4 +1,4 @@
-"""What a request of 1 MB costs the gateway, beside a short one and beside a bare pass-through.
+"""CPU time of a request of 1 MB, against a short one and against a bare pass-through.
 
     .venv/bin/python -m benchmarks.large_body [--rounds 7] [--count 200] [--home DIR] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""What the live view of the page costs while the gateway works, and how soon the page is there.
+"""Cost of the UI's live view under load, and loading time of the page.
 
     .venv/bin/python -m benchmarks.live_view [--rate 500] [--seconds 20] [--rounds 3] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""Seconds in which real servers of this machine start, sleep, wake and stop, and the memory that they take awake.
+"""Start, sleep, wake and stop times of real model servers on this machine, and their memory when awake.
 
     python benchmarks/load_times.py --json FILE [--rounds 3] [--vllm-bin .venv-vllm/bin]
 

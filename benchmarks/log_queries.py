@@ -1,4 +1,4 @@
-"""How fast the log is looked through: pages of the newest records by each filter, and far back, in SQLite and Redis.
+"""Latency of routing log queries: pages of the newest records by each filter, and old ones, in SQLite and Redis.
 
     python -m benchmarks.log_queries [--records 100000] [--redis redis://127.0.0.1:6379/15]
 

@@ -1,4 +1,4 @@
-"""How well a category works that is only declared: by a description and a few examples, without training.
+"""Accuracy for categories that are declared by a description and a few examples, without training.
 
     python benchmarks/new_categories.py [--starter FILE] [--config FILE] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""Answers of the embedded expert with and without passages, each asked once and kept in a file: a run goes on."""
+"""Answers of the embedded expert with and without passages, cached in a file so that an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from coe.retrieval.passages import Passage, Retriever
 
 MODEL = "SmolLM2-135M-Instruct"
 TOKENS, BUDGET, PASSAGES = 12, 320, 2
-"""Of an answer, of the passages, and how many of them."""
+"""Tokens of an answer, tokens of the passages, number of passages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`answers` are the texts of which a right answer contains one; `kind` is plain or the source of the question."""
+    """A correct answer contains one of `answers`; `kind` is plain or the source of the question."""
 
     kind: str
     text: str
@@ -48,7 +48,7 @@ class Asked:
 
 
 def questions_of(rows: Sequence[dict[str, Any]], *, seed: int = 0) -> list[Question]:
-    """400 to judge by, half of which need documents, and 120 others to fit by."""
+    """Return 400 questions for evaluation, half of which need documents, and 120 for fitting."""
     random = Random(seed)
     picked = []
     for source, count, hint in (
@@ -70,12 +70,14 @@ def questions_of(rows: Sequence[dict[str, Any]], *, seed: int = 0) -> list[Quest
 async def asked(
     questions: Sequence[Question], retriever: Retriever, encoder: Any, *, folder: Path, ask: bool
 ) -> list[Asked]:
-    """All of them, those in FOLDER/answers.jsonl not again; without `ask` those alone. In an order of no meaning, so
-    that a part of them is a sample, those to fit by first."""
+    """Answer the questions that FOLDER/answers.jsonl lacks, or with `ask` False return those it has.
+
+    The order is random, questions for fitting first, so that a prefix is a sample.
+    """
     questions = sorted(questions, key=lambda q: (not q.train, hashlib.sha256(q.text.encode()).hexdigest()))
-    kept = _Kept(folder / "answers.jsonl")
+    cache = _AnswerCache(folder / "answers.jsonl")
     if not ask:
-        return [_asked(question, kept) for question in questions if kept.complete(question)]
+        return [_asked(question, cache) for question in questions if cache.complete(question)]
     specs, endpoints = local_servers(
         [ExpertSpec(name="small", model=MODEL, runtime="transformers")],
         cache=folder / "models",
@@ -84,27 +86,27 @@ async def asked(
         report=print,
     )
     found = []
-    missing = [q for q in questions if not kept.complete(q)]
+    missing = [q for q in questions if not cache.complete(q)]
     if not missing:
-        return [_asked(q, kept) for q in questions]
+        return [_asked(q, cache) for q in questions]
     async with Fleet(specs, report=print):
         import aiohttp
 
         endpoint = endpoints["small"]
         async with aiohttp.ClientSession() as session:
             for done, question in enumerate(questions):
-                if not kept.complete(question):
+                if not cache.complete(question):
                     block, cosines, seconds = await _block(question, retriever, encoder)
                     texts = (question.text, (block.text if block else "") + question.text)
                     answers = [await _answer(session, endpoint, text) for text in texts]
-                    kept.add(question, texts, answers, block, cosines, seconds)
+                    cache.add(question, texts, answers, block, cosines, seconds)
                     if done % 20 == 0:
                         print(f"{done}/{len(questions)}", flush=True)
-                found.append(_asked(question, kept))
+                found.append(_asked(question, cache))
     return found
 
 
-class _Kept:
+class _AnswerCache:
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,7 @@ class _Kept:
         cosines: Sequence[float],
         seconds: float,
     ) -> None:
-        """Both at once, without passages and with them; a run that was killed may leave half of it."""
+        """Add both answers, without and with passages, in one write; a killed run may leave half of it."""
         key, tokens = _key(question), block.tokens if block else 0
         found = {"cosines": list(cosines), "seconds": seconds, "tokens": tokens}
         rows = [{"key": key, "text": t, "answer": a, **found} for t, a in zip(texts, answers, strict=True)]
@@ -140,8 +142,8 @@ def _key(question: Question) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()[:24]
 
 
-def _asked(question: Question, kept: _Kept) -> Asked:
-    without, with_ = kept.rows[_key(question)][-2:]
+def _asked(question: Question, cache: _AnswerCache) -> Asked:
+    without, with_ = cache.rows[_key(question)][-2:]
     scores = [max(contains(row["answer"], answer) for answer in question.answers) for row in (without, with_)]
     return Asked(question, *scores, with_["tokens"], tuple(with_["cosines"]), with_["seconds"])
 

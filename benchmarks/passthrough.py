@@ -1,4 +1,4 @@
-"""The least that a Python gateway on the same server can do: hand body and answer on, untouched. Argument: upstream."""
+"""A minimal Python gateway: forwards bodies and responses unchanged. Lower bound of overhead. Argument: upstream."""
 
 from __future__ import annotations
 

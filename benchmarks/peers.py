@@ -1,4 +1,4 @@
-"""Other gateways, each as its own documentation starts it with one worker, before the same upstream."""
+"""Other gateways, configured as their documentation says, with one worker and the same upstream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMANDS = {"litellm": "litellm", "portkey": "gateway", "vllm-router": "vllm-rou
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """How it is started, where it says that it is ready, and what a request to it needs beside the others' headers."""
+    """Command and environment of a gateway, its readiness URL, and headers that its requests need in addition."""
 
     command: list[str]
     ready: str
@@ -24,7 +24,7 @@ class Peer:
 
 
 def find(name: str, given: Mapping[str, str]) -> str | None:
-    """The program of a peer: as given, on PATH, or beside this Python; None where it is not there."""
+    """Return the program of a peer: as given, on PATH, or beside this Python; None if it is missing."""
     command = given.get(name, COMMANDS[name])
     return shutil.which(command) or shutil.which(command, path=Path(sys.executable).parent)
 

@@ -1,4 +1,4 @@
-"""Small questions that no document helps with, made from a seed: what a model of any size may know or can see."""
+"""Generate simple questions for which no document is needed, from a seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Question = tuple[str, str]
 
 
 def plain_questions(count: int, *, seed: int = 0) -> list[tuple[str, str]]:
-    """`count` different questions, each with the words that a right answer contains."""
+    """Return `count` different questions, each with the words that a correct answer contains."""
     random = Random(seed)
     kinds = [_sums(random), _echoes(random), _next_days(), _letters(random), _choices(random)]
     kinds += [_pairs(pairs, ask) for pairs, ask in _ASKED]
@@ -48,7 +48,7 @@ def _pairs(pairs: str, ask: str) -> Iterator[Question]:
 
 
 def _split(pairs: str) -> list[str]:
-    """At the spaces that follow an answer."""
+    """Split at the spaces that follow an answer."""
     found, words = [], list[str]()
     for word in pairs.split():
         words.append(word)

@@ -1,4 +1,5 @@
-"""Quality data replayed as requests: prompts as a router sees them, and traffic that tells the chosen score alone."""
+"""Replay quality data as requests: router posteriors of prompts, and traffic that reveals only the chosen expert's
+score."""
 
 from __future__ import annotations
 

@@ -3,13 +3,13 @@
     python benchmarks/residency.py [--json FILE] [--kind poisson] [--rate 4] [--length 600] [--experts 150] [--seeds 2]
                                    [--max-wait 90] [--loads FILE --memory GB]
 
-The policy and its books are those of the service (coe.fleet.residency); only servers and time are simulated. A wait is
-from a request's arrival to the beginning of its work. Policies:
+Policy and scheduler state are those of the service (coe.fleet.residency); only servers and time are simulated. A wait
+lasts from a request's arrival to the start of its processing. Policies:
 
     fcfs_lru  requests begin in the order of arrival; the idle expert used longest ago leaves (the CoE paper's)
     lru       the same, but a request for an expert that is awake need not wait for those before it
     coe       the service's: collated by expert, eviction by expected use
-    offline   the service's, told what the next requests are
+    offline   the service's, with knowledge of the next requests
 
 Sizes and times of experts are stated below, or those of real servers that load_times.py has measured (`--loads`), each
 in turn. `bound` is a number of switches that no policy goes below unless somebody waits longer than `coe` lets anybody

@@ -1,4 +1,4 @@
-"""Sizes and load times of the experts that the residency simulator has: stated ones, or those of real servers."""
+"""Sizes and load times of experts for the residency simulator: assumed ones, or those of real servers."""
 
 from __future__ import annotations
 

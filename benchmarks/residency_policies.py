@@ -1,4 +1,4 @@
-"""What the service's residency policy is compared with: the order of arrival, and a forecast that knows the future."""
+"""Baselines of the residency policy: first come first served, and an oracle forecast."""
 
 from __future__ import annotations
 

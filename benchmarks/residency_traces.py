@@ -1,4 +1,4 @@
-"""Traces for the residency simulator: who asks for which expert when, made from seeds."""
+"""Generate request traces for the residency simulator from seeds."""
 
 from __future__ import annotations
 

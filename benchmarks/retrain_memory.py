@@ -1,11 +1,10 @@
-"""What a round of learning takes on a large log: seconds and peak memory of `coe retrain`, as a process of its own.
+"""Time and peak memory of one round of `coe retrain` on a large log, in a separate process.
 
     python benchmarks/retrain_memory.py --router DIR [--requests 1000000] [--work DIR] [--json FILE]
 
-DIR is the folder of a trained router, such as WORK/starter of benchmarks/learning_loop.py. The log is made up: requests
-of 50 tenants over nine experts, 30 % of them rated, in a SQLite file under --work (about 1.5 GB for a million), which
-is kept there for the next run.
-"""
+DIR is the folder of a trained router, such as WORK/starter of benchmarks/learning_loop.py. The log is synthetic:
+requests of 50 tenants over nine experts, 30 % of them rated, in a SQLite file under --work (about 1.5 GB for a
+million), which is kept there for the next run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents in figures: what the store finds and how fast.
+"""Document stores: recall, latency and size; optionally the retrieval gate.
 
     benchmarks/retrieval.py --data DIR --json FILE [--router FOLDER] [--redis URL] [--chunks 100000]
         [--answers FOLDER]

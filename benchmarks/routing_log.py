@@ -1,4 +1,4 @@
-"""What the routing log costs: one put() on the request path, records a second into each store, bytes a record.
+"""Cost of the routing log: time of put() on the request path, records per second and bytes per record of each store.
 
     python benchmarks/routing_log.py [--records 50000] [--redis redis://127.0.0.1:6379/15]
 

@@ -1,10 +1,10 @@
-"""What gateways pay for sharing conversations and artifacts through Redis.
+"""Latency of sharing conversations and artifacts between gateways through Redis.
 
     python -m benchmarks.shared_state --redis redis://127.0.0.1:6379/15 --json FILE [--conversations 6400] [--megabytes
     20]
 
-Parts of two gateways in one process over one Redis, whose database is emptied: one tells of conversations, the other
-asks, one at a time and 32 at once; one promotes a version, the other mirrors it.
+Parts of two gateways in one process over one Redis, whose database is emptied: one writes conversations, the other
+reads them, one at a time and 32 at once; one promotes a version, the other mirrors it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Streams through the gateway, and memory over large bodies and many requests.
+"""Streaming through the gateway, and memory over large bodies and many requests.
 
     .venv/bin/python -m benchmarks.streaming [--streams 1000] [--requests 200000] [--json FILE]
 
 `first_byte`: p50 until the first byte at one connection, direct and through the gateway, alternating. `stall`: the
 longest pause between two events of any of the streams, of which the upstream sends one a second each, less the same
-without the gateway. `leaving_ms`: from a client's leaving to its expert's server seeing it. `chunk_us`: processor
-time of the gateway for an event. `rss_mb`: of the worker after a hundred bodies of 1 MB and a tenth of the requests,
-and after all; `many`: how those failed as the client saw it, and ended as the routing log has it. Needs nginx and wrk.
-"""
+without the gateway. `disconnect_ms`: from a client's disconnect until its expert's server sees it. `chunk_us`:
+processor time of the gateway for an event. `rss_mb`: of the worker after a hundred bodies of 1 MB and a tenth of the
+requests, and after all; `many`: how those failed as the client saw it, and ended as the routing log has it. Needs nginx
+and wrk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from typing import Any
 import orjson
 import uvloop
 
-from benchmarks.client_disconnect import leaving
+from benchmarks.client_disconnect import disconnect_delays
 from benchmarks.harness import (
     GATEWAY_PORT,
     ROOT,
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     require("nginx", "wrk")
-    report = streamed(options.home, options.streams) | {"leaving_ms": leaving(options.home)}
+    report = streamed(options.home, options.streams) | {"disconnect_ms": disconnect_delays(options.home)}
     report |= plain(options.home, options.requests)
     print(json.dumps(report, indent=2))
     if options.json:

@@ -1,7 +1,7 @@
-"""An expert that streams: COUNT events, one every GAP seconds, each with the time it was sent. Argument: port.
+"""An upstream server that streams COUNT events, one every GAP seconds, each with its send time. Argument: port.
 
-A request's `max_tokens` is COUNT, its `top_p` GAP. Not an LLM: every event costs next to nothing, so that what is
-measured is the way to the client.
+A request's `max_tokens` is COUNT, its `top_p` GAP. Events are almost free, so that only
+the path to the client is measured.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from coe.artifacts.kinds import ASSIGNMENT
 from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.routing.composition import Composition
@@ -31,7 +32,7 @@ class Serving:
     @property
     def plan(self) -> str:
         """The version of the plan in use; empty for the mapping declared in experts.yaml."""
-        return self.versions.get("assignment") or ""
+        return self.versions.get(ASSIGNMENT) or ""
 
     @property
     def registry(self) -> Registry:

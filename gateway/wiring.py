@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from concurrent.futures import Executor
 
+from coe.artifacts.kinds import GATE, OVERLAYS
 from coe.artifacts.store import ArtifactStore
 from coe.experts import ReplicatedExpert, ResidencyHold, build_experts
 from coe.experts.http.client import Client
 from coe.retrieval import DocumentStore
 from coe.routing.affinity import Affinity
 from coe.routing.composition import Composition
-from coe.runtime.active_state import GATE, OVERLAYS, ActiveState, retrieval_in_use
+from coe.runtime.active_state import ActiveState, retrieval_in_use
 from coe.runtime.document_index import DocumentIndex
 from coe.settings import Settings
 from gateway.access import Limiter, access_of

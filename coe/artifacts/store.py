@@ -50,9 +50,6 @@ MIN_KEPT_VERSIONS = 10
 MIN_AGE_SECONDS = 86_400.0
 """Age below which a version is kept: it may be about to be promoted."""
 
-ARTIFACT_KINDS = ("router", "overlays", "assignment", "gate")
-"""Kinds that a gateway serves with, in the order in which it reads them."""
-
 
 @dataclass(frozen=True, slots=True)
 class SharedState:

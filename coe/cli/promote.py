@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coe.artifacts.store import ARTIFACT_KINDS
+from coe.artifacts import kinds
+from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.cli.common import Config, Json, settings_for
 from coe.runtime.artifact_sync import synced_store
 from coe.terminal import say, say_error, say_json
@@ -23,14 +24,10 @@ if TYPE_CHECKING:
 class Kind(StrEnum):
     """A kind of artifact."""
 
-    ROUTER = "router"
-    ASSIGNMENT = "assignment"
-    OVERLAYS = "overlays"
-    GATE = "gate"
-
-
-NONE_IN_USE = {kind: "as declared in experts.yaml" if kind is Kind.ASSIGNMENT else "none" for kind in Kind}
-"""What serves where no version is in use."""
+    ROUTER = kinds.ROUTER
+    ASSIGNMENT = kinds.ASSIGNMENT
+    OVERLAYS = kinds.OVERLAYS
+    GATE = kinds.GATE
 
 
 KindArgument = Annotated[Kind, typer.Argument(metavar="KIND", help="router, assignment, overlays or gate")]
@@ -61,7 +58,7 @@ def _print(move: VersionChange, json: bool) -> None:
     if json:
         say_json({"kind": move.kind, "was": move.was, "in_use": move.in_use})
         return
-    none = NONE_IN_USE[Kind(move.kind)]
+    none = ARTIFACT_KINDS[move.kind].default
     say(f"{move.kind} in use: {move.was or none} -> {move.in_use or none}")
 
 
@@ -73,14 +70,14 @@ def versions(kind: OptionalKind = None, config: Config = None, json: Json = Fals
 
     The header x-coe-router, the fields router and plan of the routing log, and `coe promote` use these ids.
     """
-    from coe.runtime.versions import QUALITY_OF, VersionCatalog
+    from coe.runtime.versions import VersionCatalog
 
     settings = settings_for(config)
-    kinds = ARTIFACT_KINDS if kind is None else (kind.value,)
-    synced_store(settings, kinds[0])  # fetches what is in use on other machines
-    found = [VersionCatalog(settings.artifacts, one).list_versions() for one in kinds]
+    wanted = tuple(ARTIFACT_KINDS) if kind is None else (kind.value,)
+    synced_store(settings, wanted[0])  # fetches what is in use on other machines
+    found = [VersionCatalog(settings.artifacts, one).list_versions() for one in wanted]
     if json:
-        say_json({"kinds": [_to_json(one) | {"quality_of": QUALITY_OF[one["kind"]]} for one in found]})
+        say_json({"kinds": [_to_json(one) | {"quality_of": ARTIFACT_KINDS[one["kind"]].quality} for one in found]})
         return
     _show(found)
     for one in found:
@@ -102,7 +99,7 @@ def _show(kinds: Sequence[Mapping[str, Any]]) -> None:
     say(f"{'kind':10}  {'version':14}  {'in use':6}  {'origin':7}  {'quality':>7}  made")
     for listed in kinds:
         if listed["in_use"] is None:
-            say(f"{listed['kind']:10}  {NONE_IN_USE[Kind(listed['kind'])]} is in use")
+            say(f"{listed['kind']:10}  {ARTIFACT_KINDS[listed['kind']].default} is in use")
         for one in listed["versions"]:
             used = "yes" if one["version"] == listed["in_use"] else ""
             quality = "-" if one["quality"] is None else f"{one['quality']:.3f}"

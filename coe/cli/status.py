@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coe.artifacts.store import ARTIFACT_KINDS
+from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.cli.common import Config, Json, settings_for
 from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import publish_traffic_report

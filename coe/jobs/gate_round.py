@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from coe.artifacts.kinds import GATE
 from coe.errors import DataError
 from coe.jobs.round import Candidate, Job, ManifestFields
 from coe.learning.retraining.gate_round import (
@@ -28,8 +29,6 @@ from coe.learning.retraining.gate_round import (
 )
 from coe.learning.retraining.state import RoundState
 from coe.retrieval.gate import GATE_FILE, Gate, GateThresholds, OutdatedGate
-
-GATE = "gate"
 
 
 @dataclass(frozen=True, slots=True)

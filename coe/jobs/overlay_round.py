@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from coe.artifacts.kinds import OVERLAYS
 from coe.core import Router
 from coe.errors import DataError
 from coe.jobs.round import Candidate, Job, ManifestFields
@@ -28,8 +29,6 @@ from coe.learning.retraining.overlay_round import (
 from coe.learning.retraining.state import RoundState
 from coe.records.record import RoutingRecord
 from coe.routing.overlay import OVERLAYS_FILE, Overlay
-
-OVERLAYS = "overlays"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from coe.artifacts.kinds import ASSIGNMENT
 from coe.errors import DataError
 from coe.jobs.round import Candidate, Job, ManifestFields
 from coe.learning.estimation.experience import Experience
@@ -33,8 +34,6 @@ from coe.mapping import PlanEvidence, PlanInputs, read_evidence
 from coe.mapping.declaration import relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.record import RoutingRecord
-
-ASSIGNMENT = "assignment"
 
 
 class PolicyWindow:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from coe.artifacts.kinds import ROUTER
 from coe.core import Router
 from coe.jobs.progress import progress_bar
 from coe.jobs.round import Candidate, Job, ManifestFields
@@ -38,7 +39,6 @@ from coe.learning.retraining.state import RoundState
 if TYPE_CHECKING:
     from routers.task_runner import TaskRunner
 
-ROUTER = "router"
 BASE, LEARNT = "base", "learnt"
 """Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training
 set."""

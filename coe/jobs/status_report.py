@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coe.artifacts.store import ARTIFACT_KINDS, ArtifactStore
+from coe.artifacts.kinds import ARTIFACT_KINDS
+from coe.artifacts.store import ArtifactStore
 from coe.errors import DataError
 from coe.fleet.residency.client import fetch_tiers
 from coe.learning.estimation.experience_loader import load_experience, open_logs

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import routers
+from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
 from coe.artifacts.manifest import Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
@@ -27,7 +28,6 @@ from coe.runtime.api_keys import with_admin_key
 from coe.runtime.document_index import DocumentIndex, check_store, open_index
 from coe.settings import Settings
 
-ROUTER, ASSIGNMENT, OVERLAYS = "router", "assignment", "overlays"
 MIN_EXAMPLES = 2
 """Examples by which a category works without training."""
 
@@ -196,10 +196,6 @@ def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[
         return EffectivePlan(declared_assignment(registry, categories))
     found = read_plan(registry, artifact)
     return replace(found, assignment=found.assignment.over(categories))
-
-
-GATE = "gate"
-"""Kind of artifact, made by `coe plan`."""
 
 
 _log = logging.getLogger("gateway")

@@ -11,8 +11,9 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
+from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.artifacts.redis import RedisArtifacts, mirror, open_shared
-from coe.artifacts.store import ARTIFACT_KINDS, ArtifactStore
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, CoEError
 from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
 from coe.registry import load

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
+from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
 from coe.artifacts.manifest import Artifact, Manifest
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
 from coe.mapping import Consequence
 from coe.registry import Registry
-from coe.runtime.active_state import ASSIGNMENT, GATE, OVERLAYS, ROUTER, check_fit, read_plan
+from coe.runtime.active_state import check_fit, read_plan
 from coe.settings import Settings
 
 _log = logging.getLogger("gateway")

@@ -9,16 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import routers
+from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
 from coe.artifacts.manifest import Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
 from coe.registry import load
 from coe.retrieval.gate import GATE_FILE, Gate
 from coe.runtime.active_state import (
-    ASSIGNMENT,
-    GATE,
-    OVERLAYS,
-    ROUTER,
     check_fit,
     check_router,
     load_router,

@@ -12,25 +12,18 @@ from typing import Any
 
 import orjson
 
+from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
 from coe.artifacts.manifest import Artifact, Manifest
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound
 from coe.mapping import Assignment, planned_quality, read_plan_file, read_published
-from coe.runtime.active_state import ASSIGNMENT, GATE, OVERLAYS, ROUTER, read_overlays
+from coe.runtime.active_state import read_overlays
 from coe.runtime.promotion import rollback_target
 
-KINDS = (ROUTER, ASSIGNMENT, OVERLAYS, GATE)
 MAX_LISTED = 100
 """Newest versions and moves of a kind that are listed."""
 TRAINING_JOBS = ("train", "plan", "retrain")
 """Jobs that make versions; the other moves put an existing version into use."""
-QUALITY_OF = {
-    ROUTER: "share of held-out prompts classified rightly",
-    ASSIGNMENT: "planned quality, as the plan trusts it",
-    OVERLAYS: "mean gain of the tenants' held-out accuracy",
-    GATE: "quality with the gate on held-out questions",
-}
-"""Meaning of a version's quality, by kind."""
 LEARNT_DIGESTS = "learnt"
 """A router's metric: digests of all prompts that it learnt from traffic, shown as their number."""
 REPORT = "report.json"

@@ -13,8 +13,6 @@ from coe.registry import AUTO, ExpertSpec
 from gateway.request.trace import Trace
 
 Attributes = dict[str, Any]
-Step = tuple[str, float, float, bool]
-"""Name, start and end in milliseconds from arrival, and whether it finished."""
 
 PATHS: dict[Api, str] = {
     "chat": "/v1/chat/completions",
@@ -25,14 +23,6 @@ PATHS: dict[Api, str] = {
 }
 _OPERATIONS: dict[Api, str] = {"completions": "text_completion", "embeddings": "embeddings"}
 """All others are `chat`."""
-
-
-def steps(trace: Trace, end: float) -> list[Step]:
-    """The steps that a request reached; only the last may be unfinished. `end` is in milliseconds from arrival."""
-    return [
-        (name, step.began_ms, end if step.ended_ms is None else step.ended_ms, step.ended_ms is not None)
-        for name, step in trace.steps.items()
-    ]
 
 
 def request_attributes(trace: Trace) -> Attributes:

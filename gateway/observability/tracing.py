@@ -14,7 +14,7 @@ from coe.core import RequestOptions
 from coe.errors import ConfigError
 from coe.settings import Settings
 from coe.urls import shown
-from gateway.observability.attributes import PATHS, Attributes, call_attributes, request_attributes, steps
+from gateway.observability.attributes import PATHS, Attributes, call_attributes, request_attributes
 from gateway.request.trace import Spans, Trace
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Tracing:
             return
         kinds, end = self._api.SpanKind, trace.elapsed_ms()
         is_error = trace.outcome not in ("ok", "aborted")
-        for name, began, ended, complete in steps(trace, end):
+        for name, began, ended, complete in trace.step_times_ms(end):
             if name == "call":
                 span, kind, attributes = spans.call, kinds.CLIENT, call_attributes(trace)
             else:

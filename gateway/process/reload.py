@@ -15,10 +15,11 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
 from coe.artifacts.store import POINTER
 from coe.errors import CoEError, ConfigError
 from coe.registry import ExpertSpec, Registry
-from coe.runtime.active_state import ASSIGNMENT, GATE, OVERLAYS, ROUTER, ActiveState
+from coe.runtime.active_state import ActiveState
 from coe.runtime.consequences import log_consequences
 from coe.settings import Settings
 from coe.supervision import TaskFailed, ignored, supervised

@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass, replace
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -36,14 +37,13 @@ NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reaso
 
 
 class StepTimer:
-    """Times one step of the line, as a context manager: milliseconds from the arrival of the request."""
+    """Times one step of the line, as a context manager. Times are by `time.perf_counter`."""
 
-    __slots__ = ("_arrival", "began_ms", "ended_ms")
+    __slots__ = ("began", "ended")
 
-    def __init__(self, arrival: float) -> None:
-        self._arrival = arrival
-        self.began_ms = (time.perf_counter() - arrival) * 1000
-        self.ended_ms: float | None = None
+    def __init__(self) -> None:
+        self.began = perf_counter()
+        self.ended: float | None = None
         """None while the step is not complete, or if it failed."""
 
     def __enter__(self) -> None: ...
@@ -52,7 +52,7 @@ class StepTimer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is None:
-            self.ended_ms = (time.perf_counter() - self._arrival) * 1000
+            self.ended = perf_counter()
 
 
 class Trace:
@@ -86,8 +86,9 @@ class Trace:
         self.serving = serving
         self.api: Api = api
         self.time = time.time()
-        self.start = time.perf_counter()
-        self.steps: dict[StepName, StepTimer] = {"admit": StepTimer(self.start)}
+        admit = StepTimer()
+        self.start = admit.began
+        self.steps: dict[StepName, StepTimer] = {"admit": admit}
         """The steps that began, in order. Only the last may be incomplete."""
         self.request_id = new_request_id(self.time)
         self.outcome = "aborted"
@@ -109,18 +110,28 @@ class Trace:
 
     def step(self, name: StepName) -> StepTimer:
         """A context manager that times a step. The step `admit` began when the request arrived."""
-        if name != "admit":
-            self.steps[name] = StepTimer(self.start)
-        return self.steps[name]
+        if name == "admit":
+            return self.steps[name]
+        timer = self.steps[name] = StepTimer()
+        return timer
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the request arrived."""
-        return (time.perf_counter() - self.start) * 1000
+        return (perf_counter() - self.start) * 1000
+
+    def step_times_ms(self, end: float) -> list[tuple[StepName, float, float, bool]]:
+        """Each step's name, its begin and end in milliseconds from arrival, and whether it completed. An incomplete
+        step ends at `end`."""
+        return [
+            (name, (timer.began - self.start) * 1000, end if ended is None else ended, ended is not None)
+            for name, timer in self.steps.items()
+            for ended in (self.ended_ms(name),)
+        ]
 
     def ended_ms(self, name: StepName) -> float | None:
         """Milliseconds from the arrival of the request to the end of a step; None if it did not complete."""
-        step = self.steps.get(name)
-        return None if step is None else step.ended_ms
+        timer = self.steps.get(name)
+        return None if timer is None or timer.ended is None else (timer.ended - self.start) * 1000
 
     @property
     def routing_ms(self) -> float:
@@ -184,9 +195,9 @@ class Trace:
     def _server_timing(self) -> bytes:
         """The header Server-Timing (W3C): the milliseconds of each completed step."""
         timed = [
-            f"{name};dur={step.ended_ms - step.began_ms:.3f}"
-            for name, step in self.steps.items()
-            if step.ended_ms is not None
+            f"{name};dur={(timer.ended - timer.began) * 1000:.3f}"
+            for name, timer in self.steps.items()
+            if timer.ended is not None
         ]
         return ", ".join(timed).encode()
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import orjson
 
+from coe.artifacts.kinds import ASSIGNMENT, ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.learning.retraining.budget_solver import declared_problem
 from coe.mapping import Assignment, Dependencies, PlanInputs, round_traffic, solve
 from coe.mapping.score_table import tabulate_softly
 from coe.registry import Registry
-from coe.runtime.active_state import ASSIGNMENT, ROUTER
 from coe.settings import Settings
 from routers.cascade import CONFIG, FORMAT
 from tests.fakes import registry_of

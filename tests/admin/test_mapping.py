@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
+from coe.artifacts.kinds import ASSIGNMENT
 from coe.registry import Registry
-from coe.runtime.active_state import ASSIGNMENT
 from coe.settings import Settings
 from tests.admin.samples import CATEGORIES, measured_registry, planned, settings_in
 from tests.fakes import Gateway, Response, gateway_of

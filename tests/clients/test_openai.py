@@ -210,7 +210,7 @@ def test_logprobs_that_a_translated_response_would_lose_are_rejected(
 ) -> None:
     before = len(upstream.seen)
     for name, value in (("top_logprobs", 2), ("include", ["message.output_text.logprobs"])):
-        with pytest.raises(openai.BadRequestError, match=f"leave {name} out") as told:
+        with pytest.raises(openai.BadRequestError, match=f"omit {name}") as told:
             client.responses.create(**{"model": "chatty", "input": "hi", name: value})  # type: ignore[call-overload]
         assert told.value.param == name
     assert len(upstream.seen) == before

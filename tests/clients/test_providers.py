@@ -174,7 +174,7 @@ async def test_a_server_that_sends_nothing_or_falls_silent_is_disconnected(serve
         await _read(translated(server.url), call(api="responses", stream=True, input="stall", chunk=0.1))
     await asyncio.wait_for(server.dropped.wait(), 5)
     server.dropped.clear()
-    with pytest.raises(ExpertTimeout, match="no first piece"):
+    with pytest.raises(ExpertTimeout, match="no first chunk"):
         await provider(server).stream(call(messages=stall, stream=True, first=0.2))
     await asyncio.wait_for(server.dropped.wait(), 5)
 

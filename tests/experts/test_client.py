@@ -210,7 +210,7 @@ async def test_a_closed_port_is_unreachable() -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """One for 127.0.0.1 that nobody but itself vouches for, and its key."""
+    """A self-signed certificate for 127.0.0.1, and its key."""
     if shutil.which("openssl") is None:
         pytest.skip("makes a certificate with openssl, which is not on PATH")
     key, made = tmp_path / "key.pem", tmp_path / "certificate.pem"

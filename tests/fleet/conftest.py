@@ -1,4 +1,4 @@
-"""Fake servers, and a check after each test that not one process is left."""
+"""Fake servers, and a check after each test that no process is left."""
 
 from __future__ import annotations
 

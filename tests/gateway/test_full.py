@@ -75,4 +75,4 @@ async def test_feedback_that_does_not_come_or_is_of_unknown_requests_keeps_no_ot
         assert (await gateway.post(FEEDBACK, unknown, headers=bearer("mallory"))).status == 404
     assert sorted(answer.status for answer in answers) == [404] * 64 + [429] * 36
     refused = next(answer for answer in answers if answer.status == 429)
-    assert "64 events of feedback are under way, 64 of this caller" in refused.error["message"]
+    assert "64 feedback requests are in progress, 64 of them of this caller" in refused.error["message"]

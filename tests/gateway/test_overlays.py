@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 import pytest
 
+from coe.artifacts.kinds import OVERLAYS
 from coe.artifacts.store import ArtifactStore
 from coe.cli.promote import Kind, promote, rollback
 from coe.core import Prediction
@@ -22,7 +23,7 @@ from coe.jobs.round import open_job, run_round
 from coe.learning.estimation.experience_loader import load_experience
 from coe.records.record import RoutingRecord
 from coe.routing.overlay import OVERLAYS_FILE, Overlay, Overlays
-from coe.runtime.active_state import OVERLAYS, overlays_in_use
+from coe.runtime.active_state import overlays_in_use
 from coe.settings import Settings
 from tests.access.samples import key_of
 from tests.fakes import WordRouter, gateway_of, registry_of

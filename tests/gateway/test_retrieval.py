@@ -12,7 +12,7 @@ import pytest
 from coe.core import Prediction
 from coe.errors import ExpertUnavailable, RetrievalError
 from tests.fakes import Gateway, Response, gateway_of, registry_of
-from tests.retrieval.gates import Consulted, gate_of, passage
+from tests.retrieval.gates import ScriptedRetrieval, gate_of, passage
 
 pytestmark = pytest.mark.anyio
 
@@ -35,8 +35,8 @@ def said(gateway: Gateway, expert: str = "generalist") -> str:
 
 
 async def test_where_the_gate_opens_the_expert_reads_the_passages_and_the_client_learns_it() -> None:
-    documents = Consulted(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
-    async with gateway_of(retrieval=documents.retrieval, generalist=answer("In 1889 [1].")) as gateway:
+    scripted = ScriptedRetrieval(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
+    async with gateway_of(retrieval=scripted.retrieval, generalist=answer("In 1889 [1].")) as gateway:
         response = await gateway.chat("general: when was it built?")
         (record,) = gateway.records
     assert TOWER in said(gateway)
@@ -60,27 +60,27 @@ async def test_where_the_gate_opens_the_expert_reads_the_passages_and_the_client
 
 
 async def test_a_shut_gate_asks_neither_encoder_nor_store_and_changes_no_byte() -> None:
-    documents = Consulted(passage(TOWER), gate=gate_of(-9.0))
-    async with gateway_of(retrieval=documents.retrieval) as gateway:
+    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(-9.0))
+    async with gateway_of(retrieval=scripted.retrieval) as gateway:
         response = await gateway.chat("general: hello")
     assert response.headers["x-coe-retrieval"] == "skipped"
-    assert (documents.encoder.asked, documents.retriever.searches) == (0, 0)
+    assert (scripted.encoder.encoded, scripted.retriever.searches) == (0, 0)
     assert said(gateway) == "general: hello"
 
 
 async def test_without_a_store_nothing_is_consulted_and_without_a_gate_only_who_asks_is() -> None:
     async with gateway_of() as gateway:
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"] == "none"
-    documents = Consulted(passage(TOWER), gate=None)
-    async with gateway_of(retrieval=documents.retrieval) as gateway:
+    scripted = ScriptedRetrieval(passage(TOWER), gate=None)
+    async with gateway_of(retrieval=scripted.retrieval) as gateway:
         assert (await asked(gateway, "auto")).headers["x-coe-retrieval"] == "none"
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
 
 
 async def test_where_a_coin_decides_the_passages_are_given_or_held_back_and_the_record_says_so() -> None:
-    documents = Consulted(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
-    documents.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
-    async with gateway_of(retrieval=documents.retrieval) as gateway:
+    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
+    scripted.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
+    async with gateway_of(retrieval=scripted.retrieval) as gateway:
         texts = ("general: a", "general: b", "general: c", "code: d")
         states = [(await gateway.chat(text)).headers["x-coe-retrieval"].partition(";")[0] for text in texts]
         asked_for = await asked(gateway, "on")
@@ -94,8 +94,8 @@ async def test_where_a_coin_decides_the_passages_are_given_or_held_back_and_the_
 
 
 async def test_a_request_may_say_on_or_off_and_nothing_else() -> None:
-    documents = Consulted(passage(TOWER), gate=gate_of(-9.0))
-    async with gateway_of(retrieval=documents.retrieval) as gateway:
+    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(-9.0))
+    async with gateway_of(retrieval=scripted.retrieval) as gateway:
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
         assert (await asked(gateway, "off")).headers["x-coe-retrieval"] == "off"
         wrong = await asked(gateway, "maybe")
@@ -103,8 +103,8 @@ async def test_a_request_may_say_on_or_off_and_nothing_else() -> None:
 
 
 async def test_a_small_expert_with_passages_goes_before_a_large_one_without() -> None:
-    documents = Consulted(passage(TOWER), gate=gate_of({("code", "painter"): 6.0}, up=1.2))
-    async with gateway_of(retrieval=documents.retrieval) as gateway:
+    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "painter"): 6.0}, up=1.2))
+    async with gateway_of(retrieval=scripted.retrieval) as gateway:
         with_ = await gateway.chat("code it")
         without = await asked(gateway, "off", "code it")
     assert (with_.headers["x-coe-expert"], without.headers["x-coe-expert"]) == ("painter", "coder")
@@ -114,9 +114,9 @@ async def test_a_small_expert_with_passages_goes_before_a_large_one_without() ->
 @pytest.mark.parametrize("how", ["away", "nothing", "unlike"])
 async def test_where_the_passages_do_not_come_the_decision_is_made_without_them(how: str) -> None:
     found = [passage(TOWER, score=0.05)] if how == "unlike" else []
-    documents = Consulted(*found, gate=gate_of({("code", "painter"): 6.0}, up=1.2))
-    documents.retriever.fails = RetrievalError("the store is away") if how == "away" else None
-    async with gateway_of(retrieval=documents.retrieval) as gateway:
+    scripted = ScriptedRetrieval(*found, gate=gate_of({("code", "painter"): 6.0}, up=1.2))
+    scripted.retriever.fails = RetrievalError("the store is away") if how == "away" else None
+    async with gateway_of(retrieval=scripted.retrieval) as gateway:
         response = await gateway.chat("code it")
     assert response.status == 200
     assert response.headers["x-coe-expert"] == "coder"
@@ -124,25 +124,25 @@ async def test_where_the_passages_do_not_come_the_decision_is_made_without_them(
 
 
 async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alone_for_a_while() -> None:
-    documents = Consulted(passage(TOWER), gate=gate_of(3.0), timeout=0.2)
-    documents.retriever.waits = asyncio.Event()
-    async with gateway_of(retrieval=documents.retrieval) as gateway:
+    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(3.0), timeout=0.2)
+    scripted.retriever.waits = asyncio.Event()
+    async with gateway_of(retrieval=scripted.retrieval) as gateway:
         first, second = await asked(gateway, "on"), await asked(gateway, "on")
-        assert documents.retriever.searches == 1
-        documents.now += 60
-        documents.retriever.waits.set()
+        assert scripted.retriever.searches == 1
+        scripted.now += 60
+        scripted.retriever.waits.set()
         third = await asked(gateway, "on")
         page = await gateway.post("/metrics", method="GET")
-    assert [r.headers["x-coe-retrieval"][:6] for r in (first, second, third)] == ["failed", "failed", "open; "]
+    assert [r.headers["x-coe-retrieval"][:6] for r in (first, second, third)] == ["failed", "failed", "used; "]
     assert {r.status for r in (first, second, third)} == {200}
     assert b'coe_retrieval_total{result="failed"} 2' in page.body
 
 
 async def test_a_tenant_sees_its_own_documents_and_nobody_elses() -> None:
-    documents = Consulted(gate=gate_of(3.0))
-    documents.retriever.own = {"acme": [passage("Acme's secret.")]}
+    scripted = ScriptedRetrieval(gate=gate_of(3.0))
+    scripted.retriever.own = {"acme": [passage("Acme's secret.")]}
     question = {"text": "general: what?", "prediction": Prediction(*uniform()), "tenant": None}
-    async with gateway_of(retrieval=documents.retrieval) as gateway:
+    async with gateway_of(retrieval=scripted.retrieval) as gateway:
         composition, options = gateway.serving_state.serving.composition, wishes_of("on")
         chat = chat_of("general: what?")
         decision = composition.assign(chat, question["prediction"], options)
@@ -155,8 +155,8 @@ async def test_a_tenant_sees_its_own_documents_and_nobody_elses() -> None:
 
 async def test_passages_stay_within_what_the_experts_context_has_left() -> None:
     experts = [{**e.model_dump(exclude_none=True), "context_length": 400} for e in registry_of().experts]
-    documents = Consulted(passage("word " * 2000), gate=gate_of(3.0))
-    async with gateway_of(registry_of(experts=experts), retrieval=documents.retrieval) as gateway:
+    scripted = ScriptedRetrieval(passage("word " * 2000), gate=gate_of(3.0))
+    async with gateway_of(registry_of(experts=experts), retrieval=scripted.retrieval) as gateway:
         roomy = await asked(gateway, "on", max_tokens=100)
         full = await asked(gateway, "on", max_tokens=390)
     assert roomy.headers["x-coe-retrieval"].startswith("used")
@@ -166,19 +166,19 @@ async def test_passages_stay_within_what_the_experts_context_has_left() -> None:
 
 
 async def test_the_expert_that_stands_in_gets_the_passages_too() -> None:
-    documents = Consulted(passage(TOWER), gate=gate_of(3.0))
+    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(3.0))
     fails = ExpertUnavailable("down", expert="generalist")
-    async with gateway_of(retrieval=documents.retrieval, generalist=fails) as gateway:
+    async with gateway_of(retrieval=scripted.retrieval, generalist=fails) as gateway:
         response = await gateway.chat("general: when?")
     assert response.headers["x-coe-reason"] == "fallback"
     assert TOWER in said(gateway, response.headers["x-coe-expert"])
 
 
 async def test_a_stream_begins_with_a_chunk_that_names_the_sources() -> None:
-    documents = Consulted(passage(TOWER, title="Tower"), gate=gate_of(3.0))
+    scripted = ScriptedRetrieval(passage(TOWER, title="Tower"), gate=gate_of(3.0))
     chunk = b'data: {"id":"c1","created":5,"model":"m","choices":[{"index":0,"delta":{"content":"1889"}}]}\n\n'
     script = (chunk, b"data: [DONE]\n\n")
-    async with gateway_of(retrieval=documents.retrieval, generalist=script) as gateway:
+    async with gateway_of(retrieval=scripted.retrieval, generalist=script) as gateway:
         response = await gateway.chat("general: when?", stream=True)
     first, *rest = events(response.body)
     assert (first["id"], first["created"], first["object"]) == ("c1", 5, "chat.completion.chunk")
@@ -203,9 +203,9 @@ async def test_a_stream_of_the_responses_api_annotates_each_text_when_it_is_done
         b"event: %b\ndata: %b\n\n" % (one["type"].encode(), orjson.dumps({**one, "sequence_number": number}))
         for number, one in enumerate(told)
     ]
-    documents = Consulted(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
+    scripted = ScriptedRetrieval(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
     async with gateway_of(
-        retrieval=documents.retrieval, generalist=(script[0], b"".join(script[1:4]), script[4])
+        retrieval=scripted.retrieval, generalist=(script[0], b"".join(script[1:4]), script[4])
     ) as gateway:
         body = {"model": "auto", "input": "general: when?", "stream": True}
         response = await gateway.post("/v1/responses", orjson.dumps(body))
@@ -231,8 +231,8 @@ async def test_a_stream_of_the_responses_api_annotates_each_text_when_it_is_done
 
 
 async def test_an_answer_of_another_form_goes_as_it_came() -> None:
-    documents = Consulted(passage(TOWER), gate=gate_of(3.0))
-    async with gateway_of(retrieval=documents.retrieval, generalist=(b'{"choices":[{"odd":1}]}',)) as gateway:
+    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(3.0))
+    async with gateway_of(retrieval=scripted.retrieval, generalist=(b'{"choices":[{"odd":1}]}',)) as gateway:
         assert (await gateway.chat("general: when?")).body == b'{"choices":[{"odd":1}]}'
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
+from coe.artifacts.kinds import ASSIGNMENT, OVERLAYS, ROUTER
 from coe.artifacts.store import POINTER, ArtifactStore
 from coe.registry import load
-from coe.runtime.active_state import ASSIGNMENT, OVERLAYS, ROUTER, ActiveState, assignment_in_use, overlays_in_use
+from coe.runtime.active_state import ActiveState, assignment_in_use, overlays_in_use
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.main import open_worker, workers_folder

@@ -98,7 +98,7 @@ def test_a_damaged_file_names_itself_and_the_remedy(tmp_path: Path, content: byt
         Gate.load(tmp_path / "gate.npz")
     gate = gate_of(0.0)
     replace(gate, measured=np.ones(2)).save(tmp_path / "gate.npz")
-    with pytest.raises(ArtifactError, match="measured: its shape"):
+    with pytest.raises(ArtifactError, match="measured: its shape does not fit"):
         Gate.load(tmp_path / "gate.npz")
 
 

@@ -1,4 +1,4 @@
-"""Fake servers that take turns, and a check that none is left."""
+"""Fake servers that share a device, and a check that no process is left."""
 
 from tests.fleet.conftest import fakes
 

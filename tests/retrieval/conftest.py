@@ -16,7 +16,7 @@ Opened = Callable[..., DocumentStore]
 
 @pytest.fixture(params=["lancedb", "redis"])
 async def store_url(request: pytest.FixtureRequest) -> str:
-    """The address of an empty store, of each kind in turn."""
+    """The address of an empty store of each kind."""
     if request.param == "lancedb":
         return "lancedb:///documents"
     url: str = request.getfixturevalue("redis_url")
@@ -25,7 +25,7 @@ async def store_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def opened(store_url: str, tmp_path: Path) -> AsyncIterator[Opened]:
-    """Opens that store, as often as a test wants."""
+    """Opens that store any number of times."""
     stores: list[DocumentStore] = []
 
     def build(encoder: EncoderId = WORDS) -> DocumentStore:

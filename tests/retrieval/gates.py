@@ -1,4 +1,4 @@
-"""A gate, a store and an encoder for tests, over the categories and experts of tests.fakes."""
+"""A gate, a retriever and an encoder for tests, over the categories and experts of tests.fakes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CATEGORIES, EXPERTS = ("code", "art", "general"), ("coder", "painter", "generali
 WIDTH = 4
 
 
-def gate_of(odds: dict[tuple[str, str], float] | float, *, tokens: float = 500.0, up: float = 1.0) -> Gate:
-    """Log-odds by category and expert, -9 where none is given, or the same everywhere."""
-    offset = np.full((3, 3), odds if isinstance(odds, float) else -9.0)
-    for (category, expert), value in ({} if isinstance(odds, float) else odds).items():
+def gate_of(log_odds: dict[tuple[str, str], float] | float, *, tokens: float = 500.0, up: float = 1.0) -> Gate:
+    """A gate with these log-odds by category and expert (-9 for others), or the same for all."""
+    offset = np.full((3, 3), log_odds if isinstance(log_odds, float) else -9.0)
+    for (category, expert), value in ({} if isinstance(log_odds, float) else log_odds).items():
         offset[CATEGORIES.index(category), EXPERTS.index(expert)] = value
     helps, never = (
         LogOddsModel(np.zeros(4), np.zeros(4 + CUES + WIDTH), np.stack([own, own]), np.array([1.0, 0.0, 0.0]))
@@ -34,25 +34,25 @@ def gate_of(odds: dict[tuple[str, str], float] | float, *, tokens: float = 500.0
     )
 
 
-def wider(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Readings that begin with these vectors."""
+def embeddings_of(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return embeddings that begin with these vectors."""
     return np.hstack((vectors, np.full((len(vectors), 2), 9.0, dtype=np.float32)))
 
 
 class FlatEncoder:
-    """The same vector for everything; counts what it was asked."""
+    """Returns the same vector for every text; counts the texts."""
 
     dimensions = WIDTH
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.encoded = 0
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        self.asked += len(texts)
+        self.encoded += len(texts)
         return np.full((len(texts), WIDTH), 0.5, dtype=np.float32)
 
     def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return wider(self.encode(texts))
+        return embeddings_of(self.encode(texts))
 
 
 def passage(text: str, *, source: str = "notes.md", title: str = "Notes", score: float = 0.6) -> Passage:
@@ -60,7 +60,7 @@ def passage(text: str, *, source: str = "notes.md", title: str = "Notes", score:
 
 
 class ListRetriever:
-    """Gives what each tenant may see; raises or waits where that is scripted."""
+    """Returns the passages visible to the tenant; raises or waits if scripted."""
 
     def __init__(self, *shared: Passage, own: dict[str, list[Passage]] | None = None) -> None:
         self.shared, self.own = list(shared), own or {}
@@ -85,8 +85,8 @@ class ListRetriever:
         return [*self.own.get(tenant or "", []), *self.shared][:limit]
 
 
-class Consulted:
-    """A Retrieval with its parts in reach."""
+class ScriptedRetrieval:
+    """A Retrieval whose parts the test controls."""
 
     def __init__(self, *passages: Passage, gate: Gate | None, **declared: Any) -> None:
         self.retriever = ListRetriever(*passages)

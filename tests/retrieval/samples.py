@@ -1,4 +1,4 @@
-"""An encoder without a network, and documents for it."""
+"""An encoder without a neural network, and documents for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIMENSIONS = 64
 
 
 class WordEncoder:
-    """Texts that share words are near to each other; a token is a word."""
+    """A bag-of-words encoder: texts that share words are similar. A token is a word."""
 
     def __init__(self, dimensions: int = DIMENSIONS, digest: str = "words") -> None:
         self.dimensions = dimensions

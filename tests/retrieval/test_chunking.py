@@ -1,4 +1,4 @@
-"""Texts cut between sentences, within what the encoder reads."""
+"""Chunks end between sentences and fit the encoder."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def size(text: str) -> int:
     return sum(-(-(end - start) // MAX_TOKEN_CHARACTERS) for start, end in spans)
 
 
-def told(text: str) -> list[str]:
+def texts_of_sentences(text: str) -> list[str]:
     return [text[start:end] for start, end in sentences(text)]
 
 
-def test_sentences_end_where_people_end_them() -> None:
+def test_sentence_boundaries() -> None:
     text = "Dr. Smith found 3.2 mg. It rose, e.g. fast! これはペン。あれは本。 Why?\n\n# A title\nand on"
-    found = [piece.strip() for piece in told(text) if piece.strip()]
+    found = [part.strip() for part in texts_of_sentences(text) if part.strip()]
     assert found == [
         "Dr. Smith found 3.2 mg.",
         "It rose, e.g. fast!",
@@ -42,11 +42,11 @@ def test_sentences_end_where_people_end_them() -> None:
 
 @given(st.text(alphabet=st.sampled_from("ab .!?。\n\t\"'(1é"), max_size=200) | st.text(max_size=100))
 def test_sentences_and_lines_are_the_whole_text(text: str) -> None:
-    assert "".join(told(text)) == text
+    assert "".join(texts_of_sentences(text)) == text
     assert "".join(text[start:end] for start, end in lines(text, (0, len(text)))) == text
 
 
-def test_chunks_are_whole_sentences_and_begin_with_the_former_end() -> None:
+def test_chunks_are_whole_sentences_and_overlap() -> None:
     text = "One two three. Four five six. Seven eight. Nine ten eleven. Twelve."
     assert chunks(text) == ["One two three. Four five six. Seven eight.", "Seven eight. Nine ten eleven. Twelve."]
     assert chunks(text, overlap=0) == ["One two three. Four five six. Seven eight.", "Nine ten eleven. Twelve."]
@@ -61,7 +61,7 @@ def test_no_chunk_is_too_long_and_no_word_is_lost(text: str, tokens: int, overla
     assert set("".join(text.split())) == set("".join("".join(found).split()))
 
 
-def test_a_sentence_longer_than_a_chunk_is_parted_between_lines_then_words() -> None:
+def test_a_sentence_longer_than_a_chunk_is_split_between_lines_then_words() -> None:
     items = "\n".join(f"- item {number} without a stop" for number in range(6))
     assert all(one.startswith("- item") for one in chunks(items, tokens=14, overlap=0))
     row = " ".join(f"word{number}" for number in range(40))
@@ -77,7 +77,7 @@ def test_white_space_has_no_chunks() -> None:
     assert chunks(" \n\n\t ") == []
 
 
-def test_ids_are_of_the_content() -> None:
+def test_ids_are_derived_from_the_content() -> None:
     chunker = Chunker(ENCODER, ChunkSize(12, 0))
     text = "One two three four five six. " * 4
     first = chunker.document(KEY, text, source="s", title="t")
@@ -92,7 +92,7 @@ def test_ids_are_of_the_content() -> None:
     }
 
 
-def test_a_digest_is_of_all_that_is_kept_and_of_the_cut() -> None:
+def test_a_digest_covers_the_content_and_the_chunk_size() -> None:
     chunker, other = Chunker(ENCODER), Chunker(ENCODER, ChunkSize(100, 10))
     digests = {
         chunker.digest("text", source="s", title="t"),
@@ -104,5 +104,5 @@ def test_a_digest_is_of_all_that_is_kept_and_of_the_cut() -> None:
     assert len(digests) == 5
 
 
-def test_texts_are_kept_clean() -> None:
+def test_texts_are_normalized() -> None:
     assert normalize_text("\ufeffa\r\nb\rc\x00d\x1b[0m\ud800e\u0301\x0cf\t") == "a\nb\ncd[0m?é\n\nf\t"

@@ -1,4 +1,4 @@
-"""Two orders made one, and which candidates need no second look."""
+"""Score fusion, and which candidates need no exact score."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coe.retrieval.fusion import MIN_CANDIDATES, fuse, unscored_candidates
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("wanted", [1, 8, 40])
-def test_those_left_out_would_not_have_been_among_the_best(seed: int, wanted: int) -> None:
+def test_skipped_candidates_are_never_among_the_best(seed: int, wanted: int) -> None:
     random = np.random.default_rng(seed)
     cosine = dict(enumerate(random.beta(4, 4, 400).tolist()))
     bm25 = {one: 20 * cosine[one] * random.random() + 3 * random.random() for one in range(0, 400, 2)}
@@ -24,6 +24,6 @@ def test_those_left_out_would_not_have_been_among_the_best(seed: int, wanted: in
         assert len(new) < len(words.keys() - near.keys())
 
 
-def test_where_all_chunks_are_near_none_is_left_out() -> None:
+def test_no_candidate_is_skipped_if_all_chunks_are_near() -> None:
     near = {"a": 0.9, "b": 0.1}
     assert unscored_candidates(near, {"b": 3.0, "c": 0.1}, wanted=1) == ["c"]

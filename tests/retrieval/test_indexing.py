@@ -1,4 +1,4 @@
-"""A second run touches what changed, and nothing else."""
+"""Indexing again writes only what changed."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ async def test_a_second_run_embeds_only_what_changed(store: DocumentStore) -> No
     assert list(await store.collections()) == [Collection("books", None, 3, 3), Collection("books", "acme", 1, 1)]
 
 
-async def test_a_document_met_twice_in_one_run_is_kept_as_it_was_met_last(store: DocumentStore) -> None:
-    tally = await Indexer(store, WordEncoder()).add(given(text("a", "Old ants."), text("a", "New ants.")))
-    assert (tally.added, tally.changed) == (1, 1)
+async def test_the_last_of_two_documents_with_one_key_is_kept(store: DocumentStore) -> None:
+    counts = await Indexer(store, WordEncoder()).add(given(text("a", "Old ants."), text("a", "New ants.")))
+    assert (counts.added, counts.changed) == (1, 1)
     assert [chunk.text async for one in store.documents() for chunk in one.chunks] == ["New ants."]
 
 
-async def test_a_document_that_became_empty_is_forgotten(store: DocumentStore) -> None:
+async def test_a_document_that_became_empty_is_deleted(store: DocumentStore) -> None:
     indexer = Indexer(store, WordEncoder())
     await indexer.add(given(text("a", "Ants.")))
     assert (await indexer.add(given(text("a", "")))).empty == 1
     assert not await store.digests("books")
 
 
-async def test_a_title_helps_to_find_each_of_its_chunks(store: DocumentStore) -> None:
+async def test_chunks_are_embedded_with_the_title(store: DocumentStore) -> None:
     encoder = WordEncoder()
     await Indexer(store, encoder).add(given(text("a", "Sixteen weeks.", title="Parental leave")))
     assert encoder.encoded == ["Parental leave\nSixteen weeks."]
 
 
-async def test_many_texts_are_written_in_parts_and_told(store: DocumentStore) -> None:
-    heard: list[int] = []
+async def test_many_texts_are_written_in_batches_with_progress(store: DocumentStore) -> None:
+    progress: list[int] = []
     many = [text(f"t{number}", f"Text number {number} is here.") for number in range(600)]
-    tally = await Indexer(store, WordEncoder()).add(given(*many), progress=heard.append)
-    assert (tally.added, heard[-1], len(heard)) == (600, 600, 600)
+    counts = await Indexer(store, WordEncoder()).add(given(*many), progress=progress.append)
+    assert (counts.added, progress[-1], len(progress)) == (600, 600, 600)
     assert list(await store.collections()) == [Collection("books", None, 600, 600)]
 
 

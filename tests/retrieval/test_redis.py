@@ -1,4 +1,4 @@
-"""What only the store in Redis has to show: nothing is left over, and errors name the server and the remedy."""
+"""The Redis store: no keys are left behind, and errors name the server and the remedy."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tests.retrieval.test_indexing import given, text
 pytestmark = pytest.mark.anyio
 
 
-async def left(url: str) -> set[bytes]:
+async def key_suffixes(url: str) -> set[bytes]:
     async with Redis.from_url(url) as client:
         return {key.rpartition(b":")[2] for key in await client.keys()}
 
 
-async def test_what_is_forgotten_leaves_nothing_behind(redis_url: str) -> None:
+async def test_deleted_documents_leave_no_keys(redis_url: str) -> None:
     store = RedisStore(redis_url, WORDS)
     texts = [text(f"t{number}", f"Ants and bees number {number}. " * (number + 1)) for number in range(20)]
     await Indexer(store, WordEncoder()).add(given(*texts))
-    assert "vectors" in str(await left(redis_url))
+    assert "vectors" in str(await key_suffixes(redis_url))
     assert await store.delete([DocumentKey(f"t{number}", "books") for number in range(20)]) == 20
-    assert await left(redis_url) == {b"index", b"next", b"parts"}
+    assert await key_suffixes(redis_url) == {b"index", b"next", b"parts"}
     await store.aclose()
 
 
-async def test_a_rebuilding_leaves_the_former_version_for_a_while_and_a_failed_one_nothing(redis_url: str) -> None:
+async def test_a_rebuild_expires_the_former_version_and_a_failed_one_leaves_no_keys(redis_url: str) -> None:
     store = RedisStore(redis_url, WORDS)
     indexer = Indexer(store, WordEncoder())
     await indexer.add(given(text("a", "Ants.")))
@@ -60,7 +60,7 @@ class Failing(WordEncoder):
         raise ZeroDivisionError
 
 
-async def test_nobody_writes_while_the_index_is_rebuilt(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_other_writer_writes_during_a_rebuild(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coe.retrieval.redis.store.REBUILD_WAIT_SECONDS", 0.1)
     store, other = RedisStore(redis_url, WORDS), RedisStore(redis_url, WORDS)
     await Indexer(store, WordEncoder()).add(given(text("a", "Ants.")))
@@ -75,7 +75,7 @@ async def test_nobody_writes_while_the_index_is_rebuilt(redis_url: str, monkeypa
         await one.aclose()
 
 
-async def test_a_server_that_is_away_or_too_old_is_named_with_the_remedy() -> None:
+async def test_an_unavailable_or_too_old_server_is_named_with_the_remedy() -> None:
     store = RedisStore("redis://:secret@127.0.0.1:1/0", encoder_id(WordEncoder()))
     with pytest.raises(RetrievalError, match=r"redis at 127\.0\.0\.1:1: .*check that it runs") as raised:
         await store.search("x", WordEncoder().encode(["x"])[0], limit=1)
@@ -95,6 +95,6 @@ async def test_a_server_that_is_away_or_too_old_is_named_with_the_remedy() -> No
 @pytest.mark.parametrize(
     "url", ["redis://h:port/0", "lancedb:///", "lancedb://host/x", "lancedb:///a?b", "sqlite:///x"]
 )
-def test_an_address_that_cannot_be_meant_is_refused(url: str, tmp_path: object) -> None:
+def test_an_invalid_address_is_rejected(url: str, tmp_path: object) -> None:
     with pytest.raises(ConfigError, match=r"retrieval\.store"):
         open_store(url, base=tmp_path, encoder=WORDS)  # type: ignore[arg-type]

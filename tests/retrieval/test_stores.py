@@ -1,4 +1,4 @@
-"""What every DocumentStore does, whichever it is."""
+"""Conformance suite of all DocumentStores."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_an_empty_store_finds_nothing_and_holds_nothing(store: DocumentSto
     assert [one async for one in store.documents()] == []
 
 
-async def test_the_best_passage_comes_first_with_what_is_known_of_it(store: DocumentStore) -> None:
+async def test_the_best_passage_comes_first_with_its_metadata(store: DocumentStore) -> None:
     await filled(store)
     best, *rest = await ask(store, "how long is parental leave")
     wanted = document(TEXTS["leave"], "leave")
@@ -77,7 +77,7 @@ async def test_a_search_is_bounded(store: DocumentStore) -> None:
             await ask(store, "the desk", limit=limit)
 
 
-async def test_collections_are_looked_in_as_asked(store: DocumentStore) -> None:
+async def test_a_search_is_limited_to_collections(store: DocumentStore) -> None:
     await put(
         store, document("Cats purr.", "cats", collection="pets"), document("Dogs bark.", "dogs", collection="it's")
     )
@@ -87,7 +87,7 @@ async def test_collections_are_looked_in_as_asked(store: DocumentStore) -> None:
     assert not await ask(store, "cats dogs", collections=["none"])
 
 
-async def test_a_tenants_documents_are_seen_by_that_tenant_alone(store: DocumentStore) -> None:
+async def test_a_tenants_documents_are_visible_to_that_tenant_only(store: DocumentStore) -> None:
     await put(
         store,
         document("The plan of acme is secret.", "plan", tenant="acme"),
@@ -108,7 +108,7 @@ async def test_a_tenants_documents_are_seen_by_that_tenant_alone(store: Document
     assert await seen("zeta") == {"zeta", "everybody"}
 
 
-async def test_a_document_takes_the_place_of_the_former_one(store: DocumentStore) -> None:
+async def test_a_document_replaces_the_former_one(store: DocumentStore) -> None:
     long = " ".join(f"Rule {number} is about topic {number} and nothing else at all." for number in range(60))
     await put(store, document(long, "rules"), document(TEXTS["leave"], "leave"))
     assert len(document(long, "rules").chunks) > 2
@@ -120,7 +120,7 @@ async def test_a_document_takes_the_place_of_the_former_one(store: DocumentStore
     assert not [one for one in await ask(store, "topic 59", limit=50) if "topic" in one.text]
 
 
-async def test_what_is_deleted_is_not_found(store: DocumentStore) -> None:
+async def test_deleted_documents_are_not_found(store: DocumentStore) -> None:
     await filled(store)
     assert (
         await store.delete(
@@ -132,7 +132,7 @@ async def test_what_is_deleted_is_not_found(store: DocumentStore) -> None:
     assert set(await store.digests("handbook")) == {"leave", "travel"}
 
 
-async def test_all_that_is_stored_is_told(store: DocumentStore) -> None:
+async def test_all_stored_documents_are_listed(store: DocumentStore) -> None:
     long = " ".join(f"Rule {number} is about topic {number} and nothing else at all." for number in range(60))
     documents = [document(long, "it's; long"), document("Cats purr.", "cats", collection="pets", tenant="acme")]
     await put(store, *documents)
@@ -142,7 +142,7 @@ async def test_all_that_is_stored_is_told(store: DocumentStore) -> None:
     assert await store.digests("pets", "acme") == {"cats": documents[1].digest}
 
 
-async def test_another_encoders_index_is_refused_with_the_remedy(opened: Opened) -> None:
+async def test_an_index_of_another_encoder_is_rejected_with_the_remedy(opened: Opened) -> None:
     await filled(opened())
     for other in (EncoderId("other", 64), EncoderId("words", 32)):
         store = opened(other)
@@ -154,7 +154,7 @@ async def test_another_encoders_index_is_refused_with_the_remedy(opened: Opened)
         assert len([one async for one in store.documents()]) == 3
 
 
-async def test_an_index_is_rebuilt_while_it_is_searched(opened: Opened) -> None:
+async def test_searches_work_during_a_rebuild(opened: Opened) -> None:
     old, new = opened(), opened(EncoderId("other", 32))
     await filled(old)
     other = WordEncoder(32, "other")
@@ -169,7 +169,7 @@ async def test_an_index_is_rebuilt_while_it_is_searched(opened: Opened) -> None:
         await ask(old, "parental leave")
 
 
-async def test_a_rebuilding_that_fails_changes_nothing(opened: Opened) -> None:
+async def test_a_failed_rebuild_changes_nothing(opened: Opened) -> None:
     store = opened()
     await filled(store)
 
@@ -186,14 +186,14 @@ async def test_a_rebuilding_that_fails_changes_nothing(opened: Opened) -> None:
     assert [one.text for one in await ask(opened(), "leave")] == ["All new."]
 
 
-async def test_writers_do_not_disturb_each_other(opened: Opened) -> None:
+async def test_concurrent_writers(opened: Opened) -> None:
     stores = [opened() for _ in range(4)]
     await asyncio.gather(*(put(one, document(f"Text {i} here.", f"text{i}")) for i, one in enumerate(stores)))
     await asyncio.gather(*(put(one, document(f"Text {i} there.", "same")) for i, one in enumerate(stores)))
     assert list(await opened().collections()) == [Collection("handbook", None, 5, 5)]
 
 
-async def test_another_process_sees_what_was_written(opened: Opened) -> None:
+async def test_another_store_sees_writes(opened: Opened) -> None:
     reader = opened()
     assert not await ask(reader, "leave")
     await filled(opened())

@@ -1,4 +1,4 @@
-"""Words as they are looked for, and BM25 over packed rows."""
+"""Terms of texts, and BM25 over packed postings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from coe.retrieval.redis.terms import POSTING, WEIGHT_SCALE, query_terms, term_weights, terms, top_chunks
 
 
-def test_words_are_folded_stemmed_and_without_what_every_text_has() -> None:
+def test_words_are_folded_and_stemmed_without_stop_words() -> None:
     assert terms("The Ärzte in München are testing E-4711!") == ["arzt", "munchen", "test", "e", "4711"]
     assert terms("日本語です 你好 水") == ["日本", "本語", "語で", "です", "你好", "水"]
     assert terms("x" * 100) == ["x" * 40]
     assert terms("the of and \x00 ...") == []
 
 
-def test_a_question_is_bounded() -> None:
+def test_the_terms_of_a_question_are_bounded() -> None:
     assert len(query_terms(" ".join(f"word{number}" for number in range(1000)))) == 64
     assert query_terms("ants ants Ants") == ["ant"]
 

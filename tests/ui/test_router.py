@@ -108,7 +108,7 @@ async def test_two_versions_side_by_side_fit_and_are_accessible(
 ) -> None:
     async with visiting(browser, shop.url(f"/router/{shop.new}?with={shop.old}"), phone=phone, dark=dark) as page:
         metrics = page.get_by_role("table", name="Training metrics")
-        await expect(metrics.get_by_role("row", name="Accuracy")).to_contain_text("90.0 %80.0 %+10.0 %")
+        await expect(metrics.get_by_role("row", name="Accuracy of held-out")).to_contain_text("90.0 %80.0 %+10.0 %")
         await expect(page.locator("coe-chart canvas")).to_have_count(2)
         cell = page.get_by_role("button", name="15 of 100 prompts of code were predicted as art")
         await cell.focus()

@@ -52,7 +52,7 @@ class Service:
                 process.wait()
 
     def declare(self, *experts: dict[str, Any], **more: Any) -> None:
-        """Write experts.yaml: these experts, and the spare one, with more sections."""
+        """Writes experts.yaml: these experts, the stand-in, and more sections."""
         stand_in = {"name": "stand_in", "model": "a-model", "runtime": "external", "base_url": self._spare_url}
         declared = {
             "version": 1,
@@ -95,11 +95,11 @@ class Service:
 
     @property
     def said(self) -> str:
-        """What `coe up` has said."""
+        """The output of `coe up`."""
         return self._log.read_text(errors="replace")
 
     def wait_for_line(self, text: str, *, times: int = 1, within: float = START) -> None:
-        """Wait until it has said this so many times."""
+        """Waits until its output has contained `text` that many times."""
         deadline = time.monotonic() + within
         while self.said.count(text) < times:
             assert time.monotonic() < deadline, f"not said {times} times: {text!r}\n{self.said}"
@@ -120,7 +120,7 @@ class Service:
 
     @property
     def server(self) -> str:
-        """Where the server of the base is; nobody but this process's kind should know."""
+        """The URL of the base model's server."""
         return self.servers[0]
 
     @property
@@ -130,7 +130,7 @@ class Service:
         return [str(one["base_url"]).removesuffix("/v1") for one in endpoints["base"]]
 
     def metric(self, name: str, *, server: str = "") -> float:
-        """Of the vLLM server itself, summed over its series."""
+        """A metric of the vLLM server itself, summed over its series."""
         lines = httpx.get(f"{server or self.server}/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")))
 

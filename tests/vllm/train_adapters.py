@@ -1,6 +1,6 @@
 """Trains the LoRA adapters of these tests in seconds: `train_adapters.py MODEL FOLDER`, with vLLM's own interpreter.
 
-Each learns one manner of answering, whatever is asked, so that an answer tells who gave it.
+Each learns one sentence as the answer to any request, so that an answer shows which adapter gave it.
 """
 
 from __future__ import annotations

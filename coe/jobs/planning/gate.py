@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from coe.artifacts.kinds import GATE
 from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate
 from coe.learning.retraining.gate_report import gate_report, plot_calibration
@@ -15,7 +16,7 @@ from coe.retrieval.gate import GATE_FILE
 from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
 
-GATE, CALIBRATION_FILE = "gate", "calibration.png"
+CALIBRATION_FILE = "calibration.png"
 
 
 def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: bool) -> dict[str, Any] | None:

@@ -15,13 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.artifacts.redis import mirror, open_shared
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigError, JobUnavailable
 from coe.registry import load
 from coe.runtime import promotion
 from coe.runtime.promotion import VersionChange
-from coe.runtime.versions import KINDS, VersionCatalog
+from coe.runtime.versions import VersionCatalog
 from coe.settings import Settings
 from gateway.endpoints.http import json_response
 from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems
@@ -61,7 +62,7 @@ class Artifacts:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._versions = {kind: VersionCatalog(parts.settings.artifacts, kind) for kind in KINDS}
+        self._versions = {kind: VersionCatalog(parts.settings.artifacts, kind) for kind in ARTIFACT_KINDS}
         self._moving = asyncio.Lock()
 
     async def list(self, _: Request) -> Response:
@@ -117,7 +118,7 @@ class Artifacts:
     def _shelf(self, request: Request) -> VersionCatalog:
         kind = request.path_params["kind"]
         if kind not in self._versions:
-            raise ArtifactNotFound(f"there is no kind of artifact {kind[:64]!r}; there are {', '.join(KINDS)}")
+            raise ArtifactNotFound(f"there is no kind of artifact {kind[:64]!r}; there are {', '.join(ARTIFACT_KINDS)}")
         return self._versions[kind]
 
     async def _served(self) -> tuple[dict[str, dict[str, int]], bool]:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.artifacts.history import Promotion
+from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError, NothingMeasured
 from coe.mapping import (
@@ -29,7 +30,6 @@ from coe.mapping import (
     read_published,
 )
 from coe.registry import Registry
-from coe.runtime.active_state import ASSIGNMENT
 from gateway.endpoints.http import json_response
 from gateway.endpoints.operation import Operation, Schema, json_success, object_schema, problems
 from gateway.parts import Parts

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, Overloaded
 from coe.mapping import read_plan_file
 from coe.registry import ENTRY_NAME, load, load_with_expert, yaml_source
-from coe.runtime.active_state import ASSIGNMENT
 from gateway.endpoints.admin.counts import Counts, expert_stats
 from gateway.endpoints.http import json_response
 from gateway.endpoints.operation import Operation, Schema, json_success, object_schema, problems

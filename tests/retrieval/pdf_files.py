@@ -1,4 +1,4 @@
-"""Small PDF files, whole and broken."""
+"""Creates small PDF files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pypdf import PdfReader, PdfWriter
 
 
 def pdf(*pages: str, title: str = "", content: bytes | None = None) -> bytes:
-    """A file with a page a text; `content` in place of the first page's."""
+    """Create a PDF with one page for each text; `content` replaces the stream of the pages."""
     objects = [b"<</Type/Catalog/Pages 2 0 R>>", b"", b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"]
     kids = []
     for text in pages:

@@ -1,4 +1,4 @@
-"""The gate is served what it was fitted with: the same posteriors, vectors, bars and order of looks."""
+"""Serving and fitting agree: the same posteriors, vectors, thresholds and order of the gate's steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_decisi
 from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest
 from gateway.dialects import chat
-from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, passage, wider
+from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, embeddings_of, passage
 
 pytestmark = pytest.mark.anyio
 
@@ -24,8 +24,8 @@ COSINE = 0.6
 PRICE = RetrievalPrice(per_thousand_tokens=0.1, per_second=0)
 
 
-class Scatter:
-    """An encoder whose vectors say nothing of the text but which it is."""
+class RandomEncoder:
+    """Returns a random vector for each text, always the same one."""
 
     dimensions = WIDTH
 
@@ -34,55 +34,57 @@ class Scatter:
         return np.array([row / np.linalg.norm(row) for row in rows], dtype=np.float32)
 
     def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return wider(self.encode(texts))
+        return embeddings_of(self.encode(texts))
 
 
-class Second:
-    """A router that thinks otherwise, and is surer, once it has vectors."""
+class TwoStageRouter:
+    """A router whose encoder stage predicts other categories, with more confidence."""
 
     categories = CATEGORIES
-    version = "second"
+    version = "two-stage"
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction:
         return self.predict([text])[0]
 
     def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
-        logits = Scatter().encode(texts)[:, :3] if embeddings is None else 4 * embeddings[:, [1, 0, 2]]
+        logits = RandomEncoder().encode(texts)[:, :3] if embeddings is None else 4 * embeddings[:, [1, 0, 2]]
         chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         return [Prediction(row, "fast" if embeddings is None else "encoder") for row in chances]
 
 
-def tried() -> GateExamples:
-    """Where the surer answer is the first category, passages mostly help, where it is the second, they mostly spoil."""
+def sample_trials() -> GateExamples:
+    """Passages mostly help where the encoder stage predicts the first category, and mostly harm for the second."""
     texts = [f"question {number}" for number in range(240)]
-    embeddings = Scatter().features(texts)
-    likeliest = np.array([found.best for found in Second().predict(texts, embeddings=embeddings)])
+    embeddings = RandomEncoder().features(texts)
+    likeliest = np.array([found.best for found in TwoStageRouter().predict(texts, embeddings=embeddings)])
     as_expected = np.random.default_rng(0).random(len(texts)) < 0.8
     without = np.where((likeliest == 0) == as_expected, 0.0, 1.0)
     with_ = np.where((likeliest == 1) == as_expected, 0.0, 1.0)
     costs = {"cosine": np.full(240, COSINE), "tokens": np.full(240, 400.0), "seconds": np.full(240, 0.01)}
     sides = {"without": without[:, None], "with_": with_[:, None]}
-    return GateExamples.from_texts(texts, Second(), Scatter(), experts=("small",), **sides, **costs)
+    return GateExamples.from_texts(texts, TwoStageRouter(), RandomEncoder(), experts=("small",), **sides, **costs)
 
 
-async def test_the_gate_is_served_what_it_was_fitted_with() -> None:
-    trials = tried()
+async def test_serving_decides_as_the_fitted_gate_predicts() -> None:
+    trials = sample_trials()
     gate = fit_gate(trials)
     chances, open_ = gate_estimates(gate, trials, evidence=True).helps[:, 0], gate_decisions(gate, trials, PRICE)[:, 0]
     assert 30 < open_.sum() < 210
     with ThreadPoolExecutor(1) as threads:
-        consultant = Retrieval(
+        retrieval = Retrieval(
             RetrievalSpec(price=PRICE),
             retriever=ListRetriever(passage("A passage.", score=COSINE)),
-            encoder=Scatter(),
-            router=Second(),
+            encoder=RandomEncoder(),
+            router=TwoStageRouter(),
             threads=threads,
             gate=gate,
         )
         for text, chance, yes in zip(trials.texts, chances, open_, strict=True):
             body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]})
-            question = RetrievalRequest(chat.parse(body), text, Second().predict_fast(text), 0, 4096, None, "auto")
-            _, found = await consultant.retrieve(question)
+            question = RetrievalRequest(
+                chat.parse(body), text, TwoStageRouter().predict_fast(text), 0, 4096, None, "auto"
+            )
+            _, found = await retrieval.retrieve(question)
             assert (found.status == "used") == yes
             if yes:
                 assert found.probability == pytest.approx(chance, abs=1e-6)

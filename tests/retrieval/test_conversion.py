@@ -1,4 +1,4 @@
-"""Files become text, or a reason why not; no file takes the run down."""
+"""Files are converted to text or rejected with a reason; no file stops the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from coe.errors import DataError, DocumentError
 from coe.retrieval.ingest.conversion import FORMAT_BY_SUFFIX, MAX_FILE_BYTES, ConvertedText, Converter
 from coe.retrieval.ingest.files import RejectedFile, SourceFile, find_files
-from tests.retrieval.papers import encrypted, pdf
+from tests.retrieval.pdf_files import encrypted, pdf
 
 pytestmark = pytest.mark.anyio
 NOISE = random.Random(1).randbytes(5000)
@@ -30,7 +30,7 @@ async def converted(converter: Converter, folder: Path, name: str, data: bytes) 
     return await converter.convert(file, FORMAT_BY_SUFFIX[file.suffix])
 
 
-async def test_every_kind_gives_its_text_and_title(converter: Converter, tmp_path: Path) -> None:
+async def test_every_format_is_converted_to_text_and_title(converter: Converter, tmp_path: Path) -> None:
     page = (
         "<html><head><title>Leave &amp; rest</title><style>p {}</style><script>bad()</script></head>"
         "<body><nav>Home</nav><h1>Leave</h1><p>Sixteen <b>weeks</b> of <a href='http://x'>paid</a> leave_days.</p>"
@@ -53,7 +53,7 @@ async def test_every_kind_gives_its_text_and_title(converter: Converter, tmp_pat
     assert found["e.txt"].text == "Grüße"
 
 
-async def test_bad_files_end_as_a_reason_and_good_ones_go_on(converter: Converter, tmp_path: Path) -> None:
+async def test_bad_files_are_rejected_with_a_reason_and_later_files_work(converter: Converter, tmp_path: Path) -> None:
     bad = {
         "locked.pdf": (encrypted(pdf("secret"), "word"), "encrypted"),
         "broken.pdf": (pdf("x")[:80], "broken"),
@@ -71,7 +71,7 @@ async def test_bad_files_end_as_a_reason_and_good_ones_go_on(converter: Converte
     assert (await converted(converter, tmp_path, "open.pdf", encrypted(pdf("open"), ""))).text == "open"
 
 
-async def test_a_bomb_bursts_in_the_process_that_opens_it(converter: Converter, tmp_path: Path) -> None:
+async def test_a_decompression_bomb_only_breaks_the_child_process(converter: Converter, tmp_path: Path) -> None:
     bomb = pdf("x", content=b"BT (" + b"a" * 300_000_000 + b") Tj ET")
     assert len(bomb) < 2**20
     with pytest.raises(DocumentError):
@@ -89,14 +89,14 @@ async def test_a_file_that_is_too_large_is_not_opened(converter: Converter, tmp_
         await converter.convert(tmp_path / "gone.txt", "text")
 
 
-async def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+async def test_converting_a_file_times_out(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "slow.html")
     async with Converter(timeout=0.3) as converter:
         with pytest.raises(DocumentError, match=r"longer than 0\.3 s"):
             await converter.convert(tmp_path / "slow.html", "html")
 
 
-def test_folders_and_patterns_are_searched_for_known_kinds(tmp_path: Path) -> None:
+def test_folders_and_patterns_find_files_of_known_formats(tmp_path: Path) -> None:
     for name in ("a.md", "b.exe", "sub/c.HTML", "sub/.hidden.md", ".git/d.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -111,7 +111,7 @@ def test_folders_and_patterns_are_searched_for_known_kinds(tmp_path: Path) -> No
             find_files([str(tmp_path / missing)])
 
 
-def test_links_that_leave_the_root_are_refused(tmp_path: Path) -> None:
+def test_links_that_leave_the_root_are_rejected(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "secret.md"
     (root / "sub").mkdir(parents=True)
     outside.write_text("secret")
@@ -122,11 +122,11 @@ def test_links_that_leave_the_root_are_refused(tmp_path: Path) -> None:
     (root / "loop.md").symlink_to(root / "loop.md")
     (root / "up").symlink_to(tmp_path)
     os.mkfifo(root / "pipe.txt")
-    for asked in (str(root), f"{root}/**/*.*"):
-        told = {one.path.name: one.reason for one in find_files([asked]) if isinstance(one, RejectedFile)}
-        assert "link that leaves" in told["out.md"]
-        assert "not a file" in told["pipe.txt"]
-        assert {"gone.md", "loop.md"} <= set(told)
-        assert [one.path for one in find_files([asked]) if isinstance(one, SourceFile)] == [root / "in.md"]
+    for path in (str(root), f"{root}/**/*.*"):
+        reasons = {one.path.name: one.reason for one in find_files([path]) if isinstance(one, RejectedFile)}
+        assert "link that leaves" in reasons["out.md"]
+        assert "not a file" in reasons["pipe.txt"]
+        assert {"gone.md", "loop.md"} <= set(reasons)
+        assert [one.path for one in find_files([path]) if isinstance(one, SourceFile)] == [root / "in.md"]
     (named,) = find_files([str(root / "out.md")])
     assert isinstance(named, RejectedFile)

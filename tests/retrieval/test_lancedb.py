@@ -1,4 +1,4 @@
-"""What only the store in a folder has to show: its indexes stay whole, and it keeps to few files."""
+"""The LanceDB store: indexes are compacted and cover all rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.retrieval.test_stores import ask, put
 pytestmark = pytest.mark.anyio
 
 
-async def pieces(folder: Path) -> tuple[int, int, int]:
+async def index_state(folder: Path) -> tuple[int, int, int]:
     """Fragments, segments of the vectors' index, and rows outside of it."""
     connection = await lancedb.connect_async(folder)
     table = await connection.open_table((folder / "current").read_text().strip())
@@ -26,9 +26,7 @@ async def pieces(folder: Path) -> tuple[int, int, int]:
     return count, stats.num_indices or 0, stats.num_unindexed_rows
 
 
-async def test_what_was_written_in_parts_is_joined_under_one_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_many_writes_end_in_one_fragment_and_one_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coe.retrieval.lancedb.store.MIN_CHUNKS_FOR_VECTOR_INDEX", 300)
     store, number = LanceStore(tmp_path, WORDS), 0
     for _ in range(5):
@@ -37,7 +35,7 @@ async def test_what_was_written_in_parts_is_joined_under_one_index(
     await store.aclose()
     seen = []
     for _ in range(3):
-        seen.append(await pieces(tmp_path))
+        seen.append(await index_state(tmp_path))
         store = LanceStore(tmp_path, WORDS)
         await put(store, *(document(f"Word{n} alone.", f"d{n}") for n in range(number, number + 5)))
         number += 5

@@ -1,0 +1,54 @@
+"""The kinds of artifacts that a gateway serves with: one table for the stores, `coe promote` and `/v1/artifacts`.
+
+How a version of each kind is checked before it comes into use is code of the upper layers: `coe/runtime/promotion.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ROUTER, ASSIGNMENT, OVERLAYS, GATE = "router", "assignment", "overlays", "gate"
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactKind:
+    """What one kind of artifact holds. `quality` describes the number that versions are compared by, `check` what is
+    verified before a promotion, and `default` what serves where no version is in use."""
+
+    name: str
+    holds: str
+    quality: str
+    check: str
+    default: str = "none"
+
+
+_KINDS = (
+    ArtifactKind(
+        ROUTER,
+        holds="the category router: heads, encoder and calibration",
+        quality="accuracy on held-out prompts",
+        check="its categories are those of experts.yaml, and its files are complete",
+    ),
+    ArtifactKind(
+        OVERLAYS,
+        holds="corrections of the router for single tenants",
+        quality="mean gain of the tenants' held-out accuracy",
+        check="they were fitted to the router in use",
+    ),
+    ArtifactKind(
+        ASSIGNMENT,
+        holds="the plan: an expert for each category, with prices and expected quality",
+        quality="planned quality, a lower confidence bound",
+        check="its categories and experts are declared in experts.yaml",
+        default="as declared in experts.yaml",
+    ),
+    ArtifactKind(
+        GATE,
+        holds="the retrieval gate: the expected gain of passages for a prompt",
+        quality="quality with the gate on held-out questions",
+        check="its categories are those of experts.yaml",
+    ),
+)
+ARTIFACT_KINDS: Mapping[str, ArtifactKind] = {kind.name: kind for kind in _KINDS}
+"""By name, in the order in which a gateway reads them."""
