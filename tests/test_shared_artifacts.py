@@ -64,7 +64,7 @@ def test_the_version_in_use_and_the_one_before_are_kept(tmp_path: Path, share: R
         store.promote(version)
     kept = {field.decode() for field in redis.hkeys("coe:artifacts:router") if field.startswith(b"tar:")}
     assert kept == {f"tar:{version}" for version in versions[1:]}
-    with pytest.raises(ArtifactError, match=f"router {versions[0]} is not there"):
+    with pytest.raises(ArtifactError, match=f"router {versions[0]} is not shared"):
         ArtifactStore(tmp_path / "new", "router", share).published(versions[0])
 
 

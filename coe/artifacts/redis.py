@@ -106,10 +106,11 @@ class RedisArtifacts:
         packed = self._value(_key(kind), f"tar:{version}", max_bytes=MAX_VERSION_BYTES)
         digest = self._value(_key(kind), f"sha256:{version}", max_bytes=MAX_SMALL_FILE_BYTES)
         what = f"{self.place}: {kind} {version}"
+        remedy = f"run `coe promote {kind} {version}` on the machine that made it"
         if packed is None:
-            raise ArtifactError(f"{what} is not there; `coe promote {kind} {version}` where it was made puts it there")
+            raise ArtifactError(f"{what} is not shared; {remedy}")
         if digest is None or hashlib.sha256(packed).hexdigest().encode() != digest:
-            raise ArtifactError(f"{what} is damaged; `coe promote {kind} {version}` where it was made mends it")
+            raise ArtifactError(f"{what} is damaged; {remedy}")
         unpack(packed, into, kind=kind, version=version, what=what)
 
     def put_file(self, name: str, content: bytes) -> None:
@@ -154,7 +155,7 @@ def pack(folder: Path) -> bytes:
             tar.add(path, path.name)
     if packed.tell() > MAX_VERSION_BYTES:
         raise ArtifactError(
-            f"{folder}: {packed.tell() >> 20} MB, more than the {MAX_VERSION_BYTES >> 20} MB that Redis can keep"
+            f"{folder}: {packed.tell() >> 20} MB, more than the {MAX_VERSION_BYTES >> 20} MB that Redis can store"
         )
     return packed.getvalue()
 
@@ -171,12 +172,12 @@ def unpack(packed: bytes, into: Path, *, kind: str, version: str, what: str) -> 
             raise ValueError(f"it holds {manifest.kind} {manifest.version}")
         if digests != manifest.files:
             wrong = sorted(name for name, _ in digests.items() ^ manifest.files.items())
-            raise ValueError(f"{wrong[0]} is missing, too many, or not what its digest says")
+            raise ValueError(f"{wrong[0]} is missing, unexpected, or does not match its digest")
         for name, content in _archive_members(packed):
             (into / name).write_bytes(content)
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise ArtifactError(
-            f"{what} is damaged: {error}; `coe promote {kind} {version}` where it was made mends it"
+            f"{what} is damaged: {error}; `coe promote {kind} {version}` on the machine that made it repairs it"
         ) from error
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger("coe.records")
 
 WARNING_INTERVAL_SECONDS = 60.0
 """At most one warning in this time."""
-SPOOL_POLL_SECONDS = 60.0  # how often an empty spool is looked into for what another process left there
+SPOOL_POLL_SECONDS = 60.0
 """Interval at which an empty spool is checked for entries of other processes."""
 
 

@@ -28,7 +28,7 @@ _OPERATIONS: dict[Api, str] = {"completions": "text_completion", "embeddings": "
 def request_attributes(trace: Trace) -> Attributes:
     """Attributes of the server span."""
     registry, decision, prediction = trace.serving.registry, trace.decision, trace.prediction
-    asked = trace.chat.model if trace.chat else None
+    model = trace.chat.model if trace.chat else None
     return _without_none(
         {
             "http.request.method": "POST",
@@ -37,7 +37,7 @@ def request_attributes(trace: Trace) -> Attributes:
             "error.type": None if trace.outcome == "ok" else trace.outcome,
             "gen_ai.operation.name": _OPERATIONS.get(trace.api, "chat"),
             "gen_ai.provider.name": "coe",
-            "gen_ai.request.model": asked if asked == AUTO or asked in registry.expert_names else None,
+            "gen_ai.request.model": model if model == AUTO or model in registry.expert_names else None,
             "gen_ai.request.stream": trace.chat.stream if trace.chat else None,
             "gen_ai.conversation.id": trace.options.session if trace.options else None,
             **_answer_attributes(trace),

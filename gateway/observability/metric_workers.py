@@ -37,7 +37,7 @@ async def share_metrics(folder: Path, registry: MetricRegistry) -> AsyncIterator
     address.unlink(missing_ok=True)
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        os.utime(lock)  # cleaners of temporary folders take away what looks forgotten
+        os.utime(lock)  # cleaners of temporary folders delete old files
         with suppress(OSError):
             writer.write(registry.snapshot())
             await writer.drain()

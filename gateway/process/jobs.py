@@ -47,7 +47,7 @@ class Jobs:
         """
         check_installed(arguments[0], needs)
         if self._waiting >= MAX_WAITING:
-            raise JobUnavailable(f"{MAX_WAITING} others ask for a job already", retry_after=RETRY_AFTER_SECONDS)
+            raise JobUnavailable(f"{MAX_WAITING} requests wait for a job already", retry_after=RETRY_AFTER_SECONDS)
         self._waiting += 1
         try:
             async with self._lock:
@@ -88,7 +88,7 @@ def start_command(settings: Settings, *arguments: str, stdin: int) -> subprocess
     """Starts `coe ARGUMENTS` with the gateway's declaration and state, at low priority. Call it in a thread, as a fork
     takes time."""
     nice = ("nice", "-n", "10") if shutil.which("nice") else ()
-    return subprocess.Popen(  # noqa: S603  our own verb; the words are a verb's and versions that there are
+    return subprocess.Popen(  # noqa: S603  commands and existing versions only
         [*nice, sys.executable, "-m", "coe.cli", *arguments, "--config", str(settings.config)],
         env={**os.environ, "COE_HOME": str(settings.home)},
         stdin=stdin,
@@ -100,4 +100,4 @@ def start_command(settings: Settings, *arguments: str, stdin: int) -> subprocess
 def error_tail(errors: bytes) -> str:
     """The end of a process's error output."""
     lines = errors.decode(errors="replace").strip().splitlines()
-    return " ".join(lines[-3:])[-MAX_ERROR_CHARACTERS:] or "it said nothing"
+    return " ".join(lines[-3:])[-MAX_ERROR_CHARACTERS:] or "it printed no error"

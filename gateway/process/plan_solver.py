@@ -55,7 +55,7 @@ class PlanSolver:
             raise JobUnavailable(f"{MAX_WAITING} other budgets are being solved", retry_after=RETRY_AFTER_SECONDS)
         self._newest += 1
         queued = asyncio.ensure_future(self._queued(self._newest, (version, declared), orjson.dumps(budget) + b"\n"))
-        answer = await asyncio.shield(queued)  # one who leaves must not leave the process half asked
+        answer = await asyncio.shield(queued)  # a client that disconnects must not interrupt the exchange
         if "error" in answer:
             raise InvalidRequest(answer["error"], param="budget", code="budget_impossible")
         return answer["plan"]
@@ -65,7 +65,7 @@ class PlanSolver:
         try:
             async with self._lock:
                 if number != self._newest:
-                    raise JobUnavailable("a newer budget was asked for meanwhile", retry_after=RETRY_AFTER_SECONDS)
+                    raise JobUnavailable("a newer budget was requested meanwhile", retry_after=RETRY_AFTER_SECONDS)
                 if self._idle_timer is not None:
                     self._idle_timer.cancel()
                 deadline = asyncio.get_running_loop().call_later(SOLVE_TIMEOUT_SECONDS, self._kill)

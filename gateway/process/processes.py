@@ -70,7 +70,7 @@ class _GatewayServer(Server):  # type: ignore[misc, valid-type]  # Granian choos
             port=settings.port,
             interface=Interfaces.ASGI,
             loop=Loops.uvloop,
-            http=HTTPModes.http1,  # with `auto` a connection that sends nothing is kept for ever
+            http=HTTPModes.http1,  # with `auto` a silent connection is never closed
             http1_settings=HTTP1Settings(header_read_timeout=IDLE_SECONDS * 1000),
             backpressure=ConnectionLimits.within(soft_limit()).clients,
             workers=settings.workers,
@@ -145,7 +145,7 @@ class _GatewayServer(Server):  # type: ignore[misc, valid-type]  # Granian choos
         exit_description = _exit_description(worker.inner.exitcode)
         name = f"worker {number + 1} (process {worker.inner.pid})"
         if not self._states.ever_ready and not any(other.is_alive() for other in self.wrks):
-            cause = self._states.cause(number) or "the log above may tell why"
+            cause = self._states.cause(number) or "see the log above"
             self.failure = f"the gateway stops, because no worker could start: {name} {exit_description}; {cause}"
             return
         delay = self._respawns.crashed(number, uptime=time.monotonic() - worker.birth)

@@ -14,7 +14,8 @@ from pathlib import Path
 from coe.supervision import TaskFailed, ignore_failure, supervised
 
 _MAX_CHECKS, _CHECK_SECONDS = 5000, 0.002
-"""The server opens its listener when the application has started; what it accepts before we look stays as it is."""
+"""The server opens its listener after the application has started. Connections accepted before the check keep their
+settings."""
 
 
 @asynccontextmanager

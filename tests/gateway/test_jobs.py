@@ -63,7 +63,7 @@ async def test_too_many_who_wait_are_sent_away(settings: Settings, monkeypatch: 
     async with Jobs(settings) as jobs:
         first = asyncio.create_task(jobs.run("check", seconds=60, needs=()))
         await asyncio.sleep(0)
-        with pytest.raises(JobUnavailable, match="others ask"):
+        with pytest.raises(JobUnavailable, match="wait for a job already"):
             await jobs.run("check", seconds=60, needs=())
         await first
 
@@ -89,7 +89,7 @@ async def test_of_the_budgets_that_wait_the_newest_is_solved(settings: Settings)
         asked = [asyncio.create_task(solver.solve(version, {"mean_active_b": limit})) for limit in (3, 4, 5)]
         await asyncio.wait(asked)
     told = [one.exception() or one.result()["budget"] for one in asked]
-    assert [str(one) for one in told[:2]] == ["a newer budget was asked for meanwhile"] * 2
+    assert [str(one) for one in told[:2]] == ["a newer budget was requested meanwhile"] * 2
     assert told[2] == {"mean_active_b": 5.0}
 
 

@@ -30,7 +30,7 @@ def settings_of(tmp_path: Path, runtime: str = EXTERNAL, *, trained: tuple[str, 
     if trained:
         store = ArtifactStore(settings.artifacts, "router")
         with store.draft() as draft:
-            (draft / "router.json").write_text('{"format": 2}')
+            (draft / "router.json").write_text('{"format": 5}')
             artifact = store.publish(draft, categories=trained, data="", metrics={})
         store.promote(artifact.manifest.version)
     return settings
@@ -82,7 +82,7 @@ def test_a_router_of_an_older_format_is_refused_before_the_port_opens(tmp_path: 
         (draft / "router.json").write_text('{"format": 1}')
         artifact = store.publish(draft, categories=("code", "general"), data="", metrics={})
     store.promote(artifact.manifest.version)
-    with pytest.raises(ArtifactError, match="format 1, not 4; train the router again"):
+    with pytest.raises(ArtifactError, match="format 1, not 5; train the router again"):
         prepare(settings)
 
 

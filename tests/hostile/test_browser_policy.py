@@ -262,7 +262,7 @@ def test_many_host_names_take_no_more_room() -> None:
     for number in range(2000):
         policy.check(scope_of(f"{number}.example"))
     policy.check(scope_of("x" * 100_000 + ".localhost"))
-    assert policy._trusts.cache_info().currsize <= 256
+    assert policy._is_trusted_cached.cache_info().currsize <= 256
     assert policy.check(scope_of("x" * 300 + ".localhost"))[0] is not None
 
 

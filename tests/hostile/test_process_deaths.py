@@ -131,7 +131,7 @@ async def start(folder: Path, **environ: str) -> tuple[asyncio.subprocess.Proces
     [
         ("import", "exited with code 1; builtins.ImportError: no module of that name"),
         ("lifespan", "exited with code 1; builtins.OSError: the disk is away"),
-        ("killed", "was killed by SIGKILL; the log above may tell why"),
+        ("killed", "was killed by SIGKILL; see the log above"),
     ],
 )
 async def test_workers_that_cannot_start_end_the_gateway_with_the_cause(

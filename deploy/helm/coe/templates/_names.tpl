@@ -34,7 +34,7 @@ volumeMounts:
 {{- end }}
 
 {{- define "coe.volumes" -}}
-- name: declaration                  # a folder, never subPath: that would not follow a change
+- name: declaration                  # a folder, not subPath, which would not update on a change
   configMap: {name: {{ include "coe.name" . }}}
 - name: state
 {{- if or .Values.state.existingClaim .Values.state.storageClass }}

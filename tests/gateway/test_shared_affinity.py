@@ -7,13 +7,13 @@ import pytest
 from redis import Redis
 
 from coe.errors import ConfigError
-from gateway.access.conversations import EXPIRY_SECONDS, SharedAffinity, open_affinity
+from gateway.access.conversations import EXPIRY_SECONDS, RedisAffinity, open_affinity
 from tests.records.redis_server import MISSING, RedisServer, installed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not installed(), reason=MISSING)]
 
 
-async def heard(conversations: SharedAffinity, key: bytes) -> str:
+async def heard(conversations: RedisAffinity, key: bytes) -> str:
     """What is known in the end."""
     async with asyncio.timeout(5):
         while (expert := await conversations.lookup(key)) is None:
@@ -22,7 +22,7 @@ async def heard(conversations: SharedAffinity, key: bytes) -> str:
 
 
 async def test_what_one_gateway_answered_another_knows_for_an_hour(redis_server: RedisServer) -> None:
-    async with SharedAffinity(redis_server.url) as one, SharedAffinity(redis_server.url) as other:
+    async with RedisAffinity(redis_server.url) as one, RedisAffinity(redis_server.url) as other:
         assert await other.lookup(b"k") is None
         one.publish(b"k", "painter")
         one.publish(b"k", "coder")
@@ -34,18 +34,18 @@ async def test_what_one_gateway_answered_another_knows_for_an_hour(redis_server:
 
 
 async def test_one_that_stops_tells_what_it_knows(redis_server: RedisServer) -> None:
-    async with SharedAffinity(redis_server.url) as one:
+    async with RedisAffinity(redis_server.url) as one:
         one.publish(b"k", "coder")
-    async with SharedAffinity(redis_server.url) as other:
+    async with RedisAffinity(redis_server.url) as other:
         assert await heard(other, b"k") == "coder"
 
 
 async def test_a_redis_that_is_away_knows_nothing_and_is_found_again(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.access.conversations.RETRY", 0.05)
-    monkeypatch.setattr("gateway.access.conversations.ANSWER", 0.2)
-    async with SharedAffinity(redis_server.url) as one:
+    monkeypatch.setattr("gateway.access.conversations.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("gateway.access.conversations.EXCHANGE_TIMEOUT_SECONDS", 0.2)
+    async with RedisAffinity(redis_server.url) as one:
         one.publish(b"k", "coder")
         assert await heard(one, b"k") == "coder"
         redis_server.signal(signal.SIGSTOP)
