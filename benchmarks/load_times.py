@@ -22,9 +22,13 @@ from typing import Any
 import orjson
 import psutil
 
-from coe.fleet import ServerSpec, Timeouts, VllmClient, local_servers, probe
+from coe.fleet import probe
+from coe.fleet.planning import local_servers
 from coe.fleet.process import FLEET_VARIABLE
 from coe.fleet.server import Server
+from coe.fleet.specs import ServerSpec
+from coe.fleet.timeouts import Timeouts
+from coe.fleet.vllm.client import VllmClient
 from coe.registry import ExpertSpec
 
 VLLM = {"dtype": "bfloat16", "enforce-eager": True, "max-model-len": 1024, "max-num-seqs": 4}

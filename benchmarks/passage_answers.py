@@ -14,7 +14,8 @@ from random import Random
 from typing import Any
 
 from benchmarks.plain_questions import plain_questions
-from coe.fleet import Fleet, local_servers
+from coe.fleet.fleet import Fleet
+from coe.fleet.planning import local_servers
 from coe.learning.evaluation.checkers import contains
 from coe.registry import ExpertSpec
 from coe.retrieval.insertion import PassageBlock, format_passages

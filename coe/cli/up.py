@@ -2,7 +2,7 @@
 
 `coe up` starts the gateway as a child process and writes the addresses of local experts into the state folder. With
 `residency` declared, experts share devices: a scheduler starts and stops their servers, and gateways reach it over a
-Unix socket.
+Unix socket. `coe serve` must start quickly, so the code that runs servers is imported where it is used.
 """
 
 from __future__ import annotations
@@ -26,18 +26,14 @@ from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, settings_for
 from coe.core import GENERAL
 from coe.errors import CoEError, FleetError
-from coe.fleet import AdapterSync, Fleet, LocalExpert, ServerSpec, Timeouts, end_orphans, local_servers
-from coe.fleet.planning import endpoint_of, server_config
-from coe.fleet.residency.devices import plan_devices
-from coe.fleet.residency.residency import Residency
-from coe.fleet.residency.socket_server import serve_residency
 from coe.jobs.engine import Engine
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_line
 
 if TYPE_CHECKING:
-    from coe.fleet.vllm.adapters import Servers
+    from coe.fleet.specs import LocalExpert, ServerSpec
+    from coe.fleet.vllm.adapters import AdapterSync, Servers
 
 DRAIN_SECONDS = 55.0
 """Time that a stopped gateway has to end; it uses up to 30 for requests in flight and 20 for records."""
@@ -105,6 +101,10 @@ async def _run_on_cluster(stack: contextlib.AsyncExitStack, settings: Settings, 
 
 
 async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> None:
+    from coe.fleet.fleet import Fleet
+    from coe.fleet.planning import endpoint_of, local_servers, server_config
+    from coe.fleet.process import end_orphans
+
     servers, endpoints = local_servers(
         registry.experts,
         cache=settings.models,
@@ -143,6 +143,9 @@ async def _serve(
     stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry, socket: Path | None = None
 ) -> None:
     """Start the gateway in front of running servers; it runs until the stack closes."""
+    from coe.fleet.fleet import Fleet
+    from coe.fleet.timeouts import Timeouts
+
     await stack.enter_async_context(
         Fleet([_gateway(settings, socket)], report=print_line, timeouts=Timeouts(grace=DRAIN_SECONDS))
     )
@@ -175,6 +178,8 @@ async def _check(registry: Registry, settings: Settings) -> None:
 
 
 def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[LocalExpert]], None]) -> AdapterSync:
+    from coe.fleet.vllm.adapters import AdapterSync
+
     def read() -> Sequence[LocalExpert]:
         return load(settings.config, environ=settings.environ).experts
 
@@ -219,6 +224,8 @@ async def _ensure_router(settings: Settings) -> None:
 
 
 def _gateway(settings: Settings, socket: Path | None = None) -> ServerSpec:
+    from coe.fleet.specs import ServerSpec
+
     listen = ("--host", settings.host, "--port", str(settings.port), "--config", str(settings.config))
     return ServerSpec(
         key="gateway",
@@ -264,6 +271,10 @@ async def residency_socket(
     settings: Settings, registry: Registry, servers: Sequence[ServerSpec]
 ) -> AsyncIterator[Path]:
     """Run the residency scheduler until the block ends; yields its socket. Raises FleetError for a failed start."""
+    from coe.fleet.residency.devices import plan_devices
+    from coe.fleet.residency.residency import Residency
+    from coe.fleet.residency.socket_server import serve_residency
+
     assert registry.residency is not None
     assignment = {GENERAL: registry.general_expert} | registry.assignment
     residency = Residency(

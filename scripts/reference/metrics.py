@@ -57,5 +57,5 @@ def _families() -> tuple[Any, ...]:
 
 
 def _table(families: list[Any]) -> str:
-    rows = [(code(one.name), one.kind, ", ".join(map(code, one.labels)), sentence(one.text)) for one in families]
+    rows = [(code(one.name), one.kind, ", ".join(map(code, one.labels)), sentence(one.help_text)) for one in families]
     return table(("metric", "type", "labels", "meaning"), rows)

@@ -39,10 +39,10 @@ equals, and the latest corrected category.
 def page() -> str:
     """The page, in Markdown."""
     fields = [
-        (*_named(one), one.about.meaning, one.about.api, _yes(one.about.column), _yes(one.about.private))
+        (*_named(one), one.info.meaning, one.info.api, _yes(one.info.column), _yes(one.info.private))
         for one in RECORD_FIELDS
     ]
-    feedback = [(*_named(one), one.about.meaning) for one in FEEDBACK_FIELDS]
+    feedback = [(*_named(one), one.info.meaning) for one in FEEDBACK_FIELDS]
     return _PAGE.format(
         fields=table(("field", "type", "meaning", "API", "filter", "private"), fields),
         feedback=table(("column", "type", "meaning"), feedback),

@@ -125,7 +125,7 @@ async def _families() -> list[Any]:
 
         application = create_app(parts)
         async with application.router.lifespan_context(application):
-            return opened[0].metrics.tallies.families()
+            return opened[0].metrics.registry.families()
 
 
 class _Router:

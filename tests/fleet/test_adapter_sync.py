@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from coe.errors import ConfigError, FleetError
-from coe.fleet import AdapterSync, Fleet, LocalExpert
+from coe.fleet.fleet import Fleet
 from coe.fleet.planning import server_config
+from coe.fleet.specs import LocalExpert
 from coe.fleet.vllm import adapters
+from coe.fleet.vllm.adapters import AdapterSync
 from coe.registry import ExpertSpec
 from tests.fleet.adapters import adapter
 from tests.fleet.fake_fleet import QUICK, Fakes, ask

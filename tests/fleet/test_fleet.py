@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet import Fleet, server
+from coe.fleet import server
+from coe.fleet.fleet import Fleet
 from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, ask
 from tests.fleet.fake_server import FAMILY_SIZE
 

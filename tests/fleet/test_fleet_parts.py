@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet import Backoff, free_port, ports, server
+from coe.fleet import ports, server
+from coe.fleet.ports import free_port
 from coe.fleet.process import describe_exit
+from coe.fleet.timeouts import Backoff
 
 
 def test_delays_double_up_to_the_maximum_and_reset_after_a_healthy_period() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coe.fleet import Fleet, end_orphans
-from coe.fleet.process import FLEET_VARIABLE, fleet_environment
+from coe.fleet.fleet import Fleet
+from coe.fleet.process import FLEET_VARIABLE, end_orphans, fleet_environment
 from tests.fleet.fake_fleet import QUICK, Fakes
 
 SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")

@@ -14,7 +14,8 @@ import orjson
 import psutil
 import pytest
 
-from coe.fleet import Fleet, local_servers
+from coe.fleet.fleet import Fleet
+from coe.fleet.planning import local_servers
 from coe.settings import Endpoint
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet import ServerSpec, local_servers
+from coe.fleet.planning import local_servers
+from coe.fleet.specs import ServerSpec
 from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
 

@@ -14,7 +14,8 @@ import pytest
 from pyarrow import parquet
 
 from coe.artifacts.store import ArtifactStore
-from coe.fleet import Fleet, local_servers
+from coe.fleet.fleet import Fleet
+from coe.fleet.planning import local_servers
 from coe.registry import ExpertSpec
 from coe.retrieval.gate import GATE_FILE, Gate
 from coe.settings import Endpoint

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coe.cli import up
-from coe.fleet import ServerSpec
+from coe.fleet.specs import ServerSpec
 from coe.jobs.engine import Engine
 from coe.settings import Settings
 

@@ -16,7 +16,7 @@ import httpx
 import orjson
 import psutil
 
-from coe.fleet import free_port
+from coe.fleet.ports import free_port
 from coe.fleet.process import FLEET_VARIABLE
 
 ROOT = Path(__file__).parent.parent.parent

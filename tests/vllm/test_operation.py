@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet import VllmClient
 from coe.fleet.probe import open_probe_session
+from coe.fleet.vllm.client import VllmClient
 from tests.vllm.adapter_answers import ADAPTER_ANSWERS
 from tests.vllm.service import SPARE, Service, lines_of, text_of
 

@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet import Fleet, local_servers
+from coe.fleet.fleet import Fleet
+from coe.fleet.planning import local_servers
 from coe.registry import ExpertSpec
 
 SMALL = {"dtype": "bfloat16", "enforce-eager": True, "max-model-len": 512, "kv-cache-memory-bytes": "64M"}
