@@ -43,7 +43,7 @@ class Settings:
     | OTEL_EXPORTER_OTLP_TRACES_ENDPOINT | the same, including the path | none |
     | COE_ENDPOINTS | servers of local experts, set by `coe up`: JSON {expert: {base_url, model}}, a list for several
       replicas, or the absolute path of a file with this JSON | {} |
-    | COE_TURNS | socket of the residency scheduler, set by `coe up` if local experts share devices | none |
+    | COE_RESIDENCY_SOCKET | socket of the residency scheduler, set by `coe up` if local experts share devices | none |
     """
 
     config: Path
@@ -63,7 +63,7 @@ class Settings:
     endpoints: Mapping[str, tuple[Endpoint, ...]]
     """Servers of local experts at the start; `served` returns the present ones."""
     endpoints_file: Path | None
-    turns: Path | None
+    residency_socket: Path | None
     """Socket of the residency scheduler; None without residency."""
     environ: Mapping[str, str]
 
@@ -88,7 +88,7 @@ class Settings:
             traces=_traces(env),
             endpoints=_endpoints(value if file is None else _text(file)),
             endpoints_file=file,
-            turns=Path(env["COE_TURNS"]) if env.get("COE_TURNS") else None,
+            residency_socket=Path(env["COE_RESIDENCY_SOCKET"]) if env.get("COE_RESIDENCY_SOCKET") else None,
             environ=env,
         )
 
@@ -110,9 +110,9 @@ class Settings:
         return self.home / "models"
 
     @property
-    def turns_link(self) -> Path:
+    def residency_link(self) -> Path:
         """Symbolic link to the residency socket of the running `coe up`, for `coe status`."""
-        return self.home / "turns.sock"
+        return self.home / "residency.sock"
 
     @property
     def logs(self) -> Path:

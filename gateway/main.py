@@ -232,9 +232,9 @@ async def _open_wiring(
     counters, failed = registry.access.counters, metrics.task_failed
     limiter = await stack.enter_async_context(open_limiter(counters, home=settings.home, task_failed=failed))
     metrics.gauge("coe_limits_degraded", LIMITS_DEGRADED, lambda: limiter.degraded, largest=True)
-    turns = await stack.enter_async_context(open_residency(settings, metrics))
+    residency = await stack.enter_async_context(open_residency(settings, metrics))
     affinity = await stack.enter_async_context(open_affinity(counters, task_failed=failed))
-    wiring = Wiring(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, turns=turns)
+    wiring = Wiring(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, residency=residency)
     stack.push_async_callback(wiring.aclose)
     return wiring
 

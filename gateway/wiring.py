@@ -34,13 +34,13 @@ class Wiring:
         threads: Executor,
         limiter: Limiter,
         affinity: Affinity,
-        turns: ResidencyHold | None = None,
+        residency: ResidencyHold | None = None,
     ) -> None:
         self._settings = settings
         self._session = session
         self._threads = threads
         self._limiter = limiter
-        self._turns = turns
+        self._residency = residency
         self._affinity = affinity
         self.experts: dict[str, ReplicatedExpert] = {}
         """The experts of the latest state."""
@@ -53,7 +53,7 @@ class Wiring:
         gate."""
         registry = in_use.registry
         experts = build_experts(
-            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self._turns
+            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self._residency
         )
         gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
         retrieval = retrieval_in_use(self._settings, in_use, threads=self._threads)

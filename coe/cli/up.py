@@ -234,7 +234,7 @@ def _gateway(settings: Settings, socket: Path | None = None) -> ServerSpec:
         port=settings.port,
         env={
             "COE_ENDPOINTS": str(settings.home / ENDPOINTS_FILE),
-            "COE_TURNS": str(socket or ""),
+            "COE_RESIDENCY_SOCKET": str(socket or ""),
             "COE_CHECK_EXPERTS": "0",  # `coe up` checks them itself and prints the result
         },
         model=None,
@@ -281,8 +281,8 @@ async def residency_socket(
         plan_devices(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, report=print_line
     )
     with TemporaryDirectory(prefix="coe-") as folder:  # the path of a socket must be short
-        address = Path(folder) / "turns.sock"
+        address = Path(folder) / "residency.sock"
         async with residency, serve_residency(residency, address):
-            settings.turns_link.unlink(missing_ok=True)
-            settings.turns_link.symlink_to(address)
+            settings.residency_link.unlink(missing_ok=True)
+            settings.residency_link.symlink_to(address)
             yield address

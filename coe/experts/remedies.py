@@ -74,7 +74,7 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
         ),
         "rejected": ("it rejects the request", "check the `parameters` of the expert"),
         "unsupported": ("it does not speak the API of the request", "declare the `apis` that the server speaks"),
-        "asleep": ("it takes turns on a device and was not awake in time", "see `residency` in experts.yaml"),
+        "asleep": ("it shares a device and was not loaded in time", "see `residency` in experts.yaml"),
         "hedged": ("it was slower than the expert asked beside it", "see `policy.hedge` in experts.yaml"),
         "gateway_limit": (
             "the gateway had no file descriptor left for a connection",

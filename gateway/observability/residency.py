@@ -21,11 +21,11 @@ CHANGING = 2
 async def open_residency(settings: Settings, metrics: Metrics) -> AsyncIterator[ResidencyClient | None]:
     """A connection to the `coe up` that started this gateway; None if all experts are always loaded. The metrics exist
     in either case."""
-    if settings.turns is None:
+    if settings.residency_socket is None:
         _add_metrics(metrics, None)
         yield None
         return
-    async with connected_client(settings.turns, task_failed=metrics.task_failed) as client:
+    async with connected_client(settings.residency_socket, task_failed=metrics.task_failed) as client:
         _add_metrics(metrics, client)
         client.on_granted = metrics.record_residency_wait
         yield client

@@ -33,7 +33,7 @@ async def turning(
     async with device.open() as (residency, address):
         environ = {
             "COE_ENDPOINTS": orjson.dumps({name: asdict(one) for name, one in device.endpoints.items()}).decode(),
-            "COE_TURNS": str(address),
+            "COE_RESIDENCY_SOCKET": str(address),
         }
         folder = tmp_path / "gateway"
         folder.mkdir()

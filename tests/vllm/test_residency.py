@@ -49,7 +49,7 @@ def service(model: Path, python: Path, tmp_path_factory: pytest.TempPathFactory)
 def tiers(service: Service) -> dict[str, str]:
     """As `coe status` asks for them."""
     settings = Settings.read({}, config=service.folder / "experts.yaml")
-    told = asyncio.run(fetch_tiers(settings.turns_link.readlink()))
+    told = asyncio.run(fetch_tiers(settings.residency_link.readlink()))
     return {name: one["tier"] for name, one in told.items()}
 
 
