@@ -34,7 +34,7 @@ def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(servic
     assert set(report["estimates"]["candidate"]) == {"ips", "snips", "dr"}
     assert json.loads((folder / "plan.json").read_text())["source"] == "the feedback on 500 requests"
     assert (folder / "report.md").read_text().startswith("# Learning, round 1: promoted")
-    latest = service.store().latest()
+    latest = service.store().last_move()
     assert latest is not None
     assert (latest.by, latest.why) == ("retrain", found["sentence"])
 
