@@ -142,9 +142,11 @@ def _registry(folder: Path) -> Registry:
 
 
 def _below(kind: type) -> Iterator[type]:
+    """The class and its subclasses in the error tree. Others, such as those of a store, exist only once it is imported."""
     yield kind
     for child in kind.__subclasses__():
-        yield from _below(child)
+        if child.__module__.startswith("coe.errors"):
+            yield from _below(child)
 
 
 def _failure(kind: Any) -> Failure:

@@ -24,7 +24,7 @@ PARENT = """
 import asyncio, sys
 from tests.fleet.fake_fleet import Fakes, QUICK
 from pathlib import Path
-from coe.fleet import Fleet
+from coe.fleet.fleet import Fleet
 
 async def main():
     fakes = Fakes(Path(sys.argv[1]))
