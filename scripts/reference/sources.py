@@ -142,7 +142,7 @@ def _registry(folder: Path) -> Registry:
 
 
 def _below(kind: type) -> Iterator[type]:
-    """The class and its subclasses in the error tree. Others, such as those of a store, exist only once it is imported."""
+    """The class and its subclasses in the error tree; those elsewhere exist only once their module is imported."""
     yield kind
     for child in kind.__subclasses__():
         if child.__module__.startswith("coe.errors"):
