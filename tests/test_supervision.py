@@ -95,7 +95,10 @@ async def test_a_cause_is_bounded_in_the_log(caplog: pytest.LogCaptureFixture) -
 
 
 async def test_a_task_that_may_return_ends_then() -> None:
-    await supervised(Work(None), "demo", may_return=True)
+    work = Work(None)
+    await supervised(work, "demo", may_return=True)
+    assert not work.failures
+    assert not work.waits.is_set(), "the work was started again"
 
 
 async def test_a_task_that_runs_once_is_logged_where_it_fails(caplog: pytest.LogCaptureFixture) -> None:
@@ -117,7 +120,10 @@ async def test_a_cancelled_task_is_not_restarted() -> None:
     work = Work()
     task = supervised(work, "demo", task_failed=pytest.fail)
     await work.waits.wait()
+    work.waits.clear()
     await cancelled(task)
+    await asyncio.sleep(0)
+    assert not work.waits.is_set(), "the work was started again"
 
 
 def test_pauses_double_to_a_bound_and_begin_anew_after_a_healthy_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ ROUTER, ASSIGNMENT, OVERLAYS, GATE = "router", "assignment", "overlays", "gate"
 
 @dataclass(frozen=True, slots=True)
 class ArtifactKind:
-    """What one kind of artifact holds. `quality` describes the number that versions are compared by, `check` what is
+    """One kind of artifact. `quality` describes the number that versions are compared by, `check` what is
     verified before a promotion, and `default` what serves where no version is in use."""
 
     name: str

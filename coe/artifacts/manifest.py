@@ -54,7 +54,7 @@ def version_of(files: Mapping[str, str], *, data: str, categories: Sequence[str]
 
 
 def is_version(name: str) -> bool:
-    """Whether the name has the form of a version, and so is safe as a path component."""
+    """Returns whether the name has the form of a version, and so is safe as a path component."""
     return _VERSION.fullmatch(name) is not None
 
 

@@ -58,7 +58,7 @@ def route(
 
 
 RouteRequest = Callable[[dict[str, Any]], tuple[Decision, dict[str, float]]]
-"""From the fields of a request to its decision and the probability of each category."""
+"""Maps the fields of a request to its decision and the probability of each category."""
 
 
 def _open_router(config: Path | None) -> RouteRequest:

@@ -1,4 +1,5 @@
-"""What differs between the five APIs of expert servers: paths, system prompts, and how responses report their facts."""
+"""The five APIs of expert servers and their differences: paths, system prompts, and how responses report their
+facts."""
 
 from __future__ import annotations
 

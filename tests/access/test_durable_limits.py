@@ -40,7 +40,7 @@ def written(folder: Path) -> dict[str, float]:
             return {}
 
 
-async def deadline(holds: Callable[[], object]) -> None:
+async def wait_until(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
         while not holds():
             await asyncio.sleep(0.02)
@@ -84,7 +84,7 @@ async def test_what_was_reserved_and_not_used_comes_back(tmp_path: Path, clock: 
 async def test_a_request_that_a_crash_ends_costs_what_was_reserved(tmp_path: Path, clock: Clock) -> None:
     async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
         await account_of(limiter, dollars_per_day=1).reserve(dollars(0.8))
-        await deadline(lambda: written(tmp_path))
+        await wait_until(lambda: written(tmp_path))
         async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as next_one:
             assert account_of(next_one, dollars_per_day=1).remaining() == [pytest.approx(0.2)]
 
@@ -102,21 +102,21 @@ async def test_processes_that_share_a_folder_see_each_others_money(tmp_path: Pat
         accounts = [account_of(limiter, dollars_per_day=1) for limiter in (one, other)]
         for account in accounts:
             await used(account, dollars(0.3))
-        await deadline(lambda: written(tmp_path).get("dollars_per_day", 0) > 0.5)
+        await wait_until(lambda: written(tmp_path).get("dollars_per_day", 0) > 0.5)
         for account in accounts:  # a write is what shows the others' part
             await used(account, dollars(0.1))
-        await deadline(lambda: written(tmp_path)["dollars_per_day"] > 0.7)
-        await deadline(lambda: min(account.remaining()[0] for account in accounts) == pytest.approx(0.2))
+        await wait_until(lambda: written(tmp_path)["dollars_per_day"] > 0.7)
+        await wait_until(lambda: min(account.remaining()[0] for account in accounts) == pytest.approx(0.2))
     assert written(tmp_path) == {"dollars_per_day": pytest.approx(0.8)}
 
 
 async def test_a_key_that_is_declared_again_has_spent_what_it_had(tmp_path: Path) -> None:
     async with DurableLimiter(tmp_path / USE_FILE) as limiter:
         await used(account_of(limiter, dollars_per_day=1), dollars(0.5))
-        await deadline(lambda: written(tmp_path))
-        await deadline(lambda: not limiter._pending)
+        await wait_until(lambda: written(tmp_path))
+        await wait_until(lambda: not limiter._pending)
         limiter.accounts([key_of("bob", limits={"dollars_per_day": 1})])
-        await deadline(lambda: account_of(limiter, dollars_per_day=1).remaining() == [0.5])
+        await wait_until(lambda: account_of(limiter, dollars_per_day=1).remaining() == [0.5])
 
 
 async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
@@ -128,10 +128,10 @@ async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
     async with DurableLimiter(folder / USE_FILE) as limiter:
         account = account_of(limiter, dollars_per_day=1)
         await used(account, dollars(0.3))
-        await deadline(lambda: limiter.degraded)
+        await wait_until(lambda: limiter.degraded)
         await used(account, dollars(0.3))
         folder.unlink()
-        await deadline(lambda: not limiter.degraded)
+        await wait_until(lambda: not limiter.degraded)
         assert account.remaining() == [pytest.approx(0.4)]
     assert written(folder) == {"dollars_per_day": pytest.approx(0.6)}
     assert [record.message for record in caplog.records if "counted in memory only" in record.message]
@@ -188,7 +188,7 @@ async def test_a_gateway_that_is_killed_has_not_forgotten_what_was_spent(tmp_pat
                 return answer.status
 
         assert [await status() for _ in range(5)] == [200, 200, 200, 200, 429]
-        await deadline(lambda: written(tmp_path / ".coe").get("dollars_per_day", 0) == pytest.approx(0.024))
+        await wait_until(lambda: written(tmp_path / ".coe").get("dollars_per_day", 0) == pytest.approx(0.024))
         await served.kill()
         await served.start()
         assert await status() == 429

@@ -12,7 +12,7 @@ import pytest
 from gateway.process.drain import Drain
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of
-from tests.gateway.crowd import BODY, CHAT, KEYS, ROUTE, bearer, deadline, keyed
+from tests.gateway.crowd import BODY, CHAT, KEYS, ROUTE, bearer, keyed, wait_until
 from tests.gateway.served import serving
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,7 @@ class Sent:
 
     async def arriving(self) -> int:
         """How many of them are, once the others are refused."""
-        await deadline(lambda: len(self._tasks) - len(self.refused()) == self._admission.arriving)
+        await wait_until(lambda: len(self._tasks) - len(self.refused()) == self._admission.arriving)
         return self._admission.arriving
 
     def refused(self) -> list[Response]:
@@ -74,7 +74,7 @@ async def test_with_all_permits_in_use_and_the_queue_full_a_body_that_comes_is_r
         slow = Sent(gateway)
         await slow.arriving()
         quick = asyncio.ensure_future(gateway.post(CHAT, BODY, headers=bearer("alice")))
-        await deadline(lambda: gateway.experts["coder"].calls)
+        await wait_until(lambda: gateway.experts["coder"].calls)
         slow.rest.set()
         (refused,) = await slow.answers()
         held.set()
@@ -86,7 +86,7 @@ async def test_with_all_permits_in_use_and_the_queue_full_a_body_that_comes_is_r
 async def test_a_client_that_leaves_in_mid_body_frees_its_place() -> None:
     async with gateway_of(keyed(concurrent_requests=1)) as gateway:
         asked = asyncio.ensure_future(gateway.post(CHAT, BODY[:9], unfinished=True, headers=bearer("alice")))
-        await deadline(lambda: gateway.serving_state.admission.arriving)
+        await wait_until(lambda: gateway.serving_state.admission.arriving)
         gateway.leave.set()
         assert (await asked).status == 0
         assert gateway.serving_state.admission.arriving == 0
@@ -98,7 +98,7 @@ async def test_a_gateway_that_drains_answers_whose_body_still_arrives_and_nobody
         slow = Sent(gateway)
         await slow.arriving()
         Drain(gateway.serving_state, lame_duck=0).begin()
-        await deadline(lambda: gateway.serving_state.admission.closed)
+        await wait_until(lambda: gateway.serving_state.admission.closed)
         assert (await gateway.post(CHAT, BODY, headers=bearer("alice"))).status == 503
         slow.rest.set()
         (answer,) = await slow.answers()

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from tests.fakes import Gateway, Response, gateway_of
-from tests.gateway.crowd import BODY, CHAT, ROUTE, bearer, deadline, keyed
+from tests.gateway.crowd import BODY, CHAT, ROUTE, bearer, keyed, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ async def flooded(gateway: Gateway) -> list[asyncio.Task[Response]]:
     """What mallory asked for, now that some has a permit, as much waits as may, and the rest is refused."""
     limits = gateway.serving_state.admission.limits
     flood = [ask(gateway, "mallory") for _ in range(20)]
-    await deadline(
+    await wait_until(
         lambda: sum(task.done() for task in flood) == 20 - limits.concurrent_requests - limits.queued_requests
     )
     return flood
@@ -34,7 +34,7 @@ async def test_another_key_finds_a_place_in_the_queue(path: str) -> None:
         flood = await flooded(gateway)
         kept = [task for task in flood if not task.done()]
         modest = [ask(gateway, "alice", path) for _ in range(3)]
-        await deadline(lambda: sum(task.done() for task in kept) == 2)
+        await wait_until(lambda: sum(task.done() for task in kept) == 2)
         displaced = [task.result() for task in kept if task.done()]
         slow.set()
         answers = await asyncio.gather(*flood)
@@ -67,7 +67,7 @@ async def test_feedback_that_does_not_come_or_is_of_unknown_requests_keeps_no_ot
         rest = asyncio.Event()
         sent = (unknown[:9], rest, unknown[9:]) if slow else (unknown,)  # it is looked for, for a second
         flood = [asyncio.ensure_future(gateway.post(FEEDBACK, *sent, headers=bearer("mallory"))) for _ in range(100)]
-        await deadline(lambda: sum(task.done() for task in flood) == 36)
+        await wait_until(lambda: sum(task.done() for task in flood) == 36)
         for _ in range(5):
             assert (await gateway.post(FEEDBACK, known, headers=bearer("alice"))).status == 200
         rest.set()

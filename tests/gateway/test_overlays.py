@@ -118,14 +118,14 @@ async def test_one_tenants_corrections_turn_its_own_requests_and_no_other_tenant
 
         report = await asyncio.to_thread(retrain, settings)
         assert [one["tenant"] for one in report["tenants"]] == ["alice"]
-        await deadline(served, {"alice": "slow-start", "bob": "good"})
+        await wait_until_status(served, {"alice": "slow-start", "bob": "good"})
         assert await experts(served, "art") == {"alice": "slow-start", "bob": "slow-start"}
 
         assert {one.tenant for one in await overlaid(served)} == {"alice"}
         await asyncio.to_thread(rollback, Kind.OVERLAYS, config=settings.config)
-        await deadline(served, {"alice": "good", "bob": "good"})
+        await wait_until_status(served, {"alice": "good", "bob": "good"})
         await asyncio.to_thread(promote, Kind.OVERLAYS, config=settings.config)
-        await deadline(served, {"alice": "slow-start", "bob": "good"})
+        await wait_until_status(served, {"alice": "slow-start", "bob": "good"})
 
         other = published(settings, swapping("alice"), router="older")
         with pytest.raises(ArtifactError, match="of router older, not words"):
@@ -150,7 +150,7 @@ async def experts(served: Served, text: str) -> dict[str, str]:
     return {name: (await ask(served, name, text))["x-coe-expert"] for name in ("alice", "bob")}
 
 
-async def deadline(served: Served, wanted: dict[str, str]) -> None:
+async def wait_until_status(served: Served, wanted: dict[str, str]) -> None:
     async with asyncio.timeout(SOON):
         while await experts(served, "code") != wanted:
             await asyncio.sleep(0.02)

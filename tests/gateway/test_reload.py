@@ -19,7 +19,7 @@ SOON = 5.0
 """Seconds after which waiting for a reload is given up."""
 
 
-async def deadline(served: Served, **said: Any) -> None:
+async def wait_until_status(served: Served, **said: Any) -> None:
     """Until /health/ready says so."""
     async with asyncio.timeout(SOON):
         while not said.items() <= (await served.ready()).items():
@@ -78,12 +78,12 @@ async def test_requests_go_on_while_the_declaration_turns_valid_and_invalid_and_
                 while (second := (await served.ready())["config"]) == first:
                     await asyncio.sleep(0.02)
             served.declare("version: 1\nexperts: [")
-            await deadline(served, reload_error=True, config=second, http=200)
+            await wait_until_status(served, reload_error=True, config=second, http=200)
             assert await served.metric("coe_reload_failed") == 1
             served.declare(policy={"max_attempts": 1})
-            await deadline(served, reload_error=False, config=first)
+            await wait_until_status(served, reload_error=False, config=first)
             served.promote("another")
-            await deadline(served, router="another")
+            await wait_until_status(served, router="another")
             assert await requests.of_the_next(20) == {"another"}
         assert not requests.failed
         assert await served.metric("coe_reload_failed") == 0
@@ -103,10 +103,10 @@ async def test_both_workers_take_over_and_new_experts_can_be_asked_at_once(tmp_p
 async def test_sighup_takes_over_at_once_what_looks_the_same(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
         served.declare("no yaml: [")
-        await deadline(served, reload_error=True)
+        await wait_until_status(served, reload_error=True)
         served.declare()
         served.process.send_signal(signal.SIGHUP)
-        await deadline(served, reload_error=False)
+        await wait_until_status(served, reload_error=False)
 
 
 async def test_permits_follow_the_declaration_and_who_waits_profits(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ async def test_opening_to_the_world_by_removing_the_keys_is_refused(tmp_path: Pa
     key = {"name": "app", "sha256": "0" * 64, "scopes": ["chat"]}
     async with serving(tmp_path, environ={"COE_HOST": "0.0.0.0"}, access={"keys": [key]}) as served:
         served.declare(access={})
-        await deadline(served, reload_error=True)
+        await wait_until_status(served, reload_error=True)
         async with served.ask("good") as response:
             assert response.status == 401
 

@@ -18,7 +18,7 @@ from gateway.request.large_bodies import SMALL_BODY
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import Gateway, Response, gateway_of, registry_of
-from tests.gateway.crowd import BODY, CHAT, ROUTE, bearer, deadline, keyed
+from tests.gateway.crowd import BODY, CHAT, ROUTE, bearer, keyed, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -77,7 +77,7 @@ async def test_a_key_that_has_all_its_requests_at_work_is_refused_before_another
     async with gateway_of(registry_of(access={"keys": keys})) as gateway, asyncio.timeout(10):
         rest = asyncio.Event()
         first = asyncio.ensure_future(gateway.post(CHAT, BODY[:9], rest, BODY[9:], headers=bearer("alice")))
-        await deadline(lambda: gateway.serving_state.admission.arriving)
+        await wait_until(lambda: gateway.serving_state.admission.arriving)
         assert (await gateway.post(CHAT, NEVER, headers=bearer("alice"))).status == 429
         rest.set()
         assert (await first).status == 200
@@ -153,7 +153,7 @@ async def half_sent(gateway: Gateway, key: str, count: int, size: int) -> AsyncI
     sent = headers(key, length=len(body))
     tasks = [asyncio.ensure_future(gateway.post(CHAT, body[:9], rest, body[9:], headers=sent)) for _ in range(count)]
     admission = gateway.serving_state.admission
-    await deadline(lambda: admission.arriving + sum(task.done() for task in tasks) == count)
+    await wait_until(lambda: admission.arriving + sum(task.done() for task in tasks) == count)
     try:
         yield tasks
     finally:
@@ -184,7 +184,7 @@ async def test_a_body_of_undeclared_length_holds_memory_as_it_comes() -> None:
     async with gateway_of(roomy()) as gateway, asyncio.timeout(10):
         rest = asyncio.Event()
         sent = asyncio.ensure_future(gateway.post(CHAT, body[: MB // 2], rest, body[MB // 2 :]))
-        await deadline(lambda: gateway.serving_state.admission.body_memory)
+        await wait_until(lambda: gateway.serving_state.admission.body_memory)
         assert MB <= gateway.serving_state.admission.body_memory < 1.1 * MB
         rest.set()
         assert (await sent).status == 200
@@ -196,7 +196,7 @@ async def test_text_beyond_ascii_holds_the_memory_that_it_takes(character: str, 
     body = long_chat(MB, character=character)
     async with gateway_of(roomy(), coder=held) as gateway, asyncio.timeout(10):
         asked = asyncio.ensure_future(gateway.post(CHAT, body))
-        await deadline(lambda: gateway.experts["coder"].calls)
+        await wait_until(lambda: gateway.experts["coder"].calls)
         assert gateway.serving_state.admission.body_memory == pytest.approx(copies * len(body), rel=0.01)
         held.set()
         await asked
