@@ -33,10 +33,8 @@ from residency_loads import MEMORY, Host, read_loads
 from residency_policies import Oracle, in_order
 from residency_traces import KINDS, Asked, Traffic
 
-from coe.fleet.residency.forecast import Forecast
-from coe.fleet.residency.policy import plan
-from coe.fleet.residency.scheduler import Scheduler
-from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile
+from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerProfile, plan
+from coe.fleet.residency.scheduler import Forecast, Scheduler
 
 HOST_MEMORY = 2048.0
 """GB of the host's RAM for experts asleep: enough."""

@@ -10,8 +10,7 @@ from typing import Any, Self
 
 from coe.fleet import probe
 from coe.fleet.server import Server
-from coe.fleet.specs import ServerSpec
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.specs import ServerSpec, Timeouts
 from coe.supervision import supervised
 
 

@@ -21,8 +21,7 @@ import aiohttp
 from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.process import ServerProcess, describe_exit
-from coe.fleet.specs import ServerSpec
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.specs import ServerSpec, Timeouts
 from coe.fleet.vllm.client import LORA_UPDATING_VARIABLE, VllmClient
 
 MAX_LOG_BYTES = 10 * 2**20

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coe.errors import CoEError, JobError
-from coe.fleet.ray.cluster import ray_cluster
+from coe.fleet.ray.fleet import ray_cluster
 
 if TYPE_CHECKING:
     from routers.task_runner import TaskRunner

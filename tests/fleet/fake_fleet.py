@@ -10,9 +10,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from coe.fleet.ports import free_port
-from coe.fleet.specs import ServerSpec
-from coe.fleet.timeouts import Backoff, Timeouts
+from coe.fleet.specs import Backoff, ServerSpec, Timeouts, free_port
 from coe.fleet.vllm.client import LORA_UPDATING_VARIABLE
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")

@@ -20,9 +20,8 @@ import ray
 
 from coe.errors import ClusterError, FleetError
 from coe.fleet.ray import server_supervisor
-from coe.fleet.ray.cluster import ray_cluster
-from coe.fleet.ray.fleet import ClusterFleet
-from coe.fleet.ray.server_request import ServerRequest, server_requests
+from coe.fleet.ray.fleet import ClusterFleet, ray_cluster
+from coe.fleet.ray.server_actor import ServerRequest, server_requests
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
@@ -44,7 +43,7 @@ ONE = BASE.model_copy(update={"replicas": 1})
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from coe.fleet.ray.cluster import ray_cluster
+from coe.fleet.ray.fleet import ray_cluster
 from coe.fleet.ray.fleet import ClusterFleet
 from tests.fleet.fake_fleet import QUICK
 from tests.fleet.test_cluster import ONE, requests_for

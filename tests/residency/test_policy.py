@@ -7,8 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.fleet.residency.policy import plan
-from coe.fleet.residency.state import Action, DeviceState, ServerProfile, ServerState
+from coe.fleet.residency.policy import Action, DeviceState, ServerProfile, ServerState, plan
 from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, Simulation, scheduler_of
 
 A, B, C = (ServerProfile(key, 10.0) for key in "abc")

@@ -14,9 +14,8 @@ from typing import Any, Never
 
 from coe.errors import FleetError
 from coe.fleet.planning import adapters_of
-from coe.fleet.ray.server_actor import HEARTBEAT, ServedModel, ServerActor
-from coe.fleet.ray.server_request import GB, ServerRequest, ServerResources
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.ray.server_actor import GB, HEARTBEAT, ServedModel, ServerActor, ServerRequest, ServerResources
+from coe.fleet.specs import Timeouts
 
 START_TIMEOUT = 1600.0
 """Seconds from placement to the first answer: a conversion of weights and the slowest server."""

@@ -1,7 +1,15 @@
 """The gateway's client of the residency socket: requests that an expert is loaded, and keeps the latest tiers.
 
 `ResidencyClient` implements `coe.experts.residency.ResidencyHold` over one connection that is opened again when it
-breaks. `coe status` uses `fetch_tiers`.
+breaks. `coe status` uses `fetch_tiers`. Messages between a gateway process and `coe up` are one JSON object a line:
+
+    gateway -> coe up   {"hold": 7, "expert": "law", "category": "law", "timeout": 60.0, "stand_in": ""}
+                        {"end": 7}          the request ended, or no longer waits
+    coe up -> gateway   {"granted": 7}
+                        {"refused": 7, "reason": "...", "retry_after": 12.5}
+                        {"tiers": {"law": {"tier": "awake", "held": 0, "switches": 3}}}     now and at every change
+
+When a connection ends, its requests end too. Only the owner may enter the folder of the socket.
 """
 
 from __future__ import annotations
@@ -14,9 +22,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from coe.errors import ExpertAsleep
-from coe.fleet.residency.protocol import MAX_LINE_BYTES, encode, read_messages
 from coe.supervision import TaskFailed, ignore_failure, supervised
+
+MAX_LINE_BYTES = 2**20
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    return orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE)
+
+
+async def read_messages(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
+    """Yields messages until the connection ends or brings an invalid one."""
+    try:
+        while line := await reader.readline():
+            yield orjson.loads(line)
+    except (OSError, ValueError):  # ValueError: no JSON, or a line without end
+        return
+
 
 RECONNECT_INTERVAL = 0.2
 """Seconds between two attempts to connect."""

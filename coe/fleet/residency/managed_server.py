@@ -14,7 +14,7 @@ from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.residency.devices import ScheduledServer
 from coe.fleet.server import Server
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.specs import Timeouts
 from coe.fleet.vllm.client import VllmClient
 from coe.supervision import supervised
 

@@ -16,10 +16,9 @@ from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.fleet import run_to_completion
 from coe.fleet.residency.devices import Device
-from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.managed_server import ManagedServer
-from coe.fleet.residency.scheduler import Scheduler, Ticket
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.residency.scheduler import Forecast, Scheduler, Ticket
+from coe.fleet.specs import Timeouts
 from coe.supervision import log_failure
 
 _TIMER_SLACK = 0.01

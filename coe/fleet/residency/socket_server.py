@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from coe.fleet.residency.protocol import MAX_LINE_BYTES, encode, read_messages
+from coe.fleet.residency.client import MAX_LINE_BYTES, encode, read_messages
 from coe.fleet.residency.residency import Residency
 from coe.fleet.residency.scheduler import Ticket
 
