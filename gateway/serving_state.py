@@ -9,7 +9,7 @@ from coe.artifacts.kinds import ASSIGNMENT
 from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.routing.composition import Composition
-from coe.runtime.document_index import DocumentIndex
+from coe.runtime.active_state import DocumentIndex
 from gateway.access import Access
 from gateway.request.admission import Admission
 

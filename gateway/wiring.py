@@ -16,8 +16,7 @@ from coe.experts.http.client import Client
 from coe.retrieval import DocumentStore
 from coe.routing.affinity import Affinity
 from coe.routing.composition import Composition
-from coe.runtime.active_state import ActiveState, retrieval_in_use
-from coe.runtime.document_index import DocumentIndex
+from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use
 from coe.settings import Settings
 from gateway.access import Limiter, access_of
 from gateway.serving_state import Serving

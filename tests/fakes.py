@@ -24,7 +24,7 @@ from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.composition import Composition
 from coe.routing.overlay import Overlays
-from coe.runtime.document_index import DocumentIndex
+from coe.runtime.active_state import DocumentIndex
 from coe.settings import Settings
 from gateway.access import access_of
 from gateway.access.memory import MemoryLimiter

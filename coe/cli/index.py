@@ -17,12 +17,10 @@ import typer
 from coe.cli.common import Config, Json, settings_for
 from coe.errors import DocumentError
 from coe.jobs.progress import progress_bar
-from coe.retrieval.ingest.conversion import Converter
-from coe.retrieval.ingest.files import RejectedFile, SourceFile, find_files
+from coe.retrieval.ingest.conversion import Converter, RejectedFile, SourceFile, find_files
 from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey, DocumentStore, Passage
-from coe.runtime.active_state import check_router
-from coe.runtime.document_index import open_index
+from coe.runtime.active_state import check_router, open_index
 from coe.terminal import print_error, print_json, print_line
 
 DEFAULT_COLLECTION = "documents"

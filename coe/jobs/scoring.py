@@ -110,8 +110,7 @@ async def probes_with_passages(
     settings: Settings, registry: Registry, probes: Sequence[Probe]
 ) -> list[ProbeWithPassages]:
     """The probes with passages of the declared document store."""
-    from coe.runtime.active_state import check_router
-    from coe.runtime.document_index import open_index
+    from coe.runtime.active_state import check_router, open_index
 
     index = open_index(settings, registry, check_router(settings)[1].folder)
     try:

@@ -31,7 +31,7 @@ def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | 
     message never repeats `url`, which may hold a password.
     """
     if _scheme(url) == "sqlite":
-        from coe.records.sqlite_log import SqliteLog
+        from coe.records.sqlite import SqliteLog
 
         return SqliteLog(base / _sqlite_path(url), retention=retention, days=days)
     from coe.records.redis_log import RedisLog
@@ -42,7 +42,7 @@ def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | 
 def open_feedback(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> FeedbackLog:
     """Opens the feedback beside the routing log at `url`, its newest `retention` events; otherwise like `open_log`."""
     if _scheme(url) == "sqlite":
-        from coe.records.sqlite_feedback import SqliteFeedback
+        from coe.records.sqlite import SqliteFeedback
 
         return SqliteFeedback(base / _sqlite_path(url), retention=retention, days=days)
     from coe.records.redis_feedback import RedisFeedback

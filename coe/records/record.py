@@ -1,6 +1,6 @@
 """One request's record in the routing log, and the protocol of the log. Imports no other module of CoE.
 
-RoutingRecord is the only list of fields: `coe.records.fields` derives every stored and documented form from it.
+RoutingRecord is the only list of fields: `coe.records.codec` derives every stored and documented form from it.
 """
 
 from __future__ import annotations

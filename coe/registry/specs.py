@@ -15,10 +15,20 @@ import orjson
 from pydantic import Field, SecretStr
 
 from coe.core import GENERAL, Api, Capability
-from coe.registry.access import AccessSpec, Limits
-from coe.registry.base import Count, Flag, Name, Positive, StrictModel, Url
-from coe.registry.policy import BudgetSpec, Policy, ResidencySpec
-from coe.registry.retrieval import RetrievalSpec
+from coe.registry.sections import (
+    AccessSpec,
+    BudgetSpec,
+    Count,
+    Flag,
+    Limits,
+    Name,
+    Policy,
+    Positive,
+    ResidencySpec,
+    RetrievalSpec,
+    StrictModel,
+    Url,
+)
 
 AUTO = "auto"
 """Model name with which a client requests routing. No expert may use it."""

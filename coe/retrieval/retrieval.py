@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import Chat, Encoder, Prediction, RetrievalMode, Router
-from coe.registry.retrieval import RetrievalSpec
+from coe.registry.sections import RetrievalSpec
 from coe.retrieval.gate import Array, Gate, GateEstimate, GateThresholds, RetrievalCost
 from coe.retrieval.insertion import (
     PassageBlock,

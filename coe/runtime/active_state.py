@@ -2,6 +2,8 @@
 
 The gateway loads it at start and on reload, jobs at their start. `check_active_state` checks the same without loading a
 router, which a parent process may do before it forks.
+
+Opens the document store that experts.yaml declares, with the encoder of the router in use.
 """
 
 from __future__ import annotations
@@ -21,12 +23,39 @@ from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.declaration import declared_assignment
 from coe.registry import Registry, load
+from coe.retrieval import DocumentStore, EncoderId, open_store
 from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
+from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.overlay import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
-from coe.runtime.document_index import DocumentIndex, check_store, open_index
 from coe.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentIndex:
+    """A document store with the encoder that it was opened for."""
+
+    store: DocumentStore
+    encoder: TokenizingEncoder
+
+
+def open_index(settings: Settings, registry: Registry, folder: Path, *, threads: int = 1) -> DocumentIndex:
+    """The store, and the encoder of the router in `folder`. Reads the encoder's files and connects to nothing. Raises
+    ConfigError if no store is declared, ArtifactError for a damaged router."""
+    if registry.retrieval.store is None:
+        raise ConfigError(
+            f"{settings.config}: no document store is declared; add: retrieval: {{store: 'lancedb:///documents'}}"
+        )
+    encoder = routers.load_document_encoder(folder, threads=threads)
+    return DocumentIndex(open_store(registry.retrieval.store, base=settings.home, encoder=encoder_id(encoder)), encoder)
+
+
+def check_store(settings: Settings, registry: Registry) -> None:
+    """Raises ConfigError for an invalid address, or if its library is missing."""
+    if registry.retrieval.store is not None:
+        open_store(registry.retrieval.store, base=settings.home, encoder=EncoderId("", 0))
+
 
 MIN_EXAMPLES = 2
 """Examples by which a category works without training."""

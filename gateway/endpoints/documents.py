@@ -30,7 +30,7 @@ from coe.errors import (
 from coe.retrieval.ingest.chunking import normalize_text
 from coe.retrieval.ingest.indexing import Indexer, SourceText
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
-from coe.runtime.document_index import DocumentIndex
+from coe.runtime.active_state import DocumentIndex
 from gateway.endpoints.http import json_response, query_of
 from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems, ref
 from gateway.parts import Parts

@@ -21,7 +21,7 @@ from coe.core import Reason
 from coe.experts.remedies import REMEDIES
 from coe.jobs.record_files import RATING_FIELDS
 from coe.mapping.declaration import declared_assignment
-from coe.records.fields import FIELDS
+from coe.records.codec import FIELDS
 from coe.registry import Registry, load, schema
 from coe.runtime.active_state import ActiveState
 from coe.settings import Settings

@@ -29,7 +29,7 @@ class Run:
         self.encode_with(WordEncoder())
 
     def encode_with(self, encoder: WordEncoder) -> None:
-        from coe.runtime import active_state, document_index
+        from coe.runtime import active_state
 
         class Artifact:
             folder = self.folder
@@ -40,8 +40,7 @@ class Run:
             return load(settings.config, environ={}), Artifact
 
         self._patch.setattr("coe.cli.index.check_router", check_router)
-        self._patch.setattr(document_index.routers, "load_document_encoder", lambda folder, threads=1: encoder)
-        assert active_state
+        self._patch.setattr(active_state.routers, "load_document_encoder", lambda folder, threads=1: encoder)
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         command = ["coe", "index", *arguments, "--config", str(self.folder / "experts.yaml")]

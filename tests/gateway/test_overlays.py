@@ -103,7 +103,7 @@ async def test_one_tenants_corrections_turn_its_own_requests_and_no_other_tenant
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coe.runtime.active_state.load_active_state", words_server.read)
-    for module in ("coe.runtime.active_state", "coe.runtime.promotion"):
+    for module in ("coe.runtime.active_state", "coe.runtime.versions"):
         monkeypatch.setattr(f"{module}.check_router", lambda settings: (None, None))
         monkeypatch.setattr(f"{module}.load_router", lambda *_: WordRouter())
     assignment = {"code": "good", "art": "slow-start", "general": "good"}

@@ -18,7 +18,7 @@ from coe.learning.evaluation.passage_gain import GAINS_FILE, add_passages, read_
 from coe.learning.evaluation.probes import Probe
 from coe.learning.retraining.gate_fit import GateExamples, cross_fitted_gates, fit_gate, gate_estimates
 from coe.learning.retraining.gate_report import gate_report
-from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
+from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval.gate import Gate, OutdatedGate, temper
 from routers.calibration import auroc
 from tests.cli.test_plan import config

@@ -15,10 +15,9 @@ from jsonschema import Draft202012Validator
 
 from coe.errors import DataError
 from coe.jobs.record_files import FILE_FIELDS, Rating, read_rows, write_rows
-from coe.records.codec import SCHEMA, decode, encode
-from coe.records.fields import COLUMNS, FIELDS
+from coe.records.codec import COLUMNS, FIELDS, SCHEMA, decode, encode
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
-from coe.records.sqlite_log import SqliteLog
+from coe.records.sqlite import SqliteLog
 from gateway.endpoints.admin import record_bodies
 from tests.fakes import registry_of
 

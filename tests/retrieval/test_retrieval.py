@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from coe.core import Prediction
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
-from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
+from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest
 from gateway.dialects import chat
 from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, embeddings_of, passage

@@ -20,7 +20,7 @@ from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.learning.evaluation.probes import Probe
 from coe.learning.retraining.gate_fit import GateExamples
-from coe.registry.retrieval import RetrievalSpec
+from coe.registry.sections import RetrievalSpec
 from coe.retrieval.insertion import format_passages, insert_block
 from coe.retrieval.passages import Retriever
 

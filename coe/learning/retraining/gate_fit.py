@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from coe.core import Encoder, Router
 from coe.errors import DataError
-from coe.registry.retrieval import RetrievalPrice
+from coe.registry.sections import RetrievalPrice
 from coe.retrieval.gate import (
     CUES,
     Array,

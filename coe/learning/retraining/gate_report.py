@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.retraining.gate_fit import GateExamples, cross_fitted_gates, gate_decisions, gate_estimates
-from coe.registry.retrieval import RetrievalPrice
+from coe.registry.sections import RetrievalPrice
 from coe.retrieval.gate import Array
 
 BINS = 5

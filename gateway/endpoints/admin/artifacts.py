@@ -20,9 +20,8 @@ from coe.artifacts.redis import mirror, open_shared
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigError, JobUnavailable
 from coe.registry import load
-from coe.runtime import promotion
-from coe.runtime.promotion import VersionChange
-from coe.runtime.versions import VersionCatalog
+from coe.runtime import versions
+from coe.runtime.versions import VersionCatalog, VersionChange
 from coe.settings import Settings
 from gateway.endpoints.http import json_response
 from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems
@@ -90,7 +89,7 @@ class Artifacts:
         return await self._move(
             kind,
             body,
-            lambda settings, store: promotion.promote(settings, store, kind, body.version, why=body.why),
+            lambda settings, store: versions.promote(settings, store, kind, body.version, why=body.why),
         )
 
     async def roll_back(self, request: Request) -> Response:
@@ -98,7 +97,7 @@ class Artifacts:
         kind = self._shelf(request).kind
         body = validated(RollbackRequest, await read_body(request, limit=MAX_BODY_BYTES))
         return await self._move(
-            kind, body, lambda settings, store: promotion.roll_back(settings, store, kind, why=body.why)
+            kind, body, lambda settings, store: versions.roll_back(settings, store, kind, why=body.why)
         )
 
     async def _move(

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coe import errors
 from coe.core import Decision, Prediction, Reason
+from coe.records.codec import FIELDS, schema_of
 from coe.records.feedback import Feedback
-from coe.records.fields import FIELDS, schema_of
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.registry import Registry
 from coe.routing.replay import ReplayedDecision

@@ -3,6 +3,10 @@
 Rows hold the record as JSON and columns for the fields of LogQuery. A query walks exactly one index, chosen here:
 without statistics SQLite may choose a bad one. Writes are paced so that the writer's thread leaves the core to
 requests.
+
+Feedback in the SQLite file of the routing log.
+
+One row per dedup key. A replacement is a new row, so that readers with a cursor get it.
 """
 
 from __future__ import annotations
@@ -10,15 +14,23 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
-from coe.records.codec import decode_or_none, encode
+from coe.records.codec import COLUMNS, decode_or_none, encode
 from coe.records.database import LOG_TABLES, Database
-from coe.records.fields import COLUMNS
+from coe.records.feedback import (
+    Feedback,
+    FeedbackPage,
+    decode_in_order,
+    decode_page,
+    dedup_key,
+    dedup_keys,
+    encode_event,
+)
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.records.selection import exact_filters, page_size, parse_cursor, retention_start
 
@@ -209,3 +221,71 @@ def _page(rows: Sequence[Row], *, cursor: str) -> LogPage:
     found = [decode_or_none(row[1]) for row in rows]
     records = tuple(record for record in found if record is not None)
     return LogPage(records, cursor, len(found) - len(records))
+
+
+# A replacement is a new row, so that it comes at the end again.
+PUT = """INSERT OR REPLACE INTO feedback (dedup_key, event_id, time, event)
+SELECT :dedup_key, :event_id, :time, :event WHERE NOT EXISTS (
+    SELECT 1 FROM feedback
+    WHERE dedup_key = :dedup_key AND (event_id = :event_id OR (time, event_id) > (:time, :event_id))
+)"""
+TRIM_FEEDBACK = "DELETE FROM feedback WHERE seq <= (SELECT seq FROM feedback ORDER BY seq DESC LIMIT 1 OFFSET ?)"
+TRIM_EVERY = 1_000  # events: to count rows costs a walk through them
+DELETE_OLD_FEEDBACK = "DELETE FROM feedback WHERE time < ?"
+SELECT = "SELECT seq, event FROM feedback WHERE seq > ? ORDER BY seq LIMIT ?"
+
+
+class SqliteFeedback:
+    """A FeedbackLog whose cursor is the row number."""
+
+    def __init__(self, path: Path, *, retention: int, days: float | None) -> None:
+        self._database = Database(path, tables=LOG_TABLES)
+        self._retention, self._days = retention, days
+
+    async def append(self, events: Sequence[Feedback]) -> None:
+        """Appends the events, all or none. Deletes events older than `days`, and at intervals those beyond the
+        retention. Raises LogError."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            before = _newest(connection)
+            connection.executemany(PUT, map(_feedback_row, events))
+            connection.execute(DELETE_OLD_FEEDBACK, (retention_start(self._days),))
+            if _newest(connection) // TRIM_EVERY > before // TRIM_EVERY:
+                connection.execute(TRIM_FEEDBACK, (self._retention,))
+
+        if events:
+            await self._database.write(work)
+
+    async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:
+        """The next events after the cursor. Raises LogError."""
+        start, size = parse_cursor(after, place=str(self._database.path)), page_size(limit)
+
+        def work(connection: sqlite3.Connection) -> FeedbackPage:
+            rows = connection.execute(SELECT, (start, size)).fetchall()
+            return decode_page((event for _, event in rows), cursor=str(rows[-1][0]) if rows else after)
+
+        return await self._database.read(work)
+
+    async def for_request(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
+        """The events of the request from those API keys. Raises LogError."""
+        wanted = dedup_keys(request_id, keys)
+
+        def work(connection: sqlite3.Connection) -> tuple[Feedback, ...]:
+            lines = (
+                connection.execute("SELECT event FROM feedback WHERE dedup_key = ?", (one,)).fetchone()
+                for one in wanted
+            )
+            return decode_in_order(line[0] for line in lines if line)
+
+        return await self._database.read(work)
+
+    async def aclose(self) -> None:
+        await self._database.aclose()
+
+
+def _newest(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT max(seq) FROM feedback").fetchone()[0] or 0)
+
+
+def _feedback_row(event: Feedback) -> dict[str, bytes | str | float]:
+    return {"dedup_key": dedup_key(event), "event_id": event.event_id, "time": event.time, "event": encode_event(event)}
