@@ -145,7 +145,7 @@ def _below(kind: type) -> Iterator[type]:
     """The class and its subclasses in the error tree; those elsewhere exist only once their module is imported."""
     yield kind
     for child in kind.__subclasses__():
-        if child.__module__.startswith("coe.errors"):
+        if child.__module__ == "coe.errors":
             yield from _below(child)
 
 
