@@ -89,11 +89,13 @@ class RequestError(CoEError):
     param: str | None = None
     retry_after: float | None = None
 
+    def __init_subclass__(cls, *, code: str = "") -> None:
+        if code:
+            cls.code = code
 
-class InvalidRequest(RequestError):
+
+class InvalidRequest(RequestError, code="invalid_request"):
     """The client's request is wrong; an unchanged retry fails too."""
-
-    code = "invalid_request"
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -102,112 +104,76 @@ class InvalidRequest(RequestError):
             self.code = code
 
 
-class BodyTooLarge(InvalidRequest):
+class BodyTooLarge(InvalidRequest, code="body_too_large"):
     """The body exceeds the declared limit."""
 
-    code = "body_too_large"
 
-
-class BodyTooSlow(InvalidRequest):
+class BodyTooSlow(InvalidRequest, code="request_timeout"):
     """The body did not arrive in time."""
 
-    code = "request_timeout"
 
-
-class WrongMediaType(InvalidRequest):
+class WrongMediaType(InvalidRequest, code="unsupported_media_type"):
     """The body is not declared as JSON."""
 
-    code = "unsupported_media_type"
 
-
-class ModelNotFound(InvalidRequest):
+class ModelNotFound(InvalidRequest, code="model_not_found"):
     """`model` is neither `auto` nor a declared expert."""
 
-    code = "model_not_found"
 
-
-class UnknownRequest(InvalidRequest):
+class UnknownRequest(InvalidRequest, code="feedback_unknown_request"):
     """Feedback for a request that is not in the routing log, or belongs to another tenant."""
 
-    code = "feedback_unknown_request"
 
-
-class RecordNotFound(InvalidRequest):
+class RecordNotFound(InvalidRequest, code="record_not_found"):
     """The routing log has no record of that request."""
 
-    code = "record_not_found"
 
-
-class NotClassified(InvalidRequest):
+class NotClassified(InvalidRequest, code="not_classified"):
     """The request ended before classification, so its decision cannot be replayed."""
 
-    code = "not_classified"
 
-
-class DocumentNotFound(InvalidRequest):
+class DocumentNotFound(InvalidRequest, code="document_not_found"):
     """The document store holds no such document, or none is declared."""
 
-    code = "document_not_found"
 
-
-class DocumentsConflict(InvalidRequest):
+class DocumentsConflict(InvalidRequest, code="duplicate_id"):
     """One request holds two documents with the same id."""
 
-    code = "duplicate_id"
 
-
-class ArtifactNotFound(InvalidRequest):
+class ArtifactNotFound(InvalidRequest, code="artifact_not_found"):
     """No artifact of this kind, or none of this version, is published."""
 
-    code = "artifact_not_found"
 
-
-class ArtifactRefused(InvalidRequest):
+class ArtifactRefused(InvalidRequest, code="artifact_refused"):
     """The version is damaged or does not match experts.yaml, or there is no version to roll back to."""
 
-    code = "artifact_refused"
 
-
-class NothingMeasured(InvalidRequest):
+class NothingMeasured(InvalidRequest, code="nothing_measured"):
     """The assignment in use was declared, not planned from scores, or the record of its scores is missing."""
 
-    code = "nothing_measured"
 
-
-class HeadersTooLarge(InvalidRequest):
+class HeadersTooLarge(InvalidRequest, code="headers_too_large"):
     """The headers exceed the size limit."""
 
-    code = "headers_too_large"
 
-
-class Unauthorized(InvalidRequest):
+class Unauthorized(InvalidRequest, code="invalid_api_key"):
     """The request has no API key, or an unknown one."""
 
-    code = "invalid_api_key"
 
-
-class Forbidden(InvalidRequest):
+class Forbidden(InvalidRequest, code="insufficient_scope"):
     """The scopes of the API key do not allow this."""
 
-    code = "insufficient_scope"
 
-
-class CrossOriginRequest(InvalidRequest):
+class CrossOriginRequest(InvalidRequest, code="cross_origin_request"):
     """A web page of another origin sent the request, and that origin is not allowed."""
 
-    code = "cross_origin_request"
 
-
-class UntrustedHost(InvalidRequest):
+class UntrustedHost(InvalidRequest, code="untrusted_host"):
     """The request addresses the gateway by a host name that is not allowed."""
 
-    code = "untrusted_host"
 
-
-class InvalidHost(InvalidRequest):
+class InvalidHost(InvalidRequest, code="invalid_host"):
     """The request has no Host header, or more than one."""
-
-    code = "invalid_host"
 
 
 class _Temporary(RequestError):
@@ -218,58 +184,40 @@ class _Temporary(RequestError):
         self.retry_after = retry_after
 
 
-class Overloaded(_Temporary):
+class Overloaded(_Temporary, code="overloaded"):
     """No permit became free in time, the queue for permits is full, or too many bodies are still arriving."""
 
-    code = "overloaded"
 
-
-class BodyMemoryFull(_Temporary):
+class BodyMemoryFull(_Temporary, code="body_memory_full"):
     """The memory for large request bodies is in use by other requests."""
 
-    code = "body_memory_full"
 
-
-class LimitReached(_Temporary):
+class LimitReached(_Temporary, code="rate_limit_exceeded"):
     """The API key has reached its limit for this minute, day or month."""
 
-    code = "rate_limit_exceeded"
 
-
-class Draining(_Temporary):
+class Draining(_Temporary, code="draining"):
     """The process is shutting down: it finishes its requests and accepts no new ones."""
 
-    code = "draining"
 
-
-class LogUnavailable(_Temporary):
+class LogUnavailable(_Temporary, code="log_unavailable"):
     """The routing log cannot look up a request or store feedback now."""
 
-    code = "log_unavailable"
 
-
-class DocumentsUnavailable(_Temporary):
+class DocumentsUnavailable(_Temporary, code="documents_unavailable"):
     """The document store is unavailable or too slow, or was built with another encoder."""
 
-    code = "documents_unavailable"
 
-
-class JobUnavailable(_Temporary):
+class JobUnavailable(_Temporary, code="job_unavailable"):
     """A job of the gateway failed, timed out, or was superseded by a newer request."""
 
-    code = "job_unavailable"
 
-
-class NotInstalled(RequestError):
+class NotInstalled(RequestError, code="not_installed"):
     """A package that the request needs is not installed on the gateway."""
 
-    code = "not_installed"
 
-
-class DeadlineExceeded(RequestError):
+class DeadlineExceeded(RequestError, code="deadline_exceeded"):
     """The request's timeout has passed."""
-
-    code = "deadline_exceeded"
 
 
 Cause = Literal[
@@ -321,7 +269,7 @@ that a request names.
 """
 
 
-class ExpertError(RequestError):
+class ExpertError(RequestError, code="expert_error"):
     """An expert failed the request.
 
     `retryable`: another expert may be tried. `request_sent`: the request was sent to this expert. `unhealthy`: the
@@ -329,7 +277,6 @@ class ExpertError(RequestError):
     for logs; it holds neither secrets nor text of the server, which may quote a request.
     """
 
-    code = "expert_error"
     retryable = True
     request_sent = True
     unhealthy = True
@@ -346,14 +293,13 @@ class ExpertError(RequestError):
         return self.cause in CALLER_INDEPENDENT_CAUSES
 
 
-class ExpertUnavailable(ExpertError):
+class ExpertUnavailable(ExpertError, code="expert_unavailable"):
     """The expert refused or dropped the connection, answered 5xx before the first chunk, or its circuit breaker is
     open.
 
     `queue_full`: its server answered 503. `unavailable_servers`: addresses that the same request must not try again.
     """
 
-    code = "expert_unavailable"
     queue_full = False
     unavailable_servers: frozenset[str] = frozenset()
 
@@ -364,55 +310,49 @@ class ExpertUnreachable(ExpertUnavailable):
     cause: Cause = "unreachable"
 
 
-class ExpertAsleep(ExpertUnavailable):
+class ExpertAsleep(ExpertUnavailable, code="expert_asleep"):
     """The expert shares a device and did not wake in time, so it never received the request."""
 
-    code = "expert_asleep"
     cause: Cause = "asleep"
     request_sent = False
     unhealthy = False
 
 
-class OutOfDescriptors(ExpertError):
+class OutOfDescriptors(ExpertError, code="overloaded"):
     """This process has no file descriptor left for a connection. The expert is healthy; no other expert can help."""
 
-    code = "overloaded"
     cause: Cause = "gateway_limit"
     retryable = False
     request_sent = False
     unhealthy = False
 
 
-class ExpertBusy(ExpertError):
+class ExpertBusy(ExpertError, code="expert_busy"):
     """The expert answered 429 before the first chunk."""
 
-    code = "expert_busy"
     cause: Cause = "rate_limited"
     unhealthy = False
 
 
-class ExpertTimeout(ExpertError):
+class ExpertTimeout(ExpertError, code="expert_timeout"):
     """The expert sent no first chunk within its timeout."""
 
-    code = "expert_timeout"
     cause: Cause = "timeout"
 
 
-class ExpertInvalidResponse(ExpertError):
+class ExpertInvalidResponse(ExpertError, code="expert_invalid_response"):
     """The expert answered 200 with a body that violates the API."""
 
-    code = "expert_invalid_response"
     cause: Cause = "invalid_response"
 
 
-class ExpertRejected(ExpertError):
+class ExpertRejected(ExpertError, code="expert_rejected"):
     """The expert rejected the request itself (4xx). Others would too, so no other expert is tried.
 
     `status` is its HTTP status, `upstream_code` its own error code, such as context_length_exceeded, and `param` the
     body field at fault.
     """
 
-    code = "expert_rejected"
     cause: Cause = "rejected"
     retryable = False
     unhealthy = False
