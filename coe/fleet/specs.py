@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from coe.errors import FleetError
+from coe.supervision import next_pause
 
 HOST = "127.0.0.1"
 # Below the ephemeral range: a port from inside it may be taken by any outgoing connection while a server restarts,
@@ -111,28 +112,18 @@ class LocalExpert(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Backoff:
-    """Seconds before a restart: `initial`, doubling up to `maximum`, and `initial` again after a server was ready for
-    `reset_after` seconds."""
-
-    initial: float = 1.0
-    maximum: float = 30.0
-    reset_after: float = 60.0
-
-    def next(self, previous: float, *, up: float) -> float:
-        """The delay after `previous` (0 for the first) for a server that was ready for `up` seconds."""
-        if not previous or up >= self.reset_after:
-            return self.initial
-        return min(previous * 2, self.maximum)
-
-
-@dataclass(frozen=True, slots=True)
 class Timeouts:
     """`check_interval` and `check_timeout` of health checks, and `grace` between SIGTERM and SIGKILL, in seconds. After
-    `max_missed_checks` failed checks a server counts as frozen."""
+    `max_missed_checks` failed checks a server counts as frozen. Delays before restarts double from `first_restart` to
+    `max_restart` seconds."""
 
     check_interval: float = 5.0
     check_timeout: float = 5.0
     max_missed_checks: int = 3
     grace: float = 5.0
-    backoff: Backoff = Backoff()
+    first_restart: float = 1.0
+    max_restart: float = 30.0
+
+    def restart_delay(self, previous: float, *, up: float) -> float:
+        """The delay after `previous` (0: the first) for a server that was ready for `up` seconds."""
+        return next_pause(previous, ran=up, first=self.first_restart, longest=self.max_restart)

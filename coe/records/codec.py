@@ -112,22 +112,20 @@ def _wrong(value: Any, expected: str) -> TypeError:
     return TypeError(f"{type(value).__name__} in place of {expected}")
 
 
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise _wrong(value, "a text")
-    return value
+def _exactly(kind: type, expected: str) -> Callable[[Any], Any]:
+    """Returns a function that accepts values of this type only."""
+
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise _wrong(value, expected)
+        return value
+
+    return read
 
 
-def _whole(value: Any) -> int:
-    if type(value) is not int:
-        raise _wrong(value, "a whole number")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if type(value) is not bool:
-        raise _wrong(value, "true or false")
-    return value
+_text = _exactly(str, "a text")
+_whole = _exactly(int, "a whole number")
+_flag = _exactly(bool, "true or false")
 
 
 def _number(value: Any) -> float:

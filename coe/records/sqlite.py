@@ -74,12 +74,8 @@ def scan_start(connection: sqlite3.Connection, query: LogQuery, *, after: int, b
     return max(after, (before or newest_row(connection) + 1) - MAX_SCANNED_BACK - 1)
 
 
-def newest_row(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("SELECT max(seq) FROM records").fetchone()[0] or 0)
-
-
-def oldest_row(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("SELECT min(seq) FROM records").fetchone()[0] or 0)
+def newest_row(connection: sqlite3.Connection, table: str = "records") -> int:
+    return int(connection.execute(f"SELECT max(seq) FROM {table}").fetchone()[0] or 0)  # noqa: S608 (constants)
 
 
 def _times(query: LogQuery, after: int, seq: str) -> list[Condition]:
@@ -146,7 +142,7 @@ class SqliteLog:
         """Appends the records, all or none, and deletes the oldest beyond retention and days. Raises LogError."""
 
         def work(connection: sqlite3.Connection) -> None:
-            rows = [_row(record) for record in records]
+            rows = [(*_columns(record), encode(record)) for record in records]
             paced = len(rows) <= MAX_PACED_ROWS
             step = MAX_INSERT_ROWS if paced else MAX_PACED_ROWS
             for start in range(0, len(rows), step):
@@ -190,8 +186,8 @@ class SqliteLog:
             rows = select(connection, query, after=edge, before=before, order="DESC", size=size + 1)
             if len(rows) > size:
                 return _page(rows[:-1], cursor=str(rows[-2][0]))
-            more = edge > after and edge >= oldest_row(connection)
-            return _page(rows, cursor=str(edge + 1) if more else "")
+            oldest = connection.execute("SELECT min(seq) FROM records").fetchone()[0] or 0
+            return _page(rows, cursor=str(edge + 1) if edge > after and edge >= oldest else "")
 
         return await self._database.read(work) if size else LogPage((), query.before)
 
@@ -211,10 +207,6 @@ class SqliteLog:
         """The row numbers of the query's cursors. Raises LogError."""
         place = str(self._database.path)
         return parse_cursor(query.after, place=place), parse_cursor(query.before, place=place)
-
-
-def _row(record: RoutingRecord) -> tuple[str | float | bytes | None, ...]:
-    return (*_columns(record), encode(record))
 
 
 def _page(rows: Sequence[Row], *, cursor: str) -> LogPage:
@@ -247,10 +239,10 @@ class SqliteFeedback:
         retention. Raises LogError."""
 
         def work(connection: sqlite3.Connection) -> None:
-            before = _newest(connection)
+            before = newest_row(connection, "feedback")
             connection.executemany(PUT, map(_feedback_row, events))
             connection.execute(DELETE_OLD_FEEDBACK, (retention_start(self._days),))
-            if _newest(connection) // TRIM_EVERY > before // TRIM_EVERY:
+            if newest_row(connection, "feedback") // TRIM_EVERY > before // TRIM_EVERY:
                 connection.execute(TRIM_FEEDBACK, (self._retention,))
 
         if events:
@@ -281,10 +273,6 @@ class SqliteFeedback:
 
     async def aclose(self) -> None:
         await self._database.aclose()
-
-
-def _newest(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("SELECT max(seq) FROM feedback").fetchone()[0] or 0)
 
 
 def _feedback_row(event: Feedback) -> dict[str, bytes | str | float]:

@@ -10,7 +10,7 @@ Puts a published version into use, or rolls back, after the checks that a gatewa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 import routers
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
+from coe.artifacts.kinds import ASSIGNMENT, OVERLAYS, ROUTER
 from coe.artifacts.manifest import Artifact, Manifest
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound
@@ -29,10 +29,9 @@ from coe.runtime.active_state import (
     check_fit,
     check_router,
     load_router,
-    overlays_fit_router,
+    overlays_problem,
     read_overlays,
     read_plan,
-    wrong_router_message,
 )
 from coe.settings import Settings
 
@@ -81,40 +80,26 @@ def rollback_target(store: ArtifactStore, kind: str) -> str | None:
 
 def check_fits(settings: Settings, kind: str, artifact: Artifact) -> None:
     """Raises ArtifactError or ConfigError for a version that a gateway with this experts.yaml would refuse."""
-    _CHECKS[kind](settings, artifact)
-
-
-def _check_router(settings: Settings, artifact: Artifact) -> None:
-    check_fit(load(settings.config, environ=settings.environ), artifact)
-    routers.check(artifact.folder)
-
-
-def _check_assignment(settings: Settings, artifact: Artifact) -> None:
-    read_plan(load(settings.config, environ=settings.environ), artifact)
-
-
-def _check_overlays(settings: Settings, artifact: Artifact) -> None:
-    found = read_overlays(artifact)
-    router = load_router(*check_router(settings))
-    if not overlays_fit_router(artifact, found, router):
-        raise ArtifactError(wrong_router_message(artifact, router))
-
-
-def _check_gate(settings: Settings, artifact: Artifact) -> None:
-    declared = load(settings.config, environ=settings.environ).category_names
-    if set(Gate.load(artifact.folder / GATE_FILE).categories) != set(declared):
+    declared = load(settings.config, environ=settings.environ)
+    if kind == ROUTER:
+        check_fit(declared, artifact)
+        routers.check(artifact.folder)
+    elif kind == ASSIGNMENT:
+        read_plan(declared, artifact)
+    elif kind == OVERLAYS:
+        found = read_overlays(artifact)
+        if problem := overlays_problem(artifact, found, load_router(*check_router(settings))):
+            raise ArtifactError(problem)
+    elif set(Gate.load(artifact.folder / GATE_FILE).categories) != set(declared.category_names):
         raise ArtifactError(f"gate {artifact.manifest.version} is of other categories than experts.yaml declares")
-
-
-_CHECKS = {ROUTER: _check_router, ASSIGNMENT: _check_assignment, OVERLAYS: _check_overlays, GATE: _check_gate}
 
 
 MAX_LISTED = 100
 """Newest versions and moves of a kind that are listed."""
 TRAINING_JOBS = ("train", "plan", "retrain")
 """Jobs that make versions; the other moves put an existing version into use."""
-LEARNT_DIGESTS = "learnt"
-"""A router's metric: digests of all prompts that it learnt from traffic, shown as their number."""
+LEARNED_DIGESTS = "learnt"
+"""A router's metric: digests of all prompts that it learned from traffic, shown as their number."""
 REPORT = "report.json"
 """Report of the learning round, stored beside what it promoted."""
 
@@ -157,7 +142,7 @@ class VersionCatalog:
         found = self._summary(version)
         try:
             artifact = self._store.published(version)
-            found |= {"metrics": _metrics(artifact.manifest)} | _CONTENTS[self.kind](artifact)
+            found |= {"metrics": _metrics(artifact.manifest)} | _contents(self.kind, artifact)
         except (ArtifactError, OSError) as error:
             found["damaged"] = str(error)
         return {"object": "artifact", "kind": self.kind, **found}
@@ -182,7 +167,7 @@ class VersionCatalog:
     def _quality(self, manifest: Manifest) -> float | None:
         """The version's measured quality; None if unknown or its files are damaged."""
         try:
-            found = _QUALITY[self.kind](self._store.folder(manifest.version), manifest)
+            found = _measured_quality(self.kind, self._store.folder(manifest.version), manifest)
         except (ArtifactError, OSError):
             return None
         return None if found is None else float(found)
@@ -206,63 +191,41 @@ def _origins(moves: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in TRAINING_JOBS}
 
 
-def _accuracy(_: Path, manifest: Manifest) -> Any:
-    return manifest.metrics.get("accuracy")
-
-
-def _planned_quality(folder: Path, manifest: Manifest) -> float | None:
-    plan = read_published(folder, manifest.version)
-    return None if plan.record is None else planned_quality(plan.record.problem, plan.assignment)
-
-
-def _mean_gain(folder: Path, manifest: Manifest) -> float | None:
-    gains = [one.gain for one in read_overlays(Artifact(folder, manifest))]
-    return sum(gains) / len(gains) if gains else None
-
-
-def _gated(_: Path, manifest: Manifest) -> Any:
-    return manifest.metrics.get("all", {}).get("gated")
-
-
-_QUALITY: Mapping[str, Callable[[Path, Manifest], Any]] = {
-    ROUTER: _accuracy,
-    ASSIGNMENT: _planned_quality,
-    OVERLAYS: _mean_gain,
-    GATE: _gated,
-}
+def _measured_quality(kind: str, folder: Path, manifest: Manifest) -> float | None:
+    """The quality that `ARTIFACT_KINDS` describes. Raises ArtifactError or OSError for damaged files."""
+    if kind == ROUTER:
+        return manifest.metrics.get("accuracy")
+    if kind == ASSIGNMENT:
+        plan = read_published(folder, manifest.version)
+        return None if plan.record is None else planned_quality(plan.record.problem, plan.assignment)
+    if kind == OVERLAYS:
+        gains = [one.gain for one in read_overlays(Artifact(folder, manifest))]
+        return sum(gains) / len(gains) if gains else None
+    gated: float | None = manifest.metrics.get("all", {}).get("gated")
+    return gated
 
 
 def _metrics(manifest: Manifest) -> dict[str, Any]:
     found = dict(manifest.metrics)
-    if isinstance(digests := found.get(LEARNT_DIGESTS), list):
-        found[LEARNT_DIGESTS] = len(digests)
+    if isinstance(digests := found.get(LEARNED_DIGESTS), list):
+        found[LEARNED_DIGESTS] = len(digests)
     return found
 
 
-def _no_contents(_: Artifact) -> dict[str, Any]:
-    return {}
-
-
-def _assignment(artifact: Artifact) -> dict[str, Any]:
+def _contents(kind: str, artifact: Artifact) -> dict[str, Any]:
+    """What the files of a version hold. Raises ArtifactError or OSError for damaged ones."""
     folder = artifact.folder
+    if kind == OVERLAYS:
+        fields = ("tenant", "gain", "requests", "fitted_until")
+        return {"tenants": [{name: getattr(one, name) for name in fields} for one in read_overlays(artifact)]}
+    if kind != ASSIGNMENT:
+        return {}
     plan = Assignment.from_json((folder / f"{ASSIGNMENT}.json").read_bytes())
-    kept = read_plan_file(folder) or {}
+    basis = read_plan_file(folder) or {}
     report = folder / REPORT
     return {
         "choice": dict(zip(plan.categories, plan.choice, strict=True)),
-        "budget": kept.get("budget"),
-        "source": kept.get("source"),
+        "budget": basis.get("budget"),
+        "source": basis.get("source"),
         "learning": orjson.loads(report.read_bytes()) if report.is_file() else None,
     }
-
-
-def _overlays(artifact: Artifact) -> dict[str, Any]:
-    found = read_overlays(artifact)
-    return {
-        "tenants": [
-            {"tenant": o.tenant, "gain": o.gain, "requests": o.requests, "fitted_until": o.fitted_until} for o in found
-        ]
-    }
-
-
-_CONTENTS = {ROUTER: _no_contents, ASSIGNMENT: _assignment, OVERLAYS: _overlays, GATE: _no_contents}

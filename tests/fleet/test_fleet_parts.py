@@ -12,14 +12,14 @@ import pytest
 from coe.errors import FleetError
 from coe.fleet import server, specs
 from coe.fleet.process import describe_exit
-from coe.fleet.specs import Backoff, free_port
+from coe.fleet.specs import Timeouts, free_port
 
 
 def test_delays_double_up_to_the_maximum_and_reset_after_a_healthy_period() -> None:
     clock, delay, delays = 0.0, 0.0, []
     for up in (5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 59.9, 60.0, 1.0):
         clock += up
-        delay = Backoff().next(delay, up=up)
+        delay = Timeouts().restart_delay(delay, up=up)
         delays.append(delay)
         clock += delay
     assert delays == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 1.0, 2.0]

@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.artifacts.redis import mirror, open_shared
+from coe.artifacts.redis import mirror
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigError, JobUnavailable
-from coe.registry import load
 from coe.runtime import versions
+from coe.runtime.artifact_sync import open_declared
 from coe.runtime.versions import VersionCatalog, VersionChange
 from coe.settings import Settings
 from gateway.endpoints.http import json_response
@@ -133,7 +133,7 @@ def _make_move(
     settings: Settings, kind: str, expected: str | None, move: Callable[[Settings, ArtifactStore], VersionChange]
 ) -> VersionChange:
     with _as_request_errors():
-        share = open_shared(load(settings.config, environ=settings.environ).artifacts)
+        share = open_declared(settings)
         store = ArtifactStore(settings.artifacts, kind, share)
         try:
             mirror([store])
