@@ -232,7 +232,7 @@ async def test_counts_of_keys_are_written_on_after_their_task_failed(
         await write(limiter)
 
     monkeypatch.setattr(DurableLimiter, "_run", once)
-    async with DurableLimiter(tmp_path / "use.sqlite", task_failed=failures.append):
+    async with DurableLimiter(tmp_path / "key-usage.sqlite", task_failed=failures.append):
         await went_on.wait()
     assert failures == ["limits"]
 

@@ -26,7 +26,7 @@ def build_experts(
     """Returns every declared expert by name, in the order of the declaration.
 
     `started` holds the endpoints of the running local servers (Settings.endpoints). With `residency`, local experts
-    share devices and are held until they are loaded. An expert of `previous` is reused if its declaration and addresses
+    share devices and wait until they are loaded. An expert of `previous` is reused if its declaration and addresses
     are the same. Raises ConfigError for a local expert that is not started.
     """
     experts = {}

@@ -11,7 +11,7 @@ from coe.core import Call, Expert, Health, Reply
 class ResidencyHold(Protocol):
     """Loads experts on demand. Implemented by `coe.fleet.residency.client.ResidencyClient`."""
 
-    async def hold(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
+    async def acquire(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
         """Waits until the expert is awake, at most until `deadline` (event loop clock), and not at all if the expert
         `stand_in` is awake. Returns the function that releases it. Raises ExpertAsleep."""
 
@@ -30,7 +30,7 @@ class ResidentExpert:
     async def stream(self, call: Call) -> Reply:
         """Holds the expert, then calls it. Raises what either raises."""
         stand_in = call.stand_in if call.stand_in == self._stand_in else ""
-        release = await self._residency.hold(
+        release = await self._residency.acquire(
             self.name, category=call.category, deadline=call.wake_deadline, stand_in=stand_in
         )
         try:

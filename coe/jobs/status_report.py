@@ -69,7 +69,7 @@ def _last_round(state: RoundState) -> dict[str, Any]:
 
 
 def _residency(settings: Settings) -> dict[str, Any]:
-    """By expert that shares a device: its tier, held requests and switches; empty where no `coe up` manages any."""
+    """By expert that shares a device: its tier, waiting requests and switches; empty where no `coe up` manages any."""
     try:
         return asyncio.run(fetch_tiers(settings.residency_link.readlink()))
     except OSError:  # no link, or no process behind it; TimeoutError is one

@@ -99,7 +99,7 @@ class RoutingRecord:
         tuple[float, float] | None, FieldInfo("Exploration rate and largest quality loss; null if it was off.")
     ] = None
     overlay: Annotated[str, FieldInfo("Version of the tenant overlay that changed the probabilities.")] = ""
-    plain: Annotated[
+    router_probabilities: Annotated[
         Mapping[str, float] | None, FieldInfo("The router's own probabilities, before the tenant overlay.")
     ] = None
     retrieval: Annotated[

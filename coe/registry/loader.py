@@ -205,10 +205,10 @@ def _residency_problems(registry: Registry) -> Problems:
     residency = registry.residency
     if residency is None or wrong:
         return
-    if residency.hold < residency.max_wait:
+    if residency.wait_timeout < residency.max_wait:
         yield (
-            ("residency", "hold"),
-            f"hold must be at least max_wait ({residency.max_wait:g}), or requests expire too soon",
+            ("residency", "wait_timeout"),
+            f"wait_timeout must be at least max_wait ({residency.max_wait:g}), or requests expire too soon",
         )
     if registry.policy.hedge:
         yield ("policy", "hedge"), "hedge would wake another expert for every wait; residency needs hedge: false"

@@ -130,7 +130,7 @@ class ResidencySpec(StrictModel):
     max_wait: Positive = 30.0
     """Longest wait in seconds of a request for a sleeping expert. Requests are collected meanwhile, which saves
     switches. The time for loading is added if several experts have requests."""
-    hold: Positive = 120.0
+    wait_timeout: Positive = 120.0
     """Seconds after which a request that still waits goes to the next expert that is awake, or fails with 503."""
 
 

@@ -215,7 +215,7 @@ class Registry(StrictModel):
     @property
     def wake_timeout(self) -> float:
         """Seconds that a request waits for sleeping experts in total; infinite without residency."""
-        return math.inf if self.residency is None else self.residency.hold
+        return math.inf if self.residency is None else self.residency.wait_timeout
 
     def device_of(self, expert: ExpertSpec) -> str | None:
         """The device of a local expert; None for other experts and without residency."""

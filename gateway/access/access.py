@@ -17,7 +17,7 @@ from coe.runtime.api_keys import Caller, KeyRing
 from coe.supervision import TaskFailed, ignore_failure
 from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, TokenAllowance, UsageOf
 from gateway.access.browsers import BrowserPolicy
-from gateway.access.durable import USE_FILE, DurableLimiter
+from gateway.access.durable import KEY_USAGE_FILE, DurableLimiter
 from gateway.access.limits import MEMORY, Amounts, Limiter, meters_of
 from gateway.access.memory import MemoryLimiter
 from gateway.access.redis import RedisLimiter, limits_client
@@ -96,7 +96,7 @@ async def open_limiter(
     Raises ConfigError for an invalid address. While Redis is down this process counts by itself.
     """
     if counters == MEMORY:
-        async with DurableLimiter(home / USE_FILE, task_failed=task_failed) as durable:
+        async with DurableLimiter(home / KEY_USAGE_FILE, task_failed=task_failed) as durable:
             yield durable
         return
     async with RedisLimiter(counters, task_failed=task_failed) as limiter:

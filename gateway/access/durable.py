@@ -109,7 +109,7 @@ def add_change(stored: StoredUse | None, change: UseChange, *, now: float) -> St
 
 _log = logging.getLogger("gateway")
 
-USE_FILE = "use.sqlite"
+KEY_USAGE_FILE = "key-usage.sqlite"
 """Name in the state folder."""
 WRITE_INTERVAL_SECONDS = 0.5
 """Time between two writes: what a crash may lose."""

@@ -49,7 +49,7 @@ class Metrics:
         failures = "Background tasks that ended unexpectedly and restarted."
         self._task_failures = counter("coe_background_task_failures_total", failures, ("task",))
         wait = "Waits until an expert that shares a device is awake."
-        self._residency_wait = histogram("coe_hold_seconds", wait, _RESPONSE_BUCKETS, expert)
+        self._residency_wait = histogram("coe_expert_wait_seconds", wait, _RESPONSE_BUCKETS, expert)
         total = "Time from arrival to the last byte."
         self._request_seconds = histogram("coe_request_seconds", total, _RESPONSE_BUCKETS)
 

@@ -43,7 +43,7 @@ def _add_metrics(metrics: Metrics, client: ResidencyClient | None) -> None:
     expert = ("expert",)
     tier = "0 stopped, 1 asleep, 2 changing, 3 awake; only for experts that share a device."
     metrics.gauges("coe_expert_tier", tier, expert, tiers, largest=True)
-    held = "Requests that wait until the expert is awake."
-    metrics.gauges("coe_expert_held", held, expert, lambda: by_expert("held"), largest=True)
+    waiting = "Requests that wait until the expert is awake."
+    metrics.gauges("coe_expert_waiting", waiting, expert, lambda: by_expert("waiting"), largest=True)
     switches = "Times that the expert's server was woken since the start."
     metrics.gauges("coe_expert_switches", switches, expert, lambda: by_expert("switches"), largest=True)

@@ -277,7 +277,7 @@ class Trace:
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
             overlay=prediction.overlay_version if prediction is not None else "",
             purpose=(options.purpose or "") if options else "",
-            plain=_named(names, prediction.router_probabilities)
+            router_probabilities=_named(names, prediction.router_probabilities)
             if prediction is not None and prediction.router_probabilities is not None
             else None,
         )

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from gateway.access.durable import USE_FILE, DurableLimiter
+from gateway.access.durable import KEY_USAGE_FILE, DurableLimiter
 from gateway.access.limits import Limiter
 from gateway.access.memory import MemoryLimiter
 from gateway.access.redis import RedisLimiter
@@ -26,7 +26,7 @@ async def limiter(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator
         yield MemoryLimiter(clock=clock)
         return
     if request.param == "durable":
-        async with DurableLimiter(request.getfixturevalue("tmp_path") / USE_FILE, clock=clock) as durable:
+        async with DurableLimiter(request.getfixturevalue("tmp_path") / KEY_USAGE_FILE, clock=clock) as durable:
             yield durable
         return
     async with RedisLimiter(request.getfixturevalue("redis_url"), clock=clock) as limiter:

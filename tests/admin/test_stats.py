@@ -89,7 +89,7 @@ async def test_experts_under_residency_have_tier_and_waiting_requests() -> None:
         metrics.gauges(name, "", ("expert",), lambda: {("coder",): number})
 
     gauge("coe_expert_tier", 2)
-    gauge("coe_expert_held", 3)
+    gauge("coe_expert_waiting", 3)
     gauge("coe_expert_switches", 5)
     found = expert_stats(Counts(await metrics.families()), registry_of())
     residency = {name: found["coder"][name] for name in ("tier", "waiting", "switches")}

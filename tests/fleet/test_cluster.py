@@ -43,8 +43,7 @@ ONE = BASE.model_copy(update={"replicas": 1})
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from coe.fleet.ray.fleet import ray_cluster
-from coe.fleet.ray.fleet import ClusterFleet
+from coe.fleet.ray.fleet import ClusterFleet, ray_cluster
 from tests.fleet.fake_fleet import QUICK
 from tests.fleet.test_cluster import ONE, requests_for
 

@@ -80,8 +80,8 @@ async def test_the_tenants_requests_are_decided_and_recorded_by_its_posterior() 
     own, other = gateway.records
     assert (own.tenant, own.overlay, own.category) == ("alice", "v1", "art")
     assert max(own.probabilities, key=own.probabilities.__getitem__) == "art"
-    assert own.plain == other.probabilities
-    assert (other.overlay, other.plain) == ("", None)
+    assert own.router_probabilities == other.probabilities
+    assert (other.overlay, other.router_probabilities) == ("", None)
 
 
 async def test_overlays_of_another_router_stay_unused_and_the_log_says_so(

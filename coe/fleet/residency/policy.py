@@ -49,7 +49,7 @@ class ServerProfile:
 class ServerState:
     """One server at one moment.
 
-    `waiting` holds the arrival times of its held requests, oldest first. `redirected` counts the requests that its
+    `waiting` holds the arrival times of its waiting requests, oldest first. `redirected` counts the requests that its
     stand-in answered since it was last awake. `rate` is the forecast in requests a second, `load_seconds` the expected
     time until it would be awake. After a failed start it is not loaded before `retry_at`. `from_sleep` marks an
     unloading server that was asleep before.
@@ -83,7 +83,7 @@ class ServerState:
 class DeviceState:
     """One device at one moment.
 
-    `memory` and `host_memory` are budgets. `max_wait` is how long a request may be held so that later requests for the
+    `memory` and `host_memory` are budgets. `max_wait` is how long a request may wait so that later requests for the
     same expert can join it.
     """
 
@@ -108,7 +108,7 @@ Verb = Literal["admit", "load", "drain", "resume", "sleep", "stop"]
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One step of a schedule. `count` is for `admit`: how many held requests to admit, oldest first."""
+    """One step of a schedule. `count` is for `admit`: how many waiting requests to admit, oldest first."""
 
     verb: Verb
     key: str
@@ -166,7 +166,7 @@ def _next_load(state: DeviceState) -> tuple[ServerState | None, Sequence[ServerS
 
 
 def _load_due(server: ServerState, state: DeviceState) -> float:
-    """When to begin loading so that the oldest held request does not wait longer than `max_wait`."""
+    """When to begin loading so that the oldest waiting request does not wait longer than `max_wait`."""
     return server.waiting[0] + state.max_wait - server.load_seconds
 
 
@@ -212,7 +212,7 @@ def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Actio
         (s for s in state.servers if s.tier == "asleep" and s not in evicted), key=lambda s: demand(s, state)
     )
     for server in evicted:
-        if server.in_flight or (server.tier == "awake" and server.waiting):  # this plan admits its held requests
+        if server.in_flight or (server.tier == "awake" and server.waiting):  # this plan admits its waiting requests
             if server.tier == "awake":
                 yield Action("drain", server.key)
         elif server.tier != "asleep" and server.profile.sleeps and host >= server.profile.host_memory:

@@ -129,7 +129,7 @@ class Scheduler:
     # ------------------------------------------------------------------------------------------------ events
 
     def request_arrived(self, ticket: Ticket, key: str, now: float, *, category: str = "") -> None:
-        """A request for a server arrived; it is held until admitted."""
+        """A request for a server arrived; it waits until it is admitted."""
         server = self._servers[key]
         server.waiting[ticket] = server.last_used = now
         self._server_of[ticket] = key
@@ -143,7 +143,7 @@ class Scheduler:
         self._forecast.record(key, category, now)
 
     def request_ended(self, ticket: Ticket, now: float) -> None:
-        """A request ended, or is no longer held. Unknown tickets are ignored."""
+        """A request ended, or no longer waits. Unknown tickets are ignored."""
         key = self._server_of.pop(ticket, None)
         if key is not None:
             server = self._servers[key]
@@ -169,8 +169,8 @@ class Scheduler:
         server.from_sleep, server.tier = False, "unloading"
 
     def server_failed(self, key: str, *, retry_at: float, refuse: bool) -> list[Ticket]:
-        """A server is down and must not be loaded before `retry_at`. With `refuse`, drops and returns its held
-        requests; else they stay held."""
+        """A server is down and must not be loaded before `retry_at`. With `refuse`, drops and returns its waiting
+        requests; else they keep waiting."""
         server = self._servers[key]
         server.tier, server.loading_since, server.redirected, server.retry_at = "stopped", None, 0, retry_at
         refused = list(server.waiting) if refuse else []
@@ -222,9 +222,9 @@ class Scheduler:
         return server.load_times.get(server.tier, server.load_times["asleep" if server.profile.sleeps else "stopped"])
 
     def status(self, key: str) -> dict[str, Any]:
-        """The tier, held requests and switches of one server, for operators."""
+        """The tier, waiting requests and switches of one server, for operators."""
         server = self._servers[key]
-        return {"tier": server.tier, "held": len(server.waiting), "switches": server.switches}
+        return {"tier": server.tier, "waiting": len(server.waiting), "switches": server.switches}
 
     def state(self, now: float) -> DeviceState:
         """A frozen snapshot for the policy."""

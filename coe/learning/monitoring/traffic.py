@@ -130,10 +130,10 @@ class Traffic:
 
 def _router_decision(record: RoutingRecord) -> tuple[str, float]:
     """Category and confidence by the router alone: a new overlay is no drift."""
-    if record.plain is None:
+    if record.router_probabilities is None:
         return record.category, record.confidence
-    category = max(record.plain, key=record.plain.__getitem__)
-    return category, record.plain[category] * record.in_distribution
+    category = max(record.router_probabilities, key=record.router_probabilities.__getitem__)
+    return category, record.router_probabilities[category] * record.in_distribution
 
 
 def traffic_sample(requests: Sequence[SampledRequest]) -> TrafficSample:

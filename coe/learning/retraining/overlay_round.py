@@ -90,10 +90,10 @@ class RouterPosteriors:
         """Pass the pages through unchanged."""
         for page in pages:
             for record in page:
-                if record.plain is not None:
+                if record.router_probabilities is not None:
                     if len(self._found) >= MAX_POSTERIORS:
                         del self._found[next(iter(self._found))]
-                    row = [record.plain.get(name, 0.0) for name in self._categories]
+                    row = [record.router_probabilities.get(name, 0.0) for name in self._categories]
                     self._found[request_hash(record.request_id)] = np.array(row, dtype=np.float32)
             yield page
 

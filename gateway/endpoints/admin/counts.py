@@ -94,7 +94,7 @@ def expert_stats(counts: Counts, registry: Registry) -> dict[str, dict[str, Any]
     tokens = counts.by_two_labels("coe_tokens_total", 0, 1)
     fallbacks, cost = counts.by_label("coe_fallbacks_total"), counts.by_label("coe_cost_dollars_total")
     in_flight, tiers = counts.by_label("coe_expert_in_flight"), counts.by_label("coe_expert_tier")
-    waiting, switches = counts.by_label("coe_expert_held"), counts.by_label("coe_expert_switches")
+    waiting, switches = counts.by_label("coe_expert_waiting"), counts.by_label("coe_expert_switches")
     found = {}
     for name in registry.expert_names:
         found[name] = {
