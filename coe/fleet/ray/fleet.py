@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from coe.errors import ClusterError, ConfigError
-from coe.fleet.fleet import run_to_completion
+from coe.fleet.fleet import run_to_completion, run_together
 from coe.fleet.planning import ServerConfig, server_config
 from coe.fleet.ray.server_actor import ServerRequest, server_requests
 from coe.fleet.ray.server_supervisor import ServerSupervisor
@@ -67,8 +67,8 @@ class ClusterFleet:
 
     async def __aenter__(self) -> Self:
         try:
-            await self._for_each(lambda supervisor: supervisor.place())
-            await self._for_each(lambda supervisor: supervisor.start())
+            await run_together(supervisor.place() for supervisor in self._supervisors)
+            await run_together(supervisor.start() for supervisor in self._supervisors)
         except BaseException:
             await run_to_completion(self._close())
             raise
@@ -79,14 +79,6 @@ class ClusterFleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await run_to_completion(self._close())
-
-    async def _for_each(self, step: Callable[[ServerSupervisor], Any]) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for supervisor in self._supervisors:
-                    group.create_task(step(supervisor))
-        except ExceptionGroup as failures:  # the first failure cancels the others
-            raise failures.exceptions[0] from None
 
     async def _close(self) -> None:
         for follower in self._followers:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from coe.errors import FleetError
 from coe.fleet import probe
-from coe.fleet.fleet import run_to_completion
+from coe.fleet.fleet import run_to_completion, run_together
 from coe.fleet.residency.devices import Device
 from coe.fleet.residency.managed_server import ManagedServer
 from coe.fleet.residency.scheduler import Forecast, Scheduler, Ticket
@@ -113,12 +113,7 @@ class Residency:
 
     async def _start_first(self) -> None:
         first = [server for device in self._devices for server in self._first_servers(device)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                for server in first:
-                    group.create_task(server.load())
-        except ExceptionGroup as failures:  # the first failure cancels the others
-            raise failures.exceptions[0] from None
+        await run_together(server.load() for server in first)
         for server in first:
             self._schedules[server.key].scheduler.server_loaded(server.key, self._loop.time())
             server.watch(self._on_failure)
