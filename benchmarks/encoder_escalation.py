@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.category import LEFT_OUT, PLAIN_NAMES, read, sample
 from coe.core import Prediction
 from coe.mapping import Assignment, decision_risk, expected_utility
-from coe.mapping.declaration import declared_assignment
+from coe.mapping.problem import declared_assignment
 from coe.registry import load
 from routers.cascade import load_cascade
 

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 
 from coe.core import Call, Health, Neighbour, Prediction, Usage
 from coe.mapping import Assignment
-from coe.mapping.declaration import declared_assignment
+from coe.mapping.problem import declared_assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval

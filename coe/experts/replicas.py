@@ -16,8 +16,7 @@ from typing import Literal
 
 from coe.core import Call, Expert, Health, Reply
 from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
-from coe.experts.breaker import COOL_DOWN, Breaker, State
-from coe.experts.incidents import Incidents
+from coe.experts.breaker import COOL_DOWN, Breaker, Incidents, State
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from coe.urls import redact_url, remove_suffix

@@ -31,7 +31,7 @@ from coe.learning.retraining.plan_round import JudgedPlan, judge_plan
 from coe.learning.retraining.report import plan_report, write_plan_report
 from coe.learning.retraining.state import RoundState, read_round_states
 from coe.mapping import PlanEvidence, PlanInputs, read_evidence
-from coe.mapping.declaration import relative_cost
+from coe.mapping.problem import relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.record import RoutingRecord
 

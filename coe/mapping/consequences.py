@@ -13,10 +13,9 @@ import numpy as np
 
 from coe.core import GENERAL
 from coe.mapping.assignment import Assignment
-from coe.mapping.declaration import Dependencies, changed_fields, declared_uses
 from coe.mapping.plan import planned_use
-from coe.mapping.problem import USE_OF_ROW, Budget, Problem
-from coe.mapping.published import PlanRecord, PublishedPlan, planned_pins
+from coe.mapping.plan_file import PlanRecord, PublishedPlan, planned_pins
+from coe.mapping.problem import USE_OF_ROW, Budget, Dependencies, Problem, changed_fields, declared_uses
 from coe.registry import Registry
 
 Kind = Literal[

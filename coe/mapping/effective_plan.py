@@ -16,10 +16,9 @@ import numpy as np
 from coe.errors import ArtifactError
 from coe.mapping.assignment import Assignment
 from coe.mapping.consequences import Consequence, consequences
-from coe.mapping.declaration import declared_uses
 from coe.mapping.plan import runner_up
-from coe.mapping.problem import USE_OF_ROW, Array
-from coe.mapping.published import PublishedPlan, planned_pins
+from coe.mapping.plan_file import PublishedPlan, planned_pins
+from coe.mapping.problem import USE_OF_ROW, Array, declared_uses
 from coe.registry import Registry
 
 SHARE_DUAL_PREFIX = "max_share:"

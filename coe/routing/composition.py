@@ -18,15 +18,13 @@ from numpy.typing import NDArray
 
 from coe.core import Call, Chat, Decision, Expert, Prediction, Reply, RequestOptions, Router
 from coe.mapping import Assignment, decision_risk
-from coe.mapping.declaration import relative_cost
+from coe.mapping.problem import relative_cost
 from coe.registry import AUTO, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.affinity import Affinity, conversation_key
 from coe.routing.attempts import Attempts, call_experts
-from coe.routing.classification import Classifier
-from coe.routing.conversation import routing_text
-from coe.routing.decision import decide, with_fallback
-from coe.routing.eligibility import ineligibility
+from coe.routing.classification import Classifier, routing_text
+from coe.routing.decision import decide, ineligibility, with_fallback
 from coe.routing.overlay import Overlays
 
 MIN_DECISION_RISK = 0.3

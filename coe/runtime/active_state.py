@@ -19,7 +19,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
-from coe.mapping.declaration import declared_assignment
+from coe.mapping.problem import declared_assignment
 from coe.registry import Registry, load
 from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.retrieval import Retrieval

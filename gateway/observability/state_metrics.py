@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from coe.experts.incidents import Incidents
+from coe.experts.breaker import Incidents
 from coe.records import FeedbackWriter, RecordWriter
 from gateway.observability.metrics import Metrics
 from gateway.request.admission import Admission
