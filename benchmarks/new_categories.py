@@ -24,11 +24,10 @@ import routers
 from coe.core import Router
 from coe.registry import load
 from routers.cascade import CONFIG, EXEMPLARS, NETWORK, TOKENIZER
-from routers.encoders import OnnxEncoder
+from routers.encoders import LocalRunner, OnnxEncoder
 from routers.examples import TrainingSet, build_training_set, prompt_digest
 from routers.files import write_json
 from routers.heads.lexical import LexicalMatrix
-from routers.task_runner import LocalRunner
 from routers.training.build import compute_training_data
 from routers.training.fitting import (
     Regularization,

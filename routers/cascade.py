@@ -16,14 +16,11 @@ import numpy as np
 
 from coe.core import LOAD_SHED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
-from routers.calibration import Floats, logarithmic_pool, softmax
+from routers.calibration import Floats, InDistributionModel, logarithmic_pool, softmax
 from routers.files import Arrays, content_version, read_arrays, read_json
-from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids
-from routers.heads.in_distribution import CategoryMeans, InDistributionModel, unit
-from routers.heads.knn import KnnHead
+from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids, StaticVectors
 from routers.heads.lexical import LexicalFeatures, LexicalHead
-from routers.heads.linear import LinearHead
-from routers.heads.static import StaticVectors
+from routers.heads.semantic import CategoryMeans, KnnHead, LinearHead, unit
 from routers.tokens import WordCachedTokenizer, load_tokenizer
 
 if TYPE_CHECKING:

@@ -1,26 +1,46 @@
 """Sentence encoders served with onnxruntime: tokenizer.json and encoder.onnx in, vectors out.
 
 `OnnxEncoder` is the router's encoder. `DocumentEncoder` is the same network for documents and search queries; it reads
-more tokens of a text than routing does.
+more tokens of a text than routing does. A `TaskRunner` embeds the texts of a training in this process or on a cluster
+(see `coe.jobs.engine`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from routers.task_runner import LocalRunner, TaskRunner
 from routers.tokens import load_tokenizer, replace_surrogates, truncate_middle
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class TaskRunner(Protocol):
+    """Applies a task to each item and yields the results in order.
+
+    Tasks, items and results must be picklable, and a task must return the same result wherever it runs.
+    """
+
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]: ...
+
+
+class LocalRunner:
+    """Runs tasks in this process, one after the other, each when its result is requested."""
+
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        return map(task, items)
+
 
 ROUTING_TOKENS = 128
 """Maximum tokens of a text for routing, with special tokens. Latency grows with tokens. From 256 to 128 the router

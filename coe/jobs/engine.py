@@ -16,7 +16,7 @@ from coe.errors import CoEError, JobError
 from coe.fleet.ray.cluster import ray_cluster
 
 if TYPE_CHECKING:
-    from routers.task_runner import TaskRunner
+    from routers.encoders import TaskRunner
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,7 +33,7 @@ def task_runner(engine: Engine) -> AbstractContextManager[TaskRunner]:
     """A context with the engine's task runner. Raises ClusterError without Ray, or where it cannot be reached."""
     if engine is Engine.RAY:
         return ray_task_runner()
-    from routers.task_runner import LocalRunner
+    from routers.encoders import LocalRunner
 
     return nullcontext(LocalRunner())
 

@@ -16,8 +16,7 @@ import numpy as np
 
 from coe.errors import ArtifactError
 from routers.calibration import Floats
-from routers.encoders import ROUTING_TOKENS, OnnxEncoder
-from routers.task_runner import TaskRunner
+from routers.encoders import ROUTING_TOKENS, OnnxEncoder, TaskRunner
 from routers.training.export import EXPORT_VERSION, export_encoder
 
 Progress = Callable[[float], None]

@@ -16,13 +16,19 @@ from numpy.typing import NDArray
 
 from routers.calibration import Floats, fit_temperature, log_loss
 from routers.cascade import LEXICAL, SEMANTIC, STATIC
+from routers.encoders import TaskRunner
 from routers.files import write_arrays
-from routers.heads.in_distribution import CategoryMeans, class_means, fit_centroids
-from routers.heads.knn import KnnHead, fit_knn, sample_exemplars
+from routers.heads.fast import StaticVectors, fit_centroids
 from routers.heads.lexical import LexicalFeatures, LexicalHead, LexicalMatrix, fit_lexical
-from routers.heads.linear import LinearHead, fit_linear
-from routers.heads.static import StaticVectors
-from routers.task_runner import TaskRunner
+from routers.heads.semantic import (
+    CategoryMeans,
+    KnnHead,
+    LinearHead,
+    class_means,
+    fit_knn,
+    fit_linear,
+    sample_exemplars,
+)
 
 Labels = NDArray[np.int64]
 TRAINED_HEADS = ("lexical", "static", "linear")

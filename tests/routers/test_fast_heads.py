@@ -12,10 +12,9 @@ import routers
 from routers import tokens
 from routers.cascade import LEXICAL, STATIC
 from routers.files import read_arrays
-from routers.heads.fast import FastHeads, StaticCentroids
+from routers.heads.fast import FastHeads, StaticCentroids, StaticVectors
 from routers.heads.lexical import LexicalFeatures, LexicalHead
-from routers.heads.linear import LinearHead
-from routers.heads.static import StaticVectors
+from routers.heads.semantic import LinearHead
 from routers.tokens import WordCachedTokenizer, load_tokenizer, truncate_middle
 from tests.routers.conftest import WORDS, sentences
 

@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 
 from routers.encoders import OnnxEncoder
-from routers.heads.in_distribution import unit
-from routers.heads.knn import MAX_AXES, KnnHead, fit_knn, sample_exemplars
-from routers.heads.lexical import LexicalFeatures, fit_lexical, lexical_matrix
-from routers.heads.linear import fit_linear
-from routers.heads.static import StaticVectors, distil
-from routers.heads.writing_systems import WRITING_SYSTEM_NAMES, WritingSystems
+from routers.heads.fast import StaticVectors, distil
+from routers.heads.lexical import WRITING_SYSTEM_NAMES, LexicalFeatures, WritingSystems, fit_lexical, lexical_matrix
+from routers.heads.semantic import MAX_AXES, KnnHead, fit_knn, fit_linear, sample_exemplars, unit
 from routers.tokens import WordCachedTokenizer, load_tokenizer, replace_surrogates, truncate_middle
 from routers.training.fitting import folds
 from tests.routers.conftest import WORDS, sentences
