@@ -64,7 +64,7 @@ def load_document_encoder(folder: Path, *, threads: int = 1) -> DocumentEncoder:
     from routers.encoders import DocumentEncoder
 
     read_config(Path(folder))
-    return DocumentEncoder.load(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
+    return DocumentEncoder(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
 
 
 def build(

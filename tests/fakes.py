@@ -22,8 +22,8 @@ from coe.mapping.problem import declared_assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
+from coe.routing.classification import Overlays
 from coe.routing.composition import Composition
-from coe.routing.overlay import Overlays
 from coe.runtime.document_index import DocumentIndex
 from coe.settings import Settings
 from gateway.access import access_of

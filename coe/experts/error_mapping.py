@@ -1,9 +1,8 @@
 """Maps failures of an expert's server to CoE's errors, with messages that hold no secret.
 
 Servers may repeat what they were sent. `redacted` removes keys, credentials and URL queries from their text and bounds
-it to one line; `ErrorMapping` uses it for every message and picks the error class and the cause.
-
-What each cause of a failure means, and what an operator can do about it.
+it to one line; `ErrorMapping` uses it for every message and picks the error class and the cause. `REMEDIES` lists
+what each cause means, and what an operator can do about it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Any
@@ -32,7 +31,7 @@ from coe.errors import (
     ExpertUnreachable,
     OutOfDescriptors,
 )
-from coe.experts.descriptors import shortage_log
+from coe.experts.descriptors import causes, shortage_log
 from coe.urls import secrets_in
 
 MAX_CHARACTERS = 500
@@ -66,8 +65,6 @@ def redacted(text: str, *, secrets: Iterable[str] = ()) -> str:
 
 MAX_RETRY_AFTER = 3600.0
 """Longest Retry-After, in seconds, that is obeyed."""
-MAX_CAUSE_DEPTH = 8
-"""Exceptions of a cause chain that are searched for the reason of a failed connection."""
 SHORTAGE_RETRY = 1.0
 """Retry-After in seconds when no file descriptor is left."""
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
@@ -107,7 +104,7 @@ class ErrorMapping:
 
     def no_descriptor(self) -> OutOfDescriptors:
         """No connection could be opened, because this process has no file descriptor left. Logs it."""
-        shortage_log().report()
+        shortage_log.report()
         error = OutOfDescriptors(
             "the gateway has no file descriptor left for another connection to an expert; try again later, or raise "
             "its limit of open files",
@@ -173,27 +170,16 @@ class ErrorMapping:
 
 def connection_cause(error: BaseException) -> Cause | None:
     """Why a connection could not be made, from an exception or one of its causes; None for another failure."""
-    for cause in _chain(error):
+    for cause in causes(error):
         if isinstance(cause, (socket.gaierror, UnicodeError)):
             return "name_resolution"
         if isinstance(cause, ssl.SSLError):
             return "tls_error"
-        if isinstance(cause, ConnectionRefusedError) or _REFUSED in str(
-            cause
-        ):  # asyncio joins those of several addresses
+        if isinstance(cause, ConnectionRefusedError) or _REFUSED in str(cause):  # asyncio joins several addresses'
             return "connection_refused"
         if isinstance(cause, TimeoutError):
             return "connect_timeout"
     return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    for _ in range(MAX_CAUSE_DEPTH):
-        yield error
-        following = error.__cause__ or error.__context__
-        if following is None:
-            return
-        error = following
 
 
 def _refusal_cause(status: int, *, code: str | None, reason: str) -> Cause:

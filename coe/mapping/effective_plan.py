@@ -118,7 +118,7 @@ class _AssignmentBuilder:
         )
 
     def _is_declared(self, row: str) -> bool:
-        """Whether the row of a dual is about a declared expert, or about no single expert."""
+        """True if the row of a dual is about a declared expert, or about no single expert."""
         return not row.startswith(SHARE_DUAL_PREFIX) or row.removeprefix(SHARE_DUAL_PREFIX) in self._experts
 
     def _is_unpinned(self, category: str) -> bool:

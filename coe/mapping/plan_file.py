@@ -1,11 +1,8 @@
-"""The files of a plan beside its assignment: plan.json (inputs, evidence, frontiers) and traffic.npy.
+"""The files of a plan: assignment.json, plan.json (inputs, evidence, frontiers) and traffic.npy.
 
-`coe plan` and `coe retrain` write them. They are read to show the plan, to solve it again under another budget, and to
-compare it with the present declaration.
-
-A published plan: its assignment and the record of what it was solved from. Pure, except for `read_published`.
-
-`current_problem` applies the present declaration to the plan's problem: to solve it again, and to compare with it.
+`coe plan` and `coe retrain` write `PlanInputs`. The files are read to show a plan, to solve it again under another
+budget, and to compare it with the present declaration. `PublishedPlan` is a plan that was read; `current_problem`
+applies the present declaration to its problem.
 """
 
 from __future__ import annotations
@@ -41,8 +38,8 @@ class PlanInputs:
       prices of pure categories.
     - `deviations`: number of standard errors by which the problem's qualities are below the estimates.
     - `source`: origin of the scores.
-    - `measured`, `learnt`: the parts of the table from scores and from feedback.
-    - `moved`: categories whose expert feedback has changed since the scores were measured.
+    - `measured`, `feedback`: the parts of the table from scores and from feedback.
+    - `reassigned`: categories whose expert feedback has changed since the scores were measured.
     - `dependencies`: the part of the declaration that the plan was made for; None if it was made without one.
     """
 
@@ -53,8 +50,8 @@ class PlanInputs:
     source: str
     pseudo_count: float = PSEUDO_COUNT
     measured: ScoreTable | None = None
-    learnt: ScoreTable | None = None
-    moved: tuple[str, ...] = ()
+    feedback: ScoreTable | None = None
+    reassigned: tuple[str, ...] = ()
     dependencies: Dependencies | None = None
 
     def save(
@@ -103,8 +100,8 @@ class PlanInputs:
             "uses": uses,
             "budget": problem.budget.rows(),
             "measured": None if self.measured is None else _table_to_json(self.measured),
-            "learnt": None if self.learnt is None else _table_to_json(self.learnt),
-            "moved": self.moved,
+            "feedback": None if self.feedback is None else _table_to_json(self.feedback),
+            "reassigned": self.reassigned,
             "depends_on": None if self.dependencies is None else self.dependencies.to_json(),
         }
 
@@ -130,8 +127,11 @@ def read_plan_file(folder: Path) -> dict[str, Any] | None:
 
 def read_problem(folder: Path) -> tuple[Problem, Array | None] | None:
     """Return the problem and the traffic of a plan's folder; None without plan.json. Raises ArtifactError."""
-    if (found := read_plan_file(folder)) is None:
-        return None
+    found = read_plan_file(folder)
+    return None if found is None else _problem_from(found, folder)
+
+
+def _problem_from(found: Mapping[str, Any], folder: Path) -> tuple[Problem, Array | None]:
     try:
         uses = {name: None if use is None else _array(use, np.nan) for name, use in found["uses"].items()}
         problem = Problem(
@@ -153,15 +153,15 @@ class PlanEvidence:
     """The scores and feedback behind a published plan; see `PlanInputs`."""
 
     measured: ScoreTable | None = None
-    learnt: ScoreTable | None = None
-    moved: tuple[str, ...] = ()
+    feedback: ScoreTable | None = None
+    reassigned: tuple[str, ...] = ()
 
     def over(self, categories: Sequence[str], experts: Sequence[str]) -> ScoreTable | None:
         """Return the scores from feedback over these categories and experts."""
-        if self.learnt is None:
+        if self.feedback is None:
             return None
-        cells = {name: getattr(self.learnt, name).tolist() for name in ("mean", "variance", "count")}
-        return _table_from_json(cells, self.learnt.categories, self.learnt.experts, categories, experts)
+        cells = {name: getattr(self.feedback, name).tolist() for name in ("mean", "variance", "count")}
+        return _table_from_json(cells, self.feedback.categories, self.feedback.experts, categories, experts)
 
 
 def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[str]) -> PlanEvidence:
@@ -173,10 +173,10 @@ def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[
         return PlanEvidence()
     try:
         known = tuple(found["categories"]), tuple(found["experts"])
-        measured, learnt = (
-            _table_from_json(found[name], *known, categories, experts) for name in ("measured", "learnt")
+        measured, feedback = (
+            _table_from_json(found[name], *known, categories, experts) for name in ("measured", "feedback")
         )
-        return PlanEvidence(measured, learnt, tuple(name for name in found["moved"] if name in categories))
+        return PlanEvidence(measured, feedback, tuple(name for name in found["reassigned"] if name in categories))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(
             f"{folder / PLAN_FILE}: cannot be read ({error!r}); make it again with `coe plan`"
@@ -258,18 +258,18 @@ def read_published(folder: Path, version: str) -> PublishedPlan:
 
 
 def _read_record(folder: Path) -> PlanRecord | None:
-    data, solved = read_plan_file(folder), read_problem(folder)
-    if data is None or solved is None:
+    if (data := read_plan_file(folder)) is None:
         return None
+    problem, _ = _problem_from(data, folder)
     try:
         estimate, error = (np.array(data[name], dtype=np.float64) for name in ("estimate", "error"))
         bounds = np.maximum(estimate - float(data["deviations"]) * error, 0.0)
-        if bounds.shape != solved[0].quality.shape:
+        if bounds.shape != problem.quality.shape:
             raise ValueError(f"estimates of shape {bounds.shape}")
         stored = data["depends_on"]
-        return PlanRecord(solved[0], bounds, None if stored is None else Dependencies.from_json(stored))
-    except (KeyError, TypeError, ValueError) as problem:
-        raise ArtifactError(f"{folder}: plan.json cannot be read ({problem}); make it again with `coe plan`") from None
+        return PlanRecord(problem, bounds, None if stored is None else Dependencies.from_json(stored))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder}: plan.json cannot be read ({error}); make it again with `coe plan`") from None
 
 
 def planned_pins(plan: PublishedPlan, registry: Registry) -> Mapping[str, str]:

@@ -1,9 +1,7 @@
 """The planning problem: qualities, weights of categories, uses of experts, and the budget.
 
-What experts.yaml declares for planning: uses, relative costs and pins of experts, and what a plan depends on.
-
-A published plan stores its `Dependencies`, so that later changes of the declaration can be reported with their
-consequences.
+`declared_uses`, `relative_cost` and `declared_assignment` read them from experts.yaml. A published plan stores the
+`Dependencies` that it was made for, so that later changes of the declaration can be reported with their consequences.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ from coe.mapping.score_table import ScoreTable
 from coe.registry import ExpertSpec, Registry
 
 Array = NDArray[np.float64]
-
 USE_OF_ROW = {
     "memory_gb": "memory_gb",
     "mean_active_b": "active_b",
@@ -33,6 +30,10 @@ USE_OF_ROW = {
 }
 """The use that each budget row limits. The row `max_share` limits how often an expert is chosen."""
 MEAN_ROWS = ("mean_active_b", "mean_cost", "mean_latency_ms")
+MEAN_INPUT_TOKENS, MEAN_OUTPUT_TOKENS = 500, 300
+"""Tokens of the request that `mean_cost` is calculated for."""
+ANSWER_FIELDS = ("model", "runtime", "base_url", "base_urls", "adapter", "system_prompt", "parameters", "options")
+"""Fields of an expert that affect its answers, and so its measured quality."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,22 +137,6 @@ class Problem:
                 f"budget: {row} needs {USE_OF_ROW[row]} of every expert, which is unknown or negative for "
                 f"{', '.join(unknown)}; declare it, leave these experts out, or drop the row"
             )
-
-
-MEAN_INPUT_TOKENS, MEAN_OUTPUT_TOKENS = 500, 300
-"""Tokens of the request that `mean_cost` is calculated for."""
-
-ANSWER_FIELDS = (
-    "model",
-    "runtime",
-    "base_url",
-    "base_urls",
-    "adapter",
-    "system_prompt",
-    "parameters",
-    "options",
-)
-"""Fields of an expert that affect its answers, and so its measured quality."""
 
 
 @dataclass(frozen=True, slots=True)

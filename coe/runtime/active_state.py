@@ -23,7 +23,7 @@ from coe.mapping.problem import declared_assignment
 from coe.registry import Registry, load
 from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.retrieval import Retrieval
-from coe.routing.overlay import OVERLAYS_FILE, Overlay, Overlays
+from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
 from coe.runtime.document_index import DocumentIndex, check_store, open_index
 from coe.settings import Settings

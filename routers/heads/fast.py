@@ -136,7 +136,7 @@ class FastHeads:
         return FastFeatures(lexical, static, vector, (nearest, known_share))
 
     def _lexical(self, text: str, ids: NDArray[np.int64], function_words: Floats) -> tuple[Floats, float]:
-        """As LexicalHead.score, given the counts of foreign and English function words."""
+        """Return the lexical head's logits and the share of known terms (0 to 1, by squared TF-IDF weight)."""
         if text.isascii():
             logits = self._ascii_bias
         else:

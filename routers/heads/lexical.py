@@ -1,7 +1,7 @@
 """Lexical head: TF-IDF of tokens and hashed token bigrams, plus language features, in one linear layer.
 
-Training uses a sparse matrix (`LexicalMatrix`); serving sums rows of one table (`LexicalHead`, and faster in
-`routers.heads.fast`). Both compute the same logits. The language features are writing systems and function words, which
+Training uses a sparse matrix (`LexicalMatrix`); serving sums rows of the tables in `LexicalHead`, in
+`routers.heads.fast`. Both compute the same logits. The language features are writing systems and function words, which
 an English encoder does not see.
 """
 
@@ -17,20 +17,6 @@ from numpy.typing import NDArray
 from routers.files import Arrays
 from routers.tokens import WordCachedTokenizer
 
-WRITING_SYSTEM_NAMES = (
-    "ascii",
-    "latin",
-    "greek",
-    "cyrillic",
-    "hebrew",
-    "arabic",
-    "indic",
-    "thai",
-    "hangul",
-    "cjk",
-    "kana",
-    "other",
-)
 _RANGES = {  # first and last code point, https://www.unicode.org/charts/
     "ascii": [(0x41, 0x5A), (0x61, 0x7A)],
     "latin": [(0xC0, 0xD6), (0xD8, 0xF6), (0xF8, 0x24F), (0x300, 0x36F), (0x1E00, 0x1EFF)],
@@ -45,6 +31,7 @@ _RANGES = {  # first and last code point, https://www.unicode.org/charts/
     "kana": [(0x3040, 0x30FF)],
     "other": [(0x530, 0x58F), (0x10A0, 0x10FF), (0x1200, 0x139F), (0x1780, 0x17FF)],
 }
+WRITING_SYSTEM_NAMES = tuple(_RANGES)
 
 FOREIGN_WORDS = """
     el la los las del una que por para como es en un se su mas pero qué más cómo
@@ -139,18 +126,6 @@ class LexicalHead:
     bias: NDArray[np.float32]
     known: NDArray[np.bool_]
 
-    def score(self, text: str, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], float]:
-        """Return logits (n_categories,) of a truncated text with its token ids, and its share of known terms (0 to 1,
-        by squared TF-IDF weight)."""
-        logits = self.bias + self.features.dense(text, ids) @ self.dense
-        if not len(ids):
-            return logits, 0.0
-        rows, counts = self.features.terms(ids)
-        counts *= self.idf[rows]
-        squares = float(counts @ counts)
-        logits += (counts @ self.weights[rows]) / np.float32(squares**0.5)
-        return logits, float(counts**2 @ self.known[rows]) / squares
-
     def arrays(self) -> Arrays:
         return {"weights": self.weights, "idf": self.idf, "dense": self.dense, "bias": self.bias}
 
@@ -173,7 +148,7 @@ class LexicalMatrix:
         return found[: len(self.idf)]
 
     def known_share(self, rows: NDArray[np.int64], document_frequency: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the share of each text in `rows` whose terms occur in two or more texts, as `LexicalHead.score`."""
+        """Return the share of each text in `rows` whose terms occur in two or more texts, by squared TF-IDF weight."""
         terms = self.matrix[rows][:, : len(self.idf)]
         return terms.power(2) @ (document_frequency > 1).astype(np.float32)  # type: ignore[no-any-return]
 

@@ -1,9 +1,8 @@
 """An HTTP/1.1 client for expert servers: sends one request and returns its response while the body arrives.
 
 It supports what the hot path needs, in a fifth of the time of a general client: keep-alive connections, prepared
-request heads, bounded buffers, the standard library's TLS. It has no redirects, cookies, proxies or compression.
-
-One HTTP/1.1 connection to an expert server, with the exchange that is under way on it.
+request heads, bounded buffers, the standard library's TLS. It has no redirects, cookies, proxies or compression. A
+`Target` keeps the idle connections of one URL. Each `Connection` serves one exchange at a time.
 """
 
 from __future__ import annotations
@@ -21,18 +20,204 @@ from coe.experts.descriptors import NoDescriptor, out_of_descriptors
 from coe.experts.http.parser import ProtocolError, ResponseParser
 
 MAX_IDLE_CONNECTIONS = 256
-"""Idle connections kept to one server."""
+"""Idle connections per server; further ones are closed."""
 IDLE_TIMEOUT = 30.0
-"""Seconds that an idle connection is kept."""
+"""Seconds after which an idle connection is closed."""
 MAX_UNREAD_BYTES = 2**18
 """Bytes of a response that wait for their reader before reading from the socket is paused."""
 WRITE_SIZE = 2**18
 """Bytes of a request written at a time, so that a large body does not delay other requests."""
+CONNECT_TIMEOUT = 5.0
+"""Seconds to connect, TLS included."""
+MAX_CONNECTIONS = 65_536
+"""Default bound on the open connections of one client."""
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class Unreachable(ConnectionError):
+    """No connection: refused, not resolved, timed out, or an untrusted certificate."""
+
+
+class Target:
+    """A URL with the prepared head of its requests. Raises ValueError if it is not an http or https address."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], *, method: str = "POST") -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{parts.scheme}://{parts.hostname} is no http or https address")
+        self.secure = parts.scheme == "https"
+        self.host = parts.hostname
+        self.port = parts.port or (443 if self.secure else 80)
+        self.idle: deque[Connection] = deque()
+        """Idle connections, the most recently used one last."""
+        path = quote(f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}", safe="/%:@!$&'()*+,;=~?")
+        host = f"[{self.host}]" if ":" in self.host else self.host.encode("idna").decode("ascii")
+        sent = {"host": f"{host}:{parts.port}" if parts.port else host, "accept-encoding": "identity"}
+        if parts.username is not None:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            sent["authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        sent |= headers
+        self._head = f"{method} {path} HTTP/1.1\r\n".encode("ascii") + _lines(sent)
+
+    def head(self, length: int, headers: Mapping[str, str]) -> bytes:
+        """The head of one request whose body has `length` bytes."""
+        own = _lines(headers) if headers else b""
+        return b"%b%bcontent-length: %d\r\n\r\n" % (self._head, own, length)
+
+
+def _lines(headers: Mapping[str, str]) -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    if lines.count("\r") != len(headers) or lines.count("\n") != len(headers):
+        raise ValueError("a header holds a line break")
+    return lines.encode("latin-1")
+
+
+class Client:
+    """The connections of one process, at most `connections` at a time; beyond that, an idle one is closed for a new
+    one. Close the client in the event loop that used it."""
+
+    def __init__(self, *, connections: int = MAX_CONNECTIONS) -> None:
+        self._max_connections = connections
+        self._connecting = 0
+        self._open: set[Connection] = set()
+        self.ssl_context: ssl.SSLContext | None = None
+        """Verifies certificates; the system's trust store unless set."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for connection in tuple(self._open):
+            connection.abort()
+        await asyncio.sleep(0)  # in which the transports close their sockets
+
+    async def send(self, target: Target, body: bytes = b"", headers: Mapping[str, str] = NO_HEADERS) -> Response:
+        """Sends a request and returns the response once its head is read. Raises Unreachable, NoDescriptor, or another
+        OSError when the connection breaks.
+
+        If a reused connection ends before the first byte of a response, the server closed it while it was idle; the
+        request is sent once more over a new connection.
+        """
+        head = target.head(len(body), headers)
+        if (connection := _idle_connection(target)) is not None:
+            try:
+                return await self._exchange(connection, target, head, body)
+            except ConnectionError:
+                if connection.received_any:
+                    raise
+        return await self._exchange(await self._connect(target), target, head, body)
+
+    async def get(self, url: str, headers: Mapping[str, str] = NO_HEADERS, *, max_bytes: int) -> tuple[int, bytes]:
+        """Returns the status and the body of a page, truncated once it exceeds `max_bytes`. Raises ValueError for an
+        invalid URL, or OSError."""
+        response = await self.send(Target(url, headers, method="GET"))
+        try:
+            return response.status, await response.read(max_bytes)
+        finally:
+            response.close()
+
+    async def _exchange(self, connection: Connection, target: Target, head: bytes, body: bytes) -> Response:
+        try:
+            await connection.send(head, body)
+        except BaseException:
+            connection.abort()
+            raise
+        return Response(connection, target)
+
+    async def _connect(self, target: Target) -> Connection:
+        if target.secure and self.ssl_context is None:
+            self.ssl_context = ssl.create_default_context()
+        if len(self._open) + self._connecting >= self._max_connections:
+            await self._make_room()
+        loop = asyncio.get_running_loop()
+        connection = Connection(loop, self._open)
+        self._connecting += 1
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await loop.create_connection(
+                    lambda: connection, target.host, target.port, ssl=self.ssl_context if target.secure else None
+                )
+        except BaseException as error:
+            connection.abort()
+            if isinstance(error, (OSError, UnicodeError)):  # TimeoutError and SSLError are OSErrors
+                if out_of_descriptors(error):
+                    raise NoDescriptor(str(error)) from error
+                raise Unreachable(str(error) or type(error).__name__) from error
+            raise
+        finally:
+            self._connecting -= 1
+        return connection
+
+    async def _make_room(self) -> None:
+        """Closes an idle connection. Raises NoDescriptor if all are in use."""
+        idle = next((connection for connection in self._open if connection.idle), None)
+        if idle is None:
+            raise NoDescriptor(
+                f"all {self._max_connections} connections that fit into the limit of open files are in use"
+            )
+        idle.abort()
+        await asyncio.sleep(0)  # in which its transport closes the socket
+
+
+def _idle_connection(target: Target) -> Connection | None:
+    while target.idle:
+        connection = target.idle.pop()
+        if connection.reuse():
+            return connection
+    return None
+
+
+class Response:
+    """A response whose head is read. Call `chunk` until it returns nothing, then `release`; or `close` before that."""
+
+    __slots__ = ("_connection", "_target", "headers", "status")
+
+    def __init__(self, connection: Connection, target: Target) -> None:
+        self._connection = connection
+        self._target = target
+        self.status = connection.parser.status
+        self.headers: Mapping[str, str] = connection.parser.headers
+
+    @property
+    def media_type(self) -> str:
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body according to content-length, None without one."""
+        length = self.headers.get("content-length", "")
+        return int(length) if length.isdigit() else None
+
+    @property
+    def complete(self) -> bool:
+        """True if the whole body has arrived."""
+        return self._connection.parser.complete
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Returns the body, or its start with more than `max_bytes` bytes if it is longer. Raises OSError."""
+        chunks, size = [], 0
+        while size <= max_bytes and (chunk := await self.chunk()):
+            chunks.append(chunk)
+            size += len(chunk)
+        return b"".join(chunks)
+
+    async def chunk(self) -> bytes:
+        """Returns the bytes that arrived since the last call, at least one; empty at the end. Raises OSError if it
+        breaks off."""
+        return await self._connection.chunk()
+
+    def release(self) -> None:
+        """Keeps the connection for another request if the body was read to its end; else closes it."""
+        self._connection.release(self._target.idle)
+
+    def close(self) -> None:
+        """Closes the connection, so that a server that is still generating stops."""
+        self._connection.abort()
 
 
 class Connection(asyncio.Protocol):
     """Serves one exchange at a time: `send`, `chunk` until the end, `release`; then `reuse` for the next one. Each of
-    them raises OSError if the connection breaks. `received_any` says whether a byte of the response has arrived."""
+    them raises OSError if the connection breaks. `received_any` is true once a byte of the response has arrived."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, opened: set[Connection]) -> None:
         self.parser = ResponseParser()
@@ -54,7 +239,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether it is open and kept for another exchange."""
+        """True if it is open and kept for another exchange."""
         return self._expiry is not None and not self._busy and not self._closed
 
     async def send(self, head: bytes, body: bytes) -> None:
@@ -195,187 +380,3 @@ class Connection(asyncio.Protocol):
         if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)
         self._writer = None
-
-
-CONNECT_TIMEOUT = 5.0
-"""Seconds to connect, TLS included."""
-MAX_CONNECTIONS = 65_536
-"""Default bound on the open connections of one client."""
-NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-
-
-class Unreachable(ConnectionError):
-    """No connection: refused, not resolved, timed out, or an untrusted certificate."""
-
-
-class Target:
-    """A URL with the prepared head of its requests. Raises ValueError if it is not an http or https address."""
-
-    def __init__(self, url: str, headers: Mapping[str, str], *, method: str = "POST") -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{parts.scheme}://{parts.hostname} is no http or https address")
-        self.secure = parts.scheme == "https"
-        self.host = parts.hostname
-        self.port = parts.port or (443 if self.secure else 80)
-        self.idle: deque[Connection] = deque()
-        """Idle connections, the most recently used one last."""
-        path = quote(f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}", safe="/%:@!$&'()*+,;=~?")
-        host = f"[{self.host}]" if ":" in self.host else self.host.encode("idna").decode("ascii")
-        sent = {"host": f"{host}:{parts.port}" if parts.port else host, "accept-encoding": "identity"}
-        if parts.username is not None:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            sent["authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-        sent |= headers
-        self._head = f"{method} {path} HTTP/1.1\r\n".encode("ascii") + _lines(sent)
-
-    def head(self, length: int, headers: Mapping[str, str]) -> bytes:
-        """The head of one request whose body has `length` bytes."""
-        own = _lines(headers) if headers else b""
-        return b"%b%bcontent-length: %d\r\n\r\n" % (self._head, own, length)
-
-
-def _lines(headers: Mapping[str, str]) -> bytes:
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    if lines.count("\r") != len(headers) or lines.count("\n") != len(headers):
-        raise ValueError("a header holds a line break")
-    return lines.encode("latin-1")
-
-
-class Client:
-    """The connections of one process, at most `connections` at a time; beyond that, an idle one is closed for a new
-    one. Close the client in the event loop that used it."""
-
-    def __init__(self, *, connections: int = MAX_CONNECTIONS) -> None:
-        self._max_connections = connections
-        self._connecting = 0
-        self._open: set[Connection] = set()
-        self.ssl_context: ssl.SSLContext | None = None
-        """Verifies certificates; the system's trust store unless set."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for connection in tuple(self._open):
-            connection.abort()
-        await asyncio.sleep(0)  # in which the transports close their sockets
-
-    async def send(self, target: Target, body: bytes = b"", headers: Mapping[str, str] = NO_HEADERS) -> Response:
-        """Sends a request and returns the response once its head is read. Raises Unreachable, NoDescriptor, or another
-        OSError when the connection breaks.
-
-        If a kept connection ends before the first byte of a response, the server closed it while it was idle; the
-        request is sent once more over a new connection.
-        """
-        head = target.head(len(body), headers)
-        if (connection := _idle_connection(target)) is not None:
-            try:
-                return await self._exchange(connection, target, head, body)
-            except ConnectionError:
-                if connection.received_any:
-                    raise
-        return await self._exchange(await self._connect(target), target, head, body)
-
-    async def get(self, url: str, headers: Mapping[str, str] = NO_HEADERS, *, max_bytes: int) -> tuple[int, bytes]:
-        """Returns the status and the body of a page, truncated once it exceeds `max_bytes`. Raises ValueError for an
-        invalid URL, or OSError."""
-        response = await self.send(Target(url, headers, method="GET"))
-        try:
-            chunks, size = [], 0
-            while size <= max_bytes and (chunk := await response.chunk()):
-                chunks.append(chunk)
-                size += len(chunk)
-            return response.status, b"".join(chunks)
-        finally:
-            response.close()
-
-    async def _exchange(self, connection: Connection, target: Target, head: bytes, body: bytes) -> Response:
-        try:
-            await connection.send(head, body)
-        except BaseException:
-            connection.abort()
-            raise
-        return Response(connection, target)
-
-    async def _connect(self, target: Target) -> Connection:
-        if target.secure and self.ssl_context is None:
-            self.ssl_context = ssl.create_default_context()
-        if len(self._open) + self._connecting >= self._max_connections:
-            await self._make_room()
-        loop = asyncio.get_running_loop()
-        connection = Connection(loop, self._open)
-        self._connecting += 1
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                await loop.create_connection(
-                    lambda: connection, target.host, target.port, ssl=self.ssl_context if target.secure else None
-                )
-        except BaseException as error:
-            connection.abort()
-            if isinstance(error, (OSError, UnicodeError)):  # TimeoutError and SSLError are OSErrors
-                if out_of_descriptors(error):
-                    raise NoDescriptor(str(error)) from error
-                raise Unreachable(str(error) or type(error).__name__) from error
-            raise
-        finally:
-            self._connecting -= 1
-        return connection
-
-    async def _make_room(self) -> None:
-        """Closes an idle connection. Raises NoDescriptor if all are in use."""
-        idle = next((connection for connection in self._open if connection.idle), None)
-        if idle is None:
-            raise NoDescriptor(
-                f"all {self._max_connections} connections that fit into the limit of open files are in use"
-            )
-        idle.abort()
-        await asyncio.sleep(0)  # in which its transport closes the socket
-
-
-def _idle_connection(target: Target) -> Connection | None:
-    while target.idle:
-        connection = target.idle.pop()
-        if connection.reuse():
-            return connection
-    return None
-
-
-class Response:
-    """A response whose head is read. Call `chunk` until it returns nothing, then `release`; or `close` before that."""
-
-    __slots__ = ("_connection", "_target", "headers", "status")
-
-    def __init__(self, connection: Connection, target: Target) -> None:
-        self._connection = connection
-        self._target = target
-        self.status = connection.parser.status
-        self.headers: Mapping[str, str] = connection.parser.headers
-
-    @property
-    def media_type(self) -> str:
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-    @property
-    def length(self) -> int | None:
-        """Bytes of the body according to content-length, None without one."""
-        length = self.headers.get("content-length", "")
-        return int(length) if length.isdigit() else None
-
-    @property
-    def complete(self) -> bool:
-        """Whether the whole body has arrived."""
-        return self._connection.parser.complete
-
-    async def chunk(self) -> bytes:
-        """Returns the bytes that arrived since the last call, at least one; empty at the end. Raises OSError if it
-        breaks off."""
-        return await self._connection.chunk()
-
-    def release(self) -> None:
-        """Keeps the connection for another request if the body was read to its end; else closes it."""
-        self._connection.release(self._target.idle)
-
-    def close(self) -> None:
-        """Closes the connection, which tells a server that is still generating to stop."""
-        self._connection.abort()
