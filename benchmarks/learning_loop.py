@@ -32,7 +32,7 @@ from coe.learning.retraining.plan_builder import CurrentPlan
 from coe.learning.retraining.plan_round import judge_plan
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable, tabulate_softly
-from coe.routing.exploration import propensities
+from coe.routing.decision import propensities
 
 UNTOUCHED, PROBES, EVERY = 0.3, 700, 500
 POISONED = 0.3

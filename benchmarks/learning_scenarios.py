@@ -38,7 +38,7 @@ from coe.learning.retraining.plan_round import judge_plan, served_requests
 from coe.learning.retraining.promotion import significance_level
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable, tabulate_softly
-from coe.routing.exploration import propensities
+from coe.routing.decision import propensities
 
 Array = NDArray[np.float64]
 

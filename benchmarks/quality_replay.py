@@ -21,7 +21,7 @@ from coe.mapping import Assignment, Problem, expected_utility, solve
 from coe.mapping.score_table import ScoreTable
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
-from coe.routing.exploration import choose
+from coe.routing.decision import choose
 
 RATE, LOSS = 0.1, 0.1
 TENANTS = 8

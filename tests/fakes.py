@@ -18,12 +18,12 @@ from starlette.applications import Starlette
 
 from coe.core import Call, Health, Neighbour, Prediction, Usage
 from coe.mapping import Assignment
-from coe.mapping.declaration import declared_assignment
+from coe.mapping.problem import declared_assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
+from coe.routing.classification import Overlays
 from coe.routing.composition import Composition
-from coe.routing.overlay import Overlays
 from coe.runtime.active_state import DocumentIndex
 from coe.settings import Settings
 from gateway.access import access_of

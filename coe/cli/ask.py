@@ -62,8 +62,8 @@ RouteRequest = Callable[[dict[str, Any]], tuple[Decision, dict[str, float]]]
 
 
 def _open_router(config: Path | None) -> RouteRequest:
-    from coe.mapping.declaration import relative_cost
-    from coe.routing.conversation import routing_text
+    from coe.mapping.problem import relative_cost
+    from coe.routing.classification import routing_text
     from coe.routing.decision import decide
     from coe.runtime.active_state import load_active_state
     from gateway.dialects.chat import parse

@@ -28,7 +28,7 @@ from coe.learning.retraining.overlay_round import (
 )
 from coe.learning.retraining.state import RoundState
 from coe.records.record import RoutingRecord
-from coe.routing.overlay import OVERLAYS_FILE, Overlay
+from coe.routing.classification import OVERLAYS_FILE, Overlay
 
 
 @dataclass(frozen=True, slots=True)

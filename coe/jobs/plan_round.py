@@ -31,7 +31,7 @@ from coe.learning.retraining.plan_round import JudgedPlan, judge_plan
 from coe.learning.retraining.report import plan_report, write_plan_report
 from coe.learning.retraining.state import RoundState, read_round_states
 from coe.mapping import PlanEvidence, PlanInputs, read_evidence
-from coe.mapping.declaration import relative_cost
+from coe.mapping.problem import relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.record import RoutingRecord
 
@@ -139,8 +139,8 @@ def _judge(
     state = replace(state, feedback=cursor, promoted=judgement.promote, sentence=judgement.sentence)
     if judgement.evidence and judged.tested:
         state = replace(state, judged=judgement.round_, tested=judged.rated, tested_at=judged.rated_until)
-    moved = tuple(sorted({*evidence.moved, *(move.category for move in judged.moves if move.accepted)}))
-    basis = solver.basis(judged.refit, judged.candidate.quality, measured=base, moved=moved)
+    reassigned = tuple(sorted({*evidence.reassigned, *(move.category for move in judged.moves if move.accepted)}))
+    basis = solver.basis(judged.refit, judged.candidate.quality, measured=base, reassigned=reassigned)
     report = plan_report(judged, current, experience=experience, left_out=loaded.left_out)
     return Candidate(
         state,

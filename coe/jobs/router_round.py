@@ -37,7 +37,7 @@ from coe.learning.retraining.router_round import (
 from coe.learning.retraining.state import RoundState
 
 if TYPE_CHECKING:
-    from routers.task_runner import TaskRunner
+    from routers.encoders import TaskRunner
 
 BASE, LEARNT = "base", "learnt"
 """Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training

@@ -18,7 +18,7 @@ from coe.core import Chat, Decision, Prediction, RequestOptions
 from coe.errors import CAUSES
 from coe.registry import Registry
 from coe.routing.composition import Composition
-from coe.routing.eligibility import check_model
+from coe.routing.decision import check_model
 from gateway.access.estimate import input_tokens
 from gateway.dialects import chat as chat_dialect
 from gateway.dialects import messages as messages_dialect

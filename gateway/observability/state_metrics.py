@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from coe.experts.incidents import Incidents
+from coe.experts.outcomes import Incidents
 from coe.records import FeedbackWriter, RecordWriter
 from gateway.observability.metrics import Metrics
 from gateway.request.admission import Admission
 from gateway.serving_state import ServingState
 
 ARTIFACT_INFO, RELOAD_FAILED = "coe_artifact_info", "coe_reload_failed"
-BREAKER_STATES = {"closed": 0, "resting": 1, "half_open": 2, "open": 3}
+BREAKER_STATES = {"closed": 0, "rate_limited": 1, "half_open": 2, "open": 3}
 
 
 class _Replica(Protocol):
@@ -44,7 +44,7 @@ class StateMetrics:
         versions = "Workers that serve with a version; empty for none, or for the declared assignment."
         gauges(ARTIFACT_INFO, versions, ("kind", "version"), self._artifact_info)
         gauges("coe_expert_in_flight", "Requests at an expert.", ("expert",), self._in_flight)
-        states = "0 closed, 1 resting after a 429, 2 half open, 3 open."
+        states = "0 closed, 1 rate limited (after a 429), 2 half open, 3 open."
         gauges("coe_breaker_state", states, ("expert", "replica"), self._breakers, largest=True)
         failing = "1 while an expert fails for a cause: from the first failure until it answers again without it."
         gauges("coe_expert_failing", failing, ("expert", "cause"), self._failing, largest=True)

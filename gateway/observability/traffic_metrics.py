@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coe.experts.incidents import Incidents
+from coe.experts.outcomes import Incidents
 from coe.learning.monitoring.traffic_report import ALARMS, TrafficReport, read_traffic_report
 from gateway.observability.metric_registry import Labels
 from gateway.observability.metrics import Metrics

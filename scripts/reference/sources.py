@@ -18,9 +18,9 @@ import typer.main
 from coe import errors
 from coe.cli import app as command_line
 from coe.core import Reason
-from coe.experts.remedies import REMEDIES
+from coe.experts.error_mapping import REMEDIES
 from coe.jobs.record_files import RATING_FIELDS
-from coe.mapping.declaration import declared_assignment
+from coe.mapping.problem import declared_assignment
 from coe.records.codec import FIELDS
 from coe.registry import Registry, load, schema
 from coe.runtime.active_state import ActiveState

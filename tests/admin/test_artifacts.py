@@ -11,7 +11,7 @@ import pytest
 from coe.artifacts.kinds import OVERLAYS, ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.registry import Registry
-from coe.routing.overlay import OVERLAYS_FILE
+from coe.routing.classification import OVERLAYS_FILE
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned, router_published, settings_in
 from tests.fakes import Gateway, Response, gateway_of

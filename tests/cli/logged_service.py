@@ -20,7 +20,7 @@ from coe.mapping import expected_utility
 from coe.records import open_feedback, open_log
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
-from coe.routing.exploration import choose
+from coe.routing.decision import choose
 from coe.runtime.active_state import load_active_state
 from coe.settings import Settings
 from tests.routers.conftest import examples

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
 from coe.records.record import RoutingRecord
-from coe.routing.exploration import propensities
+from coe.routing.decision import propensities
 
 CATEGORIES = ("code", "general", "law")
 EXPERTS = ("coder", "generalist", "lawyer")

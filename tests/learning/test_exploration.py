@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.routing.exploration import choose, propensities
+from coe.routing.decision import choose, propensities
 
 WORTH = np.array([0.70, 0.72, 0.40, -np.inf, 0.71])
 

@@ -12,7 +12,7 @@ from coe.errors import ArtifactError
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import load_experience
 from coe.learning.retraining.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
-from coe.routing.overlay import Overlay
+from coe.routing.classification import Overlay
 from tests.learning.samples import CATEGORIES, EXPERTS, rated_experience, record
 
 CODE, GENERAL, LAW = range(3)

@@ -255,7 +255,7 @@ def test_a_price_edit_follows_into_the_prices_and_a_much_dearer_expert_loses_its
     kinds = {one.kind: one for one in effect.consequences}
     assert kinds["expert_use_changed"].replan
     assert "its price in the plan" in kinds["expert_use_changed"].sentence
-    assert kinds["category_moved"].sentence == "category 'art' goes from 'painter' to 'generalist'"
+    assert kinds["category_reassigned"].sentence == "category 'art' goes from 'painter' to 'generalist'"
     cheaper = with_changed("painter", prices={"input": 2, "output": 2})
     found = effective_plan(plan, registry_of(**declaration(experts=cheaper, **limited))).assignment
     assert found.price[found.experts.index("painter")] == pytest.approx(dual * 1.6)

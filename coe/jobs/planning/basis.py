@@ -1,6 +1,6 @@
 """Builds the problem of a plan from measured scores, the declaration and the feedback in the plan in use.
 
-Quality is a lower confidence bound on the measured scores. In categories that `coe retrain` has moved, feedback is
+Quality is a lower confidence bound on the measured scores. In categories that `coe retrain` has reassigned, feedback is
 merged with the scores. Experts without scores, and categories pinned to them, are left out and reported.
 """
 
@@ -61,7 +61,7 @@ def plan_basis(
 ) -> tuple[PlanInputs, LeftOut]:
     """The basis of a plan of the scored experts and the categories that they may serve, and what is left out.
 
-    The feedback in `evidence` is merged with the scores of the categories that it moved. Raises DataError where no
+    The feedback in `evidence` is merged with the scores of the categories that it reassigned. Raises DataError where no
     category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names)
@@ -79,13 +79,13 @@ def plan_basis(
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
     scores = data.scores[np.ix_(rows, [data.models.index(name) for name in experts])]
     measured, pseudo_count = tabulate_softly(categories, experts, member, scores), fit_pseudo_count(labels, scores)
-    moved = tuple(name for name in evidence.moved if name in categories)
-    feedback = evidence.over(categories, experts) if moved else None
+    reassigned = tuple(name for name in evidence.reassigned if name in categories)
+    feedback = evidence.over(categories, experts) if reassigned else None
     quality = measured.lower(deviations=deviations, pseudo_count=pseudo_count)
     if feedback is not None:
         both, strength = merged(measured, feedback), min(pseudo_count, MAX_PSEUDO_COUNT)
-        is_moved = np.isin(categories, moved)[:, None]
-        quality = np.where(is_moved, both.lower(deviations=deviations, pseudo_count=strength), quality)
+        is_reassigned = np.isin(categories, reassigned)[:, None]
+        quality = np.where(is_reassigned, both.lower(deviations=deviations, pseudo_count=strength), quality)
     weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes has traffic too
     problem = declared_problem(registry, measured, quality=quality, weights=weights)
     basis = PlanInputs(
@@ -96,8 +96,8 @@ def plan_basis(
         f"{len(prompts)} prompts of {folder.name}",
         pseudo_count,
         measured=measured,
-        learnt=feedback,
-        moved=moved,
+        feedback=feedback,
+        reassigned=reassigned,
         dependencies=Dependencies.of(registry),
     )
     return basis, LeftOut.of(registry, data, measured)

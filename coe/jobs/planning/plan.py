@@ -147,11 +147,11 @@ def _feedback_report(
     """The categories that feedback had moved: those that keep their expert, those that the scores move to another one
     in spite of it, and those whose feedback was dropped."""
     chosen = dict(zip(assignment.categories, assignment.choice, strict=True))
-    moved_by_scores = [name for name in basis.moved if chosen[name] != before.get(name)]
+    moved_by_scores = [name for name in basis.reassigned if chosen[name] != before.get(name)]
     return {
-        "kept": [name for name in basis.moved if name not in moved_by_scores],
+        "kept": [name for name in basis.reassigned if name not in moved_by_scores],
         "moved_by_scores": moved_by_scores,
-        "dropped": sorted(set(evidence.moved) - set(basis.moved)),
+        "dropped": sorted(set(evidence.reassigned) - set(basis.reassigned)),
     }
 
 

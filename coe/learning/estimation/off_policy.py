@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from coe.learning.estimation.experience import Experience
 from coe.mapping import Assignment
 from coe.mapping.score_table import tabulate_softly
-from coe.routing.exploration import propensities
+from coe.routing.decision import propensities
 
 Array = NDArray[np.float64]
 FOLDS = 5

@@ -59,7 +59,7 @@ class BudgetSolver:
         return solve(problem, traffic=self._traffic(problem))
 
     def basis(
-        self, refit: Refit, quality: Array, *, measured: ScoreTable | None, moved: tuple[str, ...] = ()
+        self, refit: Refit, quality: Array, *, measured: ScoreTable | None, reassigned: tuple[str, ...] = ()
     ) -> PlanInputs:
         """What the plan of this quality is solved from, and the evidence behind it."""
         problem = self._problem(refit.table, quality)
@@ -71,8 +71,8 @@ class BudgetSolver:
             source=f"the feedback on {int(self.experience.rated.sum())} requests",
             pseudo_count=refit.weighting.pseudo_count,
             measured=measured,
-            learnt=refit.feedback,
-            moved=moved,
+            feedback=refit.feedback,
+            reassigned=reassigned,
             dependencies=Dependencies.of(self.registry),
         )
 

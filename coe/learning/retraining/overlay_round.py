@@ -19,7 +19,7 @@ from coe.learning.estimation.experience import NONE, Experience
 from coe.learning.estimation.experience_loader import UNTENANTED, request_hash
 from coe.learning.retraining.promotion import Contrast, held_out_evidence
 from coe.records.record import RoutingRecord
-from coe.routing.overlay import Overlay, log_posterior, softmax
+from coe.routing.classification import Overlay, log_posterior, softmax
 
 Array = NDArray[np.float64]
 Verdict = Literal["new", "refitted", "kept", "dropped", "not better"]

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from coe.core import Expert
 from coe.errors import DeadlineExceeded, ExpertError, LogError, LogUnavailable, ModelNotFound
-from coe.experts.incidents import Incidents
+from coe.experts.outcomes import Incidents
 from coe.mapping import Assignment
 from coe.records.record import LogQuery, RoutingRecord
 from coe.registry import ExpertSpec

@@ -1,6 +1,9 @@
-"""Nearest-neighbour head: cosine kNN with similarity weights, which also measures similarity to the training data.
+"""Heads on sentence vectors: a linear one and a nearest-neighbour one, and the means of categories.
 
-Vectors are projected to the exemplars' principal axes first. A query starts with cold caches, where time is
+`LinearHead` is a multinomial logistic regression; it also serves the static vectors of `routers.heads.fast`. `KnnHead`
+votes by cosine with similarity weights, and measures how similar a text is to the training data.
+
+For kNN, vectors are projected to the exemplars' principal axes. A query starts with cold caches, where time is
 proportional to the bytes read, and the last axes carry mostly noise (docs/experiments/neighbour-projection.md). The
 part of a text outside these axes counts as one more axis on which no exemplar lies, so it lowers the similarity.
 """
@@ -8,12 +11,13 @@ part of a text outside these axes counts as one more axis on which no exemplar l
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from routers.calibration import Floats
 from routers.files import Arrays
-from routers.heads.in_distribution import unit
 
 NEIGHBOURS = 20
 SHARPNESS = 15.0
@@ -96,3 +100,82 @@ def sample_exemplars(labels: NDArray[np.int64], *, each: int, rng: np.random.Gen
     """Return the sorted indices of at most `each` random examples of every label."""
     chosen = [rng.permutation(np.flatnonzero(labels == label))[:each] for label in np.unique(labels)]
     return np.sort(np.concatenate(chosen))
+
+
+ABSENT_CATEGORY_LOGIT = -100.0
+"""Logit of a category without training texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinearHead:
+    """`weights` of shape (dimensions, n_categories) and `bias` (n_categories,), float32."""
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def logits(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits (n_texts, n_categories), or (n_categories,) for one vector."""
+        return vectors @ self.weights + self.bias
+
+    def arrays(self) -> Arrays:
+        return {"weights": self.weights, "bias": self.bias}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        return cls(weights=arrays["weights"], bias=arrays["bias"])
+
+
+def fit_linear(vectors: NDArray[np.float32], labels: NDArray[np.int64], *, c: float, classes: int) -> LinearHead:
+    """Fit the head on `vectors` (n_texts, dimensions), classes balanced; `c` is scikit-learn's C.
+
+    `labels` are 0 to classes - 1. A label that does not occur is never predicted.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=c, class_weight="balanced", max_iter=1000, tol=1e-3).fit(vectors, labels)
+    weights, bias = model.coef_.T, model.intercept_
+    if len(model.classes_) == 2:  # scikit-learn returns one column for two classes
+        weights, bias = np.hstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
+    head = LinearHead(
+        weights=np.zeros((vectors.shape[1], classes), dtype=np.float32),
+        bias=np.full(classes, ABSENT_CATEGORY_LOGIT, dtype=np.float32),
+    )
+    head.weights[:, model.classes_] = weights
+    head.bias[model.classes_] = bias
+    return head
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryMeans:
+    """Exemplars in the encoder's space: their `centre` (dimensions,), and each category's unit mean relative to it,
+    `means` (n_categories, dimensions)."""
+
+    centre: Floats
+    means: Floats
+
+    @classmethod
+    def of(cls, vectors: Floats, labels: NDArray[np.int64], *, classes: int) -> Self:
+        """Compute both from the exemplars' unit `vectors` (n_exemplars, dimensions)."""
+        centre: Floats = vectors.mean(axis=0)
+        return cls(centre, class_means(unit(vectors - centre), labels, classes=classes))
+
+    def arrays(self) -> Arrays:
+        return {"centre": self.centre, "means": self.means}
+
+
+def class_means(vectors: Floats, labels: NDArray[np.int64], *, classes: int) -> Floats:
+    """Return the unit mean of each category's unit `vectors` (n_texts, dimensions): (classes, dimensions)."""
+    return np.stack([unit_mean(vectors[labels == label]) for label in range(classes)])
+
+
+def unit(vectors: Floats) -> Floats:
+    """Scale `vectors` (n_texts, dimensions) to unit length."""
+    result: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32(1e-9))
+    return result
+
+
+def unit_mean(vectors: Floats) -> Floats:
+    """Return the mean of `vectors` (n_texts, dimensions) at unit length; zero if they cancel or there are none."""
+    total: Floats = vectors.sum(axis=0)
+    length = float(total @ total) ** 0.5
+    return total / np.float32(length) if length else total
