@@ -28,8 +28,7 @@ from quality_replay import LOSS, RATE, Array, Traffic, World, flat, world_of
 from coe.learning.estimation.off_policy import BanditLog, estimates
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.retraining.moves import HeldOutProbes
-from coe.learning.retraining.plan_builder import CurrentPlan
-from coe.learning.retraining.plan_round import judge_plan
+from coe.learning.retraining.plan_candidate import CurrentPlan, judge_plan
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable, tabulate_softly
 from coe.routing.exploration import propensities

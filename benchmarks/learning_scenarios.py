@@ -33,8 +33,7 @@ from coe.learning.estimation.off_policy import greedy_policy, policy_difference
 from coe.learning.estimation.refit import refit
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.retraining.moves import MAX_UNSUPPORTED, Served, shares
-from coe.learning.retraining.plan_builder import CurrentPlan
-from coe.learning.retraining.plan_round import judge_plan, served_requests
+from coe.learning.retraining.plan_candidate import CurrentPlan, judge_plan, served_requests
 from coe.learning.retraining.promotion import significance_level
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable, tabulate_softly

@@ -1,4 +1,4 @@
-"""Runs the declared experts on probes and writes quality data (`coe score`).
+"""Runs the declared experts on probes, writes quality data and reports the run in numbers (`coe score`).
 
 Every score is a cell of a journal, keyed by what it depends on, so an interrupted run continues where it stopped.
 External experts are reached directly, local ones through the gateway. With passages, each probe is also scored as
@@ -18,14 +18,12 @@ from pydantic import SecretStr
 
 from coe.errors import DataError, ExpertUnavailable
 from coe.learning.evaluation.answers import RetryLimits
-from coe.learning.evaluation.journal import Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.quality import write_quality
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.learning.evaluation.score_report import score_report
-from coe.learning.evaluation.scoring_run import ExpertColumn, ScoringRun, cell_keys, score_columns
+from coe.learning.evaluation.scoring_run import ExpertColumn, Journal, ScoringRun, cell_keys, score_columns
 from coe.learning.evaluation.tables import find_table
 from coe.registry import ExpertSpec, Registry
 from coe.settings import Endpoint, Settings
@@ -33,6 +31,10 @@ from coe.terminal import print_error
 
 if TYPE_CHECKING:
     from coe.experts.http.client import Client
+from collections import Counter
+from statistics import mean, median
+
+from coe.learning.evaluation.scoring_run import Cell
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -218,3 +220,53 @@ def _passage_report(scoring: Scoring, journal: Journal, missing: int) -> dict[st
         own = [(without, with_) for _, other, without, with_ in gains if other == name]
         means[name] = {"without": sum(a for a, _ in own) / len(own), "with": sum(b for _, b in own) / len(own)}
     return {"retrieval": means, "missing": missing + lacking}
+
+
+Keys = Mapping[str, Sequence[str]]
+"""By expert: the key of each probe's cell, in the probes' order."""
+
+
+def score_report(probes: Sequence[Probe], keys: Keys, journal: Journal, *, reused: Mapping[str, int]) -> dict[str, Any]:
+    """`{probes, missing, experts: {name: {...}}}`, JSON-able. `reused` counts scores of earlier runs."""
+    experts = {name: _column(probes, column, journal) | {"reused": reused[name]} for name, column in keys.items()}
+    return {
+        "probes": len(probes),
+        "missing": sum(column["missing"] for column in experts.values()),
+        "experts": experts,
+    }
+
+
+def _column(probes: Sequence[Probe], keys: Sequence[str], journal: Journal) -> dict[str, Any]:
+    found = [(probe, journal.scored[key]) for probe, key in zip(probes, keys, strict=True) if key in journal.scored]
+    failed = [journal.failed[key] for key in keys if key in journal.failed]
+    cells = [cell for _, cell in found]
+    return {
+        "scored": len(cells),
+        "missing": len(keys) - len(cells),
+        "mean": _mean([cell.score for cell in cells]),
+        "categories": _by_category(found),
+        "latency_ms_p50": _median([cell.latency_ms for cell in cells]),
+        "input_tokens": sum(cell.input_tokens or 0 for cell in cells),
+        "output_tokens": sum(cell.output_tokens or 0 for cell in cells),
+        "cut": sum(cell.cut for cell in cells),
+        "inconsistent": sum(not cell.consistent for cell in cells),
+        "errors": dict(Counter(cell.code for cell in failed)),
+        "first_error": failed[0].error if failed else None,
+    }
+
+
+def _by_category(found: Sequence[tuple[Probe, Cell]]) -> dict[str, dict[str, Any]]:
+    groups: dict[str, list[float | None]] = {}
+    for probe, cell in found:
+        groups.setdefault(probe.category, []).append(cell.score)
+    return {category: {"n": len(scores), "mean": _mean(scores)} for category, scores in sorted(groups.items())}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(mean(known), 4) if known else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(median(known), 1) if known else None

@@ -15,12 +15,12 @@ from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.artifacts.store import ArtifactStore
 from coe.errors import DataError
 from coe.fleet.residency.client import fetch_tiers
+from coe.jobs.round import RoundState, read_round_states
 from coe.learning.estimation.experience_loader import load_experience, open_logs
 from coe.learning.monitoring.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
 from coe.learning.monitoring.drift import detect_drift
 from coe.learning.monitoring.novelty import CategoryProposal, category_entry, propose_categories
 from coe.learning.monitoring.traffic import Traffic, comparison, embeddings, traffic_sample
-from coe.learning.retraining.state import RoundState, read_round_states
 from coe.settings import Settings
 
 if TYPE_CHECKING:

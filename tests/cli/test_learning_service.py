@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 from redis import Redis
 
-from coe.learning.retraining.job_lock import LOCK_KEY
+from coe.jobs.job_lock import LOCK_KEY
 from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 from tests.cli.test_retrain import LEARNT
 from tests.experts.faulty_server import FaultyServer

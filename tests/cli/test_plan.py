@@ -130,7 +130,7 @@ def test_a_sample_that_breaks_a_limit_at_the_plan_s_prices_is_reported(
     config.write_text(DECLARED + "budget: {max_share: 0.7}\n")
 
     def planned(*requests: int) -> Result:
-        monkeypatch.setattr("coe.jobs.planning.basis._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
+        monkeypatch.setattr("coe.jobs.plan_basis._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
         return CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
 
     crowded = planned(80, 10, 10)
@@ -159,7 +159,7 @@ def test_infeasible_limits_of_a_sweep_are_reported_with_the_smallest_feasible_on
 
 
 def test_results_that_take_too_long_are_left_out_and_reported(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.jobs.planning.plan.TimeBudget", lambda: TimeBudget(0))
+    monkeypatch.setattr("coe.jobs.plan.TimeBudget", lambda: TimeBudget(0))
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
     report = json.loads(result.stdout)
     assert report["value_of_expert"] == {"small": None}  # pinned: nothing needs to be solved for that

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ArtifactError, DataError, JobError, LogError
-from coe.learning.retraining.job_lock import job_lock
+from coe.jobs.job_lock import job_lock
 from tests.cli.logged_service import LoggedService
 
 LEARNT = {"cooking": "chef", "astronomy": "generalist", "football": "chef", "general": "generalist"}

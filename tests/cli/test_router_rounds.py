@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from coe.core import Neighbour, Prediction
 from coe.jobs import router_round
-from coe.learning.retraining.router_round import Pair
+from coe.jobs.router_round import Pair
 from coe.records.feedback import Feedback
 from tests.cli.logged_service import PROMPTS, LoggedService
 from tests.learning.samples import record

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from coe.learning.retraining.job_lock import LOCK_KEY
+from coe.jobs.job_lock import LOCK_KEY
 from tests.cli.logged_service import LoggedService
 
 PROGRAM = """

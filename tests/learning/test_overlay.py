@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError
+from coe.jobs.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import load_experience
-from coe.learning.retraining.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
 from coe.routing.overlay import Overlay
 from tests.learning.samples import CATEGORIES, EXPERTS, rated_experience, record
 

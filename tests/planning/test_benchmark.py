@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
-from coe.learning.benchmark.benchmark import benchmark, knn_baseline, ridge_baseline, tuned
-from coe.learning.benchmark.frontier import FrontierPoint, hull, hull_area
+from coe.learning.benchmark import benchmark, knn_baseline, ridge_baseline, tuned
 from coe.learning.evaluation.quality import Quality
+from coe.learning.frontier import FrontierPoint, hull, hull_area
 from coe.learning.plots import plot_benchmark, plot_sweep, plot_training
 from coe.mapping import ParetoRow
 from routers.examples import MAX_PROMPT_CHARACTERS, normalize_prompt

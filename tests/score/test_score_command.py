@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from coe.learning.evaluation.journal import Journal
 from coe.learning.evaluation.quality import read_quality
+from coe.learning.evaluation.scoring_run import Journal
 from tests.score.answering import AnsweringServer
 
 pytestmark = pytest.mark.anyio

@@ -9,15 +9,16 @@ import pytest
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertRejected, ExpertUnavailable
+from coe.jobs.scoring import score_report
 from coe.learning.evaluation.answers import RetryLimits
-from coe.learning.evaluation.journal import Cell, Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.learning.evaluation.score_report import score_report
 from coe.learning.evaluation.scoring_run import (
     MAX_CONSECUTIVE_FAILURES,
+    Cell,
     ExpertColumn,
+    Journal,
     ScoringRun,
     cell_keys,
     score_columns,
