@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, Json, image_file, keep_stdout_clean, settings_for
 from coe.errors import ArtifactError, CoEError, DataError
-from coe.jobs.plan import PlanOptions, make_plan
+from coe.jobs.plan import PlanOptions, make_plan, plan_to_json
 from coe.mapping import (
     Budget,
     Problem,
     current_problem,
-    planned_quality,
-    planned_use,
     read_problem,
     read_published,
     solve,
@@ -132,7 +130,9 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
     )
     print_line(f"\n{'expert':16} {'price':>8}  quality lost without it")
     for name, price in report["prices"].items():
-        print_line(f"{name:16} {price:8.4f}  {_marginal_value(report['value_of_expert'], name)}")
+        value = report["value_of_expert"].get(name, "not found in time")
+        lost = value if isinstance(value, str) else "no plan without it" if value is None else f"{value:.4f}"
+        print_line(f"{name:16} {price:8.4f}  {lost}")
     print_line(f"\n{'this plan against':20} {'quality':>8} {'cost':>10}  (US dollars per thousand requests)")
     for row in report["against"]:
         print_line(f"{row['expert'] or 'this plan':20} {row['quality']:8.4f} {row['cost']:10.4g}")
@@ -141,13 +141,6 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
     print_line(
         "\nthe assignment in use is unchanged" if is_dry_run else "\nthe plan is in use; running gateways apply it soon"
     )
-
-
-def _marginal_value(values: Mapping[str, float | None], name: str) -> str:
-    if name not in values:
-        return "not found in time"
-    value = values[name]
-    return "no plan without it" if value is None else f"{value:.4f}"
 
 
 def _left_out(found: Mapping[str, Any], scores: Path) -> list[str]:
@@ -221,7 +214,7 @@ def solve_lines(version: Version = None, config: Config = None) -> None:
     found = None if version is None else _current_problem(settings, version, store.published(version).folder)
     if found is None:
         raise ArtifactError("solve: no plan was made from scores yet; run `coe plan`")
-    for answer in answers(_lines(sys.stdin), *found):
+    for answer in answers(iter(lambda: sys.stdin.readline(MAX_LINE_CHARACTERS), ""), *found):
         print_json(answer)
 
 
@@ -245,11 +238,6 @@ def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64]
             yield {"error": str(error)}
 
 
-def _lines(stream: TextIO) -> Iterator[str]:
-    while line := stream.readline(MAX_LINE_CHARACTERS):
-        yield line
-
-
 def _budget(line: str) -> Budget:
     """Raises DataError for a line that is no budget, ConfigError for a limit that is not above 0."""
     known = list(Budget.__dataclass_fields__)
@@ -264,17 +252,4 @@ def _budget(line: str) -> Budget:
 
 def _solved(problem: Problem, traffic: NDArray[np.float64] | None, budget: Budget) -> dict[str, Any]:
     changed = problem.within(**{row: getattr(budget, row) for row in Budget.__dataclass_fields__})
-    found = solve(changed, traffic=traffic)
-    columns = zip(found.categories, found.choice, found.runner_up, found.margin, strict=True)
-    return {
-        "budget": budget.rows(),
-        "quality": planned_quality(changed, found),
-        "used": planned_use(changed, found),
-        "hosted": found.hosted,
-        "assignment": [
-            {"category": category, "expert": expert, "runner_up": second, "margin": margin}
-            for category, expert, second, margin in columns
-        ],
-        "prices": dict(zip(found.experts, found.price.tolist(), strict=True)),
-        "duals": dict(found.duals),
-    }
+    return {"budget": budget.rows()} | plan_to_json(changed, solve(changed, traffic=traffic))

@@ -62,7 +62,10 @@ def retrain(
     def run_once() -> None:
         _print(run(engine=engine), json)
         if not dry_run:
-            _publish_traffic(settings)
+            try:
+                publish_traffic_report(settings, status_report(settings, now=time.time()))
+            except CoEError as error:  # the rounds' results stand
+                print_error(f"the traffic report was not updated: {error}")
 
     if every:
         _repeat(run_once, every)
@@ -113,13 +116,6 @@ def _repeat(run_once: Callable[[], None], every: str) -> None:
         except CoEError as error:  # for example an unreachable Redis, which the next round may reach
             print_error(f"{error}; next try in about {every}")
         stopped.wait(interval * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 (no secret depends on it)
-
-
-def _publish_traffic(settings: Settings) -> None:
-    try:
-        publish_traffic_report(settings, status_report(settings, now=time.time()))
-    except CoEError as error:  # the rounds' results stand
-        print_error(f"the traffic report was not updated: {error}")
 
 
 def _print(outcomes: Iterable[Outcome], json: bool) -> None:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from coe.artifacts.kinds import GATE
@@ -114,7 +113,7 @@ def judge_gate(trials: GateTrials, *, threshold: float, round_: int, guarded: Se
         part = rated.part(is_held)
         gains[is_held] += (part.posterior @ shift)[np.arange(len(part)), part.chosen]
     likeliest = [rated.categories[index] for index in rated.posterior.argmax(axis=1)]
-    old, new = (_arm_policy(gain > threshold) for gain in (trials.gain, gains))
+    old, new = (np.eye(2)[(gain > threshold).astype(int)] for gain in (trials.gain, gains))
     return judge(
         [logged_evidence(_logged_arms(trials, threshold), old, new, likeliest, guarded=guarded)], round_=round_
     )
@@ -125,13 +124,9 @@ def gate_round_report(trials: GateTrials, shift: Array, judgement: Judgement) ->
     effect, rated = _estimated_effect(trials), trials.rated
     bins = [part for part in np.array_split(np.argsort(trials.gain, kind="stable"), BINS) if len(part)]
     return {
-        "promoted": judgement.promote,
-        "reason": judgement.reason,
-        "sentence": judgement.sentence,
-        "round": judgement.round_,
+        **judgement.to_json(),
         "trials": len(trials),
         "given": int(trials.given.sum()),
-        "evidence": [asdict(one) for one in judgement.evidence],
         "gain": [
             {"count": len(rows), "expected": float(trials.gain[rows].mean()), "seen": float(effect[rows].mean())}
             for rows in bins
@@ -155,10 +150,6 @@ def _estimated_effect(trials: GateTrials) -> Array:
     sums, counts = (np.bincount(rated.chosen, weights=w, minlength=len(rated.experts)) for w in (reward, None))
     mean = (sums + PSEUDO_COUNT * reward.mean()) / (counts + PSEUDO_COUNT)
     return np.asarray(2 * np.where(trials.given, 1, -1) * (reward - mean[rated.chosen]))
-
-
-def _arm_policy(is_open: NDArray[np.bool_]) -> Array:
-    return np.stack([~is_open, is_open], axis=1).astype(np.float64)
 
 
 def _logged_arms(trials: GateTrials, threshold: float) -> BanditLog:
@@ -193,12 +184,15 @@ class GateRound:
             return str(error)
         if set(gate.categories) != set(job.in_use.router.categories):
             return None
-        trials = _load_trials(job, version)
-        if trials is None:
+        collector = TrialCollector(version)
+        try:
+            trials = collector.trials(job.experience(collector.select(job.records())).experience)
+        except DataError:  # the log has no trial of this version
             return None
         if len(trials) < MIN_TRIALS:
             return f"{len(trials)} trials are rated, and a round takes {MIN_TRIALS}"
-        inputs = _digest(trials)
+        rated = trials.rated
+        inputs = hashlib.sha256(rated.identity.tobytes() + rated.reward.tobytes()).hexdigest()[:16]
         tests = job.tests_so_far(GATE, in_use=version, inputs=inputs)
         if tests is None:
             return "no trial is new"
@@ -209,24 +203,9 @@ class GateRound:
             RoundState.of(judgement, in_use=version, inputs=inputs, time=job.now),
             replaces=version,
             report=report,
-            write_report=partial(_write_report, report=report),
+            page=_page(report),
             save=partial(_save, gate, trials, inputs=inputs, report=report),
         )
-
-
-def _load_trials(job: Job, version: str) -> GateTrials | None:
-    """The rated trials of this version of the gate; None where the log has no trial of it."""
-    collector = TrialCollector(version)
-    try:
-        loaded = job.experience(collector.select(job.records()))
-    except DataError:
-        return None
-    return collector.trials(loaded.experience)
-
-
-def _digest(trials: GateTrials) -> str:
-    rated = trials.rated
-    return hashlib.sha256(rated.identity.tobytes() + rated.reward.tobytes()).hexdigest()[:16]
 
 
 def _save(gate: Gate, trials: GateTrials, folder: Path, *, inputs: str, report: Mapping[str, Any]) -> ManifestFields:
@@ -235,9 +214,7 @@ def _save(gate: Gate, trials: GateTrials, folder: Path, *, inputs: str, report: 
     return {"categories": shifted.categories, "data": inputs, "metrics": report}
 
 
-def _write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
+def _page(report: Mapping[str, Any]) -> str:
     rows = [f"| {one['count']} | {one['expected']:+.3f} | {one['seen']:+.3f} |" for one in report["gain"]]
-    page = ["# Retrieval gate", "", report["sentence"], ""]
-    page += ["| trials | gain expected | gain seen |", "|---|---|---|", *rows, ""]
-    (folder / "report.md").write_text("\n".join(page), encoding="utf-8")
+    head = ["# Retrieval gate", "", report["sentence"], "", "| trials | gain expected | gain seen |", "|---|---|---|"]
+    return "\n".join([*head, *rows, ""])

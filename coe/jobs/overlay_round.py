@@ -16,7 +16,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from coe.artifacts.kinds import OVERLAYS
@@ -300,7 +299,7 @@ def _candidate(results: Sequence[OverlayResult], job: Job, *, version: str | Non
         RoundState(version or "", 0, "", "", job.now, changed, sentence, ""),
         replaces=version,
         report=report,
-        write_report=partial(_write_report, report=report),
+        page="# Overlays\n\n" + "".join(f"- {one.sentence}\n" for one in results),
         save=partial(_save, overlays, router=job.in_use.router) if overlays else None,
     )
 
@@ -308,9 +307,3 @@ def _candidate(results: Sequence[OverlayResult], job: Job, *, version: str | Non
 def _save(overlays: Sequence[Overlay], folder: Path, *, router: Router) -> ManifestFields:
     (folder / OVERLAYS_FILE).write_bytes(b"".join(overlay.to_json() + b"\n" for overlay in overlays))
     return {"categories": router.categories, "data": router.version, "metrics": {"tenants": len(overlays)}}
-
-
-def _write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    lines = "".join(f"- {one['sentence']}\n" for one in report["tenants"])
-    (folder / "report.md").write_text(f"# Overlays\n\n{lines}", encoding="utf-8")

@@ -107,12 +107,18 @@ def make_plan(
     if time_budget.skipped:
         print_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
     gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
-    report = _report(basis, assignment, rows, values, pins=registry.assignment) | {
+    report = plan_to_json(problem, assignment) | {
+        "value_of_expert": values,
+        "against": _against(basis, assignment),
+        "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
         "sweep_impossible": infeasible,
         "left_out": asdict(left_out),
         "feedback": _feedback_report(evidence, basis, before, assignment),
         "sample": _sample_use(problem, assignment, basis.traffic),
     }
+    for row in report["assignment"]:
+        row["pinned"] = row["category"] in registry.assignment
+        row["margin"] = None if row["pinned"] else row["margin"]  # there was no choice
     return report | ({"gate": gate} if gate else {})
 
 
@@ -154,11 +160,11 @@ def _feedback_report(
     """The categories that feedback had moved: those that keep their expert, those that the scores move to another one
     in spite of it, and those whose feedback was dropped."""
     chosen = dict(zip(assignment.categories, assignment.choice, strict=True))
-    moved_by_scores = [name for name in basis.moved if chosen[name] != before.get(name)]
+    moved_by_scores = [name for name in basis.moved_categories if chosen[name] != before.get(name)]
     return {
-        "kept": [name for name in basis.moved if name not in moved_by_scores],
+        "kept": [name for name in basis.moved_categories if name not in moved_by_scores],
         "moved_by_scores": moved_by_scores,
-        "dropped": sorted(set(evidence.moved) - set(basis.moved)),
+        "dropped": sorted(set(evidence.moved_categories) - set(basis.moved_categories)),
     }
 
 
@@ -177,36 +183,19 @@ def _sample_use(
     return found
 
 
-def _report(
-    basis: PlanInputs,
-    assignment: Assignment,
-    rows: Sequence[ParetoRow],
-    values: Mapping[str, float | None],
-    *,
-    pins: Mapping[str, str],
-) -> dict[str, Any]:
-    """The plan as JSON. A pinned category has no margin, since there was no choice."""
-    problem = basis.problem
+def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:
+    """The plan as JSON: expected quality and use, the hosted experts, the choice by category, and the prices."""
     columns = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
     return {
         "quality": planned_quality(problem, assignment),
         "used": planned_use(problem, assignment),
         "hosted": assignment.hosted,
         "assignment": [
-            {
-                "category": category,
-                "expert": expert,
-                "runner_up": second,
-                "margin": None if category in pins else margin,
-                "pinned": category in pins,
-            }
+            {"category": category, "expert": expert, "runner_up": second, "margin": margin}
             for category, expert, second, margin in columns
         ],
         "prices": dict(zip(assignment.experts, assignment.price.tolist(), strict=True)),
         "duals": dict(assignment.duals),
-        "value_of_expert": values,
-        "against": _against(basis, assignment),
-        "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
     }
 
 

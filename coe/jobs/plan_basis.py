@@ -79,7 +79,7 @@ def plan_basis(
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
     scores = data.scores[np.ix_(rows, [data.models.index(name) for name in experts])]
     measured, pseudo_count = tabulate_softly(categories, experts, member, scores), fit_pseudo_count(labels, scores)
-    moved = tuple(name for name in evidence.moved if name in categories)
+    moved = tuple(name for name in evidence.moved_categories if name in categories)
     feedback = evidence.over(categories, experts) if moved else None
     quality = measured.lower(deviations=deviations, pseudo_count=pseudo_count)
     if feedback is not None:
@@ -96,8 +96,8 @@ def plan_basis(
         f"{len(prompts)} prompts of {folder.name}",
         pseudo_count,
         measured=measured,
-        learnt=feedback,
-        moved=moved,
+        feedback=feedback,
+        moved_categories=moved,
         dependencies=Dependencies.of(registry),
     )
     return basis, LeftOut.of(registry, data, measured)

@@ -25,7 +25,6 @@ from coe.learning.estimation.experience_loader import LoadedExperience, Logs
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, Weighting
 from coe.learning.evaluation.probe_split import split_probes
 from coe.learning.evaluation.quality import read_quality
-from coe.learning.plots import plot_round
 from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.learning.retraining.moves import HeldOutProbes
 from coe.learning.retraining.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
@@ -139,14 +138,15 @@ def _judge(
     state = replace(state, feedback=cursor, promoted=judgement.promote, sentence=judgement.sentence)
     if judgement.evidence and judged.tested:
         state = replace(state, judged=judgement.round_, tested=judged.rated, tested_at=judged.rated_until)
-    moved = tuple(sorted({*evidence.moved, *(move.category for move in judged.moves if move.accepted)}))
-    basis = solver.basis(judged.refit, judged.candidate.quality, measured=base, moved=moved)
+    moved = tuple(sorted({*evidence.moved_categories, *(move.category for move in judged.moves if move.accepted)}))
+    basis = solver.basis(judged.refit, judged.candidate.quality, measured=base, moved_categories=moved)
     report = plan_report(judged, current, experience=experience, left_out=loaded.left_out)
     return Candidate(
         state,
         replaces=version,
         report=report,
-        write_report=partial(write_plan_report, report=report),
+        page=plan_markdown(report),
+        plot=True,
         save=partial(_save, judged, basis, config=job.registry.digest),
         digest=judged.candidate.digest,
         restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series
@@ -223,15 +223,11 @@ def plan_report(
     old, new = current.assignment, found.candidate
     kinds = {kind: int((experience.kind == number).sum()) for number, kind in enumerate(FEEDBACK_KINDS)}
     return {
-        "promoted": found.judgement.promote,
-        "reason": found.judgement.reason,
-        "sentence": found.judgement.sentence,
-        "round": found.judgement.round_,
+        **found.judgement.to_json(),
         "requests": len(experience),
         "feedback": {kind: count for kind, count in kinds.items() if count},
         "corrected": int((experience.corrected >= 0).sum()),
         "left_out": dict(left_out or {}),
-        "evidence": [asdict(one) for one in found.judgement.evidence],
         "estimates": {
             who: {method: asdict(one) for method, one in methods.items()} for who, methods in found.estimates.items()
         },
@@ -285,10 +281,3 @@ def _estimates(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def write_plan_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Write report.json, report.md and report.svg into a folder that exists."""
-    (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    (folder / "report.md").write_text(plan_markdown(report), encoding="utf-8")
-    plot_round(report, folder / "report.svg")

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import orjson
 
+from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.manifest import Artifact
 from coe.artifacts.redis import RedisArtifacts, mirror
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
 from coe.jobs.job_lock import CheckLock, job_lock
 from coe.learning.estimation.experience_loader import MAX_REQUESTS, LoadedExperience, Logs, load_experience, open_logs
+from coe.learning.plots import plot_round
+from coe.learning.retraining.promotion import Judgement
 from coe.records.record import RoutingRecord
 from coe.registry import Registry, load
 from coe.runtime.artifact_sync import synced_share
@@ -30,8 +33,6 @@ from coe.settings import Settings
 
 if TYPE_CHECKING:
     from coe.runtime.active_state import ActiveState
-from coe.artifacts.atomic_files import replace_file
-from coe.learning.retraining.promotion import Judgement
 
 STATE_FILE = "rounds.json"
 
@@ -119,19 +120,27 @@ class Candidate:
     """A judged candidate.
 
     `state` is stored for the next round; its `promoted` and `sentence` are the verdict. `replaces` is the version that
-    was in use when the round began, None for none. `report` is JSON-able; `write_report` writes its files into a
-    folder. `save` writes the artifact's files into a folder; where it is None, promotion leaves no version in use.
-    After promotion `state.in_use` is `digest`, or the version where `digest` is None, and with `restarts_tests` the
-    next candidates are judged from the first test on.
+    was in use when the round began, None for none. `report` is JSON-able, `page` is the same in Markdown, and `plot`
+    adds an image. `save` writes the artifact's files into a folder; where it is None, promotion leaves no version in
+    use. After promotion `state.in_use` is `digest`, or the version where `digest` is None, and with `restarts_tests`
+    the next candidates are judged from the first test on.
     """
 
     state: RoundState
     replaces: str | None
     report: Mapping[str, Any]
-    write_report: Callable[[Path], None]
+    page: str
     save: Callable[[Path], ManifestFields] | None
     digest: str | None = None
     restarts_tests: bool = True
+    plot: bool = False
+
+    def write_report(self, folder: Path) -> None:
+        """Write report.json, report.md and maybe report.svg into a folder that exists."""
+        (folder / "report.json").write_bytes(orjson.dumps(self.report, option=orjson.OPT_INDENT_2))
+        (folder / "report.md").write_text(self.page, encoding="utf-8")
+        if self.plot:
+            plot_round(self.report, folder / "report.svg")
 
 
 @dataclass(frozen=True, slots=True)

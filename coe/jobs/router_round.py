@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 
 from coe.artifacts.kinds import ROUTER
 from coe.core import Router
@@ -23,14 +22,13 @@ from coe.jobs.round import Candidate, Job, ManifestFields, RoundState
 from coe.jobs.training_data import training_pairs
 from coe.learning.estimation.experience import NONE, Experience
 from coe.learning.evaluation.tables import pairs_digest
-from coe.learning.plots import plot_round, plot_training
+from coe.learning.plots import plot_training
 
 if TYPE_CHECKING:
     from routers.task_runner import TaskRunner
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict
 from tempfile import TemporaryDirectory
 
 from coe.learning.estimation.experience_loader import request_hash
@@ -195,16 +193,12 @@ def _is_correct(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> 
 def router_report(data: RouterTrainingSet, judgement: Judgement) -> dict[str, Any]:
     """The training set and the judgement; JSON-able."""
     return {
-        "promoted": judgement.promote,
-        "reason": judgement.reason,
-        "sentence": judgement.sentence,
-        "round": judgement.round_,
+        **judgement.to_json(),
         "base": len(data.base),
         "corrections": data.corrected.added,
         "new": data.new,
         "by_category": dict(Counter(category for _, category in data.added)),
         "left_out": dict(data.corrected.left_out),
-        "evidence": [asdict(one) for one in judgement.evidence],
     }
 
 
@@ -222,7 +216,7 @@ def router_markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-BASE, LEARNT = "base", "learnt"
+BASE, CORRECTIONS = "base", "corrections"
 """Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training
 set."""
 
@@ -256,7 +250,8 @@ class RouterRound:
             RoundState.of(judgement, in_use=str(version), inputs=inputs, time=job.now),
             replaces=version,
             report=report,
-            write_report=partial(_write_report, report=report),
+            page=router_markdown(report),
+            plot=True,
             save=partial(_save, data, build=build, categories=job.registry.category_names),
         )
 
@@ -272,7 +267,7 @@ def _training_set(job: Job, experience: Experience) -> RouterTrainingSet | str:
     corrected = corrections(job.records(), experience)
     if not corrected:
         return "the log keeps no prompts of the corrected requests; set log.store_prompts"
-    data = RouterTrainingSet(tuple(base), merge_corrections(base, corrected), frozenset(metrics.get(LEARNT, ())))
+    data = RouterTrainingSet(tuple(base), merge_corrections(base, corrected), frozenset(metrics.get(CORRECTIONS, ())))
     if data.new < MIN_NEW_CORRECTIONS:
         return f"{data.new} corrections are new, and a round takes {MIN_NEW_CORRECTIONS}"
     return data
@@ -300,12 +295,6 @@ def train_router(pairs: Sequence[Pair], out: Path, *, build: Build) -> Router:
 def _save(data: RouterTrainingSet, folder: Path, *, build: Build, categories: Sequence[str]) -> ManifestFields:
     pairs = data.corrected.pairs
     metrics = dict(build(pairs, folder))
-    metrics |= {BASE: pairs_digest(data.base), LEARNT: [prompt_digest(prompt) for prompt, _ in data.added]}
+    metrics |= {BASE: pairs_digest(data.base), CORRECTIONS: [prompt_digest(prompt) for prompt, _ in data.added]}
     plot_training(metrics, folder)
     return {"categories": categories, "data": pairs_digest(pairs), "metrics": metrics}
-
-
-def _write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    (folder / "report.md").write_text(router_markdown(report), encoding="utf-8")
-    plot_round(report, folder / "report.svg")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,25 +58,14 @@ class Scoring:
     judge: ExpertSpec | None
     concurrency: int
     unsafe: bool
-    keys: Mapping[str, Sequence[str]]
-    passage_keys: Mapping[str, Sequence[str]]
+    keys: Mapping[str, Sequence[str]] = field(init=False)
+    passage_keys: Mapping[str, Sequence[str]] = field(init=False)
 
-    @classmethod
-    def of(
-        cls,
-        registry: Registry,
-        probes: Sequence[Probe],
-        *,
-        experts: Sequence[ExpertSpec],
-        judge: ExpertSpec | None,
-        with_passages: Sequence[ProbeWithPassages] = (),
-        concurrency: int,
-        unsafe: bool,
-    ) -> Scoring:
-        given = [one.probe for one in with_passages]
-        keys = {spec.name: cell_keys(probes, spec, judge) for spec in registry.experts}
-        passage_keys = {spec.name: cell_keys(given, spec, judge) for spec in registry.experts}
-        return cls(registry, probes, with_passages, experts, judge, concurrency, unsafe, keys, passage_keys)
+    def __post_init__(self) -> None:
+        extended = [one.probe for one in self.with_passages]
+        for name, probes in (("keys", self.probes), ("passage_keys", extended)):
+            keys = {spec.name: cell_keys(probes, spec, self.judge) for spec in self.registry.experts}
+            object.__setattr__(self, name, keys)
 
     def missing(self, spec: ExpertSpec, journal: Journal) -> dict[str, Probe]:
         """The probes without a score of this expert, by the key of their cell."""
@@ -126,15 +115,15 @@ def run_scoring(
     scoring: Scoring, settings: Settings, journal: Journal, out: Path, *, benchmark: str, progress: Progress
 ) -> dict[str, Any]:
     """Score what is missing, write quality data into `out`, and return the report; Ctrl-C stops early."""
-    asked = {spec.name: scoring.keys[spec.name] for spec in scoring.experts}
-    reused = {name: sum(key in journal.scored for key in keys) for name, keys in asked.items()}
+    requested = {spec.name: scoring.keys[spec.name] for spec in scoring.experts}
+    reused = {name: sum(key in journal.scored for key in keys) for name, keys in requested.items()}
     stopped = False
     try:
         asyncio.run(_score_missing(scoring, settings, journal, progress))
     except KeyboardInterrupt:
         stopped = True
     _write(scoring, journal, out, benchmark=benchmark)
-    report = score_report(scoring.probes, asked, journal, reused=reused)
+    report = score_report(scoring.probes, requested, journal, reused=reused)
     report |= _passage_report(scoring, journal, report["missing"])
     return report | {"out": str(out), "stopped": stopped}
 
@@ -243,9 +232,9 @@ def _column(probes: Sequence[Probe], keys: Sequence[str], journal: Journal) -> d
     return {
         "scored": len(cells),
         "missing": len(keys) - len(cells),
-        "mean": _mean([cell.score for cell in cells]),
+        "mean": _average(mean, [cell.score for cell in cells]),
         "categories": _by_category(found),
-        "latency_ms_p50": _median([cell.latency_ms for cell in cells]),
+        "latency_ms_p50": _average(median, [cell.latency_ms for cell in cells], 1),
         "input_tokens": sum(cell.input_tokens or 0 for cell in cells),
         "output_tokens": sum(cell.output_tokens or 0 for cell in cells),
         "cut": sum(cell.cut for cell in cells),
@@ -259,14 +248,9 @@ def _by_category(found: Sequence[tuple[Probe, Cell]]) -> dict[str, dict[str, Any
     groups: dict[str, list[float | None]] = {}
     for probe, cell in found:
         groups.setdefault(probe.category, []).append(cell.score)
-    return {category: {"n": len(scores), "mean": _mean(scores)} for category, scores in sorted(groups.items())}
+    return {category: {"n": len(scores), "mean": _average(mean, scores)} for category, scores in sorted(groups.items())}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _average(of: Callable[[list[float]], float], values: Sequence[float | None], digits: int = 4) -> float | None:
     known = [value for value in values if value is not None]
-    return round(mean(known), 4) if known else None
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(median(known), 1) if known else None
+    return round(of(known), digits) if known else None

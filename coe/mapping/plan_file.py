@@ -37,8 +37,8 @@ class PlanInputs:
       prices of pure categories.
     - `deviations`: number of standard errors by which the problem's qualities are below the estimates.
     - `source`: origin of the scores.
-    - `measured`, `learnt`: the parts of the table from scores and from feedback.
-    - `moved`: categories whose expert feedback has changed since the scores were measured.
+    - `measured`, `feedback`: the parts of the table from scores and from feedback.
+    - `moved_categories`: those whose expert feedback has changed since the scores were measured.
     - `dependencies`: the part of the declaration that the plan was made for; None if it was made without one.
     """
 
@@ -49,8 +49,8 @@ class PlanInputs:
     source: str
     pseudo_count: float = PSEUDO_COUNT
     measured: ScoreTable | None = None
-    learnt: ScoreTable | None = None
-    moved: tuple[str, ...] = ()
+    feedback: ScoreTable | None = None
+    moved_categories: tuple[str, ...] = ()
     dependencies: Dependencies | None = None
 
     def save(
@@ -99,8 +99,8 @@ class PlanInputs:
             "uses": uses,
             "budget": problem.budget.rows(),
             "measured": None if self.measured is None else _table_to_json(self.measured),
-            "learnt": None if self.learnt is None else _table_to_json(self.learnt),
-            "moved": self.moved,
+            "feedback": None if self.feedback is None else _table_to_json(self.feedback),
+            "moved_categories": self.moved_categories,
             "depends_on": None if self.dependencies is None else self.dependencies.to_json(),
         }
 
@@ -149,15 +149,15 @@ class PlanEvidence:
     """The scores and feedback behind a published plan; see `PlanInputs`."""
 
     measured: ScoreTable | None = None
-    learnt: ScoreTable | None = None
-    moved: tuple[str, ...] = ()
+    feedback: ScoreTable | None = None
+    moved_categories: tuple[str, ...] = ()
 
     def over(self, categories: Sequence[str], experts: Sequence[str]) -> ScoreTable | None:
         """Return the scores from feedback over these categories and experts."""
-        if self.learnt is None:
+        if self.feedback is None:
             return None
-        cells = {name: getattr(self.learnt, name).tolist() for name in ("mean", "variance", "count")}
-        return _table_from_json(cells, self.learnt.categories, self.learnt.experts, categories, experts)
+        cells = {name: getattr(self.feedback, name).tolist() for name in ("mean", "variance", "count")}
+        return _table_from_json(cells, self.feedback.categories, self.feedback.experts, categories, experts)
 
 
 def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[str]) -> PlanEvidence:
@@ -169,10 +169,10 @@ def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[
         return PlanEvidence()
     try:
         known = tuple(found["categories"]), tuple(found["experts"])
-        measured, learnt = (
-            _table_from_json(found[name], *known, categories, experts) for name in ("measured", "learnt")
+        measured, feedback = (
+            _table_from_json(found[name], *known, categories, experts) for name in ("measured", "feedback")
         )
-        return PlanEvidence(measured, learnt, tuple(name for name in found["moved"] if name in categories))
+        return PlanEvidence(measured, feedback, tuple(name for name in found["moved_categories"] if name in categories))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(
             f"{folder / PLAN_FILE}: cannot be read ({error!r}); make it again with `coe plan`"

@@ -159,7 +159,7 @@ def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
 
 
 def overlays_in_use(settings: Settings, router: Router) -> Overlays:
-    """The overlays in use; none if they were fitted to another router, which may have learnt the same since. Raises
+    """The overlays in use; none if they were fitted to another router, which may have learned the same since. Raises
     ArtifactError if they are damaged."""
     artifact = ArtifactStore(settings.artifacts, OVERLAYS).current()
     if artifact is None:

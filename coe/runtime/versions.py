@@ -24,8 +24,8 @@ MAX_LISTED = 100
 """Newest versions and moves of a kind that are listed."""
 TRAINING_JOBS = ("train", "plan", "retrain")
 """Jobs that make versions; the other moves put an existing version into use."""
-LEARNT_DIGESTS = "learnt"
-"""A router's metric: digests of all prompts that it learnt from traffic, shown as their number."""
+CORRECTION_DIGESTS = "corrections"
+"""A router's metric: digests of all prompts that it learned from traffic, shown as their number."""
 REPORT = "report.json"
 """Report of the learning round, stored beside what it promoted."""
 
@@ -145,8 +145,8 @@ _QUALITY: Mapping[str, Callable[[Path, Manifest], Any]] = {
 
 def _metrics(manifest: Manifest) -> dict[str, Any]:
     found = dict(manifest.metrics)
-    if isinstance(digests := found.get(LEARNT_DIGESTS), list):
-        found[LEARNT_DIGESTS] = len(digests)
+    if isinstance(digests := found.get(CORRECTION_DIGESTS), list):
+        found[CORRECTION_DIGESTS] = len(digests)
     return found
 
 

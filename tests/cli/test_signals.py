@@ -41,10 +41,10 @@ main()
 ROUND = """
 import shutil, time
 from coe.cli import main
-from coe.jobs import plan_round
+from coe.jobs.round import Candidate
 
-def write_report(draft, report):
-    (draft / "half").touch()
+def write_report(candidate, folder):
+    (folder / "half").touch()
     print("begun", flush=True)
     time.sleep(120)
 
@@ -53,7 +53,7 @@ def rmtree(*args, **options):
     time.sleep(0.3)
     real(*args, **options)
 
-real, shutil.rmtree, plan_round.write_plan_report = shutil.rmtree, rmtree, write_report
+real, shutil.rmtree, Candidate.write_report = shutil.rmtree, rmtree, write_report
 main()
 """
 DECLARED = """\

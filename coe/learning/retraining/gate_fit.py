@@ -121,7 +121,9 @@ def _fit_odds(examples: GateExamples, label: Array, folds: Sequence[NDArray[np.i
     target, m = _target(label), len(examples.categories)
     parts = []
     fast, full = temper(examples.posterior), temper(examples.full)
-    for inputs, posterior in ((posterior_features(fast), fast), (_features(examples, full), full)):
+    text_cues = np.stack([cues(text) for text in examples.texts])
+    features = np.hstack([posterior_features(full), text_cues, examples.vectors]).astype(np.float64)
+    for inputs, posterior in ((posterior_features(fast), fast), (features, full)):
         weights, held_out = _ridge(inputs, _scale(inputs, m), target, folds)
         slope, offset = _fit_offsets(held_out, posterior, label)
         parts.append((weights * slope, offset, slope * held_out[:, None] + posterior @ offset))
@@ -178,12 +180,6 @@ def _target(label: Array) -> Array:
 
 def _folds(count: int, *, seed: int) -> Sequence[NDArray[np.int64]]:
     return np.array_split(np.random.default_rng(seed).permutation(count), FOLDS)
-
-
-def _features(examples: GateExamples, posterior: Array) -> Array:
-    """The gate's input features, shape (n, m + 1 + CUES + dimensions)."""
-    text_cues = np.stack([cues(text) for text in examples.texts])
-    return np.hstack([posterior_features(posterior), text_cues, examples.vectors]).astype(np.float64)
 
 
 def _scale(inputs: Array, categories: int) -> Array:

@@ -116,7 +116,7 @@ class PlanBuilder:
         )
 
     def _holds(self, moves: Sequence[Move]) -> bool:
-        """Whether the solved plan sends each moved category to its target and leaves all others where they are."""
+        """Checks that the solved plan sends each moved category to its target and leaves all others where they are."""
         if not moves:
             return True
         before = self.current.charged(self.current.assignment)
@@ -236,7 +236,7 @@ def _judge_moves(
         rows,
         served,
         base,
-        traffic=_newest_requests(experience),
+        traffic=experience.part(np.arange(len(experience))[-SIDE_EFFECT_SAMPLE:]),
         rating_level=fitted.level,
         loss=current.loss,
         excluded=[move.category for move in moves if move.accepted],
@@ -269,13 +269,9 @@ def _evidence(
 
 
 def _is_test_due(served: Served, current: CurrentPlan) -> bool:
-    """Whether enough ratings are new since the last test, or since a shorter log."""
+    """Checks that enough ratings are new since the last test, or since a shorter log."""
     new = int((served.experience.time > current.tested_at).sum())
     return new >= (RATINGS_GROWTH - 1.0) * min(current.tested, len(served.log))
-
-
-def _newest_requests(experience: Experience) -> Experience:
-    return experience.part(np.arange(max(len(experience) - SIDE_EFFECT_SAMPLE, 0), len(experience)))
 
 
 def _indices(assignment: Assignment, moves: Sequence[Move], verdicts: Collection[str]) -> tuple[int, ...]:
