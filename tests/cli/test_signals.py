@@ -1,4 +1,4 @@
-"""What a job leaves behind that is told to end by SIGTERM: nothing."""
+"""A job that gets SIGTERM leaves no drafts and no temporary folders."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from coe.jobs import signals
 
 class Freed:
     def __del__(self):
-        said()
+        announce()
 
-def said():
+def announce():
     print("begun", flush=True)
     time.sleep(120)
 
@@ -80,7 +80,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("at_work", ["said()", "Freed()"], ids=["at work", "freeing an object, which ignores errors"])
+@pytest.mark.parametrize("at_work", ["announce()", "Freed()"], ids=["at work", "while it frees an object"])
 @pytest.mark.parametrize("verb", ["train", "benchmark"])
 def test_sigterm_ends_a_job_and_leaves_no_partial_files(verb: str, at_work: str, place: Path) -> None:
     words = [verb, "--config", "experts.yaml"] if verb == "train" else [verb, "."]

@@ -1,4 +1,4 @@
-"""What a coin's trials teach the gate: found in the log, bounded, judged as plans are."""
+"""The gate's learning round: trials from the log shift the gate within bounds, and are judged as plans are."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def log(
             tenant=tenant,
         )
         records.append(one)
-        said = 1 - good if tenant == flipped else good
-        events.append(Feedback(f"e{number}", one.request_id, one.time, "score", said, tenant=tenant))
+        score = 1 - good if tenant == flipped else good
+        events.append(Feedback(f"e{number}", one.request_id, one.time, "score", score, tenant=tenant))
     return records, events
 
 

@@ -1,4 +1,4 @@
-"""Overlays: a tenant with words of its own gets a head of its own, and nobody else does."""
+"""Overlays: a tenant whose categories differ gets a head of its own, and no other tenant does."""
 
 from __future__ import annotations
 
