@@ -98,7 +98,7 @@ MAX_LISTED = 100
 """Newest versions and moves of a kind that are listed."""
 TRAINING_JOBS = ("train", "plan", "retrain")
 """Jobs that make versions; the other moves put an existing version into use."""
-LEARNED_DIGESTS = "learnt"
+CORRECTION_DIGESTS = "corrections"
 """A router's metric: digests of all prompts that it learned from traffic, shown as their number."""
 REPORT = "report.json"
 """Report of the learning round, stored beside what it promoted."""
@@ -207,8 +207,8 @@ def _measured_quality(kind: str, folder: Path, manifest: Manifest) -> float | No
 
 def _metrics(manifest: Manifest) -> dict[str, Any]:
     found = dict(manifest.metrics)
-    if isinstance(digests := found.get(LEARNED_DIGESTS), list):
-        found[LEARNED_DIGESTS] = len(digests)
+    if isinstance(digests := found.get(CORRECTION_DIGESTS), list):
+        found[CORRECTION_DIGESTS] = len(digests)
     return found
 
 

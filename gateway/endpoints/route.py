@@ -81,7 +81,7 @@ class Explainer:
     """Explains one decision. Neighbours are searched in a thread, one request at a time, so that chats come first.
 
     Texts are returned only for examples that ship with this package or are declared in experts.yaml. A router may have
-    learnt others, such as corrected prompts, which are a user's data: it stores their digests alone.
+    learned others, such as corrected prompts, which are a user's data: it stores their digests alone.
     """
 
     def __init__(self) -> None:

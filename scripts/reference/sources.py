@@ -154,8 +154,8 @@ def _failure(kind: Any) -> Failure:
     passed_on = issubclass(kind, errors.ExpertRejected)
     if passed_on:
         error.status, error.upstream_code = 400, None
-    told = json.loads(body_of(error))["error"]
-    return Failure(kind.code, "4xx" if passed_on else str(status_of(error)), told["type"], kind.__doc__ or "")
+    body = json.loads(body_of(error))["error"]
+    return Failure(kind.code, "4xx" if passed_on else str(status_of(error)), body["type"], kind.__doc__ or "")
 
 
 def _codes_in_calls() -> Iterator[tuple[str, str]]:

@@ -1,24 +1,29 @@
 """Makes a plan from measured scores, puts it into use, and reports it as JSON (`coe plan`).
 
 What takes too long within the time budget is left out of the report and of the published plan's record, with a note.
+Where the folder of scores says what passages change (`coe score --retrieval both`), the retrieval gate is fitted too.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
-from coe.jobs.planning.basis import plan_basis
-from coe.jobs.planning.gate import plan_gate
+from coe.jobs.plan_basis import plan_basis
 from coe.jobs.progress import note_if_slow
-from coe.learning.plots import plot_sweep
+from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
+from coe.learning.plots import plot_calibration, plot_sweep
+from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_report
 from coe.mapping import (
     MARGINAL_VALUES_TIME_SHARE,
     Assignment,
@@ -37,6 +42,8 @@ from coe.mapping import (
     sweep,
 )
 from coe.registry import Registry
+from coe.retrieval.gate import GATE_FILE
+from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
 from coe.terminal import print_error
 
@@ -100,12 +107,18 @@ def make_plan(
     if time_budget.skipped:
         print_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
     gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
-    report = _report(basis, assignment, rows, values, pins=registry.assignment) | {
+    report = plan_to_json(problem, assignment) | {
+        "value_of_expert": values,
+        "against": _against(basis, assignment),
+        "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
         "sweep_impossible": infeasible,
         "left_out": asdict(left_out),
         "feedback": _feedback_report(evidence, basis, before, assignment),
         "sample": _sample_use(problem, assignment, basis.traffic),
     }
+    for row in report["assignment"]:
+        row["pinned"] = row["category"] in registry.assignment
+        row["margin"] = None if row["pinned"] else row["margin"]  # there was no choice
     return report | ({"gate": gate} if gate else {})
 
 
@@ -170,36 +183,19 @@ def _sample_use(
     return found
 
 
-def _report(
-    basis: PlanInputs,
-    assignment: Assignment,
-    rows: Sequence[ParetoRow],
-    values: Mapping[str, float | None],
-    *,
-    pins: Mapping[str, str],
-) -> dict[str, Any]:
-    """The plan as JSON. A pinned category has no margin, since there was no choice."""
-    problem = basis.problem
+def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:
+    """The plan as JSON: expected quality and use, the hosted experts, the choice by category, and the prices."""
     columns = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
     return {
         "quality": planned_quality(problem, assignment),
         "used": planned_use(problem, assignment),
         "hosted": assignment.hosted,
         "assignment": [
-            {
-                "category": category,
-                "expert": expert,
-                "runner_up": second,
-                "margin": None if category in pins else margin,
-                "pinned": category in pins,
-            }
+            {"category": category, "expert": expert, "runner_up": second, "margin": margin}
             for category, expert, second, margin in columns
         ],
         "prices": dict(zip(assignment.experts, assignment.price.tolist(), strict=True)),
         "duals": dict(assignment.duals),
-        "value_of_expert": values,
-        "against": _against(basis, assignment),
-        "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
     }
 
 
@@ -219,3 +215,42 @@ def _against(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
     }
     rows = zip(problem.experts, single, cost, strict=True)
     return [plan, *({"expert": name, "quality": quality, "cost": cost} for name, quality, cost in rows)]
+
+
+CALIBRATION_FILE = "calibration.png"
+
+
+def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: bool) -> dict[str, Any] | None:
+    """Fit the gate on the folder's pairs of scores and put it into use; returns its report, None without pairs.
+
+    Raises DataError, or ArtifactError where no router is trained, whose posteriors the gate reads.
+    """
+    examples = load_examples(settings, registry, folder)
+    if examples is None:
+        return None
+    gate = fit_gate(examples)
+    report = gate_report(examples, registry.retrieval.price)
+    if dry_run:
+        return report
+    store = synced_store(settings, GATE)
+    with store.draft() as draft:
+        gate.save(draft / GATE_FILE)
+        if find_spec("matplotlib") is not None:
+            plot_calibration(report["calibration"], draft / CALIBRATION_FILE)
+        data = hashlib.sha256((folder / GAINS_FILE).read_bytes()).hexdigest()[:16]
+        artifact = store.publish(draft, categories=gate.categories, data=data, metrics=report)
+    store.promote(artifact.manifest.version, by="plan", why=f"fitted on {folder}")
+    return report | {"version": artifact.manifest.version}
+
+
+def load_examples(settings: Settings, registry: Registry, folder: Path) -> GateExamples | None:
+    """The pairs of scores, with the posteriors and vectors of the router in use; None without any."""
+    gains = read_gains(folder, registry.expert_names)
+    if gains is None:
+        return None
+    import routers
+    from coe.runtime.active_state import check_router, load_router
+
+    artifact = check_router(settings)[1]
+    router = load_router(registry, artifact)
+    return gains.examples(router, routers.load_document_encoder(artifact.folder))

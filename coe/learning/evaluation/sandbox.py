@@ -1,4 +1,10 @@
-"""Runs programs in the sandbox, and refuses to where the sandbox does not hold."""
+"""A sandbox for code that a model wrote: runs it against its tests and returns a verdict that it cannot forge.
+
+Two processes, each isolated (`isolation`): one runs the answer, the other runs the tests and decides. The tests'
+process requests each operation on the answer's objects through a pipe and compares the results itself
+(`sandbox_child`). Nothing runs where the sandbox does not isolate. docs/guides/measure-and-plan.md states what tests
+can rely on, and the limits.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +17,8 @@ from dataclasses import dataclass
 import orjson
 
 from coe.errors import ConfigError
-from coe.learning.evaluation.sandbox import leaks
-from coe.learning.evaluation.sandbox.isolation import REMEDY, Part, command, installed
+from coe.learning.evaluation import isolation
+from coe.learning.evaluation.isolation import REMEDY, Part, command, installed
 
 MAX_REPORT_BYTES = 16 * 2**10
 """Output of a sandboxed process; one that writes more has failed."""
@@ -69,8 +75,9 @@ class Sandbox:
     async def _check(self) -> None:
         if not self._unsafe and not installed():
             raise ConfigError(f"code of experts needs a sandbox, and bubblewrap is not installed here: {REMEDY}")
-        with leaks.leak_probe() as program:
-            verdict = await self._verdict(program, leaks.TESTS_BARE if self._unsafe else leaks.TESTS, explained=True)
+        with isolation.leak_probe() as program:
+            tests = isolation.TESTS_BARE if self._unsafe else isolation.TESTS
+            verdict = await self._verdict(program, tests, explained=True)
         if not verdict.passed:
             raise ConfigError(f"the sandbox for code of experts does not work here ({verdict.why}): {REMEDY}")
 

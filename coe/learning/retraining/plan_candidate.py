@@ -1,14 +1,14 @@
-"""Judges a candidate plan: refits quality from experience and accepts the moves of categories that have evidence.
+"""Builds and judges a candidate plan: refits quality from experience and accepts the moves that have evidence.
 
-Pure: experience and the current plan in, a candidate and its judgement out. `moves` tests each move; this module splits
-the round's significance level, builds the candidate under the declared budget, and judges it as a whole. Arrays have n
-requests, m categories and k experts.
+Pure: experience and the current plan in, a candidate and its judgement out. `moves` tests each move of a category; this
+module splits the round's significance level, replaces the quality rows of the moved categories, solves the candidate
+under the declared budget, and judges it as a whole. Arrays have n requests, m categories and k experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +30,14 @@ from coe.learning.retraining.moves import (
     Move,
     Served,
     judged_moves,
-    moved_categories,
     proposed_rows,
+    moved_categories,
+    shares,
     shown_cells,
     summary,
+    with_rows,
 )
 from coe.learning.retraining.opening import explored_moves
-from coe.learning.retraining.plan_builder import CurrentPlan, PlanBuilder, SolvePlan, smallest_p
 from coe.learning.retraining.promotion import (
     Evidence,
     Judgement,
@@ -50,6 +51,87 @@ from coe.mapping import Assignment
 from coe.mapping.score_table import ScoreTable
 
 Array = NDArray[np.float64]
+SolvePlan = Callable[[ScoreTable, Array], Assignment]
+"""Solves the assignment of a score table and its quality (m, k) under the declared budget."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CurrentPlan:
+    """The assignment in use and how it served.
+
+    It has decided all requests since `since` (Unix seconds), exploring at `rate` within `loss`. `rounds` counts the
+    candidates judged since it was promoted. `charge` is what the declared cost_weight adds to an assignment's prices,
+    for each expert or for all. The last test, at `tested_at` (Unix seconds), used `tested` ratings.
+    """
+
+    assignment: Assignment
+    since: float
+    rounds: int
+    rate: float
+    loss: float
+    charge: Array | float = 0.0
+    tested: int = 0
+    tested_at: float = 0.0
+
+    def charged(self, assignment: Assignment) -> Assignment:
+        """The assignment with the prices that requests are decided by."""
+        return replace(assignment, price=assignment.price + self.charge)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanBuilder:
+    """Builds the assignment with the rows of some categories replaced, under the declared budget."""
+
+    current: CurrentPlan
+    rows: Array
+    solve_plan: SolvePlan
+    table: ScoreTable
+
+    def solved(self, categories: Collection[int]) -> Assignment:
+        before = self.current.assignment
+        found = self.solve_plan(self.table, with_rows(before, self.rows, categories).quality)
+        if before.unmeasured is None:
+            return found
+        unmeasured = before.unmeasured & ~np.isfinite(found.quality)
+        return replace(found, unmeasured=unmeasured if unmeasured.any() else None)
+
+    def within_budget(self, moves: Sequence[Move]) -> tuple[Move, ...]:
+        """The moves; one is rejected if the budget would make its plan send it, or another category, to another
+        expert."""
+        order = sorted(
+            (number for number, move in enumerate(moves) if move.accepted), key=lambda n: smallest_p(moves[n])
+        )
+        if self._holds([moves[number] for number in order]):
+            return tuple(moves)
+        accepted: list[int] = []
+        rejected = []
+        for number in order:
+            if self._holds([moves[one] for one in (*accepted, number)]):
+                accepted.append(number)
+            else:
+                rejected.append(number)
+        return tuple(
+            replace(move, verdict="breaks the budget") if number in rejected else move
+            for number, move in enumerate(moves)
+        )
+
+    def _holds(self, moves: Sequence[Move]) -> bool:
+        """Checks that the solved plan sends each moved category to its target and leaves all others where they are."""
+        if not moves:
+            return True
+        before = self.current.charged(self.current.assignment)
+        categories = [before.categories.index(move.category) for move in moves]
+        expected = shares(before)
+        for category, move in zip(categories, moves, strict=True):
+            if move.verdict == "better":
+                expected[category] = shares(with_rows(before, self.rows, (category,)))[category]
+        after = shares(self.current.charged(self.solved(categories)))
+        return bool(np.array_equal(after, expected))
+
+
+def smallest_p(move: Move) -> float:
+    return min(one.above for one in move.contrasts.values())
+
 
 MIN_SERVED = 100
 """Rated requests of the current assignment that logged traffic needs to count as evidence."""
@@ -154,7 +236,7 @@ def _judge_moves(
         rows,
         served,
         base,
-        traffic=_newest_requests(experience),
+        traffic=experience.part(np.arange(len(experience))[-SIDE_EFFECT_SAMPLE:]),
         rating_level=fitted.level,
         loss=current.loss,
         excluded=[move.category for move in moves if move.accepted],
@@ -187,13 +269,9 @@ def _evidence(
 
 
 def _is_test_due(served: Served, current: CurrentPlan) -> bool:
-    """Whether enough ratings are new since the last test, or since a shorter log."""
+    """Checks that enough ratings are new since the last test, or since a shorter log."""
     new = int((served.experience.time > current.tested_at).sum())
     return new >= (RATINGS_GROWTH - 1.0) * min(current.tested, len(served.log))
-
-
-def _newest_requests(experience: Experience) -> Experience:
-    return experience.part(np.arange(max(len(experience) - SIDE_EFFECT_SAMPLE, 0), len(experience)))
 
 
 def _indices(assignment: Assignment, moves: Sequence[Move], verdicts: Collection[str]) -> tuple[int, ...]:

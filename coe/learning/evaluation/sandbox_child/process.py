@@ -1,17 +1,20 @@
-"""Confines this process for good: bounded resources, no privileges, and no system call that starts a process.
+"""Starts and confines a sandboxed process: bounded resources, no privileges, no system call that starts a process.
 
 Namespaces and the file system are bubblewrap's part. What it leaves open is closed here: memory that no limit of a
 process counts (System V shared memory, new tmpfs mounts, files without number), new processes, and user namespaces.
+Also words failures in one line, for both processes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import resource
 import struct
 import sys
+from types import TracebackType
 from typing import Any
 
 NOBODY = 65534
@@ -129,3 +132,52 @@ def _succeed(result: int) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+MAX_WHY = 300
+"""Characters of the reason of a failure."""
+
+
+def detached() -> tuple[int, int]:
+    """Confine the process; returns copies of standard input and output, which no longer lead anywhere."""
+    limits = json.loads(sys.argv[1])
+    copies = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    confine(limits)
+    os.dup2(nothing, 2)  # only now: a failure until here is reported there
+    os.close(nothing)
+    return copies
+
+
+def reason(part: str, text: str, error: BaseException) -> str:
+    """The error, and the line of the tests (or else of the answer) where it arose, in one line."""
+    if isinstance(error, SystemExit):
+        return f"the {part} left the interpreter (sys.exit)"
+    line = _line_in(part, error.__traceback__) or (error.lineno if isinstance(error, SyntaxError) else None)
+    lines = text.splitlines()
+    where = f" in line {line} of the {part}" if line else f" in the {part}"
+    source = f": {lines[line - 1].strip()}" if line and line <= len(lines) and part == "tests" else ""
+    return one_line(f"{described(error)}{where}{source}")
+
+
+def described(error: BaseException) -> str:
+    """The name of an error and its message, where it has one that can be formatted."""
+    try:
+        return f"{type(error).__name__}: {error}".rstrip(": ")
+    except BaseException:  # its own __str__ may be part of the answer
+        return type(error).__name__
+
+
+def one_line(text: str) -> str:
+    return " ".join(text[: 10 * MAX_WHY].split())[:MAX_WHY]
+
+
+def _line_in(part: str, traceback: TracebackType | None) -> int | None:
+    line = None
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == part:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return line

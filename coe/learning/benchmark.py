@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from coe.core import GENERAL, Router
 from coe.errors import DataError
-from coe.learning.benchmark.frontier import FrontierPoint, average, hull_area, trace
 from coe.learning.evaluation.quality import Quality
+from coe.learning.frontier import FrontierPoint, average, hull_area, trace
 from coe.mapping import Assignment, Problem, expected_utility, solve
 from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
 

@@ -11,13 +11,14 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from coe.errors import JobError, LogError
+from coe.redis import BlockingRedisClient
 
 LOCK_KEY = "coe:retrain"
 LEASE_SECONDS = 30.0
@@ -62,50 +63,45 @@ def _file_lock(path: Path) -> Iterator[CheckLock]:
 
 @contextmanager
 def _redis_lock(url: str, lease: float) -> Iterator[CheckLock]:
-    from redis import Redis
-    from redis.exceptions import RedisError
-
-    client = Redis.from_url(url, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, socket_timeout=REDIS_TIMEOUT_SECONDS)
-    lock = client.lock(LOCK_KEY, timeout=lease, blocking=False, thread_local=False)
-    try:
-        if not lock.acquire(token=f"{_holder_name()} {uuid4().hex[:8]}"):
-            holder: Any = client.get(LOCK_KEY)
-            raise _held_error((holder or b"").decode())
-    except (RedisError, OSError) as error:
-        client.close()
-        raise LogError(
-            f"retrain: the lock in Redis cannot be acquired ({error}); check that Redis runs and accepts writes"
-        ) from error
-    except JobError:
-        client.close()
-        raise
-    extension = _LeaseExtension(lock, lease)
-    try:
-        yield extension.check
-    finally:
-        extension.stop()
-        with suppress(RedisError, OSError):  # the lease is lost, or it expires by itself
-            lock.release()
-        client.close()
+    redis = BlockingRedisClient(
+        url,
+        key="log.url",
+        error=lambda problem: LogError(f"retrain: the lock in Redis cannot be acquired ({problem})"),
+        connect_timeout=REDIS_TIMEOUT_SECONDS,
+        timeout=REDIS_TIMEOUT_SECONDS,
+    )
+    lock = redis.client.lock(LOCK_KEY, timeout=lease, blocking=False, thread_local=False)
+    with closing(redis):
+        with redis.errors():
+            if not lock.acquire(token=f"{_holder_name()} {uuid4().hex[:8]}"):
+                holder: Any = redis.client.get(LOCK_KEY)
+                raise _held_error((holder or b"").decode())
+        extension = _LeaseExtension(redis, lock, lease)
+        try:
+            yield extension.check
+        finally:
+            extension.stop()
+            with suppress(LogError), redis.errors():  # the lease is lost, or it expires by itself
+                lock.release()
 
 
 class _LeaseExtension:
     """Extends a lease from a thread until it is stopped."""
 
-    def __init__(self, lock: Any, lease: float) -> None:
-        self._lock, self._lease = lock, lease
+    def __init__(self, redis: BlockingRedisClient, lock: Any, lease: float) -> None:
+        self._redis, self._lock, self._lease = redis, lock, lease
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coe-retrain-lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
         """Extend the lease now. Raises JobError where it is lost or Redis does not answer."""
-        from redis.exceptions import RedisError
-
         try:
-            self._lock.extend(self._lease, replace_ttl=True)
-        except (RedisError, OSError) as error:
-            raise JobError(f"retrain: the lock was lost ({error}); nothing is promoted, run it again") from error
+            with self._redis.errors():
+                self._lock.extend(self._lease, replace_ttl=True)
+        except LogError as error:
+            cause = error.__cause__
+            raise JobError(f"retrain: the lock was lost ({cause}); nothing is promoted, run it again") from error
 
     def stop(self) -> None:
         self._stopped.set()
