@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from gateway.access.buckets import (
+from gateway.access.limits import (
+    Amounts,
     CalendarWindow,
     ConcurrencySlots,
     LimitCounter,
+    Meter,
     TokenBucket,
     is_available,
     new_counter,
 )
-from gateway.access.limits import Amounts, Meter
 
 MAX_PREFETCH_SHARE = 0.01
 """The part of a limit that one gateway may hold without having spent it."""

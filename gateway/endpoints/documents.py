@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,8 +32,17 @@ from coe.retrieval.ingest.chunking import normalize_text
 from coe.retrieval.ingest.indexing import Indexer, SourceText
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
 from coe.runtime.document_index import DocumentIndex
-from gateway.endpoints.http import json_response, query_of
-from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems, ref
+from gateway.endpoints.operation import (
+    Operation,
+    Schema,
+    json_response,
+    json_success,
+    list_schema,
+    object_schema,
+    problems,
+    query_of,
+    ref,
+)
 from gateway.parts import Parts
 from gateway.request.body import read_body, validated
 
@@ -220,52 +230,45 @@ _PROBLEMS = problems(
     _409="One id comes twice.",
     _503="The document store is unavailable, too slow or of another encoder, or the gateway is shutting down.",
 )
+_operation = partial(Operation, resource=Documents)
 OPERATIONS = (
-    Operation(
-        name="listDocuments",
-        method="GET",
-        path="/v1/documents",
-        summary="List collections, or the documents of one",
-        resource=Documents,
-        handler=Documents.list,
-        scope="admin",
-        responses=json_success("Collections or documents.", ref("DocumentList")),
+    _operation(
+        "listDocuments",
+        "GET",
+        "/v1/documents",
+        "List collections, or the documents of one",
+        Documents.list,
+        json_success("Collections or documents.", ref("DocumentList")),
         query=DocumentPage,
         problems=_PROBLEMS,
     ),
-    Operation(
-        name="addDocuments",
-        method="POST",
-        path="/v1/documents",
-        summary="Add or replace documents",
-        resource=Documents,
-        handler=Documents.upload,
-        scope="admin",
-        responses=json_success("The documents are searchable.", ref("Uploaded")),
+    _operation(
+        "addDocuments",
+        "POST",
+        "/v1/documents",
+        "Add or replace documents",
+        Documents.upload,
+        json_success("The documents are searchable.", ref("Uploaded")),
         body=Upload,
         problems=_PROBLEMS,
     ),
-    Operation(
-        name="searchDocuments",
-        method="POST",
-        path="/v1/documents/search",
-        summary="Search passages",
-        resource=Documents,
-        handler=Documents.search,
-        scope="admin",
-        responses=json_success("Passages, the best first.", ref("Passages")),
+    _operation(
+        "searchDocuments",
+        "POST",
+        "/v1/documents/search",
+        "Search passages",
+        Documents.search,
+        json_success("Passages, the best first.", ref("Passages")),
         body=PassageQuery,
         problems=_PROBLEMS,
     ),
-    Operation(
-        name="deleteDocument",
-        method="DELETE",
-        path="/v1/documents/{id:path}",
-        summary="Delete a document",
-        resource=Documents,
-        handler=Documents.delete,
-        scope="admin",
-        responses=json_success("The document is deleted.", ref("Deleted")),
+    _operation(
+        "deleteDocument",
+        "DELETE",
+        "/v1/documents/{id:path}",
+        "Delete a document",
+        Documents.delete,
+        json_success("The document is deleted.", ref("Deleted")),
         query=DocumentLocation,
         problems=_PROBLEMS,
     ),

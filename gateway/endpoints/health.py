@@ -7,8 +7,16 @@ from operator import attrgetter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.endpoints.http import JSON, json_response
-from gateway.endpoints.operation import Operation, Schema, Success, json_success, object_schema, ref
+from gateway.endpoints.operation import (
+    JSON,
+    Operation,
+    Schema,
+    Success,
+    json_response,
+    json_success,
+    object_schema,
+    ref,
+)
 from gateway.observability.metrics import Metrics
 from gateway.parts import Parts
 
@@ -53,36 +61,35 @@ SCHEMAS: Schema = {
 }
 OPERATIONS = (
     Operation(
-        name="live",
-        method="GET",
-        path="/health/live",
-        summary="Liveness: the process runs",
+        "live",
+        "GET",
+        "/health/live",
+        "Liveness: the process runs",
+        Health.live,
+        json_success("The process runs.", ref("Live")),
         resource=Health,
-        handler=Health.live,
         scope="public",
-        responses=json_success("The process runs.", ref("Live")),
     ),
     Operation(
-        name="ready",
-        method="GET",
-        path="/health/ready",
-        summary="Readiness: the gateway accepts requests",
-        resource=Health,
-        handler=Health.ready,
-        scope="public",
-        responses={
+        "ready",
+        "GET",
+        "/health/ready",
+        "Readiness: the gateway accepts requests",
+        Health.ready,
+        {
             200: Success("The gateway accepts requests.", {JSON: ref("Ready")}),
             503: Success("The gateway is starting or draining.", {JSON: ref("Ready")}),
         },
+        resource=Health,
+        scope="public",
     ),
     Operation(
-        name="metrics",
-        method="GET",
-        path="/metrics",
-        summary="Metrics of all workers",
+        "metrics",
+        "GET",
+        "/metrics",
+        "Metrics of all workers",
+        Metrics.endpoint,
+        {200: Success("Prometheus's text format.", {"text/plain": _TEXT})},
         resource=attrgetter("metrics"),
-        handler=Metrics.endpoint,
-        scope="admin",
-        responses={200: Success("Prometheus's text format.", {"text/plain": _TEXT})},
     ),
 )

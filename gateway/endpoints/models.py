@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.registry import AUTO
-from gateway.endpoints.http import json_response
-from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems, ref
+from gateway.endpoints.operation import (
+    Operation,
+    Schema,
+    json_response,
+    json_success,
+    list_schema,
+    object_schema,
+    problems,
+    ref,
+)
 from gateway.errors import error_body
 from gateway.parts import Parts
 
@@ -53,26 +62,25 @@ SCHEMAS: Schema = {
     ),
     "Models": list_schema(ref("Model")),
 }
+_operation = partial(Operation, resource=Models)
 OPERATIONS = (
-    Operation(
-        name="listModels",
-        method="GET",
-        path="/v1/models",
-        summary="List the values of `model`",
-        resource=Models,
-        handler=Models.list,
+    _operation(
+        "listModels",
+        "GET",
+        "/v1/models",
+        "List the values of `model`",
+        Models.list,
+        json_success("The models.", ref("Models")),
         scope="any_key",
-        responses=json_success("The models.", ref("Models")),
     ),
-    Operation(
-        name="getModel",
-        method="GET",
-        path="/v1/models/{model}",
-        summary="Read one model",
-        resource=Models,
-        handler=Models.get,
+    _operation(
+        "getModel",
+        "GET",
+        "/v1/models/{model}",
+        "Read one model",
+        Models.get,
+        json_success("The model.", ref("Model")),
         scope="any_key",
-        responses=json_success("The model.", ref("Model")),
         problems=problems(404),
     ),
 )

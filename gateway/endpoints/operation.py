@@ -1,22 +1,38 @@
 """One HTTP operation: its route, its authorization and its OpenAPI entry are derived from this value.
 
-An endpoint module declares its operations beside the code that answers them. `operations.py` collects them and makes
-the routes; `openapi.py` writes the OpenAPI document, which the reference page is generated from.
+An endpoint module declares its operations beside the code that answers them, with the schemas and responses defined
+here. `operations.py` collects them and makes the routes; `openapi.py` writes the OpenAPI document, which the reference
+page is generated from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
+import orjson
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.core import Scope
-from gateway.endpoints.http import JSON
 from gateway.parts import Parts
+from gateway.request.body import Body, validated
+
+JSON, EVENTS = "application/json", "text/event-stream"
+
+
+def json_response(content: Any, *, status: int = 200) -> Response:
+    """A response with `content` as its JSON body; bytes are taken as JSON already."""
+    body = content if isinstance(content, bytes) else orjson.dumps(content)
+    return Response(body, status_code=status, media_type=JSON)
+
+
+def query_of(request: Request, model: type[Body]) -> Body:
+    """The query string as a value of `model`. Raises InvalidRequest, which names the parameter."""
+    return validated(model, orjson.dumps(dict(request.query_params)))
+
 
 Schema = dict[str, Any]
 """A JSON schema, or a part of the OpenAPI document."""
@@ -53,23 +69,24 @@ class Success:
     """Names of header components, by header."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Operation:
     """What `method path` does; `name` is unique among all operations.
 
-    `resource` is built once from the parts of the application and shared by all operations that name it. `handler` is
-    the method of the resource that answers. Without a handler, the resource is an ASGI application that checks `scope`
-    itself, as a step of its own.
+    `handler` is the method of the resource that answers. Without a handler, the resource is an ASGI application that
+    checks `scope` itself, as a step of its own.
     """
 
     name: str
     method: Literal["GET", "POST", "DELETE"]
     path: str
     summary: str
-    resource: Callable[[Parts], Any]
-    handler: Callable[[Any, Request], Awaitable[Response]] | None = None
-    scope: Authorization
+    handler: Callable[[Any, Request], Awaitable[Response]] | None
     responses: Mapping[int, Success]
+    _: KW_ONLY
+    resource: Callable[[Parts], Any]
+    """Built once from the parts of the application, and shared by all operations that name it."""
+    scope: Authorization = "admin"
     body: type[BaseModel] | str | None = None
     """The model of the request body, or the name of its schema component."""
     query: type[BaseModel] | None = None

@@ -22,7 +22,7 @@ from coe.routing.eligibility import check_model
 from gateway.access.estimate import input_tokens
 from gateway.dialects import chat as chat_dialect
 from gateway.dialects import messages as messages_dialect
-from gateway.endpoints.headers import DECISION_HEADERS
+from gateway.endpoints.openapi import DECISION_HEADERS
 from gateway.endpoints.operation import CALL_PROBLEMS, Operation, Schema, json_success, object_schema, ref
 from gateway.parts import Parts
 from gateway.request.line import DryRun
@@ -145,26 +145,28 @@ SCHEMAS: Schema = {
 }
 OPERATIONS = (
     Operation(
-        name="route",
-        method="POST",
-        path="/v1/route",
-        summary="Decide which expert would answer, and why",
+        "route",
+        "POST",
+        "/v1/route",
+        "Decide which expert would answer, and why",
+        None,
+        json_success("The decision.", ref("Decision")),
         resource=route_endpoint,
         scope="route",
-        responses=json_success("The decision.", ref("Decision")),
         body="ChatRequest",
         request_headers=DECISION_HEADERS,
         problems=CALL_PROBLEMS,
         limited=True,
     ),
     Operation(
-        name="countTokens",
-        method="POST",
-        path="/v1/messages/count_tokens",
-        summary="Estimate the input tokens of a Messages request",
+        "countTokens",
+        "POST",
+        "/v1/messages/count_tokens",
+        "Estimate the input tokens of a Messages request",
+        None,
+        json_success("The estimate.", ref("TokenCount")),
         resource=count_tokens_endpoint,
         scope="chat",
-        responses=json_success("The estimate.", ref("TokenCount")),
         body="MessagesRequest",
         request_headers=DECISION_HEADERS,
         problems=CALL_PROBLEMS,

@@ -7,9 +7,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from gateway.access.durable import USE_FILE, DurableLimiter
 from gateway.access.limits import Limiter
-from gateway.access.memory import MemoryLimiter
+from gateway.access.local import USE_FILE, DurableLimiter, MemoryLimiter
 from gateway.access.redis import RedisLimiter
 from tests.access.samples import Clock
 

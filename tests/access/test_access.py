@@ -10,9 +10,9 @@ from coe.core import Usage
 from coe.errors import ExpertRejected
 from coe.registry import Prices, Registry
 from gateway.access import access_of
-from gateway.access.allowance import TokenAllowance, UsageOf
+from gateway.access.access import TokenAllowance, UsageOf
 from gateway.access.limits import Account, Amounts
-from gateway.access.memory import MemoryLimiter
+from gateway.access.local import MemoryLimiter
 from gateway.dialects import Dialect, completions, embeddings
 from gateway.dialects import chat as api_chat
 from tests.access.samples import account_of, key_of

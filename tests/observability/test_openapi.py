@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from gateway.endpoints import chat
 from gateway.endpoints.operations import OPERATIONS, document
-from gateway.observability.attributes import PATHS
+from gateway.observability.tracing import PATHS
 from tests.access.samples import key_of
 from tests.fakes import gateway_of, registry_of
 from tests.observability.keyed_server import declared

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,8 +25,15 @@ from coe.runtime import promotion
 from coe.runtime.promotion import VersionChange
 from coe.runtime.versions import VersionCatalog
 from coe.settings import Settings
-from gateway.endpoints.http import json_response
-from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems
+from gateway.endpoints.operation import (
+    Operation,
+    Schema,
+    json_response,
+    json_success,
+    list_schema,
+    object_schema,
+    problems,
+)
 from gateway.observability.state_metrics import ARTIFACT_INFO, RELOAD_FAILED
 from gateway.parts import Parts
 from gateway.request.body import read_body, validated
@@ -174,50 +182,43 @@ _MOVE_PROBLEMS = problems(
     _409="The version is damaged or does not fit experts.yaml, or another version is in use than expected.",
     _503="Another promotion or rollback is in progress, or the gateway is shutting down.",
 )
+_operation = partial(Operation, resource=Artifacts)
 OPERATIONS = (  # fixed names before `{version}`
-    Operation(
-        name="listArtifacts",
-        method="GET",
-        path="/v1/artifacts",
-        summary="List published versions, what is in use, and the history",
-        resource=Artifacts,
-        handler=Artifacts.list,
-        scope="admin",
-        responses=json_success("The artifacts, by kind.", _LIST),
+    _operation(
+        "listArtifacts",
+        "GET",
+        "/v1/artifacts",
+        "List published versions, what is in use, and the history",
+        Artifacts.list,
+        json_success("The artifacts, by kind.", _LIST),
     ),
-    Operation(
-        name="promoteArtifact",
-        method="POST",
-        path="/v1/artifacts/{kind}/promote",
-        summary="Promote a version",
-        resource=Artifacts,
-        handler=Artifacts.promote,
-        scope="admin",
-        responses=json_success("The version is in use.", _MOVE),
+    _operation(
+        "promoteArtifact",
+        "POST",
+        "/v1/artifacts/{kind}/promote",
+        "Promote a version",
+        Artifacts.promote,
+        json_success("The version is in use.", _MOVE),
         body=PromoteRequest,
         problems=_MOVE_PROBLEMS,
     ),
-    Operation(
-        name="rollBackArtifact",
-        method="POST",
-        path="/v1/artifacts/{kind}/rollback",
-        summary="Return to the version that was in use before",
-        resource=Artifacts,
-        handler=Artifacts.roll_back,
-        scope="admin",
-        responses=json_success("The earlier version is in use.", _MOVE),
+    _operation(
+        "rollBackArtifact",
+        "POST",
+        "/v1/artifacts/{kind}/rollback",
+        "Return to the version that was in use before",
+        Artifacts.roll_back,
+        json_success("The earlier version is in use.", _MOVE),
         body=RollbackRequest,
         problems=_MOVE_PROBLEMS,
     ),
-    Operation(
-        name="readArtifact",
-        method="GET",
-        path="/v1/artifacts/{kind}/{version}",
-        summary="Read one version with its report",
-        resource=Artifacts,
-        handler=Artifacts.get,
-        scope="admin",
-        responses=json_success("The version.", _ONE),
+    _operation(
+        "readArtifact",
+        "GET",
+        "/v1/artifacts/{kind}/{version}",
+        "Read one version with its report",
+        Artifacts.get,
+        json_success("The version.", _ONE),
         problems=problems(_404="No such kind or version."),
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,8 +31,7 @@ from coe.mapping import (
     read_published,
 )
 from coe.registry import Registry
-from gateway.endpoints.http import json_response
-from gateway.endpoints.operation import Operation, Schema, json_success, object_schema, problems
+from gateway.endpoints.operation import Operation, Schema, json_response, json_success, object_schema, problems
 from gateway.parts import Parts
 from gateway.request.body import read_body, validated
 from gateway.serving_state import Serving
@@ -215,26 +215,23 @@ _PLAN = object_schema(
     {"object": {"const": "plan"}, "version": _TEXT, "quality": {"type": "number"}, "assignment": _ROWS}
 )
 
+_operation = partial(Operation, resource=Map)
 OPERATIONS = (
-    Operation(
-        name="readMap",
-        method="GET",
-        path="/v1/map",
-        summary="The assignment of categories to experts, with the scores behind it",
-        resource=Map,
-        handler=Map.get,
-        scope="admin",
-        responses=json_success("The assignment.", _MAP),
+    _operation(
+        "readMap",
+        "GET",
+        "/v1/map",
+        "The assignment of categories to experts, with the scores behind it",
+        Map.get,
+        json_success("The assignment.", _MAP),
     ),
-    Operation(
-        name="solveMap",
-        method="POST",
-        path="/v1/map/solve",
-        summary="Solve a plan under another budget; nothing is promoted",
-        resource=Map,
-        handler=Map.solve,
-        scope="admin",
-        responses=json_success("The plan.", _PLAN),
+    _operation(
+        "solveMap",
+        "POST",
+        "/v1/map/solve",
+        "Solve a plan under another budget; nothing is promoted",
+        Map.solve,
+        json_success("The plan.", _PLAN),
         body=BudgetRequest,
         problems=problems(
             *(400, 408, 413, 415, 501),
