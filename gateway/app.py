@@ -20,7 +20,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe.errors import RequestError
-from gateway.dialects import chat, messages
+from gateway.dialects.chat import CHAT
+from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.operations import operation_routes
 from gateway.errors import error_body, headers_of, respond, status_of
 from gateway.observability.metrics import Metrics
@@ -89,7 +90,7 @@ def _with_cors(app: ASGIApp) -> CORSMiddleware:
 
 
 async def _refuse(error: RequestError, scope: Scope, _: Receive, send: Send) -> None:
-    dialect = messages if scope["path"].startswith("/v1/messages") else chat
+    dialect = MESSAGES if scope["path"].startswith("/v1/messages") else CHAT
     headers = [(b"vary", b"Origin"), *headers_of(error)]
     await respond(send, status=status_of(error), body=dialect.error_body(error), headers=headers)
 
@@ -187,5 +188,5 @@ def _refused(request: Request, status: int, reason: str, *, kind: str, code: str
     """An error response in the form of the path's API: Anthropic's or OpenAI's."""
     message = f"{request.method} {request.url.path}: {reason}"
     anthropic = request.url.path.startswith("/v1/messages")
-    body = messages.refusal(status, message) if anthropic else error_body(message, kind=kind, code=code)
+    body = refusal(status, message) if anthropic else error_body(message, kind=kind, code=code)
     return Response(body, status_code=status, media_type="application/json")

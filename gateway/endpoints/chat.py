@@ -9,8 +9,11 @@ from collections.abc import Callable
 from functools import partial
 
 from coe.registry import AUTO
-from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
+from gateway.dialects import Dialect, chat, messages, responses
+from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
+from gateway.dialects.messages import MESSAGES
 from gateway.dialects.parsing import TEXT_PARTS
+from gateway.dialects.responses import RESPONSES
 from gateway.endpoints.openapi import ANTHROPIC_HEADERS, CALL_HEADERS, ROUTING_HEADERS
 from gateway.endpoints.operation import CALL_PROBLEMS, EVENTS, JSON, Operation, Schema, Success, ref
 from gateway.observability.tracing import PATHS
@@ -37,7 +40,7 @@ def _operation(
     return Operation(
         f"create{name}",
         "POST",
-        PATHS[dialect.API],
+        PATHS[dialect.api],
         summary,
         None,
         {200: Success("The expert's response.", content, ROUTING_HEADERS)},
@@ -52,17 +55,17 @@ def _operation(
 
 
 OPERATIONS = (
-    _operation("Chat", "OpenAI's Chat Completions", chat),
-    _operation("Completion", "OpenAI's legacy Completions", completions),
-    _operation("Responses", "OpenAI's Responses", responses),
+    _operation("Chat", "OpenAI's Chat Completions", CHAT),
+    _operation("Completion", "OpenAI's legacy Completions", COMPLETIONS),
+    _operation("Responses", "OpenAI's Responses", RESPONSES),
     _operation(
         "Messages",
         "Anthropic's Messages",
-        messages,
+        MESSAGES,
         request_headers=CALL_HEADERS + ANTHROPIC_HEADERS,
         error="AnthropicError",
     ),
-    _operation("Embeddings", "OpenAI's Embeddings", embeddings, streams=False),
+    _operation("Embeddings", "OpenAI's Embeddings", EMBEDDINGS, streams=False),
 )
 
 

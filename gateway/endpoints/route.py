@@ -20,8 +20,8 @@ from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.eligibility import check_model
 from gateway.access.estimate import input_tokens
-from gateway.dialects import chat as chat_dialect
-from gateway.dialects import messages as messages_dialect
+from gateway.dialects.chat import CHAT
+from gateway.dialects.messages import MESSAGES
 from gateway.endpoints.openapi import DECISION_HEADERS
 from gateway.endpoints.operation import CALL_PROBLEMS, Operation, Schema, json_success, object_schema, ref
 from gateway.parts import Parts
@@ -35,12 +35,12 @@ MAX_NEIGHBOUR_CHARACTERS = 300
 def route_endpoint(parts: Parts) -> DryRun:
     """`POST /v1/route`."""
     answer = _Decisions().answer
-    return DryRun(parts.current, dialect=chat_dialect, permission="route", answer=answer, explains=True)
+    return DryRun(parts.current, dialect=CHAT, permission="route", answer=answer, explains=True)
 
 
 def count_tokens_endpoint(parts: Parts) -> DryRun:
     """`POST /v1/messages/count_tokens`."""
-    return DryRun(parts.current, dialect=messages_dialect, permission="chat", answer=_token_count)
+    return DryRun(parts.current, dialect=MESSAGES, permission="chat", answer=_token_count)
 
 
 async def _token_count(serving: Serving, chat: Chat, _: RequestOptions) -> dict[str, Any]:

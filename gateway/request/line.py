@@ -54,7 +54,7 @@ class Line:
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        trace = Trace(self._state.serving, api=self._dialect.API)
+        trace = Trace(self._state.serving, api=self._dialect.api)
         try:
             trace.caller = trace.serving.access.identify(scope["headers"], "chat")
             await self._serve(trace, scope, receive, send)

@@ -13,8 +13,8 @@ from gateway.access import access_of
 from gateway.access.access import TokenAllowance, UsageOf
 from gateway.access.limits import Account, Amounts
 from gateway.access.local import MemoryLimiter
-from gateway.dialects import Dialect, completions, embeddings
-from gateway.dialects import chat as api_chat
+from gateway.dialects import Dialect
+from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from tests.access.samples import account_of, key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
@@ -191,11 +191,11 @@ def metered(account: Account, spent: UsageOf) -> TokenAllowance:
 @pytest.mark.parametrize(
     ("api", "fields", "reserved"),
     [
-        (completions, {"prompt": ["abcd", "abcdefgh"], "max_tokens": 10}, 1 + 2 + 20),
-        (completions, {"prompt": [[1, 2, 3], [4]], "max_tokens": 10}, 3 + 1 + 20),
-        (completions, {"prompt": "abcd", "max_tokens": 10}, 1 + 10),
-        (embeddings, {"input": ["abcd"] * 300}, 300),
-        (embeddings, {"input": [1, 2]}, 2),
+        (COMPLETIONS, {"prompt": ["abcd", "abcdefgh"], "max_tokens": 10}, 1 + 2 + 20),
+        (COMPLETIONS, {"prompt": [[1, 2, 3], [4]], "max_tokens": 10}, 3 + 1 + 20),
+        (COMPLETIONS, {"prompt": "abcd", "max_tokens": 10}, 1 + 10),
+        (EMBEDDINGS, {"input": ["abcd"] * 300}, 300),
+        (EMBEDDINGS, {"input": [1, 2]}, 2),
     ],
 )
 async def test_all_prompts_of_a_request_are_reserved_for(api: Dialect, fields: dict[str, Any], reserved: int) -> None:
@@ -212,7 +212,7 @@ async def test_a_stream_whose_tokens_nobody_counted_costs_one_an_event_or_the_es
 ) -> None:
     account, usage = account_of(MemoryLimiter(), tokens_per_minute=1000), Usage()
     usage.events = events
-    chat = api_chat.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "abcd"}]}))
+    chat = CHAT.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "abcd"}]}))
     async with metered(account, lambda: (usage, Prices())) as allowance:
         await allowance.reserve(chat)
     assert account.remaining()[0] == pytest.approx(1000 - 1 - charged, abs=0.1)
