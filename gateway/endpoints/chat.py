@@ -15,7 +15,7 @@ from gateway.dialects.messages import MESSAGES
 from gateway.dialects.parsing import TEXT_PARTS
 from gateway.dialects.responses import RESPONSES
 from gateway.endpoints.openapi import ANTHROPIC_HEADERS, CALL_HEADERS, ROUTING_HEADERS
-from gateway.endpoints.operation import CALL_PROBLEMS, EVENTS, JSON, Operation, Schema, Success, ref
+from gateway.endpoints.operation import CALL_PROBLEMS, EVENTS, JSON, NUMBER, TEXT, Operation, Schema, Success, ref
 from gateway.observability.tracing import PATHS
 from gateway.parts import Parts
 from gateway.request.line import Line
@@ -35,14 +35,13 @@ def _operation(
     error: str = "Error",
     streams: bool = True,
 ) -> Operation:
-    content: dict[str, Schema] = {JSON: ref(f"{name}Response")} | ({EVENTS: {"type": "string"}} if streams else {})
+    content: dict[str, Schema] = {JSON: ref(f"{name}Response")} | ({EVENTS: TEXT} if streams else {})
     line: Callable[[Parts], Line] = partial(_line, dialect=dialect)
     return Operation(
         f"create{name}",
         "POST",
         PATHS[dialect.api],
         summary,
-        None,
         {200: Success("The expert's response.", content, ROUTING_HEADERS)},
         resource=line,
         scope="chat",
@@ -69,8 +68,6 @@ OPERATIONS = (
 )
 
 
-_TEXT: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": "number"}
 _COUNT: Schema = {"type": "integer"}
 
 
@@ -88,12 +85,11 @@ def _or_null(schema: Schema) -> Schema:
 
 
 def _error(*names: str, **more: Schema) -> Schema:
-    fields: Schema = dict.fromkeys(names, _TEXT) | more
+    fields: Schema = dict.fromkeys(names, TEXT) | more
     return _object({"error": _object(fields, *fields)}, "error")
 
 
-_MODEL: Schema = {
-    "type": "string",
+_MODEL: Schema = TEXT | {
     "minLength": 1,
     "description": f"`{AUTO}`, or the name of an expert (GET /v1/models).",
     "examples": [AUTO],
@@ -103,16 +99,17 @@ _STREAM: Schema = {
     "default": False,
     "description": "Stream the response as server-sent events.",
 }
-_CONTENT: Schema = {"anyOf": [_TEXT, _list(ref("Part")), {"type": "null"}]}
+_CONTENT: Schema = {"anyOf": [TEXT, _list(ref("Part")), {"type": "null"}]}
 _PROMPT: Schema = {
-    "anyOf": [
-        _TEXT,
-        _list(_NUMBER, minItems=1),
-        _list({"anyOf": [_TEXT, _list({})]}, minItems=1),
-    ],
+    "anyOf": [TEXT, _list(NUMBER, minItems=1), _list({"anyOf": [TEXT, _list({})]}, minItems=1)],
     "description": "A text, token ids, or a list of either.",
 }
-_USAGE = _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT})
+_TEXT_PART = _object({"type": {"enum": list(TEXT_PARTS)}, "text": TEXT}, "type", "text")
+_USAGE = _object(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT))
+_CHOICES = _object(
+    {"id": TEXT, "object": TEXT, "created": _COUNT, "model": TEXT, "choices": _list(_object({})), "usage": _USAGE},
+    "choices",
+)
 _OTHER_FIELDS = "Other fields reach the expert unchanged."
 
 
@@ -134,37 +131,14 @@ def _request(properties: Schema, *required: str) -> Schema:
 
 CHAT_SCHEMAS: Schema = {
     "Part": {
-        "anyOf": [
-            _object({"type": {"enum": list(TEXT_PARTS)}, "text": _TEXT}, "type", "text"),
-            _other_than(*TEXT_PARTS),
-        ],
+        "anyOf": [_TEXT_PART, _other_than(*TEXT_PARTS)],
         "description": "A text, or an image, audio, tool call or other part of its API.",
     },
     "ChatMessage": _message(chat.ROLES),
     "ChatRequest": _request({"messages": _list(ref("ChatMessage"), minItems=1)}, "messages"),
-    "ChatResponse": _object(
-        {
-            "id": _TEXT,
-            "object": _TEXT,
-            "created": _COUNT,
-            "model": _TEXT,
-            "choices": _list(_object({})),
-            "usage": _USAGE,
-        },
-        "choices",
-    ),
+    "ChatResponse": _CHOICES,
     "CompletionRequest": _request({"prompt": _PROMPT}, "prompt"),
-    "CompletionResponse": _object(
-        {
-            "id": _TEXT,
-            "object": _TEXT,
-            "created": _COUNT,
-            "model": _TEXT,
-            "choices": _list(_object({})),
-            "usage": _USAGE,
-        },
-        "choices",
-    ),
+    "CompletionResponse": _CHOICES,
     "ResponsesItem": {
         "anyOf": [
             {"allOf": [_message(responses.ROLES), _object({"type": {"const": "message"}})]},
@@ -173,47 +147,37 @@ CHAT_SCHEMAS: Schema = {
         ]
     },
     "ResponsesRequest": _request(
-        {"instructions": _CONTENT, "input": {"anyOf": [_TEXT, _list(ref("ResponsesItem"), minItems=1)]}}, "input"
+        {"instructions": _CONTENT, "input": {"anyOf": [TEXT, _list(ref("ResponsesItem"), minItems=1)]}}, "input"
     ),
     "ResponsesResponse": _object(
-        {
-            "id": _TEXT,
-            "object": _TEXT,
-            "model": _TEXT,
-            "status": _TEXT,
+        dict.fromkeys(("id", "object", "model", "status"), TEXT)
+        | {
             "output": _list(_object({})),
             "usage": _or_null(_object({"input_tokens": _COUNT, "output_tokens": _COUNT, "total_tokens": _COUNT})),
         }
     ),
     "Block": {
-        "anyOf": [
-            _object({"type": {"enum": list(TEXT_PARTS)}, "text": _TEXT}, "type", "text"),
-            _of_type("tool_result", content=_CONTENT),
-            _other_than(*TEXT_PARTS, "tool_result"),
-        ]
+        "anyOf": [_TEXT_PART, _of_type("tool_result", content=_CONTENT), _other_than(*TEXT_PARTS, "tool_result")]
     },
-    "AnthropicMessage": _message(messages.ROLES, {"anyOf": [_TEXT, _list(ref("Block")), {"type": "null"}]}),
+    "AnthropicMessage": _message(messages.ROLES, {"anyOf": [TEXT, _list(ref("Block")), {"type": "null"}]}),
     "MessagesRequest": _request(
         {"system": _CONTENT, "messages": _list(ref("AnthropicMessage"), minItems=1)}, "messages"
     ),
     "MessagesResponse": _object(
-        {
-            "id": _TEXT,
-            "type": _TEXT,
-            "role": _TEXT,
-            "model": _TEXT,
-            "content": _list(_object({"type": _TEXT})),
-            "stop_reason": _or_null(_TEXT),
+        dict.fromkeys(("id", "type", "role", "model"), TEXT)
+        | {
+            "content": _list(_object({"type": TEXT})),
+            "stop_reason": _or_null(TEXT),
             "usage": _object({"input_tokens": _COUNT, "output_tokens": _COUNT}),
         }
     ),
     "EmbeddingsRequest": _object({"model": _MODEL, "input": _PROMPT}, "model", "input", text=_OTHER_FIELDS),
     "EmbeddingsResponse": _object(
-        {"object": _TEXT, "model": _TEXT, "data": _list(_object({"index": _COUNT})), "usage": _USAGE}
+        {"object": TEXT, "model": TEXT, "data": _list(_object({"index": _COUNT})), "usage": _USAGE}
     ),
-    "Error": _error("message", "type", "code", param=_or_null(_TEXT)),
+    "Error": _error("message", "type", "code", param=_or_null(TEXT)),
     "AnthropicError": _object(
-        {"type": {"const": "error"}, "error": _object({"type": _TEXT, "message": _TEXT}, "type", "message")},
+        {"type": {"const": "error"}, "error": _object({"type": TEXT, "message": TEXT}, "type", "message")},
         "type",
         "error",
     ),

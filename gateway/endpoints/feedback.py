@@ -33,7 +33,7 @@ from coe.records import Pending
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.registry import Registry
 from gateway.access import Caller
-from gateway.endpoints.operation import JSON, Operation, Schema, Success, object_schema, problems, ref
+from gateway.endpoints.operation import BOOLEAN, JSON, TEXT, Operation, Schema, Success, object_schema, problems, ref
 from gateway.errors import body_of, headers_of, respond, status_of
 from gateway.observability.observers import find_tenant
 from gateway.parts import Parts
@@ -215,11 +215,8 @@ def _stored(pending: Pending) -> bytes:
     )
 
 
-_TEXT: Schema = {"type": "string"}
-
-
 def _name_schema(text: str) -> Schema:
-    return {**_TEXT, "minLength": 1, "maxLength": MAX_NAME_CHARACTERS, "description": text}
+    return {**TEXT, "minLength": 1, "maxLength": MAX_NAME_CHARACTERS, "description": text}
 
 
 SCHEMAS: Schema = {
@@ -239,9 +236,7 @@ SCHEMAS: Schema = {
         "additionalProperties": False,
         "oneOf": [{"required": [name]} for name in KINDS],
     },
-    "Feedback": object_schema(
-        {"id": _TEXT, "request_id": _TEXT, "stored": {"const": True}, "checked": {"type": "boolean"}}
-    ),
+    "Feedback": object_schema({"id": TEXT, "request_id": TEXT, "stored": {"const": True}, "checked": BOOLEAN}),
 }
 OPERATIONS = (
     Operation(
@@ -249,7 +244,6 @@ OPERATIONS = (
         "POST",
         "/v1/feedback",
         "Rate a response: one of score, thumb, preferred, category",
-        None,
         {
             200: Success("The feedback is stored.", {JSON: ref("Feedback")}),
             202: Success(

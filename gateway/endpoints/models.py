@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -10,17 +9,24 @@ from starlette.responses import Response
 
 from coe.registry import AUTO
 from gateway.endpoints.operation import (
-    Operation,
+    TEXT,
     Schema,
     json_response,
-    json_success,
     list_schema,
     object_schema,
+    operation,
     problems,
     ref,
 )
 from gateway.errors import error_body
 from gateway.parts import Parts
+
+SCHEMAS: Schema = {
+    "Model": object_schema(
+        {"id": TEXT, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": TEXT}
+    ),
+    "Models": list_schema(ref("Model")),
+}
 
 
 class Models:
@@ -33,12 +39,16 @@ class Models:
     def _names(self) -> tuple[str, ...]:
         return (AUTO, *self._current.serving.registry.expert_names)
 
+    @operation("GET /v1/models", "listModels", "The models.", ref("Models"), scope="any_key")
     async def list(self, _: Request) -> Response:
-        """`GET /v1/models`."""
+        """List the values of `model`."""
         return json_response({"object": "list", "data": [_model(name) for name in self._names]})
 
+    @operation(
+        "GET /v1/models/{model}", "getModel", "The model.", ref("Model"), scope="any_key", problems=problems(404)
+    )
     async def get(self, request: Request) -> Response:
-        """`GET /v1/models/{model}`."""
+        """Read one model."""
         name = request.path_params["model"]
         if name in self._names:
             return json_response(_model(name))
@@ -49,38 +59,3 @@ class Models:
 
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "coe"}
-
-
-SCHEMAS: Schema = {
-    "Model": object_schema(
-        {
-            "id": {"type": "string"},
-            "object": {"const": "model"},
-            "created": {"type": "integer"},
-            "owned_by": {"type": "string"},
-        }
-    ),
-    "Models": list_schema(ref("Model")),
-}
-_operation = partial(Operation, resource=Models)
-OPERATIONS = (
-    _operation(
-        "listModels",
-        "GET",
-        "/v1/models",
-        "List the values of `model`",
-        Models.list,
-        json_success("The models.", ref("Models")),
-        scope="any_key",
-    ),
-    _operation(
-        "getModel",
-        "GET",
-        "/v1/models/{model}",
-        "Read one model",
-        Models.get,
-        json_success("The model.", ref("Model")),
-        scope="any_key",
-        problems=problems(404),
-    ),
-)

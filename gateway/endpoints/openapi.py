@@ -15,10 +15,8 @@ from pydantic import BaseModel
 from coe.core import Purpose, RetrievalMode
 from coe.errors import CAUSES
 from coe.registry import Registry
-from gateway.endpoints.operation import JSON, Operation, Schema, Success, ref
+from gateway.endpoints.operation import JSON, TEXT, Operation, Schema, Success, ref
 from gateway.request.options import MAX_VERSION_CHARACTERS
-
-_TEXT: Schema = {"type": "string"}
 
 DECISION_HEADERS = ("Session", "CostWeight", "Timeout", "Retrieval", "Explain")
 """Request headers that a decision depends on."""
@@ -49,28 +47,28 @@ LIMIT_HEADERS = {
 
 RESPONSE_HEADERS: Schema = {
     "RetryAfter": {"description": "Seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}},
-    "RateLimit": {"description": "Limit of this key per minute; present where one is declared.", "schema": _TEXT},
-    "RequestId": {"description": "Id of the request in the routing log.", "schema": _TEXT},
-    "Expert": {"description": "The expert that answered.", "schema": _TEXT},
-    "Category": {"description": "The predicted category of the conversation.", "schema": _TEXT},
+    "RateLimit": {"description": "Limit of this key per minute; present where one is declared.", "schema": TEXT},
+    "RequestId": {"description": "Id of the request in the routing log.", "schema": TEXT},
+    "Expert": {"description": "The expert that answered.", "schema": TEXT},
+    "Category": {"description": "The predicted category of the conversation.", "schema": TEXT},
     "Confidence": {
         "description": "Calibrated probability of the category.",
         "schema": {"type": "number", "minimum": 0, "maximum": 1},
     },
-    "Reason": {"description": "Why this expert was chosen.", "schema": _TEXT},
-    "FallbackFrom": {"description": "The first choice, where another expert answers in its place.", "schema": _TEXT},
+    "Reason": {"description": "Why this expert was chosen.", "schema": TEXT},
+    "FallbackFrom": {"description": "The first choice, where another expert answers in its place.", "schema": TEXT},
     "Cause": {
         "description": "Why the first choice did not answer, or why the request failed.",
         "schema": {"enum": list(CAUSES)},
     },
-    "Router": {"description": "Version of the category router.", "schema": _TEXT},
+    "Router": {"description": "Version of the category router.", "schema": TEXT},
     "Attempts": {"description": "Number of calls to experts.", "schema": {"type": "integer", "minimum": 1}},
     "Retrieval": {
         "description": "Outcome of the retrieval gate (none, off, shut, empty, failed, open); where open, the number "
         "of passages and of their tokens.",
-        "schema": _TEXT,
+        "schema": TEXT,
     },
-    "Timing": {"description": "Milliseconds of each step, where x-coe-explain requests it.", "schema": _TEXT},
+    "Timing": {"description": "Milliseconds of each step, where x-coe-explain requests it.", "schema": TEXT},
     "Overhead": {"description": "Milliseconds until the decision.", "schema": {"type": "number", "minimum": 0}},
 }
 
@@ -80,7 +78,7 @@ def request_headers(registry: Registry) -> Schema:
     low, high = registry.policy.cost_weight_limits
     version = {"type": "string", "maxLength": MAX_VERSION_CHARACTERS, "pattern": "^[ -~]*$"}
     return {
-        "Session": _header("x-session-id", "Id of the conversation, which keeps it on its expert.", _TEXT),
+        "Session": _header("x-session-id", "Id of the conversation, which keeps it on its expert.", TEXT),
         "CostWeight": _header(
             "x-coe-cost-weight",
             "0 for the best answer, 1 for the cheapest.",
@@ -108,7 +106,7 @@ def request_headers(registry: Registry) -> Schema:
             "from keys without the scope admin.",
             {"type": "string", "enum": list(get_args(Purpose))},
         ),
-        "Trace": _header("traceparent", "W3C trace context; passed on.", _TEXT),
+        "Trace": _header("traceparent", "W3C trace context; passed on.", TEXT),
         "Version": _header("anthropic-version", "Passed on to servers that speak Messages.", version),
         "Beta": _header("anthropic-beta", "Beta features, passed on to servers that speak Messages.", version),
     }

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar, cast
 
 import orjson
 from pydantic import BaseModel
@@ -34,10 +35,24 @@ def query_of(request: Request, model: type[Body]) -> Body:
     return validated(model, orjson.dumps(dict(request.query_params)))
 
 
+Method = Literal["GET", "POST", "DELETE"]
 Schema = dict[str, Any]
 """A JSON schema, or a part of the OpenAPI document."""
+TEXT: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+BOOLEAN: Schema = {"type": "boolean"}
+OBJECT: Schema = {"type": "object"}
+TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
+TEXTS: Schema = {"type": "array", "items": TEXT}
+OBJECTS: Schema = {"type": "array", "items": OBJECT}
+
 Authorization = Scope | Literal["public", "any_key"]
 """The scope that a key needs; `any_key` accepts every declared key, `public` needs none."""
+
+Handler = Callable[[Any, Request], Awaitable[Response]]
+"""A method of a resource."""
+HandlerT = TypeVar("HandlerT", bound=Handler)
 
 PROBLEMS: Mapping[int, str] = {
     400: "The request is wrong; `param` names the field.",
@@ -55,6 +70,8 @@ PROBLEMS: Mapping[int, str] = {
     504: "No answer in time.",
 }
 """What an error status means, where an operation does not state its own meaning."""
+BODY_STATUSES, QUERY_STATUSES = (400, 408, 413, 415), (400,)
+"""Error statuses of every operation with a body, or with a query string."""
 CALL_PROBLEMS = {status: text for status, text in PROBLEMS.items() if status != 501}
 """Statuses of operations that take a chat."""
 
@@ -78,14 +95,14 @@ class Operation:
     """
 
     name: str
-    method: Literal["GET", "POST", "DELETE"]
+    method: Method
     path: str
     summary: str
-    handler: Callable[[Any, Request], Awaitable[Response]] | None
     responses: Mapping[int, Success]
     _: KW_ONLY
     resource: Callable[[Parts], Any]
     """Built once from the parts of the application, and shared by all operations that name it."""
+    handler: Handler | None = None
     scope: Authorization = "admin"
     body: type[BaseModel] | str | None = None
     """The model of the request body, or the name of its schema component."""
@@ -99,6 +116,35 @@ class Operation:
     """The schema component of error bodies."""
     limited: bool = False
     """Counts against the limits of a key, which the response headers report."""
+
+
+def operation(
+    route: str, name: str, description: str, schema: Schema, *, media_type: str = JSON, **options: Any
+) -> Callable[[HandlerT], HandlerT]:
+    """Declares a method of a resource as the handler of an Operation. Its docstring has the summary as first line.
+
+    `route` is a method and a path; `description` and `schema` are those of the response. `options` are other fields of
+    Operation. The error statuses of every body or query need not be named in `problems`.
+    """
+    verb, path = route.split()
+    responses = {200: Success(description, {media_type: schema}), **options.pop("responses", {})}
+    statuses = BODY_STATUSES if "body" in options else QUERY_STATUSES if "query" in options else ()
+    found = problems(*statuses) | options.pop("problems", {})
+
+    def declare(handler: HandlerT) -> HandlerT:
+        summary = (handler.__doc__ or "").partition("\n")[0].removesuffix(".")
+        handler.__dict__["operation"] = partial(
+            Operation, name, cast(Method, verb), path, summary, responses, handler=handler, problems=found, **options
+        )
+        return handler
+
+    return declare
+
+
+def operations_of(resource: type) -> tuple[Operation, ...]:
+    """The operations that the methods of a resource declare, in the order of the methods."""
+    declared = [vars(member)["operation"] for member in vars(resource).values() if hasattr(member, "operation")]
+    return tuple(make(resource=resource) for make in declared)
 
 
 def problems(*statuses: int, **texts: str) -> dict[int, str]:

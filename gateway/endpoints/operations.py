@@ -17,7 +17,7 @@ from coe.registry import Registry
 from gateway.endpoints import chat, documents, feedback, health, models, openapi, route
 from gateway.endpoints.admin import artifacts, experts, mapping, records, stats
 from gateway.endpoints.chat import CHAT_SCHEMAS
-from gateway.endpoints.operation import Operation, Schema, json_response, json_success
+from gateway.endpoints.operation import OBJECT, Operation, Schema, json_response, operation, operations_of
 from gateway.errors import body_of, headers_of, status_of
 from gateway.parts import Parts
 from gateway.request.body import ClientLeftError
@@ -44,6 +44,9 @@ def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | None) -
     return answer
 
 
+_SCHEMAS: Schema = CHAT_SCHEMAS | route.SCHEMAS | feedback.SCHEMAS | documents.SCHEMAS | models.SCHEMAS | health.SCHEMAS
+
+
 class OpenApi:
     """`GET /openapi.json`: written once for every serving state."""
 
@@ -51,38 +54,23 @@ class OpenApi:
         self._current = parts.current
         self._written: tuple[Serving | None, bytes] = (None, b"")
 
+    @operation("GET /openapi.json", "openapi", "The OpenAPI document.", OBJECT, scope="public")
     async def get(self, _: Request) -> Response:
-        """`GET /openapi.json`."""
+        """This document."""
         serving = self._current.serving
         if self._written[0] is not serving:
             self._written = (serving, orjson.dumps(document(serving.registry)))
         return json_response(self._written[1])
 
 
-OPERATIONS: tuple[Operation, ...] = (
-    *chat.OPERATIONS,
-    *route.OPERATIONS,
-    *feedback.OPERATIONS,
-    *documents.OPERATIONS,
-    *stats.OPERATIONS,
-    *records.OPERATIONS,
-    *mapping.OPERATIONS,
-    *artifacts.OPERATIONS,
-    *experts.OPERATIONS,
-    *models.OPERATIONS,
-    *health.OPERATIONS,
-    Operation(
-        "openapi",
-        "GET",
-        "/openapi.json",
-        "This document",
-        OpenApi.get,
-        json_success("The OpenAPI document.", {"type": "object"}),
-        resource=OpenApi,
-        scope="public",
-    ),
+_RESOURCES: tuple[type, ...] = (
+    *(documents.Documents, stats.Stats, stats.Status, records.Records, mapping.Map, artifacts.Artifacts),
+    *(experts.Experts, experts.Onboarding, models.Models, health.Health, OpenApi),
 )
-_SCHEMAS: Schema = CHAT_SCHEMAS | route.SCHEMAS | feedback.SCHEMAS | documents.SCHEMAS | models.SCHEMAS | health.SCHEMAS
+OPERATIONS: tuple[Operation, ...] = (
+    *(*chat.OPERATIONS, *route.OPERATIONS, *feedback.OPERATIONS),
+    *(one for resource in _RESOURCES for one in operations_of(resource)),
+)
 
 
 def document(registry: Registry) -> Schema:
@@ -91,10 +79,10 @@ def document(registry: Registry) -> Schema:
 
 
 def operation_routes(parts: Parts) -> list[Route]:
-    """One route for each path, in the order of the table: of two paths that fit a request, the first one counts."""
+    """One route for each path. Of two that fit a request the first one counts, so fixed names precede parameters."""
     resources: dict[Callable[[Parts], Any], Any] = {}
     by_path: dict[str, list[Operation]] = {}
-    for one in OPERATIONS:
+    for one in sorted(OPERATIONS, key=lambda one: one.path.count("{")):
         if one.resource not in resources:
             resources[one.resource] = one.resource(parts)
         by_path.setdefault(one.path, []).append(one)

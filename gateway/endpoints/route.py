@@ -23,7 +23,18 @@ from gateway.access.estimate import input_tokens
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
 from gateway.endpoints.openapi import DECISION_HEADERS
-from gateway.endpoints.operation import CALL_PROBLEMS, Operation, Schema, json_success, object_schema, ref
+from gateway.endpoints.operation import (
+    CALL_PROBLEMS,
+    COUNT,
+    NUMBER,
+    TEXT,
+    TEXTS,
+    Operation,
+    Schema,
+    json_success,
+    object_schema,
+    ref,
+)
 from gateway.parts import Parts
 from gateway.request.line import DryRun
 from gateway.serving_state import Serving
@@ -120,28 +131,26 @@ class Explainer:
         return self._texts[1]
 
 
-_TEXT: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": "number"}
 SCHEMAS: Schema = {
     "Decision": object_schema(
         {
-            "expert": _TEXT,
-            "category": _TEXT,
-            "confidence": _NUMBER,
-            "reason": _TEXT,
-            "fallback_from": _TEXT,
+            "expert": TEXT,
+            "category": TEXT,
+            "confidence": NUMBER,
+            "reason": TEXT,
+            "fallback_from": TEXT,
             "cause": {
                 "enum": ["", *CAUSES],
                 "description": "Why the first choice would not be called; empty where it would.",
             },
-            "candidates": {"type": "array", "items": _TEXT},
-            "probabilities": {"type": "object", "additionalProperties": _NUMBER},
-            "stage": _TEXT,
-            "router": _TEXT,
-            "overlay": _TEXT,
+            "candidates": TEXTS,
+            "probabilities": {"type": "object", "additionalProperties": NUMBER},
+            "stage": TEXT,
+            "router": TEXT,
+            "overlay": TEXT,
         }
     ),
-    "TokenCount": object_schema({"input_tokens": {"type": "integer", "minimum": 0}}),
+    "TokenCount": object_schema({"input_tokens": COUNT}),
 }
 OPERATIONS = (
     Operation(
@@ -149,7 +158,6 @@ OPERATIONS = (
         "POST",
         "/v1/route",
         "Decide which expert would answer, and why",
-        None,
         json_success("The decision.", ref("Decision")),
         resource=route_endpoint,
         scope="route",
@@ -163,7 +171,6 @@ OPERATIONS = (
         "POST",
         "/v1/messages/count_tokens",
         "Estimate the input tokens of a Messages request",
-        None,
         json_success("The estimate.", ref("TokenCount")),
         resource=count_tokens_endpoint,
         scope="chat",

@@ -17,8 +17,6 @@ from uuid import uuid4
 
 import orjson
 from prometheus_client.process_collector import ProcessCollector
-from starlette.requests import Request
-from starlette.responses import Response
 
 from coe.records.feedback import FeedbackKind
 from gateway.request.trace import Trace
@@ -205,7 +203,7 @@ def _as_dict(family: MetricFamily) -> dict[str, object]:
 _ROUTING_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
 _RESPONSE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _NO_LABELS: Labels = ()
-_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
@@ -311,9 +309,9 @@ class Metrics:
         """Like `gauge`, with labels."""
         self.registry.gauge(name, help_text, labels, values, largest=largest)
 
-    async def endpoint(self, _: Request) -> Response:
-        """`GET /metrics`."""
-        return Response(exposition(await self._processes()), media_type=_CONTENT_TYPE)
+    async def page(self) -> bytes:
+        """The families of all workers in Prometheus's text format."""
+        return exposition(await self._processes())
 
     async def families(self) -> dict[str, MetricFamily]:
         """The families of all workers, by name."""

@@ -32,16 +32,20 @@ from coe.errors import (
 from coe.experts.incidents import Incidents
 from coe.mapping import Assignment, read_plan_file
 from coe.records.record import LogQuery, RoutingRecord
-from coe.registry import ENTRY_NAME, ExpertSpec, load, load_with_expert, yaml_source
+from coe.registry import ExpertSpec, load, load_with_expert, yaml_source
 from gateway.endpoints.admin.counts import Counts, expert_stats, failed
 from gateway.endpoints.operation import (
-    Operation,
+    BOOLEAN,
+    COUNT,
+    OBJECT,
+    TEXT,
+    TEXT_OR_NULL,
+    TEXTS,
     Schema,
     json_response,
-    json_success,
     list_schema,
     object_schema,
-    problems,
+    operation,
 )
 from gateway.parts import Parts
 from gateway.request.body import read_body, validated
@@ -49,6 +53,8 @@ from gateway.serving_state import Serving
 
 MAX_FAILURES = 10
 LOG_SECONDS = 5.0
+MAX_BODY_BYTES = 64 * 1024
+MAX_WAITING = 8
 RETRY_AFTER = 1.0
 
 
@@ -61,6 +67,33 @@ def _codes(kind: type[ExpertError]) -> Iterator[str]:
 FAILURES: tuple[str, ...] = tuple(dict.fromkeys((*_codes(ExpertError), DeadlineExceeded.code, "internal_error")))
 """The outcomes of requests that are an expert's failures."""
 
+_DECLARED_FIELDS = (
+    *("model", "runtime", "adapter", "context_length", "parameters", "active_parameters_b", "memory_gb", "latency_ms"),
+    "concurrent_requests",
+)
+_STATS_FIELDS = ("in_flight", "outcomes", "fallbacks", "tokens", "cost", "first_byte")
+_PROBLEM = re.compile(r"(?s)([^\n]*?):(\d+): (.*)")
+_PROBLEM_LIST: Schema = {
+    "type": "array",
+    "items": object_schema({"where": TEXT, "line": {"type": ["integer", "null"]}, "message": TEXT}),
+}
+_CHECK = object_schema(
+    {
+        "object": {"const": "expert.check"},
+        "ok": BOOLEAN,
+        "problems": _PROBLEM_LIST,
+        "unset": TEXTS,
+        "name": TEXT_OR_NULL,
+    }
+)
+_STEPS = object_schema(
+    {"object": {"const": "expert.steps"}, "id": TEXT, "problems": _PROBLEM_LIST}
+    | dict.fromkeys(("declared", "served", "scored", "planned"), BOOLEAN)
+    | {"reload_error": TEXT_OR_NULL, "reachable": {"type": ["boolean", "null"]}, "assigned_categories": TEXTS}
+    | {"runtime": TEXT_OR_NULL, "requests": COUNT}
+)
+_TOO_MANY = "Too many requests read experts.yaml."
+
 
 class Experts:
     """Reads the state at each request, so a reload shows at once. Counts are over all workers since the start. Breaker
@@ -69,8 +102,9 @@ class Experts:
     def __init__(self, parts: Parts) -> None:
         self._current, self._metrics, self._log = parts.current, parts.metrics, parts.log
 
+    @operation("GET /v1/experts", "listExperts", "The experts.", list_schema(OBJECT))
     async def list(self, _: Request) -> Response:
-        """`GET /v1/experts`."""
+        """List the experts with their state."""
         counts = Counts(await self._metrics.families())
         serving = self._current.serving
         stats = expert_stats(counts, serving.registry)
@@ -81,21 +115,30 @@ class Experts:
         ]
         return json_response({"object": "list", "data": data})
 
+    @operation(
+        "GET /v1/experts/{id}/failures",
+        "listExpertFailures",
+        "The failures.",
+        list_schema(OBJECT),
+        problems={404: "No such expert.", 503: "The routing log cannot be read."},
+    )
     async def failures(self, request: Request) -> Response:
-        """`GET /v1/experts/{id}/failures`: the newest in the log, without requests that another expert answered."""
+        """List the newest failures of an expert in the routing log.
+
+        Requests that another expert answered are left out.
+        """
         name = request.path_params["id"]
         if name not in self._current.serving.registry.expert_names:
             raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
         try:
             async with asyncio.timeout(LOG_SECONDS):
                 found = await self._newest_failures(name)
-        except TimeoutError:
-            raise LogUnavailable(
-                f"the routing log did not answer within {LOG_SECONDS:g} s", retry_after=RETRY_AFTER
-            ) from None
-        except LogError as error:
-            raise LogUnavailable(f"the routing log cannot be read: {error}", retry_after=RETRY_AFTER) from None
-        return json_response({"object": "list", "data": [_failure(record) for record in found]})
+        except (TimeoutError, LogError) as error:
+            why = str(error) or f"no answer within {LOG_SECONDS:g} s"
+            raise LogUnavailable(f"the routing log cannot be read: {why}", retry_after=RETRY_AFTER) from None
+        names = ("request_id", "time", "outcome", "category", "attempts")
+        data = [{name: getattr(record, name) for name in names} for record in found]
+        return json_response({"object": "list", "data": data})
 
     async def _newest_failures(self, name: str) -> Sequence[RoutingRecord]:
         """One bounded query of the log for each kind of failure."""
@@ -106,34 +149,15 @@ class Experts:
         return heapq.nlargest(MAX_FAILURES, found, key=lambda record: record.time)
 
 
-def _failure(record: RoutingRecord) -> dict[str, Any]:
-    return {
-        "request_id": record.request_id,
-        "time": record.time,
-        "outcome": record.outcome,
-        "category": record.category,
-        "attempts": record.attempts,
-    }
-
-
 def _declared(spec: ExpertSpec) -> dict[str, Any]:
     """Without keys, addresses and the text of the system prompt."""
-    return {
+    return {name: getattr(spec, name) for name in _DECLARED_FIELDS} | {
         "id": spec.name,
         "object": "expert",
-        "model": spec.model,
-        "runtime": spec.runtime,
-        "adapter": spec.adapter,
         "apis": sorted(spec.supported_apis),
         "capabilities": sorted(spec.capabilities),
-        "context_length": spec.context_length,
         "prices": {"input": spec.prices.input, "output": spec.prices.output},
-        "parameters": spec.parameters,
         "system_prompt": spec.system_prompt is not None,
-        "active_parameters_b": spec.active_parameters_b,
-        "memory_gb": spec.memory_gb,
-        "latency_ms": spec.latency_ms,
-        "concurrent_requests": spec.concurrent_requests,
     }
 
 
@@ -146,16 +170,11 @@ def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, A
         "load": health.load,
         "failing": _failing(expert),
         "p95_s": health.ttft_p95,
-        "in_flight": stats["in_flight"],
         "replicas": _replicas(expert, stats["replicas"]),
         "requests": sum(stats["outcomes"].values()),
         "failed": failed(stats["outcomes"]),
-        "outcomes": stats["outcomes"],
-        "fallbacks": stats["fallbacks"],
-        "tokens": stats["tokens"],
-        "cost": stats["cost"],
-        "first_byte": stats["first_byte"],
         "assigned_categories": _assigned(serving.composition.assignment, name),
+        **{key: stats[key] for key in _STATS_FIELDS},
         **residency,
     }
 
@@ -176,11 +195,8 @@ def _replicas(expert: Expert, states: Mapping[str, str]) -> list[dict[str, Any]]
 def _failing(expert: Expert) -> list[dict[str, Any]]:
     """The causes of its current failures, as this process sees them, with their counts."""
     incidents: Incidents | None = getattr(expert, "incidents", None)
-    return (
-        []
-        if incidents is None
-        else [{"cause": one.cause, "failures": one.failures} for one in incidents.active.values()]
-    )
+    active = () if incidents is None else incidents.active.values()
+    return [{"cause": one.cause, "failures": one.failures} for one in active]
 
 
 def _assigned(assignment: Assignment, name: str) -> list[dict[str, Any]]:
@@ -192,12 +208,6 @@ def _assigned(assignment: Assignment, name: str) -> list[dict[str, Any]]:
         if choice == name
     ]
     return sorted(own, key=lambda row: -(row["margin"] or 0.0))
-
-
-MAX_BODY_BYTES = 64 * 1024
-MAX_WAITING = 8
-RETRY_AFTER = 1.0
-_PROBLEM = re.compile(r"(?s)([^\n]*?):(\d+): (.*)")
 
 
 class ExpertEntry(BaseModel):
@@ -217,13 +227,22 @@ class Onboarding:
         self._reading = asyncio.Lock()
         self._waiting = 0
 
+    @operation(
+        "POST /v1/experts/check",
+        "checkExpert",
+        "The problems, if any.",
+        _CHECK,
+        body=ExpertEntry,
+        problems={429: _TOO_MANY},
+    )
     async def check(self, request: Request) -> Response:
-        """`POST /v1/experts/check`."""
+        """Check experts.yaml with one more expert, whose problems are at `entry`; nothing is written."""
         body = validated(ExpertEntry, await read_body(request, limit=MAX_BODY_BYTES))
         return json_response({"object": "expert.check", **await self._exclusively(self._check, body.entry)})
 
+    @operation("GET /v1/experts/{id}/steps", "readExpertSteps", "The steps.", _STEPS, problems={429: _TOO_MANY})
     async def steps(self, request: Request) -> Response:
-        """`GET /v1/experts/{id}/steps`."""
+        """Progress of adding an expert: declared, served, reachable, scored, planned, assigned."""
         name = request.path_params["id"]
         declared = await self._exclusively(self._declared)
         scored = await asyncio.to_thread(self._scored, name)
@@ -245,12 +264,7 @@ class Onboarding:
         try:
             registry = load_with_expert(self._settings.config, entry, environ=environ)
         except ConfigError as error:
-            return {
-                "ok": False,
-                "problems": [_parsed_problem(one) for one in error.problems],
-                "unset": unset,
-                "name": None,
-            }
+            return {"ok": False, "problems": _parsed_problems(error.problems), "unset": unset, "name": None}
         return {"ok": True, "problems": [], "unset": unset, "name": registry.expert_names[-1]}
 
     def _declared(self) -> tuple[tuple[str, ...], list[str]]:
@@ -284,7 +298,7 @@ class Onboarding:
         requests = sum(found["outcomes"].values())
         return {
             "declared": name in declared[0],
-            "problems": [_parsed_problem(one) for one in declared[1]],
+            "problems": _parsed_problems(declared[1]),
             "served": served,
             "reload_error": self._current.reload_error,
             "reachable": True if found["outcomes"].get("ok") or any(alive) else False if False in alive else None,
@@ -300,87 +314,12 @@ class Onboarding:
         }
 
 
-def _parsed_problem(problem: str) -> dict[str, Any]:
-    """The parts of `file:line: message`; `where` is `entry` for the entry in the request."""
-    match = _PROBLEM.fullmatch(problem)
-    if match is None:
-        return {"where": "", "line": None, "message": problem}
-    return {"where": match[1], "line": int(match[2]), "message": match[3]}
-
-
-_BOOLEAN: Schema = {"type": "boolean"}
-_TEXT: Schema = {"type": "string"}
-_TEXTS: Schema = {"type": "array", "items": _TEXT}
-_TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
-_PROBLEM_LIST: Schema = {
-    "type": "array",
-    "items": object_schema({"where": _TEXT, "line": {"type": ["integer", "null"]}, "message": _TEXT}),
-}
-_CHECK = object_schema(
-    {
-        "object": {"const": "expert.check"},
-        "ok": _BOOLEAN,
-        "problems": _PROBLEM_LIST,
-        "unset": _TEXTS,
-        "name": _TEXT_OR_NULL,
-    }
-)
-_STEPS = object_schema(
-    {
-        "object": {"const": "expert.steps"},
-        "id": _TEXT,
-        "declared": _BOOLEAN,
-        "problems": _PROBLEM_LIST,
-        "served": _BOOLEAN,
-        "reload_error": _TEXT_OR_NULL,
-        "reachable": {"type": ["boolean", "null"]},
-        "scored": _BOOLEAN,
-        "planned": _BOOLEAN,
-        "assigned_categories": _TEXTS,
-        "runtime": _TEXT_OR_NULL,
-        "requests": {"type": "integer", "minimum": 0},
-    }
-)
-_TOO_MANY = "Too many requests read experts.yaml."
-OPERATIONS = (
-    Operation(
-        "listExperts",
-        "GET",
-        "/v1/experts",
-        "List the experts with their state",
-        Experts.list,
-        json_success("The experts.", list_schema({"type": "object"})),
-        resource=Experts,
-    ),
-    Operation(
-        "listExpertFailures",
-        "GET",
-        "/v1/experts/{id}/failures",
-        "List the newest failures of an expert in the routing log",
-        Experts.failures,
-        json_success("The failures.", list_schema({"type": "object"})),
-        resource=Experts,
-        problems=problems(_404="No such expert.", _503="The routing log cannot be read."),
-    ),
-    Operation(
-        "checkExpert",
-        "POST",
-        "/v1/experts/check",
-        f"Check experts.yaml with one more expert, whose problems are at `{ENTRY_NAME}`; nothing is written",
-        Onboarding.check,
-        json_success("The problems, if any.", _CHECK),
-        resource=Onboarding,
-        body=ExpertEntry,
-        problems=problems(400, 408, 413, 415, _429=_TOO_MANY),
-    ),
-    Operation(
-        "readExpertSteps",
-        "GET",
-        "/v1/experts/{id}/steps",
-        "Progress of adding an expert: declared, served, reachable, scored, planned, assigned",
-        Onboarding.steps,
-        json_success("The steps.", _STEPS),
-        resource=Onboarding,
-        problems=problems(_429=_TOO_MANY),
-    ),
-)
+def _parsed_problems(found: Sequence[str]) -> list[dict[str, Any]]:
+    """The parts of each `file:line: message`; `where` is `entry` for the entry in the request."""
+    matches = [(_PROBLEM.fullmatch(problem), problem) for problem in found]
+    return [
+        {"where": match[1], "line": int(match[2]), "message": match[3]}
+        if match
+        else {"where": "", "line": None, "message": problem}
+        for match, problem in matches
+    ]

@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,12 +27,14 @@ from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.registry import Registry
 from coe.routing.replay import ReplayedDecision, replay
 from gateway.endpoints.operation import (
-    Operation,
-    Schema,
+    BOOLEAN,
+    OBJECT,
+    OBJECTS,
+    TEXT,
     json_response,
-    json_success,
     list_schema,
     object_schema,
+    operation,
     problems,
     query_of,
 )
@@ -173,7 +174,6 @@ def _error_codes() -> list[str]:
     return sorted(found)
 
 
-_OBJECT: Schema = {"type": "object"}
 ROW_SCHEMA = schema_of([field for field in FIELDS if field.name in LIST_FIELDS])
 WHOLE_SCHEMA = schema_of([field for field in FIELDS if field.name in RECORD_FIELDS])
 RECORD_SCHEMA = {
@@ -181,20 +181,20 @@ RECORD_SCHEMA = {
     "properties": {
         "object": {"const": "record"},
         **WHOLE_SCHEMA["properties"],
-        "feedback": {"type": "array", "items": _OBJECT},
-        "choices": _OBJECT,
+        "feedback": OBJECTS,
+        "choices": OBJECT,
     },
 }
 LIST_SCHEMA = list_schema(ROW_SCHEMA)
-LIST_SCHEMA["properties"] |= {"cursor": {"type": "string"}, "damaged": {"type": "integer"}, "choices": _OBJECT}
+LIST_SCHEMA["properties"] |= {"cursor": TEXT, "damaged": {"type": "integer"}, "choices": OBJECT}
 REPLAY_SCHEMA = object_schema(
     {
         "object": {"const": "decision"},
-        "request_id": {"type": "string"},
+        "request_id": TEXT,
         "source": {"enum": ["prompt", "posterior"]},
-        "needs_known": {"type": "boolean"},
-        "recorded": _OBJECT,
-        "replayed": _OBJECT,
+        "needs_known": BOOLEAN,
+        "recorded": OBJECT,
+        "replayed": OBJECT,
     }
 )
 
@@ -208,6 +208,11 @@ RETRY_AFTER = 1.0
 _log = logging.getLogger("gateway")
 
 
+_BUSY = "Too many requests read the routing log."
+_UNREADABLE = "The routing log cannot be read."
+_NO_RECORD = "No such record."
+
+
 class Records:
     """Reads the log for administrators, who see the records of all tenants."""
 
@@ -217,22 +222,47 @@ class Records:
         self._feedback = parts.feedback
         self._active = 0
 
+    @operation(
+        "GET /v1/records",
+        "listRecords",
+        "A page of records.",
+        LIST_SCHEMA,
+        query=RecordQuery,
+        problems={429: _BUSY, 503: _UNREADABLE},
+    )
     async def list(self, request: Request) -> Response:
-        """`GET /v1/records`."""
+        """List the routing log, newest first; `cursor` as `before` gets older records and is empty at the end."""
         query = query_of(request, RecordQuery).log_query()
         async with self._log_access():
             page = await self._page(query)
         return json_response(list_body(page, self._current.serving.registry))
 
+    @operation(
+        "GET /v1/records/{id}",
+        "getRecord",
+        "The record.",
+        RECORD_SCHEMA,
+        problems={404: _NO_RECORD, 429: _BUSY, 503: _UNREADABLE},
+    )
     async def get(self, request: Request) -> Response:
-        """`GET /v1/records/{id}`."""
+        """Read the record of one request, and its feedback."""
         async with self._log_access():
             record = await self._record(request)
             feedback = await self._feedback.for_request(record.request_id, keys=self._keys(record))
         return json_response(record_body(record, feedback, self._current.serving.registry))
 
+    @operation(
+        "POST /v1/records/{id}/decision",
+        "decideAgain",
+        "The recorded and the replayed decision.",
+        REPLAY_SCHEMA,
+        problems=problems(400, _404=_NO_RECORD, _409="The request was not classified.", _429=_BUSY, _503=_UNREADABLE),
+    )
     async def replay(self, request: Request) -> Response:
-        """`POST /v1/records/{id}/decision`: decides with what this process serves and its view of the experts."""
+        """Replay the decision on a recorded request.
+
+        Decides with what this process serves and its view of the experts.
+        """
         async with self._log_access():
             record = await self._record(request)
         serving = self._current.serving
@@ -291,39 +321,3 @@ class Records:
             raise LogUnavailable("the routing log cannot be read now", retry_after=RETRY_AFTER) from error
         finally:
             self._active -= 1
-
-
-_BUSY = "Too many requests read the routing log."
-_UNREADABLE = "The routing log cannot be read."
-_NO_RECORD = "No such record."
-_operation = partial(Operation, resource=Records)
-OPERATIONS = (
-    _operation(
-        "listRecords",
-        "GET",
-        "/v1/records",
-        "List the routing log, newest first; `cursor` as `before` gets older records and is empty at the end",
-        Records.list,
-        json_success("A page of records.", LIST_SCHEMA),
-        query=RecordQuery,
-        problems=problems(400, _429=_BUSY, _503=_UNREADABLE),
-    ),
-    _operation(
-        "getRecord",
-        "GET",
-        "/v1/records/{id}",
-        "Read the record of one request, and its feedback",
-        Records.get,
-        json_success("The record.", RECORD_SCHEMA),
-        problems=problems(_404=_NO_RECORD, _429=_BUSY, _503=_UNREADABLE),
-    ),
-    _operation(
-        "decideAgain",
-        "POST",
-        "/v1/records/{id}/decision",
-        "Replay the decision on a recorded request",
-        Records.replay,
-        json_success("The recorded and the replayed decision.", REPLAY_SCHEMA),
-        problems=problems(400, _404=_NO_RECORD, _409="The request was not classified.", _429=_BUSY, _503=_UNREADABLE),
-    ),
-)

@@ -24,13 +24,17 @@ from coe.errors import Draining, Overloaded
 from coe.experts.http.sse import EVENT_STREAM
 from gateway.endpoints.admin.counts import Counts, stats_of
 from gateway.endpoints.operation import (
+    COUNT,
     EVENTS,
-    Operation,
+    NUMBER,
+    OBJECT,
+    OBJECTS,
+    TEXT,
+    TEXTS,
     Schema,
-    Success,
     json_response,
-    json_success,
     object_schema,
+    operation,
     problems,
     query_of,
 )
@@ -125,6 +129,29 @@ class StreamQuery(BaseModel):
     events: Annotated[int, Field(ge=1, le=MAX_EVENTS)] | None = None
 
 
+CACHE_SECONDS = 60.0
+"""A report is returned again for this long, since it reads a week of the log."""
+JOB_SECONDS = 120.0
+_COUNTS: Schema = {"type": "object", "additionalProperties": COUNT}
+_NESTED: Schema = {"type": "object", "additionalProperties": _COUNTS}
+_BUCKETS: Schema = {"type": "array", "items": COUNT}
+_BOUNDS: Schema = {"type": "array", "items": NUMBER, "description": "Upper bounds of the buckets, in seconds."}
+_HISTOGRAM = object_schema({"bounds": _BOUNDS, "counts": _BUCKETS})
+_EXPERT = object_schema(
+    {"id": TEXT, "outcomes": _COUNTS, "fallbacks": COUNT, "in_flight": COUNT, "first_byte": _BUCKETS}
+    | {"replicas": {"type": "object", "additionalProperties": TEXT}, "tokens": _COUNTS, "cost": NUMBER}
+)
+_REQUESTS = {"total": COUNT, "apis": _COUNTS, "outcomes": _COUNTS, "reasons": _COUNTS, "flows": _NESTED}
+_STATS = object_schema(
+    {"object": {"const": "stats"}, "time": NUMBER, "gateway": object_schema({"host": TEXT, "id": TEXT})}
+    | {"categories": TEXTS, "requests": object_schema(_REQUESTS), "in_flight": COUNT, "queued": COUNT}
+    | {"routing": _HISTOGRAM, "request": _HISTOGRAM, "first_byte_bounds": _BOUNDS}
+    | {"experts": {"type": "array", "items": _EXPERT}, "retrieval": _COUNTS, "feedback": _COUNTS}
+    | {"log": object_schema({"backlog": COUNT, "dropped": COUNT}), "warnings": TEXTS, "artifacts": _NESTED}
+    | {"serving": {"type": "array", "items": object_schema({"router": TEXT, "config": TEXT})}, "workers": OBJECTS}
+)
+
+
 class Stats:
     """Every event is complete, so a missed one is no loss; events that are due in the same second share a snapshot."""
 
@@ -134,12 +161,22 @@ class Stats:
         self._snapshot = SharedSnapshot(self._take)
         self._listeners = 0
 
+    @operation("GET /v1/stats", "readStats", "The numbers.", _STATS)
     async def get(self, _: Request) -> Response:
-        """`GET /v1/stats`."""
+        """Current numbers of the gateway, counted since its start."""
         return json_response(await self._snapshot.since(asyncio.get_running_loop().time()))
 
+    @operation(
+        "GET /v1/stats/stream",
+        "streamStats",
+        "Events, each with the whole of /v1/stats.",
+        object_schema({"data": TEXT}),
+        media_type=EVENTS,
+        query=StreamQuery,
+        problems={429: "Too many streams are open.", 503: "The gateway is shutting down."},
+    )
     async def stream(self, request: Request) -> Response:
-        """`GET /v1/stats/stream`."""
+        """The same every `interval` seconds, until `events` were sent."""
         query = query_of(request, StreamQuery)
         if self._current.leaving:
             raise Draining("this gateway is shutting down; send the request again", retry_after=_RETRY_AFTER)
@@ -172,11 +209,6 @@ class Stats:
         return orjson.dumps({"object": "stats", "time": time.time(), "gateway": gateway, **found})
 
 
-CACHE_SECONDS = 60.0
-"""A report is returned again for this long, since it reads a week of the log."""
-JOB_SECONDS = 120.0
-
-
 class Status:
     """Requests that come while a report is computed share it."""
 
@@ -185,8 +217,15 @@ class Status:
         self._report: asyncio.Task[dict[str, Any]] | None = None
         self._expires = 0.0
 
+    @operation(
+        "GET /v1/status",
+        "readStatus",
+        "The report.",
+        object_schema({"object": {"const": "status"}, "time": NUMBER, "report": OBJECT}),
+        problems=problems(501, _503="The job failed or ran too long, or the gateway is shutting down."),
+    )
     async def get(self, _: Request) -> Response:
-        """`GET /v1/status`."""
+        """Report on the last week's traffic: drift, alarms, proposed categories, retraining rounds."""
         if self._report is None or (self._report.done() and time.monotonic() >= self._expires):
             self._report = asyncio.create_task(self._compute(), name="coe-status")
         return json_response(await asyncio.shield(self._report))
@@ -196,85 +235,3 @@ class Status:
         report = await self._jobs.run("status", seconds=JOB_SECONDS, needs=("scipy", "sklearn"))
         self._expires = time.monotonic() + CACHE_SECONDS
         return {"object": "status", "time": time.time(), "report": report}
-
-
-_TEXT: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": "number"}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
-_COUNTS: Schema = {"type": "object", "additionalProperties": _COUNT}
-_NESTED: Schema = {"type": "object", "additionalProperties": _COUNTS}
-_TEXTS: Schema = {"type": "array", "items": _TEXT}
-_BUCKETS: Schema = {"type": "array", "items": _COUNT}
-_BOUNDS: Schema = {"type": "array", "items": _NUMBER, "description": "Upper bounds of the buckets, in seconds."}
-_HISTOGRAM = object_schema({"bounds": _BOUNDS, "counts": _BUCKETS})
-_EXPERT = object_schema(
-    {
-        "id": _TEXT,
-        "outcomes": _COUNTS,
-        "fallbacks": _COUNT,
-        "in_flight": _COUNT,
-        "replicas": {"type": "object", "additionalProperties": _TEXT},
-        "first_byte": _BUCKETS,
-        "tokens": _COUNTS,
-        "cost": _NUMBER,
-    }
-)
-_STATS = object_schema(
-    {
-        "object": {"const": "stats"},
-        "time": _NUMBER,
-        "gateway": object_schema({"host": _TEXT, "id": _TEXT}),
-        "categories": _TEXTS,
-        "requests": object_schema(
-            {"total": _COUNT, "apis": _COUNTS, "outcomes": _COUNTS, "reasons": _COUNTS, "flows": _NESTED}
-        ),
-        "in_flight": _COUNT,
-        "queued": _COUNT,
-        "routing": _HISTOGRAM,
-        "request": _HISTOGRAM,
-        "first_byte_bounds": _BOUNDS,
-        "experts": {"type": "array", "items": _EXPERT},
-        "retrieval": _COUNTS,
-        "feedback": _COUNTS,
-        "log": object_schema({"backlog": _COUNT, "dropped": _COUNT}),
-        "warnings": _TEXTS,
-        "serving": {"type": "array", "items": object_schema({"router": _TEXT, "config": _TEXT})},
-        "artifacts": _NESTED,
-        "workers": {"type": "array", "items": {"type": "object"}},
-    }
-)
-OPERATIONS = (
-    Operation(
-        "readStats",
-        "GET",
-        "/v1/stats",
-        "Current numbers of the gateway, counted since its start",
-        Stats.get,
-        json_success("The numbers.", _STATS),
-        resource=Stats,
-    ),
-    Operation(
-        "streamStats",
-        "GET",
-        "/v1/stats/stream",
-        "The same every `interval` seconds, until `events` were sent",
-        Stats.stream,
-        {200: Success("Events, each with the whole of /v1/stats.", {EVENTS: object_schema({"data": _TEXT})})},
-        resource=Stats,
-        query=StreamQuery,
-        problems=problems(400, _429="Too many streams are open.", _503="The gateway is shutting down."),
-    ),
-    Operation(
-        "readStatus",
-        "GET",
-        "/v1/status",
-        "Report on the last week's traffic: drift, alarms, proposed categories, retraining rounds",
-        Status.get,
-        json_success(
-            "The report.",
-            object_schema({"object": {"const": "status"}, "time": {"type": "number"}, "report": {"type": "object"}}),
-        ),
-        resource=Status,
-        problems=problems(501, _503="The job failed or ran too long, or the gateway is shutting down."),
-    ),
-)
