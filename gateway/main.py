@@ -36,10 +36,9 @@ from coe.settings import Settings
 from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter
 from gateway.access.conversations import open_affinity
 from gateway.app import create_app
-from gateway.observability.implicit_feedback import ImplicitSignals
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
-from gateway.observability.observers import RecentRequests, Recorder, open_observability
+from gateway.observability.observers import ImplicitSignals, RecentRequests, Recorder, open_observability
 from gateway.observability.state_metrics import TrafficMetrics, add_feedback_metrics, add_log_metrics, open_residency
 from gateway.observability.tracing import check_tracing
 from gateway.parts import Parts

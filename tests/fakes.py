@@ -29,9 +29,8 @@ from coe.settings import Settings
 from gateway.access import access_of
 from gateway.access.local import MemoryLimiter
 from gateway.app import create_app
-from gateway.observability.implicit_feedback import ImplicitSignals
 from gateway.observability.metrics import Metrics
-from gateway.observability.observers import RecentRequests
+from gateway.observability.observers import ImplicitSignals, RecentRequests
 from gateway.observability.tracing import Tracing
 from gateway.parts import Parts
 from gateway.process.jobs import Jobs, PlanSolver

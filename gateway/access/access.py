@@ -27,9 +27,6 @@ from gateway.access.redis import RedisLimiter, limits_client
 ONE_REQUEST = Amounts(1, 0, 0)
 _HEADER_NAMES = {"requests_per_minute": b"requests", "tokens_per_minute": b"tokens"}
 
-UsageOf = Callable[[], tuple[Usage, Prices] | None]
-"""Called once at the end: tokens used and their prices; None if no expert answered."""
-
 
 class Allowance:
     """An allowance without limits. `async with` holds what one request may use; entering raises LimitReached."""
@@ -44,6 +41,9 @@ class Allowance:
     async def reserve(self, chat: Chat) -> None:
         """Reserves what the answer to this chat may use. Raises LimitReached, or InvalidRequest for more than a limit
         ever allows."""
+
+    def charge(self, usage: Usage, prices: Prices) -> None:
+        """An expert answers: the exit charges what `usage` counts by then. Without an answer it charges no tokens."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The remaining amounts, as OpenAI's x-ratelimit headers."""
@@ -89,20 +89,16 @@ class TokenAllowance(RequestAllowance):
     that a key without budget is refused early. `reserve` adds what the answer may use, once the body is parsed.
     """
 
-    __slots__ = ("_input", "_key", "_minimum", "_output", "_prices_of", "_reserved_for_answer", "_usage_of")
+    __slots__ = ("_charged", "_input", "_key", "_minimum", "_output", "_prices_of", "_reserved_for_answer")
 
-    def __init__(
-        self, account: Account, key: str, *, minimum: Amounts, prices_of: Callable[[str], Prices], usage_of: UsageOf
-    ) -> None:
+    def __init__(self, account: Account, key: str, *, minimum: Amounts, prices_of: Callable[[str], Prices]) -> None:
         super().__init__(account)
         self._key = key
         self._minimum = minimum
         self._prices_of = prices_of
         self._input = self._output = 0.0
         self._reserved_for_answer: Any = None
-        self._usage_of: UsageOf | None = usage_of
-        """None after the call: it refers to the request, which refers to this, and such cycles keep large bodies alive.
-        """
+        self._charged: tuple[Usage, Prices] | None = None
 
     async def __aenter__(self) -> Allowance:
         self._reserved = await self._account.reserve(self._minimum)
@@ -116,15 +112,16 @@ class TokenAllowance(RequestAllowance):
                 raise limit_error(self._key, meter, amounts[meter.unit], wait=0.0)
         self._reserved_for_answer = await self._account.reserve(_beyond(amounts, self._minimum))
 
+    def charge(self, usage: Usage, prices: Prices) -> None:
+        self._charged = usage, prices
+
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         """Charges what was used. An answer without a token count, for example because the client disconnected, costs
         the estimate, or one token per event if more events came."""
-        assert self._usage_of is not None
-        usage_of, self._usage_of = self._usage_of(), None
         if self._reserved_for_answer is None:
             self._account.settle(self._reserved, ONE_REQUEST)
             return
-        used = ONE_REQUEST if usage_of is None else self._used(*usage_of)
+        used = ONE_REQUEST if self._charged is None else self._used(*self._charged)
         self._account.settle(self._reserved, self._minimum)
         self._account.settle(self._reserved_for_answer, _beyond(used, self._minimum))
 
@@ -193,15 +190,12 @@ class Access:
             return False
         return True
 
-    def allowance(self, caller: Caller, usage_of: UsageOf) -> Allowance:
-        """What one request may use; free of cost for a key without limits.
-
-        Enter it before the body is read: it raises LimitReached where nothing remains. On exit it calls `usage_of` for
-        what was used.
-        """
+    def allowance(self, caller: Caller) -> Allowance:
+        """What one request may use; free of cost for a key without limits. Enter it before the body is read: it raises
+        LimitReached where nothing remains."""
         if caller.key is None or (account := self._accounts.get(caller.key)) is None:
             return UNLIMITED
-        return TokenAllowance(account, caller.key, minimum=self._minimum, prices_of=self._prices_of, usage_of=usage_of)
+        return TokenAllowance(account, caller.key, minimum=self._minimum, prices_of=self._prices_of)
 
     def request_allowance(self, caller: Caller) -> Allowance:
         """The allowance of a request that calls no expert: it counts as one request without tokens and money."""

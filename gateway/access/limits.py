@@ -102,33 +102,12 @@ ROUNDING_ERROR = 1e-9
 """The part of a limit by which sums of floats may be wrong."""
 
 
-class LimitCounter(Protocol):
-    """The remaining amount of one limit. `window` numbers the calendar window that amounts belong to, 0 elsewhere."""
-
-    limit: float
-    window: int
-
-    @property
-    def kind(self) -> Literal["bucket", "window", "slots"]: ...
-
-    def remaining(self, now: float) -> float:
-        """Brings the counter up to date, and returns the rest; negative where more was used than allowed."""
-
-    def consume(self, amount: float) -> None:
-        """Subtracts an amount. Call `remaining` before."""
-
-    def settle(self, reserved: float, used: float, window: int) -> None:
-        """Returns what was reserved and not used, or charges what was used beyond it."""
-
-    def retry_after(self, amount: float, now: float) -> float:
-        """Seconds until `amount` is available if nothing else is consumed."""
-
-
 class TokenBucket:
-    """A limit per minute: full at first, refilled continuously."""
+    """A limit per minute: full at first, refilled continuously. The other counters have the same methods."""
 
     kind: Final = "bucket"
     window = 0
+    """The number of the calendar window that amounts belong to; 0 for counters without windows."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
@@ -136,15 +115,18 @@ class TokenBucket:
         self._updated = 0.0
 
     def remaining(self, now: float) -> float:
+        """Brings the counter up to date, and returns the rest; negative where more was used than allowed."""
         if now > self._updated:
             self._tokens = min(self.limit, self._tokens + (now - self._updated) * self.limit / MINUTE)
         self._updated = now  # a clock that was set back starts from here
         return self._tokens
 
     def consume(self, amount: float) -> None:
+        """Subtracts an amount. Call `remaining` before."""
         self._tokens -= amount
 
     def settle(self, reserved: float, used: float, window: int) -> None:
+        """Returns what was reserved and not used, or charges what was used beyond it."""
         self._tokens = min(self.limit, self._tokens + reserved - used)
 
     def set_remaining(self, amount: float, now: float) -> None:
@@ -152,6 +134,7 @@ class TokenBucket:
         self._tokens, self._updated = min(self.limit, amount), now
 
     def retry_after(self, amount: float, now: float) -> float:
+        """Seconds until `amount` is available if nothing else is consumed."""
         return max(0.0, amount - self.remaining(now)) * MINUTE / self.limit
 
 
@@ -211,7 +194,10 @@ class ConcurrencySlots:
         return SLOT_RETRY_SECONDS
 
 
-def new_counter(meter: Meter) -> TokenBucket | CalendarWindow | ConcurrencySlots:
+Counter = TokenBucket | CalendarWindow | ConcurrencySlots
+
+
+def new_counter(meter: Meter) -> Counter:
     """A full counter for a meter."""
     if meter.name == "concurrent_requests":
         return ConcurrencySlots(meter.limit)

@@ -26,15 +26,13 @@ from gateway.access.limits import (
     Amounts,
     CalendarWindow,
     ConcurrencySlots,
+    Counter,
     Meter,
-    TokenBucket,
     is_available,
     limit_error,
     meters_of,
     new_counter,
 )
-
-Counter = TokenBucket | CalendarWindow | ConcurrencySlots
 
 
 class MemoryReservation(NamedTuple):

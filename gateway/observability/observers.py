@@ -1,15 +1,17 @@
-"""Observers of finished requests: metrics, traces, the access log, the routing log, and the latest requests.
+"""Observers of finished requests: metrics, traces, the access log, the routing log, and what follows in memory.
 
-`open_observability` opens the first three, Recorder writes records. RecentRequests remembers requests whose record may
-still be on its way to the log; `find_record` and `find_tenant` also retry the log. A request of another tenant takes as
-long as an unknown one.
+`open_observability` opens the first three, Recorder writes records, ImplicitSignals detects implicit feedback.
+RecentRequests remembers requests whose record may still be on its way to the log; `find_record` and `find_tenant` also
+retry the log. A request of another tenant takes as long as an unknown one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
@@ -22,7 +24,8 @@ from typing import Self
 import numpy as np
 
 from coe.core import Encoder
-from coe.records import RecordWriter
+from coe.records import Pending, RecordWriter
+from coe.records.feedback import Feedback, FeedbackKind
 from coe.records.record import RoutingLog, RoutingRecord
 from coe.settings import Settings
 from gateway.observability.logs import log_request
@@ -164,3 +167,75 @@ async def find_tenant(
 
 def _delays(request_id: str) -> tuple[float, ...]:
     return LOOKUP_DELAYS_SECONDS if _REQUEST_ID.fullmatch(request_id) else LOOKUP_DELAYS_SECONDS[:1]
+
+
+MAX_REGENERATION_SECONDS = 300.0
+"""Time after an answer within which the same conversation is a regeneration."""
+MIN_REGENERATION_SECONDS = 1.0
+"""Time after an answer before which it is not: a client that is faster is a program, not a reader."""
+MAX_REGENERATIONS = 3
+"""Regenerations of one conversation that are reported; a client with more is a program."""
+MIN_CHARACTERS = 40
+"""Conversations below this length are compared only within a session: many users say "hello"."""
+MAX_CONVERSATIONS = 10_000
+"""Latest conversations that are remembered, about 300 bytes each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LastAnswer:
+    """The last answer to a conversation: its request, its time in Unix seconds, and the number of retries before it."""
+
+    request_id: str
+    time: float
+    retries: int
+
+
+class ImplicitSignals:
+    """Detects implicit feedback in finished requests: a regenerated answer, and an abandoned stream.
+
+    The signals are weak evidence, as a retry or a closed window may have any cause; learning weighs them accordingly
+    (`coe/learning/estimation/experience.py`). Conversations are remembered in memory, so each worker process has its
+    own. `store` receives the feedback.
+    """
+
+    def __init__(self, store: Callable[[Pending], None]) -> None:
+        self._answers: OrderedDict[bytes, _LastAnswer] = OrderedDict()
+        self._store = store
+
+    def observe(self, trace: Trace) -> None:
+        """Processes a finished request; those of CoE's own commands have no signals."""
+        if trace.options is not None and trace.options.purpose:
+            return
+        now = time.time()
+        if trace.client_left and trace.reply is not None and trace.chat is not None and trace.chat.stream:
+            self._report("abandoned", trace.request_id, trace, now=now)
+        if (key := _conversation_key(trace)) is not None:
+            previous, retries = self._answers.get(key), 0
+            if previous and MIN_REGENERATION_SECONDS <= trace.time - previous.time <= MAX_REGENERATION_SECONDS:
+                retries = previous.retries + 1
+                if retries <= MAX_REGENERATIONS:
+                    self._report("regenerated", previous.request_id, trace, now=now)
+            self._remember(key, _LastAnswer(trace.request_id, now, retries))
+
+    def _report(self, kind: FeedbackKind, request_id: str, trace: Trace, *, now: float) -> None:
+        caller, event_id = trace.caller, f"{kind}:{trace.request_id}"
+        self._store(Pending(Feedback(event_id, request_id, now, kind, tenant=caller.tenant, key=caller.key)))
+
+    def _remember(self, key: bytes, answered: _LastAnswer) -> None:
+        self._answers[key] = answered
+        self._answers.move_to_end(key)
+        if len(self._answers) > MAX_CONVERSATIONS:
+            self._answers.popitem(last=False)
+
+
+def _conversation_key(trace: Trace) -> bytes | None:
+    """A digest of an answered conversation and its tenant; None for other requests, and where it was not answered."""
+    chat, session = trace.chat, trace.options.session if trace.options else None
+    if chat is None or not chat.messages or chat.api == "embeddings":
+        return None
+    if trace.outcome != "ok" and not (trace.client_left and trace.reply is not None):
+        return None
+    if session is None and chat.characters < MIN_CHARACTERS:
+        return None
+    identity = f"{trace.caller.tenant}\0{session}\0{chat.api}\0{len(chat.messages)}\0{chat.characters}\0{trace.text}"
+    return hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=16).digest()

@@ -10,7 +10,7 @@ from coe.core import Usage
 from coe.errors import ExpertRejected
 from coe.registry import Prices, Registry
 from gateway.access import access_of
-from gateway.access.access import TokenAllowance, UsageOf
+from gateway.access.access import TokenAllowance
 from gateway.access.limits import Account, Amounts
 from gateway.access.local import MemoryLimiter
 from gateway.dialects import Dialect
@@ -184,8 +184,8 @@ async def test_tokens_are_reserved_by_the_length_asked_for(fields: dict[str, Any
     assert int(response.headers["x-ratelimit-remaining-tokens"]) == 999 - reserved
 
 
-def metered(account: Account, spent: UsageOf) -> TokenAllowance:
-    return TokenAllowance(account, "alice", minimum=Amounts(1, 1, 0), prices_of=lambda _: Prices(), usage_of=spent)
+def metered(account: Account) -> TokenAllowance:
+    return TokenAllowance(account, "alice", minimum=Amounts(1, 1, 0), prices_of=lambda _: Prices())
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def metered(account: Account, spent: UsageOf) -> TokenAllowance:
 async def test_all_prompts_of_a_request_are_reserved_for(api: Dialect, fields: dict[str, Any], reserved: int) -> None:
     account = account_of(MemoryLimiter(), tokens_per_minute=1000)
     chat = api.parse(orjson.dumps({"model": "auto", **fields}))
-    async with metered(account, lambda: None) as allowance:
+    async with metered(account) as allowance:
         await allowance.reserve(chat)
         assert (b"x-ratelimit-remaining-tokens", b"%d" % (1000 - reserved)) in allowance.headers()
 
@@ -213,8 +213,9 @@ async def test_a_stream_whose_tokens_nobody_counted_costs_one_an_event_or_the_es
     account, usage = account_of(MemoryLimiter(), tokens_per_minute=1000), Usage()
     usage.events = events
     chat = CHAT.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "abcd"}]}))
-    async with metered(account, lambda: (usage, Prices())) as allowance:
+    async with metered(account) as allowance:
         await allowance.reserve(chat)
+        allowance.charge(usage, Prices())
     assert account.remaining()[0] == pytest.approx(1000 - 1 - charged, abs=0.1)
 
 
@@ -274,6 +275,6 @@ async def test_money_is_reserved_by_the_dearest_expert_or_the_one_pinned() -> No
 async def test_a_reload_keeps_the_counts_of_keys_that_stay() -> None:
     limiter, registry = MemoryLimiter(), keyed(limits={"requests_per_minute": 2})
     for access in (access_of(registry, limiter), access_of(registry, limiter)):
-        async with access.allowance(access.identify([(b"x-api-key", b"alice")], "chat"), lambda: None) as allowed:
+        async with access.allowance(access.identify([(b"x-api-key", b"alice")], "chat")) as allowed:
             left = dict(allowed.headers())[b"x-ratelimit-remaining-requests"]
     assert left == b"0"
