@@ -32,7 +32,9 @@ def scores(service: LoggedService) -> Path:
     return folder
 
 
-def test_a_new_plan_keeps_the_feedback_of_moved_categories_unless_it_is_dropped(service: LoggedService, scores: Path) -> None:
+def test_a_new_plan_keeps_the_feedback_of_moved_categories_unless_it_is_dropped(
+    service: LoggedService, scores: Path
+) -> None:
     service.report("plan", scores)
     assert {name: service.choices()[name] for name in MEASURED} == MEASURED
     service.serve(1500)

@@ -26,9 +26,8 @@ from coe.records import open_log
 from coe.records.record import RoutingRecord
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.observability.metric_registry import exposition
-from gateway.observability.metrics import Metrics
-from gateway.observability.traffic_metrics import TrafficMetrics
+from gateway.observability.metrics import Metrics, exposition
+from gateway.observability.state_metrics import TrafficMetrics
 from gateway.serving_state import ServingState
 from tests.fakes import gateway_of, registry_of
 from tests.gateway import words_server
