@@ -2,7 +2,7 @@
 
 import pytest
 
-from coe.learning.evaluation.scoring_run import program_of
+from coe.experts.recipes.programs import program_of
 
 DEFINITION = "def f(x):\n    return x + 1\n"
 

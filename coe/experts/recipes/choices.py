@@ -13,23 +13,23 @@ _LETTER = (  # a bare I is mostly a pronoun
     rf"(?:([A-HJ])(?![{SPACED}'’])|([A-Ja-j])(?={_CLOSE}|[ \t]{{0,9}}(?:\n|\Z)))"
     r"(?!\s?(?:では|じゃ|[가이]\s?아니))"  # a negated answer in Japanese and Korean
 )
-_WESTERN = (
+WESTERN_ANSWER = (
     r"(?i:\b(?:réponse|respuesta|resposta|risposta|antwort|ответ)\b"
     r"(?:\s{1,3}(?:correcte|exacte|juste|corre[ct]{1,2}a)\b)?[*_]{0,3})"
 )
-_EASTERN = r"(?:答案|答え|正解|回答|解答|정?답)[*_」】\]]{0,3}"
+EASTERN_ANSWER = r"(?:答案|答え|正解|回答|解答|정?답)[*_」】\]]{0,3}"
 _STATED = re.compile(
     r"(?:(?i:\b(?:answer|choice|option)[*_]{0,3}"
     r"(?:\s{1,3}(?:is|was|would\s{1,3}be|should\s{1,3}be)\b|\s{0,3}[:=]){1,3}"
     r"(?:[\s*_]{0,4}(?:definitely|clearly|most\s{1,3}likely|likely|probably|option|choice|letter)\b\s?:?){0,3})"
-    rf"|{_WESTERN}(?:\s{{1,3}}(?:est|es|é|è|ist|lautet)\b|\s{{0,3}}[:=–—-]){{1,3}}"
+    rf"|{WESTERN_ANSWER}(?:\s{{1,3}}(?:est|es|é|è|ist|lautet)\b|\s{{0,3}}[:=–—-]){{1,3}}"
     r"(?i:\s{1,3}(?:donc|also|la|a|die|(?:l['’])?option|opción|opção|lettre|letra|вариант)\b){0,3}"
-    rf"|{_EASTERN}(?:\s{{0,3}}(?:[应應]?[该該]?[是为為]|[选選はが은는:=、,])){{1,3}}(?:\s{{0,3}}(?:[选選][项項]|選択肢))?"
+    rf"|{EASTERN_ANSWER}(?:\s{{0,3}}(?:[应應]?[该該]?[是为為]|[选選はが은는:=、,])){{1,3}}(?:\s{{0,3}}(?:[选選][项項]|選択肢))?"
     rf"|\\boxed){_OPEN}(?:text(?:bf)?[{{ ])?{_OPEN}{_LETTER}"
     r"|\b([A-J])\)?[*_]{0,3}\s{1,3}is\s{1,3}(?:the\s{1,3})?(?:correct|right|best)\b"
 )
 _PICKED = re.compile(  # 选B, Antwort B: also used of other options, so it counts less
-    rf"(?:{_WESTERN}|{_EASTERN}"
+    rf"(?:{WESTERN_ANSWER}|{EASTERN_ANSWER}"
     r"|[选選][择擇択]?[了:は]?\s?(?:[选選][项項])?)"
     rf"{_OPEN}([A-HJ])(?![{SPACED}'’])"
 )
@@ -76,3 +76,44 @@ def _negated(text: str, place: int) -> bool:
     if _OPTION_SAYS.search(before) and " nor " not in text[place : place + _NEGATION]:
         return False
     return _NEGATED.search(before) is not None
+
+
+_LABELLED = re.compile(  # (B) Paris, B. Paris, but not J. K. Rowling
+    r"\W{0,9}(?:(?i:option|choice|answer)\s)?[(\[]?([A-J])[)\].:][*_]{0,3}(?=\s)(?!\s{1,3}[A-Z]\.)"
+)
+_LABEL = re.compile(r"^[ \t>#*-]{0,9}\(?([A-J])[).:、](?=[\s*])", re.MULTILINE)
+_EMPHASISED = re.compile(r"\W{0,9}(?:(?i:option|choice)\s)?\W{0,4}([A-J])\W{0,9}")
+_SETTLES = re.compile(
+    r"(?i:\b(?:must\s{1,3}be|choose|chose|pick|select|go\s{1,3}with|so|thus|therefore|hence|correct|right)\b)|[选選]"
+)
+_GRADE = re.compile(rf"(?<![{SPACED}])[A-Ja-j](?:[+#°]|-(?![{SPACED}]))")
+
+
+def stated_letters(text: str) -> list[tuple[int, str]]:
+    """Return the place and the letter of each statement such as "the answer is (B)", in order, without negated ones.
+
+    C++ and B- are no choice.
+    """
+    found = []
+    for pattern in (_STATED, _PICKED):
+        for match in pattern.finditer(text):
+            place = match.start(match.lastindex or 0)
+            if not _GRADE.match(text, place) and not _negated(text, place):
+                found.append((place, text[place].upper()))
+    return sorted(found)
+
+
+def labelled_letter(line: str) -> str | None:
+    """Return the letter of a line that is a choice: B, (b), **B**, "B. Paris", "Option B", "so it must be B"."""
+    if _GRADE.search(line):
+        return None
+    if lone := _LONE.fullmatch(line):
+        return lone[1].upper()
+    if (found := _EMPHASISED.fullmatch(line) or _LABELLED.match(line)) and not _negated(line, found.start(1)):
+        return found[1]
+    return chosen(line) if _SETTLES.search(line) else None
+
+
+def labels(text: str) -> set[str]:
+    """Return the letters that start lines, as in a list of options."""
+    return set(_LABEL.findall(text))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 from fractions import Fraction
+from itertools import islice
 
 from coe.experts.recipes.wording import MAX_READ_CHARACTERS, SPACED
 
@@ -18,7 +20,7 @@ _NUMBER = re.compile(
     rf"|\s?/\s?({_DIGITS}))?"
     rf")(\s?\\?%|\s?percent\b)?"
 )
-_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^2 is no number
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
@@ -77,7 +79,7 @@ def _plain(text: str) -> str:
     """The part of a text that may hold its number, with typographic forms as ASCII: minus signs, digits, thousands,
     fractions."""
     text = text[-MAX_READ_CHARACTERS:]
-    if boxed := _BOXED.findall(text):
+    if boxed := BOXED.findall(text):
         text = boxed[-1]
     for form, plain in _FORMS:
         text = text.replace(form, plain)
@@ -115,10 +117,110 @@ def _value(match: re.Match[str]) -> float | None:
             value = float(_fraction(digits)) ** int(power)
         else:
             value = float(f"{digits.replace(',', '')}e{ten or exponent or 0}")
-    except (ZeroDivisionError, OverflowError):
+    except (ZeroDivisionError, OverflowError, ValueError):  # ValueError: thousands of digits
         return None
     return -value if sign == "-" else value
 
 
 def _fraction(digits: str) -> Fraction:
     return Fraction(digits.replace(",", ""))
+
+
+# ---------------------------------------------------------------------------------------------------- one number alone
+
+MAX_EXACT_DIGITS = 60
+"""Whole numbers with at most so many digits are written out; all others have 12 significant digits."""
+_MAX_DIGITS = 400
+"""Digits of a number, and exponent; others are too large to compare."""
+_MIXED = re.compile(r"(?<![\d./])(\d{1,15})\s(\d{1,9})\s?/\s?(\d{1,9})(?![\d/])")
+_LEAD = re.compile(
+    r"(?i:\s{0,3}(?:(?:so|it|that|this|there|the|a|answer|result|total|value|sum|number|is|are|was|were|be|of|about|around"
+    r"|approximately|approx\.?|roughly|exactly|equals?|equal to|usd|eur|us|\\approx)(?![^\W_])"
+    r"|[=≈~:$€£¥(]|[a-z]\s?[=≈])){0,9}\s{0,3}"
+)
+_UNIT = r"(?:[^\W\dα-λν-ω_]|(?<=[^\W\d])[/-](?=[^\W\d])|[°€£¥$'′″.²³](?!\d)|[)\]])"
+_TAIL = re.compile(  # not 5 pm, 5 or 6, 5x
+    r"(?!\s?(?i:[ap]\.?m|b?ce?|ad|or|and|to)\b)(?!\s?[a-z](?![^\W_])(?<![gmslhkd]))"
+    rf"(?:\s?{_UNIT}{{1,20}}){{0,3}}\s?"
+)
+_MARKUP = re.compile(
+    r"\\(?:text|mathrm|mathbf|textbf)\s?\{([^{}]{0,80})\}|(?<![\d*])\*\*([^*]{1,80})\*\*(?![\d*])|\\[()\[\]]"
+)
+_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = re.compile(rf"\s?({'|'.join(_SCALES)})\b", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"(?i:\b(?:is|are|was|were|be|has|have|had|equals?|makes|made|costs|needs?|gets|got|earns|pays|spends|spent|takes|took"
+    r"|left|remains?|gives|yields|total(?:s|ing)?)\b|[=≈])[^\d=≈.+-]{0,30}\Z"
+)
+
+_SEVERAL = re.compile(r",\s|;|\b(?:and|or)\b", re.IGNORECASE)  # x = 5 and y = 6
+
+
+def number_form(text: str) -> str | None:
+    """Return the value of a text that is one number, None for any other text.
+
+    A unit of at most three words and words such as "it is about" do not count; 50 % is 0.5. Whole numbers are exact,
+    others have 12 significant digits, so that equal values have equal forms.
+    """
+    return _form(text, lambda before: _LEAD.fullmatch(before) is not None)
+
+
+def concluded_number(sentence: str) -> str | None:
+    """Return the value of the only number of a sentence that ends with it: "She has 42 eggs left.", "6 * 7 = 42"."""
+    left, equals, right = sentence.rpartition("=")
+    if equals and not _SEVERAL.search(left) and (found := number_form(right)) is not None:
+        return found
+    return _form(sentence, lambda before: _CLAUSE.search(before) is not None)
+
+
+def last_number_form(text: str) -> str | None:
+    """Return the value of the number that `last_number` finds, None where the text has none."""
+    found = _last(_pointed(_plain(text)))
+    return None if found is None else _written(_exact(found[0]))
+
+
+def _form(text: str, leads: Callable[[str], bool]) -> str | None:
+    bare = " ".join(_MARKUP.sub(lambda mark: f" {mark[1] or mark[2] or ''} ", text).split()).strip("*_`\"' ")
+    plain = _pointed(_plain(_MIXED.sub(_added, bare))).strip()
+    matches = list(islice(_NUMBER.finditer(plain), 2))
+    if len(matches) != 1:
+        return None
+    before, after = plain[: matches[0].start()], plain[matches[0].end() :].rstrip(" .!")
+    scale = _SCALE.match(after)
+    after = after[scale.end() :] if scale else after
+    value = _exact(matches[0])
+    if value is None or not leads(before) or not _TAIL.fullmatch(after):
+        return None
+    return _written(value * 10 ** _SCALES[scale[1].lower()] if scale else value)
+
+
+def _added(mixed: re.Match[str]) -> str:
+    """1 1/2 as one fraction."""
+    whole, top, bottom = (int(part) for part in mixed.groups())
+    return f"{whole * bottom + top}/{bottom}"
+
+
+def _exact(match: re.Match[str]) -> Fraction | None:
+    """Return the exact value; None where it is undefined or too large."""
+    sign, top, bottom, digits, ten, exponent, power, divisor, percent = match.groups()
+    shift, raised = int(ten or exponent or 0), int(power or 1)
+    if any(len(part or "") > _MAX_DIGITS for part in (top, bottom, digits, divisor)) or abs(shift) > _MAX_DIGITS:
+        return None
+    if abs(raised) > _MAX_DIGITS:
+        return None
+    try:
+        value = _fraction(digits if top is None else top) / _fraction(bottom or divisor or "1")
+        value = (value * Fraction(10) ** shift) ** raised / (100 if percent else 1)
+    except ZeroDivisionError:
+        return None
+    return -value if sign == "-" else value
+
+
+def _written(value: Fraction | None) -> str | None:
+    if value is None or (value.denominator == 1 and abs(value) < 10**MAX_EXACT_DIGITS):
+        return None if value is None else str(value.numerator)
+    try:
+        rounded = float(value)
+    except OverflowError:
+        return None
+    return f"{rounded:.12g}" if rounded else None

@@ -30,3 +30,29 @@ _MINUS = re.compile(r"-[\d.]")
 
 def _is_edge(character: str) -> bool:
     return character in " `~" or unicodedata.category(character)[0] == "P"
+
+
+MAX_SHORT_WORDS = 12
+MAX_SHORT_CHARACTERS = 160
+"""Limits of a short answer; longer text is free text, whose wording is no evidence of agreement."""
+
+_QUOTES = str.maketrans({"’": "'", "‘": "'"} | dict.fromkeys('"“”«»„*`_'))
+_PARTED = re.compile(r"[,;:!?]+(?=\s|$)|(?<=\d)[,;](?=\S)|\.(?=\s|$)|(?<=[^\W\d])[-‐‑](?=[^\W\d])")
+_ARTICLES = re.compile(r"^(?:(?:an?|the)\s+)+(?=\S)|(?<=\s)the\s+(?=\S)")
+_LATEX = re.compile(
+    r"\\(?:left|right|displaystyle|[,;!:])|\\(?:text|mathrm|mathbf)\s?(?=\{)|(?<=\\)[dt](?=frac)|[\s$]+"
+)
+_LATEX_GROUP = re.compile(r"(?<=[\^_])\{(\w)\}")
+
+
+def text_form(text: str) -> str | None:
+    """Return a short text without case, quotes, articles and punctuation between words; None for empty or long text."""
+    if len(text) > MAX_SHORT_CHARACTERS:
+        return None
+    if "\\" in text:
+        if text.count("{") != text.count("}"):  # cut off
+            return None
+        return _LATEX_GROUP.sub(r"\1", _LATEX.sub("", text)).strip(".,") or None
+    plain = _PARTED.sub(" ", normalised(text.translate(_QUOTES)))
+    found = _ARTICLES.sub("", normalised(plain))
+    return found if found and len(found.split()) <= MAX_SHORT_WORDS else None

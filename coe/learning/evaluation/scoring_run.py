@@ -6,11 +6,9 @@ the next run. The journal has one JSON line per probe and expert, so that a stop
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import fcntl
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +19,7 @@ import orjson
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertError, InvalidRequest, RequestError
+from coe.experts.recipes.programs import program_of
 from coe.learning.evaluation import checkers
 from coe.learning.evaluation.answers import ProbeAnswer, RetryLimits, request_answer
 from coe.learning.evaluation.judge import Judge
@@ -111,59 +110,6 @@ class Journal:
         else:
             self.scored[cell.key] = cell
             self.failed.pop(cell.key, None)
-
-
-MAX_UNFENCED_LINES = 5_000
-"""Lines of an answer without fences that are searched for a program."""
-_FENCE = re.compile(
-    r"^[ \t]{0,3}(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]{0,3}\1|\Z)", re.MULTILINE | re.DOTALL
-)
-_PYTHON = ("", "python", "py", "python3")
-_PROGRAM_START = re.compile(r"(?:async def|def|class|import|from|@)\b|@")
-
-
-def program_of(answer: str) -> str:
-    """The Python program in an answer; empty when there is none.
-
-    Of fenced blocks, those that define something (the others are mostly examples of use), or else all; a last fence may
-    be left open. Without fences, the answer from its first definition or import to the last line that still parses.
-    """
-    blocks = [match[3] for match in _FENCE.finditer(answer) if match[2].lower() in _PYTHON]
-    if blocks:
-        return "\n".join([block for block in blocks if _defines(block)] or blocks)
-    return _unfenced(answer.splitlines()[:MAX_UNFENCED_LINES])
-
-
-def _defines(block: str) -> bool:
-    tree = _parse(block)
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return tree is not None and any(isinstance(node, kinds) for node in tree.body)
-
-
-def _unfenced(lines: list[str]) -> str:
-    first = next((index for index, line in enumerate(lines) if _PROGRAM_START.match(line)), None)
-    if first is None:
-        whole = "\n".join(lines)
-        return whole if _parse(whole) else ""
-    kept = lines[first:]
-    while kept:
-        program = "\n".join(kept)
-        try:
-            ast.parse(program)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            # text after the mistake cannot belong to the program: cut there, at least one line
-            place = getattr(error, "lineno", None) or len(kept)
-            kept = kept[: min(place, len(kept)) - 1]
-        else:
-            return program
-    return ""
-
-
-def _parse(program: str) -> ast.Module | None:
-    try:
-        return ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
 
 
 MAX_CONSECUTIVE_FAILURES = 10
