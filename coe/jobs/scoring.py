@@ -8,10 +8,12 @@ the retrieval gate would send it, and the pairs of scores go into a file that `c
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
@@ -22,19 +24,16 @@ from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.quality import write_quality
+from coe.learning.evaluation.recorded_answers import AnswerRow, write_answers
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.learning.evaluation.scoring_run import ExpertColumn, Journal, ScoringRun, cell_keys, score_columns
+from coe.learning.evaluation.scoring_run import Cell, ExpertColumn, Journal, ScoringRun, cell_keys, score_columns
 from coe.learning.evaluation.tables import find_table
-from coe.registry import ExpertSpec, Registry
+from coe.registry import ExpertSpec, Prices, Registry
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_error
 
 if TYPE_CHECKING:
     from coe.experts.http.client import Client
-from collections import Counter
-from statistics import mean, median
-
-from coe.learning.evaluation.scoring_run import Cell
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -91,7 +90,7 @@ def open_journal(folder: Path) -> Journal:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be the folder for the quality data: {error.strerror}") from None
-    tables = (find_table(folder, name) for name in ("prompts", "scores", "models"))
+    tables = (find_table(folder, name) for name in ("prompts", "scores", "answers", "models"))
     if any(tables) and not (folder / JOURNAL_FILE).exists():
         raise DataError(f"{folder}: holds quality data that `coe score` did not write; choose another folder for --out")
     return Journal(folder / JOURNAL_FILE)
@@ -183,18 +182,28 @@ def _gateway_url(settings: Settings) -> str:
 
 
 def _write(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> None:
-    """Write all scores that the journal has for these probes, those of experts outside this run too."""
-    scores = [
-        (probe.prompt_id, name, cell.score)
+    """Write all scores and answers that the journal has for these probes, those of experts outside this run too."""
+    cells = [
+        (probe.prompt_id, name, cell)
         for index, probe in enumerate(scoring.probes)
         for name, keys in scoring.keys.items()
-        if (cell := journal.scored.get(keys[index])) is not None and cell.score is not None
+        if (cell := journal.scored.get(keys[index])) is not None
     ]
-    scored = {name for _, name, _ in scores}
+    scored = {name for _, name, _ in cells}
+    scores = [(prompt_id, name, cell.score) for prompt_id, name, cell in cells if cell.score is not None]
     experts = [spec for spec in scoring.registry.experts if spec.name in scored]
     write_quality(out, benchmark=benchmark, probes=scoring.probes, scores=scores, experts=experts)
+    prices = {spec.name: spec.prices for spec in experts}
+    answers = [_answer_row(prompt_id, name, cell, prices[name]) for prompt_id, name, cell in cells]
+    write_answers(out, benchmark=benchmark, answers=answers)
     if scoring.with_passages:
         write_gains(out, scoring.gains(journal))
+
+
+def _answer_row(prompt_id: str, expert: str, cell: Cell, prices: Prices) -> AnswerRow:
+    given, written = cell.input_tokens, cell.output_tokens
+    cost = None if given is None or written is None else (given * prices.input + written * prices.output) / 1e6
+    return AnswerRow(prompt_id, expert, cell.answer, given, written, cell.output_chars, cell.latency_ms, cost)
 
 
 def _passage_report(scoring: Scoring, journal: Journal, missing: int) -> dict[str, Any]:

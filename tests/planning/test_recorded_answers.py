@@ -9,7 +9,7 @@ import pytest
 
 from coe.errors import DataError
 from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.evaluation.recorded_answers import read_answers
+from coe.learning.evaluation.recorded_answers import AnswerRow, read_answers, write_answers
 from tests.planning.test_quality import MODELS, SCORES, Rows, folder_of, write
 
 TEXTS = [["1,000.50", "1000.5", "7"], ["B", "(B)", ""], ["Paris", "paris.", "London"], ["50 %", "0.5", "1/2"]]
@@ -43,6 +43,48 @@ def test_output_tokens_are_read_as_they_are(tmp_path: Path) -> None:
     found = read_answers(*folder_with(tmp_path, rows_of(length="output_tokens")))
     assert found is not None
     np.testing.assert_allclose(found.tokens[:, 0], [40, 80, 120, 160])
+
+
+def test_characters_stand_in_where_tokens_are_missing(tmp_path: Path) -> None:
+    answers = [{**row, "output_tokens": 7 if row["model"] == "large" else None} for row in rows_of()]
+    found = read_answers(*folder_with(tmp_path, answers))
+    assert found is not None
+    assert found.tokens.tolist() == [[10, 7, 10], [20, 7, 20], [30, 7, 30], [40, 7, 40]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "different"),
+    [
+        ("def f(x):\n    return x+1", "def f(x): return x + 1  # adds", "def f(x): return x + 2"),
+        ('{"a": 1, "b": 2}', '{"b":2.0,"a":1}', '{"a": 1}'),
+        ("some long text " * 30, " some  long text " * 30, "another long text " * 30),
+        ("3.50", "7/2", "3.5001"),
+    ],
+)
+def test_programs_json_and_long_texts_are_compared(tmp_path: Path, one: str, other: str, different: str) -> None:
+    found = read_answers(*folder_with(tmp_path, rows_of([[one, other, different]] * 4)))
+    assert found is not None
+    assert found.classes.tolist() == [[0, 0, 2]] * 4
+
+
+def test_written_answers_are_read_back(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    texts = [
+        ["a b", "a b", None],
+        ["B", "C", "B"],
+        ["tests passed", "tests failed 12", "tests passed"],
+        ["1", None, "1"],
+    ]
+    rows = [
+        AnswerRow(f"p{number}", model, text, 1, number, None, 2.0, None)
+        for number, row in enumerate(texts)
+        for model, text in zip(MODEL_NAMES, row, strict=True)
+    ]
+    write_answers(folder, benchmark="b", answers=rows)
+    found = read_answers(folder, read_quality(folder))
+    assert found is not None
+    assert found.classes.tolist() == [[0, 0, -1], [0, 1, 0], [0, 1, 0], [0, -1, 0]]
+    assert found.tokens[:, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_without_a_file_there_are_no_recorded_answers(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from coe.learning.evaluation.quality import read_quality
+from coe.learning.evaluation.recorded_answers import read_answers
 from coe.learning.evaluation.scoring_run import Journal
 from tests.score.answering import AnsweringServer
 
@@ -48,7 +49,7 @@ class ScoreCommand:
         external = f"runtime: external, base_url: 'http://127.0.0.1:{self.server.port}/v1'"
         experts = [
             f"{{name: small, model: m-small, {external}, system_prompt: Add., active_parameters_b: 0.5}}",
-            f"{{name: large, model: m-large, {external}}}",
+            f"{{name: large, model: m-large, {external}, prices: {{input: 2, output: 8}}}}",
             *(["{name: own, model: folder, runtime: transformers, system_prompt: Add.}"] if local else []),
         ]
         (self.folder / "experts.yaml").write_text(
@@ -115,6 +116,26 @@ async def test_quality_data_is_written_as_the_planner_reads_it(command: ScoreCom
     ]
 
 
+async def test_answers_are_written_beside_the_scores_as_the_planner_reads_them(command: ScoreCommand) -> None:
+    await command.run()
+    out = command.folder / "out"
+    table = parquet.read_table(out / "answers.parquet")
+    rows = {(row["prompt_id"], row["model"]): row for row in table.to_pylist()}
+    assert table.num_rows == len(rows) == 2 * COUNT
+    large, small = rows["q4", "large"], rows["q5", "small"]
+    assert large.pop("latency_ms") > 0
+    assert large == {
+        "benchmark": "probes", "prompt_id": "q4", "model": "large", "answer": "5",
+        "input_tokens": 3, "output_tokens": 5, "output_chars": 8, "cost": pytest.approx(46e-6),
+    }
+    assert (small["answer"], small["cost"]) == (None, 0.0)
+    found = read_answers(out, read_quality(out))
+    assert found is not None
+    assert found.recorded.all()
+    assert (found.tokens == 5).all()
+    assert found.classes.tolist() == [[0, 0] if number % 2 == 0 else [0, -1] for number in range(COUNT)]
+
+
 async def test_a_killed_run_continues_and_ends_with_the_same_files(command: ScoreCommand) -> None:
     await command.run(out="whole")
     command.server.bodies.clear()
@@ -130,6 +151,11 @@ async def test_a_killed_run_continues_and_ends_with_the_same_files(command: Scor
     assert len(command.server.bodies) == 2 * COUNT - 20
     assert sum(column["reused"] for column in report["experts"].values()) == 20  # type: ignore[attr-defined]
     assert command.files() == command.files("whole")
+    resumed, whole = (
+        parquet.read_table(command.folder / out / "answers.parquet").drop_columns(["latency_ms"])
+        for out in ("out", "whole")
+    )
+    assert resumed.equals(whole)
 
 
 async def test_ctrl_c_writes_the_scores_so_far_and_names_how_to_continue(command: ScoreCommand) -> None:
@@ -197,7 +223,7 @@ async def test_bad_usage_and_bad_data_are_refused(command: ScoreCommand) -> None
     assert (await command.run())[0] == 2
 
 
-@pytest.mark.parametrize("name", ["prompts.parquet", "scores.jsonl", "models.csv"])
+@pytest.mark.parametrize("name", ["prompts.parquet", "scores.jsonl", "answers.csv", "models.csv"])
 async def test_quality_data_from_elsewhere_is_not_overwritten(command: ScoreCommand, name: str) -> None:
     (command.folder / "theirs").mkdir()
     (command.folder / "theirs" / name).write_text("precious")

@@ -9,6 +9,7 @@ import pytest
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertRejected, ExpertUnavailable
+from coe.experts.recipes.answers import final_answer
 from coe.jobs.scoring import score_report
 from coe.learning.evaluation.answers import RetryLimits
 from coe.learning.evaluation.judge import Judge
@@ -83,8 +84,8 @@ async def test_every_expert_answers_every_probe_with_a_bound_on_how_many_at_once
     assert len(journal.scored) == len(runner.advanced) == 60
     assert good.most_at_once == bad.most_at_once == 4
     cell = journal.scored["good/p3"]
-    assert (cell.input_tokens, cell.output_tokens, cell.cut) == (3, 5, False)
-    assert len(str(cell.answer)) == 64
+    assert (cell.input_tokens, cell.output_tokens, cell.finish_reason, cell.cut) == (3, 5, "stop", False)
+    assert (cell.answer, cell.output_chars, len(str(cell.text_sha256))) == ("right", 6, 64)
     assert runner.reported == []
 
 
@@ -140,6 +141,26 @@ async def test_code_is_run_against_its_tests(runner: Runner) -> None:
 
 
 @needs_bubblewrap
+async def test_programs_that_behave_alike_on_their_tests_are_equal_answers(runner: Runner) -> None:
+    probe = probe_of("add", checker="code", reference=None, tests="assert add(1, 2) == 3\nassert add(0, 0) == 0")
+    answers = {
+        "one": "```python\ndef add(a, b): return a + b\n```",
+        "other": "```python\ndef add(x, y):\n    return sum([x, y])\n```",
+        "wrong": "```python\ndef add(a, b): return a - b\n```",
+        "broken": "```python\ndef add(a, b): return c\n```",
+        "empty": "I cannot.",
+    }
+    journal = await runner.score([probe], *(AnsweringExpert(name, always(text)) for name, text in answers.items()))
+    forms = {name: journal.scored[f"{name}/add"].answer for name in answers}
+    assert forms["one"] == forms["other"] == "tests passed"
+    assert str(forms["wrong"]).startswith("tests failed ")
+    assert str(forms["broken"]).startswith("tests failed ")
+    assert forms["wrong"] != forms["broken"]
+    assert forms["empty"] is None
+    assert all(final_answer(form) == form for form in forms.values() if form is not None)
+
+
+@needs_bubblewrap
 async def test_tests_that_cannot_be_run_leave_the_probe_without_a_score(runner: Runner) -> None:
     probe = probe_of("node", checker="code", reference=None, tests="class Node: pass\nassert f(Node())")
     journal = await runner.score([probe], AnsweringExpert("a", always("```python\ndef f(x): return x\n```")))
@@ -181,6 +202,36 @@ async def test_an_empty_answer_is_an_answer_and_a_cut_one_is_marked(runner: Runn
     assert (journal.scored["a/p0"].score, journal.scored["a/p0"].cut) == (0.0, True)
 
 
+@pytest.mark.parametrize(
+    ("checker", "text", "form"),
+    [
+        ("choice", "Many words. (A) is wrong, so I take (B) " + "and more words " * 30, "B"),
+        ("numeric", "Many words, 7 apples and then 1,000.50 pears, in all " * 10, "1000.5"),
+        ("numeric", "half of them, 50 %", "0.5"),
+        ("numeric", "none", None),
+        ("exact", "The answer is Paris.", "paris"),
+        ("exact", "I'm sorry, I can't help with that.", None),
+        ("contains", "It is Paris, " * 40, None),
+    ],
+)
+async def test_an_answer_is_kept_in_its_normalized_form(
+    runner: Runner, checker: str, text: str, form: str | None
+) -> None:
+    references = {"choice": "B", "numeric": "1"}
+    probe = probe_of("x", checker=checker, reference=references.get(checker, "Paris"))
+    journal = await runner.score([probe], AnsweringExpert("a", always(text)))
+    assert journal.scored["a/x"].answer == form
+
+
+async def test_a_judged_answer_is_kept_and_a_cut_one_has_no_form(runner: Runner) -> None:
+    judge = AnsweringExpert("judge", always("[[10]]"))
+    probe = probe_of("poem", checker="judge", reference=None)
+    await runner.score([probe], AnsweringExpert("a", always("Answer: Roses!")), judge=judge)
+    journal = await runner.score([probe], AnsweringExpert("b", always("Answer: Roses"), finish="length"), judge=judge)
+    assert journal.scored["a/poem"].answer == "roses"
+    assert (journal.scored["b/poem"].answer, journal.scored["b/poem"].finish_reason) == (None, "length")
+
+
 # ------------------------------------------------------------------------------------------------------------- journal
 
 
@@ -197,7 +248,27 @@ def test_an_incomplete_last_line_is_dropped_and_written_again(tmp_path: Path) ->
     assert [orjson.loads(line)["key"] for line in path.read_bytes().splitlines()] == ["k1", "k2"]
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[]", '{"surprise": 1}'])
+def test_nothing_of_an_answer_is_lost_when_a_run_continues(tmp_path: Path) -> None:
+    cell = Cell("k", "p", "a", 0.5, 3, 5, 12.5, "paris", "digest", 20, "length", False, "note")
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.append(cell)
+    with Journal(path) as journal:
+        assert journal.scored == {"k": cell}
+
+
+def test_an_older_journal_continues_without_forms_of_its_answers(tmp_path: Path) -> None:
+    digest = "0" * 64
+    line = {"key": "k", "prompt_id": "p", "expert": "a", "score": 1.0, "output_tokens": 5, "answer": digest}
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b"".join(orjson.dumps(line | {"key": key, "cut": key == "c"}) + b"\n" for key in "kc"))
+    with Journal(path) as journal:
+        whole, cut = journal.scored["k"], journal.scored["c"]
+    assert (whole.score, whole.output_tokens, whole.answer, whole.text_sha256) == (1.0, 5, None, digest)
+    assert (whole.cut, cut.cut, cut.finish_reason) == (False, True, "length")
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[]", '{"surprise": 1}', "5", '"a cut line"'])
 def test_a_damaged_journal_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text(f"{line}\n")
@@ -236,7 +307,7 @@ def test_only_judged_probes_depend_on_the_judge() -> None:
 def test_the_report_counts_scores_gaps_and_reasons(tmp_path: Path) -> None:
     probes = [probe_of("x"), probe_of("y", category="code"), probe_of("z")]
     with Journal(tmp_path / "j") as journal:
-        journal.append(Cell("kx", "x", "a", score=1.0, output_tokens=5, latency_ms=10.0, cut=True))
+        journal.append(Cell("kx", "x", "a", score=1.0, output_tokens=5, latency_ms=10.0, finish_reason="length"))
         journal.append(Cell("ky", "y", "a", score=0.5, latency_ms=20.0, consistent=False))
         journal.append(Cell("kz", "z", "a", code="expert_timeout", error="too slow"))
         report = score_report(probes, {"a": ["kx", "ky", "kz"]}, journal, reused={"a": 1})

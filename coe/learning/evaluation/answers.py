@@ -16,6 +16,9 @@ from coe.errors import ExpertError, ExpertInvalidResponse
 _HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score"}
 """For an expert behind the gateway: add no passages, and do not count the request as a user's."""
 
+CUT_REASON = "length"
+"""The `finish_reason` of an answer that ran out of tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class RetryLimits:
@@ -33,14 +36,18 @@ class RetryLimits:
 
 @dataclass(frozen=True, slots=True)
 class ProbeAnswer:
-    """An expert's answer. `latency_ms` is that of the last attempt alone; `cut` marks an answer that ran out of
-    tokens."""
+    """An expert's answer. `latency_ms` is that of the last attempt alone."""
 
     text: str = field(repr=False)
     input_tokens: int | None
     output_tokens: int | None
     latency_ms: float
-    cut: bool
+    finish_reason: str | None
+
+    @property
+    def cut(self) -> bool:
+        """Whether the answer ran out of tokens."""
+        return self.finish_reason == CUT_REASON
 
 
 async def request_answer(expert: Expert, messages: Sequence[Mapping[str, Any]], *, limits: RetryLimits) -> ProbeAnswer:
@@ -65,12 +72,12 @@ async def _request_once(expert: Expert, messages: Sequence[Mapping[str, Any]], s
     finally:
         await reply.aclose()
     latency = (time.perf_counter() - began) * 1000
-    text, cut = _first_choice(body, expert.name)
-    return ProbeAnswer(text, reply.usage.input_tokens, reply.usage.output_tokens, round(latency, 1), cut)
+    text, finish_reason = _first_choice(body, expert.name)
+    return ProbeAnswer(text, reply.usage.input_tokens, reply.usage.output_tokens, round(latency, 1), finish_reason)
 
 
-def _first_choice(body: bytes, expert: str) -> tuple[str, bool]:
-    """The text of a chat completion and whether it was cut off. A message without content is an empty answer."""
+def _first_choice(body: bytes, expert: str) -> tuple[str, str | None]:
+    """The text of a chat completion and its finish reason. A message without content is an empty answer."""
     try:
         choice = orjson.loads(body)["choices"][0]
         content = choice["message"].get("content") or ""
@@ -80,4 +87,5 @@ def _first_choice(body: bytes, expert: str) -> tuple[str, bool]:
         raise ExpertInvalidResponse(
             f"expert {expert!r} answered no chat completion ({error!r})", expert=expert
         ) from None
-    return content, choice.get("finish_reason") == "length"
+    reason = choice.get("finish_reason")
+    return content, reason if isinstance(reason, str) else None

@@ -1,4 +1,4 @@
-"""Reads the recorded answers of experts beside their scores: which answers are equal, and how long they are.
+"""Reads and writes the recorded answers of experts beside their scores: which are equal, and how long they are.
 
 `coe score` writes answers.parquet. Public data may have output_chars in place of output_tokens. Answers are equal when
 their normalized forms are equal: numbers by value, code by the parsed program.
@@ -6,8 +6,8 @@ their normalized forms are equal: numbers by value, code by the parsed program.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from coe.experts.recipes.agreement import answer_classes
 from coe.experts.recipes.answers import final_answer
 from coe.experts.recipes.wording import MAX_READ_CHARACTERS
 from coe.learning.evaluation.quality import Quality
-from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table
+from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table, write_parquet
 
 CHARACTERS_PER_TOKEN = 4.0
 """Converts `output_chars` into tokens."""
@@ -48,7 +48,9 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
     if path is None:
         return None
     table = read_table(path, needed=("prompt_id", "model", "answer"))
-    length_column = _length_column(table)
+    if not {"output_tokens", "output_chars"} & table.columns.keys():
+        present = ", ".join(table.columns)
+        raise DataError(f"{path}: lacks the column output_tokens (or output_chars); it has {present}")
     table = table.where("benchmark", quality.benchmark)
     _check_prompts(table, folder, quality)
     rows, columns, found = _cells(table, quality)
@@ -57,11 +59,8 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
     recorded[rows, columns] = True
     texts = np.full(shape, None, dtype=object)
     texts[rows, columns] = _normalized([answer for row, answer in enumerate(table.texts("answer")) if row in found])
-    lengths = np.array(table.numbers(length_column))[list(found)]
-    if (wrong := np.flatnonzero(lengths < 0)).size:
-        raise DataError(f"{path}: {wrong.size} {length_column} are below 0")
     tokens = np.full(shape, np.nan)
-    tokens[rows, columns] = lengths if length_column == "output_tokens" else lengths / CHARACTERS_PER_TOKEN
+    tokens[rows, columns] = _tokens(table)[list(found)]
     return RecordedAnswers(
         classes=np.array([answer_classes(row) for row in texts.tolist()], dtype=np.int64),
         tokens=_filled(tokens, path),
@@ -69,13 +68,14 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
     )
 
 
-def _length_column(table: Table) -> str:
-    for name in ("output_tokens", "output_chars"):
-        if name in table.columns:
-            return name
-    raise DataError(
-        f"{table.path}: lacks the column output_tokens (or output_chars); it has {', '.join(table.columns)}"
-    )
+def _tokens(table: Table) -> NDArray[np.float64]:
+    """Return the output tokens of each row, estimated from the characters where they are missing, else NaN."""
+    counts = {name: np.array(table.numbers(name)) for name in ("output_tokens", "output_chars")}
+    for name, values in counts.items():
+        if wrong := int((values < 0).sum()):
+            raise DataError(f"{table.path}: {wrong} {name} are below 0; leave them empty")
+    tokens, characters = counts.values()
+    return np.where(np.isfinite(tokens), tokens, characters / CHARACTERS_PER_TOKEN)
 
 
 def _check_prompts(table: Table, folder: Path, quality: Quality) -> None:
@@ -125,3 +125,32 @@ def _filled(tokens: NDArray[np.float64], path: Path) -> NDArray[np.float64]:
     total, count = np.where(known, tokens, 0.0).sum(axis=0), known.sum(axis=0)
     means = np.divide(total, count, out=np.full(total.shape, total.sum() / count.sum()), where=count > 0)
     return np.where(known, tokens, means)
+
+
+ANSWERS = "answers.parquet"
+_COLUMNS = dict.fromkeys(("benchmark", "prompt_id", "model", "answer"), "string") | {
+    "input_tokens": "int64",
+    "output_tokens": "int64",
+    "output_chars": "int64",
+    "latency_ms": "float64",
+    "cost": "float64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRow:
+    """One answer as the table has it; `cost` is in US dollars. None where unknown."""
+
+    prompt_id: str
+    model: str
+    answer: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    output_chars: int | None
+    latency_ms: float | None
+    cost: float | None
+
+
+def write_answers(folder: Path, *, benchmark: str, answers: Iterable[AnswerRow]) -> None:
+    """Write answers.parquet, a row for each scored answer. `benchmark` names the probe set."""
+    write_parquet(folder / ANSWERS, _COLUMNS, ((benchmark, *astuple(answer)) for answer in answers))

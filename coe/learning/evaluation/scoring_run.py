@@ -19,12 +19,15 @@ import orjson
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertError, InvalidRequest, RequestError
+from coe.experts.recipes.answers import final_answer
+from coe.experts.recipes.choices import chosen
+from coe.experts.recipes.numbers import last_number_form
 from coe.experts.recipes.programs import program_of
 from coe.learning.evaluation import checkers
-from coe.learning.evaluation.answers import ProbeAnswer, RetryLimits, request_answer
+from coe.learning.evaluation.answers import CUT_REASON, ProbeAnswer, RetryLimits, request_answer
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
-from coe.learning.evaluation.sandbox import Sandbox
+from coe.learning.evaluation.sandbox import Sandbox, Verdict
 from coe.mapping import ANSWER_FIELDS
 from coe.registry import ExpertSpec
 
@@ -33,8 +36,9 @@ from coe.registry import ExpertSpec
 class Cell:
     """One expert on one probe. `key` is the digest of all the score depends on; `score` is None where `error` is set.
 
-    `answer` is the SHA-256 of the answer's text, `cut` that it ran out of tokens, `note` why code failed its tests, and
-    `consistent` False when the judge's two verdicts contradict each other. `code` is the error's machine-readable code.
+    `answer` is the normalized form of the answer (`answer_form`), `text_sha256` the digest of its text, `note` why code
+    failed its tests, and `consistent` False when the judge's two verdicts contradict each other. `code` is the error's
+    machine-readable code.
     """
 
     key: str
@@ -45,11 +49,27 @@ class Cell:
     output_tokens: int | None = None
     latency_ms: float | None = None
     answer: str | None = None
-    cut: bool = False
+    text_sha256: str | None = None
+    output_chars: int | None = None
+    finish_reason: str | None = None
     consistent: bool = True
     note: str = ""
     code: str = ""
     error: str = ""
+
+    @property
+    def cut(self) -> bool:
+        """Whether the answer ran out of tokens."""
+        return self.finish_reason == CUT_REASON
+
+    @classmethod
+    def of_line(cls, line: bytes) -> Cell:
+        """A line of the journal. Older lines have a digest as `answer`, and `cut` in place of the finish reason."""
+        fields = orjson.loads(line)
+        if "cut" in fields:
+            digest, is_cut = fields.pop("answer", None), fields.pop("cut")
+            fields |= {"text_sha256": digest, "finish_reason": CUT_REASON if is_cut else None}
+        return cls(**fields)
 
 
 class Journal:
@@ -98,8 +118,8 @@ class Journal:
                     break
                 whole += len(line)
                 try:
-                    self._note(Cell(**orjson.loads(line)))
-                except (orjson.JSONDecodeError, TypeError) as error:
+                    self._note(Cell.of_line(line))
+                except (orjson.JSONDecodeError, TypeError, AttributeError) as error:
                     message = f"{self._path}:{number}: not a line of the journal ({error})"
                     raise DataError(f"{message}; delete it and its probe is requested again") from None
         return whole
@@ -202,18 +222,38 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> 
         input_tokens=answer.input_tokens,
         output_tokens=answer.output_tokens,
         latency_ms=answer.latency_ms,
-        answer=hashlib.sha256(answer.text.encode("utf-8", "replace")).hexdigest(),
-        cut=answer.cut,
+        text_sha256=hashlib.sha256(answer.text.encode("utf-8", "replace")).hexdigest(),
+        output_chars=len(answer.text),
+        finish_reason=answer.finish_reason,
+        answer=answer_form(probe, answer),
     )
     if probe.checker == "code":
         assert probe.tests is not None
-        verdict = await run.sandbox.run(program_of(answer.text), probe.tests)
+        program = program_of(answer.text)
+        verdict = await run.sandbox.run(program, probe.tests)
         if verdict.unusable:
             raise InvalidRequest(f"the tests of the probe cannot be run: {verdict.why}", code="tests_unusable")
-        return replace(cell, score=float(verdict.passed), note=verdict.why)
+        form = _outcome(verdict) if program and not answer.cut else None
+        return replace(cell, score=float(verdict.passed), note=verdict.why, answer=form)
     if probe.checker == "judge":
         return await _judged(probe, answer, cell, run.judge)
     return replace(cell, score=_checked(probe, answer.text))
+
+
+def answer_form(probe: Probe, answer: ProbeAnswer) -> str | None:
+    """The normalized form of an answer, by which the answers to a probe are compared; None for one without.
+
+    Answers to choices and numeric probes are read as their checker reads them. An answer that is cut off has no form.
+    """
+    if answer.cut:
+        return None
+    forms = {"choice": chosen, "numeric": last_number_form}
+    return forms.get(probe.checker, final_answer)(answer.text)
+
+
+def _outcome(verdict: Verdict) -> str:
+    """The form of code: what its tests found, so that programs which behave alike are equal."""
+    return "tests passed" if verdict.passed else f"tests failed {hashlib.sha256(verdict.why.encode()).hexdigest()[:12]}"
 
 
 async def _judged(probe: Probe, answer: ProbeAnswer, cell: Cell, judge: Judge | None) -> Cell:
