@@ -33,6 +33,7 @@ SAME = {
         ),
         *("The answer is (B)", "Answer: b.", "The correct answer is **B**", "Let me think.\n\nSo it must be B."),
         *("$\\boxed{\\text{B}}$", "<think>A? No.</think>B", "答案是B。", "选B", "<answer>B</answer>", "x\ny\n\n**B**"),
+        *("答えはBです。", "La réponse est B, car A est faux.", "B、氩气", "(A) is wrong, so is (C); I choose (B)"),
         *("First: the answer is (A). No: the answer is (B).", "The answer is B because A is wrong.", "B\n\nIt is red."),
     ],
     "1000.5": [
@@ -67,6 +68,8 @@ SAME = {
         *("Long work.\n\nTherefore, she has 42 eggs.", "Steps:\n6*7 = 42", "5 then 7\n\nSo the total is **42** eggs"),
         *("```\n42\n```", "```python\nprint(6*7)\n```\nThe answer is 42.", "The answer to the question is: 42"),
     ],
+    "2.5": ["2.5", "Das Ergebnis ist 2,5.", "etwa 2,5 kg", "La respuesta es 2,5", "环境温度是2.5", "5/2"],
+    "x^2": ["x^2", "x^{2}", "\\boxed{x^{2}}", "$x^2$", "The answer is $x^{2}$."],
     "-3": ["-3", "−3", "The answer is -3.", "-6/2", "\\boxed{-3}"],
     "1.5": ["1.5", "1 1/2", "3/2", "1½", "The answer is 1 1/2 cups."],
     "5000000": ["5000000", "5 million", "5,000,000", "$5 million", "5e6"],

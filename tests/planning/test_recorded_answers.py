@@ -67,6 +67,14 @@ def test_programs_json_and_long_texts_are_compared(tmp_path: Path, one: str, oth
     assert found.classes.tolist() == [[0, 0, 2]] * 4
 
 
+def test_refusals_and_cut_off_programs_are_no_answers(tmp_path: Path) -> None:
+    found = read_answers(
+        *folder_with(tmp_path, rows_of([["I don't know", "```python\ndef f(", "..."]] * 3 + [["7"] * 3]))
+    )
+    assert found is not None
+    assert found.classes.tolist() == [[-1, -1, -1]] * 3 + [[0, 0, 0]]
+
+
 def test_written_answers_are_read_back(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     texts = [

@@ -125,8 +125,14 @@ async def test_answers_are_written_beside_the_scores_as_the_planner_reads_them(c
     large, small = rows["q4", "large"], rows["q5", "small"]
     assert large.pop("latency_ms") > 0
     assert large == {
-        "benchmark": "probes", "prompt_id": "q4", "model": "large", "answer": "5",
-        "input_tokens": 3, "output_tokens": 5, "output_chars": 8, "cost": pytest.approx(46e-6),
+        "benchmark": "probes",
+        "prompt_id": "q4",
+        "model": "large",
+        "answer": "5",
+        "input_tokens": 3,
+        "output_tokens": 5,
+        "output_chars": 8,
+        "cost": pytest.approx(46e-6),
     }
     assert (small["answer"], small["cost"]) == (None, 0.0)
     found = read_answers(out, read_quality(out))

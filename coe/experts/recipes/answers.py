@@ -149,9 +149,9 @@ def _of_prose(text: str) -> str | None:
 
 def _stated(text: str) -> str | None:
     """Return the form of the last answer that a text states."""
-    found = [(place, letter) for place, letter in stated_letters(text) if not _WORD_AFTER_A.match(text, place)]
-    found += [(place, form) for place, content in _statements(text) if (form := _short_form(content)) is not None]
-    return max(found)[1] if found else None
+    found = [(place, form) for place, content in _statements(text) if (form := _short_form(content)) is not None]
+    found += [(place, letter) for place, letter in stated_letters(text) if not _WORD_AFTER_A.match(text, place)]
+    return max(reversed(found), key=lambda one: one[0])[1] if found else None
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:

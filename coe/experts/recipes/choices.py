@@ -79,12 +79,12 @@ def _negated(text: str, place: int) -> bool:
 
 
 _LABELLED = re.compile(  # (B) Paris, B. Paris, but not J. K. Rowling
-    r"\W{0,9}(?:(?i:option|choice|answer)\s)?[(\[]?([A-J])[)\].:][*_]{0,3}(?=\s)(?!\s{1,3}[A-Z]\.)"
+    rf"\W{{0,9}}(?:(?i:option|choice|answer)\s)?[(\[]?([A-J])[)\].:、][*_]{{0,3}}(?=\s|{UNSPACED})(?!\s{{1,3}}[A-Z]\.)"
 )
 _LABEL = re.compile(r"^[ \t>#*-]{0,9}\(?([A-J])[).:、](?=[\s*])", re.MULTILINE)
 _EMPHASISED = re.compile(r"\W{0,9}(?:(?i:option|choice)\s)?\W{0,4}([A-J])\W{0,9}")
 _SETTLES = re.compile(
-    r"(?i:\b(?:must\s{1,3}be|choose|chose|pick|select|go\s{1,3}with|so|thus|therefore|hence|correct|right)\b)|[选選]"
+    r"(?i:\b(?:must\s{1,3}be|choose|chose|pick|select|go\s{1,3}with|thus|therefore|hence|so\s{1,3}(?:it|i|we|the))\b)|[选選]"
 )
 _GRADE = re.compile(rf"(?<![{SPACED}])[A-Ja-j](?:[+#°]|-(?![{SPACED}]))")
 
@@ -109,9 +109,10 @@ def labelled_letter(line: str) -> str | None:
         return None
     if lone := _LONE.fullmatch(line):
         return lone[1].upper()
-    if (found := _EMPHASISED.fullmatch(line) or _LABELLED.match(line)) and not _negated(line, found.start(1)):
-        return found[1]
-    return chosen(line) if _SETTLES.search(line) else None
+    if _SETTLES.search(line) and (settled := chosen(line)) is not None:
+        return settled
+    found = _EMPHASISED.fullmatch(line) or _LABELLED.match(line)
+    return found[1] if found and not _negated(line, found.start(1)) else None
 
 
 def labels(text: str) -> set[str]:

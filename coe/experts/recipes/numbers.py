@@ -135,8 +135,8 @@ _MAX_DIGITS = 400
 _MIXED = re.compile(r"(?<![\d./])(\d{1,15})\s(\d{1,9})\s?/\s?(\d{1,9})(?![\d/])")
 _LEAD = re.compile(
     r"(?i:\s{0,3}(?:(?:so|it|that|this|there|the|a|answer|result|total|value|sum|number|is|are|was|were|be|of|about|around"
-    r"|approximately|approx\.?|roughly|exactly|equals?|equal to|usd|eur|us|\\approx)(?![^\W_])"
-    r"|[=≈~:$€£¥(]|[a-z]\s?[=≈])){0,9}\s{0,3}"
+    r"|approximately|approx\.?|roughly|exactly|equals?|equal to|usd|eur|us|\\approx|etwa|rund|ca\.?|circa|ungefähr"
+    r"|environ|cerca de|unos)(?![^\W_])|[=≈~:$€£¥(约約]|[a-z]\s?[=≈])){0,9}\s{0,3}"
 )
 _UNIT = r"(?:[^\W\dα-λν-ω_]|(?<=[^\W\d])[/-](?=[^\W\d])|[°€£¥$'′″.²³](?!\d)|[)\]])"
 _TAIL = re.compile(  # not 5 pm, 5 or 6, 5x
@@ -150,7 +150,7 @@ _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(rf"\s?({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _CLAUSE = re.compile(
     r"(?i:\b(?:is|are|was|were|be|has|have|had|equals?|makes|made|costs|needs?|gets|got|earns|pays|spends|spent|takes|took"
-    r"|left|remains?|gives|yields|total(?:s|ing)?)\b|[=≈])[^\d=≈.+-]{0,30}\Z"
+    r"|left|remains?|gives|yields|total(?:s|ing)?|ist|sind|beträgt|ergibt|est|sont|es|son|é|são|è|sono)\b|[=≈是为為は])[^\d=≈.+-]{0,30}\Z"
 )
 
 _SEVERAL = re.compile(r",\s|;|\b(?:and|or)\b", re.IGNORECASE)  # x = 5 and y = 6

@@ -36,12 +36,11 @@ MAX_SHORT_WORDS = 12
 MAX_SHORT_CHARACTERS = 160
 """Limits of a short answer; longer text is free text, whose wording is no evidence of agreement."""
 
-_QUOTES = str.maketrans({"’": "'", "‘": "'"} | dict.fromkeys('"“”«»„*`_'))
+_QUOTES = str.maketrans({"’": "'", "‘": "'"} | dict.fromkeys('"“”«»„`'))
 _PARTED = re.compile(r"[,;:!?]+(?=\s|$)|(?<=\d)[,;](?=\S)|\.(?=\s|$)|(?<=[^\W\d])[-‐‑](?=[^\W\d])")
 _ARTICLES = re.compile(r"^(?:(?:an?|the)\s+)+(?=\S)|(?<=\s)the\s+(?=\S)")
-_LATEX = re.compile(
-    r"\\(?:left|right|displaystyle|[,;!:])|\\(?:text|mathrm|mathbf)\s?(?=\{)|(?<=\\)[dt](?=frac)|[\s$]+"
-)
+_LATEX = re.compile(r"\\(?:left|right|displaystyle|[,;!:])|(?<=\\)[dt](?=frac)|[\s$]+")
+_LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]{0,80})\}")
 _LATEX_GROUP = re.compile(r"(?<=[\^_])\{(\w)\}")
 
 
@@ -49,10 +48,11 @@ def text_form(text: str) -> str | None:
     """Return a short text without case, quotes, articles and punctuation between words; None for empty or long text."""
     if len(text) > MAX_SHORT_CHARACTERS:
         return None
-    if "\\" in text:
+    text = _LATEX_TEXT.sub(r"\1", text)
+    if re.search(r"[\\^{]", text):
         if text.count("{") != text.count("}"):  # cut off
             return None
         return _LATEX_GROUP.sub(r"\1", _LATEX.sub("", text)).strip(".,") or None
-    plain = _PARTED.sub(" ", normalised(text.translate(_QUOTES)))
+    plain = _PARTED.sub(" ", normalised(text.translate(_QUOTES).replace("**", "")))
     found = _ARTICLES.sub("", normalised(plain))
     return found if found and len(found.split()) <= MAX_SHORT_WORDS else None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from coe.errors import DataError
 from coe.experts.recipes.agreement import answer_classes
 from coe.experts.recipes.answers import final_answer
-from coe.experts.recipes.wording import MAX_READ_CHARACTERS
+from coe.experts.recipes.wording import MAX_READ_CHARACTERS, MAX_SHORT_WORDS
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table, write_parquet
 
@@ -112,9 +112,17 @@ def _cells(table: Table, quality: Quality) -> tuple[list[int], list[int], dict[i
 
 
 def _normalized(answers: Sequence[str]) -> list[str | None]:
-    """Return the form by which answers are compared; None for an empty one."""
-    forms = {text: final_answer(text) or " ".join(text[:MAX_READ_CHARACTERS].split()) or None for text in set(answers)}
+    """Return the form by which answers are compared, None for those without a readable one.
+
+    Text that would be too long for a final answer is what the source took as the answer, so it is compared as it is.
+    """
+    forms = {text: final_answer(text) or _long_form(text) for text in set(answers)}
     return [forms[text] for text in answers]
+
+
+def _long_form(text: str) -> str | None:
+    words = text[:MAX_READ_CHARACTERS].split()
+    return " ".join(words) if len(words) > MAX_SHORT_WORDS else None
 
 
 def _filled(tokens: NDArray[np.float64], path: Path) -> NDArray[np.float64]:
