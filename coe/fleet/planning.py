@@ -20,7 +20,7 @@ _WORKING_FOLDER = Path()
 _LOCAL_RUNTIMES = frozenset({"transformers", "vllm"})
 
 # Without continuous batching, requests queue, and each is sampled as requested. With it, three run at the speed of one,
-# but all are sampled as the first request asked (transformers 5.24), so experts that share a model could not have
+# but all are sampled as the first request set (transformers 5.24), so experts that share a model could not have
 # different temperatures. Measured with 135M parameters on two cores: 0.8 GB without, 1.2 GB with
 # continuous-batching, cb-num-blocks: 64 and cb-max-batch-tokens: 256.
 _TRANSFORMERS_FLAGS: Mapping[str, Flag] = {"device": "cpu"}

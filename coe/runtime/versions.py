@@ -101,7 +101,7 @@ TRAINING_JOBS = ("train", "plan", "retrain")
 LEARNED_DIGESTS = "learnt"
 """A router's metric: digests of all prompts that it learned from traffic, shown as their number."""
 REPORT = "report.json"
-"""Report of the learning round, stored beside what it promoted."""
+"""Report of the learning round, stored in the folder of what it promoted."""
 
 
 class VersionCatalog:

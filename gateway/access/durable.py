@@ -177,7 +177,7 @@ class DurableLimiter(MemoryLimiter):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WRITE_INTERVAL_SECONDS):
                     await self._closing.wait()
-            if not self._backoff.resting:
+            if not self._backoff.active:
                 await self._write()
         await self._write()
 
