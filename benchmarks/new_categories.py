@@ -24,11 +24,10 @@ import routers
 from coe.core import Router
 from coe.registry import load
 from routers.cascade import CONFIG, EXEMPLARS, NETWORK, TOKENIZER
-from routers.encoders import OnnxEncoder
+from routers.encoders import LocalRunner, OnnxEncoder
 from routers.examples import TrainingSet, build_training_set, prompt_digest
 from routers.files import write_json
 from routers.heads.lexical import LexicalMatrix
-from routers.task_runner import LocalRunner
 from routers.training.build import compute_training_data
 from routers.training.fitting import (
     Regularization,
@@ -75,7 +74,7 @@ def new_categories(file: Path, declaration: Path) -> dict[str, Any]:
 def base_of(training_set: TrainingSet, folder: Path) -> tuple[TrainingData, Regularization]:
     """Train on all categories; return the training data and the regularization."""
     routers.build([routers.Example(*pair) for pair in pairs(training_set)], out=folder, seed=SEED)
-    open_network = partial(OnnxEncoder.load, tokenizer=folder / TOKENIZER)
+    open_network = partial(OnnxEncoder, tokenizer=folder / TOKENIZER)
     embeddings = open_network(folder / NETWORK).features(training_set.texts)
     data = compute_training_data(
         training_set, embeddings, out=folder, open_network=open_network, report=lambda share: None

@@ -26,12 +26,12 @@ import orjson
 import routers
 from coe.artifacts.store import ArtifactStore
 from coe.mapping import Assignment, expected_utility
-from coe.mapping.declaration import declared_assignment
+from coe.mapping.problem import declared_assignment
 from coe.records import open_feedback, open_log
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from coe.registry import load
-from coe.routing.exploration import choose
+from coe.routing.decision import choose
 from coe.settings import Settings
 
 BATCH = 5_000

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from coe.core import Prediction
+from coe.jobs.overlay_round import judge_overlays
 from coe.learning.estimation.experience import Experience
-from coe.learning.retraining.overlay_round import judge_overlays
-from coe.routing.overlay import Overlays
+from coe.routing.classification import Overlays
 
 CATEGORIES = tuple(f"c{number}" for number in range(14))
 FRESH = 1000
@@ -96,7 +96,7 @@ def cost() -> dict[str, float]:
     """Of one request with an overlay of 16 categories, and of one without; the least of seven runs."""
     import timeit
 
-    from coe.routing.overlay import Overlay
+    from coe.routing.classification import Overlay
 
     size, number = 16, 20_000
     head = Overlay("t", tuple(map(str, range(size))), np.eye(size) + 0.1, np.zeros(size), 0.1)

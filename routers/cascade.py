@@ -7,7 +7,7 @@ times the in-distribution probability. This module also loads a router's folder 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,14 +16,11 @@ import numpy as np
 
 from coe.core import LOAD_SHED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
-from routers.calibration import Floats, logarithmic_pool, softmax
+from routers.calibration import Floats, InDistributionModel, logarithmic_pool, softmax
 from routers.files import Arrays, content_version, read_arrays, read_json
-from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids
-from routers.heads.in_distribution import CategoryMeans, InDistributionModel, unit
-from routers.heads.knn import KnnHead
+from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids, StaticVectors
 from routers.heads.lexical import LexicalFeatures, LexicalHead
-from routers.heads.linear import LinearHead
-from routers.heads.static import StaticVectors
+from routers.heads.semantic import CategoryMeans, KnnHead, LinearHead, unit
 from routers.tokens import WordCachedTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -123,21 +120,30 @@ class CascadeRouter:
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         """As Router.predict_fast: None for an uncertain text, or with `force` a prediction of stage LOAD_SHED."""
         prediction = self.fast_prediction(self.fast_heads(text))
-        if self.is_confident(prediction):
-            return prediction
-        return replace(prediction, stage=LOAD_SHED) if force else None
+        return prediction if force or prediction.stage != LOAD_SHED else None
 
     def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
         """Predict every text, in order. The encoder runs only for texts that `predict_fast` leaves open; given
         `embeddings` (n_texts, width), all heads score all texts and the encoder does not run."""
+        return self.run(texts, embeddings, fast=self.fast_prediction, encoder=self.encoder_predictions)
+
+    def run(
+        self,
+        texts: Sequence[str],
+        embeddings: Floats | None,
+        *,
+        fast: Callable[[FastFeatures], Prediction],
+        encoder: Callable[[HeadOutputs], list[Prediction]],
+    ) -> list[Prediction]:
+        """Run the cascade as `predict` does, with these predictions of its two stages."""
         if embeddings is not None:
-            return self.encoder_predictions(self.head_outputs(texts, embeddings=embeddings)) if texts else []
+            return encoder(self.head_outputs(texts, embeddings=embeddings)) if texts else []
         features = [self.fast_heads(text) for text in texts]
-        predictions = [self.fast_prediction(one) for one in features]
-        escalated = [index for index, prediction in enumerate(predictions) if not self.is_confident(prediction)]
+        predictions = [fast(one) for one in features]
+        escalated = [index for index, prediction in enumerate(predictions) if prediction.stage == LOAD_SHED]
         if escalated:
             outputs = self.head_outputs([texts[i] for i in escalated], features=[features[i] for i in escalated])
-            for index, prediction in zip(escalated, self.encoder_predictions(outputs), strict=True):
+            for index, prediction in zip(escalated, encoder(outputs), strict=True):
                 predictions[index] = prediction
         return predictions
 
@@ -147,14 +153,12 @@ class CascadeRouter:
         found = self.knn.nearest(vector, limit=limit)
         return [Neighbour(self.categories[label], similarity, digest) for label, similarity, digest in found]
 
-    def is_confident(self, prediction: Prediction) -> bool:
-        """Return whether a fast prediction needs no escalation."""
-        return prediction.confidence >= self.ensemble.threshold
-
     def fast_prediction(self, features: FastFeatures) -> Prediction:
-        """Return the fast stage's prediction, confident or not."""
+        """Return the fast stage's prediction, of stage LOAD_SHED if it is below the escalation threshold."""
         posterior = self.ensemble.fast_posterior(features.lexical, features.static)
-        return Prediction(posterior, FAST, self.in_distribution.fast.of(features.similarity))
+        prediction = Prediction(posterior, FAST, self.in_distribution.fast.of(features.similarity))
+        confident = prediction.confidence >= self.ensemble.threshold
+        return prediction if confident else replace(prediction, stage=LOAD_SHED)
 
     def encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
         """Return the encoder stage's predictions."""

@@ -1,26 +1,46 @@
 """Sentence encoders served with onnxruntime: tokenizer.json and encoder.onnx in, vectors out.
 
 `OnnxEncoder` is the router's encoder. `DocumentEncoder` is the same network for documents and search queries; it reads
-more tokens of a text than routing does.
+more tokens of a text than routing does. A `TaskRunner` embeds the texts of a training in this process or on a cluster
+(see `coe.jobs.engine`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from routers.task_runner import LocalRunner, TaskRunner
 from routers.tokens import load_tokenizer, replace_surrogates, truncate_middle
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class TaskRunner(Protocol):
+    """Applies a task to each item and yields the results in order.
+
+    Tasks, items and results must be picklable, and a task must return the same result wherever it runs.
+    """
+
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]: ...
+
+
+class LocalRunner:
+    """Runs tasks in this process, one after the other, each when its result is requested."""
+
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        return map(task, items)
+
 
 ROUTING_TOKENS = 128
 """Maximum tokens of a text for routing, with special tokens. Latency grows with tokens. From 256 to 128 the router
@@ -47,7 +67,7 @@ class OnnxEncoder:
     def __init__(
         self,
         network: Path | bytes,
-        tokenizer: Tokenizer,
+        tokenizer: Path | Tokenizer,
         *,
         threads: int = 1,
         tokens: int = ROUTING_TOKENS,
@@ -57,24 +77,11 @@ class OnnxEncoder:
         self._network, self._runner = network, runner or LocalRunner()
         self._threads, self._tokens = threads, tokens
         self._session = _session(network)
-        self._tokenizer = tokenizer
+        self._tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
         self._characters = characters or CHARACTERS_PER_TOKEN * tokens
         widths = [output.shape[1] for output in self._session.get_outputs()]
         self.dimensions: int = widths[0]
         self.width: int = sum(widths)
-
-    @classmethod
-    def load(
-        cls,
-        network: Path,
-        tokenizer: Path,
-        *,
-        threads: int = 1,
-        tokens: int = ROUTING_TOKENS,
-        runner: TaskRunner | None = None,
-    ) -> OnnxEncoder:
-        """Load both files. Raises ArtifactError if either cannot be used."""
-        return cls(network, load_tokenizer(tokenizer), threads=threads, tokens=tokens, runner=runner)
 
     def __reduce__(self) -> tuple[object, ...]:
         network = self._network.read_bytes() if isinstance(self._network, Path) else self._network
@@ -148,32 +155,16 @@ def _session(network: Path | bytes) -> Any:
         raise ArtifactError(f"{name}: not a usable network ({error}); train the router again") from error
 
 
-class DocumentEncoder:
-    """A coe.core.Encoder with its tokenizer, for documents. Thread-safe.
+class DocumentEncoder(OnnxEncoder):
+    """The encoder in these two files, for documents and search queries.
 
-    `digest` identifies the encoder: it is computed from the network's and the tokenizer's files.
+    `digest` identifies it: it is computed from both files. Raises ArtifactError if either cannot be used.
     """
 
-    def __init__(self, encoder: OnnxEncoder, tokenizer: Tokenizer, *, digest: str) -> None:
-        self._encoder = encoder
-        self._tokenizer = tokenizer
-        self.dimensions = encoder.dimensions
-        self.digest = digest
-
-    @classmethod
-    def load(cls, network: Path, tokenizer: Path, *, threads: int = 1) -> DocumentEncoder:
-        """Load both files. Raises ArtifactError if either cannot be used."""
-        loaded = load_tokenizer(tokenizer)
-        encoder = OnnxEncoder(network, loaded, threads=threads, tokens=DOCUMENT_TOKENS, characters=16 * DOCUMENT_TOKENS)
-        return cls(encoder, loaded, digest=_digest(network, tokenizer))
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit vectors, float32 (n_texts, dimensions)."""
-        return self._encoder.encode(texts)
-
-    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return embeddings for the router, float32 (n_texts, width)."""
-        return self._encoder.features(texts)
+    def __init__(self, network: Path, tokenizer: Path, *, threads: int = 1) -> None:
+        characters = 16 * DOCUMENT_TOKENS
+        super().__init__(network, tokenizer, threads=threads, tokens=DOCUMENT_TOKENS, characters=characters)
+        self.digest = _digest(network, tokenizer)
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Return the start and end of each token in characters, without special tokens."""

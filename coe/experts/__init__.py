@@ -1,8 +1,7 @@
 """Experts: the LLM servers that answer requests, each behind replicas with circuit breakers and health checks."""
 
-from coe.experts.factory import build_experts, endpoints_of
+from coe.experts.factory import ResidencyHold, build_experts, endpoints_of
 from coe.experts.health_checks import running_health_checks
 from coe.experts.replicas import Replica, ReplicatedExpert
-from coe.experts.residency import ResidencyHold
 
 __all__ = ["Replica", "ReplicatedExpert", "ResidencyHold", "build_experts", "endpoints_of", "running_health_checks"]

@@ -81,7 +81,7 @@ def record_usage(usage: Usage, counts: Any) -> None:
 
 
 def is_empty_answer(usage: Usage) -> bool:
-    """Whether a stream without content is still an answer: its output tokens were counted. The opening event of a
+    """True if a stream without content is still an answer: its output tokens were counted. The opening event of a
     Messages stream, which counts the input only, does not make it one."""
     return bool(usage.input_tokens) and usage.output_tokens is not None
 

@@ -8,8 +8,8 @@ import os
 import resource
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
 
 LOG_INTERVAL = 60.0
 """Seconds between two log lines about a shortage."""
@@ -23,16 +23,22 @@ class NoDescriptor(OSError):
     """This process may not open another connection."""
 
 
-def out_of_descriptors(error: BaseException) -> bool:
-    """Whether an error, or one of its causes, is that this process or the system has no file descriptor left."""
-    cause: BaseException | None = error
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error and the errors that caused it, at most MAX_CAUSES."""
+    following: BaseException | None = error
     for _ in range(MAX_CAUSES):
-        if cause is None:
-            return False
-        if isinstance(cause, NoDescriptor) or (isinstance(cause, OSError) and _is_shortage(cause)):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+        if following is None:
+            return
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def out_of_descriptors(error: BaseException) -> bool:
+    """True if an error, or one of its causes, is that this process or the system has no file descriptor left."""
+    return any(
+        isinstance(cause, NoDescriptor) or (isinstance(cause, OSError) and _is_shortage(cause))
+        for cause in causes(error)
+    )
 
 
 def _is_shortage(error: OSError) -> bool:
@@ -73,7 +79,5 @@ class ShortageLog:
         )
 
 
-@cache
-def shortage_log() -> ShortageLog:
-    """The log of this process."""
-    return ShortageLog()
+shortage_log = ShortageLog()
+"""The log of this process."""

@@ -1,7 +1,8 @@
 """Maps failures of an expert's server to CoE's errors, with messages that hold no secret.
 
 Servers may repeat what they were sent. `redacted` removes keys, credentials and URL queries from their text and bounds
-it to one line; `ErrorMapping` uses it for every message and picks the error class and the cause.
+it to one line; `ErrorMapping` uses it for every message and picks the error class and the cause. `REMEDIES` lists
+what each cause means, and what an operator can do about it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -29,7 +31,7 @@ from coe.errors import (
     ExpertUnreachable,
     OutOfDescriptors,
 )
-from coe.experts.descriptors import shortage_log
+from coe.experts.descriptors import causes, shortage_log
 from coe.urls import secrets_in
 
 MAX_CHARACTERS = 500
@@ -63,8 +65,6 @@ def redacted(text: str, *, secrets: Iterable[str] = ()) -> str:
 
 MAX_RETRY_AFTER = 3600.0
 """Longest Retry-After, in seconds, that is obeyed."""
-MAX_CAUSE_DEPTH = 8
-"""Exceptions of a cause chain that are searched for the reason of a failed connection."""
 SHORTAGE_RETRY = 1.0
 """Retry-After in seconds when no file descriptor is left."""
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
@@ -104,7 +104,7 @@ class ErrorMapping:
 
     def no_descriptor(self) -> OutOfDescriptors:
         """No connection could be opened, because this process has no file descriptor left. Logs it."""
-        shortage_log().report()
+        shortage_log.report()
         error = OutOfDescriptors(
             "the gateway has no file descriptor left for another connection to an expert; try again later, or raise "
             "its limit of open files",
@@ -170,27 +170,16 @@ class ErrorMapping:
 
 def connection_cause(error: BaseException) -> Cause | None:
     """Why a connection could not be made, from an exception or one of its causes; None for another failure."""
-    for cause in _chain(error):
+    for cause in causes(error):
         if isinstance(cause, (socket.gaierror, UnicodeError)):
             return "name_resolution"
         if isinstance(cause, ssl.SSLError):
             return "tls_error"
-        if isinstance(cause, ConnectionRefusedError) or _REFUSED in str(
-            cause
-        ):  # asyncio joins those of several addresses
+        if isinstance(cause, ConnectionRefusedError) or _REFUSED in str(cause):  # asyncio joins several addresses'
             return "connection_refused"
         if isinstance(cause, TimeoutError):
             return "connect_timeout"
     return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    for _ in range(MAX_CAUSE_DEPTH):
-        yield error
-        following = error.__cause__ or error.__context__
-        if following is None:
-            return
-        error = following
 
 
 def _refusal_cause(status: int, *, code: str | None, reason: str) -> Cause:
@@ -231,3 +220,83 @@ def _reason(body: bytes) -> str:
         return message_of(orjson.loads(body))
     except orjson.JSONDecodeError:
         return body.decode("utf-8", "replace")
+
+
+REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
+    {
+        "connection_refused": (
+            "nothing listens at its address",
+            "start the server, or correct host and port of `base_url` in experts.yaml",
+        ),
+        "connect_timeout": (
+            "its address does not accept a connection in time",
+            "check host and port of `base_url`, the firewall and the network between",
+        ),
+        "name_resolution": (
+            "its host name does not resolve",
+            "correct the host of `base_url`, or the DNS of this machine",
+        ),
+        "tls_error": (
+            "no TLS connection came about",
+            "write http:// if the server speaks plain HTTP; else install its CA certificate on this machine or renew "
+            "the server's certificate",
+        ),
+        "unreachable": (
+            "its address cannot be reached",
+            "check `base_url` and the network to it",
+        ),
+        "connection_lost": (
+            "the server broke off the connection",
+            "read the server's own log; write https:// if it speaks TLS",
+        ),
+        "unauthorized": (
+            "it refuses the api_key",
+            "set `api_key` of the expert in experts.yaml, such as ${OPENAI_API_KEY}, to a key that is valid there",
+        ),
+        "forbidden": (
+            "it forbids the request",
+            "check what the `api_key` of the expert may use, and the provider's content policy",
+        ),
+        "model_not_found": (
+            "it does not serve the declared model",
+            "correct `model` of the expert in experts.yaml to a name that the server lists at /v1/models",
+        ),
+        "not_found": (
+            "its address has no such API",
+            "let `base_url` end where the API begins, as a rule in /v1",
+        ),
+        "rate_limited": (
+            "its rate limit is reached",
+            "lower the traffic to it, or ask the provider for a higher limit",
+        ),
+        "quota_exceeded": (
+            "the quota or the credit of its account is used up",
+            "raise the quota or pay at the provider",
+        ),
+        "overloaded": ("the server is overloaded or still starting", "add replicas, or wait until it has started"),
+        "server_error": ("the server answers with an error", "read the server's own log"),
+        "unexpected_status": (
+            "it answers with a status that is none of the API's",
+            "check that `base_url` is the API itself, not a page or a redirect to it",
+        ),
+        "timeout": (
+            "it does not answer in time",
+            "check the server's load, or raise `policy.first_token_timeout` and `policy.response_timeout`",
+        ),
+        "invalid_response": (
+            "its answer is not the declared API",
+            "check that `base_url` leads to an OpenAI-compatible API and that `apis` names what it speaks",
+        ),
+        "rejected": ("it rejects the request", "check the `parameters` of the expert"),
+        "unsupported": ("it does not speak the API of the request", "declare the `apis` that the server speaks"),
+        "asleep": ("it shares a device and was not loaded in time", "see `residency` in experts.yaml"),
+        "hedged": ("it was slower than the expert asked beside it", "see `policy.hedge` in experts.yaml"),
+        "gateway_limit": (
+            "the gateway had no file descriptor left for a connection",
+            "raise its limit of open files (`ulimit -n`, LimitNOFILE in systemd)",
+        ),
+        "circuit_open": ("it failed too often lately", "see the causes in the log of the gateway"),
+        "error": ("it fails", "read the server's own log"),
+    }
+)
+"""By cause: what is wrong, as the rest of a sentence, and the remedy."""

@@ -1,16 +1,20 @@
-"""Builds experts from their declaration; a reload reuses unchanged ones with their state."""
+"""Builds experts from their declaration; a reload reuses unchanged ones with their state.
+
+A local expert that shares a device is a `ResidentExpert`: each call holds it awake from before the request until the
+last byte. Experts behind litellm are imported when they are needed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Protocol
 
 from coe.core import Call, Expert, Health, Reply
 from coe.errors import ConfigError
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.replicas import Replica, ReplicatedExpert
-from coe.experts.residency import ResidencyHold, ResidentExpert
+from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply
 from coe.registry import ExpertSpec, Registry
 from coe.settings import Endpoint
 
@@ -63,7 +67,7 @@ def _build(
 
 
 def _served(spec: ExpertSpec, endpoint: Endpoint, session: Client, residency: ResidencyHold | None) -> Expert:
-    expert = _ServedExpert(spec, endpoint, session)
+    expert = HttpExpert(spec, endpoint, session=session, translation=cache(partial(_through_litellm, spec, endpoint)))
     if residency is None or spec.addresses:
         return expert
     return ResidentExpert(expert, stand_in=spec.stand_in, residency=residency)
@@ -76,24 +80,36 @@ def _through_litellm(spec: ExpertSpec, endpoint: Endpoint | None) -> Expert:
     return expert
 
 
-class _ServedExpert:
-    """One server. APIs that it speaks are passed through; others are translated by litellm."""
+class ResidencyHold(Protocol):
+    """Loads experts on demand. Implemented by `coe.fleet.residency.client.ResidencyClient`."""
+
+    async def acquire(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
+        """Waits until the expert is awake, at most until `deadline` (event loop clock), and not at all if the expert
+        `stand_in` is awake. Returns the function that releases it. Raises ExpertAsleep."""
+
+
+class ResidentExpert:
+    """Calls `expert` while it is held awake. `stand_in` names the expert that may answer in its place, if any."""
 
     health = Health()
 
-    def __init__(self, spec: ExpertSpec, endpoint: Endpoint, session: Client) -> None:
-        self.name = spec.name
-        self._spec = spec
-        self._endpoint = endpoint
-        self._native = HttpExpert(spec, endpoint, session=session)
-        self._translation: Expert | None = None
+    def __init__(self, expert: Expert, *, stand_in: str | None, residency: ResidencyHold) -> None:
+        self.name = expert.name
+        self._expert = expert
+        self._stand_in = stand_in
+        self._residency = residency
 
-    def stream(self, call: Call) -> Coroutine[Any, Any, Reply]:
-        if call.api in self._spec.supported_apis:
-            return self._native.stream(call)
-        if self._translation is None:
-            self._translation = _through_litellm(self._spec, self._endpoint)
-        return self._translation.stream(call)
+    async def stream(self, call: Call) -> Reply:
+        """Holds the expert, then calls it. Raises what either raises."""
+        stand_in = call.stand_in if call.stand_in == self._stand_in else ""
+        release = await self._residency.acquire(
+            self.name, category=call.category, deadline=call.wake_deadline, stand_in=stand_in
+        )
+        try:
+            return TrackedReply(await self._expert.stream(call), lambda *_: release())
+        except BaseException:
+            release()
+            raise
 
     async def aclose(self) -> None:
-        """Does nothing: the session belongs to its opener."""
+        await self._expert.aclose()

@@ -20,9 +20,8 @@ import orjson
 from coe.core import Api, Call
 from coe.errors import Cause, ExpertError, ExpertRejected, InvalidRequest
 from coe.experts.api_formats import LENGTH_FIELDS, Fields
-from coe.experts.error_mapping import redacted
+from coe.experts.error_mapping import REMEDIES, redacted
 from coe.experts.http.client import Client
-from coe.experts.remedies import REMEDIES
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.registry import ExpertSpec
 from coe.urls import join_path, redact_url

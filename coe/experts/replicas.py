@@ -1,8 +1,7 @@
-"""One expert over one or more replicas: selects a replica for each call and learns from the outcome.
+"""One expert over one or more replicas: selects a replica for each call and records the outcome.
 
 `Replica` is one server with its breaker. `ReplicatedExpert` selects among the ready ones: by conversation (rendezvous
-hashing, for the prefix cache) with bounded load, else by least work. `FirstTokenTimes` keeps the usual time to the
-first token, which the routing layer uses to hedge slow requests.
+hashing, for the prefix cache) with bounded load, else by least work.
 """
 
 from __future__ import annotations
@@ -11,73 +10,22 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Literal
 
 from coe.core import Call, Expert, Health, Reply
 from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
-from coe.experts.breaker import COOL_DOWN, Breaker, State
-from coe.experts.incidents import Incidents
+from coe.experts.outcomes import COOL_DOWN, Breaker, FirstTokenTimes, Incidents, State
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from coe.urls import redact_url, remove_suffix
 
-MAX_TIMES = 256
-"""Streams whose times are kept."""
-MIN_TIMES = 20
-"""Streams before the 95th percentile is reported: with fewer it is the slowest one."""
-_P95_INTERVAL = 16
-"""Streams between two computations of the percentile; sorting for each would cost every request 10 µs."""
-ABANDONED_SHARE = 0.1
-"""Share of an expert's streams that may be abandoned as slower than usual. Normally one in twenty is. If more are, the
-expert has become slower, and this shows only if its streams are awaited (like gRPC's retry throttling)."""
-ABANDONED_BURST = 10.0
-"""Streams that may be abandoned in a row."""
-
-
-class FirstTokenTimes:
-    """Seconds to the first token of the last MAX_TIMES streams, and their 95th percentile."""
-
-    __slots__ = ("_count", "_next", "_p95", "_times", "_tokens")
-
-    def __init__(self) -> None:
-        self._tokens = ABANDONED_BURST
-        self._times: list[float] = []
-        self._next = 0
-        self._p95: float | None = None
-        self._count = 0
-
-    def record_abandoned(self, seconds: float) -> None:
-        """A stream was abandoned after `seconds` without a token, because another expert answered first or the client
-        left. If that was late, it counts as a time: without the slowest streams the percentile would fall and more
-        would count as slow."""
-        if self._p95 is not None and seconds > self._p95:
-            self._tokens = max(self._tokens - 1.0 - ABANDONED_SHARE, 0.0)
-            self.record(seconds)
-
-    def record(self, seconds: float) -> None:
-        """Records the time of one stream."""
-        self._tokens = min(self._tokens + ABANDONED_SHARE, ABANDONED_BURST)
-        if len(self._times) < MAX_TIMES:
-            self._times.append(seconds)
-        else:
-            self._times[self._next] = seconds
-            self._next = (self._next + 1) % MAX_TIMES
-        self._count += 1
-        if self._count >= MIN_TIMES and (self._p95 is None or self._count % _P95_INTERVAL == 0):
-            ordered = sorted(self._times)
-            self._p95 = ordered[int(0.95 * (len(ordered) - 1))]
-
-    @property
-    def p95(self) -> float | None:
-        """Seconds within which 95 % of the streams began. None before MIN_TIMES streams, or if too many were
-        abandoned."""
-        return self._p95 if self._tokens >= 1.0 else None
-
-
 LOAD_BOUND = 1.25
 """A conversation leaves its own replica if that has more than LOAD_BOUND times the mean work, plus one request
 (consistent hashing with bounded loads, Mirrokni et al. 2018, arXiv 1608.01350)."""
+_outstanding = attrgetter("outstanding")
 _MASK = 2**64 - 1
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
@@ -90,19 +38,6 @@ class Replica:
     before the first. `address` names the server without credentials. `root` is the URL of its pages, empty for a
     provider's own address. `cause` is that of its last failure. `expert` answers regardless of the breaker.
     """
-
-    __slots__ = (
-        "address",
-        "alive",
-        "breaker",
-        "cause",
-        "expert",
-        "in_flight",
-        "incidents",
-        "queue_length",
-        "root",
-        "seed",
-    )
 
     def __init__(
         self, expert: Expert, *, endpoint: Endpoint | None = None, clock: Callable[[], float] = time.monotonic
@@ -140,17 +75,17 @@ class Replica:
             self._record_failure(error, generation, call.tenant)
             raise
         breaker.answered(generation)
-        return _TrackedReply(reply, self, generation, call.tenant)
+        return TrackedReply(reply, partial(self._reply_ended, generation, call.tenant))
 
     async def aclose(self) -> None:
         await self.expert.aclose()
 
-    def reply_ended(self, generation: int, error: BaseException | None, *, whole: bool, caller: str) -> None:
-        """Records the end of a reply: broken off by `error`, `whole`, or abandoned by its reader."""
+    def _reply_ended(self, generation: int, caller: str, error: BaseException | None, complete: bool) -> None:
+        """Records the end of a reply: broken off by `error`, `complete`, or abandoned by its reader."""
         self.in_flight -= 1
         if error is not None:
             self._record_failure(error, generation, caller)
-        elif whole:
+        elif complete:
             self.breaker.succeeded(generation)
             self.incidents.answered()
         else:
@@ -171,26 +106,24 @@ class Replica:
             self.breaker.throttle(error.retry_after, caller=caller)
 
 
-class _TrackedReply:
-    """A reply that counts as in flight until its last byte, and reports its end once."""
+class TrackedReply:
+    """A reply that reports its end once: `ended(error, complete)` is called after the last byte, when an ExpertError
+    breaks it off, or when its reader abandons it."""
 
-    __slots__ = ("_caller", "_generation", "_over", "_replica", "_reply", "media_type", "usage")
+    __slots__ = ("_ended", "_reply", "media_type", "usage")
 
-    def __init__(self, reply: Reply, replica: Replica, generation: int, caller: str) -> None:
+    def __init__(self, reply: Reply, ended: Callable[[BaseException | None, bool], None]) -> None:
         self.media_type = reply.media_type
         self.usage = reply.usage
         self._reply = reply
-        self._replica = replica
-        self._generation = generation
-        self._caller = caller
-        self._over = False
+        self._ended: Callable[[BaseException | None, bool], None] | None = ended
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         chunks = self._reply.chunks()
         try:
             async for chunk in chunks:
                 yield chunk
-            self._end(whole=True)
+            self._end(complete=True)
         except ExpertError as error:
             self._end(error)
             raise
@@ -201,10 +134,10 @@ class _TrackedReply:
         self._end()
         await self._reply.aclose()
 
-    def _end(self, error: BaseException | None = None, *, whole: bool = False) -> None:
-        if not self._over:
-            self._over = True
-            self._replica.reply_ended(self._generation, error, whole=whole, caller=self._caller)
+    def _end(self, error: BaseException | None = None, *, complete: bool = False) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(error, complete)
 
 
 class ReplicatedExpert:
@@ -334,7 +267,9 @@ class ReplicatedExpert:
     def _none_ready(self, caller: str) -> ExpertError:
         now = self._clock()
         wait = min(replica.breaker.wait(now, caller) for replica in self.replicas) or COOL_DOWN  # 0: a trial is running
-        throttled = all(replica.state in ("resting", "closed") for replica in self.replicas)  # closed: for this caller
+        throttled = all(
+            replica.state in ("rate_limited", "closed") for replica in self.replicas
+        )  # closed: for this caller
         reason = "is rate limited" if throttled else "failed too often lately"
         error = (ExpertBusy if throttled else ExpertUnavailable)(
             f"expert {self.name!r} {reason}; next attempt in {wait:.1f} s", expert=self.name
@@ -345,7 +280,7 @@ class ReplicatedExpert:
 
 
 def _possibly_healthy(replica: Replica) -> bool:
-    """Whether its breaker is open for failures that a single request can provoke, and its health check did not fail."""
+    """True if its breaker is open for failures that a single request can provoke, and its health check did not fail."""
     breaker = replica.breaker
     return replica.state in ("open", "half_open") and not breaker.concerns_all and replica.alive is not False
 
@@ -364,7 +299,3 @@ def preferred_replica(replicas: Sequence[Replica], conversation: bytes) -> Repli
     if outstanding <= 1 or outstanding <= LOAD_BOUND * sum(map(_outstanding, replicas)) / len(replicas) + 1:
         return own
     return min(replicas, key=_outstanding)
-
-
-def _outstanding(replica: Replica) -> int:
-    return replica.outstanding

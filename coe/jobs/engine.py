@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from coe.errors import CoEError, JobError
 
 if TYPE_CHECKING:
-    from routers.task_runner import TaskRunner
+    from routers.encoders import TaskRunner
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,7 +32,7 @@ def task_runner(engine: Engine) -> AbstractContextManager[TaskRunner]:
     """A context with the engine's task runner. Raises ClusterError without Ray, or where it cannot be reached."""
     if engine is Engine.RAY:
         return ray_task_runner()
-    from routers.task_runner import LocalRunner
+    from routers.encoders import LocalRunner
 
     return nullcontext(LocalRunner())
 

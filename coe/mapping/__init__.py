@@ -2,7 +2,6 @@
 
 from coe.mapping.assignment import Assignment, decision_risk, expected_utility
 from coe.mapping.consequences import Consequence
-from coe.mapping.declaration import ANSWER_FIELDS, Dependencies, declared_uses
 from coe.mapping.effective_plan import EffectivePlan, effective_plan
 from coe.mapping.plan import (
     ParetoRow,
@@ -18,14 +17,18 @@ from coe.mapping.plan_file import (
     MARGINAL_VALUES_TIME_SHARE,
     PlanEvidence,
     PlanInputs,
+    PlanRecord,
+    PublishedPlan,
+    common_part,
+    current_problem,
     read_evidence,
     read_plan_file,
     read_problem,
+    read_published,
     round_traffic,
 )
-from coe.mapping.problem import Budget, Problem, Uses
+from coe.mapping.problem import ANSWER_FIELDS, Budget, Dependencies, Problem, Uses, declared_uses
 from coe.mapping.program import TimeBudget, smallest_limit
-from coe.mapping.published import PlanRecord, PublishedPlan, common_part, current_problem, read_published
 
 __all__ = [
     "ANSWER_FIELDS",

@@ -13,10 +13,9 @@ import numpy as np
 
 from coe.core import GENERAL
 from coe.mapping.assignment import Assignment
-from coe.mapping.declaration import Dependencies, changed_fields, declared_uses
 from coe.mapping.plan import planned_use
-from coe.mapping.problem import USE_OF_ROW, Budget, Problem
-from coe.mapping.published import PlanRecord, PublishedPlan, planned_pins
+from coe.mapping.plan_file import PlanRecord, PublishedPlan, planned_pins
+from coe.mapping.problem import USE_OF_ROW, Budget, Dependencies, Problem, changed_fields, declared_uses
 from coe.registry import Registry
 
 Kind = Literal[
@@ -27,7 +26,7 @@ Kind = Literal[
     "category_added",
     "category_removed",
     "category_changed",
-    "category_moved",
+    "category_reassigned",
     "pin_changed",
     "general_changed",
     "budget_changed",
@@ -62,16 +61,18 @@ class Consequence:
 
 def consequences(plan: PublishedPlan, registry: Registry, effective: Assignment) -> tuple[Consequence, ...]:
     """Return all differences of a declaration from a plan, whose `effective` assignment is in use."""
-    moved = _moved_categories(plan.assignment, effective)
-    found = [*_experts(plan, registry, effective, moved), *_categories(plan, registry, effective)]
+    reassigned = _reassigned_categories(plan.assignment, effective)
+    found = [*_experts(plan, registry, effective, reassigned), *_categories(plan, registry, effective)]
     found += _pins(plan, registry, effective)
     if plan.record is not None:
         found += [*_uses(plan, plan.record, registry, effective), *_budget(plan.record, registry, effective)]
     explained = {one.name for one in found if one.kind in ("pin_changed", "general_changed", "category_added")}
-    explained |= {category for category, (before, _) in moved.items() if before not in registry.expert_names}
+    explained |= {category for category, (before, _) in reassigned.items() if before not in registry.expert_names}
     found += [
-        Consequence("category_moved", category, f"category {category!r} goes from {before!r} to {now!r}", replan=True)
-        for category, (before, now) in moved.items()
+        Consequence(
+            "category_reassigned", category, f"category {category!r} goes from {before!r} to {now!r}", replan=True
+        )
+        for category, (before, now) in reassigned.items()
         if category not in explained
     ]
     if found and not _is_same(plan.assignment, effective):
@@ -85,7 +86,7 @@ def _is_same(planned: Assignment, effective: Assignment) -> bool:
     return same and effective.over(planned.categories).digest == planned.digest
 
 
-def _moved_categories(planned: Assignment, effective: Assignment) -> dict[str, tuple[str, str]]:
+def _reassigned_categories(planned: Assignment, effective: Assignment) -> dict[str, tuple[str, str]]:
     """Return the planned and the effective expert of each category for which they differ."""
     before = dict(zip(planned.categories, planned.choice, strict=True))
     now = dict(zip(effective.categories, effective.choice, strict=True))
@@ -93,14 +94,14 @@ def _moved_categories(planned: Assignment, effective: Assignment) -> dict[str, t
 
 
 def _experts(
-    plan: PublishedPlan, registry: Registry, effective: Assignment, moved: Mapping[str, tuple[str, str]]
+    plan: PublishedPlan, registry: Registry, effective: Assignment, reassigned: Mapping[str, tuple[str, str]]
 ) -> Iterator[Consequence]:
     for name in registry.expert_names:
         if name not in plan.assignment.experts:
             yield _added(name, registry, effective)
     for name in plan.assignment.experts:
         if name not in registry.expert_names:
-            yield _removed(name, moved)
+            yield _removed(name, reassigned)
     dependencies = _dependencies(plan)
     for spec in registry.experts:
         planned = dependencies is not None and spec.name in plan.assignment.experts
@@ -131,8 +132,8 @@ def _added(name: str, registry: Registry, effective: Assignment) -> Consequence:
     )
 
 
-def _removed(name: str, moved: Mapping[str, tuple[str, str]]) -> Consequence:
-    moves = [f"{category} goes to {now!r}" for category, (before, now) in moved.items() if before == name]
+def _removed(name: str, reassigned: Mapping[str, tuple[str, str]]) -> Consequence:
+    moves = [f"{category} goes to {now!r}" for category, (before, now) in reassigned.items() if before == name]
     if not moves:
         return Consequence(
             "expert_removed", name, f"expert {name!r} is no longer declared; it served no declared category"

@@ -16,10 +16,9 @@ import numpy as np
 from coe.errors import ArtifactError
 from coe.mapping.assignment import Assignment
 from coe.mapping.consequences import Consequence, consequences
-from coe.mapping.declaration import declared_uses
 from coe.mapping.plan import runner_up
-from coe.mapping.problem import USE_OF_ROW, Array
-from coe.mapping.published import PublishedPlan, planned_pins
+from coe.mapping.plan_file import PublishedPlan, planned_pins
+from coe.mapping.problem import USE_OF_ROW, Array, declared_uses
 from coe.registry import Registry
 
 SHARE_DUAL_PREFIX = "max_share:"
@@ -119,7 +118,7 @@ class _AssignmentBuilder:
         )
 
     def _is_declared(self, row: str) -> bool:
-        """Whether the row of a dual is about a declared expert, or about no single expert."""
+        """True if the row of a dual is about a declared expert, or about no single expert."""
         return not row.startswith(SHARE_DUAL_PREFIX) or row.removeprefix(SHARE_DUAL_PREFIX) in self._experts
 
     def _is_unpinned(self, category: str) -> bool:

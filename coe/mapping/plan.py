@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from coe.errors import DataError
 from coe.mapping.assignment import Assignment, expected_utility
-from coe.mapping.prices import prices
 from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Budget, Problem
 from coe.mapping.program import (
     LARGE_PROBLEM_CELLS,
     Solution,
     TimeBudget,
     find_solution,
+    prices,
     require_solution,
     smallest_limit,
 )

@@ -1,13 +1,14 @@
-"""The files of a plan beside its assignment: plan.json (inputs, evidence, frontiers) and traffic.npy.
+"""The files of a plan: assignment.json, plan.json (inputs, evidence, frontiers) and traffic.npy.
 
-`coe plan` and `coe retrain` write them. They are read to show the plan, to solve it again under another budget, and to
-compare it with the present declaration.
+`coe plan` and `coe retrain` write `PlanInputs`. The files are read to show a plan, to solve it again under another
+budget, and to compare it with the present declaration. `PublishedPlan` is a plan that was read; `current_problem`
+applies the present declaration to its problem.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.errors import ArtifactError
+from coe.errors import ArtifactError, DataError
 from coe.mapping.assignment import Assignment
-from coe.mapping.declaration import Dependencies
 from coe.mapping.plan import frontiers, marginal_values
-from coe.mapping.problem import Array, Budget, Problem, Uses
+from coe.mapping.problem import Array, Budget, Dependencies, Problem, Uses, declared_uses
 from coe.mapping.program import TimeBudget
 from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
+from coe.registry import Registry
 
 PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
 MARGINAL_VALUES_TIME_SHARE = 1 / 3
@@ -37,8 +38,8 @@ class PlanInputs:
       prices of pure categories.
     - `deviations`: number of standard errors by which the problem's qualities are below the estimates.
     - `source`: origin of the scores.
-    - `measured`, `learnt`: the parts of the table from scores and from feedback.
-    - `moved`: categories whose expert feedback has changed since the scores were measured.
+    - `measured`, `feedback`: the parts of the table from scores and from feedback.
+    - `reassigned`: categories whose expert feedback has changed since the scores were measured.
     - `dependencies`: the part of the declaration that the plan was made for; None if it was made without one.
     """
 
@@ -49,8 +50,8 @@ class PlanInputs:
     source: str
     pseudo_count: float = PSEUDO_COUNT
     measured: ScoreTable | None = None
-    learnt: ScoreTable | None = None
-    moved: tuple[str, ...] = ()
+    feedback: ScoreTable | None = None
+    reassigned: tuple[str, ...] = ()
     dependencies: Dependencies | None = None
 
     def save(
@@ -99,8 +100,8 @@ class PlanInputs:
             "uses": uses,
             "budget": problem.budget.rows(),
             "measured": None if self.measured is None else _table_to_json(self.measured),
-            "learnt": None if self.learnt is None else _table_to_json(self.learnt),
-            "moved": self.moved,
+            "feedback": None if self.feedback is None else _table_to_json(self.feedback),
+            "reassigned": self.reassigned,
             "depends_on": None if self.dependencies is None else self.dependencies.to_json(),
         }
 
@@ -126,8 +127,11 @@ def read_plan_file(folder: Path) -> dict[str, Any] | None:
 
 def read_problem(folder: Path) -> tuple[Problem, Array | None] | None:
     """Return the problem and the traffic of a plan's folder; None without plan.json. Raises ArtifactError."""
-    if (found := read_plan_file(folder)) is None:
-        return None
+    found = read_plan_file(folder)
+    return None if found is None else _problem_from(found, folder)
+
+
+def _problem_from(found: Mapping[str, Any], folder: Path) -> tuple[Problem, Array | None]:
     try:
         uses = {name: None if use is None else _array(use, np.nan) for name, use in found["uses"].items()}
         problem = Problem(
@@ -149,15 +153,15 @@ class PlanEvidence:
     """The scores and feedback behind a published plan; see `PlanInputs`."""
 
     measured: ScoreTable | None = None
-    learnt: ScoreTable | None = None
-    moved: tuple[str, ...] = ()
+    feedback: ScoreTable | None = None
+    reassigned: tuple[str, ...] = ()
 
     def over(self, categories: Sequence[str], experts: Sequence[str]) -> ScoreTable | None:
         """Return the scores from feedback over these categories and experts."""
-        if self.learnt is None:
+        if self.feedback is None:
             return None
-        cells = {name: getattr(self.learnt, name).tolist() for name in ("mean", "variance", "count")}
-        return _table_from_json(cells, self.learnt.categories, self.learnt.experts, categories, experts)
+        cells = {name: getattr(self.feedback, name).tolist() for name in ("mean", "variance", "count")}
+        return _table_from_json(cells, self.feedback.categories, self.feedback.experts, categories, experts)
 
 
 def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[str]) -> PlanEvidence:
@@ -169,10 +173,10 @@ def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[
         return PlanEvidence()
     try:
         known = tuple(found["categories"]), tuple(found["experts"])
-        measured, learnt = (
-            _table_from_json(found[name], *known, categories, experts) for name in ("measured", "learnt")
+        measured, feedback = (
+            _table_from_json(found[name], *known, categories, experts) for name in ("measured", "feedback")
         )
-        return PlanEvidence(measured, learnt, tuple(name for name in found["moved"] if name in categories))
+        return PlanEvidence(measured, feedback, tuple(name for name in found["reassigned"] if name in categories))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(
             f"{folder / PLAN_FILE}: cannot be read ({error!r}); make it again with `coe plan`"
@@ -220,3 +224,112 @@ def _array(rows: list[Any], missing: float) -> Array:
         return [filled(item) for item in value] if isinstance(value, list) else missing if value is None else value
 
     return np.array(filled(rows), dtype=np.float64)
+
+
+ASSIGNMENT_FILE = "assignment.json"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanRecord:
+    """What a plan was solved from.
+
+    `bounds`, of the shape of the problem's quality, are the lower confidence bounds of all cells, also of those that a
+    pin excludes. `dependencies` is None if the plan does not store them.
+    """
+
+    problem: Problem
+    bounds: Array
+    dependencies: Dependencies | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PublishedPlan:
+    """A plan as it was published; `record` is None if only the assignment was stored."""
+
+    version: str
+    assignment: Assignment
+    record: PlanRecord | None = None
+
+
+def read_published(folder: Path, version: str) -> PublishedPlan:
+    """Read the folder of a plan. Raises ArtifactError."""
+    assignment = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
+    return PublishedPlan(version, assignment, _read_record(folder))
+
+
+def _read_record(folder: Path) -> PlanRecord | None:
+    if (data := read_plan_file(folder)) is None:
+        return None
+    problem, _ = _problem_from(data, folder)
+    try:
+        estimate, error = (np.array(data[name], dtype=np.float64) for name in ("estimate", "error"))
+        bounds = np.maximum(estimate - float(data["deviations"]) * error, 0.0)
+        if bounds.shape != problem.quality.shape:
+            raise ValueError(f"estimates of shape {bounds.shape}")
+        stored = data["depends_on"]
+        return PlanRecord(problem, bounds, None if stored is None else Dependencies.from_json(stored))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder}: plan.json cannot be read ({error}); make it again with `coe plan`") from None
+
+
+def planned_pins(plan: PublishedPlan, registry: Registry) -> Mapping[str, str]:
+    """Return the pins that the plan was made with, or the declared ones if it does not store them."""
+    if plan.record is not None and plan.record.dependencies is not None:
+        return plan.record.dependencies.pins
+    return registry.assignment
+
+
+def current_problem(
+    plan: PublishedPlan, registry: Registry, traffic: Array | None = None
+) -> tuple[Problem, Array | None] | None:
+    """Return the plan's problem and traffic over the names still declared; None if the plan has no record.
+
+    Pins and uses are the declared ones, the budget is the plan's. A category that is pinned to an expert without scores
+    is left out. Raises DataError if no category is left.
+    """
+    record = plan.record
+    if record is None:
+        return None
+    solved, pins, then = record.problem, registry.assignment, planned_pins(plan, registry)
+    columns = [column for column, name in enumerate(solved.experts) if name in registry.expert_names]
+    experts = tuple(solved.experts[column] for column in columns)
+    rows = [
+        row
+        for row, name in enumerate(solved.categories)
+        if name in registry.category_names and pins.get(name, experts[0] if experts else "") in experts
+    ]
+    if not rows:
+        raise DataError(f"plan {plan.version}: none of its categories is declared any more; run `coe plan` again")
+    quality = np.stack([_quality_row(record, row, pins, then)[columns] for row in rows])
+    weights = solved.weights[rows]
+    problem = replace(
+        solved,
+        categories=tuple(solved.categories[row] for row in rows),
+        experts=experts,
+        quality=quality,
+        weights=weights / weights.sum() if len(rows) < len(solved.categories) else weights,
+        uses=declared_uses(registry, experts),
+    )
+    return problem, None if traffic is None else traffic[:, rows]
+
+
+def _quality_row(record: PlanRecord, row: int, pins: Mapping[str, str], then: Mapping[str, str]) -> Array:
+    """Return the qualities of a category under the present pins; `then` are the plan's."""
+    name, experts = record.problem.categories[row], record.problem.experts
+    pin = pins.get(name)
+    if pin == then.get(name):
+        return np.asarray(record.problem.quality[row])
+    if pin is None:
+        return np.asarray(record.bounds[row])
+    return np.where(np.array(experts) == pin, record.bounds[row], -np.inf)
+
+
+def common_part(problem: Problem, effective: Assignment) -> tuple[Problem, Assignment]:
+    """Restrict a problem and the effective assignment to their common categories, with an expert that both have."""
+    choice = dict(zip(effective.categories, effective.choice, strict=True))
+    rows = [row for row, name in enumerate(problem.categories) if choice.get(name) in problem.experts]
+    categories = tuple(problem.categories[row] for row in rows)
+    weights = problem.weights[rows]
+    part = replace(problem, categories=categories, quality=problem.quality[rows], weights=weights / weights.sum())
+    hosted = tuple(name for name in effective.hosted if name in problem.experts)
+    return part, replace(effective.over(categories), hosted=hosted)

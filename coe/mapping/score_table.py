@@ -66,22 +66,6 @@ class ScoreTable:
         return np.asarray(np.sqrt((seen + pseudo_count * common) / total / total))
 
 
-def tabulate(
-    categories: Sequence[str], models: Sequence[str], scores: Sequence[float] | NDArray[np.float64]
-) -> ScoreTable:
-    """Build the table from long data: one row is one score of a model on a prompt of a category. Sorts the names."""
-    names, rows = np.unique(np.asarray(categories, dtype=object).astype(str), return_inverse=True)
-    experts, columns = np.unique(np.asarray(models, dtype=object).astype(str), return_inverse=True)
-    values = np.asarray(scores, dtype=np.float64)
-    shape = (len(names), len(experts))
-    cells = rows * shape[1] + columns
-    count, total, square = (
-        np.bincount(cells, weights=weight, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
-        for weight in (np.ones_like(values), values, values**2)
-    )
-    return _table(tuple(map(str, names)), tuple(map(str, experts)), count, total, square)
-
-
 def tabulate_prompts(
     labels: Sequence[str],
     experts: Sequence[str],
@@ -108,25 +92,14 @@ def tabulate_softly(
     """Build the table from soft labels: prompt i belongs to category m with weight `posterior[i, m]`.
 
     `posterior` has shape (n_prompts, n_categories), `scores` (n_prompts, n_experts) with NaN where a score is missing.
-    A one-hot posterior gives the same table as `tabulate`.
     """
     weights = np.asarray(posterior, dtype=np.float64).T
     known = np.isfinite(scores)
     values = np.where(known, scores, 0.0)
-    return _table(tuple(categories), tuple(experts), weights @ known, weights @ values, weights @ values**2)
-
-
-def _table(
-    categories: tuple[str, ...],
-    experts: tuple[str, ...],
-    count: NDArray[np.float64],
-    total: NDArray[np.float64],
-    square: NDArray[np.float64],
-) -> ScoreTable:
-    nothing = np.full_like(total, np.nan)
-    mean = np.divide(total, count, out=nothing.copy(), where=count > 0)
-    spread = np.divide(square, count, out=nothing, where=count > 0) - mean**2
-    return ScoreTable(categories, experts, mean, np.maximum(spread, 0.0), count)
+    count, missing = weights @ known, np.full((len(categories), len(experts)), np.nan)
+    mean = np.divide(weights @ values, count, out=missing.copy(), where=count > 0)
+    variance = np.divide(weights @ values**2, count, out=missing, where=count > 0) - mean**2
+    return ScoreTable(tuple(categories), tuple(experts), mean, np.maximum(variance, 0.0), count)
 
 
 def fit_pseudo_count(categories: Sequence[str], scores: NDArray[np.floating]) -> float:

@@ -1,12 +1,8 @@
-"""Converts a RoutingRecord to one line of JSON and back.
+"""The stored form of a RoutingRecord: one line of JSON, by a table of fields that is derived from its annotations.
 
-Every log, the spool and `coe log export` store records in this form. Unknown keys are ignored and missing optional keys
-take their defaults; a record of a newer schema is refused.
-
-The table of record fields, derived from the annotations of RoutingRecord.
-
-JSON, SQLite columns, parquet, the API's schema and the reference page all follow this table. Each row knows the field's
-type, its JSON schema, how to read its value, and its FieldInfo.
+JSON, SQLite columns, parquet, the API's schema and the reference page all follow the table `FIELDS`. Every log, the
+spool and `coe log export` store records as JSON lines. Unknown keys are ignored and missing optional keys take their
+defaults; a record of a newer schema is refused.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""The routing log in one SQLite file, for one machine: no server, several processes.
+"""The routing log and its feedback in one SQLite file, for one machine: no server, several processes.
 
-Rows hold the record as JSON and columns for the fields of LogQuery. A query walks exactly one index, chosen here:
-without statistics SQLite may choose a bad one. Writes are paced so that the writer's thread leaves the core to
-requests.
-
-Feedback in the SQLite file of the routing log.
-
-One row per dedup key. A replacement is a new row, so that readers with a cursor get it.
+Rows of `records` hold the record as JSON and columns for the fields of LogQuery. A query walks exactly one index,
+chosen here: without statistics SQLite may choose a bad one. Writes are paced so that the writer's thread leaves the
+core to requests. `feedback` has one row per dedup key. A replacement is a new row, so readers with a cursor get it.
 """
 
 from __future__ import annotations

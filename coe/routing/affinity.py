@@ -81,7 +81,7 @@ def conversation_key(chat: Chat, options: RequestOptions) -> bytes:
 
 
 def is_follow_up(chat: Chat, session: str | None) -> bool:
-    """Whether the chat continues a conversation: it has a response already, or the client sends a session id."""
+    """True if the chat continues a conversation: it has a response already, or the client sends a session id."""
     return session is not None or any(message.role == "assistant" for message in chat.messages)
 
 

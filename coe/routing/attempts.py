@@ -31,7 +31,7 @@ TIMER_SLACK_SECONDS = 0.01
 """Added to a pause, as timers of the event loop may fire early by the resolution of its clock."""
 _TRANSIENT_ERRORS = (ExpertUnavailable, ExpertBusy)
 _REPORT_PRIORITY = (ExpertBusy, ExpertTimeout, ExpertInvalidResponse, ExpertUnavailable)
-"""The error to report when all candidates fail: the first kind here, which tells the client most about a retry."""
+"""The error to report when all candidates fail: the first kind here, which is the most useful for a client's retry."""
 _Failure = ExpertError | InvalidRequest
 """InvalidRequest: the request cannot be translated to the expert's API."""
 
@@ -76,7 +76,7 @@ async def call_experts(
     - With `hedge`, a stream that starts later than the expert's 95th percentile is raced against another call.
 
     Raises at once if the first expert that judges the request rejects it. If others failed before with a transient
-    error, a rejection is not final. When nothing is left to try, raises the error that tells the client most.
+    error, a rejection is not final. When nothing is left to try, raises the most informative error.
     """
     schedule = _Schedule(call, experts, max_attempts, attempts)
     loop = asyncio.get_running_loop()
@@ -202,7 +202,7 @@ class _Schedule:
         return chosen.retry(), pause
 
     def _final_error(self) -> _Failure:
-        """Return the error that tells the client most; among equal ones the first, of the best candidate."""
+        """Return the most informative error; among equal ones the first, of the best candidate."""
         if not self._errors and self._untranslatable is not None:
             return self._untranslatable
         error = min(self._errors, key=_report_rank)

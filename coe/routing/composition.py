@@ -11,23 +11,19 @@ import random
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import Call, Chat, Decision, Expert, Prediction, Reply, RequestOptions, Router
+from coe.core import LOAD_SHED, Call, Chat, Decision, Expert, Prediction, Reply, RequestOptions, Router
 from coe.mapping import Assignment, decision_risk
-from coe.mapping.declaration import relative_cost
+from coe.mapping.problem import relative_cost
 from coe.registry import AUTO, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.affinity import Affinity, conversation_key
 from coe.routing.attempts import Attempts, call_experts
-from coe.routing.classification import Classifier
-from coe.routing.conversation import routing_text
-from coe.routing.decision import decide, with_fallback
-from coe.routing.eligibility import ineligibility
-from coe.routing.overlay import Overlays
+from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays, routing_text
+from coe.routing.decision import decide, ineligibility, with_fallback
 
 MIN_DECISION_RISK = 0.3
 """Probability that a more accurate posterior selects another expert, from which on an encoder pass pays. On public
@@ -80,14 +76,19 @@ class Composition:
 
     async def classify_text(self, text: str, chat: Chat, tenant: str | None) -> Prediction:
         """Classify a text that `routing_text` made from the chat."""
-        return await self._classifier.classify(text, tenant, needs_encoder=partial(self._needs_encoder, chat))
+        fast = self._classifier.predict_fast(text, tenant)
+        if fast.stage != LOAD_SHED:
+            return fast
+        if not self._needs_encoder(chat, fast):
+            return replace(fast, stage=SHORT_CIRCUIT)
+        return await self._classifier.refine(fast, text, tenant)
 
     def apply_overlay(self, prediction: Prediction, tenant: str | None) -> Prediction:
         """Apply the tenant's overlay to a posterior of the router."""
-        return self._classifier.apply_overlay(prediction, tenant)
+        return self._classifier.overlays.apply(prediction, tenant)
 
     def _needs_encoder(self, chat: Chat, prediction: Prediction) -> bool:
-        """Whether a more accurate posterior might change the selected expert or the retrieval."""
+        """True if a more accurate posterior might change the selected expert or the retrieval."""
         if self._retrieval is not None:
             return True
         if chat.model != AUTO:

@@ -1,8 +1,9 @@
 """`decide()`: select the expert for a classified request. Pure: no clock, no randomness, no state.
 
-The rule is Jain et al. 2024 (arXiv 2412.01868) with the router's posterior in place of its most likely category: the
-expert of highest utility, which is expected quality minus price. Pinned, sticky and uncertain requests, the health of
-experts and exploration modify it.
+The rule is Jain et al. 2024 (arXiv 2412.01868) with the router's posterior in place of its most likely category: of the
+experts that can take the request, the one of highest utility, which is expected quality minus price. Pinned, sticky and
+uncertain requests and the health of experts modify it. Exploration selects another expert of nearly the same utility
+for a share of requests, with exact propensities.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import Chat, Decision, Health, Prediction, Reason
-from coe.errors import Cause, InvalidRequest
+from coe.errors import Cause, InvalidRequest, ModelNotFound
 from coe.mapping import Assignment, expected_utility
-from coe.registry import AUTO, Policy, Registry
-from coe.routing.eligibility import check_pin, check_single_embedder, ineligibility
-from coe.routing.exploration import choose
+from coe.registry import AUTO, ExpertSpec, Policy, Registry
 
+MAX_CHARACTERS_PER_TOKEN = 8
+"""No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
+_TRANSLATED_APIS = frozenset({"responses", "messages"})
+"""APIs that are translated for an expert with chat only."""
 _HEALTHY = Health()
 
 
@@ -85,23 +88,49 @@ def decide(
     )
 
 
-def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
-    """Return the names of the eligible experts. Raises ModelNotFound or InvalidRequest if none can take the chat."""
-    eligible = [spec.name for spec in registry.experts if not ineligibility(chat, spec)]
-    if chat.model != AUTO:
-        check_pin(chat, registry, eligible)
-        return eligible
-    if not eligible:
-        reasons = "; ".join(ineligibility(chat, spec) for spec in registry.experts)
-        raise InvalidRequest(f"no expert can take this request: {reasons}", code="no_capable_expert")
-    check_single_embedder(chat, eligible)
-    return eligible
-
-
 def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
     """Return the decision with another expert, because its own did not answer for `cause`."""
     first, why = (decision.fallback_from, decision.cause) if decision.fallback_from else (decision.expert, cause)
     return replace(decision, expert=expert, reason="fallback", fallback_from=first, cause=why)
+
+
+def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
+    """Return the names of the eligible experts. Raises ModelNotFound or InvalidRequest if none can take the chat."""
+    eligible = [spec.name for spec in registry.experts if not ineligibility(chat, spec)]
+    if chat.model != AUTO:
+        check_model(chat, registry)
+        if chat.model not in eligible:
+            reason = ineligibility(chat, registry.expert(chat.model))
+            raise InvalidRequest(reason, param="model", code="no_capable_expert")
+        return eligible
+    if not eligible:
+        reasons = "; ".join(ineligibility(chat, spec) for spec in registry.experts)
+        raise InvalidRequest(f"no expert can take this request: {reasons}", code="no_capable_expert")
+    if chat.api == "embeddings" and len(eligible) > 1:
+        message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
+        raise InvalidRequest(message, param="model", code="ambiguous_model")
+    return eligible
+
+
+def check_model(chat: Chat, registry: Registry) -> None:
+    """Raise ModelNotFound for a model name that is not declared."""
+    known = (AUTO, *registry.expert_names)
+    if chat.model not in known:
+        raise ModelNotFound(f"the model {chat.model!r} does not exist here; known: {', '.join(known)}", param="model")
+
+
+def ineligibility(chat: Chat, spec: ExpertSpec) -> str:
+    """Return why an expert cannot take a chat; empty if it can."""
+    translated = chat.api in _TRANSLATED_APIS and "chat" in spec.supported_apis
+    if chat.api not in spec.supported_apis and not translated:
+        return f"{spec.name} does not support the {chat.api} API"
+    if missing := chat.needs - spec.capabilities:
+        return f"{spec.name} has no {', no '.join(sorted(missing))}"
+    if chat.characters > spec.context_length * MAX_CHARACTERS_PER_TOKEN:
+        return (
+            f"{spec.name} has a context of {spec.context_length} tokens and the chat has {chat.characters} characters"
+        )
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +212,31 @@ def _explore(
         return best, "routed", 1.0
     index, propensity = choose(utility, rate=exploration.rate, loss=exploration.max_quality_loss, uniform=uniform)
     return names[index], "explored" if index else "routed", propensity
+
+
+def choose(utility: NDArray[np.floating], *, rate: float, loss: float, uniform: float) -> tuple[int, float]:
+    """Return the index of the selected expert and its propensity; `uniform` is drawn from [0, 1)."""
+    probabilities = propensities(utility, rate=rate, loss=loss)
+    bounds = np.cumsum(probabilities)
+    index = int(np.searchsorted(bounds, uniform * bounds[-1], side="right"))
+    return index, float(probabilities[index])
+
+
+def propensities(utility: NDArray[np.floating], *, rate: float, loss: float) -> NDArray[np.float64]:
+    """Return the selection probability of each expert, shape (n_experts,), or (n, n_experts) for n requests.
+
+    `utility` is expected quality minus price, -inf for an expert that may not answer. With probability `rate`, one of
+    the other experts within `loss` of the best is selected uniformly; otherwise the best one, or uniformly one of
+    several equal best ones. Off-policy estimates use these probabilities as exact weights. Raises ValueError if no
+    expert may answer.
+    """
+    best = utility.max(axis=-1, keepdims=True)
+    if np.isneginf(best).any():
+        raise ValueError("no expert may answer")
+    is_best = utility == best
+    explored = (utility >= best - loss) & np.isfinite(utility) & ~is_best
+    count = explored.sum(axis=-1, keepdims=True)
+    explored_mass = np.where(count > 0, rate, 0.0)
+    best_probability = (1.0 - explored_mass) / is_best.sum(axis=-1, keepdims=True)
+    other_probability = np.where(explored, explored_mass / np.maximum(count, 1), 0.0)
+    return np.asarray(np.where(is_best, best_probability, other_probability))

@@ -1,9 +1,7 @@
-"""Loads the active state: the declaration, and the promoted router, overlays, assignment and retrieval gate.
+"""Loads the active state: the declaration, and the promoted router, overlays, assignment, gate and the document store.
 
 The gateway loads it at start and on reload, jobs at their start. `check_active_state` checks the same without loading a
 router, which a parent process may do before it forks.
-
-Opens the document store that experts.yaml declares, with the encoder of the router in use.
 """
 
 from __future__ import annotations
@@ -21,13 +19,13 @@ from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
-from coe.mapping.declaration import declared_assignment
+from coe.mapping.problem import declared_assignment
 from coe.registry import Registry, load
 from coe.retrieval import DocumentStore, EncoderId, open_store
 from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
 from coe.retrieval.retrieval import Retrieval
-from coe.routing.overlay import OVERLAYS_FILE, Overlay, Overlays
+from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
 from coe.settings import Settings
 

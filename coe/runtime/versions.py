@@ -1,11 +1,7 @@
-"""Lists the versions and promotions of one kind of artifact, and describes one version, as JSON.
+"""Versions of one kind of artifact: listed and described as JSON, put into use or rolled back after a gateway's checks.
 
-The admin API and `coe promote --list` show it.
-
-Puts a published version into use, or rolls back, after the checks that a gateway would make.
-
-`coe promote`, `coe rollback` and the buttons of the UI call it. Gateways reload the version as
-`gateway/process/reload.py` describes.
+`coe promote`, `coe rollback`, `coe versions`, the admin API and the buttons of the UI call it. Gateways reload a
+version as `gateway/process/reload.py` describes.
 """
 
 from __future__ import annotations
@@ -98,7 +94,7 @@ MAX_LISTED = 100
 """Newest versions and moves of a kind that are listed."""
 TRAINING_JOBS = ("train", "plan", "retrain")
 """Jobs that make versions; the other moves put an existing version into use."""
-LEARNED_DIGESTS = "learnt"
+CORRECTION_DIGESTS = "corrections"
 """A router's metric: digests of all prompts that it learned from traffic, shown as their number."""
 REPORT = "report.json"
 """Report of the learning round, stored in the folder of what it promoted."""
@@ -207,8 +203,8 @@ def _measured_quality(kind: str, folder: Path, manifest: Manifest) -> float | No
 
 def _metrics(manifest: Manifest) -> dict[str, Any]:
     found = dict(manifest.metrics)
-    if isinstance(digests := found.get(LEARNED_DIGESTS), list):
-        found[LEARNED_DIGESTS] = len(digests)
+    if isinstance(digests := found.get(CORRECTION_DIGESTS), list):
+        found[CORRECTION_DIGESTS] = len(digests)
     return found
 
 

@@ -1,21 +1,70 @@
-"""The fast heads (lexical and static) in one pass, with everything about a token side by side in memory.
+"""The fast heads: logits of the lexical and the static head, for every request in about 0.1 ms.
 
-Computes the same as LexicalHead, StaticVectors and LinearHead, which training uses, in a third of the time. Between two
-requests the CPU caches go cold, so every call and every cache line counts.
+`StaticVectors` are token vectors distilled from the sentence encoder, as in model2vec: every token is encoded alone,
+the vectors are reduced by PCA, and frequent tokens get lower weights (smooth inverse frequency, Arora et al. 2017). The
+vector of a text is the sum of its tokens' vectors at unit length.
+
+`FastHeads` serves both heads in one pass, with everything about a token side by side in memory. It computes the same as
+LexicalHead, StaticVectors and LinearHead, which training uses, in a third of the time. Between two requests the CPU
+caches go cold, so every call and every cache line counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routers.calibration import Floats
+from routers.files import Arrays
 from routers.heads.lexical import LexicalHead
-from routers.heads.linear import LinearHead
-from routers.heads.static import StaticVectors
+from routers.heads.semantic import LinearHead
 from routers.tokens import FAST_CHARACTERS, truncate_middle
+
+DIMENSIONS = 256
+SMOOTHING = 1e-3
+"""Tokens more frequent than this share of all tokens lose at least half their weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class StaticVectors:
+    """`tokens` (vocabulary, dimensions), float32, weighted by token frequency."""
+
+    tokens: NDArray[np.float32]
+
+    def vector(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the unit vector (dimensions,) of a text with these token ids; zero without tokens."""
+        total: NDArray[np.float32] = self.tokens[ids].sum(axis=0)
+        length = float(total @ total) ** 0.5
+        return total / length if length else total
+
+    def vectors(self, texts: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Return the vectors (n_texts, dimensions) of several texts."""
+        return np.stack([self.vector(ids) for ids in texts])
+
+    def arrays(self) -> Arrays:
+        return {"tokens": self.tokens}
+
+
+def distil(
+    encode_tokens: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    frequencies: NDArray[np.int64],
+) -> StaticVectors:
+    """Distil token vectors from `encode_tokens` (ids to vectors), weighted by corpus `frequencies` (vocabulary,)."""
+    vectors = encode_tokens(np.arange(len(frequencies)))
+    reduced = _pca(vectors, dimensions=min(DIMENSIONS, vectors.shape[1]))
+    share = frequencies / max(1, int(frequencies.sum()))
+    tokens = reduced * (SMOOTHING / (SMOOTHING + share))[:, None]
+    return StaticVectors(tokens=tokens.astype(np.float16).astype(np.float32))
+
+
+def _pca(vectors: NDArray[np.float32], *, dimensions: int) -> NDArray[np.float32]:
+    centred = vectors - vectors.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    reduced: NDArray[np.float32] = centred @ axes[:, ::-1][:, :dimensions]
+    return reduced
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +136,7 @@ class FastHeads:
         return FastFeatures(lexical, static, vector, (nearest, known_share))
 
     def _lexical(self, text: str, ids: NDArray[np.int64], function_words: Floats) -> tuple[Floats, float]:
-        """As LexicalHead.score, given the counts of foreign and English function words."""
+        """Return the lexical head's logits and the share of known terms (0 to 1, by squared TF-IDF weight)."""
         if text.isascii():
             logits = self._ascii_bias
         else:
@@ -120,3 +169,21 @@ def _count_distinct(ids: NDArray[np.int64], bigrams: NDArray[np.int64]) -> tuple
     np.not_equal(values[1:], values[:-1], out=first[1:-1])
     starts = first.nonzero()[0]
     return values.take(starts[:-1]), starts[1:] - starts[:-1] - 1
+
+
+MAX_CENTROIDS = 512
+"""Centroids of static vectors, shared evenly among the categories; more would slow `predict_fast`."""
+
+
+def fit_centroids(vectors: Floats, labels: NDArray[np.int64], *, seed: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Return unit k-means centroids (n_centroids, dimensions) of every category, and their labels (n_centroids,)."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    names = np.unique(labels)
+    found = []
+    for name in names:
+        own = vectors[labels == name]
+        count = max(1, min(MAX_CENTROIDS // len(names), len(own) // 2))
+        means = MiniBatchKMeans(count, n_init=1, batch_size=1024, random_state=seed).fit(own).cluster_centers_
+        found.append(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9))
+    return np.concatenate(found).astype(np.float32), np.repeat(names, [len(means) for means in found])

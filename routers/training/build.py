@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 
 from routers.calibration import Floats
 from routers.cascade import CONFIG, EXEMPLARS, FORMAT, NETWORK, TOKENIZER
-from routers.encoders import ROUTING_TOKENS, OnnxEncoder
+from routers.encoders import ROUTING_TOKENS, OnnxEncoder, TaskRunner
 from routers.examples import Example, TrainingSet, build_training_set, prompt_digest
 from routers.files import write_json
+from routers.heads.fast import distil
 from routers.heads.lexical import LexicalFeatures, lexical_matrix
-from routers.heads.static import distil
-from routers.task_runner import TaskRunner
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
 from routers.training.embedding_cache import CachedEncoder, export_with_cache, open_encoder
 from routers.training.export import locate_encoder, quantise

@@ -16,8 +16,7 @@ import numpy as np
 
 from coe.errors import ArtifactError
 from routers.calibration import Floats
-from routers.encoders import ROUTING_TOKENS, OnnxEncoder
-from routers.task_runner import TaskRunner
+from routers.encoders import ROUTING_TOKENS, OnnxEncoder, TaskRunner
 from routers.training.export import EXPORT_VERSION, export_encoder
 
 Progress = Callable[[float], None]
@@ -102,7 +101,7 @@ def open_encoder(
     runner: TaskRunner | None = None,
 ) -> OnnxEncoder | CachedEncoder:
     """Open the encoder in these two files, with the embeddings that `cache` holds of the same two."""
-    encoder = OnnxEncoder.load(network, tokenizer, threads=threads, tokens=tokens, runner=runner)
+    encoder = OnnxEncoder(network, tokenizer, threads=threads, tokens=tokens, runner=runner)
     if cache is None:
         return encoder
     digest = hashlib.sha256(network.read_bytes() + tokenizer.read_bytes()).hexdigest()[:16]

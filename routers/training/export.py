@@ -87,7 +87,7 @@ def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
         program.model = fuse_projections(fuse_head_transposes(program.model))
         program.save(str(network))
         expected = np.concatenate([torch.cat(module(text), dim=1).detach().numpy() for text in texts])
-    if np.abs(OnnxEncoder.load(network, tokenizer).features(PROBE_TEXTS) - expected).max() > 1e-3:
+    if np.abs(OnnxEncoder(network, tokenizer).features(PROBE_TEXTS) - expected).max() > 1e-3:
         raise DataError(f"encoder {encoder!r}: its ONNX export gives other vectors; choose another encoder")
     longest = np.resize(texts[1][0], min(MAX_MASK_TEST_TOKENS, model.max_seq_length or MAX_MASK_TEST_TOKENS))
     token_ids = [ids.tolist() for ids in (longest, *(text[0] for text in texts))]
@@ -104,7 +104,7 @@ def _remove_idle_masks(program: Any, token_ids: list[list[int]], *, network: Pat
     program.model = remove_masks(program.model)
     program.save(str(lean))
     try:
-        before, after = (OnnxEncoder.load(path, tokenizer).embed_ids(token_ids) for path in (network, lean))
+        before, after = (OnnxEncoder(path, tokenizer).embed_ids(token_ids) for path in (network, lean))
         idle = np.abs(after - before).max() < MASK_TOLERANCE
     except Exception:  # onnxruntime's own errors share no base
         idle = False
@@ -217,7 +217,7 @@ def _transposed_attention(
 def _has_constant_heads(
     _: Any, queries: Any, keys: Any, values: Any, query_shape: Any, key_shape: Any, flat_shape: Any, **__: Any
 ) -> bool:
-    """Return whether inputs and output have three dimensions, and the numbers of heads are constants."""
+    """True if inputs and output have three dimensions, and the numbers of heads are constants."""
     if any(value.shape is None or len(value.shape) != 3 for value in (queries, keys, values)):
         return False
     shapes = (query_shape, key_shape, flat_shape)
@@ -240,7 +240,7 @@ def _three_projections(op: Any, text: Any, wq: Any, bq: Any, wk: Any, bk: Any, w
 
 
 def _has_constant_weights(_: Any, text: Any, attention: Any, **tables: Any) -> bool:
-    """Return whether `text` has three dimensions, Attention splits the heads, and weights (two dimensions) and biases
+    """True if `text` has three dimensions, Attention splits the heads, and weights (two dimensions) and biases
     (one dimension, named b...) are constants."""
     if text.shape is None or len(text.shape) != 3 or "q_num_heads" not in attention.producer().attributes:
         return False

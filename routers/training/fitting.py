@@ -6,7 +6,7 @@ belonged to a category that training has not seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,19 @@ from numpy.typing import NDArray
 
 from routers.calibration import Floats, fit_temperature, log_loss
 from routers.cascade import LEXICAL, SEMANTIC, STATIC
+from routers.encoders import TaskRunner
 from routers.files import write_arrays
-from routers.heads.in_distribution import CategoryMeans, class_means, fit_centroids
-from routers.heads.knn import KnnHead, fit_knn, sample_exemplars
+from routers.heads.fast import StaticVectors, fit_centroids
 from routers.heads.lexical import LexicalFeatures, LexicalHead, LexicalMatrix, fit_lexical
-from routers.heads.linear import LinearHead, fit_linear
-from routers.heads.static import StaticVectors
-from routers.task_runner import TaskRunner
+from routers.heads.semantic import (
+    CategoryMeans,
+    KnnHead,
+    LinearHead,
+    class_means,
+    fit_knn,
+    fit_linear,
+    sample_exemplars,
+)
 
 Labels = NDArray[np.int64]
 TRAINED_HEADS = ("lexical", "static", "linear")
@@ -87,20 +93,10 @@ class HeadScores:
     def heads(self) -> tuple[Floats, Floats, Floats, Floats]:
         return self.lexical, self.static, self.linear, self.knn
 
-    def select(self, rows: Labels) -> HeadScores:
-        """Return the scores of some of the texts."""
-        return HeadScores(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
-
-    def assign(self, rows: Labels, scores: HeadScores) -> None:
-        """Set the scores of these texts."""
-        for field in fields(self):
-            getattr(self, field.name)[rows] = getattr(scores, field.name)
-
     @classmethod
-    def zeros(cls, texts: int, classes: int) -> HeadScores:
-        lexical, static, linear, knn = (np.zeros((texts, classes), dtype=np.float32) for _ in range(4))
-        fast_similarity, similarity = np.zeros((texts, 2), dtype=np.float32), np.zeros(texts, dtype=np.float32)
-        return cls(lexical, static, linear, knn, fast_similarity, similarity)
+    def joined(cls, parts: Sequence[HeadScores], order: Labels) -> HeadScores:
+        """Return the scores of all parts' texts in this order."""
+        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts])[order] for f in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +106,6 @@ class HeldOutScores:
 
     in_scope: HeadScores
     out_of_scope: HeadScores
-
-    @classmethod
-    def zeros(cls, texts: int, classes: int) -> HeldOutScores:
-        return cls(HeadScores.zeros(texts, classes), HeadScores.zeros(texts, classes))
 
 
 def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
@@ -160,66 +152,69 @@ def cross_fit(
     report: Callable[[float], None],
 ) -> HeldOutScores:
     """Score every text by heads that were fitted on the other folds."""
-    scores = HeldOutScores.zeros(len(data.labels), data.classes)
-    parts = folds(data.labels, seed=seed)
-    for index, part in enumerate(runner.map(partial(_score_fold, data, regularization, seed), parts)):
-        held = parts[index][1]
-        scores.in_scope.assign(held, part.in_scope)
-        scores.out_of_scope.assign(held, part.out_of_scope)
-        report((index + 1) / FOLDS)
-    return scores
+    parts, scores = folds(data.labels, seed=seed), list[HeldOutScores]()
+    for part in runner.map(partial(_score_fold, data, regularization, seed), parts):
+        scores.append(part)
+        report(len(scores) / FOLDS)
+    order = np.argsort(np.concatenate([held for _, held in parts]))
+    return HeldOutScores(
+        in_scope=HeadScores.joined([part.in_scope for part in scores], order),
+        out_of_scope=HeadScores.joined([part.out_of_scope for part in scores], order),
+    )
 
 
 def _score_fold(
     data: TrainingData, regularization: Regularization, seed: int, fold: tuple[Labels, Labels]
 ) -> HeldOutScores:
-    """Return the scores of the held texts alone."""
-    scores = HeldOutScores.zeros(len(data.labels), data.classes)
+    """Return the scores of the held texts, by heads that were fitted on the rest."""
     rest, held = fold
-    _score_trained(scores, data, regularization, rest, held)
-    _score_knn(scores, data, _fit_knn(data, rest, seed=seed), held)
-    _score_fast_similarity(scores, data, rest, held, seed=seed)
-    return HeldOutScores(scores.in_scope.select(held), scores.out_of_scope.select(held))
+    own = np.arange(len(held)), data.labels[held]
+    inside = {head: _trained_logits(head, data, rest, held, getattr(regularization, head)) for head in TRAINED_HEADS}
+    outside = {head: logits.copy() for head, logits in inside.items()}
+    inside["knn"], similarity, outside["knn"], other_similarity = _score_knn(
+        data, _fit_knn(data, rest, seed=seed), held
+    )
+    for logits in outside.values():
+        logits[own] = EXCLUDED_LOGIT
+    fast, other_fast = _fast_similarity(data, rest, held, seed=seed)
+    return HeldOutScores(
+        in_scope=HeadScores(**inside, fast_similarity=fast, similarity=similarity),
+        out_of_scope=HeadScores(**outside, fast_similarity=other_fast, similarity=other_similarity),
+    )
 
 
-def _score_trained(
-    scores: HeldOutScores, data: TrainingData, regularization: Regularization, rest: Labels, held: Labels
-) -> None:
-    """Set the logits of the trained heads; out of scope, the text's own category is excluded."""
-    for head in TRAINED_HEADS:
-        logits = _trained_logits(head, data, rest, held, getattr(regularization, head))
-        getattr(scores.in_scope, head)[held] = logits
-        getattr(scores.out_of_scope, head)[held] = logits
-        getattr(scores.out_of_scope, head)[held, data.labels[held]] = EXCLUDED_LOGIT
-
-
-def _score_knn(scores: HeldOutScores, data: TrainingData, knn: KnnHead, held: Labels) -> None:
-    inside, outside = scores.in_scope, scores.out_of_scope
-    for start in range(0, len(held), KNN_BATCH_TEXTS):
-        batch = held[start : start + KNN_BATCH_TEXTS]
-        inside.knn[batch], inside.similarity[batch] = knn.score(knn.project(data.vectors[batch]))
+def _score_knn(data: TrainingData, knn: KnnHead, held: Labels) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return votes and similarity of the held texts, then both without the exemplars of each text's own category."""
+    votes, similarity = _knn_scores(knn, data.vectors[held])
+    other_votes, other_similarity = np.empty_like(votes), np.empty_like(similarity)
     for label in range(data.classes):
-        others = knn.without(label)
-        own = held[data.labels[held] == label]
-        for start in range(0, len(own), KNN_BATCH_TEXTS):
-            batch = own[start : start + KNN_BATCH_TEXTS]
-            outside.knn[batch], outside.similarity[batch] = others.score(others.project(data.vectors[batch]))
-            outside.knn[batch, label] = EXCLUDED_LOGIT
+        own = data.labels[held] == label
+        if own.any():
+            other_votes[own], other_similarity[own] = _knn_scores(knn.without(label), data.vectors[held[own]])
+    return votes, similarity, other_votes, other_similarity
 
 
-def _score_fast_similarity(scores: HeldOutScores, data: TrainingData, rest: Labels, held: Labels, *, seed: int) -> None:
-    inside, outside = scores.in_scope.fast_similarity, scores.out_of_scope.fast_similarity
+def _knn_scores(knn: KnnHead, vectors: Floats) -> tuple[Floats, Floats]:
+    starts = range(0, len(vectors), KNN_BATCH_TEXTS)
+    votes, similarity = zip(*(knn.score(knn.project(vectors[i : i + KNN_BATCH_TEXTS])) for i in starts), strict=True)
+    return np.concatenate(votes), np.concatenate(similarity)
+
+
+def _fast_similarity(data: TrainingData, rest: Labels, held: Labels, *, seed: int) -> tuple[Floats, Floats]:
+    """Return the fast stage's similarities (n_held, 2) of the held texts, and those without each own category."""
+    inside, outside = np.zeros((2, len(held), 2), dtype=np.float32)
     centroids, labels = fit_centroids(data.static[rest], data.labels[rest], seed=seed)
     cosines = data.static[held] @ centroids.T
-    inside[held, 0] = cosines.max(axis=1)
+    inside[:, 0] = cosines.max(axis=1)
     cosines[data.labels[held][:, None] == labels] = -1
-    outside[held, 0] = cosines.max(axis=1)
+    outside[:, 0] = cosines.max(axis=1)
     frequency = data.lexical.document_frequency(rest)
-    inside[held, 1] = data.lexical.known_share(held, frequency)
+    inside[:, 1] = data.lexical.known_share(held, frequency)
     for label in range(data.classes):
-        own = held[data.labels[held] == label]
+        own = data.labels[held] == label
         others = frequency - data.lexical.document_frequency(rest[data.labels[rest] == label])
-        outside[own, 1] = data.lexical.known_share(own, others)
+        outside[own, 1] = data.lexical.known_share(held[own], others)
+    return inside, outside
 
 
 def write_heads(data: TrainingData, regularization: Regularization, *, out: Path, seed: int) -> None:

@@ -20,6 +20,7 @@ from routers.calibration import (
     choose_escalation_threshold,
     choose_separation_threshold,
     expected_calibration_error,
+    fit_in_distribution_model,
     fit_pool_weights,
     logarithmic_pool,
     reliability,
@@ -27,7 +28,6 @@ from routers.calibration import (
     softmax,
 )
 from routers.cascade import ENCODER, FAST, EnsembleWeights, InDistributionModels
-from routers.heads.in_distribution import fit_in_distribution_model
 from routers.training.fitting import HeadScores, HeldOutScores, Labels
 
 MAX_ESCALATED_SHARE = 0.35

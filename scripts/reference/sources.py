@@ -18,9 +18,9 @@ import typer.main
 from coe import errors
 from coe.cli import app as command_line
 from coe.core import Reason
-from coe.experts.remedies import REMEDIES
+from coe.experts.error_mapping import REMEDIES
 from coe.jobs.record_files import RATING_FIELDS
-from coe.mapping.declaration import declared_assignment
+from coe.mapping.problem import declared_assignment
 from coe.records.codec import FIELDS
 from coe.registry import Registry, load, schema
 from coe.runtime.active_state import ActiveState
@@ -154,8 +154,8 @@ def _failure(kind: Any) -> Failure:
     passed_on = issubclass(kind, errors.ExpertRejected)
     if passed_on:
         error.status, error.upstream_code = 400, None
-    told = json.loads(body_of(error))["error"]
-    return Failure(kind.code, "4xx" if passed_on else str(status_of(error)), told["type"], kind.__doc__ or "")
+    body = json.loads(body_of(error))["error"]
+    return Failure(kind.code, "4xx" if passed_on else str(status_of(error)), body["type"], kind.__doc__ or "")
 
 
 def _codes_in_calls() -> Iterator[tuple[str, str]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from coe.errors import LimitReached
-from gateway.access import durable
-from gateway.access.durable import (
+from gateway.access import local
+from gateway.access.limits import Account, Amounts, Meter
+from gateway.access.local import (
     KEY_USAGE_FILE,
     RETENTION_SECONDS,
     DurableLimiter,
@@ -19,7 +20,6 @@ from gateway.access.durable import (
     UseChange,
     add_change,
 )
-from gateway.access.limits import Account, Amounts, Meter
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of, tokens
 from tests.gateway.served import serving
 
@@ -122,7 +122,7 @@ async def test_a_key_that_is_declared_again_has_spent_what_it_had(tmp_path: Path
 async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(durable, "WRITE_INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(local, "WRITE_INTERVAL_SECONDS", 0.02)
     folder = tmp_path / "state"
     folder.write_text("a file where the folder should be")
     async with DurableLimiter(folder / KEY_USAGE_FILE) as limiter:

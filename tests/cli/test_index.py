@@ -1,4 +1,4 @@
-"""`coe index`: files in, passages out, again and again."""
+"""`coe index` adds, lists, removes and searches documents; a repeated run changes nothing."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Run:
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert (ended.value.code or 0) == code
-        said = self._capsys.readouterr()
-        self.errors = said.err
-        return said.out
+        captured = self._capsys.readouterr()
+        self.errors = captured.err
+        return captured.out
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from coe.artifacts.kinds import ASSIGNMENT, OVERLAYS, ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.registry import load
-from coe.routing.overlay import OVERLAYS_FILE, Overlay
+from coe.routing.classification import OVERLAYS_FILE, Overlay
 from coe.runtime.active_state import load_active_state
 from coe.settings import Settings
 from tests.admin.samples import CATEGORIES, measured_registry, planned, router_published, settings_in

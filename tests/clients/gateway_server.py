@@ -17,7 +17,7 @@ from granian.constants import Interfaces, Loops
 from granian.server import Server
 from starlette.applications import Starlette
 
-from coe.mapping.declaration import declared_assignment
+from coe.mapping.problem import declared_assignment
 from coe.registry import Registry
 from coe.runtime.active_state import ActiveState
 from coe.settings import Settings

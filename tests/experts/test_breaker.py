@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.experts.breaker import (
+from coe.experts.outcomes import (
     COOL_DOWN,
     COOL_DOWN_RESET,
     MAX_CONSECUTIVE_FAILURES,
@@ -53,7 +53,7 @@ def test_a_failure_rate_of_one_half_opens_the_breaker() -> None:
     assert breaker.state == "open"
 
 
-def test_after_the_cool_down_one_trial_goes_out_and_its_first_chunk_closes_the_breaker() -> None:
+def test_after_the_cool_down_one_trial_is_sent_and_its_first_chunk_closes_the_breaker() -> None:
     breaker, clock = breaker_of()
     fail(breaker, MAX_CONSECUTIVE_FAILURES)
     assert breaker.wait(clock.now) == COOL_DOWN
@@ -153,7 +153,7 @@ def test_outcomes_of_requests_from_before_the_opening_are_ignored() -> None:
 def test_throttling_expires_and_is_bounded() -> None:
     breaker, clock = breaker_of()
     breaker.throttle(3)
-    assert breaker.state == "resting"
+    assert breaker.state == "rate_limited"
     assert breaker.wait(clock.now) == 3
     breaker.throttle(1)
     assert breaker.wait(clock.now) == 3
@@ -228,7 +228,7 @@ class Traffic:
             self._settle()
 
     def _settle(self) -> None:
-        if self.breaker.state in ("closed", "resting", "open"):  # what was a trial is decided
+        if self.breaker.state in ("closed", "rate_limited", "open"):  # what was a trial is decided
             self.running = [(generation, False) for generation, _ in self.running]
 
 
@@ -248,7 +248,7 @@ NAMES = (
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 70)), max_size=150))
-def test_one_trial_at_a_time_goes_out_and_every_breaker_recovers(steps: list[tuple[str, int]]) -> None:
+def test_one_trial_at_a_time_is_sent_and_every_breaker_recovers(steps: list[tuple[str, int]]) -> None:
     traffic = Traffic()
     breaker, clock = traffic.breaker, traffic.clock
     for name, argument in steps:

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from coe.core import Call
 from coe.errors import CAUSES, ExpertBusy, ExpertError, ExpertRejected, ExpertUnavailable
 from coe.experts import build_experts
-from coe.experts.error_mapping import MAX_CHARACTERS, redacted
+from coe.experts.error_mapping import MAX_CHARACTERS, REMEDIES, redacted
 from coe.experts.http.client import Client
-from coe.experts.incidents import MIN_FAILURES, QUIET_PERIOD, Incidents
-from coe.experts.remedies import REMEDIES
+from coe.experts.outcomes import MIN_FAILURES, QUIET_PERIOD, Incidents
 from tests.experts.fault_servers import Answer, answering, closed_port, hanging_up, refusing, server, serving, silent
 from tests.fakes import registry_of
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.experts.http.client import Client, Target, Unreachable
-from coe.experts.http.connection import MAX_UNREAD_BYTES, WRITE_SIZE
+from coe.experts.http.client import MAX_UNREAD_BYTES, WRITE_SIZE, Client, Target, Unreachable
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ import pytest
 from coe.core import Call
 from coe.errors import OutOfDescriptors
 from coe.experts import descriptors
-from coe.experts.descriptors import NoDescriptor, ShortageLog, out_of_descriptors, shortage_log
+from coe.experts.descriptors import NoDescriptor, ShortageLog, out_of_descriptors
 from coe.experts.factory import build_experts
 from coe.experts.health_checks import HealthChecks
 from coe.experts.http.client import Client, Target, Unreachable
@@ -122,7 +122,6 @@ def test_the_shortage_is_logged_once_a_minute(
         now += descriptors.LOG_INTERVAL
         log.report()
     assert len(caplog.messages) == 2
-    assert shortage_log() is shortage_log()
 
 
 def registry_of(*names: str) -> Registry:

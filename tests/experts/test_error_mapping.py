@@ -16,7 +16,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"),
+    ("reported", "seconds"),
     [
         ("7", 7.0),
         (" 0.5 ", 0.5),
@@ -29,8 +29,8 @@ JSON = st.recursive(
         ("", None),
     ],
 )
-def test_retry_after_is_read_as_seconds_or_as_a_date(told: str, seconds: float | None) -> None:
-    assert retry_after(told, now=100.0) == seconds
+def test_retry_after_is_read_as_seconds_or_as_a_date(reported: str, seconds: float | None) -> None:
+    assert retry_after(reported, now=100.0) == seconds
 
 
 @settings(deadline=None)
@@ -41,7 +41,7 @@ def test_any_retry_after_header_is_parsed_without_an_exception(value: str) -> No
 
 
 @settings(deadline=None)
-@given(st.integers(201, 599), st.binary() | JSON.map(lambda told: repr(told).encode()))
+@given(st.integers(201, 599), st.binary() | JSON.map(lambda reported: repr(reported).encode()))
 def test_every_refusal_message_is_one_bounded_line_without_the_key(status: int, body: bytes) -> None:
     error = ErrorMapping("clever", key="k3y").refusal(status, {}, b"k3y " + body, api="chat")
     assert isinstance(error, ExpertError)
@@ -52,5 +52,5 @@ def test_every_refusal_message_is_one_bounded_line_without_the_key(status: int, 
 
 @settings(deadline=None)
 @given(JSON)
-def test_every_error_event_maps_to_an_error(told: Any) -> None:
-    assert str(ErrorMapping("clever", key="").server_error("failed", told))
+def test_every_error_event_maps_to_an_error(reported: Any) -> None:
+    assert str(ErrorMapping("clever", key="").server_error("failed", reported))

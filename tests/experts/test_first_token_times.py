@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coe.experts.replicas import MAX_TIMES, MIN_TIMES, FirstTokenTimes
+from coe.experts.outcomes import MAX_TIMES, MIN_TIMES, FirstTokenTimes
 
 
 def test_the_percentile_covers_the_latest_times_only() -> None:

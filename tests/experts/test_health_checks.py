@@ -6,9 +6,9 @@ import anyio
 import pytest
 
 from coe.experts import Replica, ReplicatedExpert, running_health_checks
-from coe.experts.breaker import MAX_CONSECUTIVE_FAILURES
 from coe.experts.health_checks import SLOW_CHECK_ROUNDS, HealthChecks, queue_length
 from coe.experts.http.client import Client
+from coe.experts.outcomes import MAX_CONSECUTIVE_FAILURES
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.faulty_server import FaultyServer

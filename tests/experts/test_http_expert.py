@@ -105,7 +105,7 @@ async def test_declared_parameters_fill_gaps_and_the_system_prompt_comes_first(s
         ("redirect", False, ExpertUnavailable, "HTTP 302"),
         ("text:<html>", False, ExpertInvalidResponse, "not JSON"),
         ("text:[]", False, ExpertInvalidResponse, "without choices"),
-        ("text:{}", True, ExpertInvalidResponse, "where an event stream was asked for"),
+        ("text:{}", True, ExpertInvalidResponse, "where an event stream was requested"),
         ("stream-text:noise\n\n", True, ExpertInvalidResponse, "broken event stream"),
         ("stream-text:data: {\n\n", True, ExpertInvalidResponse, "broken event stream"),
         ('stream-text:data: {"error":{"message":"no memory"}}\n\n', True, ExpertUnavailable, "no memory"),

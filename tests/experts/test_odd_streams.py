@@ -211,5 +211,5 @@ async def test_an_error_in_place_of_a_stream_keeps_the_servers_message() -> None
     [b"{}", b"[]", b"{", b"", b'{"choices": [], "error": null}', b'{"error": "' + b"x" * MAX_ERROR_BYTES + b'"}'],
 )
 async def test_a_response_that_is_neither_a_stream_nor_an_error_is_invalid(body: bytes) -> None:
-    with pytest.raises(ExpertError, match="application/json where an event stream was asked for"):
+    with pytest.raises(ExpertError, match="application/json where an event stream was requested"):
         await streamed(body, media_type="application/json").begin()

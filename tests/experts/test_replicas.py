@@ -19,8 +19,8 @@ from coe.errors import (
     ExpertUnreachable,
     InvalidRequest,
 )
-from coe.experts.breaker import MAX_CONSECUTIVE_FAILURES
-from coe.experts.replicas import LOAD_BOUND, MIN_TIMES, Replica, ReplicatedExpert, preferred_replica
+from coe.experts.outcomes import MAX_CONSECUTIVE_FAILURES, MIN_TIMES
+from coe.experts.replicas import LOAD_BOUND, Replica, ReplicatedExpert, preferred_replica
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fakes import ScriptedExpert
@@ -179,7 +179,7 @@ async def test_a_throttled_replica_is_skipped_until_its_retry_after() -> None:
         except ExpertBusy:
             answers.append([])
     assert answers.count([]) == 1
-    assert expert.replicas[0].state == "resting"
+    assert expert.replicas[0].state == "rate_limited"
     servers[1].script = error(ExpertBusy, retry_after=9.0)
     with pytest.raises(ExpertBusy):
         await whole(expert)

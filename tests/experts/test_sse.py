@@ -110,11 +110,11 @@ def test_a_system_prompt_is_merged_with_the_clients_own(
     assert messages == before
 
 
-@pytest.mark.parametrize("told", [-1, True, 1.5, "7", None, 2**63])
-def test_invalid_token_counts_are_ignored(told: object) -> None:
+@pytest.mark.parametrize("reported", [-1, True, 1.5, "7", None, 2**63])
+def test_invalid_token_counts_are_ignored(reported: object) -> None:
     tokens = Usage()
     record_usage(tokens, {"prompt_tokens": 3, "completion_tokens": 4})
-    record_usage(tokens, {"prompt_tokens": told, "completion_tokens": told})
+    record_usage(tokens, {"prompt_tokens": reported, "completion_tokens": reported})
     assert (tokens.input_tokens, tokens.output_tokens) == (3, 4)
-    record_usage(tokens, {"input_tokens": 5, "cache_read_input_tokens": told, "output_tokens": 0})
+    record_usage(tokens, {"input_tokens": 5, "cache_read_input_tokens": reported, "output_tokens": 0})
     assert (tokens.input_tokens, tokens.output_tokens) == (5, 0)

@@ -9,7 +9,7 @@ import pytest
 
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
-from coe.mapping.declaration import declared_assignment
+from coe.mapping.problem import declared_assignment
 from coe.retrieval.gate import GATE_FILE, Gate
 from coe.runtime.active_state import ActiveState, gate_in_use
 from coe.settings import Settings

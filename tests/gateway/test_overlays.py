@@ -22,7 +22,7 @@ from coe.jobs.overlay_round import OverlayRound
 from coe.jobs.round import open_job, run_round
 from coe.learning.estimation.experience_loader import load_experience
 from coe.records.record import RoutingRecord
-from coe.routing.overlay import OVERLAYS_FILE, Overlay, Overlays
+from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.active_state import overlays_in_use
 from coe.settings import Settings
 from tests.access.samples import key_of

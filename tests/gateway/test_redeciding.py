@@ -11,9 +11,9 @@ import pytest
 from coe.learning.estimation.experience_loader import load_experience
 from coe.learning.estimation.off_policy import utility
 from coe.mapping import expected_utility
-from coe.mapping.declaration import declared_assignment, relative_cost
+from coe.mapping.problem import declared_assignment, relative_cost
 from coe.records.codec import decode, encode
-from coe.routing.exploration import propensities
+from coe.routing.decision import propensities
 from tests.fakes import gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio

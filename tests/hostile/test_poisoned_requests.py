@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import ExpertTimeout, ExpertUnavailable, ExpertUnreachable
-from coe.experts.breaker import (
+from coe.experts.outcomes import (
     CALLER_MEMORY,
     COOL_DOWN,
     MAX_CONSECUTIVE_FAILURES,
@@ -180,7 +180,7 @@ def test_one_callers_429_rests_the_server_for_that_caller_until_another_gets_one
     breaker.begin("alice")
     breaker.throttle(20, caller="alice")
     assert not breaker.ready(clock.now, "bob")
-    assert breaker.state == "resting"
+    assert breaker.state == "rate_limited"
     clock.now += 30
     for caller in ("mallory", "alice", "bob"):
         assert breaker.ready(clock.now, caller)

@@ -1,4 +1,4 @@
-"""Overlays: a tenant with words of its own gets a head of its own, and nobody else does."""
+"""Overlays: a tenant whose categories differ gets a head of its own, and no other tenant does."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError
+from coe.jobs.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import load_experience
-from coe.learning.retraining.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
-from coe.routing.overlay import Overlay
+from coe.routing.classification import Overlay
 from tests.learning.samples import CATEGORIES, EXPERTS, rated_experience, record
 
 CODE, GENERAL, LAW = range(3)

@@ -95,7 +95,7 @@ class Case:
     moved: Mapping[str, str]
     found: Sequence[tuple[str, str]]
     replan: bool
-    said: str = ""
+    sentence: str = ""
 
 
 CASES = {
@@ -219,7 +219,7 @@ def test_each_edit_has_its_consequences(name: str) -> None:
     assert serves(found) == {**kept, **case.moved}
     assert [(one.kind, one.name) for one in effect.consequences] == list(case.found)
     assert any(one.replan for one in effect.consequences) == case.replan
-    assert case.said in "; ".join(one.sentence for one in effect.consequences)
+    assert case.sentence in "; ".join(one.sentence for one in effect.consequences)
 
 
 def test_where_nothing_differs_the_plan_is_the_published_one_to_the_last_digit() -> None:
@@ -255,7 +255,7 @@ def test_a_price_edit_follows_into_the_prices_and_a_much_dearer_expert_loses_its
     kinds = {one.kind: one for one in effect.consequences}
     assert kinds["expert_use_changed"].replan
     assert "its price in the plan" in kinds["expert_use_changed"].sentence
-    assert kinds["category_moved"].sentence == "category 'art' goes from 'painter' to 'generalist'"
+    assert kinds["category_reassigned"].sentence == "category 'art' goes from 'painter' to 'generalist'"
     cheaper = with_changed("painter", prices={"input": 2, "output": 2})
     found = effective_plan(plan, registry_of(**declaration(experts=cheaper, **limited))).assignment
     assert found.price[found.experts.index("painter")] == pytest.approx(dual * 1.6)

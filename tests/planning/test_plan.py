@@ -121,7 +121,7 @@ def test_a_limit_that_is_not_above_zero_is_refused() -> None:
         Budget(mean_cost=-1)
 
 
-def test_a_category_that_nobody_may_serve_is_refused() -> None:
+def test_a_category_that_no_expert_may_serve_is_refused() -> None:
     with pytest.raises(DataError, match="no expert may serve c1"):
         Problem(("c0", "c1"), ("e",), np.array([[1.0], [-np.inf]]), np.array([0.5, 0.5]))
 

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import pytest
 
-from coe.cli.plan.solve import answers
+from coe.cli.plan import answers
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import (
     Budget,
@@ -72,7 +72,7 @@ def test_nothing_kept_is_no_error_and_something_else_is(tmp_path: Path) -> None:
         read_problem(tmp_path)
 
 
-def test_a_frontier_goes_from_the_least_that_can_be_kept_to_where_nothing_is_gained() -> None:
+def test_a_frontier_goes_from_the_smallest_feasible_limit_to_the_last_gain() -> None:
     problem = make(categories=8, experts=6)
     best = planned_quality(problem, solve(problem))
     found = frontiers(problem)
@@ -103,7 +103,7 @@ def test_where_there_is_no_time_the_plan_is_kept_without_what_it_can_do_without(
     assert solve(found[0]).choice == plan.choice
 
 
-def test_rows_that_nobody_knows_or_that_change_nothing_have_no_frontier() -> None:
+def test_rows_of_unknown_use_or_without_effect_have_no_frontier() -> None:
     problem = Problem(("x",), ("a", "b"), np.array([[0.9, 0.5]]), np.ones(1))
     assert frontiers(problem) == {}
 

@@ -76,7 +76,7 @@ def test_the_pool_can_be_cut_by_size_and_to_known_sizes(tmp_path: Path) -> None:
         read_quality(folder, max_active_b=10)
 
 
-def test_models_that_were_not_asked_for_leave_no_prompt_out(tmp_path: Path) -> None:
+def test_models_that_were_not_requested_exclude_no_prompt(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, scores=[*SCORES[1:-1], {**SCORES[-1], "score": None}])
     data = read_quality(folder, only=["small", "large"])
     assert (data.models, data.left_out) == (("large", "small"), 1)
@@ -171,7 +171,7 @@ def test_a_missing_label_that_parquet_holds_as_not_a_number_is_no_label(tmp_path
         ({"prompts": [{**row, "label": "", "category": ""} for row in PROMPTS]}, "4 of 4 prompts have neither"),
     ],
 )
-def test_data_that_cannot_be_used_says_what_is_wrong(tmp_path: Path, change: dict[str, Rows], message: str) -> None:
+def test_the_error_for_unusable_data_names_the_problem(tmp_path: Path, change: dict[str, Rows], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_quality(folder_of(tmp_path, **change))
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe.mapping.score_table import fit_pseudo_count, tabulate, tabulate_prompts, tabulate_softly
+from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_prompts, tabulate_softly
+
+
+def tabulate(categories: list[str], models: list[str], scores: list[float]) -> ScoreTable:
+    """The table of long data: each row is the score of one model on a prompt of its own."""
+    experts = sorted(set(models))
+    rows = np.full((len(scores), len(experts)), np.nan)
+    rows[np.arange(len(scores)), [experts.index(model) for model in models]] = scores
+    return tabulate_prompts(categories, experts, rows)
 
 
 def test_long_scores_add_up_by_category_and_model() -> None:
@@ -26,7 +34,7 @@ def test_a_one_hot_posterior_gives_the_same_table_as_long_scores() -> None:
     np.testing.assert_allclose(soft.count, long.count)
 
 
-def test_prompts_scored_by_everybody_are_tabulated_in_the_order_asked_for() -> None:
+def test_prompts_scored_by_every_expert_are_tabulated_in_the_requested_order() -> None:
     scores = np.array([[1.0, 0.5], [0.0, 0.25]])
     table = tabulate_prompts(["x", "y"], ("a", "b"), scores, categories=("y", "z", "x"))
     assert table.categories == ("y", "z", "x")

@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import routers
+from routers.heads.lexical import LexicalHead
 
 WORDS = {
     "cooking": (
@@ -145,3 +148,15 @@ def built(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def folder(built: tuple[Path, dict[str, Any], list[Any]], tmp_path: Path) -> Path:
     """A copy of the built router's folder, for tests that damage it."""
     return Path(shutil.copytree(built[0], tmp_path / "router"))
+
+
+def lexical_score(head: LexicalHead, text: str, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], float]:
+    """Logits (n_categories,) of a text and its share of known terms, computed plainly from the tables of `head`."""
+    logits = head.bias + head.features.dense(text, ids) @ head.dense
+    if not len(ids):
+        return logits, 0.0
+    rows, counts = head.features.terms(ids)
+    counts *= head.idf[rows]
+    squares = float(counts @ counts)
+    logits += (counts @ head.weights[rows]) / np.float32(squares**0.5)
+    return logits, float(counts**2 @ head.known[rows]) / squares

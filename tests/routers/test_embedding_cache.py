@@ -52,7 +52,7 @@ class CountingEncoder:
     """The encoder of a folder; counts the texts of each call."""
 
     def __init__(self, folder: Path) -> None:
-        self._encoder = OnnxEncoder.load(folder / "encoder.onnx", folder / "tokenizer.json")
+        self._encoder = OnnxEncoder(folder / "encoder.onnx", folder / "tokenizer.json")
         self.dimensions, self.width = self._encoder.dimensions, self._encoder.width
         self.calls: list[int] = []
 

@@ -40,10 +40,10 @@ def test_an_embedding_does_not_depend_on_other_texts_or_threads(
     built: tuple[Path, Any, Any], network: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     monkeypatch.setattr("routers.encoders.TEXTS_PER_TASK", 2)
-    alone = OnnxEncoder.load(network, built[0] / "tokenizer.json")
+    alone = OnnxEncoder(network, built[0] / "tokenizer.json")
     expected = np.concatenate([alone.features([text]) for text in TEXTS])
     progress: list[float] = []
-    encoder = OnnxEncoder.load(network, built[0] / "tokenizer.json", threads=threads)
+    encoder = OnnxEncoder(network, built[0] / "tokenizer.json", threads=threads)
     np.testing.assert_array_equal(encoder.features(TEXTS, progress.append), expected)
     assert progress == [0.4, 0.8, 1.0]
     np.testing.assert_array_equal(encoder.encode(TEXTS), expected[:, : encoder.dimensions])
@@ -56,7 +56,7 @@ def test_an_embedding_is_the_sentence_vector_and_the_means_of_the_inner_layers(l
     source = save_bert(tmp_path, layers=layers, spread=0.3)  # such that attention matters
     export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
     text = "a star that a telescope sees"
-    encoder = OnnxEncoder.load(tmp_path / "network", tmp_path / "tokenizer")
+    encoder = OnnxEncoder(tmp_path / "network", tmp_path / "tokenizer")
     model = SentenceTransformer(str(source), device="cpu")
     with torch.no_grad():
         states = model.transformers_model(**model.tokenizer(text, return_tensors="pt"), output_hidden_states=True)
@@ -121,7 +121,7 @@ def test_masks_are_removed_only_if_they_hide_no_token(tmp_path: Path, causal: bo
     export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
     text = "a star that a telescope sees and a stew to bake " * 3
     expected = SentenceTransformer(str(source), device="cpu").encode(text, normalize_embeddings=True)
-    encoder = OnnxEncoder.load(tmp_path / "network", tmp_path / "tokenizer")
+    encoder = OnnxEncoder(tmp_path / "network", tmp_path / "tokenizer")
     np.testing.assert_allclose(encoder.encode([text])[0], expected, atol=1e-4)
     attention = [node for node in onnx.load(tmp_path / "network").graph.node if node.op_type == "Attention"]
     assert [len(node.input) > 3 and bool(node.input[3]) for node in attention] == [causal] * 2
@@ -132,7 +132,7 @@ def test_a_network_with_fewer_positions_than_configured_is_exported(tmp_path: Pa
     source = save_bert(tmp_path, layers=1, spread=0.3, family="Roberta", positions=130)
     export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
     expected = SentenceTransformer(str(source), device="cpu").encode("bake the stew", normalize_embeddings=True)
-    encoder = OnnxEncoder.load(tmp_path / "network", tmp_path / "tokenizer")
+    encoder = OnnxEncoder(tmp_path / "network", tmp_path / "tokenizer")
     np.testing.assert_allclose(encoder.encode(["bake the stew", "stew " * 200])[0], expected, atol=1e-4)
     assert sorted(path.name for path in tmp_path.glob("network*")) == ["network"]
 

@@ -12,12 +12,11 @@ import routers
 from routers import tokens
 from routers.cascade import LEXICAL, STATIC
 from routers.files import read_arrays
-from routers.heads.fast import FastHeads, StaticCentroids
+from routers.heads.fast import FastHeads, StaticCentroids, StaticVectors
 from routers.heads.lexical import LexicalFeatures, LexicalHead
-from routers.heads.linear import LinearHead
-from routers.heads.static import StaticVectors
+from routers.heads.semantic import LinearHead
 from routers.tokens import WordCachedTokenizer, load_tokenizer, truncate_middle
-from tests.routers.conftest import WORDS, sentences
+from tests.routers.conftest import WORDS, lexical_score, sentences
 
 Built = tuple[Path, dict[str, Any], list[Any]]
 TEXTS = [
@@ -49,7 +48,7 @@ def test_the_fused_heads_equal_the_separate_heads(built: Built, tokenizer: WordC
 
     truncated = truncate_middle(text, characters=tokens.FAST_CHARACTERS)
     ids = tokenizer(truncated)
-    logits, known = lexical.score(truncated, ids)
+    logits, known = lexical_score(lexical, truncated, ids)
     np.testing.assert_allclose(features.lexical, logits, atol=1e-5)
     np.testing.assert_allclose(features.vector, static.vector(ids), atol=1 / 254)  # the error of int8
     np.testing.assert_allclose(features.static, head.logits(features.vector), atol=1e-4)

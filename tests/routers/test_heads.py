@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 
 from routers.encoders import OnnxEncoder
-from routers.heads.in_distribution import unit
-from routers.heads.knn import MAX_AXES, KnnHead, fit_knn, sample_exemplars
-from routers.heads.lexical import LexicalFeatures, fit_lexical, lexical_matrix
-from routers.heads.linear import fit_linear
-from routers.heads.static import StaticVectors, distil
-from routers.heads.writing_systems import WRITING_SYSTEM_NAMES, WritingSystems
+from routers.heads.fast import StaticVectors, distil
+from routers.heads.lexical import WRITING_SYSTEM_NAMES, LexicalFeatures, WritingSystems, fit_lexical, lexical_matrix
+from routers.heads.semantic import MAX_AXES, KnnHead, fit_knn, fit_linear, sample_exemplars, unit
 from routers.tokens import WordCachedTokenizer, load_tokenizer, replace_surrogates, truncate_middle
 from routers.training.fitting import folds
-from tests.routers.conftest import WORDS, sentences
+from tests.routers.conftest import WORDS, lexical_score, sentences
 
 Built = tuple[Path, dict[str, Any], list[Any]]
 
@@ -29,7 +26,7 @@ def tokenizer(built: Built) -> WordCachedTokenizer:
 
 @pytest.fixture(scope="module")
 def encoder(built: Built) -> OnnxEncoder:
-    return OnnxEncoder.load(built[0] / "encoder.onnx", built[0] / "tokenizer.json")
+    return OnnxEncoder(built[0] / "encoder.onnx", built[0] / "tokenizer.json")
 
 
 # ------------------------------------------------------------------------------------ text
@@ -92,7 +89,7 @@ def test_the_lexical_head_computes_the_same_in_training_and_serving(tokenizer: W
     data = lexical_matrix(texts, ids, features)
     head = fit_lexical(data, labels, features, c=10.0, classes=len(WORDS))
     trained = data.matrix @ np.concatenate((head.weights, head.dense)) + head.bias
-    served, shares = zip(*(head.score(text, i) for text, i in zip(texts, ids, strict=True)), strict=True)
+    served, shares = zip(*(lexical_score(head, text, i) for text, i in zip(texts, ids, strict=True)), strict=True)
     served = np.stack(served)
     np.testing.assert_allclose(served, trained, atol=1e-4)
     assert (served.argmax(axis=1) == labels)[1:].all()
@@ -109,7 +106,7 @@ def test_unknown_words_flatten_the_lexical_posterior(tokenizer: WordCachedTokeni
     head = fit_lexical(lexical_matrix(texts, ids, features), labels, features, c=10.0, classes=len(WORDS))
 
     def spread(text: str) -> float:
-        return float(np.ptp(head.score(text, tokenizer(text))[0]))
+        return float(np.ptp(lexical_score(head, text, tokenizer(text))[0]))
 
     assert spread("bake bread zq xv jk wq zx") < spread("bake bread")
 

@@ -5,15 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from routers.heads.in_distribution import (
-    MAX_CENTROIDS,
-    OUT_OF_SCOPE_SHARE,
-    InDistributionModel,
-    class_means,
-    fit_centroids,
-    fit_in_distribution_model,
-    unit_mean,
-)
+from routers.calibration import OUT_OF_SCOPE_SHARE, InDistributionModel, fit_in_distribution_model
+from routers.heads.fast import MAX_CENTROIDS, fit_centroids
+from routers.heads.semantic import class_means, unit_mean
 
 
 def test_the_probability_rises_with_similarity() -> None:

@@ -53,12 +53,12 @@ def _failing(name: str) -> None:
 
 
 def test_an_encoder_pickles_with_its_network(built: tuple[Path, Any, Any]) -> None:
-    original = OnnxEncoder.load(built[0] / "encoder.onnx", built[0] / "tokenizer.json")
+    original = OnnxEncoder(built[0] / "encoder.onnx", built[0] / "tokenizer.json")
     copy = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(original))))
     np.testing.assert_array_equal(copy.encode(["bake a star"]), original.encode(["bake a star"]))
 
 
-def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     imported = builtins.__import__
 
     def refusing(name: str, *rest: Any) -> Any:

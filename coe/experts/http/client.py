@@ -1,7 +1,8 @@
 """An HTTP/1.1 client for expert servers: sends one request and returns its response while the body arrives.
 
 It supports what the hot path needs, in a fifth of the time of a general client: keep-alive connections, prepared
-request heads, bounded buffers, the standard library's TLS. It has no redirects, cookies, proxies or compression.
+request heads, bounded buffers, the standard library's TLS. It has no redirects, cookies, proxies or compression. A
+`Target` keeps the idle connections of one URL. Each `Connection` serves one exchange at a time.
 """
 
 from __future__ import annotations
@@ -12,12 +13,20 @@ import ssl
 from collections import deque
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Self
+from typing import Self, cast
 from urllib.parse import quote, unquote, urlsplit
 
 from coe.experts.descriptors import NoDescriptor, out_of_descriptors
-from coe.experts.http.connection import Connection
+from coe.experts.http.parser import ProtocolError, ResponseParser
 
+MAX_IDLE_CONNECTIONS = 256
+"""Idle connections per server; further ones are closed."""
+IDLE_TIMEOUT = 30.0
+"""Seconds after which an idle connection is closed."""
+MAX_UNREAD_BYTES = 2**18
+"""Bytes of a response that wait for their reader before reading from the socket is paused."""
+WRITE_SIZE = 2**18
+"""Bytes of a request written at a time, so that a large body does not delay other requests."""
 CONNECT_TIMEOUT = 5.0
 """Seconds to connect, TLS included."""
 MAX_CONNECTIONS = 65_536
@@ -86,7 +95,7 @@ class Client:
         """Sends a request and returns the response once its head is read. Raises Unreachable, NoDescriptor, or another
         OSError when the connection breaks.
 
-        If a kept connection ends before the first byte of a response, the server closed it while it was idle; the
+        If a reused connection ends before the first byte of a response, the server closed it while it was idle; the
         request is sent once more over a new connection.
         """
         head = target.head(len(body), headers)
@@ -103,11 +112,7 @@ class Client:
         invalid URL, or OSError."""
         response = await self.send(Target(url, headers, method="GET"))
         try:
-            chunks, size = [], 0
-            while size <= max_bytes and (chunk := await response.chunk()):
-                chunks.append(chunk)
-                size += len(chunk)
-            return response.status, b"".join(chunks)
+            return response.status, await response.read(max_bytes)
         finally:
             response.close()
 
@@ -185,8 +190,16 @@ class Response:
 
     @property
     def complete(self) -> bool:
-        """Whether the whole body has arrived."""
+        """True if the whole body has arrived."""
         return self._connection.parser.complete
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Returns the body, or its start with more than `max_bytes` bytes if it is longer. Raises OSError."""
+        chunks, size = [], 0
+        while size <= max_bytes and (chunk := await self.chunk()):
+            chunks.append(chunk)
+            size += len(chunk)
+        return b"".join(chunks)
 
     async def chunk(self) -> bytes:
         """Returns the bytes that arrived since the last call, at least one; empty at the end. Raises OSError if it
@@ -198,5 +211,172 @@ class Response:
         self._connection.release(self._target.idle)
 
     def close(self) -> None:
-        """Closes the connection, which tells a server that is still generating to stop."""
+        """Closes the connection, so that a server that is still generating stops."""
         self._connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """Serves one exchange at a time: `send`, `chunk` until the end, `release`; then `reuse` for the next one. Each of
+    them raises OSError if the connection breaks. `received_any` is true once a byte of the response has arrived."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, opened: set[Connection]) -> None:
+        self.parser = ResponseParser()
+        self.received_any = False
+        self._loop = loop
+        self._open_connections = opened
+        self._chunks: list[bytes] = []
+        self._unread = 0
+        self._error: BaseException | None = None
+        self._connected = False
+        self._closed = False
+        self._busy = False
+        self._paused = False
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------------------------------------- for the client
+
+    @property
+    def idle(self) -> bool:
+        """True if it is open and kept for another exchange."""
+        return self._expiry is not None and not self._busy and not self._closed
+
+    async def send(self, head: bytes, body: bytes) -> None:
+        """Writes a request and waits for the head of its response."""
+        self._busy = True
+        if len(body) <= WRITE_SIZE:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            whole = memoryview(body)
+            for at in range(0, len(body), WRITE_SIZE):
+                if self.parser.status or self._closed:  # the server refused before it read the body
+                    self.parser.reusable = False
+                    break
+                self._transport.write(whole[at : at + WRITE_SIZE])
+                await self._write_buffer_drained()
+        while not self.parser.status:
+            if self._error is not None:
+                raise self._take_error()
+            await self._data_available()
+        if self.parser.headers.get("content-encoding", "identity") != "identity":
+            raise ProtocolError("a compressed answer, which was not requested")
+
+    async def chunk(self) -> bytes:
+        """Returns the bytes that arrived since the last call; empty at the end."""
+        while not self._chunks:
+            if self.parser.complete:
+                return b""
+            if self._error is not None:
+                raise self._take_error()
+            await self._data_available()
+        chunks = self._chunks
+        chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self._unread = 0
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        return chunk
+
+    def reuse(self) -> bool:
+        """Prepares an idle connection for another exchange. False if the server has closed it."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self.parser, self.received_any = ResponseParser(), False
+        return not self._closed
+
+    def release(self, idle: deque[Connection]) -> None:
+        """Adds it to `idle` if the response was read to its end, else closes it."""
+        if self._closed or not self.parser.complete or not self.parser.reusable or len(idle) >= MAX_IDLE_CONNECTIONS:
+            self.abort()
+        elif self._busy:
+            self._busy = False
+            self._chunks.clear()
+            idle.append(self)
+            self._expiry = self._loop.call_later(IDLE_TIMEOUT, self._expire, idle)
+
+    def abort(self) -> None:
+        """Closes at once, which the server notices."""
+        self._busy = False
+        if not self._closed:
+            self._closed = True
+            if self._connected:
+                self._transport.abort()
+
+    def _expire(self, idle: deque[Connection]) -> None:
+        idle.remove(self)
+        self.abort()
+
+    def _take_error(self) -> BaseException:
+        """Returns what broke the connection and forgets it: its traceback will refer to this connection and the
+        request."""
+        assert self._error is not None
+        error, self._error = self._error, ConnectionResetError("the connection is broken")
+        return error
+
+    async def _data_available(self) -> None:
+        self._reader = self._loop.create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
+
+    async def _write_buffer_drained(self) -> None:
+        if self._writer is not None:
+            await self._writer
+        else:
+            await asyncio.sleep(0)  # lets other tasks run
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    # ------------------------------------------------------------------------------------------- for the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are not of that class
+        self._connected = True
+        self._open_connections.add(self)
+        if self._closed:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._busy:
+            self.abort()  # bytes without a request
+            return
+        self.received_any = True
+        try:
+            chunk = self.parser.feed(data)
+        except ProtocolError as error:
+            self._error = error
+            self.abort()
+            self._wake()
+            return
+        if chunk:
+            self._chunks.append(chunk)
+            self._unread += len(chunk)
+            if self._unread > MAX_UNREAD_BYTES and not self._paused and not self.parser.complete:
+                self._paused = True
+                self._transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closed = True
+        self._open_connections.discard(self)
+        if self._error is None and not self.parser.complete:
+            try:
+                self.parser.end()
+            except ProtocolError as incomplete:
+                self._error = error if isinstance(error, OSError) else incomplete
+        self._wake()
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self._writer = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+        self._writer = None

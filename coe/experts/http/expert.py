@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import orjson
 
-from coe.core import Api, Call, Health, Reply
+from coe.core import Api, Call, Expert, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
-from coe.experts.api_formats import API_FORMATS, Fields, applicable_defaults
+from coe.experts.api_formats import API_FORMATS, applicable_defaults
 from coe.experts.descriptors import NoDescriptor
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client, Response, Target, Unreachable
@@ -38,33 +38,45 @@ _DEFAULT_VERSION = {"anthropic-version": "2023-06-01"}
 
 class HttpExpert:
     """Calls one `endpoint`, each call in its own API. Adds the declared system prompt, default parameters, model name
-    and key."""
+    and key.
+
+    `translation` returns the expert that answers in the APIs which the server does not speak. Without it, their
+    requests go to the server too.
+    """
 
     health = Health()
 
-    def __init__(self, spec: ExpertSpec, endpoint: Endpoint, *, session: Client) -> None:
+    def __init__(
+        self,
+        spec: ExpertSpec,
+        endpoint: Endpoint,
+        *,
+        session: Client,
+        translation: Callable[[], Expert] | None = None,
+    ) -> None:
         self.name = spec.name
-        self._urls = {api: join_path(endpoint.base_url, api_format.path) for api, api_format in API_FORMATS.items()}
+        self._base_url = endpoint.base_url
         self._model = endpoint.model
         self._rewriter = ModelNameRewriter(server_name=endpoint.model, client_name=spec.name)
-        self._defaults: dict[Api, Fields] = {
-            api: api_format.defaults(spec.parameters) for api, api_format in API_FORMATS.items()
-        }
+        self._defaults = {api: api_format.defaults(spec.parameters) for api, api_format in API_FORMATS.items()}
         if spec.supported_apis != {"embeddings"}:
             self._defaults["embeddings"] = {}  # the declared parameters are meant for chats
         self._system_prompt = spec.system_prompt
         self._session = session
-        key = spec.api_key.get_secret_value() if spec.api_key else ""
-        self._headers: dict[Api, dict[str, str]] = {api: _headers(api, key) for api in API_FORMATS}
+        self._translation = translation
+        self._supported_apis = spec.supported_apis
+        self._key = spec.api_key.get_secret_value() if spec.api_key else ""
         self._targets: dict[Api, Target] = {}
         self._without_usage_option: set[Api] = set()
         """APIs in which this server does not know stream_options."""
-        self._errors = ErrorMapping(spec.name, key=key, base_url=endpoint.base_url)
+        self._errors = ErrorMapping(spec.name, key=self._key, base_url=endpoint.base_url)
 
     async def stream(self, call: Call) -> Reply:
         """Calls the server; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for the
         body."""
         api = call.api
+        if self._translation is not None and api not in self._supported_apis:
+            return await self._translation().stream(call)
         headers = {**_DEFAULT_VERSION, **call.headers} if api == "messages" else call.headers
         response: Response | None = None
         try:
@@ -117,7 +129,8 @@ class HttpExpert:
 
     def _target(self, api: Api) -> Target:
         if (target := self._targets.get(api)) is None:
-            target = self._targets[api] = Target(self._urls[api], self._headers[api])
+            url = join_path(self._base_url, API_FORMATS[api].path)
+            target = self._targets[api] = Target(url, _headers(api, self._key))
         return target
 
     def _body(self, call: Call, *, add_usage: bool) -> bytes:
@@ -132,7 +145,7 @@ class HttpExpert:
             raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
 
     def _adds_usage(self, call: Call) -> bool:
-        """Whether to request the token counts of a stream that the client did not request."""
+        """True if CoE requests the token counts of a stream, because the client does not."""
         return (
             call.stream
             and call.api in APIS_WITH_STREAM_OPTIONS
@@ -166,7 +179,7 @@ async def _refusal_body(response: Response) -> bytes:
 
 
 def _shows_usage(call: Call) -> bool:
-    """Whether the client requested the token counts of the stream."""
+    """True if the client requested the token counts of the stream."""
     options = call.fields.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
 

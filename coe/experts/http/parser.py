@@ -27,22 +27,12 @@ class ProtocolError(ConnectionError):
 class ResponseParser:
     """Parses one response; feed it bytes until `complete`.
 
-    `headers` has lower-case names; the values of a repeated name are joined by a comma. `reusable` says whether another
-    request may follow on the connection once the response is complete.
+    `headers` has lower-case names; the values of a repeated name are joined by a comma. `reusable` is true if
+    another request may follow on the connection once the response is complete.
     """
 
-    __slots__ = (
-        "_buffer",
-        "_in_chunk",
-        "_informational_count",
-        "_read",
-        "_remaining",
-        "_trailer_count",
-        "complete",
-        "headers",
-        "reusable",
-        "status",
-    )
+    __slots__ = ("_buffer", "_in_chunk", "_informational_count", "_read", "_remaining", "_trailer_count",
+                 "complete", "headers", "reusable", "status")  # fmt: skip
 
     def __init__(self) -> None:
         self.status = 0

@@ -121,7 +121,7 @@ class StreamedReply:
         self._ended_choices: set[str] = set()
         self._done = False
         self._trailing_data = False
-        """Whether bytes followed the end of the stream."""
+        """True if bytes followed the end of the stream."""
         self.usage = Usage()
 
     async def begin(self) -> None:
@@ -159,7 +159,7 @@ class StreamedReply:
                 answer = sse.loads(await _read_body(self._response, max_bytes=MAX_ERROR_BYTES) or b"")
         if isinstance(answer, dict) and answer.get("error"):
             raise self._errors.server_error("answered with an error", answer)
-        raise self._errors.invalid_response(f"{kind} where an event stream was asked for")
+        raise self._errors.invalid_response(f"{kind} where an event stream was requested")
 
     def _check_is_event_stream(self) -> None:
         """Checks that the incomplete first event begins like one."""
@@ -268,10 +268,5 @@ async def _read_body(response: Response, *, max_bytes: int) -> bytes | None:
     """The body, None if it is longer than `max_bytes`."""
     if (response.length or 0) > max_bytes:
         return None
-    chunks, size = [], 0
-    while chunk := await response.chunk():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > max_bytes:
-            return None
-    return b"".join(chunks)
+    body = await response.read(max_bytes)
+    return body if len(body) <= max_bytes else None

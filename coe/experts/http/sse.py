@@ -101,7 +101,7 @@ class EventTypes:
         self._words = tuple(b'"%b"' % name.encode() for name in names)
 
     def matches(self, event: Any) -> bool:
-        """Whether a parsed event has one of these types."""
+        """True if a parsed event has one of these types."""
         return isinstance(event, dict) and event.get("type") in self._names
 
     def find(self, events: bytes) -> Iterator[dict[str, Any]]:
@@ -116,7 +116,7 @@ def never(_: Any) -> bool:
 
 
 def has_no_choice(event: Any) -> bool:
-    """Whether a chunk has no choice, or `null` choices: Azure sends content filter results first, others token counts
+    """True if a chunk has no choice, or `null` choices: Azure sends content filter results first, others token counts
     last."""
     return isinstance(event, dict) and not event.get("choices", True) and not event.get("error")
 
@@ -140,13 +140,15 @@ def join_data_lines(events: bytes) -> bytes:
 
 
 def done(events: bytes) -> bool:
-    """Whether one of the events is [DONE]."""
+    """True if one of the events is [DONE]."""
     return b"[DONE]" in events and _DONE.search(events) is not None
 
 
 def error(events: bytes) -> Any:
     """The first error event, None without one."""
-    return _holding("error", events)
+    if b'"error"' not in events:
+        return None
+    return next((event for event in _parsed(b'"error"', events.splitlines()) if event.get("error")), None)
 
 
 def before(failed: Callable[[bytes], Any], events: bytes) -> bytes:
@@ -168,7 +170,7 @@ def cut_after(ended: Callable[[bytes], bool], events: bytes) -> tuple[bytes, byt
 
 
 def finished(events: bytes) -> bool:
-    """Whether one of the events ends a choice."""
+    """True if one of the events ends a choice."""
     return _FINISHED.search(events) is not None
 
 
@@ -205,14 +207,6 @@ def remove_usage(events: bytes) -> bytes:
 def _only_usage(event: bytes) -> bool:
     found = next(_parsed(b'"usage"', event.splitlines()), None) if _USAGE.search(event) else None
     return found is not None and found.get("choices") == [] and isinstance(found.get("usage"), dict)
-
-
-def _holding(key: str, events: bytes) -> dict[str, Any] | None:
-    """The first event with a true value under `key`, None without one."""
-    word = b'"%b"' % key.encode()
-    if word not in events:
-        return None
-    return next((event for event in _parsed(word, events.splitlines()) if event.get(key)), None)
 
 
 def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:

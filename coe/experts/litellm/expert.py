@@ -1,7 +1,7 @@
 """An expert behind litellm: any provider, and translation of Responses and Messages for servers that speak chat only.
 
-litellm's import takes seconds and its calls milliseconds, so it runs in an event loop in a thread of its own
-(`BackgroundLoop`). Its replies are re-serialized here, since litellm returns objects and not bytes.
+litellm's import takes seconds and its calls milliseconds, so it runs in an event loop in a thread of its own, the
+background loop. Its replies are re-serialized here, since litellm returns objects and not bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import warnings
-import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import cache
@@ -38,39 +37,6 @@ from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
 T = TypeVar("T")
-
-
-class BackgroundLoop:
-    """Runs coroutines in a thread of its own, which starts with the first one and ends with this object."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Returns or raises what the coroutine does; cancelling the wait cancels the coroutine."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running()))
-
-    def run_detached(self, work: Coroutine[Any, Any, None]) -> None:
-        """Starts a coroutine without waiting for it; it must not raise."""
-        asyncio.run_coroutine_threadsafe(work, self._running())
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = loop = asyncio.new_event_loop()
-                threading.Thread(target=_serve, args=(loop,), name=self._name, daemon=True).start()
-                weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
-            return self._loop
-
-
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    loop.run_forever()
-    loop.close()
-
-
 REMEDY = "pip install 'coe[providers]'"
 SIDE_REQUEST_TIMEOUT = 1.0
 """Seconds for requests that litellm makes beside the call (Ollama: the model's size). All its streams wait
@@ -119,7 +85,7 @@ class LitellmExpert:
         await self._import()
         try:
             async with asyncio.timeout(call.first_token_timeout) as limit:
-                await _background_loop().run(reply.begin(arguments))
+                await _in_background(reply.begin(arguments))
         except BaseException as error:
             reply.abandon()
             if isinstance(error, TimeoutError) and limit.expired():
@@ -135,7 +101,7 @@ class LitellmExpert:
     async def _import(self) -> None:
         """Imports litellm. The first time takes seconds that do not count against the provider."""
         try:
-            await _background_loop().run(_load_entry_points())
+            await _in_background(_load_entry_points())
         except OSError as error:
             if out_of_descriptors(error):
                 raise self.errors.no_descriptor() from None
@@ -173,7 +139,7 @@ class LitellmExpert:
 
 
 def _failed_inside_litellm(error: BaseException) -> bool:
-    """Whether litellm itself failed on the client's or server's data, which it reports as status 500."""
+    """True if litellm itself failed on the client's or server's data, which it reports as status 500."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     return isinstance(error, (AttributeError, LookupError, TypeError, UnicodeError))
@@ -254,7 +220,7 @@ class _StreamedReply:
         try:
             while not self._ended:
                 async with asyncio.timeout(self._call.stream_idle_timeout):
-                    chunk = await _background_loop().run(self._next())
+                    chunk = await _in_background(self._next())
                 if chunk:
                     yield chunk
         except TimeoutError:
@@ -268,11 +234,11 @@ class _StreamedReply:
     def abandon(self) -> None:
         self._abandoned = True
         if self._source is not None:
-            _background_loop().run_detached(_close(self._source))
+            asyncio.run_coroutine_threadsafe(_close(self._source), _background_loop())
 
     async def aclose(self) -> None:
         if self._source is not None:
-            await _background_loop().run(_close(self._source))
+            await _in_background(_close(self._source))
 
     async def _next(self) -> bytes:
         """The next event for the client, empty at the end. Runs in the background loop."""
@@ -305,9 +271,21 @@ async def _close(source: Any) -> None:
 
 
 @cache
-def _background_loop() -> BackgroundLoop:
-    """The only background loop of the process, as litellm's state is global."""
-    return BackgroundLoop("litellm")
+def _background_loop() -> asyncio.AbstractEventLoop:
+    """The only background loop of the process, as litellm's state is global. It runs until the process ends."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=_serve, args=(loop,), name="litellm", daemon=True).start()
+    return loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+
+
+async def _in_background(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine in the background loop; cancelling the wait cancels the coroutine."""
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _background_loop()))
 
 
 async def _load_entry_points() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import httpx
 import litellm
@@ -77,8 +77,8 @@ class _ErrorBody:
 class _Whole:
     """A plain response, or a stream of another kind than server-sent events."""
 
-    def __init__(self, current_limits: ResponseLimits) -> None:
-        self._limits = current_limits
+    def __init__(self, limits: ResponseLimits) -> None:
+        self._limits = limits
         self._size = 0
 
     def read(self, chunk: bytes) -> bytes:
@@ -91,8 +91,8 @@ class _Whole:
 class _EventStream:
     """Server-sent events, any number of them, each bounded."""
 
-    def __init__(self, current_limits: ResponseLimits) -> None:
-        self._limits = current_limits
+    def __init__(self, limits: ResponseLimits) -> None:
+        self._limits = limits
         self._size = 0
         self._end = b""
 
@@ -112,15 +112,15 @@ C = TypeVar("C", httpx.AsyncClient, httpx.Client)
 def limit_clients() -> None:
     """Bounds every client that litellm creates from now on, drops those it has, and gives one to OpenAI's library,
     which would create its own."""
-    AsyncHTTPHandler.create_client = _with_limits(AsyncHTTPHandler.create_client, _limit)  # type: ignore[method-assign]
-    HTTPHandler.create_client = _with_limits(HTTPHandler.create_client, _limit_sync)  # type: ignore[method-assign]
+    AsyncHTTPHandler.create_client = _with_limits(AsyncHTTPHandler.create_client, _limit_async)  # type: ignore[method-assign]
+    HTTPHandler.create_client = _with_limits(HTTPHandler.create_client, _limit)  # type: ignore[method-assign]
     litellm.in_memory_llm_clients_cache.flush_cache()  # type: ignore[no-untyped-call]
     litellm.aclient_session = AsyncHTTPHandler().create_client(timeout=None, event_hooks=None)
 
 
 def _with_limits(create: Callable[..., C], bound: Callable[[httpx.Response], Any]) -> Callable[..., C]:
-    def create_client(*litellm_arguments: Any, **with_expert_name: Any) -> C:
-        client: C = create(*litellm_arguments, **with_expert_name)
+    def create_client(*args: Any, **kwargs: Any) -> C:
+        client: C = create(*args, **kwargs)
         client.headers["accept-encoding"] = "identity"
         client.follow_redirects = False  # an undeclared address would receive the prompt
         client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks["response"], bound]}
@@ -129,20 +129,19 @@ def _with_limits(create: Callable[..., C], bound: Callable[[httpx.Response], Any
     return create_client
 
 
-async def _limit(response: httpx.Response) -> None:
+def _limit(response: httpx.Response) -> None:
     read = current_limits().for_response(response.status_code, response.headers)
-    response.stream = _LimitedStream(cast("httpx.AsyncByteStream", response.stream), read)
+    response.stream = _LimitedStream(response.stream, read)
 
 
-def _limit_sync(response: httpx.Response) -> None:
-    read = current_limits().for_response(response.status_code, response.headers)
-    response.stream = _LimitedSyncStream(cast("httpx.SyncByteStream", response.stream), read)
+async def _limit_async(response: httpx.Response) -> None:
+    _limit(response)
 
 
-class _LimitedStream(httpx.AsyncByteStream):
+class _LimitedStream(httpx.AsyncByteStream, httpx.SyncByteStream):
     """A body up to its limit; then its connection is closed."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, read: Reader) -> None:
+    def __init__(self, stream: Any, read: Reader) -> None:
         self._stream = stream
         self._read = read
 
@@ -157,14 +156,6 @@ class _LimitedStream(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-
-
-class _LimitedSyncStream(httpx.SyncByteStream):
-    """The same for synchronous clients."""
-
-    def __init__(self, stream: httpx.SyncByteStream, read: Reader) -> None:
-        self._stream = stream
-        self._read = read
 
     def __iter__(self) -> Iterator[bytes]:
         try:

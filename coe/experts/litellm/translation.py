@@ -171,7 +171,7 @@ def to_event(event: dict[str, Any]) -> bytes:
 
 
 def has_content(event: dict[str, Any]) -> bool:
-    """Whether an event can only come from the server. litellm emits the opening and the end of an answer even if it
+    """True if an event can only come from the server. litellm emits the opening and the end of an answer even if it
     received none (a login page, an error with status 200)."""
     kind = event.get("type")
     if kind is None:

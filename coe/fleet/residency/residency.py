@@ -1,4 +1,4 @@
-"""Runs servers that share devices: carries out the scheduler's orders and holds requests until their expert is awake.
+"""Runs servers that share devices: carries out the scheduler's orders; requests wait until their expert is awake.
 
 `coe up` enters a `Residency` in place of a `Fleet` if experts.yaml declares `residency`. Each device has its own
 Scheduler; this module connects it to the clock, the processes and the waiting requests.

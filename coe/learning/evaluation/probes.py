@@ -16,7 +16,7 @@ from coe.core import Chat, Message
 from coe.errors import DataError
 from coe.learning.evaluation import checkers
 from coe.learning.evaluation.tables import numbered_rows
-from coe.routing.conversation import routing_text
+from coe.routing.classification import routing_text
 
 Checker = Literal["exact", "choice", "numeric", "contains", "code", "judge"]
 CHECKERS: tuple[str, ...] = get_args(Checker)

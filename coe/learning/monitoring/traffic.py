@@ -157,14 +157,12 @@ def comparison(traffic: Traffic) -> Mapping[str, object] | None:
         "requests": {side: len(requests) for side, requests in sides.items()},
         "categories": {side: dict(zip(names, mix, strict=True)) for side, mix in mixes.items()},
         "confidence": {
-            side: _histogram([_confidence_bin(one.confidence) for one in requests], CONFIDENCE_BINS)
+            side: _histogram(
+                [min(int(one.confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1) for one in requests], CONFIDENCE_BINS
+            )
             for side, requests in sides.items()
         },
     }
-
-
-def _confidence_bin(confidence: float) -> int:
-    return min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
 
 
 def _histogram(values: Sequence[int], count: int) -> list[float]:

@@ -29,17 +29,13 @@ def declared_problem(registry: Registry, table: ScoreTable, *, quality: Array, w
     pinned = quality.copy()
     for category, expert in registry.assignment.items():
         if category in table.categories:
-            _pin(pinned[table.categories.index(category)], table.experts.index(expert))
+            pinned[
+                table.categories.index(category), np.arange(len(table.experts)) != table.experts.index(expert)
+            ] = -np.inf
     budget = Budget(**registry.budget.model_dump())
     return Problem.of(
         table, quality=pinned, uses=declared_uses(registry, table.experts), budget=budget, weights=weights
     )
-
-
-def _pin(row: Array, column: int) -> None:
-    kept = row[column]
-    row[:] = -np.inf
-    row[column] = kept
 
 
 PRICE_SAMPLE_SIZE = 4000
@@ -59,7 +55,7 @@ class BudgetSolver:
         return solve(problem, traffic=self._traffic(problem))
 
     def basis(
-        self, refit: Refit, quality: Array, *, measured: ScoreTable | None, moved: tuple[str, ...] = ()
+        self, refit: Refit, quality: Array, *, measured: ScoreTable | None, reassigned: tuple[str, ...] = ()
     ) -> PlanInputs:
         """What the plan of this quality is solved from, and the evidence behind it."""
         problem = self._problem(refit.table, quality)
@@ -71,8 +67,8 @@ class BudgetSolver:
             source=f"the feedback on {int(self.experience.rated.sum())} requests",
             pseudo_count=refit.weighting.pseudo_count,
             measured=measured,
-            learnt=refit.feedback,
-            moved=moved,
+            feedback=refit.feedback,
+            reassigned=reassigned,
             dependencies=Dependencies.of(self.registry),
         )
 

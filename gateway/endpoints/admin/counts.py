@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coe.registry import Registry
-from gateway.observability.metric_registry import MetricFamily
-from gateway.observability.residency import CHANGING, TIER_VALUES
-from gateway.observability.state_metrics import ARTIFACT_INFO, BREAKER_STATES
+from gateway.observability.metrics import MetricFamily
+from gateway.observability.state_metrics import ARTIFACT_INFO, BREAKER_STATES, CHANGING, TIER_VALUES
 
 _STATES = {number: word for word, number in BREAKER_STATES.items()}
 _TIERS = {number: word for word, number in TIER_VALUES.items()} | {CHANGING: "switching"}

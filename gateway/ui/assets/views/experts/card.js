@@ -5,7 +5,7 @@ import { badge, dollars, failure, milliseconds, moment, number, percent, shown }
 import { quantile } from "../live/counters.js";
 import { breakers, tier } from "../live/tables.js";
 
-const STATES = { closed: "closed", open: "open", half_open: "half-open", resting: "rate limited" };
+const STATES = { closed: "closed", open: "open", half_open: "half-open", rate_limited: "rate limited" };
 
 /** `failures` is the resource of its failures, loaded by `ask` when the list is first opened. */
 export function card(expert, { failures, ask, chosen }) {

@@ -5,12 +5,12 @@ import { badge, bar, bars, dollars, milliseconds, number, percent, table } from 
 import { failures, quantile, shares, sum } from "./counters.js";
 
 const TIERS = { awake: "good", asleep: "plain", stopped: "plain", switching: "warn" };
-const STATES = { closed: "closed", open: "open", half_open: "half-open", resting: "rate limited" };
+const STATES = { closed: "closed", open: "open", half_open: "half-open", rate_limited: "rate limited" };
 
 /** The worst state of an expert's circuit breakers, and how many are in it. */
 export function breakers(replicas) {
   const states = Object.values(replicas);
-  const worst = ["open", "half_open", "resting"].find((state) => states.includes(state));
+  const worst = ["open", "half_open", "rate_limited"].find((state) => states.includes(state));
   if (!worst) return badge(STATES.closed, "good");
   const many = states.length > 1 ? ` ${states.filter((state) => state === worst).length} of ${states.length}` : "";
   const down = states.every((state) => state === "open");

@@ -1,0 +1,352 @@
+"""Outcomes of requests: a circuit breaker for each server; incidents and first-token times for each expert.
+
+`Breaker` is closed, open after failures, and half-open for the request that tries the server again. It follows the
+outcomes of real requests and their callers (tenants), so that one caller's bad requests do not close a server to all
+others. `Incidents` logs each cause of failures once, from the first failure until the expert answers without it.
+`FirstTokenTimes` keeps the 95th percentile, after which the routing layer hedges a slow request. `coe.experts.replicas`
+drives all three.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from coe.errors import Cause, ExpertBusy, ExpertError
+from coe.experts.error_mapping import REMEDIES
+
+State = Literal["closed", "rate_limited", "open", "half_open"]
+_Failure = tuple[str, bool]
+"""The caller, and whether the failure concerns all callers."""
+
+MAX_CONSECUTIVE_FAILURES = 5
+"""Failures in a row that open it. A dead server fails at once and each failure costs a caller an attempt, but healthy
+servers refuse or reset a single connection now and then."""
+WINDOW_SIZE = 20
+"""Outcomes that the failure rate is computed over. They are counted, not timed, so that the rate means the same at any
+traffic."""
+MAX_WINDOW_FAILURES = 10
+"""Failures in the window that open it: half. Such a server costs every second caller a fallback."""
+COOL_DOWN = 1.0
+"""Seconds until the first trial; each failed trial doubles it."""
+MAX_COOL_DOWN = 60.0
+"""Longest cool-down, in seconds."""
+COOL_DOWN_RESET = 60.0
+"""Seconds closed after which the cool-down starts at COOL_DOWN again."""
+MAX_THROTTLE = 60.0
+"""Longest time in seconds that one 429 keeps requests away. After that a request checks the server again."""
+CALLER_MEMORY = 2 * MAX_COOL_DOWN
+"""Seconds for which a caller counts as using the server. Longer than an open breaker keeps it away."""
+MIN_OTHER_FAILURES = 2
+"""Failures in the window that callers other than the worst one must have met, if several callers use the server. A
+single one is chance, and would open the breaker whenever another caller's bad requests fill the window."""
+QUIET_PERIOD = 10.0
+"""Seconds without a failure before a success ends an incident. An expert that fails now and then thus logs at most one
+start and one end in that time."""
+MIN_FAILURES = 3
+"""Failures that make an incident an alarm: fewer may come from one odd request."""
+MAX_TIMES = 256
+"""Streams whose times are stored."""
+MIN_TIMES = 20
+"""Streams before the 95th percentile is reported: with fewer it is the slowest one."""
+_P95_INTERVAL = 16
+"""Streams between two computations of the percentile; sorting for each would cost every request 10 µs."""
+ABANDONED_SHARE = 0.1
+"""Share of an expert's streams that may be abandoned as slower than usual. Normally one in twenty is. If more are, the
+expert has become slower, and this shows only if its streams are awaited (like gRPC's retry throttling)."""
+ABANDONED_BURST = 10.0
+"""Streams that may be abandoned in a row."""
+_NEVER = float("-inf")
+_log = logging.getLogger(__name__)
+
+
+class Breaker:
+    """A state machine over the outcomes of requests.
+
+    Every request calls `begin()` and reports its outcome with the generation number that `begin` returned. Outcomes of
+    requests that began before the breaker last opened are stale and change nothing.
+
+    If several callers use the server, failures that a single request can provoke open it only if they come from several
+    callers. The same holds for a failed trial: after one caller's failure another caller may try at once. Failures that
+    concern all callers (`concerns_all`) count whoever meets them. A 429 throttles its own caller, and all callers once
+    another one gets a 429 meanwhile. Memory is bounded: the callers of the last WINDOW_SIZE outcomes, the latest
+    caller, and the latest throttled one.
+
+    Not thread-safe: it belongs to one event loop. `clock` is in seconds and monotonic.
+    """
+
+    __slots__ = ("_caller", "_caller_at", "_caller_throttled_until", "_clock", "_closed_at", "_cool_down",
+                 "_failed_at", "_failed_trial_caller", "_generation", "_open", "_open_until", "_other_caller_at",
+                 "_streak", "_throttled_caller", "_throttled_until", "_trial", "_trial_began", "_window",
+                 "concerns_all", "healthy")  # fmt: skip
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._open = False
+        self._generation = 0
+        self._open_until = 0.0
+        self._trial = False
+        self._trial_began = _NEVER
+        self._throttled_until = self._caller_throttled_until = 0.0
+        self._throttled_caller: str | None = None  # until _caller_throttled_until
+        self._cool_down = COOL_DOWN / 2
+        self._closed_at = clock()
+        self._streak = 0
+        self._window: deque[_Failure | None] = deque(maxlen=WINDOW_SIZE)  # None: an answer
+        self._failed_at = _NEVER
+        self._caller = ""
+        self._caller_at = self._other_caller_at = _NEVER
+        self._failed_trial_caller: str | None = None
+        self.healthy = True
+        """Closed, not throttled, and no failure since the last success. The fast path for the usual case."""
+        self.concerns_all = False
+        """True if the failure that last opened it concerns every caller."""
+
+    @property
+    def state(self) -> State:
+        """`half_open` from the time a trial is due until it is decided; `rate_limited` while throttled by a 429."""
+        now = self._clock()
+        if self._open:
+            return "open" if now < self._open_until else "half_open"
+        return "rate_limited" if now < self._throttled_until else "closed"
+
+    def ready(self, now: float, caller: str | None = None) -> bool:
+        """True if a request of `caller` may begin now. After a failed trial that proved nothing about other callers,
+        its own caller waits for a cool-down."""
+        if self.healthy:
+            return True
+        return self.wait(now, caller) <= 0
+
+    def wait(self, now: float, caller: str | None = None) -> float:
+        """Seconds until a request of `caller` may begin, unless a trial decides it earlier."""
+        deadline = max(self._throttled_until, self._next_trial() if self._open else 0.0)
+        if caller is not None:
+            if caller == self._throttled_caller:
+                deadline = max(deadline, self._caller_throttled_until)
+            if self._open and caller == self._failed_trial_caller:
+                deadline = max(deadline, self._trial_began + self._cool_down)
+        return max(deadline - now, 0.0)
+
+    def _next_trial(self) -> float:
+        """When the next trial is due. A running trial keeps others away for one cool-down, not until it ends: a plain
+        response arrives in one piece, and healthy servers take minutes for some."""
+        return self._trial_began + self._cool_down if self._trial else self._open_until
+
+    def failed_recently(self, now: float) -> bool:
+        """True if it failed within the last second and has not succeeded since. Other servers are preferred then."""
+        return now - self._failed_at < COOL_DOWN
+
+    def begin(self, caller: str = "") -> int:
+        """Starts a request of `caller`, after `ready` allowed it. Returns the generation for its outcome."""
+        now = self._clock()
+        if caller != self._caller:
+            self._caller, self._other_caller_at = caller, self._caller_at
+        self._caller_at = now
+        if self._open:
+            self._trial, self._trial_began = True, now
+        return self._generation
+
+    def answered(self, generation: int) -> None:
+        """The first chunk arrived. For a trial this closes the breaker on probation: one failure before the first
+        complete response opens it again."""
+        if self._open and generation == self._generation:
+            self._open = self._trial = False
+            self._closed_at = self._clock()
+            self._window.clear()
+            self._failed_trial_caller = None
+            self._streak = MAX_CONSECUTIVE_FAILURES - 1
+
+    def succeeded(self, generation: int) -> None:
+        """The response was complete, or the server rightly rejected the request."""
+        if generation != self._generation:
+            return
+        if not self.healthy:
+            self.answered(generation)
+            self._streak = 0
+            self._failed_at = _NEVER
+            self.healthy = self._clock() >= max(self._throttled_until, self._caller_throttled_until)
+        self._window.append(None)
+
+    def failed(self, generation: int, *, caller: str = "", concerns_all: bool = False) -> None:
+        """The server refused, broke off, timed out or sent an invalid response. `concerns_all`: no request can provoke
+        this failure, so every caller would meet it."""
+        if generation != self._generation:
+            return
+        self.healthy = False
+        now = self._failed_at = self._clock()
+        self._window.append((caller, concerns_all))
+        self._streak += 1
+        if self._open:
+            self._trial_failed(now, caller, concerns_all)
+        elif self._over_threshold() and not self._provoked_by_one_caller(now, caller):
+            self._trip(now, concerns_all)
+
+    def cancelled(self, generation: int) -> None:
+        """The caller cancelled the request, which is no outcome of the server."""
+        if self._open and generation == self._generation:
+            self._trial = False
+
+    def throttle(self, seconds: float, *, caller: str = "") -> None:
+        """The server answered 429 to a request of `caller`, with a Retry-After of `seconds`."""
+        self.healthy = False
+        now = self._clock()
+        end = now + min(seconds, MAX_THROTTLE)
+        if not self._has_other_callers(now, caller) or (
+            now < self._caller_throttled_until and caller != self._throttled_caller
+        ):
+            self._throttled_until = max(self._throttled_until, end)
+        else:
+            self._caller_throttled_until = (
+                max(self._caller_throttled_until, end) if caller == self._throttled_caller else end
+            )
+            self._throttled_caller = caller
+
+    def allow_trial_now(self) -> None:
+        """A health check passed, so a trial may begin now. Only a real response closes the breaker."""
+        self._open_until, self._trial = 0.0, False
+
+    def _over_threshold(self) -> bool:
+        return (
+            self._streak >= MAX_CONSECUTIVE_FAILURES
+            or len(self._window) - self._window.count(None) >= MAX_WINDOW_FAILURES
+        )
+
+    def _provoked_by_one_caller(self, now: float, caller: str) -> bool:
+        """True if other callers use the server and fewer than MIN_OTHER_FAILURES failures are theirs."""
+        if not self._has_other_callers(now, caller):
+            return False
+        failures = [failure for failure in self._window if failure is not None]
+        by_caller = Counter(caller for caller, concerns_all in failures if not concerns_all)
+        return len(failures) - max(by_caller.values(), default=0) < MIN_OTHER_FAILURES
+
+    def _has_other_callers(self, now: float, caller: str) -> bool:
+        """True if another caller than this one used the server lately."""
+        return now - (self._other_caller_at if caller == self._caller else self._caller_at) < CALLER_MEMORY
+
+    def _trial_failed(self, now: float, caller: str, concerns_all: bool) -> None:
+        if concerns_all or self._failed_trial_caller not in (None, caller) or not self._has_other_callers(now, caller):
+            self._trip(now, concerns_all)
+        else:
+            self._trial, self._failed_trial_caller = False, caller
+
+    def _trip(self, now: float, concerns_all: bool) -> None:
+        fresh = not self._open and now - self._closed_at >= COOL_DOWN_RESET
+        self._cool_down = COOL_DOWN if fresh else min(2 * self._cool_down, MAX_COOL_DOWN)
+        self._open, self._trial, self._failed_trial_caller = True, False, None
+        self._open_until = now + self._cool_down
+        self._generation += 1
+        self._window.clear()
+        self._streak = 0
+        self.concerns_all = concerns_all
+
+
+@dataclass(slots=True)
+class Incident:
+    """One cause of failures; times are in seconds of the clock of its `Incidents`."""
+
+    cause: Cause
+    began: float
+    latest: float
+    failures: int = 1
+
+
+class Incidents:
+    """Logs one line when a cause begins and one when it ends. Bounded by the number of causes.
+
+    The lines hold CoE's own words only: a server's text may quote a request or a key.
+    """
+
+    def __init__(self, expert: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._expert = expert
+        self._clock = clock
+        self._active: dict[Cause, Incident] = {}
+        self._answered = float("-inf")
+
+    @property
+    def active(self) -> Mapping[Cause, Incident]:
+        return self._active
+
+    @property
+    def failing(self) -> bool:
+        """True if an incident has enough failures for an alarm."""
+        return any(incident.failures >= MIN_FAILURES for incident in self._active.values())
+
+    def failed(self, error: ExpertError, *, address: str) -> None:
+        """Records a failure of the expert. Failures that the request itself caused are ignored."""
+        if not error.request_sent or not (error.unhealthy or isinstance(error, ExpertBusy)):
+            return
+        now = self._clock()
+        if (incident := self._active.get(error.cause)) is not None:
+            incident.failures += 1
+            incident.latest = now
+            return
+        self._active[error.cause] = Incident(error.cause, now, now)
+        what, remedy = REMEDIES[error.cause]
+        detail = f", {error.detail}" if error.detail else ""
+        _log.warning("expert %s fails: %s (%s at %s%s); %s", self._expert, what, error.cause, address, detail, remedy)
+
+    def answered(self) -> None:
+        """Records a complete response."""
+        if self._active:
+            self._answered = self._clock()
+
+    def close_resolved(self) -> None:
+        """Ends the incidents that are over. Call it about once a second."""
+        if not self._active:
+            return
+        now = self._clock()
+        for incident in tuple(self._active.values()):
+            if self._answered > incident.latest and now - incident.latest >= QUIET_PERIOD:
+                del self._active[incident.cause]
+                took, count = now - incident.began, incident.failures
+                _log.info(
+                    "expert %s answers again: %s ended after %d failures in %.0f s",
+                    self._expert,
+                    incident.cause,
+                    count,
+                    took,
+                )
+
+
+class FirstTokenTimes:
+    """Seconds to the first token of the last MAX_TIMES streams, and their 95th percentile."""
+
+    __slots__ = ("_count", "_next", "_p95", "_times", "_tokens")
+
+    def __init__(self) -> None:
+        self._tokens = ABANDONED_BURST
+        self._times: list[float] = []
+        self._next = 0
+        self._p95: float | None = None
+        self._count = 0
+
+    def record_abandoned(self, seconds: float) -> None:
+        """A stream was abandoned after `seconds` without a token, because another expert answered first or the client
+        left. If that was late, it counts as a time: without the slowest streams the percentile would fall and more
+        would count as slow."""
+        if self._p95 is not None and seconds > self._p95:
+            self._tokens = max(self._tokens - 1.0 - ABANDONED_SHARE, 0.0)
+            self.record(seconds)
+
+    def record(self, seconds: float) -> None:
+        """Records the time of one stream."""
+        self._tokens = min(self._tokens + ABANDONED_SHARE, ABANDONED_BURST)
+        if len(self._times) < MAX_TIMES:
+            self._times.append(seconds)
+        else:
+            self._times[self._next] = seconds
+            self._next = (self._next + 1) % MAX_TIMES
+        self._count += 1
+        if self._count >= MIN_TIMES and (self._p95 is None or self._count % _P95_INTERVAL == 0):
+            ordered = sorted(self._times)
+            self._p95 = ordered[int(0.95 * (len(ordered) - 1))]
+
+    @property
+    def p95(self) -> float | None:
+        """Seconds within which 95 % of the streams began. None before MIN_TIMES streams, or if too many were
+        abandoned."""
+        return self._p95 if self._tokens >= 1.0 else None

@@ -1,0 +1,119 @@
+"""Builds the problem of a plan from measured scores, the declaration and the feedback in the plan in use.
+
+Quality is a lower confidence bound on the measured scores. In categories that `coe retrain` has reassigned, feedback is
+merged with the scores. Experts without scores, and categories pinned to them, are left out and reported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.errors import ArtifactError, DataError
+from coe.learning.estimation.evidence import merged
+from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
+from coe.learning.evaluation.quality import Quality, read_quality
+from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
+from coe.mapping import Dependencies, PlanEvidence, PlanInputs, Problem, round_traffic
+from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
+from coe.registry import Registry
+from coe.settings import Settings
+from coe.terminal import print_error
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """The parts of a declaration that a plan leaves out.
+
+    `experts` have no usable scores. `categories` are pinned to one of these, which answers them without the plan.
+    `undeclared` counts prompts of categories that experts.yaml does not declare. `unprobed` are planned categories
+    without a prompt, whose quality is estimated from the other categories.
+    """
+
+    experts: tuple[str, ...]
+    categories: Mapping[str, str]
+    undeclared: Mapping[str, int]
+    unprobed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, registry: Registry, data: Quality, table: ScoreTable) -> LeftOut:
+        """Compare a declaration, its scores and the table that is planned on."""
+        pinned = {name: registry.assignment[name] for name in registry.category_names if name not in table.categories}
+        undeclared = Counter(name for name in data.categories if name not in registry.category_names)
+        counts = dict(zip(table.categories, table.count.max(axis=1).tolist(), strict=True))
+        unprobed = tuple(name for name, count in counts.items() if not count)
+        return cls(data.unscored, pinned, dict(undeclared), unprobed)
+
+
+def plan_basis(
+    settings: Settings,
+    registry: Registry,
+    folder: Path,
+    *,
+    benchmark: str | None = None,
+    deviations: float,
+    evidence: PlanEvidence,
+) -> tuple[PlanInputs, LeftOut]:
+    """The basis of a plan of the scored experts and the categories that they may serve, and what is left out.
+
+    The feedback in `evidence` is merged with the scores of the categories that it reassigned. Raises DataError where no
+    category can be planned.
+    """
+    data = read_quality(folder, benchmark=benchmark, only=registry.expert_names)
+    for note in data.notes:
+        print_error(f"note: {note}")
+    experts = tuple(name for name in registry.expert_names if name in data.models)
+    categories = tuple(name for name in registry.category_names if registry.assignment.get(name, experts[0]) in experts)
+    rows = [row for row, category in enumerate(data.categories) if category in categories]
+    if not rows:
+        raise DataError(
+            f"{folder}: no prompt is of a category that can be planned ({', '.join(categories) or 'none'}): "
+            "run `coe score` with probes of these, for every expert that answers them"
+        )
+    labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
+    member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
+    scores = data.scores[np.ix_(rows, [data.models.index(name) for name in experts])]
+    measured, pseudo_count = tabulate_softly(categories, experts, member, scores), fit_pseudo_count(labels, scores)
+    reassigned = tuple(name for name in evidence.reassigned if name in categories)
+    feedback = evidence.over(categories, experts) if reassigned else None
+    quality = measured.lower(deviations=deviations, pseudo_count=pseudo_count)
+    if feedback is not None:
+        both, strength = merged(measured, feedback), min(pseudo_count, MAX_PSEUDO_COUNT)
+        is_reassigned = np.isin(categories, reassigned)[:, None]
+        quality = np.where(is_reassigned, both.lower(deviations=deviations, pseudo_count=strength), quality)
+    weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes has traffic too
+    problem = declared_problem(registry, measured, quality=quality, weights=weights)
+    basis = PlanInputs(
+        problem,
+        measured,
+        _traffic(settings, problem, prompts),
+        deviations,
+        f"{len(prompts)} prompts of {folder.name}",
+        pseudo_count,
+        measured=measured,
+        feedback=feedback,
+        reassigned=reassigned,
+        dependencies=Dependencies.of(registry),
+    )
+    return basis, LeftOut.of(registry, data, measured)
+
+
+def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:
+    """The posteriors of a random sample of the prompts by the router in use; None where no price depends on them."""
+    if not problem.budget.rows().keys() - {"memory_gb"}:
+        return None
+    from coe.runtime.active_state import check_router, load_router
+
+    try:
+        router = load_router(*check_router(settings))
+    except ArtifactError as error:
+        print_error(f"note: prices are for pure categories, since the router cannot be used ({error})")
+        return None
+    sample = np.random.default_rng(0).permutation(len(prompts))[:PRICE_SAMPLE_SIZE]
+    posteriors = np.stack([found.probabilities for found in router.predict([prompts[index] for index in sample])])
+    return round_traffic(posteriors[:, [router.categories.index(name) for name in problem.categories]])
