@@ -98,7 +98,8 @@ def _flags(expert: LocalExpert) -> dict[str, Flag]:
 def _transformers_server(expert: LocalExpert, model: Path | str, address: ListenAddress) -> ServerSpec:
     command = find_command("transformers", expert=expert.name, bin_folder=address.bin_folder, extra="coe[local]")
     listen = ("--host", address.host, "--port", str(address.port))
-    threads = str(max(1, _cores() - 1))  # with one thread per core, a busy machine falls to a tenth of the speed
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores - 1))  # with one thread per core, a busy machine falls to a tenth of the speed
     return ServerSpec(
         key=expert.name,
         argv=(str(command), "serve", str(model), *listen, *arguments.to_argv(_flags(expert))),
@@ -110,8 +111,3 @@ def _transformers_server(expert: LocalExpert, model: Path | str, address: Listen
         log=address.log,
         ready_timeout=300.0,
     )
-
-
-def _cores() -> int:
-    """The cores that this process may use; the machine may have more."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

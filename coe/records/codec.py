@@ -96,11 +96,8 @@ def _field(name: str, hint: Any, *, required: bool) -> RecordField:
     if optional:
         (kind_type,) = (one for one in get_args(kind_type) if one is not NoneType)
     kind = FIELD_TYPES[kind_type]
-    return RecordField(name, kind, optional, required, info, _or_none(kind.read) if optional else kind.read)
-
-
-def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else read(value)
+    read = (lambda value: None if value is None else kind.read(value)) if optional else kind.read
+    return RecordField(name, kind, optional, required, info, read)
 
 
 def _wrong(value: Any, expected: str) -> TypeError:

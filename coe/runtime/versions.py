@@ -6,7 +6,6 @@ version as `gateway/process/reload.py` describes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,8 @@ class VersionCatalog:
         self._summaries = {version: self._summaries.get(version) or self._summary(version) for version in published}
         newest = sorted(self._summaries.values(), key=lambda one: str(one["created"] or ""), reverse=True)
         moves, damage = self._moves()
-        origins = _origins(moves)
+        # Moves come newest first, so the job that first put a version into use is its origin.
+        origins = {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in TRAINING_JOBS}
         newest = [one | {"origin": origins.get(one["version"])} for one in newest]
         return {
             "kind": self.kind,
@@ -180,11 +180,6 @@ class VersionCatalog:
             return {"version": rollback_target(self._store, self.kind)}
         except ArtifactError:
             return None
-
-
-def _origins(moves: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The job that first put each version into use. `moves` has the newest first."""
-    return {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in TRAINING_JOBS}
 
 
 def _measured_quality(kind: str, folder: Path, manifest: Manifest) -> float | None:
