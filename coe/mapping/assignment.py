@@ -58,14 +58,10 @@ class Assignment:
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         object.__setattr__(self, "duals", MappingProxyType(dict(self.duals)))
-        object.__setattr__(self, "_unmeasured_names", self._names_of_unmeasured())
-
-    def _names_of_unmeasured(self) -> tuple[frozenset[str], ...]:
-        if self.unmeasured is None:
-            return (frozenset(),) * len(self.categories)
-        return tuple(
-            frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in self.unmeasured
-        )
+        names = (frozenset[str](),) * len(self.categories)
+        if (rows := self.unmeasured) is not None:
+            names = tuple(frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in rows)
+        object.__setattr__(self, "_unmeasured_names", names)
 
     def unmeasured_experts(self, category: int) -> frozenset[str]:
         """Return the experts that may serve the category of this index and were never scored."""
@@ -122,29 +118,24 @@ class Assignment:
             fields = orjson.loads(data)
             if fields["version"] != 1:
                 raise ValueError(f"version {fields['version']}, not 1")
-            rows = [[-np.inf if value is None else value for value in row] for row in fields["quality"]]
+            quality = [[-np.inf if value is None else value for value in row] for row in fields["quality"]]
             assignment = cls(
                 categories=tuple(fields["categories"]),
                 experts=tuple(fields["experts"]),
-                quality=np.array(rows, dtype=np.float64).reshape(len(rows), -1),
+                quality=np.array(quality, dtype=np.float64).reshape(len(quality), -1),
                 price=np.array(fields["price"], dtype=np.float64),
                 choice=tuple(fields["choice"]),
                 runner_up=tuple(fields["runner_up"]),
                 margin=tuple(fields["margin"]),
                 hosted=tuple(fields["hosted"]),
                 duals=fields["duals"],
-                unmeasured=_boolean_table(fields.get("unmeasured"), rows),
+                unmeasured=_boolean_table(fields.get("unmeasured"), quality),
             )
-            if (assignment.quality.shape, assignment.price.shape) != (
-                (len(assignment.categories), len(assignment.experts)),
-                (len(assignment.experts),),
-            ):
-                raise ValueError(
-                    f"quality of shape {assignment.quality.shape}, price of shape {assignment.price.shape}"
-                )
-            if {len(assignment.choice), len(assignment.runner_up), len(assignment.margin)} != {
-                len(assignment.categories)
-            }:
+            rows, columns = len(assignment.categories), len(assignment.experts)
+            shapes = assignment.quality.shape, assignment.price.shape
+            if shapes != ((rows, columns), (columns,)):
+                raise ValueError(f"quality of shape {shapes[0]}, price of shape {shapes[1]}")
+            if {len(assignment.choice), len(assignment.runner_up), len(assignment.margin)} != {rows}:
                 raise ValueError("not one choice, runner-up and margin for each category")
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"assignment: cannot be read ({error!r}); make it again with `coe plan`") from error

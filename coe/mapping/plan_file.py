@@ -156,13 +156,6 @@ class PlanEvidence:
     feedback: ScoreTable | None = None
     reassigned: tuple[str, ...] = ()
 
-    def over(self, categories: Sequence[str], experts: Sequence[str]) -> ScoreTable | None:
-        """Return the scores from feedback over these categories and experts."""
-        if self.feedback is None:
-            return None
-        cells = {name: getattr(self.feedback, name).tolist() for name in ("mean", "variance", "count")}
-        return _table_from_json(cells, self.feedback.categories, self.feedback.experts, categories, experts)
-
 
 def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[str]) -> PlanEvidence:
     """Read a plan's evidence over these categories and experts; names that the plan lacks have no scores.
@@ -173,9 +166,8 @@ def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[
         return PlanEvidence()
     try:
         known = tuple(found["categories"]), tuple(found["experts"])
-        measured, feedback = (
-            _table_from_json(found[name], *known, categories, experts) for name in ("measured", "feedback")
-        )
+        tables = (_table_from_json(found[name], *known) for name in ("measured", "feedback"))
+        measured, feedback = (None if table is None else table.over(categories, experts) for table in tables)
         return PlanEvidence(measured, feedback, tuple(name for name in found["reassigned"] if name in categories))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(
@@ -188,26 +180,14 @@ def _table_to_json(table: ScoreTable) -> dict[str, list[Any]]:
 
 
 def _table_from_json(
-    cells: Mapping[str, list[Any]] | None,
-    known_categories: Sequence[str],
-    known_experts: Sequence[str],
-    categories: Sequence[str],
-    experts: Sequence[str],
+    cells: Mapping[str, list[Any]] | None, categories: tuple[str, ...], experts: tuple[str, ...]
 ) -> ScoreTable | None:
-    """Return the saved cells as a table over `categories` and `experts`; missing cells have no scores."""
     if cells is None:
         return None
-    rows = [known_categories.index(name) if name in known_categories else len(known_categories) for name in categories]
-    columns = [known_experts.index(name) if name in known_experts else len(known_experts) for name in experts]
-
-    def aligned(name: str, missing: float) -> Array:
-        saved = _array(cells[name], np.nan if name != "count" else 0.0)
-        if saved.shape != (len(known_categories), len(known_experts)):
-            raise ValueError(f"{name} of shape {saved.shape}")
-        return np.pad(saved, ((0, 1), (0, 1)), constant_values=missing)[np.ix_(rows, columns)]
-
-    mean, variance, count = aligned("mean", np.nan), aligned("variance", np.nan), aligned("count", 0.0)
-    return ScoreTable(tuple(categories), tuple(experts), mean, variance, count)
+    mean, variance, count = _array(cells["mean"], np.nan), _array(cells["variance"], np.nan), _array(cells["count"], 0)
+    if {table.shape for table in (mean, variance, count)} != {(len(categories), len(experts))}:
+        raise ValueError(f"scores of shape {mean.shape}")
+    return ScoreTable(categories, experts, mean, variance, count)
 
 
 def _to_lists(values: Array) -> list[Any]:
