@@ -94,12 +94,12 @@ class Assignment:
         )
 
     def to_json(self) -> bytes:
-        """Serialize to JSON; equal assignments give equal bytes. -inf becomes null."""
+        """Serialize to JSON; equal assignments give equal bytes. orjson writes null for -inf."""
         fields = {
             "version": 1,
             "categories": self.categories,
             "experts": self.experts,
-            "quality": [[value if np.isfinite(value) else None for value in row] for row in self.quality.tolist()],
+            "quality": self.quality.tolist(),
             "price": self.price.tolist(),
             "choice": self.choice,
             "runner_up": self.runner_up,
@@ -118,18 +118,22 @@ class Assignment:
             fields = orjson.loads(data)
             if fields["version"] != 1:
                 raise ValueError(f"version {fields['version']}, not 1")
-            quality = [[-np.inf if value is None else value for value in row] for row in fields["quality"]]
+            unmeasured = fields.get("unmeasured")
+            if unmeasured is not None and np.shape(unmeasured) != np.shape(fields["quality"]):
+                raise ValueError(f"unmeasured of shape {np.shape(unmeasured)}")
+            quality = np.array(fields["quality"], dtype=np.float64)
+            quality[np.isnan(quality)] = -np.inf
             assignment = cls(
                 categories=tuple(fields["categories"]),
                 experts=tuple(fields["experts"]),
-                quality=np.array(quality, dtype=np.float64).reshape(len(quality), -1),
+                quality=quality,
                 price=np.array(fields["price"], dtype=np.float64),
                 choice=tuple(fields["choice"]),
                 runner_up=tuple(fields["runner_up"]),
                 margin=tuple(fields["margin"]),
                 hosted=tuple(fields["hosted"]),
                 duals=fields["duals"],
-                unmeasured=_boolean_table(fields.get("unmeasured"), quality),
+                unmeasured=None if unmeasured is None else np.array(unmeasured, dtype=np.bool_),
             )
             rows, columns = len(assignment.categories), len(assignment.experts)
             shapes = assignment.quality.shape, assignment.price.shape
@@ -158,15 +162,6 @@ class Assignment:
     def digest(self) -> str:
         """SHA-256 of `to_json`, hexadecimal."""
         return hashlib.sha256(self.to_json()).hexdigest()
-
-
-def _boolean_table(values: list[list[bool]] | None, rows: list[list[float]]) -> NDArray[np.bool_] | None:
-    if values is None:
-        return None
-    table = np.array(values, dtype=np.bool_)
-    if table.shape != np.shape(rows):
-        raise ValueError(f"unmeasured of shape {table.shape}")
-    return table
 
 
 def expected_utility(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:

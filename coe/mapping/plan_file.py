@@ -75,6 +75,7 @@ class PlanInputs:
             "value_of_expert": values,
             "frontiers": {row: [asdict(point) for point in frontier] for row, frontier in by_row.items()},
         }
+        # orjson writes null for a number that is not finite
         (folder / PLAN_FILE).write_bytes(orjson.dumps(data, option=orjson.OPT_SORT_KEYS))
         if self.traffic is not None:
             np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
@@ -82,7 +83,7 @@ class PlanInputs:
     def _to_json(self) -> dict[str, Any]:
         problem, table = self.problem, self.table
         uses = {
-            field.name: None if (use := getattr(problem.uses, field.name)) is None else _to_lists(use)
+            field.name: None if (use := getattr(problem.uses, field.name)) is None else use.tolist()
             for field in fields(Uses)
         }
         return {
@@ -91,12 +92,12 @@ class PlanInputs:
             "experts": problem.experts,
             "source": self.source,
             "deviations": self.deviations,
-            "mean": _to_lists(table.mean),
-            "count": _to_lists(table.count),
-            "estimate": _to_lists(table.shrunk(pseudo_count=self.pseudo_count)),
-            "error": _to_lists(table.error(pseudo_count=self.pseudo_count)),
-            "quality": _to_lists(problem.quality),
-            "weights": _to_lists(problem.weights),
+            "mean": table.mean.tolist(),
+            "count": table.count.tolist(),
+            "estimate": table.shrunk(pseudo_count=self.pseudo_count).tolist(),
+            "error": table.error(pseudo_count=self.pseudo_count).tolist(),
+            "quality": problem.quality.tolist(),
+            "weights": problem.weights.tolist(),
             "uses": uses,
             "budget": problem.budget.rows(),
             "measured": None if self.measured is None else _table_to_json(self.measured),
@@ -176,7 +177,7 @@ def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[
 
 
 def _table_to_json(table: ScoreTable) -> dict[str, list[Any]]:
-    return {name: _to_lists(getattr(table, name)) for name in ("mean", "variance", "count")}
+    return {name: getattr(table, name).tolist() for name in ("mean", "variance", "count")}
 
 
 def _table_from_json(
@@ -190,20 +191,10 @@ def _table_from_json(
     return ScoreTable(categories, experts, mean, variance, count)
 
 
-def _to_lists(values: Array) -> list[Any]:
-    """Return nested lists of numbers, with None for a number that is not finite."""
-    if values.ndim > 1:
-        return [_to_lists(row) for row in values]
-    return [float(value) if np.isfinite(value) else None for value in values.tolist()]
-
-
 def _array(rows: list[Any], missing: float) -> Array:
     """Return the array of nested lists, with `missing` for None."""
-
-    def filled(value: Any) -> Any:
-        return [filled(item) for item in value] if isinstance(value, list) else missing if value is None else value
-
-    return np.array(filled(rows), dtype=np.float64)
+    values = np.array(rows, dtype=np.float64)
+    return np.where(np.isnan(values), missing, values)
 
 
 ASSIGNMENT_FILE = "assignment.json"
