@@ -55,8 +55,12 @@ def alarmed(series: int, looks: int, requests: int, change: Change) -> dict[str,
     hits: dict[str, int] = {"any": 0}
     for number in range(series):
         random = np.random.default_rng(number)
-        world = (random.dirichlet(np.full(len(CATEGORIES), 3.0)), 0.8, random.normal(size=(len(CATEGORIES), WIDTH)))
-        reference, later = traffic(random, requests, *world), change(*world)
+        scored_prompts = (
+            random.dirichlet(np.full(len(CATEGORIES), 3.0)),
+            0.8,
+            random.normal(size=(len(CATEGORIES), WIDTH)),
+        )
+        reference, later = traffic(random, requests, *scored_prompts), change(*scored_prompts)
         aspects = {
             finding.aspect
             for look in range(looks)

@@ -23,25 +23,24 @@ import learning_scenarios
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from quality_replay import LOSS, RATE, Array, Traffic, World, flat, world_of
+from quality_replay import LOSS, RATE, Array, ScoredPrompts, Traffic, flat, scored_prompts_of
 
 from coe.learning.estimation.off_policy import BanditLog, estimates
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.retraining.moves import HeldOutProbes
-from coe.learning.retraining.plan_builder import CurrentPlan
-from coe.learning.retraining.plan_round import judge_plan
+from coe.learning.retraining.plan_candidate import CurrentPlan, judge_plan
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable, tabulate_softly
 from coe.routing.decision import propensities
 
-UNTOUCHED, PROBES, EVERY = 0.3, 700, 500
-POISONED = 0.3
+UNTOUCHED, PROBES, REQUESTS_PER_ROUND = 0.3, 700, 500
+POISONER_SHARE = 0.3
 """Share of the traffic that the poisoning tenant has in the runs with one."""
-LATE = 3
+POISON_START_ROUND = 3
 """Rounds before the poisoning begins in the second kind of poisoned run."""
-CONVERGED = 20
+CONVERGED_SERIES = 20
 """Series of retrainings that start from a plan which cannot get better."""
-LOGGED, LOGS = 3000, 20
+LOG_REQUESTS, LOG_COUNT = 3000, 20
 """Requests of a log that the off-policy estimates read, and how many logs."""
 
 
@@ -68,20 +67,20 @@ def plan(table: ScoreTable, quality: Array) -> Assignment:
 # -------------------------------------------------------------------------------------------------------- the loop
 
 
-def split(world: World, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def split(scored_prompts: ScoredPrompts, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Untouched prompts, probes, and requests."""
-    shuffled = np.random.default_rng(seed).permutation(len(world.scores))
+    shuffled = np.random.default_rng(seed).permutation(len(scored_prompts.scores))
     rest, untouched = np.split(shuffled, [round((1 - UNTOUCHED) * len(shuffled))])
     return untouched, rest[:PROBES], rest[PROBES:]
 
 
 def rounds(order: NDArray[np.int64]) -> int:
     """Retrainings, the last after what is left."""
-    return -(-len(order) // EVERY)
+    return -(-len(order) // REQUESTS_PER_ROUND)
 
 
 def learn(
-    world: World,
+    scored_prompts: ScoredPrompts,
     seed: int,
     *,
     poisoner: float = 0.0,
@@ -90,16 +89,16 @@ def learn(
 ) -> Run:
     """One seed, as `coe retrain` would go, from nothing known or from the assignment `start`; feedback of the poisoner
     is flipped from round `flip_from` on."""
-    untouched, probes, order = split(world, seed)
-    held = HeldOutProbes(world.experience(probes), world.scores[probes], ("all",) * len(probes))
+    untouched, probes, order = split(scored_prompts, seed)
+    held = HeldOutProbes(scored_prompts.experience(probes), scored_prompts.scores[probes], ("all",) * len(probes))
     traffic, current = (
-        Traffic(world, order, seed=seed, poisoner=poisoner),
-        CurrentPlan(start or flat(world), 0.0, 0, RATE, LOSS),
+        Traffic(scored_prompts, order, seed=seed, poisoner=poisoner),
+        CurrentPlan(start or flat(scored_prompts), 0.0, 0, RATE, LOSS),
     )
     curve, promoted = [], []
     for number in range(rounds(order)):
         flipped = flip_from is not None and number >= flip_from
-        traffic.serve(EVERY, current.assignment, flipped=flipped)
+        traffic.serve(REQUESTS_PER_ROUND, current.assignment, flipped=flipped)
         now = float(len(traffic.rewards))
         found = judge_plan(traffic.experience(), current, now=now, solve_plan=plan, probes=held)
         if found.judgement.promote:
@@ -107,82 +106,96 @@ def learn(
             current = replace(current, assignment=found.candidate, since=now, rounds=0, tested=0, tested_at=0.0)
         elif found.tested:
             current = replace(current, rounds=current.rounds + 1, tested=found.rated, tested_at=found.rated_until)
-        curve.append(world.mean(untouched, current.assignment))
+        curve.append(scored_prompts.mean(untouched, current.assignment))
     return Run(tuple(curve), float(np.mean(traffic.rewards)), tuple(promoted), traffic.explored / len(traffic.rewards))
 
 
-def converged(world: World, seed: int) -> Run:
+def converged(scored_prompts: ScoredPrompts, seed: int) -> Run:
     """From the plan that all scores of all prompts but the untouched ones give: what is promoted then is noise."""
-    _, probes, order = split(world, seed)
+    _, probes, order = split(scored_prompts, seed)
     known = np.concatenate((probes, order))
-    table = tabulate_softly(world.categories, world.experts, world.posterior[known], world.scores[known])
-    return learn(world, seed, start=solve(Problem.of(table, quality=table.shrunk())))
+    table = tabulate_softly(
+        scored_prompts.categories, scored_prompts.experts, scored_prompts.posterior[known], scored_prompts.scores[known]
+    )
+    return learn(scored_prompts, seed, start=solve(Problem.of(table, quality=table.shrunk())))
 
 
-def know_everything(world: World, seed: int) -> Run:
+def full_feedback(scored_prompts: ScoredPrompts, seed: int) -> Run:
     """The same where every expert's score comes back for every request, and every round is taken."""
-    untouched, _, order = split(world, seed)
-    traffic, assignment, curve = Traffic(world, order, seed=seed), flat(world), []
+    untouched, _, order = split(scored_prompts, seed)
+    traffic, assignment, curve = Traffic(scored_prompts, order, seed=seed), flat(scored_prompts), []
     for number in range(rounds(order)):
-        traffic.serve(EVERY, assignment, flipped=False)
-        seen = order[: (number + 1) * EVERY]
-        table = tabulate_softly(world.categories, world.experts, world.posterior[seen], world.scores[seen])
+        traffic.serve(REQUESTS_PER_ROUND, assignment, flipped=False)
+        seen = order[: (number + 1) * REQUESTS_PER_ROUND]
+        table = tabulate_softly(
+            scored_prompts.categories,
+            scored_prompts.experts,
+            scored_prompts.posterior[seen],
+            scored_prompts.scores[seen],
+        )
         assignment = solve(Problem.of(table, quality=table.shrunk()))
-        curve.append(world.mean(untouched, assignment))
+        curve.append(scored_prompts.mean(untouched, assignment))
     return Run(tuple(curve), float(np.mean(traffic.rewards)), tuple(range(len(curve))), 0.0)
 
 
-def stand_still(world: World, seed: int) -> Run:
-    untouched, _, order = split(world, seed)
-    traffic, assignment = Traffic(world, order, seed=seed), flat(world)
+def no_learning(scored_prompts: ScoredPrompts, seed: int) -> Run:
+    untouched, _, order = split(scored_prompts, seed)
+    traffic, assignment = Traffic(scored_prompts, order, seed=seed), flat(scored_prompts)
     traffic.serve(len(order), assignment, flipped=False)
-    return Run((world.mean(untouched, assignment),) * rounds(order), float(np.mean(traffic.rewards)), (), 0.0)
+    return Run((scored_prompts.mean(untouched, assignment),) * rounds(order), float(np.mean(traffic.rewards)), (), 0.0)
 
 
 # ----------------------------------------------------------------------------------------------- off-policy estimates
 
 
-def alternatives(world: World) -> dict[str, Array]:
+def alternatives(scored_prompts: ScoredPrompts) -> dict[str, Array]:
     """Policies near and far, twenty of them for nine experts: probabilities of shape (n, k)."""
-    random, count = np.random.default_rng(0), len(world.experts)
-    shape = (len(world.categories), count)
-    table = tabulate_softly(world.categories, world.experts, world.posterior, world.scores).shrunk()
+    random, count = np.random.default_rng(0), len(scored_prompts.experts)
+    shape = (len(scored_prompts.categories), count)
+    table = tabulate_softly(
+        scored_prompts.categories, scored_prompts.experts, scored_prompts.posterior, scored_prompts.scores
+    ).shrunk()
     found = {
-        f"always {name}": np.tile(np.eye(count)[i], (len(world.scores), 1)) for i, name in enumerate(world.experts)
+        f"always {name}": np.tile(np.eye(count)[i], (len(scored_prompts.scores), 1))
+        for i, name in enumerate(scored_prompts.experts)
     }
     tables = {f"random table {i}": random.random(shape) for i in range(4)}
     tables |= {f"noisy table {i}": table + random.normal(0.0, 0.08, shape) for i in range(4)}
-    found |= {name: np.eye(count)[(world.posterior @ quality).argmax(axis=1)] for name, quality in tables.items()}
-    found["likeliest category"] = np.eye(count)[table[world.posterior.argmax(axis=1)].argmax(axis=1)]
-    soft = np.exp(20.0 * world.posterior @ table)
+    found |= {
+        name: np.eye(count)[(scored_prompts.posterior @ quality).argmax(axis=1)] for name, quality in tables.items()
+    }
+    found["likeliest category"] = np.eye(count)[table[scored_prompts.posterior.argmax(axis=1)].argmax(axis=1)]
+    soft = np.exp(20.0 * scored_prompts.posterior @ table)
     found["soft"] = soft / soft.sum(axis=1, keepdims=True)
-    found["even"] = np.full((len(world.scores), count), 1.0 / count)
+    found["even"] = np.full((len(scored_prompts.scores), count), 1.0 / count)
     return found
 
 
-def coverage(world: World, *, logs: int = LOGS) -> dict[str, Any]:
+def coverage(scored_prompts: ScoredPrompts, *, logs: int = LOG_COUNT) -> dict[str, Any]:
     """How often the 95 % intervals hold the true value, which is known: the prompts are the population that logs are
     drawn from, by a noisy table's choices with 10 % exploration among all experts."""
-    policies = alternatives(world)
-    truth = {name: float((policy * world.scores).sum(axis=1).mean()) for name, policy in policies.items()}
+    policies = alternatives(scored_prompts)
+    truth = {name: float((policy * scored_prompts.scores).sum(axis=1).mean()) for name, policy in policies.items()}
     random = np.random.default_rng(1)
-    table = tabulate_softly(world.categories, world.experts, world.posterior, world.scores).shrunk()
+    table = tabulate_softly(
+        scored_prompts.categories, scored_prompts.experts, scored_prompts.posterior, scored_prompts.scores
+    ).shrunk()
     table = table + random.normal(0.0, 0.05, table.shape)
-    chances = propensities(world.posterior @ table, rate=RATE, loss=1.0)
+    chances = propensities(scored_prompts.posterior @ table, rate=RATE, loss=1.0)
     held: dict[str, list[bool]] = {"ips": [], "snips": [], "dr": []}
     width: dict[str, list[float]] = {"ips": [], "snips": [], "dr": []}
     for _ in range(logs):
-        rows = random.integers(0, len(world.scores), LOGGED)
-        chosen = (random.random((LOGGED, 1)) > np.cumsum(chances[rows], axis=1)).sum(axis=1)
-        chosen = np.minimum(chosen, len(world.experts) - 1)
-        told = world.experience(
+        rows = random.integers(0, len(scored_prompts.scores), LOG_REQUESTS)
+        chosen = (random.random((LOG_REQUESTS, 1)) > np.cumsum(chances[rows], axis=1)).sum(axis=1)
+        chosen = np.minimum(chosen, len(scored_prompts.experts) - 1)
+        logged = scored_prompts.experience(
             rows,
             chosen=chosen.astype(np.int16),
             propensity=chances[rows, chosen].astype(np.float32),
-            reward=world.scores[rows, chosen].astype(np.float32),
-            kind=np.zeros(LOGGED, dtype=np.int8),
+            reward=scored_prompts.scores[rows, chosen].astype(np.float32),
+            kind=np.zeros(LOG_REQUESTS, dtype=np.int8),
         )
-        log = BanditLog.of(told)
+        log = BanditLog.of(logged)
         for name, policy in policies.items():
             for method, found in estimates(log, policy[rows]).items():
                 held[method].append(found.low <= truth[name] <= found.high)
@@ -211,32 +224,32 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def report(world: World, seeds: int) -> dict[str, Any]:
+def report(scored_prompts: ScoredPrompts, seeds: int) -> dict[str, Any]:
     def runs(run: Callable[[int], Run]) -> list[Run]:
         return [run(seed) for seed in range(seeds)]
 
-    first = runs(lambda seed: learn(world, seed, poisoner=POISONED, flip_from=0))
-    late = runs(lambda seed: learn(world, seed, poisoner=POISONED, flip_from=LATE))
+    first = runs(lambda seed: learn(scored_prompts, seed, poisoner=POISONER_SHARE, flip_from=0))
+    late = runs(lambda seed: learn(scored_prompts, seed, poisoner=POISONER_SHARE, flip_from=POISON_START_ROUND))
     return {
-        "requests_a_round": EVERY,
-        "learning": summary(runs(lambda seed: learn(world, seed))),
-        "no_learning": summary(runs(lambda seed: stand_still(world, seed))),
-        "oracle_feedback": summary(runs(lambda seed: know_everything(world, seed))),
+        "requests_a_round": REQUESTS_PER_ROUND,
+        "learning": summary(runs(lambda seed: learn(scored_prompts, seed))),
+        "no_learning": summary(runs(lambda seed: no_learning(scored_prompts, seed))),
+        "oracle_feedback": summary(runs(lambda seed: full_feedback(scored_prompts, seed))),
         "poisoned": {
             "worst_drop": max(run.drop for run in (*first, *late)),
             "from_the_start": summary(first),
             "from_the_middle": summary(late),
         },
         "converged": {
-            "series": CONVERGED,
-            "promoted": sum(bool(converged(world, s).promoted) for s in range(CONVERGED)),
+            "series": CONVERGED_SERIES,
+            "promoted": sum(bool(converged(scored_prompts, s).promoted) for s in range(CONVERGED_SERIES)),
         },
-        "ope": coverage(world),
+        "ope": coverage(scored_prompts),
     }
 
 
-def scenarios(world: World, series: int) -> list[dict[str, Any]]:
-    return list(learning_scenarios.report(world, series, only=None))
+def scenarios(scored_prompts: ScoredPrompts, series: int) -> list[dict[str, Any]]:
+    return list(learning_scenarios.report(scored_prompts, series, only=None))
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -249,7 +262,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         f"poisoned {name.replace('_', ' ')}": found["poisoned"][name] for name in ("from_the_start", "from_the_middle")
     }
     for name, line in lines.items():
-        requests = EVERY * np.arange(1, len(line["curve"]) + 1)
+        requests = REQUESTS_PER_ROUND * np.arange(1, len(line["curve"]) + 1)
         axes.plot(requests, line["curve"], marker=".", label=f"{name} (while learning {line['mean_reward']:.3f})")
     axes.set_xlabel("requests")
     axes.set_ylabel("mean score on untouched prompts")
@@ -271,8 +284,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as fresh:
         work = given.work or Path(fresh)
         work.mkdir(parents=True, exist_ok=True)
-        world = world_of(data, work)
-        found = scenarios(world, given.scenarios) if given.scenarios else report(world, given.seeds)
+        scored_prompts = scored_prompts_of(data, work)
+        found = scenarios(scored_prompts, given.scenarios) if given.scenarios else report(scored_prompts, given.seeds)
     text = orjson.dumps(found, option=orjson.OPT_INDENT_2)
     if given.json:
         given.json.write_bytes(text)

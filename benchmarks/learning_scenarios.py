@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from quality_replay import World, world_of
+from quality_replay import ScoredPrompts, scored_prompts_of
 from scipy.stats import t
 
 from coe.learning.estimation.experience import Experience
@@ -33,8 +33,7 @@ from coe.learning.estimation.off_policy import greedy_policy, policy_difference
 from coe.learning.estimation.refit import refit
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.retraining.moves import MAX_UNSUPPORTED, Served, shares
-from coe.learning.retraining.plan_builder import CurrentPlan
-from coe.learning.retraining.plan_round import judge_plan, served_requests
+from coe.learning.retraining.plan_candidate import CurrentPlan, judge_plan, served_requests
 from coe.learning.retraining.promotion import significance_level
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable, tabulate_softly
@@ -103,24 +102,24 @@ class Series:
     end: float
 
 
-def run(world: World, scenario: Scenario, seed: int) -> Series:
+def run(scored_prompts: ScoredPrompts, scenario: Scenario, seed: int) -> Series:
     random = np.random.default_rng((seed, sum(map(ord, scenario.name))))
-    assignment, measured, rest = _measured_plan(world, random, everything=not scenario.categories)
-    truth = _truth(world, rest, assignment, scenario, random)
+    assignment, measured, rest = _measured_plan(scored_prompts, random, everything=not scenario.categories)
+    truth = _truth(scored_prompts, rest, assignment, scenario, random)
     current = CurrentPlan(assignment, 0.0, 0, scenario.rate, scenario.loss)
-    log = _Log(world, truth, scenario, random)
+    log = _Log(scored_prompts, truth, scenario, random)
     losses, last = [], None
     for count in (number for number in ROUNDS if number <= scenario.requests):
         log.serve(count, current.assignment)
         experience = log.experience()
         found = judge_plan(
-            experience, current, now=float(count), solve_plan=_plan, base=measured, guarded=world.categories
+            experience, current, now=float(count), solve_plan=_plan, base=measured, guarded=scored_prompts.categories
         )
         if found.tested:
             last = (experience, current, log.progress)
         if found.judgement.promote:
             scores = truth.scores(log.progress)
-            old, new = (_value(world, truth, one, scores) for one in (current.assignment, found.candidate))
+            old, new = (_value(scored_prompts, truth, one, scores) for one in (current.assignment, found.candidate))
             losses.append(old - new)
             current = replace(
                 current, assignment=found.candidate, since=float(count), rounds=0, tested=0, tested_at=0.0
@@ -130,8 +129,8 @@ def run(world: World, scenario: Scenario, seed: int) -> Series:
     assert last is not None
     tested, plan, progress = last
     shown = truth.scores((plan.since / scenario.requests + progress) / 2)  # the mean over that plan's requests
-    hits, missed = _gains(world, replace(truth, after=shown), assignment, plan, current, tested, measured)
-    ends = (_value(world, truth, one, truth.after) for one in (assignment, current.assignment))
+    hits, missed = _gains(scored_prompts, replace(truth, after=shown), assignment, plan, current, tested, measured)
+    ends = (_value(scored_prompts, truth, one, truth.after) for one in (assignment, current.assignment))
     return Series(tuple(losses), hits, missed, *ends)
 
 
@@ -140,29 +139,35 @@ def _plan(table: ScoreTable, quality: Array) -> Assignment:
 
 
 def _measured_plan(
-    world: World, random: np.random.Generator, *, everything: bool
+    scored_prompts: ScoredPrompts, random: np.random.Generator, *, everything: bool
 ) -> tuple[Assignment, ScoreTable, NDArray[np.int64]]:
     """The plan of `coe plan`, its table, and the prompts that are left as requests.
 
     With `everything` it is made of all scores, so that nothing is left to learn.
     """
-    shuffled = random.permutation(len(world.scores))
+    shuffled = random.permutation(len(scored_prompts.scores))
     probes, rest = shuffled[:PROBES], shuffled[PROBES:]
     used = rest if everything else probes
-    table = tabulate_softly(world.categories, world.experts, world.posterior[used], world.scores[used])
+    table = tabulate_softly(
+        scored_prompts.categories, scored_prompts.experts, scored_prompts.posterior[used], scored_prompts.scores[used]
+    )
     return _plan(table, table.lower(deviations=0.0 if everything else 1.0)), table, rest
 
 
 def _truth(
-    world: World, rest: NDArray[np.int64], assignment: Assignment, scenario: Scenario, random: np.random.Generator
+    scored_prompts: ScoredPrompts,
+    rest: NDArray[np.int64],
+    assignment: Assignment,
+    scenario: Scenario,
+    random: np.random.Generator,
 ) -> Truth:
     """One expert changes: a worse one in categories that the plan gives it, or the one that exploration
     reaches most gets better there."""
-    posterior, before = world.posterior[rest], world.scores[rest]
+    posterior, before = scored_prompts.posterior[rest], scored_prompts.scores[rest]
     likeliest, chosen = posterior.argmax(axis=1), shares(assignment).argmax(axis=1)
-    sizes = np.bincount(likeliest, minlength=len(world.categories))
+    sizes = np.bincount(likeliest, minlength=len(scored_prompts.categories))
     if scenario.change == "worse":
-        expert = int(np.bincount(chosen, weights=sizes, minlength=len(world.experts)).argmax())
+        expert = int(np.bincount(chosen, weights=sizes, minlength=len(scored_prompts.experts)).argmax())
         possible = np.flatnonzero(chosen == expert)
     else:
         value = assignment.quality - assignment.price
@@ -183,8 +188,10 @@ def _truth(
 class _Log:
     """Requests as the gateway logs them, in arrays."""
 
-    def __init__(self, world: World, truth: Truth, scenario: Scenario, random: np.random.Generator) -> None:
-        self._world, self._truth, self._scenario, self._random = world, truth, scenario, random
+    def __init__(
+        self, scored_prompts: ScoredPrompts, truth: Truth, scenario: Scenario, random: np.random.Generator
+    ) -> None:
+        self._scored_prompts, self._truth, self._scenario, self._random = scored_prompts, truth, scenario, random
         self._columns: list[dict[str, Any]] = []
         self._count = 0
 
@@ -223,11 +230,11 @@ class _Log:
         columns = {name: np.concatenate([one[name] for one in self._columns]) for name in names}
         count = self._count
         return Experience(
-            categories=self._world.categories,
-            experts=self._world.experts,
+            categories=self._scored_prompts.categories,
+            experts=self._scored_prompts.experts,
             tenants=tuple(f"t{number}" for number in range(TENANTS)),
             versions=("v",),
-            allowed=np.ones((count, len(self._world.experts)), dtype=np.bool_),
+            allowed=np.ones((count, len(self._scored_prompts.experts)), dtype=np.bool_),
             corrected=np.full(count, -1, dtype=np.int16),
             version=np.zeros(count, dtype=np.int32),
             identity=np.arange(count, dtype=np.uint64),
@@ -235,17 +242,17 @@ class _Log:
         )
 
 
-def _population(world: World, truth: Truth) -> Experience:
-    whole = World(world.categories, world.experts, truth.posterior, truth.after)
+def _population(scored_prompts: ScoredPrompts, truth: Truth) -> Experience:
+    whole = ScoredPrompts(scored_prompts.categories, scored_prompts.experts, truth.posterior, truth.after)
     return whole.experience(np.arange(len(truth.posterior)))
 
 
-def _value(world: World, truth: Truth, assignment: Assignment, scores: Array) -> float:
-    return float((greedy_policy(_population(world, truth), assignment) * scores).sum(axis=1).mean())
+def _value(scored_prompts: ScoredPrompts, truth: Truth, assignment: Assignment, scores: Array) -> float:
+    return float((greedy_policy(_population(scored_prompts, truth), assignment) * scores).sum(axis=1).mean())
 
 
 def _gains(
-    world: World,
+    scored_prompts: ScoredPrompts,
     truth: Truth,
     first: Assignment,
     judged: CurrentPlan,
@@ -254,7 +261,7 @@ def _gains(
     measured: ScoreTable,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Counts gains above each of WORTHWHILE: those found, and those that the last test could show but missed."""
-    seen = _population(world, truth)
+    seen = _population(scored_prompts, truth)
     likeliest = seen.posterior.argmax(axis=1)
     old, new = ((greedy_policy(seen, one) * truth.after).sum(axis=1) for one in (first, final.assignment))
     now = float(len(experience))
@@ -262,7 +269,7 @@ def _gains(
         experience.part(experience.usable_off_policy), judged, lambda part: refit(part, now=now, base=measured)
     )
     found, missed = [], []
-    for category in range(len(world.categories)):
+    for category in range(len(scored_prompts.categories)):
         own = likeliest == category
         best = float(truth.after[own].mean(axis=0).max() * own.mean() - (old * own).mean()) if own.any() else 0.0
         if ((new - old) * own).mean() >= best / 2 > 0:
@@ -315,10 +322,10 @@ def summary(scenario: Scenario, series: list[Series]) -> dict[str, Any]:
     }
 
 
-def report(world: World, seeds: int, only: str | None) -> Iterator[dict[str, Any]]:
+def report(scored_prompts: ScoredPrompts, seeds: int, only: str | None) -> Iterator[dict[str, Any]]:
     for scenario in SCENARIOS:
         if only is None or only in scenario.name:
-            yield summary(scenario, [run(world, scenario, seed) for seed in range(seeds)])
+            yield summary(scenario, [run(scored_prompts, scenario, seed) for seed in range(seeds)])
 
 
 def main() -> None:
@@ -334,9 +341,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as fresh:
         work = given.work or Path(fresh)
         work.mkdir(parents=True, exist_ok=True)
-        world = world_of(data, work)
+        scored_prompts = scored_prompts_of(data, work)
     found = []
-    for one in report(world, given.seeds, given.only):
+    for one in report(scored_prompts, given.seeds, given.only):
         print(orjson.dumps(one).decode(), flush=True)
         found.append(one)
     if given.json:

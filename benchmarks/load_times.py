@@ -26,8 +26,7 @@ from coe.fleet import probe
 from coe.fleet.planning import local_servers
 from coe.fleet.process import FLEET_VARIABLE
 from coe.fleet.server import Server
-from coe.fleet.specs import ServerSpec
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.specs import ServerSpec, Timeouts
 from coe.fleet.vllm.client import VllmClient
 from coe.registry import ExpertSpec
 

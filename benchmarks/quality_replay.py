@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class World:
+class ScoredPrompts:
     """The prompts as the router sees them: posteriors (n, m), and every expert's score (n, k)."""
 
     categories: tuple[str, ...]
@@ -67,7 +67,7 @@ class World:
         return float((greedy_policy(self.experience(rows), assignment) * self.scores[rows]).sum(axis=1).mean())
 
 
-def world_of(data: Quality, work: Path) -> World:
+def scored_prompts_of(data: Quality, work: Path) -> ScoredPrompts:
     """The starter router, trained once, and its posteriors of the prompts."""
     cache = work / f"posteriors-{data.digest[:16]}.npz"
     if not cache.is_file():
@@ -79,14 +79,14 @@ def world_of(data: Quality, work: Path) -> World:
         np.savez(cache, posterior=posteriors, categories=np.array(router.categories))
     with np.load(cache, allow_pickle=False) as kept:
         names = tuple(map(str, kept["categories"]))
-        return World(names, data.models, kept["posterior"].astype(np.float64), data.scores)
+        return ScoredPrompts(names, data.models, kept["posterior"].astype(np.float64), data.scores)
 
 
-def flat(world: World) -> Assignment:
+def flat(scored_prompts: ScoredPrompts) -> Assignment:
     """Nothing is known: every expert is worth the same everywhere, and requests are shared evenly."""
-    shape = (len(world.categories), len(world.experts))
+    shape = (len(scored_prompts.categories), len(scored_prompts.experts))
     nothing = np.zeros(shape)
-    table = ScoreTable(world.categories, world.experts, nothing, nothing, nothing)
+    table = ScoreTable(scored_prompts.categories, scored_prompts.experts, nothing, nothing, nothing)
     even = np.ones(shape[0])
     return solve(Problem.of(table, quality=nothing, weights=even))
 
@@ -94,8 +94,10 @@ def flat(world: World) -> Assignment:
 class Traffic:
     """Requests as the gateway would log them, and the feedback to each."""
 
-    def __init__(self, world: World, order: NDArray[np.int64], *, seed: int, poisoner: float = 0.0) -> None:
-        self.world, self.order = world, order
+    def __init__(
+        self, scored_prompts: ScoredPrompts, order: NDArray[np.int64], *, seed: int, poisoner: float = 0.0
+    ) -> None:
+        self.scored_prompts, self.order = scored_prompts, order
         self._random = np.random.default_rng((seed, 1))
         share = np.full(TENANTS, (1.0 - poisoner) / (TENANTS - 1)) if poisoner else np.full(TENANTS, 1.0 / TENANTS)
         share[0] = poisoner or share[0]
@@ -109,27 +111,27 @@ class Traffic:
         """The next `count` requests by an assignment; feedback of the poisoner is turned round where `flipped`."""
         for number in range(len(self.rewards), min(len(self.rewards) + count, len(self.order))):
             row, tenant = self.order[number], f"t{self._tenants[number]}"
-            utility = expected_utility(assignment, self.world.posterior[row])
+            utility = expected_utility(assignment, self.scored_prompts.posterior[row])
             chosen, propensity = choose(utility, rate=RATE, loss=LOSS, uniform=float(self._random.random()))
             self.explored += utility[chosen] < utility.max()
-            reward = float(self.world.scores[row, chosen])
+            reward = float(self.scored_prompts.scores[row, chosen])
             self.rewards.append(reward)
             self.records.append(self._record(number, row, chosen, propensity, tenant))
             said = 1.0 - reward if flipped and tenant == POISONER else reward
             self.feedback.append(Feedback(f"f{number}", f"r{number}", float(number), "score", said, tenant=tenant))
 
     def _record(self, number: int, row: int, chosen: int, propensity: float, tenant: str) -> RoutingRecord:
-        posterior = self.world.posterior[row]
+        posterior = self.scored_prompts.posterior[row]
         return RoutingRecord(
             request_id=f"r{number}",
             time=float(number),
-            category=self.world.categories[int(posterior.argmax())],
+            category=self.scored_prompts.categories[int(posterior.argmax())],
             confidence=float(posterior.max()),
-            expert=self.world.experts[chosen],
+            expert=self.scored_prompts.experts[chosen],
             reason="routed",
             propensity=propensity,
-            candidates=self.world.experts,
-            probabilities=dict(zip(self.world.categories, posterior.tolist(), strict=True)),
+            candidates=self.scored_prompts.experts,
+            probabilities=dict(zip(self.scored_prompts.categories, posterior.tolist(), strict=True)),
             stage="encoder",
             router="starter",
             config="benchmark",
@@ -145,6 +147,10 @@ class Traffic:
 
     def experience(self) -> Experience:
         found = load_experience(
-            [self.records], [self.feedback], categories=self.world.categories, experts=self.world.experts, limit=10_000
+            [self.records],
+            [self.feedback],
+            categories=self.scored_prompts.categories,
+            experts=self.scored_prompts.experts,
+            limit=10_000,
         )
         return found.experience

@@ -33,10 +33,8 @@ from residency_loads import MEMORY, Host, read_loads
 from residency_policies import Oracle, in_order
 from residency_traces import KINDS, Asked, Traffic
 
-from coe.fleet.residency.forecast import Forecast
-from coe.fleet.residency.policy import plan
-from coe.fleet.residency.scheduler import Scheduler
-from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile
+from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerProfile, plan
+from coe.fleet.residency.scheduler import Forecast, Scheduler
 
 HOST_MEMORY = 2048.0
 """GB of the host's RAM for experts asleep: enough."""
@@ -90,8 +88,8 @@ class Run:
         return self._scheduler.switches
 
     def run(self) -> Run:
-        for ticket, asked in enumerate(self._trace):
-            self._at(asked.at, partial(self._request_arrived, ticket))
+        for ticket, request in enumerate(self._trace):
+            self._at(request.at, partial(self._request_arrived, ticket))
         while self._events:
             now, _, event = heapq.heappop(self._events)
             event(now)
@@ -104,8 +102,8 @@ class Run:
         heapq.heappush(self._events, (when, self._count, event))
 
     def _request_arrived(self, ticket: int, now: float) -> None:
-        asked = self._trace[ticket]
-        self._scheduler.request_arrived(ticket, str(asked.expert), now, category=str(asked.category))
+        request = self._trace[ticket]
+        self._scheduler.request_arrived(ticket, str(request.expert), now, category=str(request.category))
 
     def _carry_out(self, now: float) -> None:
         before = {server.key: server.tier for server in self._scheduler.state(now).servers}
@@ -149,7 +147,7 @@ def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float, ho
     not fit beside each other at a must be woken within. The bound adds up the best partition into stretches.
     """
     sizes = [one.memory_gb for one in host.loads(experts, seed=seed)]
-    times = [asked.at for asked in trace]
+    times = [request.at for request in trace]
     step = max(longest / 4, times[-1] / 400)
     marks = np.arange(0.0, times[-1] + longest + 2 * step, step)
     best = np.zeros(len(marks), dtype=np.int64)
@@ -160,7 +158,7 @@ def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float, ho
         begin = at = bisect_left(times, marks[first])
         for last in range(first + 1, len(marks)):
             deadline = bisect_right(times, marks[last] - longest)
-            seen.update(asked.expert for asked in trace[at:deadline])
+            seen.update(request.expert for request in trace[at:deadline])
             at = max(at, deadline)
             fit = int((np.cumsum(sorted(sizes[expert] for expert in seen)) <= host.memory).sum())
             best[last] = max(best[last], best[first] + len(seen) - fit)

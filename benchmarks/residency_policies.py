@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from residency_traces import Asked
 
-from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerState
+from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerState
 
 
 def in_order(state: DeviceState, *, strict: bool) -> Schedule:

@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 import routers
 from benchmarks.passage_answers import Asked, asked, questions_of
 from coe.core import Prediction
-from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
-from coe.learning.retraining.gate_report import calibration
-from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
+from coe.learning.retraining.gate_fit import GateExamples, calibration, fit_gate, gate_decisions, gate_estimates
+from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval import open_store
 from coe.retrieval.ingest.indexing import Indexer, SourceText, encoder_id
 from coe.retrieval.passages import DocumentKey

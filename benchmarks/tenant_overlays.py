@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from coe.core import Prediction
+from coe.jobs.overlay_round import judge_overlays
 from coe.learning.estimation.experience import Experience
-from coe.learning.retraining.overlay_round import judge_overlays
 from coe.routing.classification import Overlays
 
 CATEGORIES = tuple(f"c{number}" for number in range(14))

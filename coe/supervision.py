@@ -63,11 +63,12 @@ def log_failure(task: asyncio.Task[None]) -> None:
         _log.error("background task %r failed", task.get_name(), exc_info=error)
 
 
-def next_pause(previous: float, *, ran: float) -> float:
-    """Return the seconds before the next restart of a task that `ran` for some seconds after the `previous` pause."""
-    if not previous or ran >= HEALTHY_SECONDS:
-        return FIRST_PAUSE_SECONDS
-    return min(previous * 2, MAX_PAUSE_SECONDS)
+def next_pause(
+    previous: float, *, ran: float, first: float = FIRST_PAUSE_SECONDS, longest: float = MAX_PAUSE_SECONDS
+) -> float:
+    """Return the seconds before the next restart of something that `ran` for some seconds after the `previous` pause
+    (0: it is the first)."""
+    return first if not previous or ran >= HEALTHY_SECONDS else min(previous * 2, longest)
 
 
 async def _failure_of(work: Callable[[], Awaitable[None]]) -> BaseException | None:

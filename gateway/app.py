@@ -1,7 +1,7 @@
-"""The ASGI application: its routes, its lifespan, and the errors that no endpoint handles.
+"""The ASGI application: its routes, its lifespan, the browser policy, and the errors that no endpoint handles.
 
-Chat requests skip Starlette: `_App` passes them through the browser policy straight to their `Line`. Starlette routes
-everything else.
+Chat requests skip Starlette: `_App` passes them through `CrossOriginMiddleware` straight to their `Line`. Starlette
+routes everything else.
 """
 
 from __future__ import annotations
@@ -10,22 +10,90 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.access.cors import CrossOriginMiddleware
-from gateway.dialects import messages
+from coe.errors import RequestError
+from gateway.dialects.chat import CHAT
+from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.operations import operation_routes
-from gateway.errors import error_body
+from gateway.errors import error_body, headers_of, respond, status_of
 from gateway.observability.metrics import Metrics
 from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
 from gateway.parts import Parts
 from gateway.request.line import Line
+from gateway.serving_state import ServingState
 from gateway.ui import page_routes
+
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "x-coe-expert",
+    "x-coe-category",
+    "x-coe-confidence",
+    "x-coe-reason",
+    "x-coe-fallback-from",
+    "x-coe-cause",
+    "x-coe-router",
+    "x-coe-attempts",
+    "x-coe-overhead-ms",
+    "x-coe-retrieval",
+    "server-timing",
+    "retry-after",
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+)
+"""Response headers that scripts of allowed origins may read."""
+ALLOWED_METHODS = ("GET", "POST", "DELETE")
+PREFLIGHT_CACHE_SECONDS = 600
+"""How long browsers cache the response to a preflight request."""
+
+
+class CrossOriginMiddleware:
+    """An ASGI application in front of `app`. It uses the policy of the current serving state, so a reload changes it.
+    `count` is called with the error code of every refusal."""
+
+    def __init__(self, app: ASGIApp, current: ServingState, *, count: Callable[[str], None]) -> None:
+        self._app = app
+        self._current = current
+        self._count = count
+        self._cors = _with_cors(app)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error, cross_origin = self._current.serving.access.browsers.check(scope)
+        if error is not None:
+            self._count(error.code)
+            refuse = partial(_refuse, error)
+            await (_with_cors(refuse) if cross_origin else refuse)(scope, receive, send)
+        elif cross_origin:
+            await self._cors(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _with_cors(app: ASGIApp) -> CORSMiddleware:
+    """Adds the CORS headers for any origin: BrowserPolicy has decided before which requests get here. Cookies are not
+    allowed, as the API has none."""
+    return CORSMiddleware(
+        app,
+        allow_origin_regex=r"(?s).*",
+        allow_methods=ALLOWED_METHODS,
+        allow_headers=["*"],  # clients of OpenAI and Anthropic send headers of their own
+        expose_headers=EXPOSED_HEADERS,
+        allow_private_network=True,
+        max_age=PREFLIGHT_CACHE_SECONDS,
+    )
+
+
+async def _refuse(error: RequestError, scope: Scope, _: Receive, send: Send) -> None:
+    dialect = MESSAGES if scope["path"].startswith("/v1/messages") else CHAT
+    headers = [(b"vary", b"Origin"), *headers_of(error)]
+    await respond(send, status=status_of(error), body=dialect.error_body(error), headers=headers)
+
 
 _log = logging.getLogger("gateway")
 
@@ -120,5 +188,5 @@ def _refused(request: Request, status: int, reason: str, *, kind: str, code: str
     """An error response in the form of the path's API: Anthropic's or OpenAI's."""
     message = f"{request.method} {request.url.path}: {reason}"
     anthropic = request.url.path.startswith("/v1/messages")
-    body = messages.refusal(status, message) if anthropic else error_body(message, kind=kind, code=code)
+    body = refusal(status, message) if anthropic else error_body(message, kind=kind, code=code)
     return Response(body, status_code=status, media_type="application/json")

@@ -36,26 +36,24 @@ from coe.settings import Settings
 from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter
 from gateway.access.conversations import open_affinity
 from gateway.app import create_app
-from gateway.observability.implicit_feedback import ImplicitSignals
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
-from gateway.observability.observers import Recorder, open_observability
-from gateway.observability.recent import RecentRequests
-from gateway.observability.residency import open_residency
-from gateway.observability.state_metrics import add_feedback_metrics, add_log_metrics
+from gateway.observability.observers import ImplicitSignals, RecentRequests, Recorder, open_observability
+from gateway.observability.state_metrics import TrafficMetrics, add_feedback_metrics, add_log_metrics, open_residency
 from gateway.observability.tracing import check_tracing
-from gateway.observability.traffic_metrics import TrafficMetrics
 from gateway.parts import Parts
-from gateway.process.descriptors import ConnectionLimits, raise_limit, soft_limit, warn_if_few
-from gateway.process.drain import Drain
+from gateway.process.connections import (
+    ConnectionLimits,
+    raise_limit,
+    resetting_stalled_clients,
+    soft_limit,
+    warn_if_few,
+)
 from gateway.process.gc_tuning import trimming_memory, tune_gc
-from gateway.process.jobs import Jobs
-from gateway.process.plan_solver import PlanSolver
+from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reader, Reload, watched_file_states
-from gateway.process.signals import handle_signals
-from gateway.process.tcp_timeouts import resetting_stalled_clients
-from gateway.serving_state import ServingState
-from gateway.wiring import Wiring
+from gateway.process.signals import Drain, handle_signals
+from gateway.serving_state import ServingState, Wiring
 
 _log = logging.getLogger("gateway")
 

@@ -10,10 +10,9 @@ from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.settings import Settings
 from gateway.observability.metrics import Metrics
-from gateway.observability.recent import RecentRequests
+from gateway.observability.observers import RecentRequests
 from gateway.observability.tracing import Tracing
-from gateway.process.jobs import Jobs
-from gateway.process.plan_solver import PlanSolver
+from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reload
 from gateway.request.line import Observer
 from gateway.serving_state import ServingState

@@ -1,16 +1,29 @@
-"""The state that requests are served with. A reload replaces it as a whole; a request keeps the state it began with."""
+"""The state that requests are served with. A reload replaces it as a whole; a request keeps the state it began with.
+
+`Wiring` builds a state from what is in use, at the start and for every reload, and holds what all states of a process
+share. Experts that a reload does not change keep their connections, breakers and measured latencies. What a reload
+replaces is closed when no request can use it any more.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from coe.artifacts.kinds import ASSIGNMENT
+from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS
+from coe.artifacts.store import ArtifactStore
+from coe.experts import ReplicatedExpert, ResidencyHold, build_experts
+from coe.experts.http.client import Client
 from coe.mapping import Consequence
 from coe.registry import Registry
+from coe.retrieval import DocumentStore
+from coe.routing.affinity import Affinity
 from coe.routing.composition import Composition
-from coe.runtime.document_index import DocumentIndex
-from gateway.access import Access
+from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use
+from coe.settings import Settings
+from gateway.access import Access, Limiter, access_of
 from gateway.request.admission import Admission
 
 
@@ -56,3 +69,81 @@ class ServingState:
         self.serving = serving
         self.admission.limits = serving.registry.limits
         self.admission.grant()
+
+
+class Wiring:
+    """Shared by all states of a process: HTTP client, threads, usage of API keys, and conversation affinity."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        session: Client,
+        threads: Executor,
+        limiter: Limiter,
+        affinity: Affinity,
+        residency: ResidencyHold | None = None,
+    ) -> None:
+        self._settings = settings
+        self._session = session
+        self._threads = threads
+        self._limiter = limiter
+        self._residency = residency
+        self._affinity = affinity
+        self.experts: dict[str, ReplicatedExpert] = {}
+        """The experts of the latest state."""
+        self._request_timeout = 0.0
+        self._index: DocumentIndex | None = None
+        self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
+
+    def serving(self, in_use: ActiveState) -> Serving:
+        """Build a state. Raises ConfigError for a local expert that is not running, ArtifactError for a damaged
+        gate."""
+        registry = in_use.registry
+        experts = build_experts(
+            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self._residency
+        )
+        gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
+        retrieval = retrieval_in_use(self._settings, in_use, threads=self._threads)
+        composition = Composition(
+            registry,
+            router=in_use.router,
+            assignment=in_use.assignment,
+            experts=experts,
+            threads=self._threads,
+            confidence_threshold=in_use.confidence_threshold,
+            affinity=self._affinity,
+            overlays=in_use.overlays,
+            retrieval=retrieval,
+        )
+        versions = {**in_use.versions, GATE: gate}
+        loaded = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(retrieval and retrieval.gate)}
+        unused = frozenset(kind for kind, is_loaded in loaded.items() if versions.get(kind) and not is_loaded)
+        access = access_of(registry, self._limiter, host=self._settings.host)
+        serving = Serving(composition, access, in_use.index, versions, unused, in_use.consequences)
+        self._retire_replaced(experts, in_use.index)
+        self._request_timeout = registry.policy.timeout
+        return serving
+
+    def _retire_replaced(self, experts: dict[str, ReplicatedExpert], index: DocumentIndex | None) -> None:
+        """Close what the new state does not use once the requests in progress have reached their timeout."""
+        due = time.monotonic() + self._request_timeout
+        kept = set(experts.values())
+        self._retired += [(due, expert) for expert in self.experts.values() if expert not in kept]
+        if self._index is not None and self._index is not index:
+            self._retired.append((due, self._index.store))
+        self.experts, self._index = experts, index
+
+    async def close_retired(self) -> None:
+        """Close the experts and stores that no request can use any more."""
+        now = time.monotonic()
+        due = [part for when, part in self._retired if when <= now]
+        self._retired = [(when, part) for when, part in self._retired if when > now]
+        for part in due:
+            await part.aclose()
+
+    async def aclose(self) -> None:
+        """Close every expert and store. No request may be in progress."""
+        index = () if self._index is None else (self._index.store,)
+        for part in (*self.experts.values(), *index, *(part for _, part in self._retired)):
+            await part.aclose()

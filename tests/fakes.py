@@ -24,18 +24,16 @@ from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.classification import Overlays
 from coe.routing.composition import Composition
-from coe.runtime.document_index import DocumentIndex
+from coe.runtime.active_state import DocumentIndex
 from coe.settings import Settings
 from gateway.access import access_of
-from gateway.access.memory import MemoryLimiter
+from gateway.access.local import MemoryLimiter
 from gateway.app import create_app
-from gateway.observability.implicit_feedback import ImplicitSignals
 from gateway.observability.metrics import Metrics
-from gateway.observability.recent import RecentRequests
+from gateway.observability.observers import ImplicitSignals, RecentRequests
 from gateway.observability.tracing import Tracing
 from gateway.parts import Parts
-from gateway.process.jobs import Jobs
-from gateway.process.plan_solver import PlanSolver
+from gateway.process.jobs import Jobs, PlanSolver
 from gateway.request.line import Observer
 from gateway.serving_state import Serving, ServingState
 from routers import prompt_digest

@@ -14,9 +14,9 @@ import pytest
 import coe.experts.health_checks
 import coe.records.writer
 import coe.runtime.artifact_sync
+import gateway.process.connections
 import gateway.process.gc_tuning
 import gateway.process.reload
-import gateway.process.tcp_timeouts
 from coe import supervision
 from coe.experts.http.client import Client
 from coe.fleet.residency.client import ResidencyClient, connected_client
@@ -25,11 +25,10 @@ from coe.runtime.artifact_sync import ArtifactSync, sync_artifacts
 from coe.settings import Settings
 from coe.supervision import log_failure, next_pause, supervised
 from gateway.access.conversations import RedisAffinity
-from gateway.access.durable import DurableLimiter
+from gateway.access.local import DurableLimiter
 from gateway.access.redis import RedisLimiter
 from gateway.observability.logs import TextFormatter
-from gateway.observability.metric_registry import exposition
-from gateway.observability.metrics import Metrics
+from gateway.observability.metrics import Metrics, exposition
 
 pytestmark = pytest.mark.anyio
 
@@ -189,8 +188,8 @@ def memory(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) 
 
 
 def stalls(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(gateway.process.tcp_timeouts, "_configure_listeners", work)
-    return gateway.process.tcp_timeouts.resetting_stalled_clients(after=1.0, task_failed=failed)
+    patch.setattr(gateway.process.connections, "_configure_listeners", work)
+    return gateway.process.connections.resetting_stalled_clients(after=1.0, task_failed=failed)
 
 
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
@@ -232,7 +231,7 @@ async def test_counts_of_keys_are_written_on_after_their_task_failed(
         await write(limiter)
 
     monkeypatch.setattr(DurableLimiter, "_run", once)
-    async with DurableLimiter(tmp_path / "use.sqlite", task_failed=failures.append):
+    async with DurableLimiter(tmp_path / "key-usage.sqlite", task_failed=failures.append):
         await went_on.wait()
     assert failures == ["limits"]
 

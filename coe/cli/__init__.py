@@ -23,6 +23,7 @@ from coe.cli import (
     index,
     key,
     log,
+    plan,
     promote,
     retrain,
     score,
@@ -30,7 +31,6 @@ from coe.cli import (
     train,
     up,
 )
-from coe.cli.plan import plan, solve
 from coe.errors import CoEError
 from coe.terminal import PrintableFormatter, print_error, printable
 
@@ -76,7 +76,7 @@ app.command("route")(ask.route)
 app.command("train")(train.train)
 app.command("score")(score.score)
 app.command("plan")(plan.plan)
-app.command("solve")(solve.solve_lines)
+app.command("solve")(plan.solve_lines)
 app.command("benchmark")(benchmark.benchmark)
 app.add_typer(log.app, name="log")
 app.add_typer(index.app, name="index")

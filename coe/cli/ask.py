@@ -14,7 +14,6 @@ from coe.cli.common import Config, Json, settings_for, writable_file
 from coe.core import Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.learning.evaluation.tables import numbered_rows
-from coe.settings import Settings
 from coe.terminal import print_json, print_line, print_part
 
 
@@ -126,29 +125,22 @@ def chat(text: Text = None, model: Model = "auto", config: Config = None) -> Non
     """Chat with the running gateway; without TEXT, message by message until an empty line."""
     settings = settings_for(config)
     address = f"http://{settings.host}:{settings.port}/v1/chat/completions"
+    headers = {"x-coe-purpose": "chat"}
+    if settings.api_key:
+        headers["authorization"] = f"Bearer {settings.api_key}"
     messages: list[dict[str, str]] = []
     while True:
         try:
-            message = text or input_line()
+            message = text or input("> ")
         except (EOFError, KeyboardInterrupt):
             return
         if not message.strip():
             return
         messages.append({"role": "user", "content": message})
-        answer = asyncio.run(_send(address, model, messages, _headers(settings)))
+        answer = asyncio.run(_send(address, model, messages, headers))
         messages.append({"role": "assistant", "content": answer})
         if text is not None:
             return
-
-
-def input_line() -> str:
-    """One line from the terminal."""
-    return input("> ")
-
-
-def _headers(settings: Settings) -> dict[str, str]:
-    key = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-    return {"x-coe-purpose": "chat", **key}
 
 
 async def _send(address: str, model: str, messages: list[dict[str, str]], headers: dict[str, str]) -> str:
@@ -159,9 +151,8 @@ async def _send(address: str, model: str, messages: list[dict[str, str]], header
     try:
         async with aiohttp.ClientSession() as session, session.post(address, json=body, headers=headers) as response:
             if response.status != 200:
-                raise ExpertUnavailable(
-                    _failure((await response.json())["error"]["message"], response.headers), expert=model
-                )
+                cause = f" (cause: {cause})" if (cause := response.headers.get("x-coe-cause")) else ""
+                raise ExpertUnavailable((await response.json())["error"]["message"] + cause, expert=model)
             print_line(_banner(response.headers))
             return await _print_stream(response.content)
     except aiohttp.ClientConnectionError as error:
@@ -174,11 +165,6 @@ def _banner(headers: Mapping[str, str]) -> str:
     if first := headers.get("x-coe-fallback-from"):
         answered += f"; in place of {first}, which did not answer: {headers.get('x-coe-cause', 'error')}"
     return f"[{answered}]"
-
-
-def _failure(message: str, headers: Mapping[str, str]) -> str:
-    cause = headers.get("x-coe-cause")
-    return f"{message} (cause: {cause})" if cause else message
 
 
 async def _print_stream(lines: Any) -> str:

@@ -40,7 +40,7 @@ def benchmark(
 ) -> None:
     """Train and plan on one part of the data and route the other as in service, on five random 70/30 splits."""
     import routers
-    from coe.learning.benchmark.benchmark import benchmark as run
+    from coe.learning.benchmark import benchmark as run
     from coe.learning.evaluation.quality import read_quality
     from routers.examples import normalize_prompt as prepare
 

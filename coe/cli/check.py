@@ -41,11 +41,13 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
     if schema:
         print_line(orjson.dumps(registry.schema(), option=orjson.OPT_INDENT_2).decode())
         return
+    from coe.runtime.consequences import consequences_of
+
     settings = settings_for(config)
     try:
         declared = registry.load(settings.config, environ=settings.environ)
         _check_local_experts(declared, settings)
-        consequences = _consequences(declared, settings)
+        consequences = consequences_of(settings, declared)
     except (ConfigError, ArtifactError) as error:
         if not json:
             raise
@@ -73,13 +75,6 @@ def _check_local_experts(declared: Registry, settings: Settings) -> None:
     ]
     if problems:
         raise ConfigError(*problems)
-
-
-def _consequences(declared: Registry, settings: Settings) -> tuple[Consequence, ...]:
-    """Those for the artifacts in use. Raises ArtifactError or ConfigError for what would stop a start."""
-    from coe.runtime.consequences import consequences_of
-
-    return consequences_of(settings, declared)
 
 
 def _summary(declared: Registry, findings: Sequence[Finding], *, live: bool) -> dict[str, Any]:

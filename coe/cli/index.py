@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import orjson
 import typer
@@ -17,15 +17,16 @@ import typer
 from coe.cli.common import Config, Json, settings_for
 from coe.errors import DocumentError
 from coe.jobs.progress import progress_bar
-from coe.retrieval.ingest.conversion import Converter
-from coe.retrieval.ingest.files import RejectedFile, SourceFile, find_files
+from coe.retrieval.ingest.conversion import Converter, RejectedFile, SourceFile, find_files
 from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder
-from coe.retrieval.passages import MAX_PASSAGES, DocumentKey, DocumentStore, Passage
-from coe.runtime.active_state import check_router
-from coe.runtime.document_index import open_index
+from coe.retrieval.passages import MAX_PASSAGES, DocumentKey, DocumentStore
+from coe.runtime.active_state import check_router, open_index
 from coe.terminal import print_error, print_json, print_line
 
+T = TypeVar("T")
 DEFAULT_COLLECTION = "documents"
+MAX_SHOWN_CHARACTERS = 240
+"""Characters of a passage that a search prints."""
 _NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 app = typer.Typer(no_args_is_help=True, help="Fill, list and search the document store.")
@@ -69,7 +70,8 @@ def add(
     """Index files; unchanged ones are skipped. Exit 1 where a file was refused."""
     settings = settings_for(config)
     found = find_files(paths)
-    run = asyncio.run(_add(settings.config, found, collection=collection, tenant=tenant, prune=prune, config=config))
+    place = settings.config.parent, collection, tenant
+    run = _with_store(config, partial(_add, found=found, place=place, prune=prune))
     _report(run, json)
     if run.refused:
         raise typer.Exit(1)
@@ -85,11 +87,11 @@ def list_(
 ) -> None:
     """List the collections of the store, or the documents of one."""
     if documents:
-        names = sorted(asyncio.run(_names(collection, tenant, config)))
+        names = sorted(_with_store(config, lambda store, _: store.digests(collection, tenant)))
         for line in [orjson.dumps(names).decode()] if json else names:
             print_line(line)
         return
-    there = asyncio.run(_collections(config))
+    there = _with_store(config, lambda store, _: store.collections())
     if json:
         print_json([asdict(one) for one in there])
         return
@@ -108,7 +110,8 @@ def remove(
     json: Json = False,
 ) -> None:
     """Remove documents. Exit 1 where one was not found."""
-    count = asyncio.run(_remove([DocumentKey(one, collection, tenant) for one in ids], config))
+    keys = [DocumentKey(one, collection, tenant) for one in ids]
+    count = _with_store(config, lambda store, _: store.delete(keys))
     print_json({"removed": count}) if json else print_line(f"{count} of {len(ids)} documents removed")
     if count < len(set(ids)):
         raise typer.Exit(1)
@@ -124,51 +127,58 @@ def search(
     json: Json = False,
 ) -> None:
     """Show the passages that a request with this text would get."""
-    found = asyncio.run(_search(text, limit, collection or [], tenant, config))
+    found = _with_store(
+        config,
+        lambda store, encoder: store.search(
+            text, encoder.encode([text])[0], collections=collection or [], tenant=tenant, limit=limit
+        ),
+    )
     if json:
         print_json([asdict(one) for one in found])
         return
     for number, one in enumerate(found, 1):
-        print_line(
-            f"{number}. {one.score:.2f}  {one.source}{f'  {one.title}' if one.title else ''}\n   {_short(one.text)}"
-        )
+        flat = " ".join(one.text.split())
+        shown = flat if len(flat) <= MAX_SHOWN_CHARACTERS else f"{flat[:MAX_SHOWN_CHARACTERS]}…"
+        print_line(f"{number}. {one.score:.2f}  {one.source}{f'  {one.title}' if one.title else ''}\n   {shown}")
 
 
 @app.command("rebuild")
 def rebuild(config: Config = None, json: Json = False) -> None:
     """Embed all stored documents with the encoder of the router in use; searches use the old index meanwhile."""
-    count = asyncio.run(_rebuild(config))
+    count = _with_store(config, _rebuild)
     print_json({"documents": count}) if json else print_line(f"{count} documents embedded")
 
 
-@asynccontextmanager
-async def _open_store(config: Path | None) -> AsyncIterator[tuple[DocumentStore, TokenizingEncoder]]:
+def _with_store(config: Path | None, use: Callable[[DocumentStore, TokenizingEncoder], Awaitable[T]]) -> T:
+    """The result of a function of the open store and the encoder of the router in use."""
     settings = settings_for(config)
     registry, artifact = check_router(settings)
-    index = open_index(settings, registry, artifact.folder, threads=max(1, (os.cpu_count() or 1) - 1))
-    try:
-        yield index.store, index.encoder
-    finally:
-        await index.store.aclose()
+
+    async def run() -> T:
+        index = open_index(settings, registry, artifact.folder, threads=max(1, (os.cpu_count() or 1) - 1))
+        try:
+            return await use(index.store, index.encoder)
+        finally:
+            await index.store.aclose()
+
+    return asyncio.run(run())
 
 
 async def _add(
-    base: Path,
+    store: DocumentStore,
+    encoder: TokenizingEncoder,
     found: Sequence[SourceFile | RejectedFile],
     *,
-    collection: str,
-    tenant: str | None,
+    place: tuple[Path, str, str | None],
     prune: bool,
-    config: Path | None,
 ) -> _Run:
-    run = _Run()
-    async with _open_store(config) as (store, encoder), Converter() as converter:
-        indexer = Indexer(store, encoder)
+    run, (base, collection, tenant) = _Run(), place
+    async with Converter() as converter:
         with progress_bar("indexing") as progress:
-            texts = _texts(found, converter, run, place=(base.parent, collection, tenant))
-            run.tally = await indexer.add(texts, progress=_share("indexing", len(found), progress))
+            texts = _texts(found, converter, run, place=place)
+            run.tally = await Indexer(store, encoder).add(texts, progress=_share("indexing", len(found), progress))
         if prune and not run.refused:
-            current = {_id(one.path, base.parent) for one in found}
+            current = {_id(one.path, base) for one in found}
             others = [name for name in await store.digests(collection, tenant) if name not in current]
             run.removed = await store.delete([DocumentKey(name, collection, tenant) for name in others])
     return run
@@ -198,34 +208,10 @@ def _id(file: Path, base: Path) -> str:
     return (real.relative_to(base) if real.is_relative_to(base) else real).as_posix()
 
 
-async def _collections(config: Path | None) -> Sequence[Any]:
-    async with _open_store(config) as (store, _):
-        return await store.collections()
-
-
-async def _names(collection: str, tenant: str | None, config: Path | None) -> Sequence[str]:
-    async with _open_store(config) as (store, _):
-        return list(await store.digests(collection, tenant))
-
-
-async def _remove(keys: Sequence[DocumentKey], config: Path | None) -> int:
-    async with _open_store(config) as (store, _):
-        return await store.delete(keys)
-
-
-async def _search(
-    text: str, limit: int, collections: Sequence[str], tenant: str | None, config: Path | None
-) -> Sequence[Passage]:
-    async with _open_store(config) as (store, encoder):
-        vector = encoder.encode([text])[0]
-        return await store.search(text, vector, collections=collections, tenant=tenant, limit=limit)
-
-
-async def _rebuild(config: Path | None) -> int:
-    async with _open_store(config) as (store, encoder):
-        total = sum(one.documents for one in await store.collections())
-        with progress_bar("embedding") as progress:
-            return await Indexer(store, encoder).rebuild(progress=_share("embedding", total, progress))
+async def _rebuild(store: DocumentStore, encoder: TokenizingEncoder) -> int:
+    total = sum(one.documents for one in await store.collections())
+    with progress_bar("embedding") as progress:
+        return await Indexer(store, encoder).rebuild(progress=_share("embedding", total, progress))
 
 
 def _share(stage: str, total: int, progress: Callable[[str, float], None] | None) -> Callable[[int], None] | None:
@@ -247,8 +233,3 @@ def _report(run: _Run, json: bool) -> None:
     for count, what in ((tally.empty, "empty"), (run.removed, "removed"), (len(run.refused), "refused")):
         parts += [f"{count} {what}"] if count else []
     print_line(f"{', '.join(parts)} ({tally.chunks:,} chunks embedded)")
-
-
-def _short(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= 240 else f"{flat[:240]}…"

@@ -17,7 +17,7 @@ from coe.errors import DataError
 from coe.jobs.record_files import SUFFIXES, RatingIndex, import_rows, write_rows
 from coe.jobs.signals import exit_on_sigterm
 from coe.learning.estimation.experience_loader import open_logs
-from coe.learning.evaluation.quality import require_parquet
+from coe.learning.evaluation.tables import require_parquet
 from coe.records import missing_file, open_log
 from coe.records.codec import encode
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
@@ -156,18 +156,14 @@ async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json:
             print_line(_HEADER)
         _print(page, json)
         while follow:
-            page = await _next_page(routing_log, replace(query, after=page.cursor))
+            query = replace(query, after=page.cursor)
+            page = await routing_log.read(query)
             _print(page, json)
+            if page.cursor == query.after:  # nothing new; a page of records that do not match moves the cursor
+                await asyncio.sleep(POLL_SECONDS)
         return len(page.records)
     finally:
         await routing_log.aclose()
-
-
-async def _next_page(routing_log: RoutingLog, query: LogQuery) -> LogPage:
-    page = await routing_log.read(query)
-    if page.cursor == query.after:  # nothing new; a page of records that do not match moves the cursor
-        await asyncio.sleep(POLL_SECONDS)
-    return page
 
 
 _HEADER = (

@@ -18,7 +18,7 @@ from coe.runtime.artifact_sync import synced_store
 from coe.terminal import print_error, print_json, print_line
 
 if TYPE_CHECKING:
-    from coe.runtime.promotion import VersionChange
+    from coe.runtime.versions import VersionChange
 
 
 class Kind(StrEnum):
@@ -39,19 +39,19 @@ def promote(
     kind: KindArgument, version: Version = None, why: Why = "", config: Config = None, json: Json = False
 ) -> None:
     """Put a published version into use; gateways apply it within a second or two."""
-    from coe.runtime import promotion
+    from coe.runtime.versions import promote as promote_version
 
     settings = settings_for(config)
     store = synced_store(settings, kind.value)
-    _print(promotion.promote(settings, store, kind.value, version or store.newest(), why=why), json)
+    _print(promote_version(settings, store, kind.value, version or store.newest(), why=why), json)
 
 
 def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Json = False) -> None:
     """Return to what was in use before; a second time, to what was in use before that."""
-    from coe.runtime import promotion
+    from coe.runtime.versions import roll_back
 
     settings = settings_for(config)
-    _print(promotion.roll_back(settings, synced_store(settings, kind.value), kind.value, why=why), json)
+    _print(roll_back(settings, synced_store(settings, kind.value), kind.value, why=why), json)
 
 
 def _print(move: VersionChange, json: bool) -> None:

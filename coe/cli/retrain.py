@@ -1,6 +1,6 @@
 """`coe retrain`: learns a better plan, router, overlays and gate from the log, and promotes what a test shows better.
 
-With `--every` it repeats until SIGTERM. After each round it publishes the traffic report for the gateways' metrics.
+With `--every` it repeats until SIGTERM. After each run it publishes the traffic report for the gateways' metrics.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from coe.cli.common import Config, EngineOption, Json, duration_seconds, keep_stdout_clean, settings_for
 from coe.errors import CoEError
-from coe.jobs.engine import Engine
-from coe.jobs.retrain import retrain as run_rounds
-from coe.jobs.round import Outcome
+from coe.jobs.engine import Engine, task_runner
+from coe.jobs.gate_round import GateRound
+from coe.jobs.overlay_round import OverlayRound
+from coe.jobs.plan_round import PlanRound
+from coe.jobs.round import Outcome, Round, open_job, run_round
+from coe.jobs.router_round import RouterRound
 from coe.jobs.signals import exit_on_sigterm
 from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import publish_traffic_report
@@ -58,13 +62,47 @@ def retrain(
     def run_once() -> None:
         _print(run(engine=engine), json)
         if not dry_run:
-            _publish_traffic(settings)
+            try:
+                publish_traffic_report(settings, status_report(settings, now=time.time()))
+            except CoEError as error:  # the rounds' results stand
+                print_error(f"the traffic report was not updated: {error}")
 
     if every:
         _repeat(run_once, every)
     else:
         with exit_on_sigterm():
             run_once()
+
+
+def run_rounds(
+    settings: Settings,
+    *,
+    probes: Path | None,
+    benchmark: str | None,
+    window: float,
+    dry_run: bool,
+    engine: Engine,
+) -> list[Outcome]:
+    """Run a round of each kind on the requests of the last `window` seconds.
+
+    A new router ends the run: overlays and gate belong to the router that they were fitted to. Raises JobError where
+    another job holds the lock, or the error of a damaged state.
+    """
+    now = time.time()
+    with (
+        open_job(settings, since=now - window, now=now, dry_run=dry_run) as job,
+        task_runner(engine) as runner,
+        TemporaryDirectory(prefix="coe-vectors-") as cache,
+    ):
+        plan = PlanRound(probes, benchmark)
+        outcomes = [run_round(plan, job)]
+        if plan.experience is not None:
+            router = run_round(RouterRound(plan.experience, runner, Path(cache)), job)
+            outcomes.append(router)
+            if router is None or not router.promoted:
+                rest: tuple[Round, ...] = (OverlayRound(plan.experience), GateRound())
+                outcomes += [run_round(one, job) for one in rest]
+        return [outcome for outcome in outcomes if outcome is not None]
 
 
 def _repeat(run_once: Callable[[], None], every: str) -> None:
@@ -78,13 +116,6 @@ def _repeat(run_once: Callable[[], None], every: str) -> None:
         except CoEError as error:  # for example an unreachable Redis, which the next round may reach
             print_error(f"{error}; next try in about {every}")
         stopped.wait(interval * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 (no secret depends on it)
-
-
-def _publish_traffic(settings: Settings) -> None:
-    try:
-        publish_traffic_report(settings, status_report(settings, now=time.time()))
-    except CoEError as error:  # the rounds' results stand
-        print_error(f"the traffic report was not updated: {error}")
 
 
 def _print(outcomes: Iterable[Outcome], json: bool) -> None:

@@ -15,7 +15,7 @@ from coe.cli.common import Config, Json, settings_for
 from coe.jobs.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
 from coe.learning.evaluation.passage_gain import GAINS_FILE
 from coe.learning.evaluation.probes import read_probes
-from coe.learning.evaluation.quality import require_parquet
+from coe.learning.evaluation.tables import require_parquet
 from coe.registry import ExpertSpec, Registry, load
 from coe.terminal import print_error, print_json, print_line, printable
 
@@ -64,15 +64,7 @@ def score(
     if judging is None and any(probe.checker == "judge" for probe in read):
         raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
     passages = asyncio.run(probes_with_passages(settings, registry, read)) if retrieval == "both" else ()
-    scoring = Scoring.of(
-        registry,
-        read,
-        experts=experts,
-        judge=judging,
-        with_passages=passages,
-        concurrency=concurrency,
-        unsafe=unsafe,
-    )
+    scoring = Scoring(registry, read, passages, experts, judging, concurrency, unsafe)
     with open_journal(out) as journal:
         report = run_scoring(scoring, settings, journal, out, benchmark=probes.stem, progress=_progress)
     print_json(report) if json else _show(report)

@@ -84,8 +84,8 @@ def _in_use(used: Mapping[str, Any]) -> str:
 
 
 def _residency(state: Mapping[str, Any]) -> str:
-    held = f", {state['held']} requests held" if state["held"] else ""
-    return f"{state['tier']}, woken {state['switches']} times{held}"
+    waiting = f", {state['waiting']} requests waiting" if state["waiting"] else ""
+    return f"{state['tier']}, woken {state['switches']} times{waiting}"
 
 
 def _shares(shares: Mapping[str, float]) -> str:

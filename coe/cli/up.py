@@ -59,7 +59,7 @@ def up(host: Host = None, port: Port = None, config: Config = None, engine: Serv
     with contextlib.ExitStack() as stack:
         ray = None
         if engine is Engine.RAY:
-            from coe.fleet.ray.cluster import ray_cluster
+            from coe.fleet.ray.fleet import ray_cluster
 
             ray = stack.enter_context(ray_cluster())  # before our signal handlers, which it would replace
         try:
@@ -144,7 +144,7 @@ async def _serve(
 ) -> None:
     """Start the gateway in front of running servers; it runs until the stack closes."""
     from coe.fleet.fleet import Fleet
-    from coe.fleet.timeouts import Timeouts
+    from coe.fleet.specs import Timeouts
 
     await stack.enter_async_context(
         Fleet([_gateway(settings, socket)], report=print_line, timeouts=Timeouts(grace=DRAIN_SECONDS))

@@ -30,7 +30,7 @@ def build_experts(
     """Returns every declared expert by name, in the order of the declaration.
 
     `started` holds the endpoints of the running local servers (Settings.endpoints). With `residency`, local experts
-    share devices and are held until they are loaded. An expert of `previous` is reused if its declaration and addresses
+    share devices and wait until they are loaded. An expert of `previous` is reused if its declaration and addresses
     are the same. Raises ConfigError for a local expert that is not started.
     """
     experts = {}
@@ -83,7 +83,7 @@ def _through_litellm(spec: ExpertSpec, endpoint: Endpoint | None) -> Expert:
 class ResidencyHold(Protocol):
     """Loads experts on demand. Implemented by `coe.fleet.residency.client.ResidencyClient`."""
 
-    async def hold(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
+    async def acquire(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
         """Waits until the expert is awake, at most until `deadline` (event loop clock), and not at all if the expert
         `stand_in` is awake. Returns the function that releases it. Raises ExpertAsleep."""
 
@@ -102,7 +102,7 @@ class ResidentExpert:
     async def stream(self, call: Call) -> Reply:
         """Holds the expert, then calls it. Raises what either raises."""
         stand_in = call.stand_in if call.stand_in == self._stand_in else ""
-        release = await self._residency.hold(
+        release = await self._residency.acquire(
             self.name, category=call.category, deadline=call.wake_deadline, stand_in=stand_in
         )
         try:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from coe.fleet import probe
 from coe.fleet.server import Server
-from coe.fleet.specs import ServerSpec
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.specs import ServerSpec, Timeouts
 from coe.supervision import supervised
 
 
@@ -41,7 +40,7 @@ class Fleet:
             Server(spec, session=self._session, report=self._report, timeouts=self._timeouts) for spec in self._specs
         ]
         try:
-            await self._start_all()
+            await run_together(server.start() for server in self._servers)
         except BaseException:
             await run_to_completion(self._close())
             raise
@@ -71,14 +70,6 @@ class Fleet:
     def _server(self, key: str) -> Server:
         return next(server for server in self._servers if server.spec.key == key)
 
-    async def _start_all(self) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for server in self._servers:
-                    group.create_task(server.start())
-        except ExceptionGroup as failures:  # the first failure cancels the others
-            raise failures.exceptions[0] from None
-
     async def _close(self) -> None:
         for watcher in self._watchers:
             watcher.cancel()
@@ -88,6 +79,16 @@ class Fleet:
         for outcome in outcomes:  # raised last, once all are stopped
             if isinstance(outcome, Exception):
                 raise outcome
+
+
+async def run_together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Runs all at once. The first failure cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
 async def run_to_completion(work: Coroutine[Any, Any, None]) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from coe.errors import FleetError
 from coe.fleet import arguments, weights
 from coe.fleet.arguments import find_command
-from coe.fleet.ports import HOST, free_port
-from coe.fleet.specs import Flag, ListenAddress, LocalExpert, ServerSpec
+from coe.fleet.specs import HOST, Flag, ListenAddress, LocalExpert, ServerSpec, free_port
 from coe.fleet.validation import find_problems
 from coe.fleet.vllm import command as vllm_command
 from coe.settings import Endpoint

@@ -21,8 +21,7 @@ import psutil
 
 from coe.errors import FleetError
 from coe.fleet import supervisor
-from coe.fleet.ports import is_free
-from coe.fleet.specs import ServerSpec
+from coe.fleet.specs import ServerSpec, is_free
 
 FLEET_VARIABLE = "COE_FLEET"
 """Environment variable with the fleet's process id, its start time and its log folder."""

@@ -11,8 +11,9 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Never
 
@@ -21,8 +22,7 @@ import aiohttp
 from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.process import ServerProcess, describe_exit
-from coe.fleet.specs import ServerSpec
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.specs import ServerSpec, Timeouts
 from coe.fleet.vllm.client import LORA_UPDATING_VARIABLE, VllmClient
 
 MAX_LOG_BYTES = 10 * 2**20
@@ -94,6 +94,33 @@ def first_error(log: str) -> str:
     return ""
 
 
+async def restart_on_failure(
+    wait_for_failure: Callable[[], Awaitable[str]],
+    *,
+    stop: Callable[[], Awaitable[None]],
+    start: Callable[[], Awaitable[None]],
+    timeouts: Timeouts,
+    report: Callable[[str, float], None],
+) -> Never:
+    """Stops and starts a server again whenever it fails, after growing delays. `report` receives the failure and the
+    delay. Ends by cancellation only."""
+    delay = 0.0
+    while True:
+        ready = time.monotonic()
+        failure = await wait_for_failure()
+        up = time.monotonic() - ready
+        while failure:
+            await stop()
+            delay = timeouts.restart_delay(delay, up=up)
+            report(failure, delay)
+            await asyncio.sleep(delay)
+            up, failure = 0.0, ""
+            try:
+                await start()
+            except FleetError as error:
+                failure = f"did not come back ({str(error).splitlines()[0]})"
+
+
 _PROBE_INTERVAL = 0.1
 
 
@@ -146,22 +173,19 @@ class Server:
     async def watch(self) -> Never:
         """Restarts the server whenever it dies or stops answering, and reports each event. Ends by cancellation
         only."""
-        delay = 0.0
-        while True:
-            ready = time.monotonic()
-            failure = await self.wait_for_failure()
-            up = time.monotonic() - ready
-            while failure:
-                await self.stop()
-                delay = self._timeouts.backoff.next(delay, up=up)
-                self._report(f"{self._name} {failure}; restarting in {delay:g} s (log: {self.spec.log})")
-                await asyncio.sleep(delay)
-                up = 0.0
-                failure = await self._restart_failure()
+        await restart_on_failure(
+            self.wait_for_failure,
+            stop=self.stop,
+            start=partial(self.start, keep_log=True),
+            timeouts=self._timeouts,
+            report=lambda failure, delay: self._report(
+                f"{self._name} {failure}; restarting in {delay:g} s (log: {self.spec.log})"
+            ),
+        )
 
     async def wait_for_failure(self) -> str:
         """Waits until the server dies or stops answering, and returns a description. Call it after `start`."""
-        assert self._process is not None, "trouble() follows start()"
+        assert self._process is not None, "wait_for_failure() follows start()"
         max_missed_checks = 0
         while max_missed_checks < self._timeouts.max_missed_checks:
             code = await self._process.exited_within(self._timeouts.check_interval)
@@ -171,14 +195,6 @@ class Server:
             alive = await probe.is_alive(self.spec, session=self._session, time_limit=self._timeouts.check_timeout)
             max_missed_checks = 0 if alive else max_missed_checks + 1
         return f"failed {max_missed_checks} health checks in a row"
-
-    async def _restart_failure(self) -> str:
-        """Restarts the server. Returns why it did not come back, empty if it did."""
-        try:
-            await self.start(keep_log=True)
-        except FleetError as error:
-            return f"did not come back ({str(error).splitlines()[0]})"
-        return ""
 
     async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
         """Serves these LoRA folders too, now and after every restart. Returns the new names. Raises FleetError for one

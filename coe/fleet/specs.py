@@ -1,13 +1,44 @@
-"""The inputs and outputs of planning: a declared local expert, and the server process to run."""
+"""Inputs and outputs of planning: a declared local expert, the server process to run, its port and its timeouts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import secrets
+import socket
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from coe.fleet.ports import HOST
+from coe.errors import FleetError
+from coe.supervision import next_pause
+
+HOST = "127.0.0.1"
+# Below the ephemeral range: a port from inside it may be taken by any outgoing connection while a server restarts,
+# and a client that keeps dialling it can even connect to itself.
+_FIRST, _LAST = 20_000, 32_000
+
+
+def free_port(*, avoid: Container[int] = (), host: str = HOST) -> int:
+    """Returns a port of `host` that nobody listens on and that is not in `avoid`. Raises FleetError if it finds
+    none."""
+    for _ in range(200):
+        port = _FIRST + secrets.randbelow(_LAST - _FIRST)
+        if port not in avoid and is_free(port, host=host):
+            return port
+    raise FleetError(f"no free port between {_FIRST} and {_LAST} on {host}; stop some of the servers listening there")
+
+
+def is_free(port: int, *, host: str = HOST) -> bool:
+    """Whether a server could listen on the port now; lingering closed connections do not count."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
+
 
 Flag = str | int | float | bool
 
@@ -78,3 +109,21 @@ class LocalExpert(Protocol):
 
     @property
     def gpus(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """`check_interval` and `check_timeout` of health checks, and `grace` between SIGTERM and SIGKILL, in seconds. After
+    `max_missed_checks` failed checks a server counts as frozen. Delays before restarts double from `first_restart` to
+    `max_restart` seconds."""
+
+    check_interval: float = 5.0
+    check_timeout: float = 5.0
+    max_missed_checks: int = 3
+    grace: float = 5.0
+    first_restart: float = 1.0
+    max_restart: float = 30.0
+
+    def restart_delay(self, previous: float, *, up: float) -> float:
+        """The delay after `previous` (0: the first) for a server that was ready for `up` seconds."""
+        return next_pause(previous, ran=up, first=self.first_restart, longest=self.max_restart)

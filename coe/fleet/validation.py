@@ -8,7 +8,7 @@ from pathlib import Path
 from coe.errors import FleetError
 from coe.fleet import arguments, weights
 from coe.fleet.specs import Flag, LocalExpert
-from coe.fleet.vllm import lora
+from coe.fleet.vllm.command import adapter_problem, adapter_rank
 
 Problem = tuple[int, str, str]
 """The index of the expert, its key in experts.yaml, and what is wrong with the remedy."""
@@ -50,12 +50,12 @@ def _adapter_problems(expert: LocalExpert, options: dict[str, Flag], base_folder
     if expert.adapter is None:
         return
     folder = (base_folder / Path(expert.adapter).expanduser()).absolute()
-    if found := lora.problem(folder):
+    if found := adapter_problem(folder):
         yield "adapter", found
         return
     if options.get("enable-lora") is False:
         yield "options", "an adapter needs LoRA, and the options say enable-lora: false; remove that"
-    max_rank, needed = options.get("max-lora-rank"), lora.rank(folder)
+    max_rank, needed = options.get("max-lora-rank"), adapter_rank(folder)
     if isinstance(max_rank, int) and max_rank < needed:
         yield "options", f"the adapter has rank {needed} and max-lora-rank allows {max_rank}; raise or remove it"
 

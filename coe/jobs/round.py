@@ -7,20 +7,25 @@ state that the next round starts from. `open_job` takes the job lock and opens w
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
+import orjson
+
+from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.manifest import Artifact
 from coe.artifacts.redis import RedisArtifacts, mirror
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
+from coe.jobs.job_lock import CheckLock, job_lock
 from coe.learning.estimation.experience_loader import MAX_REQUESTS, LoadedExperience, Logs, load_experience, open_logs
-from coe.learning.retraining.job_lock import CheckLock, job_lock
-from coe.learning.retraining.report import keep_report
-from coe.learning.retraining.state import STATE_FILE, RoundState, read_round_states, write_round_state
+from coe.learning.plots import plot_round
+from coe.learning.retraining.promotion import Judgement
 from coe.records.record import RoutingRecord
 from coe.registry import Registry, load
 from coe.runtime.artifact_sync import synced_share
@@ -29,7 +34,62 @@ from coe.settings import Settings
 if TYPE_CHECKING:
     from coe.runtime.active_state import ActiveState
 
+STATE_FILE = "rounds.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundState:
+    """The state of the last round of one kind.
+
+    `in_use` is the digest or version that the round judged against, and `judged` counts the candidates judged against
+    it. `inputs` is the digest of the round's other inputs, `feedback` the cursor behind the feedback that it read.
+    `time` (Unix seconds), `promoted`, `sentence` and `report` (a folder, or empty) are the outcome. `tested` counts the
+    ratings of the last test, the latest at `tested_at`.
+    """
+
+    in_use: str
+    judged: int
+    inputs: str
+    feedback: str
+    time: float
+    promoted: bool
+    sentence: str
+    report: str
+    tested: int = 0
+    tested_at: float = 0.0
+
+    @classmethod
+    def of(cls, judgement: Judgement, *, in_use: str, inputs: str, time: float) -> RoundState:
+        """The state after a judgement, if nothing is promoted."""
+        return cls(in_use, judgement.round_, inputs, "", time, judgement.promote, judgement.sentence, "")
+
+
+def read_round_states(artifacts: Path) -> Mapping[str, RoundState]:
+    """The states by kind, empty before the first round. Raises ArtifactError for a damaged file."""
+    path = artifacts / STATE_FILE
+    try:
+        return {kind: RoundState(**fields) for kind, fields in orjson.loads(path.read_bytes()).items()}
+    except FileNotFoundError:
+        return {}
+    except (orjson.JSONDecodeError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}); delete it, and rounds are counted anew") from None
+
+
+def write_round_state(artifacts: Path, kind: str, state: RoundState) -> None:
+    """Replace the state of one kind. The caller holds the job lock."""
+    states = {**read_round_states(artifacts), kind: state}
+    artifacts.mkdir(parents=True, exist_ok=True)
+    fields = {name: asdict(one) for name, one in states.items()}
+    replace_file(artifacts / STATE_FILE, orjson.dumps(fields, option=orjson.OPT_INDENT_2))
+
+
 REPORTS = "reports"
+
+
+MAX_REPORTS = 50
+"""Kept reports of rejected candidates of all kinds, the newest."""
+
+
 NOTHING_TO_LEARN = "nothing to learn from"
 
 Pages = Iterable[Sequence[RoutingRecord]]
@@ -60,19 +120,27 @@ class Candidate:
     """A judged candidate.
 
     `state` is stored for the next round; its `promoted` and `sentence` are the verdict. `replaces` is the version that
-    was in use when the round began, None for none. `report` is JSON-able; `write_report` writes its files into a
-    folder. `save` writes the artifact's files into a folder; where it is None, promotion leaves no version in use.
-    After promotion `state.in_use` is `digest`, or the version where `digest` is None, and with `restarts_tests` the
-    next candidates are judged from the first test on.
+    was in use when the round began, None for none. `report` is JSON-able, `page` is the same in Markdown, and `plot`
+    adds an image. `save` writes the artifact's files into a folder; where it is None, promotion leaves no version in
+    use. After promotion `state.in_use` is `digest`, or the version where `digest` is None, and with `restarts_tests`
+    the next candidates are judged from the first test on.
     """
 
     state: RoundState
     replaces: str | None
     report: Mapping[str, Any]
-    write_report: Callable[[Path], None]
+    page: str
     save: Callable[[Path], ManifestFields] | None
     digest: str | None = None
     restarts_tests: bool = True
+    plot: bool = False
+
+    def write_report(self, folder: Path) -> None:
+        """Write report.json, report.md and maybe report.svg into a folder that exists."""
+        (folder / "report.json").write_bytes(orjson.dumps(self.report, option=orjson.OPT_INDENT_2))
+        (folder / "report.md").write_text(self.page, encoding="utf-8")
+        if self.plot:
+            plot_round(self.report, folder / "report.svg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,3 +263,16 @@ def _publish(candidate: Candidate, store: ArtifactStore) -> Artifact | None:
         fields = candidate.save(draft)
         candidate.write_report(draft)
         return store.publish(draft, **fields)
+
+
+def keep_report(root: Path, write: Callable[[Path], None], *, kind: str, now: float) -> Path:
+    """Write a report into a new folder under `root`, named by the time `now` (Unix seconds) and the kind of artifact.
+
+    Deletes the oldest folders beyond MAX_REPORTS. Returns the new one.
+    """
+    folder = root / f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S.%fZ}-{kind}"
+    folder.mkdir(parents=True)
+    write(folder)
+    for old in sorted(root.iterdir())[:-MAX_REPORTS]:
+        shutil.rmtree(old)
+    return folder

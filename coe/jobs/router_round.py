@@ -1,45 +1,221 @@
 """The learning round of the router: trains it with corrected categories and judges it on held-out prompts.
 
-The choice of corrections and the test are in `coe.learning.retraining.router_round`. A promoted router is trained on
-all prompts, the held-out ones too.
+The training set is the labelled base and the corrections that may join it. Quotas by tenant and category keep one
+tenant, or a wave of corrections, from redefining a category. A promoted router is trained on all prompts, the held-out
+ones too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 
 from coe.artifacts.kinds import ROUTER
 from coe.core import Router
 from coe.jobs.progress import progress_bar
-from coe.jobs.round import Candidate, Job, ManifestFields
+from coe.jobs.round import Candidate, Job, ManifestFields, RoundState
 from coe.jobs.training_data import training_pairs
 from coe.learning.estimation.experience import NONE, Experience
 from coe.learning.evaluation.tables import pairs_digest
-from coe.learning.plots import plot_round, plot_training
-from coe.learning.retraining.router_round import (
-    MIN_NEW_CORRECTIONS,
-    Pair,
-    RouterTrainingSet,
-    corrections,
-    judge_router,
-    merge_corrections,
-    prompt_digest,
-    router_markdown,
-    router_report,
-)
-from coe.learning.retraining.state import RoundState
+from coe.learning.plots import plot_training
 
 if TYPE_CHECKING:
     from routers.encoders import TaskRunner
 
-BASE, LEARNT = "base", "learnt"
+from coe.learning.estimation.experience_loader import request_hash
+from coe.learning.evaluation.probe_split import is_held_out
+from coe.learning.retraining.promotion import Judgement, held_out_evidence, judge
+from coe.records.record import RoutingRecord
+
+Pair = tuple[str, str]
+
+MAX_TENANT_SHARE = 0.5
+"""Largest share of one tenant in the corrections into a category."""
+MAX_CORRECTION_RATIO = 1.0
+"""Largest number of corrections into a category, as a multiple of its prompts in the base."""
+MIN_QUOTA = 20
+"""Corrections that are always allowed, into a category and from a tenant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A corrected request: its prompt, the corrected category and the tenant."""
+
+    prompt: str
+    category: str
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectedPrompts:
+    """(prompt, category) pairs to train on, the base first, and the corrections left out, counted by reason."""
+
+    pairs: tuple[Pair, ...]
+    added: int
+    left_out: Mapping[str, int]
+
+
+def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experience) -> tuple[Correction, ...]:
+    """The corrections whose prompt the log keeps (`log.store_prompts`), from pages of records."""
+    rows = {
+        int(name): (experience.categories[category], experience.tenants[tenant])
+        for name, category, tenant in zip(experience.identity, experience.corrected, experience.tenant, strict=True)
+        if category != NONE
+    }
+    found = {}
+    for page in records:
+        for record in page:
+            name = request_hash(record.request_id)
+            if name in rows and record.prompt:
+                found[name] = Correction(record.prompt, *rows[name])
+    return tuple(found.values())
+
+
+def merge_corrections(base: Sequence[Pair], corrected: Sequence[Correction]) -> CorrectedPrompts:
+    """The base and the corrections that may join it; the order of corrections does not matter.
+
+    The category that most tenants give a prompt counts, a tie does not, and the base is never contradicted. The
+    corrections into a category are at most MAX_CORRECTION_RATIO times its prompts in the base, and MAX_TENANT_SHARE of
+    them may come from one tenant. A digest of the prompt decides which ones stay, so that each round keeps the same.
+    """
+    known, sizes = dict(base), Counter(category for _, category in base)
+    left_out: Counter[str] = Counter()
+    votes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for one in corrected:
+        votes[one.prompt][one.category].add(one.tenant)
+    chosen: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for prompt, tenants_by_category in votes.items():
+        ranked = sorted(((len(tenants), category) for category, tenants in tenants_by_category.items()), reverse=True)
+        if prompt in known:
+            left_out["the base knows the prompt"] += 1
+        elif len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
+            left_out["tenants contradict each other"] += 1
+        else:
+            chosen[ranked[0][1]].append((prompt, min(tenants_by_category[ranked[0][1]])))
+    added: list[Pair] = []
+    for category in sorted(chosen):
+        kept = _within_quota(chosen[category], most=max(MIN_QUOTA, int(MAX_CORRECTION_RATIO * sizes[category])))
+        left_out["more than the category or the tenant may bring"] += len(chosen[category]) - len(kept)
+        added += [(prompt, category) for prompt in kept]
+    return CorrectedPrompts((*base, *added), len(added), {reason: count for reason, count in left_out.items() if count})
+
+
+def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
+    """At most `most` prompts within the tenants' quotas, those with the smallest digests."""
+    by_tenant: dict[str, list[str]] = defaultdict(list)
+    for prompt, tenant in sorted(candidates, key=lambda pair: _order_key(pair[0])):
+        by_tenant[tenant].append(prompt)
+    others = {tenant: len(candidates) - len(prompts) for tenant, prompts in by_tenant.items()}
+    bound = {
+        tenant: max(MIN_QUOTA, int(MAX_TENANT_SHARE / (1.0 - MAX_TENANT_SHARE) * rest))
+        for tenant, rest in others.items()
+    }
+    kept = [prompt for tenant, prompts in by_tenant.items() for prompt in prompts[: bound[tenant]]]
+    return sorted(kept, key=_order_key)[:most]
+
+
+def _order_key(prompt: str) -> bytes:
+    return hashlib.blake2b(prompt.encode("utf-8", "replace")).digest()
+
+
+HELD_OUT_SHARE = 0.2
+"""Share of the prompts, of base and corrections alike, that judges."""
+MIN_NEW_CORRECTIONS = 20
+"""New corrections that a round needs; also the prompts that a category needs to have a held-out part."""
+
+Train = Callable[[Sequence[Pair], Path], Router]
+"""Trains on (prompt, category) pairs into a folder and loads the router."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterTrainingSet:
+    """The labelled base, the corrections that may join it, and the digests of those that the router in use was trained
+    on."""
+
+    base: tuple[Pair, ...]
+    corrected: CorrectedPrompts
+    known: frozenset[str]
+
+    @property
+    def added(self) -> tuple[Pair, ...]:
+        return self.corrected.pairs[len(self.base) :]
+
+    @property
+    def new(self) -> int:
+        """The number of corrections that the router in use was not trained on."""
+        return sum(prompt_digest(prompt) not in self.known for prompt, _ in self.added)
+
+
+def prompt_digest(prompt: str) -> str:
+    """The digest by which an artifact records a training prompt without holding its text."""
+    return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
+
+
+def judge_router(data: RouterTrainingSet, train: Train, *, round_: int) -> Judgement:
+    """Train with and without the new corrections, both without the held-out part, and judge both on it.
+
+    The router in use itself cannot be judged on prompts that it was trained on. Every category is guarded.
+    """
+    pairs = data.corrected.pairs
+    sizes = Counter(category for _, category in data.base)
+    is_held = [
+        sizes[category] >= MIN_NEW_CORRECTIONS and is_held_out(prompt, share=HELD_OUT_SHARE)
+        for prompt, category in pairs
+    ]
+    tested = [pair for pair, held in zip(pairs, is_held, strict=True) if held]
+    trained = [pair for pair, held in zip(pairs, is_held, strict=True) if not held]
+    base = set(data.base)
+    before = [pair for pair in trained if pair in base or prompt_digest(pair[0]) in data.known]
+    if not tested:
+        return judge([], round_=round_)
+    old, new = (_is_correct(train, part, tested) for part in (before, trained))
+    categories = [category for _, category in tested]
+    return judge([held_out_evidence(old, new, categories, guarded=sorted(sizes))], round_=round_)
+
+
+def _is_correct(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    with TemporaryDirectory(prefix="coe-router-") as folder:
+        router = train(pairs, Path(folder))
+        found = router.predict([prompt for prompt, _ in tested])
+        names = [router.categories[prediction.best] for prediction in found]
+    return np.array([name == category for name, (_, category) in zip(names, tested, strict=True)], dtype=np.float64)
+
+
+def router_report(data: RouterTrainingSet, judgement: Judgement) -> dict[str, Any]:
+    """The training set and the judgement; JSON-able."""
+    return {
+        **judgement.to_json(),
+        "base": len(data.base),
+        "corrections": data.corrected.added,
+        "new": data.new,
+        "by_category": dict(Counter(category for _, category in data.added)),
+        "left_out": dict(data.corrected.left_out),
+    }
+
+
+def router_markdown(report: Mapping[str, Any]) -> str:
+    """The report as a page of Markdown."""
+    sentence: str = report["sentence"]
+    counted = ", ".join(f"{count} to {category}" for category, count in report["by_category"].items())
+    parts = [
+        f"# Router, round {report['round']}: {'promoted' if report['promoted'] else 'kept'}",
+        f"{sentence[0].upper()}{sentence[1:]}.",
+        f"{report['base']} prompts and {report['corrections']} corrections ({counted}), {report['new']} of them new.",
+    ]
+    if report["left_out"]:
+        parts.append("Left out: " + ", ".join(f"{n} ({reason})" for reason, n in report["left_out"].items()) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+BASE, CORRECTIONS = "base", "corrections"
 """Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training
 set."""
 
@@ -73,7 +249,8 @@ class RouterRound:
             RoundState.of(judgement, in_use=str(version), inputs=inputs, time=job.now),
             replaces=version,
             report=report,
-            write_report=partial(_write_report, report=report),
+            page=router_markdown(report),
+            plot=True,
             save=partial(_save, data, build=build, categories=job.registry.category_names),
         )
 
@@ -89,7 +266,7 @@ def _training_set(job: Job, experience: Experience) -> RouterTrainingSet | str:
     corrected = corrections(job.records(), experience)
     if not corrected:
         return "the log keeps no prompts of the corrected requests; set log.store_prompts"
-    data = RouterTrainingSet(tuple(base), merge_corrections(base, corrected), frozenset(metrics.get(LEARNT, ())))
+    data = RouterTrainingSet(tuple(base), merge_corrections(base, corrected), frozenset(metrics.get(CORRECTIONS, ())))
     if data.new < MIN_NEW_CORRECTIONS:
         return f"{data.new} corrections are new, and a round takes {MIN_NEW_CORRECTIONS}"
     return data
@@ -117,12 +294,6 @@ def train_router(pairs: Sequence[Pair], out: Path, *, build: Build) -> Router:
 def _save(data: RouterTrainingSet, folder: Path, *, build: Build, categories: Sequence[str]) -> ManifestFields:
     pairs = data.corrected.pairs
     metrics = dict(build(pairs, folder))
-    metrics |= {BASE: pairs_digest(data.base), LEARNT: [prompt_digest(prompt) for prompt, _ in data.added]}
+    metrics |= {BASE: pairs_digest(data.base), CORRECTIONS: [prompt_digest(prompt) for prompt, _ in data.added]}
     plot_training(metrics, folder)
     return {"categories": categories, "data": pairs_digest(pairs), "metrics": metrics}
-
-
-def _write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    (folder / "report.md").write_text(router_markdown(report), encoding="utf-8")
-    plot_round(report, folder / "report.svg")

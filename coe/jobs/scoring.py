@@ -1,4 +1,4 @@
-"""Runs the declared experts on probes and writes quality data (`coe score`).
+"""Runs the declared experts on probes, writes quality data and reports the run in numbers (`coe score`).
 
 Every score is a cell of a journal, keyed by what it depends on, so an interrupted run continues where it stopped.
 External experts are reached directly, local ones through the gateway. With passages, each probe is also scored as
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,12 @@ from pydantic import SecretStr
 
 from coe.errors import DataError, ExpertUnavailable
 from coe.learning.evaluation.answers import RetryLimits
-from coe.learning.evaluation.journal import Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.quality import write_quality
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.learning.evaluation.score_report import score_report
-from coe.learning.evaluation.scoring_run import ExpertColumn, ScoringRun, cell_keys, score_columns
+from coe.learning.evaluation.scoring_run import ExpertColumn, Journal, ScoringRun, cell_keys, score_columns
 from coe.learning.evaluation.tables import find_table
 from coe.registry import ExpertSpec, Registry
 from coe.settings import Endpoint, Settings
@@ -33,6 +31,10 @@ from coe.terminal import print_error
 
 if TYPE_CHECKING:
     from coe.experts.http.client import Client
+from collections import Counter
+from statistics import mean, median
+
+from coe.learning.evaluation.scoring_run import Cell
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -56,25 +58,14 @@ class Scoring:
     judge: ExpertSpec | None
     concurrency: int
     unsafe: bool
-    keys: Mapping[str, Sequence[str]]
-    passage_keys: Mapping[str, Sequence[str]]
+    keys: Mapping[str, Sequence[str]] = field(init=False)
+    passage_keys: Mapping[str, Sequence[str]] = field(init=False)
 
-    @classmethod
-    def of(
-        cls,
-        registry: Registry,
-        probes: Sequence[Probe],
-        *,
-        experts: Sequence[ExpertSpec],
-        judge: ExpertSpec | None,
-        with_passages: Sequence[ProbeWithPassages] = (),
-        concurrency: int,
-        unsafe: bool,
-    ) -> Scoring:
-        given = [one.probe for one in with_passages]
-        keys = {spec.name: cell_keys(probes, spec, judge) for spec in registry.experts}
-        passage_keys = {spec.name: cell_keys(given, spec, judge) for spec in registry.experts}
-        return cls(registry, probes, with_passages, experts, judge, concurrency, unsafe, keys, passage_keys)
+    def __post_init__(self) -> None:
+        extended = [one.probe for one in self.with_passages]
+        for name, probes in (("keys", self.probes), ("passage_keys", extended)):
+            keys = {spec.name: cell_keys(probes, spec, self.judge) for spec in self.registry.experts}
+            object.__setattr__(self, name, keys)
 
     def missing(self, spec: ExpertSpec, journal: Journal) -> dict[str, Probe]:
         """The probes without a score of this expert, by the key of their cell."""
@@ -110,8 +101,7 @@ async def probes_with_passages(
     settings: Settings, registry: Registry, probes: Sequence[Probe]
 ) -> list[ProbeWithPassages]:
     """The probes with passages of the declared document store."""
-    from coe.runtime.active_state import check_router
-    from coe.runtime.document_index import open_index
+    from coe.runtime.active_state import check_router, open_index
 
     index = open_index(settings, registry, check_router(settings)[1].folder)
     try:
@@ -124,15 +114,15 @@ def run_scoring(
     scoring: Scoring, settings: Settings, journal: Journal, out: Path, *, benchmark: str, progress: Progress
 ) -> dict[str, Any]:
     """Score what is missing, write quality data into `out`, and return the report; Ctrl-C stops early."""
-    asked = {spec.name: scoring.keys[spec.name] for spec in scoring.experts}
-    reused = {name: sum(key in journal.scored for key in keys) for name, keys in asked.items()}
+    requested = {spec.name: scoring.keys[spec.name] for spec in scoring.experts}
+    reused = {name: sum(key in journal.scored for key in keys) for name, keys in requested.items()}
     stopped = False
     try:
         asyncio.run(_score_missing(scoring, settings, journal, progress))
     except KeyboardInterrupt:
         stopped = True
     _write(scoring, journal, out, benchmark=benchmark)
-    report = score_report(scoring.probes, asked, journal, reused=reused)
+    report = score_report(scoring.probes, requested, journal, reused=reused)
     report |= _passage_report(scoring, journal, report["missing"])
     return report | {"out": str(out), "stopped": stopped}
 
@@ -218,3 +208,48 @@ def _passage_report(scoring: Scoring, journal: Journal, missing: int) -> dict[st
         own = [(without, with_) for _, other, without, with_ in gains if other == name]
         means[name] = {"without": sum(a for a, _ in own) / len(own), "with": sum(b for _, b in own) / len(own)}
     return {"retrieval": means, "missing": missing + lacking}
+
+
+Keys = Mapping[str, Sequence[str]]
+"""By expert: the key of each probe's cell, in the probes' order."""
+
+
+def score_report(probes: Sequence[Probe], keys: Keys, journal: Journal, *, reused: Mapping[str, int]) -> dict[str, Any]:
+    """`{probes, missing, experts: {name: {...}}}`, JSON-able. `reused` counts scores of earlier runs."""
+    experts = {name: _column(probes, column, journal) | {"reused": reused[name]} for name, column in keys.items()}
+    return {
+        "probes": len(probes),
+        "missing": sum(column["missing"] for column in experts.values()),
+        "experts": experts,
+    }
+
+
+def _column(probes: Sequence[Probe], keys: Sequence[str], journal: Journal) -> dict[str, Any]:
+    found = [(probe, journal.scored[key]) for probe, key in zip(probes, keys, strict=True) if key in journal.scored]
+    failed = [journal.failed[key] for key in keys if key in journal.failed]
+    cells = [cell for _, cell in found]
+    return {
+        "scored": len(cells),
+        "missing": len(keys) - len(cells),
+        "mean": _average(mean, [cell.score for cell in cells]),
+        "categories": _by_category(found),
+        "latency_ms_p50": _average(median, [cell.latency_ms for cell in cells], 1),
+        "input_tokens": sum(cell.input_tokens or 0 for cell in cells),
+        "output_tokens": sum(cell.output_tokens or 0 for cell in cells),
+        "cut": sum(cell.cut for cell in cells),
+        "inconsistent": sum(not cell.consistent for cell in cells),
+        "errors": dict(Counter(cell.code for cell in failed)),
+        "first_error": failed[0].error if failed else None,
+    }
+
+
+def _by_category(found: Sequence[tuple[Probe, Cell]]) -> dict[str, dict[str, Any]]:
+    groups: dict[str, list[float | None]] = {}
+    for probe, cell in found:
+        groups.setdefault(probe.category, []).append(cell.score)
+    return {category: {"n": len(scores), "mean": _average(mean, scores)} for category, scores in sorted(groups.items())}
+
+
+def _average(of: Callable[[list[float]], float], values: Sequence[float | None], digits: int = 4) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(of(known), digits) if known else None

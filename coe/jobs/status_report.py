@@ -15,12 +15,12 @@ from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.artifacts.store import ArtifactStore
 from coe.errors import DataError
 from coe.fleet.residency.client import fetch_tiers
+from coe.jobs.round import read_round_states
 from coe.learning.estimation.experience_loader import load_experience, open_logs
 from coe.learning.monitoring.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
 from coe.learning.monitoring.drift import detect_drift
 from coe.learning.monitoring.novelty import CategoryProposal, category_entry, propose_categories
 from coe.learning.monitoring.traffic import Traffic, comparison, embeddings, traffic_sample
-from coe.learning.retraining.state import RoundState, read_round_states
 from coe.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 HOUR_SECONDS, DAY_SECONDS, WEEK_SECONDS = 3_600.0, 86_400.0, 604_800.0
 MAX_ALARM_REQUESTS = 100_000
 """Newest requests of the last week that alarms are computed from."""
+_ROUND_FIELDS = ("time", "promoted", "sentence", "report", "judged", "tested")
 MIN_COMPARED = 200
 """Requests of each side that a drift test needs."""
 
@@ -51,7 +52,10 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
         "alarms": [asdict(alarm) for alarm in alarms],
         "proposed_categories": _proposals(traffic, in_use),
         "residency": _residency(settings),
-        "learning": {kind: _last_round(state) for kind, state in read_round_states(settings.artifacts).items()},
+        "learning": {
+            kind: {name: getattr(state, name) for name in _ROUND_FIELDS}
+            for kind, state in read_round_states(settings.artifacts).items()
+        },
     }
 
 
@@ -62,14 +66,8 @@ def _in_use(settings: Settings, kind: str) -> dict[str, Any]:
     return {"version": store.in_use(), "since": move.time if move else None, "by": move.by if move else None}
 
 
-def _last_round(state: RoundState) -> dict[str, Any]:
-    """The outcome of a kind's last round, without the digests and cursors that only the next round needs."""
-    shown = ("time", "promoted", "sentence", "report", "judged", "tested")
-    return {name: getattr(state, name) for name in shown}
-
-
 def _residency(settings: Settings) -> dict[str, Any]:
-    """By expert that shares a device: its tier, held requests and switches; empty where no `coe up` manages any."""
+    """By expert that shares a device: its tier, waiting requests and switches; empty where no `coe up` manages any."""
     try:
         return asyncio.run(fetch_tiers(settings.residency_link.readlink()))
     except OSError:  # no link, or no process behind it; TimeoutError is one

@@ -126,3 +126,15 @@ def _evidence(axes: Any, evidence: list[Mapping[str, Any]]) -> None:
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_xlabel("candidate less current, one standard error")
     axes.set_title("evidence")
+
+
+def plot_calibration(bins: list[dict[str, float]], path: Path) -> None:
+    """Draw probability against frequency as an image (.png or .svg)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="0.7")
+    axes.plot([one["probability"] for one in bins], [one["helped"] for one in bins], marker="o")
+    axes.set(xlabel="probability that passages help", ylabel="share that they helped", title="Retrieval gate")
+    figure.savefig(path)

@@ -30,10 +30,10 @@ def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | 
     first read or append, so a server that is down delays no start. Raises ConfigError for an invalid address; the
     message never repeats `url`, which may hold a password.
     """
-    if _scheme(url) == "sqlite":
-        from coe.records.sqlite_log import SqliteLog
+    if path := _sqlite_path(url, base):
+        from coe.records.sqlite import SqliteLog
 
-        return SqliteLog(base / _sqlite_path(url), retention=retention, days=days)
+        return SqliteLog(path, retention=retention, days=days)
     from coe.records.redis_log import RedisLog
 
     return RedisLog(url, retention=retention, days=days)
@@ -41,10 +41,10 @@ def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | 
 
 def open_feedback(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> FeedbackLog:
     """Opens the feedback beside the routing log at `url`, its newest `retention` events; otherwise like `open_log`."""
-    if _scheme(url) == "sqlite":
-        from coe.records.sqlite_feedback import SqliteFeedback
+    if path := _sqlite_path(url, base):
+        from coe.records.sqlite import SqliteFeedback
 
-        return SqliteFeedback(base / _sqlite_path(url), retention=retention, days=days)
+        return SqliteFeedback(path, retention=retention, days=days)
     from coe.records.redis_feedback import RedisFeedback
 
     return RedisFeedback(url, retention=retention, days=days)
@@ -53,22 +53,19 @@ def open_feedback(url: str, *, base: Path, retention: int = RETENTION, days: flo
 def missing_file(url: str, *, base: Path) -> Path | None:
     """The SQLite file of the log at `url` if it does not exist yet, so that reading would create an empty one; else
     None."""
-    if _scheme(url) != "sqlite" or (path := base / _sqlite_path(url)).exists():
-        return None
-    return path
+    path = _sqlite_path(url, base)
+    return None if path is None or path.exists() else path
 
 
-def _scheme(url: str) -> str:
-    """`sqlite`, `redis` or `rediss`. Raises ConfigError for anything else."""
+def _sqlite_path(url: str, base: Path) -> Path | None:
+    """The file of a SQLite log, None for a Redis. Raises ConfigError for any other address."""
     scheme = url.partition(":")[0] if ":" in url else ""
-    if scheme in ("sqlite", "redis", "rediss"):
-        return scheme
-    raise ConfigError(f"routing log: {scheme or 'no scheme'!r} is not a kind of log; {ADDRESS_FORMS}")
-
-
-def _sqlite_path(url: str) -> str:
+    if scheme in ("redis", "rediss"):
+        return None
+    if scheme != "sqlite":
+        raise ConfigError(f"routing log: {scheme or 'no scheme'!r} is not a kind of log; {ADDRESS_FORMS}")
     parts = urlsplit(url)
     path = unquote(parts.path.removeprefix("/"))
     if parts.netloc or parts.query or parts.fragment or not path or path.endswith("/"):
         raise ConfigError(f"routing log: the sqlite address does not name one file; {ADDRESS_FORMS}")
-    return path
+    return base / path

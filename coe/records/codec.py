@@ -2,19 +2,194 @@
 
 Every log, the spool and `coe log export` store records in this form. Unknown keys are ignored and missing optional keys
 take their defaults; a record of a newer schema is refused.
+
+The table of record fields, derived from the annotations of RoutingRecord.
+
+JSON, SQLite columns, parquet, the API's schema and the reference page all follow this table. Each row knows the field's
+type, its JSON schema, how to read its value, and its FieldInfo.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import orjson
 
 from coe.errors import DamagedEntry, LogError
-from coe.records.fields import FIELDS, read_values
-from coe.records.record import RoutingRecord
+from coe.records.record import FieldInfo, RoutingRecord
+
+Schema = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldType:
+    """A type that fields may have.
+
+    `name` is for documentation, `schema` is the JSON schema and `empty` the value without information. `read` converts
+    a value from JSON or parquet and raises TypeError or ValueError for a value of another type.
+    """
+
+    name: str
+    schema: Schema
+    empty: Any
+    read: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordField:
+    """One row of the table. `read` also accepts None if the field is optional."""
+
+    name: str
+    kind: FieldType
+    optional: bool
+    required: bool
+    info: FieldInfo
+    read: Callable[[Any], Any]
+
+    @property
+    def empty(self) -> Any:
+        """The value without information, for redaction."""
+        return None if self.optional else self.kind.empty
+
+    @property
+    def schema(self) -> Schema:
+        """JSON schema of the value."""
+        schema = {**self.kind.schema, "description": self.info.meaning}
+        return schema | {"type": [schema["type"], "null"]} if self.optional else schema
+
+
+def fields_of(declared: type) -> tuple[RecordField, ...]:
+    """The table of a dataclass. Raises KeyError for a field of a type that has no FieldType."""
+    hints = get_type_hints(declared, include_extras=True)
+    return tuple(
+        _field(one.name, hints[one.name], required=one.default is MISSING and one.default_factory is MISSING)
+        for one in fields(declared)
+    )
+
+
+def schema_of(table: Sequence[RecordField]) -> Schema:
+    """JSON schema of an object with these fields, all of them required."""
+    return {
+        "type": "object",
+        "properties": {field.name: field.schema for field in table},
+        "required": [field.name for field in table],
+    }
+
+
+def read_values(table: Sequence[RecordField], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the table's fields, from JSON or parquet; other keys are ignored. Raises ValueError."""
+    found, name = dict[str, Any](), ""
+    try:
+        for field in table:
+            if (name := field.name) in values:
+                found[name] = field.read(values[name])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}: {error}") from None
+    return found
+
+
+def _field(name: str, hint: Any, *, required: bool) -> RecordField:
+    info = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, FieldInfo)), FieldInfo(""))
+    kind_type = hint.__origin__ if hasattr(hint, "__metadata__") else hint
+    optional = NoneType in get_args(kind_type) and get_origin(kind_type) is not tuple
+    if optional:
+        (kind_type,) = (one for one in get_args(kind_type) if one is not NoneType)
+    kind = FIELD_TYPES[kind_type]
+    return RecordField(name, kind, optional, required, info, _or_none(kind.read) if optional else kind.read)
+
+
+def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+def _wrong(value: Any, expected: str) -> TypeError:
+    """The error for a value of another type. It does not repeat the value, which may be a prompt."""
+    return TypeError(f"{type(value).__name__} in place of {expected}")
+
+
+def _exactly(kind: type, expected: str) -> Callable[[Any], Any]:
+    """Returns a function that accepts values of this type only."""
+
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise _wrong(value, expected)
+        return value
+
+    return read
+
+
+_text = _exactly(str, "a text")
+_whole = _exactly(int, "a whole number")
+_flag = _exactly(bool, "true or false")
+
+
+def _number(value: Any) -> float:
+    """JSON writes NaN and infinity as null. Null is read as NaN, so that it cannot pass for a number."""
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float):
+        raise _wrong(value, "a number")
+    return float(value)
+
+
+def _bytes(value: Any) -> bytes:
+    return value if type(value) is bytes else base64.b64decode(value, validate=True)
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise _wrong(value, "a list")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(map(_text, _sequence(value)))
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """In a list null is -inf, the only non-finite number in a record's lists."""
+    return tuple(-math.inf if one is None else _number(one) for one in _sequence(value))
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    first, second = _sequence(value)
+    return _number(first), _number(second)
+
+
+def _by_name(value: Any) -> dict[str, float]:
+    """From an object (JSON) or a list of pairs (a parquet map)."""
+    pairs = value.items() if isinstance(value, dict) else _sequence(value)
+    return {_text(name): _number(number) for name, number in pairs}
+
+
+_NUMBER: Schema = {"type": ["number", "null"]}
+FIELD_TYPES: Mapping[Any, FieldType] = {
+    str: FieldType("text", {"type": "string"}, "", _text),
+    bool: FieldType("boolean", {"type": "boolean"}, False, _flag),
+    int: FieldType("integer", {"type": "integer"}, 0, _whole),
+    float: FieldType("number", {"type": "number"}, 0.0, _number),
+    bytes: FieldType("base64", {"type": "string", "contentEncoding": "base64"}, b"", _bytes),
+    tuple[str, ...]: FieldType("list of texts", {"type": "array", "items": {"type": "string"}}, (), _texts),
+    tuple[float, ...]: FieldType("list of numbers", {"type": "array", "items": _NUMBER}, (), _numbers),
+    tuple[float, float]: FieldType(
+        "two numbers", {"type": "array", "items": _NUMBER, "minItems": 2, "maxItems": 2}, (0.0, 0.0), _pair
+    ),
+    Mapping[str, float]: FieldType(
+        "numbers by name", {"type": "object", "additionalProperties": _NUMBER}, {}, _by_name
+    ),
+}
+"""Every type of a field, with or without None."""
+
+FIELDS = fields_of(RoutingRecord)
+"""The table of the routing log."""
+COLUMNS = tuple(field.name for field in FIELDS if field.info.column)
+"""Fields with a column of their own in a SQLite log; `LogQuery` filters by them."""
+
 
 SCHEMA = 1
 """The schema that this code writes, and the newest that it reads."""

@@ -119,7 +119,7 @@ def _dedup_key(request_id: str, kind: FeedbackKind, key: str | None) -> bytes:
     return hashlib.blake2b(orjson.dumps((request_id, kind, key)), digest_size=16).digest()
 
 
-def encode(event: Feedback) -> bytes:
+def encode_event(event: Feedback) -> bytes:
     """UTF-8 JSON without line breaks. Raises LogError for a value that JSON cannot represent."""
     try:
         return orjson.dumps(event)
@@ -127,7 +127,7 @@ def encode(event: Feedback) -> bytes:
         raise LogError(f"feedback {event.event_id!r} cannot be written as JSON: {error}") from None
 
 
-def decode(line: bytes) -> Feedback:
+def decode_event(line: bytes) -> Feedback:
     """The event in `line`, without unknown keys. Raises DamagedEntry."""
     try:
         return Feedback(**{name: value for name, value in orjson.loads(line).items() if name in _KNOWN})
@@ -136,9 +136,9 @@ def decode(line: bytes) -> Feedback:
 
 
 def decode_or_none(line: bytes) -> Feedback | None:
-    """Like `decode`, but None for a damaged line."""
+    """Like `decode_event`, but None for a damaged line."""
     try:
-        return decode(line)
+        return decode_event(line)
     except DamagedEntry:
         return None
 

@@ -48,7 +48,7 @@ def _encode(pending: Pending) -> bytes:
     """UTF-8 JSON. Raises LogError."""
     return orjson.dumps(
         {
-            "event": orjson.Fragment(codec.encode(pending.event)),
+            "event": orjson.Fragment(codec.encode_event(pending.event)),
             "checked": pending.checked,
             "is_admin": pending.is_admin,
         }
@@ -59,7 +59,7 @@ def _decode(line: bytes) -> Pending:
     """Raises DamagedEntry."""
     try:
         values = orjson.loads(line)
-        event = codec.decode(orjson.dumps(values["event"]))
+        event = codec.decode_event(orjson.dumps(values["event"]))
         return Pending(event, bool(values["checked"]), bool(values["is_admin"]))
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedEntry(f"a damaged event of feedback ({error!r}); remove it from the spool") from None

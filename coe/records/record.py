@@ -1,6 +1,6 @@
 """One request's record in the routing log, and the protocol of the log. Imports no other module of CoE.
 
-RoutingRecord is the only list of fields: `coe.records.fields` derives every stored and documented form from it.
+RoutingRecord is the only list of fields: `coe.records.codec` derives every stored and documented form from it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class RoutingRecord:
         tuple[float, float] | None, FieldInfo("Exploration rate and largest quality loss; null if it was off.")
     ] = None
     overlay: Annotated[str, FieldInfo("Version of the tenant overlay that changed the probabilities.")] = ""
-    plain: Annotated[
+    router_probabilities: Annotated[
         Mapping[str, float] | None, FieldInfo("The router's own probabilities, before the tenant overlay.")
     ] = None
     retrieval: Annotated[

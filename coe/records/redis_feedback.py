@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from coe.records.feedback import Feedback, FeedbackPage, decode_in_order, decode_page, dedup_key, dedup_keys, encode
+from coe.records.feedback import (
+    Feedback,
+    FeedbackPage,
+    decode_in_order,
+    decode_page,
+    dedup_key,
+    dedup_keys,
+    encode_event,
+)
 from coe.records.redis_log import log_client
 from coe.records.selection import page_size, parse_cursor, retention_start
 
@@ -70,7 +78,7 @@ class RedisFeedback:
                 repr(retention_start(self._days)),
             ]
             for event in events[first : first + MAX_SCRIPT_EVENTS]:
-                arguments += (dedup_key(event), event.event_id, repr(float(event.time)), encode(event))
+                arguments += (dedup_key(event), event.event_id, repr(float(event.time)), encode_event(event))
             await self._redis.run(self._put(keys=[EVENTS, ORDER], args=arguments))
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:

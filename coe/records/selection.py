@@ -6,7 +6,7 @@ import math
 import time
 
 from coe.errors import UnknownCursor
-from coe.records.fields import COLUMNS
+from coe.records.codec import COLUMNS
 from coe.records.record import LogQuery, RoutingRecord
 
 MAX_PAGE_RECORDS = 10_000

@@ -1,9 +1,17 @@
 """Load and validate experts.yaml. `specs`, `policy`, `access` and `retrieval` define its keys."""
 
-from coe.registry.access import AccessSpec, ApiKey, KeyLimits, Limits
 from coe.registry.loader import ENTRY_NAME, load, load_with_expert, schema
-from coe.registry.policy import BudgetSpec, DeviceSpec, Policy, ResidencySpec
-from coe.registry.retrieval import RetrievalSpec
+from coe.registry.sections import (
+    AccessSpec,
+    ApiKey,
+    BudgetSpec,
+    DeviceSpec,
+    KeyLimits,
+    Limits,
+    Policy,
+    ResidencySpec,
+    RetrievalSpec,
+)
 from coe.registry.specs import AUTO, Category, ExpertSpec, LogSpec, Prices, Registry
 
 __all__ = [

@@ -1,22 +1,35 @@
-"""Load experts.yaml into a `Registry`. Every problem is reported with file, line and the most similar known key."""
+"""Loads experts.yaml into a `Registry`, and checks names, addresses and memory across its sections.
+
+Problems are lines `file:line: problem`, with the most similar known key. Checks of single values are part of the models
+(`specs`, `sections`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
+import orjson
 from pydantic import BaseModel, ValidationError
 
+from coe.core import GENERAL
 from coe.errors import ConfigError
 from coe.registry import yaml_source
-from coe.registry.checks import cross_checks, nearest
-from coe.registry.specs import Registry
+from coe.registry.specs import AUTO, ExpertSpec, Registry
 from coe.registry.yaml_source import KeyPath, YamlSource
 
 ENTRY_NAME = "entry"
 """Stands for the file name in problems of an entry that is not part of a file."""
 MAX_ENTRY_DEPTH = 12
+_LOCAL_RUNTIMES = ("transformers", "vllm")
+_RESIDENCY_KEYS = ("device", "pinned", "sleep_level", "stand_in")
+"""Keys of an expert that need the section `residency`."""
+_RESERVED_PARAMETERS = frozenset({"model", "messages", "stream"})
+
+Problems = Iterator[tuple[KeyPath, str]]
+"""Key paths and what is wrong there."""
 
 
 def load(path: Path, *, environ: Mapping[str, str]) -> Registry:
@@ -31,9 +44,14 @@ def load_with_expert(path: Path, entry: str, *, environ: Mapping[str, str]) -> R
     `load` does; problems of the entry are `entry:line: problem`.
     """
     source, problems = yaml_source.substitute_variables(yaml_source.read(path), environ)
-    if not isinstance(source.value, dict) or not isinstance(source.value.get("experts"), list):
-        return _validated(source, problems)
-    return _validated(source.with_item("experts", _parse_entry(entry)), problems)
+    if isinstance(source.value, dict) and isinstance(source.value.get("experts"), list):
+        source = source.with_item("experts", _parse_entry(entry))
+    return _validated(source, problems)
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of experts.yaml, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Registry.model_json_schema()
 
 
 def _parse_entry(entry: str) -> YamlSource:
@@ -51,26 +69,20 @@ def _validated(source: YamlSource, problems: list[str]) -> Registry:
     try:  # a section whose keys are all commented out is null and gets its defaults
         registry = Registry.model_validate({key: item for key, item in source.value.items() if item is not None})
     except ValidationError as error:
-        problems += [_problem(source, item["loc"], item["type"], item["msg"]) for item in error.errors()]
+        problems += [f"{source.at(one['loc'])}: {_message(**one)}" for one in error.errors()]
         raise ConfigError(*problems) from None
-    problems += cross_checks(source, registry)
+    problems += [f"{source.at(path)}: {problem}" for path, problem in _cross_checks(source, registry)]
     if problems:
         raise ConfigError(*problems)
     return registry
 
 
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of experts.yaml, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Registry.model_json_schema()
-
-
-def _problem(source: YamlSource, path: KeyPath, kind: str, message: str) -> str:
-    key = ".".join(map(str, path))
-    if kind == "extra_forbidden":
-        return f"{source.at(path)}: unknown key {str(path[-1])!r}{nearest(str(path[-1]), _known_keys(path[:-1]))}"
-    if kind == "missing":
-        return f"{source.at(path)}: {key} is missing"
-    return f"{source.at(path)}: {key}: {message[0].lower()}{message[1:]}"
+def _message(*, loc: KeyPath, type: str, msg: str, **_: Any) -> str:  # noqa: A002  pydantic's name
+    """A problem of a single value, from the fields of pydantic's error."""
+    key = ".".join(map(str, loc))
+    if type == "extra_forbidden":
+        return f"unknown key {str(loc[-1])!r}{_nearest(str(loc[-1]), _known_keys(loc[:-1]))}"
+    return f"{key} is missing" if type == "missing" else f"{key}: {msg[0].lower()}{msg[1:]}"
 
 
 def _known_keys(path: KeyPath) -> list[str]:
@@ -79,10 +91,179 @@ def _known_keys(path: KeyPath) -> list[str]:
     for step in path:
         if isinstance(step, str) and step in model.model_fields:
             annotation = model.model_fields[step].annotation
-            models = [
-                t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)
-            ]
-            if not models:
+            types = (t for t in (annotation, *get_args(annotation)) if isinstance(t, type))
+            model = next((t for t in types if issubclass(t, BaseModel)), None)
+            if model is None:
                 return []
-            model = models[0]
     return list(model.model_fields)
+
+
+def _nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return the end of an error message for an unknown word: the most similar known word, or all of them."""
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}" if known else ""
+
+
+def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
+    """Yield all problems of a declaration whose single values are valid."""
+    yield from _duplicates(source, ("categories",), registry.category_names)
+    yield from _duplicates(source, ("experts",), registry.expert_names)
+    if GENERAL not in registry.category_names:
+        yield ("categories",), f"a category named {GENERAL!r} is required, for uncertain requests"
+    if registry.policy.cost_weight_limits[0] > registry.policy.cost_weight_limits[1]:
+        yield ("policy", "cost_weight_limits"), "cost_weight_limits must be [lowest, highest]"
+    for index, expert in enumerate(registry.experts):
+        yield from ((("experts", index, *keys), problem) for keys, problem in _expert_problems(expert))
+    yield from _assignment_problems(registry)
+    keys = registry.access.keys
+    yield from _duplicates(source, ("access", "keys"), tuple(key.name for key in keys))
+    yield from _duplicates(source, ("access", "keys"), tuple(key.sha256 for key in keys), field="sha256")
+    if registry.residency is None:
+        yield from _memory_problems(registry)
+    yield from _residency_problems(registry)
+
+
+def _duplicates(source: YamlSource, section: KeyPath, names: tuple[str, ...], *, field: str = "name") -> Problems:
+    first: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if first.setdefault(name, index) != index:
+            earlier = source.at((*section, first[name], field)).rsplit(":", 1)[1]
+            yield (*section, index, field), f"the {field} {name!r} is already used on line {earlier}"
+
+
+def _assignment_problems(registry: Registry) -> Problems:
+    for category, expert_name in registry.assignment.items():
+        if category not in registry.category_names:
+            yield (
+                ("assignment", category),
+                f"unknown category {category!r}{_nearest(category, registry.category_names)}",
+            )
+        if expert_name not in registry.expert_names:
+            where = ("assignment", category)
+            yield where, f"unknown expert {expert_name!r}{_nearest(expert_name, registry.expert_names)}"
+    if GENERAL not in registry.assignment:
+        yield ("assignment",), f"assign an expert to {GENERAL!r}; it answers uncertain requests"
+    general = registry.assignment.get(GENERAL)
+    if any(expert.name == general and "chat" not in expert.supported_apis for expert in registry.experts):
+        yield ("assignment", GENERAL), f"{general!r} answers {GENERAL!r}, so it must support the chat API"
+
+
+def _expert_problems(expert: ExpertSpec) -> Problems:
+    """Yield keys relative to the expert."""
+    if expert.name == AUTO:
+        yield ("name",), f"the name {AUTO!r} is reserved; choose another name"
+    yield from _address_problems(expert)
+    key = None if expert.api_key is None else expert.api_key.get_secret_value()
+    if key is not None and (not key or not key.isprintable() or not key.isascii()):
+        yield ("api_key",), f"the api_key of {expert.name!r} is empty or holds characters that are not printable"
+    try:
+        orjson.dumps(expert.parameters)
+    except orjson.JSONEncodeError as error:
+        yield ("parameters",), f"parameters cannot be sent as JSON: {error}"
+    if _RESERVED_PARAMETERS & expert.parameters.keys():
+        yield ("parameters",), "parameters may not set model, messages or stream; they come from the request"
+
+
+def _address_problems(expert: ExpertSpec) -> Problems:
+    name = expert.name
+    if expert.base_url and expert.base_urls:
+        yield ("base_urls",), "write base_url for one server or base_urls for several, not both"
+    elif expert.runtime == "external" and not expert.addresses:
+        yield (), f"expert {name!r} is external, so it needs a base_url"
+    elif expert.runtime in _LOCAL_RUNTIMES and expert.addresses:
+        key = "base_url" if expert.base_url else "base_urls"
+        yield (key,), f"{name!r} is a local expert and gets its own address; use runtime: external instead"
+    elif expert.runtime in ("external", "litellm") and expert.replicas > 1:
+        yield ("replicas",), f"{name!r} is not a local expert; list its replicas in base_urls"
+    elif expert.runtime == "litellm" and len(expert.addresses) > 1:
+        yield ("base_urls",), "an expert of runtime litellm has one base_url at most"
+
+
+def _memory_problems(registry: Registry) -> Problems:
+    """Check the budget for memory. Experts of one model share a process, whose memory counts once."""
+    servers: dict[tuple[str, ...], float] = {}
+    for expert in registry.experts:
+        if expert.runtime in _LOCAL_RUNTIMES:
+            key = (expert.runtime, expert.model, repr(sorted(expert.options.items())), repr(expert.gpus))
+            servers[key] = max(servers.get(key, 0.0), expert.memory_gb or 0.0)
+    needed, allowed = sum(servers.values()), registry.budget.memory_gb
+    if allowed is not None and needed > allowed:
+        yield (
+            ("budget", "memory_gb"),
+            f"the local experts need {needed:g} GB together and memory_gb allows {allowed:g}; raise it, or declare "
+            "`residency` to share the memory",
+        )
+
+
+def _residency_problems(registry: Registry) -> Problems:
+    """Check the residency keys of every expert; if they are right, check that the experts fit on their devices."""
+    wrong = False
+    for index, expert in enumerate(registry.experts):
+        if (found := _residency_problem(expert, registry)) is not None:
+            wrong = True
+            yield ("experts", index, found[0]), f"{expert.name!r}: {found[1]}"
+    residency = registry.residency
+    if residency is None or wrong:
+        return
+    if residency.wait_timeout < residency.max_wait:
+        yield (
+            ("residency", "wait_timeout"),
+            f"wait_timeout must be at least max_wait ({residency.max_wait:g}), or requests expire too soon",
+        )
+    if registry.policy.hedge:
+        yield ("policy", "hedge"), "hedge would wake another expert for every wait; residency needs hedge: false"
+    yield from _device_memory_problems(registry)
+
+
+def _residency_problem(expert: ExpertSpec, registry: Registry) -> tuple[str, str] | None:
+    """Return the wrong key of an expert and the problem."""
+    local = expert.runtime in _LOCAL_RUNTIMES
+    used = next((key for key in _RESIDENCY_KEYS if getattr(expert, key)), None)
+    residency = registry.residency
+    if used and (residency is None or (not local and used != "stand_in")):
+        return used, f"`{used}` is for local experts that share devices; declare `residency` with its devices"
+    if residency is None:
+        return None
+    if expert.stand_in and (expert.stand_in == expert.name or expert.stand_in not in registry.expert_names):
+        known = ", ".join(registry.expert_names)
+        return "stand_in", f"the stand-in {expert.stand_in!r} is not another expert; known: {known}"
+    if not local:
+        return None
+    names = [device.name for device in residency.devices]
+    if (expert.device is None and len(names) > 1) or expert.device not in (None, *names):
+        return "device", f"name its device, one of {', '.join(names)}"
+    if expert.replicas > 1:
+        return "replicas", "an expert that shares a device has one server; leave out `replicas` or `residency`"
+    if expert.memory_gb is None:
+        return "name", "an expert that shares a device needs memory_gb: the memory of its server while awake"
+    if expert.sleep_level and expert.runtime != "vllm":
+        return "sleep_level", "only vLLM servers can sleep; others are stopped"
+    return None
+
+
+def _device_memory_problems(registry: Registry) -> Problems:
+    """Check that each device can hold its pinned experts and, beside them, any other one."""
+    assert registry.residency is not None
+    for index, device in enumerate(registry.residency.devices):
+        where = ("residency", "devices", index, "memory_gb")
+        sizes = [(e.memory_gb, e) for e in registry.experts if e.memory_gb and registry.device_of(e) == device.name]
+        pinned = {_server_key(expert): size for size, expert in sizes if expert.pinned}
+        free = device.memory_gb - sum(pinned.values())
+        largest, name = max(((size, expert.name) for size, expert in sizes), key=lambda one: one[0], default=(0.0, ""))
+        if largest > device.memory_gb:
+            yield (
+                where,
+                f"{device.name!r} has {device.memory_gb:g} GB and {name!r} alone needs {largest:g}; give the device "
+                "more, or that expert a smaller or quantised model",
+            )
+            continue
+        unpinned = ((size, expert.name) for size, expert in sizes if _server_key(expert) not in pinned)
+        largest, name = max(unpinned, key=lambda one: one[0], default=(0.0, ""))
+        if free < 0 or largest > free:
+            needed = f", and {name!r} needs {largest:g}" if name else ""
+            yield where, f"the pinned experts leave {free:g} GB of {device.name!r}{needed}; pin fewer"
+
+
+def _server_key(expert: ExpertSpec) -> tuple[str, str, tuple[int, ...]]:
+    """Experts with the same key share a server."""
+    return expert.model, str(expert.options), expert.gpus

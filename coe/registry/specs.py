@@ -15,10 +15,20 @@ import orjson
 from pydantic import Field, SecretStr
 
 from coe.core import GENERAL, Api, Capability
-from coe.registry.access import AccessSpec, Limits
-from coe.registry.base import Count, Flag, Name, Positive, StrictModel, Url
-from coe.registry.policy import BudgetSpec, Policy, ResidencySpec
-from coe.registry.retrieval import RetrievalSpec
+from coe.registry.sections import (
+    AccessSpec,
+    BudgetSpec,
+    Count,
+    Flag,
+    Limits,
+    Name,
+    Policy,
+    Positive,
+    ResidencySpec,
+    RetrievalSpec,
+    StrictModel,
+    Url,
+)
 
 AUTO = "auto"
 """Model name with which a client requests routing. No expert may use it."""
@@ -205,7 +215,7 @@ class Registry(StrictModel):
     @property
     def wake_timeout(self) -> float:
         """Seconds that a request waits for sleeping experts in total; infinite without residency."""
-        return math.inf if self.residency is None else self.residency.hold
+        return math.inf if self.residency is None else self.residency.wait_timeout
 
     def device_of(self, expert: ExpertSpec) -> str | None:
         """The device of a local expert; None for other experts and without residency."""

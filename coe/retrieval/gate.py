@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
-from coe.registry.retrieval import RetrievalPrice
+from coe.registry.sections import RetrievalPrice
 
 CUE_CHARACTERS = 512
 """Characters of a question that `cues` reads."""

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import Chat, Encoder, Prediction, RetrievalMode, Router
-from coe.registry.retrieval import RetrievalSpec
-from coe.retrieval.gate import Array, Gate, GateEstimate, GateThresholds, RetrievalCost
+from coe.registry.sections import RetrievalSpec
+from coe.retrieval.gate import Array, Gate, GateThresholds, RetrievalCost
 from coe.retrieval.insertion import (
     PassageBlock,
     estimate_tokens,
@@ -129,7 +129,7 @@ class Retrieval:
         within the timeout."""
         if request.mode == "off":
             return request.chat, RetrievalResult("off")
-        estimate = self._estimate_fast(request)
+        estimate = self._estimate(request, request.prediction.probabilities)
         trial = bool(estimate) and request.mode == "auto" and self._uniform() < self._declared.exploration_rate
         if request.mode == "auto" and not trial and not self._is_promising(request, estimate):
             return request.chat, _result("skipped" if estimate else "none", estimate)
@@ -163,7 +163,7 @@ class Retrieval:
         declared, always = self._declared, trial or request.mode == "on"
         loop = asyncio.get_running_loop()
         vector, posterior = await loop.run_in_executor(self._threads, self._encode, request)
-        estimate = self._estimate(request, posterior, vector, None)
+        estimate = self._estimate(request, posterior, vector)
         if not always and not (estimate and estimate.gain > self._thresholds.search):
             return request.chat, _result("skipped", estimate)
         found = await self._retriever.search(
@@ -193,23 +193,28 @@ class Retrieval:
         (prediction,) = self._router.predict([request.text], embeddings=embeddings)
         return embeddings[0, : self._encoder.dimensions], prediction.probabilities
 
-    def _estimate_fast(self, request: RetrievalRequest) -> _ExpertEstimate | None:
-        if self.gate is None or request.expert is None:
+    def _estimate(
+        self,
+        request: RetrievalRequest,
+        posterior: NDArray[np.float32],
+        vector: Vector | None = None,
+        cosine: float | None = None,
+    ) -> _ExpertEstimate | None:
+        """Return the gate's estimate for the chosen expert, by the fast model without a `vector`."""
+        gate, expert = self.gate, request.expert
+        if gate is None or expert is None:
             return None
-        return _ExpertEstimate.of(self.gate.estimate_fast(request.prediction.probabilities), request.expert)
+        if vector is None:
+            found = gate.estimate_fast(posterior)
+        else:
+            found = gate.estimate(posterior, request.text, vector, cosine=cosine)
+        return _ExpertEstimate(float(found.helps[expert]), float(found.gain[expert]))
 
     def _is_promising(self, request: RetrievalRequest, estimate: _ExpertEstimate | None) -> bool:
         if self.gate is None or request.expert is None or estimate is None:
             return False
         improvement = self.gate.expected_improvement(estimate.gain, request.expert, self._thresholds.search)
         return improvement > self._thresholds.encode
-
-    def _estimate(
-        self, request: RetrievalRequest, posterior: NDArray[np.float32], vector: Vector, cosine: float | None
-    ) -> _ExpertEstimate | None:
-        if self.gate is None or request.expert is None:
-            return None
-        return _ExpertEstimate.of(self.gate.estimate(posterior, request.text, vector, cosine=cosine), request.expert)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +223,6 @@ class _ExpertEstimate:
 
     probability: float
     gain: float
-
-    @classmethod
-    def of(cls, estimate: GateEstimate, expert: int) -> _ExpertEstimate:
-        return cls(float(estimate.helps[expert]), float(estimate.gain[expert]))
 
 
 def _result(status: Status, estimate: _ExpertEstimate | None) -> RetrievalResult:

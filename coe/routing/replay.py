@@ -53,7 +53,9 @@ def _logged_prediction(composition: Composition, record: RoutingRecord) -> Predi
     """
     categories = composition.router.categories
     posterior = np.zeros(len(categories), dtype=np.float32)
-    for name, probability in (record.probabilities if record.plain is None else record.plain).items():
+    for name, probability in (
+        record.probabilities if record.router_probabilities is None else record.router_probabilities
+    ).items():
         posterior[categories.index(name if name in categories else GENERAL)] += probability
     posterior /= max(float(posterior.sum()), 1e-9)
     return composition.apply_overlay(Prediction(posterior, record.stage, record.in_distribution), record.tenant)

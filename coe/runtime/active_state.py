@@ -2,6 +2,8 @@
 
 The gateway loads it at start and on reload, jobs at their start. `check_active_state` checks the same without loading a
 router, which a parent process may do before it forks.
+
+Opens the document store that experts.yaml declares, with the encoder of the router in use.
 """
 
 from __future__ import annotations
@@ -21,18 +23,36 @@ from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.problem import declared_assignment
 from coe.registry import Registry, load
+from coe.retrieval import DocumentStore, EncoderId, open_store
 from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
+from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
 from coe.runtime.api_keys import with_admin_key
-from coe.runtime.document_index import DocumentIndex, check_store, open_index
 from coe.settings import Settings
 
 MIN_EXAMPLES = 2
 """Examples by which a category works without training."""
-
-
 _log = logging.getLogger("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentIndex:
+    """A document store with the encoder that it was opened for."""
+
+    store: DocumentStore
+    encoder: TokenizingEncoder
+
+
+def open_index(settings: Settings, registry: Registry, folder: Path, *, threads: int = 1) -> DocumentIndex:
+    """The store, and the encoder of the router in `folder`. Reads the encoder's files and connects to nothing. Raises
+    ConfigError if no store is declared, ArtifactError for a damaged router."""
+    if registry.retrieval.store is None:
+        raise ConfigError(
+            f"{settings.config}: no document store is declared; add: retrieval: {{store: 'lancedb:///documents'}}"
+        )
+    encoder = routers.load_document_encoder(folder, threads=threads)
+    return DocumentIndex(open_store(registry.retrieval.store, base=settings.home, encoder=encoder_id(encoder)), encoder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,41 +81,32 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
     """Loads everything, except the router of `previous` if its artifact and the declared categories are unchanged.
     Raises ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
-    unchanged = previous is not None and previous.folder == artifact.folder
-    if previous is not None and unchanged and previous.registry.categories == registry.categories:
+    if previous is not None and previous.folder != artifact.folder:
+        previous = None  # another router: nothing is shared with it
+    if previous is not None and previous.registry.categories == registry.categories:
         router = previous.router
     else:
         router = load_router(registry, artifact)
-    confidence_threshold = artifact.manifest.metrics.get("confidence_threshold", 0.0)
-    plan_version = ArtifactStore(settings.artifacts, ASSIGNMENT).in_use()
+    versions = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ASSIGNMENT, OVERLAYS)}
     planned = assignment_in_use(settings, registry, router.categories)
-    overlays_version = ArtifactStore(settings.artifacts, OVERLAYS).in_use()
     overlays = overlays_in_use(settings, router)
-    index = _document_index(settings, registry, artifact.folder, previous)
-    versions = {ROUTER: artifact.manifest.version, ASSIGNMENT: plan_version, OVERLAYS: overlays_version}
+    if registry.retrieval.store is None:
+        index = None
+    elif previous is not None and previous.index and previous.registry.retrieval == registry.retrieval:
+        index = previous.index
+    else:
+        index = open_index(settings, registry, artifact.folder)
     return ActiveState(
         registry,
         router,
         planned.assignment,
-        float(confidence_threshold),
+        float(artifact.manifest.metrics.get("confidence_threshold", 0.0)),
         artifact.folder,
         overlays,
         index,
-        versions,
+        {ROUTER: artifact.manifest.version, **versions},
         planned.consequences,
     )
-
-
-def _document_index(
-    settings: Settings, registry: Registry, folder: Path, previous: ActiveState | None
-) -> DocumentIndex | None:
-    """The previous one if store and encoder are unchanged."""
-    if registry.retrieval.store is None:
-        return None
-    unchanged = previous is not None and previous.folder == folder and previous.registry.retrieval == registry.retrieval
-    if unchanged and previous is not None and previous.index is not None:
-        return previous.index
-    return open_index(settings, registry, folder)
 
 
 def check_active_state(settings: Settings) -> tuple[Registry, Artifact]:
@@ -103,7 +114,8 @@ def check_active_state(settings: Settings) -> tuple[Registry, Artifact]:
     anything. Raises ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings)
     assignment_in_use(settings, registry, registry.category_names)
-    check_store(settings, registry)
+    if registry.retrieval.store is not None:  # connects to nothing; the address and the library are checked
+        open_store(registry.retrieval.store, base=settings.home, encoder=EncoderId("", 0))
     return registry, artifact
 
 
@@ -159,14 +171,14 @@ def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
 
 
 def overlays_in_use(settings: Settings, router: Router) -> Overlays:
-    """The overlays in use; none if they were fitted to another router, which may have learnt the same since. Raises
+    """The overlays in use; none if they were fitted to another router. Raises
     ArtifactError if they are damaged."""
     artifact = ArtifactStore(settings.artifacts, OVERLAYS).current()
     if artifact is None:
         return Overlays()
     found = read_overlays(artifact)
-    if not overlays_fit_router(artifact, found, router):
-        _log.warning("%s; they stay unused", wrong_router_message(artifact, router))
+    if problem := overlays_problem(artifact, found, router):
+        _log.warning("%s; they stay unused", problem)
         return Overlays()
     return Overlays(artifact.manifest.version, {one.tenant: one for one in found})
 
@@ -176,15 +188,11 @@ def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
     return tuple(Overlay.from_json(line) for line in (artifact.folder / OVERLAYS_FILE).read_bytes().splitlines())
 
 
-def overlays_fit_router(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> bool:
-    """Whether overlays were fitted to this router over its current categories."""
-    unchanged = all(one.categories == router.categories for one in overlays)
-    return artifact.manifest.data == router.version and unchanged
-
-
-def wrong_router_message(artifact: Artifact, router: Router) -> str:
-    """Error message for overlays that were fitted to another router, or to other categories of it."""
+def overlays_problem(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> str:
+    """Why overlays do not fit this router over its current categories; empty if they do."""
     made, version = artifact.manifest, router.version
+    if made.data == version and all(one.categories == router.categories for one in overlays):
+        return ""
     what = f"router {made.data}, not {version}" if made.data != version else f"other categories of router {version}"
     return f"overlays {made.version} are of {what}: `coe retrain` makes new ones"
 
@@ -196,9 +204,6 @@ def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[
         return EffectivePlan(declared_assignment(registry, categories))
     found = read_plan(registry, artifact)
     return replace(found, assignment=found.assignment.over(categories))
-
-
-_log = logging.getLogger("gateway")
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:

@@ -36,26 +36,24 @@ class ArtifactSync:
     """`behind` is True while the shared versions cannot be copied; the previous ones stay in use."""
 
     def __init__(self, settings: Settings, share: RedisArtifacts) -> None:
-        self._share, self._artifacts = share, settings.artifacts
-        self._stores = [ArtifactStore(settings.artifacts, kind, share) for kind in ARTIFACT_KINDS]
+        self._settings, self._share = settings, share
         self.behind = False
         self._last_error = ""
 
     def sync(self) -> None:
         """Copies what is new. Does not fail."""
         try:
-            mirror(self._stores)
-            self._share.fetch_file(TRAFFIC_REPORT_FILE, self._artifacts)
+            _mirror(self._settings, self._share)
+            self._share.fetch_file(TRAFFIC_REPORT_FILE, self._settings.artifacts)
         except Exception as error:  # whatever is shared, it is no reason to stop following
             self.behind = True
-            cause = str(error) if isinstance(error, CoEError | OSError) else repr(error)
-            cause = cause[:MAX_CAUSE_CHARACTERS]
+            cause = (str(error) if isinstance(error, CoEError | OSError) else repr(error))[:MAX_CAUSE_CHARACTERS]
             if cause != self._last_error:
                 self._last_error = cause
-                _log.error("what is shared is not taken over, the last good state serves on: %s", cause)
+                _log.error("the shared artifacts cannot be copied, the last good state serves on: %s", cause)
             return
         if self.behind:
-            _log.warning("what is shared is taken over again")
+            _log.warning("the shared artifacts are copied again")
         self.behind, self._last_error = False, ""
 
     async def run(self) -> None:
@@ -64,17 +62,12 @@ class ArtifactSync:
             await asyncio.to_thread(self.sync)
             await asyncio.sleep(RETRY_SECONDS if self.behind else POLL_SECONDS)
 
-    def close(self) -> None:
-        self._share.close()
-
 
 def sync_once(settings: Settings) -> None:
     """One sync before anything is served, so that a new machine finds its router. Raises ConfigError."""
-    share = open_shared(load(settings.config, environ=settings.environ).artifacts)
-    if share is not None:
-        artifact_sync = ArtifactSync(settings, share)
-        artifact_sync.sync()
-        artifact_sync.close()
+    if share := open_declared(settings):
+        ArtifactSync(settings, share).sync()
+        share.close()
 
 
 @asynccontextmanager
@@ -85,11 +78,10 @@ async def sync_artifacts(
 
     Yields a function that returns whether this gateway is behind. Raises ConfigError for an invalid address.
     """
-    share = open_shared(address)
-    artifact_sync = None if share is None else ArtifactSync(settings, share)
-    if artifact_sync is None:
+    if (share := open_shared(address)) is None:
         yield lambda: False
         return
+    artifact_sync = ArtifactSync(settings, share)
     task = supervised(artifact_sync.run, "artifact-sync", task_failed=task_failed)
     try:
         yield lambda: artifact_sync.behind
@@ -97,15 +89,23 @@ async def sync_artifacts(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        artifact_sync.close()
+        share.close()
+
+
+def open_declared(settings: Settings) -> RedisArtifacts | None:
+    """The Redis that experts.yaml declares for artifacts; None for a folder. Raises ConfigError."""
+    return open_shared(load(settings.config, environ=settings.environ).artifacts)
+
+
+def _mirror(settings: Settings, share: RedisArtifacts) -> None:
+    mirror([ArtifactStore(settings.artifacts, kind, share) for kind in ARTIFACT_KINDS])
 
 
 def synced_share(settings: Settings) -> RedisArtifacts | None:
     """The shared artifacts after a sync; None if `artifacts` is a folder. Raises ArtifactError if the sync fails, since
     it would later undo what the caller does next."""
-    share = open_shared(load(settings.config, environ=settings.environ).artifacts)
-    if share is not None:
-        mirror([ArtifactStore(settings.artifacts, kind, share) for kind in ARTIFACT_KINDS])
+    if share := open_declared(settings):
+        _mirror(settings, share)
     return share
 
 
@@ -116,5 +116,4 @@ def synced_store(settings: Settings, kind: str) -> ArtifactStore:
         return ArtifactStore(settings.artifacts, kind, synced_share(settings))
     except ArtifactError as error:
         print_error(f"note: {error}")
-        share = open_shared(load(settings.config, environ=settings.environ).artifacts)
-        return ArtifactStore(settings.artifacts, kind, share)
+        return ArtifactStore(settings.artifacts, kind, open_declared(settings))

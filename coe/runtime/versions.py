@@ -1,31 +1,105 @@
 """Lists the versions and promotions of one kind of artifact, and describes one version, as JSON.
 
 The admin API and `coe promote --list` show it.
+
+Puts a published version into use, or rolls back, after the checks that a gateway would make.
+
+`coe promote`, `coe rollback` and the buttons of the UI call it. Gateways reload the version as
+`gateway/process/reload.py` describes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
+import routers
+from coe.artifacts.kinds import ASSIGNMENT, OVERLAYS, ROUTER
 from coe.artifacts.manifest import Artifact, Manifest
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound
 from coe.mapping import Assignment, planned_quality, read_plan_file, read_published
-from coe.runtime.active_state import read_overlays
-from coe.runtime.promotion import rollback_target
+from coe.registry import load
+from coe.retrieval.gate import GATE_FILE, Gate
+from coe.runtime.active_state import (
+    check_fit,
+    check_router,
+    load_router,
+    overlays_problem,
+    read_overlays,
+    read_plan,
+)
+from coe.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class VersionChange:
+    """The version that was in use of a kind, and the one that is; None for none."""
+
+    kind: str
+    was: str | None
+    in_use: str | None
+
+
+def promote(settings: Settings, store: ArtifactStore, kind: str, version: str, *, why: str) -> VersionChange:
+    """Puts a version into use. Raises ArtifactError or ConfigError, with nothing changed, if it is damaged or a gateway
+    with this experts.yaml would refuse it."""
+    was = store.in_use()
+    check_fits(settings, kind, store.published(version))
+    store.promote(version, by="hand", why=why)
+    return VersionChange(kind, was, version)
+
+
+def roll_back(settings: Settings, store: ArtifactStore, kind: str, *, why: str) -> VersionChange:
+    """Restores the previous version; repeated, the one before. Raises like `promote`, and if there is no previous
+    version."""
+    was = store.in_use()
+    version = rollback_target(store, kind)
+    if version is None:
+        store.clear(by="rollback", why=why)
+    else:
+        check_fits(settings, kind, store.published(version))
+        store.promote(version, by="rollback", why=why)
+    return VersionChange(kind, was, version)
+
+
+def rollback_target(store: ArtifactStore, kind: str) -> str | None:
+    """The version that `roll_back` would restore; None for none, or for the declared assignment. Raises ArtifactError
+    if there is nothing to restore."""
+    move = store.last_promotion()
+    if move is None or (move.was is None and kind == ROUTER):
+        raise ArtifactError(
+            f"rollback: no {kind} was in use before {store.in_use() or 'this'}; name one to `coe promote`"
+        )
+    return move.was
+
+
+def check_fits(settings: Settings, kind: str, artifact: Artifact) -> None:
+    """Raises ArtifactError or ConfigError for a version that a gateway with this experts.yaml would refuse."""
+    declared = load(settings.config, environ=settings.environ)
+    if kind == ROUTER:
+        check_fit(declared, artifact)
+        routers.check(artifact.folder)
+    elif kind == ASSIGNMENT:
+        read_plan(declared, artifact)
+    elif kind == OVERLAYS:
+        found = read_overlays(artifact)
+        if problem := overlays_problem(artifact, found, load_router(*check_router(settings))):
+            raise ArtifactError(problem)
+    elif set(Gate.load(artifact.folder / GATE_FILE).categories) != set(declared.category_names):
+        raise ArtifactError(f"gate {artifact.manifest.version} is of other categories than experts.yaml declares")
+
 
 MAX_LISTED = 100
 """Newest versions and moves of a kind that are listed."""
 TRAINING_JOBS = ("train", "plan", "retrain")
 """Jobs that make versions; the other moves put an existing version into use."""
-LEARNT_DIGESTS = "learnt"
-"""A router's metric: digests of all prompts that it learnt from traffic, shown as their number."""
+CORRECTION_DIGESTS = "corrections"
+"""A router's metric: digests of all prompts that it learned from traffic, shown as their number."""
 REPORT = "report.json"
 """Report of the learning round, stored beside what it promoted."""
 
@@ -68,7 +142,7 @@ class VersionCatalog:
         found = self._summary(version)
         try:
             artifact = self._store.published(version)
-            found |= {"metrics": _metrics(artifact.manifest)} | _CONTENTS[self.kind](artifact)
+            found |= {"metrics": _metrics(artifact.manifest)} | _contents(self.kind, artifact)
         except (ArtifactError, OSError) as error:
             found["damaged"] = str(error)
         return {"object": "artifact", "kind": self.kind, **found}
@@ -93,7 +167,7 @@ class VersionCatalog:
     def _quality(self, manifest: Manifest) -> float | None:
         """The version's measured quality; None if unknown or its files are damaged."""
         try:
-            found = _QUALITY[self.kind](self._store.folder(manifest.version), manifest)
+            found = _measured_quality(self.kind, self._store.folder(manifest.version), manifest)
         except (ArtifactError, OSError):
             return None
         return None if found is None else float(found)
@@ -117,63 +191,41 @@ def _origins(moves: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in TRAINING_JOBS}
 
 
-def _accuracy(_: Path, manifest: Manifest) -> Any:
-    return manifest.metrics.get("accuracy")
-
-
-def _planned_quality(folder: Path, manifest: Manifest) -> float | None:
-    plan = read_published(folder, manifest.version)
-    return None if plan.record is None else planned_quality(plan.record.problem, plan.assignment)
-
-
-def _mean_gain(folder: Path, manifest: Manifest) -> float | None:
-    gains = [one.gain for one in read_overlays(Artifact(folder, manifest))]
-    return sum(gains) / len(gains) if gains else None
-
-
-def _gated(_: Path, manifest: Manifest) -> Any:
-    return manifest.metrics.get("all", {}).get("gated")
-
-
-_QUALITY: Mapping[str, Callable[[Path, Manifest], Any]] = {
-    ROUTER: _accuracy,
-    ASSIGNMENT: _planned_quality,
-    OVERLAYS: _mean_gain,
-    GATE: _gated,
-}
+def _measured_quality(kind: str, folder: Path, manifest: Manifest) -> float | None:
+    """The quality that `ARTIFACT_KINDS` describes. Raises ArtifactError or OSError for damaged files."""
+    if kind == ROUTER:
+        return manifest.metrics.get("accuracy")
+    if kind == ASSIGNMENT:
+        plan = read_published(folder, manifest.version)
+        return None if plan.record is None else planned_quality(plan.record.problem, plan.assignment)
+    if kind == OVERLAYS:
+        gains = [one.gain for one in read_overlays(Artifact(folder, manifest))]
+        return sum(gains) / len(gains) if gains else None
+    gated: float | None = manifest.metrics.get("all", {}).get("gated")
+    return gated
 
 
 def _metrics(manifest: Manifest) -> dict[str, Any]:
     found = dict(manifest.metrics)
-    if isinstance(digests := found.get(LEARNT_DIGESTS), list):
-        found[LEARNT_DIGESTS] = len(digests)
+    if isinstance(digests := found.get(CORRECTION_DIGESTS), list):
+        found[CORRECTION_DIGESTS] = len(digests)
     return found
 
 
-def _no_contents(_: Artifact) -> dict[str, Any]:
-    return {}
-
-
-def _assignment(artifact: Artifact) -> dict[str, Any]:
+def _contents(kind: str, artifact: Artifact) -> dict[str, Any]:
+    """What the files of a version hold. Raises ArtifactError or OSError for damaged ones."""
     folder = artifact.folder
+    if kind == OVERLAYS:
+        fields = ("tenant", "gain", "requests", "fitted_until")
+        return {"tenants": [{name: getattr(one, name) for name in fields} for one in read_overlays(artifact)]}
+    if kind != ASSIGNMENT:
+        return {}
     plan = Assignment.from_json((folder / f"{ASSIGNMENT}.json").read_bytes())
-    kept = read_plan_file(folder) or {}
+    basis = read_plan_file(folder) or {}
     report = folder / REPORT
     return {
         "choice": dict(zip(plan.categories, plan.choice, strict=True)),
-        "budget": kept.get("budget"),
-        "source": kept.get("source"),
+        "budget": basis.get("budget"),
+        "source": basis.get("source"),
         "learning": orjson.loads(report.read_bytes()) if report.is_file() else None,
     }
-
-
-def _overlays(artifact: Artifact) -> dict[str, Any]:
-    found = read_overlays(artifact)
-    return {
-        "tenants": [
-            {"tenant": o.tenant, "gain": o.gain, "requests": o.requests, "fitted_until": o.fitted_until} for o in found
-        ]
-    }
-
-
-_CONTENTS = {ROUTER: _no_contents, ASSIGNMENT: _assignment, OVERLAYS: _overlays, GATE: _no_contents}

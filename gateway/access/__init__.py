@@ -6,8 +6,7 @@ that stay keep their counts.
 """
 
 from coe.runtime.api_keys import Caller, create_admin_key, with_admin_key
-from gateway.access.access import Access, access_of, check_counters, open_limiter
-from gateway.access.allowance import UNLIMITED, Allowance
+from gateway.access.access import UNLIMITED, Access, Allowance, access_of, check_counters, open_limiter
 from gateway.access.browsers import check_exposure
 from gateway.access.limits import Limiter
 

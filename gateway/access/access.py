@@ -1,26 +1,155 @@
 """The `access` section of experts.yaml in use: identifies callers, and gives each request its allowance.
 
 `open_limiter` opens the counters that the section names, `check_counters` validates them, and `access_of` builds an
-Access over them.
+Access over them. An Allowance is an async context around a request: it reserves an estimate before the call, corrects
+it afterwards, and writes the rate-limit headers.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-from coe.core import Scope
+from coe.core import Chat, Scope, Usage
 from coe.errors import ConfigError, RequestError
 from coe.registry import AccessSpec, Prices, Registry
 from coe.runtime.api_keys import Caller, KeyRing
 from coe.supervision import TaskFailed, ignore_failure
-from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, TokenAllowance, UsageOf
 from gateway.access.browsers import BrowserPolicy
-from gateway.access.durable import USE_FILE, DurableLimiter
-from gateway.access.limits import MEMORY, Amounts, Limiter, meters_of
-from gateway.access.memory import MemoryLimiter
+from gateway.access.estimate import input_tokens, output_tokens
+from gateway.access.limits import MEMORY, MINUTE, Account, Amounts, Limiter, limit_error, meters_of
+from gateway.access.local import KEY_USAGE_FILE, DurableLimiter, MemoryLimiter
 from gateway.access.redis import RedisLimiter, limits_client
+
+ONE_REQUEST = Amounts(1, 0, 0)
+_HEADER_NAMES = {"requests_per_minute": b"requests", "tokens_per_minute": b"tokens"}
+
+
+class Allowance:
+    """An allowance without limits. `async with` holds what one request may use; entering raises LimitReached."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> Allowance:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None: ...
+
+    async def reserve(self, chat: Chat) -> None:
+        """Reserves what the answer to this chat may use. Raises LimitReached, or InvalidRequest for more than a limit
+        ever allows."""
+
+    def charge(self, usage: Usage, prices: Prices) -> None:
+        """An expert answers: the exit charges what `usage` counts by then. Without an answer it charges no tokens."""
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The remaining amounts, as OpenAI's x-ratelimit headers."""
+        return []
+
+
+UNLIMITED = Allowance()
+
+
+class RequestAllowance(Allowance):
+    """Counts one request of a key with limits, without tokens and money."""
+
+    __slots__ = ("_account", "_reserved")
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._reserved: Any = None
+
+    async def __aenter__(self) -> Allowance:
+        self._reserved = await self._account.reserve(ONE_REQUEST)
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._account.settle(self._reserved, ONE_REQUEST)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        found = []
+        for meter, remaining in zip(self._account.meters, self._account.remaining(), strict=True):
+            if (what := _HEADER_NAMES.get(meter.name)) is not None:
+                missing = max(0.0, meter.limit - remaining)
+                found += [
+                    (b"x-ratelimit-limit-" + what, b"%d" % meter.limit),
+                    (b"x-ratelimit-remaining-" + what, b"%d" % max(0.0, remaining)),
+                    (b"x-ratelimit-reset-" + what, _duration(missing * MINUTE / meter.limit)),
+                ]
+        return found
+
+
+class TokenAllowance(RequestAllowance):
+    """Counts the request, tokens and cost of an expert's answer.
+
+    It reserves in two steps. Before the body is read it reserves the request and the minimum that any request uses, so
+    that a key without budget is refused early. `reserve` adds what the answer may use, once the body is parsed.
+    """
+
+    __slots__ = ("_charged", "_input", "_key", "_minimum", "_output", "_prices_of", "_reserved_for_answer")
+
+    def __init__(self, account: Account, key: str, *, minimum: Amounts, prices_of: Callable[[str], Prices]) -> None:
+        super().__init__(account)
+        self._key = key
+        self._minimum = minimum
+        self._prices_of = prices_of
+        self._input = self._output = 0.0
+        self._reserved_for_answer: Any = None
+        self._charged: tuple[Usage, Prices] | None = None
+
+    async def __aenter__(self) -> Allowance:
+        self._reserved = await self._account.reserve(self._minimum)
+        return self
+
+    async def reserve(self, chat: Chat) -> None:
+        self._input, self._output = input_tokens(chat), output_tokens(chat)
+        amounts = _amounts(self._input, self._output, self._prices_of(chat.model))
+        for meter in self._account.meters:
+            if amounts[meter.unit] > meter.limit:
+                raise limit_error(self._key, meter, amounts[meter.unit], wait=0.0)
+        self._reserved_for_answer = await self._account.reserve(_beyond(amounts, self._minimum))
+
+    def charge(self, usage: Usage, prices: Prices) -> None:
+        self._charged = usage, prices
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Charges what was used. An answer without a token count, for example because the client disconnected, costs
+        the estimate, or one token per event if more events came."""
+        if self._reserved_for_answer is None:
+            self._account.settle(self._reserved, ONE_REQUEST)
+            return
+        used = ONE_REQUEST if self._charged is None else self._used(*self._charged)
+        self._account.settle(self._reserved, self._minimum)
+        self._account.settle(self._reserved_for_answer, _beyond(used, self._minimum))
+
+    def _used(self, usage: Usage, prices: Prices) -> Amounts:
+        known_input, known_output = usage.input_tokens, usage.output_tokens
+        return _amounts(
+            self._input if known_input is None else known_input,
+            max(self._output, usage.events) if known_output is None else known_output,
+            prices,
+        )
+
+
+def _beyond(use: Amounts, minimum: Amounts) -> Amounts:
+    """What is used beyond `minimum`; negative if less was used."""
+    return Amounts(use.requests - minimum.requests, use.tokens - minimum.tokens, use.dollars - minimum.dollars)
+
+
+def _amounts(input_tokens: float, output_tokens: float, prices: Prices) -> Amounts:
+    dollars = (input_tokens * prices.input + output_tokens * prices.output) / 1e6
+    return Amounts(1, input_tokens + output_tokens, dollars)
+
+
+def _duration(seconds: float) -> bytes:
+    """A duration in OpenAI's format: 12ms, 1.5s, 6m0s."""
+    if seconds < 1:
+        return b"%dms" % round(seconds * 1000)
+    minutes, rest = divmod(seconds, 60)
+    return b"%dm%ds" % (minutes, rest) if minutes else b"%.3gs" % rest
 
 
 class Access:
@@ -61,15 +190,12 @@ class Access:
             return False
         return True
 
-    def allowance(self, caller: Caller, usage_of: UsageOf) -> Allowance:
-        """What one request may use; free of cost for a key without limits.
-
-        Enter it before the body is read: it raises LimitReached where nothing remains. On exit it calls `usage_of` for
-        what was used.
-        """
+    def allowance(self, caller: Caller) -> Allowance:
+        """What one request may use; free of cost for a key without limits. Enter it before the body is read: it raises
+        LimitReached where nothing remains."""
         if caller.key is None or (account := self._accounts.get(caller.key)) is None:
             return UNLIMITED
-        return TokenAllowance(account, caller.key, minimum=self._minimum, prices_of=self._prices_of, usage_of=usage_of)
+        return TokenAllowance(account, caller.key, minimum=self._minimum, prices_of=self._prices_of)
 
     def request_allowance(self, caller: Caller) -> Allowance:
         """The allowance of a request that calls no expert: it counts as one request without tokens and money."""
@@ -96,7 +222,7 @@ async def open_limiter(
     Raises ConfigError for an invalid address. While Redis is down this process counts by itself.
     """
     if counters == MEMORY:
-        async with DurableLimiter(home / USE_FILE, task_failed=task_failed) as durable:
+        async with DurableLimiter(home / KEY_USAGE_FILE, task_failed=task_failed) as durable:
             yield durable
         return
     async with RedisLimiter(counters, task_failed=task_failed) as limiter:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple, Protocol
 
-from gateway.access.buckets import is_available
-from gateway.access.limits import Amounts, Meter, limit_error
+from gateway.access.limits import Amounts, Meter, is_available, limit_error
 from gateway.access.token_lease import Argument, Lease, new_lease, prefetch_target
 
 SLOT_LEASE_SECONDS = 10.0

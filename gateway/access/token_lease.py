@@ -7,17 +7,15 @@ AmountLease holds tokens, requests a minute or money; SlotLease holds concurrent
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from gateway.access.buckets import (
+from gateway.access.limits import (
+    Amounts,
     CalendarWindow,
     ConcurrencySlots,
-    LimitCounter,
+    Meter,
     TokenBucket,
     is_available,
     new_counter,
 )
-from gateway.access.limits import Amounts, Meter
 
 MAX_PREFETCH_SHARE = 0.01
 """The part of a limit that one gateway may hold without having spent it."""
@@ -25,62 +23,12 @@ MAX_PREFETCH_SHARE = 0.01
 Argument = str | float
 
 
-class Lease(Protocol):
-    """A lease of one meter. `counter` counts by itself while Redis is down, and knows the last reply of Redis."""
-
-    meter: Meter
-    unit: int
-    window: int
-
-    @property
-    def counter(self) -> LimitCounter: ...
-
-    @property
-    def available(self) -> float:
-        """What can be spent without a refill."""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is something to return or report to Redis."""
-
-    def declare(self, meter: Meter) -> None:
-        """Replaces the meter; the counts stay."""
-
-    def remaining(self, now: float) -> float:
-        """What remains for all gateways, as far as this one knows."""
-
-    def covers(self, amount: float, now: float) -> bool:
-        """Whether `amount` can be spent without a refill."""
-
-    def spend(self, amount: float) -> int:
-        """Spends an available amount; returns the window that it belongs to."""
-
-    def spend_offline(self, amount: float) -> int:
-        """Spends while Redis is down. The caller has checked the counter."""
-
-    def settle(self, reserved: float, used: float, window: int, *, was_offline: bool, online: bool, now: float) -> None:
-        """Replaces a reserved amount by the used one. `was_offline`: it was reserved while Redis was down. `online`:
-        Redis is reachable now."""
-
-    def surplus(self, keep: float) -> float:
-        """What is to be returned or reported to Redis if `keep` stays available."""
-
-    def refill_arguments(self, amount: float, *, keep: float, now: float) -> list[Argument]:
-        """Arguments of the refill script for this meter: grant at least `amount`, `keep` if there is enough, and accept
-        what is beyond."""
-
-    def on_grant(self, granted: float, remaining: float, *, window: int, now: float) -> None:
-        """Redis granted an amount; `remaining` is left there."""
-
-    def on_timeout(self) -> None:
-        """Redis did not reply to a refill."""
-
-    def go_offline(self, now: float) -> None:
-        """Redis is down: continue alone from the last reply."""
-
-
 class AmountLease:
-    """A lease of tokens, requests a minute, or money."""
+    """A lease of tokens, requests a minute, or money. SlotLease has the same methods.
+
+    `counter` counts by itself while Redis is down, and knows the last reply of Redis. `available` can be spent without
+    a refill.
+    """
 
     def __init__(self, meter: Meter, counter: TokenBucket | CalendarWindow) -> None:
         self.counter = counter
@@ -91,29 +39,37 @@ class AmountLease:
         self._in_flight = 0.0  # returned by the running refill; negative: reported as spent
 
     def declare(self, meter: Meter) -> None:
+        """Replaces the meter; the counts stay."""
         self.meter, self.unit, self.counter.limit = meter, meter.unit, meter.limit
 
     @property
     def is_open(self) -> bool:
+        """Whether there is something to return or report to Redis."""
         return self.available > 0 or self._unreported != 0
 
     def remaining(self, now: float) -> float:
+        """What remains for all gateways, as far as this one knows."""
         return self._update(now) + self.available
 
     def covers(self, amount: float, now: float) -> bool:
+        """Whether `amount` can be spent without a refill."""
         self._update(now)
         return is_available(self.available, amount, self.counter.limit)
 
     def spend(self, amount: float) -> int:
+        """Spends an available amount; returns the window that it belongs to."""
         self.available -= amount
         return self.window
 
     def spend_offline(self, amount: float) -> int:
+        """Spends while Redis is down. The caller has checked the counter."""
         self.counter.consume(amount)
         self._report_later(amount)
         return self.window
 
     def settle(self, reserved: float, used: float, window: int, *, was_offline: bool, online: bool, now: float) -> None:
+        """Replaces a reserved amount by the used one. `was_offline`: it was reserved while Redis was down. `online`:
+        Redis is reachable now."""
         self._update(now)
         if window != self.window:
             return
@@ -127,9 +83,12 @@ class AmountLease:
             self.available, self._unreported = 0.0, self._unreported - available
 
     def surplus(self, keep: float) -> float:
+        """What is to be returned or reported to Redis if `keep` stays available."""
         return max(0.0, self.available - keep) + abs(self._unreported)
 
     def refill_arguments(self, amount: float, *, keep: float, now: float) -> list[Argument]:
+        """Arguments of the refill script for this meter: grant at least `amount`, `keep` if there is enough, and accept
+        what is beyond."""
         self._update(now)
         keep = max(amount, keep)
         returned = max(0.0, self.available - keep)
@@ -140,15 +99,18 @@ class AmountLease:
         return [self.counter.kind, self.meter.name, self.counter.limit, self.window, self._in_flight, least, most]
 
     def on_grant(self, granted: float, remaining: float, *, window: int, now: float) -> None:
+        """Redis granted an amount; `remaining` is left there."""
         self._update(now)
         if window == self.window:
             self.available += granted
             self.counter.set_remaining(remaining, now)
 
     def on_timeout(self) -> None:
+        """Redis did not reply to a refill."""
         self._unreported -= min(0.0, self._in_flight)  # a debt is reported again; what was returned is given up
 
     def go_offline(self, now: float) -> None:
+        """Redis is down: continue alone from the last reply."""
         self._update(now)
         self.counter.settle(self.available, 0.0, self.window)
         self._report_later(-self.available)
@@ -227,6 +189,9 @@ class SlotLease:
 
     def go_offline(self, now: float) -> None:
         self._held = 0.0
+
+
+Lease = AmountLease | SlotLease
 
 
 def new_lease(meter: Meter) -> Lease:

@@ -1,22 +1,21 @@
-"""The APIs that clients use: each module of this package is a `Dialect`, which parses requests and writes errors."""
+"""The APIs that clients use. A `Dialect` parses the requests of one API and writes its errors."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from coe.core import Api, Chat
 from coe.errors import RequestError
 
 
-class Dialect(Protocol):
-    """One API's form of requests and errors. `parse` returns the routing view of a body, or raises an InvalidRequest
-    that names the field."""
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One API's form of requests and errors."""
 
-    @property
-    def API(self) -> Api: ...  # noqa: N802
-
-    def parse(self, body: bytes | bytearray) -> Chat: ...
-
-    def error_body(self, error: RequestError) -> bytes: ...
-
-    def error_event(self, error: RequestError) -> bytes: ...
+    api: Api
+    parse: Callable[[bytes | bytearray], Chat]
+    """Returns the routing view of a body. Raises an InvalidRequest that names the field."""
+    error_body: Callable[[RequestError], bytes]
+    error_event: Callable[[RequestError], bytes]
+    """An error as the last event of a stream."""

@@ -1,19 +1,19 @@
-"""OpenAI's Chat Completions API."""
+"""OpenAI's Chat Completions API, and two with the same errors: legacy Completions, and Embeddings."""
 
 from __future__ import annotations
 
-from coe.core import Api, Chat
+from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError
 from coe.experts.http import sse
-from gateway import errors
-from gateway.dialects.parsing import Needs, chat_of, fields_of, message_of, model_of, requires_schema
+from gateway.dialects import Dialect
+from gateway.dialects.parsing import Needs, chat_of, fields_of, message_of, model_of, prompts_of, requires_schema
+from gateway.errors import body_of
 
-API: Api = "chat"
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 def parse(body: bytes | bytearray) -> Chat:
-    """The routing view of a body. Raises InvalidRequest that names the field."""
+    """The routing view of a chat. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
     model = model_of(fields)
     needs: Needs = set()
@@ -25,14 +25,34 @@ def parse(body: bytes | bytearray) -> Chat:
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("messages must be a list of at least one message", param="messages")
     parsed = [message_of(message, "messages", index, ROLES, needs) for index, message in enumerate(messages)]
-    return chat_of(fields, parsed, needs, api=API, model=model)
+    return chat_of(fields, parsed, needs, api="chat", model=model)
 
 
-def error_body(error: RequestError) -> bytes:
-    """OpenAI's error body."""
-    return errors.body_of(error)
+def _parse_completion(body: bytes | bytearray) -> Chat:
+    """All prompts as one user message."""
+    fields = fields_of(body)
+    model = model_of(fields)
+    prompts = prompts_of(fields.get("prompt"), "prompt")
+    text = "\n".join([prompt for prompt in prompts if isinstance(prompt, str)])
+    longest = max(map(len, prompts))  # each prompt gets its own answer
+    return chat_of(fields, (Message("user", text),), set(), api="completions", model=model, characters=longest)
 
 
-def error_event(error: RequestError) -> bytes:
-    """An error as the last event of a stream."""
-    return sse.error_event(errors.body_of(error))
+def _parse_embeddings(body: bytes | bytearray) -> Chat:
+    """A chat without messages, as long as its longest input. The input does not influence routing: vectors of different
+    models do not mix."""
+    fields = fields_of(body)
+    model = model_of(fields)
+    if fields.get("stream"):
+        raise InvalidRequest("embeddings do not stream: leave stream out", param="stream")
+    longest = max(map(len, prompts_of(fields.get("input"), "input")))  # each input gets its own vector
+    return chat_of(fields, (), set(), api="embeddings", model=model, characters=longest)
+
+
+def _error_event(error: RequestError) -> bytes:
+    return sse.error_event(body_of(error))
+
+
+CHAT = Dialect("chat", parse, body_of, _error_event)
+COMPLETIONS = Dialect("completions", _parse_completion, body_of, _error_event)
+EMBEDDINGS = Dialect("embeddings", _parse_embeddings, body_of, _error_event)

@@ -6,12 +6,12 @@ from typing import Any
 
 import orjson
 
-from coe.core import Api, Chat, Message
+from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError
-from gateway import errors
+from gateway.dialects import Dialect
 from gateway.dialects.parsing import Needs, chat_of, fields_of, message_of, model_of, requires_schema, text_of, type_of
+from gateway.errors import status_of
 
-API: Api = "messages"
 ROLES = ("user", "assistant", "system")
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -24,7 +24,7 @@ _ERROR_TYPES = {
 }
 
 
-def parse(body: bytes | bytearray) -> Chat:
+def _parse(body: bytes | bytearray) -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
     model = model_of(fields)
@@ -42,12 +42,12 @@ def parse(body: bytes | bytearray) -> Chat:
         raise InvalidRequest("messages must be a list of at least one message", param="messages")
     for index, message in enumerate(messages):
         parsed += _messages(message, index, needs)
-    return chat_of(fields, parsed, needs, api=API, model=model)
+    return chat_of(fields, parsed, needs, api="messages", model=model)
 
 
 def error_body(error: RequestError) -> bytes:
     """Anthropic's error body."""
-    return refusal(errors.status_of(error), str(error))
+    return refusal(status_of(error), str(error))
 
 
 def refusal(status: int, message: str) -> bytes:
@@ -56,8 +56,7 @@ def refusal(status: int, message: str) -> bytes:
     return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
 
 
-def error_event(error: RequestError) -> bytes:
-    """An error as the last event of a stream."""
+def _error_event(error: RequestError) -> bytes:
     return b"event: error\ndata: %b\n\n" % error_body(error)
 
 
@@ -77,3 +76,6 @@ def _messages(message: Any, index: int, needs: Needs) -> list[Message]:
     if not results:
         return [own]
     return [Message("tool", "\n".join(results)), *([own] if own.text else [])]
+
+
+MESSAGES = Dialect("messages", _parse, error_body, _error_event)

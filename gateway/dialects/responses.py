@@ -6,18 +6,18 @@ from typing import Any
 
 import orjson
 
-from coe.core import Api, Chat, Message
+from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError
 from coe.registry import AUTO
-from gateway import errors
+from gateway.dialects import Dialect
 from gateway.dialects.parsing import Needs, chat_of, fields_of, message_of, model_of, requires_schema, text_of, type_of
+from gateway.errors import body_of
 
-API: Api = "responses"
 ROLES = ("system", "developer", "user", "assistant")
 TOOL_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
-def parse(body: bytes | bytearray) -> Chat:
+def _parse(body: bytes | bytearray) -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
     model = model_of(fields)
@@ -28,16 +28,10 @@ def parse(body: bytes | bytearray) -> Chat:
     text = fields.get("text")
     if isinstance(text, dict) and requires_schema(text.get("format")):
         needs.add("json_schema")
-    return chat_of(fields, _messages(fields, needs), needs, api=API, model=model)
+    return chat_of(fields, _messages(fields, needs), needs, api="responses", model=model)
 
 
-def error_body(error: RequestError) -> bytes:
-    """OpenAI's error body."""
-    return errors.body_of(error)
-
-
-def error_event(error: RequestError) -> bytes:
-    """An error as the last event of a stream."""
+def _error_event(error: RequestError) -> bytes:
     event = {"type": "error", "code": error.code, "message": str(error), "param": error.param, "sequence_number": 0}
     return b"event: error\ndata: %b\n\n" % orjson.dumps(event)
 
@@ -75,3 +69,6 @@ def _message(item: Any, index: int, needs: Needs) -> Message | None:
     if type_of(item, "input", index) in TOOL_OUTPUTS:
         return Message("tool", text_of(item.get("output"), f"input[{index}].output", needs))
     return None
+
+
+RESPONSES = Dialect("responses", _parse, body_of, _error_event)

@@ -30,9 +30,22 @@ from coe.errors import (
 from coe.retrieval.ingest.chunking import normalize_text
 from coe.retrieval.ingest.indexing import Indexer, SourceText
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey
-from coe.runtime.document_index import DocumentIndex
-from gateway.endpoints.http import json_response, query_of
-from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems, ref
+from coe.runtime.active_state import DocumentIndex
+from gateway.endpoints.operation import (
+    BOOLEAN,
+    COUNT,
+    NUMBER,
+    OBJECTS,
+    TEXT,
+    Schema,
+    json_response,
+    list_schema,
+    object_schema,
+    operation,
+    problems,
+    query_of,
+    ref,
+)
 from gateway.parts import Parts
 from gateway.request.body import read_body, validated
 
@@ -108,6 +121,22 @@ class DocumentPage(_Model):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
+_PASSAGE = dict.fromkeys(("id", "text", "source", "title", "collection"), TEXT) | {"score": NUMBER}
+_COUNTS = dict.fromkeys(("added", "changed", "unchanged", "empty", "chunks"), COUNT)
+SCHEMAS: Schema = {
+    "Uploaded": object_schema({"object": {"const": "documents"}, **_COUNTS}),
+    "Deleted": object_schema({"object": {"const": "document"}, "id": TEXT, "deleted": {"const": True}}),
+    "DocumentList": object_schema({"object": {"const": "list"}, "has_more": BOOLEAN, "data": OBJECTS}),
+    "Passages": list_schema(object_schema(_PASSAGE)),
+}
+_PROBLEMS = problems(
+    429,
+    _404="No such document, or no document store is declared.",
+    _409="One id comes twice.",
+    _503="The document store is unavailable, too slow or of another encoder, or the gateway is shutting down.",
+)
+
+
 class Documents:
     """The document endpoints, over the index in service."""
 
@@ -116,8 +145,16 @@ class Documents:
         self._active = 0
         self._writing = asyncio.Lock()
 
+    @operation(
+        "GET /v1/documents",
+        "listDocuments",
+        "Collections or documents.",
+        ref("DocumentList"),
+        query=DocumentPage,
+        problems=_PROBLEMS,
+    )
     async def list(self, request: Request) -> Response:
-        """`GET /v1/documents`."""
+        """List collections, or the documents of one."""
         async with self._index() as index:
             page = query_of(request, DocumentPage)
             if page.collection is None:
@@ -128,8 +165,16 @@ class Documents:
             data = [{"id": name, "digest": digest} for name, digest in rest[: page.limit]]
             return json_response({"object": "list", "data": data, "has_more": len(rest) > page.limit})
 
+    @operation(
+        "POST /v1/documents",
+        "addDocuments",
+        "The documents are searchable.",
+        ref("Uploaded"),
+        body=Upload,
+        problems=_PROBLEMS,
+    )
     async def upload(self, request: Request) -> Response:
-        """`POST /v1/documents`."""
+        """Add or replace documents."""
         async with self._index() as index:
             upload = validated(Upload, await _body(request))
             ids = [document.id for document in upload.documents]
@@ -139,8 +184,16 @@ class Documents:
                 tally = await Indexer(index.store, index.encoder).add(_texts(upload))
             return json_response({"object": "documents", **asdict(tally)})
 
+    @operation(
+        "DELETE /v1/documents/{id:path}",
+        "deleteDocument",
+        "The document is deleted.",
+        ref("Deleted"),
+        query=DocumentLocation,
+        problems=_PROBLEMS,
+    )
     async def delete(self, request: Request) -> Response:
-        """`DELETE /v1/documents/{id}`."""
+        """Delete a document."""
         async with self._index() as index:
             where, name = query_of(request, DocumentLocation), request.path_params["id"]
             async with self._writing:
@@ -150,8 +203,16 @@ class Documents:
                 raise DocumentNotFound(f"no document {name[:64]!r} in {where.collection!r} of {owner}")
             return json_response({"object": "document", "id": name, "deleted": True})
 
+    @operation(
+        "POST /v1/documents/search",
+        "searchDocuments",
+        "Passages, the best first.",
+        ref("Passages"),
+        body=PassageQuery,
+        problems=_PROBLEMS,
+    )
     async def search(self, request: Request) -> Response:
-        """`POST /v1/documents/search`."""
+        """Search passages."""
         async with self._index() as index:
             search = validated(PassageQuery, await _body(request))
             vector = (await asyncio.to_thread(index.encoder.encode, [search.query]))[0]
@@ -195,78 +256,3 @@ async def _texts(upload: Upload) -> AsyncIterator[SourceText]:
     for one in upload.documents:
         key = DocumentKey(one.id, upload.collection, upload.tenant)
         yield SourceText(key, normalize_text(one.text), one.source if one.source is not None else one.id, one.title)
-
-
-_TEXT: Schema = {"type": "string"}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
-_PASSAGE = dict.fromkeys(("id", "text", "source", "title", "collection"), _TEXT) | {"score": {"type": "number"}}
-_COUNTS = dict.fromkeys(("added", "changed", "unchanged", "empty", "chunks"), _COUNT)
-_DOCUMENT_LIST = object_schema(
-    {
-        "object": {"const": "list"},
-        "has_more": {"type": "boolean"},
-        "data": {"type": "array", "items": {"type": "object"}},
-    }
-)
-SCHEMAS: Schema = {
-    "Uploaded": object_schema({"object": {"const": "documents"}, **_COUNTS}),
-    "Deleted": object_schema({"object": {"const": "document"}, "id": _TEXT, "deleted": {"const": True}}),
-    "DocumentList": _DOCUMENT_LIST,
-    "Passages": list_schema(object_schema(_PASSAGE)),
-}
-_PROBLEMS = problems(
-    *(400, 408, 413, 415, 429),
-    _404="No such document, or no document store is declared.",
-    _409="One id comes twice.",
-    _503="The document store is unavailable, too slow or of another encoder, or the gateway is shutting down.",
-)
-OPERATIONS = (
-    Operation(
-        name="listDocuments",
-        method="GET",
-        path="/v1/documents",
-        summary="List collections, or the documents of one",
-        resource=Documents,
-        handler=Documents.list,
-        scope="admin",
-        responses=json_success("Collections or documents.", ref("DocumentList")),
-        query=DocumentPage,
-        problems=_PROBLEMS,
-    ),
-    Operation(
-        name="addDocuments",
-        method="POST",
-        path="/v1/documents",
-        summary="Add or replace documents",
-        resource=Documents,
-        handler=Documents.upload,
-        scope="admin",
-        responses=json_success("The documents are searchable.", ref("Uploaded")),
-        body=Upload,
-        problems=_PROBLEMS,
-    ),
-    Operation(
-        name="searchDocuments",
-        method="POST",
-        path="/v1/documents/search",
-        summary="Search passages",
-        resource=Documents,
-        handler=Documents.search,
-        scope="admin",
-        responses=json_success("Passages, the best first.", ref("Passages")),
-        body=PassageQuery,
-        problems=_PROBLEMS,
-    ),
-    Operation(
-        name="deleteDocument",
-        method="DELETE",
-        path="/v1/documents/{id:path}",
-        summary="Delete a document",
-        resource=Documents,
-        handler=Documents.delete,
-        scope="admin",
-        responses=json_success("The document is deleted.", ref("Deleted")),
-        query=DocumentLocation,
-        problems=_PROBLEMS,
-    ),
-)

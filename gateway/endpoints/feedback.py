@@ -33,10 +33,9 @@ from coe.records import Pending
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.registry import Registry
 from gateway.access import Caller
-from gateway.endpoints.http import JSON
-from gateway.endpoints.operation import Operation, Schema, Success, object_schema, problems, ref
+from gateway.endpoints.operation import BOOLEAN, JSON, TEXT, Operation, Schema, Success, object_schema, problems, ref
 from gateway.errors import body_of, headers_of, respond, status_of
-from gateway.observability.recent import find_tenant
+from gateway.observability.observers import find_tenant
 from gateway.parts import Parts
 from gateway.request.body import ClientLeftError, read_json_body
 from gateway.request.fair_shares import FairShares
@@ -216,11 +215,8 @@ def _stored(pending: Pending) -> bytes:
     )
 
 
-_TEXT: Schema = {"type": "string"}
-
-
 def _name_schema(text: str) -> Schema:
-    return {**_TEXT, "minLength": 1, "maxLength": MAX_NAME_CHARACTERS, "description": text}
+    return {**TEXT, "minLength": 1, "maxLength": MAX_NAME_CHARACTERS, "description": text}
 
 
 SCHEMAS: Schema = {
@@ -240,25 +236,23 @@ SCHEMAS: Schema = {
         "additionalProperties": False,
         "oneOf": [{"required": [name]} for name in KINDS],
     },
-    "Feedback": object_schema(
-        {"id": _TEXT, "request_id": _TEXT, "stored": {"const": True}, "checked": {"type": "boolean"}}
-    ),
+    "Feedback": object_schema({"id": TEXT, "request_id": TEXT, "stored": {"const": True}, "checked": BOOLEAN}),
 }
 OPERATIONS = (
     Operation(
-        name="feedback",
-        method="POST",
-        path="/v1/feedback",
-        summary="Rate a response: one of score, thumb, preferred, category",
-        resource=FeedbackEndpoint,
-        scope="feedback",
-        responses={
+        "feedback",
+        "POST",
+        "/v1/feedback",
+        "Rate a response: one of score, thumb, preferred, category",
+        {
             200: Success("The feedback is stored.", {JSON: ref("Feedback")}),
             202: Success(
                 "The feedback is stored; its request is checked once the routing log can be read again.",
                 {JSON: ref("Feedback")},
             ),
         },
+        resource=FeedbackEndpoint,
+        scope="feedback",
         body="FeedbackRequest",
         problems=problems(
             *(400, 408, 413, 415, 429, 500),

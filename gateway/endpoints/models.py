@@ -8,10 +8,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.registry import AUTO
-from gateway.endpoints.http import json_response
-from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems, ref
+from gateway.endpoints.operation import (
+    TEXT,
+    Schema,
+    json_response,
+    list_schema,
+    object_schema,
+    operation,
+    problems,
+    ref,
+)
 from gateway.errors import error_body
 from gateway.parts import Parts
+
+SCHEMAS: Schema = {
+    "Model": object_schema(
+        {"id": TEXT, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": TEXT}
+    ),
+    "Models": list_schema(ref("Model")),
+}
 
 
 class Models:
@@ -24,12 +39,16 @@ class Models:
     def _names(self) -> tuple[str, ...]:
         return (AUTO, *self._current.serving.registry.expert_names)
 
+    @operation("GET /v1/models", "listModels", "The models.", ref("Models"), scope="any_key")
     async def list(self, _: Request) -> Response:
-        """`GET /v1/models`."""
+        """List the values of `model`."""
         return json_response({"object": "list", "data": [_model(name) for name in self._names]})
 
+    @operation(
+        "GET /v1/models/{model}", "getModel", "The model.", ref("Model"), scope="any_key", problems=problems(404)
+    )
     async def get(self, request: Request) -> Response:
-        """`GET /v1/models/{model}`."""
+        """Read one model."""
         name = request.path_params["model"]
         if name in self._names:
             return json_response(_model(name))
@@ -40,39 +59,3 @@ class Models:
 
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "coe"}
-
-
-SCHEMAS: Schema = {
-    "Model": object_schema(
-        {
-            "id": {"type": "string"},
-            "object": {"const": "model"},
-            "created": {"type": "integer"},
-            "owned_by": {"type": "string"},
-        }
-    ),
-    "Models": list_schema(ref("Model")),
-}
-OPERATIONS = (
-    Operation(
-        name="listModels",
-        method="GET",
-        path="/v1/models",
-        summary="List the values of `model`",
-        resource=Models,
-        handler=Models.list,
-        scope="any_key",
-        responses=json_success("The models.", ref("Models")),
-    ),
-    Operation(
-        name="getModel",
-        method="GET",
-        path="/v1/models/{model}",
-        summary="Read one model",
-        resource=Models,
-        handler=Models.get,
-        scope="any_key",
-        responses=json_success("The model.", ref("Model")),
-        problems=problems(404),
-    ),
-)

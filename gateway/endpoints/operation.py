@@ -1,27 +1,58 @@
 """One HTTP operation: its route, its authorization and its OpenAPI entry are derived from this value.
 
-An endpoint module declares its operations beside the code that answers them. `operations.py` collects them and makes
-the routes; `openapi.py` writes the OpenAPI document, which the reference page is generated from.
+An endpoint module declares its operations beside the code that answers them, with the schemas and responses defined
+here. `operations.py` collects them and makes the routes; `openapi.py` writes the OpenAPI document, which the reference
+page is generated from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeVar, cast
 
+import orjson
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.core import Scope
-from gateway.endpoints.http import JSON
 from gateway.parts import Parts
+from gateway.request.body import Body, validated
 
+JSON, EVENTS = "application/json", "text/event-stream"
+
+
+def json_response(content: Any, *, status: int = 200) -> Response:
+    """A response with `content` as its JSON body; bytes are taken as JSON already."""
+    body = content if isinstance(content, bytes) else orjson.dumps(content)
+    return Response(body, status_code=status, media_type=JSON)
+
+
+def query_of(request: Request, model: type[Body]) -> Body:
+    """The query string as a value of `model`. Raises InvalidRequest, which names the parameter."""
+    return validated(model, orjson.dumps(dict(request.query_params)))
+
+
+Method = Literal["GET", "POST", "DELETE"]
 Schema = dict[str, Any]
 """A JSON schema, or a part of the OpenAPI document."""
+TEXT: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+BOOLEAN: Schema = {"type": "boolean"}
+OBJECT: Schema = {"type": "object"}
+TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
+TEXTS: Schema = {"type": "array", "items": TEXT}
+OBJECTS: Schema = {"type": "array", "items": OBJECT}
+
 Authorization = Scope | Literal["public", "any_key"]
 """The scope that a key needs; `any_key` accepts every declared key, `public` needs none."""
+
+Handler = Callable[[Any, Request], Awaitable[Response]]
+"""A method of a resource."""
+HandlerT = TypeVar("HandlerT", bound=Handler)
 
 PROBLEMS: Mapping[int, str] = {
     400: "The request is wrong; `param` names the field.",
@@ -39,6 +70,8 @@ PROBLEMS: Mapping[int, str] = {
     504: "No answer in time.",
 }
 """What an error status means, where an operation does not state its own meaning."""
+BODY_STATUSES, QUERY_STATUSES = (400, 408, 413, 415), (400,)
+"""Error statuses of every operation with a body, or with a query string."""
 CALL_PROBLEMS = {status: text for status, text in PROBLEMS.items() if status != 501}
 """Statuses of operations that take a chat."""
 
@@ -53,23 +86,24 @@ class Success:
     """Names of header components, by header."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Operation:
     """What `method path` does; `name` is unique among all operations.
 
-    `resource` is built once from the parts of the application and shared by all operations that name it. `handler` is
-    the method of the resource that answers. Without a handler, the resource is an ASGI application that checks `scope`
-    itself, as a step of its own.
+    `handler` is the method of the resource that answers. Without a handler, the resource is an ASGI application that
+    checks `scope` itself, as a step of its own.
     """
 
     name: str
-    method: Literal["GET", "POST", "DELETE"]
+    method: Method
     path: str
     summary: str
-    resource: Callable[[Parts], Any]
-    handler: Callable[[Any, Request], Awaitable[Response]] | None = None
-    scope: Authorization
     responses: Mapping[int, Success]
+    _: KW_ONLY
+    resource: Callable[[Parts], Any]
+    """Built once from the parts of the application, and shared by all operations that name it."""
+    handler: Handler | None = None
+    scope: Authorization = "admin"
     body: type[BaseModel] | str | None = None
     """The model of the request body, or the name of its schema component."""
     query: type[BaseModel] | None = None
@@ -82,6 +116,35 @@ class Operation:
     """The schema component of error bodies."""
     limited: bool = False
     """Counts against the limits of a key, which the response headers report."""
+
+
+def operation(
+    route: str, name: str, description: str, schema: Schema, *, media_type: str = JSON, **options: Any
+) -> Callable[[HandlerT], HandlerT]:
+    """Declares a method of a resource as the handler of an Operation. Its docstring has the summary as first line.
+
+    `route` is a method and a path; `description` and `schema` are those of the response. `options` are other fields of
+    Operation. The error statuses of every body or query need not be named in `problems`.
+    """
+    verb, path = route.split()
+    responses = {200: Success(description, {media_type: schema}), **options.pop("responses", {})}
+    statuses = BODY_STATUSES if "body" in options else QUERY_STATUSES if "query" in options else ()
+    found = problems(*statuses) | options.pop("problems", {})
+
+    def declare(handler: HandlerT) -> HandlerT:
+        summary = (handler.__doc__ or "").partition("\n")[0].removesuffix(".")
+        handler.__dict__["operation"] = partial(
+            Operation, name, cast(Method, verb), path, summary, responses, handler=handler, problems=found, **options
+        )
+        return handler
+
+    return declare
+
+
+def operations_of(resource: type) -> tuple[Operation, ...]:
+    """The operations that the methods of a resource declare, in the order of the methods."""
+    declared = [vars(member)["operation"] for member in vars(resource).values() if hasattr(member, "operation")]
+    return tuple(make(resource=resource) for make in declared)
 
 
 def problems(*statuses: int, **texts: str) -> dict[int, str]:

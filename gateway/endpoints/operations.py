@@ -1,8 +1,8 @@
-"""The table of all HTTP operations, and what is derived from it: the routes and `GET /openapi.json`."""
+"""The table of all HTTP operations, and what follows from it: routes, their authorization, and `GET /openapi.json`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,15 +11,40 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from coe.core import Scope
+from coe.errors import RequestError
 from coe.registry import Registry
-from gateway.access.authorization import Endpoint, guarded
 from gateway.endpoints import chat, documents, feedback, health, models, openapi, route
-from gateway.endpoints.admin import artifacts, experts, mapping, onboarding, records, stats, status
-from gateway.endpoints.chat_schemas import CHAT_SCHEMAS
-from gateway.endpoints.http import json_response
-from gateway.endpoints.operation import Operation, Schema, json_success
+from gateway.endpoints.admin import artifacts, experts, mapping, records, stats
+from gateway.endpoints.chat import CHAT_SCHEMAS
+from gateway.endpoints.operation import OBJECT, Operation, Schema, json_response, operation, operations_of
+from gateway.errors import body_of, headers_of, status_of
 from gateway.parts import Parts
+from gateway.request.body import ClientLeftError
 from gateway.serving_state import Serving, ServingState
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | None) -> Endpoint:
+    """Wraps `endpoint` for callers whose key has `scope` (None: any known key); others get 401 or 403. A RequestError
+    that it raises becomes the response."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            current.serving.access.identify(request.scope["headers"], scope)
+            return await endpoint(request)
+        except ClientLeftError:
+            return Response(status_code=400)
+        except RequestError as error:
+            response = Response(body_of(error), status_code=status_of(error), media_type="application/json")
+            response.raw_headers += headers_of(error)
+            return response
+
+    return answer
+
+
+_SCHEMAS: Schema = CHAT_SCHEMAS | route.SCHEMAS | feedback.SCHEMAS | documents.SCHEMAS | models.SCHEMAS | health.SCHEMAS
 
 
 class OpenApi:
@@ -29,40 +54,23 @@ class OpenApi:
         self._current = parts.current
         self._written: tuple[Serving | None, bytes] = (None, b"")
 
+    @operation("GET /openapi.json", "openapi", "The OpenAPI document.", OBJECT, scope="public")
     async def get(self, _: Request) -> Response:
-        """`GET /openapi.json`."""
+        """This document."""
         serving = self._current.serving
         if self._written[0] is not serving:
             self._written = (serving, orjson.dumps(document(serving.registry)))
         return json_response(self._written[1])
 
 
-OPERATIONS: tuple[Operation, ...] = (
-    *chat.OPERATIONS,
-    *route.OPERATIONS,
-    *feedback.OPERATIONS,
-    *documents.OPERATIONS,
-    *stats.OPERATIONS,
-    *records.OPERATIONS,
-    *mapping.OPERATIONS,
-    *artifacts.OPERATIONS,
-    *status.OPERATIONS,
-    *onboarding.OPERATIONS,
-    *experts.OPERATIONS,
-    *models.OPERATIONS,
-    *health.OPERATIONS,
-    Operation(
-        name="openapi",
-        method="GET",
-        path="/openapi.json",
-        summary="This document",
-        resource=OpenApi,
-        handler=OpenApi.get,
-        scope="public",
-        responses=json_success("The OpenAPI document.", {"type": "object"}),
-    ),
+_RESOURCES: tuple[type, ...] = (
+    *(documents.Documents, stats.Stats, stats.Status, records.Records, mapping.Map, artifacts.Artifacts),
+    *(experts.Experts, experts.Onboarding, models.Models, health.Health, OpenApi),
 )
-_SCHEMAS: Schema = CHAT_SCHEMAS | route.SCHEMAS | feedback.SCHEMAS | documents.SCHEMAS | models.SCHEMAS | health.SCHEMAS
+OPERATIONS: tuple[Operation, ...] = (
+    *(*chat.OPERATIONS, *route.OPERATIONS, *feedback.OPERATIONS),
+    *(one for resource in _RESOURCES for one in operations_of(resource)),
+)
 
 
 def document(registry: Registry) -> Schema:
@@ -71,10 +79,10 @@ def document(registry: Registry) -> Schema:
 
 
 def operation_routes(parts: Parts) -> list[Route]:
-    """One route for each path, in the order of the table: of two paths that fit a request, the first one counts."""
+    """One route for each path. Of two that fit a request the first one counts, so fixed names precede parameters."""
     resources: dict[Callable[[Parts], Any], Any] = {}
     by_path: dict[str, list[Operation]] = {}
-    for one in OPERATIONS:
+    for one in sorted(OPERATIONS, key=lambda one: one.path.count("{")):
         if one.resource not in resources:
             resources[one.resource] = one.resource(parts)
         by_path.setdefault(one.path, []).append(one)

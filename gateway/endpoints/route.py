@@ -20,10 +20,21 @@ from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.decision import check_model
 from gateway.access.estimate import input_tokens
-from gateway.dialects import chat as chat_dialect
-from gateway.dialects import messages as messages_dialect
-from gateway.endpoints.headers import DECISION_HEADERS
-from gateway.endpoints.operation import CALL_PROBLEMS, Operation, Schema, json_success, object_schema, ref
+from gateway.dialects.chat import CHAT
+from gateway.dialects.messages import MESSAGES
+from gateway.endpoints.openapi import DECISION_HEADERS
+from gateway.endpoints.operation import (
+    CALL_PROBLEMS,
+    COUNT,
+    NUMBER,
+    TEXT,
+    TEXTS,
+    Operation,
+    Schema,
+    json_success,
+    object_schema,
+    ref,
+)
 from gateway.parts import Parts
 from gateway.request.line import DryRun
 from gateway.serving_state import Serving
@@ -35,12 +46,12 @@ MAX_NEIGHBOUR_CHARACTERS = 300
 def route_endpoint(parts: Parts) -> DryRun:
     """`POST /v1/route`."""
     answer = _Decisions().answer
-    return DryRun(parts.current, dialect=chat_dialect, permission="route", answer=answer, explains=True)
+    return DryRun(parts.current, dialect=CHAT, permission="route", answer=answer, explains=True)
 
 
 def count_tokens_endpoint(parts: Parts) -> DryRun:
     """`POST /v1/messages/count_tokens`."""
-    return DryRun(parts.current, dialect=messages_dialect, permission="chat", answer=_token_count)
+    return DryRun(parts.current, dialect=MESSAGES, permission="chat", answer=_token_count)
 
 
 async def _token_count(serving: Serving, chat: Chat, _: RequestOptions) -> dict[str, Any]:
@@ -81,7 +92,7 @@ class Explainer:
     """Explains one decision. Neighbours are searched in a thread, one request at a time, so that chats come first.
 
     Texts are returned only for examples that ship with this package or are declared in experts.yaml. A router may have
-    learnt others, such as corrected prompts, which are a user's data: it stores their digests alone.
+    learned others, such as corrected prompts, which are a user's data: it stores their digests alone.
     """
 
     def __init__(self) -> None:
@@ -120,51 +131,49 @@ class Explainer:
         return self._texts[1]
 
 
-_TEXT: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": "number"}
 SCHEMAS: Schema = {
     "Decision": object_schema(
         {
-            "expert": _TEXT,
-            "category": _TEXT,
-            "confidence": _NUMBER,
-            "reason": _TEXT,
-            "fallback_from": _TEXT,
+            "expert": TEXT,
+            "category": TEXT,
+            "confidence": NUMBER,
+            "reason": TEXT,
+            "fallback_from": TEXT,
             "cause": {
                 "enum": ["", *CAUSES],
                 "description": "Why the first choice would not be called; empty where it would.",
             },
-            "candidates": {"type": "array", "items": _TEXT},
-            "probabilities": {"type": "object", "additionalProperties": _NUMBER},
-            "stage": _TEXT,
-            "router": _TEXT,
-            "overlay": _TEXT,
+            "candidates": TEXTS,
+            "probabilities": {"type": "object", "additionalProperties": NUMBER},
+            "stage": TEXT,
+            "router": TEXT,
+            "overlay": TEXT,
         }
     ),
-    "TokenCount": object_schema({"input_tokens": {"type": "integer", "minimum": 0}}),
+    "TokenCount": object_schema({"input_tokens": COUNT}),
 }
 OPERATIONS = (
     Operation(
-        name="route",
-        method="POST",
-        path="/v1/route",
-        summary="Decide which expert would answer, and why",
+        "route",
+        "POST",
+        "/v1/route",
+        "Decide which expert would answer, and why",
+        json_success("The decision.", ref("Decision")),
         resource=route_endpoint,
         scope="route",
-        responses=json_success("The decision.", ref("Decision")),
         body="ChatRequest",
         request_headers=DECISION_HEADERS,
         problems=CALL_PROBLEMS,
         limited=True,
     ),
     Operation(
-        name="countTokens",
-        method="POST",
-        path="/v1/messages/count_tokens",
-        summary="Estimate the input tokens of a Messages request",
+        "countTokens",
+        "POST",
+        "/v1/messages/count_tokens",
+        "Estimate the input tokens of a Messages request",
+        json_success("The estimate.", ref("TokenCount")),
         resource=count_tokens_endpoint,
         scope="chat",
-        responses=json_success("The estimate.", ref("TokenCount")),
         body="MessagesRequest",
         request_headers=DECISION_HEADERS,
         problems=CALL_PROBLEMS,

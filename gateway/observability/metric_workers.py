@@ -10,19 +10,16 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from gateway.observability.metric_registry import MetricFamily, MetricRegistry, parse_snapshot, snapshot_time
+from gateway.observability.metrics import MetricFamily, MetricRegistry, Siblings, parse_snapshot, snapshot_time
 
 SIBLING_TIMEOUT_SECONDS = 1.0
 """Time limit of a sibling's reply; after that its last snapshot counts."""
 MAX_WORKERS = 1024
-
-Siblings = Callable[[], Awaitable[list[list[MetricFamily]]]]
-"""The families of every other worker, including ended ones."""
 
 
 @asynccontextmanager

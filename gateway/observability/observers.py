@@ -1,10 +1,18 @@
-"""Opens the observers of finished requests: metrics, traces and the access log; and the Recorder for the routing
-log."""
+"""Observers of finished requests: metrics, traces, the access log, the routing log, and what follows in memory.
+
+`open_observability` opens the first three, Recorder writes records, ImplicitSignals detects implicit feedback.
+RecentRequests remembers requests whose record may still be on its way to the log; `find_record` and `find_tenant` also
+retry the log. A request of another tenant takes as long as an unknown one.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import re
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,8 +24,9 @@ from typing import Self
 import numpy as np
 
 from coe.core import Encoder
-from coe.records import RecordWriter
-from coe.records.record import RoutingRecord
+from coe.records import Pending, RecordWriter
+from coe.records.feedback import Feedback, FeedbackKind
+from coe.records.record import RoutingLog, RoutingRecord
 from coe.settings import Settings
 from gateway.observability.logs import log_request
 from gateway.observability.metric_workers import share_metrics
@@ -95,3 +104,138 @@ class Recorder:
         except Exception:  # a record without its embedding is still useful
             _log.exception("record %s goes without its embedding", record.request_id)
         self._writer.put(record)
+
+
+MAX_REQUESTS = 50_000
+"""Requests that are remembered, about 200 bytes each."""
+
+
+class RecentRequests:
+    """Tenants by request id, in memory; each worker process has its own."""
+
+    def __init__(self) -> None:
+        self._tenants: OrderedDict[str, str | None] = OrderedDict()
+
+    def observe(self, trace: Trace) -> None:
+        """Remembers a routed request; others have no record and accept no feedback."""
+        if trace.decision is None:
+            return
+        self._tenants[trace.request_id] = trace.caller.tenant
+        if len(self._tenants) > MAX_REQUESTS:
+            self._tenants.popitem(last=False)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._tenants
+
+    def tenant(self, request_id: str) -> str | None:
+        """The tenant of a remembered request, None if no keys are declared. Raises KeyError."""
+        return self._tenants[request_id]
+
+
+LOOKUP_DELAYS_SECONDS = (0.0, 0.1, 0.2, 0.3, 0.4)
+"""Delay before each lookup."""
+_REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
+
+
+async def find_record(
+    log: RoutingLog, request_id: str, *, counts: Callable[[RoutingRecord], bool] = lambda record: True
+) -> RoutingRecord | None:
+    """The record of that id, if it `counts`. A record that does not count takes as long as a missing one. An id that no
+    gateway issues is looked up once. Raises LogError."""
+    for pause in _delays(request_id):
+        await asyncio.sleep(pause)
+        record = await log.find(request_id)
+        if record is not None and counts(record):
+            return record
+    return None
+
+
+async def find_tenant(
+    log: RoutingLog, recent: RecentRequests, request_id: str, *, counts: Callable[[str | None], bool]
+) -> tuple[str | None] | None:
+    """The tenant of the request of that id, in a tuple; None for an unknown request, or for one whose tenant does not
+    `count`, which takes as long. A request of this process is found before the log has its record. Raises LogError."""
+    for pause in _delays(request_id):
+        await asyncio.sleep(pause)
+        if request_id in recent and counts(recent.tenant(request_id)):
+            return (recent.tenant(request_id),)
+        record = await log.find(request_id)
+        if record is not None and counts(record.tenant):
+            return (record.tenant,)
+    return None
+
+
+def _delays(request_id: str) -> tuple[float, ...]:
+    return LOOKUP_DELAYS_SECONDS if _REQUEST_ID.fullmatch(request_id) else LOOKUP_DELAYS_SECONDS[:1]
+
+
+MAX_REGENERATION_SECONDS = 300.0
+"""Time after an answer within which the same conversation is a regeneration."""
+MIN_REGENERATION_SECONDS = 1.0
+"""Time after an answer before which it is not: a client that is faster is a program, not a reader."""
+MAX_REGENERATIONS = 3
+"""Regenerations of one conversation that are reported; a client with more is a program."""
+MIN_CHARACTERS = 40
+"""Conversations below this length are compared only within a session: many users say "hello"."""
+MAX_CONVERSATIONS = 10_000
+"""Latest conversations that are remembered, about 300 bytes each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LastAnswer:
+    """The last answer to a conversation: its request, its time in Unix seconds, and the number of retries before it."""
+
+    request_id: str
+    time: float
+    retries: int
+
+
+class ImplicitSignals:
+    """Detects implicit feedback in finished requests: a regenerated answer, and an abandoned stream.
+
+    The signals are weak evidence, as a retry or a closed window may have any cause; learning weighs them accordingly
+    (`coe/learning/estimation/experience.py`). Conversations are remembered in memory, so each worker process has its
+    own. `store` receives the feedback.
+    """
+
+    def __init__(self, store: Callable[[Pending], None]) -> None:
+        self._answers: OrderedDict[bytes, _LastAnswer] = OrderedDict()
+        self._store = store
+
+    def observe(self, trace: Trace) -> None:
+        """Processes a finished request; those of CoE's own commands have no signals."""
+        if trace.options is not None and trace.options.purpose:
+            return
+        now = time.time()
+        if trace.client_left and trace.reply is not None and trace.chat is not None and trace.chat.stream:
+            self._report("abandoned", trace.request_id, trace, now=now)
+        if (key := _conversation_key(trace)) is not None:
+            previous, retries = self._answers.get(key), 0
+            if previous and MIN_REGENERATION_SECONDS <= trace.time - previous.time <= MAX_REGENERATION_SECONDS:
+                retries = previous.retries + 1
+                if retries <= MAX_REGENERATIONS:
+                    self._report("regenerated", previous.request_id, trace, now=now)
+            self._remember(key, _LastAnswer(trace.request_id, now, retries))
+
+    def _report(self, kind: FeedbackKind, request_id: str, trace: Trace, *, now: float) -> None:
+        caller, event_id = trace.caller, f"{kind}:{trace.request_id}"
+        self._store(Pending(Feedback(event_id, request_id, now, kind, tenant=caller.tenant, key=caller.key)))
+
+    def _remember(self, key: bytes, answered: _LastAnswer) -> None:
+        self._answers[key] = answered
+        self._answers.move_to_end(key)
+        if len(self._answers) > MAX_CONVERSATIONS:
+            self._answers.popitem(last=False)
+
+
+def _conversation_key(trace: Trace) -> bytes | None:
+    """A digest of an answered conversation and its tenant; None for other requests, and where it was not answered."""
+    chat, session = trace.chat, trace.options.session if trace.options else None
+    if chat is None or not chat.messages or chat.api == "embeddings":
+        return None
+    if trace.outcome != "ok" and not (trace.client_left and trace.reply is not None):
+        return None
+    if session is None and chat.characters < MIN_CHARACTERS:
+        return None
+    identity = f"{trace.caller.tenant}\0{session}\0{chat.api}\0{len(chat.messages)}\0{chat.characters}\0{trace.text}"
+    return hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=16).digest()

@@ -1,14 +1,23 @@
-"""Gauges of the gateway's current state: requests, experts, breakers, versions in use, and the two writers."""
+"""Gauges of the gateway's current state: requests, experts, versions in use, log writers, residency, traffic alarms.
+
+They are read when the page is requested. `open_residency` also connects the process to the residency scheduler of
+`coe up`, which loads experts that share a device on demand.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Protocol
 
 from coe.experts.outcomes import Incidents
+from coe.fleet.residency.client import ResidencyClient, connected_client
+from coe.learning.monitoring.traffic_report import ALARMS, TrafficReport, read_traffic_report
 from coe.records import FeedbackWriter, RecordWriter
-from gateway.observability.metrics import Metrics
+from coe.settings import Settings
+from gateway.observability.metrics import Labels, Metrics
 from gateway.request.admission import Admission
 from gateway.serving_state import ServingState
 
@@ -102,3 +111,101 @@ def add_feedback_metrics(metrics: Metrics, writer: FeedbackWriter) -> None:
     metrics.gauge("coe_feedback_rejected", rejected, lambda: writer.rejected)
     failing = "1 while feedback cannot be written to the log."
     metrics.gauge("coe_feedback_failing", failing, lambda: writer.last_error is not None, largest=True)
+
+
+Cells = dict[Labels, float]
+
+
+class TrafficMetrics:
+    """The report at `path`, read again if the file changed."""
+
+    def __init__(self, path: Path, current: ServingState) -> None:
+        self._path, self._current = path, current
+        self._file_state: tuple[int, int] | None = None
+        self._report: TrafficReport | None = None
+
+    def register(self, metrics: Metrics) -> None:
+        """Adds the gauges. Their values are the same in every worker; label values are declared names and fixed
+        words."""
+        gauges = metrics.gauges
+        alarms = (
+            "1 while an expert gets all requests, gets too few, or is rated worse, by the last traffic report, "
+            "and while it fails now (kind failing)."
+        )
+        gauges("coe_alarm", alarms, ("kind", "expert"), self._alarms, largest=True)
+        drift = "1 if traffic has moved away from the router's training data, by the last traffic report."
+        gauges("coe_drift", drift, ("kind",), self._drift, largest=True)
+        proposed = "Groups of requests that may deserve a category, by the last traffic report."
+        gauges("coe_proposed_categories", proposed, (), self._proposed, largest=True)
+        timestamp = "Unix time of the last traffic report."
+        gauges("coe_traffic_report_timestamp_seconds", timestamp, (), self._time, largest=True)
+
+    def _alarms(self) -> Cells:
+        experts = self._current.serving.registry.expert_names
+        cells: Cells = {("failing", name): float(self._fails(name)) for name in experts}
+        if (report := self._read_report()) is not None:
+            found = [kind for kind in ALARMS if kind != "failing"]
+            cells |= {(kind, name): float(name in report.alarms[kind]) for kind in found for name in experts}
+        return cells
+
+    def _fails(self, name: str) -> bool:
+        """Whether this process sees the expert fail repeatedly, without an answer since."""
+        incidents: Incidents | None = getattr(self._current.serving.composition.experts[name], "incidents", None)
+        return incidents is not None and incidents.failing
+
+    def _drift(self) -> Cells:
+        report = self._read_report()
+        return {} if report is None else {(aspect,): float(shifted) for aspect, shifted in report.drift.items()}
+
+    def _proposed(self) -> Cells:
+        report = self._read_report()
+        return {} if report is None else {(): float(report.proposed)}
+
+    def _time(self) -> Cells:
+        report = self._read_report()
+        return {} if report is None else {(): report.time}
+
+    def _read_report(self) -> TrafficReport | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        if (file_state := (found.st_ino, found.st_mtime_ns)) != self._file_state:
+            self._report, self._file_state = read_traffic_report(self._path), file_state
+        return self._report
+
+
+TIER_VALUES = {"stopped": 0, "asleep": 1, "awake": 3}
+CHANGING = 2
+
+
+@asynccontextmanager
+async def open_residency(settings: Settings, metrics: Metrics) -> AsyncIterator[ResidencyClient | None]:
+    """A connection to the `coe up` that started this gateway; None if all experts are always loaded. The metrics exist
+    in either case."""
+    if settings.residency_socket is None:
+        _add_metrics(metrics, None)
+        yield None
+        return
+    async with connected_client(settings.residency_socket, task_failed=metrics.task_failed) as client:
+        _add_metrics(metrics, client)
+        client.on_granted = metrics.record_residency_wait
+        yield client
+
+
+def _add_metrics(metrics: Metrics, client: ResidencyClient | None) -> None:
+    def by_expert(key: str) -> dict[Labels, float]:
+        return {(name,): float(state[key]) for name, state in client.tiers.items()} if client else {}
+
+    def tiers() -> dict[Labels, float]:
+        if client is None:
+            return {}
+        return {(name,): float(TIER_VALUES.get(state["tier"], CHANGING)) for name, state in client.tiers.items()}
+
+    expert = ("expert",)
+    tier = "0 stopped, 1 asleep, 2 changing, 3 awake; only for experts that share a device."
+    metrics.gauges("coe_expert_tier", tier, expert, tiers, largest=True)
+    waiting = "Requests that wait until the expert is awake."
+    metrics.gauges("coe_expert_waiting", waiting, expert, lambda: by_expert("waiting"), largest=True)
+    switches = "Times that the expert's server was woken since the start."
+    metrics.gauges("coe_expert_switches", switches, expert, lambda: by_expert("switches"), largest=True)

@@ -1,7 +1,7 @@
 """The gateway's processes: Granian's parent and workers, with rules of our own for stopping, reloading and crashes.
 
 The parent receives signals and decides; a worker acts only on signals from the parent. On SIGTERM or SIGINT the parent
-makes the workers drain (SIGUSR1, see `gateway/process/drain.py`), waits for the lame duck period, and stops them:
+makes the workers drain (SIGUSR1, see `gateway/process/signals.py`), waits for the lame duck period, and stops them:
 Granian closes the listeners and idle connections, waits for running requests and closes the application, which writes
 the records. A second signal ends everything at once. On SIGHUP the workers check for changes.
 
@@ -33,9 +33,8 @@ from starlette.applications import Starlette
 from coe.errors import WorkerError
 from coe.settings import Settings
 from gateway.observability.logs import describe_error, log_start_failure, logging_config
-from gateway.process.descriptors import ConnectionLimits, raise_limit, soft_limit
-from gateway.process.drain import FINISH_SECONDS
-from gateway.process.signals import DRAIN_SIGNAL, RELOAD_SIGNAL, ServerStop, end_with_parent
+from gateway.process.connections import ConnectionLimits, raise_limit, soft_limit
+from gateway.process.signals import DRAIN_SIGNAL, FINISH_SECONDS, RELOAD_SIGNAL, ServerStop, end_with_parent
 from gateway.process.worker_states import RespawnSchedule, WorkerStates
 
 FLUSH_SECONDS = 20

@@ -25,8 +25,7 @@ from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.access import check_counters, check_exposure
 from gateway.process.gc_tuning import trim_memory
-from gateway.serving_state import ServingState
-from gateway.wiring import Wiring
+from gateway.serving_state import ServingState, Wiring
 
 POLL_SECONDS = 0.5
 """Interval of checks of the files."""

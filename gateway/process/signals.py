@@ -1,7 +1,8 @@
-"""Signals of a worker process: those of its parent, the parent's death, and the stop of Granian's server.
+"""Signals of a worker process and its end: drain, reload, abort, the parent's death, and the stop of Granian's server.
 
-`handle_signals` connects the parent's signals to drain, reload and abort. `end_with_parent` ends a worker whose parent
-has died, even by SIGKILL, so that the port is free for the next start. ServerStop replaces Granian's SIGTERM handler.
+`handle_signals` connects the parent's signals. Drain sets the process not ready, then refuses new requests, then
+aborts the running ones. `end_with_parent` ends a worker whose parent has died, even by SIGKILL, so that the port is
+free for the next start. ServerStop replaces Granian's SIGTERM handler.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from contextlib import asynccontextmanager
 from granian import _signals
 from granian._granian import WorkerSignal
 from uvloop import Loop
+
+from coe.errors import Draining
+from gateway.serving_state import ServingState
 
 DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL = signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2
 
@@ -46,7 +50,7 @@ async def handle_signals(
 
 PARENT_CHECK_SECONDS = 0.5
 """Interval of checks of the parent."""
-FINISH_SECONDS = 5.0
+AFTER_PARENT_SECONDS = 5.0
 """Time for running requests to end after the parent's death."""
 WRITE_SECONDS = 10.0
 """Time after that to write the records; then the process ends."""
@@ -73,7 +77,7 @@ def _watch_parent(parent: int, serving: threading.Event) -> None:
     if not serving.is_set():
         os._exit(1)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(FINISH_SECONDS)
+    time.sleep(AFTER_PARENT_SECONDS)
     os.kill(os.getpid(), ABORT_SIGNAL)
     time.sleep(WRITE_SECONDS)
     os._exit(1)
@@ -112,3 +116,34 @@ class ServerStop:
         if self._requested and self.serving.is_set() and not self._stopped:
             self._stopped = True
             self._server.set()
+
+
+FINISH_SECONDS = 30.0
+"""Time for running requests to end, after new ones are refused."""
+
+
+class Drain:
+    """`begin` starts the drain. For `lame_duck` seconds only readiness is off and requests are still served, so that a
+    load balancer can notice; pass 0 if there is none."""
+
+    def __init__(self, current: ServingState, *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:
+        self._current = current
+        self._lame_duck = lame_duck
+        self._finish = finish
+
+    def begin(self) -> None:
+        """May be called again; the first call counts."""
+        if self._current.leaving:
+            return
+        self._current.leaving = True
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._lame_duck, self._stop_accepting)
+        loop.call_later(self._lame_duck + self._finish, self.abort)
+
+    def _stop_accepting(self) -> None:
+        self._current.admission.closed = True
+
+    def abort(self) -> None:
+        """Ends every running request with an error."""
+        for request in tuple(self._current.admission.active):
+            request.cancel(Draining("this gateway ended before the answer was complete; ask again", retry_after=1.0))

@@ -19,9 +19,8 @@ from starlette.types import Receive, Scope
 from coe.core import Chat
 from coe.errors import DeadlineExceeded, Draining, Overloaded, RequestError
 from coe.registry import Limits
-from gateway.request.body import BODY_TIMEOUT, ClientLeftError, body_too_slow, read_json_body
+from gateway.request.body import BODY_TIMEOUT, SMALL_BODY, ClientLeftError, LargeBodies, body_too_slow, read_json_body
 from gateway.request.fair_shares import FairShares
-from gateway.request.large_bodies import SMALL_BODY, LargeBodies
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 """Bounds of the Retry-After of a refused request."""

@@ -70,13 +70,23 @@ def flat(annotation: JsonObject) -> JsonObject:
     return {"type": kind, **inner}
 
 
-class _CitedAnswer:
-    """A plain JSON answer with annotations."""
+class _Cited:
+    """A reply whose chunks a subclass rewrites."""
 
-    def __init__(self, reply: Reply, passages: Passages, annotate: Callable[[JsonObject, Passages], None]) -> None:
+    def __init__(self, reply: Reply, passages: Passages) -> None:
         self.media_type, self.usage = reply.media_type, reply.usage
         self._reply = reply
         self._passages = passages
+
+    async def aclose(self) -> None:
+        await self._reply.aclose()
+
+
+class _CitedAnswer(_Cited):
+    """A plain JSON answer with annotations."""
+
+    def __init__(self, reply: Reply, passages: Passages, annotate: Callable[[JsonObject, Passages], None]) -> None:
+        super().__init__(reply, passages)
         self._annotate = annotate
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
@@ -89,19 +99,9 @@ class _CitedAnswer:
             pass
         yield body
 
-    async def aclose(self) -> None:
-        await self._reply.aclose()
 
-
-class _CitedChatStream:
+class _CitedChatStream(_Cited):
     """A stream of chat chunks with one more chunk at its beginning, which names the sources."""
-
-    media_type = EVENT_STREAM
-
-    def __init__(self, reply: Reply, passages: Passages) -> None:
-        self.usage = reply.usage
-        self._reply = reply
-        self._passages = passages
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         first = True
@@ -123,9 +123,6 @@ class _CitedChatStream:
         choice = {"index": 0, "delta": delta, "finish_reason": None}
         return b"data: %b\n\n" % orjson.dumps({**head, "object": "chat.completion.chunk", "choices": [choice]})
 
-    async def aclose(self) -> None:
-        await self._reply.aclose()
-
 
 _TEXT_DONE, _ANNOTATION_ADDED = "response.output_text.done", "response.output_text.annotation.added"
 _PART_DONE, _ITEM_DONE = "response.content_part.done", "response.output_item.done"
@@ -135,16 +132,12 @@ _EVENT = re.compile(rb".*?(?:\r?\n){2}", re.DOTALL)
 _DATA = re.compile(rb"^data:(.*?)\r?$", re.MULTILINE)
 
 
-class _CitedResponsesStream:
+class _CitedResponsesStream(_Cited):
     """A stream of the Responses API with annotations. Chunks pass through until the first text is complete; every
     later event is parsed and renumbered."""
 
-    media_type = EVENT_STREAM
-
     def __init__(self, reply: Reply, passages: Passages) -> None:
-        self.usage = reply.usage
-        self._reply = reply
-        self._passages = passages
+        super().__init__(reply, passages)
         self._inserted = 0
         self._own_annotations: Counter[TextPosition] = Counter()
         self._annotations: dict[TextPosition, list[JsonObject]] = {}
@@ -155,9 +148,6 @@ class _CitedResponsesStream:
             async for chunk in chunks:
                 reading = reading or any(name in chunk for name in _FIRST_EVENTS_READ)
                 yield b"".join(self._rewritten(chunk)) if reading else chunk
-
-    async def aclose(self) -> None:
-        await self._reply.aclose()
 
     def _rewritten(self, chunk: bytes) -> Iterator[bytes]:
         end = 0
@@ -213,28 +203,25 @@ class _CitedResponsesStream:
 
     def _annotate_part(self, part: JsonObject, position: TextPosition) -> None:
         if found := self._annotations.get(position):
-            part["annotations"] = [*(part.get("annotations") or []), *found]
+            _append(part, found)
+
+
+def _append(part: JsonObject, annotations: list[JsonObject]) -> None:
+    part["annotations"] = [*(part.get("annotations") or []), *annotations]
 
 
 def _annotate_chat(answer: JsonObject, passages: Passages) -> None:
     for choice in answer["choices"]:
         message = choice["message"]
-        message["annotations"] = [
-            *(message.get("annotations") or []),
-            *annotations_of(message.get("content") or "", passages),
-        ]
+        _append(message, annotations_of(message.get("content") or "", passages))
 
 
 def _annotate_response(answer: JsonObject, passages: Passages) -> None:
     for item in answer["output"]:
         for part in item.get("content") or []:
             if part.get("type") == "output_text":
-                found = [flat(one) for one in annotations_of(part["text"], passages)]
-                part["annotations"] = [*(part.get("annotations") or []), *found]
+                _append(part, [flat(one) for one in annotations_of(part["text"], passages)])
 
 
 _ANNOTATE: dict[Api, Callable[[JsonObject, Passages], None]] = {"chat": _annotate_chat, "responses": _annotate_response}
-_STREAMS: dict[Api, Callable[[Reply, Passages], Reply]] = {
-    "chat": _CitedChatStream,
-    "responses": _CitedResponsesStream,
-}
+_STREAMS: dict[Api, Callable[[Reply, Passages], Reply]] = {"chat": _CitedChatStream, "responses": _CitedResponsesStream}

@@ -54,7 +54,7 @@ class Line:
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        trace = Trace(self._state.serving, api=self._dialect.API)
+        trace = Trace(self._state.serving, api=self._dialect.api)
         try:
             trace.caller = trace.serving.access.identify(scope["headers"], "chat")
             await self._serve(trace, scope, receive, send)
@@ -79,7 +79,7 @@ class Line:
         composition, access = trace.serving.composition, trace.serving.access
         trace.options = options = self._options(trace, scope)
         with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
-            trace.allowance = access.allowance(trace.caller, trace.spent)
+            trace.allowance = access.allowance(trace.caller)
             async with trace.allowance:
                 with trace.step("admit"):  # 1
                     body = await request.admit(scope, receive)
@@ -106,6 +106,7 @@ class Line:
                         chat, trace.decision, options, deadline=request.deadline, attempts=trace.attempts
                     )
                 trace.answered(answer)
+                trace.allowance.charge(answer.reply.usage, trace.prices)
                 if request.memory:  # the expert has the large body
                     trace.chat = chat = chat.without_content()
                     request.release_body()

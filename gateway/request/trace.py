@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, cast
@@ -21,7 +21,7 @@ from coe.core import Api, Chat, Decision, Prediction, Reason, Reply, RequestOpti
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RoutingRecord
 from coe.registry import Prices
-from coe.retrieval.retrieval import passage_ids
+from coe.retrieval.retrieval import RetrievalResult, passage_ids
 from coe.routing.attempts import Attempts
 from coe.routing.composition import NO_RETRIEVAL, RoutedReply
 from coe.routing.decision import with_fallback
@@ -55,58 +55,42 @@ class StepTimer:
             self.ended = perf_counter()
 
 
+@dataclass(slots=True, eq=False)
 class Trace:
     """What is known of one request. Until a step sets another outcome it is `aborted`: the client left, or the process
     ended."""
 
-    __slots__ = (
-        "allowance",
-        "api",
-        "attempts",
-        "caller",
-        "chat",
-        "client_left",
-        "decision",
-        "options",
-        "outcome",
-        "prediction",
-        "reply",
-        "request_id",
-        "retrieval_result",
-        "serving",
-        "spans",
-        "start",
-        "status",
-        "steps",
-        "text",
-        "time",
-    )
+    serving: Serving
+    api: Api
+    time: float = field(default_factory=time.time)
+    """Arrival, in Unix seconds; `start` is the same by `time.perf_counter`."""
+    start: float = field(init=False)
+    request_id: str = field(init=False)
+    steps: dict[StepName, StepTimer] = field(init=False)
+    """The steps that began, in order. Only the last may be incomplete."""
+    outcome: str = "aborted"
+    client_left: bool = False
+    caller: Caller = Caller()  # noqa: RUF009  (immutable)
+    allowance: Allowance | None = None
+    options: RequestOptions | None = None
+    chat: Chat | None = None
+    text: str = ""
+    """The text that was classified."""
+    prediction: Prediction | None = None
+    decision: Decision | None = None
+    retrieval_result: RetrievalResult = NO_RETRIEVAL
+    attempts: Attempts = field(default_factory=Attempts)
+    reply: Reply | None = None
+    prices: Prices = Prices()  # noqa: RUF009  (immutable)
+    """Those of the expert that answers."""
+    status: int | None = None
+    """HTTP status of the response; None if no response began."""
+    spans: Spans | None = None
 
-    def __init__(self, serving: Serving, *, api: Api) -> None:
-        self.serving = serving
-        self.api: Api = api
-        self.time = time.time()
+    def __post_init__(self) -> None:
         admit = StepTimer()
-        self.start = admit.began
-        self.steps: dict[StepName, StepTimer] = {"admit": admit}
-        """The steps that began, in order. Only the last may be incomplete."""
+        self.start, self.steps = admit.began, {"admit": admit}
         self.request_id = new_request_id(self.time)
-        self.outcome = "aborted"
-        self.client_left = False
-        self.caller = Caller()
-        self.allowance: Allowance | None = None
-        self.options: RequestOptions | None = None
-        self.chat: Chat | None = None
-        self.text = ""
-        """The text that was classified."""
-        self.prediction: Prediction | None = None
-        self.decision: Decision | None = None
-        self.retrieval_result = NO_RETRIEVAL
-        self.attempts = Attempts()
-        self.reply: Reply | None = None
-        self.status: int | None = None
-        """HTTP status of the response; None if no response began."""
-        self.spans: Spans | None = None
 
     def step(self, name: StepName) -> StepTimer:
         """A context manager that times a step. The step `admit` began when the request arrived."""
@@ -147,6 +131,7 @@ class Trace:
         """Record the expert's accepted answer."""
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
+        self.prices = self.serving.registry.expert(answer.decision.expert).prices
 
     def failed(self, error: RequestError) -> None:
         """Record the error that ends the request, and its cause in the decision."""
@@ -206,22 +191,15 @@ class Trace:
         """Tokens of the answer received so far."""
         return self.reply.usage if self.reply else None
 
-    def spent(self) -> tuple[Usage, Prices] | None:
-        """Tokens used and their prices; None if no expert answered."""
-        if self.reply is None or self.decision is None:
-            return None
-        return self.reply.usage, self.serving.registry.expert(self.decision.expert).prices
-
     @property
     def cost(self) -> float | None:
         """US dollars by the expert's declared prices; None without an answer or if its tokens are unknown."""
-        if (spent := self.spent()) is None:
+        if (usage := self.usage) is None:
             return None
-        usage, prices = spent
         output_tokens = 0 if self.api == "embeddings" else usage.output_tokens  # embedding servers report none
         if usage.input_tokens is None or output_tokens is None:
             return None
-        return (usage.input_tokens * prices.input + output_tokens * prices.output) / 1e6
+        return (usage.input_tokens * self.prices.input + output_tokens * self.prices.output) / 1e6
 
     def record(self) -> RoutingRecord:
         """The request's record in the routing log."""
@@ -277,7 +255,7 @@ class Trace:
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
             overlay=prediction.overlay_version if prediction is not None else "",
             purpose=(options.purpose or "") if options else "",
-            plain=_named(names, prediction.router_probabilities)
+            router_probabilities=_named(names, prediction.router_probabilities)
             if prediction is not None and prediction.router_probabilities is not None
             else None,
         )

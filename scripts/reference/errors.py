@@ -60,7 +60,7 @@ _REMEDIES: Mapping[str, str] = {
     "documents_unavailable": "Check the store; run `coe index rebuild` after a change of the encoder.",
     "draining": "Send the request again; another gateway or the next start serves it.",
     "duplicate_id": "Send each document id once.",
-    "expert_asleep": "Retry after `retry-after`, or raise `residency.hold`.",
+    "expert_asleep": "Retry after `retry-after`, or raise `residency.wait_timeout`.",
     "expert_busy": "Retry after `retry-after`, or ask the provider for a higher limit.",
     "expert_error": "Read the cause in `x-coe-cause` and the log of the expert's server.",
     "expert_invalid_response": "Check that `base_url` is an OpenAI-compatible API and that `apis` is right.",

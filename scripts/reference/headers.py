@@ -22,13 +22,13 @@ No header carries text of a prompt or an answer.
 
 All request headers are optional, except the API key where `access.keys` declares keys.
 
-{asked}
+{request_headers}
 
 ## Response headers
 
 Responses of the model APIs carry these headers. `x-request-id` and `retry-after` are on other responses too.
 
-{told}
+{response_headers}
 
 ## Reasons
 
@@ -58,12 +58,14 @@ _KEYS = (
 def page() -> str:
     """The page, in Markdown. Raises KeyError for a reason that is not described here."""
     parameters = openapi()["components"]["parameters"].values()
-    asked = [(code(one["name"]), type_of(one["schema"]), sentence(one["description"])) for one in parameters]
-    told = [(code(name), type_of(one["schema"]), sentence(one["description"])) for name, one in _response_headers()]
+    request_headers = [(code(one["name"]), type_of(one["schema"]), sentence(one["description"])) for one in parameters]
+    response_headers = [
+        (code(name), type_of(one["schema"]), sentence(one["description"])) for name, one in _response_headers()
+    ]
     reasons = [(code(reason), _REASONS[reason]) for reason in REASONS]
     return _PAGE.format(
-        asked=table(("header", "type", "meaning"), [*_KEYS, *asked]),
-        told=table(("header", "type", "meaning"), told),
+        request_headers=table(("header", "type", "meaning"), [*_KEYS, *request_headers]),
+        response_headers=table(("header", "type", "meaning"), response_headers),
         reasons=table(("reason", "meaning"), reasons),
     )
 
@@ -71,8 +73,8 @@ def page() -> str:
 @cache
 def names() -> frozenset[str]:
     """Every header of the page."""
-    asked = {one["name"] for one in openapi()["components"]["parameters"].values()}
-    return frozenset(asked | {name for name, _ in _response_headers()} | {"authorization", "x-api-key"})
+    request_headers = {one["name"] for one in openapi()["components"]["parameters"].values()}
+    return frozenset(request_headers | {name for name, _ in _response_headers()} | {"authorization", "x-api-key"})
 
 
 def _response_headers() -> list[tuple[str, dict[str, Any]]]:

@@ -21,7 +21,7 @@ from coe.core import Reason
 from coe.experts.error_mapping import REMEDIES
 from coe.jobs.record_files import RATING_FIELDS
 from coe.mapping.problem import declared_assignment
-from coe.records.fields import FIELDS
+from coe.records.codec import FIELDS
 from coe.registry import Registry, load, schema
 from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
@@ -145,7 +145,7 @@ def _below(kind: type) -> Iterator[type]:
     """The class and its subclasses in the error tree; those elsewhere exist only once their module is imported."""
     yield kind
     for child in kind.__subclasses__():
-        if child.__module__.startswith("coe.errors"):
+        if child.__module__ == "coe.errors":
             yield from _below(child)
 
 
@@ -154,8 +154,8 @@ def _failure(kind: Any) -> Failure:
     passed_on = issubclass(kind, errors.ExpertRejected)
     if passed_on:
         error.status, error.upstream_code = 400, None
-    told = json.loads(body_of(error))["error"]
-    return Failure(kind.code, "4xx" if passed_on else str(status_of(error)), told["type"], kind.__doc__ or "")
+    body = json.loads(body_of(error))["error"]
+    return Failure(kind.code, "4xx" if passed_on else str(status_of(error)), body["type"], kind.__doc__ or "")
 
 
 def _codes_in_calls() -> Iterator[tuple[str, str]]:

@@ -7,9 +7,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from gateway.access.durable import USE_FILE, DurableLimiter
 from gateway.access.limits import Limiter
-from gateway.access.memory import MemoryLimiter
+from gateway.access.local import KEY_USAGE_FILE, DurableLimiter, MemoryLimiter
 from gateway.access.redis import RedisLimiter
 from tests.access.samples import Clock
 
@@ -26,7 +25,7 @@ async def limiter(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator
         yield MemoryLimiter(clock=clock)
         return
     if request.param == "durable":
-        async with DurableLimiter(request.getfixturevalue("tmp_path") / USE_FILE, clock=clock) as durable:
+        async with DurableLimiter(request.getfixturevalue("tmp_path") / KEY_USAGE_FILE, clock=clock) as durable:
             yield durable
         return
     async with RedisLimiter(request.getfixturevalue("redis_url"), clock=clock) as limiter:

@@ -10,11 +10,11 @@ from coe.core import Usage
 from coe.errors import ExpertRejected
 from coe.registry import Prices, Registry
 from gateway.access import access_of
-from gateway.access.allowance import TokenAllowance, UsageOf
+from gateway.access.access import TokenAllowance
 from gateway.access.limits import Account, Amounts
-from gateway.access.memory import MemoryLimiter
-from gateway.dialects import Dialect, completions, embeddings
-from gateway.dialects import chat as api_chat
+from gateway.access.local import MemoryLimiter
+from gateway.dialects import Dialect
+from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from tests.access.samples import account_of, key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
@@ -184,24 +184,24 @@ async def test_tokens_are_reserved_by_the_length_asked_for(fields: dict[str, Any
     assert int(response.headers["x-ratelimit-remaining-tokens"]) == 999 - reserved
 
 
-def metered(account: Account, spent: UsageOf) -> TokenAllowance:
-    return TokenAllowance(account, "alice", minimum=Amounts(1, 1, 0), prices_of=lambda _: Prices(), usage_of=spent)
+def metered(account: Account) -> TokenAllowance:
+    return TokenAllowance(account, "alice", minimum=Amounts(1, 1, 0), prices_of=lambda _: Prices())
 
 
 @pytest.mark.parametrize(
     ("api", "fields", "reserved"),
     [
-        (completions, {"prompt": ["abcd", "abcdefgh"], "max_tokens": 10}, 1 + 2 + 20),
-        (completions, {"prompt": [[1, 2, 3], [4]], "max_tokens": 10}, 3 + 1 + 20),
-        (completions, {"prompt": "abcd", "max_tokens": 10}, 1 + 10),
-        (embeddings, {"input": ["abcd"] * 300}, 300),
-        (embeddings, {"input": [1, 2]}, 2),
+        (COMPLETIONS, {"prompt": ["abcd", "abcdefgh"], "max_tokens": 10}, 1 + 2 + 20),
+        (COMPLETIONS, {"prompt": [[1, 2, 3], [4]], "max_tokens": 10}, 3 + 1 + 20),
+        (COMPLETIONS, {"prompt": "abcd", "max_tokens": 10}, 1 + 10),
+        (EMBEDDINGS, {"input": ["abcd"] * 300}, 300),
+        (EMBEDDINGS, {"input": [1, 2]}, 2),
     ],
 )
 async def test_all_prompts_of_a_request_are_reserved_for(api: Dialect, fields: dict[str, Any], reserved: int) -> None:
     account = account_of(MemoryLimiter(), tokens_per_minute=1000)
     chat = api.parse(orjson.dumps({"model": "auto", **fields}))
-    async with metered(account, lambda: None) as allowance:
+    async with metered(account) as allowance:
         await allowance.reserve(chat)
         assert (b"x-ratelimit-remaining-tokens", b"%d" % (1000 - reserved)) in allowance.headers()
 
@@ -212,9 +212,10 @@ async def test_a_stream_whose_tokens_nobody_counted_costs_one_an_event_or_the_es
 ) -> None:
     account, usage = account_of(MemoryLimiter(), tokens_per_minute=1000), Usage()
     usage.events = events
-    chat = api_chat.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "abcd"}]}))
-    async with metered(account, lambda: (usage, Prices())) as allowance:
+    chat = CHAT.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "abcd"}]}))
+    async with metered(account) as allowance:
         await allowance.reserve(chat)
+        allowance.charge(usage, Prices())
     assert account.remaining()[0] == pytest.approx(1000 - 1 - charged, abs=0.1)
 
 
@@ -274,6 +275,6 @@ async def test_money_is_reserved_by_the_dearest_expert_or_the_one_pinned() -> No
 async def test_a_reload_keeps_the_counts_of_keys_that_stay() -> None:
     limiter, registry = MemoryLimiter(), keyed(limits={"requests_per_minute": 2})
     for access in (access_of(registry, limiter), access_of(registry, limiter)):
-        async with access.allowance(access.identify([(b"x-api-key", b"alice")], "chat"), lambda: None) as allowed:
+        async with access.allowance(access.identify([(b"x-api-key", b"alice")], "chat")) as allowed:
             left = dict(allowed.headers())[b"x-ratelimit-remaining-requests"]
     assert left == b"0"

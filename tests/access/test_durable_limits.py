@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from coe.errors import LimitReached
-from gateway.access import durable
-from gateway.access.durable import (
+from gateway.access import local
+from gateway.access.limits import Account, Amounts, Meter
+from gateway.access.local import (
+    KEY_USAGE_FILE,
     RETENTION_SECONDS,
-    USE_FILE,
     DurableLimiter,
     StoredUse,
     UsageStore,
     UseChange,
     add_change,
 )
-from gateway.access.limits import Account, Amounts, Meter
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of, tokens
 from tests.gateway.served import serving
 
@@ -31,9 +31,9 @@ TOKENS = Meter("tokens_per_minute", 600.0, 1)
 
 def written(folder: Path) -> dict[str, float]:
     """What the file says is used, by meter."""
-    if not (folder / USE_FILE).exists():
+    if not (folder / KEY_USAGE_FILE).exists():
         return {}
-    with closing(sqlite3.connect(folder / USE_FILE)) as file:
+    with closing(sqlite3.connect(folder / KEY_USAGE_FILE)) as file:
         try:
             return dict(file.execute("SELECT meter, used FROM use"))
         except sqlite3.OperationalError:  # not made yet
@@ -52,9 +52,9 @@ async def used(account: Account, use: Amounts) -> None:
 
 async def test_money_and_tokens_are_spent_after_a_restart_too(tmp_path: Path, clock: Clock) -> None:
     limits = {"dollars_per_day": 1, "dollars_per_month": 5, "tokens_per_minute": 600, "requests_per_minute": 10}
-    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE, clock=clock) as limiter:
         await used(account_of(limiter, **limits), Amounts(1, 600, 0.9))
-    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE, clock=clock) as limiter:
         account = account_of(limiter, **limits)
         left = dict(zip([meter.name for meter in account.meters], account.remaining(), strict=True))
         assert left["dollars_per_day"] == pytest.approx(0.1)
@@ -67,38 +67,38 @@ async def test_money_and_tokens_are_spent_after_a_restart_too(tmp_path: Path, cl
 
 async def test_a_bucket_refills_and_a_day_ends_while_no_process_runs(tmp_path: Path, clock: Clock) -> None:
     limits = {"dollars_per_day": 1, "tokens_per_minute": 600}
-    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE, clock=clock) as limiter:
         await used(account_of(limiter, **limits), Amounts(1, 600, 1))
     clock.ahead += 86_400
-    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE, clock=clock) as limiter:
         assert account_of(limiter, **limits).remaining() == [600, 1]
 
 
 async def test_what_was_reserved_and_not_used_comes_back(tmp_path: Path, clock: Clock) -> None:
-    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE, clock=clock) as limiter:
         account = account_of(limiter, dollars_per_day=1)
         account.settle(await account.reserve(dollars(0.8)), dollars(0.1))
     assert written(tmp_path) == {"dollars_per_day": pytest.approx(0.1)}
 
 
 async def test_a_request_that_a_crash_ends_costs_what_was_reserved(tmp_path: Path, clock: Clock) -> None:
-    async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as limiter:
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE, clock=clock) as limiter:
         await account_of(limiter, dollars_per_day=1).reserve(dollars(0.8))
         await wait_until(lambda: written(tmp_path))
-        async with DurableLimiter(tmp_path / USE_FILE, clock=clock) as next_one:
+        async with DurableLimiter(tmp_path / KEY_USAGE_FILE, clock=clock) as next_one:
             assert account_of(next_one, dollars_per_day=1).remaining() == [pytest.approx(0.2)]
 
 
 async def test_places_among_the_concurrent_requests_are_not_kept(tmp_path: Path) -> None:
-    async with DurableLimiter(tmp_path / USE_FILE) as limiter:
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE) as limiter:
         await account_of(limiter, concurrent_requests=1).reserve(ONE)
-    async with DurableLimiter(tmp_path / USE_FILE) as limiter:
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE) as limiter:
         await account_of(limiter, concurrent_requests=1).reserve(ONE)
-    assert not (tmp_path / USE_FILE).exists()
+    assert not (tmp_path / KEY_USAGE_FILE).exists()
 
 
 async def test_processes_that_share_a_folder_see_each_others_money(tmp_path: Path) -> None:
-    async with DurableLimiter(tmp_path / USE_FILE) as one, DurableLimiter(tmp_path / USE_FILE) as other:
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE) as one, DurableLimiter(tmp_path / KEY_USAGE_FILE) as other:
         accounts = [account_of(limiter, dollars_per_day=1) for limiter in (one, other)]
         for account in accounts:
             await used(account, dollars(0.3))
@@ -111,7 +111,7 @@ async def test_processes_that_share_a_folder_see_each_others_money(tmp_path: Pat
 
 
 async def test_a_key_that_is_declared_again_has_spent_what_it_had(tmp_path: Path) -> None:
-    async with DurableLimiter(tmp_path / USE_FILE) as limiter:
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE) as limiter:
         await used(account_of(limiter, dollars_per_day=1), dollars(0.5))
         await wait_until(lambda: written(tmp_path))
         await wait_until(lambda: not limiter._pending)
@@ -122,10 +122,10 @@ async def test_a_key_that_is_declared_again_has_spent_what_it_had(tmp_path: Path
 async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(durable, "WRITE_INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(local, "WRITE_INTERVAL_SECONDS", 0.02)
     folder = tmp_path / "state"
     folder.write_text("a file where the folder should be")
-    async with DurableLimiter(folder / USE_FILE) as limiter:
+    async with DurableLimiter(folder / KEY_USAGE_FILE) as limiter:
         account = account_of(limiter, dollars_per_day=1)
         await used(account, dollars(0.3))
         await wait_until(lambda: limiter.degraded)
@@ -138,15 +138,15 @@ async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
 
 
 async def test_a_damaged_file_stops_no_gateway_and_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / USE_FILE).write_bytes(b"no database" * 1000)
-    async with DurableLimiter(tmp_path / USE_FILE) as limiter:
+    (tmp_path / KEY_USAGE_FILE).write_bytes(b"no database" * 1000)
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE) as limiter:
         assert limiter.degraded
         await used(account_of(limiter, dollars_per_day=1), dollars(0.3))
     assert "not a database" in caplog.text
 
 
 async def test_use_that_is_too_old_to_count_is_deleted(tmp_path: Path) -> None:
-    store = UsageStore(tmp_path / USE_FILE)
+    store = UsageStore(tmp_path / KEY_USAGE_FILE)
     await store.add({("alice", DAY.name): [UseChange(DAY, 1, 0.5)]}, now=1000.0)
     assert await store.load(now=1000.0 + RETENTION_SECONDS - 1) == {("alice", DAY.name): StoredUse(1, 0.5, 1000.0)}
     assert await store.load(now=1000.0 + RETENTION_SECONDS + 1) == {}
@@ -195,7 +195,7 @@ async def test_a_gateway_that_is_killed_has_not_forgotten_what_was_spent(tmp_pat
 
 
 async def test_tokens_of_a_key_with_several_limits_are_written_once_for_each(tmp_path: Path) -> None:
-    async with DurableLimiter(tmp_path / USE_FILE) as limiter:
+    async with DurableLimiter(tmp_path / KEY_USAGE_FILE) as limiter:
         account = account_of(limiter, tokens_per_minute=1e6, dollars_per_day=1)
         await asyncio.gather(*(used(account, tokens(10)) for _ in range(100)))
         assert len(limiter._pending) == 2

@@ -50,7 +50,7 @@ async def test_a_gateway_without_artifacts_lists_none_of_any_kind() -> None:
 
 
 async def test_versions_come_newest_first_with_the_one_in_use_and_those_served(settings: Settings) -> None:
-    metrics = {"accuracy": 0.8, "reliability": [{"count": 3}], "learnt": ["a", "b"]}
+    metrics = {"accuracy": 0.8, "reliability": [{"count": 3}], "corrections": ["a", "b"]}
     old, new = router_published(settings, "old"), router_published(settings, "new", metrics=metrics)
     store = ArtifactStore(settings.artifacts, ROUTER)
     store.promote(old, by="train", why="trained on 3 prompts")
@@ -65,7 +65,7 @@ async def test_versions_come_newest_first_with_the_one_in_use_and_those_served(s
         (new, old, "retrain"),
         (old, None, "train"),
     ]
-    assert whole.json["metrics"] == metrics | {"learnt": 2}
+    assert whole.json["metrics"] == metrics | {"corrections": 2}
     assert whole.json["damaged"] is None
 
 

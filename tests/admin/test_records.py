@@ -10,7 +10,7 @@ import pytest
 
 from coe.core import Health
 from coe.errors import LogError, UnknownCursor
-from gateway.endpoints.admin import record_bodies
+from gateway.endpoints.admin import records
 from gateway.endpoints.admin import records as endpoint
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -44,7 +44,7 @@ async def test_records_come_newest_first_page_by_page() -> None:
     assert seen == ids[::-1]
     assert page["choices"]["expert"] == ["coder", "painter", "generalist"]
     assert {"ok", "aborted", "expert_timeout", "overloaded"} <= set(page["choices"]["outcome"])
-    assert set(page["data"][0]) == set(record_bodies.LIST_FIELDS)
+    assert set(page["data"][0]) == set(records.LIST_FIELDS)
 
 
 async def test_filters_go_to_the_log() -> None:

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from coe.errors import ExpertUnavailable
-from gateway.endpoints.admin import event_stream, stats
+from gateway.endpoints.admin import stats
 from gateway.endpoints.admin.counts import Counts, expert_stats
 from gateway.endpoints.admin.stats import SharedSnapshot
 from gateway.observability.metrics import Metrics
@@ -89,7 +89,7 @@ async def test_experts_under_residency_have_tier_and_waiting_requests() -> None:
         metrics.gauges(name, "", ("expert",), lambda: {("coder",): number})
 
     gauge("coe_expert_tier", 2)
-    gauge("coe_expert_held", 3)
+    gauge("coe_expert_waiting", 3)
     gauge("coe_expert_switches", 5)
     found = expert_stats(Counts(await metrics.families()), registry_of())
     residency = {name: found["coder"][name] for name in ("tier", "waiting", "switches")}
@@ -167,7 +167,7 @@ async def test_a_draining_process_ends_its_streams_and_refuses_new_ones() -> Non
 
 
 async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "SEND_SECONDS", 0.01)
+    monkeypatch.setattr(stats, "SEND_SECONDS", 0.01)
     never, closed = asyncio.Event(), asyncio.Event()
 
     async def events() -> Any:
@@ -181,7 +181,7 @@ async def test_a_client_that_stops_reading_is_dropped(monkeypatch: pytest.Monkey
         await never.wait()
 
     async with asyncio.timeout(10):
-        await event_stream.EventStream(events(), on_close=closed.set)({}, receive, send)
+        await stats.EventStream(events(), on_close=closed.set)({}, receive, send)
     assert closed.is_set()
 
 

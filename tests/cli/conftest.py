@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.logged_service import TAUGHT, LoggedService
+from tests.cli.logged_service import TRAINING_DIGEST, LoggedService
 from tests.routers.conftest import WORDS, built, tiny_encoder
 
 __all__ = ["built", "tiny_encoder"]
@@ -37,6 +37,6 @@ def service(tmp_path: Path, built: tuple[Path, dict[str, Any], list[Any]], redis
     store = made.store("router")
     with store.draft() as draft:
         shutil.copytree(built[0], draft, dirs_exist_ok=True)
-        artifact = store.publish(draft, categories=(*WORDS, "general"), data=TAUGHT, metrics={})
+        artifact = store.publish(draft, categories=(*WORDS, "general"), data=TRAINING_DIGEST, metrics={})
     store.promote(artifact.manifest.version, by="train")
     return made

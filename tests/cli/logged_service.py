@@ -43,7 +43,7 @@ DECLARED: dict[str, Any] = {
     "policy": {"confidence_threshold": 0, "exploration": {"rate": RATE, "max_quality_loss": LOSS}},
 }
 PROMPTS = [(one.prompt, one.category) for one in examples(count=60)] + [(f"hello {n}", "general") for n in range(30)]
-TAUGHT = pairs_digest([*PROMPTS, *((text, "general") for text in DECLARED["categories"][-1]["examples"])])
+TRAINING_DIGEST = pairs_digest([*PROMPTS, *((text, "general") for text in DECLARED["categories"][-1]["examples"])])
 """The digest of what its router counts as trained on, where `router.training_data` holds PROMPTS."""
 TRUTH = {"chef": {"cooking": 0.9, "football": 0.9}, "generalist": {"astronomy": 0.9, "general": 0.9}}
 """Chance that an expert's answer is good; .2 for what is not named."""
@@ -141,8 +141,8 @@ class LoggedService:
                 assignment=assignment.digest[:16],
                 exploration=(RATE, LOSS),
             )
-            said = 1.0 - good if tenant in flipped else good
+            score = 1.0 - good if tenant in flipped else good
             for name, value in fields.items():
                 object.__setattr__(record, name, value)
-            yield record, Feedback(f"e{number}", record.request_id, when, "score", said, tenant=tenant)
+            yield record, Feedback(f"e{number}", record.request_id, when, "score", score, tenant=tenant)
         self.served += count

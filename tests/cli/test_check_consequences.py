@@ -57,9 +57,9 @@ def test_a_new_expert_is_a_consequence_with_the_advice_to_plan(settings: Setting
     known = measured_registry().model_dump(mode="json", exclude_none=True)["experts"]
     edited = measured_registry(experts=[*known, {**known[0], "name": "newcomer"}])
     assert report(settings, edited)["replan"]
-    told = check(settings, edited).stdout
-    assert "  - expert 'newcomer' is not in the plan: clients can request it by name, nothing is routed to it" in told
-    assert told.endswith("the service starts and reloads with it; then run `coe plan` again\n")
+    output = check(settings, edited).stdout
+    assert "  - expert 'newcomer' is not in the plan: clients can request it by name, nothing is routed to it" in output
+    assert output.endswith("the service starts and reloads with it; then run `coe plan` again\n")
 
 
 def test_a_new_category_has_consequences_for_router_plan_and_overlays(settings: Settings) -> None:

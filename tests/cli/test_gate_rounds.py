@@ -1,4 +1,4 @@
-"""`coe retrain` and the gate: trials in the log become a gate in use, which can be taken back."""
+"""`coe retrain` and the gate: trials in the log become a gate in use, which can be rolled back."""
 
 from __future__ import annotations
 

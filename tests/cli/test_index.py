@@ -1,4 +1,4 @@
-"""`coe index`: files in, passages out, again and again."""
+"""`coe index` adds, lists, removes and searches documents; a repeated run changes nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Run:
         self.encode_with(WordEncoder())
 
     def encode_with(self, encoder: WordEncoder) -> None:
-        from coe.runtime import active_state, document_index
+        from coe.runtime import active_state
 
         class Artifact:
             folder = self.folder
@@ -40,8 +40,7 @@ class Run:
             return load(settings.config, environ={}), Artifact
 
         self._patch.setattr("coe.cli.index.check_router", check_router)
-        self._patch.setattr(document_index.routers, "load_document_encoder", lambda folder, threads=1: encoder)
-        assert active_state
+        self._patch.setattr(active_state.routers, "load_document_encoder", lambda folder, threads=1: encoder)
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         command = ["coe", "index", *arguments, "--config", str(self.folder / "experts.yaml")]
@@ -49,9 +48,9 @@ class Run:
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert (ended.value.code or 0) == code
-        said = self._capsys.readouterr()
-        self.errors = said.err
-        return said.out
+        captured = self._capsys.readouterr()
+        self.errors = captured.err
+        return captured.out
 
 
 @pytest.fixture

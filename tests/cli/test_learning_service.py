@@ -1,4 +1,4 @@
-"""The whole learning line with real processes: a gateway, its clients' feedback, `coe retrain`, and the way back."""
+"""The whole learning line with real processes: a gateway, its clients' feedback, `coe retrain` and a rollback."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import aiohttp
 import pytest
 from redis import Redis
 
-from coe.learning.retraining.job_lock import LOCK_KEY
+from coe.jobs.job_lock import LOCK_KEY
 from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
-from tests.cli.test_retrain import LEARNT
+from tests.cli.test_retrain import RETRAINED_CHOICES
 from tests.experts.faulty_server import FaultyServer
 from tests.records.redis_server import RedisServer
 from tests.routers.conftest import WORDS, sentences
@@ -36,7 +36,7 @@ AT_ONCE = 20
 async def coe(
     service: LoggedService, *words: str, output: int = asyncio.subprocess.DEVNULL, **environ: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process of ours that is told to end when the block does, and must end well."""
+    """A process that gets SIGTERM at the end of the block and must exit with 0."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "coe.cli", *words, "--config", str(service.config)),
         env=os.environ | environ,
@@ -124,13 +124,13 @@ async def test_a_running_gateway_serves_by_the_learned_plan_and_after_a_rollback
 ) -> None:
     async with serving(service) as gateway:
         await use(gateway, 360)
-        code, said = await retrained(service, "--json")
-        assert code == 0, said
-        found = json.loads(said)["assignment"]
+        code, output = await retrained(service, "--json")
+        assert code == 0, output
+        found = json.loads(output)["assignment"]
         assert found["promoted"], found["sentence"]
         assert found["report"]["feedback"] == {"thumb": 360}
         for category in WORDS:
-            await gateway.until_answered_by(LEARNT[category], category)
+            await gateway.until_answered_by(RETRAINED_CHOICES[category], category)
         await asyncio.to_thread(service.run, "rollback", "assignment")
         await gateway.until_answered_by("generalist", "cooking")
 
@@ -160,23 +160,23 @@ async def test_rounds_repeat_until_sigterm_and_survive_an_unreachable_redis(
 async def test_two_jobs_at_once_are_one_job_and_one_refusal(service: LoggedService) -> None:
     await asyncio.to_thread(service.serve, 400)
     outcomes = await asyncio.gather(*(retrained(service) for _ in range(3)))
-    assert sum(code == 0 and "promoted: " in said for code, said in outcomes) == 1
-    for code, said in outcomes:
-        assert code == 0 or "another job is running (process " in said
+    assert sum(code == 0 and "promoted: " in output for code, output in outcomes) == 1
+    for code, output in outcomes:
+        assert code == 0 or "another job is running (process " in output
     with Redis.from_url(service.url) as client:
         assert client.get(LOCK_KEY) is None
     assert len(service.store().history()) == 1
 
 
 async def retrained(service: LoggedService, *words: str) -> tuple[int | None, str]:
-    """The exit status of `coe retrain` and what it said."""
+    """The exit status of `coe retrain` and its output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "coe.cli", "retrain", *words, "--config", str(service.config)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await process.communicate()
-    return process.returncode, said.decode()
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()
 
 
 def test_a_job_killed_at_any_time_leaves_something_that_serves(service: LoggedService, tmp_path: Path) -> None:
@@ -185,11 +185,11 @@ def test_a_job_killed_at_any_time_leaves_something_that_serves(service: LoggedSe
     before: Any = service.choices()
     for seconds in (0.0, 0.2):
         asyncio.run(killed_after(service, seconds))
-        assert service.choices() in (before, LEARNT)
+        assert service.choices() in (before, RETRAINED_CHOICES)
     with Redis.from_url(service.url) as client:  # as if its lease were over
         client.delete(LOCK_KEY)
     service.retrain()
-    assert service.choices() == LEARNT
+    assert service.choices() == RETRAINED_CHOICES
 
 
 async def killed_after(service: LoggedService, seconds: float) -> None:

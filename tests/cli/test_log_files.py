@@ -50,12 +50,12 @@ def test_a_log_is_copied_unchanged_from_redis_to_a_file_and_into_sqlite(service:
         tenant=None,
         cost=0.25,
     )
-    said = [
+    feedback = [
         Feedback("f1", "req_odd", now + 1, "thumb", -1),
         Feedback("f2", "req_odd", now + 2, "category", "cooking"),
         Feedback("f3", "req_odd", now + 2, "preferred", "chef"),  # a thumb is surer
     ]
-    service.append([odd, record("req_bare", time=now, candidates=(), probabilities={}, tenant=None)], said)
+    service.append([odd, record("req_bare", time=now, candidates=(), probabilities={}, tenant=None)], feedback)
     assert "42 records" in service.run("log", "export", file)
     records, events = everything(service)
 
@@ -63,10 +63,13 @@ def test_a_log_is_copied_unchanged_from_redis_to_a_file_and_into_sqlite(service:
     service.declare()
     for _ in range(2):  # again changes nothing
         assert "42 records" in service.run("log", "import", file)
-    found, told = everything(service)
+    found, exported_events = everything(service)
     assert sorted(found, key=lambda one: one.request_id) == sorted(records, key=lambda one: one.request_id)
-    assert plain(told)[:40] == plain([one for one in events if one.request_id != "req_odd"])
-    assert [one[:3] for one in plain(told)[40:]] == [("req_odd", "category", "cooking"), ("req_odd", "thumb", -1)]
+    assert plain(exported_events)[:40] == plain([one for one in events if one.request_id != "req_odd"])
+    assert [one[:3] for one in plain(exported_events)[40:]] == [
+        ("req_odd", "category", "cooking"),
+        ("req_odd", "thumb", -1),
+    ]
     assert service.retrain()["report"]["requests"] == 40
 
 
@@ -79,9 +82,9 @@ def test_an_export_selects_by_time_and_category_and_too_old_records_are_not_impo
     assert "1 records" in service.run("log", "export", file, "--category", "cooking")
     assert "1 records" in service.run("log", "export", file, "--until", "2h")
     service.declare(log={"url": "sqlite:///other.sqlite", "keep_days": 0.05})
-    said = service.run("log", "import", file)
-    assert "0 records" in said
-    assert "1 records are older than log.keep_days" in said
+    output = service.run("log", "import", file)
+    assert "0 records" in output
+    assert "1 records are older than log.keep_days" in output
 
 
 def test_damaged_entries_are_reported_and_left_out_everywhere(service: LoggedService, file: Path) -> None:

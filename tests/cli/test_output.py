@@ -1,4 +1,4 @@
-"""What verbs write, and where they cannot: known before the work, told in a line."""
+"""Verbs check their output files before the work, and report errors in one line."""
 
 import os
 import subprocess
@@ -31,20 +31,20 @@ def coe(*words: str | bytes | Path, **variables: str) -> tuple[int, str]:
     ],
 )
 @pytest.mark.parametrize(
-    ("place", "told"),
+    ("place", "output"),
     [("gone/a.png", "there is no folder"), (".", "is a folder"), ("kept.png", "may not be written")],
 )
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
-    verb: tuple[str, ...], place: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: tuple[str, ...], place: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("coe.cli.common.os.access", lambda path, mode: (Path(path).name, mode) != ("kept.png", os.W_OK))
     (tmp_path / "kept.png").touch()
     if place == "." and verb[-1] == "--plot":
-        told = "must end in .png, .svg, .pdf"
+        output = "must end in .png, .svg, .pdf"
     result = CliRunner().invoke(app, [*verb, place], env={"COLUMNS": "200"})
     assert result.exit_code == 2
-    assert told in result.output
+    assert output in result.output
 
 
 def test_a_plot_without_a_sweep_is_bad_usage() -> None:
@@ -52,13 +52,13 @@ def test_a_plot_without_a_sweep_is_bad_usage() -> None:
 
 
 def test_a_path_that_is_no_file_no_folder_or_no_text_is_reported_in_one_line(config: Path, tmp_path: Path) -> None:
-    code, told = coe("route", "--config", config, "--input", tmp_path / "gone.jsonl")
-    assert (code, told.count("\n")) == (1, 1)
-    code, told = coe("train", "--config", config, COE_HOME=str(config))
-    assert (code, told) == (1, f"{config}/artifacts/router: Not a directory\n")
-    code, told = coe("chat", b"\xff\xfe")
+    code, output = coe("route", "--config", config, "--input", tmp_path / "gone.jsonl")
+    assert (code, output.count("\n")) == (1, 1)
+    code, output = coe("train", "--config", config, COE_HOME=str(config))
+    assert (code, output) == (1, f"{config}/artifacts/router: Not a directory\n")
+    code, output = coe("chat", b"\xff\xfe")
     assert code == 2
-    assert "not UTF-8" in told
+    assert "not UTF-8" in output
 
 
 def test_an_endlessly_nested_declaration_is_reported_in_one_line(config: Path) -> None:

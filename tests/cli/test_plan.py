@@ -112,8 +112,8 @@ def test_a_plan_is_stored_with_its_problem_and_solved_again_under_another_budget
     assert kept["count"] == [[40, 40], [40, 40], [40, 40]]
     assert kept["quality"][2][1] is None  # pinned to the small one
     assert kept["frontiers"]["mean_active_b"][0]["choice"] == ["small"] * 3
-    asked = CliRunner().invoke(app, ["solve", "--config", str(config)], input='{"mean_active_b": 1.5}\n{}\n')
-    frugal, free = (json.loads(line)["plan"] for line in asked.stdout.splitlines())
+    solved = CliRunner().invoke(app, ["solve", "--config", str(config)], input='{"mean_active_b": 1.5}\n{}\n')
+    frugal, free = (json.loads(line)["plan"] for line in solved.stdout.splitlines())
     assert [row["expert"] for row in frugal["assignment"]] == ["small"] * 3
     assert free["assignment"][0]["expert"] == "large"
     assert store.history()[-1].version == current.manifest.version
@@ -130,13 +130,13 @@ def test_a_sample_that_breaks_a_limit_at_the_plan_s_prices_is_reported(
     config.write_text(DECLARED + "budget: {max_share: 0.7}\n")
 
     def planned(*requests: int) -> Result:
-        monkeypatch.setattr("coe.jobs.planning.basis._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
+        monkeypatch.setattr("coe.jobs.plan_basis._traffic", lambda *_: np.repeat(np.eye(3), requests, axis=0))
         return CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
 
     crowded = planned(80, 10, 10)
-    told = json.loads(crowded.stdout)["sample"]["max_share"]
-    assert told["used"] >= 0.8
-    assert f"traffic comes to max_share {told['used']:g}, above the limit of {told['limit']:g}" in crowded.stderr
+    used = json.loads(crowded.stdout)["sample"]["max_share"]
+    assert used["used"] >= 0.8
+    assert f"traffic comes to max_share {used['used']:g}, above the limit of {used['limit']:g}" in crowded.stderr
     even = planned(40, 30, 30)
     assert json.loads(even.stdout)["sample"]["max_share"]["used"] <= 0.7
     assert "sample of traffic" not in even.stderr
@@ -153,13 +153,13 @@ def test_infeasible_limits_of_a_sweep_are_reported_with_the_smallest_feasible_on
     report = json.loads(plan(config, "--json", "--sweep", "mean_active_b=0.2,4.2,0.1"))
     assert [row["limit"] for row in report["sweep"]] == [4.2]
     assert report["sweep_impossible"] == {"row": "mean_active_b", "limits": [0.1, 0.2], "smallest": 1.0}
-    told = plan(config, "--sweep", "mean_active_b=0.2,0.1")
-    assert "mean_active_b 0.1, 0.2 cannot be kept; the smallest feasible limit is 1\n" in told
+    output = plan(config, "--sweep", "mean_active_b=0.2,0.1")
+    assert "mean_active_b 0.1, 0.2 cannot be kept; the smallest feasible limit is 1\n" in output
     assert json.loads(plan(config, "--json", "--sweep", "mean_active_b=4.2"))["sweep_impossible"] is None
 
 
 def test_results_that_take_too_long_are_left_out_and_reported(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.jobs.planning.plan.TimeBudget", lambda: TimeBudget(0))
+    monkeypatch.setattr("coe.jobs.plan.TimeBudget", lambda: TimeBudget(0))
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--json"])
     report = json.loads(result.stdout)
     assert report["value_of_expert"] == {"small": None}  # pinned: nothing needs to be solved for that
@@ -169,13 +169,13 @@ def test_results_that_take_too_long_are_left_out_and_reported(config: Path, monk
 
 
 def test_slow_work_is_reported_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = queue.SimpleQueue[str]()
-    monkeypatch.setattr(progress, "print_error", told.put)
+    notes = queue.SimpleQueue[str]()
+    monkeypatch.setattr(progress, "print_error", notes.put)
     with progress.note_if_slow("quick work"):
         pass
     monkeypatch.setattr(progress, "NOTE_AFTER_SECONDS", 0.0)
     with progress.note_if_slow("solving"):
-        assert told.get(timeout=30) == "note: solving takes a while"
+        assert notes.get(timeout=30) == "note: solving takes a while"
 
 
 def test_of_several_benchmarks_the_one_named_is_planned_on(config: Path) -> None:

@@ -1,4 +1,4 @@
-"""`coe plan` plans on what is scored, says what it leaves out, and marks what it did not decide."""
+"""`coe plan` plans on what is scored, reports what it leaves out, and marks pinned categories."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def test_prompts_of_undeclared_categories_and_categories_without_probes_are_name
     found = report(config)
     assert found["left_out"]["undeclared"] == {"poems": 20}
     assert found["left_out"]["unprobed"] == ["law"]
-    told = plan(config)
-    assert "left out: 20 prompts of poems, which experts.yaml does not declare" in told
-    assert "estimated: law, without probes" in told
+    output = plan(config)
+    assert "left out: 20 prompts of poems, which experts.yaml does not declare" in output
+    assert "estimated: law, without probes" in output
 
 
 def test_where_nothing_is_left_to_plan_the_remedy_is_named(tmp_path: Path) -> None:
@@ -123,6 +123,6 @@ def test_the_plan_is_compared_with_each_single_expert(tmp_path: Path) -> None:
     assert max(small["quality"], large["quality"]) < own["quality"]
     assert (small["cost"], large["cost"]) == (0.8, 8.0)
     assert small["cost"] < own["cost"] < large["cost"]
-    told = plan(config)
-    assert "this plan against     quality       cost  (US dollars per thousand requests)" in told
-    assert "\nthis plan" in told
+    output = plan(config)
+    assert "this plan against     quality       cost  (US dollars per thousand requests)" in output
+    assert "\nthis plan" in output

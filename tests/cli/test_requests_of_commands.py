@@ -42,8 +42,8 @@ def test_a_run_of_coe_score_changes_nothing_in_the_status_but_its_own_count(sett
     logged(settings, users)
     before = status_report(settings, now=now)
     assert before["traffic"]["own"] == {}
-    logged(settings, of_score(traffic(900, start=now - 3_000, expert="painter", unsure=0.5)))
-    logged(settings, of_score(traffic(10, start=now - 4 * 86_400, expert="painter", unsure=0.5)))
+    logged(settings, of_score(traffic(900, start=now - 3_000, expert="painter", uncertain_share=0.5)))
+    logged(settings, of_score(traffic(10, start=now - 4 * 86_400, expert="painter", uncertain_share=0.5)))
     after = status_report(settings, now=now)
     assert after["traffic"].pop("own") == {"score": 900}
     before["traffic"].pop("own")

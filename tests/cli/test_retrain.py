@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ArtifactError, DataError, JobError, LogError
-from coe.learning.retraining.job_lock import job_lock
+from coe.jobs.job_lock import job_lock
 from tests.cli.logged_service import LoggedService
 
-LEARNT = {"cooking": "chef", "astronomy": "generalist", "football": "chef", "general": "generalist"}
+RETRAINED_CHOICES = {"cooking": "chef", "astronomy": "generalist", "football": "chef", "general": "generalist"}
 
 
 def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(service: LoggedService) -> None:
@@ -23,7 +23,7 @@ def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(servic
     service.serve(500)
     found = service.retrain()
     assert found["promoted"], found["sentence"]
-    assert service.choices() == LEARNT
+    assert service.choices() == RETRAINED_CHOICES
     assert service.store().in_use() == found["version"]
     folder = Path(found["folder"])
     assert {path.name for path in folder.iterdir()} == {
@@ -44,7 +44,7 @@ def test_ratings_change_the_plan_in_use_and_the_change_can_be_rolled_back(servic
     with pytest.raises(ArtifactError, match="no assignment was in use before this; name one to `coe promote`"):
         service.run("rollback", "assignment")
     service.run("promote", "assignment", "--why", "it was right")
-    assert service.choices() == LEARNT
+    assert service.choices() == RETRAINED_CHOICES
 
 
 def test_another_machine_continues_from_the_learned_plan(service: LoggedService, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_another_machine_continues_from_the_learned_plan(service: LoggedService,
     other.config.parent.mkdir()
     other.declare(artifacts=service.url)
     assert "nothing to learn from: no feedback is new" in other.run("retrain")
-    assert other.choices() == LEARNT
+    assert other.choices() == RETRAINED_CHOICES
     assert other.report("rollback", "assignment") == {"kind": "assignment", "was": found["version"], "in_use": None}
     assert service.report("promote", "assignment", found["version"])["was"] is None
     assert other.report("status")["in_use"]["assignment"]["version"] == found["version"]
@@ -94,7 +94,7 @@ def test_a_tenant_that_contradicts_the_others_is_named_and_changes_nothing(servi
     service.serve(800, flipped=("b",))
     found = service.retrain()
     assert not found["promoted"]
-    assert service.choices() == LEARNT
+    assert service.choices() == RETRAINED_CHOICES
     assert [one["tenant"] for one in found["report"]["tenants"] if one["trust"] < 1] == ["b"]
     assert "- tenant 'b': agreement -" in (Path(found["folder"]) / "report.md").read_text()
 
@@ -133,7 +133,7 @@ def test_measured_quality_alone_makes_a_round_and_the_same_again_makes_none(serv
     found = service.retrain("--probes", folder, "--benchmark", "own")
     assert found["promoted"], found["sentence"]
     assert [one["source"] for one in found["report"]["evidence"]] == ["held-out set"]
-    assert service.choices() == LEARNT
+    assert service.choices() == RETRAINED_CHOICES
     assert "no feedback is new" in service.retrain("--probes", folder, "--benchmark", "own")["sentence"]
 
 
@@ -174,19 +174,19 @@ def test_while_another_job_runs_a_round_is_refused_with_its_name(service: Logged
 
 
 @pytest.mark.parametrize(
-    ("broken", "mended", "says"),
+    ("broken", "mended", "message"),
     [
         (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "maxmemory"),
         (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read only replica"),
     ],
 )
 def test_a_redis_that_takes_no_writes_stops_the_job_before_it_begins(
-    broken: tuple[str, ...], mended: tuple[str, ...], says: str, service: LoggedService
+    broken: tuple[str, ...], mended: tuple[str, ...], message: str, service: LoggedService
 ) -> None:
     with Redis.from_url(service.url) as client:
         try:
             client.execute_command(*broken)  # type: ignore[no-untyped-call]
-            with pytest.raises(LogError, match=f"the lock in Redis cannot be acquired .*{says}"):
+            with pytest.raises(LogError, match=f"the lock in Redis cannot be acquired .*{message}"):
                 service.run("retrain")
         finally:
             client.execute_command(*mended)  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from coe.core import Neighbour, Prediction
 from coe.jobs import router_round
-from coe.learning.retraining.router_round import Pair
+from coe.jobs.router_round import Pair
 from coe.records.feedback import Feedback
 from tests.cli.logged_service import PROMPTS, LoggedService
 from tests.learning.samples import record
@@ -107,14 +107,14 @@ def test_corrections_that_do_not_help_are_kept_out_with_a_report(training_servic
     assert not found["promoted"]
     assert found["sentence"].startswith("kept: ")
     assert (Path(found["folder"]) / "report.svg").is_file()
-    assert "no correction is new" in again(training_service)
+    assert "no correction is new" in next_round(training_service)
 
 
-def again(service: LoggedService) -> str:
-    """What a round says whose only new feedback is a rating."""
+def next_round(service: LoggedService) -> str:
+    """The sentence of a round whose only new feedback is a rating."""
     service.serve(1)
-    said: str = service.report("retrain")["router"]["sentence"]
-    return said
+    sentence: str = service.report("retrain")["router"]["sentence"]
+    return sentence
 
 
 def test_a_router_that_was_trained_on_other_prompts_is_not_retrained(training_service: LoggedService) -> None:

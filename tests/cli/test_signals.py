@@ -1,4 +1,4 @@
-"""What a job leaves behind that is told to end by SIGTERM: nothing."""
+"""A job that gets SIGTERM leaves no drafts and no temporary folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from coe.learning.retraining.job_lock import LOCK_KEY
+from coe.jobs.job_lock import LOCK_KEY
 from tests.cli.logged_service import LoggedService
 
 PROGRAM = """
@@ -23,9 +23,9 @@ from coe.jobs import signals
 
 class Freed:
     def __del__(self):
-        said()
+        announce()
 
-def said():
+def announce():
     print("begun", flush=True)
     time.sleep(120)
 
@@ -41,10 +41,10 @@ main()
 ROUND = """
 import shutil, time
 from coe.cli import main
-from coe.jobs import plan_round
+from coe.jobs.round import Candidate
 
-def write_report(draft, report):
-    (draft / "half").touch()
+def write_report(candidate, folder):
+    (folder / "half").touch()
     print("begun", flush=True)
     time.sleep(120)
 
@@ -53,7 +53,7 @@ def rmtree(*args, **options):
     time.sleep(0.3)
     real(*args, **options)
 
-real, shutil.rmtree, plan_round.write_plan_report = shutil.rmtree, rmtree, write_report
+real, shutil.rmtree, Candidate.write_report = shutil.rmtree, rmtree, write_report
 main()
 """
 DECLARED = """\
@@ -80,7 +80,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("at_work", ["said()", "Freed()"], ids=["at work", "freeing an object, which ignores errors"])
+@pytest.mark.parametrize("at_work", ["announce()", "Freed()"], ids=["at work", "while it frees an object"])
 @pytest.mark.parametrize("verb", ["train", "benchmark"])
 def test_sigterm_ends_a_job_and_leaves_no_partial_files(verb: str, at_work: str, place: Path) -> None:
     words = [verb, "--config", "experts.yaml"] if verb == "train" else [verb, "."]

@@ -110,17 +110,17 @@ def test_data_with_an_undeclared_category_is_refused(config: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("", "holds no prompts"),
         ("{}\n", r"more\.jsonl:1: expected text under the keys prompt and category"),
         ('{"prompt": "x", "category": "cooking"}\n{', r"more\.jsonl:2: not JSON"),
     ],
 )
-def test_a_wrong_data_file_is_named_with_its_line(config: Path, content: str, says: str) -> None:
+def test_a_wrong_data_file_is_named_with_its_line(config: Path, content: str, message: str) -> None:
     data = config.with_name("more.jsonl")
     data.write_text(content)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         run("train", "--data", data, "--config", config)
 
 

@@ -24,7 +24,7 @@ from coe.errors import ConfigError
 from coe.registry import load
 from coe.settings import Settings
 from gateway.access import access_of, create_admin_key, with_admin_key
-from gateway.access.memory import MemoryLimiter
+from gateway.access.local import MemoryLimiter
 from tests.access.samples import key_of
 from tests.admin.samples import router_published, settings_in
 from tests.deploy.test_compose import ROOT, services

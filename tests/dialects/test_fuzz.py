@@ -14,9 +14,11 @@ from coe.errors import InvalidRequest
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.http import sse
 from gateway.access.estimate import input_tokens, output_tokens
-from gateway.dialects import chat, completions, embeddings, messages, responses
+from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
+from gateway.dialects.messages import MESSAGES
+from gateway.dialects.responses import RESPONSES
 
-DIALECTS = (chat, completions, embeddings, messages, responses)
+DIALECTS = (CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES)
 _NAMES = (
     "model messages input prompt system instructions role content type text tools functions response_format format "
     "output_config output_format stream output background conversation previous_response_id source tool_choice"

@@ -9,7 +9,10 @@ import pytest
 
 from coe.core import Chat, Message
 from coe.errors import InvalidRequest
-from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
+from gateway.dialects import Dialect
+from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
+from gateway.dialects.messages import MESSAGES
+from gateway.dialects.responses import RESPONSES
 
 HI = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "json_schema", "schema": {}}
@@ -26,25 +29,25 @@ def turns(found: Chat) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("dialect", "fields", "needs"),
     [
-        (chat, {"messages": HI}, set()),
-        (chat, {"messages": HI, "tools": [{"type": "function"}]}, {"tools"}),
-        (chat, {"messages": HI, "functions": [{}]}, {"tools"}),
-        (chat, {"messages": HI, "response_format": {"type": "json_schema"}}, {"json_schema"}),
-        (chat, {"messages": HI, "response_format": {"type": "json_object"}}, set()),
-        (chat, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, {"images"}),
-        (chat, {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, {"audio"}),
-        (responses, {"input": "hi"}, set()),
-        (responses, {"input": "hi", "tools": [{"type": "function"}]}, {"tools"}),
-        (responses, {"input": "hi", "text": {"format": SCHEMA}}, {"json_schema"}),
-        (responses, {"input": "hi", "text": {"format": {"type": "text"}}}, set()),
-        (responses, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, {"images"}),
-        (messages, {"messages": HI}, set()),
-        (messages, {"messages": HI, "tools": [{"name": "f"}]}, {"tools"}),
-        (messages, {"messages": HI, "output_config": {"format": SCHEMA}}, {"json_schema"}),
-        (messages, {"messages": HI, "output_format": SCHEMA}, {"json_schema"}),
-        (messages, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, {"images"}),
+        (CHAT, {"messages": HI}, set()),
+        (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, {"tools"}),
+        (CHAT, {"messages": HI, "functions": [{}]}, {"tools"}),
+        (CHAT, {"messages": HI, "response_format": {"type": "json_schema"}}, {"json_schema"}),
+        (CHAT, {"messages": HI, "response_format": {"type": "json_object"}}, set()),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, {"images"}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, {"audio"}),
+        (RESPONSES, {"input": "hi"}, set()),
+        (RESPONSES, {"input": "hi", "tools": [{"type": "function"}]}, {"tools"}),
+        (RESPONSES, {"input": "hi", "text": {"format": SCHEMA}}, {"json_schema"}),
+        (RESPONSES, {"input": "hi", "text": {"format": {"type": "text"}}}, set()),
+        (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, {"images"}),
+        (MESSAGES, {"messages": HI}, set()),
+        (MESSAGES, {"messages": HI, "tools": [{"name": "f"}]}, {"tools"}),
+        (MESSAGES, {"messages": HI, "output_config": {"format": SCHEMA}}, {"json_schema"}),
+        (MESSAGES, {"messages": HI, "output_format": SCHEMA}, {"json_schema"}),
+        (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, {"images"}),
         (
-            messages,
+            MESSAGES,
             {
                 "messages": [
                     {"role": "user", "content": [{"type": "tool_result", "content": [{"type": "image", "source": {}}]}]}
@@ -57,7 +60,7 @@ def turns(found: Chat) -> list[tuple[str, str]]:
 def test_needs_are_read_from_fields_and_parts(dialect: Dialect, fields: dict[str, Any], needs: set[str]) -> None:
     found = parsed(dialect, **fields)
     assert found.needs == needs
-    assert found.api == dialect.API
+    assert found.api == dialect.api
 
 
 def test_a_responses_body_is_instructions_and_items() -> None:
@@ -70,7 +73,7 @@ def test_a_responses_body_is_instructions_and_items() -> None:
         {"type": "custom_tool_call_output", "call_id": "d", "output": [{"type": "input_text", "text": "other"}]},
         {"role": "user", "content": [{"type": "input_text", "text": "then"}, {"type": "input_file"}]},
     ]
-    found = parsed(responses, instructions="be kind", input=items, stream=True, vendor={"kept": 1})
+    found = parsed(RESPONSES, instructions="be kind", input=items, stream=True, vendor={"kept": 1})
     assert turns(found) == [
         ("system", "be kind"),
         ("user", "first"),
@@ -82,12 +85,12 @@ def test_a_responses_body_is_instructions_and_items() -> None:
     assert found.stream
     assert found.characters == len("be kindfirstanswerresultotherthen")
     assert found.fields["vendor"] == {"kept": 1}
-    assert turns(parsed(responses, input="hi")) == [("user", "hi")]
+    assert turns(parsed(RESPONSES, input="hi")) == [("user", "hi")]
 
 
 def test_a_messages_body_is_system_and_blocks_and_tool_results_are_no_words_of_the_user() -> None:
     found = parsed(
-        messages,
+        MESSAGES,
         system=[{"type": "text", "text": "be kind", "cache_control": {"type": "ephemeral"}}],
         messages=[
             {"role": "user", "content": "first"},
@@ -118,47 +121,47 @@ def test_a_messages_body_is_system_and_blocks_and_tool_results_are_no_words_of_t
 
 
 def test_prompts_of_the_legacy_api_are_one_turn_and_count_by_the_longest() -> None:
-    found = parsed(completions, prompt=["short", "longer one"])
+    found = parsed(COMPLETIONS, prompt=["short", "longer one"])
     assert found.messages == (Message("user", "short\nlonger one"),)
     assert found.characters == len("longer one")
-    assert parsed(completions, prompt=[1, 2, 3]).characters == 3
-    assert parsed(completions, prompt=[[1, 2], [3]]).characters == 2
+    assert parsed(COMPLETIONS, prompt=[1, 2, 3]).characters == 3
+    assert parsed(COMPLETIONS, prompt=[[1, 2], [3]]).characters == 2
 
 
 def test_the_input_of_embeddings_is_not_routed_by() -> None:
-    found = parsed(embeddings, input=["a", "bcd"])
+    found = parsed(EMBEDDINGS, input=["a", "bcd"])
     assert (found.messages, found.characters, found.needs) == ((), 3, frozenset())
 
 
 WRONG: list[tuple[Dialect, bytes, str | None]] = [
-    (responses, b'{"model":"auto"}', "input"),
-    (responses, b'{"model":"auto","input":[]}', "input"),
-    (responses, b'{"model":"auto","input":[5]}', "input[0]"),
-    (responses, b'{"model":"auto","input":[{"role":"boss","content":"x"}]}', "input[0].role"),
-    (responses, b'{"model":"auto","input":[{"role":"user","content":5}]}', "input[0].content"),
-    (responses, b'{"model":"auto","input":"x","instructions":5}', "instructions"),
-    (responses, b'{"model":"auto","input":"x","background":true}', "background"),
-    (responses, b'{"model":"auto","input":"x","previous_response_id":"resp_1"}', "model"),
-    (responses, b'{"model":"auto","input":"x","conversation":"conv_1"}', "model"),
-    (responses, b'{"input":"x"}', "model"),
-    (messages, b'{"model":"auto"}', "messages"),
-    (messages, b'{"model":"auto","messages":[5]}', "messages[0]"),
-    (messages, b'{"model":"auto","messages":[{"role":"tool","content":"x"}]}', "messages[0].role"),
-    (messages, b'{"model":"auto","messages":[{"role":["user"],"content":[]}]}', "messages[0].role"),
-    (messages, b'{"model":"auto","messages":[{"role":"user","content":[5]}]}', "messages[0].content[0]"),
+    (RESPONSES, b'{"model":"auto"}', "input"),
+    (RESPONSES, b'{"model":"auto","input":[]}', "input"),
+    (RESPONSES, b'{"model":"auto","input":[5]}', "input[0]"),
+    (RESPONSES, b'{"model":"auto","input":[{"role":"boss","content":"x"}]}', "input[0].role"),
+    (RESPONSES, b'{"model":"auto","input":[{"role":"user","content":5}]}', "input[0].content"),
+    (RESPONSES, b'{"model":"auto","input":"x","instructions":5}', "instructions"),
+    (RESPONSES, b'{"model":"auto","input":"x","background":true}', "background"),
+    (RESPONSES, b'{"model":"auto","input":"x","previous_response_id":"resp_1"}', "model"),
+    (RESPONSES, b'{"model":"auto","input":"x","conversation":"conv_1"}', "model"),
+    (RESPONSES, b'{"input":"x"}', "model"),
+    (MESSAGES, b'{"model":"auto"}', "messages"),
+    (MESSAGES, b'{"model":"auto","messages":[5]}', "messages[0]"),
+    (MESSAGES, b'{"model":"auto","messages":[{"role":"tool","content":"x"}]}', "messages[0].role"),
+    (MESSAGES, b'{"model":"auto","messages":[{"role":["user"],"content":[]}]}', "messages[0].role"),
+    (MESSAGES, b'{"model":"auto","messages":[{"role":"user","content":[5]}]}', "messages[0].content[0]"),
     (
-        messages,
+        MESSAGES,
         b'{"model":"auto","messages":[{"role":"user","content":[{"type":"tool_result","content":5}]}]}',
         "messages[0].content[0].content",
     ),
-    (messages, b'{"model":"auto","messages":[{"role":"user","content":"x"}],"system":5}', "system"),
-    (messages, b'{"model":"auto","messages":[{"role":"user","content":"x"}],"stream":"yes"}', "stream"),
-    (completions, b'{"model":"auto"}', "prompt"),
-    (completions, b'{"model":"auto","prompt":[]}', "prompt"),
-    (completions, b'{"model":"auto","prompt":["x",5]}', "prompt"),
-    (embeddings, b'{"model":"auto","input":{"a":1}}', "input"),
-    (embeddings, b'{"model":"","input":"x"}', "model"),
-    (embeddings, b"[]", None),
+    (MESSAGES, b'{"model":"auto","messages":[{"role":"user","content":"x"}],"system":5}', "system"),
+    (MESSAGES, b'{"model":"auto","messages":[{"role":"user","content":"x"}],"stream":"yes"}', "stream"),
+    (COMPLETIONS, b'{"model":"auto"}', "prompt"),
+    (COMPLETIONS, b'{"model":"auto","prompt":[]}', "prompt"),
+    (COMPLETIONS, b'{"model":"auto","prompt":["x",5]}', "prompt"),
+    (EMBEDDINGS, b'{"model":"auto","input":{"a":1}}', "input"),
+    (EMBEDDINGS, b'{"model":"","input":"x"}', "model"),
+    (EMBEDDINGS, b"[]", None),
 ]
 
 
@@ -171,4 +174,4 @@ def test_a_wrong_body_is_told_with_the_field(dialect: Dialect, body: bytes, para
 
 def test_kept_state_goes_on_with_the_expert_that_keeps_it() -> None:
     body = b'{"model":"coder","input":"x","previous_response_id":"resp_1"}'
-    assert responses.parse(body).fields["previous_response_id"] == "resp_1"
+    assert RESPONSES.parse(body).fields["previous_response_id"] == "resp_1"

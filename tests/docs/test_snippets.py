@@ -137,7 +137,7 @@ def test_a_wrong_name_fails(text: str, why: str) -> None:
     "text",
     [
         *("coe log export / import", "coe VERB --help", "x-coe-expert", 'coe_alarm{kind="failing"}', "COE_HOME"),
-        *("coe_request_seconds_sum", "policy.exploration.rate", "limits", "log.md", "coe/errors", "experts.prices"),
+        *("coe_request_seconds_sum", "policy.exploration.rate", "limits", "log.md", "coe/errors.py", "experts.prices"),
         "anything else",
     ],
 )

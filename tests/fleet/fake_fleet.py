@@ -10,9 +10,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from coe.fleet.ports import free_port
-from coe.fleet.specs import ServerSpec
-from coe.fleet.timeouts import Backoff, Timeouts
+from coe.fleet.specs import ServerSpec, Timeouts, free_port
 from coe.fleet.vllm.client import LORA_UPDATING_VARIABLE
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
@@ -22,7 +20,8 @@ QUICK = Timeouts(
     check_timeout=0.3,
     max_missed_checks=20,  # on a busy machine a healthy server misses some
     grace=0.2,
-    backoff=Backoff(initial=0.05, maximum=0.2, reset_after=60.0),
+    first_restart=0.05,
+    max_restart=0.2,
 )
 
 

@@ -20,9 +20,8 @@ import ray
 
 from coe.errors import ClusterError, FleetError
 from coe.fleet.ray import server_supervisor
-from coe.fleet.ray.cluster import ray_cluster
-from coe.fleet.ray.fleet import ClusterFleet
-from coe.fleet.ray.server_request import ServerRequest, server_requests
+from coe.fleet.ray.fleet import ClusterFleet, ray_cluster
+from coe.fleet.ray.server_actor import ServerRequest, server_requests
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
@@ -44,8 +43,7 @@ ONE = BASE.model_copy(update={"replicas": 1})
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from coe.fleet.ray.cluster import ray_cluster
-from coe.fleet.ray.fleet import ClusterFleet
+from coe.fleet.ray.fleet import ClusterFleet, ray_cluster
 from tests.fleet.fake_fleet import QUICK
 from tests.fleet.test_cluster import ONE, requests_for
 
@@ -248,9 +246,12 @@ def test_resources_follow_from_the_declaration(tmp_path: Path) -> None:
     places = {"base_folder": tmp_path, "models": tmp_path, "logs": tmp_path}
     found = list(server_requests([plain, spread, named, rented], **places, cluster_has_gpus=False))
     assert [one.name for one in found] == ["base-1", "base-2", "spread-1", "spread-2", "named-1", "named-2"]
-    assert [one.resources.gpus for one in found[::2]] == [0, 4, 2]
-    assert [one.resources.memory for one in found[::2]] == [3 * 2**30, 0, 0]
-    assert next(server_requests([plain], **places, cluster_has_gpus=True)).resources.gpus == 1
+    assert [one.resources for one in found[::2]] == [
+        {"CPU": 1, "memory": 3 * 2**30},
+        {"CPU": 1, "GPU": 4},
+        {"CPU": 1, "GPU": 2},
+    ]
+    assert next(server_requests([plain], **places, cluster_has_gpus=True)).resources["GPU"] == 1
 
 
 def test_an_unreachable_cluster_is_reported_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,17 +10,16 @@ from pathlib import Path
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet import ports, server
-from coe.fleet.ports import free_port
+from coe.fleet import server, specs
 from coe.fleet.process import describe_exit
-from coe.fleet.timeouts import Backoff
+from coe.fleet.specs import Timeouts, free_port
 
 
 def test_delays_double_up_to_the_maximum_and_reset_after_a_healthy_period() -> None:
     clock, delay, delays = 0.0, 0.0, []
     for up in (5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 59.9, 60.0, 1.0):
         clock += up
-        delay = Backoff().next(delay, up=up)
+        delay = Timeouts().restart_delay(delay, up=up)
         delays.append(delay)
         clock += delay
     assert delays == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 1.0, 2.0]
@@ -29,16 +28,16 @@ def test_delays_double_up_to_the_maximum_and_reset_after_a_healthy_period() -> N
 def test_a_free_port_can_be_bound_and_is_not_one_to_avoid() -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
-        assert not ports.is_free(port)
-    assert ports.is_free(port)
+        assert not specs.is_free(port)
+    assert specs.is_free(port)
 
 
 def test_ports_to_avoid_are_avoided_and_running_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "_LAST", ports._FIRST + 2)
-    monkeypatch.setattr(ports, "is_free", lambda port, host: True)
-    assert free_port(avoid={ports._FIRST}) == ports._FIRST + 1
+    monkeypatch.setattr(specs, "_LAST", specs._FIRST + 2)
+    monkeypatch.setattr(specs, "is_free", lambda port, host: True)
+    assert free_port(avoid={specs._FIRST}) == specs._FIRST + 1
     with pytest.raises(FleetError, match="no free port between"):
-        free_port(avoid={ports._FIRST, ports._FIRST + 1})
+        free_port(avoid={specs._FIRST, specs._FIRST + 1})
 
 
 def test_the_tail_of_a_log_is_its_last_lines_that_are_not_blank(tmp_path: Path) -> None:
@@ -76,5 +75,5 @@ def test_an_exit_code_is_described_in_words(code: int, words: str) -> None:
 
 
 def test_importing_the_fleet_imports_neither_torch_nor_transformers() -> None:
-    script = "import sys, coe.fleet, coe.fleet.convert; print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
+    script = "import sys, coe.fleet, coe.fleet.weights; print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"

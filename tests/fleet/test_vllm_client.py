@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 
 from coe.errors import FleetError
-from coe.fleet.ports import free_port
 from coe.fleet.probe import open_probe_session
+from coe.fleet.specs import free_port
 from coe.fleet.vllm.client import VllmClient
 
 pytestmark = pytest.mark.anyio

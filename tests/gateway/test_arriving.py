@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.process.drain import Drain
+from gateway.process.signals import Drain
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of
 from tests.gateway.crowd import BODY, CHAT, KEYS, ROUTE, bearer, keyed, wait_until

@@ -13,7 +13,7 @@ from coe.routing.affinity import Affinity
 from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.access import open_limiter
-from gateway.wiring import Wiring
+from gateway.serving_state import Wiring
 from tests.fakes import WordRouter, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +28,7 @@ async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     now, closed = 0.0, list[str]()
-    monkeypatch.setattr("gateway.wiring.time.monotonic", lambda: now)
+    monkeypatch.setattr("gateway.serving_state.time.monotonic", lambda: now)
 
     async def close(self: ReplicatedExpert) -> None:
         closed.append(self.name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
 from gateway.access.estimate import TOKENS_PER_FILE, input_tokens
-from gateway.dialects import messages
+from gateway.dialects.messages import MESSAGES
 from tests.access.test_access import bearer, keyed
 from tests.fakes import Response, gateway_of
 
@@ -49,7 +50,7 @@ def written(value: Any) -> float:
 def test_texts_tools_and_files_count_and_nothing_else_does(
     blocks: tuple[dict[str, Any], ...], fields: dict[str, Any], tokens: float
 ) -> None:
-    assert math.ceil(input_tokens(messages.parse(body(*blocks, **fields)))) == pytest.approx(tokens, abs=1.0)
+    assert math.ceil(input_tokens(MESSAGES.parse(body(*blocks, **fields)))) == pytest.approx(tokens, abs=1.0)
 
 
 async def test_tokens_are_told_without_a_word_to_any_expert_or_log() -> None:
@@ -89,8 +90,8 @@ async def test_a_method_that_messages_lack_is_refused_as_anthropic_would() -> No
 
 async def test_a_bug_beside_messages_is_told_as_anthropic_would(monkeypatch: pytest.MonkeyPatch) -> None:
     response = Response()
+    monkeypatch.setattr("gateway.endpoints.route.MESSAGES", replace(MESSAGES, parse=lambda _: 1 / 0))
     async with gateway_of() as gateway:
-        monkeypatch.setattr("gateway.endpoints.route.messages_dialect.parse", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             await gateway.post(PATH, body(), into=response)
     assert (response.status, response.json["error"]["type"]) == (500, "api_error")

@@ -15,7 +15,7 @@ from coe.registry import Registry
 from coe.retrieval import EncoderId
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.lancedb.store import LanceStore
-from coe.runtime.document_index import DocumentIndex
+from coe.runtime.active_state import DocumentIndex
 from gateway.endpoints.documents import MAX_BODY_BYTES, MAX_CONCURRENT
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.retrieval.samples import WordEncoder

@@ -9,7 +9,7 @@ import orjson
 import psutil
 import pytest
 
-from gateway.process.drain import Drain
+from gateway.process.signals import Drain
 from tests.fakes import gateway_of
 from tests.gateway.served import Served, serving
 

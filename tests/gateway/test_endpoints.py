@@ -1,8 +1,11 @@
 """The endpoints beside chat."""
 
+from dataclasses import replace
+
 import orjson
 import pytest
 
+from gateway.dialects.chat import CHAT
 from tests.fakes import Response, gateway_of
 
 pytestmark = pytest.mark.anyio
@@ -34,8 +37,8 @@ async def test_route_gives_the_decision_and_asks_nobody() -> None:
 
 async def test_a_bug_in_any_endpoint_is_an_openai_error(monkeypatch: pytest.MonkeyPatch) -> None:
     body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
+    monkeypatch.setattr("gateway.endpoints.route.CHAT", replace(CHAT, parse=lambda _: 1 / 0))
     async with gateway_of() as gateway:
-        monkeypatch.setattr("gateway.endpoints.route.chat_dialect.parse", lambda _: 1 / 0)
         response = Response()
         with pytest.raises(ZeroDivisionError):  # the server logs it; the client has its answer by then
             await gateway.post("/v1/route", body, into=response)

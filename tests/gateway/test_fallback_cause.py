@@ -18,9 +18,9 @@ from coe.learning.monitoring.alarms import MIN_UNANSWERED, failing_alarms
 from coe.learning.monitoring.traffic import Traffic
 from coe.records.codec import decode, encode
 from coe.records.record import RoutingRecord
-from gateway.observability.metric_registry import exposition as written
 from gateway.observability.metrics import Metrics
-from gateway.observability.traffic_metrics import TrafficMetrics
+from gateway.observability.metrics import exposition as written
+from gateway.observability.state_metrics import TrafficMetrics
 from tests.experts.fault_servers import answering, closed_port, refusing, servers
 from tests.fakes import NOWHERE, Gateway, Response, gateway_of, registry_of
 from tests.gateway.gateway_over import gateway_over

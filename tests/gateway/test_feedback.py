@@ -16,8 +16,8 @@ from coe.learning.estimation.experience_loader import load_experience
 from coe.records import open_feedback
 from coe.records.feedback import Feedback
 from gateway.endpoints import feedback as endpoint
-from gateway.observability import recent
-from gateway.observability import recent as lookup
+from gateway.observability import observers
+from gateway.observability import observers as lookup
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import Served, serving
@@ -127,7 +127,7 @@ async def test_an_unknown_request_is_not_found(monkeypatch: pytest.MonkeyPatch) 
 async def test_a_record_that_is_still_on_its_way_from_another_gateway_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recent, "MAX_REQUESTS", 0)
+    monkeypatch.setattr(observers, "MAX_REQUESTS", 0)
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
         late, looks = gateway.records.pop(), []

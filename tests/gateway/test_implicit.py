@@ -11,7 +11,7 @@ import pytest
 from coe.errors import LogError
 from coe.records import open_feedback
 from coe.records.feedback import Feedback
-from gateway.observability import implicit_feedback
+from gateway.observability import observers
 from tests.access.samples import key_of
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.gateway.served import serving
@@ -23,7 +23,7 @@ LONG = "write me some code that draws a small blue house"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(implicit_feedback, "MIN_REGENERATION_SECONDS", 0.0)
+    monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 0.0)
 
 
 async def ask(gateway: Gateway, text: str, *, key: str | None = None, session: str | None = None) -> str:
@@ -84,10 +84,10 @@ async def test_a_program_that_asks_on_and_on_is_told_a_few_times_only() -> None:
 async def test_what_comes_too_soon_or_too_late_is_no_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
     async with gateway_of() as gateway:
         await ask(gateway, LONG)
-        monkeypatch.setattr(implicit_feedback, "MIN_REGENERATION_SECONDS", 60.0)
+        monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 60.0)
         await ask(gateway, LONG)
-        monkeypatch.setattr(implicit_feedback, "MIN_REGENERATION_SECONDS", 0.0)
-        monkeypatch.setattr(implicit_feedback, "MAX_REGENERATION_SECONDS", -1.0)
+        monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 0.0)
+        monkeypatch.setattr(observers, "MAX_REGENERATION_SECONDS", -1.0)
         await ask(gateway, LONG)
     assert gateway.log.events == []
 

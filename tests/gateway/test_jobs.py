@@ -11,9 +11,8 @@ import pytest
 from coe.errors import InvalidRequest, JobUnavailable, NotInstalled
 from coe.settings import Settings
 from gateway.process import jobs as jobs_module
-from gateway.process import plan_solver as solver_module
-from gateway.process.jobs import Jobs
-from gateway.process.plan_solver import PlanSolver
+from gateway.process import jobs as solver_module
+from gateway.process.jobs import Jobs, PlanSolver
 from tests.admin.samples import measured_registry, planned, settings_in
 
 pytestmark = pytest.mark.anyio

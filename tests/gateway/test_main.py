@@ -151,7 +151,7 @@ def test_a_wrong_environment_names_the_variable(environ: dict[str, str], says: s
 def test_the_serving_process_imports_nothing_heavy_that_it_does_not_use() -> None:
     code = (
         "import sys, coe.cli, gateway.main, routers.cascade, granian.server\n"
-        "import coe.records.sqlite_log, coe.records.redis_log\n"
+        "import coe.records.sqlite, coe.records.redis_log\n"
         "heavy = {'torch', 'sklearn', 'scipy', 'transformers', 'litellm', 'pyarrow', 'aiohttp'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -80,8 +80,8 @@ async def test_the_tenants_requests_are_decided_and_recorded_by_its_posterior() 
     own, other = gateway.records
     assert (own.tenant, own.overlay, own.category) == ("alice", "v1", "art")
     assert max(own.probabilities, key=own.probabilities.__getitem__) == "art"
-    assert own.plain == other.probabilities
-    assert (other.overlay, other.plain) == ("", None)
+    assert own.router_probabilities == other.probabilities
+    assert (other.overlay, other.router_probabilities) == ("", None)
 
 
 async def test_overlays_of_another_router_stay_unused_and_the_log_says_so(
@@ -103,7 +103,7 @@ async def test_one_tenants_corrections_turn_its_own_requests_and_no_other_tenant
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coe.runtime.active_state.load_active_state", words_server.read)
-    for module in ("coe.runtime.active_state", "coe.runtime.promotion"):
+    for module in ("coe.runtime.active_state", "coe.runtime.versions"):
         monkeypatch.setattr(f"{module}.check_router", lambda settings: (None, None))
         monkeypatch.setattr(f"{module}.load_router", lambda *_: WordRouter())
     assignment = {"code": "good", "art": "slow-start", "general": "good"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from gateway.observability import implicit_feedback
+from gateway.observability import observers
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
@@ -57,7 +57,7 @@ async def test_an_ordinary_key_cannot_mark_its_requests_and_is_limited_all_the_s
 
 
 async def test_a_marked_request_is_no_implicit_feedback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(implicit_feedback, "MIN_REGENERATION_SECONDS", 0.0)
+    monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 0.0)
     async with gateway_of() as gateway:
         for purpose in ("score", "score", None, "score"):
             await ask(gateway, purpose)

@@ -248,9 +248,9 @@ def uniform() -> tuple[Any, str]:
 
 
 def chat_of(text: str) -> Any:
-    from gateway.dialects import chat
+    from gateway.dialects.chat import parse
 
-    return chat.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]}))
+    return parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]}))
 
 
 def wishes_of(consent: Any) -> Any:

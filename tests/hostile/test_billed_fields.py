@@ -6,7 +6,10 @@ import orjson
 import pytest
 
 from gateway.access.estimate import TOKENS_PER_FILE, input_tokens, output_tokens
-from gateway.dialects import Dialect, chat, completions, embeddings, messages, responses
+from gateway.dialects import Dialect
+from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
+from gateway.dialects.messages import MESSAGES
+from gateway.dialects.responses import RESPONSES
 from tests.access.samples import key_of
 from tests.fakes import gateway_of, registry_of
 from tests.gateway.crowd import bearer
@@ -73,38 +76,38 @@ def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("dialect", "fields", "least"),
     [
-        (chat, {"messages": HI, "tools": TOOLS}, 1000),
-        (chat, {"messages": HI, "functions": [TOOLS[0]["function"]]}, 1000),
-        (chat, {"messages": HI, "response_format": SCHEMA}, 1000),
-        (chat, {"messages": HI, "prediction": {"type": "content", "content": "p" * 4000}}, 1000),
-        (chat, {"messages": [*HI, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, 1000),
-        (chat, {"messages": [*HI, {"role": "assistant", "function_call": CALL["function"]}]}, 1000),
-        (chat, {"messages": [*HI, {"role": "assistant", "content": "", "reasoning_content": "r" * 4000}]}, 1000),
-        (chat, {"messages": user({"type": "image_url", "image_url": {"url": "http://x/y.png"}})}, TOKENS_PER_FILE),
-        (chat, {"messages": user({"type": "image_url", "image_url": {"url": DATA}})}, TOKENS_PER_FILE),
-        (chat, {"messages": user({"type": "file", "file": {"file_id": "f"}})}, TOKENS_PER_FILE),
-        (chat, {"messages": user({"type": "file", "file": {"file_data": DATA}})}, 2 * TOKENS_PER_FILE),
-        (chat, {"messages": user({"type": "input_audio", "input_audio": {"data": DATA, "format": "mp3"}})}, 100),
-        (completions, {"prompt": "hi", "suffix": "s" * 4000}, 1000),
-        (embeddings, {"input": ["e" * 4000, "e" * 4000]}, 2000),
-        (responses, {"input": "hi", "tools": [{"type": "function", "name": "f", "description": "d" * 4000}]}, 1000),
-        (responses, {"input": "hi", "text": {"format": SCHEMA}}, 1000),
-        (responses, {"input": [{"type": "function_call", "name": "f", "arguments": "a" * 4000}]}, 1000),
-        (responses, {"input": [{"type": "function_call_output", "call_id": "c", "output": "o" * 4000}]}, 1000),
-        (responses, {"input": user({"type": "input_image", "image_url": DATA})}, TOKENS_PER_FILE),
-        (responses, {"input": user({"type": "input_file", "file_data": DATA})}, 2 * TOKENS_PER_FILE),
-        (responses, {"input": [{"type": "image_generation_call", "result": DATA}]}, TOKENS_PER_FILE),
+        (CHAT, {"messages": HI, "tools": TOOLS}, 1000),
+        (CHAT, {"messages": HI, "functions": [TOOLS[0]["function"]]}, 1000),
+        (CHAT, {"messages": HI, "response_format": SCHEMA}, 1000),
+        (CHAT, {"messages": HI, "prediction": {"type": "content", "content": "p" * 4000}}, 1000),
+        (CHAT, {"messages": [*HI, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, 1000),
+        (CHAT, {"messages": [*HI, {"role": "assistant", "function_call": CALL["function"]}]}, 1000),
+        (CHAT, {"messages": [*HI, {"role": "assistant", "content": "", "reasoning_content": "r" * 4000}]}, 1000),
+        (CHAT, {"messages": user({"type": "image_url", "image_url": {"url": "http://x/y.png"}})}, TOKENS_PER_FILE),
+        (CHAT, {"messages": user({"type": "image_url", "image_url": {"url": DATA}})}, TOKENS_PER_FILE),
+        (CHAT, {"messages": user({"type": "file", "file": {"file_id": "f"}})}, TOKENS_PER_FILE),
+        (CHAT, {"messages": user({"type": "file", "file": {"file_data": DATA}})}, 2 * TOKENS_PER_FILE),
+        (CHAT, {"messages": user({"type": "input_audio", "input_audio": {"data": DATA, "format": "mp3"}})}, 100),
+        (COMPLETIONS, {"prompt": "hi", "suffix": "s" * 4000}, 1000),
+        (EMBEDDINGS, {"input": ["e" * 4000, "e" * 4000]}, 2000),
+        (RESPONSES, {"input": "hi", "tools": [{"type": "function", "name": "f", "description": "d" * 4000}]}, 1000),
+        (RESPONSES, {"input": "hi", "text": {"format": SCHEMA}}, 1000),
+        (RESPONSES, {"input": [{"type": "function_call", "name": "f", "arguments": "a" * 4000}]}, 1000),
+        (RESPONSES, {"input": [{"type": "function_call_output", "call_id": "c", "output": "o" * 4000}]}, 1000),
+        (RESPONSES, {"input": user({"type": "input_image", "image_url": DATA})}, TOKENS_PER_FILE),
+        (RESPONSES, {"input": user({"type": "input_file", "file_data": DATA})}, 2 * TOKENS_PER_FILE),
+        (RESPONSES, {"input": [{"type": "image_generation_call", "result": DATA}]}, TOKENS_PER_FILE),
         (
-            responses,
+            RESPONSES,
             {"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": DATA}}]},
             TOKENS_PER_FILE,
         ),
-        (messages, {"messages": HI, "tools": [{"name": "f", "description": "d" * 4000}]}, 1000),
-        (messages, {"messages": HI, "output_config": {"format": SCHEMA}}, 1000),
-        (messages, {"messages": user({"type": "tool_use", "id": "t", "input": {"x": "i" * 4000}})}, 1000),
-        (messages, {"messages": user({"type": "image", "source": {"type": "base64", "data": DATA}})}, TOKENS_PER_FILE),
+        (MESSAGES, {"messages": HI, "tools": [{"name": "f", "description": "d" * 4000}]}, 1000),
+        (MESSAGES, {"messages": HI, "output_config": {"format": SCHEMA}}, 1000),
+        (MESSAGES, {"messages": user({"type": "tool_use", "id": "t", "input": {"x": "i" * 4000}})}, 1000),
+        (MESSAGES, {"messages": user({"type": "image", "source": {"type": "base64", "data": DATA}})}, TOKENS_PER_FILE),
         (
-            messages,
+            MESSAGES,
             {"messages": user({"type": "document", "source": {"type": "base64", "data": DATA}})},
             2 * TOKENS_PER_FILE,
         ),
@@ -119,17 +122,17 @@ def test_what_a_model_reads_beside_text_is_counted_and_the_bytes_of_files_are_no
 
 def test_texts_alone_are_a_quarter_of_their_characters() -> None:
     turns = [{"role": "user", "content": "x" * 400}, {"role": "assistant", "content": [{"type": "text", "text": "y"}]}]
-    assert input_tokens(chat.parse(orjson.dumps({"model": "m", "messages": turns}))) == 401 / 4
+    assert input_tokens(CHAT.parse(orjson.dumps({"model": "m", "messages": turns}))) == 401 / 4
 
 
 @pytest.mark.parametrize(
     ("dialect", "fields", "tokens"),
     [
-        (chat, {"messages": HI, "max_tokens": 10, "n": 64}, 640),
-        (completions, {"prompt": ["a", "b"], "max_tokens": 10, "best_of": 4, "n": 2}, 80),
-        (responses, {"input": "hi", "max_output_tokens": 10}, 10),
-        (messages, {"messages": HI, "max_tokens": 10}, 10),
-        (embeddings, {"input": "hi"}, 0),
+        (CHAT, {"messages": HI, "max_tokens": 10, "n": 64}, 640),
+        (COMPLETIONS, {"prompt": ["a", "b"], "max_tokens": 10, "best_of": 4, "n": 2}, 80),
+        (RESPONSES, {"input": "hi", "max_output_tokens": 10}, 10),
+        (MESSAGES, {"messages": HI, "max_tokens": 10}, 10),
+        (EMBEDDINGS, {"input": "hi"}, 0),
     ],
 )
 def test_the_answers_that_a_request_asks_for_are_counted(dialect: Dialect, fields: dict[str, Any], tokens: int) -> None:

@@ -12,8 +12,8 @@ from starlette.routing import Route
 from coe.errors import ExpertUnavailable
 from gateway.access import access_of
 from gateway.access.browsers import BrowserPolicy
-from gateway.access.cors import EXPOSED_HEADERS
-from gateway.access.memory import MemoryLimiter
+from gateway.access.local import MemoryLimiter
+from gateway.app import EXPOSED_HEADERS
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio

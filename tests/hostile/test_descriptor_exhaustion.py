@@ -11,7 +11,7 @@ import aiohttp
 import psutil
 import pytest
 
-from gateway.process.descriptors import (
+from gateway.process.connections import (
     MAX_DESCRIPTORS,
     MIN_DESCRIPTORS,
     RESERVED_DESCRIPTORS,

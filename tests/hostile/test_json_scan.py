@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.errors import InvalidRequest
-from gateway.request.large_bodies import CONTAINER_WEIGHT, SCAN_WINDOW, JsonScan
+from gateway.request.body import CONTAINER_WEIGHT, SCAN_WINDOW, JsonScan
 
 TEXT = st.text(st.sampled_from('ab"\\{}[],:\n\u00e9\u4e2d\U0001f600'), max_size=20)
 JSON = st.recursive(

@@ -13,8 +13,7 @@ from coe.core import Call, Chat
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.registry import Registry
-from gateway.request.body import DEFAULT_MAX_VALUES
-from gateway.request.large_bodies import SMALL_BODY
+from gateway.request.body import DEFAULT_MAX_VALUES, SMALL_BODY
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import Gateway, Response, gateway_of, registry_of

@@ -58,7 +58,7 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
     terminal.print_error(HARM)
     for character in HARM:  # an answer that comes in pieces
         terminal.print_part(character)
-    residency = {"residency": {HARM: {"tier": HARM, "switches": 1, "held": 0}}}
+    residency = {"residency": {HARM: {"tier": HARM, "switches": 1, "waiting": 0}}}
     used = {"version": HARM, "since": None, "config": HARM}
     report = {
         "in_use": {"config": HARM, **dict.fromkeys(("router", "overlays", "assignment", "gate"), used)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,24 +23,14 @@ def experience(count: int, **columns: Any) -> Experience:
     """`count` requests in turn through the categories, all to the first expert, without feedback."""
     posterior = np.full((count, len(CATEGORIES)), 0.1, dtype=np.float32)
     posterior[np.arange(count), np.arange(count) % len(CATEGORIES)] = 0.8
-    fields: dict[str, Any] = {
-        "categories": CATEGORIES,
-        "experts": EXPERTS,
+    usual: dict[str, Any] = {
         "tenants": ("a",),
         "versions": ("v",),
         "posterior": posterior,
-        "chosen": np.zeros(count, dtype=np.int16),
-        "allowed": np.ones((count, len(EXPERTS)), dtype=np.bool_),
         "propensity": np.ones(count, dtype=np.float32),
-        "reward": np.full(count, np.nan, dtype=np.float32),
-        "kind": np.full(count, -1, dtype=np.int8),
-        "corrected": np.full(count, -1, dtype=np.int16),
-        "tenant": np.zeros(count, dtype=np.int32),
-        "version": np.zeros(count, dtype=np.int32),
         "time": np.arange(count, dtype=np.float64),
-        "identity": np.arange(count, dtype=np.uint64),
     }
-    return Experience(**(fields | columns))
+    return replace(Experience.blank(CATEGORIES, EXPERTS, count), **(usual | columns))
 
 
 def rated_experience(

@@ -1,12 +1,12 @@
-"""Corrections: who may teach the router what, and how much."""
+"""Corrections: which ones join the router's training set, and how many of each tenant."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe.jobs.router_round import MIN_QUOTA, Correction, corrections, merge_corrections
 from coe.learning.estimation.experience_loader import load_experience
-from coe.learning.retraining.router_round import MIN_QUOTA, Correction, corrections, merge_corrections
 from coe.records.feedback import Feedback
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
@@ -19,29 +19,29 @@ def many(count: int, category: str, tenant: str) -> list[Correction]:
 
 def test_a_corrected_request_with_a_stored_prompt_becomes_a_training_prompt() -> None:
     records = [record("r1", prompt="is this contract void?"), record("r2"), record("r3", prompt="never corrected")]
-    said = [Feedback(f"e{r}", r, 1.0, "category", "law", tenant="a") for r in ("r1", "r2")]
-    found = load_experience([records], [said], categories=CATEGORIES, experts=EXPERTS)
+    corrected = [Feedback(f"e{r}", r, 1.0, "category", "law", tenant="a") for r in ("r1", "r2")]
+    found = load_experience([records], [corrected], categories=CATEGORIES, experts=EXPERTS)
     made = corrections([records], found.experience)
     assert made == (Correction("is this contract void?", "law", "a"),)
     assert merge_corrections(BASE, made).pairs == (*BASE, ("is this contract void?", "law"))
 
 
 def test_most_tenants_decide_and_a_tie_decides_nothing() -> None:
-    said = [
+    corrected = [
         Correction("x", "law", "a"),
         Correction("x", "law", "b"),
         Correction("x", "code", "c"),
         Correction("y", "law", "a"),
         Correction("y", "code", "b"),
     ]
-    found = merge_corrections(BASE, said)
+    found = merge_corrections(BASE, corrected)
     assert found.pairs[len(BASE) :] == (("x", "law"),)
     assert found.left_out == {"tenants contradict each other": 1}
 
 
 def test_repeated_corrections_of_a_tenant_count_once() -> None:
-    said = [Correction("x", "code", "a")] * 5 + [Correction("x", "law", "b"), Correction("x", "law", "c")]
-    assert merge_corrections(BASE, said).pairs[-1] == ("x", "law")
+    corrected = [Correction("x", "code", "a")] * 5 + [Correction("x", "law", "b"), Correction("x", "law", "c")]
+    assert merge_corrections(BASE, corrected).pairs[-1] == ("x", "law")
 
 
 def test_the_base_is_never_contradicted() -> None:
@@ -51,8 +51,8 @@ def test_the_base_is_never_contradicted() -> None:
 
 
 def test_corrections_do_not_outnumber_the_base_of_a_category() -> None:
-    said = [one for tenant in "abcd" for one in many(30, "code", tenant)]
-    assert merge_corrections(BASE, said).added == 60
+    corrected = [one for tenant in "abcd" for one in many(30, "code", tenant)]
+    assert merge_corrections(BASE, corrected).added == 60
     assert merge_corrections(BASE, [one for t in "abcd" for one in many(30, "law", t)]).added == MIN_QUOTA
 
 
@@ -63,5 +63,5 @@ def test_one_tenant_adds_at_most_as_many_corrections_as_all_others() -> None:
 
 
 @given(st.permutations([*many(6, "code", "a"), *many(6, "law", "b"), Correction("x", "law", "a")]))
-def test_the_order_of_corrections_does_not_matter(said: list[Correction]) -> None:
-    assert merge_corrections(BASE, said) == merge_corrections(BASE, sorted(said, key=lambda one: one.prompt))
+def test_the_order_of_corrections_does_not_matter(corrected: list[Correction]) -> None:
+    assert merge_corrections(BASE, corrected) == merge_corrections(BASE, sorted(corrected, key=lambda one: one.prompt))

@@ -32,7 +32,7 @@ def traffic(
     )
 
 
-def look(recent: TrafficSample, number: int = 1) -> dict[str, DriftFinding]:
+def detected(recent: TrafficSample, number: int = 1) -> dict[str, DriftFinding]:
     return {one.aspect: one for one in detect_drift(traffic(0), recent, categories=CATEGORIES, test=number)}
 
 
@@ -43,11 +43,11 @@ def test_each_shift_is_found_in_its_aspect_alone() -> None:
         "embeddings": traffic(1, turn=1.0),
     }
     for aspect, recent in shifts.items():
-        assert [name for name, found in look(recent).items() if found.alarm] == [aspect]
+        assert [name for name, found in detected(recent).items() if found.alarm] == [aspect]
 
 
 def test_the_sentence_names_the_categories_that_moved() -> None:
-    found = look(traffic(1, mix=(0.3, 0.3, 0.4)))["category mix"]
+    found = detected(traffic(1, mix=(0.3, 0.3, 0.4)))["category mix"]
     assert "category mix has shifted" in found.sentence
     assert "law 2" in found.sentence
     assert found.effect == pytest.approx(0.2, abs=0.05)
@@ -57,36 +57,36 @@ def test_repeated_tests_of_the_same_traffic_rarely_raise_an_alarm() -> None:
     false = 0
     for series in range(12):
         reference = traffic(1000 + series, count=400)
-        looks = (
+        repeated = (
             detect_drift(reference, traffic(5000 + 10 * series + n, count=400), categories=CATEGORIES, test=n + 1)
             for n in range(4)
         )
-        false += any(found.alarm for findings in looks for found in findings)
+        false += any(found.alarm for findings in repeated for found in findings)
     assert false <= 2
 
 
 def test_a_significant_but_tiny_shift_is_no_alarm() -> None:
     many = TrafficSample(np.repeat([0, 1, 2], (500_000, 300_000, 200_000)), np.linspace(0, 1, 1000), np.empty((0, 16)))
-    moved = replace(many, category=np.repeat([0, 1, 2], (490_000, 310_000, 200_000)))
-    found = detect_drift(many, moved, categories=CATEGORIES, test=1)[0]
+    shifted = replace(many, category=np.repeat([0, 1, 2], (490_000, 310_000, 200_000)))
+    found = detect_drift(many, shifted, categories=CATEGORIES, test=1)[0]
     assert found.chance < 1e-12
     assert not found.alarm
 
 
 def test_later_tests_need_more_evidence() -> None:
     slight = traffic(3, mix=(0.43, 0.33, 0.24))
-    assert look(slight)["category mix"].alarm
-    assert not look(slight, number=200)["category mix"].alarm
+    assert detected(slight)["category mix"].alarm
+    assert not detected(slight, number=200)["category mix"].alarm
 
 
 def test_without_embeddings_two_aspects_are_tested() -> None:
     bare = replace(traffic(1), embeddings=np.empty((0, 16)))
-    assert set(look(bare)) == {"category mix", "confidence"}
+    assert set(detected(bare)) == {"category mix", "confidence"}
 
 
 def test_an_empty_sample_is_an_error() -> None:
     with pytest.raises(DataError, match="empty"):
-        look(TrafficSample(np.empty(0, dtype=np.int64), np.empty(0), np.empty((0, 16))))
+        detected(TrafficSample(np.empty(0, dtype=np.int64), np.empty(0), np.empty((0, 16))))
 
 
 def test_adjustments_for_many_tests_match_the_published_ones() -> None:
@@ -98,7 +98,7 @@ def test_adjustments_for_many_tests_match_the_published_ones() -> None:
 # ---------------------------------------------------------------------------------------------------- new categories
 
 
-def unsure(*, clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def uncertain_requests(*, clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """200 sure requests, and 150 unsure ones: `clusters` tight groups of 40 and a cloud around them."""
     random = np.random.default_rng(0)
     centres = random.normal(size=(max(clusters, 1), 32)) * 3
@@ -116,7 +116,7 @@ def unsure(*, clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 
 
 def test_clusters_of_uncertain_requests_are_proposed_with_their_exemplars() -> None:
-    vectors, confidence, category, of = unsure(clusters=2)
+    vectors, confidence, category, of = uncertain_requests(clusters=2)
     found = propose_categories(vectors, confidence, category, categories=CATEGORIES, below=0.5)
     assert len(found) == 2
     assert {int(of[proposal.exemplars[0]]) for proposal in found} == {0, 1}
@@ -127,7 +127,7 @@ def test_clusters_of_uncertain_requests_are_proposed_with_their_exemplars() -> N
 
 
 def test_scattered_or_few_uncertain_requests_propose_nothing() -> None:
-    vectors, confidence, category, _ = unsure(clusters=0)
+    vectors, confidence, category, _ = uncertain_requests(clusters=0)
     assert propose_categories(vectors, confidence, category, categories=CATEGORIES, below=0.5) == ()
     assert propose_categories(vectors[:220], confidence[:220], category[:220], categories=CATEGORIES, below=0.5) == ()
 

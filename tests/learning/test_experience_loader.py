@@ -1,4 +1,4 @@
-"""Gathering: records and feedback joined, whatever their order, in bounded memory."""
+"""Loading experience: records and feedback are joined in any order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def joined(records: list[Any], feedback: list[Feedback] | None = None, **options
     return load_experience([records], [feedback or []], categories=CATEGORIES, experts=EXPERTS, **options)
 
 
-def said(
+def event(
     kind: FeedbackKind, value: float | str | None = None, *, at: float = 1.0, to: str = "r", by: str | None = "a"
 ) -> Feedback:
     return Feedback(f"{kind}-{value}-{at}", to, at, kind, value, tenant=by)
 
 
 def test_a_record_and_its_feedback_become_one_row() -> None:
-    found = joined([record("r", time=7.0)], [said("score", 0.75), said("category", "law")]).experience
+    found = joined([record("r", time=7.0)], [event("score", 0.75), event("category", "law")]).experience
     np.testing.assert_allclose(found.posterior, [[0.8, 0.1, 0.1]])
     assert found.chosen.tolist() == [0]
     assert found.allowed.tolist() == [[True, True, False]]
@@ -44,7 +44,7 @@ def test_a_record_and_its_feedback_become_one_row() -> None:
 
 @pytest.mark.parametrize("reason", ["pinned", "sticky", "uncertain", "spilled", "fallback"])
 def test_a_choice_that_quality_did_not_make_is_kept_without_a_propensity(reason: str) -> None:
-    found = joined([record("r", reason=reason)], [said("score", 1.0)]).experience
+    found = joined([record("r", reason=reason)], [event("score", 1.0)]).experience
     assert np.isnan(found.propensity).all()
     assert found.rated.all()
     assert not found.usable_off_policy.any()
@@ -57,12 +57,12 @@ def test_an_explored_choice_has_its_propensity() -> None:
 def test_an_abandoned_answer_is_a_weak_complaint_that_any_rating_replaces() -> None:
     others = [record(f"r{number}") for number in range(3)]
     left = [record("r", outcome="aborted"), *others]
-    rated = [said("score", 1.0, to=one.request_id) for one in others]
-    silent = joined(left, [said("abandoned"), *rated]).experience
+    rated = [event("score", 1.0, to=one.request_id) for one in others]
+    silent = joined(left, [event("abandoned"), *rated]).experience
     assert silent.reward.tolist() == [0.0, 1.0, 1.0, 1.0]
     assert silent.weight[0] == pytest.approx(0.1 * 3 / 4)
     assert silent.rated.tolist() == [False, True, True, True]
-    assert joined(left, [said("abandoned"), said("thumb", 1)]).experience.reward[0] == 1.0
+    assert joined(left, [event("abandoned"), event("thumb", 1)]).experience.reward[0] == 1.0
 
 
 def test_a_client_that_left_without_a_signal_gives_no_feedback() -> None:
@@ -73,10 +73,10 @@ def test_complaints_count_by_their_rate_and_no_mean_rests_on_them_alone() -> Non
     busy = [record(f"b{number}") for number in range(400)]
     idle = [record(f"i{number}", expert="generalist") for number in range(20)]
     odd = [record(f"o{number}", expert="lawyer") for number in range(20)]
-    events = [said("score", 0.8, to=f"{who}{number}") for who in "bi" for number in range(10)]
-    events += [said("regenerated", to=f"b{number}") for number in range(100, 200)]
-    events += [said("regenerated", to=f"i{number}") for number in range(10, 15)]
-    events += [said("regenerated", to=f"o{number}") for number in range(5)]
+    events = [event("score", 0.8, to=f"{who}{number}") for who in "bi" for number in range(10)]
+    events += [event("regenerated", to=f"b{number}") for number in range(100, 200)]
+    events += [event("regenerated", to=f"i{number}") for number in range(10, 15)]
+    events += [event("regenerated", to=f"o{number}") for number in range(5)]
     mean = refit(joined([*busy, *idle, *odd], events).experience, now=1.0).table.mean[0]
     assert mean[0] == pytest.approx(mean[1], abs=0.001)
     assert 0.75 < mean[0] < 0.8
@@ -85,19 +85,19 @@ def test_complaints_count_by_their_rate_and_no_mean_rests_on_them_alone() -> Non
 
 def test_the_surest_kind_counts_and_then_the_latest() -> None:
     events = [
-        said("thumb", -1, at=9.0),
-        said("score", 0.2, at=1.0),
-        said("score", 0.6, at=2.0),
-        said("regenerated", at=10.0),
+        event("thumb", -1, at=9.0),
+        event("score", 0.2, at=1.0),
+        event("score", 0.6, at=2.0),
+        event("regenerated", at=10.0),
     ]
     assert joined([record("r")], events).experience.reward[0] == pytest.approx(0.6)
 
 
 _EVENTS = st.one_of(
-    st.builds(lambda v, t: said("score", v, at=t), st.sampled_from((0.0, 0.5, 1.0)), st.sampled_from((1.0, 2.0))),
-    st.builds(lambda v, t: said("thumb", v, at=t), st.sampled_from((1, -1)), st.sampled_from((1.0, 2.0, 3.0))),
-    st.builds(lambda v, t: said("category", v, at=t), st.sampled_from(CATEGORIES), st.sampled_from((1.0, 2.0))),
-    st.builds(lambda t: said("regenerated", at=t), st.sampled_from((1.0, 2.0))),
+    st.builds(lambda v, t: event("score", v, at=t), st.sampled_from((0.0, 0.5, 1.0)), st.sampled_from((1.0, 2.0))),
+    st.builds(lambda v, t: event("thumb", v, at=t), st.sampled_from((1, -1)), st.sampled_from((1.0, 2.0, 3.0))),
+    st.builds(lambda v, t: event("category", v, at=t), st.sampled_from(CATEGORIES), st.sampled_from((1.0, 2.0))),
+    st.builds(lambda t: event("regenerated", at=t), st.sampled_from((1.0, 2.0))),
 )
 
 
@@ -119,10 +119,10 @@ def test_unusable_entries_are_left_out_and_counted() -> None:
         record("gone", expert="poet"),
     ]
     events = [
-        said("score", 0.0, to="nobody"),
-        said("score", 0.0, by="b"),
-        said("score", 0.0, by=None),
-        said("category", "poetry"),
+        event("score", 0.0, to="nobody"),
+        event("score", 0.0, by="b"),
+        event("score", 0.0, by=None),
+        event("category", "poetry"),
     ]
     found = joined(records, events)
     assert len(found.experience) == 1
@@ -145,7 +145,7 @@ def test_probability_of_an_undeclared_category_counts_as_general() -> None:
 
 def test_only_the_newest_requests_are_kept_and_stay_in_order() -> None:
     records = [record(f"r{i}", time=float(i)) for i in range(7)]
-    events = [said("score", 0.5, to=f"r{i}") for i in range(7)]
+    events = [event("score", 0.5, to=f"r{i}") for i in range(7)]
     found = joined(records, events, limit=3)
     assert found.experience.time.tolist() == [4.0, 5.0, 6.0]
     assert found.experience.reward.tolist() == [0.5] * 3

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 
 from coe.routing.decision import choose, propensities
 
-WORTH = np.array([0.70, 0.72, 0.40, -np.inf, 0.71])
+UTILITY = np.array([0.70, 0.72, 0.40, -np.inf, 0.71])
 
 
 def test_the_best_keeps_the_rest_and_those_within_the_loss_share_the_rate() -> None:
-    np.testing.assert_allclose(propensities(WORTH, rate=0.1, loss=0.05), [0.05, 0.9, 0.0, 0.0, 0.05])
-    np.testing.assert_allclose(propensities(WORTH, rate=0.1, loss=0.01), [0.0, 0.9, 0.0, 0.0, 0.1])
+    np.testing.assert_allclose(propensities(UTILITY, rate=0.1, loss=0.05), [0.05, 0.9, 0.0, 0.0, 0.05])
+    np.testing.assert_allclose(propensities(UTILITY, rate=0.1, loss=0.01), [0.0, 0.9, 0.0, 0.0, 0.1])
 
 
 @pytest.mark.parametrize(("rate", "loss"), [(0.0, 1.0), (0.1, 0.0)])
 def test_without_rate_or_anyone_within_the_loss_the_best_is_certain(rate: float, loss: float) -> None:
-    np.testing.assert_allclose(propensities(WORTH, rate=rate, loss=loss), [0, 1, 0, 0, 0])
+    np.testing.assert_allclose(propensities(UTILITY, rate=rate, loss=loss), [0, 1, 0, 0, 0])
 
 
 def test_experts_that_tie_for_the_best_share_evenly() -> None:
@@ -27,11 +27,11 @@ def test_experts_that_tie_for_the_best_share_evenly() -> None:
 
 
 def test_one_that_may_not_answer_is_never_chosen_however_large_the_loss() -> None:
-    assert propensities(WORTH, rate=0.5, loss=np.inf)[3] == 0.0
+    assert propensities(UTILITY, rate=0.5, loss=np.inf)[3] == 0.0
 
 
 def test_many_requests_at_once_are_the_same_as_one_by_one() -> None:
-    many = np.array([WORTH, WORTH[::-1], np.zeros(5)])
+    many = np.array([UTILITY, UTILITY[::-1], np.zeros(5)])
     each = [propensities(row, rate=0.2, loss=0.4) for row in many]
     np.testing.assert_array_equal(propensities(many, rate=0.2, loss=0.4), each)
 
@@ -41,11 +41,13 @@ def test_no_expert_to_choose_from_is_an_error() -> None:
         propensities(np.full(2, -np.inf), rate=0.1, loss=0.1)
 
 
-_WORTHS = st.lists(st.one_of(st.sampled_from((0.2, 0.5, 0.5, 0.52)), st.just(-np.inf)), min_size=1, max_size=6)
+_UTILITIES = st.lists(st.one_of(st.sampled_from((0.2, 0.5, 0.5, 0.52)), st.just(-np.inf)), min_size=1, max_size=6)
 
 
 @given(
-    utility=_WORTHS.filter(lambda w: max(w) > -np.inf), rate=st.floats(0, 1), uniform=st.floats(0, 1, exclude_max=True)
+    utility=_UTILITIES.filter(lambda w: max(w) > -np.inf),
+    rate=st.floats(0, 1),
+    uniform=st.floats(0, 1, exclude_max=True),
 )
 def test_a_choice_always_has_the_propensity_it_is_reported_with(
     utility: list[float], rate: float, uniform: float
@@ -60,5 +62,5 @@ def test_a_choice_always_has_the_propensity_it_is_reported_with(
 
 def test_evenly_spread_numbers_choose_each_expert_as_often_as_its_propensity_says() -> None:
     numbers = (np.arange(10_000) + 0.5) / 10_000
-    counts = np.bincount([choose(WORTH, rate=0.2, loss=0.4, uniform=u)[0] for u in numbers], minlength=5)
-    np.testing.assert_allclose(counts / 10_000, propensities(WORTH, rate=0.2, loss=0.4), atol=1e-3)
+    counts = np.bincount([choose(UTILITY, rate=0.2, loss=0.4, uniform=u)[0] for u in numbers], minlength=5)
+    np.testing.assert_allclose(counts / 10_000, propensities(UTILITY, rate=0.2, loss=0.4), atol=1e-3)

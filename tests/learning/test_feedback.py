@@ -1,4 +1,4 @@
-"""Feedback: what each kind may say, and what it is worth."""
+"""Feedback: the values that each kind may have, and the reward that it gives."""
 
 from __future__ import annotations
 

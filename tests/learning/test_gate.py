@@ -13,12 +13,11 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
-from coe.jobs.planning import gate as gate_job
+from coe.jobs import plan as gate_job
 from coe.learning.evaluation.passage_gain import GAINS_FILE, add_passages, read_gains, write_gains
 from coe.learning.evaluation.probes import Probe
-from coe.learning.retraining.gate_fit import GateExamples, cross_fitted_gates, fit_gate, gate_estimates
-from coe.learning.retraining.gate_report import gate_report
-from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
+from coe.learning.retraining.gate_fit import GateExamples, cross_fitted_gates, fit_gate, gate_estimates, gate_report
+from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval.gate import Gate, OutdatedGate, temper
 from routers.calibration import auroc
 from tests.cli.test_plan import config

@@ -1,4 +1,4 @@
-"""What a coin's trials teach the gate: found in the log, bounded, judged as plans are."""
+"""The gate's learning round: trials from the log shift the gate within bounds, and are judged as plans are."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from coe.jobs.gate_round import GateTrials, TrialCollector, fit_shift, judge_gate, with_shift
 from coe.learning.estimation.experience_loader import load_experience
-from coe.learning.retraining.gate_round import GateTrials, TrialCollector, fit_shift, judge_gate, with_shift
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from tests.records.samples import record
@@ -39,8 +39,8 @@ def log(
             tenant=tenant,
         )
         records.append(one)
-        said = 1 - good if tenant == flipped else good
-        events.append(Feedback(f"e{number}", one.request_id, one.time, "score", said, tenant=tenant))
+        score = 1 - good if tenant == flipped else good
+        events.append(Feedback(f"e{number}", one.request_id, one.time, "score", score, tenant=tenant))
     return records, events
 
 

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from coe.errors import JobError, LogError
-from coe.learning.retraining.job_lock import LOCK_KEY, job_lock
+from coe.jobs.job_lock import LOCK_KEY, job_lock
 
 SOON = 10.0
 """Seconds after which waiting is given up."""
@@ -21,7 +21,7 @@ LEASE = 0.3
 HOLDING = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
-from coe.learning.retraining.job_lock import job_lock
+from coe.jobs.job_lock import job_lock
 with job_lock(sys.argv[2], home=pathlib.Path(sys.argv[3]), lease=float(sys.argv[4])):
     print("held", flush=True)
     sys.stdin.read()

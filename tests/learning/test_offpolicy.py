@@ -9,7 +9,6 @@ import pytest
 
 from coe.learning.estimation.off_policy import (
     BanditLog,
-    cross_fitted_policy,
     estimates,
     exploration_policy,
     greedy_policy,
@@ -120,16 +119,3 @@ def test_an_expert_that_could_not_take_the_request_is_never_chosen() -> None:
     allowed[0] = [False, True, True]
     policy = greedy_policy(experience(3, allowed=allowed), assignment(RIGHT))
     assert policy.argmax(axis=1).tolist() == [1, 1, 2]
-
-
-def test_a_cross_fitted_policy_never_saw_the_request_it_chooses_for() -> None:
-    requests = experience(10)
-    parts: list[set[float]] = []
-
-    def fit(part: object) -> Assignment:
-        parts.append(set(part.time.tolist()))  # type: ignore[attr-defined]
-        return assignment(RIGHT)
-
-    policy = cross_fitted_policy(requests, fit)
-    assert policy.shape == (10, 3)
-    assert sorted(time for part in parts for time in set(requests.time.tolist()) - part) == requests.time.tolist()

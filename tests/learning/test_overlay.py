@@ -1,4 +1,4 @@
-"""Overlays: a tenant with words of its own gets a head of its own, and nobody else does."""
+"""Overlays: a tenant whose categories differ gets a head of its own, and no other tenant does."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError
+from coe.jobs.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import load_experience
-from coe.learning.retraining.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
 from coe.routing.classification import Overlay
 from tests.learning.samples import CATEGORIES, EXPERTS, rated_experience, record
 
@@ -138,7 +138,7 @@ def test_a_tenant_without_requests_keeps_its_overlay() -> None:
 
 def test_the_routers_own_posterior_is_collected_where_an_overlay_changed_it() -> None:
     served, own = {"code": 0.1, "general": 0.0, "law": 0.9}, {"code": 0.9, "general": 0.0, "law": 0.1}
-    page = (record("one"), record("two", probabilities=served, plain=own, overlay="v"))
+    page = (record("one"), record("two", probabilities=served, router_probabilities=own, overlay="v"))
     plain = RouterPosteriors(CATEGORIES)
     log = load_experience(plain.observe(iter([page])), [], categories=CATEGORIES, experts=EXPERTS).experience
     assert log.posterior.argmax(axis=1).tolist() == [CODE, LAW]

@@ -1,4 +1,4 @@
-"""Refitting quality from experience: what is learnt, and what one voice, a crowd or the past cannot do to it."""
+"""Refitting quality from experience: bounds on one tenant, on many borderline requests and on old feedback."""
 
 from __future__ import annotations
 

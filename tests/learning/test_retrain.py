@@ -9,13 +9,12 @@ import numpy as np
 import orjson
 import pytest
 
+from coe.jobs.plan_round import plan_markdown, plan_report
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.off_policy import greedy_policy
 from coe.learning.plots import plot_round
 from coe.learning.retraining.moves import HeldOutProbes, shares
-from coe.learning.retraining.plan_builder import CurrentPlan
-from coe.learning.retraining.plan_round import judge_plan
-from coe.learning.retraining.report import plan_markdown, plan_report
+from coe.learning.retraining.plan_candidate import CurrentPlan, judge_plan
 from coe.mapping import Assignment, Problem, solve
 from coe.mapping.score_table import ScoreTable
 from tests.learning.samples import CATEGORIES, EXPERTS, TRUTH, experience, rated_experience
@@ -62,8 +61,8 @@ def test_a_plan_that_is_right_already_is_kept_round_after_round() -> None:
 
 def test_probes_alone_can_show_a_plan_better_where_no_request_is_rated() -> None:
     silent = replace(rated_experience(600, seed=1, quality=TRUTH[::-1]), kind=np.full(600, 4, dtype=np.int8))
-    taught = replace(silent, kind=np.where(np.arange(600) < 80, 0, silent.kind).astype(np.int8))
-    found = judge_plan(taught, current(TRUTH[::-1]), now=600.0, solve_plan=plan, probes=probes(300))
+    liked = replace(silent, kind=np.where(np.arange(600) < 80, 0, silent.kind).astype(np.int8))
+    found = judge_plan(liked, current(TRUTH[::-1]), now=600.0, solve_plan=plan, probes=probes(300))
     assert [one.source for one in found.judgement.evidence] == ["held-out set"]
     assert found.judgement.promote
 
@@ -196,10 +195,10 @@ def test_a_gain_that_is_not_recent_moves_nothing() -> None:
 
 def test_no_test_is_spent_until_enough_ratings_are_new() -> None:
     log = rated_experience(600, seed=0, quality=TRUTH[::-1])
-    asked = replace(current(TRUTH[::-1], rounds=2), tested=500, tested_at=500.0)
-    found = judge_plan(log, asked, now=600.0, solve_plan=plan)
+    tested = replace(current(TRUTH[::-1], rounds=2), tested=500, tested_at=500.0)
+    found = judge_plan(log, tested, now=600.0, solve_plan=plan)
     assert (found.tested, found.judgement.promote, found.judgement.reason) == (False, False, "too little is new")
-    assert judge_plan(log, replace(asked, tested=150), now=600.0, solve_plan=plan).judgement.promote
+    assert judge_plan(log, replace(tested, tested=150), now=600.0, solve_plan=plan).judgement.promote
 
 
 def test_the_report_has_changes_evidence_and_distrusted_tenants() -> None:

@@ -1,4 +1,4 @@
-"""A look at the traffic: what `coe status` says of it, what gateways show, what may be pasted into experts.yaml."""
+"""The report of `coe status`, the traffic report in gateways' metrics, and proposed categories for experts.yaml."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ from coe.records import open_log
 from coe.records.record import RoutingRecord
 from coe.registry import Registry
 from coe.settings import Settings
-from gateway.observability.metric_registry import exposition
-from gateway.observability.metrics import Metrics
-from gateway.observability.traffic_metrics import TrafficMetrics
+from gateway.observability.metrics import Metrics, exposition
+from gateway.observability.state_metrics import TrafficMetrics
 from gateway.serving_state import ServingState
 from tests.fakes import gateway_of, registry_of
 from tests.gateway import words_server
@@ -122,14 +121,14 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings.read({}, config=tmp_path / "experts.yaml")
 
 
-def traffic(count: int, *, start: float, expert: str, unsure: float = 0.0) -> list[RoutingRecord]:
+def traffic(count: int, *, start: float, expert: str, uncertain_share: float = 0.0) -> list[RoutingRecord]:
     """Requests of all three categories to one expert, a share of them unsure: about tides, or about knots."""
     random = np.random.default_rng(count)
     centres = random.normal(size=(2, 16))
     made = []
     for number in range(count):
         category = ("code", "art", "general")[number % 3]
-        odd = number < unsure * count
+        odd = number < uncertain_share * count
         vector = random.normal(size=16) * (0.1 if odd else 1.0) + (centres[number % 2] if odd else 0.0)
         made.append(
             record(
@@ -151,7 +150,7 @@ def traffic(count: int, *, start: float, expert: str, unsure: float = 0.0) -> li
 def test_status_finds_a_shift_a_new_kind_of_request_and_an_expert_that_gets_all_traffic(settings: Settings) -> None:
     now = time.time()
     logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
-    logged(settings, traffic(600, start=now - 7_200, expert="coder", unsure=0.4))
+    logged(settings, traffic(600, start=now - 7_200, expert="coder", uncertain_share=0.4))
     report = status_report(settings, now=now)
     assert report["in_use"]["overlays"]["version"] is None
     assert {(one["kind"], one["expert"]) for one in report["alarms"]} == {

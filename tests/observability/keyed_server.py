@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from coe.registry import Registry
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.lancedb.store import LanceStore
-from coe.runtime.document_index import DocumentIndex
+from coe.runtime.active_state import DocumentIndex
 from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.retrieval.samples import WordEncoder

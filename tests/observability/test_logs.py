@@ -84,7 +84,7 @@ def test_an_exception_shows_where_it_happened_and_not_the_words_it_may_quote(wri
     lines = written()
     told = lines[0]["exception"] if form == "json" else "\n".join(lines)
     assert "a prompt" not in told.replace('{}["a prompt"]', "").replace('ExpertRejected("expert says: a prompt"', "")
-    assert told.index("builtins.KeyError\n") < told.index("coe.errors.expert.ExpertRejected")
+    assert told.index("builtins.KeyError\n") < told.index("coe.errors.ExpertRejected")
     assert "test_logs.py" in told
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from gateway.observability.metric_registry import MetricRegistry, exposition, parse_snapshot
+from gateway.observability.metrics import MetricRegistry, exposition, parse_snapshot
 from tests.observability.pages import samples, value
 
 

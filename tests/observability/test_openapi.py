@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from gateway.endpoints import chat
 from gateway.endpoints.operations import OPERATIONS, document
-from gateway.observability.attributes import PATHS
+from gateway.observability.tracing import PATHS
 from tests.access.samples import key_of
 from tests.fakes import gateway_of, registry_of
 from tests.observability.keyed_server import declared
@@ -50,7 +50,7 @@ async def test_every_endpoint_is_in_the_document_and_nothing_else() -> None:
 
 
 def test_traces_name_the_paths_that_there_are() -> None:
-    assert {one.resource.keywords["dialect"].API: one.path for one in chat.OPERATIONS} == PATHS
+    assert {one.resource.keywords["dialect"].api: one.path for one in chat.OPERATIONS} == PATHS
 
 
 def test_security_is_stated_only_where_keys_are_declared() -> None:

@@ -17,7 +17,7 @@ from opentelemetry.semconv.attributes import error_attributes, http_attributes, 
 
 from coe.errors import ConfigError, ExpertUnavailable
 from coe.settings import Settings
-from gateway.observability import attributes
+from gateway.observability import tracing
 from gateway.observability.tracing import check_tracing, open_tracing
 from tests.fakes import Gateway, Response, gateway_of
 from tests.observability.collector import Collector, Span, collecting
@@ -105,7 +105,7 @@ async def test_attributes_are_those_of_the_conventions_and_ours() -> None:
 def test_names_are_known_to_the_conventions() -> None:
     modules = (gen_ai_attributes, error_attributes, http_attributes, server_attributes, url_attributes)
     known = {value for module in modules for value in vars(module).values() if isinstance(value, str)}
-    used = re.findall(r'"((?:gen_ai|http|url|server|error)\.[a-z_.]+)"', Path(attributes.__file__).read_text())
+    used = re.findall(r'"((?:gen_ai|http|url|server|error)\.[a-z_.]+)"', Path(tracing.__file__).read_text())
     assert len(used) > 10
     assert set(used) <= known
 

@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from gateway.observability import metric_workers
-from gateway.observability.metric_registry import MetricRegistry, exposition
 from gateway.observability.metric_workers import Siblings, share_metrics
+from gateway.observability.metrics import MetricRegistry, exposition
 from tests.observability.pages import value
 from tests.observability.worker import registry
 

@@ -6,8 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from gateway.observability.metric_registry import MetricRegistry
 from gateway.observability.metric_workers import share_metrics
+from gateway.observability.metrics import MetricRegistry
 
 
 def registry() -> MetricRegistry:

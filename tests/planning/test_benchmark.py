@@ -1,4 +1,4 @@
-"""The benchmark: its report, its bounds, honesty about rare categories and unknown sizes, rivals and the hull."""
+"""The benchmark: its report, its bounds, rare categories, unknown sizes, baselines and the hull."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
-from coe.learning.benchmark.benchmark import benchmark, knn_baseline, ridge_baseline, tuned
-from coe.learning.benchmark.frontier import FrontierPoint, hull, hull_area
+from coe.learning.benchmark import benchmark, knn_baseline, ridge_baseline, tuned
 from coe.learning.evaluation.quality import Quality
+from coe.learning.frontier import FrontierPoint, hull, hull_area
 from coe.learning.plots import plot_benchmark, plot_sweep, plot_training
 from coe.mapping import ParetoRow
 from routers.examples import MAX_PROMPT_CHARACTERS, normalize_prompt
@@ -125,7 +125,7 @@ def test_a_category_too_rare_to_learn_does_not_reach_the_router(tmp_path: Path) 
     assert report["prompts"] == 404
 
 
-def learned_categories(data: Quality, work: Path) -> set[str]:
+def trained_labels(data: Quality, work: Path) -> set[str]:
     """The categories that a router is trained on."""
     seen: set[str] = set()
 
@@ -140,29 +140,25 @@ def learned_categories(data: Quality, work: Path) -> set[str]:
 def test_a_rare_label_joins_its_category_before_the_general_one(tmp_path: Path) -> None:
     data = made_up(rare=30)
     labels = tuple(f"tag {number}" if name == "rare" else name for number, name in enumerate(data.categories))
-    assert learned_categories(replace(data, categories=labels), tmp_path / "none") == {"code", "law", "general"}
+    assert trained_labels(replace(data, categories=labels), tmp_path / "none") == {"code", "law", "general"}
     coarse = tuple("wide" if name == "rare" else "other" for name in data.categories)
-    assert learned_categories(replace(data, categories=labels, coarse=coarse), tmp_path / "some") == {
-        "code",
-        "law",
-        "wide",
-    }
+    assert trained_labels(replace(data, categories=labels, coarse=coarse), tmp_path / "some") == {"code", "law", "wide"}
 
 
 def test_prompts_that_teach_nothing_do_not_make_a_category(tmp_path: Path) -> None:
     data = made_up(rare=60)
     same = ("hello",) * 30 + ("bye",) * 30
     prompts = (*data.prompts[:400], *same)
-    assert learned_categories(replace(data, prompts=prompts), tmp_path / "same") == {"code", "law"}
+    assert trained_labels(replace(data, prompts=prompts), tmp_path / "same") == {"code", "law"}
     law = tuple("law" if name == "code" else name for name in data.categories)
     with pytest.raises(DataError, match="made up: fewer than two categories have 8 different prompts"):
-        learned_categories(replace(data, prompts=prompts, categories=law), tmp_path / "one")
+        trained_labels(replace(data, prompts=prompts, categories=law), tmp_path / "one")
 
 
 @pytest.mark.parametrize("begin", ["x", " "], ids=["the same", "nothing"])
 def test_prompts_of_which_training_reads_the_same_or_nothing_are_no_different_ones(tmp_path: Path, begin: str) -> None:
     data, long = made_up(rare=60), tuple(f"{begin * MAX_PROMPT_CHARACTERS} rare {number}" for number in range(60))
-    assert learned_categories(replace(data, prompts=(*data.prompts[:400], *long)), tmp_path) == {"code", "law"}
+    assert trained_labels(replace(data, prompts=(*data.prompts[:400], *long)), tmp_path) == {"code", "law"}
 
 
 def test_prompts_are_embedded_once(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Case:
     moved: Mapping[str, str]
     found: Sequence[tuple[str, str]]
     replan: bool
-    said: str = ""
+    sentence: str = ""
 
 
 CASES = {
@@ -219,7 +219,7 @@ def test_each_edit_has_its_consequences(name: str) -> None:
     assert serves(found) == {**kept, **case.moved}
     assert [(one.kind, one.name) for one in effect.consequences] == list(case.found)
     assert any(one.replan for one in effect.consequences) == case.replan
-    assert case.said in "; ".join(one.sentence for one in effect.consequences)
+    assert case.sentence in "; ".join(one.sentence for one in effect.consequences)
 
 
 def test_where_nothing_differs_the_plan_is_the_published_one_to_the_last_digit() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import pytest
 
-from coe.cli.plan.solve import answers
+from coe.cli.plan import answers
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import (
     Budget,

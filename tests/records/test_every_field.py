@@ -15,11 +15,10 @@ from jsonschema import Draft202012Validator
 
 from coe.errors import DataError
 from coe.jobs.record_files import FILE_FIELDS, Rating, read_rows, write_rows
-from coe.records.codec import SCHEMA, decode, encode
-from coe.records.fields import COLUMNS, FIELDS
+from coe.records.codec import COLUMNS, FIELDS, SCHEMA, decode, encode
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
-from coe.records.sqlite_log import SqliteLog
-from gateway.endpoints.admin import record_bodies
+from coe.records.sqlite import SqliteLog
+from gateway.endpoints.admin import records
 from tests.fakes import registry_of
 
 pytestmark = pytest.mark.anyio
@@ -136,8 +135,8 @@ async def test_a_new_sqlite_log_has_these_columns(tmp_path: Path) -> None:
 
 def test_what_the_api_returns_fits_its_schema() -> None:
     for told, schema in (
-        (record_bodies.list_body(LogPage((RECORD,), ""), registry_of()), record_bodies.LIST_SCHEMA),
-        (record_bodies.record_body(RECORD, (), registry_of()), record_bodies.RECORD_SCHEMA),
+        (records.list_body(LogPage((RECORD,), ""), registry_of()), records.LIST_SCHEMA),
+        (records.record_body(RECORD, (), registry_of()), records.RECORD_SCHEMA),
     ):
         Draft202012Validator(schema).validate(orjson.loads(orjson.dumps(told)))
-    assert "embedding" not in record_bodies.RECORD_FIELDS
+    assert "embedding" not in records.RECORD_FIELDS

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from coe.errors import ConfigError, LogError
 from coe.records import open_feedback
-from coe.records.feedback import Feedback, FeedbackLog, decode
+from coe.records.feedback import Feedback, FeedbackLog, decode_event
 from coe.records.record import RoutingLog
 from tests.records.samples import everything, record, records
 
@@ -167,7 +167,7 @@ async def test_text_that_json_cannot_hold_is_refused_and_keeps_nothing(feedback:
 @pytest.mark.parametrize("line", [b"", b"[]", b"{}", b'{"event_id": "e"}', b"\xff"])
 def test_a_damaged_event_is_refused_as_such(line: bytes) -> None:
     with pytest.raises(LogError, match="damaged event"):
-        decode(line)
+        decode_event(line)
 
 
 def test_an_address_of_no_known_kind_is_refused(tmp_path: Path) -> None:

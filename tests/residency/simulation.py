@@ -6,9 +6,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from coe.fleet.residency.forecast import Forecast
-from coe.fleet.residency.scheduler import Scheduler
-from coe.fleet.residency.state import Action, ServerProfile
+from coe.fleet.residency.policy import Action, ServerProfile
+from coe.fleet.residency.scheduler import Forecast, Scheduler
 
 LOAD_SECONDS, UNLOAD_SECONDS = 2.0, 0.5
 

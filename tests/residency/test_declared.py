@@ -51,7 +51,7 @@ def devices(*memory: float, **more: Any) -> dict[str, Any]:
         ),
         (devices(50), {"large": {"stand_in": "large"}}, "is not another expert"),
         (devices(50), {"large": {"runtime": "transformers", "sleep_level": 1}}, "only vLLM servers can sleep"),
-        (devices(50, hold=5, max_wait=30), {}, r"hold must be at least max_wait \(30\)"),
+        (devices(50, wait_timeout=5, max_wait=30), {}, r"wait_timeout must be at least max_wait \(30\)"),
         (devices(50), {"policy": {"hedge": True}}, "residency needs hedge: false"),
         (devices(50), {"large": {"replicas": 2}}, "has one server; leave out `replicas` or `residency`"),
         (None, {"large": {"pinned": True}}, "declare `residency`"),

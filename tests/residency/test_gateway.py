@@ -27,7 +27,7 @@ def expert(name: str, **more: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def turning(
-    fakes: Fakes, tmp_path: Path, *, hold: float = 20.0, **more: Any
+    fakes: Fakes, tmp_path: Path, *, wait_timeout: float = 20.0, **more: Any
 ) -> AsyncIterator[tuple[Residency, Served]]:
     device = SharedDevice(fakes, {"a": "ok", "b": "ok"})
     async with device.open() as (residency, address):
@@ -41,13 +41,13 @@ async def turning(
             "experts": [expert("a"), expert("b", **more)],
             "assignment": {"general": "a", "code": "b"},
             "policy": {},
-            "residency": {"devices": [{"name": "d", "memory_gb": 10}], "max_wait": 0.2, "hold": hold},
+            "residency": {"devices": [{"name": "d", "memory_gb": 10}], "max_wait": 0.2, "wait_timeout": wait_timeout},
         }
         async with serving(folder, environ=environ, **declared) as served:
             yield residency, served
 
 
-async def test_a_request_for_an_unloaded_expert_is_held_until_it_is_awake(fakes: Fakes, tmp_path: Path) -> None:
+async def test_a_request_for_an_unloaded_expert_waits_until_it_is_awake(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path) as (residency, served):
         for name in ("b", "a", "b"):
             async with served.ask(name) as response:
@@ -56,12 +56,12 @@ async def test_a_request_for_an_unloaded_expert_is_held_until_it_is_awake(fakes:
         assert residency.tiers()["b"]["switches"] == 2
         assert await served.metric("coe_expert_switches") == 3
         assert await served.metric("coe_expert_tier") == 3
-        assert await served.metric("coe_hold_seconds_count") == 3
+        assert await served.metric("coe_expert_wait_seconds_count") == 3
 
 
 async def test_a_pinned_request_that_is_not_granted_gets_a_503_with_retry_after(fakes: Fakes, tmp_path: Path) -> None:
-    async with turning(fakes, tmp_path, hold=0.25) as (residency, served):
-        ticket = residency.hold(
+    async with turning(fakes, tmp_path, wait_timeout=0.25) as (residency, served):
+        ticket = residency.acquire(
             "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
         )
         async with served.ask("b") as response:
@@ -73,8 +73,8 @@ async def test_a_pinned_request_that_is_not_granted_gets_a_503_with_retry_after(
 
 
 async def test_a_routed_request_falls_back_to_an_awake_expert(fakes: Fakes, tmp_path: Path) -> None:
-    async with turning(fakes, tmp_path, hold=0.25) as (residency, served):
-        ticket = residency.hold(
+    async with turning(fakes, tmp_path, wait_timeout=0.25) as (residency, served):
+        ticket = residency.acquire(
             "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
         )
         body = chat("auto", text="code code code")
@@ -95,19 +95,19 @@ async def test_a_stand_in_answers_while_the_large_expert_loads(fakes: Fakes, tmp
                 await asyncio.sleep(0.01)
 
 
-async def test_a_gateway_killed_in_the_middle_leaves_nothing_held(fakes: Fakes, tmp_path: Path) -> None:
+async def test_a_gateway_killed_in_the_middle_leaves_no_request_waiting(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path) as (residency, served):
-        ticket = residency.hold(
+        ticket = residency.acquire(
             "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
         )
         waiting = asyncio.create_task(_ignored(served))
         async with asyncio.timeout(10):
-            while residency.tiers()["b"]["held"] == 0:
+            while residency.tiers()["b"]["waiting"] == 0:
                 await asyncio.sleep(0.01)
         for worker in psutil.Process(served.process.pid).children(recursive=True):
             worker.kill()
         async with asyncio.timeout(10):
-            while residency.tiers()["b"]["held"]:
+            while residency.tiers()["b"]["waiting"]:
                 await asyncio.sleep(0.01)
         assert ticket is not None
         residency.end(ticket)

@@ -7,8 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.fleet.residency.policy import plan
-from coe.fleet.residency.state import Action, DeviceState, ServerProfile, ServerState
+from coe.fleet.residency.policy import Action, DeviceState, ServerProfile, ServerState, plan
 from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, Simulation, scheduler_of
 
 A, B, C = (ServerProfile(key, 10.0) for key in "abc")
@@ -47,7 +46,7 @@ def test_a_server_of_higher_forecast_demand_stays_until_the_other_is_overdue() -
     assert orders(popular, rare, now=8.0) == [("stop", "a")]
 
 
-def test_held_requests_count_as_much_as_forecast_ones() -> None:
+def test_waiting_requests_count_as_much_as_forecast_ones() -> None:
     rare = ServerState(B, "stopped", waiting=(0.0,) * 6)
     assert orders(ServerState(A, "awake", rate=0.25), rare) == [("stop", "a")]
     assert orders(ServerState(A, "awake", rate=0.35), rare) == []

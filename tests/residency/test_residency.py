@@ -18,11 +18,11 @@ from tests.residency.shared_device import SharedDevice
 pytestmark = pytest.mark.anyio
 
 
-async def hold(
+async def acquire(
     client: ResidencyClient, expert: str, *, within: float = DEADLINE, stand_in: str = ""
 ) -> Callable[[], None]:
     deadline = asyncio.get_running_loop().time() + within
-    return await client.hold(expert, category="x", deadline=deadline, stand_in=stand_in)
+    return await client.acquire(expert, category="x", deadline=deadline, stand_in=stand_in)
 
 
 def tiers(residency: Residency) -> dict[str, str]:
@@ -38,7 +38,7 @@ async def become(residency: Residency, **expected: str) -> None:
 async def test_the_assigned_server_starts_first_and_another_starts_on_request(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked(first="b") as (residency, client):
         assert tiers(residency) == {"a": "stopped", "b": "awake"}
-        release = await hold(client, "a")
+        release = await acquire(client, "a")
         assert tiers(residency) == {"a": "awake", "b": "stopped"}
         assert len(fakes.alive()) == 1
         release()
@@ -47,10 +47,10 @@ async def test_the_assigned_server_starts_first_and_another_starts_on_request(fa
 
 async def test_a_server_with_requests_in_flight_is_not_unloaded(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, client):
-        release = await hold(client, "a")
-        waiting = asyncio.create_task(hold(client, "b"))
+        release = await acquire(client, "a")
+        waiting = asyncio.create_task(acquire(client, "b"))
         await become(residency, a="draining")
-        newcomer = asyncio.create_task(hold(client, "a"))
+        newcomer = asyncio.create_task(acquire(client, "a"))
         release()
         (await waiting)()
         (await newcomer)()
@@ -59,9 +59,9 @@ async def test_a_server_with_requests_in_flight_is_not_unloaded(fakes: Fakes) ->
 async def test_a_sleeping_server_is_woken_without_a_restart(fakes: Fakes) -> None:
     device = SharedDevice(fakes, {"a": "ok", "b": "ok"}, sleepers="a")
     async with device.asked() as (residency, client):
-        (await hold(client, "b"))()
+        (await acquire(client, "b"))()
         assert tiers(residency) == {"a": "asleep", "b": "awake"}
-        (await hold(client, "a"))()
+        (await acquire(client, "a"))()
     said = device.specs["a"].log.read_text()
     assert "/sleep?level=1&mode=wait\n" in said
     assert "/wake_up\n" in said
@@ -70,72 +70,72 @@ async def test_a_sleeping_server_is_woken_without_a_restart(fakes: Fakes) -> Non
 
 async def test_a_server_that_cannot_sleep_is_stopped(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "sleepless", "b": "ok"}, sleepers="a").asked() as (residency, client):
-        (await hold(client, "b"))()
+        (await acquire(client, "b"))()
         assert tiers(residency) == {"a": "stopped", "b": "awake"}
     assert any("does not sleep and is stopped" in line for line in fakes.lines)
 
 
 async def test_a_hold_ends_at_its_deadline_with_a_retry_after(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (_, client):
-        release = await hold(client, "a")
+        release = await acquire(client, "a")
         with pytest.raises(ExpertAsleep, match="expert 'b' was not loaded in time") as caught:
-            await hold(client, "b", within=0.3)
+            await acquire(client, "b", within=0.3)
         assert caught.value.retry_after
         release()
-        (await hold(client, "a"))()
+        (await acquire(client, "a"))()
 
 
 async def test_a_hold_without_time_succeeds_only_for_an_awake_server(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, client):
-        (await hold(client, "a", within=0.0))()
+        (await acquire(client, "a", within=0.0))()
         with pytest.raises(ExpertAsleep, match="expert 'b' is stopped and not waited for"):
-            await hold(client, "b", within=0.0)
+            await acquire(client, "b", within=0.0)
         assert tiers(residency)["b"] == "stopped"
 
 
-async def test_with_an_awake_stand_in_no_request_is_held_and_the_server_is_loaded_anyway(fakes: Fakes) -> None:
+async def test_with_an_awake_stand_in_no_request_waits_and_the_server_is_loaded_anyway(fakes: Fakes) -> None:
     modes = {"small": "ok", "large": "ok", "other": "ok"}
     async with SharedDevice(fakes, modes, memory=20.0).asked(first="small") as (residency, client):
-        (await hold(client, "other"))()
+        (await acquire(client, "other"))()
         await become(residency, small="awake")
         with pytest.raises(ExpertAsleep):
-            await hold(client, "large", stand_in="small")
+            await acquire(client, "large", stand_in="small")
         await become(residency, large="awake")
 
 
 async def test_holds_of_a_killed_gateway_are_released(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (_, client):
         async with connected_client(client._address) as other:
-            await hold(other, "a")
-        (await hold(client, "b"))()
+            await acquire(other, "a")
+        (await acquire(client, "b"))()
 
 
 async def test_waiting_clients_learn_that_the_fleet_stopped_and_reconnect_later(fakes: Fakes) -> None:
     device = SharedDevice(fakes, {"a": "ok", "b": "ok"})
     async with connected_client(fakes.folder / "s") as client:
         async with device.open():
-            await hold(client, "a")
-            waiting = asyncio.create_task(hold(client, "b"))
+            await acquire(client, "a")
+            waiting = asyncio.create_task(acquire(client, "b"))
             await asyncio.sleep(0)
         with pytest.raises(ExpertAsleep, match="the fleet that should wake it has gone"):
             await waiting
         async with device.open():
-            (await hold(client, "b"))()
+            (await acquire(client, "b"))()
 
 
 async def test_a_killed_server_starts_again_on_request(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, client):
         os.kill(fakes.pids()[0], signal.SIGKILL)
         await become(residency, a="stopped")
-        (await hold(client, "a"))()
+        (await acquire(client, "a"))()
     assert any("'a' was killed by SIGKILL" in line for line in fakes.lines)
 
 
-async def test_a_server_that_dies_at_start_refuses_held_requests_and_is_retried_later(fakes: Fakes) -> None:
+async def test_a_server_that_dies_at_start_refuses_waiting_requests_and_is_retried_later(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "b": "dies"}).asked() as (_, client):
         with pytest.raises(ExpertAsleep, match="expert 'b' could not be woken: server 'b' exited with code 1"):
-            await hold(client, "b")
-        (await hold(client, "a"))()
+            await acquire(client, "b")
+        (await acquire(client, "a"))()
     assert any("ValueError: no such weights" in line for line in fakes.lines)
 
 
@@ -151,12 +151,12 @@ async def test_a_frozen_server_is_ended_and_started_again(fakes: Fakes) -> None:
     async with device.asked() as (_, client):
         await ask(device.specs["a"], "/freeze")
         await fakes.wait_for_line("health checks in a row")
-        (await hold(client, "a"))()
+        (await acquire(client, "a"))()
 
 
 async def test_the_tiers_can_be_fetched(fakes: Fakes) -> None:
     async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).open() as (_, address):
         assert await fetch_tiers(address) == {
-            "a": {"tier": "awake", "held": 0, "switches": 0},
-            "b": {"tier": "stopped", "held": 0, "switches": 0},
+            "a": {"tier": "awake", "waiting": 0, "switches": 0},
+            "b": {"tier": "stopped", "waiting": 0, "switches": 0},
         }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.registry.retrieval import RetrievalSpec
+from coe.registry.sections import RetrievalSpec
 from coe.retrieval.gate import CUES, Gate, LogOddsModel, RetrievalCost
 from coe.retrieval.passages import Passage, Vector
 from coe.retrieval.retrieval import Retrieval

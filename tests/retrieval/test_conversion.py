@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 
 from coe.errors import DataError, DocumentError
-from coe.retrieval.ingest.conversion import FORMAT_BY_SUFFIX, MAX_FILE_BYTES, ConvertedText, Converter
-from coe.retrieval.ingest.files import RejectedFile, SourceFile, find_files
+from coe.retrieval.ingest.conversion import (
+    FORMAT_BY_SUFFIX,
+    MAX_FILE_BYTES,
+    ConvertedText,
+    Converter,
+    RejectedFile,
+    SourceFile,
+    find_files,
+)
 from tests.retrieval.pdf_files import encrypted, pdf
 
 pytestmark = pytest.mark.anyio

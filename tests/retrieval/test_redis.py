@@ -12,9 +12,8 @@ from coe.errors import ConfigError, RetrievalError
 from coe.retrieval import open_store
 from coe.retrieval.ingest.indexing import Indexer, encoder_id
 from coe.retrieval.passages import DocumentKey
-from coe.retrieval.redis.client import IndexRebuilding, documents_client
 from coe.retrieval.redis.search import INDEX_KEY
-from coe.retrieval.redis.store import RedisStore
+from coe.retrieval.redis.store import IndexRebuilding, RedisStore, documents_client
 from tests.retrieval.conftest import WORDS
 from tests.retrieval.samples import WordEncoder
 from tests.retrieval.test_indexing import given, text

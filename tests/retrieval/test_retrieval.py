@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from coe.core import Prediction
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_decisions, gate_estimates
-from coe.registry.retrieval import RetrievalPrice, RetrievalSpec
+from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest
-from gateway.dialects import chat
+from gateway.dialects.chat import CHAT
 from tests.retrieval.gates import CATEGORIES, WIDTH, ListRetriever, embeddings_of, passage
 
 pytestmark = pytest.mark.anyio
@@ -82,7 +82,7 @@ async def test_serving_decides_as_the_fitted_gate_predicts() -> None:
         for text, chance, yes in zip(trials.texts, chances, open_, strict=True):
             body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": text}]})
             question = RetrievalRequest(
-                chat.parse(body), text, TwoStageRouter().predict_fast(text), 0, 4096, None, "auto"
+                CHAT.parse(body), text, TwoStageRouter().predict_fast(text), 0, 4096, None, "auto"
             )
             _, found = await retrieval.retrieve(question)
             assert (found.status == "used") == yes

@@ -14,12 +14,12 @@ from coe.core import Call
 from coe.learning.evaluation.probes import Probe
 from tests.fakes import ScriptedReply
 
-Say = Callable[[str], str | Exception]
+AnswerFunction = Callable[[str], str | Exception]
 """From the last message's text to an answer, or an error to raise."""
 
 
 def completion(text: str, *, finish: str = "stop") -> dict[str, Any]:
-    """A chat completion that says a text."""
+    """A chat completion with a text."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
     return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}
 
@@ -41,26 +41,26 @@ def probe_of(text: str, **changes: Any) -> Probe:
 
 
 class AnsweringExpert:
-    """Keeps count of how many questions it was asked, and of how many at once."""
+    """Records its questions and the largest number of them at once."""
 
-    def __init__(self, name: str, say: Say, *, finish: str = "stop") -> None:
+    def __init__(self, name: str, answer_to: AnswerFunction, *, finish: str = "stop") -> None:
         self.name = name
-        self.asked: list[str] = []
+        self.questions: list[str] = []
         self.at_once = self.most_at_once = 0
-        self._say = say
+        self._answer_to = answer_to
         self._finish = finish
 
     async def stream(self, call: Call) -> ScriptedReply:
         text = call.fields["messages"][-1]["content"]
-        self.asked.append(text)
+        self.questions.append(text)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         await asyncio.sleep(0)  # let the others in
         self.at_once -= 1
-        said = self._say(text)
-        if isinstance(said, Exception):
-            raise said
-        return ScriptedReply([orjson.dumps(completion(said, finish=self._finish))], stream=False)
+        answer = self._answer_to(text)
+        if isinstance(answer, Exception):
+            raise answer
+        return ScriptedReply([orjson.dumps(completion(answer, finish=self._finish))], stream=False)
 
     async def aclose(self) -> None: ...
 
@@ -108,7 +108,7 @@ class AnsweringServer:
         self.let_through -= 1
         if self.let_through < 0:
             await self.release.wait()
-        said = self._models[body["model"]](body["messages"][-1]["content"])
-        if isinstance(said, int):
-            return web.json_response({"error": {"message": "because I say so"}}, status=said)
-        return web.json_response(completion(said))
+        answer = self._models[body["model"]](body["messages"][-1]["content"])
+        if isinstance(answer, int):
+            return web.json_response({"error": {"message": "because I say so"}}, status=answer)
+        return web.json_response(completion(answer))

@@ -2,8 +2,8 @@
 
 import pytest
 
+from coe.learning.evaluation.isolation import installed
 from coe.learning.evaluation.sandbox import Bounds, Sandbox
-from coe.learning.evaluation.sandbox.isolation import installed
 
 needs_bubblewrap = pytest.mark.skipif(
     not installed(), reason="bubblewrap is not installed; on Debian or Ubuntu: apt-get install bubblewrap"

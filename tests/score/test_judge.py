@@ -1,19 +1,19 @@
-"""The judge, asked in both orders."""
+"""The judge compares in both orders."""
 
 import pytest
 
 from coe.errors import ExpertError, ExpertInvalidResponse, ExpertUnavailable
 from coe.learning.evaluation.answers import RetryLimits
 from coe.learning.evaluation.judge import MAX_ATTEMPTS, Judge, JudgeScore
-from tests.score.answering import AnsweringExpert, Say
+from tests.score.answering import AnswerFunction, AnsweringExpert
 
 pytestmark = pytest.mark.anyio
 
 QUICK = RetryLimits(attempts=2, pause_seconds=0)
 
 
-async def judged(say: Say, *, reference: str | None = "THEIRS") -> JudgeScore:
-    judge = Judge(AnsweringExpert("judge", say), limits=QUICK, concurrency=2)
+async def judged(answer_to: AnswerFunction, *, reference: str | None = "THEIRS") -> JudgeScore:
+    judge = Judge(AnsweringExpert("judge", answer_to), limits=QUICK, concurrency=2)
     return await judge.score("why {so}?", "OURS", reference=reference)
 
 
@@ -53,17 +53,17 @@ async def test_a_comparison_counts_when_both_orders_agree(
 async def test_a_grade_is_the_mean_of_two_unless_they_contradict_each_other(
     down: str, up: str, score: float, consistent: bool
 ) -> None:
-    def say(text: str) -> str:
+    def answer_to(text: str) -> str:
         return down if text.index("10: correct") < text.index("1: wrong") else up
 
-    assert await judged(say, reference=None) == JudgeScore(pytest.approx(score), consistent)
+    assert await judged(answer_to, reference=None) == JudgeScore(pytest.approx(score), consistent)
 
 
 async def test_a_judge_that_gives_no_verdict_is_retried_and_then_reported() -> None:
     expert = AnsweringExpert("judge", lambda _: "both are nice")
     with pytest.raises(ExpertInvalidResponse, match="'judge' gave no verdict in 3 answers"):
         await Judge(expert, limits=QUICK, concurrency=1).score("q", "a", reference="r")
-    assert len(expert.asked) == MAX_ATTEMPTS
+    assert len(expert.questions) == MAX_ATTEMPTS
 
 
 async def test_a_judge_that_is_down_is_reported() -> None:
@@ -74,5 +74,5 @@ async def test_a_judge_that_is_down_is_reported() -> None:
 async def test_the_judge_sees_the_whole_question_and_bounded_texts() -> None:
     expert = AnsweringExpert("judge", lambda text: "[[5]]")
     await Judge(expert, limits=QUICK, concurrency=1).score("why {so}?", "x" * 10**6, reference=None)
-    assert "why {so}?" in expert.asked[0]
-    assert len(expert.asked[0]) < 25_000
+    assert "why {so}?" in expert.questions[0]
+    assert len(expert.questions[0]) < 25_000

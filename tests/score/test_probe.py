@@ -67,7 +67,7 @@ def test_the_digest_covers_what_the_score_depends_on_and_nothing_else(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "output"),
     [
         ([], "expected an object"),
         (GOOD | {"prompt": " "}, "not empty"),
@@ -91,12 +91,12 @@ def test_the_digest_covers_what_the_score_depends_on_and_nothing_else(tmp_path: 
         (GOOD | {"id": []}, "`id` must be text"),
     ],
 )
-def test_a_bad_probe_is_named_with_its_line_and_the_remedy(tmp_path: Path, row: object, told: str) -> None:
+def test_a_bad_probe_is_named_with_its_line_and_the_remedy(tmp_path: Path, row: object, output: str) -> None:
     path = written(tmp_path, GOOD, row)
     with pytest.raises(DataError) as raised:
         read_probes(path, categories=CATEGORIES)
     assert str(raised.value).startswith(f"{path}:2: ")
-    assert told in str(raised.value)
+    assert output in str(raised.value)
 
 
 def test_all_bad_probes_are_named_at_once_but_not_thousands(tmp_path: Path) -> None:
@@ -106,11 +106,11 @@ def test_all_bad_probes_are_named_at_once_but_not_thousands(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "output"),
     [("", "holds no probes"), ("{", ":1: not JSON"), (f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}", ":2: the same id or")],
 )
-def test_an_unusable_file_is_an_error_with_the_reason(tmp_path: Path, content: str, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_an_unusable_file_is_an_error_with_the_reason(tmp_path: Path, content: str, output: str) -> None:
+    with pytest.raises(DataError, match=output):
         read_probes(written(tmp_path, content), categories=CATEGORIES)
 
 

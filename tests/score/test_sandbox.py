@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from coe.errors import ConfigError
-from coe.learning.evaluation.sandbox import Bounds, Sandbox, Verdict, isolation, leaks, runner
+from coe.learning.evaluation import isolation, sandbox
+from coe.learning.evaluation.sandbox import Bounds, Sandbox, Verdict
 from tests.score.bubblewrap import checked_sandbox, needs_bubblewrap
 
 pytestmark = [pytest.mark.anyio, needs_bubblewrap]
@@ -110,7 +111,7 @@ async def test_a_wrong_program_fails_with_the_failed_test() -> None:
         ("", "holds no Python"),
         ("def f(:", "SyntaxError"),
         ("raise ValueError('x')", "ValueError: x in line 1 of the answer"),
-        ("x" * (runner.MAX_PROGRAM_CHARACTERS + 1), "longer than"),
+        ("x" * (sandbox.MAX_PROGRAM_CHARACTERS + 1), "longer than"),
         ("x = bytearray(10**9)", "MemoryError"),
         ("x = []\nwhile True: x.append(bytearray(10**6))", "MemoryError"),
         ("open('big', 'wb').write(bytes(10**8))", "OSError"),
@@ -217,7 +218,7 @@ async def test_unsafe_runs_without_bubblewrap_and_decides_the_same(monkeypatch: 
 
 
 def test_the_check_finds_what_is_open_to_this_process(tmp_path: Path) -> None:
-    with leaks.leak_probe() as program:
+    with isolation.leak_probe() as program:
         names: dict[str, Any] = {}
         program = program.replace("os.kill, -1, 0", "os.kill, os.getpid(), 0").replace("os.fork", "os.getpid")
         exec(program.replace("/made", str(tmp_path / "made")), names)

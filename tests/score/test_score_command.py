@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from coe.learning.evaluation.journal import Journal
 from coe.learning.evaluation.quality import read_quality
+from coe.learning.evaluation.scoring_run import Journal
 from tests.score.answering import AnsweringServer
 
 pytestmark = pytest.mark.anyio
@@ -39,12 +39,12 @@ def refuses_the_last(text: str) -> str | int:
 
 
 @dataclass
-class Desk:
+class ScoreCommand:
     server: AnsweringServer
     folder: Path
 
     def declare(self, *, local: bool = False) -> None:
-        """Two external experts, and a local one that is asked through the gateway."""
+        """Two external experts, and a local one that is reached through the gateway."""
         external = f"runtime: external, base_url: 'http://127.0.0.1:{self.server.port}/v1'"
         experts = [
             f"{{name: small, model: m-small, {external}, system_prompt: Add., active_parameters_b: 0.5}}",
@@ -68,11 +68,11 @@ class Desk:
         )
 
     async def run(self, *words: str, out: str = "out") -> tuple[int, dict[str, object], str]:
-        """Exit code, report and what was told."""
+        """Exit code, report and standard error."""
         process = await self.start(*words, out=out)
-        told, complaints = await asyncio.wait_for(process.communicate(), 60)
+        output, complaints = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode is not None
-        return process.returncode, json.loads(told or "{}"), complaints.decode()
+        return process.returncode, json.loads(output or "{}"), complaints.decode()
 
     def files(self, out: str = "out") -> dict[str, bytes]:
         return {name: (self.folder / out / name).read_bytes() for name in FILES}
@@ -84,133 +84,133 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Desk]:
+async def command(anyio_backend: str, tmp_path: Path) -> AsyncIterator[ScoreCommand]:
     answers = {"m-small": adds_when_even, "m-large": adds, "own": refuses_the_last}
     async with AnsweringServer(answers).running() as server:
-        desk = Desk(server, tmp_path)
-        desk.declare()
+        command = ScoreCommand(server, tmp_path)
+        command.declare()
         (tmp_path / "probes.jsonl").write_text("".join(f"{json.dumps(probe)}\n" for probe in PROBES))
-        yield desk
+        yield command
 
 
-async def until_noted(desk: Desk, lines: int) -> None:
+async def until_noted(command: ScoreCommand, lines: int) -> None:
     async with asyncio.timeout(30):
-        while desk.noted() < lines:
+        while command.noted() < lines:
             await asyncio.sleep(0.02)
 
 
-async def test_quality_data_is_written_as_the_planner_reads_it(desk: Desk) -> None:
-    code, report, told = await desk.run()
-    assert (code, report["missing"], told) == (0, 0, "")
-    quality = read_quality(desk.folder / "out")
+async def test_quality_data_is_written_as_the_planner_reads_it(command: ScoreCommand) -> None:
+    code, report, output = await command.run()
+    assert (code, report["missing"], output) == (0, 0, "")
+    quality = read_quality(command.folder / "out")
     assert quality.benchmark == "probes"
     assert quality.models == ("large", "small")
     assert set(quality.categories) == {"math"}
     assert quality.scores.mean(axis=0).tolist() == [1.0, 0.5]
     assert quality.active_b[1] == 0.5
     assert quality.prompts[3] == "What is 3 + 1?"
-    assert (desk.folder / "out" / "models.csv").read_text().splitlines()[1:] == [
+    assert (command.folder / "out" / "models.csv").read_text().splitlines()[1:] == [
         "probes,small,0.5,,m-small",
         "probes,large,,,m-large",
     ]
 
 
-async def test_a_killed_run_continues_and_ends_with_the_same_files(desk: Desk) -> None:
-    await desk.run(out="whole")
-    desk.server.bodies.clear()
-    desk.server.hold(after=20)
-    process = await desk.start("--concurrency", "3")
-    await until_noted(desk, 20)
+async def test_a_killed_run_continues_and_ends_with_the_same_files(command: ScoreCommand) -> None:
+    await command.run(out="whole")
+    command.server.bodies.clear()
+    command.server.hold(after=20)
+    process = await command.start("--concurrency", "3")
+    await until_noted(command, 20)
     process.kill()
     await process.communicate()
-    desk.server.release.set()
-    desk.server.bodies.clear()
-    code, report, _ = await desk.run()
+    command.server.release.set()
+    command.server.bodies.clear()
+    code, report, _ = await command.run()
     assert code == 0
-    assert len(desk.server.bodies) == 2 * COUNT - 20
+    assert len(command.server.bodies) == 2 * COUNT - 20
     assert sum(column["reused"] for column in report["experts"].values()) == 20  # type: ignore[attr-defined]
-    assert desk.files() == desk.files("whole")
+    assert command.files() == command.files("whole")
 
 
-async def test_ctrl_c_writes_the_scores_so_far_and_names_how_to_continue(desk: Desk) -> None:
-    desk.server.hold(after=10)
-    process = await desk.start("--concurrency", "2")
-    await until_noted(desk, 10)
+async def test_ctrl_c_writes_the_scores_so_far_and_names_how_to_continue(command: ScoreCommand) -> None:
+    command.server.hold(after=10)
+    process = await command.start("--concurrency", "2")
+    await until_noted(command, 10)
     process.send_signal(signal.SIGINT)
-    told, complaints = await asyncio.wait_for(process.communicate(), 30)
-    report = json.loads(told)
+    output, complaints = await asyncio.wait_for(process.communicate(), 30)
+    report = json.loads(output)
     assert (process.returncode, report["stopped"], report["missing"]) == (1, True, 2 * COUNT - 10)
     assert b"Traceback" not in complaints
-    assert parquet.read_table(desk.folder / "out" / "scores.parquet").num_rows == 10
-    assert parquet.read_table(desk.folder / "out" / "prompts.parquet").num_rows == COUNT
+    assert parquet.read_table(command.folder / "out" / "scores.parquet").num_rows == 10
+    assert parquet.read_table(command.folder / "out" / "prompts.parquet").num_rows == COUNT
 
 
-async def test_a_local_expert_is_reached_through_the_gateway_and_a_failure_is_reported(desk: Desk) -> None:
-    desk.declare(local=True)
-    code, report, told = await desk.run("--expert", "own")
+async def test_a_local_expert_is_reached_through_the_gateway_and_a_failure_is_reported(command: ScoreCommand) -> None:
+    command.declare(local=True)
+    code, report, output = await command.run("--expert", "own")
     assert code == 1
     assert report["missing"] == 1
     own = report["experts"]["own"]  # type: ignore[index]
     assert (own["mean"], own["errors"]) == (1.0, {"expert_rejected": 1})
-    assert "own: probe q23 has no score: expert 'own' rejected the request: because I say so" in told
-    rows = parquet.read_table(desk.folder / "out" / "scores.parquet").to_pylist()
+    assert "own: probe q23 has no score: expert 'own' rejected the request: because I say so" in output
+    rows = parquet.read_table(command.folder / "out" / "scores.parquet").to_pylist()
     assert len(rows) == COUNT - 1
-    body = desk.server.bodies[0]
+    body = command.server.bodies[0]
     assert body["model"] == "own"
     assert [turn["role"] for turn in body["messages"]] == ["user"]  # the gateway adds the system prompt itself
 
 
-async def test_an_expert_scored_later_joins_the_earlier_ones(desk: Desk) -> None:
-    await desk.run("--expert", "small")
-    code, report, _ = await desk.run("--expert", "large")
+async def test_an_expert_scored_later_joins_the_earlier_ones(command: ScoreCommand) -> None:
+    await command.run("--expert", "small")
+    code, report, _ = await command.run("--expert", "large")
     assert code == 0
     assert list(report["experts"]) == ["large"]  # type: ignore[call-overload]
-    assert read_quality(desk.folder / "out").models == ("large", "small")
+    assert read_quality(command.folder / "out").models == ("large", "small")
 
 
-async def test_a_changed_declaration_is_scored_again(desk: Desk) -> None:
-    await desk.run("--expert", "small")
-    path = desk.folder / "experts.yaml"
+async def test_a_changed_declaration_is_scored_again(command: ScoreCommand) -> None:
+    await command.run("--expert", "small")
+    path = command.folder / "experts.yaml"
     path.write_text(path.read_text().replace("system_prompt: Add.", "system_prompt: Add well."))
-    desk.server.bodies.clear()
-    await desk.run("--expert", "small")
-    assert len(desk.server.bodies) == COUNT
-    assert desk.server.bodies[0]["messages"][0] == {"role": "system", "content": "Add well."}
+    command.server.bodies.clear()
+    await command.run("--expert", "small")
+    assert len(command.server.bodies) == COUNT
+    assert command.server.bodies[0]["messages"][0] == {"role": "system", "content": "Add well."}
 
 
-async def test_a_missing_gateway_is_reported_before_any_request(desk: Desk) -> None:
-    desk.declare(local=True)
-    port, desk.server.port = desk.server.port, 1
-    code, _, told = await desk.run()
-    desk.server.port = port
+async def test_a_missing_gateway_is_reported_before_any_request(command: ScoreCommand) -> None:
+    command.declare(local=True)
+    port, command.server.port = command.server.port, 1
+    code, _, output = await command.run()
+    command.server.port = port
     assert code == 1
-    assert "own: run locally, and nothing answers at http://127.0.0.1:1; is `coe up` running?" in told
-    assert desk.server.bodies == []
+    assert "own: run locally, and nothing answers at http://127.0.0.1:1; is `coe up` running?" in output
+    assert command.server.bodies == []
 
 
-async def test_bad_usage_and_bad_data_are_refused(desk: Desk) -> None:
-    code, _, told = await desk.run("--expert", "medium")
+async def test_bad_usage_and_bad_data_are_refused(command: ScoreCommand) -> None:
+    code, _, output = await command.run("--expert", "medium")
     assert code == 2
-    assert "medium" in told
-    with (desk.folder / "probes.jsonl").open("a") as file:
+    assert "medium" in output
+    with (command.folder / "probes.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "poem", "category": "general", "checker": "judge"}) + "\n")
-    assert (await desk.run())[0] == 2
+    assert (await command.run())[0] == 2
 
 
 @pytest.mark.parametrize("name", ["prompts.parquet", "scores.jsonl", "models.csv"])
-async def test_quality_data_from_elsewhere_is_not_overwritten(desk: Desk, name: str) -> None:
-    (desk.folder / "theirs").mkdir()
-    (desk.folder / "theirs" / name).write_text("precious")
-    code, _, told = await desk.run(out="theirs")
+async def test_quality_data_from_elsewhere_is_not_overwritten(command: ScoreCommand, name: str) -> None:
+    (command.folder / "theirs").mkdir()
+    (command.folder / "theirs" / name).write_text("precious")
+    code, _, output = await command.run(out="theirs")
     assert code == 1
-    assert "did not write; choose another folder" in told
-    assert [path.name for path in (desk.folder / "theirs").iterdir()] == [name]
+    assert "did not write; choose another folder" in output
+    assert [path.name for path in (command.folder / "theirs").iterdir()] == [name]
 
 
-async def test_two_runs_do_not_share_a_folder(desk: Desk) -> None:
-    (desk.folder / "out").mkdir()
-    with Journal(desk.folder / "out" / "journal.jsonl"):
-        code, _, told = await desk.run()
+async def test_two_runs_do_not_share_a_folder(command: ScoreCommand) -> None:
+    (command.folder / "out").mkdir()
+    with Journal(command.folder / "out" / "journal.jsonl"):
+        code, _, output = await command.run()
     assert code == 1
-    assert "journal.jsonl: another run is writing here" in told
-    assert desk.server.bodies == []
+    assert "journal.jsonl: another run is writing here" in output
+    assert command.server.bodies == []

@@ -1,4 +1,4 @@
-"""A score belongs to what the expert answered by: after a change of that it is measured again."""
+"""A score belongs to the declaration that the expert answered by: after a change it is measured again."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ async def score(folder: Path, *options: str) -> tuple[int | None, str, str]:
         stderr=asyncio.subprocess.PIPE,
         env={"PATH": str(folder), "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
     )
-    told, complaints = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode, told.decode(), complaints.decode()
+    output, complaints = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, output.decode(), complaints.decode()
 
 
 async def test_code_is_refused_before_any_request_to_an_expert(server: AnsweringServer, tmp_path: Path) -> None:
@@ -57,6 +57,6 @@ async def test_code_is_refused_before_any_request_to_an_expert(server: Answering
 
 
 async def test_unsafe_runs_the_code_and_warns(server: AnsweringServer, tmp_path: Path) -> None:
-    status, told, complaints = await score(tmp_path, "--unsafe")
+    status, output, complaints = await score(tmp_path, "--unsafe")
     assert "warning: code of experts runs without a sandbox" in complaints
-    assert (status, json.loads(told)["experts"]["a"]["mean"]) == (0, 1.0)
+    assert (status, json.loads(output)["experts"]["a"]["mean"]) == (0, 1.0)

@@ -9,22 +9,23 @@ import pytest
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertRejected, ExpertUnavailable
+from coe.jobs.scoring import score_report
 from coe.learning.evaluation.answers import RetryLimits
-from coe.learning.evaluation.journal import Cell, Journal
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.learning.evaluation.score_report import score_report
 from coe.learning.evaluation.scoring_run import (
     MAX_CONSECUTIVE_FAILURES,
+    Cell,
     ExpertColumn,
+    Journal,
     ScoringRun,
     cell_keys,
     score_columns,
 )
 from coe.registry import ExpertSpec
 from tests.fakes import registry_of
-from tests.score.answering import AnsweringExpert, Say, probe_of
+from tests.score.answering import AnswerFunction, AnsweringExpert, probe_of
 from tests.score.bubblewrap import needs_bubblewrap
 
 pytestmark = pytest.mark.anyio
@@ -70,8 +71,8 @@ def runner(tmp_path: Path) -> Runner:
 PROBES = [probe_of(f"p{number}") for number in range(30)]
 
 
-def always(said: str | Exception) -> Say:
-    return lambda _: said
+def always(answer: str | Exception) -> AnswerFunction:
+    return lambda _: answer
 
 
 async def test_every_expert_answers_every_probe_with_a_bound_on_how_many_at_once(runner: Runner) -> None:
@@ -100,20 +101,20 @@ async def test_an_expert_that_is_down_is_reported_at_once_skipped_and_never_scor
     assert len([key for key in journal.scored if key.startswith("b/")]) == 30
     assert not any(key.startswith("a/") for key in journal.scored)
     assert MAX_CONSECUTIVE_FAILURES <= len(journal.failed) < MAX_CONSECUTIVE_FAILURES + 4
-    assert len(a.asked) == 3 * len(journal.failed)
+    assert len(a.questions) == 3 * len(journal.failed)
     assert runner.reported[0] == "a: probe p0 has no score: expert 'a' cannot be reached"
     assert "failed 10 probes in a row" in runner.reported[1]
     assert len(runner.reported) == 2
 
 
 async def test_a_rejected_probe_is_not_retried_and_does_not_stop_the_rest(runner: Runner) -> None:
-    def say(text: str) -> str | Exception:
+    def answer_to(text: str) -> str | Exception:
         number = int(text[1:])
         return ExpertRejected("too long", expert="a", status=400) if number < 20 else "right"
 
-    a = AnsweringExpert("a", say)
+    a = AnsweringExpert("a", answer_to)
     journal = await runner.score(PROBES, a)
-    assert len(a.asked) == 30
+    assert len(a.questions) == 30
     assert len(journal.scored) == 10
     assert {cell.code for cell in journal.failed.values()} == {"expert_rejected"}
 
@@ -122,7 +123,7 @@ async def test_a_second_run_requests_only_missing_scores(runner: Runner) -> None
     await runner.score(PROBES[:20], AnsweringExpert("a", lambda text: DOWN if text == "p7" else "right"))
     again = AnsweringExpert("a", always("right"))
     journal = await runner.score(PROBES, again)
-    assert sorted(again.asked) == sorted(["p7", *(f"p{number}" for number in range(20, 30))])
+    assert sorted(again.questions) == sorted(["p7", *(f"p{number}" for number in range(20, 30))])
     assert len(journal.scored) == 30
     assert not journal.failed
 

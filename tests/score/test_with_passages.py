@@ -19,7 +19,7 @@ from coe.fleet.planning import local_servers
 from coe.registry import ExpertSpec
 from coe.retrieval.gate import GATE_FILE, Gate
 from coe.settings import Endpoint
-from tests.cli.logged_service import TAUGHT
+from tests.cli.logged_service import TRAINING_DIGEST
 from tests.routers.conftest import WORDS, built, tiny_encoder
 from tests.score.answering import AnsweringServer
 
@@ -55,7 +55,7 @@ def made(folder: Path, router: Path, served: Endpoint, other: int) -> None:
     store = ArtifactStore(folder / ".coe" / "artifacts", "router")
     with store.draft() as draft:
         shutil.copytree(router, draft, dirs_exist_ok=True)
-        artifact = store.publish(draft, categories=(*WORDS, "general"), data=TAUGHT, metrics={})
+        artifact = store.publish(draft, categories=(*WORDS, "general"), data=TRAINING_DIGEST, metrics={})
     store.promote(artifact.manifest.version, by="train")
     (folder / "facts").mkdir()
     for what, colour in FACTS:
@@ -76,9 +76,9 @@ async def run(folder: Path, *words: str) -> Any:
         cwd=folder,
     )
     async with asyncio.timeout(400):
-        told, _ = await process.communicate()
-    assert process.returncode == 0, told
-    return json.loads(told)
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output
+    return json.loads(output)
 
 
 async def test_a_real_model_is_measured_with_and_without_passages_and_a_gate_fitted_to_it(
@@ -112,6 +112,6 @@ async def test_a_real_model_is_measured_with_and_without_passages_and_a_gate_fit
     assert artifact is not None
     assert artifact.manifest.version == planned["gate"]["version"]
     assert set(Gate.load(artifact.folder / GATE_FILE).experts) == {"small", "reader"}
-    told = planned["gate"]["experts"]
-    assert told["small"]["always"] == pytest.approx(means["small"]["with"])
-    assert told["reader"]["gated"] == pytest.approx(means["reader"]["with"], abs=0.1)
+    output = planned["gate"]["experts"]
+    assert output["small"]["always"] == pytest.approx(means["small"]["with"])
+    assert output["reader"]["gated"] == pytest.approx(means["reader"]["with"], abs=0.1)

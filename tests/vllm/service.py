@@ -16,8 +16,8 @@ import httpx
 import orjson
 import psutil
 
-from coe.fleet.ports import free_port
 from coe.fleet.process import FLEET_VARIABLE
+from coe.fleet.specs import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 START = 300.0

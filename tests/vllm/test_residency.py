@@ -39,7 +39,7 @@ def service(model: Path, python: Path, tmp_path_factory: pytest.TempPathFactory)
                 "devices": [{"name": "room", "memory_gb": 4}],
                 "sleep_memory_gb": 3,
                 "max_wait": 3,
-                "hold": 200,
+                "wait_timeout": 200,
             },
         )
         service.start()
@@ -69,7 +69,7 @@ def test_a_requested_server_is_loaded_and_the_other_unloaded(service: Service) -
     assert all(text_of(answer) for answer in answers)
     assert tiers(service) == {"sleeper": ASLEEP, "stopper": AWAKE}
     assert metric(service, "coe_expert_switches", "stopper") == 1
-    assert metric(service, "coe_hold_seconds_count", "stopper") == 3
+    assert metric(service, "coe_expert_wait_seconds_count", "stopper") == 3
     assert text_of(service.ask("sleeper"))
     assert tiers(service) == {"sleeper": AWAKE, "stopper": STOPPED}
     assert metric(service, "coe_expert_switches", "sleeper") == 1

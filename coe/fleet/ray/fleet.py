@@ -1,25 +1,26 @@
-"""Runs all expert servers of one service on a Ray cluster, as `coe.fleet.Fleet` does on one machine.
+"""Runs all expert servers of one service on a Ray cluster, as `coe.fleet.fleet.Fleet` does on one machine.
 
-`ClusterFleet` runs the servers; `running_cluster` is the entry point of `coe up --engine ray` and publishes the
-endpoints of the experts whenever they change.
+`ray_cluster` connects to the cluster, `ClusterFleet` runs the servers, and `running_cluster` is the entry point of
+`coe up --engine ray`: it publishes the endpoints of the experts whenever they change.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from coe.errors import ConfigError
-from coe.fleet.fleet import run_to_completion
+from coe.errors import ClusterError, ConfigError
+from coe.fleet.fleet import run_to_completion, run_together
 from coe.fleet.planning import ServerConfig, server_config
-from coe.fleet.ray.server_request import ServerRequest, server_requests
+from coe.fleet.ray.server_actor import ServerRequest, server_requests
 from coe.fleet.ray.server_supervisor import ServerSupervisor
-from coe.fleet.specs import LocalExpert
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.specs import LocalExpert, Timeouts
 from coe.fleet.validation import find_problems
 from coe.registry import Registry
 from coe.settings import Endpoint, Settings
@@ -66,8 +67,8 @@ class ClusterFleet:
 
     async def __aenter__(self) -> Self:
         try:
-            await self._for_each(lambda supervisor: supervisor.place())
-            await self._for_each(lambda supervisor: supervisor.start())
+            await run_together(supervisor.place() for supervisor in self._supervisors)
+            await run_together(supervisor.start() for supervisor in self._supervisors)
         except BaseException:
             await run_to_completion(self._close())
             raise
@@ -78,14 +79,6 @@ class ClusterFleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await run_to_completion(self._close())
-
-    async def _for_each(self, step: Callable[[ServerSupervisor], Any]) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for supervisor in self._supervisors:
-                    group.create_task(step(supervisor))
-        except ExceptionGroup as failures:  # the first failure cancels the others
-            raise failures.exceptions[0] from None
 
     async def _close(self) -> None:
         for follower in self._followers:
@@ -179,3 +172,40 @@ async def running_cluster(
         published = PublishedFleet(fleet, running=running, publish=publish)
         published.publish([expert for expert in registry.experts if server_config(expert) in running])
         yield published
+
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds for the head node to accept a connection; Ray itself tries for more than two minutes."""
+
+
+@contextmanager
+def ray_cluster() -> Iterator[Any]:
+    """Yields the module `ray`, connected until the block ends; a temporary cluster ends with it. Raises ClusterError if
+    Ray is not installed or the cluster cannot be reached."""
+    try:
+        import ray
+    except ImportError:
+        raise ClusterError("ray is not installed; pip install 'coe[ray]', or leave out --engine ray") from None
+    _check_reachable(os.environ.get("RAY_ADDRESS", ""))
+    try:
+        ray.init(log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"ray: no cluster ({error}); check RAY_ADDRESS, or unset it to use this machine") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray resolves addresses without a port (`auto`, `local`) itself, at once."""
+    host, _, port = address.partition("://")[2 if "://" in address else 0].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"ray: nothing answers at RAY_ADDRESS={address} ({error}); is the head of the cluster running? "
+            "Unset it to use this machine"
+        ) from None

@@ -1,24 +1,71 @@
 """Runs one server on a node of the cluster: plans it, starts it, restarts it, and ends it with the actor.
 
-`ServerSupervisor` makes a Ray actor of this plain class. The actor's process is the parent of the server's supervisor
-process (`coe/fleet/supervisor.py`), so the server ends with the actor: when `coe up` ends, the node dies or leaves.
+A `ServerRequest` describes the server and its resources. It travels to the node, so it holds no secret.
+`ServerSupervisor` makes a Ray actor of the plain class `ServerActor`. The actor's process is the parent of the server's
+supervisor process (`coe/fleet/supervisor.py`), so the server ends with the actor: when `coe up` ends, the node dies or
+leaves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coe.fleet import probe, supervisor
-from coe.fleet.planning import local_servers
-from coe.fleet.ray.server_request import ServerRequest
+from coe.fleet import arguments, probe, supervisor
+from coe.fleet.planning import group_by_config, local_servers
 from coe.fleet.server import Server
-from coe.fleet.specs import ServerSpec
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.specs import ServerSpec, Timeouts
+from coe.registry import ExpertSpec
+
+GB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRequest:
+    """One server.
+
+    `experts` share it, `key` is the first of them, `name` distinguishes it from its replicas. `resources` are amounts
+    by Ray's names. All nodes have the same folders: `base_folder` is that of experts.yaml; the node writes into
+    `models` and `logs`.
+    """
+
+    key: str
+    name: str
+    experts: tuple[ExpertSpec, ...]
+    resources: Mapping[str, float]
+    base_folder: Path
+    models: Path
+    logs: Path
+
+
+def server_requests(
+    experts: Sequence[ExpertSpec], *, base_folder: Path, models: Path, logs: Path, cluster_has_gpus: bool
+) -> Iterator[ServerRequest]:
+    """Yields one request for each replica of each server. A server has as many replicas as the expert with most."""
+    for group in group_by_config(experts).values():
+        declared = tuple(expert.model_copy(update={"api_key": None}) for expert in experts if expert in group)
+        key = next((expert.name for expert in declared if not expert.adapter), declared[0].name)
+        replicas = max(expert.replicas for expert in declared)
+        resources = _resources(declared, cluster_has_gpus=cluster_has_gpus)
+        for number in range(1, replicas + 1):
+            name = f"{key}-{number}" if replicas > 1 else key
+            yield ServerRequest(key, name, declared, resources, base_folder=base_folder, models=models, logs=logs)
+
+
+def _resources(experts: Sequence[ExpertSpec], *, cluster_has_gpus: bool) -> dict[str, float]:
+    """One CPU, and as many GPUs as are declared or as the model is spread over; by default one if the cluster has any.
+    Without a GPU, the declared memory is RAM."""
+    first = experts[0]
+    gpus = len(first.gpus) or arguments.parallel_size(arguments.normalized(first.options))
+    if first.runtime != "vllm" or (not first.gpus and gpus == 1 and not cluster_has_gpus):
+        gpus = 0
+    memory = 0 if gpus else int(GB * max(expert.memory_gb or 0.0 for expert in experts))
+    return {name: amount for name, amount in (("CPU", 1), ("GPU", gpus), ("memory", memory)) if amount}
+
 
 HEARTBEAT = 5.0
 """Seconds after which `next_events` returns without an event, as a sign of life."""
@@ -53,7 +100,10 @@ class ServerActor:
         request = self._request
         specs, _ = await asyncio.to_thread(
             local_servers,
-            [replace(expert, gpus=_gpus() if expert.runtime == "vllm" else ()) for expert in request.experts],
+            [
+                expert.model_copy(update={"gpus": _gpus() if expert.runtime == "vllm" else ()})
+                for expert in request.experts
+            ],
             cache=request.models,
             logs=request.logs,
             python=Path(sys.executable),

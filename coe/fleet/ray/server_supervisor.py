@@ -14,9 +14,9 @@ from typing import Any, Never
 
 from coe.errors import FleetError
 from coe.fleet.planning import adapters_of
-from coe.fleet.ray.server_actor import HEARTBEAT, ServedModel, ServerActor
-from coe.fleet.ray.server_request import GB, ServerRequest, ServerResources
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.ray.server_actor import GB, HEARTBEAT, ServedModel, ServerActor, ServerRequest
+from coe.fleet.server import restart_on_failure
+from coe.fleet.specs import Timeouts
 
 START_TIMEOUT = 1600.0
 """Seconds from placement to the first answer: a conversion of weights and the slowest server."""
@@ -57,9 +57,9 @@ class ServerSupervisor:
         """Returns once a node has accepted it. Raises FleetError with what is missing, after the placement timeout."""
         resources = self.request.resources
         remote = self._ray.remote(ServerActor).options(
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            memory=resources.memory or None,
+            num_cpus=resources["CPU"],
+            num_gpus=resources.get("GPU", 0),
+            memory=resources.get("memory"),
             scheduling_strategy="SPREAD",
             max_restarts=0,
             max_concurrency=16,
@@ -97,23 +97,28 @@ class ServerSupervisor:
     async def follow(self) -> Never:
         """Reports the server's events; when it is lost, starts it elsewhere, after growing delays. Ends by cancellation
         only."""
-        delay = 0.0
-        while True:
-            ready = time.monotonic()
-            failure = await self._wait_for_failure()
-            up = time.monotonic() - ready
-            self.served = None
-            self._changed()
-            while failure:
-                await self.stop()
-                delay = self._timeouts.backoff.next(delay, up=up)
-                self._report(f"{self._name} {failure}; starting it anew, on a node that has room, in {delay:g} s")
-                await asyncio.sleep(delay)
-                up = 0.0
-                failure = await self._restart_failure()
+        await restart_on_failure(
+            self._wait_for_failure,
+            stop=self.stop,
+            start=self._place_and_start,
+            timeouts=self._timeouts,
+            report=lambda failure, delay: self._report(
+                f"{self._name} {failure}; starting it anew, on a node that has room, in {delay:g} s"
+            ),
+        )
+
+    async def _place_and_start(self) -> None:
+        await self.place()
+        await self.start()
 
     async def _wait_for_failure(self) -> str:
         """Reports events until the server is lost; returns why."""
+        failure = await self._report_events()
+        self.served = None
+        self._changed()
+        return failure
+
+    async def _report_events(self) -> str:
         last_response = time.monotonic()
         while time.monotonic() - last_response < SILENCE_TIMEOUT:
             try:
@@ -130,15 +135,6 @@ class ServerSupervisor:
             for line in events:
                 self._report(f"node {self._node}: {line}")
         return f"is given up: node {self._node} has not responded for {SILENCE_TIMEOUT:g} s"
-
-    async def _restart_failure(self) -> str:
-        """Places and starts the server again. Returns why that failed, empty if it did not."""
-        try:
-            await self.place()
-            await self.start()
-        except FleetError as error:
-            return f"did not come back ({str(error).splitlines()[0]})"
-        return ""
 
     async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
         """Serves these LoRA folders too; returns the new names. A lost server loads them when it returns. Raises
@@ -185,9 +181,8 @@ class _ActorUnavailable(FleetError):
     """The actor cannot be called at the moment."""
 
 
-def _shortage(resources: ServerResources, ray: Any) -> str:
+def _shortage(needed: Mapping[str, float], ray: Any) -> str:
     """What a server needs, what the cluster has and has free of it, and on how many nodes."""
-    needed = resources.for_ray()
     try:
         total, free = ray.cluster_resources(), ray.available_resources()
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())

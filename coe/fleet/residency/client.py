@@ -1,7 +1,15 @@
 """The gateway's client of the residency socket: requests that an expert is loaded, and keeps the latest tiers.
 
 `ResidencyClient` implements `coe.experts.factory.ResidencyHold` over one connection that is opened again when it
-breaks. `coe status` uses `fetch_tiers`.
+breaks. `coe status` uses `fetch_tiers`. Messages between a gateway process and `coe up` are one JSON object a line:
+
+    gateway -> coe up   {"acquire": 7, "expert": "law", "category": "law", "timeout": 60.0, "stand_in": ""}
+                        {"end": 7}          the request ended, or no longer waits
+    coe up -> gateway   {"granted": 7}
+                        {"refused": 7, "reason": "...", "retry_after": 12.5}
+                        {"tiers": {"law": {"tier": "awake", "waiting": 0, "switches": 3}}}     now and at every change
+
+When a connection ends, its requests end too. Only the owner may enter the folder of the socket.
 """
 
 from __future__ import annotations
@@ -14,16 +22,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from coe.errors import ExpertAsleep
-from coe.fleet.residency.protocol import MAX_LINE_BYTES, encode, read_messages
 from coe.supervision import TaskFailed, ignore_failure, supervised
+
+MAX_LINE_BYTES = 2**20
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    return orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE)
+
+
+async def read_messages(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
+    """Yields messages until the connection ends or brings an invalid one."""
+    try:
+        while line := await reader.readline():
+            yield orjson.loads(line)
+    except (OSError, ValueError):  # ValueError: no JSON, or a line without end
+        return
+
 
 RECONNECT_INTERVAL = 0.2
 """Seconds between two attempts to connect."""
 RESPONSE_TIMEOUT = 5.0
 """Seconds that a request waits for the connection, and for the response beyond its own timeout."""
-MAX_HOLD = 3600.0
-"""Longest time, in seconds, that a request may be held."""
+MAX_WAIT_SECONDS = 3600.0
+"""Longest time, in seconds, that a request may wait."""
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +67,7 @@ async def connected_client(
 
 
 class ResidencyClient:
-    """Call `hold` before a request to an expert, and what it returns when the request is over."""
+    """Call `acquire` before a request to an expert, and what it returns when the request is over."""
 
     def __init__(self, address: Path) -> None:
         self._address = address
@@ -51,11 +76,11 @@ class ResidencyClient:
         self._responses: dict[int, asyncio.Future[None]] = {}
         self._number = 0
         self.tiers: Mapping[str, Mapping[str, Any]] = {}
-        """By expert: tier, held and switches, as last received; empty while disconnected."""
+        """By expert: tier, waiting and switches, as last received; empty while disconnected."""
         self.on_granted: Callable[[str, float], None] = lambda _expert, _seconds: None
-        """Called after each successful hold with the expert and the seconds it took."""
+        """Called after each successful `acquire` with the expert and the seconds it took."""
 
-    async def hold(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
+    async def acquire(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
         """Waits until the expert is awake, at most until `deadline` (event loop clock). Returns the function that
         releases it. Raises ExpertAsleep."""
         loop = asyncio.get_running_loop()
@@ -64,8 +89,8 @@ class ResidencyClient:
         self._number += 1
         number = self._number
         response = self._responses[number] = loop.create_future()
-        timeout = min(max(deadline - loop.time(), 0.0), MAX_HOLD)
-        message = {"hold": number, "expert": expert, "category": category, "timeout": timeout, "stand_in": stand_in}
+        timeout = min(max(deadline - loop.time(), 0.0), MAX_WAIT_SECONDS)
+        message = {"acquire": number, "expert": expert, "category": category, "timeout": timeout, "stand_in": stand_in}
         try:
             writer.write(encode(message))
             async with asyncio.timeout(timeout + RESPONSE_TIMEOUT):
@@ -136,7 +161,7 @@ class ResidencyClient:
 
 
 async def fetch_tiers(address: Path) -> dict[str, Any]:
-    """Returns tier, held and switches by expert, as they are now. Raises OSError if nothing listens at `address`."""
+    """Returns tier, waiting and switches by expert, as they are now. Raises OSError if nothing listens at `address`."""
     async with asyncio.timeout(RESPONSE_TIMEOUT):
         reader, writer = await asyncio.open_unix_connection(address, limit=MAX_LINE_BYTES)
         try:

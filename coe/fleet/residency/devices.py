@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from coe.fleet.planning import group_by_config
-from coe.fleet.residency.state import ServerProfile
+from coe.fleet.residency.policy import ServerProfile
 from coe.fleet.specs import ServerSpec
 from coe.registry import ExpertSpec, Registry
 

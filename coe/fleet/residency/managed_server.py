@@ -14,7 +14,7 @@ from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.residency.devices import ScheduledServer
 from coe.fleet.server import Server
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.specs import Timeouts
 from coe.fleet.vllm.client import VllmClient
 from coe.supervision import supervised
 
@@ -80,7 +80,7 @@ class ManagedServer:
         """Ends a failed server. Returns the seconds to wait before it may start again."""
         await self._unwatch()
         up = 0.0 if self._awake_since is None else time.monotonic() - self._awake_since
-        self._retry_delay, self._awake_since = self._timeouts.backoff.next(self._retry_delay, up=up), None
+        self._retry_delay, self._awake_since = self._timeouts.restart_delay(self._retry_delay, up=up), None
         self._report(
             f"server {self.key!r} {failure}; it may start again in {self._retry_delay:g} s (log: {self._spec.log})"
         )

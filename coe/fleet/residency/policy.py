@@ -1,27 +1,127 @@
-"""The scheduling policy of one device: a pure function from a DeviceState to a Schedule.
+"""The scheduling policy of one device: `plan` maps a `DeviceState` to a `Schedule` of `Action`s. A pure function.
 
-Requests for an awake server are admitted at once. Other requests are held, and the device loads one server at a time:
+Requests for an awake server are admitted at once. Other requests wait, and the device loads one server at a time:
 
-1. The server whose oldest held request would soon have waited `max_wait`; the longest overdue first. It may take memory
-   even from busy servers: these drain (accept nothing new) and unload when they are idle.
+1. The server whose oldest waiting request would soon have waited `max_wait`; the longest overdue first. It may take
+   memory even from busy servers: these drain (accept nothing new) and unload when they are idle.
 2. Else the server of greatest *demand*, if memory is free, or if its demand is more than `DEMAND_MARGIN` times that of
    the idle servers that it would evict.
 
-Demand is the number of requests that a server has or will get within `max_wait`: held, redirected to its stand-in, in
-flight, and forecast. So a rare expert waits until its requests have gathered or grown old, and does not evict one that
-is about to be needed. A small `max_wait` loads whatever is requested at once. The servers of least demand are evicted
-first, ties by least recent use. A server with requests in flight is never unloaded.
+Demand is the number of requests that a server has or will get within `max_wait`: waiting, redirected to its stand-in,
+in flight, and forecast. So a rare expert waits until its requests have gathered or grown old, and does not evict one
+that is about to be needed. A small `max_wait` loads whatever is requested at once. The servers of least demand are
+evicted first, ties by least recent use. A server with requests in flight is never unloaded.
 
-When no held request needs a server, one with a forecast demand of at least 1 is prefetched. Serving whole queues before
-a switch is the exhaustive discipline of polling systems; expected demand in place of recency is after Jain et al. 2024
-(arXiv 2412.01868) and CoServe (Suo et al. 2025, arXiv 2503.02354).
+When no waiting request needs a server, one with a forecast demand of at least 1 is prefetched. Serving whole queues
+before a switch is the exhaustive discipline of polling systems; expected demand in place of recency is after Jain et
+al. 2024 (arXiv 2412.01868) and CoServe (Suo et al. 2025, arXiv 2503.02354).
+
+Memory is in GB, times in seconds of a monotonic clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerState
+Tier = Literal["awake", "draining", "loading", "unloading", "asleep", "stopped"]
+"""draining: awake, but accepts no new request and unloads once it is idle; unloading: being put to sleep or stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProfile:
+    """The memory that one server needs.
+
+    It needs `memory` when awake; when asleep it needs `asleep_memory` on the device and `host_memory` of the host's
+    RAM. A server that does not support sleep (`sleeps` is False) is stopped instead. A `pinned` server stays awake.
+    """
+
+    key: str
+    memory: float
+    pinned: bool = False
+    sleeps: bool = False
+    asleep_memory: float = 0.0
+    host_memory: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """One server at one moment.
+
+    `waiting` holds the arrival times of its waiting requests, oldest first. `redirected` counts the requests that its
+    stand-in answered since it was last awake. `rate` is the forecast in requests a second, `load_seconds` the expected
+    time until it would be awake. After a failed start it is not loaded before `retry_at`. `from_sleep` marks an
+    unloading server that was asleep before.
+    """
+
+    profile: ServerProfile
+    tier: Tier
+    waiting: tuple[float, ...] = ()
+    redirected: int = 0
+    in_flight: int = 0
+    rate: float = 0.0
+    last_used: float = 0.0
+    load_seconds: float = 1.0
+    retry_at: float = 0.0
+    from_sleep: bool = False
+
+    @property
+    def key(self) -> str:
+        return self.profile.key
+
+    @property
+    def device_memory(self) -> float:
+        """GB of the device that the server occupies or is about to occupy."""
+        if self.tier == "stopped":
+            return 0.0
+        asleep = self.tier == "asleep" or (self.tier == "unloading" and self.from_sleep)
+        return self.profile.asleep_memory if asleep else self.profile.memory
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """One device at one moment.
+
+    `memory` and `host_memory` are budgets. `max_wait` is how long a request may wait so that later requests for the
+    same expert can join it.
+    """
+
+    now: float
+    memory: float
+    host_memory: float
+    max_wait: float
+    servers: tuple[ServerState, ...]
+
+    @property
+    def free(self) -> float:
+        """GB of the device that no server occupies or is about to occupy."""
+        return self.memory - sum(server.device_memory for server in self.servers)
+
+    @property
+    def host_free(self) -> float:
+        return self.host_memory - sum(s.profile.host_memory for s in self.servers if s.tier in ("asleep", "unloading"))
+
+
+Verb = Literal["admit", "load", "drain", "resume", "sleep", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One step of a schedule. `count` is for `admit`: how many waiting requests to admit, oldest first."""
+
+    verb: Verb
+    key: str
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The actions to take now, and when to plan again if nothing happens before (None: no need)."""
+
+    actions: tuple[Action, ...] = ()
+    next_check: float | None = None
+
 
 DEMAND_MARGIN = 2.0
 """Factor by which the demand of a server that is not overdue must exceed that of the servers it evicts. Without it, two
@@ -66,7 +166,7 @@ def _next_load(state: DeviceState) -> tuple[ServerState | None, Sequence[ServerS
 
 
 def _load_due(server: ServerState, state: DeviceState) -> float:
-    """When to begin loading so that the oldest held request does not wait longer than `max_wait`."""
+    """When to begin loading so that the oldest waiting request does not wait longer than `max_wait`."""
     return server.waiting[0] + state.max_wait - server.load_seconds
 
 
@@ -112,7 +212,7 @@ def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Actio
         (s for s in state.servers if s.tier == "asleep" and s not in evicted), key=lambda s: demand(s, state)
     )
     for server in evicted:
-        if server.in_flight or (server.tier == "awake" and server.waiting):  # this plan admits its held requests
+        if server.in_flight or (server.tier == "awake" and server.waiting):  # this plan admits its waiting requests
             if server.tier == "awake":
                 yield Action("drain", server.key)
         elif server.tier != "asleep" and server.profile.sleeps and host >= server.profile.host_memory:

@@ -14,12 +14,11 @@ from typing import Any, Self
 
 from coe.errors import FleetError
 from coe.fleet import probe
-from coe.fleet.fleet import run_to_completion
+from coe.fleet.fleet import run_to_completion, run_together
 from coe.fleet.residency.devices import Device
-from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.managed_server import ManagedServer
-from coe.fleet.residency.scheduler import Scheduler, Ticket
-from coe.fleet.timeouts import Timeouts
+from coe.fleet.residency.scheduler import Forecast, Scheduler, Ticket
+from coe.fleet.specs import Timeouts
 from coe.supervision import log_failure
 
 _TIMER_SLACK = 0.01
@@ -27,8 +26,8 @@ _TIMER_SLACK = 0.01
 
 
 @dataclass(slots=True)
-class _HeldRequest:
-    """A held request: its expert, the callbacks for its outcome, and its deadline."""
+class _WaitingRequest:
+    """A waiting request: its expert, the callbacks for its outcome, and its deadline."""
 
     expert: str
     granted: Callable[[], None]
@@ -48,7 +47,7 @@ class Residency:
     """`async with Residency(...):` runs the servers of the devices for the length of the block.
 
     Entering starts the pinned servers and, in the order of the assignment, as many others as fit, or raises FleetError.
-    Inside, `hold` requests an expert and `end` releases it; both return at once, and callbacks report the outcome. A
+    Inside, `acquire` requests an expert and `end` releases it; both return at once, and callbacks report the outcome. A
     failed server is stopped and starts again when it is requested, after a growing delay. Everything runs in one event
     loop and uses its clock. Leaving ends every process.
     """
@@ -67,7 +66,7 @@ class Residency:
         self._schedules: dict[str, _DeviceSchedule] = {}
         self._servers: dict[str, ManagedServer] = {}
         self._server_of: dict[str, str] = {}
-        self._held: dict[Ticket, _HeldRequest] = {}
+        self._waiting: dict[Ticket, _WaitingRequest] = {}
         self._schedule_of: dict[Ticket, _DeviceSchedule] = {}
         self._tickets = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -114,12 +113,7 @@ class Residency:
 
     async def _start_first(self) -> None:
         first = [server for device in self._devices for server in self._first_servers(device)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                for server in first:
-                    group.create_task(server.load())
-        except ExceptionGroup as failures:  # the first failure cancels the others
-            raise failures.exceptions[0] from None
+        await run_together(server.load() for server in first)
         for server in first:
             self._schedules[server.key].scheduler.server_loaded(server.key, self._loop.time())
             server.watch(self._on_failure)
@@ -140,7 +134,7 @@ class Residency:
         for schedule in self._schedules.values():
             if schedule.next_check:
                 schedule.next_check.cancel()
-        for request in self._held.values():
+        for request in self._waiting.values():
             request.timer.cancel()
         for task in self._tasks:
             task.cancel()
@@ -154,7 +148,7 @@ class Residency:
 
     # ------------------------------------------------------------------------------------------------ requests
 
-    def hold(
+    def acquire(
         self,
         expert: str,
         *,
@@ -185,15 +179,15 @@ class Residency:
         self._tickets += 1
         ticket = self._tickets
         timer = self._loop.call_later(max(timeout, 0.0), self._on_timeout, ticket)
-        self._held[ticket] = _HeldRequest(expert, granted, refused, timer)
+        self._waiting[ticket] = _WaitingRequest(expert, granted, refused, timer)
         self._schedule_of[ticket] = schedule
         scheduler.request_arrived(ticket, key, now, category=category)
         self._decide(schedule)
         return ticket
 
     def end(self, ticket: Ticket) -> None:
-        """A request ended, or is no longer held."""
-        if request := self._held.pop(ticket, None):
+        """A request ended, or no longer waits."""
+        if request := self._waiting.pop(ticket, None):
             request.timer.cancel()
         if schedule := self._schedule_of.pop(ticket, None):
             schedule.scheduler.request_ended(ticket, self._loop.time())
@@ -204,13 +198,13 @@ class Residency:
         return key is not None and self._schedules[key].scheduler.tier(key) == "awake"
 
     def _on_timeout(self, ticket: Ticket) -> None:
-        request = self._held[ticket]
+        request = self._waiting[ticket]
         retry_after = self._schedule_of[ticket].scheduler.load_seconds(self._server_of[request.expert])
         self.end(ticket)
         request.refused(f"expert {request.expert!r} was not loaded in time", retry_after)
 
     def tiers(self) -> dict[str, dict[str, Any]]:
-        """By expert: its `tier`, the number of `held` requests, and how often its server was loaded (`switches`)."""
+        """By expert: its `tier`, the number of `waiting` requests, and how often its server was loaded (`switches`)."""
         return {expert: self._schedules[key].scheduler.status(key) for expert, key in self._server_of.items()}
 
     # ------------------------------------------------------------------------------------------------ orders
@@ -230,7 +224,7 @@ class Residency:
         if next_check is not None:
             schedule.next_check = self._loop.call_at(next_check + _TIMER_SLACK, self._decide, schedule)
         for ticket in admitted:
-            request = self._held.pop(ticket)
+            request = self._waiting.pop(ticket)
             request.timer.cancel()
             request.granted()
         if orders:
@@ -266,11 +260,11 @@ class Residency:
         self.on_change()
 
     async def _take_down(self, schedule: _DeviceSchedule, server: ManagedServer, failure: str, *, refuse: bool) -> None:
-        """Ends a failed server and delays its next start. With `refuse` (it did not start) its held requests are
-        refused; else (it died while awake) they stay held until it is back."""
+        """Ends a failed server and delays its next start. With `refuse` (it did not start) its waiting requests are
+        refused; else (it died while awake) they keep waiting until it is back."""
         delay = await server.take_down(failure)
         for ticket in schedule.scheduler.server_failed(server.key, retry_at=self._loop.time() + delay, refuse=refuse):
-            request = self._held[ticket]
+            request = self._waiting[ticket]
             self.end(ticket)
             request.refused(f"expert {request.expert!r} {failure.splitlines()[0]}", delay)
         self._decide(schedule)

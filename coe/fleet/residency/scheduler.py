@@ -1,4 +1,4 @@
-"""The scheduler of one device: tracks requests and server tiers, and turns the policy's plan into orders.
+"""The scheduler of one device: tracks requests and tiers, forecasts demand, turns the policy's plan into orders.
 
 It carries out nothing itself: `Residency` reports events to it and carries out its orders. It has no clock; callers
 pass the time.
@@ -6,13 +6,75 @@ pass the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.fleet.residency.forecast import Forecast
-from coe.fleet.residency.policy import plan
-from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier
+from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier, plan
+
+RATE_DECAY = 120.0
+"""Seconds in which the weight of a request in a traffic rate decays to 1/e."""
+SHARE_DECAY = 3600.0
+"""Seconds in which the weight of a request in an expert's share of a category decays to 1/e."""
+MIN_PERIOD = 30.0
+"""Shortest period, in seconds, that a rate is measured over. Otherwise the first request would look like many."""
+PRIOR_REQUESTS = 1.0
+"""Requests that the assigned expert of a category counts for before any traffic."""
+OWN_WEIGHT = 0.5
+"""Weight of an expert's own recent traffic against that of its categories."""
+
+
+class DecayingCount:
+    """An event count that decays exponentially; `decay` is its time constant in seconds."""
+
+    __slots__ = ("_at", "_decay", "_value")
+
+    def __init__(self, decay: float, *, at: float, value: float = 0.0) -> None:
+        self._decay, self._at, self._value = decay, at, value
+
+    def add(self, now: float) -> None:
+        self._value = self.value(now) + 1.0
+        self._at = now
+
+    def value(self, now: float) -> float:
+        return self._value * math.exp(-max(now - self._at, 0.0) / self._decay)
+
+
+class Forecast:
+    """Request rates by expert, in requests a second.
+
+    An expert's rate is its share of each category's requests times the category's rate. Shares decay slowly and begin
+    with the assignment; rates decay fast, so when the traffic of a category rises, the forecast of all its experts
+    does. Half of the forecast is the expert's own recent rate, for conversations that stay with it.
+    """
+
+    def __init__(self, assignment: Mapping[str, str], *, now: float) -> None:
+        self._began = now
+        self._categories: dict[str, DecayingCount] = {}
+        self._own: dict[str, DecayingCount] = {}
+        self._shares: dict[str, dict[str, DecayingCount]] = {}
+        for category, expert in assignment.items():
+            self._shares[category] = {expert: DecayingCount(SHARE_DECAY, at=now, value=PRIOR_REQUESTS)}
+
+    def record(self, expert: str, category: str, now: float) -> None:
+        """Counts one request of `category` for `expert`."""
+        self._categories.setdefault(category, DecayingCount(RATE_DECAY, at=now)).add(now)
+        self._own.setdefault(expert, DecayingCount(RATE_DECAY, at=now)).add(now)
+        self._shares.setdefault(category, {}).setdefault(expert, DecayingCount(SHARE_DECAY, at=now)).add(now)
+
+    def rates(self, now: float) -> dict[str, float]:
+        """The forecast by expert; an expert that is absent has rate 0."""
+        period = RATE_DECAY * -math.expm1(-max(now - self._began, MIN_PERIOD) / RATE_DECAY)  # that a count stands for
+        rates = {expert: OWN_WEIGHT * own.value(now) / period for expert, own in self._own.items()}
+        for category, count in self._categories.items():
+            rate = (1 - OWN_WEIGHT) * count.value(now) / period
+            shares = {expert: share.value(now) for expert, share in self._shares[category].items()}
+            total = sum(shares.values())
+            for expert, share in shares.items():
+                rates[expert] = rates.get(expert, 0.0) + rate * share / total
+        return rates
+
 
 Ticket = int
 """Identifies one request from its arrival to its end."""
@@ -67,7 +129,7 @@ class Scheduler:
     # ------------------------------------------------------------------------------------------------ events
 
     def request_arrived(self, ticket: Ticket, key: str, now: float, *, category: str = "") -> None:
-        """A request for a server arrived; it is held until admitted."""
+        """A request for a server arrived; it waits until it is admitted."""
         server = self._servers[key]
         server.waiting[ticket] = server.last_used = now
         self._server_of[ticket] = key
@@ -81,7 +143,7 @@ class Scheduler:
         self._forecast.record(key, category, now)
 
     def request_ended(self, ticket: Ticket, now: float) -> None:
-        """A request ended, or is no longer held. Unknown tickets are ignored."""
+        """A request ended, or no longer waits. Unknown tickets are ignored."""
         key = self._server_of.pop(ticket, None)
         if key is not None:
             server = self._servers[key]
@@ -107,8 +169,8 @@ class Scheduler:
         server.from_sleep, server.tier = False, "unloading"
 
     def server_failed(self, key: str, *, retry_at: float, refuse: bool) -> list[Ticket]:
-        """A server is down and must not be loaded before `retry_at`. With `refuse`, drops and returns its held
-        requests; else they stay held."""
+        """A server is down and must not be loaded before `retry_at`. With `refuse`, drops and returns its waiting
+        requests; else they keep waiting."""
         server = self._servers[key]
         server.tier, server.loading_since, server.redirected, server.retry_at = "stopped", None, 0, retry_at
         refused = list(server.waiting) if refuse else []
@@ -160,9 +222,9 @@ class Scheduler:
         return server.load_times.get(server.tier, server.load_times["asleep" if server.profile.sleeps else "stopped"])
 
     def status(self, key: str) -> dict[str, Any]:
-        """The tier, held requests and switches of one server, for operators."""
+        """The tier, waiting requests and switches of one server, for operators."""
         server = self._servers[key]
-        return {"tier": server.tier, "held": len(server.waiting), "switches": server.switches}
+        return {"tier": server.tier, "waiting": len(server.waiting), "switches": server.switches}
 
     def state(self, now: float) -> DeviceState:
         """A frozen snapshot for the policy."""

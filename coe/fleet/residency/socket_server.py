@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from coe.fleet.residency.protocol import MAX_LINE_BYTES, encode, read_messages
+from coe.fleet.residency.client import MAX_LINE_BYTES, encode, read_messages
 from coe.fleet.residency.residency import Residency
 from coe.fleet.residency.scheduler import Ticket
 
@@ -65,14 +65,14 @@ class _ClientConnection:
             self._writer.transport.abort()
 
     def handle(self, message: dict[str, Any]) -> None:
-        if "hold" in message:
+        if "acquire" in message:
             self._hold(message)
         elif "end" in message and (ticket := self._tickets.pop(message["end"], None)) is not None:
             self._residency.end(ticket)
 
     def _hold(self, message: dict[str, Any]) -> None:
-        number = int(message["hold"])
-        ticket = self._residency.hold(
+        number = int(message["acquire"])
+        ticket = self._residency.acquire(
             str(message["expert"]),
             category=str(message["category"]),
             timeout=float(message["timeout"]),

@@ -1,16 +1,65 @@
-"""Builds the command line and the environment of a vLLM server for the experts that share one model."""
+"""Builds the command line and the environment of a vLLM server for the experts that share one model.
+
+Also reads the folders of LoRA adapters: their ranks become flags, and `adapter_problem` says why vLLM cannot serve one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from coe.fleet import arguments, weights
 from coe.fleet.arguments import find_command
-from coe.fleet.ports import HOST
-from coe.fleet.specs import Flag, ListenAddress, LocalExpert, ServerSpec
-from coe.fleet.vllm import lora
+from coe.fleet.specs import HOST, Flag, ListenAddress, LocalExpert, ServerSpec
 from coe.fleet.vllm.client import DEV_MODE_VARIABLE, LORA_UPDATING_VARIABLE
+
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+_ALLOWED_RANKS = (16, 32, 64, 128, 256, 320, 512)
+"""The values of `--max-lora-rank`, from its default on (vLLM 0.32)."""
+
+
+def adapter_problem(folder: Path) -> str | None:
+    """Why vLLM could not serve this adapter; None if nothing is wrong."""
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    found = _adapter_config(folder)
+    if found is None:
+        return f"{folder} has no {_ADAPTER_CONFIG} that can be read; name a folder that PEFT has saved"
+    if not any((folder / name).is_file() for name in _ADAPTER_WEIGHTS):
+        return f"{folder} holds no weights: none of {', '.join(_ADAPTER_WEIGHTS)}"
+    kind = str(found.get("peft_type", "LORA")).upper()
+    if kind != "LORA":
+        return f"{folder} is an adapter of type {kind}; vLLM serves LORA alone"
+    if found.get("use_dora"):
+        return f"{folder} was trained with DoRA, which vLLM does not serve; train it without"
+    if not isinstance(found.get("r"), int) or not 1 <= adapter_rank(folder) <= _ALLOWED_RANKS[-1]:
+        return f"{folder} has the rank {found.get('r')!r}; vLLM serves ranks from 1 to {_ALLOWED_RANKS[-1]}"
+    return None
+
+
+def adapter_rank(folder: Path) -> int:
+    """The largest rank of its layers; for a folder without a problem."""
+    found = _adapter_config(folder) or {}
+    ranks: list[int] = [found.get("r", 0), *(found.get("rank_pattern") or {}).values()]
+    return max(ranks)
+
+
+def _max_rank_for(ranks: list[int]) -> int:
+    """The smallest `--max-lora-rank` that allows all of these."""
+    return next(allowed for allowed in _ALLOWED_RANKS if allowed >= max(ranks, default=0))
+
+
+def _adapter_config(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = orjson.loads((folder / _ADAPTER_CONFIG).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return found if isinstance(found, dict) else None
+
 
 READY_TIMEOUT = 900.0
 """Seconds: large weights may come from a slow disk, and CUDA graphs are compiled."""
@@ -26,7 +75,7 @@ def server_spec(
     command = find_command("vllm", expert=first.name, bin_folder=address.bin_folder, extra="vllm")
     served = first.name if not first.adapter else f"{first.name}-base"
     options = _parallel_flags(first) | arguments.normalized(first.options)
-    options |= _lora_flags(options, ranks=[lora.rank(folder) for folder in adapters.values()])
+    options |= _lora_flags(options, ranks=[adapter_rank(folder) for folder in adapters.values()])
     listen = ("--host", address.host, "--port", str(address.port), "--served-model-name", served)
     return ServerSpec(
         key=first.name,
@@ -62,7 +111,7 @@ def _lora_flags(options: Mapping[str, Flag], *, ranks: list[int]) -> dict[str, F
     if not ranks and not options.get("enable-lora"):
         return {}
     usual: dict[str, Flag] = {"enable-lora": True, "max-loras": min(max(len(ranks), 1), _MAX_LORAS)}
-    if (room := lora.max_rank_for(ranks)) > lora.max_rank_for([]):
+    if (room := _max_rank_for(ranks)) > _max_rank_for([]):
         usual["max-lora-rank"] = room
     return {name: value for name, value in usual.items() if name not in options}
 

@@ -6,7 +6,7 @@ Feedback becomes a reward in [0, 1] for the expert that answered, and a weight b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
@@ -84,6 +84,27 @@ class Experience:
     version: NDArray[np.int32]
     time: NDArray[np.float64]
     identity: NDArray[np.uint64]
+
+    @classmethod
+    def blank(cls, categories: Sequence[str], experts: Sequence[str], count: int) -> Experience:
+        """`count` requests to the first expert, with all experts allowed, no feedback and no propensity."""
+        return cls(
+            categories=tuple(categories),
+            experts=tuple(experts),
+            tenants=("",),
+            versions=("",),
+            posterior=np.zeros((count, len(categories)), dtype=np.float32),
+            chosen=np.zeros(count, dtype=np.int16),
+            allowed=np.ones((count, len(experts)), dtype=np.bool_),
+            propensity=np.full(count, np.nan, dtype=np.float32),
+            reward=np.full(count, np.nan, dtype=np.float32),
+            kind=np.full(count, NONE, dtype=np.int8),
+            corrected=np.full(count, NONE, dtype=np.int16),
+            tenant=np.zeros(count, dtype=np.int32),
+            version=np.zeros(count, dtype=np.int32),
+            time=np.zeros(count, dtype=np.float64),
+            identity=np.arange(count, dtype=np.uint64),
+        )
 
     def __len__(self) -> int:
         return len(self.chosen)

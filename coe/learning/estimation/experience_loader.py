@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe.core import GENERAL
 from coe.errors import DataError
@@ -55,7 +54,7 @@ def load_experience(
     Probabilities of undeclared categories count as general. Left out and counted are records of undeclared experts,
     records of failed requests, and feedback for unknown or another tenant's ids. Raises DataError when nothing is left.
     """
-    rows = _RingBuffer(tuple(categories), tuple(experts), limit)
+    rows = _RingBuffer(categories, experts, limit)
     for page in records:
         for record in page:
             rows.add(record)
@@ -63,7 +62,7 @@ def load_experience(
     for events in feedback:
         for event in events:
             join.add(event)
-    return LoadedExperience(join.experience(), dict(rows.left_out))
+    return LoadedExperience(join.experience, dict(rows.left_out))
 
 
 def request_hash(request_id: str) -> int:
@@ -72,25 +71,16 @@ def request_hash(request_id: str) -> int:
 
 
 class _RingBuffer:
-    """Columns of a fixed length that hold the newest `limit` records."""
+    """The newest `limit` records as columns of an experience."""
 
-    def __init__(self, categories: tuple[str, ...], experts: tuple[str, ...], limit: int) -> None:
-        self.categories, self.experts, self.limit = categories, experts, limit
+    def __init__(self, categories: Sequence[str], experts: Sequence[str], limit: int) -> None:
+        self.rows, self.limit = Experience.blank(categories, experts, limit), limit
         self.category = {name: index for index, name in enumerate(categories)}
         self.expert = {name: index for index, name in enumerate(experts)}
         self.tenants: dict[str, int] = {}
         self.versions: dict[str, int] = {}
         self.left_out: Counter[str] = Counter()
         self.count = 0
-        shape = (limit, len(categories)), (limit, len(experts))
-        self.posterior = np.empty(shape[0], dtype=np.float32)
-        self.allowed = np.empty(shape[1], dtype=np.bool_)
-        self.chosen = np.empty(limit, dtype=np.int16)
-        self.propensity = np.empty(limit, dtype=np.float32)
-        self.tenant = np.empty(limit, dtype=np.int32)
-        self.version = np.empty(limit, dtype=np.int32)
-        self.time = np.empty(limit, dtype=np.float64)
-        self.identity = np.empty(limit, dtype=np.uint64)
 
     def add(self, record: RoutingRecord) -> None:
         chosen = self.expert.get(record.expert)
@@ -103,30 +93,32 @@ class _RingBuffer:
             self.count += 1
 
     def _write(self, row: int, record: RoutingRecord, chosen: int) -> None:
-        posterior, allowed = self.posterior[row], self.allowed[row]
+        rows = self.rows
+        posterior, allowed = rows.posterior[row], rows.allowed[row]
         posterior[:] = 0.0
         for name, probability in record.probabilities.items():
             posterior[self.category.get(name, self.category[GENERAL])] += probability
         allowed[:] = False
         allowed[[self.expert[name] for name in record.candidates if name in self.expert]] = True
         allowed[chosen] = True
-        self.chosen[row] = chosen
-        self.propensity[row] = record.propensity if record.reason in REASONS_WITH_PROPENSITY else np.nan
-        self.tenant[row] = self.tenants.setdefault(record.tenant or UNTENANTED, len(self.tenants))
-        self.version[row] = self.versions.setdefault(f"{record.router}/{record.config}", len(self.versions))
-        self.time[row] = record.time
-        self.identity[row] = request_hash(record.request_id)
+        rows.chosen[row] = chosen
+        rows.propensity[row] = record.propensity if record.reason in REASONS_WITH_PROPENSITY else np.nan
+        rows.tenant[row] = self.tenants.setdefault(record.tenant or UNTENANTED, len(self.tenants))
+        rows.version[row] = self.versions.setdefault(f"{record.router}/{record.config}", len(self.versions))
+        rows.time[row] = record.time
+        rows.identity[row] = request_hash(record.request_id)
 
-    def order(self) -> NDArray[np.int64]:
-        """The used rows, oldest first; of records with the same id the first."""
+    def experience(self) -> Experience:
+        """The records without their feedback, oldest first; of records with the same id the first. Raises DataError."""
         if not self.count:
             raise DataError(f"the routing log holds nothing to learn from ({dict(self.left_out) or 'no records'})")
         kept = min(self.count, self.limit)
         rows = (np.arange(kept) + (self.count if self.count > self.limit else 0)) % self.limit
-        _, first = np.unique(self.identity[rows], return_index=True)
+        _, first = np.unique(self.rows.identity[rows], return_index=True)
         if repeated := kept - len(first):
             self.left_out["repeated"] = repeated
-        return np.asarray(rows[np.sort(first)])
+        found = self.rows.part(rows[np.sort(first)])
+        return replace(found, tenants=tuple(self.tenants), versions=tuple(self.versions))
 
 
 class _FeedbackJoin:
@@ -137,17 +129,11 @@ class _FeedbackJoin:
     """
 
     def __init__(self, rows: _RingBuffer) -> None:
-        self._rows, self._order = rows, rows.order()
-        identities = rows.identity[self._order]
-        self._sorting = np.argsort(identities)
-        self._identities = identities[self._sorting]
-        count = len(identities)
-        self.reward = np.full(count, np.nan, dtype=np.float32)
-        self.kind = np.full(count, NONE, dtype=np.int8)
-        self.corrected = np.full(count, NONE, dtype=np.int16)
-        self._time = np.full((2, count), -np.inf)  # of the rating, of the correction
-        self._event = np.zeros((2, count), dtype=np.uint64)
-        self._tenant = {number: name for name, number in rows.tenants.items()}
+        self._rows, self.experience = rows, rows.experience()
+        self._sorting = np.argsort(self.experience.identity)
+        self._identities = self.experience.identity[self._sorting]
+        self._time = np.full((2, len(self._identities)), -np.inf)  # of the rating, of the correction
+        self._event = np.zeros((2, len(self._identities)), dtype=np.uint64)
 
     def add(self, event: Feedback) -> None:
         key = np.uint64(request_hash(event.request_id))
@@ -156,7 +142,7 @@ class _FeedbackJoin:
             self._rows.left_out["feedback for unknown requests"] += 1
             return
         row = int(self._sorting[place])
-        if self._tenant[int(self._rows.tenant[self._order[row]])] != (event.tenant or UNTENANTED):
+        if self.experience.tenants[self.experience.tenant[row]] != (event.tenant or UNTENANTED):
             self._rows.left_out["feedback for another tenant's requests"] += 1
         elif event.kind == "category":
             self._correct(row, event)
@@ -168,16 +154,17 @@ class _FeedbackJoin:
         if category is None:
             self._rows.left_out["corrections to categories that are not declared"] += 1
         elif self._is_later(1, row, event):
-            self.corrected[row] = category
+            self.experience.corrected[row] = category
 
     def _rate(self, row: int, event: Feedback) -> None:
-        known, new = self.kind[row], certainty_rank(event.kind)
+        found = self.experience
+        known, new = found.kind[row], certainty_rank(event.kind)
         current = len(FEEDBACK_KINDS) if known == NONE else certainty_rank(FEEDBACK_KINDS[known])
         if new < current:
             self._time[0, row] = -np.inf
         if new <= current and self._is_later(0, row, event):
-            expert = self._rows.experts[self._rows.chosen[self._order[row]]]
-            self.reward[row], self.kind[row] = reward(event, expert=expert), FEEDBACK_KINDS.index(event.kind)
+            found.reward[row] = reward(event, expert=found.experts[found.chosen[row]])
+            found.kind[row] = FEEDBACK_KINDS.index(event.kind)
 
     def _is_later(self, which: int, row: int, event: Feedback) -> bool:
         new, known = (event.time, request_hash(event.event_id)), (self._time[which, row], int(self._event[which, row]))
@@ -185,26 +172,6 @@ class _FeedbackJoin:
             return False
         self._time[which, row], self._event[which, row] = new
         return True
-
-    def experience(self) -> Experience:
-        rows, order = self._rows, self._order
-        return Experience(
-            categories=rows.categories,
-            experts=rows.experts,
-            tenants=tuple(rows.tenants),
-            versions=tuple(rows.versions),
-            posterior=rows.posterior[order],
-            chosen=rows.chosen[order],
-            allowed=rows.allowed[order],
-            propensity=rows.propensity[order],
-            reward=self.reward,
-            kind=self.kind,
-            corrected=self.corrected,
-            tenant=rows.tenant[order],
-            version=rows.version[order],
-            time=rows.time[order],
-            identity=rows.identity[order],
-        )
 
 
 PAGE_SIZE = 2_000

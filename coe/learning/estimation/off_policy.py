@@ -6,7 +6,7 @@ propensity is known. They come with t-intervals that stay honest on small sample
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -110,7 +110,9 @@ def estimates(log: BanditLog, policy: Array) -> Mapping[str, Estimate]:
     have made may have any reward in it.
     """
     weighted = _WeightedPolicy.of(log, policy)
-    return {"ips": _inverse_propensity(weighted), "snips": _self_normalized(weighted), "dr": _doubly_robust(weighted)}
+    earned = weighted.weight * log.reward
+    ips = _t_interval("ips", float(earned.mean()), float(earned.var(ddof=1)) / len(earned), weighted)
+    return {"ips": ips, "snips": _self_normalized(weighted), "dr": _doubly_robust(weighted)}
 
 
 def policy_difference(log: BanditLog, candidate: Array, current: Array) -> Estimate:
@@ -148,11 +150,6 @@ class _WeightedPolicy:
             policy = policy - less
             changed = float(np.abs(policy).sum(axis=1).mean() / 2)
         return cls(log, policy, log.of_chosen(policy) / log.propensity, changed, unsupported, less is not None)
-
-
-def _inverse_propensity(weighted: _WeightedPolicy) -> Estimate:
-    earned = weighted.weight * weighted.log.reward
-    return _t_interval("ips", float(earned.mean()), float(earned.var(ddof=1)) / len(earned), weighted)
 
 
 def _self_normalized(weighted: _WeightedPolicy) -> Estimate:
@@ -216,9 +213,6 @@ def _warning(effective: float, weighted: _WeightedPolicy) -> str:
     return f"thin support: {'; '.join(found)}; explore more or wait" if found else ""
 
 
-Fit = Callable[[Experience], Assignment]
-
-
 def utility(experience: Experience, assignment: Assignment) -> Array:
     """Expected quality less price of each expert for each request, shape (n, k); -inf where it may not answer.
 
@@ -244,15 +238,3 @@ def exploration_policy(experience: Experience, assignment: Assignment, *, rate: 
         untried = assignment.unmeasured[experience.posterior.argmax(axis=1)] & experience.allowed
         values = np.where(untried, values.max(axis=1, keepdims=True) - loss, values)
     return propensities(values, rate=rate, loss=loss)
-
-
-def cross_fitted_policy(experience: Experience, fit: Fit) -> Array:
-    """The policy (n, k) of assignments that `fit` makes without each request's fold.
-
-    An assignment judged on the requests it was fitted to looks better than it is, the more the noisier it is.
-    """
-    fold, policy = fold_indices(len(experience)), np.empty((len(experience), len(experience.experts)))
-    for held in range(FOLDS):
-        is_held = fold == held
-        policy[is_held] = greedy_policy(experience.part(is_held), fit(experience.part(~is_held)))
-    return policy

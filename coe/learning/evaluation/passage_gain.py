@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +18,16 @@ import orjson
 from coe.core import Encoder, Router
 from coe.errors import DataError
 from coe.learning.evaluation.probes import Probe
+from coe.learning.evaluation.tables import write_parquet
 from coe.learning.retraining.gate_fit import GateExamples
-from coe.registry.retrieval import RetrievalSpec
+from coe.registry.sections import RetrievalSpec
 from coe.retrieval.insertion import format_passages, insert_block
 from coe.retrieval.passages import Retriever
 
 GAINS_FILE = "gains.parquet"
-_COLUMNS = ("prompt_id", "prompt", "model", "without", "with", "cosine", "tokens", "seconds")
+_COLUMNS = dict.fromkeys(("prompt_id", "prompt", "model"), "string") | dict.fromkeys(
+    ("without", "with", "cosine", "tokens", "seconds"), "float64"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +77,11 @@ Gain = tuple[ProbeWithPassages, str, float, float]
 
 def write_gains(folder: Path, gains: Iterable[Gain]) -> None:
     """Replace the file atomically."""
-    import pyarrow
-    from pyarrow import parquet
-
-    rows = [
+    rows = (
         (one.probe.prompt_id, one.probe.prompt, expert, without, with_, one.cosine, one.tokens, one.seconds)
         for one, expert, without, with_ in gains
-    ]
-    types = [(name, pyarrow.string() if name in _COLUMNS[:3] else pyarrow.float64()) for name in _COLUMNS]
-    table = pyarrow.Table.from_pylist(
-        [dict(zip(_COLUMNS, row, strict=True)) for row in rows], schema=pyarrow.schema(types)
     )
-    buffer = io.BytesIO()
-    parquet.write_table(table, buffer, compression="zstd")
-    draft = folder / f".{GAINS_FILE}.draft"
-    draft.write_bytes(buffer.getvalue())
-    draft.replace(folder / GAINS_FILE)
+    write_parquet(folder / GAINS_FILE, _COLUMNS, rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import DataError
-from coe.learning.estimation.experience import NONE, Experience
+from coe.learning.estimation.experience import Experience
 from coe.learning.evaluation.quality import Quality
 from coe.learning.retraining.moves import HeldOutProbes
 from coe.mapping.score_table import ScoreTable, tabulate_prompts
@@ -40,34 +41,11 @@ def split_probes(
     labels = np.array(data.categories, dtype=object)
     table = tabulate_prompts(labels[~is_held].tolist(), experts, scores[~is_held], categories=categories)
     texts = [prompt for prompt, judges in zip(data.prompts, is_held, strict=True) if judges]
-    seen = _unrated_experience(posteriors(texts), categories=tuple(categories), experts=tuple(experts))
+    seen = replace(Experience.blank(categories, experts, len(texts)), posterior=posteriors(texts))
     return table, HeldOutProbes(seen, scores[is_held], tuple(labels[is_held].tolist()))
 
 
 def is_held_out(prompt: str, *, share: float) -> bool:
-    """Whether a prompt belongs to the held-out part, a fixed property of its text."""
+    """Checks that a prompt belongs to the held-out part, a fixed property of its text."""
     digest = hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8, person=b"coe held").digest()
     return int.from_bytes(digest) < share * 2**64
-
-
-def _unrated_experience(
-    posterior: NDArray[np.float32], *, categories: tuple[str, ...], experts: tuple[str, ...]
-) -> Experience:
-    count = len(posterior)
-    return Experience(
-        categories=categories,
-        experts=experts,
-        tenants=("",),
-        versions=("",),
-        posterior=posterior,
-        chosen=np.zeros(count, dtype=np.int16),
-        allowed=np.ones((count, len(experts)), dtype=np.bool_),
-        propensity=np.full(count, np.nan, dtype=np.float32),
-        reward=np.full(count, np.nan, dtype=np.float32),
-        kind=np.full(count, NONE, dtype=np.int8),
-        corrected=np.full(count, NONE, dtype=np.int16),
-        tenant=np.zeros(count, dtype=np.int32),
-        version=np.zeros(count, dtype=np.int32),
-        time=np.zeros(count),
-        identity=np.arange(count, dtype=np.uint64),
-    )

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.errors import ConfigError, DataError
+from coe.artifacts.atomic_files import replace_file
+from coe.errors import DataError
 from coe.learning.evaluation.probes import Probe
-from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table
+from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table, write_parquet
 from coe.registry import ExpertSpec
 
 
@@ -120,7 +119,11 @@ def read_quality(
         active_b=np.array([active_b.get(model, np.nan) for model in models]),
         left_out=len(whole) - len(kept),
         coarse=tuple(coarse[i] for i in kept),
-        strays=_strays(scores, number, models),
+        strays=tuple(
+            prompt_id
+            for prompt_id, model in zip(scores.texts("prompt_id"), scores.texts("model"), strict=True)
+            if prompt_id not in number and model in models
+        ),
         gaps=dict(zip(models, np.isnan(matrix).sum(axis=0).tolist(), strict=True)),
         unscored=tuple(model for model in only if model not in models),
     )
@@ -214,11 +217,6 @@ def _comparable(models: tuple[str, ...], matrix: NDArray[np.float64]) -> tuple[t
     return tuple(models[column] for column in kept), matrix[:, kept]
 
 
-def _strays(scores: Table, number: dict[str, int], models: tuple[str, ...]) -> tuple[str, ...]:
-    pairs = zip(scores.texts("prompt_id"), scores.texts("model"), strict=True)
-    return tuple(prompt_id for prompt_id, model in pairs if prompt_id not in number and model in models)
-
-
 PROMPTS, SCORES, MODELS = "prompts.parquet", "scores.parquet", "models.csv"
 SPLIT = "probe"
 
@@ -226,56 +224,19 @@ Score = tuple[str, str, float]
 """Prompt id, expert, score in [0, 1]."""
 
 
-def require_parquet() -> None:
-    """Raises ConfigError where pyarrow is missing; call it before work whose result is a parquet file."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ConfigError("parquet files need pyarrow; run: pip install 'coe[train]'")
-
-
 def write_quality(
     folder: Path, *, benchmark: str, probes: Sequence[Probe], scores: Iterable[Score], experts: Sequence[ExpertSpec]
 ) -> None:
     """Write the three files. `benchmark` names the probe set in each; missing scores have no row."""
-    prompts = [
-        {
-            "benchmark": benchmark,
-            "prompt_id": probe.prompt_id,
-            "prompt": probe.prompt,
-            "category": probe.category,
-            "label": "",  # a label would go before the category
-            "split": SPLIT,
-        }
-        for probe in probes
-    ]
-    _write_parquet(folder / PROMPTS, ("benchmark", "prompt_id", "prompt", "category", "label", "split"), prompts)
-    rows = [
-        {"benchmark": benchmark, "prompt_id": prompt_id, "model": expert, "score": score}
-        for prompt_id, expert, score in scores
-    ]
-    _write_parquet(folder / SCORES, ("benchmark", "prompt_id", "model", "score"), rows)
-    _replace(folder / MODELS, _models(benchmark, experts))
-
-
-def _models(benchmark: str, experts: Sequence[ExpertSpec]) -> bytes:
+    columns = ("benchmark", "prompt_id", "prompt", "category", "label", "split")
+    rows = ((benchmark, one.prompt_id, one.prompt, one.category, "", SPLIT) for one in probes)  # a label would go first
+    write_parquet(folder / PROMPTS, dict.fromkeys(columns, "string"), rows)
+    types = {"benchmark": "string", "prompt_id": "string", "model": "string", "score": "float32"}
+    write_parquet(
+        folder / SCORES, types, ((benchmark, prompt_id, expert, score) for prompt_id, expert, score in scores)
+    )
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("benchmark", "model", "active_b", "total_b", "note"))
-    for expert in experts:
-        table.writerow((benchmark, expert.name, expert.active_parameters_b or "", "", expert.model))
-    return text.getvalue().encode()
-
-
-def _write_parquet(path: Path, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    types = [(name, pyarrow.float32() if name == "score" else pyarrow.string()) for name in columns]
-    buffer = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(types)), buffer, compression="zstd")
-    _replace(path, buffer.getvalue())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(content)
-    draft.replace(path)
+    table.writerows((benchmark, one.name, one.active_parameters_b or "", "", one.model) for one in experts)
+    replace_file(folder / MODELS, text.getvalue().encode())

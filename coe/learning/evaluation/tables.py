@@ -1,4 +1,6 @@
-"""Reads data files: tables of named columns, numbered rows, and labelled prompts, from parquet, JSON Lines or CSV.
+"""Reads and writes data files: tables of named columns, numbered rows, and labelled prompts.
+
+Reads parquet, JSON Lines and CSV, and writes parquet.
 
 Every error names the file and the row.
 """
@@ -8,14 +10,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from coe.errors import DataError
+from coe.artifacts.atomic_files import replace_file
+from coe.errors import ConfigError, DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 MAX_CSV_FIELD_CHARACTERS = 2**31 - 1
@@ -147,6 +151,24 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[i
                 number += len(batch)
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as parquet: {error}") from error
+
+
+def require_parquet() -> None:
+    """Raises ConfigError where pyarrow is missing; call it before work whose result is a parquet file."""
+    if find_spec("pyarrow") is None:
+        raise ConfigError("parquet files need pyarrow; run: pip install 'coe[train]'")
+
+
+def write_parquet(path: Path, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows in one step; `columns` maps their names to pyarrow types, such as string or float64."""
+    import pyarrow
+    from pyarrow import parquet
+
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(alias)) for name, alias in columns.items()])
+    table = pyarrow.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in rows], schema=schema)
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer, compression="zstd")
+    replace_file(path, buffer.getvalue())
 
 
 def read_prompts(path: Path) -> list[tuple[str, str]]:

@@ -71,8 +71,11 @@ def propose_categories(
     rows = np.random.default_rng(seed).permutation(rows)[:MAX_CLUSTERED]
     if len(rows) < 2 * MIN_CLUSTER_SIZE:
         return ()
+    from sklearn.cluster import HDBSCAN
+
     points = _directions(embeddings[rows].astype(np.float64))
-    labels = _clusters(points)
+    clusters = HDBSCAN(min_cluster_size=MIN_CLUSTER_SIZE, min_samples=MIN_NEIGHBOURS, copy=True)
+    labels = np.asarray(clusters.fit(points).labels_, dtype=np.int64)  # -1 for none
     if not len(set(labels.tolist()) - {-1}):
         return ()
     clear = _silhouettes(points, labels)
@@ -95,14 +98,6 @@ def _directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
     points = PCA(min(PCA_DIMENSIONS, *vectors.shape), random_state=0).fit_transform(vectors)
     return np.asarray(points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12))
-
-
-def _clusters(points: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The cluster of each point, -1 for none."""
-    from sklearn.cluster import HDBSCAN
-
-    found = HDBSCAN(min_cluster_size=MIN_CLUSTER_SIZE, min_samples=MIN_NEIGHBOURS, copy=True).fit(points)
-    return np.asarray(found.labels_, dtype=np.int64)
 
 
 def _silhouettes(points: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -130,10 +130,10 @@ class Traffic:
 
 def _router_decision(record: RoutingRecord) -> tuple[str, float]:
     """Category and confidence by the router alone: a new overlay is no drift."""
-    if record.plain is None:
+    if record.router_probabilities is None:
         return record.category, record.confidence
-    category = max(record.plain, key=record.plain.__getitem__)
-    return category, record.plain[category] * record.in_distribution
+    category = max(record.router_probabilities, key=record.router_probabilities.__getitem__)
+    return category, record.router_probabilities[category] * record.in_distribution
 
 
 def traffic_sample(requests: Sequence[SampledRequest]) -> TrafficSample:
@@ -157,14 +157,12 @@ def comparison(traffic: Traffic) -> Mapping[str, object] | None:
         "requests": {side: len(requests) for side, requests in sides.items()},
         "categories": {side: dict(zip(names, mix, strict=True)) for side, mix in mixes.items()},
         "confidence": {
-            side: _histogram([_confidence_bin(one.confidence) for one in requests], CONFIDENCE_BINS)
+            side: _histogram(
+                [min(int(one.confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1) for one in requests], CONFIDENCE_BINS
+            )
             for side, requests in sides.items()
         },
     }
-
-
-def _confidence_bin(confidence: float) -> int:
-    return min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
 
 
 def _histogram(values: Sequence[int], count: int) -> list[float]:

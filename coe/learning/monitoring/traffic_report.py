@@ -15,7 +15,7 @@ from coe.artifacts.redis import open_shared
 from coe.registry import load
 from coe.settings import Settings
 
-TRAFFIC_REPORT_FILE = "watch.json"
+TRAFFIC_REPORT_FILE = "traffic-report.json"
 AlarmKind = Literal["collapse", "starvation", "degradation", "failing"]
 ALARMS: tuple[AlarmKind, ...] = get_args(AlarmKind)
 Aspect = Literal["category mix", "confidence", "embeddings"]

@@ -1,1 +1,1 @@
-"""Rounds of learning: candidates, promotion tests and reports."""
+"""Candidates of learning rounds, and the tests that decide whether they are promoted."""

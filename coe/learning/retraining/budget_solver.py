@@ -29,17 +29,13 @@ def declared_problem(registry: Registry, table: ScoreTable, *, quality: Array, w
     pinned = quality.copy()
     for category, expert in registry.assignment.items():
         if category in table.categories:
-            _pin(pinned[table.categories.index(category)], table.experts.index(expert))
+            pinned[
+                table.categories.index(category), np.arange(len(table.experts)) != table.experts.index(expert)
+            ] = -np.inf
     budget = Budget(**registry.budget.model_dump())
     return Problem.of(
         table, quality=pinned, uses=declared_uses(registry, table.experts), budget=budget, weights=weights
     )
-
-
-def _pin(row: Array, column: int) -> None:
-    kept = row[column]
-    row[:] = -np.inf
-    row[column] = kept
 
 
 PRICE_SAMPLE_SIZE = 4000

@@ -1,9 +1,10 @@
-"""Fits the retrieval gate from answers with and without passages: one set of weights, and shrunk offsets.
+"""Fits the retrieval gate from answers with and without passages, and reports what it gains and costs.
 
 It fits the same model twice: for answers that passages improve, and for answers that they spoil. The shared weights are
 a ridge regression of the mean label over experts, centred by expert, since a question that is hard for one expert is
 mostly hard for all. One logistic regression over all answers then calibrates them and fits offsets of experts,
-categories and pairs of both. Pairs are shrunk harder than categories, and these harder than experts.
+categories and pairs of both. Pairs are shrunk harder than categories, and these harder than experts. The report
+compares never, always and gated retrieval as ExpertRAG does (arXiv 2504.08744), with costs in tokens of passages.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from coe.core import Encoder, Router
 from coe.errors import DataError
-from coe.registry.retrieval import RetrievalPrice
+from coe.registry.sections import RetrievalPrice
 from coe.retrieval.gate import (
     CUES,
     Array,
@@ -120,7 +121,9 @@ def _fit_odds(examples: GateExamples, label: Array, folds: Sequence[NDArray[np.i
     target, m = _target(label), len(examples.categories)
     parts = []
     fast, full = temper(examples.posterior), temper(examples.full)
-    for inputs, posterior in ((posterior_features(fast), fast), (_features(examples, full), full)):
+    text_cues = np.stack([cues(text) for text in examples.texts])
+    features = np.hstack([posterior_features(full), text_cues, examples.vectors]).astype(np.float64)
+    for inputs, posterior in ((posterior_features(fast), fast), (features, full)):
         weights, held_out = _ridge(inputs, _scale(inputs, m), target, folds)
         slope, offset = _fit_offsets(held_out, posterior, label)
         parts.append((weights * slope, offset, slope * held_out[:, None] + posterior @ offset))
@@ -177,12 +180,6 @@ def _target(label: Array) -> Array:
 
 def _folds(count: int, *, seed: int) -> Sequence[NDArray[np.int64]]:
     return np.array_split(np.random.default_rng(seed).permutation(count), FOLDS)
-
-
-def _features(examples: GateExamples, posterior: Array) -> Array:
-    """The gate's input features, shape (n, m + 1 + CUES + dimensions)."""
-    text_cues = np.stack([cues(text) for text in examples.texts])
-    return np.hstack([posterior_features(posterior), text_cues, examples.vectors]).astype(np.float64)
 
 
 def _scale(inputs: Array, categories: int) -> Array:
@@ -259,3 +256,58 @@ def _logistic(design: Array, label: Array) -> tuple[Array, float]:
 def _finite_mean(values: Array) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else 0.0
+
+
+BINS = 5
+"""Bins of equal count in the calibration curve."""
+
+
+def gate_report(examples: GateExamples, price: RetrievalPrice, *, seed: int = 0) -> dict[str, Any]:
+    """By expert and over all: quality and tokens of the three policies, and the calibration.
+
+    Each question is judged by a gate that was fitted without it.
+    """
+    known = np.isfinite(examples.delta)
+    is_open, helps = np.zeros(known.shape, dtype=bool), np.full(known.shape, np.nan)
+    for rows, gate in cross_fitted_gates(examples, seed=seed):
+        part = examples.part(rows)
+        is_open[rows], helps[rows] = gate_decisions(gate, part, price), gate_estimates(gate, part, evidence=True).helps
+    experts = {
+        name: _policies(examples, is_open[:, [column]], known[:, [column]], [column])
+        for column, name in enumerate(examples.experts)
+    }
+    improved = (examples.delta > 0)[known]
+    return {
+        "questions": len(examples),
+        "all": _policies(examples, is_open, known, list(range(len(examples.experts)))),
+        "experts": experts,
+        "calibration": calibration(helps[known], improved),
+    }
+
+
+def _policies(
+    examples: GateExamples, is_open: NDArray[np.bool_], known: NDArray[np.bool_], columns: list[int]
+) -> dict[str, float]:
+    without, with_ = examples.without[:, columns][known], examples.with_[:, columns][known]
+    tokens = np.broadcast_to(examples.tokens[:, None], known.shape)[known]
+    chosen = is_open[known]
+    always, paid = float(tokens.sum()), float(tokens[chosen].sum())
+    return {
+        "never": float(without.mean()),
+        "always": float(with_.mean()),
+        "gated": float(np.where(chosen, with_, without).mean()),
+        "opened": float(chosen.mean()),
+        "tokens_always": always / len(tokens),
+        "tokens_gated": paid / len(tokens),
+        "saved": 1 - paid / always if always else 0.0,
+    }
+
+
+def calibration(probability: Array, improved: NDArray[np.bool_]) -> list[dict[str, float]]:
+    """Bins of about equal count: their size, mean probability, and the share that passages helped."""
+    bins = np.array_split(np.argsort(probability, kind="stable"), BINS)
+    return [
+        {"count": len(rows), "probability": float(probability[rows].mean()), "helped": float(improved[rows].mean())}
+        for rows in bins
+        if len(rows)
+    ]

@@ -209,7 +209,9 @@ def judged_moves(
     """
     proposed = moved_categories(current, rows)
     found = {category: _move(current, rows, category, served=served, probes=probes) for category in proposed}
-    levels = _levels(level, served=served, probes=probes)
+    has_both = served is not None and probes is not None
+    shares_of_level = (FIRST_SOURCE_SHARE, 1.0 - FIRST_SOURCE_SHARE) if has_both else (1.0, 1.0)
+    levels = {source: part * level for source, part in zip((HELD_OUT, LOGGED), shares_of_level, strict=True)}
     by_log = _significant(found, LOGGED, levels[LOGGED], family=served.family) if served else set()
     by_probes = _significant(found, HELD_OUT, levels[HELD_OUT] / 2, family=len(found)) if probes else set()
     past = {category for category in by_log if served and not _gains_recently(served, current, category)}
@@ -229,12 +231,6 @@ def judged_moves(
     return tuple(replace(found[category], verdict=verdicts[category]) for category in proposed)
 
 
-def _levels(level: float, *, served: Served | None, probes: HeldOutProbes | None) -> dict[str, float]:
-    if served is not None and probes is not None:
-        return {HELD_OUT: FIRST_SOURCE_SHARE * level, LOGGED: (1.0 - FIRST_SOURCE_SHARE) * level}
-    return {HELD_OUT: level, LOGGED: level}
-
-
 def _move(
     current: Assignment, rows: Array, category: int, *, served: Served | None, probes: HeldOutProbes | None
 ) -> Move:
@@ -247,7 +243,8 @@ def _move(
     if served is not None:
         rated = int(served.rated[category, target])
         policy = served.move_policy(current, category)
-        unsupported = _unsupported(served, policy)
+        gained = np.maximum(policy - served.old, 0.0)
+        unsupported = float((gained * ~served.log.supported).sum() / max(float(gained.sum()), 1e-12))
         if not served.shown[category, target] or unsupported > MAX_UNSUPPORTED:
             verdict = "thin support"
         else:
@@ -255,11 +252,6 @@ def _move(
     chosen = int(shares(current)[category].argmax())
     names = current.categories[category], current.experts[chosen], current.experts[target]
     return Move(*names, rated, unsupported, contrasts, verdict)
-
-
-def _unsupported(served: Served, policy: Array) -> float:
-    gained = np.maximum(policy - served.old, 0.0)
-    return float((gained * ~served.log.supported).sum() / max(float(gained.sum()), 1e-12))
 
 
 def _gains_recently(served: Served, current: Assignment, category: int) -> bool:
@@ -283,7 +275,7 @@ def _significant(found: Mapping[int, Move], source: str, level: float, *, family
 
 
 def _may_join(move: Move, verdict: Verdict, probes: HeldOutProbes, category: int) -> bool:
-    """Whether the group test may include a move: it has enough probes, and no source shows a loss."""
+    """Checks that the group test may include a move: it has enough probes, and no source shows a loss."""
     enough = int((probes.seen.posterior.argmax(axis=1) == category).sum()) >= MIN_RATED
     loses = any(one.value < 0 and one.below < SIGNIFICANCE for one in move.contrasts.values())
     return verdict in ("not better", "thin support") and enough and not loses

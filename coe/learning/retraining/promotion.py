@@ -8,8 +8,8 @@ without a gain with probability SIGNIFICANCE at most.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,11 @@ class Judgement:
     round_: int
     evidence: tuple[Evidence, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields that the report of every kind of round has."""
+        fields = asdict(self)
+        return {"promoted": fields.pop("promote"), "round": fields.pop("round_"), **fields}
+
 
 def significance_level(round_: int) -> float:
     """The level of the `round_`-th test (from 1) since the last promotion: SIGNIFICANCE / (r (r + 1)).
@@ -98,8 +103,8 @@ def logged_evidence(
 ) -> Evidence:
     """Evidence from logged traffic, doubly robust: policies of shape (n, k), and each request's likeliest category.
 
-    The candidate's policy must be cross-fitted (`off_policy.cross_fitted_policy`), and the requests must be later than
-    those that the current one was fitted to.
+    The candidate's policy must be cross-fitted: an assignment judged on the requests it was fitted to seems better than
+    it is. The requests must be later than those that the current one was fitted to.
     """
     names = np.asarray(categories)
     rows = {name: names == name for name in guarded}

@@ -50,10 +50,8 @@ class IndexingCounts:
 class Indexer:
     """Fills a store that was opened for `encoder`, which runs in a thread."""
 
-    def __init__(self, store: DocumentStore, encoder: TokenizingEncoder, *, chunker: Chunker | None = None) -> None:
-        self._store = store
-        self._encoder = encoder
-        self._chunker = chunker or Chunker(encoder)
+    def __init__(self, store: DocumentStore, encoder: TokenizingEncoder) -> None:
+        self._store, self._encoder, self._chunker = store, encoder, Chunker(encoder)
 
     async def add(
         self, texts: AsyncIterable[SourceText], *, progress: Callable[[int], None] | None = None

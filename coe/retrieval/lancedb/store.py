@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from coe.errors import RetrievalError
 from coe.retrieval.lancedb import rows
 from coe.retrieval.lancedb.pointer import VersionPointer, write_lock
-from coe.retrieval.lancedb.search import search_table
+from coe.retrieval.lancedb.rows import search_table
 from coe.retrieval.passages import (
     Collection,
     Document,

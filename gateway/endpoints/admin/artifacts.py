@@ -16,16 +16,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.artifacts.redis import mirror, open_shared
+from coe.artifacts.redis import mirror
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigError, JobUnavailable
-from coe.registry import load
-from coe.runtime import promotion
-from coe.runtime.promotion import VersionChange
-from coe.runtime.versions import VersionCatalog
+from coe.runtime import versions
+from coe.runtime.artifact_sync import open_declared
+from coe.runtime.versions import VersionCatalog, VersionChange
 from coe.settings import Settings
-from gateway.endpoints.http import json_response
-from gateway.endpoints.operation import Operation, Schema, json_success, list_schema, object_schema, problems
+from gateway.endpoints.operation import (
+    OBJECT,
+    TEXT,
+    TEXT_OR_NULL,
+    json_response,
+    list_schema,
+    object_schema,
+    operation,
+)
 from gateway.observability.state_metrics import ARTIFACT_INFO, RELOAD_FAILED
 from gateway.parts import Parts
 from gateway.request.body import read_body, validated
@@ -57,6 +63,19 @@ class PromoteRequest(_MoveRequest):
     version: _Version
 
 
+_LIST = list_schema(OBJECT)
+_LIST["properties"]["reload_error"] = TEXT_OR_NULL
+_MOVE = object_schema({"object": {"const": "move"}, "kind": TEXT, "was": TEXT_OR_NULL, "in_use": TEXT_OR_NULL})
+_ONE = object_schema(
+    {"object": {"const": "artifact"}, "kind": TEXT, "version": TEXT, "damaged": TEXT_OR_NULL, "metrics": OBJECT}
+)
+_MOVE_PROBLEMS = {
+    404: "No such kind or version.",
+    409: "The version is damaged or does not fit experts.yaml, or another version is in use than expected.",
+    503: "Another promotion or rollback is in progress, or the gateway is shutting down.",
+}
+
+
 class Artifacts:
     """Reads each manifest once, on demand; makes one promotion or rollback at a time."""
 
@@ -65,8 +84,9 @@ class Artifacts:
         self._versions = {kind: VersionCatalog(parts.settings.artifacts, kind) for kind in ARTIFACT_KINDS}
         self._moving = asyncio.Lock()
 
+    @operation("GET /v1/artifacts", "listArtifacts", "The artifacts, by kind.", _LIST)
     async def list(self, _: Request) -> Response:
-        """`GET /v1/artifacts`."""
+        """List published versions, what is in use, and the history."""
         data = await asyncio.to_thread(lambda: [shelf.list_versions() for shelf in self._versions.values()])
         served, failed = await self._served()
         serving, error = self._parts.current.serving, self._parts.current.reload_error
@@ -76,13 +96,28 @@ class Artifacts:
         elsewhere = "another worker could not load what is in use; see the log of this gateway"
         return json_response({"object": "list", "reload_error": error or (elsewhere if failed else None), "data": data})
 
+    @operation(
+        "GET /v1/artifacts/{kind}/{version}",
+        "readArtifact",
+        "The version.",
+        _ONE,
+        problems={404: "No such kind or version."},
+    )
     async def get(self, request: Request) -> Response:
-        """`GET /v1/artifacts/{kind}/{version}`."""
+        """Read one version with its report."""
         shelf = self._shelf(request)
         return json_response(await asyncio.to_thread(shelf.details, request.path_params["version"]))
 
+    @operation(
+        "POST /v1/artifacts/{kind}/promote",
+        "promoteArtifact",
+        "The version is in use.",
+        _MOVE,
+        body=PromoteRequest,
+        problems=_MOVE_PROBLEMS,
+    )
     async def promote(self, request: Request) -> Response:
-        """`POST /v1/artifacts/{kind}/promote`."""
+        """Promote a version."""
         kind = self._shelf(request).kind
         body = validated(PromoteRequest, await read_body(request, limit=MAX_BODY_BYTES))
         if body.version not in ArtifactStore(self._parts.settings.artifacts, kind).versions():
@@ -90,15 +125,23 @@ class Artifacts:
         return await self._move(
             kind,
             body,
-            lambda settings, store: promotion.promote(settings, store, kind, body.version, why=body.why),
+            lambda settings, store: versions.promote(settings, store, kind, body.version, why=body.why),
         )
 
+    @operation(
+        "POST /v1/artifacts/{kind}/rollback",
+        "rollBackArtifact",
+        "The earlier version is in use.",
+        _MOVE,
+        body=RollbackRequest,
+        problems=_MOVE_PROBLEMS,
+    )
     async def roll_back(self, request: Request) -> Response:
-        """`POST /v1/artifacts/{kind}/rollback`."""
+        """Return to the version that was in use before."""
         kind = self._shelf(request).kind
         body = validated(RollbackRequest, await read_body(request, limit=MAX_BODY_BYTES))
         return await self._move(
-            kind, body, lambda settings, store: promotion.roll_back(settings, store, kind, why=body.why)
+            kind, body, lambda settings, store: versions.roll_back(settings, store, kind, why=body.why)
         )
 
     async def _move(
@@ -134,7 +177,7 @@ def _make_move(
     settings: Settings, kind: str, expected: str | None, move: Callable[[Settings, ArtifactStore], VersionChange]
 ) -> VersionChange:
     with _as_request_errors():
-        share = open_shared(load(settings.config, environ=settings.environ).artifacts)
+        share = open_declared(settings)
         store = ArtifactStore(settings.artifacts, kind, share)
         try:
             mirror([store])
@@ -152,72 +195,3 @@ def _as_request_errors() -> Iterator[None]:
         yield
     except (ArtifactError, ConfigError) as error:
         raise ArtifactRefused(str(error)) from error
-
-
-_TEXT: Schema = {"type": "string"}
-_TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
-_LIST = list_schema({"type": "object"})
-_LIST["properties"]["reload_error"] = _TEXT_OR_NULL
-_MOVE = object_schema({"object": {"const": "move"}, "kind": _TEXT, "was": _TEXT_OR_NULL, "in_use": _TEXT_OR_NULL})
-_ONE = object_schema(
-    {
-        "object": {"const": "artifact"},
-        "kind": _TEXT,
-        "version": _TEXT,
-        "damaged": _TEXT_OR_NULL,
-        "metrics": {"type": "object"},
-    }
-)
-_MOVE_PROBLEMS = problems(
-    *(400, 408, 413, 415),
-    _404="No such kind or version.",
-    _409="The version is damaged or does not fit experts.yaml, or another version is in use than expected.",
-    _503="Another promotion or rollback is in progress, or the gateway is shutting down.",
-)
-OPERATIONS = (  # fixed names before `{version}`
-    Operation(
-        name="listArtifacts",
-        method="GET",
-        path="/v1/artifacts",
-        summary="List published versions, what is in use, and the history",
-        resource=Artifacts,
-        handler=Artifacts.list,
-        scope="admin",
-        responses=json_success("The artifacts, by kind.", _LIST),
-    ),
-    Operation(
-        name="promoteArtifact",
-        method="POST",
-        path="/v1/artifacts/{kind}/promote",
-        summary="Promote a version",
-        resource=Artifacts,
-        handler=Artifacts.promote,
-        scope="admin",
-        responses=json_success("The version is in use.", _MOVE),
-        body=PromoteRequest,
-        problems=_MOVE_PROBLEMS,
-    ),
-    Operation(
-        name="rollBackArtifact",
-        method="POST",
-        path="/v1/artifacts/{kind}/rollback",
-        summary="Return to the version that was in use before",
-        resource=Artifacts,
-        handler=Artifacts.roll_back,
-        scope="admin",
-        responses=json_success("The earlier version is in use.", _MOVE),
-        body=RollbackRequest,
-        problems=_MOVE_PROBLEMS,
-    ),
-    Operation(
-        name="readArtifact",
-        method="GET",
-        path="/v1/artifacts/{kind}/{version}",
-        summary="Read one version with its report",
-        resource=Artifacts,
-        handler=Artifacts.get,
-        scope="admin",
-        responses=json_success("The version.", _ONE),
-        problems=problems(_404="No such kind or version."),
-    ),
-)

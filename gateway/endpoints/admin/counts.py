@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coe.registry import Registry
-from gateway.observability.metric_registry import MetricFamily
-from gateway.observability.residency import CHANGING, TIER_VALUES
-from gateway.observability.state_metrics import ARTIFACT_INFO, BREAKER_STATES
+from gateway.observability.metrics import MetricFamily
+from gateway.observability.state_metrics import ARTIFACT_INFO, BREAKER_STATES, CHANGING, TIER_VALUES
 
 _STATES = {number: word for word, number in BREAKER_STATES.items()}
 _TIERS = {number: word for word, number in TIER_VALUES.items()} | {CHANGING: "switching"}
@@ -94,7 +93,7 @@ def expert_stats(counts: Counts, registry: Registry) -> dict[str, dict[str, Any]
     tokens = counts.by_two_labels("coe_tokens_total", 0, 1)
     fallbacks, cost = counts.by_label("coe_fallbacks_total"), counts.by_label("coe_cost_dollars_total")
     in_flight, tiers = counts.by_label("coe_expert_in_flight"), counts.by_label("coe_expert_tier")
-    waiting, switches = counts.by_label("coe_expert_held"), counts.by_label("coe_expert_switches")
+    waiting, switches = counts.by_label("coe_expert_waiting"), counts.by_label("coe_expert_switches")
     found = {}
     for name in registry.expert_names:
         found[name] = {

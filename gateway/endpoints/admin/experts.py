@@ -1,29 +1,60 @@
-"""`GET /v1/experts`: each expert's declaration, health, numbers and assigned categories; and its newest failures."""
+"""`/v1/experts`: each expert with its state, its newest failures, and the steps of adding one.
+
+An expert is added by hand in experts.yaml: `POST /v1/experts/check` validates an entry, and
+`GET /v1/experts/{id}/steps` reports which steps are done. Neither writes anything or calls an undeclared server.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.artifacts.kinds import ASSIGNMENT
+from coe.artifacts.store import ArtifactStore
 from coe.core import Expert
-from coe.errors import DeadlineExceeded, ExpertError, LogError, LogUnavailable, ModelNotFound
+from coe.errors import (
+    ArtifactError,
+    ConfigError,
+    DeadlineExceeded,
+    ExpertError,
+    LogError,
+    LogUnavailable,
+    ModelNotFound,
+    Overloaded,
+)
 from coe.experts.outcomes import Incidents
-from coe.mapping import Assignment
+from coe.mapping import Assignment, read_plan_file
 from coe.records.record import LogQuery, RoutingRecord
-from coe.registry import ExpertSpec
+from coe.registry import ExpertSpec, load, load_with_expert, yaml_source
 from gateway.endpoints.admin.counts import Counts, expert_stats, failed
-from gateway.endpoints.http import json_response
-from gateway.endpoints.operation import Operation, json_success, list_schema, problems
+from gateway.endpoints.operation import (
+    BOOLEAN,
+    COUNT,
+    OBJECT,
+    TEXT,
+    TEXT_OR_NULL,
+    TEXTS,
+    Schema,
+    json_response,
+    list_schema,
+    object_schema,
+    operation,
+)
 from gateway.parts import Parts
+from gateway.request.body import read_body, validated
 from gateway.serving_state import Serving
 
 MAX_FAILURES = 10
 LOG_SECONDS = 5.0
+MAX_BODY_BYTES = 64 * 1024
+MAX_WAITING = 8
 RETRY_AFTER = 1.0
 
 
@@ -36,6 +67,33 @@ def _codes(kind: type[ExpertError]) -> Iterator[str]:
 FAILURES: tuple[str, ...] = tuple(dict.fromkeys((*_codes(ExpertError), DeadlineExceeded.code, "internal_error")))
 """The outcomes of requests that are an expert's failures."""
 
+_DECLARED_FIELDS = (
+    *("model", "runtime", "adapter", "context_length", "parameters", "active_parameters_b", "memory_gb", "latency_ms"),
+    "concurrent_requests",
+)
+_STATS_FIELDS = ("in_flight", "outcomes", "fallbacks", "tokens", "cost", "first_byte")
+_PROBLEM = re.compile(r"(?s)([^\n]*?):(\d+): (.*)")
+_PROBLEM_LIST: Schema = {
+    "type": "array",
+    "items": object_schema({"where": TEXT, "line": {"type": ["integer", "null"]}, "message": TEXT}),
+}
+_CHECK = object_schema(
+    {
+        "object": {"const": "expert.check"},
+        "ok": BOOLEAN,
+        "problems": _PROBLEM_LIST,
+        "unset": TEXTS,
+        "name": TEXT_OR_NULL,
+    }
+)
+_STEPS = object_schema(
+    {"object": {"const": "expert.steps"}, "id": TEXT, "problems": _PROBLEM_LIST}
+    | dict.fromkeys(("declared", "served", "scored", "planned"), BOOLEAN)
+    | {"reload_error": TEXT_OR_NULL, "reachable": {"type": ["boolean", "null"]}, "assigned_categories": TEXTS}
+    | {"runtime": TEXT_OR_NULL, "requests": COUNT}
+)
+_TOO_MANY = "Too many requests read experts.yaml."
+
 
 class Experts:
     """Reads the state at each request, so a reload shows at once. Counts are over all workers since the start. Breaker
@@ -44,8 +102,9 @@ class Experts:
     def __init__(self, parts: Parts) -> None:
         self._current, self._metrics, self._log = parts.current, parts.metrics, parts.log
 
+    @operation("GET /v1/experts", "listExperts", "The experts.", list_schema(OBJECT))
     async def list(self, _: Request) -> Response:
-        """`GET /v1/experts`."""
+        """List the experts with their state."""
         counts = Counts(await self._metrics.families())
         serving = self._current.serving
         stats = expert_stats(counts, serving.registry)
@@ -56,21 +115,30 @@ class Experts:
         ]
         return json_response({"object": "list", "data": data})
 
+    @operation(
+        "GET /v1/experts/{id}/failures",
+        "listExpertFailures",
+        "The failures.",
+        list_schema(OBJECT),
+        problems={404: "No such expert.", 503: "The routing log cannot be read."},
+    )
     async def failures(self, request: Request) -> Response:
-        """`GET /v1/experts/{id}/failures`: the newest in the log, without requests that another expert answered."""
+        """List the newest failures of an expert in the routing log.
+
+        Requests that another expert answered are left out.
+        """
         name = request.path_params["id"]
         if name not in self._current.serving.registry.expert_names:
             raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
         try:
             async with asyncio.timeout(LOG_SECONDS):
                 found = await self._newest_failures(name)
-        except TimeoutError:
-            raise LogUnavailable(
-                f"the routing log did not answer within {LOG_SECONDS:g} s", retry_after=RETRY_AFTER
-            ) from None
-        except LogError as error:
-            raise LogUnavailable(f"the routing log cannot be read: {error}", retry_after=RETRY_AFTER) from None
-        return json_response({"object": "list", "data": [_failure(record) for record in found]})
+        except (TimeoutError, LogError) as error:
+            why = str(error) or f"no answer within {LOG_SECONDS:g} s"
+            raise LogUnavailable(f"the routing log cannot be read: {why}", retry_after=RETRY_AFTER) from None
+        names = ("request_id", "time", "outcome", "category", "attempts")
+        data = [{name: getattr(record, name) for name in names} for record in found]
+        return json_response({"object": "list", "data": data})
 
     async def _newest_failures(self, name: str) -> Sequence[RoutingRecord]:
         """One bounded query of the log for each kind of failure."""
@@ -81,34 +149,15 @@ class Experts:
         return heapq.nlargest(MAX_FAILURES, found, key=lambda record: record.time)
 
 
-def _failure(record: RoutingRecord) -> dict[str, Any]:
-    return {
-        "request_id": record.request_id,
-        "time": record.time,
-        "outcome": record.outcome,
-        "category": record.category,
-        "attempts": record.attempts,
-    }
-
-
 def _declared(spec: ExpertSpec) -> dict[str, Any]:
     """Without keys, addresses and the text of the system prompt."""
-    return {
+    return {name: getattr(spec, name) for name in _DECLARED_FIELDS} | {
         "id": spec.name,
         "object": "expert",
-        "model": spec.model,
-        "runtime": spec.runtime,
-        "adapter": spec.adapter,
         "apis": sorted(spec.supported_apis),
         "capabilities": sorted(spec.capabilities),
-        "context_length": spec.context_length,
         "prices": {"input": spec.prices.input, "output": spec.prices.output},
-        "parameters": spec.parameters,
         "system_prompt": spec.system_prompt is not None,
-        "active_parameters_b": spec.active_parameters_b,
-        "memory_gb": spec.memory_gb,
-        "latency_ms": spec.latency_ms,
-        "concurrent_requests": spec.concurrent_requests,
     }
 
 
@@ -121,16 +170,11 @@ def _state(serving: Serving, name: str, stats: Mapping[str, Any]) -> dict[str, A
         "load": health.load,
         "failing": _failing(expert),
         "p95_s": health.ttft_p95,
-        "in_flight": stats["in_flight"],
         "replicas": _replicas(expert, stats["replicas"]),
         "requests": sum(stats["outcomes"].values()),
         "failed": failed(stats["outcomes"]),
-        "outcomes": stats["outcomes"],
-        "fallbacks": stats["fallbacks"],
-        "tokens": stats["tokens"],
-        "cost": stats["cost"],
-        "first_byte": stats["first_byte"],
         "assigned_categories": _assigned(serving.composition.assignment, name),
+        **{key: stats[key] for key in _STATS_FIELDS},
         **residency,
     }
 
@@ -151,11 +195,8 @@ def _replicas(expert: Expert, states: Mapping[str, str]) -> list[dict[str, Any]]
 def _failing(expert: Expert) -> list[dict[str, Any]]:
     """The causes of its current failures, as this process sees them, with their counts."""
     incidents: Incidents | None = getattr(expert, "incidents", None)
-    return (
-        []
-        if incidents is None
-        else [{"cause": one.cause, "failures": one.failures} for one in incidents.active.values()]
-    )
+    active = () if incidents is None else incidents.active.values()
+    return [{"cause": one.cause, "failures": one.failures} for one in active]
 
 
 def _assigned(assignment: Assignment, name: str) -> list[dict[str, Any]]:
@@ -169,26 +210,116 @@ def _assigned(assignment: Assignment, name: str) -> list[dict[str, Any]]:
     return sorted(own, key=lambda row: -(row["margin"] or 0.0))
 
 
-OPERATIONS = (
-    Operation(
-        name="listExperts",
-        method="GET",
-        path="/v1/experts",
-        summary="List the experts with their state",
-        resource=Experts,
-        handler=Experts.list,
-        scope="admin",
-        responses=json_success("The experts.", list_schema({"type": "object"})),
-    ),
-    Operation(
-        name="listExpertFailures",
-        method="GET",
-        path="/v1/experts/{id}/failures",
-        summary="List the newest failures of an expert in the routing log",
-        resource=Experts,
-        handler=Experts.failures,
-        scope="admin",
-        responses=json_success("The failures.", list_schema({"type": "object"})),
-        problems=problems(_404="No such expert.", _503="The routing log cannot be read."),
-    ),
-)
+class ExpertEntry(BaseModel):
+    """An entry for the list `experts` of experts.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    entry: Annotated[str, Field(min_length=1, max_length=16_000)]
+    """YAML: `- name: ...` and its other keys."""
+
+
+class Onboarding:
+    """Reads and parses experts.yaml for one request at a time, in a thread."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._current, self._metrics, self._settings = parts.current, parts.metrics, parts.settings
+        self._plans = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
+        self._reading = asyncio.Lock()
+        self._waiting = 0
+
+    @operation(
+        "POST /v1/experts/check",
+        "checkExpert",
+        "The problems, if any.",
+        _CHECK,
+        body=ExpertEntry,
+        problems={429: _TOO_MANY},
+    )
+    async def check(self, request: Request) -> Response:
+        """Check experts.yaml with one more expert, whose problems are at `entry`; nothing is written."""
+        body = validated(ExpertEntry, await read_body(request, limit=MAX_BODY_BYTES))
+        return json_response({"object": "expert.check", **await self._exclusively(self._check, body.entry)})
+
+    @operation("GET /v1/experts/{id}/steps", "readExpertSteps", "The steps.", _STEPS, problems={429: _TOO_MANY})
+    async def steps(self, request: Request) -> Response:
+        """Progress of adding an expert: declared, served, reachable, scored, planned, assigned."""
+        name = request.path_params["id"]
+        declared = await self._exclusively(self._declared)
+        scored = await asyncio.to_thread(self._scored, name)
+        return json_response({"object": "expert.steps", "id": name, **await self._steps(name, declared, scored)})
+
+    async def _exclusively(self, work: Any, *arguments: Any) -> Any:
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded("too many checks of experts.yaml are waiting; try again", retry_after=RETRY_AFTER)
+        self._waiting += 1
+        try:
+            async with self._reading:
+                return await asyncio.to_thread(work, *arguments)
+        finally:
+            self._waiting -= 1
+
+    def _check(self, entry: str) -> dict[str, Any]:
+        environ = self._settings.environ
+        unset = [name for name in yaml_source.variable_names(entry) if name not in environ]
+        try:
+            registry = load_with_expert(self._settings.config, entry, environ=environ)
+        except ConfigError as error:
+            return {"ok": False, "problems": _parsed_problems(error.problems), "unset": unset, "name": None}
+        return {"ok": True, "problems": [], "unset": unset, "name": registry.expert_names[-1]}
+
+    def _declared(self) -> tuple[tuple[str, ...], list[str]]:
+        """The experts in the current experts.yaml, and its problems."""
+        try:
+            return load(self._settings.config, environ=self._settings.environ).expert_names, []
+        except ConfigError as error:
+            return (), list(error.problems)
+
+    def _scored(self, name: str) -> bool:
+        """Whether the plan in use was solved from scores of the expert."""
+        version = self._current.serving.versions.get(ASSIGNMENT)
+        try:
+            stored = None if version is None else read_plan_file(self._plans.published(version).folder)
+        except ArtifactError:
+            return False
+        if stored is None or name not in stored["experts"]:
+            return False
+        column = stored["experts"].index(name)
+        return any(row[column] for row in stored["count"])
+
+    async def _steps(self, name: str, declared: tuple[tuple[str, ...], list[str]], scored: bool) -> Mapping[str, Any]:
+        serving = self._current.serving
+        assignment = serving.composition.assignment
+        served = name in serving.registry.expert_names
+        found: dict[str, Any] = {"outcomes": {}}
+        alive: list[bool | None] = []
+        if served:
+            found = expert_stats(Counts(await self._metrics.families()), serving.registry)[name]
+            alive = [one.alive for one in getattr(serving.composition.experts[name], "replicas", ())]
+        requests = sum(found["outcomes"].values())
+        return {
+            "declared": name in declared[0],
+            "problems": _parsed_problems(declared[1]),
+            "served": served,
+            "reload_error": self._current.reload_error,
+            "reachable": True if found["outcomes"].get("ok") or any(alive) else False if False in alive else None,
+            "scored": scored,
+            "planned": serving.versions.get(ASSIGNMENT) is not None,
+            "assigned_categories": [
+                category
+                for category, choice in zip(assignment.categories, assignment.choice, strict=True)
+                if choice == name
+            ],
+            "runtime": serving.registry.expert(name).runtime if served else None,
+            "requests": requests,
+        }
+
+
+def _parsed_problems(found: Sequence[str]) -> list[dict[str, Any]]:
+    """The parts of each `file:line: message`; `where` is `entry` for the entry in the request."""
+    matches = [(_PROBLEM.fullmatch(problem), problem) for problem in found]
+    return [
+        {"where": match[1], "line": int(match[2]), "message": match[3]}
+        if match
+        else {"where": "", "line": None, "message": problem}
+        for match, problem in matches
+    ]

@@ -30,8 +30,18 @@ from coe.mapping import (
     read_published,
 )
 from coe.registry import Registry
-from gateway.endpoints.http import json_response
-from gateway.endpoints.operation import Operation, Schema, json_success, object_schema, problems
+from gateway.endpoints.operation import (
+    NUMBER,
+    OBJECT,
+    OBJECTS,
+    TEXT,
+    TEXT_OR_NULL,
+    TEXTS,
+    json_response,
+    object_schema,
+    operation,
+    problems,
+)
 from gateway.parts import Parts
 from gateway.request.body import read_body, validated
 from gateway.serving_state import Serving
@@ -58,6 +68,13 @@ class BudgetRequest(BaseModel):
     """Largest share of the requests that one expert may get."""
 
 
+_MAP = object_schema(
+    {"object": {"const": "map"}, "version": TEXT_OR_NULL, "categories": TEXTS, "experts": TEXTS, "assignment": OBJECTS}
+    | {"prices": OBJECT, "consequences": OBJECTS, "measured": {"type": ["object", "null"]}}
+)
+_PLAN = object_schema({"object": {"const": "plan"}, "version": TEXT, "quality": NUMBER, "assignment": OBJECTS})
+
+
 class Map:
     """The assignment that this worker serves, and the stored data of its plan, read once per version."""
 
@@ -66,8 +83,9 @@ class Map:
         self._store = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
         self._stored: tuple[str, _StoredPlan | None] = ("", None)
 
+    @operation("GET /v1/map", "readMap", "The assignment.", _MAP)
     async def get(self, _: Request) -> Response:
-        """`GET /v1/map`."""
+        """The assignment of categories to experts, with the scores behind it."""
         serving = self._current.serving
         version = serving.versions.get(ASSIGNMENT)
         stored, move = await asyncio.to_thread(self._read, version)
@@ -75,8 +93,20 @@ class Map:
         body = {"object": "map", "version": version, "promotion": move and asdict(move), **served}
         return json_response(body)
 
+    @operation(
+        "POST /v1/map/solve",
+        "solveMap",
+        "The plan.",
+        _PLAN,
+        body=BudgetRequest,
+        problems=problems(
+            501,
+            _409="No scores are stored for the plan, or it has changed.",
+            _503="The solver is busy, failed or took too long, or the gateway is shutting down.",
+        ),
+    )
     async def solve(self, request: Request) -> Response:
-        """`POST /v1/map/solve`."""
+        """Solve a plan under another budget; nothing is promoted."""
         budget = validated(BudgetRequest, await read_body(request, limit=MAX_BODY_BYTES))
         version = self._current.serving.versions.get(ASSIGNMENT)
         stored, _ = await asyncio.to_thread(self._read, version)
@@ -194,52 +224,3 @@ def _use(uses: Uses, name: str, registry: Registry, expert: str) -> float | None
 
 def _ordered(names: Sequence[str], declared: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: declared.index(name) if name in declared else len(declared))
-
-
-_TEXT: Schema = {"type": "string"}
-_TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
-_ROWS: Schema = {"type": "array", "items": {"type": "object"}}
-_MAP = object_schema(
-    {
-        "object": {"const": "map"},
-        "version": _TEXT_OR_NULL,
-        "categories": {"type": "array", "items": _TEXT},
-        "experts": {"type": "array", "items": _TEXT},
-        "assignment": _ROWS,
-        "prices": {"type": "object"},
-        "consequences": _ROWS,
-        "measured": {"type": ["object", "null"]},
-    }
-)
-_PLAN = object_schema(
-    {"object": {"const": "plan"}, "version": _TEXT, "quality": {"type": "number"}, "assignment": _ROWS}
-)
-
-OPERATIONS = (
-    Operation(
-        name="readMap",
-        method="GET",
-        path="/v1/map",
-        summary="The assignment of categories to experts, with the scores behind it",
-        resource=Map,
-        handler=Map.get,
-        scope="admin",
-        responses=json_success("The assignment.", _MAP),
-    ),
-    Operation(
-        name="solveMap",
-        method="POST",
-        path="/v1/map/solve",
-        summary="Solve a plan under another budget; nothing is promoted",
-        resource=Map,
-        handler=Map.solve,
-        scope="admin",
-        responses=json_success("The plan.", _PLAN),
-        body=BudgetRequest,
-        problems=problems(
-            *(400, 408, 413, 415, 501),
-            _409="No scores are stored for the plan, or it has changed.",
-            _503="The solver is busy, failed or took too long, or the gateway is shutting down.",
-        ),
-    ),
-)

@@ -1,33 +1,203 @@
-"""`/v1/records`: the routing log, one record with its feedback, and the replay of its decision."""
+"""`/v1/records`: the routing log, one record with its feedback, and the replay of its decision.
+
+The declarations of the fields (`coe/records/fields.py`) state which of them each response returns.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Annotated, Any, get_args
 
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe import errors
+from coe.core import Decision, Prediction, Reason
 from coe.errors import InvalidRequest, LogError, LogUnavailable, Overloaded, RecordNotFound, UnknownCursor
+from coe.records.codec import FIELDS, schema_of
+from coe.records.feedback import Feedback
 from coe.records.record import LogPage, LogQuery, RoutingRecord
-from coe.routing.replay import replay
-from gateway.endpoints.admin.record_bodies import (
-    LIST_SCHEMA,
-    RECORD_SCHEMA,
-    REPLAY_SCHEMA,
-    RecordQuery,
-    list_body,
-    record_body,
-    replay_body,
+from coe.registry import Registry
+from coe.routing.replay import ReplayedDecision, replay
+from gateway.endpoints.operation import (
+    BOOLEAN,
+    OBJECT,
+    OBJECTS,
+    TEXT,
+    json_response,
+    list_schema,
+    object_schema,
+    operation,
+    problems,
+    query_of,
 )
-from gateway.endpoints.http import json_response, query_of
-from gateway.endpoints.operation import Operation, json_success, problems
-from gateway.observability.recent import find_record
+from gateway.observability.observers import find_record
 from gateway.parts import Parts
+
+MAX_RECORDS = 200
+MAX_VALUE_CHARACTERS = 128
+MAX_TIME = 32_503_680_000.0  # the year 3000
+_Value = Annotated[str, Field(max_length=MAX_VALUE_CHARACTERS)]
+_Time = Annotated[float, Field(ge=0, le=MAX_TIME)]
+
+LIST_FIELDS = tuple(field.name for field in FIELDS if field.info.api == "list")
+"""Fields of each record in a list."""
+RECORD_FIELDS = tuple(field.name for field in FIELDS if field.info.api != "none")
+"""Fields of a single record."""
+DECISION_FIELDS = (
+    "expert",
+    "category",
+    "confidence",
+    "reason",
+    "candidates",
+    "utility",
+    "price",
+    "probabilities",
+    "in_distribution",
+    "stage",
+    "overlay",
+    "router",
+    "config",
+    "plan",
+    "assignment",
+)
+"""Fields that a recorded and a replayed decision are compared in."""
+
+
+class RecordQuery(BaseModel):
+    """Filters of the list, which has the newest records first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    before: Annotated[str, Field(pattern=r"^([0-9]{1,19}(-[0-9]{1,19})?)?$")] = ""
+    since: _Time = 0.0
+    until: _Time = MAX_TIME
+    category: _Value = ""
+    expert: _Value = ""
+    outcome: _Value = ""
+    reason: _Value = ""
+    session: _Value = ""
+    tenant: _Value = ""
+    id: _Value = ""
+    limit: Annotated[int, Field(ge=1, le=MAX_RECORDS)] = 50
+
+    def log_query(self) -> LogQuery:
+        """The same for the log."""
+        fields = self.model_dump(exclude={"id", "until"})
+        until = math.inf if self.until == MAX_TIME else self.until
+        return LogQuery(request_id=self.id, until=until, **fields)
+
+
+def list_body(page: LogPage, registry: Registry) -> dict[str, Any]:
+    """A page of the log. `cursor` continues it; `retention` states how long and what the log stores."""
+    return {
+        "object": "list",
+        "data": [{name: getattr(record, name) for name in LIST_FIELDS} for record in page.records],
+        "cursor": page.cursor,
+        "damaged": page.damaged,
+        "choices": choices(registry),
+        "retention": {
+            "records": registry.log.keep_records,
+            "days": registry.log.keep_days,
+            "prompts": registry.log.store_prompts,
+        },
+    }
+
+
+def record_body(record: RoutingRecord, feedback: Sequence[Feedback], registry: Registry) -> dict[str, Any]:
+    """The record without its embedding, its feedback, and the values that feedback may have."""
+    fields = {name: getattr(record, name) for name in RECORD_FIELDS}
+    names = ("kind", "value", "time", "tenant", "key")
+    events = [{name: getattr(event, name) for name in names} for event in feedback]
+    return {"object": "record", **fields, "feedback": events, "choices": choices(registry)}
+
+
+def replay_body(
+    record: RoutingRecord, replay: ReplayedDecision, *, categories: Sequence[str], versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """The recorded and the replayed decision. A utility of null is that of an expert that the plan does not rate for
+    the category."""
+    replayed = {**_decision_fields(replay.decision, replay.prediction, categories), **versions}
+    return {
+        "object": "decision",
+        "request_id": record.request_id,
+        "source": replay.source,
+        "needs_known": record.needs is not None,
+        "recorded": {name: getattr(record, name) for name in DECISION_FIELDS},
+        "replayed": {name: replayed[name] for name in DECISION_FIELDS},
+    }
+
+
+def _decision_fields(decision: Decision, prediction: Prediction, categories: Sequence[str]) -> dict[str, Any]:
+    probabilities = zip(categories, prediction.probabilities.tolist(), strict=True)
+    return {
+        "expert": decision.expert,
+        "category": decision.category,
+        "confidence": round(decision.confidence, 5),
+        "reason": decision.reason,
+        "candidates": decision.candidates,
+        "utility": decision.utility,
+        "price": decision.price,
+        "probabilities": {name: round(probability, 5) for name, probability in probabilities},
+        "in_distribution": prediction.in_distribution,
+        "stage": prediction.stage,
+        "overlay": prediction.overlay_version,
+    }
+
+
+def choices(registry: Registry) -> dict[str, list[str]]:
+    """The values that filters and labels may have."""
+    return {
+        "category": list(registry.category_names),
+        "expert": list(registry.expert_names),
+        "reason": list(get_args(Reason)),
+        "outcome": ["ok", "aborted", *_error_codes()],
+    }
+
+
+def _error_codes() -> list[str]:
+    """Codes of the errors that may end a routed request; requests that were not routed have no record."""
+    kinds: list[type[errors.RequestError]] = [errors.ExpertError]
+    found = {kind.code for kind in (errors.RequestError, errors.InvalidRequest, errors.Draining)}
+    found.add(errors.DeadlineExceeded.code)
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        found.add(kind.code)
+    return sorted(found)
+
+
+ROW_SCHEMA = schema_of([field for field in FIELDS if field.name in LIST_FIELDS])
+WHOLE_SCHEMA = schema_of([field for field in FIELDS if field.name in RECORD_FIELDS])
+RECORD_SCHEMA = {
+    **WHOLE_SCHEMA,
+    "properties": {
+        "object": {"const": "record"},
+        **WHOLE_SCHEMA["properties"],
+        "feedback": OBJECTS,
+        "choices": OBJECT,
+    },
+}
+LIST_SCHEMA = list_schema(ROW_SCHEMA)
+LIST_SCHEMA["properties"] |= {"cursor": TEXT, "damaged": {"type": "integer"}, "choices": OBJECT}
+REPLAY_SCHEMA = object_schema(
+    {
+        "object": {"const": "decision"},
+        "request_id": TEXT,
+        "source": {"enum": ["prompt", "posterior"]},
+        "needs_known": BOOLEAN,
+        "recorded": OBJECT,
+        "replayed": OBJECT,
+    }
+)
+
 
 LOG_SECONDS = 5.0
 """Time limit of a request to the log."""
@@ -36,6 +206,11 @@ PAGE_SECONDS = 0.5
 MAX_CONCURRENT = 8
 RETRY_AFTER = 1.0
 _log = logging.getLogger("gateway")
+
+
+_BUSY = "Too many requests read the routing log."
+_UNREADABLE = "The routing log cannot be read."
+_NO_RECORD = "No such record."
 
 
 class Records:
@@ -47,22 +222,47 @@ class Records:
         self._feedback = parts.feedback
         self._active = 0
 
+    @operation(
+        "GET /v1/records",
+        "listRecords",
+        "A page of records.",
+        LIST_SCHEMA,
+        query=RecordQuery,
+        problems={429: _BUSY, 503: _UNREADABLE},
+    )
     async def list(self, request: Request) -> Response:
-        """`GET /v1/records`."""
+        """List the routing log, newest first; `cursor` as `before` gets older records and is empty at the end."""
         query = query_of(request, RecordQuery).log_query()
         async with self._log_access():
             page = await self._page(query)
         return json_response(list_body(page, self._current.serving.registry))
 
+    @operation(
+        "GET /v1/records/{id}",
+        "getRecord",
+        "The record.",
+        RECORD_SCHEMA,
+        problems={404: _NO_RECORD, 429: _BUSY, 503: _UNREADABLE},
+    )
     async def get(self, request: Request) -> Response:
-        """`GET /v1/records/{id}`."""
+        """Read the record of one request, and its feedback."""
         async with self._log_access():
             record = await self._record(request)
             feedback = await self._feedback.for_request(record.request_id, keys=self._keys(record))
         return json_response(record_body(record, feedback, self._current.serving.registry))
 
+    @operation(
+        "POST /v1/records/{id}/decision",
+        "decideAgain",
+        "The recorded and the replayed decision.",
+        REPLAY_SCHEMA,
+        problems=problems(400, _404=_NO_RECORD, _409="The request was not classified.", _429=_BUSY, _503=_UNREADABLE),
+    )
     async def replay(self, request: Request) -> Response:
-        """`POST /v1/records/{id}/decision`: decides with what this process serves and its view of the experts."""
+        """Replay the decision on a recorded request.
+
+        Decides with what this process serves and its view of the experts.
+        """
         async with self._log_access():
             record = await self._record(request)
         serving = self._current.serving
@@ -121,44 +321,3 @@ class Records:
             raise LogUnavailable("the routing log cannot be read now", retry_after=RETRY_AFTER) from error
         finally:
             self._active -= 1
-
-
-_BUSY = "Too many requests read the routing log."
-_UNREADABLE = "The routing log cannot be read."
-_NO_RECORD = "No such record."
-OPERATIONS = (
-    Operation(
-        name="listRecords",
-        method="GET",
-        path="/v1/records",
-        summary="List the routing log, newest first; `cursor` as `before` gets older records and is empty at the end",
-        resource=Records,
-        handler=Records.list,
-        scope="admin",
-        responses=json_success("A page of records.", LIST_SCHEMA),
-        query=RecordQuery,
-        problems=problems(400, _429=_BUSY, _503=_UNREADABLE),
-    ),
-    Operation(
-        name="getRecord",
-        method="GET",
-        path="/v1/records/{id}",
-        summary="Read the record of one request, and its feedback",
-        resource=Records,
-        handler=Records.get,
-        scope="admin",
-        responses=json_success("The record.", RECORD_SCHEMA),
-        problems=problems(_404=_NO_RECORD, _429=_BUSY, _503=_UNREADABLE),
-    ),
-    Operation(
-        name="decideAgain",
-        method="POST",
-        path="/v1/records/{id}/decision",
-        summary="Replay the decision on a recorded request",
-        resource=Records,
-        handler=Records.replay,
-        scope="admin",
-        responses=json_success("The recorded and the replayed decision.", REPLAY_SCHEMA),
-        problems=problems(400, _404=_NO_RECORD, _409="The request was not classified.", _429=_BUSY, _503=_UNREADABLE),
-    ),
-)

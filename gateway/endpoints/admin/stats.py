@@ -1,4 +1,8 @@
-"""`GET /v1/stats`: current numbers of the gateway, summed over all workers. `/v1/stats/stream` sends them as events."""
+"""Current numbers of the gateway (`GET /v1/stats`, `/v1/stats/stream`) and a report on its traffic (`GET /v1/status`).
+
+Numbers are summed over all workers. The stream sends them as server-sent events, and a client cannot hold it open by
+not reading. The report is that of `coe status` on the last week, computed by a job beside the gateway.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,81 @@ import math
 import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Annotated
+from contextlib import aclosing
+from typing import Annotated, Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from coe.errors import Draining, Overloaded
+from coe.experts.http.sse import EVENT_STREAM
 from gateway.endpoints.admin.counts import Counts, stats_of
-from gateway.endpoints.admin.event_stream import EventStream
-from gateway.endpoints.http import EVENTS, json_response, query_of
-from gateway.endpoints.operation import Operation, Schema, Success, json_success, object_schema, problems
+from gateway.endpoints.operation import (
+    COUNT,
+    EVENTS,
+    NUMBER,
+    OBJECT,
+    OBJECTS,
+    TEXT,
+    TEXTS,
+    Schema,
+    json_response,
+    object_schema,
+    operation,
+    problems,
+    query_of,
+)
 from gateway.parts import Parts
+
+SEND_SECONDS = 10.0
+"""Time limit for a client to read an event; after it the stream ends."""
+
+
+class EventStream(Response):
+    """Sends each of `events`, the data of one line each, until they end, the client disconnects or it stops reading;
+    then it calls `on_close`."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], *, on_close: Callable[[], None]) -> None:
+        super().__init__(media_type=EVENT_STREAM, headers={"cache-control": "no-cache"})
+        del self.headers["content-length"]
+        self._events = events
+        self._on_close = on_close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending, disconnect = asyncio.create_task(self._send_all(send)), asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            disconnect.cancel()
+            sending.cancel()
+            await asyncio.gather(disconnect, sending, return_exceptions=True)
+            self._on_close()
+        if not sending.cancelled():
+            sending.result()
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    async with asyncio.timeout(SEND_SECONDS):
+                        await send(_body(b"data: %b\n\n" % event, more=True))
+            await send(_body(b"", more=False))
+        except TimeoutError:
+            return
+
+
+def _body(data: bytes, *, more: bool) -> dict[str, object]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
 
 MAX_LISTENERS = 64
 """Open streams of one process."""
@@ -63,6 +129,29 @@ class StreamQuery(BaseModel):
     events: Annotated[int, Field(ge=1, le=MAX_EVENTS)] | None = None
 
 
+CACHE_SECONDS = 60.0
+"""A report is returned again for this long, since it reads a week of the log."""
+JOB_SECONDS = 120.0
+_COUNTS: Schema = {"type": "object", "additionalProperties": COUNT}
+_NESTED: Schema = {"type": "object", "additionalProperties": _COUNTS}
+_BUCKETS: Schema = {"type": "array", "items": COUNT}
+_BOUNDS: Schema = {"type": "array", "items": NUMBER, "description": "Upper bounds of the buckets, in seconds."}
+_HISTOGRAM = object_schema({"bounds": _BOUNDS, "counts": _BUCKETS})
+_EXPERT = object_schema(
+    {"id": TEXT, "outcomes": _COUNTS, "fallbacks": COUNT, "in_flight": COUNT, "first_byte": _BUCKETS}
+    | {"replicas": {"type": "object", "additionalProperties": TEXT}, "tokens": _COUNTS, "cost": NUMBER}
+)
+_REQUESTS = {"total": COUNT, "apis": _COUNTS, "outcomes": _COUNTS, "reasons": _COUNTS, "flows": _NESTED}
+_STATS = object_schema(
+    {"object": {"const": "stats"}, "time": NUMBER, "gateway": object_schema({"host": TEXT, "id": TEXT})}
+    | {"categories": TEXTS, "requests": object_schema(_REQUESTS), "in_flight": COUNT, "queued": COUNT}
+    | {"routing": _HISTOGRAM, "request": _HISTOGRAM, "first_byte_bounds": _BOUNDS}
+    | {"experts": {"type": "array", "items": _EXPERT}, "retrieval": _COUNTS, "feedback": _COUNTS}
+    | {"log": object_schema({"backlog": COUNT, "dropped": COUNT}), "warnings": TEXTS, "artifacts": _NESTED}
+    | {"serving": {"type": "array", "items": object_schema({"router": TEXT, "config": TEXT})}, "workers": OBJECTS}
+)
+
+
 class Stats:
     """Every event is complete, so a missed one is no loss; events that are due in the same second share a snapshot."""
 
@@ -72,12 +161,22 @@ class Stats:
         self._snapshot = SharedSnapshot(self._take)
         self._listeners = 0
 
+    @operation("GET /v1/stats", "readStats", "The numbers.", _STATS)
     async def get(self, _: Request) -> Response:
-        """`GET /v1/stats`."""
+        """Current numbers of the gateway, counted since its start."""
         return json_response(await self._snapshot.since(asyncio.get_running_loop().time()))
 
+    @operation(
+        "GET /v1/stats/stream",
+        "streamStats",
+        "Events, each with the whole of /v1/stats.",
+        object_schema({"data": TEXT}),
+        media_type=EVENTS,
+        query=StreamQuery,
+        problems={429: "Too many streams are open.", 503: "The gateway is shutting down."},
+    )
     async def stream(self, request: Request) -> Response:
-        """`GET /v1/stats/stream`."""
+        """The same every `interval` seconds, until `events` were sent."""
         query = query_of(request, StreamQuery)
         if self._current.leaving:
             raise Draining("this gateway is shutting down; send the request again", retry_after=_RETRY_AFTER)
@@ -110,72 +209,29 @@ class Stats:
         return orjson.dumps({"object": "stats", "time": time.time(), "gateway": gateway, **found})
 
 
-_TEXT: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": "number"}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
-_COUNTS: Schema = {"type": "object", "additionalProperties": _COUNT}
-_NESTED: Schema = {"type": "object", "additionalProperties": _COUNTS}
-_TEXTS: Schema = {"type": "array", "items": _TEXT}
-_BUCKETS: Schema = {"type": "array", "items": _COUNT}
-_BOUNDS: Schema = {"type": "array", "items": _NUMBER, "description": "Upper bounds of the buckets, in seconds."}
-_HISTOGRAM = object_schema({"bounds": _BOUNDS, "counts": _BUCKETS})
-_EXPERT = object_schema(
-    {
-        "id": _TEXT,
-        "outcomes": _COUNTS,
-        "fallbacks": _COUNT,
-        "in_flight": _COUNT,
-        "replicas": {"type": "object", "additionalProperties": _TEXT},
-        "first_byte": _BUCKETS,
-        "tokens": _COUNTS,
-        "cost": _NUMBER,
-    }
-)
-_STATS = object_schema(
-    {
-        "object": {"const": "stats"},
-        "time": _NUMBER,
-        "gateway": object_schema({"host": _TEXT, "id": _TEXT}),
-        "categories": _TEXTS,
-        "requests": object_schema(
-            {"total": _COUNT, "apis": _COUNTS, "outcomes": _COUNTS, "reasons": _COUNTS, "flows": _NESTED}
-        ),
-        "in_flight": _COUNT,
-        "queued": _COUNT,
-        "routing": _HISTOGRAM,
-        "request": _HISTOGRAM,
-        "first_byte_bounds": _BOUNDS,
-        "experts": {"type": "array", "items": _EXPERT},
-        "retrieval": _COUNTS,
-        "feedback": _COUNTS,
-        "log": object_schema({"backlog": _COUNT, "dropped": _COUNT}),
-        "warnings": _TEXTS,
-        "serving": {"type": "array", "items": object_schema({"router": _TEXT, "config": _TEXT})},
-        "artifacts": _NESTED,
-        "workers": {"type": "array", "items": {"type": "object"}},
-    }
-)
-OPERATIONS = (
-    Operation(
-        name="readStats",
-        method="GET",
-        path="/v1/stats",
-        summary="Current numbers of the gateway, counted since its start",
-        resource=Stats,
-        handler=Stats.get,
-        scope="admin",
-        responses=json_success("The numbers.", _STATS),
-    ),
-    Operation(
-        name="streamStats",
-        method="GET",
-        path="/v1/stats/stream",
-        summary="The same every `interval` seconds, until `events` were sent",
-        resource=Stats,
-        handler=Stats.stream,
-        scope="admin",
-        responses={200: Success("Events, each with the whole of /v1/stats.", {EVENTS: object_schema({"data": _TEXT})})},
-        query=StreamQuery,
-        problems=problems(400, _429="Too many streams are open.", _503="The gateway is shutting down."),
-    ),
-)
+class Status:
+    """Requests that come while a report is computed share it."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._jobs = parts.jobs
+        self._report: asyncio.Task[dict[str, Any]] | None = None
+        self._expires = 0.0
+
+    @operation(
+        "GET /v1/status",
+        "readStatus",
+        "The report.",
+        object_schema({"object": {"const": "status"}, "time": NUMBER, "report": OBJECT}),
+        problems=problems(501, _503="The job failed or ran too long, or the gateway is shutting down."),
+    )
+    async def get(self, _: Request) -> Response:
+        """Report on the last week's traffic: drift, alarms, proposed categories, retraining rounds."""
+        if self._report is None or (self._report.done() and time.monotonic() >= self._expires):
+            self._report = asyncio.create_task(self._compute(), name="coe-status")
+        return json_response(await asyncio.shield(self._report))
+
+    async def _compute(self) -> dict[str, Any]:
+        self._expires = 0.0  # a failure is not cached
+        report = await self._jobs.run("status", seconds=JOB_SECONDS, needs=("scipy", "sklearn"))
+        self._expires = time.monotonic() + CACHE_SECONDS
+        return {"object": "status", "time": time.time(), "report": report}

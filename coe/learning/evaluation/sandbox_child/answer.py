@@ -15,9 +15,8 @@ from collections.abc import Callable
 from types import CoroutineType, ModuleType
 from typing import Any
 
-from coe.learning.evaluation.sandbox_child.channel import Channel, MessageTooLarge
-from coe.learning.evaluation.sandbox_child.start import described, detached, one_line, reason
-from coe.learning.evaluation.sandbox_child.values import Decoder, Encoder
+from coe.learning.evaluation.sandbox_child.channel import Channel, Decoder, Encoder, MessageTooLarge
+from coe.learning.evaluation.sandbox_child.process import described, detached, one_line, reason
 
 MAX_PRINTED_BYTES = 64 * 2**10
 """Printed text of one operation that is kept."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from coe.learning.evaluation.sandbox_child.answer_object import AnswerModule, AnswerObject, made_by_tests
 from coe.learning.evaluation.sandbox_child.channel import Channel
+from coe.learning.evaluation.sandbox_child.process import detached, one_line, reason
 from coe.learning.evaluation.sandbox_child.remote import AnswerFailed, Remote, TestsUnusable
-from coe.learning.evaluation.sandbox_child.start import detached, one_line, reason
 
 
 def main() -> None:

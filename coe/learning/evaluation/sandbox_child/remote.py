@@ -12,8 +12,7 @@ from types import BuiltinFunctionType
 from typing import Any
 
 from coe.learning.evaluation.sandbox_child.answer_object import AnswerObject, number_of
-from coe.learning.evaluation.sandbox_child.channel import Channel, MessageTooLarge
-from coe.learning.evaluation.sandbox_child.values import Decoder, Encoder
+from coe.learning.evaluation.sandbox_child.channel import Channel, Decoder, Encoder, MessageTooLarge
 
 _LISTED = (KeysView, ValuesView, ItemsView)
 

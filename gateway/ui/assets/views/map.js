@@ -56,7 +56,7 @@ function consequences({ consequences: found }) {
 
 function origin({ version, promotion, measured }) {
   if (!version) return html`${badge("declared")} The assignment of experts.yaml is in use.`;
-  const made = { plan: "planned", retrain: "learnt from traffic", hand: "promoted manually", rollback: "rolled back" };
+  const made = { plan: "planned", retrain: "learned from traffic", hand: "promoted manually", rollback: "rolled back" };
   return html`${badge("planned", "good")} Plan <code>${version}</code>${promotion
     ? html`, ${made[promotion.by] ?? promotion.by} ${moment(promotion.time)}${promotion.why && promotion.by !== "plan" ? html`: ${promotion.why}` : nothing}`
     : nothing}.${measured ? html` Scores: ${measured.source}.` : nothing}`;

@@ -55,7 +55,7 @@ const FIGURES = [
   ["Sent to general (known)", "rejected", share, -1, "known prompts below the threshold"],
   ["Sent to general (unknown)", "rejected_out_of_scope", share, 1, "texts of no category below the threshold"],
   ["Prompts", "examples", whole, 0, "in the training set"],
-  ["From corrections", "learnt", whole, 0, "corrected prompts among them"],
+  ["From corrections", "corrections", whole, 0, "corrected prompts among them"],
 ];
 
 function router({ version, metrics }, other, at) {

@@ -1,0 +1,255 @@
+"""`coe plan` makes a plan from measured scores and puts it into use; `coe solve` solves it under other budgets.
+
+`coe plan` prints the report of `coe.jobs.plan`. `coe solve` reads budgets as JSON lines and publishes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+import typer
+from numpy.typing import NDArray
+
+from coe.artifacts.store import ArtifactStore
+from coe.cli.common import Config, Json, image_file, keep_stdout_clean, settings_for
+from coe.errors import ArtifactError, CoEError, DataError
+from coe.jobs.plan import PlanOptions, make_plan, plan_to_json
+from coe.mapping import (
+    Budget,
+    Problem,
+    current_problem,
+    read_problem,
+    read_published,
+    solve,
+)
+from coe.registry import load
+from coe.runtime.artifact_sync import synced_store
+from coe.settings import Settings
+from coe.terminal import print_json, print_line
+
+Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, as of `coe score`.")]
+
+
+Benchmark = Annotated[str | None, typer.Option("--benchmark", help="The benchmark, where the folder holds several.")]
+
+
+Deviations = Annotated[
+    float, typer.Option("--deviations", min=0, help="Plan by quality this many standard errors below the mean.")
+]
+
+
+Sweep = Annotated[str | None, typer.Option("--sweep", help="ROW=LIMIT,LIMIT,...: also plan under these limits.")]
+
+
+Plot = Annotated[Path | None, typer.Option("--plot", callback=image_file, help="Image of the sweep (.png or .svg).")]
+
+
+Forget = Annotated[bool, typer.Option("--forget", help="Return to the assignment declared in experts.yaml.")]
+
+
+DropFeedback = Annotated[
+    bool, typer.Option("--drop-feedback", help="Plan on the scores alone, without what `coe retrain` learned.")
+]
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and keep the assignment in use.")]
+
+
+def plan(
+    scores: Scores = None,
+    benchmark: Benchmark = None,
+    deviations: Deviations = 1.0,
+    sweep: Sweep = None,
+    plot: Plot = None,
+    dry_run: DryRun = False,
+    forget: Forget = False,
+    drop_feedback: DropFeedback = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Find the best expert for every category under the budget, exactly, and put the plan into use.
+
+    Categories that `coe retrain` has moved since keep the feedback that moved them, unless --drop-feedback is given.
+    Where the folder has the effect of passages (`coe score --retrieval both`), the retrieval gate is fitted too.
+    """
+    keep_stdout_clean()
+    settings = settings_for(config)
+    store = synced_store(settings, "assignment")
+    if forget:
+        _forget(store, json)
+        return
+    if scores is None:
+        raise typer.BadParameter("give the folder of scores, or --forget")
+    if plot is not None and sweep is None:
+        raise typer.BadParameter("draws a sweep: give --sweep too", param_hint="--plot")
+    row, limits = _limits(sweep) if sweep else ("", [])
+    registry = load(settings.config, environ=settings.environ)
+    options = PlanOptions(benchmark, deviations, row, limits, plot, drop_feedback, dry_run)
+    report = make_plan(settings, registry, store, scores, options)
+    if json:
+        print_json(report)
+    else:
+        show_plan(report, scores, is_dry_run=dry_run)
+
+
+def _forget(store: ArtifactStore, json: bool) -> None:
+    store.clear(by="plan", why="--forget")
+    note = "the assignment of experts.yaml is in use; running gateways apply it soon"
+    print_json({"assignment": None, "note": note}) if json else print_line(note)
+
+
+def _limits(text: str) -> tuple[str, list[float]]:
+    """The budget row and the limits of --sweep."""
+    row, _, limits = text.partition("=")
+    if row not in Budget().__dataclass_fields__:
+        known = ", ".join(Budget().__dataclass_fields__)
+        raise typer.BadParameter(f"unknown row {row!r}; known: {known}", param_hint="--sweep")
+    try:
+        return row, [float(limit) for limit in limits.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            "write ROW=LIMIT,LIMIT,... such as mean_active_b=2,4,8", param_hint="--sweep"
+        ) from None
+
+
+def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> None:
+    """Print the report; `scores` is the folder that the advice to run `coe score` names."""
+    print_line(f"{'category':20} {'expert':16} {'runner-up':16} margin")
+    for row in report["assignment"]:
+        margin = "pinned" if row["pinned"] else f"{row['margin']:6.3f}"
+        print_line(f"{row['category']:20} {row['expert']:16} {row['runner_up'] or '-':16} {margin}")
+    for line in (*_left_out(report["left_out"], scores), *_feedback(report["feedback"])):
+        print_line(line)
+    print_line(
+        f"\nplanned quality {report['quality']:.4f}; " + ", ".join(f"{k} {v:.4g}" for k, v in report["used"].items())
+    )
+    print_line(f"\n{'expert':16} {'price':>8}  quality lost without it")
+    for name, price in report["prices"].items():
+        value = report["value_of_expert"].get(name, "not found in time")
+        lost = value if isinstance(value, str) else "no plan without it" if value is None else f"{value:.4f}"
+        print_line(f"{name:16} {price:8.4f}  {lost}")
+    print_line(f"\n{'this plan against':20} {'quality':>8} {'cost':>10}  (US dollars per thousand requests)")
+    for row in report["against"]:
+        print_line(f"{row['expert'] or 'this plan':20} {row['quality']:8.4f} {row['cost']:10.4g}")
+    for line in (*_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
+        print_line(line)
+    print_line(
+        "\nthe assignment in use is unchanged" if is_dry_run else "\nthe plan is in use; running gateways apply it soon"
+    )
+
+
+def _left_out(found: Mapping[str, Any], scores: Path) -> list[str]:
+    """The parts that the plan leaves out, a line each, with the command that scores them."""
+    lines = []
+    if experts := found["experts"]:
+        options = " ".join(f"--expert {name}" for name in experts)
+        lines.append(
+            f"left out: {', '.join(experts)}, without usable scores; requests by name, pins and exploration reach "
+            f"them. To score: coe score PROBES --out {scores} {options}"
+        )
+    for category, expert in found["categories"].items():
+        lines.append(f"left out: {category}, pinned to {expert}, which has no scores; {expert} answers it")
+    for category, count in found["undeclared"].items():
+        lines.append(f"left out: {count} prompts of {category}, which experts.yaml does not declare")
+    if unprobed := found["unprobed"]:
+        lines.append(f"estimated: {', '.join(unprobed)}, without probes; add probes of them and run coe score again")
+    return [f"\n{lines[0]}", *lines[1:]] if lines else []
+
+
+def _feedback(found: Mapping[str, Sequence[str]]) -> list[str]:
+    """The categories whose feedback is kept in the plan, and those whose feedback it drops."""
+    lines = []
+    if kept := found["kept"]:
+        lines.append(f"kept from feedback: {', '.join(kept)} (moved by coe retrain; --drop-feedback plans without it)")
+    if moved := found["moved_by_scores"]:
+        lines.append(f"moved by the scores, in spite of feedback: {', '.join(moved)}")
+    if dropped := found["dropped"]:
+        lines.append(f"dropped: the feedback on {', '.join(dropped)}, which coe retrain had moved")
+    return lines
+
+
+def _sweep(report: Mapping[str, Any]) -> list[str]:
+    """A line for each limit, efficient plans marked, and the limits that no plan keeps."""
+    infeasible, lines = report["sweep_impossible"], []
+    if report["sweep"] or infeasible:
+        lines.append(f"\n{'limit':>10} {'quality':>8}  hosted")
+    for row in report["sweep"]:
+        mark = "*" if row["efficient"] else " "
+        lines.append(f"{row['limit']:10.4g} {row['quality']:8.4f}{mark} {', '.join(row['hosted'])}")
+    if infeasible:
+        limits, smallest = ", ".join(f"{limit:g}" for limit in infeasible["limits"]), infeasible["smallest"]
+        feasible = "" if smallest is None else f"; the smallest feasible limit is {smallest:.4g}"
+        lines.append(f"{infeasible['row']} {limits} cannot be kept{feasible}")
+    return lines
+
+
+def _gate(report: Mapping[str, Any]) -> list[str]:
+    lines = [f"\n{'retrieval':16} {'never':>7} {'always':>7} {'gated':>7} {'opened':>7} {'tokens saved':>13}"]
+    for name, found in {**report["experts"], "all": report["all"]}.items():
+        quality = " ".join(f"{found[policy]:7.3f}" for policy in ("never", "always", "gated"))
+        lines.append(f"{name:16} {quality} {found['opened']:7.1%} {found['saved']:13.1%}")
+    return lines
+
+
+Version = Annotated[str | None, typer.Argument(help="[default: the one in use]")]
+MAX_LINE_CHARACTERS = 10_000
+"""Longer input lines are read in parts."""
+
+
+def solve_lines(version: Version = None, config: Config = None) -> None:
+    """Solve a plan again under other budgets.
+
+    Each line on standard input is a JSON object of budget rows, such as {"memory_gb": 24}, that replace the declared
+    budget. Each line on standard output is the plan, or the error.
+    """
+    keep_stdout_clean()
+    settings = settings_for(config)
+    store = ArtifactStore(settings.artifacts, "assignment")
+    version = version or store.in_use()
+    found = None if version is None else _current_problem(settings, version, store.published(version).folder)
+    if found is None:
+        raise ArtifactError("solve: no plan was made from scores yet; run `coe plan`")
+    for answer in answers(iter(lambda: sys.stdin.readline(MAX_LINE_CHARACTERS), ""), *found):
+        print_json(answer)
+
+
+def _current_problem(
+    settings: Settings, version: str, folder: Path
+) -> tuple[Problem, NDArray[np.float64] | None] | None:
+    """The problem of the plan under the current experts.yaml, and its traffic; None for a plan without a record."""
+    solved = read_problem(folder)
+    if solved is None:
+        return None
+    registry = load(settings.config, environ=settings.environ)
+    return current_problem(read_published(folder, version), registry, solved[1])
+
+
+def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64] | None) -> Iterator[dict[str, Any]]:
+    """{"plan": ...} or {"error": ...} for each line."""
+    for line in lines:
+        try:
+            yield {"plan": _solved(problem, traffic, _budget(line))}
+        except CoEError as error:
+            yield {"error": str(error)}
+
+
+def _budget(line: str) -> Budget:
+    """Raises DataError for a line that is no budget, ConfigError for a limit that is not above 0."""
+    known = list(Budget.__dataclass_fields__)
+    try:
+        rows = orjson.loads(line)
+        if not isinstance(rows, dict) or not set(rows) <= set(known):
+            raise ValueError
+        return Budget(**{row: None if limit is None else float(limit) for row, limit in rows.items()})
+    except (TypeError, ValueError):
+        raise DataError(f"solve: a line is no JSON object of {', '.join(known)}") from None
+
+
+def _solved(problem: Problem, traffic: NDArray[np.float64] | None, budget: Budget) -> dict[str, Any]:
+    changed = problem.within(**{row: getattr(budget, row) for row in Budget.__dataclass_fields__})
+    return {"budget": budget.rows()} | plan_to_json(changed, solve(changed, traffic=traffic))

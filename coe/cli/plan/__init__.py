@@ -1,1 +1,0 @@
-"""The verbs `coe plan` and `coe solve`."""

@@ -1,0 +1,366 @@
+"""All errors that CoE raises on purpose, and the causes why an expert did not answer.
+
+CoEError
+├── errors that end a process or a job (ConfigError, ArtifactError, ...)
+└── RequestError           one request cannot be answered; `gateway/errors.py` maps it to HTTP
+    ├── InvalidRequest     the client's request is wrong                     4xx
+    ├── _Temporary         a resource is unavailable for now                 429, 503
+    └── ExpertError        the expert failed; carries `expert` and `cause`   its class decides about retry and breaker
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+
+class CoEError(Exception):
+    """Base of all errors raised on purpose. The message names the place, the problem and the remedy."""
+
+    def drop_frames(self) -> None:
+        """Release the traceback. A frame that refers to the error forms a cycle with it, which would keep a request's
+        body in memory until the garbage collector runs."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+
+
+class ConfigError(CoEError):
+    """A setting is wrong. `problems` holds one line per problem, each `file:line: problem`."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ArtifactError(CoEError):
+    """An artifact is missing, damaged, or was made for other categories than the declared ones."""
+
+
+class DataError(CoEError):
+    """A data file is missing, unreadable, or lacks what the job needs."""
+
+
+class DocumentError(DataError):
+    """A file to be indexed is refused, damaged or without text. The message gives the reason, not the file name."""
+
+
+class FleetError(CoEError):
+    """A local expert server could not be started or kept running."""
+
+
+class WorkerError(CoEError):
+    """No worker process of the gateway could start."""
+
+
+class LogError(CoEError):
+    """The routing log could not be opened, read or written."""
+
+
+class DamagedEntry(LogError):
+    """An entry of the log is not a valid record or feedback event."""
+
+
+class UnknownCursor(LogError):
+    """The cursor was not issued by this log."""
+
+
+class RetrievalError(CoEError):
+    """The document store could not be opened, read or written."""
+
+
+class IndexMismatch(RetrievalError):
+    """The vectors in the document store are from another encoder and cannot be compared with queries."""
+
+
+class ClusterError(CoEError):
+    """Ray is not installed, or no cluster answers at the address."""
+
+
+class JobError(CoEError):
+    """A job that must be the only one of its kind has lost its lock, or another job holds it."""
+
+
+class RequestError(CoEError):
+    """One request cannot be answered; the process is healthy.
+
+    `code` and `param` (the body field at fault) go into OpenAI's error body. `retry_after` is the number of seconds
+    after which a retry may succeed, None if unknown.
+    """
+
+    code = "internal_error"
+    param: str | None = None
+    retry_after: float | None = None
+
+    def __init_subclass__(cls, *, code: str = "") -> None:
+        if code:
+            cls.code = code
+
+
+class InvalidRequest(RequestError, code="invalid_request"):
+    """The client's request is wrong; an unchanged retry fails too."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        if code:
+            self.code = code
+
+
+class BodyTooLarge(InvalidRequest, code="body_too_large"):
+    """The body exceeds the declared limit."""
+
+
+class BodyTooSlow(InvalidRequest, code="request_timeout"):
+    """The body did not arrive in time."""
+
+
+class WrongMediaType(InvalidRequest, code="unsupported_media_type"):
+    """The body is not declared as JSON."""
+
+
+class ModelNotFound(InvalidRequest, code="model_not_found"):
+    """`model` is neither `auto` nor a declared expert."""
+
+
+class UnknownRequest(InvalidRequest, code="feedback_unknown_request"):
+    """Feedback for a request that is not in the routing log, or belongs to another tenant."""
+
+
+class RecordNotFound(InvalidRequest, code="record_not_found"):
+    """The routing log has no record of that request."""
+
+
+class NotClassified(InvalidRequest, code="not_classified"):
+    """The request ended before classification, so its decision cannot be replayed."""
+
+
+class DocumentNotFound(InvalidRequest, code="document_not_found"):
+    """The document store holds no such document, or none is declared."""
+
+
+class DocumentsConflict(InvalidRequest, code="duplicate_id"):
+    """One request holds two documents with the same id."""
+
+
+class ArtifactNotFound(InvalidRequest, code="artifact_not_found"):
+    """No artifact of this kind, or none of this version, is published."""
+
+
+class ArtifactRefused(InvalidRequest, code="artifact_refused"):
+    """The version is damaged or does not match experts.yaml, or there is no version to roll back to."""
+
+
+class NothingMeasured(InvalidRequest, code="nothing_measured"):
+    """The assignment in use was declared, not planned from scores, or the record of its scores is missing."""
+
+
+class HeadersTooLarge(InvalidRequest, code="headers_too_large"):
+    """The headers exceed the size limit."""
+
+
+class Unauthorized(InvalidRequest, code="invalid_api_key"):
+    """The request has no API key, or an unknown one."""
+
+
+class Forbidden(InvalidRequest, code="insufficient_scope"):
+    """The scopes of the API key do not allow this."""
+
+
+class CrossOriginRequest(InvalidRequest, code="cross_origin_request"):
+    """A web page of another origin sent the request, and that origin is not allowed."""
+
+
+class UntrustedHost(InvalidRequest, code="untrusted_host"):
+    """The request addresses the gateway by a host name that is not allowed."""
+
+
+class InvalidHost(InvalidRequest, code="invalid_host"):
+    """The request has no Host header, or more than one."""
+
+
+class _Temporary(RequestError):
+    """A resource is unavailable for now. `retry_after` is in seconds."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Overloaded(_Temporary, code="overloaded"):
+    """No permit became free in time, the queue for permits is full, or too many bodies are still arriving."""
+
+
+class BodyMemoryFull(_Temporary, code="body_memory_full"):
+    """The memory for large request bodies is in use by other requests."""
+
+
+class LimitReached(_Temporary, code="rate_limit_exceeded"):
+    """The API key has reached its limit for this minute, day or month."""
+
+
+class Draining(_Temporary, code="draining"):
+    """The process is shutting down: it finishes its requests and accepts no new ones."""
+
+
+class LogUnavailable(_Temporary, code="log_unavailable"):
+    """The routing log cannot look up a request or store feedback now."""
+
+
+class DocumentsUnavailable(_Temporary, code="documents_unavailable"):
+    """The document store is unavailable or too slow, or was built with another encoder."""
+
+
+class JobUnavailable(_Temporary, code="job_unavailable"):
+    """A job of the gateway failed, timed out, or was superseded by a newer request."""
+
+
+class NotInstalled(RequestError, code="not_installed"):
+    """A package that the request needs is not installed on the gateway."""
+
+
+class DeadlineExceeded(RequestError, code="deadline_exceeded"):
+    """The request's timeout has passed."""
+
+
+Cause = Literal[
+    "connection_refused",
+    "connect_timeout",
+    "name_resolution",
+    "tls_error",
+    "unreachable",
+    "connection_lost",
+    "unauthorized",
+    "forbidden",
+    "model_not_found",
+    "not_found",
+    "rate_limited",
+    "quota_exceeded",
+    "overloaded",
+    "server_error",
+    "unexpected_status",
+    "timeout",
+    "invalid_response",
+    "rejected",
+    "unsupported",
+    "asleep",
+    "hedged",
+    "circuit_open",
+    "gateway_limit",
+    "error",
+]
+"""docs/concepts/failure-handling.md describes each. `circuit_open` is an open breaker of unknown cause, `hedged`
+an expert that was slower than the one called in parallel, and `error` any other failure.
+"""
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+
+CALLER_INDEPENDENT_CAUSES: frozenset[Cause] = frozenset(
+    {
+        "connection_refused",
+        "connect_timeout",
+        "name_resolution",
+        "tls_error",
+        "unreachable",
+        "unauthorized",
+        "quota_exceeded",
+    }
+)
+"""Causes that no request can provoke: no connection, or a rejected account. They affect every caller.
+
+Any other failure may be due to one caller. Providers also answer 403 for moderated content, and 404 for an unknown file
+that a request names.
+"""
+
+
+class ExpertError(RequestError, code="expert_error"):
+    """An expert failed the request.
+
+    `retryable`: another expert may be tried. `request_sent`: the request was sent to this expert. `unhealthy`: the
+    failure counts against the server's circuit breaker. `cause` is one word of a closed vocabulary. `detail` adds facts
+    for logs; it holds neither secrets nor text of the server, which may quote a request.
+    """
+
+    retryable = True
+    request_sent = True
+    unhealthy = True
+    cause: Cause = "error"
+    detail = ""
+
+    def __init__(self, message: str, *, expert: str) -> None:
+        super().__init__(message)
+        self.expert = expert
+
+    @property
+    def caller_independent(self) -> bool:
+        """True if every caller would get this failure, False if a single request may have provoked it."""
+        return self.cause in CALLER_INDEPENDENT_CAUSES
+
+
+class ExpertUnavailable(ExpertError, code="expert_unavailable"):
+    """The expert refused or dropped the connection, answered 5xx before the first chunk, or its circuit breaker is
+    open.
+
+    `queue_full`: its server answered 503. `unavailable_servers`: addresses that the same request must not try again.
+    """
+
+    queue_full = False
+    unavailable_servers: frozenset[str] = frozenset()
+
+
+class ExpertUnreachable(ExpertUnavailable):
+    """No connection could be opened, so the expert never received the request."""
+
+    cause: Cause = "unreachable"
+
+
+class ExpertAsleep(ExpertUnavailable, code="expert_asleep"):
+    """The expert shares a device and did not wake in time, so it never received the request."""
+
+    cause: Cause = "asleep"
+    request_sent = False
+    unhealthy = False
+
+
+class OutOfDescriptors(ExpertError, code="overloaded"):
+    """This process has no file descriptor left for a connection. The expert is healthy; no other expert can help."""
+
+    cause: Cause = "gateway_limit"
+    retryable = False
+    request_sent = False
+    unhealthy = False
+
+
+class ExpertBusy(ExpertError, code="expert_busy"):
+    """The expert answered 429 before the first chunk."""
+
+    cause: Cause = "rate_limited"
+    unhealthy = False
+
+
+class ExpertTimeout(ExpertError, code="expert_timeout"):
+    """The expert sent no first chunk within its timeout."""
+
+    cause: Cause = "timeout"
+
+
+class ExpertInvalidResponse(ExpertError, code="expert_invalid_response"):
+    """The expert answered 200 with a body that violates the API."""
+
+    cause: Cause = "invalid_response"
+
+
+class ExpertRejected(ExpertError, code="expert_rejected"):
+    """The expert rejected the request itself (4xx). Others would too, so no other expert is tried.
+
+    `status` is its HTTP status, `upstream_code` its own error code, such as context_length_exceeded, and `param` the
+    body field at fault.
+    """
+
+    cause: Cause = "rejected"
+    retryable = False
+    unhealthy = False
+
+    def __init__(
+        self, message: str, *, expert: str, status: int, param: str | None = None, upstream_code: str | None = None
+    ) -> None:
+        super().__init__(message, expert=expert)
+        self.status = status
+        self.param = param
+        self.upstream_code = upstream_code

@@ -1,0 +1,1 @@
+"""Experts made of experts: cascades and votes over the answers of several members."""

@@ -1,0 +1,91 @@
+"""The fitted policy of a recipe: in which order members answer, when to stop, and whose answer to return.
+
+A policy is one arm of the plan. The policies of one recipe differ by `price`: the quality per unit of cost below which
+another answer is not worth its cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.experts.recipes.agreement import AnswerWeights, Array, best_answer, relative_length, stop_features
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """Members that are called at the same time, and the rule that follows from the answers so far.
+
+    `weights` and `typical` (mean of log(1 + output tokens)) cover the members of this step and of all earlier ones.
+    `gain`, shape (STATE_FEATURES + n_categories,), are the coefficients of the expected gain of going on, net of its
+    cost; None for the last step.
+    """
+
+    members: tuple[str, ...]
+    weights: AnswerWeights = field(repr=False)
+    typical: Array = field(repr=False)
+    gain: Array | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecipePolicy:
+    """One arm of a recipe. `price` is quality per unit of cost."""
+
+    recipe: str
+    price: float
+    steps: tuple[Step, ...]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Return all members in the order of their calls."""
+        return tuple(name for step in self.steps for name in step.members)
+
+    def judge(
+        self, number: int, classes: NDArray[np.int64], tokens: Array, posterior: Array
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """Evaluate the answers after step `number` (from 0) of several prompts.
+
+        `classes` and `tokens` (of output) have shape (n_prompts, members so far), `posterior` (n_prompts,
+        n_categories). Returns the probability that each answer is right (`AnswerWeights.probabilities`), and whether
+        each prompt goes on to the next step.
+        """
+        step = self.steps[number]
+        probabilities = step.weights.probabilities(classes, posterior)
+        if step.gain is None:
+            return probabilities, np.zeros(len(classes), dtype=bool)
+        features = stop_features(probabilities, posterior, relative_length(tokens, step.typical))
+        return probabilities, np.asarray(features @ step.gain > 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replayed:
+    """The outcome of a policy on recorded answers.
+
+    `member` (n_prompts,) is the position of the returned answer in `RecipePolicy.members`; `calls` (n_prompts,
+    n_members) is True for the members that were called.
+    """
+
+    member: NDArray[np.int64]
+    calls: NDArray[np.bool_]
+
+
+def replay(policy: RecipePolicy, classes: NDArray[np.int64], tokens: Array, posterior: Array) -> Replayed:
+    """Run a policy on recorded answers, columns (n_prompts, n_members) in the order of `policy.members`."""
+    total = len(classes)
+    chosen, calls = np.zeros(total, dtype=np.int64), np.zeros((total, len(policy.members)), dtype=bool)
+    live, seen = np.arange(total), 0
+    for number, step in enumerate(policy.steps):
+        calls[live, seen : seen + len(step.members)] = True
+        seen += len(step.members)
+        probabilities, goes_on = policy.judge(number, classes[live, :seen], tokens[live, :seen], posterior[live])
+        chosen[live] = best_answer(probabilities)
+        live = live[goes_on]
+    return Replayed(chosen, calls)
+
+
+def member_columns(policy: RecipePolicy, experts: Sequence[str]) -> list[int]:
+    """Return the column of each member in a table with a column for every expert."""
+    return [list(experts).index(name) for name in policy.members]

@@ -1,0 +1,117 @@
+"""The lock that lets one learning job run at a time: a lease in the log's Redis, else a file lock.
+
+A thread extends the lease in Redis while the job runs, so that a long fit does not lose it. Before a job changes
+anything it checks that it still holds the lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from coe.errors import JobError, LogError
+from coe.redis import BlockingRedisClient
+
+LOCK_KEY = "coe:retrain"
+LEASE_SECONDS = 30.0
+"""Time that the lock outlives a job that was killed or disconnected."""
+EXTENSION_SECONDS = 10.0
+"""Time between two extensions of the lease."""
+REDIS_TIMEOUT_SECONDS = 5.0
+
+CheckLock = Callable[[], None]
+"""Raises JobError unless this job still holds the lock."""
+
+
+def job_lock(url: str, *, home: Path, lease: float = LEASE_SECONDS) -> AbstractContextManager[CheckLock]:
+    """A context that one job at a time enters, of all that share the Redis at `url` or the state folder `home`.
+
+    Yields a check to call before anything is changed. Raises JobError, which names the holder, where another job runs,
+    and LogError where Redis does not answer.
+    """
+    if url.startswith(("redis://", "rediss://")):
+        return _redis_lock(url, lease)
+    return _file_lock(home / "retrain.lock")
+
+
+def _holder_name() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[CheckLock]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise _held_error(file.read().strip()) from None
+        file.truncate(0)
+        file.write(_holder_name())
+        file.flush()
+        yield lambda: None  # the kernel holds the lock as long as this process lives
+
+
+@contextmanager
+def _redis_lock(url: str, lease: float) -> Iterator[CheckLock]:
+    redis = BlockingRedisClient(
+        url,
+        key="log.url",
+        error=lambda problem: LogError(f"retrain: the lock in Redis cannot be acquired ({problem})"),
+        connect_timeout=REDIS_TIMEOUT_SECONDS,
+        timeout=REDIS_TIMEOUT_SECONDS,
+    )
+    lock = redis.client.lock(LOCK_KEY, timeout=lease, blocking=False, thread_local=False)
+    with closing(redis):
+        with redis.errors():
+            if not lock.acquire(token=f"{_holder_name()} {uuid4().hex[:8]}"):
+                holder: Any = redis.client.get(LOCK_KEY)
+                raise _held_error((holder or b"").decode())
+        extension = _LeaseExtension(redis, lock, lease)
+        try:
+            yield extension.check
+        finally:
+            extension.stop()
+            with suppress(LogError), redis.errors():  # the lease is lost, or it expires by itself
+                lock.release()
+
+
+class _LeaseExtension:
+    """Extends a lease from a thread until it is stopped."""
+
+    def __init__(self, redis: BlockingRedisClient, lock: Any, lease: float) -> None:
+        self._redis, self._lock, self._lease = redis, lock, lease
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="coe-retrain-lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Extend the lease now. Raises JobError where it is lost or Redis does not answer."""
+        try:
+            with self._redis.errors():
+                self._lock.extend(self._lease, replace_ttl=True)
+        except LogError as error:
+            cause = error.__cause__
+            raise JobError(f"retrain: the lock was lost ({cause}); nothing is promoted, run it again") from error
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(min(EXTENSION_SECONDS, self._lease / 3)):
+            with suppress(JobError):  # `check` reports it before anything is changed
+                self.check()
+
+
+def _held_error(holder: str) -> JobError:
+    return JobError(f"retrain: another job is running ({holder or 'it has just begun'}); wait for it or stop it")

@@ -1,0 +1,256 @@
+"""Makes a plan from measured scores, puts it into use, and reports it as JSON (`coe plan`).
+
+What takes too long within the time budget is left out of the report and of the published plan's record, with a note.
+Where the folder of scores says what passages change (`coe score --retrieval both`), the retrieval gate is fitted too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.artifacts.kinds import GATE
+from coe.artifacts.store import ArtifactStore
+from coe.errors import ArtifactError
+from coe.jobs.plan_basis import plan_basis
+from coe.jobs.progress import note_if_slow
+from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
+from coe.learning.plots import plot_calibration, plot_sweep
+from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_report
+from coe.mapping import (
+    MARGINAL_VALUES_TIME_SHARE,
+    Assignment,
+    ParetoRow,
+    PlanEvidence,
+    PlanInputs,
+    Problem,
+    TimeBudget,
+    marginal_values,
+    planned_quality,
+    planned_use,
+    read_evidence,
+    routed_use,
+    smallest_limit,
+    solve,
+    sweep,
+)
+from coe.registry import Registry
+from coe.retrieval.gate import GATE_FILE
+from coe.runtime.artifact_sync import synced_store
+from coe.settings import Settings
+from coe.terminal import print_error
+
+ASSIGNMENT_FILE = "assignment.json"
+MAX_OVERUSE = 1.05
+"""Use over limit above which a note says that the sample of traffic breaks the limit. Prices keep the use within about
+a hundredth of the limit where they can."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """Options of a plan.
+
+    Quality is `deviations` standard errors below the mean. `sweep_row` is a budget row to sweep over `sweep_limits`,
+    empty for none; `plot` is the image of the sweep. With `drop_feedback` the plan rests on the scores alone.
+    """
+
+    benchmark: str | None
+    deviations: float
+    sweep_row: str
+    sweep_limits: Sequence[float]
+    plot: Path | None
+    drop_feedback: bool
+    dry_run: bool
+
+
+def make_plan(
+    settings: Settings, registry: Registry, store: ArtifactStore, scores: Path, options: PlanOptions
+) -> dict[str, Any]:
+    """Solve, publish and promote a plan of the folder `scores`, and the gate where it has what passages change.
+
+    Returns the report. Raises DataError, or ArtifactError for a gate without a router.
+    """
+    evidence, before = _plan_in_use(store, registry)
+    basis, left_out = plan_basis(
+        settings,
+        registry,
+        scores,
+        benchmark=options.benchmark,
+        deviations=options.deviations,
+        evidence=PlanEvidence() if options.drop_feedback else evidence,
+    )
+    problem = basis.problem
+    with note_if_slow("solving the plan"):
+        assignment = solve(problem, traffic=basis.traffic)
+    with note_if_slow("the sweep"):
+        rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []
+        infeasible = _infeasible(problem, options.sweep_row, options.sweep_limits, rows)
+    if options.plot is not None:
+        plot_sweep(rows, row=options.sweep_row, path=options.plot)
+    time_budget = TimeBudget()
+    with note_if_slow("finding each expert's marginal value"):
+        values = marginal_values(problem, assignment, time_budget=time_budget.part(MARGINAL_VALUES_TIME_SHARE))
+    if not options.dry_run:
+        with store.draft() as draft:
+            (draft / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
+            with note_if_slow("solving for other budgets"):
+                basis.save(draft, assignment, values=values, time_budget=time_budget)
+            artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
+        store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
+    if time_budget.skipped:
+        print_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
+    gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
+    report = plan_to_json(problem, assignment) | {
+        "value_of_expert": values,
+        "against": _against(basis, assignment),
+        "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
+        "sweep_impossible": infeasible,
+        "left_out": asdict(left_out),
+        "feedback": _feedback_report(evidence, basis, before, assignment),
+        "sample": _sample_use(problem, assignment, basis.traffic),
+    }
+    for row in report["assignment"]:
+        row["pinned"] = row["category"] in registry.assignment
+        row["margin"] = None if row["pinned"] else row["margin"]  # there was no choice
+    return report | ({"gate": gate} if gate else {})
+
+
+def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence, dict[str, str]]:
+    """The evidence of the plan in use and its expert by category; empty, with a note, where it cannot be read."""
+    try:
+        version = store.in_use()
+        if version is None:
+            return PlanEvidence(), {}
+        folder = store.published(version).folder
+        evidence = read_evidence(folder, categories=registry.category_names, experts=registry.expert_names)
+        plan = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
+        return evidence, dict(zip(plan.categories, plan.choice, strict=True))
+    except ArtifactError as error:
+        print_error(f"note: the feedback in the plan in use cannot be kept: {error}")
+        return PlanEvidence(), {}
+
+
+def _infeasible(
+    problem: Problem, row: str, limits: Sequence[float], rows: Sequence[ParetoRow]
+) -> dict[str, Any] | None:
+    """The limits of a sweep that no plan keeps, and the smallest feasible one; None where all are feasible.
+
+    The smallest is null where it takes too long to find.
+    """
+    left_out = sorted(set(limits) - {found.limit for found in rows})
+    if not left_out:
+        return None
+    try:
+        smallest = smallest_limit(problem, row, TimeBudget())
+    except TimeoutError:
+        smallest = None
+    return {"row": row, "limits": left_out, "smallest": smallest}
+
+
+def _feedback_report(
+    evidence: PlanEvidence, basis: PlanInputs, before: Mapping[str, str], assignment: Assignment
+) -> dict[str, list[str]]:
+    """The categories that feedback had moved: those that keep their expert, those that the scores move to another one
+    in spite of it, and those whose feedback was dropped."""
+    chosen = dict(zip(assignment.categories, assignment.choice, strict=True))
+    moved_by_scores = [name for name in basis.reassigned if chosen[name] != before.get(name)]
+    return {
+        "kept": [name for name in basis.reassigned if name not in moved_by_scores],
+        "moved_by_scores": moved_by_scores,
+        "dropped": sorted(set(evidence.reassigned) - set(basis.reassigned)),
+    }
+
+
+def _sample_use(
+    problem: Problem, assignment: Assignment, traffic: NDArray[np.float64] | None
+) -> dict[str, dict[str, float]]:
+    """By limited row the use of the sample of traffic, routed at the plan's prices, and the limit."""
+    used = {} if traffic is None else routed_use(problem, assignment, traffic)
+    found = {row: {"used": value, "limit": problem.budget.rows()[row]} for row, value in used.items()}
+    for row, one in found.items():
+        if one["used"] > MAX_OVERUSE * one["limit"]:
+            print_error(
+                f"note: routed at the plan's prices the sample of traffic comes to {row} {one['used']:.4g}, above the "
+                f"limit of {one['limit']:g}: prices cannot divide requests to which the router gives the same posterior"
+            )
+    return found
+
+
+def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:
+    """The plan as JSON: expected quality and use, the hosted experts, the choice by category, and the prices."""
+    columns = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
+    return {
+        "quality": planned_quality(problem, assignment),
+        "used": planned_use(problem, assignment),
+        "hosted": assignment.hosted,
+        "assignment": [
+            {"category": category, "expert": expert, "runner_up": second, "margin": margin}
+            for category, expert, second, margin in columns
+        ],
+        "prices": dict(zip(assignment.experts, assignment.price.tolist(), strict=True)),
+        "duals": dict(assignment.duals),
+    }
+
+
+def _against(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
+    """The plan, then each single expert serving all planned categories.
+
+    Quality is the lower bound that the plan trusts, cost is in US dollars per thousand requests. Pins and limits do not
+    hold for single experts.
+    """
+    problem = basis.problem
+    bounds = basis.table.lower(deviations=basis.deviations, pseudo_count=basis.pseudo_count)
+    single, cost = (problem.weights @ bounds).tolist(), problem.use("mean_cost").tolist()
+    plan: dict[str, Any] = {
+        "expert": None,
+        "quality": planned_quality(problem, assignment),
+        "cost": planned_use(problem, assignment).get("mean_cost"),
+    }
+    rows = zip(problem.experts, single, cost, strict=True)
+    return [plan, *({"expert": name, "quality": quality, "cost": cost} for name, quality, cost in rows)]
+
+
+CALIBRATION_FILE = "calibration.png"
+
+
+def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: bool) -> dict[str, Any] | None:
+    """Fit the gate on the folder's pairs of scores and put it into use; returns its report, None without pairs.
+
+    Raises DataError, or ArtifactError where no router is trained, whose posteriors the gate reads.
+    """
+    examples = load_examples(settings, registry, folder)
+    if examples is None:
+        return None
+    gate = fit_gate(examples)
+    report = gate_report(examples, registry.retrieval.price)
+    if dry_run:
+        return report
+    store = synced_store(settings, GATE)
+    with store.draft() as draft:
+        gate.save(draft / GATE_FILE)
+        if find_spec("matplotlib") is not None:
+            plot_calibration(report["calibration"], draft / CALIBRATION_FILE)
+        data = hashlib.sha256((folder / GAINS_FILE).read_bytes()).hexdigest()[:16]
+        artifact = store.publish(draft, categories=gate.categories, data=data, metrics=report)
+    store.promote(artifact.manifest.version, by="plan", why=f"fitted on {folder}")
+    return report | {"version": artifact.manifest.version}
+
+
+def load_examples(settings: Settings, registry: Registry, folder: Path) -> GateExamples | None:
+    """The pairs of scores, with the posteriors and vectors of the router in use; None without any."""
+    gains = read_gains(folder, registry.expert_names)
+    if gains is None:
+        return None
+    import routers
+    from coe.runtime.active_state import check_router, load_router
+
+    artifact = check_router(settings)[1]
+    router = load_router(registry, artifact)
+    return gains.examples(router, routers.load_document_encoder(artifact.folder))

@@ -1,0 +1,267 @@
+"""Measures how much of the possible gain routing reaches on quality data, against baselines and bounds.
+
+CoE is trained and served as in production on random splits. The baselines are nearest neighbours and ridge regression
+on embeddings, tuned on folds; the bounds are the best single model, the best map on the test part, and the oracle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.core import GENERAL, Router
+from coe.errors import DataError
+from coe.learning.evaluation.quality import Quality
+from coe.learning.frontier import FrontierPoint, average, hull_area, trace
+from coe.mapping import Assignment, Problem, expected_utility, solve
+from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
+
+Floats = NDArray[np.floating]
+PredictScores = Callable[[Floats, Floats, Floats, float], NDArray[np.float64]]
+"""From (vectors, scores) to train on, vectors to predict for and a strength to scores (n_prompts, n_models)."""
+
+KNN_GRID = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+RIDGE_GRID = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+TUNING_FOLDS = 4
+
+
+def knn_baseline(vectors: Floats, scores: Floats, targets: Floats, strength: float) -> NDArray[np.float64]:
+    """Mean scores of the `strength` prompts most similar by cosine; vectors are unit length."""
+    neighbours = min(int(strength), len(vectors))
+    closest = np.argpartition(-(targets @ vectors.T), neighbours - 1, axis=1)[:, :neighbours]
+    return np.asarray(scores[closest].mean(axis=1), dtype=np.float64)
+
+
+def ridge_baseline(vectors: Floats, scores: Floats, targets: Floats, strength: float) -> NDArray[np.float64]:
+    """One ridge regression for each model, with an unpenalized intercept."""
+    centre, level = vectors.mean(axis=0), scores.mean(axis=0)
+    inputs = (vectors - centre).astype(np.float64)
+    gram = inputs.T @ inputs + strength * np.eye(inputs.shape[1])
+    return np.asarray((targets - centre) @ np.linalg.solve(gram, inputs.T @ (scores - level)) + level)
+
+
+def tuned(
+    predict: PredictScores,
+    vectors: Floats,
+    scores: Floats,
+    targets: Floats,
+    *,
+    grid: Sequence[float],
+    seed: int,
+) -> NDArray[np.float64]:
+    """Predictions with the strength of `grid` whose choices score best on held-out folds of the training data."""
+    fold = np.random.default_rng(seed).permutation(len(vectors)) % TUNING_FOLDS
+    reached = []
+    for strength in grid:
+        gained = 0.0
+        for held in range(TUNING_FOLDS):
+            trained, tested = fold != held, fold == held
+            chosen = predict(vectors[trained], scores[trained], vectors[tested], strength).argmax(axis=1)
+            gained += float(scores[tested][np.arange(len(chosen)), chosen].sum())
+        reached.append(gained)
+    return predict(vectors, scores, targets, grid[int(np.argmax(reached))])
+
+
+SEEDS = (0, 1, 2, 3, 4)
+TRAIN_SHARE = 0.7
+MIN_TRAINING_PROMPTS = 8
+"""Distinct training prompts that a label needs; a rarer one joins its category, or the general one."""
+MAX_TIMED_PROMPTS = 200
+"""Prompts whose routing time is measured."""
+
+TrainRouter = Callable[[Sequence[tuple[str, str]], Path], Router]
+"""From (prompt, category) pairs and an empty folder to a router as it is served."""
+PrepareText = Callable[[str], str]
+"""Returns the part of a prompt that a router is trained on, may be empty; prompts with equal parts are one."""
+Encode = Callable[[Path, Sequence[str]], Floats]
+"""From the folder of a trained router and texts to unit-length vectors, shape (n_texts, dimensions)."""
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    """The result of one seed: each method's mean score and size, the frontiers of three methods, and routing times in
+    ms."""
+
+    score: dict[str, float]
+    size: dict[str, float]
+    traces: dict[str, list[FrontierPoint]]
+    route_ms: list[float]
+
+
+def benchmark(
+    data: Quality,
+    *,
+    train_router: TrainRouter,
+    prepare: PrepareText,
+    encode: Encode,
+    work: Path,
+    seeds: Sequence[int] = SEEDS,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train and tune on the larger part of random 70/30 splits by `seeds`, and score on the other part.
+
+    Routers are trained into folders of `work`. The baselines use the vectors of the first router's encoder, which are
+    stored there. Returns a JSON-able report: mean and standard deviation over splits of each method, the share of the
+    gap between best single model and oracle that CoE closes, its frontier, hull areas and routing time. Sizes, frontier
+    and areas are null or empty where a model's size is not known. Raises DataError when the data cannot be split.
+    """
+    if len(set(data.categories)) < 2:
+        raise DataError(f"{data.benchmark}: all prompts have one category; routing takes two")
+    report = progress or (lambda stage, share: None)
+    texts, splits = [prepare(prompt) for prompt in data.prompts], []
+    for number, seed in enumerate(seeds):
+        report(f"split {number + 1} of {len(seeds)}", number / len(seeds))
+        splits.append(_run_split(data, texts, train_router=train_router, encode=encode, work=work, seed=seed))
+    report("done", 1.0)
+    return _report(data, splits, seeds)
+
+
+def _vectors(data: Quality, encode: Encode, work: Path, router: Path) -> Floats:
+    """Embeddings of all prompts, read from `work` where the same prompts were embedded before."""
+    path = work / f"vectors-{data.digest[:16]}.npy"
+    if path.is_file():
+        return np.asarray(np.load(path, allow_pickle=False))
+    vectors = np.asarray(encode(router, data.prompts), dtype=np.float32)
+    np.save(path, vectors)
+    return vectors
+
+
+def _run_split(
+    data: Quality, texts: Sequence[str], *, train_router: TrainRouter, encode: Encode, work: Path, seed: int
+) -> SplitResult:
+    """The result of one seed; `texts` are the prepared prompts."""
+    shuffled = np.random.default_rng(seed).permutation(len(data.prompts))
+    train, test = np.split(shuffled, [round(TRAIN_SHARE * len(shuffled))])
+    folder = work / f"router-{data.digest[:16]}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    router, assignment = _train(data, texts, train, train_router, folder)
+    vectors = _vectors(data, encode, work, folder)
+    posteriors = np.stack([p.probabilities for p in router.predict([data.prompts[i] for i in test])])
+    value = {
+        "coe": np.stack([expected_utility(assignment, posterior) for posterior in posteriors]),
+        "knn": tuned(knn_baseline, vectors[train], data.scores[train], vectors[test], grid=KNN_GRID, seed=seed),
+        "ridge": tuned(ridge_baseline, vectors[train], data.scores[train], vectors[test], grid=RIDGE_GRID, seed=seed),
+    }
+    choice = {name: expects.argmax(axis=1) for name, expects in value.items()}
+    choice["coe_hard"] = assignment.quality[posteriors.argmax(axis=1)].argmax(axis=1)
+    choice |= _bounds(data, train, test)
+    scores, everyone = data.scores[test], np.arange(len(test))
+    known = bool(np.isfinite(data.active_b).all())
+    return SplitResult(
+        score={"random": float(scores.mean())} | {n: float(scores[everyone, c].mean()) for n, c in choice.items()},
+        size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
+        traces={name: trace(expects, scores, data.active_b) for name, expects in value.items()} if known else {},
+        route_ms=_route_ms(router, assignment, [data.prompts[i] for i in test[:MAX_TIMED_PROMPTS]]),
+    )
+
+
+def _train(
+    data: Quality, texts: Sequence[str], train: NDArray[np.int64], train_router: TrainRouter, folder: Path
+) -> tuple[Router, Assignment]:
+    """A router and an assignment for the training part, made as by `coe train` and `coe plan`."""
+    coarse = [data.coarse[i] for i in train if data.coarse]
+    labels = _merge_rare_labels([texts[i] for i in train], [data.categories[i] for i in train], coarse)
+    if len(set(labels) - {""}) < 2:
+        message = (
+            f"{data.benchmark}: fewer than two categories have {MIN_TRAINING_PROMPTS} different prompts to learn from"
+        )
+        raise DataError(f"{message}; score more prompts, or sort them into fewer categories")
+    pairs = [(data.prompts[i], label) for i, label in zip(train, labels, strict=True)]
+    router = train_router([pair for pair in pairs if pair[1]], folder)
+    there = [number for number, label in enumerate(labels) if label in router.categories]
+    known, scores = [labels[number] for number in there], data.scores[train[there]]
+    table = tabulate_prompts(known, data.models, scores, categories=router.categories)
+    strength = fit_pseudo_count(known, scores)
+    return router, solve(Problem.of(table, quality=table.shrunk(pseudo_count=strength)))
+
+
+def _merge_rare_labels(texts: Sequence[str], labels: Sequence[str], coarse: Sequence[str]) -> list[str]:
+    """Labels with rare ones merged into their coarse category, then into the general one, and "" where even that is
+    rare."""
+    found, general = list(labels), [GENERAL] * len(labels)
+    for wider in ([name or GENERAL for name in coarse] or general, general, [""] * len(labels)):
+        count = _distinct_prompts(texts, found)
+        found = [
+            label if count[label] >= MIN_TRAINING_PROMPTS else other for label, other in zip(found, wider, strict=True)
+        ]
+    return found
+
+
+def _distinct_prompts(texts: Sequence[str], labels: Sequence[str]) -> Counter[str]:
+    """The number of distinct prompts of each label; a prompt with two labels counts for neither."""
+    known: dict[str, set[str]] = {}
+    for text, label in zip(texts, labels, strict=True):
+        if text:
+            known.setdefault(text, set()).add(label)
+    return Counter(label for found in known.values() if len(found) == 1 for label in found)
+
+
+def _bounds(data: Quality, train: NDArray[np.int64], test: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Choices of the best single model of the training part, and of two that use the test scores.
+
+    These are the best model of each true category, and the best (then smallest) model of each prompt.
+    """
+    scores = data.scores[test]
+    names, rows = np.unique([data.categories[i] for i in test], return_inverse=True)
+    total = np.zeros((len(names), len(data.models)))
+    np.add.at(total, rows, scores)
+    smallest_first = np.argsort(data.active_b, kind="stable")  # unknown sizes (NaN) go last
+    return {
+        "best_single": np.full(len(test), int(data.scores[train].mean(axis=0).argmax())),
+        "class_map_on_test": total.argmax(axis=1)[rows],
+        "oracle": smallest_first[scores[:, smallest_first].argmax(axis=1)],
+    }
+
+
+def _route_ms(router: Router, assignment: Assignment, prompts: Sequence[str]) -> list[float]:
+    """Milliseconds from each text to its expert, one request at a time."""
+    times = []
+    for prompt in prompts:
+        began = time.perf_counter()
+        prediction = router.predict_fast(prompt) or router.predict([prompt])[0]
+        expected_utility(assignment, prediction.probabilities).argmax()
+        times.append(1000.0 * (time.perf_counter() - began))
+    return times
+
+
+# ----------------------------------------------------------------------------------------------- the report
+
+METHODS = ("random", "best_single", "knn", "ridge", "coe_hard", "coe", "class_map_on_test", "oracle")
+
+
+def _report(data: Quality, splits: Sequence[SplitResult], seeds: Sequence[int]) -> dict[str, Any]:
+    methods = {name: _summary([s.score[name] for s in splits], [s.size[name] for s in splits]) for name in METHODS}
+    mean = {name: float(found["mean"] or 0.0) for name, found in methods.items()}
+    gap = mean["oracle"] - mean["best_single"]
+    traces = {name: average([s.traces[name] for s in splits]) for name in splits[0].traces}
+    times = np.concatenate([s.route_ms for s in splits])
+    return {
+        "benchmark": data.benchmark,
+        "prompts": len(data.prompts),
+        "left_out": data.left_out,
+        "models": len(data.models),
+        "splits": len(splits),
+        "seeds": list(seeds),
+        "methods": methods,
+        "gap_closed": (mean["coe"] - mean["best_single"]) / gap if gap > 0 else None,
+        "frontier": [asdict(point) for point in traces.get("coe", ())],
+        "hull_area": {name: hull_area(points, data.active_b) for name, points in traces.items()},
+        "route_ms": {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))},
+    }
+
+
+def _summary(scores: Sequence[float], sizes: Sequence[float]) -> dict[str, float | None]:
+    size = float(np.mean(sizes))
+    return {
+        "mean": float(np.mean(scores)),
+        "std": float(np.std(scores)),
+        "mean_active_b": size if np.isfinite(size) else None,
+    }

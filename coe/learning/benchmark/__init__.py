@@ -1,1 +1,0 @@
-"""Benchmarks routing on measured quality data."""

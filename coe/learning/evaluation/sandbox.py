@@ -1,0 +1,219 @@
+"""A sandbox for code that a model wrote: runs it against its tests and returns a verdict that it cannot forge.
+
+Two processes, each isolated (`isolation`): one runs the answer, the other runs the tests and decides. The tests'
+process requests each operation on the answer's objects through a pipe and compares the results itself
+(`sandbox_child`). Nothing runs where the sandbox does not isolate. docs/guides/measure-and-plan.md states what tests
+can rely on, and the limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+
+import orjson
+
+from coe.errors import ConfigError
+from coe.learning.evaluation import isolation
+from coe.learning.evaluation.isolation import REMEDY, Part, command, installed
+
+MAX_REPORT_BYTES = 16 * 2**10
+"""Output of a sandboxed process; one that writes more has failed."""
+MAX_PROGRAM_CHARACTERS = 2**20
+"""Longer programs fail unread."""
+_END_SECONDS = 5.0
+"""Wait for a process that was killed."""
+_SIGNALLED = 128
+"""Added to a signal's number by bubblewrap for its exit status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits of each of a run's two processes. Wall-clock time is the larger, since several run at once."""
+
+    cpu_seconds: int = 10
+    wall_seconds: float = 30.0
+    memory_bytes: int = 512 * 2**20
+    disk_bytes: int = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result of the tests, and in one line why they did not pass.
+
+    `unusable` means that the tests do what no process outside the answer's can do: no fault of the answer.
+    """
+
+    passed: bool
+    why: str = ""
+    unusable: bool = False
+
+
+class Sandbox:
+    """Runs programs that need Python and its standard library alone, as many at once as there are cores to spare.
+
+    With `unsafe`, programs run as processes of this user, with bounded resources and nothing else to hold them.
+    """
+
+    def __init__(self, bounds: Bounds = Bounds(), *, unsafe: bool = False) -> None:
+        self._bounds = bounds
+        self._unsafe = unsafe
+        self._slots = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
+        self._checking = asyncio.Lock()
+        self._is_checked = False
+
+    async def check(self) -> None:
+        """Prove once that programs can run, and that they are isolated. Raises ConfigError with the remedy."""
+        async with self._checking:
+            if not self._is_checked:
+                await self._check()
+                self._is_checked = True
+
+    async def _check(self) -> None:
+        if not self._unsafe and not installed():
+            raise ConfigError(f"code of experts needs a sandbox, and bubblewrap is not installed here: {REMEDY}")
+        with isolation.leak_probe() as program:
+            tests = isolation.TESTS_BARE if self._unsafe else isolation.TESTS
+            verdict = await self._verdict(program, tests, explained=True)
+        if not verdict.passed:
+            raise ConfigError(f"the sandbox for code of experts does not work here ({verdict.why}): {REMEDY}")
+
+    async def run(self, program: str, tests: str) -> Verdict:
+        """Run a program and its tests. Passed only when the tests ran to their end. Raises ConfigError like `check`."""
+        if not program.strip():
+            return Verdict(False, "the answer holds no Python")
+        if len(program) > MAX_PROGRAM_CHARACTERS:
+            return Verdict(False, f"the program is longer than {MAX_PROGRAM_CHARACTERS} characters")
+        await self.check()
+        return await self._verdict(program, tests)
+
+    async def _verdict(self, program: str, tests: str, *, explained: bool = False) -> Verdict:
+        """The verdict; `explained` by what a process complained of before it was confined, where it did."""
+        bounds = self._bounds
+        async with self._slots, contextlib.AsyncExitStack() as stack:
+            pipes = [stack.enter_context(_Pipe()) for _ in range(2)]
+            requests, results = pipes
+            answer = await self._started("answer", stack, (requests.reading, results.writing))
+            examiner = await self._started("examiner", stack, (results.reading, requests.writing))
+            for pipe in pipes:
+                pipe.close()  # the processes have their own
+            report = b""
+            in_time = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(bounds.wall_seconds):
+                    report = await _exchange(examiner, orjson.dumps({"answer": program, "tests": tests}))
+                    in_time = len(report) <= MAX_REPORT_BYTES
+            if not in_time:
+                why = f"it ran longer than {bounds.wall_seconds:g} s, or wrote where it must not"
+                return Verdict(False, why)
+            verdict = await _decided(report, answer, bounds)
+            if explained and not verdict.passed and (complaint := await _complaint(answer, examiner)):
+                return Verdict(False, complaint)
+            return verdict
+
+    async def _started(
+        self, part: Part, stack: contextlib.AsyncExitStack, ends: tuple[int, int]
+    ) -> asyncio.subprocess.Process:
+        bounds = self._bounds
+        limits: dict[str, object] = {
+            "cpu_seconds": bounds.cpu_seconds,
+            "memory_bytes": bounds.memory_bytes,
+            "disk_bytes": bounds.disk_bytes,
+        }
+        examines = part == "examiner"
+        words = [str(end) for end in ends] if examines else []
+        process = await asyncio.create_subprocess_exec(
+            *command(part, words, limits=limits, unsafe=self._unsafe),
+            stdin=asyncio.subprocess.PIPE if examines else ends[0],
+            stdout=asyncio.subprocess.PIPE if examines else ends[1],
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=ends if examines else (),
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            start_new_session=True,
+        )
+        stack.push_async_callback(_end, process)
+        return process
+
+
+class _Pipe:
+    """Both ends of a pipe, closed at the end of the block at the latest."""
+
+    def __enter__(self) -> _Pipe:
+        self.reading, self.writing = os.pipe()
+        self._is_open = True
+        return self
+
+    def close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            os.close(self.reading)
+            os.close(self.writing)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+async def _exchange(examiner: asyncio.subprocess.Process, task: bytes) -> bytes:
+    """Hand over the task and read the report, at most a little more than MAX_REPORT_BYTES of it."""
+    assert examiner.stdin is not None
+    assert examiner.stdout is not None
+    with contextlib.suppress(ConnectionError):
+        examiner.stdin.write(task)
+        await examiner.stdin.drain()
+        examiner.stdin.close()
+    report = b""
+    while len(report) <= MAX_REPORT_BYTES and (chunk := await examiner.stdout.read(MAX_REPORT_BYTES)):
+        report += chunk
+    return report
+
+
+async def _status(answer: asyncio.subprocess.Process) -> int | None:
+    """The exit status of the answer's process, which ends when the tests' process does; None where it stays."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            return await answer.wait()
+    return None
+
+
+async def _complaint(*processes: asyncio.subprocess.Process) -> str:
+    """The last line on standard error, which a process has only until it is confined."""
+    for process in processes:
+        assert process.stderr is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                text = (await process.stderr.read(MAX_REPORT_BYTES)).decode("utf-8", "replace").strip()
+                if text:
+                    return text.splitlines()[-1][:300]
+    return ""
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill the group if it lives, and read its pipes empty, without which they would stay open."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            await process.communicate()
+
+
+async def _decided(report: bytes, answer: asyncio.subprocess.Process, bounds: Bounds) -> Verdict:
+    """The verdict of the tests' process; the status of the answer's adds no more than why it failed."""
+    try:
+        found = orjson.loads(report)
+    except orjson.JSONDecodeError:
+        return Verdict(False, "the tests ended before their verdict, for want of time or memory")
+    if found["ended"] and (status := await _status(answer)):
+        return Verdict(False, _why_ended(status, bounds))
+    return Verdict(found["passed"] is True, found["why"], found["unusable"])
+
+
+def _why_ended(status: int, bounds: Bounds) -> str:
+    number = -status if status < 0 else status - _SIGNALLED
+    if number == signal.SIGXCPU:
+        return f"it used more than {bounds.cpu_seconds} s of processor time"
+    return f"it crashed (signal {number})" if number > 0 else "it ended before its tests did"

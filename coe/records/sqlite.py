@@ -1,0 +1,279 @@
+"""The routing log in one SQLite file, for one machine: no server, several processes.
+
+Rows hold the record as JSON and columns for the fields of LogQuery. A query walks exactly one index, chosen here:
+without statistics SQLite may choose a bad one. Writes are paced so that the writer's thread leaves the core to
+requests.
+
+Feedback in the SQLite file of the routing log.
+
+One row per dedup key. A replacement is a new row, so that readers with a cursor get it.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import attrgetter
+from pathlib import Path
+from typing import Literal
+
+from coe.records.codec import COLUMNS, decode_or_none, encode
+from coe.records.database import LOG_TABLES, Database
+from coe.records.feedback import (
+    Feedback,
+    FeedbackPage,
+    decode_in_order,
+    decode_page,
+    dedup_key,
+    dedup_keys,
+    encode_event,
+)
+from coe.records.record import LogPage, LogQuery, RoutingRecord
+from coe.records.selection import exact_filters, page_size, parse_cursor, retention_start
+
+MAX_SCANNED_BACK = 200_000
+"""Rows that one backward call scans if the query has several filters."""
+MAX_COUNTED = 5_000
+"""Rows of an index that are counted to find the most selective filter of a query."""
+MIN_SELECTIVE_PREFIX = 6
+"""Characters from which a prefix of an id matches so few rows that the index of ids is used."""
+
+Row = tuple[int, bytes]
+Condition = tuple[str, float | str]
+
+
+def select(
+    connection: sqlite3.Connection,
+    query: LogQuery,
+    *,
+    after: int,
+    before: int,
+    order: Literal["ASC", "DESC"],
+    size: int,
+) -> list[Row]:
+    """(seq, record) of the matching rows with `after` < seq < `before` (0: no upper bound).
+
+    A plus before a column keeps SQLite from using its index.
+    """
+    seq = "+seq" if len(query.request_id) >= MIN_SELECTIVE_PREFIX else "seq"
+    bounds = [(f"{seq} > ?", after), *([(f"{seq} < ?", before)] if before else [])]
+    wanted = [*bounds, *_times(query, after, seq), *_prefix(query.request_id), *_named(connection, query)]
+    where = " AND ".join(condition for condition, _ in wanted)
+    statement = f"SELECT seq, record FROM records WHERE {where} ORDER BY seq {order} LIMIT ?"  # noqa: S608 (constants)
+    return connection.execute(statement, (*(value for _, value in wanted), size)).fetchall()
+
+
+def scan_start(connection: sqlite3.Connection, query: LogQuery, *, after: int, before: int) -> int:
+    """The row after which one backward call scans. A query with one filter uses an index; several filters together may
+    match no row at all, so the scan is bounded."""
+    if len(exact_filters(query)) + bool(query.request_id) < 2:
+        return after
+    return max(after, (before or newest_row(connection) + 1) - MAX_SCANNED_BACK - 1)
+
+
+def newest_row(connection: sqlite3.Connection, table: str = "records") -> int:
+    return int(connection.execute(f"SELECT max(seq) FROM {table}").fetchone()[0] or 0)  # noqa: S608 (constants)
+
+
+def _times(query: LogQuery, after: int, seq: str) -> list[Condition]:
+    """Times rise with seq, except for small differences, so rows outside the interval are skipped without reading
+    them."""
+    found: list[Condition] = []
+    if query.since:
+        found.append(("+time >= ?", query.since))
+        if not after:
+            first = "(SELECT min(seq) FROM records INDEXED BY records_time WHERE time >= ?)"
+            found.append((f"{seq} >= {first}", query.since))
+    if query.until < math.inf:
+        last = "(SELECT max(seq) FROM records INDEXED BY records_time WHERE time <= ?)"
+        found += [("+time <= ?", query.until), (f"{seq} <= {last}", query.until)]
+    return found
+
+
+def _prefix(prefix: str) -> list[Condition]:
+    """The index of ids does not order by seq, so it is used only where it yields few rows."""
+    if not prefix:
+        return []
+    column = "request_id" if len(prefix) >= MIN_SELECTIVE_PREFIX else "+request_id"
+    return [(f"{column} >= ?", prefix), (f"{column} < ?", prefix + "\U0010ffff")]
+
+
+def _named(connection: sqlite3.Connection, query: LogQuery) -> list[Condition]:
+    """The most selective filter uses its index; the others are compared on its rows."""
+    values = exact_filters(query)
+    leader = min(values, key=lambda name: _count(connection, name, values[name]), default=None)
+    if len(query.request_id) >= MIN_SELECTIVE_PREFIX:
+        leader = None
+    return [(f"{name} = ?" if name == leader else f"+{name} = ?", value) for name, value in values.items()]
+
+
+def _count(connection: sqlite3.Connection, column: str, value: str) -> int:
+    """The number of rows with that value, at most MAX_COUNTED."""
+    few = f"SELECT count(*) FROM (SELECT 1 FROM records WHERE {column} = ? LIMIT ?)"  # noqa: S608 (constants)
+    return int(connection.execute(few, (value, MAX_COUNTED)).fetchone()[0])
+
+
+INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES "  # noqa: S608 (constants)
+_columns = attrgetter(*COLUMNS)
+VALUES = f"({', '.join('?' * len(COLUMNS))}, ?)"
+MAX_INSERT_ROWS = 8
+"""Rows of one INSERT: about 0.3 ms in which the writer's thread may hold a core that a request needs. The connection
+also keeps the statements for all smaller numbers prepared."""
+INSERT_PAUSE_SECONDS = 0.0001
+"""Pause between two INSERTs in which a waiting request gets the core."""
+MAX_PACED_ROWS = 64
+"""Rows of a batch up to which INSERTs are paced. A larger batch uses INSERTs of this size without pauses."""
+TRIM = "DELETE FROM records WHERE seq <= (SELECT max(seq) FROM records) - ?"
+DELETE_OLD = "DELETE FROM records WHERE time < ?"
+
+
+class SqliteLog:
+    """A RoutingLog whose cursor is the row number. Writers are serialized, so rows appear in the order of their
+    numbers."""
+
+    def __init__(self, path: Path, *, retention: int, days: float | None) -> None:
+        self._database = Database(path, tables=LOG_TABLES)
+        self._retention, self._days = retention, days
+
+    async def append(self, records: Sequence[RoutingRecord]) -> None:
+        """Appends the records, all or none, and deletes the oldest beyond retention and days. Raises LogError."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            rows = [(*_columns(record), encode(record)) for record in records]
+            paced = len(rows) <= MAX_PACED_ROWS
+            step = MAX_INSERT_ROWS if paced else MAX_PACED_ROWS
+            for start in range(0, len(rows), step):
+                some = rows[start : start + step]
+                if start and paced:
+                    time.sleep(INSERT_PAUSE_SECONDS)  # in the file's own thread
+                connection.execute(INSERT + ", ".join([VALUES] * len(some)), tuple(chain.from_iterable(some)))
+            connection.execute(TRIM, (self._retention,))
+            connection.execute(DELETE_OLD, (retention_start(self._days),))
+
+        if records:
+            await self._database.write(work)
+
+    async def read(self, query: LogQuery) -> LogPage:
+        """The next matching records after the cursor. Raises LogError."""
+        (after, before), size = self._ends(query), page_size(query.limit)
+
+        def work(connection: sqlite3.Connection) -> LogPage:
+            rows = select(connection, query, after=after, before=before, order="ASC", size=size)
+            seen = rows[-1][0] if len(rows) == size else max(after, newest_row(connection))
+            return _page(rows, cursor=str(seen or ""))
+
+        return await self._database.read(work) if size else LogPage((), query.after)
+
+    async def tail(self, query: LogQuery) -> LogPage:
+        """The newest matching records; the cursor is the end of the log, to read on from there. Raises LogError."""
+        (after, before), size = self._ends(query), page_size(query.limit)
+
+        def work(connection: sqlite3.Connection) -> LogPage:
+            rows = select(connection, query, after=after, before=before, order="DESC", size=size)
+            return _page(rows[::-1], cursor=str(max(after, newest_row(connection)) or ""))
+
+        return await self._database.read(work)
+
+    async def back(self, query: LogQuery) -> LogPage:
+        """The matching records before the cursor, newest first. Raises LogError."""
+        (after, before), size = self._ends(query), page_size(query.limit)
+
+        def work(connection: sqlite3.Connection) -> LogPage:
+            edge = scan_start(connection, query, after=after, before=before)
+            rows = select(connection, query, after=edge, before=before, order="DESC", size=size + 1)
+            if len(rows) > size:
+                return _page(rows[:-1], cursor=str(rows[-2][0]))
+            oldest = connection.execute("SELECT min(seq) FROM records").fetchone()[0] or 0
+            return _page(rows, cursor=str(edge + 1) if edge > after and edge >= oldest else "")
+
+        return await self._database.read(work) if size else LogPage((), query.before)
+
+    async def find(self, request_id: str) -> RoutingRecord | None:
+        """The record of a request. Raises LogError."""
+
+        def work(connection: sqlite3.Connection) -> RoutingRecord | None:
+            row = connection.execute("SELECT record FROM records WHERE request_id = ?", (request_id,)).fetchone()
+            return decode_or_none(row[0]) if row else None
+
+        return await self._database.read(work)
+
+    async def aclose(self) -> None:
+        await self._database.aclose()
+
+    def _ends(self, query: LogQuery) -> tuple[int, int]:
+        """The row numbers of the query's cursors. Raises LogError."""
+        place = str(self._database.path)
+        return parse_cursor(query.after, place=place), parse_cursor(query.before, place=place)
+
+
+def _page(rows: Sequence[Row], *, cursor: str) -> LogPage:
+    found = [decode_or_none(row[1]) for row in rows]
+    records = tuple(record for record in found if record is not None)
+    return LogPage(records, cursor, len(found) - len(records))
+
+
+# A replacement is a new row, so that it comes at the end again.
+PUT = """INSERT OR REPLACE INTO feedback (dedup_key, event_id, time, event)
+SELECT :dedup_key, :event_id, :time, :event WHERE NOT EXISTS (
+    SELECT 1 FROM feedback
+    WHERE dedup_key = :dedup_key AND (event_id = :event_id OR (time, event_id) > (:time, :event_id))
+)"""
+TRIM_FEEDBACK = "DELETE FROM feedback WHERE seq <= (SELECT seq FROM feedback ORDER BY seq DESC LIMIT 1 OFFSET ?)"
+TRIM_EVERY = 1_000  # events: to count rows costs a walk through them
+DELETE_OLD_FEEDBACK = "DELETE FROM feedback WHERE time < ?"
+SELECT = "SELECT seq, event FROM feedback WHERE seq > ? ORDER BY seq LIMIT ?"
+
+
+class SqliteFeedback:
+    """A FeedbackLog whose cursor is the row number."""
+
+    def __init__(self, path: Path, *, retention: int, days: float | None) -> None:
+        self._database = Database(path, tables=LOG_TABLES)
+        self._retention, self._days = retention, days
+
+    async def append(self, events: Sequence[Feedback]) -> None:
+        """Appends the events, all or none. Deletes events older than `days`, and at intervals those beyond the
+        retention. Raises LogError."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            before = newest_row(connection, "feedback")
+            connection.executemany(PUT, map(_feedback_row, events))
+            connection.execute(DELETE_OLD_FEEDBACK, (retention_start(self._days),))
+            if newest_row(connection, "feedback") // TRIM_EVERY > before // TRIM_EVERY:
+                connection.execute(TRIM_FEEDBACK, (self._retention,))
+
+        if events:
+            await self._database.write(work)
+
+    async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:
+        """The next events after the cursor. Raises LogError."""
+        start, size = parse_cursor(after, place=str(self._database.path)), page_size(limit)
+
+        def work(connection: sqlite3.Connection) -> FeedbackPage:
+            rows = connection.execute(SELECT, (start, size)).fetchall()
+            return decode_page((event for _, event in rows), cursor=str(rows[-1][0]) if rows else after)
+
+        return await self._database.read(work)
+
+    async def for_request(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
+        """The events of the request from those API keys. Raises LogError."""
+        wanted = dedup_keys(request_id, keys)
+
+        def work(connection: sqlite3.Connection) -> tuple[Feedback, ...]:
+            lines = (
+                connection.execute("SELECT event FROM feedback WHERE dedup_key = ?", (one,)).fetchone()
+                for one in wanted
+            )
+            return decode_in_order(line[0] for line in lines if line)
+
+        return await self._database.read(work)
+
+    async def aclose(self) -> None:
+        await self._database.aclose()
+
+
+def _feedback_row(event: Feedback) -> dict[str, bytes | str | float]:
+    return {"dedup_key": dedup_key(event), "event_id": event.event_id, "time": event.time, "event": encode_event(event)}

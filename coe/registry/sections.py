@@ -1,0 +1,260 @@
+"""The sections `policy`, `budget` and `residency` of experts.yaml.
+
+`policy` sets how experts are selected and called, `budget` the constraints of a plan, and `residency` how local experts
+share devices that cannot hold all of them at once.
+
+Base class and value types of the models of experts.yaml.
+
+The sections `limits` and `access` of experts.yaml: limits of a gateway process, API keys, origins, host names.
+
+The section `retrieval` of experts.yaml: the document store, limits of passages, and the price of the gate.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from coe.core import Scope
+
+
+def _reachable(url: str) -> str:
+    """Reject a URL without a valid host and port, which would otherwise fail only on the first request."""
+    if "${" in url:  # an unset variable, which is reported elsewhere or stays as it is
+        return url
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        fits = bool(host) and port != 0
+        if ":" not in host:
+            host.encode("idna")
+    except ValueError:
+        fits = False
+    if not fits:
+        raise PydanticCustomError("url", "no host and port (1 to 65535) to connect to; write http://HOST:PORT/v1")
+    return url
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+"), AfterValidator(_reachable)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Flag = str | bool | int | float
+
+
+class StrictModel(BaseModel):
+    """Base of all sections: immutable, unknown keys are errors, docstrings of fields become their descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ExplorationSpec(StrictModel):
+    """Random selection of other experts for a share of requests. With it the routing log measures all experts, so that
+    a change of the plan can be evaluated before it is made. Off by default (rate 0)."""
+
+    rate: Probability = 0.0
+    """Share of routed requests that explore. Pinned, sticky and uncertain requests never explore."""
+    max_quality_loss: Probability = 0.05
+    """Largest loss of expected quality that exploration may cost a request."""
+
+
+class Policy(StrictModel):
+    """How an expert is selected, and what happens when it is overloaded, slow or fails."""
+
+    confidence_threshold: Probability | None = None
+    """Below this confidence the general expert answers. Default: the threshold that training found."""
+    sticky_margin: Annotated[float, Field(ge=0)] = 0.2
+    """A follow-up keeps its conversation's expert unless another one is better by more than this, in expected quality
+    minus price."""
+    cost_weight: Probability = 0.0
+    """Weight of cost against quality: 0 best quality, 1 cheapest. It is the expected quality to give up for an expert
+    that costs nothing instead of the most expensive one."""
+    cost_weight_limits: tuple[Probability, Probability] = (0.0, 1.0)
+    """Lowest and highest cost_weight that a request may set with the header x-coe-cost-weight."""
+    max_quality_loss: Probability = 0.02
+    """If an expert is overloaded, its request goes to another expert that is worse by at most this, in expected quality
+    minus price."""
+    exploration: ExplorationSpec = ExplorationSpec()
+    """Random selection of other experts for a share of requests."""
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """Largest number of calls to experts for one request, the first one included."""
+    hedge: bool = False
+    """If an expert's stream starts later than 95 % of its recent ones, call the next expert too. The first to answer
+    wins."""
+    timeout: Positive = 600.0
+    """Seconds for a whole request. A request may set a smaller value with the header x-coe-timeout."""
+    first_token_timeout: Positive = 120.0
+    """Seconds until the first token of a stream."""
+    response_timeout: Positive = 300.0
+    """Seconds until a complete response that is not streamed."""
+    stream_idle_timeout: Positive = 60.0
+    """Longest pause within a stream, in seconds."""
+
+
+class BudgetSpec(StrictModel):
+    """Constraints for `coe plan`. `coe check` also verifies `memory_gb` against the local experts."""
+
+    memory_gb: Positive | None = None
+    """Largest memory of all hosted experts together, in GB."""
+    mean_active_b: Positive | None = None
+    """Largest mean number of active parameters per request, in billions."""
+    mean_cost: Positive | None = None
+    """Largest mean cost in US dollars per thousand requests."""
+    mean_latency_ms: Positive | None = None
+    """Largest mean latency per request in milliseconds, from each expert's latency_ms."""
+    max_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Largest share of requests for one expert."""
+
+
+class DeviceSpec(StrictModel):
+    """Memory that local experts share: one GPU, several GPUs that hold one expert together, or a machine's RAM."""
+
+    name: Name
+    """Name of the device, for `experts.device`."""
+    memory_gb: Positive
+    """Memory for experts in GB, without what other programs use."""
+
+
+class ResidencySpec(StrictModel):
+    """Local experts that share devices and are woken on demand. Each of them needs memory_gb."""
+
+    devices: tuple[DeviceSpec, ...] = Field(min_length=1)
+    """Devices that the experts share."""
+    sleep_memory_gb: Annotated[float, Field(ge=0)] = 0.0
+    """RAM in GB for sleeping vLLM experts, divided evenly among the devices. Experts that do not fit are stopped."""
+    max_wait: Positive = 30.0
+    """Longest wait in seconds of a request for a sleeping expert. Requests are collected meanwhile, which saves
+    switches. The time for loading is added if several experts have requests."""
+    wait_timeout: Positive = 120.0
+    """Seconds after which a request that still waits goes to the next expert that is awake, or fails with 503."""
+
+
+_ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
+_HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+_DEFAULT_PORTS = {("http", "80"), ("https", "443")}
+
+
+def _origin(text: str) -> str:
+    """Normalize an origin to the form that browsers send."""
+    found = _ORIGIN.fullmatch(text.lower())
+    if found is None:
+        raise PydanticCustomError(
+            "origin", "an origin is scheme://host or scheme://host:port, without a path; write https://app.example.com"
+        )
+    default = (found["scheme"], found["port"]) in _DEFAULT_PORTS
+    return f"{found['scheme']}://{found['host']}" if default else found[0]
+
+
+def _host(text: str) -> str:
+    if not _HOST.fullmatch(text.lower()):
+        raise PydanticCustomError(
+            "host", "a host is a name without scheme and port; write llm.example.com, or *.example.com for all below it"
+        )
+    return text.lower()
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+Host = Annotated[str, AfterValidator(_host)]
+
+
+class Limits(StrictModel):
+    """Limits of one gateway process."""
+
+    concurrent_requests: Count = 1024
+    """Largest number of requests in progress. Further requests wait in a queue."""
+    queued_requests: Annotated[int, Field(ge=0)] = 1024
+    """Length of the queue, which serves API keys in turn. When it is full, the key with most waiting requests loses its
+    newest one."""
+    queue_timeout: Positive = 10.0
+    """Seconds that a request waits in the queue before it fails with 429."""
+    max_body_mb: Annotated[float, Field(ge=0.001, le=1024)] = 20.0
+    """Largest size of a request body in MB."""
+    body_memory_mb: Annotated[int, Field(ge=1)] = 512
+    """Memory in MB for bodies over 64 KiB until their responses begin, at least 12 times max_body_mb. One key may use
+    half of it."""
+    max_json_values: Annotated[int, Field(ge=1000)] = 500_000
+    """Largest number of JSON values in a body over 64 KiB. An object or array counts as 10."""
+
+
+class KeyLimits(StrictModel):
+    """Limits of one API key. Default: none."""
+
+    requests_per_minute: Count | None = None
+    """Largest number of requests per minute."""
+    tokens_per_minute: Count | None = None
+    """Largest number of input and output tokens per minute: estimated before the response, corrected after it."""
+    concurrent_requests: Count | None = None
+    """Largest number of requests in progress."""
+    dollars_per_day: Positive | None = None
+    """Largest cost per day in US dollars, by the experts' prices. A day begins at midnight UTC."""
+    dollars_per_month: Positive | None = None
+    """Largest cost per calendar month (UTC) in US dollars."""
+
+
+class ApiKey(StrictModel):
+    """One API key. `coe key NAME` creates a key and prints its entry."""
+
+    name: Name
+    """Name of the key in logs and records."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 digest of the key, hexadecimal. The key itself is not stored."""
+    tenant: Name | None = None
+    """Tenant that the key's requests belong to. Default: the key's name."""
+    scopes: frozenset[Scope] = frozenset(("chat", "route", "feedback"))
+    """Permissions of the key."""
+    limits: KeyLimits = KeyLimits()
+    """Limits of the key."""
+
+
+class AccessSpec(StrictModel):
+    """Access control. Without keys everyone has access, and the gateway listens on loopback only."""
+
+    keys: tuple[ApiKey, ...] = ()
+    """API keys."""
+    counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
+    """Where the usage of keys is counted: `memory` (each gateway separately, saved in its state folder) or
+    redis://HOST:PORT/DB (all gateways together)."""
+    allowed_origins: tuple[Origin, ...] = ()
+    """Origins of web pages that may call the API, besides the gateway's own, such as https://app.example.com. Without
+    keys they have full access."""
+    allowed_hosts: tuple[Host, ...] = ()
+    """Host names that requests may use for this gateway, such as llm.example.com or *.example.com. IP addresses and
+    localhost are always accepted. Default: a gateway on loopback accepts only those, any other gateway accepts every
+    name."""
+
+
+class RetrievalPrice(StrictModel):
+    """Gain in expected quality (0 to 1) that passages must exceed, by what retrieval took when the gate was fitted."""
+
+    per_thousand_tokens: Annotated[float, Field(ge=0)] = 0.1
+    """Required gain per thousand tokens of passages."""
+    per_second: Annotated[float, Field(ge=0)] = 0.1
+    """Required gain per second of retrieval."""
+
+
+class RetrievalSpec(StrictModel):
+    """Retrieval of passages from documents. `coe index` fills the document store."""
+
+    store: Annotated[str, Field(pattern=r"^(lancedb:///|rediss?://)")] | None = None
+    """Document store: lancedb:///FOLDER (relative to the state folder) or redis://HOST:PORT/DB (Redis 8). Without it
+    retrieval is off."""
+    collections: tuple[str, ...] = ()
+    """Collections to search. Default: all."""
+    max_passages: Annotated[int, Field(ge=1, le=20)] = 4
+    """Largest number of passages per request."""
+    max_tokens: Annotated[int, Field(ge=64)] = 1024
+    """Largest size of all passages together, in estimated tokens. An expert with a short context gets fewer."""
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.2
+    """Smallest cosine similarity of a passage to the question. Passages below it are left out."""
+    timeout: Positive = 0.5
+    """Seconds for retrieval. If the store is slower, the request continues without passages."""
+    price: RetrievalPrice = RetrievalPrice()
+    """Price of passages, which their expected gain must exceed."""
+    exploration_rate: Probability = 0.0
+    """Share of requests for which a random draw replaces the gate's decision whether to insert the passages. `coe
+    retrain` learns the effect of passages from these requests only."""

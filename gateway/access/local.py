@@ -1,0 +1,328 @@
+"""Counts the use of API keys in one process, and stores it in a SQLite file, so that a restart does not reset budgets.
+
+MemoryLimiter counts. DurableLimiter also collects changes and writes them twice a second; requests never wait for the
+file. Several processes may share one file: it holds their sum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from coe.errors import LogError
+from coe.records.database import Database
+from coe.registry import ApiKey
+from coe.supervision import Backoff, TaskFailed, ignore_failure, supervised
+from gateway.access.limits import (
+    DAY,
+    MINUTE,
+    Amounts,
+    CalendarWindow,
+    ConcurrencySlots,
+    Counter,
+    Meter,
+    is_available,
+    limit_error,
+    meters_of,
+    new_counter,
+)
+
+
+class MemoryReservation(NamedTuple):
+    """Reserved amounts, the counters that they were taken from, and the windows of these."""
+
+    counters: Sequence[tuple[Meter, Counter]]
+    amounts: Amounts
+    windows: Sequence[int]
+
+
+class MemoryLimiter:
+    """A Limiter for a service of one process."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self.degraded = False
+        self._clock = clock
+        self._accounts: dict[str, MemoryAccount] = {}
+
+    def accounts(self, keys: Iterable[ApiKey]) -> Mapping[str, MemoryAccount]:
+        known, self._accounts = self._accounts, {}
+        for key in keys:
+            if meters := meters_of(key.limits):
+                account = known.get(key.name) or MemoryAccount(key.name, self._clock, self)
+                account.declare(meters)
+                self._accounts[key.name] = account
+        return self._accounts
+
+    def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
+        """Called with every amount that was used, or returned where it is negative. Does nothing here."""
+
+    def used(self, key: str, meter: Meter, window: int) -> float:
+        """What was used of a limit before its counter was created."""
+        return 0.0
+
+
+class MemoryAccount:
+    """An Account counted in this process; it reports every change to `limiter`."""
+
+    def __init__(self, key: str, clock: Callable[[], float], limiter: MemoryLimiter) -> None:
+        self._key = key
+        self._clock = clock
+        self._limiter = limiter
+        self.meters: tuple[Meter, ...] = ()
+        self._counters: tuple[tuple[Meter, Counter], ...] = ()
+
+    def declare(self, meters: tuple[Meter, ...]) -> None:
+        """Replaces the meters. Counts of meters that stay are kept."""
+        known = {meter.name: counter for meter, counter in self._counters}
+        self._counters = tuple((meter, known.get(meter.name) or self._new_counter(meter)) for meter in meters)
+        for meter, counter in self._counters:
+            counter.limit = meter.limit
+        self.meters = meters
+
+    def _new_counter(self, meter: Meter) -> Counter:
+        """A counter less what was used before."""
+        counter = new_counter(meter)
+        if not isinstance(counter, ConcurrencySlots):
+            now = self._clock()
+            remaining = counter.remaining(now)
+            counter.set_remaining(remaining - self._limiter.used(self._key, meter, counter.window), now)
+        return counter
+
+    def set_used(self, name: str, window: int, used: float) -> None:
+        """Sets what all processes together used of a calendar window."""
+        now = self._clock()
+        for meter, counter in self._counters:
+            if meter.name == name and isinstance(counter, CalendarWindow) and counter.window == window:
+                counter.set_remaining(meter.limit - used, now)
+
+    async def reserve(self, amounts: Amounts) -> MemoryReservation:
+        now, counters = self._clock(), self._counters
+        for meter, counter in counters:
+            amount = amounts[meter.unit]
+            if not is_available(counter.remaining(now), amount, counter.limit):
+                raise limit_error(self._key, meter, amount, wait=counter.retry_after(amount, now))
+        windows = []
+        for meter, counter in counters:
+            counter.consume(amounts[meter.unit])
+            windows.append(counter.window)
+            if counter.kind != "slots":
+                self._limiter.record(self._key, meter, counter.window, amounts[meter.unit])
+        return MemoryReservation(counters, amounts, windows)
+
+    def settle(self, reservation: MemoryReservation, used: Amounts) -> None:
+        now, reserved = self._clock(), reservation.amounts
+        for (meter, counter), window in zip(reservation.counters, reservation.windows, strict=True):
+            counter.remaining(now)
+            counter.settle(reserved[meter.unit], used[meter.unit], window)
+            if counter.kind != "slots" and used[meter.unit] != reserved[meter.unit]:
+                self._limiter.record(self._key, meter, window, used[meter.unit] - reserved[meter.unit])
+
+    def remaining(self) -> list[float]:
+        now = self._clock()
+        return [counter.remaining(now) for _, counter in self._counters]
+
+
+TABLES = (
+    "CREATE TABLE use (key TEXT NOT NULL, meter TEXT NOT NULL, window_id INTEGER NOT NULL, used REAL NOT NULL, "
+    "at REAL NOT NULL, PRIMARY KEY (key, meter)) WITHOUT ROWID",
+)
+RETENTION_SECONDS = 40 * DAY
+"""Stored use that is older is deleted: longer than a month's window."""
+SELECT_ALL = "SELECT key, meter, window_id, used, at FROM use"
+SELECT_ONE = "SELECT window_id, used, at FROM use WHERE key = ? AND meter = ?"
+UPSERT = "INSERT OR REPLACE INTO use (key, meter, window_id, used, at) VALUES (?, ?, ?, ?, ?)"
+DELETE_OLD = "DELETE FROM use WHERE at < ?"
+
+MeterKey = tuple[str, str]
+"""The names of a key and of one of its meters."""
+
+
+class StoredUse(NamedTuple):
+    """What is used of one limit: in a calendar window, or of a bucket as of the Unix time `at`."""
+
+    window: int
+    used: float
+    at: float
+
+    def of(self, meter: Meter, *, window: int, now: float) -> float:
+        """The part that counts now: nothing of another window; of a bucket what has not been refilled since."""
+        if meter.unit == 2:
+            return self.used if self.window == window else 0.0
+        return max(0.0, self.used - max(0.0, now - self.at) * meter.limit / MINUTE)
+
+
+class UseChange(NamedTuple):
+    """What one process used of a limit since its last change; negative where a reservation was returned."""
+
+    meter: Meter
+    window: int
+    amount: float
+
+
+class UsageStore:
+    """The SQLite file. All methods raise LogError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database = Database(path, tables=TABLES)
+
+    async def load(self, *, now: float) -> dict[MeterKey, StoredUse]:
+        """Everything stored, after deleting what is too old."""
+        if not self._path.exists():
+            return {}
+
+        def work(connection: sqlite3.Connection) -> dict[MeterKey, StoredUse]:
+            connection.execute(DELETE_OLD, (now - RETENTION_SECONDS,))
+            return {(key, meter): StoredUse(*rest) for key, meter, *rest in connection.execute(SELECT_ALL)}
+
+        return await self._database.write(work)
+
+    async def add(self, changes: Mapping[MeterKey, Sequence[UseChange]], *, now: float) -> dict[MeterKey, StoredUse]:
+        """Adds changes to what all processes have written, on disk on return. Returns the totals."""
+
+        def work(connection: sqlite3.Connection) -> dict[MeterKey, StoredUse]:
+            found = {}
+            for meter_key, window_changes in changes.items():
+                row = connection.execute(SELECT_ONE, meter_key).fetchone()
+                total = StoredUse(*row) if row else None
+                for change in window_changes:
+                    total = add_change(total, change, now=now)
+                assert total is not None
+                connection.execute(UPSERT, (*meter_key, *total))
+                found[meter_key] = total
+            return found
+
+        return await self._database.write(work)
+
+    async def aclose(self) -> None:
+        await self._database.aclose()
+
+
+def add_change(stored: StoredUse | None, change: UseChange, *, now: float) -> StoredUse:
+    """The sum of stored use and a change. A change of a past window no longer counts."""
+    if stored is not None and stored.window > change.window:
+        return stored
+    previous = stored.of(change.meter, window=change.window, now=now) if stored is not None else 0.0
+    return StoredUse(change.window, max(0.0, previous + change.amount), now)
+
+
+_log = logging.getLogger("gateway")
+
+KEY_USAGE_FILE = "key-usage.sqlite"
+"""Name in the state folder."""
+WRITE_INTERVAL_SECONDS = 0.5
+"""Time between two writes: what a crash may lose."""
+
+LAST_WRITE_TIMEOUT_SECONDS = 2.0
+"""Time limit of the last write when the process ends, or of a failed task's pause before it."""
+
+PendingChanges = dict[MeterKey, dict[int, UseChange]]
+"""Changes that are not written yet, by window."""
+
+
+class DurableLimiter(MemoryLimiter):
+    """A MemoryLimiter that starts from a file and writes use there while it is entered.
+
+    `degraded` is True while the file cannot be read or written; changes stay in memory meanwhile and are written later.
+    Several processes may use one file: it holds their sum. Each learns what the others spent of a key's money whenever
+    it writes its own.
+    """
+
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float] = time.time, task_failed: TaskFailed = ignore_failure
+    ) -> None:
+        super().__init__(clock=clock)
+        self._task_failed = task_failed
+        self._store = UsageStore(path)
+        self._path = path
+        self._stored: dict[MeterKey, StoredUse] = {}
+        self._pending: PendingChanges = {}
+        self._backoff = Backoff(first=WRITE_INTERVAL_SECONDS, longest=30.0)
+        self._closing = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._stored = await self._store.load(now=self._clock())
+        except LogError as error:
+            self._on_failure(error)
+        self._task = supervised(self._run, "limits", task_failed=self._task_failed, may_return=True)
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Writes the remaining changes."""
+        self._closing.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WRITE_TIMEOUT_SECONDS):
+                await self._task
+        await self._store.aclose()
+
+    # --------------------------------------------------------------------------------------------- for accounts
+
+    def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
+        """Remembers a use, or a return where the amount is negative, for the next write."""
+        changes = self._pending.setdefault((key, meter.name), {})
+        previous = changes.get(window)
+        changes[window] = UseChange(meter, window, amount if previous is None else previous.amount + amount)
+
+    def used(self, key: str, meter: Meter, window: int) -> float:
+        """What was used of a newly declared limit, according to the file."""
+        stored = self._stored.get((key, meter.name))
+        return 0.0 if stored is None else stored.of(meter, window=window, now=self._clock())
+
+    # --------------------------------------------------------------------------------------------- in the background
+
+    async def _run(self) -> None:
+        while not self._closing.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WRITE_INTERVAL_SECONDS):
+                    await self._closing.wait()
+            if not self._backoff.resting:
+                await self._write()
+        await self._write()
+
+    async def _write(self) -> None:
+        pending, self._pending = self._pending, {}
+        if not pending:
+            return
+        changes = {meter_key: list(window_changes.values()) for meter_key, window_changes in pending.items()}
+        try:
+            totals = await self._store.add(changes, now=self._clock())
+        except LogError as error:
+            self._on_failure(error)
+            self._requeue(pending)
+            return
+        except BaseException:
+            self._requeue(pending)
+            raise
+        self._backoff.reset()
+        if self.degraded:
+            self.degraded = False
+            _log.warning("limits: %s can be used again", self._path)
+        self._stored |= totals
+        for meter_key, total in totals.items():
+            self._apply_total(meter_key, total)
+
+    def _requeue(self, pending: PendingChanges) -> None:
+        for (key, _), window_changes in pending.items():
+            for change in window_changes.values():
+                self.record(key, *change)
+
+    def _apply_total(self, meter_key: MeterKey, total: StoredUse) -> None:
+        """Counts what other processes spent, too."""
+        account = self._accounts.get(meter_key[0])
+        if account is not None:
+            waiting = self._pending.get(meter_key, {}).get(total.window)
+            account.set_used(meter_key[1], total.window, total.used + (waiting.amount if waiting else 0.0))
+
+    def _on_failure(self, error: LogError) -> None:
+        self._backoff.failed()
+        if not self.degraded:
+            self.degraded = True
+            _log.warning("limits: %s; until then what keys use is counted in memory only", error)
