@@ -1,8 +1,6 @@
 """Reads and writes data files: tables of named columns, numbered rows, and labelled prompts.
 
-Reads parquet, JSON Lines and CSV, and writes parquet.
-
-Every error names the file and the row.
+Reads parquet, JSON Lines and CSV, and writes parquet. Every error names the file and the row.
 """
 
 from __future__ import annotations
