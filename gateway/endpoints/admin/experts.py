@@ -274,7 +274,7 @@ class Onboarding:
             return (), list(error.problems)
 
     def _scored(self, name: str) -> bool:
-        """Whether the plan in use was solved from scores of the expert."""
+        """Returns whether the plan in use was solved from scores of the expert."""
         version = self._current.serving.versions.get(ASSIGNMENT)
         try:
             stored = None if version is None else read_plan_file(self._plans.published(version).folder)
