@@ -13,7 +13,7 @@ from coe.learning.evaluation.tables import read_prompts
 from coe.registry import Registry
 
 if TYPE_CHECKING:
-    from routers.task_runner import TaskRunner
+    from routers.encoders import TaskRunner
 
 
 def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> list[tuple[str, str]]:
