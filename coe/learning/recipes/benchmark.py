@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from coe.errors import DataError
 from coe.experts.recipes.agreement import Array
 from coe.experts.recipes.policy import member_columns, replay
 from coe.learning.recipes.arms import Arm, cost_by_category, propose_arms, quality_by_category
@@ -120,36 +118,31 @@ def cost_to_reach(trace: Array, score: float) -> float:
     return float(reached[:, 0].min()) if len(reached) else float("inf")
 
 
-def recipe_report(splits: Sequence[SplitComparison], seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the JSON-able report: paired gains at each budget with their standard errors over splits."""
-    if not splits:
-        raise DataError("no split to report")
+def recipe_report(splits: Sequence[SplitComparison]) -> dict[str, Any]:
+    """Return the JSON-able report: paired gains at each budget with their standard errors over splits.
+
+    `worst_gain` is the lowest mean gain over all compared budgets.
+    """
     free = [float(split.single[0, 0]) for split in splits]
     best = [split.best_cost for split in splits]
-    worst = [min(_difference(split, cost) for cost in split.single[:, 0]) for split in splits]
-    reach = [cost_to_reach(split.recipes, split.best_score) / max(split.best_cost, 1e-12) for split in splits]
+    multiples = {f"{share:g}": _at(splits, free, share) for share in MULTIPLES}
+    shares = {f"{share:g}": _at(splits, best, share) for share in SHARES}
+    swept = [_at(splits, free, float(share)) for share in np.geomspace(0.05, 4.0, 40)]
+    reach = [cost_to_reach(split.recipes, split.best_score) / (split.best_cost or 1.0) for split in splits]
     unlimited = [(float(split.single[0, 1]), float(split.recipes[0, 1])) for split in splits]
     return {
-        "seeds": list(seeds),
         "no_budget": _paired(unlimited),
-        "at_multiples_of_one_expert": {
-            f"{multiple:g}": _paired([s.gain(multiple * cost) for s, cost in zip(splits, free, strict=True)])
-            for multiple in MULTIPLES
-        },
-        "at_shares_of_best_single": {
-            f"{share:g}": _paired([s.gain(share * cost) for s, cost in zip(splits, best, strict=True)])
-            for share in SHARES
-        },
+        "at_multiples_of_one_expert": multiples,
+        "at_shares_of_best_single": shares,
         "cost_share_for_best_single_quality": float(np.median(reach)),
         "best_single": float(np.mean([split.best_score for split in splits])),
-        "worst_gain": float(np.mean(worst)),
-        "recipes": [list(split.proposed) for split in splits],
+        "worst_gain": min(found["gain"] for found in (_paired(unlimited), *swept)),
+        "proposed": [list(split.proposed) for split in splits],
     }
 
 
-def _difference(split: SplitComparison, cost: float) -> float:
-    single, recipes = split.gain(float(cost))
-    return recipes - single
+def _at(splits: Sequence[SplitComparison], units: Sequence[float], share: float) -> Mapping[str, float]:
+    return _paired([split.gain(share * unit) for split, unit in zip(splits, units, strict=True)])
 
 
 def _paired(scores: Sequence[tuple[float, float]]) -> Mapping[str, float]:
@@ -163,18 +156,3 @@ def _paired(scores: Sequence[tuple[float, float]]) -> Mapping[str, float]:
         "gain": float(gain.mean()),
         "standard_error": error,
     }
-
-
-def split_answers(
-    experts: tuple[str, ...],
-    classes: NDArray[np.int64],
-    tokens: Array,
-    scores: Array,
-    active_b: Array,
-    labels: NDArray[np.int64],
-    n_categories: int,
-) -> Answers:
-    """Return recorded answers with their cost. Where a size is unknown, all costs are 0: there is no budget to keep."""
-    known = bool(np.isfinite(active_b).all())
-    costs = active_b * tokens / 1000.0 if known else np.zeros_like(tokens)
-    return Answers(experts, classes, scores, costs, tokens, labels, n_categories)
