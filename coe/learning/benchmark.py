@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 from coe.core import GENERAL, Router
 from coe.errors import DataError
 from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.frontier import FrontierPoint, average, hull_area, trace
+from coe.learning.recipes.benchmark import SplitComparison, compare, recipe_report
+from coe.learning.recipes.fit import Answers
 from coe.mapping import Assignment, Problem, expected_utility, solve
 from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
 
@@ -94,6 +97,7 @@ class SplitResult:
     size: dict[str, float]
     traces: dict[str, list[FrontierPoint]]
     route_ms: list[float]
+    recipes: SplitComparison | None = None
 
 
 def benchmark(
@@ -104,13 +108,15 @@ def benchmark(
     encode: Encode,
     work: Path,
     seeds: Sequence[int] = SEEDS,
+    recorded: RecordedAnswers | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train and tune on the larger part of random 70/30 splits by `seeds`, and score on the other part.
 
     Routers are trained into folders of `work`. The baselines use the vectors of the first router's encoder, which are
     stored there. Returns a JSON-able report: mean and standard deviation over splits of each method, the share of the
-    gap between best single model and oracle that CoE closes, its frontier, hull areas and routing time. Sizes, frontier
+    gap between best single model and oracle that CoE closes, its frontier, hull areas and routing time. With the
+    `recorded` answers it also compares single experts with recipes (`coe.learning.recipes.benchmark`). Sizes, frontier
     and areas are null or empty where a model's size is not known. Raises DataError when the data cannot be split.
     """
     if len(set(data.categories)) < 2:
@@ -119,9 +125,11 @@ def benchmark(
     texts, splits = [prepare(prompt) for prompt in data.prompts], []
     for number, seed in enumerate(seeds):
         report(f"split {number + 1} of {len(seeds)}", number / len(seeds))
-        splits.append(_run_split(data, texts, train_router=train_router, encode=encode, work=work, seed=seed))
+        splits.append(_run_split(data, texts, recorded, train_router=train_router, encode=encode, work=work, seed=seed))
     report("done", 1.0)
-    return _report(data, splits, seeds)
+    found = _report(data, splits, seeds)
+    compared = [split.recipes for split in splits if split.recipes is not None]
+    return found | ({"recipes": recipe_report(compared)} if compared else {})
 
 
 def _vectors(data: Quality, encode: Encode, work: Path, router: Path) -> Floats:
@@ -135,14 +143,21 @@ def _vectors(data: Quality, encode: Encode, work: Path, router: Path) -> Floats:
 
 
 def _run_split(
-    data: Quality, texts: Sequence[str], *, train_router: TrainRouter, encode: Encode, work: Path, seed: int
+    data: Quality,
+    texts: Sequence[str],
+    recorded: RecordedAnswers | None,
+    *,
+    train_router: TrainRouter,
+    encode: Encode,
+    work: Path,
+    seed: int,
 ) -> SplitResult:
     """The result of one seed; `texts` are the prepared prompts."""
     shuffled = np.random.default_rng(seed).permutation(len(data.prompts))
     train, test = np.split(shuffled, [round(TRAIN_SHARE * len(shuffled))])
     folder = work / f"router-{data.digest[:16]}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    router, assignment = _train(data, texts, train, train_router, folder)
+    router, assignment, labelled = _train(data, texts, train, train_router, folder)
     vectors = _vectors(data, encode, work, folder)
     posteriors = np.stack([p.probabilities for p in router.predict([data.prompts[i] for i in test])])
     value = {
@@ -160,13 +175,33 @@ def _run_split(
         size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
         traces={name: trace(expects, scores, data.active_b) for name, expects in value.items()} if known else {},
         route_ms=_route_ms(router, assignment, [data.prompts[i] for i in test[:MAX_TIMED_PROMPTS]]),
+        recipes=None
+        if recorded is None
+        else compare(
+            _answers(data, recorded, np.array(list(labelled)), np.array(list(labelled.values())), router),
+            _answers(data, recorded, test, np.zeros(len(test), dtype=np.int64), router),
+            posteriors.astype(np.float64),
+            quality=assignment.quality,
+        ),
+    )
+
+
+def _answers(
+    data: Quality, recorded: RecordedAnswers, rows: NDArray[np.int64], labels: NDArray[np.int64], router: Router
+) -> Answers:
+    """The recorded answers to some prompts. Where a model's size is unknown, nothing costs anything."""
+    tokens = recorded.tokens[rows]
+    costs = data.active_b * tokens / 1000.0 if np.isfinite(data.active_b).all() else np.zeros_like(tokens)
+    return Answers(
+        data.models, recorded.classes[rows], data.scores[rows], costs, tokens, labels, len(router.categories)
     )
 
 
 def _train(
     data: Quality, texts: Sequence[str], train: NDArray[np.int64], train_router: TrainRouter, folder: Path
-) -> tuple[Router, Assignment]:
-    """A router and an assignment for the training part, made as by `coe train` and `coe plan`."""
+) -> tuple[Router, Assignment, dict[int, int]]:
+    """A router and an assignment for the training part, made as by `coe train` and `coe plan`, and the category of each
+    training prompt that they were measured on."""
     coarse = [data.coarse[i] for i in train if data.coarse]
     labels = _merge_rare_labels([texts[i] for i in train], [data.categories[i] for i in train], coarse)
     if len(set(labels) - {""}) < 2:
@@ -180,7 +215,8 @@ def _train(
     known, scores = [labels[number] for number in there], data.scores[train[there]]
     table = tabulate_prompts(known, data.models, scores, categories=router.categories)
     strength = fit_pseudo_count(known, scores)
-    return router, solve(Problem.of(table, quality=table.shrunk(pseudo_count=strength)))
+    rows = {int(train[number]): router.categories.index(labels[number]) for number in there}
+    return router, solve(Problem.of(table, quality=table.shrunk(pseudo_count=strength))), rows
 
 
 def _merge_rare_labels(texts: Sequence[str], labels: Sequence[str], coarse: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
-"""Load and validate experts.yaml. `specs`, `policy`, `access` and `retrieval` define its keys."""
+"""Loads and validates experts.yaml. `specs` and `sections` define its keys."""
 
 from coe.registry.loader import ENTRY_NAME, load, load_with_expert, schema
+from coe.registry.recipes import AUTO_RECIPES, RECIPE_LEVELS, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
     ApiKey,
@@ -12,13 +13,16 @@ from coe.registry.sections import (
     ResidencySpec,
     RetrievalSpec,
 )
-from coe.registry.specs import AUTO, Category, ExpertSpec, LogSpec, Prices, Registry
+from coe.registry.specs import AUTO, ArmSpec, Category, ExpertSpec, LogSpec, Prices, Registry
 
 __all__ = [
     "AUTO",
+    "AUTO_RECIPES",
     "ENTRY_NAME",
+    "RECIPE_LEVELS",
     "AccessSpec",
     "ApiKey",
+    "ArmSpec",
     "BudgetSpec",
     "Category",
     "DeviceSpec",
@@ -28,6 +32,7 @@ __all__ = [
     "LogSpec",
     "Policy",
     "Prices",
+    "RecipeSpec",
     "Registry",
     "ResidencySpec",
     "RetrievalSpec",

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from coe.core import GENERAL
 from coe.errors import ConfigError
 from coe.registry import yaml_source
+from coe.registry.recipes import RecipeSpec
 from coe.registry.specs import AUTO, ExpertSpec, Registry
 from coe.registry.yaml_source import KeyPath, YamlSource
 
@@ -26,6 +27,8 @@ MAX_ENTRY_DEPTH = 12
 _LOCAL_RUNTIMES = ("transformers", "vllm")
 _RESIDENCY_KEYS = ("device", "pinned", "sleep_level", "stand_in")
 """Keys of an expert that need the section `residency`."""
+_RESERVED_RECIPE_NAMES = (AUTO, "off")
+"""`off` is a value of the header x-coe-recipe."""
 _RESERVED_PARAMETERS = frozenset({"model", "messages", "stream"})
 
 Problems = Iterator[tuple[KeyPath, str]]
@@ -90,12 +93,17 @@ def _known_keys(path: KeyPath) -> list[str]:
     model: Any = Registry
     for step in path:
         if isinstance(step, str) and step in model.model_fields:
-            annotation = model.model_fields[step].annotation
-            types = (t for t in (annotation, *get_args(annotation)) if isinstance(t, type))
-            model = next((t for t in types if issubclass(t, BaseModel)), None)
+            model = _model_in(model.model_fields[step].annotation)
             if model is None:
                 return []
     return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the first model in the annotation of a field."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := _model_in(part)) is not None), None)
 
 
 def _nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
@@ -115,6 +123,7 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
     for index, expert in enumerate(registry.experts):
         yield from ((("experts", index, *keys), problem) for keys, problem in _expert_problems(expert))
     yield from _assignment_problems(registry)
+    yield from _recipe_problems(source, registry)
     keys = registry.access.keys
     yield from _duplicates(source, ("access", "keys"), tuple(key.name for key in keys))
     yield from _duplicates(source, ("access", "keys"), tuple(key.sha256 for key in keys), field="sha256")
@@ -177,6 +186,72 @@ def _address_problems(expert: ExpertSpec) -> Problems:
         yield ("replicas",), f"{name!r} is not a local expert; list its replicas in base_urls"
     elif expert.runtime == "litellm" and len(expert.addresses) > 1:
         yield ("base_urls",), "an expert of runtime litellm has one base_url at most"
+
+
+def _recipe_problems(source: YamlSource, registry: Registry) -> Problems:
+    names = tuple(str(index) if recipe is None else recipe.name for index, recipe in enumerate(registry.recipes))
+    yield from _duplicates(source, ("recipes",), names)
+    for index, recipe in enumerate(registry.recipes):
+        if recipe is not None:
+            found = (
+                *_recipe_name_problems(recipe, registry),
+                *_step_problems(recipe),
+                *_member_problems(recipe, registry),
+            )
+            yield from ((("recipes", index, *keys), problem) for keys, problem in found)
+
+
+def _recipe_name_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
+    """Yield keys relative to the recipe."""
+    name, taken = recipe.name, {"an expert": registry.expert_names, "a category": registry.category_names}
+    for kind, names in taken.items():
+        if name in names:
+            yield ("name",), f"{name!r} is {kind} already; choose another name for the recipe"
+    if name in _RESERVED_RECIPE_NAMES:
+        yield ("name",), f"the name {name!r} is reserved; choose another name for the recipe"
+
+
+def _step_problems(recipe: RecipeSpec) -> Problems:
+    """Check the keys that declare the steps, relative to the recipe."""
+    name = recipe.name
+    if bool(recipe.cascade) == bool(recipe.vote):
+        yield (), f"recipe {name!r} needs either `cascade` or `vote`, a list of experts"
+    elif len(recipe.members) < 2:
+        yield (
+            ("cascade" if recipe.cascade else "vote",),
+            f"recipe {name!r} needs two members; add one, or pin the expert",
+        )
+    if recipe.cascade and "ask" in recipe.model_fields_set:
+        yield ("ask",), f"`ask` is for a vote; {name!r} is a cascade, which calls its steps one after another"
+    if recipe.max_loss is not None and len(recipe.steps) == 1:
+        yield ("max_loss",), f"{name!r} calls all members at once, so it stops no earlier; remove max_loss"
+
+
+def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
+    """Check the members, with keys relative to the recipe."""
+    key = "cascade" if recipe.cascade else "vote"
+    recipes = {one.name for one in registry.declared_recipes}
+    seen = set[str]()
+    for index, step in enumerate(recipe.cascade or ((member,) for member in recipe.vote)):
+        for place, member in enumerate(step):
+            where = (key, index, place) if recipe.cascade else (key, index)
+            if member in seen:
+                yield where, f"{member!r} is a member already; each member is called once, so remove one of them"
+            elif member in registry.expert_names:
+                if "chat" not in registry.expert(member).supported_apis:
+                    yield where, f"{member!r} does not support the chat API, which all members need; use another expert"
+            elif member in recipes:
+                circle = "a recipe cannot contain itself" if member == recipe.name else f"{member!r} is a recipe"
+                yield where, f"{circle}; the members are experts: {', '.join(registry.expert_names)}"
+            else:
+                yield where, f"unknown expert {member!r}{_nearest(member, registry.expert_names)}"
+            seen.add(member)
+    if len(recipe.members) > registry.policy.max_calls:
+        yield (
+            (key,),
+            f"recipe {recipe.name!r} may call {len(recipe.members)} experts and policy.max_calls allows "
+            f"{registry.policy.max_calls}; remove members or raise it",
+        )
 
 
 def _memory_problems(registry: Registry) -> Problems:

@@ -1,14 +1,4 @@
-"""The sections `policy`, `budget` and `residency` of experts.yaml.
-
-`policy` sets how experts are selected and called, `budget` the constraints of a plan, and `residency` how local experts
-share devices that cannot hold all of them at once.
-
-Base class and value types of the models of experts.yaml.
-
-The sections `limits` and `access` of experts.yaml: limits of a gateway process, API keys, origins, host names.
-
-The section `retrieval` of experts.yaml: the document store, limits of passages, and the price of the gate.
-"""
+"""Sections of experts.yaml: `policy`, `budget`, `residency`, `limits`, `access`, `retrieval`; and their base class."""
 
 from __future__ import annotations
 
@@ -82,7 +72,12 @@ class Policy(StrictModel):
     exploration: ExplorationSpec = ExplorationSpec()
     """Random selection of other experts for a share of requests."""
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
-    """Largest number of calls to experts for one request, the first one included."""
+    """Largest number of calls to experts for one request, the first one included. A recipe counts as one call."""
+    max_calls: Annotated[int, Field(ge=2, le=16)] = 4
+    """Largest number of calls to experts for one request of a recipe."""
+    max_stream_hold: Annotated[float, Field(ge=0, le=600)] = 2.0
+    """Longest time in seconds that a recipe holds a stream back after its first token, to compare answers. After that
+    the best answer so far is streamed without further comparison."""
     hedge: bool = False
     """If an expert's stream starts later than 95 % of its recent ones, call the next expert too. The first to answer
     wins."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ import orjson
 from pydantic import Field, SecretStr
 
 from coe.core import GENERAL, Api, Capability
+from coe.registry.recipes import RecipeItems, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
     BudgetSpec,
@@ -127,7 +129,16 @@ class ExpertSpec(StrictModel):
 
 _HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas")
 """Keys of an expert that no plan depends on."""
-_CALLING_KEYS = ("max_attempts", "hedge", "timeout", "first_token_timeout", "response_timeout", "stream_idle_timeout")
+_CALLING_KEYS = (
+    "max_attempts",
+    "max_calls",
+    "max_stream_hold",
+    "hedge",
+    "timeout",
+    "first_token_timeout",
+    "response_timeout",
+    "stream_idle_timeout",
+)
 
 _DEFAULT_APIS: dict[str, frozenset[Api]] = {
     "transformers": frozenset({"chat", "completions"}),  # its Responses API always streams (5.24)
@@ -135,6 +146,37 @@ _DEFAULT_APIS: dict[str, frozenset[Api]] = {
     "external": frozenset({"chat"}),
     "litellm": frozenset({"chat"}),
 }
+
+
+_SINGLE_EXPERT_NEEDS: frozenset[Capability] = frozenset({"tools", "audio"})
+"""Capabilities that no recipe has: such a request goes to one expert."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArmSpec:
+    """One arm of a recipe: what the plan selects and routing calls, like an expert.
+
+    Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
+    `members` their declarations in the order of the calls.
+    """
+
+    name: str
+    recipe: str
+    level: int
+    steps: tuple[tuple[str, ...], ...]
+    members: tuple[ExpertSpec, ...]
+    stand_in: None = None
+    supported_apis: frozenset[Api] = frozenset({"chat"})
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Capabilities that all members have, without those that only single experts serve."""
+        return frozenset.intersection(*(member.capabilities for member in self.members)) - _SINGLE_EXPERT_NEEDS
+
+    @property
+    def context_length(self) -> int:
+        """Smallest context of the members."""
+        return min(member.context_length for member in self.members)
 
 
 class RouterSpec(StrictModel):
@@ -176,6 +218,8 @@ class Registry(StrictModel):
     """Models that answer requests."""
     assignment: dict[str, str]
     """Expert of each category. The one of `general` is required; without a plan it answers categories left out."""
+    recipes: RecipeItems = ()
+    """Experts made of experts. The item `auto`, or `auto` alone, lets `coe plan` propose recipes."""
     router: RouterSpec = RouterSpec()
     """Settings of the category router."""
     policy: Policy = Policy()
@@ -212,6 +256,54 @@ class Registry(StrictModel):
         """Return the declared expert of this name. Raises KeyError."""
         return self._by_name[name]
 
+    @cached_property
+    def declared_recipes(self) -> tuple[RecipeSpec, ...]:
+        """The declared recipes, without the word `auto`."""
+        return tuple(recipe for recipe in self.recipes if recipe is not None)
+
+    @property
+    def proposes_recipes(self) -> bool:
+        """Whether `coe plan` may propose recipes."""
+        return None in self.recipes
+
+    @cached_property
+    def recipe_arms(self) -> tuple[ArmSpec, ...]:
+        """The arms of all declared recipes, in the order of the declaration."""
+        return tuple(
+            ArmSpec(recipe.arm(level), recipe.name, level, recipe.steps, tuple(map(self.expert, recipe.members)))
+            for recipe in self.declared_recipes
+            for level in range(1, recipe.levels + 1)
+        )
+
+    @cached_property
+    def arms(self) -> tuple[ExpertSpec | ArmSpec, ...]:
+        """All that routing may select: the experts, then the arms of the recipes. Columns of plans are in this
+        order."""
+        return (*self.experts, *self.recipe_arms)
+
+    @cached_property
+    def arm_names(self) -> tuple[str, ...]:
+        return tuple(arm.name for arm in self.arms)
+
+    @cached_property
+    def _arm_by_name(self) -> dict[str, ExpertSpec | ArmSpec]:
+        return {arm.name: arm for arm in self.arms}
+
+    def arm(self, name: str) -> ExpertSpec | ArmSpec:
+        """Return the expert or the recipe's arm of this name. Raises KeyError."""
+        return self._arm_by_name[name]
+
+    @cached_property
+    def arm_of_model(self) -> dict[str, str]:
+        """The arm that each value of `model` pins: experts and arms by their names, recipes with their middle arm."""
+        middle = {recipe.name: recipe.arm((recipe.levels + 1) // 2) for recipe in self.declared_recipes}
+        return {**middle, **{name: name for name in self.arm_names}}
+
+    @cached_property
+    def model_names(self) -> tuple[str, ...]:
+        """The names that a client may send as `model` besides `auto`: experts and recipes."""
+        return (*self.expert_names, *(recipe.name for recipe in self.declared_recipes))
+
     @property
     def wake_timeout(self) -> float:
         """Seconds that a request waits for sleeping experts in total; infinite without residency."""
@@ -247,5 +339,7 @@ class Registry(StrictModel):
                 "residency": True,
             },
         )
+        if not self.recipes:  # a file without recipes keeps its digest
+            del plain["recipes"]
         plain["sets"] = {e.name: [sorted(e.capabilities), sorted(e.supported_apis)] for e in self.experts}
         return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -74,11 +74,11 @@ def _models(model: Schema, schema: Schema, path: str) -> Iterator[tuple[str, Sch
 
 def _model_of(value: Schema, schema: Schema) -> Schema | None:
     """The section that a key holds, alone or in a list; None for a plain value."""
-    for candidate in (value, value.get("items", {}), *value.get("anyOf", ())):
-        if (target := candidate.get("$ref")) is not None:
-            found: Schema = schema["$defs"][target.rpartition("/")[2]]
-            return found if "properties" in found else None
-    return None
+    if (target := value.get("$ref")) is not None:
+        found: Schema = schema["$defs"][target.rpartition("/")[2]]
+        return found if "properties" in found else None
+    below = (*value.get("anyOf", ()), *((value["items"],) if "items" in value else ()))
+    return next((model for one in below if (model := _model_of(one, schema)) is not None), None)
 
 
 def _section(path: str, model: Schema, schema: Schema) -> str:

@@ -1,0 +1,97 @@
+"""Stores the fitted policies of a plan's arms as JSON, beside the plan (`recipes.json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import orjson
+
+from coe.errors import ArtifactError
+from coe.experts.recipes.agreement import STATE_FEATURES, AnswerWeights, Array
+from coe.experts.recipes.policy import RecipePolicy, Step
+
+RECIPES_FILE = "recipes.json"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArmPolicies:
+    """The policies of arms by arm name, over `categories` in the order of their coefficients."""
+
+    categories: tuple[str, ...]
+    by_arm: Mapping[str, RecipePolicy]
+
+    def over(self, categories: Sequence[str]) -> ArmPolicies:
+        """Return the policies over other categories; one that a policy was not fitted to has no deviation."""
+        columns = [self.categories.index(name) if name in self.categories else -1 for name in categories]
+        moved = {
+            arm: replace(one, steps=tuple(_over(s, columns) for s in one.steps)) for arm, one in self.by_arm.items()
+        }
+        return ArmPolicies(tuple(categories), moved)
+
+    def to_json(self) -> bytes:
+        """Serialize to JSON."""
+        arms = {
+            arm: {"recipe": one.recipe, "price": one.price, "steps": [_step_to_json(step) for step in one.steps]}
+            for arm, one in self.by_arm.items()
+        }
+        return orjson.dumps({"version": VERSION, "categories": self.categories, "arms": arms})
+
+    @classmethod
+    def from_json(cls, data: bytes) -> ArmPolicies:
+        """Parse the result of `to_json`. Raises ArtifactError."""
+        try:
+            found = orjson.loads(data)
+            if found["version"] != VERSION:
+                raise ValueError(f"version {found['version']}, not {VERSION}")
+            categories = tuple(str(name) for name in found["categories"])
+            arms = {arm: _policy_from_json(one, len(categories)) for arm, one in found["arms"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"{RECIPES_FILE} cannot be read ({error}); make it again with `coe plan`") from None
+        return cls(categories, arms)
+
+
+def _over(step: Step, columns: Sequence[int]) -> Step:
+    weights = AnswerWeights(_pick(step.weights.member, 1, columns), _pick(step.weights.none, 1, columns))
+    return replace(step, weights=weights, gain=None if step.gain is None else _pick(step.gain, STATE_FEATURES, columns))
+
+
+def _pick(values: Array, fixed: int, columns: Sequence[int]) -> Array:
+    """Reorder the coefficients of categories, which follow `fixed` other ones; column -1 becomes 0."""
+    by_category = np.concatenate((values[..., fixed:], np.zeros((*values.shape[:-1], 1))), axis=-1)
+    return np.concatenate((values[..., :fixed], by_category[..., list(columns)]), axis=-1)
+
+
+def _step_to_json(step: Step) -> dict[str, Any]:
+    return {
+        "members": step.members,
+        "member_weights": step.weights.member.tolist(),
+        "none_weights": step.weights.none.tolist(),
+        "typical": step.typical.tolist(),
+        "gain": None if step.gain is None else step.gain.tolist(),
+    }
+
+
+def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePolicy:
+    steps: list[Step] = []
+    seen = 0
+    for one in found["steps"]:
+        seen += len(one["members"])
+        gain = None if one["gain"] is None else _array(one["gain"], (STATE_FEATURES + n_categories,))
+        weights = AnswerWeights(
+            _array(one["member_weights"], (seen, 1 + n_categories)), _array(one["none_weights"], (1 + n_categories,))
+        )
+        steps.append(Step(tuple(one["members"]), weights, _array(one["typical"], (seen,)), gain))
+    if not steps or steps[-1].gain is not None:
+        raise ValueError("the last step of a policy must not go on")
+    return RecipePolicy(str(found["recipe"]), float(found["price"]), tuple(steps))
+
+
+def _array(values: Any, shape: tuple[int, ...]) -> Array:
+    array = np.array(values, dtype=np.float64)
+    if array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"coefficients of shape {array.shape}, not finite numbers of shape {shape}")
+    return array

@@ -1,0 +1,108 @@
+"""Arms of a plan from recorded answers: the fitted policies of declared and proposed recipes, with what they earn.
+
+An arm is one column of the plan. A recipe with several steps has RECIPE_LEVELS arms, which stop at different prices of
+cost; level 1 stops earliest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.experts.recipes.agreement import Array
+from coe.experts.recipes.policy import RecipePolicy
+from coe.learning.recipes.fit import Answers, Outcome, RecipeFit
+from coe.learning.recipes.search import RecipeSearch
+
+SEARCHED_PRICES = (0.2, 0.1, 0.05, 0.035, 0.025, 0.016, 0.01, 0.004, 0.001)
+"""Prices at which recipes are proposed: the quality that a call of median cost must add."""
+LEVEL_FACTORS = (1.6, 1.0, 0.6)
+"""Prices of a proposed recipe's arms, as multiples of the price it was found at."""
+DECLARED_PRICES = (0.05, 0.016, 0.004)
+"""Prices of a declared recipe's arms, like SEARCHED_PRICES."""
+MAX_PSEUDO_COUNT = 1000.0
+COST_PSEUDO_COUNT = 30.0
+"""Prompts of mean cost that a category's mean cost is shrunk by."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arm:
+    """A fitted policy and its outcome on the recorded prompts, by rules fitted on other prompts."""
+
+    policy: RecipePolicy
+    outcome: Outcome
+
+
+def declared_arms(answers: Answers, recipe: str, steps: Sequence[Sequence[int]]) -> list[Arm]:
+    """Fit the arms of a recipe whose steps are given as columns of `answers`; one arm if it has one step."""
+    fit = RecipeFit(answers, recipe=recipe, steps=steps)
+    unit = _typical_cost(answers)
+    prices = [price / unit for price in DECLARED_PRICES] if len(steps) > 1 else [0.0]
+    return [Arm(*fit.policy(price)) for price in prices]
+
+
+def propose_arms(
+    answers: Answers, *, max_calls: int, progress: Callable[[float], None] = lambda share: None
+) -> list[Arm]:
+    """Return the arms of the recipes that pay at some price; empty if single experts are best at every price.
+
+    Recipes are named auto-1, auto-2, ... from the cheapest on.
+    """
+    search = RecipeSearch(answers, max_calls=max_calls)
+    unit = _typical_cost(answers)
+    sequences: dict[tuple[int, ...], float] = {}
+    for number, price in enumerate(SEARCHED_PRICES):
+        progress(number / len(SEARCHED_PRICES))
+        sequence = search.best_sequence(price / unit)
+        if len(sequence) > 1:
+            sequences.setdefault(sequence, price / unit)
+    arms: list[Arm] = []
+    for number, (sequence, price) in enumerate(sequences.items()):
+        fit = RecipeFit(answers, recipe=f"auto-{number + 1}", steps=[[column] for column in sequence])
+        arms += [Arm(*fit.policy(factor * price)) for factor in LEVEL_FACTORS]
+    return arms
+
+
+def _typical_cost(answers: Answers) -> float:
+    """Return the median over experts of the mean cost of an answer; 1 if nothing costs anything."""
+    return float(np.median(answers.costs.mean(axis=0))) or 1.0
+
+
+def quality_by_category(answers: Answers, arms: Sequence[Arm]) -> Array:
+    """Return the expected quality of each arm, shape (n_categories, n_arms).
+
+    It is the quality of the best single expert, plus the arm's gain over it, both shrunk towards their mean over
+    categories. Gains differ much less between categories than qualities do, so they are shrunk more: an arm is not
+    preferred for a lucky category.
+    """
+    best = answers.scores[:, [int(answers.scores.mean(axis=0).argmax())]]
+    gains = np.column_stack([arm.outcome.scores for arm in arms]) - best
+    return _shrunk(best, answers, _pseudo_count(best, answers)) + _shrunk(gains, answers, _pseudo_count(gains, answers))
+
+
+def cost_by_category(answers: Answers, costs: Array) -> Array:
+    """Return the expected cost of each column (n_categories, n_columns) from its cost on each prompt."""
+    return _shrunk(costs, answers, np.full(costs.shape[1], COST_PSEUDO_COUNT))
+
+
+def _shrunk(values: Array, answers: Answers, pseudo_count: Array) -> Array:
+    """Return means by category (n_categories, n_columns), shrunk towards the mean of all prompts."""
+    sums, counts = answers.posterior.T @ values, answers.posterior.sum(axis=0)[:, None]
+    return np.asarray((sums + pseudo_count * values.mean(axis=0)) / (counts + pseudo_count))
+
+
+def _pseudo_count(values: Array, answers: Answers) -> Array:
+    """Return the empirical Bayes pseudo-count of each column: variance within categories over variance between them."""
+    counts = answers.posterior.sum(axis=0)
+    found = _category_means(values, answers, counts)
+    within = ((values - found[answers.labels]) ** 2).sum(axis=0) / max(len(values) - answers.n_categories, 1)
+    spread = counts @ (found - values.mean(axis=0)) ** 2 / len(values)
+    between = spread - within * (np.count_nonzero(counts) - 1) / len(values)
+    return np.asarray(np.minimum(within / np.maximum(between, 1e-12), MAX_PSEUDO_COUNT))
+
+
+def _category_means(values: Array, answers: Answers, counts: NDArray[np.floating]) -> Array:
+    return np.asarray((answers.posterior.T @ values) / np.maximum(counts, 1.0)[:, None])

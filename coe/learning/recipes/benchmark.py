@@ -1,0 +1,158 @@
+"""Measures what recipes add to single experts on recorded answers, at every budget.
+
+On each random 70/30 split, the router, the scores and the recipes are fitted on the larger part, and the other part is
+routed as in service. Cost is active parameters times output tokens, in billions times thousands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coe.experts.recipes.agreement import Array
+from coe.experts.recipes.policy import member_columns, replay
+from coe.learning.recipes.arms import Arm, cost_by_category, propose_arms, quality_by_category
+from coe.learning.recipes.fit import Answers
+
+PRICES = (0.0, *(float(price) for price in np.geomspace(3e-4, 3.0, 120)))
+"""Prices of the budget, in quality per typical cost of an answer, at which both plans are compared."""
+MULTIPLES = (0.5, 1.0, 1.6, 2.0, 4.0)
+"""Budgets as multiples of the cost of the plan with single experts and no budget."""
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
+"""Budgets as shares of the cost of the best single model."""
+MAX_CALLS = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """What the plan believes of its columns, and what they earn on the test prompts.
+
+    `quality` and `cost` have shape (n_categories, n_columns), `scores` and `costs` (n_prompts, n_columns).
+    """
+
+    quality: Array
+    cost: Array
+    scores: Array
+    costs: Array
+
+    def trace(self, posterior: Array, unit: float) -> Array:
+        """Return (cost, score) of the routed test prompts at each price, lowest price first."""
+        prompts = np.arange(len(posterior))
+        points = []
+        for price in PRICES:
+            chosen = (posterior @ (self.quality - price / unit * self.cost)).argmax(axis=1)
+            points.append((self.costs[prompts, chosen].mean(), self.scores[prompts, chosen].mean()))
+        return np.array(points)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SplitComparison:
+    """Both plans on one split: their traces, the best single model's cost and score, and the proposed recipes."""
+
+    single: Array
+    recipes: Array
+    best_cost: float
+    best_score: float
+    proposed: tuple[str, ...]
+
+    def gain(self, cost: float) -> tuple[float, float]:
+        """Return the scores of single experts and of recipes at a budget."""
+        return _score_at(self.single, cost), _score_at(self.recipes, cost)
+
+
+def compare(
+    train: Answers,
+    test: Answers,
+    posterior: Array,
+    *,
+    quality: Array,
+    max_calls: int = MAX_CALLS,
+    progress: Callable[[float], None] = lambda share: None,
+) -> SplitComparison:
+    """Compare single experts with recipes that are proposed from `train`, on `test` with its router `posterior`.
+
+    `quality` (n_categories, n_experts) is the plan's expected quality of single experts.
+    """
+    arms = propose_arms(train, max_calls=max_calls, progress=progress)
+    single = Columns(quality, cost_by_category(train, train.costs), test.scores, test.costs)
+    both = _with_arms(single, train, test, arms, posterior) if arms else single
+    unit = float(np.median(train.costs.mean(axis=0))) or 1.0
+    best = int(train.scores.mean(axis=0).argmax())
+    return SplitComparison(
+        single.trace(posterior, unit),
+        both.trace(posterior, unit),
+        float(test.costs[:, best].mean()),
+        float(test.scores[:, best].mean()),
+        tuple(dict.fromkeys(" > ".join(arm.policy.members) for arm in arms)),
+    )
+
+
+def _with_arms(single: Columns, train: Answers, test: Answers, arms: Sequence[Arm], posterior: Array) -> Columns:
+    everyone = np.arange(len(test.labels))
+    scores, costs = [], []
+    for arm in arms:
+        columns = member_columns(arm.policy, test.experts)
+        found = replay(arm.policy, test.classes[:, columns], test.tokens[:, columns], posterior)
+        scores.append(test.scores[everyone, np.array(columns)[found.member]])
+        costs.append((test.costs[:, columns] * found.calls).sum(axis=1))
+    return Columns(
+        np.column_stack((single.quality, quality_by_category(train, arms))),
+        np.column_stack((single.cost, cost_by_category(train, np.column_stack([arm.outcome.costs for arm in arms])))),
+        np.column_stack((single.scores, *scores)),
+        np.column_stack((single.costs, *costs)),
+    )
+
+
+def _score_at(trace: Array, cost: float) -> float:
+    """Return the score at a budget: what mixing the two neighbouring prices earns."""
+    order = np.argsort(trace[:, 0], kind="stable")
+    return float(np.interp(cost, trace[order, 0], trace[order, 1]))
+
+
+def cost_to_reach(trace: Array, score: float) -> float:
+    """Return the smallest cost on the trace with at least this score; infinite if no price reaches it."""
+    reached = trace[trace[:, 1] >= score]
+    return float(reached[:, 0].min()) if len(reached) else float("inf")
+
+
+def recipe_report(splits: Sequence[SplitComparison]) -> dict[str, Any]:
+    """Return the JSON-able report: paired gains at each budget with their standard errors over splits.
+
+    `worst_gain` is the lowest mean gain over all compared budgets.
+    """
+    free = [float(split.single[0, 0]) for split in splits]
+    best = [split.best_cost for split in splits]
+    multiples = {f"{share:g}": _at(splits, free, share) for share in MULTIPLES}
+    shares = {f"{share:g}": _at(splits, best, share) for share in SHARES}
+    swept = [_at(splits, free, float(share)) for share in np.geomspace(0.05, 4.0, 40)]
+    reach = [cost_to_reach(split.recipes, split.best_score) / (split.best_cost or 1.0) for split in splits]
+    unlimited = [(float(split.single[0, 1]), float(split.recipes[0, 1])) for split in splits]
+    return {
+        "no_budget": _paired(unlimited),
+        "at_multiples_of_one_expert": multiples,
+        "at_shares_of_best_single": shares,
+        "cost_share_for_best_single_quality": float(np.median(reach)),
+        "best_single": float(np.mean([split.best_score for split in splits])),
+        "worst_gain": min(found["gain"] for found in (_paired(unlimited), *swept)),
+        "proposed": [list(split.proposed) for split in splits],
+    }
+
+
+def _at(splits: Sequence[SplitComparison], units: Sequence[float], share: float) -> Mapping[str, float]:
+    return _paired([split.gain(share * unit) for split, unit in zip(splits, units, strict=True)])
+
+
+def _paired(scores: Sequence[tuple[float, float]]) -> Mapping[str, float]:
+    """Return the mean of both, their paired difference, and its standard error over splits."""
+    single, recipes = np.array(scores).T
+    gain = recipes - single
+    error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("nan")
+    return {
+        "single": float(single.mean()),
+        "recipes": float(recipes.mean()),
+        "gain": float(gain.mean()),
+        "standard_error": error,
+    }

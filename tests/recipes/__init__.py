@@ -1,0 +1,1 @@
+"""Recipes: their declaration, their calls, and requests of them."""

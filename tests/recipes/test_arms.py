@@ -1,0 +1,95 @@
+"""Arms that are proposed for a plan, and the comparison of both plans."""
+
+import numpy as np
+import pytest
+
+from coe.experts.recipes.agreement import NO_ANSWER
+from coe.learning.recipes.arms import cost_by_category, declared_arms, propose_arms, quality_by_category
+from coe.learning.recipes.benchmark import compare, recipe_report
+from coe.learning.recipes.fit import Answers
+from tests.recipes.recorded import halves, recorded_answers
+
+POOL = recorded_answers(
+    {"a": (0.6, 0.5), "b": (0.6, 0.5), "c": (0.55, 0.5), "large": (0.8, 0.75)},
+    {"a": 1.0, "b": 1.0, "c": 1.0, "large": 12.0},
+)
+
+
+def quality_of(answers: Answers) -> np.ndarray:
+    return np.stack([answers.scores[answers.labels == row].mean(axis=0) for row in range(answers.n_categories)])
+
+
+def test_proposed_recipes_hold_cheap_experts_before_a_large_one() -> None:
+    arms = propose_arms(POOL, max_calls=4)
+    sequences = {arm.policy.members for arm in arms}
+    assert any(names[-1] == "large" and len(names) > 2 for names in sequences)
+    assert max(len(names) for names in sequences) <= 4
+    assert [arm.policy.recipe for arm in arms][::3] == sorted({arm.policy.recipe for arm in arms})
+
+
+def test_nothing_is_proposed_where_all_experts_give_the_same_answers() -> None:
+    same = recorded_answers({"a": (0.6, 0.5)}, {"a": 1.0})
+    twins = Answers(
+        ("a", "b"),
+        np.repeat(same.classes, 2, axis=1),
+        np.repeat(same.scores, 2, axis=1),
+        np.tile([1.0, 2.0], (len(same.labels), 1)),
+        np.repeat(same.tokens, 2, axis=1),
+        same.labels,
+        same.n_categories,
+    )
+    assert propose_arms(twins, max_calls=4) == []
+
+
+def test_a_declared_cascade_has_three_arms_of_falling_cost_and_a_vote_of_one_step_has_one() -> None:
+    arms = declared_arms(POOL, "careful", [[0, 1], [3]])
+    costs = [arm.outcome.costs.mean() for arm in arms]
+    assert len(arms) == 3
+    assert costs == sorted(costs)
+    (vote,) = declared_arms(POOL, "panel", [[0, 1, 2]])
+    assert set(vote.outcome.calls) == {3.0}
+
+
+def test_a_lucky_category_hardly_raises_the_expected_quality_of_an_arm() -> None:
+    few = POOL.rows(np.arange(60))
+    arms = declared_arms(few, "panel", [[0, 1, 2]])
+    expected = quality_by_category(few, arms)
+    best = few.scores[:, few.scores.mean(axis=0).argmax()]
+    gain = arms[0].outcome.scores - best
+    raw = [gain[few.labels == row].mean() for row in range(2)]
+    base = quality_by_category(few, [type(arms[0])(arms[0].policy, type(arms[0].outcome)(best, best, best, ()))])
+    shrunk = (expected - base)[:, 0]
+    assert np.ptp(shrunk) < 0.5 * np.ptp(raw)
+
+
+def test_costs_follow_the_category() -> None:
+    costs = np.where(POOL.labels == 0, 1.0, 3.0)[:, None]
+    assert cost_by_category(POOL, costs)[:, 0] == pytest.approx([1.0, 3.0], abs=0.1)
+
+
+def test_recipes_gain_at_a_budget_and_the_report_says_by_how_much() -> None:
+    train, test = halves(POOL)
+    found = compare(train, test, test.posterior, quality=quality_of(train), max_calls=4)
+    report = recipe_report([found, found])
+    assert report["at_shares_of_best_single"]["0.5"]["gain"] > 0.03
+    assert report["no_budget"]["recipes"] > report["no_budget"]["single"]
+    assert report["cost_share_for_best_single_quality"] < 0.9
+    assert report["worst_gain"] > -0.01
+
+
+def test_free_text_that_never_agrees_does_not_lose_against_single_experts() -> None:
+    train, test = halves(POOL)
+    unreadable = [
+        Answers(
+            one.experts,
+            np.full_like(one.classes, NO_ANSWER),
+            one.scores,
+            one.costs,
+            one.tokens,
+            one.labels,
+            one.n_categories,
+        )
+        for one in (train, test)
+    ]
+    found = compare(*unreadable, test.posterior, quality=quality_of(train), max_calls=4)
+    assert recipe_report([found])["worst_gain"] > -0.002

@@ -1,0 +1,140 @@
+"""The section `recipes` of experts.yaml: what is accepted, what each mistake says, and the arms that follow."""
+
+from pathlib import Path
+
+import pytest
+
+from coe import registry
+from coe.errors import ConfigError
+from coe.registry import RECIPE_LEVELS
+from tests.fakes import registry_of
+
+BEFORE = """\
+version: 1
+policy: {max_calls: 3}
+categories:
+  - {name: code, description: programs}
+  - {name: general, description: the rest}
+experts:
+  - {name: a, model: m, runtime: external, base_url: "http://localhost:1/v1"}
+  - {name: b, model: m, runtime: external, base_url: "http://localhost:1/v1"}
+  - {name: c, model: m, runtime: external, base_url: "http://localhost:1/v1"}
+  - {name: d, model: m, runtime: external, base_url: "http://localhost:1/v1"}
+  - {name: vectors, model: m, runtime: external, base_url: "http://localhost:1/v1", apis: [embeddings]}
+assignment: {general: a}
+recipes:
+"""
+FIRST = BEFORE.count("\n") + 1
+"""The line of the first recipe."""
+
+
+def load(tmp_path: Path, recipes: str) -> registry.Registry:
+    path = tmp_path / "experts.yaml"
+    path.write_text(BEFORE + recipes + "\n")
+    return registry.load(path, environ={})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "problem"),
+    [
+        ("{name: x, cascade: [[a, b], cc]}", "unknown expert 'cc'; did you mean 'c'?"),
+        ("{name: x, vote: [a, cc]}", "unknown expert 'cc'; did you mean 'c'?"),
+        ("{name: x, cascade: [a, x]}", "a recipe cannot contain itself; the members are experts: a, b, c, d, vectors"),
+        ("{name: x, cascade: [[a, b], a]}", "'a' is a member already; each member is called once, so remove one"),
+        ("{name: a, vote: [b, c]}", "'a' is an expert already; choose another name for the recipe"),
+        ("{name: code, vote: [a, b]}", "'code' is a category already; choose another name for the recipe"),
+        ("{name: 'off', vote: [a, b]}", "the name 'off' is reserved; choose another name for the recipe"),
+        ("{name: auto, vote: [a, b]}", "the name 'auto' is reserved; choose another name for the recipe"),
+        ("{name: x, vote: [a, vectors]}", "'vectors' does not support the chat API, which all members need"),
+        (
+            "{name: x, vote: [a, b, c, d]}",
+            "recipe 'x' may call 4 experts and policy.max_calls allows 3; remove members",
+        ),
+        ("{name: x, cascade: [a, []]}", "recipes.0.cascade.1: a step calls at least one expert; name one"),
+        ("{name: x, cascade: [a, b], max_loss: 1.5}", "recipes.0.max_loss: input should be less than or equal to 1"),
+        ("{name: x, vote: [a, b], max_loss: 0.5}", "'x' calls all members at once, so it stops no earlier"),
+        ("{name: x, cascad: [a, b]}", "unknown key 'cascad'; did you mean 'cascade'?"),
+        ("{name: x, cascade: [a, b], vote: [a, b]}", "recipe 'x' needs either `cascade` or `vote`, a list of experts"),
+        ("{name: x}", "recipe 'x' needs either `cascade` or `vote`, a list of experts"),
+        ("{name: x, vote: [a]}", "recipe 'x' needs two members; add one, or pin the expert"),
+        ("{name: x, cascade: [a, b], ask: all}", "`ask` is for a vote; 'x' is a cascade"),
+        ("3", "recipes.0: expected a recipe or the word auto"),
+        ("", "recipes.0: expected a recipe or the word auto"),
+        ("autom", "recipes.0: expected a recipe or the word auto"),
+    ],
+)
+def test_a_mistake_is_reported_with_its_line_and_remedy(tmp_path: Path, recipe: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, f"  - {recipe}")
+    assert f"experts.yaml:{FIRST}: {problem}" in str(error.value)
+
+
+def test_a_recipe_cannot_be_a_member_of_another_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"experts.yaml:{FIRST + 1}: 'x' is a recipe; the members are experts: a, b"):
+        load(tmp_path, "  - {name: x, vote: [a, b]}\n  - {name: y, vote: [c, x]}")
+
+
+def test_a_member_on_a_line_of_its_own_is_reported_with_that_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"experts.yaml:{FIRST + 3}: unknown expert 'cc'"):
+        load(tmp_path, "  - name: x\n    vote:\n      - a\n      - cc")
+
+
+def test_two_recipes_of_one_name_are_refused_and_the_word_auto_may_come_twice(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, "  - auto\n  - auto\n  - {name: x, vote: [a, b]}\n  - {name: x, vote: [a, c]}")
+    assert error.value.problems == (f"experts.yaml:{FIRST + 3}: the name 'x' is already used on line {FIRST + 2}",)
+
+
+def test_the_word_auto_stands_alone_or_beside_recipes(tmp_path: Path) -> None:
+    assert load(tmp_path, "  - {name: x, vote: [a, b]}\n  - auto").proposes_recipes
+    assert not load(tmp_path, "  - {name: x, vote: [a, b]}").proposes_recipes
+    alone = registry_of(recipes="auto")
+    assert alone.proposes_recipes
+    assert (alone.declared_recipes, alone.arms) == ((), alone.experts)
+
+
+def test_a_cascade_has_steps_of_one_or_several_members_and_a_vote_asks_at_once_or_in_turn(tmp_path: Path) -> None:
+    cascade, all_at_once, in_turn = load(
+        tmp_path,
+        "  - {name: x, cascade: [[a, b], c], max_loss: 0.01}\n  - {name: y, vote: [a, b]}\n"
+        "  - {name: z, vote: [a, b], ask: until_agreed}",
+    ).declared_recipes
+    assert cascade.steps == (("a", "b"), ("c",))
+    assert all_at_once.steps == (("a", "b"),)
+    assert in_turn.steps == (("a",), ("b",))
+
+
+def test_arms_follow_the_experts_and_have_what_all_members_have() -> None:
+    local = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
+    declared = registry_of(
+        experts=[
+            {"name": "coder", "capabilities": ["tools", "json_schema", "images"], "context_length": 4000, **local},
+            {"name": "painter", "capabilities": ["tools", "json_schema"], **local},
+            {"name": "generalist", "capabilities": ["tools", "images", "audio"], **local},
+        ],
+        recipes=[
+            {"name": "careful", "cascade": [["coder", "painter"], "generalist"]},
+            {"name": "p", "vote": ["coder", "painter"]},
+        ],
+    )
+    careful = [f"careful@{level}" for level in range(1, RECIPE_LEVELS + 1)]
+    assert declared.arm_names == ("coder", "painter", "generalist", *careful, "p@1")
+    assert declared.arm("coder") is declared.expert("coder")
+    arm = declared.recipe_arms[1]
+    assert (arm.name, arm.recipe, arm.level, arm.steps) == (
+        "careful@2",
+        "careful",
+        2,
+        (("coder", "painter"), ("generalist",)),
+    )
+    assert (arm.capabilities, arm.context_length, arm.supported_apis) == (frozenset(), 4000, {"chat"})
+    assert declared.recipe_arms[3].capabilities == {"json_schema"}
+    assert declared.arm_of_model["careful"] == "careful@2"
+    assert declared.arm_of_model["p"] == "p@1"
+    assert declared.model_names == ("coder", "painter", "generalist", "careful", "p")
+
+
+def test_recipes_change_the_digest_and_limits_of_calls_do_not() -> None:
+    plain = registry_of()
+    assert registry_of(policy={"max_calls": 3, "max_stream_hold": 1}).digest == plain.digest
+    assert registry_of(recipes=[{"name": "p", "vote": ["coder", "painter"]}]).digest != plain.digest
