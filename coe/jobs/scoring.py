@@ -183,16 +183,24 @@ def _gateway_url(settings: Settings) -> str:
 
 
 def _write(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> None:
-    """Write all scores that the journal has for these probes, those of experts outside this run too."""
-    scores = [
-        (probe.prompt_id, name, cell.score)
+    """Write all scores and uses that the journal has for these probes, those of experts outside this run too."""
+    cells = [
+        (probe.prompt_id, name, cell)
         for index, probe in enumerate(scoring.probes)
         for name, keys in scoring.keys.items()
-        if (cell := journal.scored.get(keys[index])) is not None and cell.score is not None
+        if (cell := journal.scored.get(keys[index])) is not None
     ]
-    scored = {name for _, name, _ in scores}
-    experts = [spec for spec in scoring.registry.experts if spec.name in scored]
-    write_quality(out, benchmark=benchmark, probes=scoring.probes, scores=scores, experts=experts)
+    scored = {name for _, name, _ in cells}
+    write_quality(
+        out,
+        benchmark=benchmark,
+        probes=scoring.probes,
+        scores=[(prompt_id, name, cell.score) for prompt_id, name, cell in cells if cell.score is not None],
+        uses=[
+            (prompt_id, name, cell.input_tokens, cell.output_tokens, cell.latency_ms) for prompt_id, name, cell in cells
+        ],
+        experts=[spec for spec in scoring.registry.experts if spec.name in scored],
+    )
     if scoring.with_passages:
         write_gains(out, scoring.gains(journal))
 
