@@ -204,7 +204,7 @@ class _Log:
         count, random, scenario = deadline - self._count, self._random, self._scenario
         rows = random.integers(0, len(self._truth.posterior), count)
         posterior = self._truth.posterior[rows]
-        utility = posterior @ assignment.quality - assignment.price
+        utility = posterior @ (assignment.quality - assignment.price)
         chances = propensities(utility, rate=scenario.rate, loss=scenario.loss)
         chosen = np.minimum((random.random((count, 1)) > np.cumsum(chances, axis=1)).sum(axis=1), chances.shape[1] - 1)
         progress = (self._count + np.arange(count)) / scenario.requests

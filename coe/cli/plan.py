@@ -27,6 +27,7 @@ from coe.mapping import (
     read_published,
     solve,
 )
+from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import load
 from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
@@ -136,6 +137,11 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
     print_line(f"\n{'this plan against':20} {'quality':>8} {'cost':>10}  (US dollars per thousand requests)")
     for row in report["against"]:
         print_line(f"{row['expert'] or 'this plan':20} {row['quality']:8.4f} {row['cost']:10.4g}")
+    if names := report["assumed_tokens"]:
+        print_line(
+            f"assumed: {ASSUMED_INPUT_TOKENS} input and {ASSUMED_OUTPUT_TOKENS} output tokens a request to "
+            f"{', '.join(names)}, whose tokens were not measured; coe score measures them"
+        )
     for line in (*_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
         print_line(line)
     print_line(

@@ -27,6 +27,7 @@ from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_report
 from coe.mapping import (
     MARGINAL_VALUES_TIME_SHARE,
     Assignment,
+    MeasuredUses,
     ParetoRow,
     PlanEvidence,
     PlanInputs,
@@ -108,6 +109,8 @@ def make_plan(
         print_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
     gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
     report = plan_to_json(problem, assignment) | {
+        "price_by_category": assignment.price.tolist(),
+        "assumed_tokens": _assumed_tokens(registry, basis),
         "value_of_expert": values,
         "against": _against(basis, assignment),
         "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
@@ -184,7 +187,7 @@ def _sample_use(
 
 
 def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:
-    """The plan as JSON: expected quality and use, the hosted experts, the choice by category, and the prices."""
+    """The plan as JSON: expected quality and use, hosted experts, the choice by category, and mean prices."""
     columns = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
     return {
         "quality": planned_quality(problem, assignment),
@@ -194,9 +197,16 @@ def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:
             {"category": category, "expert": expert, "runner_up": second, "margin": margin}
             for category, expert, second, margin in columns
         ],
-        "prices": dict(zip(assignment.experts, assignment.price.tolist(), strict=True)),
+        "prices": dict(zip(assignment.experts, (problem.weights @ assignment.price).tolist(), strict=True)),
         "duals": dict(assignment.duals),
     }
+
+
+def _assumed_tokens(registry: Registry, basis: PlanInputs) -> list[str]:
+    """The planned experts that have prices but no measured tokens."""
+    measured = basis.measured_uses or MeasuredUses.nothing()
+    priced = {spec.name for spec in registry.experts if spec.prices.input or spec.prices.output}
+    return [name for name in basis.problem.experts if name in priced and not measured.has_tokens(name)]
 
 
 def _against(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
@@ -207,7 +217,7 @@ def _against(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
     """
     problem = basis.problem
     bounds = basis.table.lower(deviations=basis.deviations, pseudo_count=basis.pseudo_count)
-    single, cost = (problem.weights @ bounds).tolist(), problem.use("mean_cost").tolist()
+    single, cost = (problem.weights @ bounds).tolist(), (problem.weights @ problem.use("mean_cost")).tolist()
     plan: dict[str, Any] = {
         "expert": None,
         "quality": planned_quality(problem, assignment),

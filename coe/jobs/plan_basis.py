@@ -19,7 +19,7 @@ from coe.learning.estimation.evidence import merged
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
 from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
-from coe.mapping import Dependencies, PlanEvidence, PlanInputs, Problem, round_traffic
+from coe.mapping import Dependencies, MeasuredUses, PlanEvidence, PlanInputs, Problem, round_traffic
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
 from coe.registry import Registry
 from coe.settings import Settings
@@ -77,7 +77,8 @@ def plan_basis(
         )
     labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
-    scores = data.scores[np.ix_(rows, [data.models.index(name) for name in experts])]
+    cells = np.ix_(rows, [data.models.index(name) for name in experts])
+    scores = data.scores[cells]
     measured, pseudo_count = tabulate_softly(categories, experts, member, scores), fit_pseudo_count(labels, scores)
     reassigned = tuple(name for name in evidence.reassigned if name in categories)
     feedback = evidence.feedback.over(categories, experts) if reassigned and evidence.feedback is not None else None
@@ -87,7 +88,8 @@ def plan_basis(
         is_reassigned = np.isin(categories, reassigned)[:, None]
         quality = np.where(is_reassigned, both.lower(deviations=deviations, pseudo_count=strength), quality)
     weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes has traffic too
-    problem = declared_problem(registry, measured, quality=quality, weights=weights)
+    uses = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
+    problem = declared_problem(registry, measured, quality=quality, weights=weights, measured_uses=uses)
     basis = PlanInputs(
         problem,
         measured,
@@ -99,6 +101,7 @@ def plan_basis(
         feedback=feedback,
         reassigned=reassigned,
         dependencies=Dependencies.of(registry),
+        measured_uses=uses,
     )
     return basis, LeftOut.of(registry, data, measured)
 

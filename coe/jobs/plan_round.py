@@ -127,7 +127,8 @@ def _judge(
     job: Job, loaded: LoadedExperience, current: CurrentPlan, measured: _Measured, state: RoundState, cursor: str
 ) -> Candidate:
     experience, version = loaded.experience, job.store(ASSIGNMENT).in_use()
-    solver, evidence = BudgetSolver(job.registry, experience), _evidence_in_use(job, version)
+    evidence = _evidence_in_use(job, version)
+    solver = BudgetSolver(job.registry, experience, evidence.measured_uses)
     base = evidence.measured if measured.table is None else measured.table
     judged = judge_plan(
         experience,

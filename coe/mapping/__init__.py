@@ -1,6 +1,6 @@
 """The category-to-expert mapping: the assignment that `decide()` follows and the exact plan that finds it."""
 
-from coe.mapping.assignment import Assignment, decision_risk, expected_utility
+from coe.mapping.assignment import Assignment, decision_risk, expected_price, expected_utility
 from coe.mapping.consequences import Consequence
 from coe.mapping.effective_plan import EffectivePlan, effective_plan
 from coe.mapping.plan import (
@@ -27,17 +27,20 @@ from coe.mapping.plan_file import (
     read_published,
     round_traffic,
 )
-from coe.mapping.problem import ANSWER_FIELDS, Budget, Dependencies, Problem, Uses, declared_uses
+from coe.mapping.problem import ANSWER_FIELDS, Budget, Dependencies, Problem
 from coe.mapping.program import TimeBudget, smallest_limit
+from coe.mapping.uses import MEASURES, MeasuredUses, Uses, declared_uses
 
 __all__ = [
     "ANSWER_FIELDS",
     "MARGINAL_VALUES_TIME_SHARE",
+    "MEASURES",
     "Assignment",
     "Budget",
     "Consequence",
     "Dependencies",
     "EffectivePlan",
+    "MeasuredUses",
     "ParetoRow",
     "PlanEvidence",
     "PlanInputs",
@@ -51,6 +54,7 @@ __all__ = [
     "decision_risk",
     "declared_uses",
     "effective_plan",
+    "expected_price",
     "expected_utility",
     "frontiers",
     "marginal_values",

@@ -1,4 +1,4 @@
-"""`Assignment`: expected quality by category and expert, and the price of each expert, as `decide()` uses them.
+"""`Assignment`: expected quality and price by category and expert, as `decide()` uses them.
 
 `expected_utility` ranks experts for a posterior; `decision_risk` is the probability that this choice is wrong because
 the category is uncertain.
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
 
+VERSION = 2
+"""Version of the file that `Assignment.to_json` makes."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assignment:
@@ -24,8 +27,8 @@ class Assignment:
 
     - `quality`, shape (n_categories, n_experts): expected quality (0 to 1), -inf where the expert may not serve the
       category.
-    - `price`, shape (n_experts,): price of one request in units of quality, the sum over budget rows of the row's dual
-      times the expert's use.
+    - `price`, shape (n_categories, n_experts): price of one request of the category in units of quality, the sum over
+      budget rows of the row's dual times the expert's use.
     - `choice`, `runner_up`, `margin`: per category; the margin is the difference in utility.
     - `hosted`: the experts that the plan keeps running.
     - `unmeasured`, shape (n_categories, n_experts), None if empty: experts that may serve the category and were never
@@ -42,21 +45,25 @@ class Assignment:
     hosted: tuple[str, ...]
     duals: Mapping[str, float]
     unmeasured: NDArray[np.bool_] | None = None
-    _finite_quality: NDArray[np.float64] = field(init=False, repr=False)
+    _value: NDArray[np.float64] = field(init=False, repr=False)
+    _is_priced: bool = field(init=False, repr=False)
     _exclusion: NDArray[np.float64] = field(init=False, repr=False)
     _unmeasured_names: tuple[frozenset[str], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.price.shape != self.quality.shape:
+            raise ValueError(f"price of shape {self.price.shape}, not {self.quality.shape}")
         allowed = np.isfinite(self.quality)
         arrays = {
             "quality": self.quality.copy(),
             "price": self.price.copy(),
-            "_finite_quality": np.where(allowed, self.quality, 0.0),
+            "_value": np.where(allowed, self.quality, 0.0) - self.price,
             "_exclusion": np.where(allowed, 0.0, -np.inf),
         }
         for name, array in arrays.items():
             array.setflags(write=False)
             object.__setattr__(self, name, array)
+        object.__setattr__(self, "_is_priced", bool(self.price.any()))
         object.__setattr__(self, "duals", MappingProxyType(dict(self.duals)))
         names = (frozenset[str](),) * len(self.categories)
         if (rows := self.unmeasured) is not None:
@@ -85,7 +92,7 @@ class Assignment:
             categories=categories,
             experts=experts,
             quality=quality,
-            price=np.zeros(len(experts)),
+            price=np.zeros((len(categories), len(experts))),
             choice=choice,
             runner_up=tuple(general if expert != general else None for expert in choice),
             margin=tuple(0.99 if expert != general else 1.0 for expert in choice),
@@ -96,7 +103,7 @@ class Assignment:
     def to_json(self) -> bytes:
         """Serialize to JSON; equal assignments give equal bytes. orjson writes null for -inf."""
         fields = {
-            "version": 1,
+            "version": VERSION,
             "categories": self.categories,
             "experts": self.experts,
             "quality": self.quality.tolist(),
@@ -116,8 +123,8 @@ class Assignment:
         """Parse the result of `to_json`. Raises ArtifactError."""
         try:
             fields = orjson.loads(data)
-            if fields["version"] != 1:
-                raise ValueError(f"version {fields['version']}, not 1")
+            if fields["version"] != VERSION:
+                raise ValueError(f"version {fields['version']}, not {VERSION}")
             unmeasured = fields.get("unmeasured")
             if unmeasured is not None and np.shape(unmeasured) != np.shape(fields["quality"]):
                 raise ValueError(f"unmeasured of shape {np.shape(unmeasured)}")
@@ -135,11 +142,11 @@ class Assignment:
                 duals=fields["duals"],
                 unmeasured=None if unmeasured is None else np.array(unmeasured, dtype=np.bool_),
             )
-            rows, columns = len(assignment.categories), len(assignment.experts)
-            shapes = assignment.quality.shape, assignment.price.shape
-            if shapes != ((rows, columns), (columns,)):
-                raise ValueError(f"quality of shape {shapes[0]}, price of shape {shapes[1]}")
-            if {len(assignment.choice), len(assignment.runner_up), len(assignment.margin)} != {rows}:
+            shape = (len(assignment.categories), len(assignment.experts))
+            if (assignment.quality.shape, assignment.price.shape) != (shape, shape):
+                shapes = f"quality of shape {assignment.quality.shape}, price of shape {assignment.price.shape}"
+                raise ValueError(f"{shapes}, not {shape}")
+            if {len(assignment.choice), len(assignment.runner_up), len(assignment.margin)} != {shape[0]}:
                 raise ValueError("not one choice, runner-up and margin for each category")
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"assignment: cannot be read ({error!r}); make it again with `coe plan`") from error
@@ -152,6 +159,7 @@ class Assignment:
             self,
             categories=categories,
             quality=self.quality[order],
+            price=self.price[order],
             choice=tuple(self.choice[row] for row in order),
             runner_up=tuple(self.runner_up[row] for row in order),
             margin=tuple(self.margin[row] for row in order),
@@ -170,8 +178,16 @@ def expected_utility(assignment: Assignment, posterior: NDArray[np.floating]) ->
     An expert that may not serve the most likely category gets -inf; in other categories it counts with quality 0.
     """
     exclusion = assignment._exclusion[int(posterior.argmax())]
-    utility: NDArray[np.float64] = posterior @ assignment._finite_quality - assignment.price + exclusion
+    utility: NDArray[np.float64] = posterior @ assignment._value + exclusion
     return utility
+
+
+def expected_price(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the price of each expert, shape (n_experts,), for a posterior (n_categories,)."""
+    if not assignment._is_priced:
+        return np.zeros(len(assignment.experts))
+    price: NDArray[np.float64] = posterior @ assignment.price
+    return price
 
 
 MIN_UTILITY_DIFFERENCE = 0.01

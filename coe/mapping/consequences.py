@@ -5,7 +5,7 @@ The gateway logs them at start and on reload, `coe check` and `coe status` print
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ from coe.core import GENERAL
 from coe.mapping.assignment import Assignment
 from coe.mapping.plan import planned_use
 from coe.mapping.plan_file import PlanRecord, PublishedPlan, planned_pins
-from coe.mapping.problem import USE_OF_ROW, Budget, Dependencies, Problem, changed_fields, declared_uses
+from coe.mapping.problem import USE_OF_ROW, Array, Budget, Dependencies, Problem, changed_fields
 from coe.registry import Registry
 
 Kind = Literal[
@@ -65,7 +65,7 @@ def consequences(plan: PublishedPlan, registry: Registry, effective: Assignment)
     found = [*_experts(plan, registry, effective, reassigned), *_categories(plan, registry, effective)]
     found += _pins(plan, registry, effective)
     if plan.record is not None:
-        found += [*_uses(plan, plan.record, registry, effective), *_budget(plan.record, registry, effective)]
+        found += [*_uses(plan, plan.record, registry, effective), *_budget(plan, plan.record, registry, effective)]
     explained = {one.name for one in found if one.kind in ("pin_changed", "general_changed", "category_added")}
     explained |= {category for category, (before, _) in reassigned.items() if before not in registry.expert_names}
     found += [
@@ -195,17 +195,19 @@ def _pins(plan: PublishedPlan, registry: Registry, effective: Assignment) -> Ite
 
 
 def _uses(plan: PublishedPlan, record: PlanRecord, registry: Registry, effective: Assignment) -> Iterator[Consequence]:
-    now, problem = declared_uses(registry), record.problem
+    problem = record.problem
+    names = tuple(name for name in registry.expert_names if name in problem.experts)
+    columns = [problem.experts.index(name) for name in names]
+    then = problem.uses.part(range(len(problem.categories)), columns)
+    now = plan.uses(registry, problem.categories, names)
     limited = {USE_OF_ROW[row] for row in problem.budget.rows() if row in USE_OF_ROW}
-    for column, name in enumerate(registry.expert_names):
-        if name not in problem.experts:
-            continue
-        old = problem.experts.index(name)
+    for column, name in enumerate(names):
         changes, binding = [], False
         for use, label in _USE_LABELS.items():
-            before, after = (_use_of(getattr(uses, use), index) for uses, index in ((problem.uses, old), (now, column)))
-            if before != after:
-                changes.append(f"{label} {_number(before)} -> {_number(after)}")
+            before, after = (_of_column(getattr(uses, use), column) for uses in (then, now))
+            if not np.array_equal(before, after, equal_nan=True):
+                means = (_number(_mean(use, problem.weights)) for use in (before, after))
+                changes.append(f"{label} {' -> '.join(means)}")
                 binding = binding or use in limited
         if changes:
             price = _price_change(plan.assignment, effective, name)
@@ -215,28 +217,33 @@ def _uses(plan: PublishedPlan, record: PlanRecord, registry: Registry, effective
 
 
 def _price_change(planned: Assignment, effective: Assignment, name: str) -> str:
-    if name not in planned.experts:
+    """Return the change of the mean price over the categories that both assignments have; empty if there is none."""
+    common = [category for category in planned.categories if category in effective.categories]
+    if name not in planned.experts or not common:
         return ""
-    before = float(planned.price[planned.experts.index(name)])
-    after = float(effective.price[effective.experts.index(name)])
-    return "" if before == after else f"; its price in the plan {before:.4f} -> {after:.4f} (in quality)"
+    before, after = (
+        float(one.over(tuple(common)).price[:, one.experts.index(name)].mean()) for one in (planned, effective)
+    )
+    return "" if before == after else f"; its mean price in the plan {before:.4f} -> {after:.4f} (in quality)"
 
 
-def _budget(record: PlanRecord, registry: Registry, effective: Assignment) -> Iterator[Consequence]:
+def _budget(
+    plan: PublishedPlan, record: PlanRecord, registry: Registry, effective: Assignment
+) -> Iterator[Consequence]:
     then, now = record.problem.budget.rows(), Budget(**registry.budget.model_dump()).rows()
     for row in Budget.__dataclass_fields__:
         before, after = then.get(row), now.get(row)
         if before != after:
             sentence = f"budget: {row} {_number(before)} -> {_number(after)}: the plan keeps the former limit"
             yield Consequence("budget_changed", row, f"{sentence}. Run `coe plan`", replan=True)
-    used = planned_use(_as_problem(record.problem, registry, effective), effective)
+    used = planned_use(_as_problem(plan, record.problem, registry, effective), effective)
     for row, limit in now.items():
         if used.get(row, 0.0) > limit * (1 + LIMIT_TOLERANCE):
             sentence = f"budget: the plan uses {row} {used[row]:.4g}, above the limit of {limit:g}. Run `coe plan`"
             yield Consequence("budget_exceeded", row, sentence, replan=True)
 
 
-def _as_problem(problem: Problem, registry: Registry, effective: Assignment) -> Problem:
+def _as_problem(plan: PublishedPlan, problem: Problem, registry: Registry, effective: Assignment) -> Problem:
     """Return the effective assignment as a problem without limits. A category that the plan lacks has weight 0."""
     weights = dict(zip(problem.categories, problem.weights.tolist(), strict=True))
     mass = np.array([weights.get(name, 0.0) for name in effective.categories])
@@ -248,8 +255,9 @@ def _as_problem(problem: Problem, registry: Registry, effective: Assignment) -> 
         experts=effective.experts,
         quality=quality,
         weights=mass,
-        uses=declared_uses(registry),
+        uses=plan.uses(registry, effective.categories, effective.experts),
         budget=Budget(),
+        members={},
     )
 
 
@@ -257,10 +265,14 @@ def _dependencies(plan: PublishedPlan) -> Dependencies | None:
     return None if plan.record is None else plan.record.dependencies
 
 
-def _use_of(use: Sequence[float] | np.ndarray | None, column: int) -> float | None:
-    if use is None or not np.isfinite(use[column]):
-        return None
-    return float(use[column])
+def _of_column(use: Array | None, column: int) -> Array:
+    """Return an expert's use by category, or its memory; NaN where unknown."""
+    return np.full((), np.nan) if use is None else np.asarray(use[..., column])
+
+
+def _mean(use: Array, weights: Array) -> float | None:
+    mean = float(weights @ use if use.ndim else use)
+    return mean if np.isfinite(mean) else None
 
 
 def _number(value: float | None) -> str:

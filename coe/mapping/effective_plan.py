@@ -17,12 +17,10 @@ from coe.mapping.assignment import Assignment
 from coe.mapping.consequences import Consequence, consequences
 from coe.mapping.plan import runner_up
 from coe.mapping.plan_file import PublishedPlan, planned_pins
-from coe.mapping.problem import USE_OF_ROW, Array, declared_uses
+from coe.mapping.prices import SHARE_DUAL_PREFIX
+from coe.mapping.problem import USE_OF_ROW, Array
 from coe.mapping.score_table import align
 from coe.registry import Registry
-
-SHARE_DUAL_PREFIX = "max_share:"
-"""Prefix of the dual of an expert's share."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,25 +53,31 @@ def check_overlap(plan: PublishedPlan, registry: Registry) -> None:
             )
 
 
-def reprice(assignment: Assignment, registry: Registry) -> dict[str, float]:
-    """Return the price of each declared expert by the plan's duals and the declared uses.
+def reprice(plan: PublishedPlan, registry: Registry) -> Array:
+    """Return the prices by the plan's duals and the present uses, shape (n_categories, n_experts) of the declaration.
 
     An expert of unknown use gets the largest use. A price that is equal up to rounding keeps its exact value, so that
-    an unchanged declaration gives the published assignment.
+    an unchanged declaration gives the published assignment. So do all planned prices if the plan has no record, without
+    which the measured uses are unknown.
     """
-    uses = declared_uses(registry)
-    price = np.zeros(len(registry.experts))
+    assignment, uses = plan.assignment, plan.uses(registry, registry.category_names)
+    price = np.zeros((len(registry.categories), len(registry.experts)))
     for row, dual in assignment.duals.items():
         if row in USE_OF_ROW:
             use = getattr(uses, USE_OF_ROW[row])
             price += dual * np.where(np.isfinite(use), use, np.nanmax(use, initial=0.0))
-    shares = [assignment.duals.get(f"{SHARE_DUAL_PREFIX}{name}", 0.0) for name in registry.expert_names]
-    prices = dict(zip(registry.expert_names, (price + np.array(shares)).tolist(), strict=True))
-    for name, before in zip(assignment.experts, assignment.price.tolist(), strict=True):
-        unhosted = name not in assignment.hosted
-        if name in prices and (unhosted or np.isclose(prices[name], before, rtol=1e-9, atol=1e-12)):
-            prices[name] = before
-    return prices
+    price += [assignment.duals.get(f"{SHARE_DUAL_PREFIX}{name}", 0.0) for name in registry.expert_names]
+    known, declared = (assignment.categories, assignment.experts), (registry.category_names, registry.expert_names)
+    before = align(assignment.price, known, declared, missing=np.nan)
+        assignment.price,
+        (assignment.categories, assignment.experts),
+        (registry.category_names, registry.expert_names),
+        missing=np.nan,
+    )
+    unhosted = np.isin(registry.expert_names, assignment.experts) & ~np.isin(registry.expert_names, assignment.hosted)
+    price[:, unhosted] = 0.0
+    is_equal = np.isclose(price, before, rtol=1e-9, atol=1e-12) | (plan.record is None)
+    return np.where(is_equal & np.isfinite(before), before, price)
 
 
 class _AssignmentBuilder:
@@ -82,7 +86,7 @@ class _AssignmentBuilder:
     def __init__(self, plan: PublishedPlan, registry: Registry) -> None:
         self._plan, self._registry = plan.assignment, registry
         self._experts = registry.expert_names
-        self._price = np.array(list(reprice(plan.assignment, registry).values()))
+        self._price = reprice(plan, registry)
         self._planned_pins = planned_pins(plan, registry)
         planned, record = plan.assignment, plan.record
         known, names = (planned.categories, planned.experts), (registry.category_names, registry.expert_names)
@@ -100,8 +104,9 @@ class _AssignmentBuilder:
     def build(self) -> Assignment:
         plan, categories = self._plan, self._registry.category_names
         quality = np.stack([self._quality_row(row, category) for row, category in enumerate(categories)])
-        choice = [self._choice(category, quality[row]) for row, category in enumerate(categories)]
-        seconds = [runner_up(self._experts, quality[row] - self._price, column) for row, column in enumerate(choice)]
+        utility = quality - self._price
+        choice = [self._choice(category, row) for category, row in zip(categories, utility, strict=True)]
+        seconds = [runner_up(self._experts, utility[row], column) for row, column in enumerate(choice)]
         chosen = tuple(self._experts[column] for column in choice)
         unpinned = np.array([name in plan.categories and name not in self._registry.assignment for name in categories])
         unmeasured = unpinned[:, None] & (self._is_new[None, :] | self._unmeasured) & ~np.isfinite(quality)
@@ -155,9 +160,8 @@ class _AssignmentBuilder:
                 return float(known.mean())
         return 1.0
 
-    def _choice(self, category: str, quality: Array) -> int:
+    def _choice(self, category: str, utility: Array) -> int:
         """Return the planned expert, unless it may not serve the category any more or another one became better."""
-        utility = quality - self._price
         best = int(utility.argmax())
         if category not in self._plan.categories:
             return best

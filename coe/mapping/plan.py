@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from coe.errors import DataError
 from coe.mapping.assignment import Assignment, expected_utility
+from coe.mapping.prices import mean_rows, normalized, prices, share_rows
 from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Budget, Problem
 from coe.mapping.program import (
     LARGE_PROBLEM_CELLS,
     Solution,
     TimeBudget,
     find_solution,
-    prices,
     require_solution,
     smallest_limit,
 )
@@ -81,10 +81,12 @@ def routed_use(problem: Problem, assignment: Assignment, traffic: NDArray[np.flo
 
     `traffic` is a sample of posteriors, shape (n_requests, n_categories).
     """
-    columns = np.array([expected_utility(assignment, posterior).argmax() for posterior in traffic])
-    used = {row: float(problem.use(row)[columns].mean()) for row in MEAN_ROWS if row in problem.budget.rows()}
+    rows, posteriors = mean_rows(problem), normalized(traffic)
+    columns = np.array([expected_utility(assignment, posterior).argmax() for posterior in posteriors])
+    found = rows.mean_uses(posteriors, np.ones(len(columns)), columns) / len(columns)
+    used = {row: float(value) for row, value in zip(rows.names, found, strict=True) if row in MEAN_ROWS}
     if problem.budget.max_share is not None:
-        used["max_share"] = float(np.bincount(columns).max() / len(columns))
+        used["max_share"] = float(found[len(used) :].max())
     return used
 
 
@@ -97,9 +99,12 @@ def _quality(problem: Problem, columns: NDArray[np.int64]) -> float:
 
 
 def _use(problem: Problem, columns: NDArray[np.int64], hosted: Sequence[int]) -> dict[str, float]:
-    used = {row: float(problem.weights @ problem.use(row)[columns]) for row in USE_OF_ROW if row != "memory_gb"}
+    cells = np.arange(len(columns)), columns
+    mass = np.zeros(problem.quality.shape)
+    mass[cells] = problem.weights
+    used = {row: float(problem.weights @ problem.use(row)[cells]) for row in MEAN_ROWS}
     used["memory_gb"] = float(problem.use("memory_gb")[hosted].sum())
-    used["max_share"] = float(np.bincount(columns, weights=problem.weights).max())
+    used["max_share"] = float((share_rows(problem) @ mass.ravel()).max())
     return {row: value for row, value in used.items() if np.isfinite(value)}
 
 
@@ -108,17 +113,24 @@ def marginal_values(
 ) -> dict[str, float | None]:
     """Return the loss of planned quality without each expert: 0 if it is not in the plan, None if it is indispensable.
 
-    `plan` is the optimal one, if known. Experts for which `time_budget` is too short are left out.
+    Without an expert, the arms that it is a member of are unavailable too. `plan` is the optimal one, if known. Experts
+    for which `time_budget` is too short are left out.
     """
     time_budget = time_budget or TimeBudget()
     choice = require_solution(problem).choice if plan is None else _columns(problem, plan)
     best = _quality(problem, choice)
-    needed = [problem.experts[column] for column in np.unique(choice)]
+    needed = [problem.experts[column] for column in _needed(problem, choice)]
     lost: dict[str, float | None] = {}
     for name in needed:
         with time_budget.attempt(f"the value of {name}") as part:
             lost[name] = _lost(problem, name, best, part)
     return {name: lost.get(name, 0.0) for name in problem.experts if name in lost or name not in needed}
+
+
+def _needed(problem: Problem, choice: NDArray[np.int64]) -> list[int]:
+    """Return the chosen columns and the experts that must be hosted for them, by index."""
+    hosted = np.flatnonzero(problem.requirements()[choice].any(axis=0))
+    return sorted({*choice.tolist(), *hosted.tolist()})
 
 
 def _lost(problem: Problem, name: str, best: float, time_budget: TimeBudget) -> float | None:
@@ -221,8 +233,8 @@ def _limits(problem: Problem, row: str, points: int, time_budget: TimeBudget, so
     plan = _solve_once(free, time_budget.part(0.5), solved)
     if plan is None:
         return []
-    needed = np.unique(plan.choice)  # without a memory limit, unused experts are hosted too
-    high = _use(free, plan.choice, needed.tolist())[row]
+    needed = _needed(free, plan.choice)  # without a memory limit, unused experts are hosted too
+    high = _use(free, plan.choice, needed)[row]
     if not high > low * (1 + 1e-6):
         return []
     spaced = np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)

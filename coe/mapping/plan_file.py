@@ -8,7 +8,7 @@ applies the present declaration to its problem.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 from coe.errors import ArtifactError, DataError
 from coe.mapping.assignment import Assignment
 from coe.mapping.plan import frontiers, marginal_values
-from coe.mapping.problem import Array, Budget, Dependencies, Problem, Uses, declared_uses
+from coe.mapping.problem import USE_OF_ROW, Array, Budget, Dependencies, Problem
 from coe.mapping.program import TimeBudget
 from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
+from coe.mapping.uses import MeasuredUses, Uses, declared_uses
 from coe.registry import Registry
 
 PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
+VERSION = 2
+"""Version of plan.json."""
 MARGINAL_VALUES_TIME_SHARE = 1 / 3
 """Share of the time budget for the marginal values of experts; the rest is for frontiers."""
 
@@ -39,6 +42,7 @@ class PlanInputs:
     - `deviations`: number of standard errors by which the problem's qualities are below the estimates.
     - `source`: origin of the scores.
     - `measured`, `feedback`: the parts of the table from scores and from feedback.
+    - `measured_uses`: tokens and latencies behind the problem's uses; None if nothing was measured.
     - `reassigned`: categories whose expert feedback has changed since the scores were measured.
     - `dependencies`: the part of the declaration that the plan was made for; None if it was made without one.
     """
@@ -53,6 +57,7 @@ class PlanInputs:
     feedback: ScoreTable | None = None
     reassigned: tuple[str, ...] = ()
     dependencies: Dependencies | None = None
+    measured_uses: MeasuredUses | None = None
 
     def save(
         self,
@@ -82,12 +87,9 @@ class PlanInputs:
 
     def _to_json(self) -> dict[str, Any]:
         problem, table = self.problem, self.table
-        uses = {
-            field.name: None if (use := getattr(problem.uses, field.name)) is None else use.tolist()
-            for field in fields(Uses)
-        }
+        measured = self.measured_uses and self.measured_uses.over(problem.categories, problem.experts)
         return {
-            "version": 1,
+            "version": VERSION,
             "categories": problem.categories,
             "experts": problem.experts,
             "source": self.source,
@@ -98,7 +100,9 @@ class PlanInputs:
             "error": table.error(pseudo_count=self.pseudo_count).tolist(),
             "quality": problem.quality.tolist(),
             "weights": problem.weights.tolist(),
-            "uses": uses,
+            "uses": _uses_to_json(problem.uses),
+            "members": dict(problem.members),
+            "measured_uses": None if measured is None else measured.to_json(),
             "budget": problem.budget.rows(),
             "measured": None if self.measured is None else _table_to_json(self.measured),
             "feedback": None if self.feedback is None else _table_to_json(self.feedback),
@@ -117,8 +121,8 @@ def read_plan_file(folder: Path) -> dict[str, Any] | None:
     path = folder / PLAN_FILE
     try:
         found: dict[str, Any] = orjson.loads(path.read_bytes())
-        if found["version"] != 1:
-            raise ValueError(f"version {found['version']}, not 1")
+        if found["version"] != VERSION:
+            raise ValueError(f"version {found['version']}, not {VERSION}")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -134,14 +138,14 @@ def read_problem(folder: Path) -> tuple[Problem, Array | None] | None:
 
 def _problem_from(found: Mapping[str, Any], folder: Path) -> tuple[Problem, Array | None]:
     try:
-        uses = {name: None if use is None else _array(use, np.nan) for name, use in found["uses"].items()}
         problem = Problem(
             categories=tuple(found["categories"]),
             experts=tuple(found["experts"]),
             quality=_array(found["quality"], -np.inf),
             weights=_array(found["weights"], np.nan),
-            uses=Uses(**uses),
+            uses=_uses_from_json(found["uses"]),
             budget=Budget(**found["budget"]),
+            members={arm: tuple(members) for arm, members in found["members"].items()},
         )
         path = folder / TRAFFIC_FILE
         return problem, np.load(path, allow_pickle=False).astype(np.float64) if path.exists() else None
@@ -156,6 +160,7 @@ class PlanEvidence:
     measured: ScoreTable | None = None
     feedback: ScoreTable | None = None
     reassigned: tuple[str, ...] = ()
+    measured_uses: MeasuredUses | None = None
 
 
 def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[str]) -> PlanEvidence:
@@ -169,7 +174,8 @@ def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[
         known = tuple(found["categories"]), tuple(found["experts"])
         tables = (_table_from_json(found[name], *known) for name in ("measured", "feedback"))
         measured, feedback = (None if table is None else table.over(categories, experts) for table in tables)
-        return PlanEvidence(measured, feedback, tuple(name for name in found["reassigned"] if name in categories))
+        reassigned = tuple(name for name in found["reassigned"] if name in categories)
+        return PlanEvidence(measured, feedback, reassigned, MeasuredUses.from_json(found["measured_uses"], *known))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(
             f"{folder / PLAN_FILE}: cannot be read ({error!r}); make it again with `coe plan`"
@@ -191,6 +197,17 @@ def _table_from_json(
     return ScoreTable(categories, experts, mean, variance, count)
 
 
+def _uses_to_json(uses: Uses) -> dict[str, Any]:
+    arrays = {name: getattr(uses, name) for name in USE_OF_ROW.values()}
+    found: dict[str, Any] = {name: None if use is None else use.tolist() for name, use in arrays.items()}
+    return found | {"calls": {arm: calls.tolist() for arm, calls in uses.calls.items()}}
+
+
+def _uses_from_json(found: Mapping[str, Any]) -> Uses:
+    arrays = {name: None if (use := found[name]) is None else _array(use, np.nan) for name in USE_OF_ROW.values()}
+    return Uses(**arrays, calls={arm: _array(calls, np.nan) for arm, calls in found["calls"].items()})
+
+
 def _array(rows: list[Any], missing: float) -> Array:
     """Return the array of nested lists, with `missing` for None."""
     values = np.array(rows, dtype=np.float64)
@@ -205,12 +222,13 @@ class PlanRecord:
     """What a plan was solved from.
 
     `bounds`, of the shape of the problem's quality, are the lower confidence bounds of all cells, also of those that a
-    pin excludes. `dependencies` is None if the plan does not store them.
+    pin excludes. `dependencies` is None if the plan does not store them, and `measured_uses` if nothing was measured.
     """
 
     problem: Problem
     bounds: Array
     dependencies: Dependencies | None
+    measured_uses: MeasuredUses | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,6 +238,11 @@ class PublishedPlan:
     version: str
     assignment: Assignment
     record: PlanRecord | None = None
+
+    def uses(self, registry: Registry, categories: Sequence[str], experts: Sequence[str] | None = None) -> Uses:
+        """Return the uses of `experts` (default: all declared ones) by the declaration and the measured tokens."""
+        measured = None if self.record is None else self.record.measured_uses
+        return declared_uses(registry, categories, experts, measured=measured)
 
 
 def read_published(folder: Path, version: str) -> PublishedPlan:
@@ -238,7 +261,9 @@ def _read_record(folder: Path) -> PlanRecord | None:
         if bounds.shape != problem.quality.shape:
             raise ValueError(f"estimates of shape {bounds.shape}")
         stored = data["depends_on"]
-        return PlanRecord(problem, bounds, None if stored is None else Dependencies.from_json(stored))
+        dependencies = None if stored is None else Dependencies.from_json(stored)
+        uses = MeasuredUses.from_json(data["measured_uses"], problem.categories, problem.experts)
+        return PlanRecord(problem, bounds, dependencies, uses)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder}: plan.json cannot be read ({error}); make it again with `coe plan`") from None
 
@@ -262,7 +287,9 @@ def current_problem(
     if record is None:
         return None
     solved, pins, then = record.problem, registry.assignment, planned_pins(plan, registry)
-    columns = [column for column, name in enumerate(solved.experts) if name in registry.expert_names]
+    missing = set(solved.experts) - set(registry.expert_names)
+    missing |= {arm for arm, members in solved.members.items() if missing & set(members)}
+    columns = [column for column, name in enumerate(solved.experts) if name not in missing]
     experts = tuple(solved.experts[column] for column in columns)
     rows = [
         row
@@ -272,14 +299,15 @@ def current_problem(
     if not rows:
         raise DataError(f"plan {plan.version}: none of its categories is declared any more; run `coe plan` again")
     quality = np.stack([_quality_row(record, row, pins, then)[columns] for row in rows])
-    weights = solved.weights[rows]
+    categories, weights = tuple(solved.categories[row] for row in rows), solved.weights[rows]
     problem = replace(
         solved,
-        categories=tuple(solved.categories[row] for row in rows),
+        categories=categories,
         experts=experts,
         quality=quality,
         weights=weights / weights.sum() if len(rows) < len(solved.categories) else weights,
-        uses=declared_uses(registry, experts),
+        uses=plan.uses(registry, categories, experts),
+        members={arm: members for arm, members in solved.members.items() if arm in experts},
     )
     return problem, None if traffic is None else traffic[:, rows]
 
@@ -301,6 +329,12 @@ def common_part(problem: Problem, effective: Assignment) -> tuple[Problem, Assig
     rows = [row for row, name in enumerate(problem.categories) if choice.get(name) in problem.experts]
     categories = tuple(problem.categories[row] for row in rows)
     weights = problem.weights[rows]
-    part = replace(problem, categories=categories, quality=problem.quality[rows], weights=weights / weights.sum())
+    part = replace(
+        problem,
+        categories=categories,
+        quality=problem.quality[rows],
+        weights=weights / weights.sum(),
+        uses=problem.uses.part(rows, range(len(problem.experts))),
+    )
     hosted = tuple(name for name in effective.hosted if name in problem.experts)
     return part, replace(effective.over(categories), hosted=hosted)

@@ -1,13 +1,14 @@
 """The planning problem: qualities, weights of categories, uses of experts, and the budget.
 
-`declared_uses`, `relative_cost` and `declared_assignment` read them from experts.yaml. A published plan stores the
-`Dependencies` that it was made for, so that later changes of the declaration can be reported with their consequences.
+A column of the problem is an expert or an arm of a recipe, whose members must be hosted. `relative_cost` and
+`declared_assignment` read experts.yaml. A published plan stores the `Dependencies` that it was made for, so that later
+changes of the declaration can be reported with their consequences.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from coe.core import GENERAL
 from coe.errors import ConfigError, DataError
 from coe.mapping.assignment import Assignment
 from coe.mapping.score_table import ScoreTable
+from coe.mapping.uses import Uses
 from coe.registry import ExpertSpec, Registry
 
 Array = NDArray[np.float64]
@@ -28,10 +30,8 @@ USE_OF_ROW = {
     "mean_cost": "cost",
     "mean_latency_ms": "latency_ms",
 }
-"""The use that each budget row limits. The row `max_share` limits how often an expert is chosen."""
+"""The use that each budget row limits. The row `max_share` limits how often an expert is called."""
 MEAN_ROWS = ("mean_active_b", "mean_cost", "mean_latency_ms")
-MEAN_INPUT_TOKENS, MEAN_OUTPUT_TOKENS = 500, 300
-"""Tokens of the request that `mean_cost` is calculated for."""
 ANSWER_FIELDS = ("model", "runtime", "base_url", "base_urls", "adapter", "system_prompt", "parameters", "options")
 """Fields of an expert that affect its answers, and so its measured quality."""
 
@@ -41,8 +41,8 @@ class Budget:
     """Limits, each optional.
 
     `memory_gb` limits the memory of all hosted experts. The mean rows limit means per request: active parameters in
-    billions, cost in the currency of `Uses.cost`, and latency in milliseconds. `max_share` (0 to 1) limits the share of
-    requests of each expert.
+    billions, cost in the currency of `Uses.cost`, and latency in milliseconds. `max_share` (0 to 1) limits the mean
+    calls of each expert per request, which is its share of the requests unless recipes call it too.
     """
 
     memory_gb: float | None = None
@@ -65,21 +65,15 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Uses:
-    """Uses of each expert, arrays of shape (n_experts,) with NaN where unknown; None if unknown of all experts."""
-
-    memory_gb: Array | None = None
-    active_b: Array | None = None
-    cost: Array | None = None
-    latency_ms: Array | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Problem:
-    """Find an expert for every category.
+    """Find an expert, or an arm of a recipe, for every category.
 
-    `quality` has shape (n_categories, n_experts), -inf where the expert may not serve the category. `weights`, shape
-    (n_categories,), are the shares of the categories and sum to 1. Raises DataError if a budget row limits a use that
+    - `quality`, shape (n_categories, n_experts): -inf where the expert may not serve the category.
+    - `weights`, shape (n_categories,): the shares of the categories, which sum to 1.
+    - `members` maps the columns that are arms to the experts that must be hosted for them. An arm has no memory of its
+      own.
+
+    Raises DataError for arrays of other shapes, for members that are no experts, and if a budget row limits a use that
     is not known of every expert.
     """
 
@@ -89,12 +83,13 @@ class Problem:
     weights: Array
     uses: Uses = field(default_factory=Uses)
     budget: Budget = field(default_factory=Budget)
+    members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.quality.shape != (len(self.categories), len(self.experts)):
-            raise DataError(f"quality: shape {self.quality.shape}, not {len(self.categories)} x {len(self.experts)}")
         if unserved := [c for c, row in zip(self.categories, self.quality, strict=True) if not np.isfinite(row).any()]:
             raise DataError(f"no expert may serve {', '.join(unserved)}; give one of them the needed capability")
+        self._check_members()
+        self._check_shapes()
         for row in self.budget.rows():
             if row in USE_OF_ROW:
                 self._check_known(row)
@@ -120,19 +115,81 @@ class Problem:
         return replace(self, budget=replace(self.budget, **limits))
 
     def without(self, expert: str) -> Problem:
-        """Return the problem in which `expert` may serve nothing. Raises DataError if a category needs it."""
-        quality = self.quality.copy()
-        quality[:, self.experts.index(expert)] = -np.inf
-        return replace(self, quality=quality)
+        """Return the problem without `expert` and the arms that it is a member of.
+
+        Raises DataError if a category needs it.
+        """
+        gone = {expert, *(arm for arm, members in self.members.items() if expert in members)}
+        return replace(self, quality=np.where(np.isin(self.experts, list(gone))[None, :], -np.inf, self.quality))
 
     def use(self, row: str) -> Array:
-        """Return the use of each expert that the budget row limits, shape (n_experts,)."""
+        """Return the use that a budget row limits.
+
+        The shape is (n_experts,) for `memory_gb`, which is 0 for arms, and (n_categories, n_experts) for mean rows.
+        """
         found: Array | None = getattr(self.uses, USE_OF_ROW[row])
-        return np.full(len(self.experts), np.nan) if found is None else found
+        if found is None:
+            found = np.full(len(self.experts) if row == "memory_gb" else self.quality.shape, np.nan)
+        return np.where(self.is_arm, 0.0, found) if row == "memory_gb" else found
+
+    @property
+    def is_arm(self) -> NDArray[np.bool_]:
+        """Return which columns are arms, shape (n_experts,)."""
+        return np.array([name in self.members for name in self.experts], dtype=np.bool_)
+
+    def requirements(self) -> NDArray[np.bool_]:
+        """Return which experts must be hosted for each column, shape (n_experts, n_experts).
+
+        An expert requires itself; an arm requires its members.
+        """
+        required = np.diag(~self.is_arm)
+        for arm, members in self.members.items():
+            required[self.experts.index(arm), [self.experts.index(name) for name in members]] = True
+        return required
+
+    def hosting(self, columns: NDArray[np.int64] | NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the experts that must be hosted for `columns`, and the arms whose members all are; (n_experts,)."""
+        required = self.requirements()
+        experts = required[columns].any(axis=0)
+        return np.asarray(experts | (self.is_arm & ~(required & ~experts).any(axis=1)))
+
+    def calls(self) -> list[tuple[int, int, Array]]:
+        """Return the calls of experts as (expert, column, calls per request by category), for `max_share`."""
+        ones = np.ones(len(self.categories))
+        found = [(column, column, ones) for column in np.flatnonzero(~self.is_arm).tolist()]
+        for arm, members in self.members.items():
+            calls = self.uses.calls.get(arm, np.ones((len(self.categories), len(members))))
+            column = self.experts.index(arm)
+            found += [(self.experts.index(name), column, calls[:, one]) for one, name in enumerate(members)]
+        return found
+
+    def _check_members(self) -> None:
+        for arm, members in self.members.items():
+            known = arm in self.experts and set(members) <= set(self.experts) - self.members.keys()
+            if not known or not members or len(set(members)) < len(members):
+                raise DataError(
+                    f"members of {arm!r}: {', '.join(members) or 'none'}; they must be different experts of the "
+                    "problem, and no arms"
+                )
+
+    def _check_shapes(self) -> None:
+        cells = (len(self.categories), len(self.experts))
+        expected = {"quality": (self.quality, cells), "weights": (self.weights, cells[:1])}
+        for name in USE_OF_ROW.values():
+            use = getattr(self.uses, name)
+            if use is not None:
+                expected[name] = (use, cells[1:] if name == "memory_gb" else cells)
+        for arm, members in self.members.items():
+            if arm in self.uses.calls:
+                expected[f"calls of {arm}"] = (self.uses.calls[arm], (cells[0], len(members)))
+        for name, (array, shape) in expected.items():
+            if array.shape != shape:
+                raise DataError(f"{name}: shape {array.shape}, not {shape}")
 
     def _check_known(self, row: str) -> None:
-        use = self.use(row)
-        if unknown := [name for name, value in zip(self.experts, use, strict=True) if not value >= 0]:
+        use = np.atleast_2d(self.use(row))
+        is_known = np.asarray((use >= 0).all(axis=0)).tolist()
+        if unknown := [name for name, known in zip(self.experts, is_known, strict=True) if not known]:
             raise DataError(
                 f"budget: {row} needs {USE_OF_ROW[row]} of every expert, which is unknown or negative for "
                 f"{', '.join(unknown)}; declare it, leave these experts out, or drop the row"
@@ -173,22 +230,6 @@ def changed_fields(planned: Mapping[str, str], expert: ExpertSpec) -> tuple[str,
     """Return the ANSWER_FIELDS of an expert that differ from its digests in a plan."""
     digests = _answer_digests(expert)
     return tuple(name for name in ANSWER_FIELDS if planned.get(name, digests[name]) != digests[name])
-
-
-def declared_uses(registry: Registry, experts: Sequence[str] | None = None) -> Uses:
-    """Return the declared uses of `experts` in their order (default: all declared experts)."""
-    specs = registry.experts if experts is None else [registry.expert(name) for name in experts]
-
-    def array(values: list[float | None]) -> Array:
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-    cost = [(MEAN_INPUT_TOKENS * e.prices.input + MEAN_OUTPUT_TOKENS * e.prices.output) / 1000 for e in specs]
-    return Uses(
-        memory_gb=array([0.0 if e.runtime == "external" else e.memory_gb for e in specs]),
-        active_b=array([e.active_parameters_b for e in specs]),
-        cost=np.array(cost),
-        latency_ms=array([e.latency_ms for e in specs]),
-    )
 
 
 def relative_cost(registry: Registry) -> Array:

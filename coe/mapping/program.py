@@ -1,9 +1,8 @@
-"""The programs of a plan: the mixed-integer program, solved exactly with HiGHS, and the duals that become prices.
+"""The mixed-integer program of a plan, solved exactly with HiGHS (`scipy.optimize.milp`).
 
-`find_solution` solves `scipy.optimize.milp`. With its hosted experts fixed, the plan is a linear program, whose duals
-are the prices of the budget rows (`prices`). `decide()` subtracts an expert's price from its expected quality, so that
-single requests keep the budget as the plan does. `TimeBudget` limits the optional calculations that follow a plan:
-marginal values and frontiers.
+`find_solution` returns the optimal plan, `require_solution` explains why there is none, and `smallest_limit` finds the
+smallest feasible limit of a budget row. `TimeBudget` limits the optional calculations that follow a plan: marginal
+values and frontiers.
 """
 
 from __future__ import annotations
@@ -18,18 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import CoEError, ConfigError
+from coe.mapping.prices import lagrangian_duals, mean_rows, share_rows
 from coe.mapping.problem import MEAN_ROWS, Array, Problem
 
-MAX_CUTS = 400
-"""Limit of the cutting planes; one row takes about ten."""
-DUALITY_GAP = 1e-6
-"""Gap in quality at which the duals count as optimal."""
-LIMIT_SLACK = 0.01
-"""Relative amount by which the traffic sample may exceed a limit."""
-MAX_PRICE_RAISES = 80
-"""Limit of price raises. The step grows with each raise, so these reach any price."""
-MAX_ROW_PRICE = 1000.0
-"""Largest price, in quality, of using a whole row: far above any possible gain in quality."""
 MAX_SOLVER_SECONDS = 60.0
 """Time limit of the solver, after which its best plan is used. It stops earlier within 0.01 % of the optimum."""
 LARGE_PROBLEM_CELLS = 20_000
@@ -66,7 +56,7 @@ class TimeBudget:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """An optimum: the index of each category's expert, and which experts are hosted, shape (n_experts,)."""
+    """An optimum: the index of each category's expert or arm, and which of them are hosted, shape (n_experts,)."""
 
     choice: NDArray[np.int64]
     hosted: NDArray[np.bool_]
@@ -93,8 +83,8 @@ def find_solution(problem: Problem, time_budget: TimeBudget | None = None, *, ga
     if choice is None:
         return None
     if problem.budget.memory_gb is None:
-        return Solution(choice, np.asarray(np.isfinite(problem.quality).any(axis=0)))
-    return Solution(choice, np.isin(np.arange(len(problem.experts)), choice))
+        return Solution(choice, problem.hosting(np.asarray(np.isfinite(problem.quality).any(axis=0))))
+    return Solution(choice, problem.hosting(choice))
 
 
 def smallest_limit(problem: Problem, row: str, time_budget: TimeBudget | None = None) -> float | None:
@@ -126,39 +116,44 @@ def _reduced(problem: Problem) -> Problem:
     They are each category's best experts at the prices of the mean rows, the experts that a greedy choice hosts, and
     the most economical ones, which keep the problem feasible.
     """
-    _, uses, limits = mean_rows(problem)
-    value = problem.quality
-    if len(limits):
-        value = value - lagrangian_duals(problem.quality, problem.weights, uses, limits) @ uses
+    value, rows = problem.quality, mean_rows(problem)
+    if rows.names:
+        traffic = np.eye(len(problem.categories))
+        value = value - rows.price(lagrangian_duals(problem.quality, problem.weights, traffic, rows))
     kept = value >= -np.sort(-value, axis=1)[:, [min(CANDIDATES_PER_CATEGORY, len(problem.experts)) - 1]]
-    kept[:, [int(np.argmin(problem.use(row))) for row in problem.budget.rows() if row != "max_share"]] = True
+    allowed = np.isfinite(problem.quality)
+    for row in problem.budget.rows().keys() & set(MEAN_ROWS):
+        use = np.where(allowed, problem.use(row), np.inf)
+        kept[np.arange(len(use)), use.argmin(axis=1)] = True
     if "memory_gb" in problem.budget.rows():
-        kept[:, _greedy(problem, value)] = True
+        kept[:, int((problem.requirements() @ problem.use("memory_gb")).argmin())] = True
+        kept[:, problem.hosting(np.array(_greedy(problem, value), dtype=np.int64))] = True
     return replace(problem, quality=np.where(kept, problem.quality, -np.inf))
 
 
 def _greedy(problem: Problem, value: Array) -> list[int]:
-    """Return the experts to host: repeatedly the one that adds most weighted value per memory and still fits."""
-    memory = np.maximum(problem.use("memory_gb"), 1e-9)
-    left, hosted = problem.budget.rows()["memory_gb"], list[int]()
+    """Return the columns to host: repeatedly the one that adds most weighted value per memory and still fits."""
+    memory, required = problem.use("memory_gb"), problem.requirements()
+    limit, chosen = problem.budget.rows()["memory_gb"], list[int]()
     finite = np.where(np.isfinite(value), value, value[np.isfinite(value)].min())
     best = np.full(len(problem.categories), finite.min())
+    hosted = np.zeros(len(problem.experts), dtype=np.bool_)
     while True:
+        needed = np.maximum((required & ~hosted) @ memory, 1e-9)
         added = problem.weights @ np.maximum(finite - best[:, None], 0.0)
-        added[memory > left] = 0.0
+        added[needed > limit - memory @ hosted] = 0.0
         if not added.max() > 0:
-            return hosted
-        chosen = int((added / memory).argmax())
-        hosted.append(chosen)
-        left -= memory[chosen]
-        best = np.maximum(best, finite[:, chosen])
+            return chosen
+        chosen.append(int((added / needed).argmax()))
+        hosted |= required[chosen[-1]]
+        best = np.maximum(best, finite[:, chosen[-1]])
 
 
 class _Program:
-    """Variables: one `a` per allowed cell (category `row`, expert `column`), one `z` per expert, and `t`, the share.
+    """Variables: one `a` per allowed cell (category `row`, expert or arm `column`), one `z` per expert, and `t`.
 
-    sum_k a[m,k] = 1; a[m,k] <= z[k]; memory . z <= limit; the mean of each use <= its limit; each expert's share <= t
-    <= max_share.
+    sum_k a[m,k] = 1; a[m,k] <= z[k], or z[i] for each member i of an arm k; memory . z <= limit; the mean of each use
+    <= its limit; the mean calls of each expert <= t <= max_share.
     """
 
     def __init__(self, problem: Problem, *, rows: dict[str, float]) -> None:
@@ -208,16 +203,11 @@ class _Program:
         from scipy.optimize import LinearConstraint
         from scipy.sparse import coo_array, csr_array
 
-        cells, weights = np.arange(self._cells), self._problem.weights[self.row]
+        cells = np.arange(self._cells)
         one = coo_array((np.ones(self._cells), (self.row, cells)), shape=(len(self._problem.categories), self.size))
         constraints = [LinearConstraint(csr_array(one), 1.0, 1.0)]
         if "memory_gb" in self._rows:
-            z = self._cells + self.column
-            link = coo_array(
-                (np.repeat((1.0, -1.0), self._cells), (np.tile(cells, 2), np.concatenate((cells, z)))),
-                shape=(self._cells, self.size),
-            )
-            constraints.append(LinearConstraint(csr_array(link), -np.inf, 0.0))
+            constraints.append(LinearConstraint(self._links(), -np.inf, 0.0))
             constraints.append(LinearConstraint(self.memory()[None, :], -np.inf, self._rows["memory_gb"]))
         constraints += [
             LinearConstraint(self.mean(row)[None, :], -np.inf, self._rows[row])
@@ -225,10 +215,29 @@ class _Program:
             if row in self._rows
         ]
         if "max_share" in self._rows:
-            share = coo_array((weights, (self.column, cells)), shape=(self._experts, self.size)).tolil()
-            share[:, [-1]] = -1.0
-            constraints.append(LinearConstraint(csr_array(share), -np.inf, 0.0))
+            constraints.append(LinearConstraint(self._shares(), -np.inf, 0.0))
         return constraints
+
+    def _links(self) -> Any:
+        """Return a row `a[m,k] - z[i]` for each cell and each expert that must be hosted for it."""
+        from scipy.sparse import coo_array, csr_array
+
+        cell, expert = np.nonzero(self._problem.requirements()[self.column])
+        links, ones = np.arange(len(cell)), np.ones(len(cell))
+        signs = np.concatenate((ones, -ones))
+        places = np.tile(links, 2), np.concatenate((cell, self._cells + expert))
+        return csr_array(coo_array((signs, places), shape=(len(links), self.size)))
+
+    def _shares(self) -> Any:
+        """Return a row for each expert: its mean calls per request, minus `t`."""
+        from scipy.sparse import csr_array, hstack
+
+        rows = share_rows(self._problem)
+        cells = self.row * len(self._problem.experts) + self.column
+        calls = rows[:, cells] * self._problem.weights[self.row]
+        count = rows.shape[0]
+        hosted, share = csr_array((count, self._experts)), csr_array(np.full((count, 1), -1.0))
+        return csr_array(hstack([calls, hosted, share]))
 
     def memory(self) -> NDArray[np.float64]:
         coefficients = np.zeros(self.size)
@@ -236,7 +245,7 @@ class _Program:
         return coefficients
 
     def mean(self, row: str) -> NDArray[np.float64]:
-        return self.spread(self._problem.weights[:, None] * self._problem.use(row)[None, :])
+        return self.spread(self._problem.weights[:, None] * self._problem.use(row))
 
     def smallest(self, row: str, time_budget: TimeBudget | None = None) -> float | None:
         """Return the smallest feasible limit of `row` under the other rows; None if those are infeasible."""
@@ -270,97 +279,3 @@ def _round_up(value: float) -> str:
     rounded = float(f"{value:.4g}")
     step = 10.0 ** (np.floor(np.log10(max(abs(value), 1e-12))) - 3)
     return f"{rounded if rounded >= value else rounded + step:.4g}"
-
-
-def prices(
-    problem: Problem, *, hosted: NDArray[np.bool_], traffic: NDArray[np.floating] | None
-) -> tuple[Array, dict[str, float]]:
-    """Return the price of each expert and the dual of each row; `max_share` has one per expert, `max_share:EXPERT`.
-
-    `traffic`, shape (n_requests, n_categories), is a sample of the router's posteriors. Prices fitted to it keep the
-    budget on mixed posteriors too, whereas prices for pure categories would move whole categories at once. Without
-    traffic, every request belongs to one category.
-    """
-    names, uses, limits = mean_rows(problem)
-    if not names:
-        return np.zeros(len(problem.experts)), {}
-    gain, mass = _requests(problem, hosted, traffic)
-    duals = _raise_prices(gain, mass, uses, limits, lagrangian_duals(gain, mass, uses, limits))
-    price = np.where(hosted, duals @ np.where(np.isfinite(uses), uses, 0.0), 0.0)
-    return price, dict(zip(names, duals.tolist(), strict=True))
-
-
-def mean_rows(problem: Problem) -> tuple[list[str], Array, Array]:
-    """Return the rows that limit a mean over requests: names, uses (n_rows, n_experts), and limits (n_rows,)."""
-    limits = problem.budget.rows()
-    names = [row for row in MEAN_ROWS if row in limits]
-    uses = [problem.use(row) for row in names]
-    values = [limits[row] for row in names]
-    if "max_share" in limits:
-        names += [f"max_share:{expert}" for expert in problem.experts]
-        uses += list(np.eye(len(problem.experts)))
-        values += [limits["max_share"]] * len(problem.experts)
-    return names, np.array(uses).reshape(len(names), len(problem.experts)), np.array(values)
-
-
-def _requests(problem: Problem, hosted: NDArray[np.bool_], traffic: NDArray[np.floating] | None) -> tuple[Array, Array]:
-    """Return the quality of each expert for each request (-inf: not allowed) and the weight of each request."""
-    quality = np.where(hosted[None, :], problem.quality, -np.inf)
-    if traffic is None:
-        return quality, problem.weights
-    may = np.isfinite(quality)
-    gain = traffic.astype(np.float64) @ np.where(may, quality, 0.0)
-    return np.where(may[traffic.argmax(axis=1)], gain, -np.inf), np.full(len(traffic), 1.0 / len(traffic))
-
-
-def _raise_prices(gain: Array, mass: Array, uses: Array, limits: Array, duals: Array) -> Array:
-    """Raise prices row by row, as little as possible, until the choices of single requests keep the limits.
-
-    At the exact duals, many equal requests (a whole category of certain requests) may be indifferent between two
-    experts. All of them then make the same choice, which must not be the one that exceeds the limit.
-    """
-    step, raised = 1e-4, duals
-    for _ in range(MAX_PRICE_RAISES):
-        choice = (gain - raised @ uses).argmax(axis=1)
-        over = uses[:, choice] @ mass > (1 + LIMIT_SLACK) * limits
-        if not over.any():
-            return raised
-        raised = raised + np.where(over, step * (raised + 0.01 / limits), 0.0)
-        step *= 1.2
-    return duals  # no price splits equal requests that exceed the limit; higher prices only move them back and forth
-
-
-def lagrangian_duals(gain: Array, mass: Array, uses: Array, limits: Array) -> Array:
-    """Return the duals of assigning requests to experts so that mean quality is highest within the limits.
-
-    `gain` (n_requests, n_experts) is the quality, `mass` (n_requests,) the weight of each request, and the mean of each
-    row of `uses` (n_rows, n_experts) must not exceed its limit. The duals minimise the Lagrangian dual function, which
-    is convex and piecewise linear in few variables. Kelley's cutting planes bound it by its tangents; each follows from
-    the requests' choices at the prices tried.
-    """
-    from scipy.optimize import linprog
-
-    count = len(limits)
-    box = [(0.0, MAX_ROW_PRICE / limit) for limit in limits]
-    tangents, heights = np.empty((0, count)), np.empty(0)
-    best, lowest, tried = np.zeros(count), np.inf, np.zeros(count)
-    for _ in range(MAX_CUTS):
-        value = gain - tried @ uses
-        choice = value.argmax(axis=1)
-        slope = limits - uses[:, choice] @ mass
-        height = float(mass @ value[np.arange(len(choice)), choice] + tried @ limits)
-        if height < lowest:
-            best, lowest = tried, height
-        tangents = np.vstack((tangents, slope))
-        heights = np.append(heights, height - slope @ tried)
-        master = linprog(
-            np.append(np.zeros(count), 1.0),
-            A_ub=np.column_stack((tangents, -np.ones(len(heights)))),
-            b_ub=-heights,
-            bounds=[*box, (None, None)],
-            method="highs",
-        )
-        if lowest - master.fun <= DUALITY_GAP:
-            break
-        tried = master.x[:-1]
-    return best

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from coe.core import Chat, Decision, Health, Prediction, Reason
 from coe.errors import Cause, InvalidRequest, ModelNotFound
-from coe.mapping import Assignment, expected_utility
+from coe.mapping import Assignment, expected_price, expected_utility
 from coe.registry import AUTO, ExpertSpec, Policy, Registry
 
 MAX_CHARACTERS_PER_TOKEN = 8
@@ -46,9 +46,9 @@ def decide(
     (declared, or else trained) the general expert is selected, otherwise the expert of highest utility. An expert that
     is down is replaced (a fallback); an overloaded one is, if the other is worse by at most `max_quality_loss`.
 
-    `extra_price`, shape (n_experts,) in units of quality, is added to the plan's prices; it is negative where passages
-    are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from [0, 1),
-    makes routed requests explore as declared; the decision then has the exact propensity.
+    `extra_price`, shape (n_experts,) in units of quality, is added to the plan's expected prices; it is negative where
+    passages are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from
+    [0, 1), makes routed requests explore as declared; the decision then has the exact propensity.
 
     Raises ModelNotFound or InvalidRequest if no expert can take the request.
     """
@@ -56,7 +56,8 @@ def decide(
     category, confidence = assignment.categories[prediction.best], prediction.confidence
     if chat.model != AUTO:
         return Decision(chat.model, category, confidence, "pinned", (chat.model,))
-    utility, price = expected_utility(assignment, prediction.probabilities), assignment.price
+    utility = expected_utility(assignment, prediction.probabilities)
+    price = expected_price(assignment, prediction.probabilities)
     if extra_price is not None:
         utility, price = utility - extra_price, price + extra_price
     utilities = dict(zip(assignment.experts, utility.tolist(), strict=True))

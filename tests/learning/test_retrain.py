@@ -161,7 +161,7 @@ def test_a_move_with_thin_support_is_reported_and_not_promoted() -> None:
 def test_a_move_that_the_solved_prices_would_turn_to_another_expert_is_rejected() -> None:
     quality, changed = np.array([[0.8, 0.5, 0.9], [0.4, 0.7, 0.3], [0.1, 0.3, 1.2]]), TRUTH.copy()
     changed[0] = [0.2, 0.5, 0.2]
-    assignment = replace(current(quality).assignment, price=np.array([0.0, 0.0, 0.6]))
+    assignment = replace(current(quality).assignment, price=np.tile([0.0, 0.0, 0.6], (3, 1)))
     before = replace(current(TRUTH), assignment=assignment, loss=0.35)
     log = rated_experience(2000, seed=4, quality=quality - assignment.price, truth=changed, loss=0.35)
     found = judge_plan(log, before, now=2000.0, solve_plan=plan)  # which has no prices

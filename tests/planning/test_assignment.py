@@ -23,7 +23,12 @@ def test_the_same_assignment_comes_back_from_its_file() -> None:
     quality = np.array([[0.5, -np.inf], [0.25, 0.75]])
     planned = solve(
         Problem(
-            ("x", "y"), ("a", "b"), quality, np.array([0.5, 0.5]), Uses(cost=np.array([1.0, 4.0])), Budget(mean_cost=3)
+            ("x", "y"),
+            ("a", "b"),
+            quality,
+            np.array([0.5, 0.5]),
+            Uses.uniform(2, cost=np.array([1.0, 4.0])),
+            Budget(mean_cost=3),
         )
     )
     again = Assignment.from_json(planned.to_json())
@@ -32,7 +37,7 @@ def test_the_same_assignment_comes_back_from_its_file() -> None:
     assert again.duals == planned.duals
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b'{"version": 2}', DECLARED.to_json().replace(b'"big"', b'"big","x"', 1)])
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"version": 1}', DECLARED.to_json().replace(b'"big"', b'"big","x"', 1)])
 def test_a_damaged_file_is_an_artifact_error(data: bytes) -> None:
     with pytest.raises(ArtifactError, match="coe plan"):
         Assignment.from_json(data)
@@ -66,7 +71,7 @@ def test_nothing_is_at_stake_among_categories_of_one_expert() -> None:
 def test_a_hardly_better_expert_puts_nothing_at_stake_and_prices_count() -> None:
     def planned(quality: list[list[float]], price: list[float]) -> Assignment:
         made = Assignment.declared(("a", "general"), ("x", "y"), {"a": "x"}, general="y")
-        return replace(made, quality=np.array(quality), price=np.array(price))
+        return replace(made, quality=np.array(quality), price=np.tile(price, (2, 1)))
 
     even = np.array([0.5, 0.5], dtype=np.float32)
     assert decision_risk(planned([[0.7, 0.6], [0.6, 0.605]], [0.0, 0.0]), even, [0, 1]) == 0

@@ -35,7 +35,7 @@ def make(*, categories: int = 5, experts: int = 4, seed: int = 0, budget: Budget
         experts=tuple(f"e{i}" for i in range(experts)),
         quality=quality,
         weights=rng.dirichlet(np.ones(categories)),
-        uses=Uses(memory_gb=2 * size, active_b=size, cost=size / 10, latency_ms=5 * size),
+        uses=Uses.uniform(categories, memory_gb=2 * size, active_b=size, cost=size / 10, latency_ms=5 * size),
         budget=budget or Budget(),
     )
 
@@ -45,11 +45,11 @@ def brute_force(problem: Problem) -> float:
     limits = problem.budget.rows()
     best = -np.inf
     for choice in itertools.product(range(len(problem.experts)), repeat=len(problem.categories)):
-        columns = np.array(choice)
+        rows, columns = np.arange(len(choice)), np.array(choice)
         used = {
             "memory_gb": problem.use("memory_gb")[np.unique(columns)].sum(),
             "max_share": np.bincount(columns, weights=problem.weights).max(),
-            **{row: problem.weights @ problem.use(row)[columns] for row in ("mean_active_b", "mean_cost")},
+            **{row: problem.weights @ problem.use(row)[rows, columns] for row in ("mean_active_b", "mean_cost")},
         }
         if all(used[row] <= limit + 1e-9 for row, limit in limits.items()):
             best = max(best, float(problem.weights @ problem.quality[np.arange(len(columns)), columns]))
@@ -109,7 +109,7 @@ def test_rows_that_are_impossible_together_are_all_named() -> None:
 
 def test_a_budget_over_a_use_that_is_not_known_names_the_experts() -> None:
     problem = make()
-    uses = replace(problem.uses, active_b=np.array([1.0, np.nan, 3.0, 4.0]))
+    uses = replace(problem.uses, active_b=np.tile([1.0, np.nan, 3.0, 4.0], (5, 1)))
     with pytest.raises(DataError, match=r"mean_active_b needs active_b .* e1;"):
         replace(problem, uses=uses, budget=Budget(mean_active_b=5))
     with pytest.raises(DataError, match="e0, e1, e2, e3"):
@@ -217,7 +217,7 @@ def test_requests_routed_at_the_plan_s_prices_keep_its_budgets(budget: Budget, s
     limits = budget.rows()
     for row in ("mean_active_b", "mean_cost", "mean_latency_ms"):
         if row in limits:
-            assert problem.use(row)[routed].mean() <= 1.05 * limits[row]
+            assert problem.use(row)[0, routed].mean() <= 1.05 * limits[row]
     if "max_share" in limits:
         assert np.bincount(routed).max() / len(routed) <= 1.05 * limits["max_share"]
     if budget.memory_gb:
@@ -226,13 +226,13 @@ def test_requests_routed_at_the_plan_s_prices_keep_its_budgets(budget: Budget, s
 
 def test_a_crowd_that_could_go_either_way_does_not_break_the_budget() -> None:
     quality = np.array([[0.9, 0.5], [0.8, 0.5]])
-    uses = Uses(active_b=np.array([70.0, 8.0]))
+    uses = Uses.uniform(2, active_b=np.array([70.0, 8.0]))
     problem = Problem(("x", "y"), ("large", "small"), quality, np.array([0.6, 0.4]), uses, Budget(mean_active_b=20))
     traffic = np.eye(2)[[0] * 600 + [1] * 400]
     plan = solve(problem, traffic=traffic)
     routed = np.array([expected_utility(plan, p).argmax() for p in traffic])
     assert uses.active_b is not None
-    assert uses.active_b[routed].mean() <= 20
+    assert uses.active_b[0, routed].mean() <= 20
 
 
 def test_a_crowd_that_no_price_parts_leaves_the_prices_as_they_are() -> None:
@@ -248,8 +248,9 @@ def test_prices_spend_a_binding_budget_instead_of_hoarding_it() -> None:
     traffic = posteriors(problem, count=4000, seed=1, sharpness=1.0)
     plan = solve(problem, traffic=traffic)
     routed = np.array([expected_utility(plan, p).argmax() for p in traffic])
-    assert problem.use("mean_active_b")[routed].mean() == pytest.approx(20, rel=0.02)
-    assert routed_use(problem, plan, traffic) == {"mean_active_b": problem.use("mean_active_b")[routed].mean()}
+    used = problem.use("mean_active_b")[0, routed].mean()
+    assert used == pytest.approx(20, rel=0.02)
+    assert routed_use(problem, plan, traffic) == {"mean_active_b": pytest.approx(used)}
 
 
 @pytest.mark.parametrize("budget", [Budget(mean_active_b=15), Budget(memory_gb=160, mean_cost=2.5, max_share=0.7)])

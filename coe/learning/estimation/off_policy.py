@@ -219,7 +219,8 @@ def utility(experience: Experience, assignment: Assignment) -> Array:
     The batched form of `mapping.expected`. The assignment has the experience's categories and experts.
     """
     eligible = np.isfinite(assignment.quality)
-    values = experience.posterior.astype(np.float64) @ np.where(eligible, assignment.quality, 0.0) - assignment.price
+    value = np.where(eligible, assignment.quality, 0.0) - assignment.price
+    values = experience.posterior.astype(np.float64) @ value
     may_answer = eligible[experience.posterior.argmax(axis=1)] & experience.allowed
     return np.where(may_answer | ~may_answer.any(axis=1, keepdims=True) & experience.allowed, values, -np.inf)
 

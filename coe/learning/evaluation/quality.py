@@ -1,7 +1,7 @@
-"""Reads and writes quality data in a folder: prompts, the score of every model on each, and the models' sizes.
+"""Reads and writes quality data in a folder: prompts, each model's scores and uses on them, and the models' sizes.
 
-`coe score` writes prompts.parquet, scores.parquet and models.csv. Reading takes parquet, JSON Lines or CSV, and keeps
-the prompts that all models of the pool have a score on.
+`coe score` writes prompts.parquet, scores.parquet and models.csv. Reading takes parquet, JSON Lines or
+CSV, and keeps the prompts that all models of the pool have a score on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from coe.artifacts.atomic_files import replace_file
 from coe.errors import DataError
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table, write_parquet
+from coe.mapping import MEASURES
 from coe.registry import ExpertSpec
 
 
@@ -33,7 +34,8 @@ class Quality:
     parameters, NaN where unknown. `left_out` counts prompts that lack a score of some model. `coarse` are the wider
     categories of prompts with a label, "" where a prompt has none, () where all have none. `strays` holds the prompt_id
     of each score that belongs to no prompt. `gaps` counts by model the prompts that lack its score, and `unscored`
-    names the requested models without usable scores. `prompt_ids` identify the prompts in the other files.
+    names the requested models without usable scores. `prompt_ids` identify the prompts in the other files. `uses` maps
+    each of MEASURES to values of the shape of `scores`, NaN where unknown; it is empty where nothing was measured.
     """
 
     benchmark: str
@@ -48,6 +50,7 @@ class Quality:
     gaps: Mapping[str, int] = field(default_factory=dict)
     unscored: tuple[str, ...] = ()
     prompt_ids: tuple[str, ...] = ()
+    uses: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
@@ -78,12 +81,12 @@ def read_quality(
     open_only: bool = False,
     only: Sequence[str] = (),
 ) -> Quality:
-    """Read `prompts`, `scores` and `models` (.parquet, .jsonl or .csv each; `models` may be absent) of one benchmark.
+    """Read `prompts`, `scores`, `answers` and `models` (.parquet, .jsonl or .csv each) of one benchmark.
 
-    `max_active_b` keeps models of at most so many billions of active parameters, `open_only` those of known size,
-    `only` those named. Of these, one without scores is left out, and so is the one with fewest scores as long as no
-    prompt has been scored for all of them. The category of a prompt is its `label`, or its `category` where there is no
-    label. Raises DataError with the file, the problem and its count.
+    `answers` and `models` may be absent. `max_active_b` keeps models of at most so many billions of active parameters,
+    `open_only` those of known size, `only` those named. Of these, one without scores is left out, and so is the one
+    with fewest scores as long as no prompt has been scored for all of them. The category of a prompt is its `label`, or
+    its `category` where there is no label. Raises DataError with the file, the problem and its count.
     """
     folder = Path(folder)
     prompts = read_table(needed_table(folder, "prompts"), needed=("prompt_id", "prompt"))
@@ -101,7 +104,9 @@ def read_quality(
             f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them (a plan takes two experts)"
         )
     models = _pool(sorted(scored & set(only or scored)), active_b, max_active_b, open_only, scores.path)
-    matrix = _matrix(scores, number, models)
+    matrix = _matrix(scores, "score", number, models, most=1.0)
+    if not np.isfinite(matrix).any():
+        raise DataError(f"{scores.path}: no score belongs to one of the prompts; compare the prompt_id of both files")
     if only:
         models, matrix = _comparable(models, matrix)
     whole = np.asarray(np.isfinite(matrix).all(axis=1))
@@ -129,6 +134,7 @@ def read_quality(
         gaps=dict(zip(models, np.isnan(matrix).sum(axis=0).tolist(), strict=True)),
         unscored=tuple(model for model in only if model not in models),
         prompt_ids=tuple(prompt_ids[i] for i in kept),
+        uses=_uses(folder, name, number, models, whole),
     )
 
 
@@ -187,15 +193,19 @@ def _pool(
     return tuple(models)
 
 
-def _matrix(scores: Table, number: dict[str, int], models: tuple[str, ...]) -> NDArray[np.float64]:
-    """Scores (n_prompts, n_models), NaN where missing; repeated scores are averaged."""
-    values = np.array(scores.numbers("score"))
+def _matrix(
+    scores: Table, name: str, number: dict[str, int], models: tuple[str, ...], *, most: float = np.inf
+) -> NDArray[np.float64]:
+    """Values of a column from 0 to `most`, shape (n_prompts, n_models), NaN where missing; repeated ones are
+    averaged."""
+    values = np.array(scores.numbers(name))
     ids, names = scores.texts("prompt_id"), scores.texts("model")
-    if (outside := np.flatnonzero((values < 0) | (values > 1))).size:
+    if (outside := np.flatnonzero((values < 0) | (values > most))).size:
         first = int(outside[0])
+        limits, remedy = ("outside 0 to 1", "scale them") if most == 1.0 else ("below 0", "leave them empty")
         raise DataError(
-            f"{scores.path}: {outside.size} scores are outside 0 to 1, {values[first]:g} of {names[first]} on prompt "
-            f"{ids[first]} for one; scale them"
+            f"{scores.path}: {outside.size} {'scores' if name == 'score' else name} are {limits}, {values[first]:g} of "
+            f"{names[first]} on prompt {ids[first]} for one; {remedy}"
         )
     column = {model: index for index, model in enumerate(models)}
     cells = [
@@ -204,12 +214,24 @@ def _matrix(scores: Table, number: dict[str, int], models: tuple[str, ...]) -> N
         if i in number and m in column and np.isfinite(v)
     ]
     if not cells:
-        raise DataError(f"{scores.path}: no score belongs to one of the prompts; compare the prompt_id of both files")
+        return np.full((len(number), len(models)), np.nan)
     rows, columns, found = (np.array(part) for part in zip(*cells, strict=True))
     total, count = np.zeros((len(number), len(models))), np.zeros((len(number), len(models)))
     np.add.at(total, (rows, columns), found)
     np.add.at(count, (rows, columns), 1)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _uses(
+    folder: Path, benchmark: str, number: dict[str, int], models: tuple[str, ...], kept: NDArray[np.bool_]
+) -> dict[str, NDArray[np.float64]]:
+    """The measured uses on the `kept` prompts; empty where no table of answers has them."""
+    if (path := find_table(folder, "answers")) is None:
+        return {}
+    table = read_table(path, needed=("prompt_id", "model")).where("benchmark", benchmark)
+    if not set(MEASURES) <= set(table.columns):
+        return {}
+    return {name: _matrix(table, name, number, models)[kept] for name in MEASURES}
 
 
 def _comparable(models: tuple[str, ...], matrix: NDArray[np.float64]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
@@ -235,9 +257,7 @@ def write_quality(
     rows = ((benchmark, one.prompt_id, one.prompt, one.category, "", SPLIT) for one in probes)  # a label would go first
     write_parquet(folder / PROMPTS, dict.fromkeys(columns, "string"), rows)
     types = {"benchmark": "string", "prompt_id": "string", "model": "string", "score": "float32"}
-    write_parquet(
-        folder / SCORES, types, ((benchmark, prompt_id, expert, score) for prompt_id, expert, score in scores)
-    )
+    write_parquet(folder / SCORES, types, ((benchmark, *score) for score in scores))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("benchmark", "model", "active_b", "total_b", "note"))

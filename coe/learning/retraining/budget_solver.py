@@ -14,17 +14,30 @@ from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.refit import Refit
-from coe.mapping import Assignment, Budget, Dependencies, PlanInputs, Problem, declared_uses, round_traffic, solve
+from coe.mapping import (
+    Assignment,
+    Budget,
+    Dependencies,
+    MeasuredUses,
+    PlanInputs,
+    Problem,
+    declared_uses,
+    round_traffic,
+    solve,
+)
 from coe.mapping.score_table import ScoreTable
 from coe.registry import Registry
 
 Array = NDArray[np.float64]
 
 
-def declared_problem(registry: Registry, table: ScoreTable, *, quality: Array, weights: Array) -> Problem:
+def declared_problem(
+    registry: Registry, table: ScoreTable, *, quality: Array, weights: Array, measured_uses: MeasuredUses | None = None
+) -> Problem:
     """The problem of planning by `quality`, shape (m, k), under the declared budget; declared assignments are pins.
 
     `table` is over the declared categories (in any order) and experts; `weights` (m,) is the share of each category.
+    Tokens and latency are the measured ones, where there are any.
     """
     pinned = quality.copy()
     for category, expert in registry.assignment.items():
@@ -32,10 +45,9 @@ def declared_problem(registry: Registry, table: ScoreTable, *, quality: Array, w
             pinned[
                 table.categories.index(category), np.arange(len(table.experts)) != table.experts.index(expert)
             ] = -np.inf
+    uses = declared_uses(registry, table.categories, table.experts, measured=measured_uses)
     budget = Budget(**registry.budget.model_dump())
-    return Problem.of(
-        table, quality=pinned, uses=declared_uses(registry, table.experts), budget=budget, weights=weights
-    )
+    return Problem.of(table, quality=pinned, uses=uses, budget=budget, weights=weights)
 
 
 PRICE_SAMPLE_SIZE = 4000
@@ -44,10 +56,14 @@ PRICE_SAMPLE_SIZE = 4000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BudgetSolver:
-    """Solves plans for the requests of `experience` under the budget that `registry` declares."""
+    """Solves plans for the requests of `experience` under the budget that `registry` declares.
+
+    `measured_uses` are those of the plan in use.
+    """
 
     registry: Registry
     experience: Experience
+    measured_uses: MeasuredUses | None = None
 
     def __call__(self, table: ScoreTable, quality: Array) -> Assignment:
         """The plan of this quality, shape (m, k)."""
@@ -70,11 +86,14 @@ class BudgetSolver:
             feedback=refit.feedback,
             reassigned=reassigned,
             dependencies=Dependencies.of(self.registry),
+            measured_uses=self.measured_uses,
         )
 
     def _problem(self, table: ScoreTable, quality: Array) -> Problem:
         weights = np.maximum(self.experience.posterior.sum(axis=0, dtype=np.float64), 1.0)
-        return declared_problem(self.registry, table, quality=quality, weights=weights)
+        return declared_problem(
+            self.registry, table, quality=quality, weights=weights, measured_uses=self.measured_uses
+        )
 
     def _traffic(self, problem: Problem) -> Array | None:
         """A sample of posteriors; None where no price depends on traffic."""

@@ -64,7 +64,7 @@ def explored_moves(
         hidden = [expert for expert in drops if opened[expert] >= MIN_OPENED]
         if not hidden:
             continue
-        target = max(hidden, key=lambda expert: base.mean[category, expert] - current.price[expert])
+        target = max(hidden, key=lambda expert: base.mean[category, expert] - current.price[category, expert])
         if drops[target].above < limit:
             opening[category] = row
             names = name, current.experts[chosen[category]], current.experts[target]
@@ -112,7 +112,7 @@ def _drops(
             rewards,
             base,
             (category, int(expert)),
-            rating_level=rating_level - float(current.price[expert] - current.price[chosen]),
+            rating_level=rating_level - float(current.price[category, expert] - current.price[category, chosen]),
         )
         for expert in measured
         if expert != chosen

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,15 +21,14 @@ from coe.errors import ArtifactError, DataError, NothingMeasured
 from coe.mapping import (
     Assignment,
     PublishedPlan,
-    Uses,
     common_part,
     current_problem,
-    declared_uses,
     planned_quality,
     planned_use,
     read_plan_file,
     read_published,
 )
+from coe.mapping.problem import USE_OF_ROW
 from coe.registry import Registry
 from gateway.endpoints.operation import (
     NUMBER,
@@ -48,7 +48,7 @@ from gateway.serving_state import Serving
 
 MAX_BODY_BYTES = 4 * 1024
 _MATRICES = ("mean", "count", "estimate", "error", "quality")
-_UNCHANGED = ("source", "deviations", "uses", "budget", "value_of_expert")
+_UNCHANGED = ("source", "deviations", "budget", "value_of_expert")
 _Limit = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 
 
@@ -68,7 +68,12 @@ class BudgetRequest(RequestModel):
 
 _MAP = object_schema(
     {"object": {"const": "map"}, "version": TEXT_OR_NULL, "categories": TEXTS, "experts": TEXTS, "assignment": OBJECTS}
-    | {"prices": OBJECT, "consequences": OBJECTS, "measured": {"type": ["object", "null"]}}
+    | {
+        "prices": OBJECT,
+        "price_by_category": {"type": "array"},
+        "consequences": OBJECTS,
+        "measured": {"type": ["object", "null"]},
+    }
 )
 _PLAN = object_schema({"object": {"const": "plan"}, "version": TEXT, "quality": NUMBER, "assignment": OBJECTS})
 
@@ -147,7 +152,8 @@ def _served_map(serving: Serving, stored: _StoredPlan | None) -> dict[str, Any]:
     experts = _ordered(assignment.experts, serving.registry.expert_names)
     rows = [assignment.categories.index(name) for name in categories]
     columns = [assignment.experts.index(name) for name in experts]
-    quality = assignment.quality[np.ix_(rows, columns)]
+    quality, price = (table[np.ix_(rows, columns)] for table in (assignment.quality, assignment.price))
+    weights = _weights(stored, categories)
     return {
         "categories": categories,
         "experts": experts,
@@ -156,11 +162,19 @@ def _served_map(serving: Serving, stored: _StoredPlan | None) -> dict[str, Any]:
         "assignment": [_row(assignment, row) for row in rows],
         "quality_lower_bound": [[value if np.isfinite(value) else None for value in line] for line in quality.tolist()],
         "hosted": [name for name in experts if name in assignment.hosted],
-        "prices": {name: float(assignment.price[column]) for name, column in zip(experts, columns, strict=True)},
+        "prices": dict(zip(experts, (weights @ price).tolist(), strict=True)),
+        "price_by_category": price.tolist(),
         "duals": dict(assignment.duals),
         "consequences": [asdict(one) for one in serving.consequences],
         "measured": None if stored is None else _measured(stored, serving, categories, experts),
     }
+
+
+def _weights(stored: _StoredPlan | None, categories: Sequence[str]) -> NDArray[np.float64]:
+    """The shares of the categories in the plan; equal ones where they are unknown."""
+    known = {} if stored is None else dict(zip(stored.file["categories"], stored.file["weights"], strict=True))
+    weights = np.array([known.get(name, 0.0) for name in categories])
+    return weights / weights.sum() if weights.any() else np.full(len(categories), 1 / len(categories))
 
 
 def _row(assignment: Assignment, row: int) -> dict[str, Any]:
@@ -182,11 +196,7 @@ def _measured(
         name: [[None if None in (row, column) else file[name][row][column] for column in columns] for row in rows]
         for name in _MATRICES
     }
-    declared = declared_uses(serving.registry)
-    uses = {
-        name: None if file["uses"][name] is None else [_use(declared, name, serving.registry, one) for one in experts]
-        for name in file["uses"]
-    }
+    uses = _uses(stored, serving.registry, categories, experts)
     points = ("limit", "quality", "used", "efficient")
     frontiers = {
         row: [{name: one[name] for name in points} for one in found] for row, found in file["frontiers"].items()
@@ -194,7 +204,7 @@ def _measured(
     weights = [0.0 if row is None else file["weights"][row] for row in rows]
     unchanged = {name: file[name] for name in _UNCHANGED}
     planned = _planned(stored.plan, serving)
-    return unchanged | cells | {"uses": uses, "weights": weights, "frontiers": frontiers, "planned": planned}
+    return unchanged | cells | uses | {"weights": weights, "frontiers": frontiers, "planned": planned}
 
 
 def _planned(plan: PublishedPlan, serving: Serving) -> dict[str, Any] | None:
@@ -213,11 +223,28 @@ def _indices(known: Sequence[str], names: Sequence[str]) -> list[int | None]:
     return [known.index(name) if name in known else None for name in names]
 
 
-def _use(uses: Uses, name: str, registry: Registry, expert: str) -> float | None:
-    if expert not in registry.expert_names:
-        return None
-    value = float(getattr(uses, name)[registry.expert_names.index(expert)])
-    return value if np.isfinite(value) else None
+def _uses(
+    stored: _StoredPlan, registry: Registry, categories: Sequence[str], experts: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The present uses of experts: means over the plan's categories, and by category; null where unknown.
+
+    A use that the plan knows of no expert is null.
+    """
+    declared, weights = stored.plan.uses(registry, categories), _weights(stored, categories)
+    columns = [registry.expert_names.index(name) if name in registry.expert_names else -1 for name in experts]
+
+    def cells(use: NDArray[np.float64]) -> list[Any]:
+        """The values of `experts`, in the last dimension."""
+        found = np.where(np.array(columns) >= 0, use[..., columns], np.nan)
+        values = found.astype(object)
+        values[~np.isfinite(found)] = None
+        return list(values.tolist())
+
+    known = {name: getattr(declared, name) for name in USE_OF_ROW.values() if stored.file["uses"][name] is not None}
+    unknown = dict.fromkeys(USE_OF_ROW.values())
+    means = {name: cells(use if use.ndim == 1 else weights @ use) for name, use in known.items()}
+    by_category = {name: cells(use) for name, use in known.items() if use.ndim == 2}
+    return {"uses": unknown | means, "uses_by_category": by_category}
 
 
 def _ordered(names: Sequence[str], declared: Sequence[str]) -> list[str]:
