@@ -64,7 +64,7 @@ class _Failures:
             return f"it is a read-only replica: name the primary in {self._key}"
         if "unknown" in problem.lower() and "command" in problem.lower():
             return f"{self._key} needs {self._requires}"
-        return "check that it runs, takes writes and has memory"
+        return "check that it runs, accepts writes and has memory"
 
 
 class RedisClient:

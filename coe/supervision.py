@@ -95,8 +95,8 @@ class Backoff:
         self._until = 0.0
 
     @property
-    def resting(self) -> bool:
-        """Whether the pause after the last failure is not over yet."""
+    def active(self) -> bool:
+        """True until the pause after the last failure is over."""
         return time.monotonic() < self._until
 
     def failed(self) -> None:

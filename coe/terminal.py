@@ -24,7 +24,7 @@ _RANGES = (
 _ESCAPES = {code: f"\\u{code:04x}" for first, last in _RANGES for code in range(first, last + 1)}
 _ESCAPES = {code: escape for code, escape in _ESCAPES.items() if chr(code) not in _UNESCAPED}
 INDENT = "\n  "
-"""Prefix of continuation lines of a log message, so that no text can look like a new log line."""
+"""Prefix of continuation lines of a log message, so that no text can pass for a new log line."""
 
 
 def printable(text: str) -> str:

@@ -1,1 +1,1 @@
-"""HTTP in, HTTP out: the chat API, its errors, and what operators look at."""
+"""HTTP in, HTTP out: the chat API, its errors, and endpoints for administrators."""

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coe.errors import RequestError
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES, refusal
+from gateway.endpoints.openapi import LIMIT_HEADERS, ROUTING_HEADERS
 from gateway.endpoints.operations import operation_routes
 from gateway.errors import error_body, headers_of, respond, status_of
 from gateway.observability.metrics import Metrics
@@ -31,22 +32,7 @@ from gateway.request.line import Line
 from gateway.serving_state import ServingState
 from gateway.ui import page_routes
 
-EXPOSED_HEADERS = (
-    "x-request-id",
-    "x-coe-expert",
-    "x-coe-category",
-    "x-coe-confidence",
-    "x-coe-reason",
-    "x-coe-fallback-from",
-    "x-coe-cause",
-    "x-coe-router",
-    "x-coe-attempts",
-    "x-coe-overhead-ms",
-    "x-coe-retrieval",
-    "server-timing",
-    "retry-after",
-    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
-)
+EXPOSED_HEADERS = (*ROUTING_HEADERS, *LIMIT_HEADERS, "retry-after")
 """Response headers that scripts of allowed origins may read."""
 ALLOWED_METHODS = ("GET", "POST", "DELETE")
 PREFLIGHT_CACHE_SECONDS = 600

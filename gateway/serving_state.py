@@ -60,7 +60,7 @@ class ServingState:
         self.serving = serving
         self.admission = Admission(serving.registry.limits)
         self.leaving = False
-        """Whether the process is about to end, so that no load balancer should send it requests."""
+        """True if the process is about to end, so that no load balancer should send it requests."""
         self.reload_error: str | None = None
         """Why the latest reload failed; the last good state is still served."""
 

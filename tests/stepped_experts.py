@@ -93,10 +93,10 @@ async def call_all(
     attempts: Attempts | None = None,
 ) -> CallResult:
     deadline, attempts = asyncio.get_running_loop().time() + within, attempts or Attempts()
-    accepted = await call_experts(
+    expert, reply = await call_experts(
         call, experts, max_attempts=max_attempts, deadline=deadline, attempts=attempts, hedge=hedge
     )
-    return CallResult(accepted.expert, accepted.reply, attempts.count)
+    return CallResult(expert, reply, attempts.count)
 
 
 SLOW = Health(ttft_p95=0.0)

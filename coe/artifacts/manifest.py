@@ -66,7 +66,7 @@ def check_version(version: str) -> str:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a file of an artifact may have the name: one path component of plain characters."""
+    """Returns True if a file of an artifact may have the name: one path component of plain characters."""
     return _FILE_NAME.fullmatch(name) is not None
 
 

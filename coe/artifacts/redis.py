@@ -1,8 +1,8 @@
 """Shares the versions in use between machines, through Redis; each machine mirrors them into its own folders.
 
 `coe:artifacts:KIND` is a hash: `version` (empty if none is in use) and `history`, which change together, and for the
-version in use and the one before it `tar:VERSION` with its `sha256:VERSION`. `coe:artifacts:beside` holds small files
-that lie beside the artifacts, by name.
+version in use and the one before it `tar:VERSION` with its `sha256:VERSION`. `coe:artifacts:files` holds small files
+that accompany the artifacts, by name.
 
 A version travels as one uncompressed tar archive. Everything in it is verified before a file is written.
 """
@@ -29,12 +29,12 @@ MAX_VERSION_BYTES = 512 * 2**20
 """Bytes of a version, which Redis stores as one value."""
 MAX_MANIFEST_BYTES = 64 * 2**20
 MAX_SMALL_FILE_BYTES = 4 * 2**20
-"""Bytes of a history, and of a file that lies beside the artifacts."""
+"""Bytes of a history, and of a file that accompanies the artifacts."""
 CONNECT_TIMEOUT_SECONDS = 2.0
 TIMEOUT_SECONDS = 5.0
 """Seconds without a byte; a whole version may take longer."""
 FOLDER = "folder"
-FILES_KEY = "coe:artifacts:beside"
+FILES_KEY = "coe:artifacts:files"
 
 
 def open_shared(address: str) -> RedisArtifacts | None:

@@ -113,9 +113,9 @@ class ArtifactStore:
             needed = {exclude, self.in_use(), *(one for move in moves for one in (move.version, move.was))}
             published = {one: (self._folder / one / MANIFEST).stat().st_mtime for one in self.versions()}
             for version in outdated_versions(published, needed, now=time.time()):
-                doomed = self._folder / f"{DRAFT_PREFIX}{version}"  # the next draft deletes it if this process dies
-                (self._folder / version).rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                outdated = self._folder / f"{DRAFT_PREFIX}{version}"  # the next draft deletes it if this process dies
+                (self._folder / version).rename(outdated)
+                shutil.rmtree(outdated, ignore_errors=True)
 
     def _folder_of(self, version: str) -> Path:
         """Raises ArtifactError for a name that is not a version, so that no path leads out of the folder."""
@@ -275,5 +275,5 @@ def outdated_versions(published: Mapping[str, float], needed: Collection[str | N
     """The `published` versions to delete, by their time of publication in Unix seconds: not `needed`, not among the
     newest, and older than MIN_AGE_SECONDS."""
     newest = sorted(published, key=lambda version: published[version], reverse=True)[:MIN_KEPT_VERSIONS]
-    kept = {*newest, *needed}
-    return tuple(version for version, at in published.items() if version not in kept and at < now - MIN_AGE_SECONDS)
+    keep = {*newest, *needed}
+    return tuple(version for version, at in published.items() if version not in keep and at < now - MIN_AGE_SECONDS)

@@ -54,7 +54,15 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
         print_json({"ok": False, "problems": error.problems if isinstance(error, ConfigError) else [str(error)]})
         raise typer.Exit(1) from None
     findings = asyncio.run(check_live(declared, settings)) if live else []
-    summary = _summary(declared, findings, live=live)
+    summary: dict[str, Any] = {
+        "ok": all(finding.ok for finding in findings),
+        "categories": declared.category_names,
+        "experts": declared.expert_names,
+        "recipes": {recipe.name: recipe.steps for recipe in declared.declared_recipes},
+        "digest": declared.digest,
+    }
+    if live:
+        summary["live"] = [asdict(one) | {"ok": one.ok} for one in findings]
     if json:
         replan = any(one.replan for one in consequences)
         print_json(summary | {"consequences": [asdict(one) for one in consequences], "replan": replan})
@@ -75,17 +83,6 @@ def _check_local_experts(declared: Registry, settings: Settings) -> None:
     ]
     if problems:
         raise ConfigError(*problems)
-
-
-def _summary(declared: Registry, findings: Sequence[Finding], *, live: bool) -> dict[str, Any]:
-    summary: dict[str, Any] = {
-        "ok": all(finding.ok for finding in findings),
-        "categories": declared.category_names,
-        "experts": declared.expert_names,
-        "recipes": {recipe.name: recipe.steps for recipe in declared.declared_recipes},
-        "digest": declared.digest,
-    }
-    return summary | ({"live": [{**asdict(one), "ok": one.ok} for one in findings]} if live else {})
 
 
 def _show(

@@ -11,9 +11,8 @@ from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, EngineOption, Json, settings_for
 from coe.jobs.engine import Engine, task_runner
-from coe.jobs.progress import progress_bar
 from coe.jobs.signals import exit_on_sigterm
-from coe.jobs.training_data import training_pairs
+from coe.jobs.training_data import build_router, training_pairs
 from coe.learning.evaluation.tables import pairs_digest
 from coe.learning.plots import RELIABILITY, RISK_COVERAGE, plot_training
 from coe.registry import load
@@ -34,21 +33,12 @@ def train(
     json: Json = False,
 ) -> None:
     """Train the category router and put it into use."""
-    import routers
-
     settings = settings_for(config)
     registry = load(settings.config, environ=settings.environ)
     pairs = training_pairs(registry, base=settings.config.parent, data=data)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
-    with (
-        task_runner(engine) as runner,
-        store.draft() as draft,
-        progress_bar("training") as progress,
-        exit_on_sigterm(),
-    ):
-        examples = [routers.Example(prompt, category) for prompt, category in pairs]
-        encoder = encoder or registry.router.encoder
-        metrics = routers.build(examples, encoder=encoder, out=draft, progress=progress, runner=runner)
+    with task_runner(engine) as runner, store.draft() as draft, exit_on_sigterm():
+        metrics = build_router(pairs, draft, encoder=encoder or registry.router.encoder, runner=runner)
         plot_training(metrics, draft)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")

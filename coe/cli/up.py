@@ -151,17 +151,9 @@ async def _serve(
     )
     print_line(_welcome(settings, registry))
     if settings.check_experts:
-        await stack.enter_async_context(_background_check(registry, settings))
-
-
-@contextlib.asynccontextmanager
-async def _background_check(registry: Registry, settings: Settings) -> AsyncIterator[None]:
-    check = asyncio.create_task(_check(registry, settings), name="expert-check")
-    try:
-        yield
-    finally:
-        check.cancel()
-        await asyncio.gather(check, return_exceptions=True)
+        check = asyncio.create_task(_check(registry, settings), name="expert-check")
+        stack.push_async_callback(asyncio.wait, [check])
+        stack.callback(check.cancel)
 
 
 async def _check(registry: Registry, settings: Settings) -> None:

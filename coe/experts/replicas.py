@@ -174,17 +174,11 @@ class ReplicatedExpert:
     def health(self) -> Health:
         """Computed from the ready replicas. Without a declared `concurrent_requests`, an expert is overloaded if each
         of them has a queue."""
-        ready = self._ready(())
-        load, p95, health = self._load(ready), self.first_token_times.p95, self._health
-        cause = "" if ready else self._cause()
-        if (
-            load != health.load
-            or len(ready) != health.ready_replicas
-            or p95 != health.ttft_p95
-            or cause != health.cause
-        ):
-            self._health = health = Health(bool(ready), load, len(ready), p95, cause)
-        return health
+        ready, old = self._ready(()), self._health
+        load, p95, cause = self._load(ready), self.first_token_times.p95, "" if ready else self._cause()
+        if load != old.load or len(ready) != old.ready_replicas or p95 != old.ttft_p95 or cause != old.cause:
+            self._health = Health(bool(ready), load, len(ready), p95, cause)
+        return self._health
 
     def _cause(self) -> Cause:
         """Why no replica is ready."""

@@ -20,7 +20,7 @@ _WORKING_FOLDER = Path()
 _LOCAL_RUNTIMES = frozenset({"transformers", "vllm"})
 
 # Without continuous batching, requests queue, and each is sampled as requested. With it, three run at the speed of one,
-# but all are sampled as the first request asked (transformers 5.24), so experts that share a model could not have
+# but all are sampled as the first request set (transformers 5.24), so experts that share a model could not have
 # different temperatures. Measured with 135M parameters on two cores: 0.8 GB without, 1.2 GB with
 # continuous-batching, cb-num-blocks: 64 and cb-max-batch-tokens: 256.
 _TRANSFORMERS_FLAGS: Mapping[str, Flag] = {"device": "cpu"}
@@ -98,7 +98,8 @@ def _flags(expert: LocalExpert) -> dict[str, Flag]:
 def _transformers_server(expert: LocalExpert, model: Path | str, address: ListenAddress) -> ServerSpec:
     command = find_command("transformers", expert=expert.name, bin_folder=address.bin_folder, extra="coe[local]")
     listen = ("--host", address.host, "--port", str(address.port))
-    threads = str(max(1, _cores() - 1))  # with one thread per core, a busy machine falls to a tenth of the speed
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores - 1))  # with one thread per core, a busy machine falls to a tenth of the speed
     return ServerSpec(
         key=expert.name,
         argv=(str(command), "serve", str(model), *listen, *arguments.to_argv(_flags(expert))),
@@ -110,8 +111,3 @@ def _transformers_server(expert: LocalExpert, model: Path | str, address: Listen
         log=address.log,
         ready_timeout=300.0,
     )
-
-
-def _cores() -> int:
-    """The cores that this process may use; the machine may have more."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

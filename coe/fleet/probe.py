@@ -20,14 +20,14 @@ def open_probe_session() -> aiohttp.ClientSession:
 
 
 async def is_ready(spec: ServerSpec, *, session: aiohttp.ClientSession) -> bool:
-    """Whether the server answers a one-token request now or, without a model, reports that it is ready. The caller sets
-    a timeout.
+    """Returns True if the server answers a one-token request now or, without a model, reports that it is ready. The
+    caller sets a timeout.
 
     A port or a health page may be available long before a forward pass works. Returns False if the server may become
     ready (nothing listens, 5xx). Raises FleetError if waiting cannot help: a 4xx, or no chat completion.
 
     The request sets nothing but its length: `transformers serve` with continuous batching samples every later answer as
-    the first request asked.
+    the first request set.
     """
     if spec.model is None:
         return await _get_below(spec, "/health/ready", session=session, max_status=300, client_timeout=_NO_TIMEOUT)
@@ -58,8 +58,8 @@ def _is_completion(text: bytes) -> bool:
 
 
 async def is_alive(spec: ServerSpec, *, session: aiohttp.ClientSession, time_limit: float) -> bool:
-    """Whether the server's event loop answers its health page within `time_limit` seconds. Not a completion: that would
-    queue behind real work, and a busy server would seem frozen."""
+    """Returns True if the server's event loop answers its health page within `time_limit` seconds. A completion would
+    queue behind real work, so a busy server would seem frozen."""
     return await _get_below(
         spec, "/health", session=session, max_status=500, client_timeout=aiohttp.ClientTimeout(total=time_limit)
     )
@@ -73,7 +73,7 @@ async def _get_below(
     max_status: int,
     client_timeout: aiohttp.ClientTimeout,
 ) -> bool:
-    """Whether a page answers with a status below `max_status`."""
+    """Returns True if a page answers with a status below `max_status`."""
     try:
         async with session.get(f"http://{spec.host}:{spec.port}{path}", timeout=client_timeout) as response:
             return response.status < max_status

@@ -151,7 +151,7 @@ class ServerProcess:
 def describe_exit(code: int) -> str:
     """Describes an exit code in words."""
     if code == 128 + signal.SIGKILL:
-        return "was killed by SIGKILL, perhaps for want of memory"
+        return "was killed by SIGKILL, perhaps because memory ran out"
     if code > 128 and code - 128 in set(signal.Signals):
         return f"was killed by {signal.Signals(code - 128).name}"
     return f"exited with code {code}"

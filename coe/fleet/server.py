@@ -140,7 +140,7 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether its process runs."""
+        """True while its process runs."""
         return self._process is not None and self._process.exit_code is None
 
     async def start(self, *, keep_log: bool = False) -> None:
@@ -198,7 +198,7 @@ class Server:
 
     async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
         """Serves these LoRA folders too, now and after every restart. Returns the new names. Raises FleetError for one
-        that cannot be loaded; it is then not kept."""
+        that cannot be loaded and is then ignored."""
         new = {name: folder for name, folder in adapters.items() if self.spec.adapters.get(name) != folder}
         if new and LORA_UPDATING_VARIABLE not in self.spec.env:
             raise FleetError(

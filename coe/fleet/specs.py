@@ -19,7 +19,7 @@ _FIRST, _LAST = 20_000, 32_000
 
 
 def free_port(*, avoid: Container[int] = (), host: str = HOST) -> int:
-    """Returns a port of `host` that nobody listens on and that is not in `avoid`. Raises FleetError if it finds
+    """Returns a port of `host` that is free and not in `avoid`. Raises FleetError if it finds
     none."""
     for _ in range(200):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
@@ -29,7 +29,7 @@ def free_port(*, avoid: Container[int] = (), host: str = HOST) -> int:
 
 
 def is_free(port: int, *, host: str = HOST) -> bool:
-    """Whether a server could listen on the port now; lingering closed connections do not count."""
+    """Returns True if a server could listen on the port now; lingering closed connections do not count."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -70,7 +70,7 @@ def _device_problems(expert: LocalExpert, options: dict[str, Flag]) -> Iterator[
 
 
 def _split_model_problems(experts: Sequence[LocalExpert]) -> Iterator[Problem]:
-    """An adapter with other flags than its base would load the model a second time, which nobody means."""
+    """Yields adapters whose flags differ from those of their base, which would load the model a second time."""
     served = [(index, expert) for index, expert in enumerate(experts) if expert.runtime == "vllm"]
     for index, expert in served:
         if not expert.adapter:

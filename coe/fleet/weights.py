@@ -135,7 +135,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _is_complete(folder: Path, gguf: Path) -> bool:
-    """Whether every converted file has the size it was written with, from the same source."""
+    """Returns True if every converted file has the size it was written with, from the same source."""
     try:
         return bool(orjson.loads((folder / _MANIFEST).read_bytes()) == _contents(folder, gguf))
     except (OSError, orjson.JSONDecodeError):

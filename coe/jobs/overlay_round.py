@@ -270,24 +270,15 @@ class OverlayRound:
             return None
         router = job.in_use.router
         posteriors = RouterPosteriors(router.categories)
-        pages = _requests_of(tenants, router, job.records())
+        pages = (  # posteriors of another router do not compare
+            tuple(r for r in page if r.tenant in tenants and r.is_by(router.version, categories=router.categories))
+            for page in job.records()
+        )
         try:
             own = job.experience(posteriors.observe(pages), limit=MAX_POSTERIORS).experience
         except DataError:  # the router is new, or has had requests of other tenants only
             return None
         return _candidate(judge_overlays(own, posteriors.of(own), in_use=in_use), job, version=version)
-
-
-def _requests_of(
-    tenants: frozenset[str], router: Router, pages: Iterator[tuple[RoutingRecord, ...]]
-) -> Iterator[tuple[RoutingRecord, ...]]:
-    """The records of these tenants that this router classified: posteriors of another router do not compare."""
-    for page in pages:
-        yield tuple(
-            record
-            for record in page
-            if record.tenant in tenants and record.is_by(router.version, categories=router.categories)
-        )
 
 
 def _candidate(results: Sequence[OverlayResult], job: Job, *, version: str | None) -> Candidate:

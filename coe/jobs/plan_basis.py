@@ -80,7 +80,7 @@ def plan_basis(
     scores = data.scores[np.ix_(rows, [data.models.index(name) for name in experts])]
     measured, pseudo_count = tabulate_softly(categories, experts, member, scores), fit_pseudo_count(labels, scores)
     reassigned = tuple(name for name in evidence.reassigned if name in categories)
-    feedback = evidence.over(categories, experts) if reassigned else None
+    feedback = evidence.feedback.over(categories, experts) if reassigned and evidence.feedback is not None else None
     quality = measured.lower(deviations=deviations, pseudo_count=pseudo_count)
     if feedback is not None:
         both, strength = merged(measured, feedback), min(pseudo_count, MAX_PSEUDO_COUNT)

@@ -21,7 +21,7 @@ from coe.artifacts.kinds import ASSIGNMENT
 from coe.errors import DataError
 from coe.jobs.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.learning.estimation.experience import Experience
-from coe.learning.estimation.experience_loader import LoadedExperience, Logs
+from coe.learning.estimation.experience_loader import LoadedExperience
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, Weighting
 from coe.learning.evaluation.probe_split import split_probes
 from coe.learning.evaluation.quality import read_quality
@@ -74,16 +74,21 @@ class PlanRound:
     def judge(self, job: Job) -> Candidate | str | None:
         measured = _measure(job, self.probes, self.benchmark)
         state = _next_state(job, measured.digest)
-        new, cursor = _new_feedback(job.logs, after=state.feedback)
+        new, cursor = 0, state.feedback
+        for page in job.logs.pages(after=cursor):
+            new, cursor = new + len(page.events), page.cursor
         if not new and not self._has_new_inputs(job, state):
             return "no feedback is new"
         exploration = job.registry.policy.exploration
         declared = (exploration.rate, exploration.max_quality_loss) if exploration.rate else None
         window = PolicyWindow(job.in_use.assignment.digest, exploration=declared)
+        damaged_before = job.logs.damaged
         try:
-            loaded = _load_experience(job, window)
+            loaded = job.experience(window.observe(job.records()))
         except DataError as error:
             return str(error)
+        if damaged := job.logs.damaged - damaged_before:
+            loaded = replace(loaded, left_out={**loaded.left_out, "damaged entries": damaged})
         self.experience = loaded.experience
         return _judge(job, loaded, _current_plan(job, state, since=window.since), measured, state, cursor)
 
@@ -196,23 +201,6 @@ def _measure(job: Job, folder: Path | None, benchmark: str | None) -> _Measured:
     fitted = fit_pseudo_count(data.categories, data.scores[:, columns])
     weighting = Weighting(pseudo_count=min(fitted, MAX_PSEUDO_COUNT))
     return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, weighting)
-
-
-def _new_feedback(logs: Logs, *, after: str) -> tuple[int, str]:
-    """The number of events after the cursor, and the cursor behind them."""
-    count = 0
-    for page in logs.pages(after=after):
-        count, after = count + len(page.events), page.cursor
-    return count, after
-
-
-def _load_experience(job: Job, window: PolicyWindow) -> LoadedExperience:
-    """Load the experience; damaged entries of the logs count as left out."""
-    damaged_before = job.logs.damaged
-    loaded = job.experience(window.observe(job.records()))
-    if damaged := job.logs.damaged - damaged_before:
-        return replace(loaded, left_out={**loaded.left_out, "damaged entries": damaged})
-    return loaded
 
 
 def plan_report(

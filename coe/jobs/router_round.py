@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coe.artifacts.kinds import ROUTER
-from coe.core import Router
-from coe.jobs.progress import progress_bar
 from coe.jobs.round import Candidate, Job, ManifestFields, RoundState
-from coe.jobs.training_data import training_pairs
+from coe.jobs.training_data import build_router, training_pairs
 from coe.learning.estimation.experience import NONE, Experience
 from coe.learning.evaluation.tables import pairs_digest
 from coe.learning.plots import plot_training
@@ -131,8 +129,8 @@ HELD_OUT_SHARE = 0.2
 MIN_NEW_CORRECTIONS = 20
 """New corrections that a round needs; also the prompts that a category needs to have a held-out part."""
 
-Train = Callable[[Sequence[Pair], Path], Router]
-"""Trains on (prompt, category) pairs into a folder and loads the router."""
+Build = Callable[[Sequence[Pair], Path], Mapping[str, Any]]
+"""Trains a router on (prompt, category) pairs into a folder and returns its metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,31 +157,31 @@ def prompt_digest(prompt: str) -> str:
     return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
-def judge_router(data: RouterTrainingSet, train: Train, *, round_: int) -> Judgement:
+def judge_router(data: RouterTrainingSet, build: Build, *, round_: int) -> Judgement:
     """Train with and without the new corrections, both without the held-out part, and judge both on it.
 
     The router in use itself cannot be judged on prompts that it was trained on. Every category is guarded.
     """
-    pairs = data.corrected.pairs
-    sizes = Counter(category for _, category in data.base)
-    is_held = [
-        sizes[category] >= MIN_NEW_CORRECTIONS and is_held_out(prompt, share=HELD_OUT_SHARE)
-        for prompt, category in pairs
-    ]
-    tested = [pair for pair, held in zip(pairs, is_held, strict=True) if held]
-    trained = [pair for pair, held in zip(pairs, is_held, strict=True) if not held]
-    base = set(data.base)
+    sizes, base = Counter(category for _, category in data.base), set(data.base)
+    tested: list[Pair] = []
+    trained: list[Pair] = []
+    for prompt, category in data.corrected.pairs:
+        is_tested = sizes[category] >= MIN_NEW_CORRECTIONS and is_held_out(prompt, share=HELD_OUT_SHARE)
+        (tested if is_tested else trained).append((prompt, category))
     before = [pair for pair in trained if pair in base or prompt_digest(pair[0]) in data.known]
     if not tested:
         return judge([], round_=round_)
-    old, new = (_is_correct(train, part, tested) for part in (before, trained))
+    old, new = (_is_correct(build, part, tested) for part in (before, trained))
     categories = [category for _, category in tested]
     return judge([held_out_evidence(old, new, categories, guarded=sorted(sizes))], round_=round_)
 
 
-def _is_correct(train: Train, pairs: Sequence[Pair], tested: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _is_correct(build: Build, pairs: Sequence[Pair], tested: Sequence[Pair]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    import routers
+
     with TemporaryDirectory(prefix="coe-router-") as folder:
-        router = train(pairs, Path(folder))
+        build(pairs, Path(folder))
+        router = routers.load(Path(folder))
         found = router.predict([prompt for prompt, _ in tested])
         names = [router.categories[prediction.best] for prediction in found]
     return np.array([name == category for name, (_, category) in zip(names, tested, strict=True)], dtype=np.float64)
@@ -219,9 +217,6 @@ BASE, CORRECTIONS = "base", "corrections"
 """Metrics in the manifest of a router: the digest of its labelled base, and those of the corrections in its training
 set."""
 
-Build = Callable[[Sequence[Pair], Path], Mapping[str, Any]]
-"""Trains on pairs into a folder and returns the metrics."""
-
 
 @dataclass(frozen=True, slots=True)
 class RouterRound:
@@ -243,7 +238,7 @@ class RouterRound:
         if tests is None:
             return "no correction is new"
         build = partial(build_router, encoder=job.registry.router.encoder, cache=self.cache, runner=self.runner)
-        judgement = judge_router(data, partial(train_router, build=build), round_=tests + 1)
+        judgement = judge_router(data, build, round_=tests + 1)
         report = router_report(data, judgement)
         return Candidate(
             RoundState.of(judgement, in_use=str(version), inputs=inputs, time=job.now),
@@ -270,25 +265,6 @@ def _training_set(job: Job, experience: Experience) -> RouterTrainingSet | str:
     if data.new < MIN_NEW_CORRECTIONS:
         return f"{data.new} corrections are new, and a round takes {MIN_NEW_CORRECTIONS}"
     return data
-
-
-def build_router(
-    pairs: Sequence[Pair], out: Path, *, encoder: str, cache: Path, runner: TaskRunner
-) -> Mapping[str, Any]:
-    """Train a router on (prompt, category) pairs into the folder `out`. Returns its metrics."""
-    import routers
-
-    examples = [routers.Example(prompt, category) for prompt, category in pairs]
-    with progress_bar("training") as progress:
-        return routers.build(examples, encoder=encoder, out=out, progress=progress, cache=cache, runner=runner)
-
-
-def train_router(pairs: Sequence[Pair], out: Path, *, build: Build) -> Router:
-    """Train a router and load it."""
-    import routers
-
-    build(pairs, out)
-    return routers.load(out)
 
 
 def _save(data: RouterTrainingSet, folder: Path, *, build: Build, categories: Sequence[str]) -> ManifestFields:

@@ -1,13 +1,19 @@
-"""Selects the labelled prompts that a router is trained on."""
+"""Selects the labelled prompts that a router is trained on, and trains it (`coe train`, `coe retrain`)."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from coe.errors import ConfigError, DataError
+from coe.jobs.progress import progress_bar
 from coe.learning.evaluation.tables import read_prompts
 from coe.registry import Registry
+
+if TYPE_CHECKING:
+    from routers.encoders import TaskRunner
 
 
 def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> list[tuple[str, str]]:
@@ -33,3 +39,14 @@ def training_pairs(registry: Registry, *, base: Path, data: Path | None) -> list
     if without := [name for name in registry.category_names if not counts[name]]:
         raise ConfigError(f"no training prompts for: {', '.join(without)}; add examples to them in experts.yaml")
     return pairs
+
+
+def build_router(
+    pairs: Sequence[tuple[str, str]], out: Path, *, encoder: str, runner: TaskRunner, cache: Path | None = None
+) -> Mapping[str, Any]:
+    """Train a router on (prompt, category) pairs into the folder `out`. Returns its metrics."""
+    import routers
+
+    examples = [routers.Example(prompt, category) for prompt, category in pairs]
+    with progress_bar("training") as progress:
+        return routers.build(examples, encoder=encoder, out=out, progress=progress, cache=cache, runner=runner)

@@ -58,14 +58,10 @@ class Assignment:
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         object.__setattr__(self, "duals", MappingProxyType(dict(self.duals)))
-        object.__setattr__(self, "_unmeasured_names", self._names_of_unmeasured())
-
-    def _names_of_unmeasured(self) -> tuple[frozenset[str], ...]:
-        if self.unmeasured is None:
-            return (frozenset(),) * len(self.categories)
-        return tuple(
-            frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in self.unmeasured
-        )
+        names = (frozenset[str](),) * len(self.categories)
+        if (rows := self.unmeasured) is not None:
+            names = tuple(frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in rows)
+        object.__setattr__(self, "_unmeasured_names", names)
 
     def unmeasured_experts(self, category: int) -> frozenset[str]:
         """Return the experts that may serve the category of this index and were never scored."""
@@ -98,12 +94,12 @@ class Assignment:
         )
 
     def to_json(self) -> bytes:
-        """Serialize to JSON; equal assignments give equal bytes. -inf becomes null."""
+        """Serialize to JSON; equal assignments give equal bytes. orjson writes null for -inf."""
         fields = {
             "version": 1,
             "categories": self.categories,
             "experts": self.experts,
-            "quality": [[value if np.isfinite(value) else None for value in row] for row in self.quality.tolist()],
+            "quality": self.quality.tolist(),
             "price": self.price.tolist(),
             "choice": self.choice,
             "runner_up": self.runner_up,
@@ -122,29 +118,28 @@ class Assignment:
             fields = orjson.loads(data)
             if fields["version"] != 1:
                 raise ValueError(f"version {fields['version']}, not 1")
-            rows = [[-np.inf if value is None else value for value in row] for row in fields["quality"]]
+            unmeasured = fields.get("unmeasured")
+            if unmeasured is not None and np.shape(unmeasured) != np.shape(fields["quality"]):
+                raise ValueError(f"unmeasured of shape {np.shape(unmeasured)}")
+            quality = np.array(fields["quality"], dtype=np.float64)
+            quality[np.isnan(quality)] = -np.inf
             assignment = cls(
                 categories=tuple(fields["categories"]),
                 experts=tuple(fields["experts"]),
-                quality=np.array(rows, dtype=np.float64).reshape(len(rows), -1),
+                quality=quality,
                 price=np.array(fields["price"], dtype=np.float64),
                 choice=tuple(fields["choice"]),
                 runner_up=tuple(fields["runner_up"]),
                 margin=tuple(fields["margin"]),
                 hosted=tuple(fields["hosted"]),
                 duals=fields["duals"],
-                unmeasured=_boolean_table(fields.get("unmeasured"), rows),
+                unmeasured=None if unmeasured is None else np.array(unmeasured, dtype=np.bool_),
             )
-            if (assignment.quality.shape, assignment.price.shape) != (
-                (len(assignment.categories), len(assignment.experts)),
-                (len(assignment.experts),),
-            ):
-                raise ValueError(
-                    f"quality of shape {assignment.quality.shape}, price of shape {assignment.price.shape}"
-                )
-            if {len(assignment.choice), len(assignment.runner_up), len(assignment.margin)} != {
-                len(assignment.categories)
-            }:
+            rows, columns = len(assignment.categories), len(assignment.experts)
+            shapes = assignment.quality.shape, assignment.price.shape
+            if shapes != ((rows, columns), (columns,)):
+                raise ValueError(f"quality of shape {shapes[0]}, price of shape {shapes[1]}")
+            if {len(assignment.choice), len(assignment.runner_up), len(assignment.margin)} != {rows}:
                 raise ValueError("not one choice, runner-up and margin for each category")
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"assignment: cannot be read ({error!r}); make it again with `coe plan`") from error
@@ -167,15 +162,6 @@ class Assignment:
     def digest(self) -> str:
         """SHA-256 of `to_json`, hexadecimal."""
         return hashlib.sha256(self.to_json()).hexdigest()
-
-
-def _boolean_table(values: list[list[bool]] | None, rows: list[list[float]]) -> NDArray[np.bool_] | None:
-    if values is None:
-        return None
-    table = np.array(values, dtype=np.bool_)
-    if table.shape != np.shape(rows):
-        raise ValueError(f"unmeasured of shape {table.shape}")
-    return table
 
 
 def expected_utility(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from coe.mapping.consequences import Consequence, consequences
 from coe.mapping.plan import runner_up
 from coe.mapping.plan_file import PublishedPlan, planned_pins
 from coe.mapping.problem import USE_OF_ROW, Array, declared_uses
+from coe.mapping.score_table import align
 from coe.registry import Registry
 
 SHARE_DUAL_PREFIX = "max_share:"
@@ -85,16 +85,17 @@ class _AssignmentBuilder:
         self._price = np.array(list(reprice(plan.assignment, registry).values()))
         self._planned_pins = planned_pins(plan, registry)
         planned, record = plan.assignment, plan.record
-        self._quality = _align(planned.quality, planned.categories, planned.experts, registry, missing=-np.inf)
+        known, names = (planned.categories, planned.experts), (registry.category_names, registry.expert_names)
+        self._quality = align(planned.quality, known, names, missing=-np.inf)
         self._bounds = np.where(np.isfinite(self._quality), self._quality, np.nan)
         if record is not None:
-            problem = record.problem
-            self._bounds = _align(record.bounds, problem.categories, problem.experts, registry, missing=np.nan)
+            solved = record.problem.categories, record.problem.experts
+            self._bounds = align(record.bounds, solved, names, missing=np.nan)
         self._is_new = np.array([name not in planned.experts for name in self._experts])
         unmeasured = np.zeros(planned.quality.shape)
         if planned.unmeasured is not None:
             unmeasured = planned.unmeasured.astype(np.float64)
-        self._unmeasured = _align(unmeasured, planned.categories, planned.experts, registry, missing=0.0) > 0
+        self._unmeasured = align(unmeasured, known, names, missing=0.0) > 0
 
     def build(self) -> Assignment:
         plan, categories = self._plan, self._registry.category_names
@@ -102,7 +103,7 @@ class _AssignmentBuilder:
         choice = [self._choice(category, quality[row]) for row, category in enumerate(categories)]
         seconds = [runner_up(self._experts, quality[row] - self._price, column) for row, column in enumerate(choice)]
         chosen = tuple(self._experts[column] for column in choice)
-        unpinned = np.array([self._is_unpinned(category) for category in categories])
+        unpinned = np.array([name in plan.categories and name not in self._registry.assignment for name in categories])
         unmeasured = unpinned[:, None] & (self._is_new[None, :] | self._unmeasured) & ~np.isfinite(quality)
         return Assignment(
             categories=categories,
@@ -113,16 +114,13 @@ class _AssignmentBuilder:
             runner_up=tuple(name for name, _ in seconds),
             margin=tuple(margin for _, margin in seconds),
             hosted=tuple(name for name in self._experts if name in plan.hosted or name in chosen),
-            duals={row: dual for row, dual in plan.duals.items() if self._is_declared(row)},
+            duals={
+                row: dual
+                for row, dual in plan.duals.items()
+                if not row.startswith(SHARE_DUAL_PREFIX) or row.removeprefix(SHARE_DUAL_PREFIX) in self._experts
+            },
             unmeasured=unmeasured if unmeasured.any() else None,
         )
-
-    def _is_declared(self, row: str) -> bool:
-        """True if the row of a dual is about a declared expert, or about no single expert."""
-        return not row.startswith(SHARE_DUAL_PREFIX) or row.removeprefix(SHARE_DUAL_PREFIX) in self._experts
-
-    def _is_unpinned(self, category: str) -> bool:
-        return category in self._plan.categories and category not in self._registry.assignment
 
     def _quality_row(self, row: int, category: str) -> Array:
         """Return the qualities of a category, -inf for the experts that may not serve it."""
@@ -168,16 +166,3 @@ class _AssignmentBuilder:
         column = self._experts.index(planned) if planned in self._experts else best
         overtaken = self._plan.margin[row] >= 0 and utility[best] > utility[column]
         return best if overtaken or not np.isfinite(utility[column]) else column
-
-
-def _align(
-    table: Array, categories: Sequence[str], experts: Sequence[str], registry: Registry, *, missing: float
-) -> Array:
-    """Map a table from a plan's categories and experts to the declared ones; cells that it lacks are `missing`."""
-    aligned = np.full((len(registry.categories), len(registry.experts)), missing)
-    rows = [(new, categories.index(name)) for new, name in enumerate(registry.category_names) if name in categories]
-    columns = [(new, experts.index(name)) for new, name in enumerate(registry.expert_names) if name in experts]
-    for row, old_row in rows:
-        for column, old_column in columns:
-            aligned[row, column] = table[old_row, old_column]
-    return aligned

@@ -38,34 +38,26 @@ def solve(problem: Problem, *, traffic: NDArray[np.floating] | None = None) -> A
     plan = require_solution(problem)
     price, duals = prices(problem, hosted=plan.hosted, traffic=traffic)
     quality = np.where(plan.hosted[None, :], problem.quality, -np.inf)
-    runner_up, margin = _runners_up(problem, plan, quality - price)
+    seconds = [runner_up(problem.experts, *pair) for pair in zip(quality - price, plan.choice.tolist(), strict=True)]
     return Assignment(
         categories=problem.categories,
         experts=problem.experts,
         quality=quality,
         price=price,
         choice=tuple(problem.experts[column] for column in plan.choice),
-        runner_up=runner_up,
-        margin=margin,
+        runner_up=tuple(name for name, _ in seconds),
+        margin=tuple(margin for _, margin in seconds),
         hosted=tuple(name for name, there in zip(problem.experts, plan.hosted, strict=True) if there),
         duals=duals,
     )
 
 
-def _runners_up(
-    problem: Problem, plan: Solution, utility: NDArray[np.float64]
-) -> tuple[tuple[str | None, ...], tuple[float, ...]]:
-    """Return the runner-up of each category and its distance in utility.
-
-    A category with a single expert has no runner-up, and its whole utility as margin. A negative margin means that the
-    budget forced a second-best expert.
-    """
-    found = [runner_up(problem.experts, row, column) for row, column in zip(utility, plan.choice.tolist(), strict=True)]
-    return tuple(name for name, _ in found), tuple(margin for _, margin in found)
-
-
 def runner_up(experts: Sequence[str], utility: NDArray[np.float64], column: int) -> tuple[str | None, float]:
-    """Return the best expert besides the one at `column` by `utility`, shape (n_experts,), and its distance."""
+    """Return the best expert besides the one at `column` by `utility`, shape (n_experts,), and its distance.
+
+    A single expert has no runner-up, and its whole utility as distance. A negative distance means that the budget
+    forced a second-best expert.
+    """
     others = utility.copy()
     others[column] = -np.inf
     second = int(others.argmax())
@@ -184,7 +176,9 @@ def frontiers(
     problem of more than LARGE_PROBLEM_CELLS, rows that its budget does not limit. `plan` is the optimal one, if known.
     """
     time_budget = time_budget or TimeBudget()
-    solved: _Solved = {} if plan is None else {problem.budget: _plan(problem, plan)}
+    solved: _Solved = {}
+    if plan is not None:
+        solved[problem.budget] = Solution(_columns(problem, plan), np.isin(problem.experts, plan.hosted))
     rows = [field.name for field in fields(Budget)]
     if problem.quality.size > LARGE_PROBLEM_CELLS:
         rows = [row for row in rows if row in problem.budget.rows()]
@@ -197,10 +191,6 @@ def frontiers(
 
 _Solved = dict[Budget, Solution | None]
 """Plans by budget, None for an infeasible one."""
-
-
-def _plan(problem: Problem, plan: Assignment) -> Solution:
-    return Solution(_columns(problem, plan), np.isin(problem.experts, plan.hosted))
 
 
 def _frontier(problem: Problem, row: str, points: int, time_budget: TimeBudget, solved: _Solved) -> list[ParetoRow]:
@@ -237,10 +227,6 @@ def _limits(problem: Problem, row: str, points: int, time_budget: TimeBudget, so
         return []
     spaced = np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)
     between = (float(f"{limit:.4g}") for limit in spaced[1:-1])
-    limits = {low, *between, _above(high), problem.budget.rows().get(row, low)}
+    above = high * (1 + 1e-9)  # sums in another order have rounding errors
+    limits = {low, *between, above, problem.budget.rows().get(row, low)}
     return sorted(limit for limit in limits if limit > 0)
-
-
-def _above(value: float) -> float:
-    """Add a tolerance for rounding errors of sums in another order."""
-    return value * (1 + 1e-9)

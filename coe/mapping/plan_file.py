@@ -75,6 +75,7 @@ class PlanInputs:
             "value_of_expert": values,
             "frontiers": {row: [asdict(point) for point in frontier] for row, frontier in by_row.items()},
         }
+        # orjson writes null for a number that is not finite
         (folder / PLAN_FILE).write_bytes(orjson.dumps(data, option=orjson.OPT_SORT_KEYS))
         if self.traffic is not None:
             np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
@@ -82,7 +83,7 @@ class PlanInputs:
     def _to_json(self) -> dict[str, Any]:
         problem, table = self.problem, self.table
         uses = {
-            field.name: None if (use := getattr(problem.uses, field.name)) is None else _to_lists(use)
+            field.name: None if (use := getattr(problem.uses, field.name)) is None else use.tolist()
             for field in fields(Uses)
         }
         return {
@@ -91,12 +92,12 @@ class PlanInputs:
             "experts": problem.experts,
             "source": self.source,
             "deviations": self.deviations,
-            "mean": _to_lists(table.mean),
-            "count": _to_lists(table.count),
-            "estimate": _to_lists(table.shrunk(pseudo_count=self.pseudo_count)),
-            "error": _to_lists(table.error(pseudo_count=self.pseudo_count)),
-            "quality": _to_lists(problem.quality),
-            "weights": _to_lists(problem.weights),
+            "mean": table.mean.tolist(),
+            "count": table.count.tolist(),
+            "estimate": table.shrunk(pseudo_count=self.pseudo_count).tolist(),
+            "error": table.error(pseudo_count=self.pseudo_count).tolist(),
+            "quality": problem.quality.tolist(),
+            "weights": problem.weights.tolist(),
             "uses": uses,
             "budget": problem.budget.rows(),
             "measured": None if self.measured is None else _table_to_json(self.measured),
@@ -156,13 +157,6 @@ class PlanEvidence:
     feedback: ScoreTable | None = None
     reassigned: tuple[str, ...] = ()
 
-    def over(self, categories: Sequence[str], experts: Sequence[str]) -> ScoreTable | None:
-        """Return the scores from feedback over these categories and experts."""
-        if self.feedback is None:
-            return None
-        cells = {name: getattr(self.feedback, name).tolist() for name in ("mean", "variance", "count")}
-        return _table_from_json(cells, self.feedback.categories, self.feedback.experts, categories, experts)
-
 
 def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[str]) -> PlanEvidence:
     """Read a plan's evidence over these categories and experts; names that the plan lacks have no scores.
@@ -173,9 +167,8 @@ def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[
         return PlanEvidence()
     try:
         known = tuple(found["categories"]), tuple(found["experts"])
-        measured, feedback = (
-            _table_from_json(found[name], *known, categories, experts) for name in ("measured", "feedback")
-        )
+        tables = (_table_from_json(found[name], *known) for name in ("measured", "feedback"))
+        measured, feedback = (None if table is None else table.over(categories, experts) for table in tables)
         return PlanEvidence(measured, feedback, tuple(name for name in found["reassigned"] if name in categories))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(
@@ -184,46 +177,24 @@ def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[
 
 
 def _table_to_json(table: ScoreTable) -> dict[str, list[Any]]:
-    return {name: _to_lists(getattr(table, name)) for name in ("mean", "variance", "count")}
+    return {name: getattr(table, name).tolist() for name in ("mean", "variance", "count")}
 
 
 def _table_from_json(
-    cells: Mapping[str, list[Any]] | None,
-    known_categories: Sequence[str],
-    known_experts: Sequence[str],
-    categories: Sequence[str],
-    experts: Sequence[str],
+    cells: Mapping[str, list[Any]] | None, categories: tuple[str, ...], experts: tuple[str, ...]
 ) -> ScoreTable | None:
-    """Return the saved cells as a table over `categories` and `experts`; missing cells have no scores."""
     if cells is None:
         return None
-    rows = [known_categories.index(name) if name in known_categories else len(known_categories) for name in categories]
-    columns = [known_experts.index(name) if name in known_experts else len(known_experts) for name in experts]
-
-    def aligned(name: str, missing: float) -> Array:
-        saved = _array(cells[name], np.nan if name != "count" else 0.0)
-        if saved.shape != (len(known_categories), len(known_experts)):
-            raise ValueError(f"{name} of shape {saved.shape}")
-        return np.pad(saved, ((0, 1), (0, 1)), constant_values=missing)[np.ix_(rows, columns)]
-
-    mean, variance, count = aligned("mean", np.nan), aligned("variance", np.nan), aligned("count", 0.0)
-    return ScoreTable(tuple(categories), tuple(experts), mean, variance, count)
-
-
-def _to_lists(values: Array) -> list[Any]:
-    """Return nested lists of numbers, with None for a number that is not finite."""
-    if values.ndim > 1:
-        return [_to_lists(row) for row in values]
-    return [float(value) if np.isfinite(value) else None for value in values.tolist()]
+    mean, variance, count = _array(cells["mean"], np.nan), _array(cells["variance"], np.nan), _array(cells["count"], 0)
+    if {table.shape for table in (mean, variance, count)} != {(len(categories), len(experts))}:
+        raise ValueError(f"scores of shape {mean.shape}")
+    return ScoreTable(categories, experts, mean, variance, count)
 
 
 def _array(rows: list[Any], missing: float) -> Array:
     """Return the array of nested lists, with `missing` for None."""
-
-    def filled(value: Any) -> Any:
-        return [filled(item) for item in value] if isinstance(value, list) else missing if value is None else value
-
-    return np.array(filled(rows), dtype=np.float64)
+    values = np.array(rows, dtype=np.float64)
+    return np.where(np.isnan(values), missing, values)
 
 
 ASSIGNMENT_FILE = "assignment.json"

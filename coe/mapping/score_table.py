@@ -32,6 +32,12 @@ class ScoreTable:
         """The (category, expert) pairs without scores, whose quality is only an estimate."""
         return tuple((self.categories[row], self.experts[column]) for row, column in np.argwhere(self.count == 0))
 
+    def over(self, categories: Sequence[str], experts: Sequence[str]) -> ScoreTable:
+        """Return the table over other names; those that it lacks have no scores."""
+        known, names = (self.categories, self.experts), (tuple(categories), tuple(experts))
+        mean, variance = (align(table, known, names, missing=np.nan) for table in (self.mean, self.variance))
+        return ScoreTable(*names, mean, variance, align(self.count, known, names, missing=0.0))
+
     def additive(self) -> NDArray[np.float64]:
         """Return the additive estimate: an effect of the category plus one of the expert, fitted by backfitting."""
         known = np.nan_to_num(self.mean)
@@ -64,6 +70,20 @@ class ScoreTable:
         common = float(seen.sum() / max(self.count.sum(), 1e-12))
         total = self.count + pseudo_count
         return np.asarray(np.sqrt((seen + pseudo_count * common) / total / total))
+
+
+def align(
+    table: NDArray[np.float64],
+    known: tuple[Sequence[str], Sequence[str]],
+    names: tuple[Sequence[str], Sequence[str]],
+    *,
+    missing: float,
+) -> NDArray[np.float64]:
+    """Map a table over the `known` categories and experts to other `names`; cells that it lacks are `missing`."""
+    rows, columns = (
+        [old.index(name) if name in old else len(old) for name in new] for old, new in zip(known, names, strict=True)
+    )
+    return np.pad(table, ((0, 1), (0, 1)), constant_values=missing)[np.ix_(rows, columns)]
 
 
 def tabulate_prompts(

@@ -1,12 +1,8 @@
-"""Converts a RoutingRecord to one line of JSON and back.
+"""The stored form of a RoutingRecord: one line of JSON, by a table of fields that is derived from its annotations.
 
-Every log, the spool and `coe log export` store records in this form. Unknown keys are ignored and missing optional keys
-take their defaults; a record of a newer schema is refused.
-
-The table of record fields, derived from the annotations of RoutingRecord.
-
-JSON, SQLite columns, parquet, the API's schema and the reference page all follow this table. Each row knows the field's
-type, its JSON schema, how to read its value, and its FieldInfo.
+JSON, SQLite columns, parquet, the API's schema and the reference page all follow the table `FIELDS`. Every log, the
+spool and `coe log export` store records as JSON lines. Unknown keys are ignored and missing optional keys take their
+defaults; a record of a newer schema is refused.
 """
 
 from __future__ import annotations
@@ -100,11 +96,8 @@ def _field(name: str, hint: Any, *, required: bool) -> RecordField:
     if optional:
         (kind_type,) = (one for one in get_args(kind_type) if one is not NoneType)
     kind = FIELD_TYPES[kind_type]
-    return RecordField(name, kind, optional, required, info, _or_none(kind.read) if optional else kind.read)
-
-
-def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else read(value)
+    read = (lambda value: None if value is None else kind.read(value)) if optional else kind.read
+    return RecordField(name, kind, optional, required, info, read)
 
 
 def _wrong(value: Any, expected: str) -> TypeError:

@@ -49,7 +49,7 @@ class Feedback:
             raise InvalidRequest(f"time: {self.time} is no time", param="time")
         rule, fits = _VALUES[self.kind]
         if not fits(self.value):
-            raise InvalidRequest(f"value: {self.value!r} does not fit {self.kind}, which takes {rule}", param="value")
+            raise InvalidRequest(f"value: {self.value!r} does not fit {self.kind}, which needs {rule}", param="value")
 
 
 def _is_name(value: object) -> bool:

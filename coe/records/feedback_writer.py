@@ -140,4 +140,4 @@ class FeedbackWriter(BackgroundWriter[Pending]):
     def _on_rejected(self) -> None:
         for waiter in self._waiters.values():
             if not waiter.done():
-                waiter.set_exception(LogError(self.last_error or "neither the log nor the spool takes it"))
+                waiter.set_exception(LogError(self.last_error or "neither the log nor the spool accepts it"))

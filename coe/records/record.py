@@ -58,7 +58,7 @@ class RoutingRecord:
     digest: Annotated[str, FieldInfo("SHA-256 of the routed text.", private=True)]
     outcome: Annotated[str, FieldInfo("`ok`, `aborted` (the client left) or an error code.", api="list", column=True)]
     attempts: Annotated[int, FieldInfo("Number of calls to experts that were started.", api="list")]
-    stream: Annotated[bool, FieldInfo("True if the client asked for a stream.", api="list")]
+    stream: Annotated[bool, FieldInfo("True if the client requested a stream.", api="list")]
     routing_ms: Annotated[float, FieldInfo("Milliseconds from arrival to the decision.")]
     first_token_ms: Annotated[
         float | None, FieldInfo("Milliseconds from arrival to the first token; null if none came.", api="list")
@@ -77,12 +77,14 @@ class RoutingRecord:
     tenant: Annotated[str | None, FieldInfo("Tenant of the API key.", api="list", column=True)] = None
     key: Annotated[str | None, FieldInfo("Name of the API key.", api="list")] = None
     cost: Annotated[float | None, FieldInfo("US dollars by the expert's declared prices.", api="list")] = None
-    prompt: Annotated[str | None, FieldInfo("Routed text; kept only if `log.store_prompts` is set.", private=True)] = (
-        None
-    )
+    prompt: Annotated[
+        str | None, FieldInfo("Routed text; stored only if `log.store_prompts` is set.", private=True)
+    ] = None
     embedding: Annotated[
         bytes | None,
-        FieldInfo("Float16 vector of the text; kept only if `log.store_embeddings` is set.", api="none", private=True),
+        FieldInfo(
+            "Float16 vector of the text; stored only if `log.store_embeddings` is set.", api="none", private=True
+        ),
     ] = field(default=None, repr=False)
     assignment: Annotated[str, FieldInfo("Digest of the assignment in effect over the router's categories.")] = ""
     utility: Annotated[
@@ -125,8 +127,8 @@ class RoutingRecord:
     schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1
 
     def is_by(self, router: str, *, categories: Collection[str]) -> bool:
-        """Whether this router version classified the request, over exactly these categories: experts.yaml may have
-        added or removed some since."""
+        """Returns True if this router version classified the request, over exactly these categories: experts.yaml may
+        have added or removed some since."""
         return self.router == router and self.probabilities.keys() == set(categories)
 
 

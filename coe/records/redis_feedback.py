@@ -82,7 +82,6 @@ class RedisFeedback:
             await self._redis.run(self._put(keys=[EVENTS, ORDER], args=arguments))
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:
-        """The next events after the cursor. Raises LogError."""
         start, size, client = parse_cursor(after, place=self._redis.place), page_size(limit), self._redis.client
         if not size:
             return FeedbackPage((), after)
@@ -94,7 +93,6 @@ class RedisFeedback:
         return decode_page((line for line in lines if line is not None), cursor=str(int(found[-1][1])))
 
     async def for_request(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
-        """The events of the request from those API keys. Raises LogError."""
         wanted = dedup_keys(request_id, keys)
         lines = await self._redis.run(self._redis.client.hmget(EVENTS, wanted)) if wanted else ()
         return decode_in_order(line for line in lines if line is not None)

@@ -162,7 +162,6 @@ class RedisLog:
             await self._redis.run(self._delete_old(keys=[STREAM, IDS], args=[max_age_ms]))
 
     async def read(self, query: LogQuery) -> LogPage:
-        """The next matching records after the cursor. Raises LogError."""
         size = page_size(query.limit)
         if not size:
             return LogPage((), query.after)
@@ -170,12 +169,10 @@ class RedisLog:
         return LogPage(scan.records, scan.last or query.after, scan.damaged)
 
     async def tail(self, query: LogQuery) -> LogPage:
-        """The newest matching records; the cursor is the end of the log, to read on from there. Raises LogError."""
         scan = await self._scan(query, page_size(query.limit), newest_first=True, max_scanned=MAX_SCANNED)
         return LogPage(scan.records[::-1], scan.first or query.after, scan.damaged)
 
     async def back(self, query: LogQuery) -> LogPage:
-        """The matching records before the cursor, newest first. Raises LogError."""
         size = page_size(query.limit)
         if not size:
             return LogPage((), query.before)
@@ -183,7 +180,6 @@ class RedisLog:
         return LogPage(scan.records, "" if scan.ended else scan.last, scan.damaged)
 
     async def find(self, request_id: str) -> RoutingRecord | None:
-        """The record of a request. Raises LogError."""
         score = await self._redis.run(self._redis.client.zscore(IDS, request_id))
         if score is None:
             return None

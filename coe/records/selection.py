@@ -41,12 +41,12 @@ def exact_filters(query: LogQuery) -> dict[str, str]:
 
 
 def has_filters(query: LogQuery) -> bool:
-    """Whether the query excludes any record."""
+    """Returns True if the query excludes any record."""
     return bool(query.since or query.until < math.inf or query.request_id or exact_filters(query))
 
 
 def matches(record: RoutingRecord, query: LogQuery) -> bool:
-    """Whether a record matches the query; cursors and limit are up to the store."""
+    """Returns True if a record matches the query; the store applies cursors and limit."""
     return (
         query.since <= record.time <= query.until
         and record.request_id.startswith(query.request_id)

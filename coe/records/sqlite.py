@@ -1,12 +1,8 @@
-"""The routing log in one SQLite file, for one machine: no server, several processes.
+"""The routing log and its feedback in one SQLite file, for one machine: no server, several processes.
 
-Rows hold the record as JSON and columns for the fields of LogQuery. A query walks exactly one index, chosen here:
-without statistics SQLite may choose a bad one. Writes are paced so that the writer's thread leaves the core to
-requests.
-
-Feedback in the SQLite file of the routing log.
-
-One row per dedup key. A replacement is a new row, so that readers with a cursor get it.
+Rows of `records` hold the record as JSON and columns for the fields of LogQuery. A query walks exactly one index,
+chosen here: without statistics SQLite may choose a bad one. Writes are paced so that the writer's thread leaves the
+core to requests. `feedback` has one row per dedup key. A replacement is a new row, so readers with a cursor get it.
 """
 
 from __future__ import annotations
@@ -157,7 +153,6 @@ class SqliteLog:
             await self._database.write(work)
 
     async def read(self, query: LogQuery) -> LogPage:
-        """The next matching records after the cursor. Raises LogError."""
         (after, before), size = self._ends(query), page_size(query.limit)
 
         def work(connection: sqlite3.Connection) -> LogPage:
@@ -168,7 +163,6 @@ class SqliteLog:
         return await self._database.read(work) if size else LogPage((), query.after)
 
     async def tail(self, query: LogQuery) -> LogPage:
-        """The newest matching records; the cursor is the end of the log, to read on from there. Raises LogError."""
         (after, before), size = self._ends(query), page_size(query.limit)
 
         def work(connection: sqlite3.Connection) -> LogPage:
@@ -178,7 +172,6 @@ class SqliteLog:
         return await self._database.read(work)
 
     async def back(self, query: LogQuery) -> LogPage:
-        """The matching records before the cursor, newest first. Raises LogError."""
         (after, before), size = self._ends(query), page_size(query.limit)
 
         def work(connection: sqlite3.Connection) -> LogPage:
@@ -192,8 +185,6 @@ class SqliteLog:
         return await self._database.read(work) if size else LogPage((), query.before)
 
     async def find(self, request_id: str) -> RoutingRecord | None:
-        """The record of a request. Raises LogError."""
-
         def work(connection: sqlite3.Connection) -> RoutingRecord | None:
             row = connection.execute("SELECT record FROM records WHERE request_id = ?", (request_id,)).fetchone()
             return decode_or_none(row[0]) if row else None
@@ -217,9 +208,8 @@ def _page(rows: Sequence[Row], *, cursor: str) -> LogPage:
 
 # A replacement is a new row, so that it comes at the end again.
 PUT = """INSERT OR REPLACE INTO feedback (dedup_key, event_id, time, event)
-SELECT :dedup_key, :event_id, :time, :event WHERE NOT EXISTS (
-    SELECT 1 FROM feedback
-    WHERE dedup_key = :dedup_key AND (event_id = :event_id OR (time, event_id) > (:time, :event_id))
+SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (
+    SELECT 1 FROM feedback WHERE dedup_key = ?1 AND (event_id = ?2 OR (time, event_id) > (?3, ?2))
 )"""
 TRIM_FEEDBACK = "DELETE FROM feedback WHERE seq <= (SELECT seq FROM feedback ORDER BY seq DESC LIMIT 1 OFFSET ?)"
 TRIM_EVERY = 1_000  # events: to count rows costs a walk through them
@@ -240,7 +230,7 @@ class SqliteFeedback:
 
         def work(connection: sqlite3.Connection) -> None:
             before = newest_row(connection, "feedback")
-            connection.executemany(PUT, map(_feedback_row, events))
+            connection.executemany(PUT, [(dedup_key(one), one.event_id, one.time, encode_event(one)) for one in events])
             connection.execute(DELETE_OLD_FEEDBACK, (retention_start(self._days),))
             if newest_row(connection, "feedback") // TRIM_EVERY > before // TRIM_EVERY:
                 connection.execute(TRIM_FEEDBACK, (self._retention,))
@@ -249,7 +239,6 @@ class SqliteFeedback:
             await self._database.write(work)
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:
-        """The next events after the cursor. Raises LogError."""
         start, size = parse_cursor(after, place=str(self._database.path)), page_size(limit)
 
         def work(connection: sqlite3.Connection) -> FeedbackPage:
@@ -259,7 +248,6 @@ class SqliteFeedback:
         return await self._database.read(work)
 
     async def for_request(self, request_id: str, *, keys: Iterable[str | None]) -> tuple[Feedback, ...]:
-        """The events of the request from those API keys. Raises LogError."""
         wanted = dedup_keys(request_id, keys)
 
         def work(connection: sqlite3.Connection) -> tuple[Feedback, ...]:
@@ -273,7 +261,3 @@ class SqliteFeedback:
 
     async def aclose(self) -> None:
         await self._database.aclose()
-
-
-def _feedback_row(event: Feedback) -> dict[str, bytes | str | float]:
-    return {"dedup_key": dedup_key(event), "event_id": event.event_id, "time": event.time, "event": encode_event(event)}

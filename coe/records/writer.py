@@ -88,7 +88,7 @@ class BackgroundWriter(Generic[T]):
     @property
     def stuck(self) -> bool:
         """True while both the log and the spool pause after a failure."""
-        return self._log_backoff.resting and (self._spool is None or self._spool_backoff.resting)
+        return self._log_backoff.active and (self._spool is None or self._spool_backoff.active)
 
     def put(self, entry: T) -> None:
         """Queues one entry. A full queue drops its oldest entry and counts it."""
@@ -165,7 +165,7 @@ class BackgroundWriter(Generic[T]):
             self._requeue()
 
     async def _append(self, entries: Sequence[T]) -> bool:
-        if self._log_backoff.resting:
+        if self._log_backoff.active:
             return False
         try:
             async with asyncio.timeout(self._append_timeout):
@@ -186,7 +186,7 @@ class BackgroundWriter(Generic[T]):
         count = len(self._in_flight)
         self._in_flight = [entry for entry in self._in_flight if self._is_encodable(entry)]
         self.dropped += count - len(self._in_flight)
-        if self._spool is None or self._spool_backoff.resting:
+        if self._spool is None or self._spool_backoff.active:
             return
         try:
             self.dropped += await self._spool.add(self._in_flight)
@@ -202,7 +202,7 @@ class BackgroundWriter(Generic[T]):
 
     async def _deliver_spooled(self) -> bool:
         """Moves one batch from the spool into the log. Returns whether more may be waiting."""
-        if self._spool is None or self._log_backoff.resting or time.monotonic() < self._next_poll:
+        if self._spool is None or self._log_backoff.active or time.monotonic() < self._next_poll:
             return False
         try:
             waiting = await self._spool.oldest(self._batch)
@@ -241,9 +241,9 @@ class BackgroundWriter(Generic[T]):
 
     def _requeue(self) -> None:
         room = self._capacity - len(self._queue)
-        kept = self._in_flight[-room:] if room else []
-        self.dropped += len(self._in_flight) - len(kept)
-        self._queue.extendleft(reversed(kept))
+        requeued = self._in_flight[-room:] if room else []
+        self.dropped += len(self._in_flight) - len(requeued)
+        self._queue.extendleft(reversed(requeued))
         self._in_flight = []
 
     def _is_encodable(self, entry: T) -> bool:

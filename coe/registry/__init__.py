@@ -1,4 +1,4 @@
-"""Load and validate experts.yaml. `specs`, `policy`, `access` and `retrieval` define its keys."""
+"""Loads and validates experts.yaml. `specs` and `sections` define its keys."""
 
 from coe.registry.loader import ENTRY_NAME, load, load_with_expert, schema
 from coe.registry.recipes import AUTO_RECIPES, RECIPE_LEVELS, RecipeSpec

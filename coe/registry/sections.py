@@ -1,14 +1,4 @@
-"""The sections `policy`, `budget` and `residency` of experts.yaml.
-
-`policy` sets how experts are selected and called, `budget` the constraints of a plan, and `residency` how local experts
-share devices that cannot hold all of them at once.
-
-Base class and value types of the models of experts.yaml.
-
-The sections `limits` and `access` of experts.yaml: limits of a gateway process, API keys, origins, host names.
-
-The section `retrieval` of experts.yaml: the document store, limits of passages, and the price of the gate.
-"""
+"""Sections of experts.yaml: `policy`, `budget`, `residency`, `limits`, `access`, `retrieval`; and their base class."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ BM25_WEIGHT = 0.025
 def candidate_count(limit: int) -> int:
     """Return the number of candidates from each search. Raises ValueError for an invalid `limit`."""
     if not 1 <= limit <= MAX_PASSAGES:
-        raise ValueError(f"a search may ask for 1 to {MAX_PASSAGES} passages, not {limit}")
+        raise ValueError(f"a search returns 1 to {MAX_PASSAGES} passages, not {limit}")
     return max(MIN_CANDIDATES, 2 * limit)
 
 

@@ -23,7 +23,6 @@ from coe.core import Chat, Encoder, Prediction, RetrievalMode, Router
 from coe.registry.sections import RetrievalSpec
 from coe.retrieval.gate import Array, Gate, GateThresholds, RetrievalCost
 from coe.retrieval.insertion import (
-    PassageBlock,
     estimate_tokens,
     format_passages,
     insert_block,
@@ -185,7 +184,9 @@ class Retrieval:
         if trial and self._uniform() < WITHHELD_SHARE:
             return request.chat, replace(_result("withheld", estimate), trial=version)
         used = replace(_result("used", estimate), trial=version, passages=block.passages, tokens=block.tokens)
-        return _with_passages(request.chat, block), used
+        fields = insert_block(request.chat.fields, request.chat.api, block.text)
+        assert fields is not None, "checked before the search"
+        return replace(request.chat, fields=fields), used
 
     def _encode(self, request: RetrievalRequest) -> tuple[Vector, NDArray[np.float32]]:
         """Return the question's vector, and the router's posterior given that vector."""
@@ -240,9 +241,3 @@ def _free_context(request: RetrievalRequest) -> int:
     prompt = sum(estimate_tokens(message.text) for message in request.chat.messages)
     reserved = DEFAULT_RESPONSE_TOKENS if response is None else response
     return int(CONTEXT_SHARE * request.context) - prompt - reserved
-
-
-def _with_passages(chat: Chat, block: PassageBlock) -> Chat:
-    fields = insert_block(chat.fields, chat.api, block.text)
-    assert fields is not None, "checked before the search"
-    return replace(chat, fields=fields)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from coe.core import Call, Expert, Reply
 from coe.errors import (
@@ -50,14 +50,6 @@ class Attempts:
         self.causes: dict[str, Cause] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A reply whose first chunk has arrived, and the expert that sent it."""
-
-    expert: str
-    reply: Reply
-
-
 async def call_experts(
     call: Call,
     experts: Sequence[Expert],
@@ -66,8 +58,8 @@ async def call_experts(
     deadline: float,
     attempts: Attempts,
     hedge: bool = False,
-) -> Accepted:
-    """Call `experts` in order until one sends a first chunk, at most `max_attempts` times.
+) -> tuple[str, Reply]:
+    """Call `experts` in order until one sends a first chunk, at most `max_attempts` times. Return its name and reply.
 
     - An expert whose server just refused a connection, or whose local server is full, is skipped and costs no attempt.
     - A failed expert with another ready replica is retried there before the next candidate is called.
@@ -92,7 +84,7 @@ async def call_experts(
                 return accepted
             continue
         try:
-            return Accepted(attempt.expert.name, await attempt.expert.stream(attempt.call))
+            return attempt.expert.name, await attempt.expert.stream(attempt.call)
         except (ExpertError, InvalidRequest) as error:
             schedule.failed(attempt, error)
 
@@ -236,7 +228,7 @@ class _Race:
         return None
 
 
-async def _call_hedged(schedule: _Schedule, attempt: _Attempt, hedge_after: float) -> Accepted | None:
+async def _call_hedged(schedule: _Schedule, attempt: _Attempt, hedge_after: float) -> tuple[str, Reply] | None:
     """Make the attempt, and a parallel one after `hedge_after` seconds. Return None if all of them failed."""
     race = _Race()
     tasks = [asyncio.create_task(race.run(attempt))]
@@ -254,7 +246,7 @@ async def _call_hedged(schedule: _Schedule, attempt: _Attempt, hedge_after: floa
                 return None
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         (winner, reply), race.winner = race.winner, None
-        return Accepted(winner.expert.name, reply)
+        return winner.expert.name, reply
     finally:
         race.finished = True
         for task in tasks:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -169,16 +169,7 @@ class Overlay:
 
     def to_json(self) -> bytes:
         """Serialize to one line of JSON; equal overlays give equal bytes."""
-        fields = {
-            "version": 1,
-            "tenant": self.tenant,
-            "categories": self.categories,
-            "weights": self.weights.tolist(),
-            "bias": self.bias.tolist(),
-            "gain": self.gain,
-            "requests": self.requests,
-            "fitted_until": self.fitted_until,
-        }
+        fields = asdict(self) | {"version": 1, "weights": self.weights.tolist(), "bias": self.bias.tolist()}
         return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
 
     @classmethod

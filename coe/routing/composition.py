@@ -190,7 +190,7 @@ class Composition:
             wake_deadline=min(deadline, asyncio.get_running_loop().time() + self.registry.wake_timeout),
             tenant=options.tenant or "",
         )
-        accepted = await call_experts(
+        expert, reply = await call_experts(
             call,
             [self.experts[name] for name in decision.candidates],
             max_attempts=policy.max_attempts,
@@ -198,8 +198,8 @@ class Composition:
             attempts=attempts,
             hedge=policy.hedge,
         )
-        if accepted.expert != decision.expert:
-            decision = with_fallback(decision, accepted.expert, cause=attempts.causes.get(decision.expert, "hedged"))
+        if expert != decision.expert:
+            decision = with_fallback(decision, expert, cause=attempts.causes.get(decision.expert, "hedged"))
         if conversation:
-            self.affinity.put(chat, conversation, accepted.expert)
-        return RoutedReply(decision, accepted.reply)
+            self.affinity.put(chat, conversation, expert)
+        return RoutedReply(decision, reply)

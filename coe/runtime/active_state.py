@@ -1,9 +1,7 @@
-"""Loads the active state: the declaration, and the promoted router, overlays, assignment and retrieval gate.
+"""Loads the active state: the declaration, and the promoted router, overlays, assignment, gate and the document store.
 
 The gateway loads it at start and on reload, jobs at their start. `check_active_state` checks the same without loading a
 router, which a parent process may do before it forks.
-
-Opens the document store that experts.yaml declares, with the encoder of the router in use.
 """
 
 from __future__ import annotations

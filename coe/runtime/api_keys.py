@@ -51,12 +51,12 @@ class KeyRing:
             bytes.fromhex(key.sha256): (bytes.fromhex(key.sha256), key.scopes, Caller(key.name, key.tenant or key.name))
             for key in keys
         }
-        self._anybody = None if keys else Caller()
+        self._default_caller = None if keys else Caller()
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
         """The caller, whose key must have `scope` (None: any key). Raises Unauthorized or Forbidden."""
-        if self._anybody is not None:
-            return self._anybody
+        if self._default_caller is not None:
+            return self._default_caller
         sent = hashlib.sha256(_sent_key(headers)).digest()
         found = self._known.get(sent)
         if found is None or not hmac.compare_digest(found[0], sent):
@@ -102,7 +102,7 @@ def create_admin_key(settings: Settings) -> str | None:
         raise ConfigError(f"COE_ADMIN_KEY_FILE={str(path)!r} cannot be written: {error.strerror or error}") from error
     if not created:  # another gateway over the same folder was faster
         return None
-    return f"generated an API key with all scopes; it is printed only now, and kept in {path}: {key}"
+    return f"generated an API key with all scopes; it is printed only now, and stored in {path}: {key}"
 
 
 def with_admin_key(registry: Registry, settings: Settings) -> Registry:

@@ -50,14 +50,14 @@ class ArtifactSync:
             cause = (str(error) if isinstance(error, CoEError | OSError) else repr(error))[:MAX_CAUSE_CHARACTERS]
             if cause != self._last_error:
                 self._last_error = cause
-                _log.error("the shared artifacts cannot be copied, the last good state serves on: %s", cause)
+                _log.error("the shared artifacts cannot be copied, the last good state stays in use: %s", cause)
             return
         if self.behind:
             _log.warning("the shared artifacts are copied again")
         self.behind, self._last_error = False, ""
 
     async def run(self) -> None:
-        """Syncs at intervals, forever."""
+        """Syncs at intervals until cancelled."""
         while True:
             await asyncio.to_thread(self.sync)
             await asyncio.sleep(RETRY_SECONDS if self.behind else POLL_SECONDS)

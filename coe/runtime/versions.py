@@ -1,16 +1,11 @@
-"""Lists the versions and promotions of one kind of artifact, and describes one version, as JSON.
+"""Versions of one kind of artifact: listed and described as JSON, put into use or rolled back after a gateway's checks.
 
-The admin API and `coe promote --list` show it.
-
-Puts a published version into use, or rolls back, after the checks that a gateway would make.
-
-`coe promote`, `coe rollback` and the buttons of the UI call it. Gateways reload the version as
-`gateway/process/reload.py` describes.
+`coe promote`, `coe rollback`, `coe versions`, the admin API and the buttons of the UI call it. Gateways reload a
+version as `gateway/process/reload.py` describes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +96,7 @@ TRAINING_JOBS = ("train", "plan", "retrain")
 CORRECTION_DIGESTS = "corrections"
 """A router's metric: digests of all prompts that it learned from traffic, shown as their number."""
 REPORT = "report.json"
-"""Report of the learning round, stored beside what it promoted."""
+"""Report of the learning round, stored in the folder of what it promoted."""
 
 
 class VersionCatalog:
@@ -122,7 +117,8 @@ class VersionCatalog:
         self._summaries = {version: self._summaries.get(version) or self._summary(version) for version in published}
         newest = sorted(self._summaries.values(), key=lambda one: str(one["created"] or ""), reverse=True)
         moves, damage = self._moves()
-        origins = _origins(moves)
+        # Moves come newest first, so the job that first put a version into use is its origin.
+        origins = {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in TRAINING_JOBS}
         newest = [one | {"origin": origins.get(one["version"])} for one in newest]
         return {
             "kind": self.kind,
@@ -184,11 +180,6 @@ class VersionCatalog:
             return {"version": rollback_target(self._store, self.kind)}
         except ArtifactError:
             return None
-
-
-def _origins(moves: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The job that first put each version into use. `moves` has the newest first."""
-    return {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in TRAINING_JOBS}
 
 
 def _measured_quality(kind: str, folder: Path, manifest: Manifest) -> float | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from coe.core import Chat, Scope, Usage
@@ -36,7 +35,7 @@ class Allowance:
     async def __aenter__(self) -> Allowance:
         return self
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None: ...
+    async def __aexit__(self, *_: object) -> None: ...
 
     async def reserve(self, chat: Chat) -> None:
         """Reserves what the answer to this chat may use. Raises LimitReached, or InvalidRequest for more than a limit
@@ -66,7 +65,7 @@ class RequestAllowance(Allowance):
         self._reserved = await self._account.reserve(ONE_REQUEST)
         return self
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._account.settle(self._reserved, ONE_REQUEST)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -115,7 +114,7 @@ class TokenAllowance(RequestAllowance):
     def charge(self, usage: Usage, prices: Prices) -> None:
         self._charged = usage, prices
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Charges what was used. An answer without a token count, for example because the client disconnected, costs
         the estimate, or one token per event if more events came."""
         if self._reserved_for_answer is None:
@@ -183,7 +182,7 @@ class Access:
         return self._keys.identify(headers, scope)
 
     def is_admin(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether the caller's key has the admin scope, for all tenants."""
+        """Returns whether the caller's key has the admin scope, for all tenants."""
         try:
             self._keys.identify(headers, "admin")
         except RequestError:

@@ -30,7 +30,7 @@ def check_exposure(settings: Settings, access: AccessSpec) -> None:
 
 
 def on_loopback(host: str) -> bool:
-    """Whether only this machine can reach a gateway that listens on `host`."""
+    """Returns whether only this machine can reach a gateway that listens on `host`."""
     return all(_is_loopback(address) for address in _addresses(host))
 
 
@@ -112,7 +112,7 @@ class BrowserPolicy:
         )
 
     def _is_trusted(self, host: bytes) -> bool:
-        """Whether a Host header value is an address or an accepted name."""
+        """Returns whether a Host header value is an address or an accepted name."""
         text = host.decode("latin-1").lower()
         name, colon, port = text.rpartition(":")
         if not colon or text.endswith("]"):
@@ -124,8 +124,11 @@ class BrowserPolicy:
 
 
 def _is_cross_origin(host: bytes, origin: bytes, fetch_site: bytes) -> bool:
-    """Whether a page of another origin sent the request. Browsers set Sec-Fetch-Site themselves, so same-origin is
-    trusted even where a proxy changed the Host header. Without it, as over plain HTTP, Origin is compared."""
+    """Returns whether a page of another origin sent the request.
+
+    Browsers set Sec-Fetch-Site themselves, so same-origin is trusted even where a proxy changed the Host header.
+    Without it, as over plain HTTP, Origin is compared.
+    """
     if fetch_site == b"same-origin":
         return False
     if fetch_site in _CROSS_ORIGIN_SITES:
@@ -134,7 +137,7 @@ def _is_cross_origin(host: bytes, origin: bytes, fetch_site: bytes) -> bool:
 
 
 def _is_ui_navigation(scope: Scope) -> bool:
-    """Whether the user followed a link to the dashboard, whose files hold no data."""
+    """Returns whether the user followed a link to the dashboard, whose files hold no data."""
     path: str = scope["path"]
     if scope["method"] != "GET" or not (path == "/ui" or path.startswith("/ui/")):
         return False

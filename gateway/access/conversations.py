@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from types import TracebackType
 from typing import Self
 
 from coe.routing.affinity import Affinity
@@ -65,7 +64,7 @@ class RedisAffinity:
         self._wake.set()  # connects now: it takes longer than LOOKUP_TIMEOUT_SECONDS
         return self
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Sends the pending writes, as far as Redis replies."""
         assert self._task
         self._task.cancel()

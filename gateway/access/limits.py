@@ -207,7 +207,7 @@ def new_counter(meter: Meter) -> Counter:
 
 
 def is_available(remaining: float, amount: float, limit: float) -> bool:
-    """Whether `amount` may be consumed, up to rounding errors. A zero amount always may."""
+    """Returns whether `amount` may be consumed, up to rounding errors. A zero amount always may."""
     return amount <= 0 or amount <= remaining + ROUNDING_ERROR * limit
 
 

@@ -13,7 +13,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from coe.errors import LogError
@@ -255,7 +254,7 @@ class DurableLimiter(MemoryLimiter):
         self._task = supervised(self._run, "limits", task_failed=self._task_failed, may_return=True)
         return self
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Writes the remaining changes."""
         self._closing.set()
         with contextlib.suppress(TimeoutError):
@@ -283,7 +282,7 @@ class DurableLimiter(MemoryLimiter):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WRITE_INTERVAL_SECONDS):
                     await self._closing.wait()
-            if not self._backoff.resting:
+            if not self._backoff.active:
                 await self._write()
         await self._write()
 

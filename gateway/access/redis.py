@@ -12,7 +12,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
@@ -135,7 +134,7 @@ class RedisLimiter:
         self._task = supervised(self._run, "limits", task_failed=self._task_failed)
         return self
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Returns everything, as far as Redis replies."""
         assert self._task
         self._task.cancel()

@@ -141,7 +141,7 @@ class SharedAccount:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is something to return or report to Redis."""
+        """True if there is something to return or report to Redis."""
         return any(lease.is_open for lease in self._leases)
 
     async def return_surplus(self, *, everything: bool = False) -> None:

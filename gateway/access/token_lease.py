@@ -44,7 +44,7 @@ class AmountLease:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is something to return or report to Redis."""
+        """True if there is something to return or report to Redis."""
         return self.available > 0 or self._unreported != 0
 
     def remaining(self, now: float) -> float:
@@ -52,7 +52,7 @@ class AmountLease:
         return self._update(now) + self.available
 
     def covers(self, amount: float, now: float) -> bool:
-        """Whether `amount` can be spent without a refill."""
+        """Returns whether `amount` can be spent without a refill."""
         self._update(now)
         return is_available(self.available, amount, self.counter.limit)
 

@@ -84,7 +84,7 @@ def model_of(fields: dict[str, Any]) -> str:
 
 
 def stream_of(fields: dict[str, Any]) -> bool:
-    """Whether the client wants the answer as a stream."""
+    """Returns whether the client wants the answer as a stream."""
     stream = fields.get("stream")
     if stream is None:
         return False
@@ -139,7 +139,7 @@ def type_of(part: Any, path: str, index: int) -> str:
 
 
 def requires_schema(output_format: Any) -> bool:
-    """Whether an output format demands JSON that matches a schema."""
+    """Returns whether an output format demands JSON that matches a schema."""
     return isinstance(output_format, dict) and output_format.get("type") == "json_schema"
 
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -47,7 +47,7 @@ from gateway.endpoints.operation import (
     ref,
 )
 from gateway.parts import Parts
-from gateway.request.body import read_body, validated
+from gateway.request.body import RequestModel, read_body, validated
 
 DEFAULT_COLLECTION = "documents"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -69,11 +69,7 @@ _Line = Annotated[str, Field(max_length=MAX_LINE_CHARACTERS, pattern=PRINTABLE)]
 _log = logging.getLogger("gateway")
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class DocumentUpload(_Model):
+class DocumentUpload(RequestModel):
     """One document; it replaces the document with its id in the same collection of the same tenant."""
 
     id: _Id
@@ -84,7 +80,7 @@ class DocumentUpload(_Model):
     """The source that responses cite; by default the id."""
 
 
-class Upload(_Model):
+class Upload(RequestModel):
     """Documents for one collection."""
 
     documents: Annotated[list[DocumentUpload], Field(min_length=1, max_length=MAX_DOCUMENTS)]
@@ -93,25 +89,25 @@ class Upload(_Model):
     """The tenant that owns them; by default all tenants can read them."""
 
 
-class PassageQuery(_Model):
+class PassageQuery(RequestModel):
     """A search for passages."""
 
     query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
-    collections: Annotated[list[_Name], Field(max_length=100)] = []
+    collections: Annotated[tuple[_Name, ...], Field(max_length=100)] = ()
     """The collections to search; all if empty."""
     tenant: _Name | None = None
     """Searches this tenant's documents and those of all tenants."""
     limit: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] = 5
 
 
-class DocumentLocation(_Model):
+class DocumentLocation(RequestModel):
     """The collection and the owner of a document."""
 
     collection: _Name = DEFAULT_COLLECTION
     tenant: _Name | None = None
 
 
-class DocumentPage(_Model):
+class DocumentPage(RequestModel):
     """The documents to list; without a collection, the collections."""
 
     collection: _Name | None = None
@@ -185,6 +181,24 @@ class Documents:
             return json_response({"object": "documents", **asdict(tally)})
 
     @operation(
+        "POST /v1/documents/search",
+        "searchDocuments",
+        "Passages, the best first.",
+        ref("Passages"),
+        body=PassageQuery,
+        problems=_PROBLEMS,
+    )
+    async def search(self, request: Request) -> Response:
+        """Search passages."""
+        async with self._index() as index:
+            search = validated(PassageQuery, await _body(request))
+            vector = (await asyncio.to_thread(index.encoder.encode, [search.query]))[0]
+            found = await index.store.search(
+                search.query, vector, collections=search.collections, tenant=search.tenant, limit=search.limit
+            )
+            return json_response({"object": "list", "data": [asdict(one) for one in found]})
+
+    @operation(
         "DELETE /v1/documents/{id:path}",
         "deleteDocument",
         "The document is deleted.",
@@ -202,24 +216,6 @@ class Documents:
                 owner = where.tenant or "all tenants"
                 raise DocumentNotFound(f"no document {name[:64]!r} in {where.collection!r} of {owner}")
             return json_response({"object": "document", "id": name, "deleted": True})
-
-    @operation(
-        "POST /v1/documents/search",
-        "searchDocuments",
-        "Passages, the best first.",
-        ref("Passages"),
-        body=PassageQuery,
-        problems=_PROBLEMS,
-    )
-    async def search(self, request: Request) -> Response:
-        """Search passages."""
-        async with self._index() as index:
-            search = validated(PassageQuery, await _body(request))
-            vector = (await asyncio.to_thread(index.encoder.encode, [search.query]))[0]
-            found = await index.store.search(
-                search.query, vector, collections=search.collections, tenant=search.tenant, limit=search.limit
-            )
-            return json_response({"object": "list", "data": [asdict(one) for one in found]})
 
     @asynccontextmanager
     async def _index(self) -> AsyncIterator[DocumentIndex]:

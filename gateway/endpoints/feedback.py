@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import orjson
+from pydantic import ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
 from coe.errors import (
@@ -37,7 +38,7 @@ from gateway.endpoints.operation import BOOLEAN, JSON, TEXT, Operation, Schema, 
 from gateway.errors import body_of, headers_of, respond, status_of
 from gateway.observability.observers import find_tenant
 from gateway.parts import Parts
-from gateway.request.body import ClientLeftError, read_json_body
+from gateway.request.body import ClientLeftError, RequestModel, read_json_body, validated
 from gateway.request.fair_shares import FairShares
 
 MAX_BODY_BYTES = 64 * 1024
@@ -50,11 +51,49 @@ MAX_CONCURRENT = 128
 """Requests that are read and stored at a time; a key alone may have half of them. They need no permit of admission,
 since they call no expert."""
 RETRY_AFTER = 1.0
-KINDS = ("score", "thumb", "preferred", "category")
+KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred", "category")
 THUMBS = {"up": 1, "down": -1}
-
-_FIELDS = frozenset(("request_id", "event_id", *KINDS))
+_Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
 _log = logging.getLogger("gateway")
+
+
+def _optional(**limits: Any) -> Any:
+    """A field that may be left out, but not null."""
+
+    def without_default(schema: dict[str, Any]) -> None:
+        del schema["default"]
+
+    return Field(default=None, json_schema_extra=without_default, **limits)
+
+
+class FeedbackRequest(RequestModel):
+    """Exactly one of score, thumb, preferred and category, for an earlier response."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in KINDS]})
+    request_id: _Name
+    """The response header x-request-id."""
+    event_id: _Name = _optional()
+    """Events with the same id are one event, however often sent; by default a digest of the content."""
+    score: float = _optional(strict=True, ge=0, le=1)
+    """Quality of the response."""
+    thumb: Literal["up", "down"] = _optional()
+    preferred: _Name = _optional()
+    """The expert that should have answered."""
+    category: _Name = _optional()
+    """The correct category of the request."""
+
+    def event(self, caller: Caller, *, now: float) -> Feedback:
+        """The event, received at `now` in Unix seconds. Raises InvalidRequest unless there is one kind of feedback."""
+        given = [name for name in KINDS if name in self.model_fields_set]
+        if len(given) != 1:
+            message = f"send one of {', '.join(KINDS)}, not {len(given)} of them"
+            raise InvalidRequest(message, param=given[1] if given else None)
+        value = THUMBS[self.thumb] if given[0] == "thumb" else getattr(self, given[0])
+        event_id = self.event_id
+        if "event_id" not in self.model_fields_set:
+            content = orjson.dumps((self.request_id, given[0], value, caller.key))
+            event_id = f"fb_{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+        return Feedback(event_id, self.request_id, now, given[0], value, tenant=caller.tenant, key=caller.key)
 
 
 class FeedbackEndpoint:
@@ -76,7 +115,7 @@ class FeedbackEndpoint:
         try:
             caller = serving.access.identify(scope["headers"], "feedback")
             with self._slot(caller.key):
-                event = read_feedback(await _body(scope, receive), caller=caller, now=time.time())
+                event = validated(FeedbackRequest, await _body(scope, receive)).event(caller, now=time.time())
                 is_admin = serving.access.is_admin(scope["headers"])
                 pending = await self._checked(event, is_admin=is_admin)
                 _check_name(event, serving.registry)
@@ -146,61 +185,6 @@ async def _body(scope: Scope, receive: Receive) -> bytes | bytearray:
         raise BodyTooLarge(f"the body is larger than the {MAX_BODY_BYTES // 1024} KiB that feedback may be") from None
 
 
-def read_feedback(body: bytes | bytearray, *, caller: Caller, now: float) -> Feedback:
-    """The event of a body, received at `now` in Unix seconds. Without an `event_id` a digest of the content is the id.
-    Raises InvalidRequest, which names the field."""
-    fields = _object(body)
-    kind, value = _kind_and_value(fields)
-    request_id = _text(fields.get("request_id"), "request_id")
-    if "event_id" in fields:
-        event_id = _text(fields["event_id"], "event_id")
-    else:
-        content = orjson.dumps((request_id, kind, value, caller.key))
-        event_id = f"fb_{hashlib.blake2b(content, digest_size=16).hexdigest()}"
-    return Feedback(event_id, request_id, now, kind, value, tenant=caller.tenant, key=caller.key)
-
-
-def _object(body: bytes | bytearray) -> dict[str, Any]:
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    if unknown := sorted(fields.keys() - _FIELDS):
-        name = unknown[0][:64]
-        raise InvalidRequest(f"{name}: feedback has no such field; it has {', '.join(sorted(_FIELDS))}", param=name)
-    return fields
-
-
-def _kind_and_value(fields: dict[str, Any]) -> tuple[FeedbackKind, float | str]:
-    given = [name for name in KINDS if name in fields]
-    if len(given) != 1:
-        raise InvalidRequest(
-            f"send one of {', '.join(KINDS)}, not {len(given)} of them", param=given[1] if given else None
-        )
-    value = fields[given[0]]
-    match given[0]:
-        case "score":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise InvalidRequest("score: must be a number from 0 to 1", param="score")
-            return "score", float(value)
-        case "thumb":
-            if not isinstance(value, str) or value not in THUMBS:
-                raise InvalidRequest('thumb: must be "up" or "down"', param="thumb")
-            return "thumb", THUMBS[value]
-        case "preferred":
-            return "preferred", _text(value, "preferred")
-        case _:
-            return "category", _text(value, "category")
-
-
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARACTERS:
-        raise InvalidRequest(f"{name}: must be a text of 1 to {MAX_NAME_CHARACTERS} characters", param=name)
-    return value
-
-
 def _check_name(event: Feedback, registry: Registry) -> None:
     """Raises InvalidRequest for an expert or category that is not declared."""
     known = {"preferred": registry.expert_names, "category": registry.category_names}.get(event.kind)
@@ -215,28 +199,8 @@ def _stored(pending: Pending) -> bytes:
     )
 
 
-def _name_schema(text: str) -> Schema:
-    return {**TEXT, "minLength": 1, "maxLength": MAX_NAME_CHARACTERS, "description": text}
-
-
 SCHEMAS: Schema = {
-    "FeedbackRequest": {
-        "type": "object",
-        "properties": {
-            "request_id": _name_schema("The response header x-request-id."),
-            "event_id": _name_schema(
-                "Events with the same id are one event, however often sent; by default a digest of the content."
-            ),
-            "score": {"type": "number", "minimum": 0, "maximum": 1, "description": "Quality of the response."},
-            "thumb": {"enum": list(THUMBS)},
-            "preferred": _name_schema("The expert that should have answered."),
-            "category": _name_schema("The correct category of the request."),
-        },
-        "required": ["request_id"],
-        "additionalProperties": False,
-        "oneOf": [{"required": [name]} for name in KINDS],
-    },
-    "Feedback": object_schema({"id": TEXT, "request_id": TEXT, "stored": {"const": True}, "checked": BOOLEAN}),
+    "Feedback": object_schema({"id": TEXT, "request_id": TEXT, "stored": {"const": True}, "checked": BOOLEAN})
 }
 OPERATIONS = (
     Operation(
@@ -253,7 +217,7 @@ OPERATIONS = (
         },
         resource=FeedbackEndpoint,
         scope="feedback",
-        body="FeedbackRequest",
+        body=FeedbackRequest,
         problems=problems(
             *(400, 408, 413, 415, 429, 500),
             _404="No such request, or its record has expired; it is there from a second after the end of the response.",

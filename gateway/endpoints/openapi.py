@@ -24,52 +24,40 @@ CALL_HEADERS = (*DECISION_HEADERS, "Purpose", "Trace")
 """Request headers of all chat APIs."""
 ANTHROPIC_HEADERS = ("Version", "Beta")
 
-ROUTING_HEADERS = {
-    "x-request-id": "RequestId",
-    "x-coe-expert": "Expert",
-    "x-coe-category": "Category",
-    "x-coe-confidence": "Confidence",
-    "x-coe-reason": "Reason",
-    "x-coe-fallback-from": "FallbackFrom",
-    "x-coe-cause": "Cause",
-    "x-coe-router": "Router",
-    "x-coe-attempts": "Attempts",
-    "x-coe-overhead-ms": "Overhead",
-    "x-coe-retrieval": "Retrieval",
-    "server-timing": "Timing",
+_SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+_RETRIEVAL_TEXT = (
+    "Outcome of the retrieval gate (none, off, shut, empty, failed, open); where open, the number of passages and of "
+    "their tokens."
+)
+_ROUTING: Mapping[str, tuple[str, str, Schema]] = {
+    "x-request-id": ("RequestId", "Id of the request in the routing log.", TEXT),
+    "x-coe-expert": ("Expert", "The expert that answered.", TEXT),
+    "x-coe-category": ("Category", "The predicted category of the conversation.", TEXT),
+    "x-coe-confidence": ("Confidence", "Calibrated probability of the category.", _SHARE),
+    "x-coe-reason": ("Reason", "Why this expert was chosen.", TEXT),
+    "x-coe-fallback-from": ("FallbackFrom", "The first choice, where another expert answers in its place.", TEXT),
+    "x-coe-cause": (
+        "Cause",
+        "Why the first choice did not answer, or why the request failed.",
+        {"enum": list(CAUSES)},
+    ),
+    "x-coe-router": ("Router", "Version of the category router.", TEXT),
+    "x-coe-attempts": ("Attempts", "Number of calls to experts.", {"type": "integer", "minimum": 1}),
+    "x-coe-overhead-ms": ("Overhead", "Milliseconds until the decision.", {"type": "number", "minimum": 0}),
+    "x-coe-retrieval": ("Retrieval", _RETRIEVAL_TEXT, TEXT),
+    "server-timing": ("Timing", "Milliseconds of each step, where x-coe-explain requests it.", TEXT),
 }
-"""Response headers of the chat APIs, each with its component."""
+"""Response headers of the chat APIs: the component of each, its description and its schema."""
+ROUTING_HEADERS = {header: component for header, (component, _, _) in _ROUTING.items()}
 LIMIT_HEADERS = {
     f"x-ratelimit-{kind}-{unit}": "RateLimit"
     for kind in ("limit", "remaining", "reset")
     for unit in ("requests", "tokens")
 }
-
 RESPONSE_HEADERS: Schema = {
     "RetryAfter": {"description": "Seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}},
     "RateLimit": {"description": "Limit of this key per minute; present where one is declared.", "schema": TEXT},
-    "RequestId": {"description": "Id of the request in the routing log.", "schema": TEXT},
-    "Expert": {"description": "The expert that answered.", "schema": TEXT},
-    "Category": {"description": "The predicted category of the conversation.", "schema": TEXT},
-    "Confidence": {
-        "description": "Calibrated probability of the category.",
-        "schema": {"type": "number", "minimum": 0, "maximum": 1},
-    },
-    "Reason": {"description": "Why this expert was chosen.", "schema": TEXT},
-    "FallbackFrom": {"description": "The first choice, where another expert answers in its place.", "schema": TEXT},
-    "Cause": {
-        "description": "Why the first choice did not answer, or why the request failed.",
-        "schema": {"enum": list(CAUSES)},
-    },
-    "Router": {"description": "Version of the category router.", "schema": TEXT},
-    "Attempts": {"description": "Number of calls to experts.", "schema": {"type": "integer", "minimum": 1}},
-    "Retrieval": {
-        "description": "Outcome of the retrieval gate (none, off, shut, empty, failed, open); where open, the number "
-        "of passages and of their tokens.",
-        "schema": TEXT,
-    },
-    "Timing": {"description": "Milliseconds of each step, where x-coe-explain requests it.", "schema": TEXT},
-    "Overhead": {"description": "Milliseconds until the decision.", "schema": {"type": "number", "minimum": 0}},
+    **{component: {"description": text, "schema": schema} for component, text, schema in _ROUTING.values()},
 }
 
 

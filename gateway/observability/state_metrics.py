@@ -7,7 +7,7 @@ They are read when the page is requested. `open_residency` also connects the pro
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -73,11 +73,9 @@ class StateMetrics:
         return {(name,): sum(replica.in_flight for replica in replicas) for name, replicas in self._replicas().items()}
 
     def _failing(self) -> dict[tuple[str, ...], float]:
-        return {
-            (name, cause): 1.0
-            for name, expert in self._current.serving.composition.experts.items()
-            for cause in _active(expert)
-        }
+        experts = self._current.serving.composition.experts
+        active = {name: getattr(getattr(expert, "incidents", None), "active", ()) for name, expert in experts.items()}
+        return {(name, cause): 1.0 for name, causes in active.items() for cause in causes}
 
     def _breakers(self) -> dict[tuple[str, ...], float]:
         return {
@@ -85,12 +83,6 @@ class StateMetrics:
             for name, replicas in self._replicas().items()
             for replica in replicas
         }
-
-
-def _active(expert: object) -> Iterable[str]:
-    """The causes for which an expert fails now; none for an expert without incidents."""
-    incidents: Incidents | None = getattr(expert, "incidents", None)
-    return () if incidents is None else incidents.active
 
 
 def add_log_metrics(metrics: Metrics, writer: RecordWriter) -> None:
@@ -149,7 +141,7 @@ class TrafficMetrics:
         return cells
 
     def _fails(self, name: str) -> bool:
-        """Whether this process sees the expert fail repeatedly, without an answer since."""
+        """Returns whether this process sees the expert fail repeatedly, without an answer since."""
         incidents: Incidents | None = getattr(self._current.serving.composition.experts[name], "incidents", None)
         return incidents is not None and incidents.failing
 

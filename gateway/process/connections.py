@@ -111,7 +111,7 @@ async def _configure_listeners(after: float) -> None:
 
 
 def _limit_listeners(after: float) -> bool:
-    """Whether there is any listener."""
+    """Returns whether there is any listener."""
     return sum(_set_user_timeout(int(entry.name), after) for entry in Path("/proc/self/fd").iterdir()) > 0
 
 

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
-from types import TracebackType
 from typing import Any, Self
 
 import orjson
@@ -40,7 +39,7 @@ class Jobs:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._process is not None:
             self._process.kill()
 
@@ -131,7 +130,7 @@ class PlanSolver:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         await asyncio.to_thread(self._end_process)

@@ -33,7 +33,7 @@ class WorkerStates:
 
     @property
     def ever_ready(self) -> bool:
-        """Whether any worker has served requests since the parent started."""
+        """True if any worker has served requests since the parent started."""
         return any(cell.ready for cell in self._cells)
 
     def failed(self, worker: int, cause: str) -> None:

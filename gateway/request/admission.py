@@ -48,7 +48,7 @@ class Admission:
         self.in_use = 0
         self.queued = 0
         self.closed = False
-        """Whether all new requests are refused because the process is about to end."""
+        """True if all new requests are refused because the process is about to end."""
         self.active: set[ActiveRequest] = set()
         """Requests that arrive, wait or run, for the end of the process to cancel."""
         self.large_bodies = LargeBodies()
@@ -180,7 +180,7 @@ class ActiveRequest:
     def __init__(self, admission: Admission, caller: str | None, timeout: float) -> None:
         self.caller = caller
         self.arriving = True
-        """Whether the body has not arrived yet."""
+        """True if the body has not arrived yet."""
         self.granted: asyncio.Future[bool] | None = None
         """The wait in the queue: True with a permit, False after an eviction. None if the request did not wait."""
         self.memory = 0

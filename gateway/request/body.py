@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
@@ -166,6 +166,13 @@ DEFAULT_MAX_VALUES = 500_000
 """JSON values of one body where no other limit applies."""
 INITIAL_COPIES = 2
 """Copies of a body for which memory is reserved before its first byte arrives: as read, and as parsed."""
+
+
+class RequestModel(BaseModel):
+    """A body or a query string without unknown fields. Docstrings of its fields are in the OpenAPI document."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
 
 Body = TypeVar("Body", bound=BaseModel)
 

@@ -157,15 +157,10 @@ def _compare_networks(
     labels = training_set.labels[sample]
     with single_blas_thread():
         fp32, int8 = (
-            _held_out_accuracy(embeddings, labels, seed=seed)
-            for embeddings in (fp32_embeddings, int8_embeddings[sample])
+            float(np.mean([held_out_correct(one, labels, seed=seed + i).mean() for i in range(COMPARISON_REPEATS)]))
+            for one in (fp32_embeddings, int8_embeddings[sample])
         )
     return {"compared": len(sample), "fp32": fp32, "int8": int8}
-
-
-def _held_out_accuracy(embeddings: Floats, labels: NDArray[np.int64], *, seed: int) -> float:
-    repeats = range(COMPARISON_REPEATS)
-    return float(np.mean([held_out_correct(embeddings, labels, seed=seed + i).mean() for i in repeats]))
 
 
 def sample_texts(texts: Sequence[str], *, count: int) -> NDArray[np.int64]:

@@ -131,7 +131,7 @@ async def test_headers_longer_than_any_client_needs_are_refused() -> None:
 # ------------------------------------------------------------------------------------------------- limits
 
 
-async def test_a_key_without_limits_is_told_of_none() -> None:
+async def test_a_key_without_limits_gets_no_limit_headers() -> None:
     async with gateway_of(keyed()) as gateway:
         response = await ask(gateway)
     assert not [name for name in response.headers if name.startswith("x-ratelimit")]
@@ -178,7 +178,7 @@ async def test_a_stream_is_counted_by_what_it_used() -> None:
         ({"max_tokens": 0}, 0),
     ],
 )
-async def test_tokens_are_reserved_by_the_length_asked_for(fields: dict[str, Any], reserved: int) -> None:
+async def test_tokens_are_reserved_by_the_requested_length(fields: dict[str, Any], reserved: int) -> None:
     async with gateway_of(keyed(limits={"tokens_per_minute": 1000})) as gateway:
         response = await ask(gateway, **fields)
     assert int(response.headers["x-ratelimit-remaining-tokens"]) == 999 - reserved
@@ -207,9 +207,7 @@ async def test_all_prompts_of_a_request_are_reserved_for(api: Dialect, fields: d
 
 
 @pytest.mark.parametrize(("events", "charged"), [(3, 512), (700, 700)])
-async def test_a_stream_whose_tokens_nobody_counted_costs_one_an_event_or_the_estimate(
-    events: int, charged: int
-) -> None:
+async def test_a_stream_without_a_token_count_costs_one_per_event_or_the_estimate(events: int, charged: int) -> None:
     account, usage = account_of(MemoryLimiter(), tokens_per_minute=1000), Usage()
     usage.events = events
     chat = CHAT.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "abcd"}]}))
@@ -238,7 +236,7 @@ async def test_a_request_that_no_expert_answered_costs_no_tokens() -> None:
             assert (await ask(gateway, max_tokens=900)).status == 400
 
 
-async def test_concurrent_requests_are_held_to_the_last_byte_and_then_free() -> None:
+async def test_a_concurrency_slot_is_used_to_the_last_byte_and_then_free() -> None:
     wait = asyncio.Event()
     async with gateway_of(keyed(limits={"concurrent_requests": 2}), coder=(SSE[0], wait, SSE[1])) as gateway:
         running = [asyncio.create_task(ask(gateway, stream=True)) for _ in range(2)]

@@ -19,7 +19,7 @@ from coe.registry import AccessSpec
         ("chrome-extension://abcdefghijklmnop", "chrome-extension://abcdefghijklmnop"),
     ],
 )
-def test_an_origin_is_kept_as_browsers_send_it(written: str, kept: str) -> None:
+def test_an_origin_is_normalized_to_the_form_that_browsers_send(written: str, kept: str) -> None:
     assert AccessSpec(allowed_origins=(written,)).allowed_origins == (kept,)
 
 

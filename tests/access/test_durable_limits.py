@@ -89,7 +89,7 @@ async def test_a_request_that_a_crash_ends_costs_what_was_reserved(tmp_path: Pat
             assert account_of(next_one, dollars_per_day=1).remaining() == [pytest.approx(0.2)]
 
 
-async def test_places_among_the_concurrent_requests_are_not_kept(tmp_path: Path) -> None:
+async def test_concurrency_slots_are_not_stored(tmp_path: Path) -> None:
     async with DurableLimiter(tmp_path / KEY_USAGE_FILE) as limiter:
         await account_of(limiter, concurrent_requests=1).reserve(ONE)
     async with DurableLimiter(tmp_path / KEY_USAGE_FILE) as limiter:
@@ -137,7 +137,7 @@ async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
     assert [record.message for record in caplog.records if "counted in memory only" in record.message]
 
 
-async def test_a_damaged_file_stops_no_gateway_and_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_damaged_file_is_logged_and_stops_no_gateway(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / KEY_USAGE_FILE).write_bytes(b"no database" * 1000)
     async with DurableLimiter(tmp_path / KEY_USAGE_FILE) as limiter:
         assert limiter.degraded

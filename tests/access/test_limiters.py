@@ -39,7 +39,7 @@ async def test_a_refusal_names_limit_and_key_and_when_to_try_again(limiter: Limi
     assert refused.value.retry_after == pytest.approx(10, abs=0.5)
 
 
-async def test_a_bucket_refills_when_it_said_it_would(limiter: Limiter) -> None:
+async def test_a_bucket_refills_at_the_time_that_retry_after_names(limiter: Limiter) -> None:
     account = account_of(limiter, requests_per_minute=1200)
     await admitted(account, 1300)
     refused = await refusal_of(account, ONE)
@@ -84,7 +84,7 @@ async def test_a_request_refused_by_one_limit_takes_nothing_of_the_others(limite
     assert len(await admitted(account, 10, tokens(0))) == 8
 
 
-async def test_who_uses_nothing_of_a_limit_is_not_held_by_it_though_more_was_used_than_there_is(
+async def test_a_request_that_uses_nothing_of_an_exhausted_limit_is_accepted(
     limiter: Limiter,
 ) -> None:
     account = account_of(limiter, requests_per_minute=10, tokens_per_minute=100, dollars_per_day=1)
@@ -144,7 +144,7 @@ async def test_another_declaration_keeps_what_was_counted(limiter: Limiter) -> N
     assert not await admitted(after, 5)
 
 
-async def test_a_limit_that_is_no_longer_declared_holds_nobody(limiter: Limiter) -> None:
+async def test_a_limit_that_is_no_longer_declared_has_no_effect(limiter: Limiter) -> None:
     await admitted(account_of(limiter, requests_per_minute=2, tokens_per_minute=1000), 2)
     assert len(await admitted(account_of(limiter, tokens_per_minute=1000), 9)) == 9
 
@@ -157,7 +157,7 @@ async def test_keys_do_not_share_what_they_may_use(limiter: Limiter) -> None:
     assert [len(await admitted(account, 5)) for account in accounts.values()] == [2, 2]
 
 
-async def test_what_is_left_is_told_for_each_limit(limiter: Limiter) -> None:
+async def test_the_remaining_amount_is_reported_for_each_limit(limiter: Limiter) -> None:
     account = account_of(limiter, requests_per_minute=10, tokens_per_minute=1000)
     taken = await account.reserve(tokens(600))
     assert account.remaining() == pytest.approx([9, 400], abs=5)

@@ -37,7 +37,7 @@ async def test_a_request_that_asks_no_expert_counts_as_one_without_tokens_or_mon
     assert "requests_per_minute of the API key 'alice'" in refused.error["message"]
 
 
-async def test_a_request_that_asks_no_expert_holds_a_place_while_it_is_looked_at(
+async def test_a_dry_run_uses_a_concurrency_slot_while_it_is_processed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looking, go_on = asyncio.Event(), asyncio.Event()

@@ -149,7 +149,7 @@ async def test_an_idle_gateway_holds_nothing(gateways: Gateways, monkeypatch: py
     await wait_until(nothing_held)
 
 
-async def test_a_gateway_that_ends_gives_back_what_it_held(redis_url: str) -> None:
+async def test_a_gateway_that_ends_returns_its_leases(redis_url: str) -> None:
     async with RedisLimiter(redis_url) as first, RedisLimiter(redis_url) as second:
         async with RedisLimiter(redis_url) as ending:
             account = account_of(ending, dollars_per_day=100)
@@ -182,7 +182,7 @@ async def test_slots_of_long_answers_stay_taken(gateways: Gateways, monkeypatch:
         await asyncio.sleep(0.05)
 
 
-async def test_a_client_that_leaves_while_redis_is_asked_loses_nothing(gateways: Gateways) -> None:
+async def test_a_client_that_leaves_during_a_refill_loses_nothing(gateways: Gateways) -> None:
     account = account_of(await gateways(), dollars_per_day=1)
     task = asyncio.create_task(account.reserve(dollars(1)))
     await asyncio.sleep(0)
@@ -202,7 +202,7 @@ def own_server(tmp_path: Path) -> RedisServer:
     return server
 
 
-async def test_without_redis_each_gateway_counts_for_itself_and_says_so_once(
+async def test_without_redis_each_gateway_counts_alone_and_logs_it_once(
     own_server: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "RECONNECT_SECONDS", 0.05)
@@ -231,7 +231,7 @@ async def _together(limiter: RedisLimiter) -> bool:
     return not limiter.degraded
 
 
-async def test_a_redis_that_hangs_holds_nobody_longer_than_its_bound(
+async def test_a_hanging_redis_delays_requests_up_to_the_timeout_only(
     own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "RECONNECT_SECONDS", 0.05)
@@ -264,7 +264,7 @@ async def test_a_redis_that_is_away_at_the_start_is_waited_for(
     own_server.kill()
 
 
-async def test_a_redis_that_fails_again_while_it_comes_back_holds_nobody(
+async def test_a_redis_that_fails_again_while_it_comes_back_delays_no_request(
     own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "RECONNECT_SECONDS", 0.01)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import routers
 from coe.core import Neighbour, Prediction
 from coe.jobs import router_round
 from coe.jobs.router_round import Pair
@@ -56,12 +57,19 @@ def training_service(
     service.config.with_name("prompts.jsonl").write_text("\n".join(lines))
     service.declare(router={"training_data": "prompts.jsonl"}, log={"url": service.url, "store_prompts": True})
 
+    trained: dict[Path, Sequence[Pair]] = {}
+    load = routers.load
+
     def build(pairs: Sequence[Pair], out: Path, **_: object) -> Mapping[str, Any]:
         shutil.copytree(built[0], out, dirs_exist_ok=True)
+        trained[out] = pairs
         return {}
 
+    def load_trained(out: Path, **options: Any) -> Any:
+        return WordVotes(trained[out]) if out in trained else load(out, **options)
+
     monkeypatch.setattr(router_round, "build_router", build)
-    monkeypatch.setattr(router_round, "train_router", lambda pairs, out, *, build: WordVotes(pairs))
+    monkeypatch.setattr(routers, "load", load_trained)
     monkeypatch.setattr(router_round, "plot_training", lambda metrics, folder: None)
     return service
 

@@ -41,7 +41,7 @@ def test_the_first_start_generates_a_key_that_its_owner_alone_can_read_and_the_n
     printed = create_admin_key(settings(tmp_path))
     key = (tmp_path / FILE).read_text().strip()
     assert printed is not None
-    assert printed.endswith(f"kept in {tmp_path / FILE}: {key}")
+    assert printed.endswith(f"stored in {tmp_path / FILE}: {key}")
     assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
     assert create_admin_key(settings(tmp_path)) is None
     assert (tmp_path / FILE).read_text().strip() == key

@@ -117,7 +117,7 @@ VERSIONS = {"anthropic-version": "2099-01-01", "anthropic-beta": "context-1m-202
 JSON = {"content-type": "application/json"}
 
 
-async def test_the_versions_a_messages_request_means_go_to_every_expert_asked_for_it_and_no_other_header() -> None:
+async def test_anthropic_version_headers_reach_every_called_expert_and_no_other_header_does() -> None:
     sent = JSON | VERSIONS | {"anthropic-other": "x", "cookie": "x", "x-api-key": "x", "traceparent": "00-1"}
     async with gateway_of(coder=ExpertUnavailable("gone", expert="coder")) as gateway:
         response = await gateway.post("/v1/messages", body("/v1/messages", messages=CODE), headers=sent)

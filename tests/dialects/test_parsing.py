@@ -1,4 +1,4 @@
-"""What each dialect reads of a body, and what it tells of a wrong one."""
+"""What each dialect reads of a body, and its errors for a wrong one."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_messages_body_is_system_and_blocks_and_tool_results_are_no_words_of_t
     ]
 
 
-def test_prompts_of_the_legacy_api_are_one_turn_and_count_by_the_longest() -> None:
+def test_prompts_of_the_legacy_api_are_one_message_and_count_by_the_longest() -> None:
     found = parsed(COMPLETIONS, prompt=["short", "longer one"])
     assert found.messages == (Message("user", "short\nlonger one"),)
     assert found.characters == len("longer one")
@@ -166,12 +166,12 @@ WRONG: list[tuple[Dialect, bytes, str | None]] = [
 
 
 @pytest.mark.parametrize(("dialect", "body", "param"), WRONG)
-def test_a_wrong_body_is_told_with_the_field(dialect: Dialect, body: bytes, param: str | None) -> None:
+def test_the_error_of_a_wrong_body_names_the_field(dialect: Dialect, body: bytes, param: str | None) -> None:
     with pytest.raises(InvalidRequest) as told:
         dialect.parse(body)
     assert told.value.param == param
 
 
-def test_kept_state_goes_on_with_the_expert_that_keeps_it() -> None:
+def test_stored_state_is_accepted_for_a_pinned_expert() -> None:
     body = b'{"model":"coder","input":"x","previous_response_id":"resp_1"}'
     assert RESPONSES.parse(body).fields["previous_response_id"] == "resp_1"

@@ -9,6 +9,7 @@ from coe.core import Api
 from coe.errors import ExpertError, ExpertInvalidResponse, ExpertUnavailable
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.http.client import Response
 from coe.experts.http.replies import MAX_ERROR_BYTES, ModelNameRewriter, PlainReply, StreamedReply
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 
@@ -26,10 +27,10 @@ WHOLE = b'data: {"type":"response.%b","response":{"output":[]}}\n\n'
 UNSURE = b'data: {"choices":[{"delta":{"content":"x"},"logprobs":{"content":[{"logprob":-Infinity}]}}]}\n\n'
 
 
-class Chunks:
-    """An answer that comes in these."""
+class Chunks(Response):
+    """A response that arrives in these chunks."""
 
-    complete, length = True, None
+    complete, length, media_type = True, None, ""
 
     def __init__(self, *chunks: bytes, media_type: str = "text/event-stream") -> None:
         self._chunks = list(chunks)

@@ -9,7 +9,7 @@ import orjson
 
 
 def adapter(folder: Path, *, weights: bool = True, **config: Any) -> Path:
-    """A folder that looks as PEFT leaves it."""
+    """A folder as PEFT writes it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_bytes(orjson.dumps({"peft_type": "LORA", "r": 8, **config}))
     if weights:

@@ -17,7 +17,7 @@ FAMILY = {
     "child": IDLE.format("pass"),
     "child in a session of its own": IDLE.format("os.setsid()"),
     "the same, and deaf": IDLE.format("os.setsid(); signal.signal(signal.SIGTERM, signal.SIG_IGN)"),
-    "grandchild whose parent is gone": IDLE.format("os.fork() and os._exit(0); os.setsid()"),
+    "grandchild whose parent has ended": IDLE.format("os.fork() and os._exit(0); os.setsid()"),
     "child with a grandchild": IDLE.format("os.fork()"),
 }
 FAMILY_SIZE = 7
@@ -40,14 +40,14 @@ class Handler(BaseHTTPRequestHandler):
             write(self.path)
             self.reply(500 if self.mode == "sleepless" else 200, {})
             return
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if "lora" in self.path:
-            write(f"{self.path} {asked['lora_name']}")
-            self.reply(500 if "broken" in asked["lora_name"] else 200, {"error": {"message": "torn weights"}})
+            write(f"{self.path} {body['lora_name']}")
+            self.reply(500 if "broken" in body["lora_name"] else 200, {"error": {"message": "torn weights"}})
         elif self.mode == "loading":
             self.reply(503, {"error": "loading"})
         elif self.mode == "other-model":
-            self.reply(404, {"error": f"no model {asked['model']}"})
+            self.reply(404, {"error": f"no model {body['model']}"})
         elif self.mode == "no-chat":
             self.reply(200, {"hello": "world"})
         else:

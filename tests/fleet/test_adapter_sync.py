@@ -26,12 +26,12 @@ BASE = ExpertSpec(name="base", model="org/model", runtime="vllm")
 
 @dataclass
 class Declared:
-    """What experts.yaml says, and what gateways were told."""
+    """The declared experts, and those that were published to gateways."""
 
     folder: Path
     fakes: Fakes
     experts: tuple[ExpertSpec, ...] | None = (BASE,)
-    told: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()
 
     def declare(self, *names: str, valid: bool = True) -> None:
         """The base and adapters of these names."""
@@ -47,12 +47,12 @@ class Declared:
         return self.experts
 
     def tell(self, experts: Sequence[LocalExpert]) -> None:
-        self.told = tuple(expert.name for expert in experts)
-        self.fakes.report(f"told {', '.join(self.told)}")
+        self.published = tuple(expert.name for expert in experts)
+        self.fakes.report(f"published {', '.join(self.published)}")
 
     @property
-    def asked(self) -> list[str]:
-        """What the server was asked to load and unload."""
+    def requests(self) -> list[str]:
+        """The requests to load and unload that the server received."""
         return [line for line in (self.folder / "logs" / "fake.log").read_text().splitlines() if "lora" in line]
 
 
@@ -82,13 +82,13 @@ async def test_an_adapter_is_loaded_before_it_is_published_and_unpublished_befor
 ) -> None:
     async with following(tmp_path, fakes, monkeypatch) as (declared, _):
         declared.declare("poet")
-        await fakes.wait_for_line("told base, poet")
-        assert declared.asked == ["/v1/load_lora_adapter poet"]
+        await fakes.wait_for_line("published base, poet")
+        assert declared.requests == ["/v1/load_lora_adapter poet"]
         declared.declare()
         await fakes.wait_for_line("has unloaded the adapter 'poet'")
-        events = [line for line in fakes.lines if "poet" in line or line == "told base"]
-        assert [line.split()[0] for line in events] == ["server", "told", "told", "server"]
-        assert declared.asked[1:] == ["/v1/unload_lora_adapter poet"]
+        events = [line for line in fakes.lines if "poet" in line or line == "published base"]
+        assert [line.split()[0] for line in events] == ["server", "published", "published", "server"]
+        assert declared.requests[1:] == ["/v1/unload_lora_adapter poet"]
 
 
 async def test_a_restarted_server_loads_the_adapters_added_meanwhile(
@@ -96,7 +96,7 @@ async def test_a_restarted_server_loads_the_adapters_added_meanwhile(
 ) -> None:
     async with following(tmp_path, fakes, monkeypatch) as (declared, fleet):
         declared.declare("poet")
-        await fakes.wait_for_line("told base, poet")
+        await fakes.wait_for_line("published base, poet")
         server = fleet._servers[0]
         assert server.spec.command[-2:] == ("--lora-modules", f"poet={tmp_path / 'poet'}")
         await ask(server.spec, "/die")
@@ -109,13 +109,13 @@ async def test_a_failed_load_is_reported_once_not_published_and_not_repeated_at_
     async with following(tmp_path, fakes, monkeypatch) as (declared, fleet):
         declared.declare("broken")
         await fakes.wait_for_line("answered 500: torn weights")
-        while len(declared.asked) < 3:
+        while len(declared.requests) < 3:
             await asyncio.sleep(0.01)
         assert sum("torn weights" in line for line in fakes.lines) == 1
-        assert declared.told == ()
+        assert declared.published == ()
         assert fleet._servers[0].spec.adapters == {}
         declared.declare("poet")
-        await fakes.wait_for_line("told base, poet")
+        await fakes.wait_for_line("published base, poet")
 
 
 async def test_an_invalid_declaration_changes_nothing(
@@ -125,7 +125,7 @@ async def test_an_invalid_declaration_changes_nothing(
         declared.declare("poet", valid=False)
         await asyncio.sleep(0.1)
         declared.declare("poet")
-        await fakes.wait_for_line("told base, poet")
+        await fakes.wait_for_line("published base, poet")
         assert len(fakes.lines) == 3
 
 
@@ -139,4 +139,4 @@ async def test_a_server_without_lora_reports_the_option_it_needs(
         )
         with pytest.raises(FleetError, match="started without LoRA"):
             await fleet.load_adapters("fake", {"poet": tmp_path})
-        assert declared.asked == []
+        assert declared.requests == []

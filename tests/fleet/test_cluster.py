@@ -234,7 +234,7 @@ def test_the_gateway_of_coe_up_follows_a_replica_to_another_node_and_everything_
             answer = service.ask("base", f"Hello {number}")
             assert (answer.status_code, answer.headers["x-coe-attempts"]) == (200, "1")
     nodes.lose(new, gracefully=True)
-    assert "stopped" in service.said
+    assert "stopped" in service.output
     assert fakes.alive() == []
 
 

@@ -28,7 +28,7 @@ api_server.py: error: unrecognized arguments: --max-modle-len
 
 
 @pytest.mark.parametrize(
-    ("log", "said"),
+    ("log", "message"),
     [
         (KV, "ValueError: To serve at least one request, 0.18 GiB is needed."),
         (LENGTH, "Value error, User-specified max_model_len (100000) is greater than the derived max_model_len"),
@@ -36,5 +36,5 @@ api_server.py: error: unrecognized arguments: --max-modle-len
         ("all is well\n", ""),
     ],
 )
-def test_the_first_error_of_a_log_is_found(log: str, said: str) -> None:
-    assert first_error(log) == said
+def test_the_first_error_of_a_log_is_found(log: str, message: str) -> None:
+    assert first_error(log) == message

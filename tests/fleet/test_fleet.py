@@ -154,12 +154,12 @@ async def test_a_server_that_is_not_ready_in_time_fails_the_fleet(fakes: Fakes) 
 
 
 @pytest.mark.parametrize(
-    ("mode", "said"), [("other-model", "404: .*no model a-model"), ("no-chat", '200: {"hello": "world"}')]
+    ("mode", "message"), [("other-model", "404: .*no model a-model"), ("no-chat", '200: {"hello": "world"}')]
 )
 async def test_a_probe_response_that_cannot_become_valid_fails_the_fleet_at_once(
-    fakes: Fakes, mode: str, said: str
+    fakes: Fakes, mode: str, message: str
 ) -> None:
-    with pytest.raises(FleetError, match=f"readiness request for model 'a-model' with {said}"):
+    with pytest.raises(FleetError, match=f"readiness request for model 'a-model' with {message}"):
         async with Fleet([fakes.spec(mode)], report=fakes.report, timeouts=QUICK):
             pass
     assert fakes.alive() == []

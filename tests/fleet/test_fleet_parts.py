@@ -65,7 +65,7 @@ def test_a_log_is_truncated_under_its_writer_only_if_too_long(tmp_path: Path) ->
     ("code", "words"),
     [
         (3, "exited with code 3"),
-        (137, "was killed by SIGKILL, perhaps for want of memory"),
+        (137, "was killed by SIGKILL, perhaps because memory ran out"),
         (139, "was killed by SIGSEGV"),
         (255, "exited with code 255"),
     ],

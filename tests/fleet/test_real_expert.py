@@ -47,7 +47,7 @@ async def chunks(session: aiohttp.ClientSession, served: Endpoint, *, tokens: in
                 yield orjson.loads(line[6:])["choices"][0]["delta"].get("content") or ""
 
 
-async def told(session: aiohttp.ClientSession, served: Endpoint, *, temperature: float) -> str:
+async def sampled_text(session: aiohttp.ClientSession, served: Endpoint, *, temperature: float) -> str:
     body = {"model": served.model, "messages": [{"role": "user", "content": LONG}], "max_tokens": 8}
     async with session.post(
         f"{served.base_url}/chat/completions", json=body | {"temperature": temperature}
@@ -86,8 +86,8 @@ async def test_a_real_expert_answers_obeys_sampling_and_stops_a_closed_stream(tm
         assert "Paris" in answer["choices"][0]["message"]["content"]
         assert answer["usage"]["completion_tokens"] > 0
 
-        certain = {await told(session, served, temperature=0) for _ in range(2)}
-        varied = {await told(session, served, temperature=1.5) for _ in range(4)}
+        certain = {await sampled_text(session, served, temperature=0) for _ in range(2)}
+        varied = {await sampled_text(session, served, temperature=1.5) for _ in range(4)}
         assert len(certain) == 1
         assert len(varied | certain) > 2, "each request is sampled as it asks"
 

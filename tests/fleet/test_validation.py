@@ -40,7 +40,7 @@ def test_a_runtime_without_lora_accepts_no_adapter(tmp_path: Path, runtime: str)
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"peft_type": "IA3"}, "is an adapter of type IA3; vLLM serves LORA alone"),
         ({"use_dora": True}, "was trained with DoRA"),
@@ -49,11 +49,11 @@ def test_a_runtime_without_lora_accepts_no_adapter(tmp_path: Path, runtime: str)
         ({"weights": False}, "holds no weights"),
     ],
 )
-def test_an_adapter_that_cannot_be_served_is_rejected(tmp_path: Path, config: dict[str, Any], said: str) -> None:
+def test_an_adapter_that_cannot_be_served_is_rejected(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     adapter(tmp_path / "poet", **config)
     [(_, key, what)] = found(tmp_path, {"adapter": "poet"})
     assert key == "adapter"
-    assert said in what
+    assert message in what
 
 
 def test_missing_folders_are_named(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("declared", "key", "said"),
+    ("declared", "key", "message"),
     [
         ({"gpus": [1, 1]}, "gpus", "a device is named twice: [1, 1]"),
         (
@@ -85,11 +85,13 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
         ({"adapter": "big", "options": {"enable-lora": False}}, "options", "the options say enable-lora: false"),
     ],
 )
-def test_incompatible_declarations_are_rejected(tmp_path: Path, declared: dict[str, Any], key: str, said: str) -> None:
+def test_incompatible_declarations_are_rejected(
+    tmp_path: Path, declared: dict[str, Any], key: str, message: str
+) -> None:
     adapter(tmp_path / "big", rank_pattern={"q_proj": 64})
     [(_, where, what)] = found(tmp_path, declared)
     assert where == key
-    assert said in what
+    assert message in what
 
 
 def test_an_adapter_with_other_flags_than_its_base_would_load_the_model_twice(tmp_path: Path) -> None:

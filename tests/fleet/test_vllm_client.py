@@ -19,17 +19,17 @@ pytestmark = pytest.mark.anyio
 
 
 class StandIn:
-    """Keeps what it was asked; does not fall asleep where `insomniac`."""
+    """Records requests; does not sleep if `insomniac`."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, object]] = []
+        self.requests: list[tuple[str, object]] = []
         self.asleep = False
         self.insomniac = False
         self.adapters: dict[str, str] = {}
 
     async def answer(self, request: web.Request) -> web.Response:
         body = await request.json() if request.can_read_body else None
-        self.asked.append((request.path_qs, body))
+        self.requests.append((request.path_qs, body))
         if request.path == "/sleep":
             if self.insomniac:
                 await asyncio.sleep(60)
@@ -77,15 +77,15 @@ async def test_a_server_sleeps_and_wakes() -> None:
         assert await vllm.is_sleeping()
         await vllm.wake()
         assert not await vllm.is_sleeping()
-        assert server.asked[0] == ("/sleep?level=1&mode=wait", None), "work in flight ends first"
+        assert server.requests[0] == ("/sleep?level=1&mode=wait", None), "work in flight ends first"
 
 
 async def test_after_level_two_the_weights_are_reloaded_before_the_server_wakes() -> None:
     async with standing_in() as (server, vllm):
         await vllm.sleep(level=2)
-        server.asked.clear()
+        server.requests.clear()
         await vllm.wake(level=2)
-        assert [path for path, _ in server.asked] == [
+        assert [path for path, _ in server.requests] == [
             "/wake_up?tags=weights",
             "/collective_rpc",
             "/wake_up?tags=kv_cache",
@@ -97,7 +97,7 @@ async def test_a_server_that_does_not_fall_asleep_in_time_is_woken_and_reported(
         server.insomniac = True
         with pytest.raises(FleetError, match=r"/sleep\?level=1&mode=wait gave no answer within 0.2 s"):
             await vllm.sleep(time_limit=0.2)
-        assert server.asked[-1][0] == "/wake_up"
+        assert server.requests[-1][0] == "/wake_up"
 
 
 async def test_adapters_are_loaded_and_unloaded_repeatedly(tmp_path: Path) -> None:

@@ -145,15 +145,15 @@ def test_a_folder_is_used_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [("./nothing", "there is no folder /.*/nothing"), ("empty", "the folder /.*/empty has no config")],
 )
 def test_a_path_without_a_model_is_an_error(
-    resolve: Callable[[str], Path | str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, said: str
+    resolve: Callable[[str], Path | str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FleetError, match=said):
+    with pytest.raises(FleetError, match=message):
         resolve(model)
 
 

@@ -20,7 +20,7 @@ async def one(admission: Admission) -> None:
         await request.wait_for_permit()
 
 
-async def test_callers_are_served_in_turn_however_many_requests_one_has_waiting() -> None:
+async def test_callers_are_served_round_robin_however_many_requests_one_has_waiting() -> None:
     admission = admission_of()
     first = arrived(admission, "greedy")
     greedy = [arrived(admission, "greedy") for _ in range(50)]
@@ -47,7 +47,7 @@ async def test_a_ticket_that_is_left_while_waiting_leaves_no_trace() -> None:
     leave(arrived(admission, "a"))
 
 
-async def test_no_turn_within_the_queue_timeout_is_overload() -> None:
+async def test_no_permit_within_the_queue_timeout_is_overload() -> None:
     admission = admission_of(timeout=0.01)
     first = arrived(admission, "a")
     with pytest.raises(Overloaded, match=r"all 1 permits are in use and none came free within 0\.01 s"):
@@ -97,7 +97,7 @@ async def test_callers_take_places_from_one_another_until_they_have_as_many_and_
     assert not evicted(arrived(admission, "greedy"))  # the place that came free
 
 
-async def test_with_one_place_alone_nobody_takes_it_from_another() -> None:
+async def test_a_queue_of_one_place_has_no_evictions() -> None:
     admission = admission_of(queued=1)
     arrived(admission, "a"), arrived(admission, "a")
     with pytest.raises(Overloaded, match="as many requests wait for one as may"):
@@ -120,7 +120,7 @@ async def test_who_lost_its_place_leaves_no_trace_whenever_it_leaves() -> None:
     assert (admission.in_use, admission.queued) == (0, 0)
 
 
-async def test_a_place_that_is_lost_as_the_wait_for_a_turn_ends_is_no_permit() -> None:
+async def test_a_place_that_is_evicted_as_the_wait_ends_is_no_permit() -> None:
     admission = admission_of(queued=2, timeout=1e-9)
     first = arrived(admission, "a")
     waiters = [asyncio.create_task(one(admission)) for _ in range(2)]
@@ -173,7 +173,7 @@ async def test_many_callers_leave_room_for_another_and_together_keep_to_the_boun
         opened(admission, "another")
 
 
-async def test_lowered_limits_hold_for_who_arrives_next_and_for_whose_body_comes_then() -> None:
+async def test_lowered_limits_apply_to_the_next_arrivals_and_to_bodies_that_arrive_later() -> None:
     admission = admission_of(4, queued=4)
     arriving = [opened(admission, "a") for _ in range(4)]
     admission.limits = Limits(concurrent_requests=1, queued_requests=1)

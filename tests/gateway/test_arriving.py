@@ -12,8 +12,8 @@ import pytest
 from gateway.process.signals import Drain
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of
-from tests.gateway.crowd import BODY, CHAT, KEYS, ROUTE, bearer, keyed, wait_until
 from tests.gateway.served import serving
+from tests.gateway.two_keys import BODY, CHAT, KEYS, ROUTE, bearer, keyed, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +40,7 @@ class Sent:
 
 
 @pytest.mark.parametrize("path", [CHAT, ROUTE])
-async def test_one_key_whose_bodies_never_come_keeps_no_other_from_its_answer(path: str) -> None:
+async def test_one_key_whose_bodies_never_arrive_delays_no_other_key(path: str) -> None:
     async with gateway_of(keyed(concurrent_requests=2, queued_requests=1)) as gateway:
         flood = Sent(gateway, 20, path=path)
         assert await flood.arriving() == 3
@@ -93,7 +93,7 @@ async def test_a_client_that_leaves_in_mid_body_frees_its_place() -> None:
     assert [record.outcome for record in gateway.records] == ["aborted"]
 
 
-async def test_a_gateway_that_drains_answers_whose_body_still_arrives_and_nobody_new() -> None:
+async def test_a_draining_gateway_answers_requests_whose_body_still_arrives_and_no_new_ones() -> None:
     async with gateway_of(keyed()) as gateway:
         slow = Sent(gateway)
         await slow.arriving()

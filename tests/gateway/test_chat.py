@@ -15,7 +15,7 @@ CHAT = "/v1/chat/completions"
 EVENT = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
 
 
-async def test_a_request_goes_to_the_expert_of_its_category_and_says_so() -> None:
+async def test_a_request_goes_to_the_expert_of_its_category_which_the_headers_name() -> None:
     async with gateway_of(coder=[b'{"choices":[1]}']) as gateway:
         response = await gateway.chat("some code")
     assert response.status == 200
@@ -46,14 +46,14 @@ async def test_an_unsure_request_goes_to_the_general_expert() -> None:
     assert response.headers["x-coe-reason"] == "uncertain"
 
 
-async def test_a_slow_look_at_the_text_gives_the_answer_of_predict() -> None:
+async def test_an_escalated_text_gets_the_prediction_of_the_encoder() -> None:
     async with gateway_of() as gateway:
         response = await gateway.chat("ponder art")
     assert response.headers["x-coe-expert"] == "painter"
     assert gateway.records[0].stage == "predict"
 
 
-async def test_there_is_no_slow_look_where_it_could_change_nothing() -> None:
+async def test_no_text_is_escalated_where_the_encoder_could_change_nothing() -> None:
     everything_to_one = registry_of(assignment={"code": "generalist", "art": "generalist", "general": "generalist"})
     async with gateway_of(everything_to_one) as gateway:
         await gateway.chat("ponder art")
@@ -68,7 +68,7 @@ async def test_there_is_no_slow_look_where_it_could_change_nothing() -> None:
     ]
 
 
-async def test_an_answer_in_doubt_is_looked_at_though_one_expert_has_most_of_it() -> None:
+async def test_an_uncertain_prediction_is_escalated_even_if_one_expert_has_most_of_it() -> None:
     assignment = {"code": "generalist", "art": "generalist", "general": "generalist"}
     async with gateway_of(registry_of(assignment=assignment, policy={"confidence_threshold": 0.8})) as gateway:
         await gateway.chat("ponder art")
@@ -143,7 +143,7 @@ async def test_a_dead_expert_is_replaced_before_the_first_byte() -> None:
         (ExpertInvalidResponse("noise", expert="x"), 502, "expert_invalid_response"),
     ],
 )
-async def test_when_every_expert_fails_the_last_failure_is_told(failure: Exception, status: int, code: str) -> None:
+async def test_when_every_expert_fails_the_last_failure_is_returned(failure: Exception, status: int, code: str) -> None:
     async with gateway_of(coder=failure, painter=failure, generalist=failure) as gateway:
         response = await gateway.chat("code")
     assert response.status == status
@@ -153,7 +153,7 @@ async def test_when_every_expert_fails_the_last_failure_is_told(failure: Excepti
     assert gateway.records[0].attempts == 3
 
 
-async def test_a_failure_is_told_and_recorded_of_the_expert_whose_it_was() -> None:
+async def test_a_failure_is_reported_and_recorded_for_the_expert_that_failed() -> None:
     garbage, busy = ExpertInvalidResponse("noise", expert="coder"), ExpertBusy("full", expert="painter")
     async with gateway_of(coder=garbage, painter=busy, generalist=garbage) as gateway:
         response = await gateway.chat("code")
@@ -171,7 +171,7 @@ async def test_the_number_of_attempts_is_bounded_by_policy() -> None:
         assert sum(len(expert.calls) for expert in gateway.experts.values()) == 2
 
 
-async def test_what_an_expert_rejects_is_the_clients_to_mend_and_asked_once() -> None:
+async def test_a_request_that_an_expert_rejects_is_a_client_error_and_is_not_retried() -> None:
     rejected = ExpertRejected("bad temperature", expert="coder", status=422)
     async with gateway_of(coder=rejected) as gateway:
         response = await gateway.chat("code")
@@ -244,7 +244,7 @@ async def test_beyond_the_permits_a_request_is_refused_with_a_time_to_come_back(
     assert [record.outcome for record in gateway.records] == ["overloaded", "ok"]
 
 
-async def test_a_bug_is_told_without_its_trace_and_the_process_goes_on() -> None:
+async def test_a_bug_is_reported_without_its_traceback_and_the_process_continues() -> None:
     async with gateway_of(coder=ZeroDivisionError("secret detail")) as gateway:
         response = await gateway.chat("code")
         assert response.status == 500
@@ -253,7 +253,7 @@ async def test_a_bug_is_told_without_its_trace_and_the_process_goes_on() -> None
     assert gateway.records[0].outcome == "internal_error"
 
 
-async def test_a_record_keeps_the_digest_and_not_the_text_unless_asked() -> None:
+async def test_a_record_has_the_digest_and_not_the_text_unless_declared() -> None:
     async with gateway_of() as gateway:
         await gateway.chat("private general words")
     (record,) = gateway.records

@@ -45,7 +45,7 @@ async def test_a_gateway_that_starts_logs_which_experts_answer(
     assert last == "check at start: 1 of 2 expert servers answer"
 
 
-async def test_coe_up_says_which_experts_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_coe_up_reports_which_experts_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with servers((answering,)) as (good,):
         registry = registry_over({"coder": f"{closed_port()}/v1", "generalist": f"{good}/v1"})
         await up._check(registry, settings_in(tmp_path))

@@ -53,7 +53,7 @@ def test_texts_tools_and_files_count_and_nothing_else_does(
     assert math.ceil(input_tokens(MESSAGES.parse(body(*blocks, **fields)))) == pytest.approx(tokens, abs=1.0)
 
 
-async def test_tokens_are_told_without_a_word_to_any_expert_or_log() -> None:
+async def test_tokens_are_counted_without_a_call_to_an_expert_and_without_a_record() -> None:
     async with gateway_of() as gateway:
         counted = await gateway.post(PATH, body(), headers={"content-type": "application/json", "x-coe-explain": "1"})
         pinned = await gateway.post(PATH, body(model="painter"))
@@ -88,7 +88,7 @@ async def test_a_method_that_messages_lack_is_refused_as_anthropic_would() -> No
             assert response.json["error"]["type"] == "invalid_request_error"
 
 
-async def test_a_bug_beside_messages_is_told_as_anthropic_would(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_below_the_messages_path_has_anthropics_error_body(monkeypatch: pytest.MonkeyPatch) -> None:
     response = Response()
     monkeypatch.setattr("gateway.endpoints.route.MESSAGES", replace(MESSAGES, parse=lambda _: 1 / 0))
     async with gateway_of() as gateway:

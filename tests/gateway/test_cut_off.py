@@ -36,7 +36,7 @@ async def test_an_answer_that_does_not_begin_in_time_is_504_and_the_expert_stops
     assert response.headers["x-coe-attempts"] == "1"
 
 
-async def test_a_client_that_leaves_before_the_answer_begins_leaves_behind_how_often_was_asked_for_it() -> None:
+async def test_a_client_that_leaves_before_the_answer_begins_has_its_attempts_recorded() -> None:
     asked = asyncio.Event()
     async with gateway_of(coder=ExpertUnavailable("down", expert="coder"), generalist=asked) as gateway:
         task = asyncio.ensure_future(gateway.chat("code"))
@@ -96,7 +96,7 @@ class busy:
         await self._task
 
 
-async def test_a_request_waits_for_its_turn_and_is_answered_then() -> None:
+async def test_a_request_waits_for_a_permit_and_is_answered_then() -> None:
     held = asyncio.Event()
     async with gateway_of(registry_of(limits=ONE), coder=[EVENT, held]) as gateway, anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: gateway.chat("code", stream=True))
@@ -135,7 +135,7 @@ class Gate:
         monkeypatch.setattr(WordRouter, "predict", predict)
 
 
-async def test_a_client_that_leaves_while_its_text_is_looked_at_asks_no_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_leaves_during_the_encoder_pass_causes_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     async with gateway_of() as gateway:
         task = asyncio.ensure_future(gateway.chat("ponder code"))
@@ -148,7 +148,7 @@ async def test_a_client_that_leaves_while_its_text_is_looked_at_asks_no_expert(m
     assert (gateway.records[0].outcome, gateway.records[0].attempts) == ("aborted", 0)
 
 
-async def test_a_look_that_takes_longer_than_declared_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_encoder_pass_beyond_its_timeout_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     async with gateway_of(registry_of(router={"encoder_timeout": 0.01})) as gateway:
         response = await gateway.chat("ponder art")
@@ -158,7 +158,7 @@ async def test_a_look_that_takes_longer_than_declared_is_not_waited_for(monkeypa
     assert gateway.records[0].stage == "load_shed"
 
 
-async def test_where_no_time_is_declared_for_a_look_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_encoder_timeout_of_zero_means_no_encoder_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     async with gateway_of(registry_of(router={"encoder_timeout": 0})) as gateway:
         response = await gateway.chat("ponder art")

@@ -110,7 +110,7 @@ async def test_a_repeated_id_and_a_body_that_is_too_large_are_refused(gateway: G
     assert "4 MiB" in large.error["message"]
 
 
-async def test_without_a_store_the_remedy_is_told() -> None:
+async def test_without_a_store_the_error_names_the_remedy() -> None:
     async with gateway_of() as gateway:
         answer = await upload(gateway, LEAVE)
     assert answer.status == 404

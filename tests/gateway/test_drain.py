@@ -108,7 +108,7 @@ async def test_of_connections_that_were_open_idle_ones_are_closed_and_arriving_r
             writer.close()
 
 
-async def test_while_a_balancer_looks_away_readiness_is_off_and_work_is_still_done(tmp_path: Path) -> None:
+async def test_during_the_lame_duck_period_readiness_is_off_and_requests_are_served(tmp_path: Path) -> None:
     async with serving(tmp_path, environ={"COE_DRAIN": "1"}) as served:
         served.process.send_signal(signal.SIGTERM)
         while (told := await served.ready())["http"] == 200:
@@ -155,7 +155,7 @@ async def test_new_work_is_refused_with_503_and_a_closed_connection() -> None:
     assert gateway.records[0].outcome == "draining"
 
 
-async def test_what_does_not_end_in_time_is_told_so_inside_its_stream() -> None:
+async def test_a_stream_that_does_not_end_in_time_ends_with_an_error_event() -> None:
     event = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
     async with gateway_of(coder=[event, asyncio.Event()], painter=asyncio.Event()) as gateway:
         Drain(gateway.serving_state, lame_duck=0, finish=0.01).begin()

@@ -22,7 +22,7 @@ async def test_models_are_auto_and_the_experts() -> None:
     assert none.error["code"] == "model_not_found"
 
 
-async def test_route_gives_the_decision_and_asks_nobody() -> None:
+async def test_route_returns_the_decision_and_calls_no_expert() -> None:
     async with gateway_of() as gateway:
         body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
         decision = (await gateway.post("/v1/route", body)).json

@@ -28,7 +28,7 @@ def steps(response: Response) -> list[str]:
     return [step.split(";")[0] for step in told]
 
 
-async def test_who_asks_gets_the_times_of_the_steps_and_nobody_else_does() -> None:
+async def test_only_requests_with_the_explain_header_get_the_times_of_the_steps() -> None:
     async with gateway_of() as gateway:
         told = await ask(gateway, "/v1/chat/completions", WHY)
         silent = [
@@ -72,7 +72,7 @@ async def test_a_decision_is_explained_by_worth_standing_and_neighbours() -> Non
     assert not {"neighbours", "health", "utility"} & plain.keys()
 
 
-async def test_only_administrators_are_told_why() -> None:
+async def test_only_administrators_get_explanations() -> None:
     keys = [key_of("reader", scopes=("route",)), key_of("boss", scopes=("route", "admin"))]
     async with gateway_of(registry_of(access={"keys": [key.model_dump(mode="json") for key in keys]})) as gateway:
         assert (await ask(gateway, "/v1/route", WHY | {"x-api-key": "reader"})).status == 403

@@ -63,7 +63,7 @@ async def test_a_request_whose_first_choice_answers_has_neither() -> None:
     assert (gateway.records[0].fallback_from, gateway.records[0].cause) == ("", "")
 
 
-async def test_a_request_kept_away_by_an_open_breaker_counts_as_a_fallback() -> None:
+async def test_a_request_refused_by_an_open_breaker_counts_as_a_fallback() -> None:
     async with gateway_of() as gateway:
         gateway.experts["coder"].health = Health(up=False, ready_replicas=0, cause="connection_refused")
         response = await gateway.chat("code")
@@ -143,7 +143,7 @@ async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker
     assert next(one for one in experts if one["id"] == "coder")["failing"][0]["cause"] == "unauthorized"
 
 
-async def test_coe_chat_says_in_whose_place_an_expert_answers_and_why(
+async def test_coe_chat_reports_which_expert_an_answer_stands_in_for_and_why(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     async def answer(request: Any) -> Any:
@@ -196,7 +196,7 @@ def test_an_expert_whose_requests_others_answer_raises_an_alarm() -> None:
     assert [name for name, _ in alarms(*pinned)] == ["coder"]
 
 
-def test_old_failures_and_those_that_are_nobodys_fault_raise_none() -> None:
+def test_old_failures_and_client_errors_raise_no_alarm() -> None:
     now = time.time()
     old = [record(f"o{n}", time=now - 7_200, expert="coder", cause="timeout") for n in range(50)]
     hedged = [record(f"h{n}", time=now, expert="painter", fallback_from="coder", cause="hedged") for n in range(50)]

@@ -47,7 +47,7 @@ async def say(gateway: Gateway, *, key: str | None = None, **fields: Any) -> Res
         ({"category": "art"}, "category", "art"),
     ],
 )
-async def test_what_is_said_of_an_answer_is_kept(said: dict[str, Any], kind: str, kept: float | str) -> None:
+async def test_every_kind_of_feedback_is_stored(said: dict[str, Any], kind: str, kept: float | str) -> None:
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
         response = await say(gateway, request_id=request_id, event_id="e1", **said)
@@ -91,7 +91,7 @@ async def test_without_an_event_id_the_content_is_the_id() -> None:
         ({"score": 1, "stars": 5}, "stars"),
     ],
 )
-async def test_what_is_wrong_is_refused_by_the_name_of_the_field(said: dict[str, Any], param: str | None) -> None:
+async def test_the_error_of_wrong_feedback_names_the_field(said: dict[str, Any], param: str | None) -> None:
     async with gateway_of() as gateway:
         request_id = (await gateway.chat("code")).headers["x-request-id"]
         response = await say(gateway, **({"request_id": request_id} | said))
@@ -278,7 +278,7 @@ async def test_feedback_reaches_a_sqlite_log_at_once_after_the_answer(tmp_path: 
         await check(served)
 
 
-async def test_feedback_reaches_redis_and_a_redis_that_hangs_delays_nobody_for_long(
+async def test_feedback_reaches_redis_and_a_hanging_redis_delays_it_only_briefly(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
     async with serving(tmp_path, log={"url": redis_server.url}) as served:

@@ -16,7 +16,7 @@ from coe.registry import Registry
 from gateway.request.admission import ActiveRequest
 from gateway.request.trace import Trace
 from tests.fakes import Gateway, gateway_of, registry_of
-from tests.gateway.crowd import bearer, keyed
+from tests.gateway.two_keys import bearer, keyed
 
 pytestmark = pytest.mark.anyio
 
@@ -66,7 +66,7 @@ async def test_after_an_answer() -> None:
 
 
 @pytest.mark.usefixtures("uncollected")
-async def test_after_a_look_in_a_thread() -> None:
+async def test_no_cycle_remains_after_an_encoder_pass_in_a_thread() -> None:
     async with gone() as gateway:
         ponder = [{"role": "user", "content": "ponder art"}]
         assert (await gateway.post(CHAT, body(messages=ponder), headers=KEY)).status == 200

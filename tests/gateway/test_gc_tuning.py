@@ -12,7 +12,7 @@ import pytest
 from gateway.process import gc_tuning
 
 
-def test_what_is_loaded_is_no_longer_looked_through() -> None:
+def test_loaded_objects_are_frozen_out_of_garbage_collection() -> None:
     code = "import gc; from gateway.process.gc_tuning import tune_gc; tune_gc(); print(gc.get_freeze_count() > 1000)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"

@@ -43,7 +43,7 @@ async def told(gateway: Gateway, count: int) -> list[tuple[str, str]]:
     return [(event.kind, event.request_id) for event in gateway.log.events]
 
 
-async def test_the_same_conversation_asked_again_is_told_of_the_answer_before() -> None:
+async def test_a_repeated_conversation_reports_the_earlier_answer_as_regenerated() -> None:
     async with gateway_of() as gateway:
         first, second = await ask(gateway, LONG), await ask(gateway, LONG)
         await ask(gateway, LONG + ", please")
@@ -75,7 +75,7 @@ async def test_another_tenants_same_words_are_another_conversation() -> None:
     assert (event.tenant, event.key) == ("alice", "alice")
 
 
-async def test_a_program_that_asks_on_and_on_is_told_a_few_times_only() -> None:
+async def test_a_program_that_repeats_its_request_is_reported_a_few_times_only() -> None:
     async with gateway_of() as gateway:
         asked = [await ask(gateway, LONG) for _ in range(8)]
     assert [event.request_id for event in gateway.log.events] == asked[:3]

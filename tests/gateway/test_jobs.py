@@ -36,7 +36,7 @@ async def test_a_verb_reports_as_it_would_on_the_command_line(settings: Settings
     assert found["experts"] == ["coder", "painter", "generalist"]
 
 
-async def test_a_failure_is_told_in_the_verbs_own_words(settings: Settings) -> None:
+async def test_a_failure_has_the_message_of_the_command(settings: Settings) -> None:
     async with Jobs(settings) as jobs:
         with pytest.raises(JobUnavailable, match=r"`coe status` failed: .*no router is trained yet; run `coe train`"):
             await jobs.run("status", seconds=60, needs=())
@@ -101,7 +101,7 @@ async def test_one_who_leaves_does_not_spoil_the_answer_of_the_next(settings: Se
         assert (await solver.solve(version, {"mean_active_b": 5}))["budget"] == {"mean_active_b": 5.0}
 
 
-async def test_a_plan_that_is_not_there_or_takes_too_long_is_told(
+async def test_a_missing_plan_and_a_slow_solver_are_reported(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with PlanSolver(settings) as solver:

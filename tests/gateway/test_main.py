@@ -108,7 +108,7 @@ def test_a_plan_is_accepted_and_one_of_wholly_other_experts_refused(tmp_path: Pa
         check_active_state(settings)
 
 
-def test_a_local_expert_that_nobody_started_is_refused(tmp_path: Path) -> None:
+def test_a_local_expert_without_a_running_server_is_refused(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, "transformers")
     with pytest.raises(ConfigError, match="'small' runs locally and is not started; use `coe up`"):
         prepare(settings)

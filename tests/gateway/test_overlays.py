@@ -50,7 +50,7 @@ def published(settings: Settings, *heads: Overlay, router: str = "words") -> str
     return artifact.manifest.version
 
 
-def test_a_prediction_remembers_what_the_router_alone_said() -> None:
+def test_a_prediction_has_the_probabilities_of_the_router_alone() -> None:
     known = Prediction(np.array([0.8, 0.1, 0.1], dtype=np.float32), "predict_fast", 0.7)
     overlays = Overlays("v1", {"alice": swapping("alice")})
     changed = overlays.apply(known, "alice")
@@ -84,7 +84,7 @@ async def test_the_tenants_requests_are_decided_and_recorded_by_its_posterior() 
     assert (other.overlay, other.router_probabilities) == ("", None)
 
 
-async def test_overlays_of_another_router_stay_unused_and_the_log_says_so(
+async def test_overlays_of_another_router_stay_unused_with_a_log_message(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings.read({}, config=tmp_path / "experts.yaml")
@@ -99,7 +99,7 @@ async def test_overlays_of_another_router_stay_unused_and_the_log_says_so(
         overlays_in_use(settings, WordRouter())
 
 
-async def test_one_tenants_corrections_turn_its_own_requests_and_no_other_tenants(
+async def test_one_tenants_corrections_change_its_own_decisions_and_no_other_tenants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coe.runtime.active_state.load_active_state", words_server.read)

@@ -89,7 +89,7 @@ async def test_requests_go_on_while_the_declaration_turns_valid_and_invalid_and_
         assert await served.metric("coe_reload_failed") == 0
 
 
-async def test_both_workers_take_over_and_new_experts_can_be_asked_at_once(tmp_path: Path) -> None:
+async def test_both_workers_reload_and_new_experts_can_be_called_at_once(tmp_path: Path) -> None:
     async with serving(tmp_path, environ={"COE_WORKERS": "2"}) as served:
         experts = declared_for(served.upstream.url)["experts"]
         served.declare(experts=[*experts, {**experts[0], "name": "newcomer"}])
@@ -100,7 +100,7 @@ async def test_both_workers_take_over_and_new_experts_can_be_asked_at_once(tmp_p
                     answers = answers + 1 if response.status == 200 else 0
 
 
-async def test_sighup_takes_over_at_once_what_looks_the_same(tmp_path: Path) -> None:
+async def test_sighup_reloads_at_once_even_if_no_file_changed(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
         served.declare("no yaml: [")
         await wait_until_status(served, reload_error=True)

@@ -77,7 +77,7 @@ async def test_without_a_store_nothing_is_consulted_and_without_a_gate_only_who_
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
 
 
-async def test_where_a_coin_decides_the_passages_are_given_or_held_back_and_the_record_says_so() -> None:
+async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_recorded() -> None:
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of({("code", "coder"): 6.0}), exploration_rate=0.1)
     scripted.draws = [0.09, 0.6, 0.09, 0.4, 0.11, 0.05, 0.4]
     async with gateway_of(retrieval=scripted.retrieval) as gateway:
@@ -93,7 +93,7 @@ async def test_where_a_coin_decides_the_passages_are_given_or_held_back_and_the_
     assert said(gateway, "coder") == "code: d"
 
 
-async def test_a_request_may_say_on_or_off_and_nothing_else() -> None:
+async def test_the_retrieval_header_accepts_declared_values_only() -> None:
     scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(-9.0))
     async with gateway_of(retrieval=scripted.retrieval) as gateway:
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
@@ -138,7 +138,7 @@ async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alo
     assert b'coe_retrieval_total{result="failed"} 2' in page.body
 
 
-async def test_a_tenant_sees_its_own_documents_and_nobody_elses() -> None:
+async def test_a_tenant_sees_only_its_own_and_shared_documents() -> None:
     scripted = ScriptedRetrieval(gate=gate_of(3.0))
     scripted.retriever.own = {"acme": [passage("Acme's secret.")]}
     question = {"text": "general: what?", "prediction": Prediction(*uniform()), "tenant": None}

@@ -72,7 +72,7 @@ async def test_a_failing_expert_is_an_openai_error(served: Served, model: str, s
 
 
 @pytest.mark.parametrize("model", ["torn", "truncated"])
-async def test_a_stream_that_breaks_says_so_in_its_last_event(served: Served, model: str) -> None:
+async def test_a_stream_that_breaks_off_ends_with_an_error_event(served: Served, model: str) -> None:
     async with served.ask(model, stream=True) as response:
         assert response.status == 200
         events = (await response.read()).split(b"\n\n")

@@ -12,7 +12,7 @@ from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
 from tests.access.samples import key_of
 from tests.fakes import gateway_of, registry_of
-from tests.gateway.crowd import bearer
+from tests.gateway.two_keys import bearer
 
 pytestmark = pytest.mark.anyio
 

@@ -271,7 +271,7 @@ def test_a_hostile_history_is_not_taken_over(history: bytes, gateway: FollowingG
 
 
 def test_a_small_file_is_bounded(gateway: FollowingGateway, redis: Redis) -> None:
-    redis.hset("coe:artifacts:beside", "traffic-report.json", b"x" * (MAX_SMALL_FILE_BYTES + 1))
+    redis.hset("coe:artifacts:files", "traffic-report.json", b"x" * (MAX_SMALL_FILE_BYTES + 1))
     gateway.follower.sync()
     assert gateway.follower.behind
     assert not (gateway.settings.artifacts / "traffic-report.json").exists()

@@ -67,7 +67,7 @@ def test_implicit_feedback_weighs_less_than_explicit_feedback() -> None:
 def test_a_value_that_does_not_fit_its_kind_is_refused_with_the_rule(
     kind: FeedbackKind, value: float | str | None
 ) -> None:
-    with pytest.raises(InvalidRequest, match=f"does not fit {kind}, which takes") as caught:
+    with pytest.raises(InvalidRequest, match=f"does not fit {kind}, which needs") as caught:
         feedback(kind, value)
     assert caught.value.param == "value"
 

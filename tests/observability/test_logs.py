@@ -99,7 +99,7 @@ def test_an_error_about_the_process_itself_keeps_its_words(written: Lines, form:
     assert "OSError: [Errno 28] No space left on device" in text
 
 
-def test_what_nobody_caught_is_in_the_log(written: Lines, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncaught_errors_are_logged(written: Lines, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     log_uncaught()
@@ -112,7 +112,7 @@ def test_what_nobody_caught_is_in_the_log(written: Lines, form: str, monkeypatch
     assert "ConfigError: wrong" in text
 
 
-def test_a_worker_that_cannot_start_says_why_in_the_log(written: Lines, form: str) -> None:
+def test_a_worker_that_cannot_start_logs_the_reason(written: Lines, form: str) -> None:
     def build() -> None:
         raise ConfigError("experts.yaml:3: no")
 

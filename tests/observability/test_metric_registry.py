@@ -31,7 +31,7 @@ def test_the_page_of_one_process_holds_what_it_counted() -> None:
     assert value(text, "sum") == 2
 
 
-def test_counters_and_histograms_of_several_processes_add_up_and_gauges_as_they_say() -> None:
+def test_counters_histograms_and_gauges_of_several_processes_are_merged() -> None:
     other = parse_snapshot(counted(4, waiting=5).snapshot())
     text = exposition([counted(3, waiting=2).families(), other])
     assert value(text, "c_total", who="a") == 7
@@ -48,7 +48,7 @@ def test_showing_a_page_changes_nothing() -> None:
     assert value(exposition([other]), "c_total", who="a") == 4
 
 
-def test_a_process_counts_on_from_the_one_whose_place_it_takes() -> None:
+def test_a_process_continues_the_counts_of_the_one_it_replaces() -> None:
     registry = counted(1, waiting=1)
     registry.resume(counted(10, waiting=9).snapshot())
     text = exposition([registry.families()])

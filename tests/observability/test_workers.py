@@ -46,7 +46,7 @@ async def shown(own: MetricRegistry, siblings: Siblings) -> tuple[float, float]:
     return value(text, "c_total"), value(text, "busy")
 
 
-async def test_whichever_is_asked_shows_the_sum_at_once(folder: Path) -> None:
+async def test_every_worker_shows_the_sum_at_once(folder: Path) -> None:
     one, two = registry(), registry()
     async with share_metrics(folder, one) as of_one, share_metrics(folder, two) as of_two:
         assert (one.worker, two.worker) == (0, 1)

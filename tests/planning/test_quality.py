@@ -186,7 +186,7 @@ def test_missing_empty_and_damaged_files_are_named(tmp_path: Path) -> None:
         read_quality(tmp_path)
     folder = folder_of(tmp_path)
     (folder / "scores.jsonl").write_bytes(b"{]\n")
-    with pytest.raises(DataError, match=r"scores\.jsonl: cannot be read: line 1"):
+    with pytest.raises(DataError, match=r"scores\.jsonl:1: not JSON"):
         read_quality(folder)
     (folder / "scores.jsonl").write_bytes(b"")
     with pytest.raises(DataError, match=r"scores\.jsonl: lacks the column"):

@@ -64,7 +64,7 @@ class WatchedLog:
     def __init__(self, inner: RoutingLog | None = None) -> None:
         self.fails: Exception | None = None
         self.calls: list[int] = []
-        self.kept: list[RoutingRecord] = []
+        self.stored: list[RoutingRecord] = []
         self.entered = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -79,7 +79,7 @@ class WatchedLog:
                 raise self.fails
             if self._inner:
                 await self._inner.append(records)
-            self.kept += records
+            self.stored += records
         finally:
             self.calls.append(len(records))
             async with self._changed:
@@ -87,7 +87,7 @@ class WatchedLog:
 
     async def holds(self, count: int) -> None:
         """Wait until `count` different records have been appended."""
-        await self._until(lambda: len({one.request_id for one in self.kept}) >= count)
+        await self._until(lambda: len({one.request_id for one in self.stored}) >= count)
 
     async def called(self, times: int) -> None:
         """Wait until append has been tried so often."""

@@ -134,9 +134,9 @@ async def test_a_new_sqlite_log_has_these_columns(tmp_path: Path) -> None:
 
 
 def test_what_the_api_returns_fits_its_schema() -> None:
-    for told, schema in (
+    for values, schema in (
         (records.list_body(LogPage((RECORD,), ""), registry_of()), records.LIST_SCHEMA),
         (records.record_body(RECORD, (), registry_of()), records.RECORD_SCHEMA),
     ):
-        Draft202012Validator(schema).validate(orjson.loads(orjson.dumps(told)))
+        Draft202012Validator(schema).validate(orjson.loads(orjson.dumps(values)))
     assert "embedding" not in records.RECORD_FIELDS

@@ -1,4 +1,4 @@
-"""What every FeedbackLog does, asked of each kind."""
+"""The contract of FeedbackLog, for each kind."""
 
 from __future__ import annotations
 
@@ -196,14 +196,14 @@ async def test_a_full_redis_refuses_feedback_with_the_remedy(full: Redis, redis_
 
 
 async def test_what_is_said_of_one_request_is_found_by_the_keys_that_may_have(feedback: FeedbackLog) -> None:
-    said = [
+    sent = [
         event(1, kind="category", value="law", event_id="later", time=1_700_000_009.0),
         event(1, kind="thumb", value=1, event_id="first", time=1_700_000_000.0),
         event(1, key=None, tenant=None),
         event(1, key="somebody else"),
     ]
-    await feedback.append([*said, event(2)])
+    await feedback.append([*sent, event(2)])
     request_id = record(1).request_id
-    assert await feedback.for_request(request_id, keys=("shop", None)) == (said[1], said[2], said[0])
+    assert await feedback.for_request(request_id, keys=("shop", None)) == (sent[1], sent[2], sent[0])
     assert await feedback.for_request(request_id, keys=()) == ()
     assert await feedback.for_request("nobody's", keys=("shop", None)) == ()

@@ -44,7 +44,7 @@ async def test_records_are_written_while_running_and_in_batches(tmp_path: Path) 
         for one in records(250):
             writer.put(one)
         await log.holds(250)
-    assert log.kept == records(250)
+    assert log.stored == records(250)
     assert log.calls == [100, 100, 50]
 
 
@@ -55,7 +55,7 @@ async def test_what_was_put_before_entering_is_written_and_after_leaving_is_coun
     async with writer:
         pass
     writer.put(record(2))
-    assert (log.kept, writer.dropped, writer.backlog) == ([record(1)], 1, 0)
+    assert (log.stored, writer.dropped, writer.backlog) == ([record(1)], 1, 0)
 
 
 async def test_in_a_full_queue_the_oldest_give_way_and_are_counted() -> None:
@@ -66,7 +66,7 @@ async def test_in_a_full_queue_the_oldest_give_way_and_are_counted() -> None:
     assert (writer.backlog, writer.dropped) == (10, 15)
     async with writer:
         pass
-    assert log.kept == records(10, start=15)
+    assert log.stored == records(10, start=15)
 
 
 async def test_the_queue_stays_bounded_while_one_append_hangs() -> None:
@@ -81,7 +81,7 @@ async def test_the_queue_stays_bounded_while_one_append_hangs() -> None:
         assert (writer.backlog, writer.dropped) == (15, 10)
         log.gate.set()
         await log.holds(15)
-    assert log.kept == records(5) + records(10, start=15)
+    assert log.stored == records(5) + records(10, start=15)
 
 
 @pytest.mark.parametrize("problem", [GONE, OSError("no route"), RuntimeError("a bug")])
@@ -100,7 +100,7 @@ async def test_while_the_log_fails_records_go_to_the_spool_and_from_there_to_the
         for one in records(10, start=100):
             writer.put(one)
         await log.holds(110)
-    assert sorted(ids(log.kept)) == ids(records(110))
+    assert sorted(ids(log.stored)) == ids(records(110))
     assert (writer.dropped, writer.last_error) == (0, None)
     assert writer.spooled >= 40
     assert await in_spool(tmp_path / "spool.db") == []
@@ -116,7 +116,7 @@ async def test_what_the_last_process_left_in_the_spool_is_delivered_by_the_next(
     log.fails = None
     async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK):
         await log.holds(1_200)
-    assert log.kept == records(1_200)
+    assert log.stored == records(1_200)
 
 
 async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ async def test_leaving_gives_a_log_that_was_resting_one_more_try() -> None:
         writer.put(record(1))
         await log.called(1)
         log.fails = None
-    assert (log.kept, writer.dropped) == ([record(1)], 0)
+    assert (log.stored, writer.dropped) == ([record(1)], 0)
 
 
 async def test_an_append_whose_answer_was_lost_is_repeated_and_kept_once(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ async def test_an_append_whose_answer_was_lost_is_repeated_and_kept_once(tmp_pat
             writer.put(one)
         await log.called(2)
     assert await everything(inner) == records(30)
-    assert len(log.kept) == 60
+    assert len(log.stored) == 60
     await inner.aclose()
 
 
@@ -197,7 +197,7 @@ async def test_without_a_spool_records_wait_for_the_log_and_the_oldest_give_way(
         assert (writer.backlog, writer.dropped) == (50, 10)
         log.fails = None
         await log.holds(50)
-    assert log.kept == records(50, start=10)
+    assert log.stored == records(50, start=10)
 
 
 async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_is_counted(

@@ -1,4 +1,4 @@
-"""What every RoutingLog does, asked of each kind."""
+"""The contract of RoutingLog, for each kind."""
 
 from __future__ import annotations
 
@@ -204,11 +204,11 @@ async def test_one_page_is_bounded_whatever_the_query_asks_for(
 @pytest.mark.parametrize("cursor", ["yesterday", "-1", "1-2-3", "1; DROP TABLE records", "٣"])
 async def test_a_cursor_from_elsewhere_is_refused_by_name(log: RoutingLog, cursor: str) -> None:
     await log.append(records(1))
-    for look in (log.read, log.tail, log.back):
+    for method in (log.read, log.tail, log.back):
         with pytest.raises(LogError, match="no cursor of this log"):
-            await look(LogQuery(after=cursor))
+            await method(LogQuery(after=cursor))
         with pytest.raises(LogError, match="no cursor of this log"):
-            await look(LogQuery(before=cursor))
+            await method(LogQuery(before=cursor))
 
 
 async def test_a_record_of_a_newer_schema_is_refused_with_the_remedy(log: RoutingLog) -> None:

@@ -47,7 +47,7 @@ class SharedDevice:
             yield residency, address
 
     @asynccontextmanager
-    async def asked(
+    async def connected(
         self, *, first: str = "a", max_wait: float = 0.2
     ) -> AsyncIterator[tuple[Residency, ResidencyClient]]:
         """The running residency, and a connected client."""

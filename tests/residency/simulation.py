@@ -56,7 +56,7 @@ class Simulation:
             for order in orders:
                 at(now + (LOAD_SECONDS if order.verb == "load" else UNLOAD_SECONDS), order.verb, order.key)
             if next_check is not None:
-                at(next_check, "look", "")
+                at(next_check, "decide", "")
 
     def _happens(self, kind: str, what: int | str, now: float, requests: Sequence[tuple[float, str, float]]) -> None:
         if isinstance(what, int):

@@ -37,7 +37,7 @@ def devices(*memory: float, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("residency", "changes", "said"),
+    ("residency", "changes", "message"),
     [
         (devices(20), {}, r"experts.yaml:\d+: 'gpu0' has 20 GB and 'large' alone needs 40; give the device more"),
         (devices(45), {"large": {"pinned": True}}, "leave 5 GB of 'gpu0', and 'small' needs 10; pin fewer"),
@@ -59,9 +59,9 @@ def devices(*memory: float, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_invalid_residency_declarations_are_rejected(
-    tmp_path: Path, residency: dict[str, Any] | None, changes: dict[str, Any], said: str
+    tmp_path: Path, residency: dict[str, Any] | None, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         declared(tmp_path, residency=residency, **changes)
 
 

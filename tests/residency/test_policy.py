@@ -144,7 +144,7 @@ sizes = st.lists(st.floats(1.0, 10.0), min_size=5, max_size=5)
 @settings(max_examples=400, deadline=None)
 @given(sizes, requests, st.booleans(), st.floats(0.0, 15.0), st.floats(0.5, 20.0))
 def test_memory_stays_in_budget_busy_servers_stay_loaded_and_no_request_starves(
-    memories: list[float], asked: list[tuple[float, str, float]], pin: bool, host: float, max_wait: float
+    memories: list[float], requests: list[tuple[float, str, float]], pin: bool, host: float, max_wait: float
 ) -> None:
     profiles = [
         ServerProfile(
@@ -153,8 +153,8 @@ def test_memory_stays_in_budget_busy_servers_stay_loaded_and_no_request_starves(
         for index, (key, memory) in enumerate(zip("abcde", memories, strict=True))
     ]
     simulation = Simulation(scheduler_of(profiles, memory=21.0, host_memory=host, max_wait=max_wait))
-    simulation.run(asked)
-    assert len(simulation.waits) == len(asked)
+    simulation.run(requests)
+    assert len(simulation.waits) == len(requests)
     turn = WORK + 2 * UNLOAD_SECONDS + LOAD_SECONDS
     assert all(wait <= max_wait + (len(profiles) + 1) * turn for wait in simulation.waits.values())
 

@@ -26,7 +26,7 @@ async def acquire(
 
 
 def tiers(residency: Residency) -> dict[str, str]:
-    return {name: told["tier"] for name, told in residency.tiers().items()}
+    return {name: state["tier"] for name, state in residency.tiers().items()}
 
 
 async def become(residency: Residency, **expected: str) -> None:
@@ -36,7 +36,7 @@ async def become(residency: Residency, **expected: str) -> None:
 
 
 async def test_the_assigned_server_starts_first_and_another_starts_on_request(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked(first="b") as (residency, client):
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected(first="b") as (residency, client):
         assert tiers(residency) == {"a": "stopped", "b": "awake"}
         release = await acquire(client, "a")
         assert tiers(residency) == {"a": "awake", "b": "stopped"}
@@ -46,7 +46,7 @@ async def test_the_assigned_server_starts_first_and_another_starts_on_request(fa
 
 
 async def test_a_server_with_requests_in_flight_is_not_unloaded(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, client):
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (residency, client):
         release = await acquire(client, "a")
         waiting = asyncio.create_task(acquire(client, "b"))
         await become(residency, a="draining")
@@ -58,25 +58,25 @@ async def test_a_server_with_requests_in_flight_is_not_unloaded(fakes: Fakes) ->
 
 async def test_a_sleeping_server_is_woken_without_a_restart(fakes: Fakes) -> None:
     device = SharedDevice(fakes, {"a": "ok", "b": "ok"}, sleepers="a")
-    async with device.asked() as (residency, client):
+    async with device.connected() as (residency, client):
         (await acquire(client, "b"))()
         assert tiers(residency) == {"a": "asleep", "b": "awake"}
         (await acquire(client, "a"))()
-    said = device.specs["a"].log.read_text()
-    assert "/sleep?level=1&mode=wait\n" in said
-    assert "/wake_up\n" in said
+    log = device.specs["a"].log.read_text()
+    assert "/sleep?level=1&mode=wait\n" in log
+    assert "/wake_up\n" in log
     assert len(fakes.pids()) == 2
 
 
 async def test_a_server_that_cannot_sleep_is_stopped(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "sleepless", "b": "ok"}, sleepers="a").asked() as (residency, client):
+    async with SharedDevice(fakes, {"a": "sleepless", "b": "ok"}, sleepers="a").connected() as (residency, client):
         (await acquire(client, "b"))()
         assert tiers(residency) == {"a": "stopped", "b": "awake"}
     assert any("does not sleep and is stopped" in line for line in fakes.lines)
 
 
 async def test_a_hold_ends_at_its_deadline_with_a_retry_after(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (_, client):
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (_, client):
         release = await acquire(client, "a")
         with pytest.raises(ExpertAsleep, match="expert 'b' was not loaded in time") as caught:
             await acquire(client, "b", within=0.3)
@@ -86,7 +86,7 @@ async def test_a_hold_ends_at_its_deadline_with_a_retry_after(fakes: Fakes) -> N
 
 
 async def test_a_hold_without_time_succeeds_only_for_an_awake_server(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, client):
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (residency, client):
         (await acquire(client, "a", within=0.0))()
         with pytest.raises(ExpertAsleep, match="expert 'b' is stopped and not waited for"):
             await acquire(client, "b", within=0.0)
@@ -95,7 +95,7 @@ async def test_a_hold_without_time_succeeds_only_for_an_awake_server(fakes: Fake
 
 async def test_with_an_awake_stand_in_no_request_waits_and_the_server_is_loaded_anyway(fakes: Fakes) -> None:
     modes = {"small": "ok", "large": "ok", "other": "ok"}
-    async with SharedDevice(fakes, modes, memory=20.0).asked(first="small") as (residency, client):
+    async with SharedDevice(fakes, modes, memory=20.0).connected(first="small") as (residency, client):
         (await acquire(client, "other"))()
         await become(residency, small="awake")
         with pytest.raises(ExpertAsleep):
@@ -104,7 +104,7 @@ async def test_with_an_awake_stand_in_no_request_waits_and_the_server_is_loaded_
 
 
 async def test_holds_of_a_killed_gateway_are_released(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (_, client):
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (_, client):
         async with connected_client(client._address) as other:
             await acquire(other, "a")
         (await acquire(client, "b"))()
@@ -124,7 +124,7 @@ async def test_waiting_clients_learn_that_the_fleet_stopped_and_reconnect_later(
 
 
 async def test_a_killed_server_starts_again_on_request(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).asked() as (residency, client):
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (residency, client):
         os.kill(fakes.pids()[0], signal.SIGKILL)
         await become(residency, a="stopped")
         (await acquire(client, "a"))()
@@ -132,7 +132,7 @@ async def test_a_killed_server_starts_again_on_request(fakes: Fakes) -> None:
 
 
 async def test_a_server_that_dies_at_start_refuses_waiting_requests_and_is_retried_later(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "dies"}).asked() as (_, client):
+    async with SharedDevice(fakes, {"a": "ok", "b": "dies"}).connected() as (_, client):
         with pytest.raises(ExpertAsleep, match="expert 'b' could not be woken: server 'b' exited with code 1"):
             await acquire(client, "b")
         (await acquire(client, "a"))()
@@ -148,7 +148,7 @@ async def test_a_server_that_dies_at_the_start_of_the_fleet_stops_it(fakes: Fake
 
 async def test_a_frozen_server_is_ended_and_started_again(fakes: Fakes) -> None:
     device = SharedDevice(fakes, {"a": "ok"})
-    async with device.asked() as (_, client):
+    async with device.connected() as (_, client):
         await ask(device.specs["a"], "/freeze")
         await fakes.wait_for_line("health checks in a row")
         (await acquire(client, "a"))()

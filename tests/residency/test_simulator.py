@@ -40,5 +40,5 @@ def test_simulated_servers_take_their_measured_times(tmp_path: Path) -> None:
         reports.append(simulated(tmp_path, "--loads", str(file)))
     sleeps, stops = reports
     assert sleeps["fcfs_lru"]["p95_wait_s"] < 0.5 * stops["fcfs_lru"]["p95_wait_s"]
-    for policy, told in stops.items():  # one at a time, so the last is awake after all of them have started
-        assert told["switches"] * STOPS["start_s"] <= LENGTH + told["longest_wait_s"] + 1.0, policy
+    for policy, result in stops.items():  # one at a time, so the last is awake after all of them have started
+        assert result["switches"] * STOPS["start_s"] <= LENGTH + result["longest_wait_s"] + 1.0, policy

@@ -44,6 +44,6 @@ async def test_many_writes_end_in_one_fragment_and_one_index(tmp_path: Path, mon
     assert max(seen) <= (MAX_INDEX_SEGMENTS + 2, MAX_INDEX_SEGMENTS + 1, 0)
     assert {outside for _, _, outside in seen} == {0}
     reader = LanceStore(tmp_path, WORDS)
-    for asked in (7, number - 1):
-        assert (await ask(reader, f"word{asked}", limit=1))[0].source == f"d{asked}.md"
+    for wanted in (7, number - 1):
+        assert (await ask(reader, f"word{wanted}", limit=1))[0].source == f"d{wanted}.md"
     await reader.aclose()

@@ -2,7 +2,9 @@
 
 import pytest
 
-from coe.learning.evaluation.checkers import choice, chosen, contains, exact, last_number, numeric, unclear
+from coe.experts.recipes.choices import chosen
+from coe.experts.recipes.numbers import last_number, unclear
+from coe.learning.evaluation.checkers import choice, contains, exact, numeric
 
 
 @pytest.mark.parametrize("answer", ["Paris", " paris.\n", "**Paris**", '"PARIS"', "- Paris", "`Paris`!", "Ｐａｒｉｓ"])

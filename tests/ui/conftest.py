@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Browser
 
-from gateway.ui.pages import ASSETS
+from gateway.ui import ASSETS
 from tests.ui.browsing import browsing
-from tests.ui.talking import Room, talking
+from tests.ui.playground import Playground, open_playground
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,6 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-async def room(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Room]:
-    async with talking(tmp_path_factory.mktemp("room")) as room:
-        yield room
+async def playground(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Playground]:
+    async with open_playground(tmp_path_factory.mktemp("playground")) as playground:
+        yield playground

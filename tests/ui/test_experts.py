@@ -47,7 +47,7 @@ async def test_cards_and_checklist_fit_and_are_accessible(
         await check_accessible(page)
 
 
-async def test_a_card_tells_requests_of_all_processes_and_leads_to_the_records_of_failures(
+async def test_a_card_shows_requests_of_all_processes_and_links_to_the_records_of_failures(
     browser: Browser, served: Served
 ) -> None:
     async with visiting(browser, f"{served.url}/ui/#/experts/status-500") as page:
@@ -70,9 +70,7 @@ async def test_an_address_leads_to_its_card_however_far_down(browser: Browser, s
         await expect(card).to_be_in_viewport()
 
 
-async def test_an_entry_is_made_checked_and_its_steps_ticked_off_as_they_are_done(
-    browser: Browser, tmp_path: Path
-) -> None:
+async def test_an_entry_is_written_and_checked_and_its_steps_are_ticked_off(browser: Browser, tmp_path: Path) -> None:
     async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/experts?add") as page:
         await fill(page, Name="wrong name", Model="good", Base_URL=served.upstream.url)
         await check(page)

@@ -1,4 +1,4 @@
-"""The page's frame: its files, its policy, keys, and what a visitor meets who may not look."""
+"""The page's frame: its files, its policy, keys, and what it shows without the right scope."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from gateway.ui.pages import ASSETS, POLICY
+from gateway.ui import ASSETS, POLICY
 from tests.fakes import gateway_of
 from tests.gateway.served import Served, serving
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
@@ -57,7 +57,7 @@ def test_the_page_weighs_little() -> None:
 
 
 @needs_browser
-async def test_a_key_is_asked_for_kept_for_the_tab_and_forgotten(browser: Browser, served: Served) -> None:
+async def test_a_key_is_requested_stored_for_the_tab_and_forgotten(browser: Browser, served: Served) -> None:
     async with visiting(browser, f"{served.url}/ui/") as page:
         asked = page.get_by_label("API key")
         await expect(asked).to_be_focused()
@@ -85,7 +85,7 @@ async def test_on_a_phone_the_link_of_the_open_view_is_in_sight(browser: Browser
 
 
 @needs_browser
-async def test_a_key_without_the_scope_is_told_so(browser: Browser, served: Served) -> None:
+async def test_a_key_without_the_scope_gets_an_explanation(browser: Browser, served: Served) -> None:
     async with visiting(browser, f"{served.url}/ui/#/experts") as page:
         await page.get_by_label("API key").fill(READER)
         await page.keyboard.press("Enter")

@@ -49,9 +49,7 @@ async def test_it_fits_and_is_accessible(browser: Browser, served: Served, phone
         await check_accessible(page)
 
 
-async def test_requests_of_all_processes_are_told_by_expert_and_by_what_they_came_to(
-    browser: Browser, served: Served
-) -> None:
+async def test_requests_of_all_processes_are_shown_by_expert_and_outcome(browser: Browser, served: Served) -> None:
     async with visiting(browser, f"{served.url}/ui/#/live") as page:
         await since_the_start(page)
         row = page.get_by_role("table", name="Experts").get_by_role("row")
@@ -89,7 +87,9 @@ async def test_a_hidden_tab_listens_to_nothing(browser: Browser, served: Served)
         await says(page, "Live")
 
 
-async def test_without_requests_it_says_how_to_send_one_and_shows_the_first(browser: Browser, tmp_path: Path) -> None:
+async def test_without_requests_it_explains_how_to_send_one_and_shows_the_first(
+    browser: Browser, tmp_path: Path
+) -> None:
     async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/live") as page:
         await expect(page.get_by_role("heading", name="No requests yet")).to_be_visible()
         await check_accessible(page)
@@ -98,7 +98,9 @@ async def test_without_requests_it_says_how_to_send_one_and_shows_the_first(brow
         await expect(page.get_by_role("heading", name="No requests yet")).to_be_hidden()
 
 
-async def test_it_outlives_a_restart_of_the_gateway_and_says_so_meanwhile(browser: Browser, tmp_path: Path) -> None:
+async def test_it_reconnects_after_a_restart_of_the_gateway_and_shows_that_meanwhile(
+    browser: Browser, tmp_path: Path
+) -> None:
     async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/live") as page:
         for _ in range(3):
             await (await served.ask("good")).read()
@@ -166,7 +168,7 @@ async def test_quantiles_and_differences_are_right(browser: Browser, served: Ser
     ]
 
 
-async def test_whichever_process_answers_tells_the_same(served: Served) -> None:
+async def test_every_process_returns_the_same_numbers(served: Served) -> None:
     async def totals() -> set[int]:
         """As several looks tell them, each over a connection of its own."""
         found = set()

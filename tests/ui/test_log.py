@@ -1,4 +1,4 @@
-"""The log's view: the list by its filters, a record's page, deciding again and labelling."""
+"""The log's view: the list by its filters, a record's page, the replay of its decision, and labels."""
 
 from __future__ import annotations
 
@@ -121,13 +121,13 @@ async def test_filters_stand_in_the_address_and_come_from_it(browser: Browser, s
         await expect(page.get_by_label("From", exact=True)).to_have_value("2001-01-01T00:00")
 
 
-async def test_a_search_that_is_refused_says_why(browser: Browser, shop: Shop) -> None:
+async def test_a_refused_search_shows_the_reason(browser: Browser, shop: Shop) -> None:
     async with visiting(browser, shop.url("?before=elsewhere")) as page:
         await expect(page.get_by_role("heading", name="Request failed")).to_be_visible()
         await expect(page.get_by_role("alert")).to_contain_text("before")
 
 
-async def test_a_row_leads_to_its_record_and_the_record_tells_all(browser: Browser, shop: Shop) -> None:
+async def test_a_row_leads_to_its_record_with_all_fields(browser: Browser, shop: Shop) -> None:
     async with visiting(browser, shop.url("?reason=fallback")) as page:
         await expect(rows(page).first).to_contain_text("good: connection_refused")
         await rows(page).first.locator("td").nth(1).click()
@@ -147,7 +147,7 @@ async def test_a_row_leads_to_its_record_and_the_record_tells_all(browser: Brows
         await expect(considered.nth(1)).to_contain_text("(chosen)")
 
 
-async def test_a_request_is_decided_again_beside_what_was(browser: Browser, shop: Shop) -> None:
+async def test_a_replayed_decision_is_shown_beside_the_recorded_one(browser: Browser, shop: Shop) -> None:
     async with visiting(browser, shop.url(f"/{shop.records[10].request_id}")) as page:
         await page.get_by_role("button", name="Replay decision").click()
         await expect(page.get_by_text("the current router classified it again")).to_be_visible()
@@ -162,7 +162,7 @@ async def test_a_request_is_decided_again_beside_what_was(browser: Browser, shop
         await expect(page.get_by_role("button", name="Replay decision")).to_be_disabled()
 
 
-async def test_labels_are_kept_and_shown(browser: Browser, shop: Shop) -> None:
+async def test_labels_are_stored_and_shown(browser: Browser, shop: Shop) -> None:
     request_id = shop.records[20].request_id
     async with visiting(browser, shop.url(f"/{request_id}")) as page:
         await page.get_by_role("button", name="Bad").click()
@@ -194,12 +194,12 @@ async def test_what_a_prompt_contains_is_text(browser: Browser, shop: Shop, numb
         await unharmed(page)
 
 
-async def test_a_request_that_is_not_there_says_so(browser: Browser, shop: Shop) -> None:
+async def test_a_missing_record_is_reported(browser: Browser, shop: Shop) -> None:
     async with visiting(browser, shop.url("/nobody")) as page:
         await expect(page.get_by_role("alert")).to_contain_text("in the routing log")
 
 
-async def test_an_empty_log_says_how_to_fill_it(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_an_empty_log_explains_how_to_fill_it(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
     async with (
         serving(tmp_path_factory.mktemp("empty")) as served,
         visiting(browser, f"{served.url}/ui/#/log") as page,
@@ -222,7 +222,7 @@ async def test_list_and_record_fit_and_are_accessible(browser: Browser, shop: Sh
         await check_accessible(page)
 
 
-async def test_what_one_look_does_not_reach_is_looked_for_further_back(browser: Browser, shop: Shop) -> None:
+async def test_a_page_without_matches_continues_further_back(browser: Browser, shop: Shop) -> None:
     asked: list[str] = []
 
     async def in_steps(route: Route) -> None:

@@ -63,7 +63,7 @@ async def test_one_record_among_all_is_found_by_its_category(browser: Browser, s
         await expect(page.get_by_text(f"req_{RARE:032x}").first).to_be_visible()
 
 
-async def test_the_newest_failures_of_an_expert_are_told(browser: Browser, served: Served) -> None:
+async def test_the_newest_failures_of_an_expert_are_listed(browser: Browser, served: Served) -> None:
     async with visiting(browser, f"{served.url}/ui/#/experts/good") as page:
         await expect(page.locator(".failure")).to_have_count(10)
 

@@ -1,4 +1,4 @@
-"""The map's view: measured by nobody, planned, and solved again under another budget."""
+"""The map's view: without scores, with a plan, and solved again under another budget."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def shown(page: Page) -> None:
     await expect(page.locator("coe-chart canvas")).to_be_visible()
 
 
-async def test_a_declared_assignment_says_how_to_measure(browser: Browser, tmp_path: Path) -> None:
+async def test_a_declared_assignment_explains_how_to_measure(browser: Browser, tmp_path: Path) -> None:
     async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/map") as page:
         await expect(page.get_by_role("heading", name="No scores yet")).to_be_visible()
         await expect(page.get_by_text("coe plan quality")).to_be_visible()
@@ -83,27 +83,27 @@ async def test_a_plan_fits_and_is_accessible(browser: Browser, service: Planned,
         await check_accessible(page)
 
 
-async def test_cells_are_told_in_words_and_gone_through_by_arrow_keys(browser: Browser, service: Planned) -> None:
+async def test_cells_are_described_in_words_and_reached_by_arrow_keys(browser: Browser, service: Planned) -> None:
     async with visiting(browser, service.url) as page:
         await shown(page)
         first = page.get_by_role("button", name="code, coder:")
         await first.focus()
-        told = page.locator(".heat-told")
-        await expect(told).to_contain_text("of 80 scores")
-        await expect(told).to_contain_text("1 standard error below the estimate")
+        description = page.locator(".heat-description")
+        await expect(description).to_contain_text("of 80 scores")
+        await expect(description).to_contain_text("1 standard error below the estimate")
         await page.keyboard.press("ArrowDown")
         await page.keyboard.press("ArrowRight")
         await expect(page.get_by_role("button", name="art, painter:")).to_be_focused()
-        await expect(told).to_contain_text("of 40 scores")
+        await expect(description).to_contain_text("of 40 scores")
         await page.keyboard.press("End")
         await page.keyboard.press("ArrowDown")
         await expect(page.get_by_role("button", name="general, generalist:")).to_be_focused()
         await expect(page.locator(".heat .cell[tabindex='0']")).to_have_count(1)
         await page.get_by_role("button", name="general, coder:").hover()
-        await expect(told).to_contain_text("experts.yaml pins the category to generalist")
+        await expect(description).to_contain_text("experts.yaml pins the category to generalist")
 
 
-async def test_the_slider_solves_again_and_puts_nothing_into_use(browser: Browser, service: Planned) -> None:
+async def test_the_slider_solves_again_and_promotes_nothing(browser: Browser, service: Planned) -> None:
     async with visiting(browser, service.url) as page:
         await shown(page)
         slider = page.get_by_role("slider")
@@ -127,7 +127,7 @@ async def test_the_slider_solves_again_and_puts_nothing_into_use(browser: Browse
     assert ArtifactStore(service.settings.artifacts, "assignment").in_use() == service.version
 
 
-async def test_a_plan_of_which_nothing_was_kept_says_to_plan_again(browser: Browser, tmp_path: Path) -> None:
+async def test_a_plan_without_stored_scores_asks_for_a_new_plan(browser: Browser, tmp_path: Path) -> None:
     async with serving(tmp_path, **declared()) as served:
         settings = Settings.read({}, config=tmp_path / "experts.yaml")
         version, _ = planned(settings, load(settings.config, environ={}), keep=False)

@@ -8,16 +8,16 @@ from playwright.async_api import Browser, expect
 from coe.records import open_feedback, open_log
 from tests.gateway.served import SQLITE
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
-from tests.ui.talking import MODELS, Room, answers, choose, done, say
+from tests.ui.playground import MODELS, Playground, answers, choose, send_prompt, wait_until_answered
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
 HARM = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 1'> \"quoted\" \u202egnp.exe"
 
 
-async def test_an_answer_streams_and_the_panel_says_why(browser: Browser, room: Room) -> None:
-    async with visiting(browser, room.url) as page:
-        await say(page, "code, please")
+async def test_an_answer_streams_and_the_panel_explains_the_decision(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        await send_prompt(page, "code, please")
         await expect(answers(page)).to_contain_text("code, please")
         why = page.get_by_role("complementary", name="Why")
         await expect(why.get_by_text("coder is expected to answer best (code")).to_be_visible()
@@ -38,11 +38,11 @@ async def test_an_answer_streams_and_the_panel_says_why(browser: Browser, room: 
         await expect(answers(page)).to_contain_text("code, please")
 
 
-async def test_two_answer_the_same_side_by_side_each_in_its_own_way(browser: Browser, room: Room) -> None:
-    async with visiting(browser, room.url) as page:
+async def test_two_experts_answer_the_same_prompt_side_by_side(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
         await choose(page, "auto", "broken")
-        await say(page, "art for all")
-        await done(page)
+        await send_prompt(page, "art for all")
+        await wait_until_answered(page)
         first, second = answers(page).nth(0), answers(page).nth(1)
         await expect(first).to_contain_text("art for all")
         await expect(second.get_by_role("alert")).to_contain_text("503")
@@ -50,30 +50,30 @@ async def test_two_answer_the_same_side_by_side_each_in_its_own_way(browser: Bro
         await first.get_by_text("Why?").click()
         await expect(first.get_by_text("painter is expected to answer best")).to_be_visible()
         await choose(page, "auto", "coder")
-        await say(page, "and again")
+        await send_prompt(page, "and again")
         await expect(answers(page).nth(3)).to_contain_text("and again")
-        await done(page)
-    for body in room.echo.seen[-2:]:
+        await wait_until_answered(page)
+    for body in playground.echo.seen[-2:]:
         assert [one["content"] for one in body["messages"]] == ["art for all", "art for all", "and again"]
 
 
-async def test_settings_go_with_each_request_and_the_conversation_too(browser: Browser, room: Room) -> None:
-    async with visiting(browser, room.url) as page:
+async def test_settings_go_with_each_request_and_the_conversation_too(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
         await page.get_by_text("More", exact=True).click()
         await page.get_by_label("System prompt").fill("be brief")
         await page.get_by_label("Temperature").fill("0.3")
         await page.get_by_label("Max tokens").fill("77")
         await page.get_by_label("Cost weight").fill("0.5")
         await page.get_by_label("Retrieval").select_option("off")
-        await say(page, "code one")
-        await done(page)
+        await send_prompt(page, "code one")
+        await wait_until_answered(page)
         async with page.expect_request("**/v1/chat/completions") as asked:
-            await say(page, "code two")
+            await send_prompt(page, "code two")
         assert (await asked.value).headers["x-coe-retrieval"] == "off"
         await expect(answers(page).nth(1)).to_contain_text("code two")
         link = page.get_by_role("link", name="Open record")
         request_id = (await link.get_attribute("href") or "").rpartition("/")[2]
-    body = room.echo.seen[-1]
+    body = playground.echo.seen[-1]
     assert (body["temperature"], body["max_tokens"], body["stream"]) == (0.3, 77, True)
     assert [(one["role"], one["content"]) for one in body["messages"]] == [
         ("system", "be brief"),
@@ -81,7 +81,7 @@ async def test_settings_go_with_each_request_and_the_conversation_too(browser: B
         ("assistant", "code one"),
         ("user", "code two"),
     ]
-    log = open_log(SQLITE, base=room.served.folder / ".coe")
+    log = open_log(SQLITE, base=playground.served.folder / ".coe")
     record = await log.find(request_id)
     await log.aclose()
     assert record is not None
@@ -90,11 +90,11 @@ async def test_settings_go_with_each_request_and_the_conversation_too(browser: B
 
 
 async def test_a_reload_keeps_conversation_settings_and_draft_and_a_new_one_begins_on_demand(
-    browser: Browser, room: Room
+    browser: Browser, playground: Playground
 ) -> None:
-    async with visiting(browser, room.url) as page:
+    async with visiting(browser, playground.url) as page:
         await choose(page, "painter")
-        await say(page, "keep me")
+        await send_prompt(page, "keep me")
         await expect(page.get_by_role("link", name="Open record")).to_be_visible()
         await page.get_by_label("Your message").fill("half a thought")
         await page.reload()
@@ -109,15 +109,15 @@ async def test_a_reload_keeps_conversation_settings_and_draft_and_a_new_one_begi
         assert await page.evaluate("sessionStorage.getItem('coe-playground').includes('keep me')") is False
 
 
-async def test_thumbs_are_kept(browser: Browser, room: Room) -> None:
-    async with visiting(browser, room.url) as page:
-        await say(page, "code")
-        await done(page)
+async def test_thumbs_are_stored(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        await send_prompt(page, "code")
+        await wait_until_answered(page)
         await page.get_by_role("button", name="Good").click()
         await expect(page.get_by_role("button", name="Good")).to_have_attribute("aria-pressed", "true")
         link = page.get_by_role("link", name="Open record")
         request_id = (await link.get_attribute("href") or "").rpartition("/")[2]
-    log = open_feedback(SQLITE, base=room.served.folder / ".coe")
+    log = open_feedback(SQLITE, base=playground.served.folder / ".coe")
     said = await log.for_request(request_id, keys=(None,))
     await log.aclose()
     assert [(event.kind, event.value) for event in said] == [("thumb", 1)]
@@ -134,11 +134,11 @@ async def test_thumbs_are_kept(browser: Browser, room: Room) -> None:
     ids=["markup", "long", "fenced", "unclosed"],
 )
 async def test_what_prompts_and_answers_contain_is_text(
-    browser: Browser, room: Room, text: str, parts: list[str]
+    browser: Browser, playground: Playground, text: str, parts: list[str]
 ) -> None:
-    async with visiting(browser, room.url, phone=True) as page:
-        await say(page, text)
-        await done(page)
+    async with visiting(browser, playground.url, phone=True) as page:
+        await send_prompt(page, text)
+        await wait_until_answered(page)
         shown = answers(page).locator(":scope > .text, :scope > .fenced code")
         assert await shown.all_text_contents() == parts
         assert await page.locator(".prompt .text").text_content() == text
@@ -148,19 +148,19 @@ async def test_what_prompts_and_answers_contain_is_text(
 
 @pytest.mark.parametrize("phone", [False, True])
 @pytest.mark.parametrize("dark", [False, True])
-async def test_it_fits_and_is_accessible(browser: Browser, room: Room, phone: bool, dark: bool) -> None:
-    async with visiting(browser, room.url, phone=phone, dark=dark) as page:
+async def test_it_fits_and_is_accessible(browser: Browser, playground: Playground, phone: bool, dark: bool) -> None:
+    async with visiting(browser, playground.url, phone=phone, dark=dark) as page:
         await expect(page.get_by_text("Send a message.")).to_be_visible()
         await check_accessible(page)
-        await say(page, "code:\n```python\nprint(1)\n```")
-        await done(page)
+        await send_prompt(page, "code:\n```python\nprint(1)\n```")
+        await wait_until_answered(page)
         if phone:
             await answers(page).get_by_text("Why?").click()
         await expect(page.get_by_role("link", name="Open record")).to_be_visible()
         await check_no_sideways_scroll(page)
         await check_accessible(page)
         await choose(page, "coder", "painter")
-        await say(page, "art")
-        await done(page)
+        await send_prompt(page, "art")
+        await wait_until_answered(page)
         await check_no_sideways_scroll(page)
         await check_accessible(page)

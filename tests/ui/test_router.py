@@ -92,7 +92,7 @@ async def move(page: Page, button: str, why: str) -> None:
     await page.keyboard.press("Enter")
 
 
-async def test_before_anything_is_trained_it_says_what_makes_each_kind(browser: Browser, tmp_path: Path) -> None:
+async def test_before_training_it_explains_how_to_make_each_kind(browser: Browser, tmp_path: Path) -> None:
     async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/router") as page:
         await expect(page.get_by_text("None yet; run coe train.")).to_be_visible()
         await page.get_by_role("link", name="Assignment").click()
@@ -112,12 +112,12 @@ async def test_two_versions_side_by_side_fit_and_are_accessible(
         await expect(page.locator("coe-chart canvas")).to_have_count(2)
         cell = page.get_by_role("button", name="15 of 100 prompts of code were predicted as art")
         await cell.focus()
-        await expect(page.locator(".heat-told")).to_contain_text("(15 %)")
+        await expect(page.locator(".heat-description")).to_contain_text("(15 %)")
         await check_no_sideways_scroll(page)
         await check_accessible(page)
 
 
-async def test_a_version_is_put_into_use_with_why_and_gone_back_from(browser: Browser, shop: Shop) -> None:
+async def test_a_version_is_promoted_with_a_reason_and_rolled_back(browser: Browser, shop: Shop) -> None:
     was = shop.store.in_use()
     to = shop.old if was == shop.new else shop.new
     async with visiting(browser, shop.url()) as page:
@@ -141,7 +141,7 @@ async def test_a_version_is_put_into_use_with_why_and_gone_back_from(browser: Br
         assert shop.store.history()[-1].by == "rollback"
 
 
-async def test_what_does_not_fit_is_refused_in_the_dialog(browser: Browser, shop: Shop) -> None:
+async def test_a_version_that_does_not_fit_is_refused_in_the_dialog(browser: Browser, shop: Shop) -> None:
     was = shop.store.in_use()
     async with visiting(browser, shop.url()) as page:
         await move(page, f"Promote {shop.foreign}", "a try")
@@ -169,7 +169,7 @@ def found(settings: Settings) -> dict[str, Any]:
     return {"object": "status", "time": now, "report": report}
 
 
-async def test_what_was_found_in_the_traffic_is_told_with_the_entry_to_copy(
+async def test_findings_in_the_traffic_are_shown_with_the_entry_to_copy(
     browser: Browser, shop: Shop, found: dict[str, Any]
 ) -> None:
     async with visiting(browser, shop.url()) as page:

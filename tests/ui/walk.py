@@ -15,7 +15,7 @@ from playwright.async_api import Browser, Page, expect
 
 from tests.ui.browsing import browsing, check_accessible, check_no_sideways_scroll, visiting
 
-PATIENCE = 120_000
+TIMEOUT_MS = 120_000
 """Milliseconds for a small model on a busy machine."""
 
 
@@ -23,7 +23,7 @@ async def ask(page: Page) -> None:
     await page.get_by_label("Your message").fill("Write a Python function that reverses a list")
     await page.keyboard.press("Enter")
     why = page.get_by_role("complementary", name="Why")
-    await expect(why.get_by_role("link", name="Open record")).to_be_visible(timeout=PATIENCE)
+    await expect(why.get_by_role("link", name="Open record")).to_be_visible(timeout=TIMEOUT_MS)
     await expect(why.locator(".neighbours li").first).to_be_visible()
     await expect(why.get_by_role("region", name="Candidates")).to_contain_text("(chosen)")
     await expect(page.locator("article.answer")).not_to_be_empty()
@@ -40,18 +40,18 @@ async def read(page: Page) -> None:
     await expect(page.get_by_role("heading", name="Candidates")).to_be_visible()
 
 
-async def glance(page: Page) -> None:
-    """Nothing is asked of it but to show what there is."""
-    await expect(page.get_by_role("status").filter(has_text="Loading")).to_have_count(0, timeout=PATIENCE)
+async def loads(page: Page) -> None:
+    """The view shows what there is."""
+    await expect(page.get_by_role("status").filter(has_text="Loading")).to_have_count(0, timeout=TIMEOUT_MS)
 
 
 WALK: Mapping[str, Callable[[Page], Coroutine[None, None, None]]] = {
     "playground": ask,
     "live": watch,
     "log": read,
-    "map": glance,
-    "router": glance,
-    "experts": glance,
+    "map": loads,
+    "router": loads,
+    "experts": loads,
 }
 
 

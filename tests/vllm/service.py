@@ -82,9 +82,9 @@ class Service:
         host = (sys.executable, "-m", "tests.vllm.host", str(self.folder / "experts.yaml"), str(self._port), engine)
         process = self._run(*host, PATH=f"{self._bin_folder}:{os.environ['PATH']}")
         deadline = time.monotonic() + START
-        while "CoE answers at" not in self.said:
-            assert process.poll() is None, f"coe up ended:\n{self.said}"
-            assert time.monotonic() < deadline, f"coe up takes too long:\n{self.said}"
+        while "CoE answers at" not in self.output:
+            assert process.poll() is None, f"coe up ended:\n{self.output}"
+            assert time.monotonic() < deadline, f"coe up takes too long:\n{self.output}"
             time.sleep(0.1)
 
     def _run(self, *command: str, **environ: str) -> subprocess.Popen[bytes]:
@@ -94,28 +94,28 @@ class Service:
         return process
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """The output of `coe up`."""
         return self._log.read_text(errors="replace")
 
     def wait_for_line(self, text: str, *, times: int = 1, within: float = START) -> None:
         """Waits until its output has contained `text` that many times."""
         deadline = time.monotonic() + within
-        while self.said.count(text) < times:
-            assert time.monotonic() < deadline, f"not said {times} times: {text!r}\n{self.said}"
+        while self.output.count(text) < times:
+            assert time.monotonic() < deadline, f"not printed {times} times: {text!r}\n{self.output}"
             time.sleep(0.1)
 
     def ask(self, model: str, text: str = "Hello, who are you?", **body: Any) -> httpx.Response:
         """One chat, not streamed."""
         message = {"role": "user", "content": text}
-        asked = {"model": model, "messages": [message], "max_tokens": 12, "temperature": 0, **body}
-        return self.client.post("/v1/chat/completions", json=asked)
+        body_sent = {"model": model, "messages": [message], "max_tokens": 12, "temperature": 0, **body}
+        return self.client.post("/v1/chat/completions", json=body_sent)
 
     def until_answered(self, model: str) -> None:
         """Until the expert itself gives an answer."""
         deadline = time.monotonic() + START
         while not _is_of(model, response := self.ask(model, max_tokens=1)):
-            assert time.monotonic() < deadline, f"{model} does not come back: {response.text}\n{self.said}"
+            assert time.monotonic() < deadline, f"{model} does not come back: {response.text}\n{self.output}"
             time.sleep(0.5)
 
     @property

@@ -22,7 +22,7 @@ AWAKE, ASLEEP, STOPPED = "awake", "asleep", "stopped"
 
 @pytest.fixture(scope="module")
 def service(model: Path, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A device for one of them; `sleeper` is told to answer when in doubt."""
+    """A device for one of them; `sleeper` is tiers_by_expert to answer when in doubt."""
     with Service(tmp_path_factory.mktemp("turns"), bin_folder=python.parent) as service:
         options = {**OPTIONS, "max-num-seqs": 2, "max-num-queued-reqs": 8}
         service.declare(
@@ -49,8 +49,8 @@ def service(model: Path, python: Path, tmp_path_factory: pytest.TempPathFactory)
 def tiers(service: Service) -> dict[str, str]:
     """As `coe status` asks for them."""
     settings = Settings.read({}, config=service.folder / "experts.yaml")
-    told = asyncio.run(fetch_tiers(settings.residency_link.readlink()))
-    return {name: one["tier"] for name, one in told.items()}
+    tiers_by_expert = asyncio.run(fetch_tiers(settings.residency_link.readlink()))
+    return {name: one["tier"] for name, one in tiers_by_expert.items()}
 
 
 def metric(service: Service, name: str, expert: str) -> float:
@@ -63,7 +63,7 @@ def metric(service: Service, name: str, expert: str) -> float:
 def test_a_requested_server_is_loaded_and_the_other_unloaded(service: Service) -> None:
     assert tiers(service) == {"sleeper": AWAKE, "stopper": STOPPED}
     assert text_of(service.ask("sleeper"))
-    with ThreadPoolExecutor(3) as threads:  # held together, one switch
+    with ThreadPoolExecutor(3) as threads:  # they wait together: one switch
         answers = list(threads.map(lambda number: service.ask("stopper", f"Hello {number}"), range(3)))
     assert [answer.headers["x-coe-expert"] for answer in answers] == ["stopper"] * 3
     assert all(text_of(answer) for answer in answers)
@@ -73,7 +73,7 @@ def test_a_requested_server_is_loaded_and_the_other_unloaded(service: Service) -
     assert text_of(service.ask("sleeper"))
     assert tiers(service) == {"sleeper": AWAKE, "stopper": STOPPED}
     assert metric(service, "coe_expert_switches", "sleeper") == 1
-    assert service.said.count("server 'sleeper' is ready") == 1, "it slept and was not started again"
+    assert service.output.count("server 'sleeper' is ready") == 1, "it slept and was not started again"
 
 
 def test_a_stream_is_not_interrupted_by_an_eviction(service: Service) -> None:
@@ -90,11 +90,11 @@ def test_a_stream_is_not_interrupted_by_an_eviction(service: Service) -> None:
 
 def test_a_killed_vllm_server_starts_again_on_request(service: Service) -> None:
     service.until_answered("stopper")
-    ready = service.said.count("server 'stopper' is ready")
+    ready = service.output.count("server 'stopper' is ready")
     service.process("transformers").send_signal(signal.SIGKILL)
     service.wait_for_line("server 'stopper' was killed by SIGKILL")
     service.until_answered("stopper")
-    assert service.said.count("server 'stopper' is ready") == ready + 1
+    assert service.output.count("server 'stopper' is ready") == ready + 1
 
 
 def test_no_process_is_left_at_the_end(service: Service) -> None:

@@ -163,7 +163,7 @@ class ServerSupervisor:
             self._ray.kill(actor)
 
     async def _result(self, call: Awaitable[Any]) -> Any:
-        """Awaits a call of the actor. Raises its FleetError, or one that says that the actor is gone."""
+        """Awaits a call of the actor. Raises its FleetError, or one that reports the lost actor."""
         errors = self._ray.exceptions
         try:
             return await call

@@ -23,7 +23,7 @@ FIRST_TOKEN_TIMEOUT = 60.0
 
 
 class ManagedServer:
-    """Carries out one order at a time: the caller awaits each before it gives the next."""
+    """Carries out one order at a time: the caller awaits each before the next."""
 
     def __init__(
         self,

@@ -199,8 +199,8 @@ def _eviction_order(server: ServerState, state: DeviceState) -> tuple[int, float
 
 def _freed_memory(server: ServerState) -> float:
     """GB that unloading the server frees."""
-    kept = server.profile.asleep_memory if server.profile.sleeps and server.tier != "asleep" else 0.0
-    return server.device_memory - kept
+    asleep_memory = server.profile.asleep_memory if server.profile.sleeps and server.tier != "asleep" else 0.0
+    return server.device_memory - asleep_memory
 
 
 def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Action]:

@@ -1,4 +1,4 @@
-"""Runs servers that share devices: carries out the scheduler's orders and holds requests until their expert is awake.
+"""Runs servers that share devices: carries out the scheduler's orders; requests wait until their expert is awake.
 
 `coe up` enters a `Residency` in place of a `Fleet` if experts.yaml declares `residency`. Each device has its own
 Scheduler; this module connects it to the clock, the processes and the waiting requests.
@@ -170,7 +170,9 @@ class Residency:
             return None
         schedule, now = self._schedules[key], self._loop.time()
         scheduler, tier = schedule.scheduler, schedule.scheduler.tier(key)
-        if tier != "awake" and (timeout <= 0 or self._is_awake(stand_in)):
+        other = self._server_of.get(stand_in)
+        answers_instead = other is not None and self._schedules[other].scheduler.tier(other) == "awake"
+        if tier != "awake" and (timeout <= 0 or answers_instead):
             if timeout > 0:
                 scheduler.request_redirected(key, now, category=category)
                 self._decide(schedule)
@@ -192,10 +194,6 @@ class Residency:
         if schedule := self._schedule_of.pop(ticket, None):
             schedule.scheduler.request_ended(ticket, self._loop.time())
             self._decide(schedule)
-
-    def _is_awake(self, expert: str) -> bool:
-        key = self._server_of.get(expert)
-        return key is not None and self._schedules[key].scheduler.tier(key) == "awake"
 
     def _on_timeout(self, ticket: Ticket) -> None:
         request = self._waiting[ticket]

@@ -18,7 +18,7 @@ RATE_DECAY = 120.0
 SHARE_DECAY = 3600.0
 """Seconds in which the weight of a request in an expert's share of a category decays to 1/e."""
 MIN_PERIOD = 30.0
-"""Shortest period, in seconds, that a rate is measured over. Otherwise the first request would look like many."""
+"""Shortest period, in seconds, that a rate is measured over. Otherwise the first request would count as many."""
 PRIOR_REQUESTS = 1.0
 """Requests that the assigned expert of a category counts for before any traffic."""
 OWN_WEIGHT = 0.5

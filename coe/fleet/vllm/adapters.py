@@ -23,19 +23,13 @@ FileVersion = tuple[int, int, int] | None
 
 
 class Servers(Protocol):
-    """A fleet whose servers, by key, accept LoRA adapters while they run; all methods raise FleetError."""
+    """A fleet whose servers, by key, accept LoRA adapters while they run; see `coe.fleet.fleet.Fleet`."""
 
-    async def load_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Serves these folders, by name, too. Returns the new names."""
-        ...
+    async def load_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]: ...
 
-    def stale_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """The adapters served beyond these."""
-        ...
+    def stale_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]: ...
 
-    async def unload_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Stops serving all adapters but these. Returns the removed names."""
-        ...
+    async def unload_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]: ...
 
 
 class AdapterSync:

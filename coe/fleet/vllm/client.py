@@ -1,7 +1,7 @@
 """The administrative API of a running vLLM server: sleep and wake, load and unload LoRA adapters.
 
-vLLM offers these endpoints, without a key, only if its environment says so. They are for the process that started the
-server, on loopback; no route of the gateway leads to them.
+vLLM offers these endpoints, without a key, only if its environment enables them. They are for the process that started
+the server, on loopback; no route of the gateway leads to them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class VllmClient:
         """Lets requests in flight end, then frees the device. Level 1 keeps the weights in RAM, level 2 drops them.
 
         Later requests wait, without an answer, until `wake`: send none. A server that is not asleep in time is woken
-        again before the error is raised, so that it never swallows requests unnoticed. Memory is freed only if the
+        again before the error is raised, so that no request waits in it unnoticed. Memory is freed only if the
         server was started with `--enable-sleep-mode` on a GPU; elsewhere it only pauses.
         """
         try:
@@ -62,7 +62,7 @@ class VllmClient:
             await self._post("/wake_up", time_limit=time_limit)
 
     async def is_sleeping(self, *, time_limit: float = _SHORT) -> bool:
-        """Whether it sleeps at any level."""
+        """Returns True if it sleeps at any level."""
         _, text = await self._request("GET", "/is_sleeping", None, time_limit=time_limit)
         try:
             return bool(orjson.loads(text)["is_sleeping"])

@@ -1,6 +1,7 @@
 """Builds the command line and the environment of a vLLM server for the experts that share one model.
 
-Also reads the folders of LoRA adapters: their ranks become flags, and `adapter_problem` says why vLLM cannot serve one.
+Also reads the folders of LoRA adapters: their ranks become flags, and `adapter_problem` reports why vLLM cannot serve
+one.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _adapter_config(folder: Path) -> dict[str, Any] | None:
 READY_TIMEOUT = 900.0
 """Seconds: large weights may come from a slow disk, and CUDA graphs are compiled."""
 _MAX_LORAS = 8
-"""Adapters in one batch by default (`max-loras`); each takes memory. More adapters are served in turn."""
+"""Adapters in one batch by default (`max-loras`); each needs memory. More adapters are served in turn."""
 _MULTI_SERVER_FLAGS = ("data-parallel-size", "api-server-count")
 
 

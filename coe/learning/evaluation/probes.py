@@ -14,6 +14,9 @@ import orjson
 
 from coe.core import Chat, Message
 from coe.errors import DataError
+from coe.experts.recipes.choices import chosen
+from coe.experts.recipes.numbers import unclear
+from coe.experts.recipes.wording import normalised
 from coe.learning.evaluation import checkers
 from coe.learning.evaluation.tables import numbered_rows
 from coe.routing.classification import routing_text
@@ -142,11 +145,11 @@ def _reference(row: Mapping[str, Any], checker: Checker) -> str | None:
         return None
     if not isinstance(reference, str) or not reference.strip():
         raise ValueError(f"checker {checker!r} needs a `reference`: the right answer as text")
-    if checker in ("exact", "contains") and not checkers.normalised(reference):
+    if checker in ("exact", "contains") and not normalised(reference):
         raise ValueError("`reference` is nothing but punctuation, which this checker ignores")
-    if checker == "choice" and checkers.chosen(reference) is None:
+    if checker == "choice" and chosen(reference) is None:
         raise ValueError("`reference` of a choice must be one letter from A to J")
-    if checker == "numeric" and (why := checkers.unclear(reference)):
+    if checker == "numeric" and (why := unclear(reference)):
         raise ValueError(f"`reference` of a numeric probe {why}")
     return reference
 

@@ -33,7 +33,7 @@ class Quality:
     parameters, NaN where unknown. `left_out` counts prompts that lack a score of some model. `coarse` are the wider
     categories of prompts with a label, "" where a prompt has none, () where all have none. `strays` holds the prompt_id
     of each score that belongs to no prompt. `gaps` counts by model the prompts that lack its score, and `unscored`
-    names the requested models without usable scores.
+    names the requested models without usable scores. `prompt_ids` identify the prompts in the other files.
     """
 
     benchmark: str
@@ -47,6 +47,7 @@ class Quality:
     strays: tuple[str, ...] = ()
     gaps: Mapping[str, int] = field(default_factory=dict)
     unscored: tuple[str, ...] = ()
+    prompt_ids: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -110,6 +111,7 @@ def read_quality(
         raise DataError(f"{scores.path}: no prompt has a score of every model; {worst} lacks {gaps[worst]}")
     kept = np.flatnonzero(whole).tolist()
     texts, categories, coarse = prompts.texts("prompt"), _categories(prompts), prompts.texts("category")
+    prompt_ids = tuple(number)
     return Quality(
         benchmark=name,
         prompts=tuple(texts[i] for i in kept),
@@ -126,6 +128,7 @@ def read_quality(
         ),
         gaps=dict(zip(models, np.isnan(matrix).sum(axis=0).tolist(), strict=True)),
         unscored=tuple(model for model in only if model not in models),
+        prompt_ids=tuple(prompt_ids[i] for i in kept),
     )
 
 

@@ -1,8 +1,6 @@
 """Reads and writes data files: tables of named columns, numbered rows, and labelled prompts.
 
-Reads parquet, JSON Lines and CSV, and writes parquet.
-
-Every error names the file and the row.
+Reads parquet, JSON Lines and CSV, and writes parquet. Every error names the file and the row.
 """
 
 from __future__ import annotations
@@ -98,15 +96,10 @@ def _parquet(path: Path) -> dict[str, list[Any]]:
 
 def _json_lines(path: Path) -> dict[str, list[Any]]:
     rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if line.strip():
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number}: not an object")
-            rows.append(row)
+    for number, row in numbered_rows(path):
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number}: not an object")
+        rows.append(row)
     return {name: [row.get(name) for row in rows] for name in {key for row in rows for key in row}}
 
 

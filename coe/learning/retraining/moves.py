@@ -35,6 +35,8 @@ MIN_RATED = 10
 """Rated requests that an expert needs in a category before the log can show a move to it."""
 MAX_UNSUPPORTED = 0.2
 """Largest share of a move's traffic that the log could not have sent to the new expert."""
+MAX_LOSS_ELSEWHERE = 0.01
+"""Loss of mean quality in one source above which a move that another source shows is rejected."""
 MIN_LEAD = 0.01
 """Minimum quality by which an expert without evidence stays behind the chosen one."""
 
@@ -200,12 +202,12 @@ def judged_moves(
     served: Served | None,
     probes: HeldOutProbes | None,
     level: float,
-    margin: float,
 ) -> tuple[Move, ...]:
     """The moves that `rows` propose, each with its evidence and verdict.
 
     `level` bounds the probability that any move without a gain is accepted. Of two sources the held-out set gets
-    FIRST_SOURCE_SHARE of it. A move that one source shows is rejected where another shows a loss of more than `margin`.
+    FIRST_SOURCE_SHARE of it. A move that one source shows is rejected where another shows a larger loss than
+    MAX_LOSS_ELSEWHERE.
     """
     proposed = moved_categories(current, rows)
     found = {category: _move(current, rows, category, served=served, probes=probes) for category in proposed}
@@ -217,10 +219,7 @@ def judged_moves(
     past = {category for category in by_log if served and not _gains_recently(served, current, category)}
     found |= {category: replace(found[category], verdict="not recent") for category in past}
     by_log -= past
-    verdicts = {
-        category: _verdict(move, shown=category in by_log | by_probes, margin=margin)
-        for category, move in found.items()
-    }
+    verdicts = {category: _verdict(move, shown=category in by_log | by_probes) for category, move in found.items()}
     if probes is not None:
         rest = [category for category in found if _may_join(found[category], verdicts[category], probes, category)]
         base = with_rows(current, rows, [category for category, verdict in verdicts.items() if verdict == "better"])
@@ -281,10 +280,10 @@ def _may_join(move: Move, verdict: Verdict, probes: HeldOutProbes, category: int
     return verdict in ("not better", "thin support") and enough and not loses
 
 
-def _verdict(move: Move, *, shown: bool, margin: float) -> Verdict:
+def _verdict(move: Move, *, shown: bool) -> Verdict:
     if not shown:
         return move.verdict
-    worse = any(one.value < -margin and one.below < SIGNIFICANCE for one in move.contrasts.values())
+    worse = any(one.value < -MAX_LOSS_ELSEWHERE and one.below < SIGNIFICANCE for one in move.contrasts.values())
     return "worse elsewhere" if worse else "better"
 
 

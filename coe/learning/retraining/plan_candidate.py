@@ -143,8 +143,6 @@ SIDE_EFFECT_SAMPLE = 20_000
 """Newest requests on which the side effects of opening a category are measured."""
 LOSS_TOLERANCE = 1e-4
 """Quality by which the five digits of logged posteriors may move an expert across the limit of exploration."""
-MAX_LOSS_ELSEWHERE = 0.01
-"""Loss of mean quality in one source above which a move that another source shows is rejected."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,7 +226,7 @@ def _judge_moves(
     """The judged moves, with the categories to open for exploration, and the quality rows (m, k) that make them."""
     present, may_open = current.charged(current.assignment), base is not None and probes is None
     opening = OPENING_SHARE * level if may_open else 0.0
-    moves = judged_moves(present, rows, served=served, probes=probes, level=level - opening, margin=MAX_LOSS_ELSEWHERE)
+    moves = judged_moves(present, rows, served=served, probes=probes, level=level - opening)
     if served is None or base is None or not may_open:
         return moves, rows
     opened, rows = explored_moves(

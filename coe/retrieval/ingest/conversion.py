@@ -1,12 +1,8 @@
-"""Convert files to text: text and Markdown in this process, HTML and PDF in a sandboxed child process.
+"""Find files to index and convert them to text: text and Markdown in this process, HTML and PDF in a sandboxed child.
 
-The child process has limits for memory, CPU and wall-clock time, cannot write files, start processes or gain
-privileges, and has an empty environment. It can still read what the user may read, and use the network: convert
-documents from untrusted people in a virtual machine.
-
-Find the files of paths and patterns that can be indexed, and report why others cannot.
-
-Links are resolved; a link that leaves the given folder is rejected.
+`find_files` resolves links and rejects one that leaves the given folder. The child process has limits for memory, CPU
+and wall-clock time, cannot write files, start processes or gain privileges, and has an empty environment. It can still
+read what the user may read, and use the network: convert documents from untrusted people in a virtual machine.
 """
 
 from __future__ import annotations

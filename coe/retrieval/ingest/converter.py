@@ -72,7 +72,7 @@ def _convert(job: dict[str, str]) -> dict[str, str]:
     except UnreadableFile as error:
         return {"error": str(error)}
     except MemoryError:
-        return {"error": f"reading it takes more than {MAX_MEMORY_BYTES // 2**20} MiB of memory; split it"}
+        return {"error": f"reading it needs more than {MAX_MEMORY_BYTES // 2**20} MiB of memory; split it"}
     except RecursionError:
         return {"error": "it is nested too deep"}
     except Exception as error:  # libraries raise errors of any type for broken files

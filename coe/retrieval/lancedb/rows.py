@@ -1,6 +1,4 @@
-"""Convert documents to rows of a LanceDB table (one for each chunk) and back, and build filter conditions.
-
-Hybrid search in a LanceDB table.
+"""Rows of a LanceDB table, one for each chunk: conversion from and to documents, filter conditions, and hybrid search.
 
 Vector search and full-text search return row ids and scores only. Vectors and texts, which cost more to fetch, are
 read afterwards for the best candidates.

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -34,7 +33,7 @@ from gateway.endpoints.operation import (
 )
 from gateway.observability.state_metrics import ARTIFACT_INFO, RELOAD_FAILED
 from gateway.parts import Parts
-from gateway.request.body import read_body, validated
+from gateway.request.body import RequestModel, read_body, validated
 
 MAX_BODY_BYTES = 16 * 1024
 RETRY_AFTER = 2.0
@@ -44,9 +43,7 @@ _Version = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0
 _Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$")]
 
 
-class _MoveRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
+class _MoveRequest(RequestModel):
     why: _Reason
     """Stored in the history."""
     expected_version: _Version | None = None
@@ -97,18 +94,6 @@ class Artifacts:
         return json_response({"object": "list", "reload_error": error or (elsewhere if failed else None), "data": data})
 
     @operation(
-        "GET /v1/artifacts/{kind}/{version}",
-        "readArtifact",
-        "The version.",
-        _ONE,
-        problems={404: "No such kind or version."},
-    )
-    async def get(self, request: Request) -> Response:
-        """Read one version with its report."""
-        shelf = self._shelf(request)
-        return json_response(await asyncio.to_thread(shelf.details, request.path_params["version"]))
-
-    @operation(
         "POST /v1/artifacts/{kind}/promote",
         "promoteArtifact",
         "The version is in use.",
@@ -144,6 +129,18 @@ class Artifacts:
             kind, body, lambda settings, store: versions.roll_back(settings, store, kind, why=body.why)
         )
 
+    @operation(
+        "GET /v1/artifacts/{kind}/{version}",
+        "readArtifact",
+        "The version.",
+        _ONE,
+        problems={404: "No such kind or version."},
+    )
+    async def get(self, request: Request) -> Response:
+        """Read one version with its report."""
+        shelf = self._shelf(request)
+        return json_response(await asyncio.to_thread(shelf.details, request.path_params["version"]))
+
     async def _move(
         self, kind: str, body: _MoveRequest, move: Callable[[Settings, ArtifactStore], VersionChange]
     ) -> Response:
@@ -176,10 +173,10 @@ class Artifacts:
 def _make_move(
     settings: Settings, kind: str, expected: str | None, move: Callable[[Settings, ArtifactStore], VersionChange]
 ) -> VersionChange:
-    with _as_request_errors():
+    try:
         share = open_declared(settings)
-        store = ArtifactStore(settings.artifacts, kind, share)
         try:
+            store = ArtifactStore(settings.artifacts, kind, share)
             mirror([store])
             if expected is not None and (now := store.in_use()) != expected:
                 raise ArtifactError(f"{kind} {now or 'none'} is in use now, not {expected}; reload and try again")
@@ -187,11 +184,5 @@ def _make_move(
         finally:
             if share is not None:
                 share.close()
-
-
-@contextmanager
-def _as_request_errors() -> Iterator[None]:
-    try:
-        yield
     except (ArtifactError, ConfigError) as error:
         raise ArtifactRefused(str(error)) from error

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -48,7 +48,7 @@ from gateway.endpoints.operation import (
     operation,
 )
 from gateway.parts import Parts
-from gateway.request.body import read_body, validated
+from gateway.request.body import RequestModel, read_body, validated
 from gateway.serving_state import Serving
 
 MAX_FAILURES = 10
@@ -210,10 +210,9 @@ def _assigned(assignment: Assignment, name: str) -> list[dict[str, Any]]:
     return sorted(own, key=lambda row: -(row["margin"] or 0.0))
 
 
-class ExpertEntry(BaseModel):
+class ExpertEntry(RequestModel):
     """An entry for the list `experts` of experts.yaml."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     entry: Annotated[str, Field(min_length=1, max_length=16_000)]
     """YAML: `- name: ...` and its other keys."""
 
@@ -275,7 +274,7 @@ class Onboarding:
             return (), list(error.problems)
 
     def _scored(self, name: str) -> bool:
-        """Whether the plan in use was solved from scores of the expert."""
+        """Returns whether the plan in use was solved from scores of the expert."""
         version = self._current.serving.versions.get(ASSIGNMENT)
         try:
             stored = None if version is None else read_plan_file(self._plans.published(version).folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -43,7 +43,7 @@ from gateway.endpoints.operation import (
     problems,
 )
 from gateway.parts import Parts
-from gateway.request.body import read_body, validated
+from gateway.request.body import RequestModel, read_body, validated
 from gateway.serving_state import Serving
 
 MAX_BODY_BYTES = 4 * 1024
@@ -52,10 +52,8 @@ _UNCHANGED = ("source", "deviations", "uses", "budget", "value_of_expert")
 _Limit = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 
 
-class BudgetRequest(BaseModel):
+class BudgetRequest(RequestModel):
     """The budget to solve under; a row that is missing or null sets no limit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     memory_gb: _Limit | None = None
     """Memory of all hosted experts together."""

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -40,6 +40,7 @@ from gateway.endpoints.operation import (
 )
 from gateway.observability.observers import find_record
 from gateway.parts import Parts
+from gateway.request.body import RequestModel
 
 MAX_RECORDS = 200
 MAX_VALUE_CHARACTERS = 128
@@ -71,10 +72,8 @@ DECISION_FIELDS = (
 """Fields that a recorded and a replayed decision are compared in."""
 
 
-class RecordQuery(BaseModel):
+class RecordQuery(RequestModel):
     """Filters of the list, which has the newest records first."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     before: Annotated[str, Field(pattern=r"^([0-9]{1,19}(-[0-9]{1,19})?)?$")] = ""
     since: _Time = 0.0

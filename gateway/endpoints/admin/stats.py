@@ -15,7 +15,7 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -39,6 +39,7 @@ from gateway.endpoints.operation import (
     query_of,
 )
 from gateway.parts import Parts
+from gateway.request.body import RequestModel
 
 SEND_SECONDS = 10.0
 """Time limit for a client to read an event; after it the stream ends."""
@@ -121,10 +122,9 @@ class SharedSnapshot:
             self._taking = None
 
 
-class StreamQuery(BaseModel):
+class StreamQuery(RequestModel):
     """How often to send an event, and how many; without a number the stream does not end."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     interval: Annotated[int, Field(ge=1, le=MAX_INTERVAL_SECONDS)] = 1
     events: Annotated[int, Field(ge=1, le=MAX_EVENTS)] | None = None
 

@@ -52,7 +52,7 @@ export function heatmap(at, { label, corner, rows, columns, cell, idle }) {
         </tbody>
       </table>
     </div>
-    <p class="heat-told faint" aria-hidden="true">${at.touched ? cell(row, column).description : idle}</p>
+    <p class="heat-description faint" aria-hidden="true">${at.touched ? cell(row, column).description : idle}</p>
   `;
 }
 

@@ -1,4 +1,4 @@
-"""A gateway to talk with in the playground, and what a visitor does there."""
+"""A gateway with experts for the playground, and the actions of a visitor there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from playwright.async_api import Locator, Page, expect
 
 from tests.gateway.served import Served, serving
-from tests.ui.echo import Echo
+from tests.ui.echo_server import EchoServer
 
 MODELS = {
     "coder": "echo",
@@ -23,9 +23,9 @@ MODELS = {
 
 
 @dataclass(frozen=True)
-class Room:
+class Playground:
     served: Served
-    echo: Echo
+    echo: EchoServer
 
     @property
     def url(self) -> str:
@@ -33,24 +33,24 @@ class Room:
 
 
 @asynccontextmanager
-async def talking(folder: Path) -> AsyncIterator[Room]:
+async def open_playground(folder: Path) -> AsyncIterator[Playground]:
     """A gateway over all of MODELS."""
-    echo = Echo()
+    echo = EchoServer()
     runner = await echo.start()
     usual = {"runtime": "external", "base_url": echo.url, "prices": {"output": 2.0}, "context_length": 10**6}
     experts = [{"name": name, "model": model, **usual} for name, model in MODELS.items()]
     assignment = {"code": "coder", "art": "painter", "general": "coder"}
     async with serving(folder, experts=experts, assignment=assignment) as served:
-        yield Room(served, echo)
+        yield Playground(served, echo)
     await runner.cleanup()
 
 
-async def say(page: Page, text: str) -> None:
+async def send_prompt(page: Page, text: str) -> None:
     await page.get_by_label("Your message").fill(text)
     await page.keyboard.press("Enter")
 
 
-async def done(page: Page) -> None:
+async def wait_until_answered(page: Page) -> None:
     await expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 

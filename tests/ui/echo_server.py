@@ -1,4 +1,4 @@
-"""Experts to talk to: one that says again what it was told, one that breaks off when it is told to."""
+"""An expert's server for the playground: one model repeats the prompt, one breaks off on request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiohttp import web
 from tests.experts.faulty_server import CHUNK, DONE, LAST, FaultyServer
 
 
-class Echo(FaultyServer):
+class EchoServer(FaultyServer):
     """A FaultyServer whose model `echo` streams the last message back, in pieces of a thousand characters, and whose
     model `breaks` says one word, and an error once it `may_break`."""
 

@@ -1,0 +1,127 @@
+"""Reads the recorded answers of experts beside their scores: which answers are equal, and how long they are.
+
+`coe score` writes answers.parquet. Public data may have output_chars in place of output_tokens. Answers are equal when
+their normalized forms are equal: numbers by value, code by the parsed program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.errors import DataError
+from coe.experts.recipes.agreement import answer_classes
+from coe.experts.recipes.answers import final_answer
+from coe.experts.recipes.wording import MAX_READ_CHARACTERS
+from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table
+
+CHARACTERS_PER_TOKEN = 4.0
+"""Converts `output_chars` into tokens."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedAnswers:
+    """The answers of the models of a `Quality` to its prompts; all arrays have shape (n_prompts, n_models).
+
+    Equal numbers in a row of `classes` are equal answers, -1 where there is none. `tokens` are output tokens; where a
+    count is missing, the model's mean stands in (or the mean of all models). `recorded` is True where the table has a
+    row, also one whose answer could not be read.
+    """
+
+    classes: NDArray[np.int64]
+    tokens: NDArray[np.float64]
+    recorded: NDArray[np.bool_]
+
+
+def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
+    """Read `answers` (.parquet, .jsonl or .csv), aligned with `quality`; None where the folder has no such file.
+
+    Rows of other benchmarks and other models are ignored. Raises DataError for a missing column, answers to unknown
+    prompts, two rows for one prompt and model, negative lengths, or no answer at all.
+    """
+    path = find_table(folder, "answers")
+    if path is None:
+        return None
+    table = read_table(path, needed=("prompt_id", "model", "answer"))
+    length_column = _length_column(table)
+    table = table.where("benchmark", quality.benchmark)
+    _check_prompts(table, folder, quality)
+    rows, columns, found = _cells(table, quality)
+    shape = (len(quality.prompts), len(quality.models))
+    recorded = np.zeros(shape, dtype=bool)
+    recorded[rows, columns] = True
+    texts = np.full(shape, None, dtype=object)
+    texts[rows, columns] = _normalized([answer for row, answer in enumerate(table.texts("answer")) if row in found])
+    lengths = np.array(table.numbers(length_column))[list(found)]
+    if (wrong := np.flatnonzero(lengths < 0)).size:
+        raise DataError(f"{path}: {wrong.size} {length_column} are below 0")
+    tokens = np.full(shape, np.nan)
+    tokens[rows, columns] = lengths if length_column == "output_tokens" else lengths / CHARACTERS_PER_TOKEN
+    return RecordedAnswers(
+        classes=np.array([answer_classes(row) for row in texts.tolist()], dtype=np.int64),
+        tokens=_filled(tokens, path),
+        recorded=recorded,
+    )
+
+
+def _length_column(table: Table) -> str:
+    for name in ("output_tokens", "output_chars"):
+        if name in table.columns:
+            return name
+    raise DataError(
+        f"{table.path}: lacks the column output_tokens (or output_chars); it has {', '.join(table.columns)}"
+    )
+
+
+def _check_prompts(table: Table, folder: Path, quality: Quality) -> None:
+    """Raise DataError for answers to prompts that the prompts' file does not have."""
+    prompts = read_table(needed_table(folder, "prompts"), needed=("prompt_id",)).where("benchmark", quality.benchmark)
+    known = set(prompts.texts("prompt_id"))
+    if strays := [prompt_id for prompt_id in table.texts("prompt_id") if prompt_id not in known]:
+        raise DataError(
+            f"{table.path}: {len(strays)} of {table.length} answers belong to no prompt, {strays[0]!r} for one; "
+            f"compare the prompt_id with {prompts.path.name}"
+        )
+
+
+def _cells(table: Table, quality: Quality) -> tuple[list[int], list[int], dict[int, None]]:
+    """Return the prompt and the model of each row of the table that `quality` covers, and the numbers of these rows."""
+    number = {prompt_id: row for row, prompt_id in enumerate(quality.prompt_ids)}
+    column = {model: index for index, model in enumerate(quality.models)}
+    cells: dict[tuple[int, int], int] = {}
+    twice: list[tuple[str, str]] = []
+    for row, (prompt_id, model) in enumerate(zip(table.texts("prompt_id"), table.texts("model"), strict=True)):
+        if prompt_id in number and model in column:
+            cell = number[prompt_id], column[model]
+            if cell in cells:
+                twice.append((prompt_id, model))
+            cells[cell] = row
+    if twice:
+        raise DataError(
+            f"{table.path}: {len(twice)} answers occur twice, that of {twice[0][1]} to prompt {twice[0][0]!r} for one; "
+            "keep one row for each prompt and model"
+        )
+    if not cells:
+        raise DataError(f"{table.path}: no answer belongs to a scored prompt and model; compare with the scores' file")
+    return [row for row, _ in cells], [column for _, column in cells], dict.fromkeys(cells.values())
+
+
+def _normalized(answers: Sequence[str]) -> list[str | None]:
+    """Return the form by which answers are compared; None for an empty one."""
+    forms = {text: final_answer(text) or " ".join(text[:MAX_READ_CHARACTERS].split()) or None for text in set(answers)}
+    return [forms[text] for text in answers]
+
+
+def _filled(tokens: NDArray[np.float64], path: Path) -> NDArray[np.float64]:
+    """Replace missing counts by the mean of the model's, or of all."""
+    known = np.isfinite(tokens)
+    if not known.any():
+        raise DataError(f"{path}: no answer has a length; fill in output_tokens or output_chars")
+    total, count = np.where(known, tokens, 0.0).sum(axis=0), known.sum(axis=0)
+    means = np.divide(total, count, out=np.full(total.shape, total.sum() / count.sum()), where=count > 0)
+    return np.where(known, tokens, means)
