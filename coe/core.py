@@ -7,6 +7,7 @@ posterior), `Decision` (which expert), `Call` (request to that expert), `Reply` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -27,6 +28,8 @@ Purpose = Literal["score", "chat"]
 Scope = Literal["chat", "route", "feedback", "admin"]
 """Permission of an API key."""
 
+NO_RECIPE = "off"
+"""Value of `RequestOptions.recipe` for single experts only."""
 GENERAL = "general"
 """Name of the fallback category, for uncertain requests. Every registry must declare it."""
 LOAD_SHED = "load_shed"
@@ -72,7 +75,8 @@ class RequestOptions:
     `session` is the client's session id, `cost_weight` the weight of cost in routing (0 best quality, 1 cheapest), and
     `timeout` the limit for the whole request in seconds. `trace_headers` (W3C trace context) and `version_headers`
     (version and betas of the client's API) are forwarded to the expert. `explain` requests the explanation of the
-    decision in the response. `tenant` is the tenant of the API key. `purpose` is None for a user's request.
+    decision in the response. `tenant` is the tenant of the API key. `purpose` is None for a user's request. `recipe` is
+    the name of the recipe to use, NO_RECIPE for single experts only, or empty if the plan decides.
     """
 
     session: str | None = None
@@ -84,6 +88,7 @@ class RequestOptions:
     tenant: str | None = None
     version_headers: Mapping[str, str] = field(default_factory=dict)
     purpose: Purpose | None = None
+    recipe: str = ""
 
     @property
     def forwarded_headers(self) -> Mapping[str, str]:
@@ -206,6 +211,9 @@ class Call:
 
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
     `stand_in` (an expert that is awake and may answer instead) is available.
+
+    A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
+    best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
     """
 
     fields: Mapping[str, Any]
@@ -220,20 +228,103 @@ class Call:
     wake_deadline: float = 0.0
     exclude: frozenset[str] = frozenset()
     tenant: str = ""
+    posterior: NDArray[np.float32] | None = field(default=None, repr=False)
+    deadline: float = math.inf
+    recipe_log: RecipeLog | None = field(default=None, repr=False)
 
 
 class Usage:
     """Token counts of one response, updated while it streams; None if the expert did not report them.
 
-    `events` counts the events of a stream, each of which holds at least one token.
+    `events` counts the events of a stream, each of which holds at least one token. `parts` are the members' names and
+    usages for the answer of a recipe, and empty for one of an expert.
     """
 
     __slots__ = ("events", "input_tokens", "output_tokens")
+
+    parts: tuple[tuple[str, Usage], ...] = ()
 
     def __init__(self) -> None:
         self.input_tokens: int | None = None
         self.output_tokens: int | None = None
         self.events = 0
+
+
+class MemberCall:
+    """One call of a recipe to a member, updated while it runs.
+
+    - `step`: number of the step, from 0.
+    - `outcome`: `answered`, `unreadable` (a complete answer without a final answer that can be compared), `unverified`
+      (returned without complete comparison), `cancelled`, or the cause of the failure.
+    - `usage`: None until the member has begun to answer.
+    - `ms`: duration in milliseconds.
+    - `answer_class`: index of the first call with the same final answer; None without one.
+    - `confidence`: probability that the answer is right, by the last comparison; None before one.
+    - `accepted`: whether this answer was returned.
+    """
+
+    __slots__ = ("accepted", "answer_class", "confidence", "expert", "ms", "outcome", "step", "usage")
+
+    def __init__(self, expert: str, step: int) -> None:
+        self.expert = expert
+        self.step = step
+        self.outcome: str = "cancelled"
+        self.usage: Usage | None = None
+        self.ms = 0.0
+        self.answer_class: int | None = None
+        self.confidence: float | None = None
+        self.accepted = False
+
+
+RecipeStop = Literal[
+    "", "accepted", "last_step", "stream_hold", "held_bytes", "deadline", "unavailable", "failed", "cancelled"
+]
+"""Why a recipe stopped; empty while it runs. `accepted`: its policy accepted an answer before the last step;
+`last_step`: all steps were compared. The next four return an unverified answer: the stream was held as long as allowed,
+the held answers reached the memory limit, the deadline was near, or no member of the last step answered. `failed`: no
+member answered."""
+
+
+class RecipeLog:
+    """What the recipes of one request did: all calls in order, and why the last recipe stopped."""
+
+    __slots__ = ("calls", "recipe", "stop")
+
+    def __init__(self) -> None:
+        self.recipe = ""
+        self.calls: list[MemberCall] = []
+        self.stop: RecipeStop = ""
+
+    @property
+    def accepted(self) -> MemberCall | None:
+        """The call whose answer is returned; None without one."""
+        return next((call for call in self.calls if call.accepted), None)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that were begun."""
+        return len({call.step for call in self.calls})
+
+
+class RecipeUsage(Usage):
+    """The sum over the calls of a recipe that have begun to answer. `refresh` computes it from their present counts."""
+
+    def __init__(self, log: RecipeLog) -> None:
+        super().__init__()
+        self._log = log
+        self.refresh()
+
+    def refresh(self) -> None:
+        self.parts = tuple((call.expert, call.usage) for call in self._log.calls if call.usage is not None)
+        usages = [usage for _, usage in self.parts]
+        self.input_tokens = _sum_of_known([usage.input_tokens for usage in usages])
+        self.output_tokens = _sum_of_known([usage.output_tokens for usage in usages])
+        self.events = sum(usage.events for usage in usages)
+
+
+def _sum_of_known(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 class Reply(Protocol):

@@ -117,7 +117,7 @@ class WrongMediaType(InvalidRequest, code="unsupported_media_type"):
 
 
 class ModelNotFound(InvalidRequest, code="model_not_found"):
-    """`model` is neither `auto` nor a declared expert."""
+    """`model` is neither `auto` nor a declared expert or recipe, or x-coe-recipe names no declared recipe."""
 
 
 class UnknownRequest(InvalidRequest, code="feedback_unknown_request"):

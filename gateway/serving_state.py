@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS
 from coe.artifacts.store import ArtifactStore
-from coe.experts import ReplicatedExpert, ResidencyHold, build_experts
+from coe.experts import ReplicatedExpert, ResidencyHold, build_experts, build_recipes
 from coe.experts.http.client import Client
 from coe.mapping import Consequence
 from coe.registry import Registry
@@ -115,11 +115,12 @@ class Wiring:
             affinity=self._affinity,
             overlays=in_use.overlays,
             retrieval=retrieval,
+            recipes=build_recipes(registry, experts, categories=len(in_use.router.categories)),
         )
         versions = {**in_use.versions, GATE: gate}
         loaded = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(retrieval and retrieval.gate)}
         unused = frozenset(kind for kind, is_loaded in loaded.items() if versions.get(kind) and not is_loaded)
-        access = access_of(registry, self._limiter, host=self._settings.host)
+        access = access_of(registry, self._limiter, routed=composition.routed_arms, host=self._settings.host)
         serving = Serving(composition, access, in_use.index, versions, unused, in_use.consequences)
         self._retire_replaced(experts, in_use.index)
         self._request_timeout = registry.policy.timeout

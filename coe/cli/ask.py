@@ -69,7 +69,7 @@ def _open_router(config: Path | None) -> RouteRequest:
 
     in_use = load_active_state(settings_for(config))
     registry, router = in_use.registry, in_use.router
-    charge = registry.policy.cost_weight * relative_cost(registry)
+    charge = registry.policy.cost_weight * relative_cost(registry, in_use.assignment.experts)
 
     def route_request(fields: dict[str, Any]) -> tuple[Decision, dict[str, float]]:
         chat = parse(orjson.dumps({"model": "auto", **fields}))

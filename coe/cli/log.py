@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import string
 import time
 from dataclasses import replace
 from datetime import datetime
@@ -142,7 +143,7 @@ def _check_format(file: Path) -> None:
 
 def _no_match(query: LogQuery, registry: Registry) -> str:
     """The note for an empty list, with the declared names where the query names something else."""
-    for name, known in (("category", registry.category_names), ("expert", registry.expert_names)):
+    for name, known in (("category", registry.category_names), ("expert", registry.arm_names)):
         if (value := getattr(query, name)) and value not in known:
             return f"no records match; {value!r} is no declared {name}; declared: {', '.join(known)}"
     return "no records match"
@@ -168,7 +169,7 @@ async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json:
 
 _HEADER = (
     f"{'time':19}  {'category':17} {'conf':>4}  {'expert':14} {'reason':9} {'outcome':18} {'tokens':>11} {'ms':>8}  "
-    f"{'id':36}  cause"
+    f"{'id':36}  cause, recipe"
 )
 
 
@@ -187,11 +188,24 @@ def _line(record: RoutingRecord) -> str:
     when = datetime.fromtimestamp(record.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     tokens = "+".join("-" if count is None else str(count) for count in (record.input_tokens, record.output_tokens))
     cause = f"{record.fallback_from or record.expert}: {record.cause}" if record.cause else ""
+    recipe = f"{'; ' if cause else ''}{_recipe(record)}" if record.recipe else ""
     return (
         f"{when}  {record.category or '-':17} {record.confidence:4.2f}  {record.expert or '-':14} "
         f"{record.reason or '-':9} {record.outcome:18} {tokens:>11} {record.total_ms:8.0f}  "
-        f"{record.request_id:36}  {cause}"
+        f"{record.request_id:36}  {cause}{recipe}"
     ).rstrip()
+
+
+def _recipe(record: RoutingRecord) -> str:
+    """The calls of a recipe: who gave which answer (A, B, ...) with what probability; * is the returned one."""
+    classes = list(dict.fromkeys(call.answer_class for call in record.steps if call.answer_class is not None))
+    calls = []
+    for call in record.steps:
+        answer = "" if call.answer_class is None else f" {string.ascii_uppercase[classes.index(call.answer_class)]}"
+        known = "" if call.confidence is None else f" {call.confidence:.2f}"
+        outcome = "" if call.outcome == "answered" else f" {call.outcome}"
+        calls.append(f"{call.expert}{answer}{known}{outcome}{'*' if call.accepted else ''}")
+    return f"{record.recipe} {record.recipe_stop}: {', '.join(calls)}"
 
 
 def _ago(text: str, *, option: str, default: float) -> float:

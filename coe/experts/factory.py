@@ -14,6 +14,10 @@ from coe.core import Call, Expert, Health, Reply
 from coe.errors import ConfigError
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
+from coe.experts.recipes.answers import final_answer
+from coe.experts.recipes.default import default_policy
+from coe.experts.recipes.expert import RecipeExpert
+from coe.experts.recipes.policy import RecipePolicy
 from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply
 from coe.registry import ExpertSpec, Registry
 from coe.settings import Endpoint
@@ -42,6 +46,33 @@ def build_experts(
         else:
             experts[spec.name] = _build(spec, endpoints, session, residency)
     return experts
+
+
+def build_recipes(
+    registry: Registry,
+    experts: Mapping[str, Expert],
+    *,
+    categories: int,
+    policies: Mapping[str, RecipePolicy] | None = None,
+) -> dict[str, RecipeExpert]:
+    """Return every arm of the declared recipes by name, over `experts`.
+
+    `policies` are the fitted policies by arm, over posteriors of so many `categories`; an arm without one gets the
+    default policy of its recipe.
+    """
+    fitted = policies or {}
+    return {
+        name: RecipeExpert(
+            name,
+            experts,
+            policy=fitted.get(name) or default_policy(recipe, categories=categories),
+            categories=categories,
+            final_answer=final_answer,
+            limits=registry.policy,
+        )
+        for recipe in registry.declared_recipes
+        for name in map(recipe.arm, range(1, recipe.levels + 1))
+    }
 
 
 def endpoints_of(spec: ExpertSpec, started: Mapping[str, tuple[Endpoint, ...]]) -> tuple[Endpoint, ...]:

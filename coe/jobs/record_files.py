@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from coe.learning.estimation.experience import RATING_KINDS, certainty_rank
 from coe.learning.estimation.experience_loader import request_hash
 from coe.learning.evaluation.tables import numbered_rows
 from coe.records import open_feedback, open_log
-from coe.records.codec import FIELDS, SCHEMA, RecordField, fields_of, read_values, to_json
+from coe.records.codec import CALL_FIELDS, FIELDS, SCHEMA, RecordField, fields_of, read_values, to_json
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback
 from coe.records.record import FieldInfo, RoutingRecord
 from coe.records.selection import DAY
@@ -191,8 +191,9 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _pairs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Parquet takes maps as lists of pairs."""
-    return {name: list(value.items()) if isinstance(value, Mapping) else value for name, value in row.items()}
+    """Parquet takes maps as lists of pairs, and structs as dictionaries."""
+    values = {name: list(value.items()) if isinstance(value, Mapping) else value for name, value in row.items()}
+    return values | {"steps": [asdict(call) for call in row["steps"]]}
 
 
 def _parquet_schema() -> Any:
@@ -210,4 +211,7 @@ def _parquet_schema() -> Any:
         "two numbers": pyarrow.list_(number),
         "numbers by name": pyarrow.map_(text, number),
     }
+    types["list of calls"] = pyarrow.list_(
+        pyarrow.struct([(field.name, types[field.kind.name]) for field in CALL_FIELDS])
+    )
     return pyarrow.schema([(field.name, types[field.kind.name]) for field in FILE_FIELDS])

@@ -69,11 +69,6 @@ def reprice(plan: PublishedPlan, registry: Registry) -> Array:
     price += [assignment.duals.get(f"{SHARE_DUAL_PREFIX}{name}", 0.0) for name in registry.expert_names]
     known, declared = (assignment.categories, assignment.experts), (registry.category_names, registry.expert_names)
     before = align(assignment.price, known, declared, missing=np.nan)
-        assignment.price,
-        (assignment.categories, assignment.experts),
-        (registry.category_names, registry.expert_names),
-        missing=np.nan,
-    )
     unhosted = np.isin(registry.expert_names, assignment.experts) & ~np.isin(registry.expert_names, assignment.hosted)
     price[:, unhosted] = 0.0
     is_equal = np.isclose(price, before, rtol=1e-9, atol=1e-12) | (plan.record is None)

@@ -8,7 +8,7 @@ changes of the declaration can be reported with their consequences.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -232,18 +232,21 @@ def changed_fields(planned: Mapping[str, str], expert: ExpertSpec) -> tuple[str,
     return tuple(name for name in ANSWER_FIELDS if planned.get(name, digests[name]) != digests[name])
 
 
-def relative_cost(registry: Registry) -> Array:
-    """Return the cost of a request to each expert relative to the most expensive one, which `cost_weight` multiplies.
+def relative_cost(registry: Registry, arms: Sequence[str] | None = None) -> Array:
+    """Return the cost of a request to each arm relative to the most expensive expert, which `cost_weight` multiplies.
 
     Costs are the declared prices or, if everything is free, active parameters; an expert of unknown size counts as the
-    largest. Shape (n_experts,), 0 to 1.
+    largest. `arms` are the columns of the assignment, by default the experts. Shape (n_arms,): 0 to 1 for an expert,
+    the sum over all members for an arm of a recipe.
     """
     costs = [spec.prices.input + spec.prices.output for spec in registry.experts]
     if not any(costs):
         sizes = [spec.active_parameters_b for spec in registry.experts]
         largest = max((size for size in sizes if size is not None), default=0.0)
         costs = [largest if size is None else size for size in sizes]
-    return np.array(costs, dtype=np.float64) / (max(costs) or 1.0)
+    relative = dict(zip(registry.expert_names, (np.array(costs) / (max(costs) or 1.0)).tolist(), strict=True))
+    relative |= {arm.name: sum(relative[member.name] for member in arm.members) for arm in registry.recipe_arms}
+    return np.array([relative[name] for name in arms or registry.expert_names], dtype=np.float64)
 
 
 def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assignment:

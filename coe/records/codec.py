@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import orjson
 
 from coe.errors import DamagedEntry, LogError
-from coe.records.record import FieldInfo, RoutingRecord
+from coe.records.record import FieldInfo, RecipeCall, RoutingRecord
 
 Schema = dict[str, Any]
 
@@ -160,8 +160,18 @@ def _by_name(value: Any) -> dict[str, float]:
     return {_text(name): _number(number) for name, number in pairs}
 
 
+def _calls(value: Any) -> tuple[RecipeCall, ...]:
+    return tuple(RecipeCall(**read_values(CALL_FIELDS, _mapping(one))) for one in _sequence(value))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(value, "an object")
+    return value
+
+
 _NUMBER: Schema = {"type": ["number", "null"]}
-FIELD_TYPES: Mapping[Any, FieldType] = {
+FIELD_TYPES: dict[Any, FieldType] = {
     str: FieldType("text", {"type": "string"}, "", _text),
     bool: FieldType("boolean", {"type": "boolean"}, False, _flag),
     int: FieldType("integer", {"type": "integer"}, 0, _whole),
@@ -177,6 +187,11 @@ FIELD_TYPES: Mapping[Any, FieldType] = {
     ),
 }
 """Every type of a field, with or without None."""
+CALL_FIELDS = fields_of(RecipeCall)
+"""The table of one call of a recipe."""
+FIELD_TYPES[tuple[RecipeCall, ...]] = FieldType(
+    "list of calls", {"type": "array", "items": schema_of(CALL_FIELDS)}, (), _calls
+)
 
 FIELDS = fields_of(RoutingRecord)
 """The table of the routing log."""

@@ -27,6 +27,25 @@ class FieldInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RecipeCall:
+    """One call of a recipe to a member, in the record of its request."""
+
+    expert: Annotated[str, FieldInfo("Member that was called.")]
+    step: Annotated[int, FieldInfo("Number of the step, from 0.")]
+    outcome: Annotated[
+        str, FieldInfo("`answered`, `unreadable`, `unverified`, `cancelled`, or the cause of the failure.")
+    ]
+    input_tokens: Annotated[int | None, FieldInfo("Input tokens, as the member counted them.")] = None
+    output_tokens: Annotated[int | None, FieldInfo("Output tokens, as the member counted them.")] = None
+    ms: Annotated[float, FieldInfo("Milliseconds from the call to the end of the answer.")] = 0.0
+    answer_class: Annotated[
+        int | None, FieldInfo("Position in this list of the first call with the same final answer.")
+    ] = None
+    confidence: Annotated[float | None, FieldInfo("Probability that the answer is right, 0 to 1.")] = None
+    accepted: Annotated[bool, FieldInfo("True for the answer that was returned.")] = False
+
+
+@dataclass(frozen=True, slots=True)
 class RoutingRecord:
     """One routed request's record, schema version 1. Times are Unix seconds, durations milliseconds.
 
@@ -43,7 +62,12 @@ class RoutingRecord:
         float, FieldInfo("Probability of the most likely category times `in_distribution`, 0 to 1.", api="list")
     ]
     expert: Annotated[
-        str, FieldInfo("Expert that answered or failed last; empty if none was chosen.", api="list", column=True)
+        str,
+        FieldInfo(
+            "Expert, or arm of a recipe, that answered or failed last; empty if none was chosen.",
+            api="list",
+            column=True,
+        ),
     ]
     reason: Annotated[
         str,
@@ -123,6 +147,11 @@ class RoutingRecord:
     cause: Annotated[
         str, FieldInfo("Why the first choice did not answer or the request failed; empty otherwise.", api="list")
     ] = ""
+    recipe: Annotated[str, FieldInfo("Recipe that was called; empty if none was.", api="list")] = ""
+    recipe_stop: Annotated[
+        str, FieldInfo("Why the recipe stopped: accepted, last_step, stream_hold, ...; empty without one.")
+    ] = ""
+    steps: Annotated[tuple[RecipeCall, ...], FieldInfo("Calls of the recipe to its members.")] = ()
     plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""
     schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1
 

@@ -167,6 +167,8 @@ class ArmSpec:
     members: tuple[ExpertSpec, ...]
     stand_in: None = None
     supported_apis: frozenset[Api] = frozenset({"chat"})
+    prices: Prices = Prices()  # noqa: RUF009  (immutable)
+    """Nothing: each call costs its member's own prices."""
 
     @property
     def capabilities(self) -> frozenset[Capability]:

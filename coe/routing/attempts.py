@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from coe.core import Call, Expert, Reply
+from coe.core import Call, Expert, RecipeLog, Reply
 from coe.errors import (
     Cause,
     ExpertBusy,
@@ -39,15 +39,16 @@ _Failure = ExpertError | InvalidRequest
 class Attempts:
     """Counts the attempts of one request, also if it is cancelled during one.
 
-    `count` is the number of requests sent to experts. `causes` maps each failed expert to the cause of its first
-    failure.
+    `count` is the number of requests sent to experts, where a recipe counts as one. `causes` maps each failed expert to
+    the cause of its first failure. `recipe_log` has the calls of recipes, None if no recipe may be called.
     """
 
-    __slots__ = ("causes", "count")
+    __slots__ = ("causes", "count", "recipe_log")
 
     def __init__(self) -> None:
         self.count = 0
         self.causes: dict[str, Cause] = {}
+        self.recipe_log: RecipeLog | None = None
 
 
 async def call_experts(

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import LOAD_SHED, Call, Chat, Decision, Expert, Prediction, Reply, RequestOptions, Router
+from coe.core import LOAD_SHED, Call, Chat, Decision, Expert, Prediction, RecipeLog, Reply, RequestOptions, Router
 from coe.mapping import Assignment, decision_risk
 from coe.mapping.problem import relative_cost
-from coe.registry import AUTO, Registry
+from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.affinity import Affinity, conversation_key
 from coe.routing.attempts import Attempts, call_experts
@@ -40,7 +40,10 @@ class RoutedReply:
 
 
 class Composition:
-    """Router, assignment and experts. Thread-safe if its router is."""
+    """Router, assignment and experts. Thread-safe if its router is.
+
+    `recipes` are the arms of the declared recipes by name.
+    """
 
     def __init__(
         self,
@@ -54,20 +57,36 @@ class Composition:
         affinity: Affinity | None = None,
         overlays: Overlays | None = None,
         retrieval: Retrieval | None = None,
+        recipes: Mapping[str, Expert] | None = None,
     ) -> None:
         self.registry = registry
         self.router = router
         self.assignment = assignment
         self.assignment_digest = assignment.digest[:16]
         self.experts = experts
+        self.recipes = recipes or {}
+        self._arms = {**experts, **self.recipes}
+        self._routed = {name: self._arms[name] for name in assignment.experts if name in self._arms}
+        self._specs = [registry.arm(name) for name in assignment.experts]
+        self._first_experts = [registry.expert_names.index(first_expert(spec)) for spec in self._specs]
         declared = registry.policy.confidence_threshold
         self._confidence_threshold = confidence_threshold if declared is None else declared
-        self._relative_cost = relative_cost(registry)
+        self._relative_cost = relative_cost(registry, assignment.experts)
         self.affinity = Affinity() if affinity is None else affinity
         self._classifier = Classifier(
             router, overlays=overlays or Overlays(), threads=threads, encoder_timeout=registry.router.encoder_timeout
         )
         self._retrieval = retrieval
+
+    @property
+    def routed_arms(self) -> tuple[str, ...]:
+        """The arms of recipes that routing may select for some category."""
+        possible: list[bool] = np.isfinite(self.assignment.quality.max(axis=0)).tolist()
+        return tuple(
+            name
+            for name, is_possible in zip(self.assignment.experts, possible, strict=True)
+            if is_possible and name in self.recipes
+        )
 
     async def classify(self, chat: Chat, tenant: str | None) -> tuple[str, Prediction]:
         """Return the routed text and its posterior, with the tenant's overlay if there is one."""
@@ -93,7 +112,7 @@ class Composition:
             return True
         if chat.model != AUTO:
             return False
-        eligible = [index for index, spec in enumerate(self.registry.experts) if not ineligibility(chat, spec)]
+        eligible = [index for index, spec in enumerate(self._specs) if not ineligibility(chat, spec)]
         if len(eligible) < 2:
             return False
         return (
@@ -125,16 +144,19 @@ class Composition:
             confidence_threshold=self._confidence_threshold,
             previous=previous,
             extra_price=self._extra_price(prediction, options),
-            health_by_expert={name: expert.health for name, expert in self.experts.items()},
+            health_by_expert={name: expert.health for name, expert in self._routed.items()},
             uniform=uniform,
+            recipe=options.recipe,
         )
 
     def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64] | None:
-        """Return each expert's cost at the request's cost_weight, minus the gain that passages are expected to add.
+        """Return each arm's cost at the request's cost_weight, minus the gain that passages are expected to add.
 
         A small expert with passages can so be selected instead of a large one without.
         """
         gain = self._retrieval.net_gain(prediction, options.retrieval) if self._retrieval else None
+        if gain is not None and len(self._first_experts) > len(gain):
+            gain = gain[self._first_experts]
         if not options.cost_weight:
             return None if gain is None else -gain
         cost = options.cost_weight * self._relative_cost
@@ -157,9 +179,9 @@ class Composition:
         retrieval = self._retrieval
         if retrieval is None:
             return chat, decision, NO_RETRIEVAL
-        specs = [self.registry.expert(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
+        specs = [self.registry.arm(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
         context = min(spec.context_length for spec in specs)
-        expert = self.registry.expert_names.index(decision.expert)
+        expert = self.registry.expert_names.index(first_expert(self.registry.arm(decision.expert)))
         question = RetrievalRequest(chat, text, prediction, expert, context, tenant, options.retrieval)
         counted_on = retrieval.net_gain(prediction, options.retrieval) is not None
         chat_with_passages, result = await retrieval.retrieve(question)
@@ -169,13 +191,23 @@ class Composition:
         return chat_with_passages, decision, result
 
     async def call(
-        self, chat: Chat, decision: Decision, options: RequestOptions, *, deadline: float, attempts: Attempts
+        self,
+        chat: Chat,
+        decision: Decision,
+        options: RequestOptions,
+        *,
+        deadline: float,
+        attempts: Attempts,
+        prediction: Prediction | None = None,
     ) -> RoutedReply:
         """Call the candidates in order until one sends a first chunk, before `deadline` (event loop clock).
 
-        Counts into `attempts`. Raises an ExpertError or InvalidRequest if none answers.
+        Counts into `attempts`. The `prediction` helps recipes to weigh answers. Raises an ExpertError or InvalidRequest
+        if none answers.
         """
         policy = self.registry.policy
+        if not self.recipes.keys().isdisjoint(decision.candidates):
+            attempts.recipe_log = RecipeLog()
         conversation = conversation_key(chat, options) if chat.messages else b""  # embeddings have no conversation
         call = Call(
             chat.fields,
@@ -189,10 +221,13 @@ class Composition:
             stand_in=decision.candidates[1] if len(decision.candidates) > 1 else "",
             wake_deadline=min(deadline, asyncio.get_running_loop().time() + self.registry.wake_timeout),
             tenant=options.tenant or "",
+            posterior=prediction.probabilities if prediction else None,
+            deadline=deadline,
+            recipe_log=attempts.recipe_log,
         )
         expert, reply = await call_experts(
             call,
-            [self.experts[name] for name in decision.candidates],
+            [self._arms[name] for name in decision.candidates],
             max_attempts=policy.max_attempts,
             deadline=deadline,
             attempts=attempts,
@@ -203,3 +238,8 @@ class Composition:
         if conversation:
             self.affinity.put(chat, conversation, expert)
         return RoutedReply(decision, reply)
+
+
+def first_expert(arm: ExpertSpec | ArmSpec) -> str:
+    """Return the name of the expert, or of the first member of a recipe."""
+    return arm.members[0].name if isinstance(arm, ArmSpec) else arm.name

@@ -15,10 +15,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import Chat, Decision, Health, Prediction, Reason
+from coe.core import NO_RECIPE, Chat, Decision, Health, Prediction, Reason
 from coe.errors import Cause, InvalidRequest, ModelNotFound
 from coe.mapping import Assignment, expected_price, expected_utility
-from coe.registry import AUTO, ExpertSpec, Policy, Registry
+from coe.registry import AUTO, ArmSpec, ExpertSpec, Policy, Registry
 
 MAX_CHARACTERS_PER_TOKEN = 8
 """No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
@@ -38,10 +38,12 @@ def decide(
     extra_price: NDArray[np.float64] | None = None,
     health_by_expert: Mapping[str, Health] = MappingProxyType({}),
     uniform: float | None = None,
+    recipe: str = "",
 ) -> Decision:
     """Select the expert and the fallback order.
 
-    Only eligible experts count. A pinned expert is selected whatever its health. The `previous` expert of a
+    Only eligible experts count, and arms of recipes with a measured quality. A pinned expert or recipe is selected
+    whatever its health; `recipe` (`RequestOptions.recipe`) pins one too, or excludes all. The `previous` expert of a
     conversation stays, unless another one is better by more than `sticky_margin`. Below the confidence threshold
     (declared, or else trained) the general expert is selected, otherwise the expert of highest utility. An expert that
     is down is replaced (a fallback); an overloaded one is, if the other is worse by at most `max_quality_loss`.
@@ -52,16 +54,18 @@ def decide(
 
     Raises ModelNotFound or InvalidRequest if no expert can take the request.
     """
-    eligible = _eligible_experts(chat, registry)
     category, confidence = assignment.categories[prediction.best], prediction.confidence
-    if chat.model != AUTO:
-        return Decision(chat.model, category, confidence, "pinned", (chat.model,))
+    if pinned := _pinned_arm(chat, registry, recipe):
+        return Decision(pinned, category, confidence, "pinned", (pinned,))
+    eligible = _eligible_experts(chat, registry)
     utility = expected_utility(assignment, prediction.probabilities)
     price = expected_price(assignment, prediction.probabilities)
     if extra_price is not None:
         utility, price = utility - extra_price, price + extra_price
     utilities = dict(zip(assignment.experts, utility.tolist(), strict=True))
     prices = dict(zip(assignment.experts, price.tolist(), strict=True))
+    if registry.recipe_arms and recipe != NO_RECIPE:
+        eligible += _eligible_arms(chat, registry, utilities)
     policy = registry.policy
     if policy.confidence_threshold is not None:
         confidence_threshold = policy.confidence_threshold
@@ -74,7 +78,7 @@ def decide(
     if uniform is not None and reason == "routed":
         unmeasured = assignment.unmeasured_experts(prediction.best)
         expert, reason, propensity = _explore(expert, candidates, policy, uniform=uniform, unmeasured=unmeasured)
-    order = candidates.fallback_order(expert, stand_in=registry.expert(expert).stand_in)
+    order = candidates.fallback_order(expert, stand_in=registry.arm(expert).stand_in)
     return Decision(
         expert,
         category,
@@ -95,15 +99,31 @@ def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
     return replace(decision, expert=expert, reason="fallback", fallback_from=first, cause=why)
 
 
-def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
-    """Return the names of the eligible experts. Raises ModelNotFound or InvalidRequest if none can take the chat."""
-    eligible = [spec.name for spec in registry.experts if not ineligibility(chat, spec)]
-    if chat.model != AUTO:
+def _pinned_arm(chat: Chat, registry: Registry, recipe: str) -> str:
+    """Return the expert or arm that the request demands, empty if it demands none.
+
+    Raises ModelNotFound or InvalidRequest if it is unknown or cannot take the chat.
+    """
+    if chat.model == AUTO:
+        if recipe in ("", NO_RECIPE):
+            return ""
+        model = recipe
+        check_recipe(recipe, registry)
+    else:
+        model = chat.model
         check_model(chat, registry)
-        if chat.model not in eligible:
-            reason = ineligibility(chat, registry.expert(chat.model))
-            raise InvalidRequest(reason, param="model", code="no_capable_expert")
-        return eligible
+        if recipe not in ("", model) and not (recipe == NO_RECIPE and model in registry.expert_names):
+            message = f"model {model!r} and x-coe-recipe {recipe!r} contradict each other: send model {AUTO!r}"
+            raise InvalidRequest(message, param="x-coe-recipe")
+    pinned = registry.arm_of_model[model]
+    if reason := ineligibility(chat, registry.arm(pinned)):
+        raise InvalidRequest(reason, param="model", code="no_capable_expert")
+    return pinned
+
+
+def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
+    """Return the names of the eligible experts. Raises InvalidRequest if none can take the chat."""
+    eligible = [spec.name for spec in registry.experts if not ineligibility(chat, spec)]
     if not eligible:
         reasons = "; ".join(ineligibility(chat, spec) for spec in registry.experts)
         raise InvalidRequest(f"no expert can take this request: {reasons}", code="no_capable_expert")
@@ -113,17 +133,53 @@ def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
     return eligible
 
 
+def _eligible_arms(chat: Chat, registry: Registry, utilities: Mapping[str, float]) -> list[str]:
+    """Return the eligible arms of recipes whose quality was measured for the category."""
+    if single_expert_reason(chat):
+        return []
+    return [
+        arm.name
+        for arm in registry.recipe_arms
+        if utilities.get(arm.name, -np.inf) > -np.inf and not ineligibility(chat, arm)
+    ]
+
+
 def check_model(chat: Chat, registry: Registry) -> None:
     """Raise ModelNotFound for a model name that is not declared."""
-    known = (AUTO, *registry.expert_names)
-    if chat.model not in known:
-        raise ModelNotFound(f"the model {chat.model!r} does not exist here; known: {', '.join(known)}", param="model")
+    if chat.model != AUTO and chat.model not in registry.arm_of_model:
+        known = ", ".join((AUTO, *registry.model_names))
+        raise ModelNotFound(f"the model {chat.model!r} does not exist here; known: {known}", param="model")
 
 
-def ineligibility(chat: Chat, spec: ExpertSpec) -> str:
-    """Return why an expert cannot take a chat; empty if it can."""
-    translated = chat.api in _TRANSLATED_APIS and "chat" in spec.supported_apis
-    if chat.api not in spec.supported_apis and not translated:
+def check_recipe(recipe: str, registry: Registry) -> None:
+    """Raise ModelNotFound for a value of x-coe-recipe that names no recipe."""
+    names = [one.name for one in registry.declared_recipes]
+    if recipe not in (*names, *(arm.name for arm in registry.recipe_arms)):
+        known = ", ".join((NO_RECIPE, *names))
+        raise ModelNotFound(f"the recipe {recipe!r} does not exist here; known: {known}", param="x-coe-recipe")
+
+
+def single_expert_reason(chat: Chat) -> str:
+    """Return why a chat goes to single experts only; empty if a recipe can take it."""
+    if chat.api != "chat":
+        return f"recipes do not support the {chat.api} API"
+    fields = chat.fields
+    if (choices := fields.get("n")) is not None and choices != 1:
+        return "recipes give one answer, not n"
+    if fields.get("logprobs") or fields.get("top_logprobs"):
+        return "recipes give no log probabilities"
+    modalities = fields.get("modalities")
+    if fields.get("audio") or (isinstance(modalities, list) and "audio" in modalities):
+        return "recipes give no audio"
+    return ""
+
+
+def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
+    """Return why an expert or arm cannot take a chat; empty if it can."""
+    if isinstance(spec, ArmSpec):
+        if reason := single_expert_reason(chat):
+            return f"{spec.name}: {reason}"
+    elif chat.api not in spec.supported_apis and not (chat.api in _TRANSLATED_APIS and "chat" in spec.supported_apis):
         return f"{spec.name} does not support the {chat.api} API"
     if missing := chat.needs - spec.capabilities:
         return f"{spec.name} has no {', no '.join(sorted(missing))}"

@@ -7,14 +7,16 @@ it afterwards, and writes the rate-limit headers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coe.core import Chat, Scope, Usage
+from coe.core import NO_RECIPE, Chat, Scope, Usage
 from coe.errors import ConfigError, RequestError
-from coe.registry import AccessSpec, Prices, Registry
+from coe.registry import AUTO, AccessSpec, Prices, Registry
+from coe.routing.decision import single_expert_reason
 from coe.runtime.api_keys import Caller, KeyRing
 from coe.supervision import TaskFailed, ignore_failure
 from gateway.access.browsers import BrowserPolicy
@@ -37,12 +39,13 @@ class Allowance:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def reserve(self, chat: Chat) -> None:
-        """Reserves what the answer to this chat may use. Raises LimitReached, or InvalidRequest for more than a limit
-        ever allows."""
+    async def reserve(self, chat: Chat, recipe: str = "") -> None:
+        """Reserves what the answer to this chat may use; `recipe` is that of RequestOptions. Raises LimitReached, or
+        InvalidRequest for more than a limit ever allows."""
 
     def charge(self, usage: Usage, prices: Prices) -> None:
-        """An expert answers: the exit charges what `usage` counts by then. Without an answer it charges no tokens."""
+        """An expert answers: the exit charges what `usage` counts by then. Without an answer it charges no tokens. The
+        parts of a recipe's usage are charged by their members' own prices."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The remaining amounts, as OpenAI's x-ratelimit headers."""
@@ -81,6 +84,46 @@ class RequestAllowance(Allowance):
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """Prices of experts by name, and of all calls that a request may cause, one each.
+
+    `recipes` has the prices of all members by recipe and arm, `routed` those of the worst case of a routed request.
+    """
+
+    experts: Mapping[str, Prices] = field(default_factory=dict)
+    recipes: Mapping[str, tuple[Prices, ...]] = field(default_factory=dict)
+    highest: Prices = field(default_factory=Prices)
+    routed: tuple[Prices, ...] = (Prices(),)
+
+    @classmethod
+    def of(
+        cls, experts: Mapping[str, Prices], recipes: Mapping[str, tuple[str, ...]], routed: Collection[str]
+    ) -> Pricing:
+        """Return the pricing for the members of each recipe and arm. `routed` are the arms that routing may select."""
+        calls = {name: tuple(experts[member] for member in members) for name, members in recipes.items()}
+        highest = _largest([(prices,) for prices in experts.values()])
+        worst = _largest([(highest,), *(calls[name] for name in routed)])
+        others = max([len(calls[name]) for name in routed], default=1) - 1
+        return cls(experts, calls, highest, (worst, *(Prices(),) * others))
+
+    def worst_case(self, chat: Chat, recipe: str) -> tuple[Prices, ...]:
+        """Return the prices of the calls that a request may cause: of the expert or recipe that it pins, or the highest
+        of all for a routed request."""
+        model = recipe if chat.model == AUTO and recipe else chat.model
+        if (calls := self.recipes.get(model)) is not None:
+            return calls
+        if (prices := self.experts.get(model)) is not None:
+            return (prices,)
+        return (self.highest,) if recipe == NO_RECIPE or single_expert_reason(chat) else self.routed
+
+
+def _largest(alternatives: Iterable[tuple[Prices, ...]]) -> Prices:
+    """Return the largest sum of prices among alternative sets of calls, for input and output separately."""
+    sums = [(sum(one.input for one in calls), sum(one.output for one in calls)) for calls in alternatives]
+    return Prices(input=max((one for one, _ in sums), default=0.0), output=max((one for _, one in sums), default=0.0))
+
+
 class TokenAllowance(RequestAllowance):
     """Counts the request, tokens and cost of an expert's answer.
 
@@ -88,13 +131,13 @@ class TokenAllowance(RequestAllowance):
     that a key without budget is refused early. `reserve` adds what the answer may use, once the body is parsed.
     """
 
-    __slots__ = ("_charged", "_input", "_key", "_minimum", "_output", "_prices_of", "_reserved_for_answer")
+    __slots__ = ("_charged", "_input", "_key", "_minimum", "_output", "_pricing", "_reserved_for_answer")
 
-    def __init__(self, account: Account, key: str, *, minimum: Amounts, prices_of: Callable[[str], Prices]) -> None:
+    def __init__(self, account: Account, key: str, *, minimum: Amounts, pricing: Pricing) -> None:
         super().__init__(account)
         self._key = key
         self._minimum = minimum
-        self._prices_of = prices_of
+        self._pricing = pricing
         self._input = self._output = 0.0
         self._reserved_for_answer: Any = None
         self._charged: tuple[Usage, Prices] | None = None
@@ -103,9 +146,10 @@ class TokenAllowance(RequestAllowance):
         self._reserved = await self._account.reserve(self._minimum)
         return self
 
-    async def reserve(self, chat: Chat) -> None:
+    async def reserve(self, chat: Chat, recipe: str = "") -> None:
         self._input, self._output = input_tokens(chat), output_tokens(chat)
-        amounts = _amounts(self._input, self._output, self._prices_of(chat.model))
+        calls = self._pricing.worst_case(chat, recipe)
+        amounts = _sum([_amounts(self._input, self._output, prices) for prices in calls])
         for meter in self._account.meters:
             if amounts[meter.unit] > meter.limit:
                 raise limit_error(self._key, meter, amounts[meter.unit], wait=0.0)
@@ -125,6 +169,8 @@ class TokenAllowance(RequestAllowance):
         self._account.settle(self._reserved_for_answer, _beyond(used, self._minimum))
 
     def _used(self, usage: Usage, prices: Prices) -> Amounts:
+        if usage.parts:
+            return _sum([self._used(part, self._pricing.experts[name]) for name, part in usage.parts])
         known_input, known_output = usage.input_tokens, usage.output_tokens
         return _amounts(
             self._input if known_input is None else known_input,
@@ -143,6 +189,14 @@ def _amounts(input_tokens: float, output_tokens: float, prices: Prices) -> Amoun
     return Amounts(1, input_tokens + output_tokens, dollars)
 
 
+def _sum(calls: Iterable[Amounts]) -> Amounts:
+    """What the calls of one request use together."""
+    amounts = list(calls)
+    if len(amounts) == 1:
+        return amounts[0]
+    return Amounts(1, sum(one.tokens for one in amounts), sum(one.dollars for one in amounts))
+
+
 def _duration(seconds: float) -> bytes:
     """A duration in OpenAI's format: 12ms, 1.5s, 6m0s."""
     if seconds < 1:
@@ -155,7 +209,8 @@ class Access:
     """Immutable: a reload makes a new one over the same limiter, which keeps the counts.
 
     `prices` are the experts' prices by name. Money is reserved by the price of the expert that a request pins, or by
-    the highest prices for a routed request. `host` is the address that the gateway listens on.
+    the highest prices for a routed request; for a recipe, by those of all its members. `recipes` has the members of
+    each recipe and arm, `routed` the arms that routing may select. `host` is the address that the gateway listens on.
     """
 
     def __init__(
@@ -164,18 +219,15 @@ class Access:
         limiter: Limiter | None = None,
         *,
         prices: Mapping[str, Prices] | None = None,
+        recipes: Mapping[str, tuple[str, ...]] | None = None,
+        routed: Collection[str] = (),
         host: str = "127.0.0.1",
     ) -> None:
         self.browsers = BrowserPolicy(spec.allowed_origins, spec.allowed_hosts, host=host)
         self._keys = KeyRing(spec.keys)
         self._accounts = (limiter or MemoryLimiter()).accounts(spec.keys)
-        self._prices = prices or {}
-        declared = self._prices.values()
-        self._highest_prices = Prices(
-            input=max((price.input for price in declared), default=0.0),
-            output=max((price.output for price in declared), default=0.0),
-        )
-        self._minimum = Amounts(1, 1, min((price.input for price in declared), default=0.0) / 1e6)
+        self._pricing = Pricing.of(prices or {}, recipes or {}, routed)
+        self._minimum = Amounts(1, 1, min((one.input for one in (prices or {}).values()), default=0.0) / 1e6)
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
         """The caller, whose key must have `scope` (None: any known key). Raises Unauthorized or Forbidden."""
@@ -194,22 +246,20 @@ class Access:
         LimitReached where nothing remains."""
         if caller.key is None or (account := self._accounts.get(caller.key)) is None:
             return UNLIMITED
-        return TokenAllowance(account, caller.key, minimum=self._minimum, prices_of=self._prices_of)
+        return TokenAllowance(account, caller.key, minimum=self._minimum, pricing=self._pricing)
 
     def request_allowance(self, caller: Caller) -> Allowance:
         """The allowance of a request that calls no expert: it counts as one request without tokens and money."""
         account = self._accounts.get(caller.key) if caller.key is not None else None
         return UNLIMITED if account is None else RequestAllowance(account)
 
-    def _prices_of(self, model: str) -> Prices:
-        """The prices of the expert that a request pins; the highest of all experts for a routed request."""
-        return self._prices.get(model, self._highest_prices)
 
-
-def access_of(registry: Registry, limiter: Limiter, *, host: str = "127.0.0.1") -> Access:
-    """The Access of a declaration over `limiter`."""
+def access_of(registry: Registry, limiter: Limiter, *, routed: Collection[str] = (), host: str = "127.0.0.1") -> Access:
+    """The Access of a declaration over `limiter`. `routed` are the arms of recipes that routing may select."""
     prices = {expert.name: expert.prices for expert in registry.experts}
-    return Access(registry.access, limiter, prices=prices, host=host)
+    recipes = {recipe.name: recipe.members for recipe in registry.declared_recipes}
+    recipes |= {arm.name: recipes[arm.recipe] for arm in registry.recipe_arms}
+    return Access(registry.access, limiter, prices=prices, recipes=recipes, routed=routed, host=host)
 
 
 @asynccontextmanager

@@ -91,7 +91,7 @@ def _error(*names: str, **more: Schema) -> Schema:
 
 _MODEL: Schema = TEXT | {
     "minLength": 1,
-    "description": f"`{AUTO}`, or the name of an expert (GET /v1/models).",
+    "description": f"`{AUTO}`, or the name of an expert or recipe (GET /v1/models).",
     "examples": [AUTO],
 }
 _STREAM: Schema = {

@@ -30,14 +30,14 @@ SCHEMAS: Schema = {
 
 
 class Models:
-    """`auto` and the declared experts, in OpenAI's form."""
+    """`auto`, the declared experts and recipes, in OpenAI's form."""
 
     def __init__(self, parts: Parts) -> None:
         self._current = parts.current
 
     @property
     def _names(self) -> tuple[str, ...]:
-        return (AUTO, *self._current.serving.registry.expert_names)
+        return (AUTO, *self._current.serving.registry.model_names)
 
     @operation("GET /v1/models", "listModels", "The models.", ref("Models"), scope="any_key")
     async def list(self, _: Request) -> Response:

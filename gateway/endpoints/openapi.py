@@ -12,13 +12,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from coe.core import Purpose, RetrievalMode
+from coe.core import NO_RECIPE, Purpose, RetrievalMode
 from coe.errors import CAUSES
-from coe.registry import Registry
+from coe.registry import AUTO, Registry
 from gateway.endpoints.operation import JSON, TEXT, Operation, Schema, Success, ref
-from gateway.request.options import MAX_VERSION_CHARACTERS
+from gateway.request.options import MAX_RECIPE_CHARACTERS, MAX_VERSION_CHARACTERS
 
-DECISION_HEADERS = ("Session", "CostWeight", "Timeout", "Retrieval", "Explain")
+DECISION_HEADERS = ("Session", "CostWeight", "Timeout", "Retrieval", "Recipe", "Explain")
 """Request headers that a decision depends on."""
 CALL_HEADERS = (*DECISION_HEADERS, "Purpose", "Trace")
 """Request headers of all chat APIs."""
@@ -31,7 +31,7 @@ _RETRIEVAL_TEXT = (
 )
 _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-request-id": ("RequestId", "Id of the request in the routing log.", TEXT),
-    "x-coe-expert": ("Expert", "The expert that answered.", TEXT),
+    "x-coe-expert": ("Expert", "The expert that answered; of a recipe, the member.", TEXT),
     "x-coe-category": ("Category", "The predicted category of the conversation.", TEXT),
     "x-coe-confidence": ("Confidence", "Calibrated probability of the category.", _SHARE),
     "x-coe-reason": ("Reason", "Why this expert was chosen.", TEXT),
@@ -45,6 +45,9 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-coe-attempts": ("Attempts", "Number of calls to experts.", {"type": "integer", "minimum": 1}),
     "x-coe-overhead-ms": ("Overhead", "Milliseconds until the decision.", {"type": "number", "minimum": 0}),
     "x-coe-retrieval": ("Retrieval", _RETRIEVAL_TEXT, TEXT),
+    "x-coe-recipe": ("Recipe", "The recipe, where one was called.", TEXT),
+    "x-coe-steps": ("Steps", "Number of steps of the recipe that began.", {"type": "integer", "minimum": 1}),
+    "x-coe-calls": ("Calls", "Number of calls of the recipe to experts.", {"type": "integer", "minimum": 1}),
     "server-timing": ("Timing", "Milliseconds of each step, where x-coe-explain requests it.", TEXT),
 }
 """Response headers of the chat APIs: the component of each, its description and its schema."""
@@ -81,6 +84,11 @@ def request_headers(registry: Registry) -> Schema:
             "x-coe-retrieval",
             "Whether documents are retrieved: where the gate expects a gain (auto), always (on), or never (off).",
             {"type": "string", "enum": list(get_args(RetrievalMode))},
+        ),
+        "Recipe": _header(
+            "x-coe-recipe",
+            f"Name of a recipe that answers, where `model` is `{AUTO}`; {NO_RECIPE} for single experts only.",
+            {"type": "string", "maxLength": MAX_RECIPE_CHARACTERS},
         ),
         "Explain": _header(
             "x-coe-explain",

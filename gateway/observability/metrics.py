@@ -268,13 +268,13 @@ class Metrics:
         self._first_token.observe(expert, first_ms / 1000)
         if trace.attempts.count == 1:
             self._upstream_seconds.observe(expert, (first_ms - trace.routing_ms) / 1000)
-        if (usage := trace.usage) is not None:
+        for name, usage, cost in trace.calls_used():
             if usage.input_tokens:
-                self._tokens.add((*expert, "input"), usage.input_tokens)
+                self._tokens.add((name, "input"), usage.input_tokens)
             if usage.output_tokens:
-                self._tokens.add((*expert, "output"), usage.output_tokens)
-        if cost := trace.cost:
-            self._cost.add(expert, cost)
+                self._tokens.add((name, "output"), usage.output_tokens)
+            if cost:
+                self._cost.add((name,), cost)
 
     def record_residency_wait(self, expert: str, seconds: float) -> None:
         """Counts one wait for an expert to be awake."""

@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 from coe.core import Api
 from coe.registry import AUTO, ExpertSpec
+from coe.routing.composition import first_expert
 
 Attributes = dict[str, Any]
 
@@ -55,11 +56,11 @@ def request_attributes(trace: Trace) -> Attributes:
             "error.type": None if trace.outcome == "ok" else trace.outcome,
             "gen_ai.operation.name": _OPERATIONS.get(trace.api, "chat"),
             "gen_ai.provider.name": "coe",
-            "gen_ai.request.model": model if model == AUTO or model in registry.expert_names else None,
+            "gen_ai.request.model": model if model == AUTO or model in registry.arm_of_model else None,
             "gen_ai.request.stream": trace.chat.stream if trace.chat else None,
             "gen_ai.conversation.id": trace.options.session if trace.options else None,
             **_answer_attributes(trace),
-            "gen_ai.response.model": decision.expert if decision and trace.reply else None,
+            "gen_ai.response.model": trace.expert if decision and trace.reply else None,
             "coe.request_id": trace.request_id,
             "coe.key": trace.caller.key,
             "coe.tenant": trace.caller.tenant,
@@ -83,7 +84,8 @@ def request_attributes(trace: Trace) -> Attributes:
 def call_attributes(trace: Trace) -> Attributes:
     """Attributes of the client span of the call to the expert."""
     assert trace.decision is not None
-    spec = trace.serving.registry.expert(trace.decision.expert)
+    registry = trace.serving.registry
+    spec = registry.expert(first_expert(registry.arm(trace.expert)))
     host, port = _server(spec)
     return _without_none(
         {
@@ -95,7 +97,7 @@ def call_attributes(trace: Trace) -> Attributes:
             "server.address": host,
             "server.port": port,
             "error.type": None if trace.reply else trace.outcome,
-            "coe.expert": spec.name,
+            "coe.expert": trace.decision.expert,
             "coe.attempts": trace.attempts.count or None,
         }
     )

@@ -16,10 +16,11 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from coe.core import Chat, Reply, RequestOptions
+from coe.core import Chat, RecipeUsage, Reply, RequestOptions
 from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
+from coe.routing.composition import RoutedReply
 from gateway.access import UNLIMITED
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, respond, status_of
@@ -86,7 +87,7 @@ class Line:
                 with trace.step("parse"):  # 2
                     trace.chat = chat = await request.parse(self._dialect.parse, body)
                     del body  # the parsed chat replaces it in memory
-                await trace.allowance.reserve(chat)
+                await trace.allowance.reserve(chat, options.recipe)
                 with trace.step("classify"):  # 3
                     trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)
                 with trace.step("assign"):  # 4
@@ -102,9 +103,7 @@ class Line:
                         tenant=trace.caller.tenant,
                     )
                 with trace.step("call"):  # 6
-                    answer = await composition.call(
-                        chat, trace.decision, options, deadline=request.deadline, attempts=trace.attempts
-                    )
+                    answer = await _call(trace, chat, options, deadline=request.deadline)
                 trace.answered(answer)
                 trace.allowance.charge(answer.reply.usage, trace.prices)
                 if request.memory:  # the expert has the large body
@@ -132,6 +131,21 @@ class Line:
         headers = [*trace.headers(), *headers_of(error)]
         trace.status = status_of(error)
         await respond(send, status=trace.status, body=self._dialect.error_body(error), headers=headers)
+
+
+async def _call(trace: Trace, chat: Chat, options: RequestOptions, *, deadline: float) -> RoutedReply:
+    """Call the experts. If a recipe is interrupted, the answers of its members so far are charged."""
+    assert trace.decision is not None
+    try:
+        return await trace.serving.composition.call(
+            chat, trace.decision, options, deadline=deadline, attempts=trace.attempts, prediction=trace.prediction
+        )
+    except BaseException:
+        if trace.allowance is not None and (log := trace.attempts.recipe_log) is not None:
+            usage = RecipeUsage(log)
+            if usage.parts:
+                trace.allowance.charge(usage, trace.prices)
+        raise
 
 
 async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send) -> None:

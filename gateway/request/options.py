@@ -18,6 +18,8 @@ from coe.registry import Policy
 MAX_SESSION_CHARACTERS = 128
 MAX_HEADER_BYTES = 32 * 1024
 """Bytes of all headers together."""
+MAX_RECIPE_CHARACTERS = 80
+"""Characters of the name of a recipe or arm."""
 MAX_VERSION_CHARACTERS = 2048
 """Characters of each header that names versions."""
 _CHOICES: Mapping[bytes, tuple[str, Mapping[bytes, Any]]] = {
@@ -52,6 +54,8 @@ def read_options(scope: Scope, policy: Policy, *, tenant: str | None = None, api
         elif name in _CHOICES:
             field, values = _CHOICES[name]
             choices[field] = _choice(value, name.decode(), values)
+        elif name == b"x-coe-recipe" and value:
+            choices["recipe"] = _recipe(value)
         elif name in _TRACE_CONTEXT and value.isascii():  # the standard demands ASCII, and HTTP clients fail on more
             trace[name.decode()] = value.decode("latin-1")
         elif versioned and value and name in _VERSIONS:
@@ -68,6 +72,14 @@ def _add_version(versions: dict[str, str], name: str, value: str) -> None:
         message = f"{name} must be at most {MAX_VERSION_CHARACTERS} printable ASCII characters"
         raise InvalidRequest(message, param=name)
     versions[name] = joined
+
+
+def _recipe(value: bytes) -> str:
+    """The value of x-coe-recipe. The decision checks whether it is declared."""
+    if len(value) > MAX_RECIPE_CHARACTERS or not value.isascii():
+        message = f"x-coe-recipe must be the name of a recipe or off, at most {MAX_RECIPE_CHARACTERS} characters"
+        raise InvalidRequest(message, param="x-coe-recipe")
+    return value.decode("ascii")
 
 
 def _choice(value: bytes, name: str, values: Mapping[bytes, Any]) -> Any:

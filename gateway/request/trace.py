@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
@@ -17,9 +18,20 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import Api, Chat, Decision, Prediction, Reason, Reply, RequestOptions, Usage
+from coe.core import (
+    Api,
+    Chat,
+    Decision,
+    MemberCall,
+    Prediction,
+    Reason,
+    RecipeLog,
+    Reply,
+    RequestOptions,
+    Usage,
+)
 from coe.errors import ExpertError, RequestError
-from coe.records.record import RoutingRecord
+from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import Prices
 from coe.retrieval.retrieval import RetrievalResult, passage_ids
 from coe.routing.attempts import Attempts
@@ -131,7 +143,7 @@ class Trace:
         """Record the expert's accepted answer."""
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
-        self.prices = self.serving.registry.expert(answer.decision.expert).prices
+        self.prices = self.serving.registry.arm(answer.decision.expert).prices
 
     def failed(self, error: RequestError) -> None:
         """Record the error that ends the request, and its cause in the decision."""
@@ -145,12 +157,28 @@ class Trace:
         elif not decision.cause:
             self.decision = replace(decision, cause=error.cause)
 
+    @property
+    def recipe_log(self) -> RecipeLog | None:
+        """The calls of the recipes that were called, None if none was."""
+        log = self.attempts.recipe_log
+        return log if log is not None and log.calls else None
+
+    @property
+    def expert(self) -> str:
+        """The expert that answers or failed last, empty without a decision. Of a recipe it is the member that answers,
+        or else the arm."""
+        if self.decision is None:
+            return ""
+        log = self.recipe_log
+        accepted = log.accepted if log is not None else None
+        return self.decision.expert if accepted is None else accepted.expert
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""
         found = [(b"x-request-id", self.request_id.encode())]
         if (decision := self.decision) is not None:
             found += [
-                (b"x-coe-expert", decision.expert.encode()),
+                (b"x-coe-expert", self.expert.encode()),
                 (b"x-coe-category", decision.category.encode()),
                 (b"x-coe-confidence", b"%.3f" % decision.confidence),
                 (b"x-coe-reason", decision.reason.encode()),
@@ -162,6 +190,12 @@ class Trace:
                 found.append((b"x-coe-fallback-from", decision.fallback_from.encode()))
             if decision.cause:
                 found.append((b"x-coe-cause", decision.cause.encode()))
+            if (log := self.recipe_log) is not None:
+                found += [
+                    (b"x-coe-recipe", log.recipe.encode()),
+                    (b"x-coe-steps", b"%d" % log.steps),
+                    (b"x-coe-calls", b"%d" % len(log.calls)),
+                ]
         if self.ended_ms("gate") is not None:
             found.append((b"x-coe-retrieval", self._retrieval_header()))
         if self.allowance is not None:
@@ -193,13 +227,27 @@ class Trace:
 
     @property
     def cost(self) -> float | None:
-        """US dollars by the expert's declared prices; None without an answer or if its tokens are unknown."""
+        """US dollars by the experts' declared prices; None without an answer or if its tokens are unknown."""
         if (usage := self.usage) is None:
             return None
+        if usage.parts:
+            return sum(cost or 0.0 for _, _, cost in self.calls_used())
+        return self._cost_of(usage, self.prices)
+
+    def calls_used(self) -> Iterator[tuple[str, Usage, float | None]]:
+        """Yields the expert, usage and cost of each call that answers or answered: several for a recipe."""
+        if (usage := self.usage) is None:
+            return
+        if not usage.parts:
+            yield self.expert, usage, self._cost_of(usage, self.prices)
+        for name, part in usage.parts:
+            yield name, part, self._cost_of(part, self.serving.registry.expert(name).prices)
+
+    def _cost_of(self, usage: Usage, prices: Prices) -> float | None:
         output_tokens = 0 if self.api == "embeddings" else usage.output_tokens  # embedding servers report none
         if usage.input_tokens is None or output_tokens is None:
             return None
-        return (usage.input_tokens * self.prices.input + output_tokens * self.prices.output) / 1e6
+        return (usage.input_tokens * prices.input + output_tokens * prices.output) / 1e6
 
     def record(self) -> RoutingRecord:
         """The request's record in the routing log."""
@@ -240,6 +288,9 @@ class Trace:
             key=self.caller.key,
             cost=self.cost,
             prompt=self.text if registry.log.store_prompts and self.text else None,
+            recipe=log.recipe if (log := self.recipe_log) else "",
+            recipe_stop=log.stop if log else "",
+            steps=tuple(map(_recorded, log.calls)) if log else (),
             plan=self.serving.plan,
             assignment=composition.assignment_digest,
             utility=tuple(round(utility, 4) for utility in decision.utility),
@@ -259,6 +310,21 @@ class Trace:
             if prediction is not None and prediction.router_probabilities is not None
             else None,
         )
+
+
+def _recorded(call: MemberCall) -> RecipeCall:
+    usage = call.usage
+    return RecipeCall(
+        call.expert,
+        call.step,
+        call.outcome,
+        usage.input_tokens if usage else None,
+        usage.output_tokens if usage else None,
+        round(call.ms, 3),
+        call.answer_class,
+        call.confidence,
+        call.accepted,
+    )
 
 
 def new_request_id(now: float) -> str:

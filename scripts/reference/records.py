@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from coe.records.codec import CALL_FIELDS
 from scripts.reference.markdown import code, table
 from scripts.reference.sources import FEEDBACK_FIELDS, RECORD_FIELDS
 
@@ -27,6 +28,13 @@ Fields that were added later are read with their defaults where a record lacks t
 
 {fields}
 
+## Calls of a recipe
+
+The field `steps` lists the calls to the members of a [recipe](../concepts/recipes.md), in the order in which they
+began. Each call is an object with these fields:
+
+{calls}
+
 ## Feedback columns
 
 `coe log export` adds the feedback that learning uses. It consists of the rating with the most weight, the latest among
@@ -42,9 +50,11 @@ def page() -> str:
         (*_named(one), one.info.meaning, one.info.api, _yes(one.info.column), _yes(one.info.private))
         for one in RECORD_FIELDS
     ]
+    calls = [(*_named(one), one.info.meaning) for one in CALL_FIELDS]
     feedback = [(*_named(one), one.info.meaning) for one in FEEDBACK_FIELDS]
     return _PAGE.format(
         fields=table(("field", "type", "meaning", "API", "filter", "private"), fields),
+        calls=table(("field", "type", "meaning"), calls),
         feedback=table(("column", "type", "meaning"), feedback),
     )
 

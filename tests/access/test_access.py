@@ -10,7 +10,7 @@ from coe.core import Usage
 from coe.errors import ExpertRejected
 from coe.registry import Prices, Registry
 from gateway.access import access_of
-from gateway.access.access import TokenAllowance
+from gateway.access.access import Pricing, TokenAllowance
 from gateway.access.limits import Account, Amounts
 from gateway.access.local import MemoryLimiter
 from gateway.dialects import Dialect
@@ -185,7 +185,7 @@ async def test_tokens_are_reserved_by_the_requested_length(fields: dict[str, Any
 
 
 def metered(account: Account) -> TokenAllowance:
-    return TokenAllowance(account, "alice", minimum=Amounts(1, 1, 0), prices_of=lambda _: Prices())
+    return TokenAllowance(account, "alice", minimum=Amounts(1, 1, 0), pricing=Pricing())
 
 
 @pytest.mark.parametrize(

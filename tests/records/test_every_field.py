@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 from coe.errors import DataError
 from coe.jobs.record_files import FILE_FIELDS, Rating, read_rows, write_rows
 from coe.records.codec import COLUMNS, FIELDS, SCHEMA, decode, encode
-from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
+from coe.records.record import LogPage, LogQuery, RecipeCall, RoutingLog, RoutingRecord
 from coe.records.sqlite import SqliteLog
 from gateway.endpoints.admin import records
 from tests.fakes import registry_of
@@ -32,6 +32,10 @@ SAMPLES: dict[Any, Any] = {
     tuple[float, ...]: (0.25, float("-inf"), 1e-300),
     tuple[float, float]: (0.05, 0.1),
     Mapping[str, float]: {"code": 0.75, "": 0.25},
+    tuple[RecipeCall, ...]: (
+        RecipeCall("small", 0, "answered", 3, 2**40, 0.1 + 0.2, 0, 0.75, True),
+        RecipeCall("large", 1, "timeout"),
+    ),
 }
 """A value that is not the default for each type that a field may have."""
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from coe.errors import LogError
 from coe.records.codec import decode, encode
-from coe.records.record import RoutingRecord
+from coe.records.record import RecipeCall, RoutingRecord
 from tests.records.samples import record
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -42,8 +42,17 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     return st.one_of(*(st.none() if one is NoneType else BY_TYPE[one] for one in get_args(hint)))
 
 
+CALLS = st.builds(RecipeCall, **{name: values(hint) for name, hint in get_type_hints(RecipeCall).items()})
+BY_TYPE[tuple[RecipeCall, ...]] = st.lists(CALLS, max_size=3).map(tuple)
 RECORDS = st.builds(RoutingRecord, **{name: values(hint) for name, hint in HINTS.items()} | {"schema": st.just(1)})
-COLLECTIONS = {"candidates": tuple, "passages": tuple, "probabilities": dict, "utility": tuple, "price": tuple}
+COLLECTIONS = {
+    "candidates": tuple,
+    "passages": tuple,
+    "probabilities": dict,
+    "utility": tuple,
+    "price": tuple,
+    "steps": tuple,
+}
 
 
 @given(RECORDS)

@@ -1,0 +1,197 @@
+"""A member's answer while a recipe holds it, and the text of a complete chat answer.
+
+A task of its own reads each draft, so that the members of a step answer at the same time. A draft keeps its chunks
+until the recipe returns or discards it. The chunks of a returned draft go to the client unchanged; if the answer is not
+complete, the task still reads the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from coe.core import Call, Expert, MemberCall
+from coe.errors import ExpertError, InvalidRequest
+from coe.experts.http import sse
+from coe.experts.http.sse import EVENT_STREAM
+
+MAX_TEXT_BYTES = 2 * 2**20
+"""Bytes of an answer that is read for its text; longer ones count as long free text."""
+MAX_RELAY_BYTES = 2**20
+"""Bytes that are read ahead of a client while an unfinished draft is relayed."""
+_CUT_OFF = ("length", "content_filter", "tool_calls", "function_call")
+"""Finish reasons of an answer whose text is not a complete answer."""
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
+"""Errors of reading an answer that does not have the form of Chat Completions."""
+
+FinalAnswer = Callable[[str], str | None]
+"""Returns the normalized final answer of a text; None if there is none that can be compared."""
+
+
+class HeldBytes:
+    """Bytes that all drafts of one request hold. `changed` is set when they exceed `limit` or a draft begins or
+    settles."""
+
+    __slots__ = ("changed", "count", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.count = 0
+        self.limit = limit
+        self.changed = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        return self.count > self.limit
+
+
+class Draft:
+    """One call to a member and what it has answered so far.
+
+    `began` is the time of the first token (event loop clock), None before it. A `settled` draft is `complete`, has an
+    `error`, or was cancelled. `answer` is the final answer of a complete one, None if it cannot be compared.
+    """
+
+    def __init__(self, member: Expert, log: MemberCall, *, held: HeldBytes, final_answer: FinalAnswer) -> None:
+        self.log = log
+        self.media_type = ""
+        self.began: float | None = None
+        self.settled = self.complete = False
+        self.error: Exception | None = None
+        self.answer: str | None = None
+        self._member = member
+        self._held = held
+        self._final_answer = final_answer
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._relayed = False
+        self._news = asyncio.Event()
+        """Set for the relay: a chunk arrived or the draft ended."""
+        self._room = asyncio.Event()
+        """Set for the reader: the relay took a chunk or began."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the client could get it: it has begun, has not failed, and is a stream or complete."""
+        return self.began is not None and self.error is None and (self.complete or self.media_type == EVENT_STREAM)
+
+    async def read(self, call: Call) -> None:
+        """Call the member and read its answer to the end. Never raises, except for a cancellation."""
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        try:
+            await self._read(call, clock)
+        except (ExpertError, InvalidRequest) as error:
+            error.drop_frames()
+            self.error = error
+            self.log.outcome = error.cause if isinstance(error, ExpertError) else "unsupported"
+        except Exception as error:  # a defect, which the recipe raises
+            self.error, self.log.outcome = error, "error"
+        finally:
+            self.log.ms = (clock() - start) * 1000
+            self.settled = True
+            if not self.complete and not self._relayed:
+                self._discard()
+            self._news.set()
+            self._held.changed.set()
+
+    async def _read(self, call: Call, clock: Callable[[], float]) -> None:
+        reply = await self._member.stream(call)
+        try:
+            self.media_type, self.log.usage = reply.media_type, reply.usage
+            self.began = clock()
+            self._held.changed.set()
+            async with aclosing(reply.chunks()) as chunks:
+                async for chunk in chunks:
+                    self._keep(chunk)
+                    if self.media_type == EVENT_STREAM:
+                        await self._wait_for_room()
+            self._complete()
+        finally:
+            await reply.aclose()
+
+    def _complete(self) -> None:
+        """Mark the answer as complete before its connection is closed, which takes longer."""
+        self.complete = self.settled = True
+        if not self.log.accepted:
+            self.answer = self._comparable_answer()
+            self.log.outcome = "unreadable" if self.answer is None else "answered"
+        self._news.set()
+        self._held.changed.set()
+
+    def _keep(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        self._held.count += len(chunk)
+        self._news.set()
+        if self._held.full:
+            self._held.changed.set()
+
+    async def _wait_for_room(self) -> None:
+        """Wait while too many bytes are held: until the draft is relayed, or its client has read enough of them."""
+        while self._size > MAX_RELAY_BYTES if self._relayed else self._held.full:
+            self._room.clear()
+            await self._room.wait()
+
+    def _comparable_answer(self) -> str | None:
+        if self._size > MAX_TEXT_BYTES:
+            return None
+        text = answer_text(b"".join(self._chunks), stream=self.media_type == EVENT_STREAM)
+        return None if text is None else self._final_answer(text)
+
+    def _discard(self) -> None:
+        self._held.count -= self._size
+        self._size = 0
+        self._chunks.clear()
+
+    async def relay(self) -> AsyncGenerator[bytes, None]:
+        """Yield its chunks, also those that still arrive. Raises the ExpertError that breaks the answer off."""
+        self._relayed = True
+        self._room.set()
+        while True:
+            while self._chunks:
+                chunk = self._chunks.popleft()
+                self._size -= len(chunk)
+                self._room.set()
+                yield chunk
+            if self.error is not None:
+                raise self.error
+            if self.settled:
+                return
+            self._news.clear()
+            await self._news.wait()
+
+
+def answer_text(body: bytes, *, stream: bool) -> str | None:
+    """Return the text of a complete chat answer, as JSON or as a stream.
+
+    None if it was cut off or refused, calls a tool, or does not have the form of Chat Completions.
+    """
+    try:
+        return _streamed_text(body) if stream else _plain_text(sse.loads(body))
+    except _MALFORMED:
+        return None
+
+
+def _plain_text(answer: dict[str, Any]) -> str | None:
+    choice = answer["choices"][0]
+    message = choice["message"]
+    if choice.get("finish_reason") in _CUT_OFF or message.get("refusal") or message.get("tool_calls"):
+        return None
+    content = message["content"]
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def _streamed_text(events: bytes) -> str | None:
+    parts: list[str] = []
+    for line in events.splitlines():
+        if not line.startswith(b"data:") or (data := line[5:].strip()) == b"[DONE]":
+            continue
+        for choice in sse.loads(data).get("choices") or ():
+            delta = choice.get("delta") or {}
+            if choice.get("finish_reason") in _CUT_OFF or delta.get("refusal") or delta.get("tool_calls"):
+                return None
+            parts.append(delta.get("content") or "")
+    return "".join(parts)

@@ -1,0 +1,76 @@
+"""Fake members of recipes, their answers, and recipes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import orjson
+
+from coe.core import Call, RecipeLog, Reply
+from coe.experts.recipes.default import default_policy
+from coe.experts.recipes.expert import RecipeExpert
+from coe.registry import Policy, RecipeSpec
+from tests.fakes import ScriptedExpert
+
+CATEGORIES = 3
+DONE = b"data: [DONE]\n\n"
+
+
+def answer(text: str | None, *, finish: str = "stop", **message: Any) -> tuple[bytes, ...]:
+    """A plain chat answer."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
+    return (orjson.dumps({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}),)
+
+
+def event(text: str | None = None, *, finish: str | None = None, **delta: Any) -> bytes:
+    """One event of a chat stream."""
+    choice = {"index": 0, "delta": {**({} if text is None else {"content": text}), **delta}, "finish_reason": finish}
+    return b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n"
+
+
+def stream(*texts: str | asyncio.Event | BaseException, finish: str = "stop") -> tuple[Any, ...]:
+    """A streamed chat answer; events and errors among the texts stay as they are."""
+    return (*(event(text) if isinstance(text, str) else text for text in texts), event(finish=finish), DONE)
+
+
+def final_answer(text: str) -> str | None:
+    """The last word, unless there is none or more than five."""
+    words = text.split()
+    return words[-1] if 0 < len(words) <= 5 else None
+
+
+def recipe_of(*members: ScriptedExpert, limits: dict[str, Any] | None = None, **declared: Any) -> RecipeExpert:
+    spec = RecipeSpec.model_validate({"name": "careful", **declared})
+    return RecipeExpert(
+        "careful@2",
+        {member.name: member for member in members},
+        policy=default_policy(spec, categories=CATEGORIES),
+        categories=CATEGORIES,
+        final_answer=final_answer,
+        limits=Policy.model_validate(limits or {}),
+    )
+
+
+def call_of(*, stream: bool = False, log: RecipeLog | None = None, seconds: float = math.inf) -> Call:
+    deadline = asyncio.get_running_loop().time() + seconds
+    return Call({"messages": []}, stream, 10.0, 10.0, deadline=deadline, recipe_log=log or RecipeLog())
+
+
+async def bytes_of(reply: Reply) -> bytes:
+    """The whole reply, which is closed afterwards."""
+    body = b"".join([chunk async for chunk in reply.chunks()])
+    await reply.aclose()
+    return body
+
+
+async def next_chunk(chunks: AsyncGenerator[bytes, None]) -> bytes:
+    async with asyncio.timeout(2):
+        return await anext(chunks)
+
+
+def calls_of(log: RecipeLog) -> list[tuple[str, int, str, bool]]:
+    """Expert, step, outcome and whether its answer was returned, of each call."""
+    return [(call.expert, call.step, call.outcome, call.accepted) for call in log.calls]
