@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from starlette.applications import Starlette
 
 from coe.core import Call, Health, Neighbour, Prediction, Usage
+from coe.experts import build_recipes
 from coe.mapping import Assignment
 from coe.mapping.problem import declared_assignment
 from coe.records import FeedbackWriter
@@ -268,8 +269,10 @@ async def gateway_of(
                 threads=threads,
                 overlays=overlays,
                 retrieval=retrieval,
+                recipes=build_recipes(registry, experts, categories=len(router.categories)),
             )
-            serving = Serving(composition, access_of(registry, MemoryLimiter()), index, versions)
+            access = access_of(registry, MemoryLimiter(), routed=composition.routed_arms)
+            serving = Serving(composition, access, index, versions)
             current, metrics = ServingState(serving), Metrics()
             opened.append(current)
             recent = RecentRequests()

@@ -68,6 +68,7 @@ class RecipeExpert:
         log = call.recipe_log or RecipeLog()
         log.recipe, log.stop = self.policy.recipe, ""
         if len(log.calls) + len(self._first) > self.limits.max_calls:
+            log.stop = "failed"
             raise self._calls_used_up()
         run = _Run(self, call, log)
         try:

@@ -6,6 +6,7 @@ import { dollars, figure, milliseconds, moment, number, percent, shown } from ".
 import { candidateTable, retrievalDetails, outcome, posterior, sentence, speed, timeline, unanswered } from "../../explained.js";
 import { openReplay } from "./replay.js";
 import { openLabels } from "./labels.js";
+import { recipeCalls } from "./recipe.js";
 
 export function openRecord(id, draw) {
   const at = `v1/records/${encodeURIComponent(id)}`;
@@ -36,6 +37,7 @@ function whole(record, replay, labels) {
     <div class="columns">
       <div>
         ${card("Category", html`${posterior(record)} ${classified(record)}`)}
+        ${record.recipe ? card("Recipe", recipeCalls(record)) : nothing}
         ${card("Candidates", candidateTable(record))} ${card("Time", timeline("Time", periods(record)))}
         ${card("Retrieval", retrievalDetails(record))} ${card("Versions", versions(record))}
       </div>

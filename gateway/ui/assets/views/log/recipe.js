@@ -1,0 +1,50 @@
+// The calls of a recipe in a record: who gave which answer, how likely it is right, and why the recipe stopped.
+
+import { html, nothing } from "../../vendor/lit-html.js";
+import { milliseconds, number, percent } from "../../parts.js";
+
+const STOPS = {
+  accepted: "An answer was accepted before the last step.",
+  last_step: "All steps were called and compared.",
+  stream_hold: "The stream was held as long as allowed; the answer is unverified.",
+  held_bytes: "The held answers reached the memory limit; the answer is unverified.",
+  deadline: "The deadline was near; the answer is unverified.",
+  unavailable: "No member of the last step answered; the answer is unverified.",
+  failed: "No member answered.",
+  cancelled: "The request ended first.",
+};
+
+export function recipeCalls({ recipe, recipe_stop: stop, steps }) {
+  const classes = [...new Set(steps.map((call) => call.answer_class).filter((one) => one != null))];
+  const letter = (call) => (call.answer_class == null ? "–" : String.fromCharCode(65 + classes.indexOf(call.answer_class)));
+  return html`<p>${recipe}: ${STOPS[stop] ?? stop}</p>
+    <div class="scroll" tabindex="0" role="region" aria-label="Calls of the recipe">
+      <table class="considered">
+        <caption class="unseen">Calls of the recipe, in their order</caption>
+        <thead>
+          <tr>
+            <th scope="col">Member</th>
+            <th scope="col" class="number">Step</th>
+            <th scope="col">Outcome</th>
+            <th scope="col">Answer</th>
+            <th scope="col" class="number">Confidence</th>
+            <th scope="col" class="number">Tokens</th>
+            <th scope="col" class="number">Time</th>
+          </tr>
+        </thead>
+        <tbody>
+          ${steps.map(
+            (call) => html`<tr class=${call.accepted ? "chosen" : nothing}>
+              <th scope="row">${call.expert}${call.accepted ? html`<span class="unseen"> (returned)</span>` : nothing}</th>
+              <td class="number">${call.step + 1}</td>
+              <td>${call.outcome}</td>
+              <td>${letter(call)}</td>
+              <td class="number">${percent(call.confidence)}</td>
+              <td class="number">${number(call.input_tokens, 6)} + ${number(call.output_tokens, 6)}</td>
+              <td class="number">${milliseconds(call.ms)}</td>
+            </tr>`,
+          )}
+        </tbody>
+      </table>
+    </div>`;
+}

@@ -1,0 +1,315 @@
+"""Requests of recipes through the gateway, in process: which requests get one, headers, records and limits."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from coe.core import Health
+from coe.errors import ExpertUnavailable
+from coe.mapping import Assignment
+from coe.mapping.problem import declared_assignment
+from coe.registry import Registry
+from tests.fakes import Gateway, Response, gateway_of, registry_of
+from tests.recipes.members import answer, event, stream
+
+pytestmark = pytest.mark.anyio
+RECIPES = [
+    {"name": "careful", "cascade": [["coder", "painter"], "generalist"]},
+    {"name": "panel", "vote": ["coder", "painter"]},
+]
+CATEGORIES = ("code", "art", "general")
+KEY = "sk-tests"
+
+
+def registry(**changes: Any) -> Registry:
+    return registry_of(recipes=RECIPES, **changes)
+
+
+def plan_with(arm: str, declared: Registry, *, quality: float) -> Assignment:
+    """The declared assignment, and an arm with a measured quality for code."""
+    before = declared_assignment(declared, CATEGORIES)
+    column = np.array([[quality], [-np.inf], [-np.inf]])
+    return Assignment(
+        categories=CATEGORIES,
+        experts=(*before.experts, arm),
+        quality=np.hstack((before.quality, column)),
+        price=_with_one_more(before.price),
+        choice=before.choice,
+        runner_up=before.runner_up,
+        margin=before.margin,
+        hosted=before.hosted,
+        duals={},
+    )
+
+
+def _with_one_more(price: Any) -> Any:
+    """The prices with a free column more."""
+    return np.concatenate((price, np.zeros_like(price[..., :1])), axis=-1)
+
+
+async def ask(
+    gateway: Gateway, text: str = "hello general", *, headers: dict[str, str] | None = None, **fields: Any
+) -> Response:
+    body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
+    sent = {"content-type": "application/json", **(headers or {})}
+    return await gateway.post("/v1/chat/completions", orjson.dumps(body), headers=sent)
+
+
+async def test_a_pinned_recipe_returns_one_members_bytes_and_says_what_it_did() -> None:
+    async with gateway_of(
+        registry(), coder=answer("7"), painter=answer("8"), generalist=answer("The answer is 8.")
+    ) as gateway:
+        response = await ask(gateway, model="careful")
+        assert (response.status, response.body) == (200, answer("8")[0])
+        shown = {name: response.headers[f"x-coe-{name}"] for name in ("expert", "reason", "recipe", "steps", "calls")}
+        assert shown == {"expert": "painter", "reason": "pinned", "recipe": "careful", "steps": "2", "calls": "3"}
+        (record,) = gateway.records
+        assert (record.expert, record.recipe, record.recipe_stop, record.attempts) == (
+            "careful@2",
+            "careful",
+            "last_step",
+            1,
+        )
+        assert [(call.expert, call.step, call.outcome, call.answer_class, call.accepted) for call in record.steps] == [
+            ("coder", 0, "answered", 0, False),
+            ("painter", 0, "answered", 1, True),
+            ("generalist", 1, "answered", 1, False),
+        ]
+        assert (record.input_tokens, record.output_tokens) == (9, 15)
+
+
+async def test_the_header_pins_a_recipe_of_a_routed_request() -> None:
+    async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
+        response = await ask(gateway, headers={"x-coe-recipe": "panel"})
+        assert (response.headers["x-coe-recipe"], response.headers["x-coe-reason"]) == ("panel", "pinned")
+        assert gateway.records[0].expert == "panel@1"
+
+
+async def test_an_arm_can_be_pinned_too() -> None:
+    async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
+        assert (await ask(gateway, model="careful@1")).status == 200
+        assert gateway.records[0].expert == "careful@1"
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "status", "message"),
+    [
+        ("auto", "pannel", 404, "the recipe 'pannel' does not exist here; known: off, careful, panel"),
+        ("auto", "coder", 404, "the recipe 'coder' does not exist here"),
+        ("coder", "panel", 400, "model 'coder' and x-coe-recipe 'panel' contradict each other: send model 'auto'"),
+        ("panel", "off", 400, "model 'panel' and x-coe-recipe 'off' contradict each other"),
+        ("auto", "é", 400, "x-coe-recipe must be the name of a recipe or off"),
+        ("carefull", "", 404, "known: auto, coder, painter, generalist, careful, panel"),
+    ],
+)
+async def test_a_wrong_recipe_is_refused_with_the_known_ones(
+    model: str, recipe: str, status: int, message: str
+) -> None:
+    async with gateway_of(registry()) as gateway:
+        response = await ask(gateway, model=model, headers={"x-coe-recipe": recipe} if recipe else {})
+        assert response.status == status
+        assert message in response.error["message"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [{"type": "function"}]},
+        {"n": 2},
+        {"logprobs": True},
+        {"top_logprobs": 2},
+        {"modalities": ["text", "audio"]},
+        {"audio": {"voice": "a"}},
+    ],
+)
+async def test_a_request_that_needs_a_single_expert_cannot_pin_a_recipe_and_is_not_routed_to_one(
+    fields: dict[str, Any],
+) -> None:
+    declared = registry()
+    plan = plan_with("panel@1", declared, quality=2.0)
+    async with gateway_of(declared, assignment=plan) as gateway:
+        assert (await ask(gateway, "code", **fields)).headers["x-coe-expert"] == "coder"
+        assert "x-coe-recipe" not in (await ask(gateway, "code", **fields)).headers
+        response = await ask(gateway, model="panel", **fields)
+        assert (response.status, response.error["code"]) == (400, "no_capable_expert")
+
+
+async def test_other_apis_go_to_single_experts() -> None:
+    declared = registry()
+    async with gateway_of(declared, assignment=plan_with("panel@1", declared, quality=2.0)) as gateway:
+        body = orjson.dumps({"model": "panel", "input": "code", "stream": False})
+        response = await gateway.post("/v1/responses", body)
+        assert (response.status, response.error["code"]) == (400, "no_capable_expert")
+
+
+async def test_odd_modalities_are_left_to_the_members() -> None:
+    async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
+        assert (await ask(gateway, model="panel", modalities=5)).status == 200
+
+
+async def test_routing_selects_an_arm_with_a_measured_quality_unless_recipes_are_off() -> None:
+    declared = registry()
+    scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
+    async with gateway_of(declared, assignment=plan_with("panel@1", declared, quality=2.0), **scripts) as gateway:
+        response = await ask(gateway, "code")
+        assert (response.headers["x-coe-recipe"], response.headers["x-coe-reason"]) == ("panel", "routed")
+        assert gateway.records[0].candidates[0] == "panel@1"
+        assert "x-coe-recipe" not in (await ask(gateway, "art")).headers
+        off = await ask(gateway, "code", headers={"x-coe-recipe": "off"})
+        assert "x-coe-recipe" not in off.headers
+        assert "panel@1" not in gateway.records[2].candidates
+
+
+async def test_an_arm_without_a_measured_quality_is_no_candidate_and_never_explored() -> None:
+    declared = registry(policy={"exploration": {"rate": 1.0, "max_quality_loss": 1.0}})
+    plan = plan_with("panel@1", declared, quality=-np.inf)
+    async with gateway_of(declared, assignment=plan, coder=ExpertUnavailable("down", expert="coder")) as gateway:
+        await ask(gateway, "code")
+        assert set(gateway.records[0].candidates) <= {"coder", "painter", "generalist"}
+
+
+async def test_a_recipe_whose_members_fail_falls_back_to_an_expert() -> None:
+    declared = registry()
+    down = {name: ExpertUnavailable("down", expert=name) for name in ("coder", "painter")}
+    async with gateway_of(declared, assignment=plan_with("panel@1", declared, quality=2.0), **down) as gateway:
+        response = await ask(gateway, "code")
+        assert response.status == 200
+        assert response.headers["x-coe-expert"] == "generalist"
+        assert response.headers["x-coe-fallback-from"] == "panel@1"
+        (record,) = gateway.records
+        assert (record.expert, record.recipe, record.recipe_stop) == ("generalist", "panel", "failed")
+        assert [call.outcome for call in record.steps] == ["error", "error"]
+
+
+async def test_a_pinned_recipe_whose_members_all_fail_is_a_503_with_its_calls_recorded() -> None:
+    down = {name: ExpertUnavailable("down", expert=name) for name in ("coder", "painter")}
+    async with gateway_of(registry(), **down) as gateway:
+        response = await ask(gateway, model="panel")
+        assert (response.status, response.headers["x-coe-expert"]) == (503, "panel@1")
+        (record,) = gateway.records
+        assert (record.expert, record.recipe_stop, record.fallback_from) == ("panel@1", "failed", "")
+        assert [call.expert for call in record.steps] == ["coder", "painter"] * 2  # as many as max_calls allows
+
+
+async def test_routing_avoids_a_recipe_whose_first_step_is_down() -> None:
+    declared = registry()
+    async with gateway_of(declared, assignment=plan_with("panel@1", declared, quality=2.0)) as gateway:
+        for name in ("coder", "painter"):
+            gateway.experts[name].health = Health(up=False, cause="timeout")
+        response = await ask(gateway, "code")
+        assert response.headers["x-coe-expert"] == "generalist"
+        assert response.headers["x-coe-cause"] == "timeout"
+
+
+async def test_a_follow_up_stays_with_the_recipe() -> None:
+    declared = registry()
+    scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
+    plan = plan_with("panel@1", declared, quality=2.0)
+    async with gateway_of(declared, assignment=plan, **scripts) as gateway:
+        headers = {"x-session-id": "s"}
+        await ask(gateway, "code", headers=headers)
+        await ask(gateway, "code", headers=headers)
+        assert [record.reason for record in gateway.records] == ["routed", "sticky"]
+
+
+async def test_models_lists_the_recipes() -> None:
+    async with gateway_of(registry()) as gateway:
+        listed = await gateway.post("/v1/models", method="GET")
+        assert [model["id"] for model in listed.json["data"]][-2:] == ["careful", "panel"]
+
+
+async def test_a_client_that_leaves_cancels_all_members_and_their_calls_are_recorded() -> None:
+    never = asyncio.Event()
+    async with gateway_of(registry(), coder=never, painter=stream("it", never)) as gateway:
+        request = asyncio.create_task(ask(gateway, model="careful"))
+        while not gateway.experts["painter"].replies:
+            await asyncio.sleep(0.001)
+        gateway.leave.set()
+        await request
+        assert gateway.experts["coder"].cancelled
+        assert gateway.experts["painter"].replies[0].closed
+        (record,) = gateway.records
+        assert (record.outcome, record.recipe_stop) == ("aborted", "cancelled")
+        assert [call.outcome for call in record.steps] == ["cancelled", "cancelled"]
+
+
+async def test_a_stream_that_is_held_too_long_is_relayed_while_it_arrives() -> None:
+    go = asyncio.Event()
+    declared = registry(policy={"max_stream_hold": 0.02})
+    async with gateway_of(declared, coder=stream("it", go, "is"), painter=go) as gateway:
+        response = Response()
+        body = orjson.dumps({"model": "panel", "messages": [{"role": "user", "content": "x"}], "stream": True})
+        request = asyncio.create_task(gateway.post("/v1/chat/completions", body, into=response))
+        await asyncio.wait_for(gateway.first_chunk.wait(), 2)
+        assert response.body == event("it")
+        go.set()
+        await request
+        assert response.body == b"".join((event("it"), *stream("is")))
+        assert gateway.records[0].recipe_stop == "stream_hold"
+        assert gateway.records[0].outcome == "ok"
+
+
+# ----------------------------------------------------------------------------------------------- limits of API keys
+
+
+def keyed(**limits: Any) -> Registry:
+    local = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
+    prices = {"coder": (1e4, 0), "painter": (0, 1e4), "generalist": (2e4, 2e4)}
+    return registry(
+        experts=[{"name": name, "prices": {"input": i, "output": o}, **local} for name, (i, o) in prices.items()],
+        access={"keys": [{"name": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "limits": limits}]},
+    )
+
+
+async def test_each_member_is_charged_by_its_own_prices() -> None:
+    scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
+    async with gateway_of(keyed(dollars_per_day=1000), **scripts) as gateway:
+        await ask(gateway, model="panel", headers={"authorization": f"Bearer {KEY}"})
+        assert gateway.records[0].cost == pytest.approx((3 * 1e4 + 5 * 1e4) / 1e6)
+
+
+async def test_a_key_reserves_the_calls_of_all_members_and_is_charged_the_sum() -> None:
+    scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
+    headers = {"authorization": f"Bearer {KEY}"}
+    async with gateway_of(keyed(tokens_per_minute=250), **scripts) as gateway:
+        one = await ask(gateway, model="coder", max_tokens=100, headers=headers)
+        assert one.status == 200
+        two = await ask(gateway, model="panel", max_tokens=100, headers=headers)
+        assert two.status == 200
+        three = await ask(gateway, model="careful", max_tokens=100, headers=headers)
+        assert (three.status, three.error["code"]) == (400, "request_exceeds_limit")
+        assert int(two.headers["x-ratelimit-remaining-tokens"]) < 50
+        four = await ask(gateway, model="coder", max_tokens=1, headers=headers)
+        assert 210 <= int(four.headers["x-ratelimit-remaining-tokens"]) <= 226  # of 250, after 8 + 16 tokens
+
+
+async def test_a_routed_request_reserves_for_recipes_only_where_a_plan_may_choose_them() -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    declared = keyed(tokens_per_minute=150)
+    async with gateway_of(declared) as gateway:
+        assert (await ask(gateway, "code", max_tokens=100, headers=headers)).status == 200
+    async with gateway_of(declared, assignment=plan_with("panel@1", declared, quality=0.5)) as gateway:
+        response = await ask(gateway, "code", max_tokens=100, headers=headers)
+        assert (response.status, response.error["code"]) == (400, "request_exceeds_limit")
+        off = {**headers, "x-coe-recipe": "off"}
+        assert (await ask(gateway, "code", max_tokens=100, headers=off)).status == 200
+
+
+async def test_a_client_that_leaves_pays_for_the_answers_that_had_begun() -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    async with gateway_of(keyed(tokens_per_minute=1000), coder=answer("X"), painter=asyncio.Event()) as gateway:
+        request = asyncio.create_task(ask(gateway, model="panel", max_tokens=400, headers=headers))
+        while not gateway.experts["coder"].replies:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        gateway.leave.set()
+        await request
+        gateway.leave.clear()
+        left = await ask(gateway, model="coder", max_tokens=1, headers=headers)
+        assert 980 <= int(left.headers["x-ratelimit-remaining-tokens"]) <= 992  # the answer had 3 + 5 tokens
