@@ -99,9 +99,13 @@ def _experts(
     for name in registry.expert_names:
         if name not in plan.assignment.experts:
             yield _added(name, registry, effective)
+    usable = plan.arms(registry)
     for name in plan.assignment.experts:
-        if name not in registry.expert_names:
+        if name not in registry.arm_names:
             yield _removed(name, reassigned)
+        elif name not in registry.expert_names and name not in usable:
+            sentence = f"{name!r}: the steps of its recipe changed since the plan was made; it is used again after "
+            yield Consequence("expert_changed", name, f"{sentence}`coe plan`", replan=True)
     dependencies = _dependencies(plan)
     for spec in registry.experts:
         planned = dependencies is not None and spec.name in plan.assignment.experts

@@ -8,7 +8,7 @@ applies the present declaration to its problem.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from coe.mapping.uses import MeasuredUses, Uses, declared_uses
 from coe.registry import Registry
 
 PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
-VERSION = 2
+VERSION = 3
 """Version of plan.json."""
 MARGINAL_VALUES_TIME_SHARE = 1 / 3
 """Share of the time budget for the marginal values of experts; the rest is for frontiers."""
@@ -44,6 +44,7 @@ class PlanInputs:
     - `measured`, `feedback`: the parts of the table from scores and from feedback.
     - `measured_uses`: tokens and latencies behind the problem's uses; None if nothing was measured.
     - `reassigned`: categories whose expert feedback has changed since the scores were measured.
+    - `recipes`: the steps of each recipe, declared or proposed, whose arms the problem has.
     - `dependencies`: the part of the declaration that the plan was made for; None if it was made without one.
     """
 
@@ -58,6 +59,7 @@ class PlanInputs:
     reassigned: tuple[str, ...] = ()
     dependencies: Dependencies | None = None
     measured_uses: MeasuredUses | None = None
+    recipes: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
     def save(
         self,
@@ -102,6 +104,7 @@ class PlanInputs:
             "weights": problem.weights.tolist(),
             "uses": _uses_to_json(problem.uses),
             "members": dict(problem.members),
+            "recipes": dict(self.recipes),
             "measured_uses": None if measured is None else measured.to_json(),
             "budget": problem.budget.rows(),
             "measured": None if self.measured is None else _table_to_json(self.measured),
@@ -223,12 +226,14 @@ class PlanRecord:
 
     `bounds`, of the shape of the problem's quality, are the lower confidence bounds of all cells, also of those that a
     pin excludes. `dependencies` is None if the plan does not store them, and `measured_uses` if nothing was measured.
+    `recipes` holds the steps of each planned recipe.
     """
 
     problem: Problem
     bounds: Array
     dependencies: Dependencies | None
     measured_uses: MeasuredUses | None = None
+    recipes: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,6 +248,19 @@ class PublishedPlan:
         """Return the uses of `experts` (default: all declared ones) by the declaration and the measured tokens."""
         measured = None if self.record is None else self.record.measured_uses
         return declared_uses(registry, categories, experts, measured=measured)
+
+    def declaration(self, registry: Registry) -> Registry:
+        """Return the declaration with the recipes that this plan proposed."""
+        return registry if self.record is None else registry.with_proposed(self.record.recipes)
+
+    def arms(self, registry: Registry) -> tuple[str, ...]:
+        """Return the planned arms whose recipe is declared with the same steps, in the order of the declaration."""
+        planned = {} if self.record is None else self.record.recipes
+        return tuple(
+            arm.name
+            for arm in registry.recipe_arms
+            if arm.name in self.assignment.experts and planned.get(arm.recipe) == arm.steps
+        )
 
 
 def read_published(folder: Path, version: str) -> PublishedPlan:
@@ -263,7 +281,8 @@ def _read_record(folder: Path) -> PlanRecord | None:
         stored = data["depends_on"]
         dependencies = None if stored is None else Dependencies.from_json(stored)
         uses = MeasuredUses.from_json(data["measured_uses"], problem.categories, problem.experts)
-        return PlanRecord(problem, bounds, dependencies, uses)
+        recipes = {name: tuple(map(tuple, steps)) for name, steps in data["recipes"].items()}
+        return PlanRecord(problem, bounds, dependencies, uses, recipes)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder}: plan.json cannot be read ({error}); make it again with `coe plan`") from None
 
@@ -287,7 +306,7 @@ def current_problem(
     if record is None:
         return None
     solved, pins, then = record.problem, registry.assignment, planned_pins(plan, registry)
-    missing = set(solved.experts) - set(registry.expert_names)
+    missing = set(solved.experts) - set(registry.expert_names) - set(plan.arms(registry))
     missing |= {arm for arm, members in solved.members.items() if missing & set(members)}
     columns = [column for column, name in enumerate(solved.experts) if name not in missing]
     experts = tuple(solved.experts[column] for column in columns)
@@ -306,10 +325,24 @@ def current_problem(
         experts=experts,
         quality=quality,
         weights=weights / weights.sum() if len(rows) < len(solved.categories) else weights,
-        uses=plan.uses(registry, categories, experts),
+        uses=_present_uses(plan, registry, categories, experts, solved.uses.part(rows, columns)),
         members={arm: members for arm, members in solved.members.items() if arm in experts},
     )
     return problem, None if traffic is None else traffic[:, rows]
+
+
+def _present_uses(
+    plan: PublishedPlan, registry: Registry, categories: tuple[str, ...], columns: tuple[str, ...], planned: Uses
+) -> Uses:
+    """Return the declared uses of experts; those of arms, which come last, are the planned ones."""
+    experts = [name for name in columns if name in registry.expert_names]
+    present = plan.uses(registry, categories, experts)
+
+    def joined(now: Array | None, then: Array | None) -> Array | None:
+        return now if now is None or then is None else np.concatenate((now, then[..., len(experts) :]), axis=-1)
+
+    found = {name: joined(getattr(present, name), getattr(planned, name)) for name in USE_OF_ROW.values()}
+    return Uses(**found, calls={arm: calls for arm, calls in planned.calls.items() if arm in columns})
 
 
 def _quality_row(record: PlanRecord, row: int, pins: Mapping[str, str], then: Mapping[str, str]) -> Array:

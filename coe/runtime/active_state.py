@@ -18,6 +18,8 @@ from coe.artifacts.manifest import Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
+from coe.experts.recipes.policy import RecipePolicy
+from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.problem import declared_assignment
 from coe.registry import Registry, load
@@ -73,6 +75,8 @@ class ActiveState:
     """The version that was read of each kind of artifact except the gate, None for none."""
     consequences: tuple[Consequence, ...] = ()
     """The differences of the declaration from the plan in use."""
+    policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
+    """The fitted policy of each planned arm, over the router's categories."""
 
 
 def load_active_state(settings: Settings, previous: ActiveState | None = None) -> ActiveState:
@@ -87,6 +91,7 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
         router = load_router(registry, artifact)
     versions = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ASSIGNMENT, OVERLAYS)}
     planned = assignment_in_use(settings, registry, router.categories)
+    registry = registry.with_proposed(planned.recipes)
     overlays = overlays_in_use(settings, router)
     if registry.retrieval.store is None:
         index = None
@@ -104,6 +109,7 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
         index,
         {ROUTER: artifact.manifest.version, **versions},
         planned.consequences,
+        policies_in_use(settings, registry, router.categories),
     )
 
 
@@ -165,7 +171,8 @@ def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
 def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
     """A published plan under the declaration. Raises ArtifactError, with the remedy, if nothing of it is declared any
     more."""
-    return effective_plan(read_published(artifact.folder, artifact.manifest.version), registry)
+    published = read_published(artifact.folder, artifact.manifest.version)
+    return effective_plan(published, published.declaration(registry))
 
 
 def overlays_in_use(settings: Settings, router: Router) -> Overlays:
@@ -202,6 +209,17 @@ def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[
         return EffectivePlan(declared_assignment(registry, categories))
     found = read_plan(registry, artifact)
     return replace(found, assignment=found.assignment.over(categories))
+
+
+def policies_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> dict[str, RecipePolicy]:
+    """The fitted policies of the plan in use by arm, if the recipe is still declared with the planned steps. Raises
+    ArtifactError for a damaged file."""
+    artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
+    if artifact is None or not (artifact.folder / RECIPES_FILE).is_file():
+        return {}
+    found = ArmPolicies.from_json((artifact.folder / RECIPES_FILE).read_bytes()).over(categories).by_arm
+    declared = {arm.name: arm.steps for arm in registry.recipe_arms}
+    return {arm: one for arm, one in found.items() if tuple(s.members for s in one.steps) == declared.get(arm)}
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
