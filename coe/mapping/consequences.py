@@ -261,7 +261,7 @@ def _as_problem(plan: PublishedPlan, problem: Problem, registry: Registry, effec
         weights=mass,
         uses=plan.uses(registry, effective.categories, effective.experts),
         budget=Budget(),
-        members={},
+        members={arm: members for arm, members in problem.members.items() if arm in effective.experts},
     )
 
 

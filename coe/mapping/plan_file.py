@@ -244,10 +244,18 @@ class PublishedPlan:
     assignment: Assignment
     record: PlanRecord | None = None
 
-    def uses(self, registry: Registry, categories: Sequence[str], experts: Sequence[str] | None = None) -> Uses:
-        """Return the uses of `experts` (default: all declared ones) by the declaration and the measured tokens."""
+    def uses(self, registry: Registry, categories: Sequence[str], columns: Sequence[str] | None = None) -> Uses:
+        """Return the uses of `columns` (default: all declared experts; arms come last).
+
+        Those of experts follow from the declaration and the measured tokens, those of arms are the planned ones.
+        """
         measured = None if self.record is None else self.record.measured_uses
-        return declared_uses(registry, categories, experts, measured=measured)
+        experts = [name for name in columns or registry.expert_names if name in registry.expert_names]
+        present = declared_uses(registry, categories, experts, measured=measured)
+        arms = list(columns or ())[len(experts) :]
+        if not arms or self.record is None:
+            return present
+        return _with_arms(present, self.record.problem, categories, arms)
 
     def declaration(self, registry: Registry) -> Registry:
         """Return the declaration with the recipes that this plan proposed."""
@@ -325,24 +333,28 @@ def current_problem(
         experts=experts,
         quality=quality,
         weights=weights / weights.sum() if len(rows) < len(solved.categories) else weights,
-        uses=_present_uses(plan, registry, categories, experts, solved.uses.part(rows, columns)),
+        uses=plan.uses(registry, categories, experts),
         members={arm: members for arm, members in solved.members.items() if arm in experts},
     )
     return problem, None if traffic is None else traffic[:, rows]
 
 
-def _present_uses(
-    plan: PublishedPlan, registry: Registry, categories: tuple[str, ...], columns: tuple[str, ...], planned: Uses
-) -> Uses:
-    """Return the declared uses of experts; those of arms, which come last, are the planned ones."""
-    experts = [name for name in columns if name in registry.expert_names]
-    present = plan.uses(registry, categories, experts)
+def _with_arms(present: Uses, planned: Problem, categories: Sequence[str], arms: Sequence[str]) -> Uses:
+    """Append the planned uses of arms to those of experts; a category that the plan lacks has their mean."""
+    rows = [planned.categories.index(name) if name in planned.categories else None for name in categories]
+    columns = [planned.experts.index(name) for name in arms]
+
+    def by_category(values: Array) -> Array:
+        return np.stack([values.mean(axis=0) if row is None else values[row] for row in rows])
 
     def joined(now: Array | None, then: Array | None) -> Array | None:
-        return now if now is None or then is None else np.concatenate((now, then[..., len(experts) :]), axis=-1)
+        if now is None or then is None:
+            return now
+        return np.hstack((now, by_category(then[:, columns]) if then.ndim > 1 else then[columns]))
 
-    found = {name: joined(getattr(present, name), getattr(planned, name)) for name in USE_OF_ROW.values()}
-    return Uses(**found, calls={arm: calls for arm, calls in planned.calls.items() if arm in columns})
+    found = {name: joined(getattr(present, name), getattr(planned.uses, name)) for name in USE_OF_ROW.values()}
+    calls = {arm: by_category(planned.uses.calls[arm]) for arm in arms if arm in planned.uses.calls}
+    return Uses(**found, calls=calls)
 
 
 def _quality_row(record: PlanRecord, row: int, pins: Mapping[str, str], then: Mapping[str, str]) -> Array:
