@@ -24,7 +24,7 @@ MAX_SOLVER_SECONDS = 60.0
 """Time limit of the solver, after which its best plan is used. It stops earlier within 0.01 % of the optimum."""
 LARGE_PROBLEM_CELLS = 20_000
 """Cells (category x expert) from which on only the best experts of each category are considered."""
-CANDIDATES_PER_CATEGORY = 10
+CANDIDATES_PER_CATEGORY, HOSTED_CANDIDATES_PER_CATEGORY = 10, 3
 VACUOUS_LIMITS = {"max_share": 1.0}
 """Limits without effect, for rows with a largest value."""
 
@@ -113,22 +113,29 @@ def _choose(problem: Problem, time_budget: TimeBudget | None, gap: float) -> NDA
 def _reduced(problem: Problem) -> Problem:
     """Return the problem with fewer cells.
 
-    They are each category's best experts at the prices of the mean rows, the experts that a greedy choice hosts, and
-    the most economical ones, which keep the problem feasible.
+    Of each category they are the best ones at the prices of the mean rows, and the most economical ones, which keep the
+    problem feasible; both of all experts, and of those that a greedy choice hosts.
     """
     value, rows = problem.quality, mean_rows(problem)
     if rows.names:
         traffic = np.eye(len(problem.categories))
         value = value - rows.price(lagrangian_duals(problem.quality, problem.weights, traffic, rows))
-    kept = value >= -np.sort(-value, axis=1)[:, [min(CANDIDATES_PER_CATEGORY, len(problem.experts)) - 1]]
-    allowed = np.isfinite(problem.quality)
+    kept = _candidates(problem, value, CANDIDATES_PER_CATEGORY)
+    if "memory_gb" in problem.budget.rows():
+        hosted = problem.hosting(np.array(_greedy(problem, value), dtype=np.int64))
+        kept |= _candidates(problem, np.where(hosted, value, -np.inf), HOSTED_CANDIDATES_PER_CATEGORY)
+        kept[:, int((problem.requirements() @ problem.use("memory_gb")).argmin())] = True
+    return replace(problem, quality=np.where(kept, problem.quality, -np.inf))
+
+
+def _candidates(problem: Problem, value: Array, count: int) -> NDArray[np.bool_]:
+    """Return the `count` cells of highest finite value in each category, and the most economical one by mean row."""
+    allowed = np.isfinite(value)
+    kept = value >= -np.sort(-value, axis=1)[:, [min(count, len(problem.experts)) - 1]]
     for row in problem.budget.rows().keys() & set(MEAN_ROWS):
         use = np.where(allowed, problem.use(row), np.inf)
         kept[np.arange(len(use)), use.argmin(axis=1)] = True
-    if "memory_gb" in problem.budget.rows():
-        kept[:, int((problem.requirements() @ problem.use("memory_gb")).argmin())] = True
-        kept[:, problem.hosting(np.array(_greedy(problem, value), dtype=np.int64))] = True
-    return replace(problem, quality=np.where(kept, problem.quality, -np.inf))
+    return np.asarray(kept & allowed)
 
 
 def _greedy(problem: Problem, value: Array) -> list[int]:
