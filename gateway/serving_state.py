@@ -115,7 +115,9 @@ class Wiring:
             affinity=self._affinity,
             overlays=in_use.overlays,
             retrieval=retrieval,
-            recipes=build_recipes(registry, experts, categories=len(in_use.router.categories)),
+            recipes=build_recipes(
+                registry, experts, categories=len(in_use.router.categories), policies=in_use.policies
+            ),
         )
         versions = {**in_use.versions, GATE: gate}
         loaded = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(retrieval and retrieval.gate)}

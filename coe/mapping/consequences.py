@@ -23,6 +23,8 @@ Kind = Literal[
     "expert_removed",
     "expert_changed",
     "expert_use_changed",
+    "recipe_added",
+    "recipe_removed",
     "category_added",
     "category_removed",
     "category_changed",
@@ -99,8 +101,14 @@ def _experts(
     for name in registry.expert_names:
         if name not in plan.assignment.experts:
             yield _added(name, registry, effective)
+    arms = plan.arms(registry)
+    for recipe in registry.declared_recipes:
+        if recipe.arm(1) not in arms:
+            yield _added_recipe(recipe.name)
     for name in plan.assignment.experts:
-        if name not in registry.expert_names:
+        if "@" in name and name not in arms:
+            yield _removed_arm(name, reassigned)
+        elif name not in (*registry.expert_names, *arms):
             yield _removed(name, reassigned)
     dependencies = _dependencies(plan)
     for spec in registry.experts:
@@ -130,6 +138,21 @@ def _added(name: str, registry: Registry, effective: Assignment) -> Consequence:
         "`coe score` and `coe plan`",
         replan=True,
     )
+
+
+def _added_recipe(name: str) -> Consequence:
+    sentence = (
+        f"recipe {name!r} is not in the plan as it is declared: clients can request it by name, and nothing is routed "
+        "to it. For more, run `coe score` and `coe plan`"
+    )
+    return Consequence("recipe_added", name, sentence, replan=True)
+
+
+def _removed_arm(name: str, reassigned: Mapping[str, tuple[str, str]]) -> Consequence:
+    moves = [f"{category} goes to {now!r}" for category, (before, now) in reassigned.items() if before == name]
+    consequence = f": {', '.join(moves)}. Run `coe plan` again" if moves else "; it served no declared category"
+    sentence = f"recipe {name!r} of the plan is no longer declared with the same members{consequence}"
+    return Consequence("recipe_removed", name, sentence, replan=bool(moves))
 
 
 def _removed(name: str, reassigned: Mapping[str, tuple[str, str]]) -> Consequence:

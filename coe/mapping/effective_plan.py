@@ -2,17 +2,19 @@
 
 - An expert that the plan lacks serves no category until it is scored, except by pins and exploration.
 - The categories of an expert that is no longer declared go to the best of the others.
+- An arm of a recipe that the plan lacks, or whose members changed, is selected by pins only.
 - A category that the plan lacks goes to its pinned expert, or else to the general expert.
 - Prices follow the declared uses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from coe.errors import ArtifactError
+from coe.experts.recipes.policy_file import ArmPolicies
 from coe.mapping.assignment import Assignment
 from coe.mapping.consequences import Consequence, consequences
 from coe.mapping.plan import runner_up
@@ -22,13 +24,23 @@ from coe.mapping.problem import USE_OF_ROW, Array
 from coe.mapping.score_table import align
 from coe.registry import Registry
 
+NO_POLICIES = ArmPolicies((), {})
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EffectivePlan:
-    """The assignment over the declared categories and experts, and the consequences of differences from the plan."""
+    """The assignment over the declared categories and experts, and the consequences of differences from the plan.
+
+    Arms of recipes that the plan measured are further columns; `policies` are their policies over the same categories.
+    """
 
     assignment: Assignment
     consequences: tuple[Consequence, ...] = ()
+    policies: ArmPolicies = NO_POLICIES
+
+    def over(self, categories: tuple[str, ...]) -> EffectivePlan:
+        """Return the plan with its categories in this order."""
+        return replace(self, assignment=self.assignment.over(categories), policies=self.policies.over(categories))
 
 
 def effective_plan(plan: PublishedPlan, registry: Registry) -> EffectivePlan:
@@ -38,7 +50,10 @@ def effective_plan(plan: PublishedPlan, registry: Registry) -> EffectivePlan:
     """
     check_overlap(plan, registry)
     assignment = _AssignmentBuilder(plan, registry).build()
-    return EffectivePlan(assignment, consequences(plan, registry, assignment))
+    arms, policies = plan.arms(registry), NO_POLICIES
+    if plan.policies is not None:
+        policies = ArmPolicies(plan.policies.categories, {arm: plan.policies.by_arm[arm] for arm in arms})
+    return EffectivePlan(assignment, consequences(plan, registry, assignment), policies.over(registry.category_names))
 
 
 def check_overlap(plan: PublishedPlan, registry: Registry) -> None:
@@ -80,11 +95,13 @@ class _AssignmentBuilder:
 
     def __init__(self, plan: PublishedPlan, registry: Registry) -> None:
         self._plan, self._registry = plan.assignment, registry
-        self._experts = registry.expert_names
-        self._price = reprice(plan, registry)
-        self._planned_pins = planned_pins(plan, registry)
+        arms = plan.arms(registry)
+        self._experts = (*registry.expert_names, *arms)
         planned, record = plan.assignment, plan.record
-        known, names = (planned.categories, planned.experts), (registry.category_names, registry.expert_names)
+        known, names = (planned.categories, planned.experts), (registry.category_names, self._experts)
+        arm_price = align(planned.price, known, (registry.category_names, arms), missing=0.0)
+        self._price = np.hstack((reprice(plan, registry), arm_price))
+        self._planned_pins = planned_pins(plan, registry)
         self._quality = align(planned.quality, known, names, missing=-np.inf)
         self._bounds = np.where(np.isfinite(self._quality), self._quality, np.nan)
         if record is not None:
@@ -95,6 +112,7 @@ class _AssignmentBuilder:
         if planned.unmeasured is not None:
             unmeasured = planned.unmeasured.astype(np.float64)
         self._unmeasured = align(unmeasured, known, names, missing=0.0) > 0
+        self._unmeasured[:, len(registry.experts) :] = False  # recipes are never explored
 
     def build(self) -> Assignment:
         plan, categories = self._plan, self._registry.category_names

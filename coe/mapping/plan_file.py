@@ -17,6 +17,7 @@ import orjson
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError, DataError
+from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping.assignment import Assignment
 from coe.mapping.plan import frontiers, marginal_values
 from coe.mapping.problem import USE_OF_ROW, Array, Budget, Dependencies, Problem
@@ -233,22 +234,38 @@ class PlanRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishedPlan:
-    """A plan as it was published; `record` is None if only the assignment was stored."""
+    """A plan as it was published; `record` is None if only the assignment was stored, `policies` if it has no recipe's
+    arm."""
 
     version: str
     assignment: Assignment
     record: PlanRecord | None = None
+    policies: ArmPolicies | None = None
 
     def uses(self, registry: Registry, categories: Sequence[str], experts: Sequence[str] | None = None) -> Uses:
         """Return the uses of `experts` (default: all declared ones) by the declaration and the measured tokens."""
         measured = None if self.record is None else self.record.measured_uses
         return declared_uses(registry, categories, experts, measured=measured)
 
+    def arms(self, registry: Registry) -> tuple[str, ...]:
+        """Return the arms of declared recipes that the plan has a column and a policy over the same members for."""
+        if self.policies is None:
+            return ()
+        members = {name: frozenset(policy.members) for name, policy in self.policies.by_arm.items()}
+        return tuple(
+            arm.name
+            for arm in registry.recipe_arms
+            if arm.name in self.assignment.experts
+            and members.get(arm.name) == frozenset(member.name for member in arm.members)
+        )
+
 
 def read_published(folder: Path, version: str) -> PublishedPlan:
     """Read the folder of a plan. Raises ArtifactError."""
     assignment = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
-    return PublishedPlan(version, assignment, _read_record(folder))
+    recipes = folder / RECIPES_FILE
+    policies = ArmPolicies.from_json(recipes.read_bytes()) if recipes.exists() else None
+    return PublishedPlan(version, assignment, _read_record(folder), policies)
 
 
 def _read_record(folder: Path) -> PlanRecord | None:

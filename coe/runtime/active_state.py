@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import routers
@@ -18,6 +18,7 @@ from coe.artifacts.manifest import Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
+from coe.experts.recipes.policy import RecipePolicy
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.problem import declared_assignment
 from coe.registry import Registry, load
@@ -73,6 +74,8 @@ class ActiveState:
     """The version that was read of each kind of artifact except the gate, None for none."""
     consequences: tuple[Consequence, ...] = ()
     """The differences of the declaration from the plan in use."""
+    policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
+    """The fitted policies of the recipes' arms in the plan, over the router's categories."""
 
 
 def load_active_state(settings: Settings, previous: ActiveState | None = None) -> ActiveState:
@@ -104,6 +107,7 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
         index,
         {ROUTER: artifact.manifest.version, **versions},
         planned.consequences,
+        planned.policies.by_arm,
     )
 
 
@@ -200,8 +204,7 @@ def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[
     artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     if artifact is None:
         return EffectivePlan(declared_assignment(registry, categories))
-    found = read_plan(registry, artifact)
-    return replace(found, assignment=found.assignment.over(categories))
+    return read_plan(registry, artifact).over(categories)
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:
