@@ -115,7 +115,6 @@ def plan_basis(
         reassigned=reassigned,
         dependencies=Dependencies.of(registry),
         measured_uses=uses,
-        recipes=recipes.steps,
     )
     return basis, LeftOut.of(registry, data, measured), recipes
 

@@ -23,6 +23,8 @@ Kind = Literal[
     "expert_removed",
     "expert_changed",
     "expert_use_changed",
+    "recipe_added",
+    "recipe_removed",
     "category_added",
     "category_removed",
     "category_changed",
@@ -99,13 +101,10 @@ def _experts(
     for name in registry.expert_names:
         if name not in plan.assignment.experts:
             yield _added(name, registry, effective)
-    usable = plan.arms(registry)
+    yield from _recipes(plan, registry, reassigned)
     for name in plan.assignment.experts:
-        if name not in registry.arm_names:
+        if "@" not in name and name not in registry.expert_names:
             yield _removed(name, reassigned)
-        elif name not in registry.expert_names and name not in usable:
-            sentence = f"{name!r}: the steps of its recipe changed since the plan was made; it is used again after "
-            yield Consequence("expert_changed", name, f"{sentence}`coe plan`", replan=True)
     dependencies = _dependencies(plan)
     for spec in registry.experts:
         planned = dependencies is not None and spec.name in plan.assignment.experts
@@ -134,6 +133,33 @@ def _added(name: str, registry: Registry, effective: Assignment) -> Consequence:
         "`coe score` and `coe plan`",
         replan=True,
     )
+
+
+def _recipes(
+    plan: PublishedPlan, registry: Registry, reassigned: Mapping[str, tuple[str, str]]
+) -> Iterator[Consequence]:
+    arms = plan.arms(registry)
+    for recipe in registry.declared_recipes:
+        if not any(recipe.arm(level) in arms for level in range(1, recipe.levels + 1)):
+            yield _added_recipe(recipe.name)
+    for name in plan.assignment.experts:
+        if "@" in name and name not in arms:
+            yield _removed_arm(name, reassigned)
+
+
+def _added_recipe(name: str) -> Consequence:
+    sentence = (
+        f"recipe {name!r} is not in the plan as it is declared: clients can request it by name, and nothing is routed "
+        "to it. For more, run `coe score` and `coe plan`"
+    )
+    return Consequence("recipe_added", name, sentence, replan=True)
+
+
+def _removed_arm(name: str, reassigned: Mapping[str, tuple[str, str]]) -> Consequence:
+    moves = [f"{category} goes to {now!r}" for category, (before, now) in reassigned.items() if before == name]
+    consequence = f": {', '.join(moves)}. Run `coe plan` again" if moves else "; it served no declared category"
+    sentence = f"recipe {name!r} of the plan is no longer declared with the same members{consequence}"
+    return Consequence("recipe_removed", name, sentence, replan=bool(moves))
 
 
 def _removed(name: str, reassigned: Mapping[str, tuple[str, str]]) -> Consequence:

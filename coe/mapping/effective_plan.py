@@ -2,6 +2,7 @@
 
 - An expert that the plan lacks serves no category until it is scored, except by pins and exploration.
 - The categories of an expert that is no longer declared go to the best of the others.
+- An arm of a recipe that the plan lacks, or whose members changed, is selected by pins only.
 - A category that the plan lacks goes to its pinned expert, or else to the general expert.
 - Prices follow the declared uses; those of arms are the planned ones.
 - An arm stays if its recipe is declared with the steps that were planned.
@@ -9,12 +10,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from coe.errors import ArtifactError
+from coe.experts.recipes.policy_file import ArmPolicies
 from coe.mapping.assignment import Assignment
 from coe.mapping.consequences import Consequence, consequences
 from coe.mapping.plan import runner_up
@@ -24,17 +25,23 @@ from coe.mapping.problem import USE_OF_ROW, Array
 from coe.mapping.score_table import align
 from coe.registry import Registry
 
+NO_POLICIES = ArmPolicies((), {})
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EffectivePlan:
     """The assignment over the declared categories and experts, and the consequences of differences from the plan.
 
-    `recipes` holds the steps of the planned recipes.
+    Arms of recipes that the plan measured are further columns; `policies` are their policies over the same categories.
     """
 
     assignment: Assignment
     consequences: tuple[Consequence, ...] = ()
-    recipes: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    policies: ArmPolicies = NO_POLICIES
+
+    def over(self, categories: tuple[str, ...]) -> EffectivePlan:
+        """Return the plan with its categories in this order."""
+        return replace(self, assignment=self.assignment.over(categories), policies=self.policies.over(categories))
 
 
 def effective_plan(plan: PublishedPlan, registry: Registry) -> EffectivePlan:
@@ -44,8 +51,10 @@ def effective_plan(plan: PublishedPlan, registry: Registry) -> EffectivePlan:
     """
     check_overlap(plan, registry)
     assignment = _AssignmentBuilder(plan, registry).build()
-    recipes = {} if plan.record is None else plan.record.recipes
-    return EffectivePlan(assignment, consequences(plan, registry, assignment), recipes)
+    arms, policies = plan.arms(registry), NO_POLICIES
+    if plan.policies is not None:
+        policies = ArmPolicies(plan.policies.categories, {arm: plan.policies.by_arm[arm] for arm in arms})
+    return EffectivePlan(assignment, consequences(plan, registry, assignment), policies.over(registry.category_names))
 
 
 def check_overlap(plan: PublishedPlan, registry: Registry) -> None:
@@ -104,6 +113,7 @@ class _AssignmentBuilder:
         if planned.unmeasured is not None:
             unmeasured = planned.unmeasured.astype(np.float64)
         self._unmeasured = align(unmeasured, known, names, missing=0.0) > 0
+        self._unmeasured[:, len(registry.experts) :] = False  # recipes are never explored
 
     def build(self) -> Assignment:
         plan, categories = self._plan, self._registry.category_names

@@ -8,7 +8,7 @@ applies the present declaration to its problem.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import orjson
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError, DataError
+from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping.assignment import Assignment
 from coe.mapping.plan import frontiers, marginal_values
 from coe.mapping.problem import USE_OF_ROW, Array, Budget, Dependencies, Problem
@@ -44,7 +45,6 @@ class PlanInputs:
     - `measured`, `feedback`: the parts of the table from scores and from feedback.
     - `measured_uses`: tokens and latencies behind the problem's uses; None if nothing was measured.
     - `reassigned`: categories whose expert feedback has changed since the scores were measured.
-    - `recipes`: the steps of each recipe, declared or proposed, whose arms the problem has.
     - `dependencies`: the part of the declaration that the plan was made for; None if it was made without one.
     """
 
@@ -59,7 +59,6 @@ class PlanInputs:
     reassigned: tuple[str, ...] = ()
     dependencies: Dependencies | None = None
     measured_uses: MeasuredUses | None = None
-    recipes: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
     def save(
         self,
@@ -104,7 +103,6 @@ class PlanInputs:
             "weights": problem.weights.tolist(),
             "uses": _uses_to_json(problem.uses),
             "members": dict(problem.members),
-            "recipes": dict(self.recipes),
             "measured_uses": None if measured is None else measured.to_json(),
             "budget": problem.budget.rows(),
             "measured": None if self.measured is None else _table_to_json(self.measured),
@@ -226,23 +224,23 @@ class PlanRecord:
 
     `bounds`, of the shape of the problem's quality, are the lower confidence bounds of all cells, also of those that a
     pin excludes. `dependencies` is None if the plan does not store them, and `measured_uses` if nothing was measured.
-    `recipes` holds the steps of each planned recipe.
     """
 
     problem: Problem
     bounds: Array
     dependencies: Dependencies | None
     measured_uses: MeasuredUses | None = None
-    recipes: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishedPlan:
-    """A plan as it was published; `record` is None if only the assignment was stored."""
+    """A plan as it was published; `record` is None if only the assignment was stored, `policies` if it has no recipe's
+    arm."""
 
     version: str
     assignment: Assignment
     record: PlanRecord | None = None
+    policies: ArmPolicies | None = None
 
     def uses(self, registry: Registry, categories: Sequence[str], columns: Sequence[str] | None = None) -> Uses:
         """Return the uses of `columns` (default: all declared experts; arms come last).
@@ -259,22 +257,24 @@ class PublishedPlan:
 
     def declaration(self, registry: Registry) -> Registry:
         """Return the declaration with the recipes that this plan proposed."""
-        return registry if self.record is None else registry.with_proposed(self.record.recipes)
+        return registry if self.policies is None else registry.with_proposed(self.policies.steps)
 
     def arms(self, registry: Registry) -> tuple[str, ...]:
-        """Return the planned arms whose recipe is declared with the same steps, in the order of the declaration."""
-        planned = {} if self.record is None else self.record.recipes
+        """Return the arms of declared recipes that the plan has a column and a policy with the same steps for."""
+        steps = {} if self.policies is None else self.policies.steps
         return tuple(
             arm.name
             for arm in registry.recipe_arms
-            if arm.name in self.assignment.experts and planned.get(arm.recipe) == arm.steps
+            if arm.name in self.assignment.experts and steps.get(arm.recipe) == arm.steps
         )
 
 
 def read_published(folder: Path, version: str) -> PublishedPlan:
     """Read the folder of a plan. Raises ArtifactError."""
     assignment = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
-    return PublishedPlan(version, assignment, _read_record(folder))
+    recipes = folder / RECIPES_FILE
+    policies = ArmPolicies.from_json(recipes.read_bytes()) if recipes.exists() else None
+    return PublishedPlan(version, assignment, _read_record(folder), policies)
 
 
 def _read_record(folder: Path) -> PlanRecord | None:
@@ -289,8 +289,7 @@ def _read_record(folder: Path) -> PlanRecord | None:
         stored = data["depends_on"]
         dependencies = None if stored is None else Dependencies.from_json(stored)
         uses = MeasuredUses.from_json(data["measured_uses"], problem.categories, problem.experts)
-        recipes = {name: tuple(map(tuple, steps)) for name, steps in data["recipes"].items()}
-        return PlanRecord(problem, bounds, dependencies, uses, recipes)
+        return PlanRecord(problem, bounds, dependencies, uses)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder}: plan.json cannot be read ({error}); make it again with `coe plan`") from None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import routers
@@ -19,7 +19,6 @@ from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
 from coe.experts.recipes.policy import RecipePolicy
-from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.problem import declared_assignment
 from coe.registry import Registry, load
@@ -76,7 +75,7 @@ class ActiveState:
     consequences: tuple[Consequence, ...] = ()
     """The differences of the declaration from the plan in use."""
     policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
-    """The fitted policy of each planned arm, over the router's categories."""
+    """The fitted policies of the recipes' arms in the plan, over the router's categories."""
 
 
 def load_active_state(settings: Settings, previous: ActiveState | None = None) -> ActiveState:
@@ -91,7 +90,7 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
         router = load_router(registry, artifact)
     versions = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ASSIGNMENT, OVERLAYS)}
     planned = assignment_in_use(settings, registry, router.categories)
-    registry = registry.with_proposed(planned.recipes)
+    registry = registry.with_proposed(planned.policies.steps)
     overlays = overlays_in_use(settings, router)
     if registry.retrieval.store is None:
         index = None
@@ -109,7 +108,7 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
         index,
         {ROUTER: artifact.manifest.version, **versions},
         planned.consequences,
-        policies_in_use(settings, registry, router.categories),
+        planned.policies.by_arm,
     )
 
 
@@ -207,19 +206,7 @@ def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[
     artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     if artifact is None:
         return EffectivePlan(declared_assignment(registry, categories))
-    found = read_plan(registry, artifact)
-    return replace(found, assignment=found.assignment.over(categories))
-
-
-def policies_in_use(settings: Settings, registry: Registry, categories: tuple[str, ...]) -> dict[str, RecipePolicy]:
-    """The fitted policies of the plan in use by arm, if the recipe is still declared with the planned steps. Raises
-    ArtifactError for a damaged file."""
-    artifact = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
-    if artifact is None or not (artifact.folder / RECIPES_FILE).is_file():
-        return {}
-    found = ArmPolicies.from_json((artifact.folder / RECIPES_FILE).read_bytes()).over(categories).by_arm
-    declared = {arm.name: arm.steps for arm in registry.recipe_arms}
-    return {arm: one for arm, one in found.items() if tuple(s.members for s in one.steps) == declared.get(arm)}
+    return read_plan(registry, artifact).over(categories)
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:

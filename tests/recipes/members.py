@@ -7,12 +7,15 @@ import math
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import numpy as np
 import orjson
 
 from coe.core import Call, RecipeLog, Reply
 from coe.experts.recipes.default import default_policy
 from coe.experts.recipes.expert import RecipeExpert
-from coe.registry import Policy, RecipeSpec
+from coe.mapping import Assignment
+from coe.mapping.problem import declared_assignment
+from coe.registry import Policy, RecipeSpec, Registry
 from tests.fakes import ScriptedExpert
 
 CATEGORIES = 3
@@ -74,3 +77,25 @@ async def next_chunk(chunks: AsyncGenerator[bytes, None]) -> bytes:
 def calls_of(log: RecipeLog) -> list[tuple[str, int, str, bool]]:
     """Expert, step, outcome and whether its answer was returned, of each call."""
     return [(call.expert, call.step, call.outcome, call.accepted) for call in log.calls]
+
+
+def plan_with(arm: str, declared: Registry, *, quality: float) -> Assignment:
+    """The declared assignment, and an arm with a measured quality for code."""
+    before = declared_assignment(declared, ("code", "art", "general"))
+    column = np.array([[quality], [-np.inf], [-np.inf]])
+    return Assignment(
+        categories=("code", "art", "general"),
+        experts=(*before.experts, arm),
+        quality=np.hstack((before.quality, column)),
+        price=_with_one_more(before.price),
+        choice=before.choice,
+        runner_up=before.runner_up,
+        margin=before.margin,
+        hosted=(*before.hosted, arm),
+        duals={},
+    )
+
+
+def _with_one_more(price: Any) -> Any:
+    """The prices with a free column more."""
+    return np.concatenate((price, np.zeros_like(price[..., :1])), axis=-1)

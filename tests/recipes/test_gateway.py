@@ -12,45 +12,20 @@ import pytest
 
 from coe.core import Health
 from coe.errors import ExpertUnavailable
-from coe.mapping import Assignment
-from coe.mapping.problem import declared_assignment
 from coe.registry import Registry
 from tests.fakes import Gateway, Response, gateway_of, registry_of
-from tests.recipes.members import answer, event, stream
+from tests.recipes.members import answer, event, plan_with, stream
 
 pytestmark = pytest.mark.anyio
 RECIPES = [
     {"name": "careful", "cascade": [["coder", "painter"], "generalist"]},
     {"name": "panel", "vote": ["coder", "painter"]},
 ]
-CATEGORIES = ("code", "art", "general")
 KEY = "sk-tests"
 
 
 def registry(**changes: Any) -> Registry:
     return registry_of(recipes=RECIPES, **changes)
-
-
-def plan_with(arm: str, declared: Registry, *, quality: float) -> Assignment:
-    """The declared assignment, and an arm with a measured quality for code."""
-    before = declared_assignment(declared, CATEGORIES)
-    column = np.array([[quality], [-np.inf], [-np.inf]])
-    return Assignment(
-        categories=CATEGORIES,
-        experts=(*before.experts, arm),
-        quality=np.hstack((before.quality, column)),
-        price=_with_one_more(before.price),
-        choice=before.choice,
-        runner_up=before.runner_up,
-        margin=before.margin,
-        hosted=before.hosted,
-        duals={},
-    )
-
-
-def _with_one_more(price: Any) -> Any:
-    """The prices with a free column more."""
-    return np.concatenate((price, np.zeros_like(price[..., :1])), axis=-1)
 
 
 async def ask(

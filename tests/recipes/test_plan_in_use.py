@@ -1,0 +1,99 @@
+"""A published plan with arms of recipes under the present declaration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coe.experts.recipes.agreement import AnswerWeights
+from coe.experts.recipes.default import default_policy
+from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
+from coe.mapping import PublishedPlan, effective_plan, read_published
+from coe.mapping.plan_file import ASSIGNMENT_FILE
+from coe.registry import Registry
+from tests.fakes import gateway_of, registry_of
+from tests.recipes.members import plan_with
+
+pytestmark = pytest.mark.anyio
+PANEL = {"name": "panel", "vote": ["coder", "painter"]}
+
+
+def registry(*recipes: dict[str, Any], **changes: Any) -> Registry:
+    return registry_of(recipes=list(recipes), assignment={"general": "generalist"}, **changes)
+
+
+def published(declared: Registry) -> PublishedPlan:
+    """A plan that sends code to the panel."""
+    (recipe,) = declared.declared_recipes
+    policy = default_policy(recipe, categories=3)
+    steps = tuple(replace(step, weights=_by_category(step.weights)) for step in policy.steps)
+    policies = ArmPolicies(declared.category_names, {"panel@1": replace(policy, steps=steps)})
+    found = plan_with("panel@1", declared, quality=2.0)
+    return PublishedPlan("1", replace(found, choice=("panel@1", *found.choice[1:])), None, policies)
+
+
+def _by_category(weights: AnswerWeights) -> AnswerWeights:
+    """Weights with a coefficient for each category, as a fit has them."""
+    return AnswerWeights(np.hstack((weights.member, np.zeros((len(weights.member), 3)))), np.zeros(4))
+
+
+def test_an_unchanged_declaration_gives_the_published_assignment() -> None:
+    declared = registry(PANEL)
+    plan = published(declared)
+    found = effective_plan(plan, declared)
+    assert (found.assignment.experts, found.assignment.choice) == (plan.assignment.experts, plan.assignment.choice)
+    assert found.assignment.quality.tolist() == plan.assignment.quality.tolist()
+    assert found.assignment.price.tolist() == plan.assignment.price.tolist()
+    assert found.consequences == ()
+    assert set(found.policies.by_arm) == {"panel@1"}
+
+
+def test_an_arm_is_dropped_if_its_recipe_is_gone_or_has_other_members() -> None:
+    plan = published(registry(PANEL))
+    other = {"name": "panel", "vote": ["coder", "generalist"]}
+    for changed in (registry(), registry(other)):
+        found = effective_plan(plan, changed)
+        assert found.assignment.experts == changed.expert_names
+        assert found.assignment.choice[0] != "panel@1"
+        assert found.policies.by_arm == {}
+        (removed,) = (one for one in found.consequences if one.kind == "recipe_removed")
+        assert removed.sentence.startswith("recipe 'panel@1' of the plan is no longer declared with the same members: ")
+        assert removed.replan
+
+
+def test_a_recipe_that_the_plan_lacks_is_reported_and_is_no_column() -> None:
+    new = {"name": "careful", "cascade": ["coder", "generalist"]}
+    declared = registry(PANEL, new)
+    found = effective_plan(published(registry(PANEL)), declared)
+    assert found.assignment.experts == (*declared.expert_names, "panel@1")
+    assert found.assignment.unmeasured is None
+    assert [(one.kind, one.name) for one in found.consequences][:1] == [("recipe_added", "careful")]
+
+
+def test_the_policies_follow_the_routers_order_of_categories() -> None:
+    declared = registry(PANEL)
+    found = effective_plan(published(declared), declared).over(("general", "code", "art"))
+    assert found.assignment.choice[1] == "panel@1"
+    assert found.policies.categories == ("general", "code", "art")
+
+
+def test_the_policies_are_read_with_the_plan(tmp_path: Any) -> None:
+    plan = published(registry(PANEL))
+    assert plan.policies is not None
+    (tmp_path / ASSIGNMENT_FILE).write_bytes(plan.assignment.to_json())
+    assert read_published(tmp_path, "1").policies is None
+    (tmp_path / RECIPES_FILE).write_bytes(plan.policies.to_json())
+    found = read_published(tmp_path, "1")
+    assert found.arms(registry(PANEL)) == ("panel@1",)
+
+
+async def test_the_map_shows_arms_beside_experts() -> None:
+    declared = registry(PANEL)
+    async with gateway_of(declared, assignment=published(declared).assignment) as gateway:
+        shown = await gateway.post("/v1/map", method="GET")
+        assert shown.status == 200
+        assert shown.json["experts"] == [*declared.expert_names, "panel@1"]
+        assert shown.json["assignment"][0]["expert"] == "panel@1"
