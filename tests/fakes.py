@@ -245,15 +245,17 @@ async def gateway_of(
     jobs: Any = None,
     solver: Any = None,
     spool: Path | None = None,
+    real_experts: Mapping[str, Expert] = MappingProxyType({}),
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`. `versions` is what it
     says it was made of, by kind of artifact; `jobs` and `solver` stand in for the processes beside it. `spool` is the
-    file where feedback waits while the log fails."""
+    file where feedback waits while the log fails; `real_experts` replace scripted ones."""
     registry = registry or registry_of()
-    experts = {
+    experts: dict[str, Expert] = {
         name: ScriptedExpert(name, *([scripts[name]] if name in scripts else [])) for name in registry.expert_names
     }
+    experts.update(real_experts)
     log = ListLog([])
     router = WordRouter()
     opened: list[ServingState] = []

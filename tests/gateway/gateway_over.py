@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from coe.experts import ReplicatedExpert, build_experts
+from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.registry import Registry
 from tests.fakes import Gateway, gateway_of, registry_of
@@ -27,7 +27,6 @@ def registry_over(addresses: Mapping[str, str | list[str]], **changes: Any) -> R
 async def gateway_over(addresses: Mapping[str, str | list[str]], **changes: Any) -> AsyncIterator[Gateway]:
     """The gateway, its experts being real ones at these addresses."""
     registry = registry_over(addresses, **changes)
-    async with Client() as session, gateway_of(registry) as gateway:
-        experts: dict[str, ReplicatedExpert] = build_experts(registry, {}, session=session)
-        gateway.serving_state.serving.composition.experts = experts
-        yield gateway
+    async with Client() as session:
+        async with gateway_of(registry, real_experts=build_experts(registry, {}, session=session)) as gateway:
+            yield gateway

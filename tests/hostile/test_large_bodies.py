@@ -230,8 +230,10 @@ async def test_a_failed_request_leaves_nothing_to_the_garbage_collector(fault: s
     url = "http://127.0.0.1:9/v1" if fault == "unreachable" else upstream.url
     local = {"model": fault, "runtime": "external", "base_url": url}
     registry = registry_of(experts=[{"name": name, **local} for name in ("coder", "painter", "generalist")])
-    async with Client() as session, gateway_of(registry) as gateway:
-        gateway.serving_state.serving.composition.experts.update(build_experts(registry, {}, session=session))
+    async with (
+        Client() as session,
+        gateway_of(registry, real_experts=build_experts(registry, {}, session=session)) as gateway,
+    ):
         gc.collect()
         before = {id(one) for one in (*found(Chat), *found(Call))}
         gc.disable()
