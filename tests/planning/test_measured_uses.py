@@ -234,6 +234,7 @@ def test_a_plan_from_feedback_keeps_the_measured_uses(replay: Replay) -> None:
         tenant=np.zeros(len(posterior), dtype=np.int32),
         version=np.zeros(len(posterior), dtype=np.int32),
         time=np.arange(len(posterior), dtype=np.float64),
+        identity=np.arange(len(posterior), dtype=np.uint64),
     )
     found = BudgetSolver(registry, unrated, basis.measured_uses)(basis.table, basis.problem.quality)
     np.testing.assert_allclose(found.price, found.duals["mean_cost"] * basis.problem.use("mean_cost"))
