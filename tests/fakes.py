@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 
-from coe.core import Call, Health, Neighbour, Prediction, Usage
+from coe.core import Call, Expert, Health, Neighbour, Prediction, Usage
 from coe.experts import build_recipes
 from coe.mapping import Assignment
 from coe.mapping.problem import declared_assignment

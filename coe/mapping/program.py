@@ -22,7 +22,8 @@ from coe.mapping.prices import lagrangian_duals, mean_rows, share_rows
 from coe.mapping.problem import MEAN_ROWS, Array, Problem
 
 MAX_SOLVER_SECONDS = 12.0
-"""Time limit of the solver, after which its best plan is used. It stops earlier within 0.01 % of the optimum."""
+"""Time limit of the solver. After it, the better of its best plan and that of a local search is used. It stops earlier
+within 0.01 % of the optimum."""
 LARGE_PROBLEM_CELLS = 5_000
 """Cells (category x expert) from which on only the best experts of each category are considered."""
 CANDIDATES_PER_CATEGORY, HOSTED_CANDIDATES_PER_CATEGORY = 10, 3

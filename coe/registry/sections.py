@@ -101,7 +101,7 @@ class BudgetSpec(StrictModel):
     mean_cost: Positive | None = None
     """Largest mean cost in US dollars per thousand requests."""
     mean_latency_ms: Positive | None = None
-    """Largest mean latency per request in milliseconds, from each expert's latency_ms."""
+    """Largest mean latency per request in milliseconds, as `coe score` measured it or else as `latency_ms` declares."""
     max_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Largest share of requests for one expert."""
 

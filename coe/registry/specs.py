@@ -113,7 +113,7 @@ class ExpertSpec(StrictModel):
     memory_gb: Positive | None = None
     """Memory of the local server in GB."""
     latency_ms: Positive | None = None
-    """Usual time of a response in milliseconds, for `budget.mean_latency_ms`."""
+    """Usual time of a response in milliseconds, for `budget.mean_latency_ms` until `coe score` measures it."""
     prices: Prices = Prices()
     """Prices of the model."""
 

@@ -84,6 +84,12 @@ async def test_a_plan_is_returned_with_the_scores_behind_it(gateway: Gateway) ->
     assert measured["planned"]["quality"] == pytest.approx(expected)
     assert measured["planned"]["used"]["mean_active_b"] <= 12
     assert found["prices"]["painter"] > found["prices"]["generalist"] >= 0
+    prices = zip(measured["weights"], found["price_by_category"], strict=True)
+    painter = found["experts"].index("painter")
+    assert sum(weight * row[painter] for weight, row in prices) == pytest.approx(found["prices"]["painter"])
+    assert set(measured["uses_by_category"]) == {"active_b", "cost", "latency_ms"}
+    assert [row[painter] for row in measured["uses_by_category"]["active_b"]] == [30, 30, 30]
+    assert (measured["uses"]["active_b"][painter], measured["uses"]["latency_ms"][painter]) == (30, None)
 
 
 async def test_experts_and_categories_keep_the_order_of_the_declaration(settings: Settings) -> None:

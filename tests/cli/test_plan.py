@@ -91,6 +91,29 @@ def test_a_budget_is_kept_and_its_price_reported(config: Path) -> None:
     assert report["value_of_expert"]["large"] > 0.1
 
 
+def test_costs_at_assumed_tokens_are_reported_until_tokens_are_measured(config: Path) -> None:
+    assert "assumed" not in plan(config)  # without prices no cost depends on tokens
+    priced = DECLARED.replace("active_parameters_b: 10", "active_parameters_b: 10, prices: {input: 1, output: 2}")
+    config.write_text(priced)
+    assert "assumed: 500 input and 300 output tokens a request to large, whose tokens were not measured" in plan(config)
+    assert json.loads(plan(config, "--json"))["against"][2] == {
+        "expert": "large",
+        "quality": pytest.approx(0.99, abs=0.02),
+        "cost": pytest.approx(1.1),
+    }
+    scores = [json.loads(line) for line in (config.parent / "scores.jsonl").read_text().splitlines()]
+    measured = {"input_tokens": 100, "output_tokens": 50, "latency_ms": 900}
+    (config.parent / "uses.jsonl").write_text("\n".join(json.dumps(score | measured) for score in scores))
+    report = json.loads(plan(config, "--json"))
+    assert report["assumed_tokens"] == []
+    assert report["against"][2]["cost"] == pytest.approx(0.2)
+    assert report["used"]["mean_latency_ms"] == pytest.approx(900)
+    assert "assumed" not in plan(config)
+    (config.parent / "uses.jsonl").write_text(json.dumps(scores[0] | measured | {"output_tokens": -1}))
+    with pytest.raises(DataError, match=r"1 output_tokens are below 0, -1 of small on prompt code0"):
+        plan(config)
+
+
 def test_the_plan_is_put_into_use_unless_it_is_a_dry_run(config: Path) -> None:
     store = ArtifactStore(config.parent / ".coe" / "artifacts", "assignment")
     assert "unchanged" in plan(config, "--dry-run")

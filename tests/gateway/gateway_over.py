@@ -27,6 +27,8 @@ def registry_over(addresses: Mapping[str, str | list[str]], **changes: Any) -> R
 async def gateway_over(addresses: Mapping[str, str | list[str]], **changes: Any) -> AsyncIterator[Gateway]:
     """The gateway, its experts being real ones at these addresses."""
     registry = registry_over(addresses, **changes)
-    async with Client() as session:
-        async with gateway_of(registry, real_experts=build_experts(registry, {}, session=session)) as gateway:
-            yield gateway
+    async with (
+        Client() as session,
+        gateway_of(registry, real_experts=build_experts(registry, {}, session=session)) as gateway,
+    ):
+        yield gateway

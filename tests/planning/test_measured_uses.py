@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,23 @@ import pytest
 
 from coe.jobs.plan_basis import plan_basis
 from coe.jobs.scoring import Scoring, run_scoring
+from coe.learning.estimation.experience import Experience
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.scoring_run import Cell, Journal
+from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.mapping import (
     MEASURES,
     Assignment,
     Budget,
+    Dependencies,
     MeasuredUses,
     PlanEvidence,
     PlanInputs,
+    PlanRecord,
+    PublishedPlan,
     Uses,
     declared_uses,
+    effective_plan,
     expected_utility,
     read_evidence,
     read_problem,
@@ -186,6 +192,52 @@ def test_measured_uses_are_stored_and_follow_an_edit_of_prices(replay: Replay, t
     evidence = read_evidence(tmp_path, categories=CATEGORIES, experts=("large", "small"))
     assert evidence.measured_uses is not None
     assert evidence.measured_uses.has_tokens("large")
+
+
+def test_a_plan_at_measured_uses_stays_as_published_and_reports_an_edit_in_measured_dollars(replay: Replay) -> None:
+    limited = {"assignment": {"general": "small"}, "budget": {"mean_cost": 3.0}}
+    registry = declared(**limited)
+    basis = replay.basis(registry)
+    problem = basis.problem
+    bounds = basis.table.lower(deviations=0.0, pseudo_count=basis.pseudo_count)
+    record = PlanRecord(problem, bounds, Dependencies.of(registry), basis.measured_uses)
+    plan = PublishedPlan("v1", solve(problem), record)
+    same = effective_plan(plan, registry)
+    assert same.consequences == ()
+    assert same.assignment.to_json() == plan.assignment.to_json()
+    experts = registry.model_dump(mode="json", exclude_none=True)["experts"]
+    experts[2]["prices"] = {"input": 6.0, "output": 30.0}
+    dearer = effective_plan(plan, declared(experts=experts, **limited))
+    before = problem.weights @ problem.use("mean_cost")[:, 2]
+    sentence = f"US dollars per thousand requests {before:.4g} -> {2 * before:.4g}; its mean price in the plan"
+    assert sentence in dearer.consequences[0].sentence
+    np.testing.assert_allclose(dearer.assignment.price[:, 2], 2 * plan.assignment.price[:, 2])
+    assert effective_plan(replace(plan, record=None), registry).assignment.to_json() == plan.assignment.to_json()
+
+
+def test_a_plan_from_feedback_keeps_the_measured_uses(replay: Replay) -> None:
+    registry = declared(assignment={"general": "small"}, budget={"mean_cost": 3.0})
+    basis = replay.basis(registry)
+    posterior = posteriors(replay.held_out, CATEGORIES)
+    unrated = Experience(
+        categories=CATEGORIES,
+        experts=tuple(PRICES),
+        tenants=("",),
+        versions=("",),
+        posterior=posterior.astype(np.float32),
+        chosen=np.zeros(len(posterior), dtype=np.int16),
+        allowed=np.ones((len(posterior), 3), dtype=np.bool_),
+        propensity=np.ones(len(posterior), dtype=np.float32),
+        reward=np.full(len(posterior), np.nan, dtype=np.float32),
+        kind=np.full(len(posterior), -1, dtype=np.int8),
+        corrected=np.full(len(posterior), -1, dtype=np.int16),
+        tenant=np.zeros(len(posterior), dtype=np.int32),
+        version=np.zeros(len(posterior), dtype=np.int32),
+        time=np.arange(len(posterior), dtype=np.float64),
+        identity=np.arange(len(posterior), dtype=np.uint64),
+    )
+    found = BudgetSolver(registry, unrated, basis.measured_uses)(basis.table, basis.problem.quality)
+    np.testing.assert_allclose(found.price, found.duals["mean_cost"] * basis.problem.use("mean_cost"))
 
 
 def measured(values: Sequence[Sequence[float]], categories: Sequence[int], *, names: int) -> MeasuredUses:

@@ -110,6 +110,9 @@ async def test_quality_data_is_written_as_the_planner_reads_it(command: ScoreCom
     assert quality.scores.mean(axis=0).tolist() == [1.0, 0.5]
     assert quality.active_b[1] == 0.5
     assert quality.prompts[3] == "What is 3 + 1?"
+    tokens = [quality.uses[name] for name in ("input_tokens", "output_tokens")]
+    assert [set(values.ravel().tolist()) for values in tokens] == [{3.0}, {5.0}]  # as the server reports them
+    assert (quality.uses["latency_ms"] > 0).all()
     assert (command.folder / "out" / "models.csv").read_text().splitlines()[1:] == [
         "probes,small,0.5,,m-small",
         "probes,large,,,m-large",

@@ -59,7 +59,7 @@ export function utility(map) {
   ];
   return html`${table("Value of each expert", columns, experts)}
     <p class="faint">Value is the planned quality that the best plan without the expert loses. The price is in units of quality: decisions subtract it
-      for each request, so that the budget is kept.</p>`;
+      for each request, so that the budget is kept. Prices and uses are means over the categories of the plan.</p>`;
 }
 
 const lost = (value, most) => {
