@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
+from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.jobs.plan_basis import plan_basis
 from coe.jobs.progress import note_if_slow
 from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
@@ -79,7 +80,7 @@ def make_plan(
     Returns the report. Raises DataError, or ArtifactError for a gate without a router.
     """
     evidence, before = _plan_in_use(store, registry)
-    basis, left_out = plan_basis(
+    basis, left_out, recipes = plan_basis(
         settings,
         registry,
         scores,
@@ -88,6 +89,8 @@ def make_plan(
         evidence=PlanEvidence() if options.drop_feedback else evidence,
     )
     problem = basis.problem
+    for name, reason in recipes.left_out.items():
+        print_error(f"note: recipe {name!r} is not planned: {reason}")
     with note_if_slow("solving the plan"):
         assignment = solve(problem, traffic=basis.traffic)
     with note_if_slow("the sweep"):
@@ -101,6 +104,9 @@ def make_plan(
     if not options.dry_run:
         with store.draft() as draft:
             (draft / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
+            if recipes.policies:
+                policies = ArmPolicies(problem.categories, recipes.policies)
+                (draft / RECIPES_FILE).write_bytes(policies.to_json())
             with note_if_slow("solving for other budgets"):
                 basis.save(draft, assignment, values=values, time_budget=time_budget)
             artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
@@ -115,7 +121,8 @@ def make_plan(
         "against": _against(basis, assignment),
         "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
         "sweep_impossible": infeasible,
-        "left_out": asdict(left_out),
+        "left_out": asdict(left_out) | {"recipes": dict(recipes.left_out)},
+        "recipes": {name: [list(step) for step in steps] for name, steps in recipes.steps.items()},
         "feedback": _feedback_report(evidence, basis, before, assignment),
         "sample": _sample_use(problem, assignment, basis.traffic),
     }

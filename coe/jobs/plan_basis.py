@@ -18,6 +18,8 @@ from coe.errors import ArtifactError, DataError
 from coe.learning.estimation.evidence import merged
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
 from coe.learning.evaluation.quality import Quality, read_quality
+from coe.learning.evaluation.recorded_answers import read_answers
+from coe.learning.recipes.columns import RecipeColumns, recipe_columns
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.mapping import Dependencies, MeasuredUses, PlanEvidence, PlanInputs, Problem, round_traffic
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
@@ -58,8 +60,9 @@ def plan_basis(
     benchmark: str | None = None,
     deviations: float,
     evidence: PlanEvidence,
-) -> tuple[PlanInputs, LeftOut]:
-    """The basis of a plan of the scored experts and the categories that they may serve, and what is left out.
+) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
+    """The basis of a plan of the scored experts and the categories that they may serve, what is left out, and the
+    columns of recipes.
 
     The feedback in `evidence` is merged with the scores of the categories that it reassigned. Raises DataError where no
     category can be planned.
@@ -79,17 +82,27 @@ def plan_basis(
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
-    measured, pseudo_count = tabulate_softly(categories, experts, member, scores), fit_pseudo_count(labels, scores)
+    recipes = recipe_columns(
+        registry, data, read_answers(folder, data), rows=rows, experts=experts, categories=categories
+    )
+    columns = (*experts, *recipes.arms)
+    all_scores = np.hstack((scores, recipes.scores)) if recipes.arms else scores
+    measured, pseudo_count = tabulate_softly(categories, columns, member, all_scores), fit_pseudo_count(labels, scores)
     reassigned = tuple(name for name in evidence.reassigned if name in categories)
-    feedback = evidence.feedback.over(categories, experts) if reassigned and evidence.feedback is not None else None
+    feedback = evidence.feedback.over(categories, columns) if reassigned and evidence.feedback is not None else None
     quality = measured.lower(deviations=deviations, pseudo_count=pseudo_count)
+    if recipes.arms:
+        error = measured.error(pseudo_count=pseudo_count)[:, len(experts) :]
+        quality[:, len(experts) :] = np.maximum(recipes.quality - deviations * error, 0.0)
     if feedback is not None:
         both, strength = merged(measured, feedback), min(pseudo_count, MAX_PSEUDO_COUNT)
         is_reassigned = np.isin(categories, reassigned)[:, None]
         quality = np.where(is_reassigned, both.lower(deviations=deviations, pseudo_count=strength), quality)
     weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes has traffic too
     uses = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
-    problem = declared_problem(registry, measured, quality=quality, weights=weights, measured_uses=uses)
+    problem = declared_problem(
+        registry, measured, quality=quality, weights=weights, measured_uses=uses, recipes=recipes
+    )
     basis = PlanInputs(
         problem,
         measured,
@@ -103,7 +116,7 @@ def plan_basis(
         dependencies=Dependencies.of(registry),
         measured_uses=uses,
     )
-    return basis, LeftOut.of(registry, data, measured)
+    return basis, LeftOut.of(registry, data, measured), recipes
 
 
 def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:

@@ -90,6 +90,8 @@ class PlanRound:
         if damaged := job.logs.damaged - damaged_before:
             loaded = replace(loaded, left_out={**loaded.left_out, "damaged entries": damaged})
         self.experience = loaded.experience
+        if set(job.in_use.assignment.experts) - set(job.registry.expert_names):
+            return "the plan in use holds recipes, and feedback does not move categories between arms yet"
         return _judge(job, loaded, _current_plan(job, state, since=window.since), measured, state, cursor)
 
     def _has_new_inputs(self, job: Job, state: RoundState) -> bool:

@@ -101,14 +101,9 @@ def _experts(
     for name in registry.expert_names:
         if name not in plan.assignment.experts:
             yield _added(name, registry, effective)
-    arms = plan.arms(registry)
-    for recipe in registry.declared_recipes:
-        if recipe.arm(1) not in arms:
-            yield _added_recipe(recipe.name)
+    yield from _recipes(plan, registry, reassigned)
     for name in plan.assignment.experts:
-        if "@" in name and name not in arms:
-            yield _removed_arm(name, reassigned)
-        elif name not in (*registry.expert_names, *arms):
+        if "@" not in name and name not in registry.expert_names:
             yield _removed(name, reassigned)
     dependencies = _dependencies(plan)
     for spec in registry.experts:
@@ -138,6 +133,18 @@ def _added(name: str, registry: Registry, effective: Assignment) -> Consequence:
         "`coe score` and `coe plan`",
         replan=True,
     )
+
+
+def _recipes(
+    plan: PublishedPlan, registry: Registry, reassigned: Mapping[str, tuple[str, str]]
+) -> Iterator[Consequence]:
+    arms = plan.arms(registry)
+    for recipe in registry.declared_recipes:
+        if not any(recipe.arm(level) in arms for level in range(1, recipe.levels + 1)):
+            yield _added_recipe(recipe.name)
+    for name in plan.assignment.experts:
+        if "@" in name and name not in arms:
+            yield _removed_arm(name, reassigned)
 
 
 def _added_recipe(name: str) -> Consequence:
@@ -280,7 +287,7 @@ def _as_problem(plan: PublishedPlan, problem: Problem, registry: Registry, effec
         weights=mass,
         uses=plan.uses(registry, effective.categories, effective.experts),
         budget=Budget(),
-        members={},
+        members={arm: members for arm, members in problem.members.items() if arm in effective.experts},
     )
 
 

@@ -4,7 +4,8 @@
 - The categories of an expert that is no longer declared go to the best of the others.
 - An arm of a recipe that the plan lacks, or whose members changed, is selected by pins only.
 - A category that the plan lacks goes to its pinned expert, or else to the general expert.
-- Prices follow the declared uses.
+- Prices follow the declared uses; those of arms are the planned ones.
+- An arm stays if its recipe is declared with the steps that were planned.
 """
 
 from __future__ import annotations
@@ -69,24 +70,26 @@ def check_overlap(plan: PublishedPlan, registry: Registry) -> None:
 
 
 def reprice(plan: PublishedPlan, registry: Registry) -> Array:
-    """Return the prices by the plan's duals and the present uses, shape (n_categories, n_experts) of the declaration.
+    """Return the prices by the plan's duals and the present uses, shape (n_categories, n_columns) of the declaration.
 
     An expert of unknown use gets the largest use. A price that is equal up to rounding keeps its exact value, so that
     an unchanged declaration gives the published assignment. So do all planned prices if the plan has no record, without
-    which the measured uses are unknown.
+    which the measured uses are unknown, and those of arms.
     """
     assignment, uses = plan.assignment, plan.uses(registry, registry.category_names)
-    price = np.zeros((len(registry.categories), len(registry.experts)))
+    names, arms = registry.expert_names, plan.arms(registry)
+    price = np.zeros((len(registry.categories), len(names)))
     for row, dual in assignment.duals.items():
         if row in USE_OF_ROW:
             use = getattr(uses, USE_OF_ROW[row])
             price += dual * np.where(np.isfinite(use), use, np.nanmax(use, initial=0.0))
-    price += [assignment.duals.get(f"{SHARE_DUAL_PREFIX}{name}", 0.0) for name in registry.expert_names]
-    known, declared = (assignment.categories, assignment.experts), (registry.category_names, registry.expert_names)
-    before = align(assignment.price, known, declared, missing=np.nan)
-    unhosted = np.isin(registry.expert_names, assignment.experts) & ~np.isin(registry.expert_names, assignment.hosted)
-    price[:, unhosted] = 0.0
-    is_equal = np.isclose(price, before, rtol=1e-9, atol=1e-12) | (plan.record is None)
+    price += [assignment.duals.get(f"{SHARE_DUAL_PREFIX}{name}", 0.0) for name in names]
+    price[:, np.isin(names, assignment.experts) & ~np.isin(names, assignment.hosted)] = 0.0
+    known = assignment.categories, assignment.experts
+    before = align(assignment.price, known, (registry.category_names, (*names, *arms)), missing=np.nan)
+    price = np.hstack((price, np.zeros((len(price), len(arms)))))
+    is_arm = np.arange(len(names) + len(arms)) >= len(names)
+    is_equal = np.isclose(price, before, rtol=1e-9, atol=1e-12) | (plan.record is None) | is_arm
     return np.where(is_equal & np.isfinite(before), before, price)
 
 
@@ -95,13 +98,11 @@ class _AssignmentBuilder:
 
     def __init__(self, plan: PublishedPlan, registry: Registry) -> None:
         self._plan, self._registry = plan.assignment, registry
-        arms = plan.arms(registry)
-        self._experts = (*registry.expert_names, *arms)
+        self._experts = (*registry.expert_names, *plan.arms(registry))
+        self._price = reprice(plan, registry)
+        self._planned_pins = planned_pins(plan, registry)
         planned, record = plan.assignment, plan.record
         known, names = (planned.categories, planned.experts), (registry.category_names, self._experts)
-        arm_price = align(planned.price, known, (registry.category_names, arms), missing=0.0)
-        self._price = np.hstack((reprice(plan, registry), arm_price))
-        self._planned_pins = planned_pins(plan, registry)
         self._quality = align(planned.quality, known, names, missing=-np.inf)
         self._bounds = np.where(np.isfinite(self._quality), self._quality, np.nan)
         if record is not None:

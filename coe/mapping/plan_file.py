@@ -242,21 +242,30 @@ class PublishedPlan:
     record: PlanRecord | None = None
     policies: ArmPolicies | None = None
 
-    def uses(self, registry: Registry, categories: Sequence[str], experts: Sequence[str] | None = None) -> Uses:
-        """Return the uses of `experts` (default: all declared ones) by the declaration and the measured tokens."""
+    def uses(self, registry: Registry, categories: Sequence[str], columns: Sequence[str] | None = None) -> Uses:
+        """Return the uses of `columns` (default: all declared experts; arms come last).
+
+        Those of experts follow from the declaration and the measured tokens, those of arms are the planned ones.
+        """
         measured = None if self.record is None else self.record.measured_uses
-        return declared_uses(registry, categories, experts, measured=measured)
+        experts = [name for name in columns or registry.expert_names if name in registry.expert_names]
+        present = declared_uses(registry, categories, experts, measured=measured)
+        arms = list(columns or ())[len(experts) :]
+        if not arms or self.record is None:
+            return present
+        return _with_arms(present, self.record.problem, categories, arms)
+
+    def declaration(self, registry: Registry) -> Registry:
+        """Return the declaration with the recipes that this plan proposed."""
+        return registry if self.policies is None else registry.with_proposed(self.policies.steps)
 
     def arms(self, registry: Registry) -> tuple[str, ...]:
-        """Return the arms of declared recipes that the plan has a column and a policy over the same members for."""
-        if self.policies is None:
-            return ()
-        members = {name: frozenset(policy.members) for name, policy in self.policies.by_arm.items()}
+        """Return the arms of declared recipes that the plan has a column and a policy with the same steps for."""
+        steps = {} if self.policies is None else self.policies.steps
         return tuple(
             arm.name
             for arm in registry.recipe_arms
-            if arm.name in self.assignment.experts
-            and members.get(arm.name) == frozenset(member.name for member in arm.members)
+            if arm.name in self.assignment.experts and steps.get(arm.recipe) == arm.steps
         )
 
 
@@ -304,7 +313,7 @@ def current_problem(
     if record is None:
         return None
     solved, pins, then = record.problem, registry.assignment, planned_pins(plan, registry)
-    missing = set(solved.experts) - set(registry.expert_names)
+    missing = set(solved.experts) - set(registry.expert_names) - set(plan.arms(registry))
     missing |= {arm for arm, members in solved.members.items() if missing & set(members)}
     columns = [column for column, name in enumerate(solved.experts) if name not in missing]
     experts = tuple(solved.experts[column] for column in columns)
@@ -327,6 +336,24 @@ def current_problem(
         members={arm: members for arm, members in solved.members.items() if arm in experts},
     )
     return problem, None if traffic is None else traffic[:, rows]
+
+
+def _with_arms(present: Uses, planned: Problem, categories: Sequence[str], arms: Sequence[str]) -> Uses:
+    """Append the planned uses of arms to those of experts; a category that the plan lacks has their mean."""
+    rows = [planned.categories.index(name) if name in planned.categories else None for name in categories]
+    columns = [planned.experts.index(name) for name in arms]
+
+    def by_category(values: Array) -> Array:
+        return np.stack([values.mean(axis=0) if row is None else values[row] for row in rows])
+
+    def joined(now: Array | None, then: Array | None) -> Array | None:
+        if now is None or then is None:
+            return now
+        return np.hstack((now, by_category(then[:, columns]) if then.ndim > 1 else then[columns]))
+
+    found = {name: joined(getattr(present, name), getattr(planned.uses, name)) for name in USE_OF_ROW.values()}
+    calls = {arm: by_category(planned.uses.calls[arm]) for arm in arms if arm in planned.uses.calls}
+    return Uses(**found, calls=calls)
 
 
 def _quality_row(record: PlanRecord, row: int, pins: Mapping[str, str], then: Mapping[str, str]) -> Array:

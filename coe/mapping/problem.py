@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -103,12 +104,14 @@ class Problem:
         uses: Uses | None = None,
         budget: Budget | None = None,
         weights: Array | None = None,
+        members: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     ) -> Problem:
         """Return the problem over a table's categories and experts. `weights` (any scale) default to its counts."""
         mass = table.count.max(axis=1) if weights is None else np.asarray(weights, dtype=np.float64)
         if not (np.isfinite(mass).all() and (mass >= 0).all() and mass.sum() > 0):
             raise DataError("weights: must be finite, not negative, and not all 0")
-        return cls(table.categories, table.experts, quality, mass / mass.sum(), uses or Uses(), budget or Budget())
+        share = mass / mass.sum()
+        return cls(table.categories, table.experts, quality, share, uses or Uses(), budget or Budget(), members)
 
     def within(self, **limits: float | None) -> Problem:
         """Return the problem with some limits of the budget changed."""

@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import CoEError, ConfigError
+from coe.mapping.hosting import HostingSearch
 from coe.mapping.prices import lagrangian_duals, mean_rows, share_rows
 from coe.mapping.problem import MEAN_ROWS, Array, Problem
 
-MAX_SOLVER_SECONDS = 60.0
+MAX_SOLVER_SECONDS = 12.0
 """Time limit of the solver, after which its best plan is used. It stops earlier within 0.01 % of the optimum."""
-LARGE_PROBLEM_CELLS = 20_000
+LARGE_PROBLEM_CELLS = 5_000
 """Cells (category x expert) from which on only the best experts of each category are considered."""
-CANDIDATES_PER_CATEGORY = 10
+CANDIDATES_PER_CATEGORY, HOSTED_CANDIDATES_PER_CATEGORY = 10, 3
 VACUOUS_LIMITS = {"max_share": 1.0}
 """Limits without effect, for rows with a largest value."""
 
@@ -107,46 +108,64 @@ def _choose(problem: Problem, time_budget: TimeBudget | None, gap: float) -> NDA
     choice = np.zeros(len(problem.categories), dtype=np.int64)
     taken = found[: len(program.row)] > 0.5
     choice[program.row[taken]] = program.column[taken]
-    return choice
+    if program.is_optimal or problem.budget.memory_gb is None:
+        return choice
+    return _better(problem, choice, _choose_hosted(problem))
+
+
+def _choose_hosted(problem: Problem) -> NDArray[np.int64] | None:
+    """Return the choice among the experts that a local search hosts; None if it breaks another row."""
+    usable = problem.hosting(np.flatnonzero(HostingSearch(problem, _priced(problem)).search()))
+    quality = np.where(usable, problem.quality, -np.inf)
+    if not np.isfinite(quality).any(axis=1).all():
+        return None
+    limited = replace(problem.within(memory_gb=None), quality=quality)
+    try:
+        return _choose(limited, TimeBudget(MAX_SOLVER_SECONDS / 2), gap=np.inf)
+    except TimeoutError:
+        return None
+
+
+def _better(problem: Problem, choice: NDArray[np.int64], other: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Return the choice of higher weighted quality."""
+    rows = np.arange(len(choice))
+    if other is None or problem.weights @ (problem.quality[rows, other] - problem.quality[rows, choice]) <= 0:
+        return choice
+    return other
+
+
+def _priced(problem: Problem) -> Array:
+    """Return quality minus the prices of the mean rows if every request belongs to one category."""
+    rows = mean_rows(problem)
+    if not rows.names:
+        return problem.quality
+    traffic = np.eye(len(problem.categories))
+    return problem.quality - rows.price(lagrangian_duals(problem.quality, problem.weights, traffic, rows))
 
 
 def _reduced(problem: Problem) -> Problem:
     """Return the problem with fewer cells.
 
-    They are each category's best experts at the prices of the mean rows, the experts that a greedy choice hosts, and
-    the most economical ones, which keep the problem feasible.
+    Of each category they are the best ones at the prices of the mean rows, and the most economical ones, which keep the
+    problem feasible; both of all experts, and of those that a local search hosts.
     """
-    value, rows = problem.quality, mean_rows(problem)
-    if rows.names:
-        traffic = np.eye(len(problem.categories))
-        value = value - rows.price(lagrangian_duals(problem.quality, problem.weights, traffic, rows))
-    kept = value >= -np.sort(-value, axis=1)[:, [min(CANDIDATES_PER_CATEGORY, len(problem.experts)) - 1]]
-    allowed = np.isfinite(problem.quality)
-    for row in problem.budget.rows().keys() & set(MEAN_ROWS):
-        use = np.where(allowed, problem.use(row), np.inf)
-        kept[np.arange(len(use)), use.argmin(axis=1)] = True
+    value = _priced(problem)
+    kept = _candidates(problem, value, CANDIDATES_PER_CATEGORY)
     if "memory_gb" in problem.budget.rows():
+        hosted = problem.hosting(np.flatnonzero(HostingSearch(problem, value).search()))
+        kept |= _candidates(problem, np.where(hosted, value, -np.inf), HOSTED_CANDIDATES_PER_CATEGORY)
         kept[:, int((problem.requirements() @ problem.use("memory_gb")).argmin())] = True
-        kept[:, problem.hosting(np.array(_greedy(problem, value), dtype=np.int64))] = True
     return replace(problem, quality=np.where(kept, problem.quality, -np.inf))
 
 
-def _greedy(problem: Problem, value: Array) -> list[int]:
-    """Return the columns to host: repeatedly the one that adds most weighted value per memory and still fits."""
-    memory, required = problem.use("memory_gb"), problem.requirements()
-    limit, chosen = problem.budget.rows()["memory_gb"], list[int]()
-    finite = np.where(np.isfinite(value), value, value[np.isfinite(value)].min())
-    best = np.full(len(problem.categories), finite.min())
-    hosted = np.zeros(len(problem.experts), dtype=np.bool_)
-    while True:
-        needed = np.maximum((required & ~hosted) @ memory, 1e-9)
-        added = problem.weights @ np.maximum(finite - best[:, None], 0.0)
-        added[needed > limit - memory @ hosted] = 0.0
-        if not added.max() > 0:
-            return chosen
-        chosen.append(int((added / needed).argmax()))
-        hosted |= required[chosen[-1]]
-        best = np.maximum(best, finite[:, chosen[-1]])
+def _candidates(problem: Problem, value: Array, count: int) -> NDArray[np.bool_]:
+    """Return the `count` cells of highest finite value in each category, and the most economical one by mean row."""
+    allowed = np.isfinite(value)
+    kept = value >= -np.sort(-value, axis=1)[:, [min(count, len(problem.experts)) - 1]]
+    for row in problem.budget.rows().keys() & set(MEAN_ROWS):
+        use = np.where(allowed, problem.use(row), np.inf)
+        kept[np.arange(len(use)), use.argmin(axis=1)] = True
+    return np.asarray(kept & allowed)
 
 
 class _Program:
@@ -161,6 +180,7 @@ class _Program:
         self.row, self.column = np.nonzero(np.isfinite(problem.quality))
         self._cells, self._experts = len(self.row), len(problem.experts)
         self.size = self._cells + self._experts + 1
+        self.is_optimal = False
 
     def spread(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the objective's coefficients from a table (n_categories, n_experts); 0 for `z` and `t`."""
@@ -190,6 +210,7 @@ class _Program:
             raise TimeoutError
         if found.x is None and found.status != 2:
             raise CoEError(f"plan: the solver failed ({found.message}); use fewer experts or categories")
+        self.is_optimal = found.status == 0
         return None if found.x is None else np.asarray(found.x)
 
     def _integrality(self) -> NDArray[np.int64]:

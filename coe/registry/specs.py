@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -267,6 +268,24 @@ class Registry(StrictModel):
     def proposes_recipes(self) -> bool:
         """Whether `coe plan` may propose recipes."""
         return None in self.recipes
+
+    def with_proposed(self, steps: Mapping[str, tuple[tuple[str, ...], ...]]) -> Registry:
+        """Return the declaration with the recipes that its plan proposed, by their steps; itself without `auto`.
+
+        Names that are declared, and recipes with members that are not, are left out. The digest stays that of the file.
+        """
+        declared = {*self.expert_names, *(recipe.name for recipe in self.declared_recipes)}
+        added = [
+            RecipeSpec(name=name, cascade=found)
+            for name, found in steps.items()
+            if name not in declared and {member for step in found for member in step} <= set(self.expert_names)
+        ]
+        if not self.proposes_recipes or not added:
+            return self
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        extended = type(self).model_construct(**fields | {"recipes": (*self.recipes, *added)})
+        extended.__dict__["digest"] = self.digest
+        return extended
 
     @cached_property
     def recipe_arms(self) -> tuple[ArmSpec, ...]:

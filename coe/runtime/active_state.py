@@ -90,6 +90,7 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
         router = load_router(registry, artifact)
     versions = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ASSIGNMENT, OVERLAYS)}
     planned = assignment_in_use(settings, registry, router.categories)
+    registry = registry.with_proposed(planned.policies.steps)
     overlays = overlays_in_use(settings, router)
     if registry.retrieval.store is None:
         index = None
@@ -169,7 +170,8 @@ def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:
 def read_plan(registry: Registry, artifact: Artifact) -> EffectivePlan:
     """A published plan under the declaration. Raises ArtifactError, with the remedy, if nothing of it is declared any
     more."""
-    return effective_plan(read_published(artifact.folder, artifact.manifest.version), registry)
+    published = read_published(artifact.folder, artifact.manifest.version)
+    return effective_plan(published, published.declaration(registry))
 
 
 def overlays_in_use(settings: Settings, router: Router) -> Overlays:

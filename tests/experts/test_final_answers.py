@@ -152,6 +152,7 @@ def test_empty_refused_cut_off_and_long_free_text_have_no_answer(text: str) -> N
         *(("It rained in 2020 in Paris", "It rained in 2020 in Lyon"), ("x = 5 and y = 6", "x = 4 and y = 6")),
         *(('{"a": 1}', '{"a": 2}'), ("```python\nf(1)\n```", "```python\nf(2)\n```"), ("[1, 2]", "[2, 1]")),
         *(("The answer is not B.", "B"), ("123456789012345678901", "123456789012345678902"), ("5 %", "5")),
+        *(("The answer is not 5.", "5"), ("It is more than 5.", "5"), ("She has at least 5 eggs.", "5")),
         *(("1/2/2020", "1/2"), ("\\sqrt{2}", "2"), ("2^10", "10"), ("1e400", "1e401")),
     ],
 )

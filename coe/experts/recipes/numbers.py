@@ -149,10 +149,13 @@ _MARKUP = re.compile(
 _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(rf"\s?({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _CLAUSE = re.compile(
-    r"(?i:\b(?:is|are|was|were|be|has|have|had|equals?|makes|made|costs|needs?|gets|got|earns|pays|spends|spent|takes|took"
-    r"|left|remains?|gives|yields|total(?:s|ing)?|ist|sind|beträgt|ergibt|est|sont|es|son|é|são|è|sono)\b|[=≈是为為は])[^\d=≈.+-]{0,30}\Z"
+    r"(?i:\b(?:is|are|was|were|be|has|have|had|equals?|makes|made|costs|needs?|gets|got|earns|pays|spends|spent|takes"
+    r"|took|left|remains?|gives|yields|total(?:s|ing)?|ist|sind|beträgt|ergibt|est|sont|es|son|é|são|è|sono)\b"
+    r"|[=≈是为為は])[^\d=≈.+-]{0,30}\Z"
 )
-
+_NOT_EQUAL = re.compile(  # not 5, more than 5, at least 5
+    r"(?i:\b(?:not|never|than|least|most|over|under|above|below|up\sto|between|nicht|pas)|n['’]t|不是?)\W{0,5}\Z"
+)
 _SEVERAL = re.compile(r",\s|;|\b(?:and|or)\b", re.IGNORECASE)  # x = 5 and y = 6
 
 
@@ -189,7 +192,7 @@ def _form(text: str, leads: Callable[[str], bool]) -> str | None:
     scale = _SCALE.match(after)
     after = after[scale.end() :] if scale else after
     value = _exact(matches[0])
-    if value is None or not leads(before) or not _TAIL.fullmatch(after):
+    if value is None or not leads(before) or _NOT_EQUAL.search(before) or not _TAIL.fullmatch(after):
         return None
     return _written(value * 10 ** _SCALES[scale[1].lower()] if scale else value)
 
@@ -217,8 +220,10 @@ def _exact(match: re.Match[str]) -> Fraction | None:
 
 
 def _written(value: Fraction | None) -> str | None:
-    if value is None or (value.denominator == 1 and abs(value) < 10**MAX_EXACT_DIGITS):
-        return None if value is None else str(value.numerator)
+    if value is None:
+        return None
+    if value.denominator == 1 and abs(value) < 10**MAX_EXACT_DIGITS:
+        return str(value.numerator)
     try:
         rounded = float(value)
     except OverflowError:

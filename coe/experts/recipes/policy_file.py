@@ -24,6 +24,11 @@ class ArmPolicies:
     categories: tuple[str, ...]
     by_arm: Mapping[str, RecipePolicy]
 
+    @property
+    def steps(self) -> dict[str, tuple[tuple[str, ...], ...]]:
+        """Return the members of each step by recipe."""
+        return {one.recipe: tuple(step.members for step in one.steps) for one in self.by_arm.values()}
+
     def over(self, categories: Sequence[str]) -> ArmPolicies:
         """Return the policies over other categories; one that a policy was not fitted to has no deviation."""
         columns = [self.categories.index(name) if name in self.categories else -1 for name in categories]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.refit import Refit
+from coe.learning.recipes.columns import RecipeColumns
 from coe.mapping import (
     Assignment,
     Budget,
@@ -32,12 +33,19 @@ Array = NDArray[np.float64]
 
 
 def declared_problem(
-    registry: Registry, table: ScoreTable, *, quality: Array, weights: Array, measured_uses: MeasuredUses | None = None
+    registry: Registry,
+    table: ScoreTable,
+    *,
+    quality: Array,
+    weights: Array,
+    measured_uses: MeasuredUses | None = None,
+    recipes: RecipeColumns | None = None,
 ) -> Problem:
     """The problem of planning by `quality`, shape (m, k), under the declared budget; declared assignments are pins.
 
     `table` is over the declared categories (in any order) and experts; `weights` (m,) is the share of each category.
-    Tokens and latency are the measured ones, where there are any.
+    Tokens and latency are the measured ones, where there are any. The last columns of the table are the arms of
+    `recipes`.
     """
     pinned = quality.copy()
     for category, expert in registry.assignment.items():
@@ -45,9 +53,11 @@ def declared_problem(
             pinned[
                 table.categories.index(category), np.arange(len(table.experts)) != table.experts.index(expert)
             ] = -np.inf
-    uses = declared_uses(registry, table.categories, table.experts, measured=measured_uses)
+    recipes = recipes or RecipeColumns()
+    experts = table.experts[: len(table.experts) - len(recipes.arms)]
+    uses = recipes.beside(declared_uses(registry, table.categories, experts, measured=measured_uses))
     budget = Budget(**registry.budget.model_dump())
-    return Problem.of(table, quality=pinned, uses=uses, budget=budget, weights=weights)
+    return Problem.of(table, quality=pinned, uses=uses, budget=budget, weights=weights, members=recipes.members)
 
 
 PRICE_SAMPLE_SIZE = 4000

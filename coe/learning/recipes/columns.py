@@ -1,0 +1,229 @@
+"""Columns of a plan for recipes: what each arm scores, costs and calls on the recorded answers of `coe score`.
+
+Declared recipes are fitted as they stand, and a bound on their loss is tested; `recipes: auto` adds proposed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.experts.recipes.agreement import Array
+from coe.experts.recipes.policy import RecipePolicy, member_columns, replay
+from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.recorded_answers import RecordedAnswers
+from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms, propose_arms, quality_by_category
+from coe.learning.recipes.fit import Answers
+from coe.learning.recipes.guarantee import accepted_thresholds
+from coe.mapping import Uses
+from coe.registry import ExpertSpec, Registry
+from coe.registry.recipes import RECIPE_LEVELS, RecipeSpec
+
+MIN_PROMPTS = 60
+"""Prompts with recorded answers of all experts that recipes are fitted on."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecipeColumns:
+    """The arms of a plan, in the order of its columns.
+
+    `scores` has shape (n_prompts, n_arms); the expected `quality` and the uses have shape (n_categories, n_arms), NaN
+    where unknown. `calls` maps
+    an arm to the mean calls of each member, shape (n_categories, n_members). `steps` holds the steps of each recipe,
+    declared or proposed, and `left_out` the reason why a recipe is not planned.
+    """
+
+    arms: tuple[str, ...] = ()
+    members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
+    scores: Array = field(default_factory=lambda: np.empty((0, 0)))
+    quality: Array = field(default_factory=lambda: np.empty((0, 0)))
+    active_b: Array = field(default_factory=lambda: np.empty((0, 0)))
+    cost: Array = field(default_factory=lambda: np.empty((0, 0)))
+    latency_ms: Array = field(default_factory=lambda: np.empty((0, 0)))
+    calls: Mapping[str, Array] = field(default_factory=dict)
+    steps: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def beside(self, uses: Uses) -> Uses:
+        """Return the uses of experts with the columns of the arms behind them."""
+        if not self.arms:
+            return uses
+
+        def joined(found: Array | None, added: Array) -> Array | None:
+            return None if found is None else np.hstack((found, added))
+
+        memory = None if uses.memory_gb is None else np.append(uses.memory_gb, np.zeros(len(self.arms)))
+        return Uses(
+            memory_gb=memory,
+            active_b=joined(uses.active_b, self.active_b),
+            cost=joined(uses.cost, self.cost),
+            latency_ms=joined(uses.latency_ms, self.latency_ms),
+            calls={**uses.calls, **self.calls},
+        )
+
+
+def recipe_columns(
+    registry: Registry,
+    data: Quality,
+    recorded: RecordedAnswers | None,
+    *,
+    rows: Sequence[int],
+    experts: Sequence[str],
+    categories: Sequence[str],
+) -> RecipeColumns:
+    """Fit the arms of all recipes on the prompts `rows` of `data`, whose categories are all among `categories`."""
+    wanted = registry.declared_recipes
+    if not wanted and not registry.proposes_recipes:
+        return RecipeColumns()
+    prompts, reason = _usable_prompts(data, recorded, rows, experts)
+    if recorded is None or reason:
+        return RecipeColumns(left_out={recipe.name: reason for recipe in wanted} or {"auto": reason})
+    table = _AnswerTable.of(registry, data, recorded, prompts, experts, categories)
+    planned: dict[str, list[Arm]] = {}
+    left_out: dict[str, str] = {}
+    for recipe in wanted:
+        if absent := [name for name in recipe.members if name not in experts]:
+            left_out[recipe.name] = f"no scores of {', '.join(absent)}; run `coe score` for them"
+            continue
+        found = table.declared(recipe)
+        planned[recipe.name] = found
+        if not found:
+            left_out[recipe.name] = (
+                f"{len(prompts)} probes do not show a loss below max_loss {recipe.max_loss:g} with 95 % confidence; "
+                "score more probes, or raise max_loss"
+            )
+    if registry.proposes_recipes:
+        for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
+            planned.setdefault(arm.policy.recipe, []).append(arm)
+    return table.columns(planned, left_out, data, rows)
+
+
+def _usable_prompts(
+    data: Quality, recorded: RecordedAnswers | None, rows: Sequence[int], experts: Sequence[str]
+) -> tuple[list[int], str]:
+    """Return the rows with an answer of every expert, and why they are too few; empty if they are enough."""
+    if recorded is None:
+        return [], "no answers are recorded beside the scores; run `coe score` again"
+    columns = [data.models.index(name) for name in experts]
+    found = [row for row in rows if recorded.recorded[row, columns].all()]
+    if len(found) < MIN_PROMPTS:
+        return found, f"answers of all experts are recorded for {len(found)} probes, and {MIN_PROMPTS} are needed"
+    return found, ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _AnswerTable:
+    """Recorded answers of the planned experts, and what each answer cost in the plan's units."""
+
+    answers: Answers
+    prompts: list[int]
+    active_b: Array
+    dollars: Array
+    latency_ms: Array
+
+    @classmethod
+    def of(
+        cls,
+        registry: Registry,
+        data: Quality,
+        recorded: RecordedAnswers,
+        prompts: list[int],
+        experts: Sequence[str],
+        categories: Sequence[str],
+    ) -> _AnswerTable:
+        specs = [registry.expert(name) for name in experts]
+        cells = np.ix_(prompts, [data.models.index(name) for name in experts])
+        tokens, shape = recorded.tokens[cells], (len(prompts), len(experts))
+        unknown = np.full(data.scores.shape, np.nan)
+        given = np.nan_to_num(data.uses.get("input_tokens", unknown)[cells])
+        dollars = (given * _prices(specs, "input") + tokens * _prices(specs, "output")) / 1000
+        sizes = np.array([np.nan if spec.active_parameters_b is None else spec.active_parameters_b for spec in specs])
+        costs = dollars if dollars.any() else tokens / 1000 * (sizes if np.isfinite(sizes).all() else 1.0)
+        answers = Answers(
+            tuple(experts),
+            recorded.classes[cells],
+            data.scores[cells],
+            costs,
+            tokens,
+            np.array([list(categories).index(data.categories[row]) for row in prompts]),
+            len(categories),
+        )
+        latency = data.uses.get("latency_ms", unknown)[cells]
+        return cls(answers, prompts, np.broadcast_to(sizes, shape), dollars, latency)
+
+    def declared(self, recipe: RecipeSpec) -> list[Arm]:
+        """Return the arms of a declared recipe; without those whose loss may exceed `max_loss`."""
+        columns = [[self.answers.experts.index(name) for name in step] for step in recipe.steps]
+        arms = declared_arms(self.answers, recipe.name, columns)
+        if recipe.max_loss is None:
+            return arms
+        reference = self.answers.scores[:, columns[-1]].max(axis=1)
+        safest_first = arms[::-1]
+        losses = [reference - arm.outcome.scores for arm in safest_first]
+        return safest_first[: accepted_thresholds(losses, recipe.max_loss)][::-1]
+
+    def columns(
+        self, planned: Mapping[str, Sequence[Arm]], left_out: Mapping[str, str], data: Quality, rows: Sequence[int]
+    ) -> RecipeColumns:
+        """Return the columns of the planned arms; prompts of `rows` without recorded answers score NaN."""
+        named = {f"{name}@{level}": arm for name, arms in planned.items() for level, arm in _levels(arms)}
+        scores = np.full((len(data.prompts), len(named)), np.nan)
+        uses: dict[str, list[Array]] = {"active_b": [], "dollars": [], "latency_ms": []}
+        calls = {}
+        for number, (name, arm) in enumerate(named.items()):
+            scores[self.prompts, number] = arm.outcome.scores
+            columns = member_columns(arm.policy, self.answers.experts)
+            called = self._called(arm, columns)
+            for use, found in uses.items():
+                found.append(_of_arm(arm, np.where(called > 0, getattr(self, use)[:, columns], 0.0), use))
+            calls[name] = cost_by_category(self.answers, called)
+        policies = {name: arm.policy for name, arm in named.items()}
+        return RecipeColumns(
+            arms=tuple(named),
+            members={name: policy.members for name, policy in policies.items()},
+            policies=policies,
+            scores=scores[list(rows)],
+            quality=quality_by_category(self.answers, list(named.values())) if named else self._by_category([]),
+            active_b=self._by_category(uses["active_b"]),
+            cost=self._by_category(uses["dollars"]),
+            latency_ms=self._by_category(uses["latency_ms"]),
+            calls=calls,
+            steps={
+                name: tuple(step.members for step in arms[0].policy.steps) for name, arms in planned.items() if arms
+            },
+            left_out=left_out,
+        )
+
+    def _called(self, arm: Arm, columns: Sequence[int]) -> Array:
+        """Return which members the policy calls, shape (n_prompts, n_members)."""
+        answers, policy = self.answers, arm.policy
+        found = replay(policy, answers.classes[:, columns], answers.tokens[:, columns], answers.posterior)
+        return found.calls.astype(np.float64)
+
+    def _by_category(self, by_arm: Sequence[Array]) -> Array:
+        if not by_arm:
+            return np.empty((self.answers.n_categories, 0))
+        return cost_by_category(self.answers, np.column_stack(by_arm))
+
+
+def _of_arm(arm: Arm, each: Array, use: str) -> Array:
+    """Return the use of an arm on each prompt from its calls: their sum; a step waits for its slowest member only."""
+    if use != "latency_ms":
+        return np.asarray(each.sum(axis=1))
+    ends = np.cumsum([len(step.members) for step in arm.policy.steps])
+    return np.asarray(sum(part.max(axis=1) for part in np.split(each, ends[:-1], axis=1)))
+
+
+def _levels(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
+    """Number the arms of a recipe: the last one keeps its highest level, if `max_loss` has removed cheaper ones."""
+    several = bool(arms) and len(arms[0].policy.steps) > 1
+    first = RECIPE_LEVELS - len(arms) + 1 if several else 1
+    return [(first + number, arm) for number, arm in enumerate(arms)]
+
+
+def _prices(specs: Sequence[ExpertSpec], which: str) -> NDArray[np.float64]:
+    return np.array([getattr(spec.prices, which) for spec in specs], dtype=np.float64)
