@@ -15,7 +15,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import LOAD_SHED, Call, Chat, Decision, Expert, Prediction, RecipeLog, Reply, RequestOptions, Router
+from coe.core import (
+    LOAD_SHED,
+    Call,
+    Chat,
+    Decision,
+    Expert,
+    Health,
+    Prediction,
+    RecipeLog,
+    Reply,
+    RequestOptions,
+    Router,
+)
 from coe.mapping import Assignment, decision_risk
 from coe.mapping.problem import relative_cost
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
@@ -65,8 +77,7 @@ class Composition:
         self.assignment_digest = assignment.digest[:16]
         self.experts = experts
         self.recipes = recipes or {}
-        self._arms = {**experts, **self.recipes}
-        self._routed = {name: self._arms[name] for name in assignment.experts if name in self._arms}
+        self._routed_recipes = [self.recipes[name] for name in assignment.experts if name in self.recipes]
         self._specs = [registry.arm(name) for name in assignment.experts]
         self._first_experts = [registry.expert_names.index(first_expert(spec)) for spec in self._specs]
         declared = registry.policy.confidence_threshold
@@ -144,10 +155,16 @@ class Composition:
             confidence_threshold=self._confidence_threshold,
             previous=previous,
             extra_price=self._extra_price(prediction, options),
-            health_by_expert={name: expert.health for name, expert in self._routed.items()},
+            health_by_expert=self._health(),
             uniform=uniform,
             recipe=options.recipe,
         )
+
+    def _health(self) -> dict[str, Health]:
+        """Return the health of everything that routing may select."""
+        health = {name: expert.health for name, expert in self.experts.items()}
+        health |= {arm.name: arm.health for arm in self._routed_recipes}
+        return health
 
     def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64] | None:
         """Return each arm's cost at the request's cost_weight, minus the gain that passages are expected to add.
@@ -227,7 +244,7 @@ class Composition:
         )
         expert, reply = await call_experts(
             call,
-            [self._arms[name] for name in decision.candidates],
+            [self.recipes.get(name) or self.experts[name] for name in decision.candidates],
             max_attempts=policy.max_attempts,
             deadline=deadline,
             attempts=attempts,

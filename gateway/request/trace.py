@@ -169,9 +169,9 @@ class Trace:
         or else the arm."""
         if self.decision is None:
             return ""
-        log = self.recipe_log
-        accepted = log.accepted if log is not None else None
-        return self.decision.expert if accepted is None else accepted.expert
+        log, name = self.recipe_log, self.decision.expert
+        accepted = log.accepted if log is not None and name in self.serving.composition.recipes else None
+        return name if accepted is None else accepted.expert
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""

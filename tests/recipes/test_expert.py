@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -381,3 +382,23 @@ async def test_health_is_that_of_the_first_step() -> None:
     assert recipe.health.up
     b.health = Health(up=False, cause="overloaded")
     assert recipe.health == Health(up=False, cause="timeout")
+
+
+async def test_a_live_stream_does_not_keep_the_request_in_memory() -> None:
+    class Fields(dict[str, object]):
+        """Fields that can be observed."""
+
+    fields = Fields(messages=[])
+    a, b = members(a=stream("it", asyncio.Event()), b=asyncio.Event())
+    observed = weakref.ref(fields)
+    recipe = recipe_of(a, b, vote=["a", "b"], limits={"max_stream_hold": 0})
+    reply = await recipe.stream(replace(call_of(stream=True), fields=fields))
+    chunks = reply.chunks()
+    await next_chunk(chunks)
+    await asyncio.sleep(0.01)  # the call to b is cancelled
+    del fields
+    for member in (a, b):
+        member.calls.clear()
+    assert observed() is None
+    await chunks.aclose()
+    await reply.aclose()

@@ -12,7 +12,7 @@ import pytest
 from playwright.async_api import Browser, Page, Route, expect
 
 from coe.records import open_feedback, open_log
-from coe.records.record import RoutingRecord
+from coe.records.record import RecipeCall, RoutingRecord
 from tests.gateway.served import SQLITE, Served, serving
 from tests.records.samples import record
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
@@ -53,6 +53,17 @@ SPECIAL = {
     },
     11: {"session": HARM[:100], "tenant": "retail", "prompt": HARM, "outcome": "expert_timeout"},
     12: {"prompt": LONG, "retrieval": "used", "gate": 0.7, "passages": ("handbook.md#2",), "passage_tokens": 90},
+    14: {
+        "expert": "careful@2",
+        "reason": "pinned",
+        "recipe": "careful",
+        "recipe_stop": "unavailable",
+        "steps": (
+            RecipeCall("small_a", 0, "unverified", 7, 5, 12.0, 0, 0.61, True),
+            RecipeCall("small_b", 0, "answered", 7, 6, 15.0, 1, 0.28),
+            RecipeCall("large", 1, "timeout", ms=900.0),
+        ),
+    },
     13: {"category": "", "expert": "", "reason": "", "probabilities": {}, "candidates": (), "utility": (), "price": ()},
 }
 COUNT = 130
@@ -145,6 +156,20 @@ async def test_a_row_leads_to_its_record_with_all_fields(browser: Browser, shop:
         assert await considered.nth(0).inner_text() == "good\t0.810\t0.010\t0.800"
         assert await considered.nth(2).inner_text() == "silent\t–\t0.000\t–"
         await expect(considered.nth(1)).to_contain_text("(chosen)")
+
+
+async def test_the_calls_of_a_recipe_are_shown_with_their_answers_and_why_it_stopped(
+    browser: Browser, shop: Shop
+) -> None:
+    async with visiting(browser, shop.url(f"/{shop.records[14].request_id}")) as page:
+        await expect(
+            page.get_by_text("careful: No member of the last step answered; the answer is unverified.")
+        ).to_be_visible()
+        calls = page.get_by_role("region", name="Calls of the recipe").locator("tbody tr")
+        assert await calls.nth(1).inner_text() == "small_b\t1\tanswered\tB\t28 %\t7 + 6\t15 ms"
+        assert await calls.nth(2).inner_text() == "large\t2\ttimeout\t–\t–\t– + –\t900 ms"
+        await expect(calls.nth(0)).to_contain_text("(returned)")
+        await check_accessible(page)
 
 
 async def test_a_replayed_decision_is_shown_beside_the_recorded_one(browser: Browser, shop: Shop) -> None:

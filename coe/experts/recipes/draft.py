@@ -54,7 +54,9 @@ class Draft:
     `error`, or was cancelled. `answer` is the final answer of a complete one, None if it cannot be compared.
     """
 
-    def __init__(self, member: Expert, log: MemberCall, *, held: HeldBytes, final_answer: FinalAnswer) -> None:
+    def __init__(
+        self, member: Expert, call: Call, log: MemberCall, *, held: HeldBytes, final_answer: FinalAnswer
+    ) -> None:
         self.log = log
         self.media_type = ""
         self.began: float | None = None
@@ -62,6 +64,7 @@ class Draft:
         self.error: Exception | None = None
         self.answer: str | None = None
         self._member = member
+        self._call: Call | None = call
         self._held = held
         self._final_answer = final_answer
         self._chunks: deque[bytes] = deque()
@@ -74,19 +77,21 @@ class Draft:
 
     @property
     def usable(self) -> bool:
-        """Whether the client could get it: it has begun, has not failed, and is a stream or complete."""
-        return self.began is not None and self.error is None and (self.complete or self.media_type == EVENT_STREAM)
+        """Whether the client could get it: it is complete, or a stream that has begun and is still read."""
+        return self.complete or (self.began is not None and not self.settled and self.media_type == EVENT_STREAM)
 
-    async def read(self, call: Call) -> None:
-        """Call the member and read its answer to the end. Never raises, except for a cancellation."""
+    async def read(self) -> None:
+        """Call the member and read its answer to the end, once. Never raises: only its recipe cancels it."""
         clock = asyncio.get_running_loop().time
         start = clock()
         try:
-            await self._read(call, clock)
+            await self._read(clock)
         except (ExpertError, InvalidRequest) as error:
             error.drop_frames()
             self.error = error
             self.log.outcome = error.cause if isinstance(error, ExpertError) else "unsupported"
+        except asyncio.CancelledError:
+            pass  # the exception of a cancelled task would keep the frames of the call in memory
         except Exception as error:  # a defect, which the recipe raises
             self.error, self.log.outcome = error, "error"
         finally:
@@ -97,8 +102,11 @@ class Draft:
             self._news.set()
             self._held.changed.set()
 
-    async def _read(self, call: Call, clock: Callable[[], float]) -> None:
+    async def _read(self, clock: Callable[[], float]) -> None:
+        call, self._call = self._call, None
+        assert call is not None
         reply = await self._member.stream(call)
+        del call  # the member has the body, which may be large
         try:
             self.media_type, self.log.usage = reply.media_type, reply.usage
             self.began = clock()

@@ -93,7 +93,9 @@ class _Run:
 
     def __init__(self, recipe: RecipeExpert, call: Call, log: RecipeLog) -> None:
         self._recipe = recipe
-        self._call = replace(call, stand_in="", posterior=None, recipe_log=None)  # what the members get
+        self._call: Call | None = replace(call, stand_in="", posterior=None, recipe_log=None)
+        """What the members get; None once no further member is called, as its body may be large."""
+        self._is_stream = call.stream
         posterior = recipe.uniform if call.posterior is None else call.posterior.astype(np.float64)
         self._posterior = posterior[np.newaxis]
         self.log = log
@@ -108,6 +110,7 @@ class _Run:
     async def reply(self) -> Reply:
         """Call the members and return the best answer. Raises the last error if no member answered."""
         stop = await self._call_steps()
+        self._call = None
         best = self._best(finished_only=stop == "deadline")
         self.log.stop, best.log.accepted = stop, True
         if stop not in _VERIFIED:
@@ -134,12 +137,13 @@ class _Run:
 
     def _start(self, number: int, members: Sequence[str]) -> None:
         """Call the members of a step at the same time."""
+        assert self._call is not None
         for name in members:
             log = MemberCall(name, number)
             self.log.calls.append(log)
             member, final_answer = self._recipe.members[name], self._recipe.final_answer
-            self._drafts.append(Draft(member, log, held=self._held, final_answer=final_answer))
-            self._tasks.append(asyncio.create_task(self._drafts[-1].read(self._call)))
+            self._drafts.append(Draft(member, self._call, log, held=self._held, final_answer=final_answer))
+            self._tasks.append(asyncio.create_task(self._drafts[-1].read()))
 
     async def _settle(self, drafts: Sequence[Draft]) -> RecipeStop:
         """Wait until all drafts are complete or have failed. Return why to stop before that, empty if they did."""
@@ -161,7 +165,7 @@ class _Run:
             return math.inf, "deadline"
         if self._held.full:
             return -math.inf, "held_bytes"
-        held_until = min(begun) + self._recipe.limits.max_stream_hold if self._call.stream else math.inf
+        held_until = min(begun) + self._recipe.limits.max_stream_hold if self._is_stream else math.inf
         return (held_until, "stream_hold") if held_until < self._stop_at else (self._stop_at, "deadline")
 
     def _stop_before(self, calls: int) -> RecipeStop:
