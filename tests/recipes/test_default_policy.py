@@ -46,7 +46,7 @@ def test_the_majority_wins_and_between_equals_the_later_step_of_a_cascade() -> N
     def best(policy: RecipePolicy, *answers: str | None) -> int:
         classes = answer_classes(answers)[np.newaxis]
         probabilities, _ = policy.judge(len(policy.steps) - 1, classes, np.ones(classes.shape), POSTERIOR)
-        return int(best_answer(probabilities)[0])
+        return int(best_answer(probabilities, otherwise=0)[0])
 
     cascade, vote = policy_of(cascade=[["a", "b", "c"], "d"]), policy_of(vote=["a", "b", "c", "d"])
     assert best(cascade, "X", "Y", "Y", "Z") == best(vote, "X", "Y", "Y", "Z") == 1

@@ -21,14 +21,14 @@ def test_equal_answers_have_equal_classes_and_missing_ones_have_none() -> None:
 def test_a_vote_of_three_beats_each_of_its_members() -> None:
     train, test = halves(THREE)
     weights = fit_weights(train.classes, train.scores, train.posterior)
-    chosen = best_answer(weights.probabilities(test.classes, test.posterior))
+    chosen = best_answer(weights.probabilities(test.classes, test.posterior), otherwise=0)
     voted = test.scores[np.arange(len(chosen)), chosen].mean()
     assert voted > test.scores.mean(axis=0).max() + 0.05
 
 
 def test_answer_probabilities_are_calibrated_on_held_out_prompts() -> None:
     found = held_out_probabilities(THREE, [0, 1, 2], by_category=True)
-    chosen = best_answer(found)
+    chosen = best_answer(found, otherwise=0)
     believed, right = found[np.arange(len(chosen)), chosen], THREE.scores[np.arange(len(chosen)), chosen]
     assert np.ptp(believed) > 0.3
     for rows in np.array_split(np.argsort(believed), 4):
@@ -48,7 +48,7 @@ def test_members_without_an_answer_start_no_class_and_the_others_decide() -> Non
     classes = np.array([[NO_ANSWER, 5, 5], [NO_ANSWER, NO_ANSWER, NO_ANSWER]])
     found = weights.probabilities(classes, np.zeros((2, 0)))
     assert found[0, 0] == 0
-    assert best_answer(found).tolist() == [1, 0]
+    assert best_answer(found, otherwise=2).tolist() == [1, 2]
     assert found[1].tolist() == [0, 0, 0, 1]
 
 
@@ -105,3 +105,11 @@ def test_long_answers_that_are_less_often_right_go_on_more_often() -> None:
     called = replay(policy, answers.classes, answers.tokens, answers.posterior).calls[:, 1]
     assert called[long].mean() > 0.9
     assert called[~long].mean() < 0.1
+
+
+def test_where_no_answer_is_readable_the_latest_step_is_returned() -> None:
+    unreadable = replace(CASCADE, classes=np.full_like(CASCADE.classes, NO_ANSWER))
+    policy, outcome = RecipeFit(unreadable, recipe="careful", steps=[[0, 1], [2]]).policy(0.0)
+    found = replay(policy, unreadable.classes, unreadable.tokens, unreadable.posterior)
+    assert set(found.member) == {2}
+    assert outcome.scores.mean() == CASCADE.scores[:, 2].mean()

@@ -79,9 +79,10 @@ def softmax(logits: Array) -> Array:
     return np.asarray(grown / grown.sum(axis=1, keepdims=True))
 
 
-def best_answer(probabilities: Array) -> NDArray[np.int64]:
-    """Return the member whose answer is most likely right, shape (n_prompts,); the first member without any answer."""
-    return np.asarray(probabilities[:, :-1].argmax(axis=1))
+def best_answer(probabilities: Array, *, otherwise: int) -> NDArray[np.int64]:
+    """Return the member whose answer is most likely right, shape (n_prompts,); `otherwise` if none is readable."""
+    answers = probabilities[:, :-1]
+    return np.where(answers.max(axis=1) > 0, answers.argmax(axis=1), otherwise)
 
 
 def stop_features(probabilities: Array, posterior: Array, length: Array) -> Array:

@@ -73,7 +73,10 @@ class Replayed:
 
 
 def replay(policy: RecipePolicy, classes: NDArray[np.int64], tokens: Array, posterior: Array) -> Replayed:
-    """Run a policy on recorded answers, columns (n_prompts, n_members) in the order of `policy.members`."""
+    """Run a policy on recorded answers, columns (n_prompts, n_members) in the order of `policy.members`.
+
+    Where no answer is readable, the first one of the latest step is returned, as in serving.
+    """
     total = len(classes)
     chosen, calls = np.zeros(total, dtype=np.int64), np.zeros((total, len(policy.members)), dtype=bool)
     live, seen = np.arange(total), 0
@@ -81,7 +84,7 @@ def replay(policy: RecipePolicy, classes: NDArray[np.int64], tokens: Array, post
         calls[live, seen : seen + len(step.members)] = True
         seen += len(step.members)
         probabilities, goes_on = policy.judge(number, classes[live, :seen], tokens[live, :seen], posterior[live])
-        chosen[live] = best_answer(probabilities)
+        chosen[live] = best_answer(probabilities, otherwise=seen - len(step.members))
         live = live[goes_on]
     return Replayed(chosen, calls)
 

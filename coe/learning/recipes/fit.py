@@ -159,21 +159,30 @@ class Outcome:
 class AnsweredSet:
     """What a policy knows and earns once some members have answered.
 
-    `scores` (n_prompts,) of the answer that is most likely right, `features` (n_prompts, STATE_FEATURES) for the
-    stopping rule.
+    `scores` (n_prompts,) of the answer that would be returned, `features` (n_prompts, n_features) for the stopping
+    rule; `unreadable` (n_prompts,) marks prompts without a readable answer.
     """
 
     scores: Array
     features: Array
+    unreadable: NDArray[np.bool_]
+
+    def latest(self, scores: Array) -> AnsweredSet:
+        """Return the state if `scores` (n_prompts,) are those of the latest answer, which goes out unreadable."""
+        return replace(self, scores=np.where(self.unreadable, scores, self.scores))
 
 
-def answered_set(answers: Answers, columns: Sequence[int], probabilities: Array) -> AnsweredSet:
-    """Return what follows from the answers of `columns`, given the probabilities that they are right."""
+def answered_set(answers: Answers, columns: Sequence[int], probabilities: Array, *, latest: int) -> AnsweredSet:
+    """Return what follows from the answers of `columns`, given the probabilities that they are right.
+
+    `latest` is the position of the first member of the latest step.
+    """
     columns = list(columns)
-    chosen = np.asarray(columns)[best_answer(probabilities)]
+    chosen = np.asarray(columns)[best_answer(probabilities, otherwise=latest)]
     length = relative_length(answers.tokens[:, columns], answers.typical[columns])
     features = stop_features(probabilities, answers.posterior, length)
-    return AnsweredSet(answers.scores[np.arange(len(chosen)), chosen], features)
+    unreadable = ~(probabilities[:, :-1].max(axis=1) > 0)
+    return AnsweredSet(answers.scores[np.arange(len(chosen)), chosen], features, unreadable)
 
 
 def stop_backwards(
@@ -253,8 +262,13 @@ class RecipeFit:
         self._answers, self._recipe, self._steps = answers, recipe, steps
         self._prefixes = [[column for step in steps[: number + 1] for column in step] for number in range(len(steps))]
         self._answered = [
-            answered_set(answers, prefix, held_out_probabilities(answers, prefix, by_category=True))
-            for prefix in self._prefixes
+            answered_set(
+                answers,
+                prefix,
+                held_out_probabilities(answers, prefix, by_category=True),
+                latest=len(prefix) - len(step),
+            )
+            for prefix, step in zip(self._prefixes, steps, strict=True)
         ]
         self._weights = [
             fit_weights(answers.classes[:, prefix], answers.scores[:, prefix], answers.posterior)

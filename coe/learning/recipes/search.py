@@ -65,7 +65,10 @@ class RecipeSearch:
         return {sequence: self._value(sequence, price) for sequence in sequences}
 
     def _value(self, sequence: Sequence, price: float) -> float:
-        answered = [self._answered(sequence[: length + 1]) for length in range(len(sequence))]
+        scores = self._answers.scores
+        answered = [
+            self._answered(sequence[: length + 1]).latest(scores[:, column]) for length, column in enumerate(sequence)
+        ]
         costs = [self._answers.costs[:, column] for column in sequence]
         return stop_backwards(answered, costs, [1] * len(sequence), price=price).net(price)
 
@@ -74,7 +77,7 @@ class RecipeSearch:
         if key not in self._sets:
             columns = sorted(key)
             probabilities = held_out_probabilities(self._answers, columns, by_category=False)
-            self._sets[key] = answered_set(self._answers, columns, probabilities)
+            self._sets[key] = answered_set(self._answers, columns, probabilities, latest=0)
         return self._sets[key]
 
 
