@@ -130,6 +130,13 @@ def test_a_bound_that_the_probes_cannot_show_leaves_the_recipe_out_with_the_reme
     assert all("@" not in row["expert"] for row in report["assignment"])
 
 
+def test_a_bound_that_the_probes_show_keeps_the_safest_arms(config: Path) -> None:
+    config.write_text(DECLARED + CAREFUL.replace("[[a, b], large]", "[a, large], max_loss: 0.1"))
+    arms = [name for name in plan(config)["prices"] if "@" in name]
+    assert "careful@3" in arms
+    assert "careful@1" not in arms
+
+
 def test_without_recorded_answers_recipes_are_left_out_and_the_plan_stands(config: Path) -> None:
     (config.parent / "answers.jsonl").unlink()
     report = plan(config)

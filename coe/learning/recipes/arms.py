@@ -23,7 +23,8 @@ LEVEL_FACTORS = (1.6, 1.0, 0.6)
 """Prices of a proposed recipe's arms, as multiples of the price it was found at."""
 DECLARED_PRICES = (0.05, 0.016, 0.004)
 """Prices of a declared recipe's arms, like SEARCHED_PRICES."""
-MAX_PSEUDO_COUNT = 1000.0
+MIN_PSEUDO_COUNT, MAX_PSEUDO_COUNT = 1e-3, 1000.0
+"""Limits of the fitted pseudo-count; a category without prompts needs some."""
 COST_PSEUDO_COUNT = 30.0
 """Prompts of mean cost that a category's mean cost is shrunk by."""
 
@@ -101,7 +102,7 @@ def _pseudo_count(values: Array, answers: Answers) -> Array:
     within = ((values - found[answers.labels]) ** 2).sum(axis=0) / max(len(values) - answers.n_categories, 1)
     spread = counts @ (found - values.mean(axis=0)) ** 2 / len(values)
     between = spread - within * (np.count_nonzero(counts) - 1) / len(values)
-    return np.asarray(np.minimum(within / np.maximum(between, 1e-12), MAX_PSEUDO_COUNT))
+    return np.asarray(np.clip(within / np.maximum(between, 1e-12), MIN_PSEUDO_COUNT, MAX_PSEUDO_COUNT))
 
 
 def _category_means(values: Array, answers: Answers, counts: NDArray[np.floating]) -> Array:

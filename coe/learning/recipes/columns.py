@@ -157,14 +157,24 @@ class _AnswerTable:
 
     def declared(self, recipe: RecipeSpec) -> list[Arm]:
         """Return the arms of a declared recipe; without those whose loss may exceed `max_loss`."""
-        columns = [[self.answers.experts.index(name) for name in step] for step in recipe.steps]
-        arms = declared_arms(self.answers, recipe.name, columns)
-        if recipe.max_loss is None:
-            return arms
-        reference = self.answers.scores[:, columns[-1]].max(axis=1)
-        safest_first = arms[::-1]
-        losses = [reference - arm.outcome.scores for arm in safest_first]
-        return safest_first[: accepted_thresholds(losses, recipe.max_loss)][::-1]
+        steps = [[self.answers.experts.index(name) for name in step] for step in recipe.steps]
+        arms = declared_arms(self.answers, recipe.name, steps)
+        return arms if recipe.max_loss is None else self._within_loss(arms, recipe.name, steps, recipe.max_loss)
+
+    def _within_loss(self, arms: Sequence[Arm], name: str, steps: list[list[int]], max_loss: float) -> list[Arm]:
+        """Return the arms whose loss against the last step is bounded, the safest ones.
+
+        The bound needs policies that are fixed before they are tested, so these are fitted on two thirds of the prompts
+        and tested on the rest.
+        """
+        tested = self.answers.folds == 0
+        fixed = declared_arms(self.answers.rows(np.flatnonzero(~tested)), name, steps)
+        held_out = self.answers.rows(np.flatnonzero(tested))
+        reference = held_out.scores[:, steps[-1]].max(axis=1)
+        losses = [reference - _replayed_scores(arm.policy, held_out) for arm in fixed]
+        kept = accepted_thresholds(losses[::-1], max_loss)
+        bounded = [Arm(one.policy, arm.outcome) for one, arm in zip(fixed, arms, strict=True)]
+        return bounded[len(bounded) - kept :]
 
     def columns(
         self, planned: Mapping[str, Sequence[Arm]], left_out: Mapping[str, str], data: Quality, rows: Sequence[int]
@@ -208,6 +218,12 @@ class _AnswerTable:
         if not by_arm:
             return np.empty((self.answers.n_categories, 0))
         return cost_by_category(self.answers, np.column_stack(by_arm))
+
+
+def _replayed_scores(policy: RecipePolicy, answers: Answers) -> Array:
+    columns = member_columns(policy, answers.experts)
+    found = replay(policy, answers.classes[:, columns], answers.tokens[:, columns], answers.posterior)
+    return np.asarray(answers.scores[np.arange(len(found.member)), np.array(columns)[found.member]])
 
 
 def _of_arm(arm: Arm, each: Array, use: str) -> Array:
