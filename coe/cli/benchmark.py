@@ -103,13 +103,14 @@ def _show(report: Mapping[str, Any]) -> None:
 def _show_recipes(found: Mapping[str, Any]) -> None:
     print_line(f"{'budget':34} {'one':>7} {'recipes':>8} {'gain':>8} {'error':>7}")
     rows = {"none": found["no_budget"]}
-    rows |= {f"{k} x one expert without a budget": v for k, v in found["at_multiples_of_one_expert"].items()}
-    rows |= {f"{k} x the best single model": v for k, v in found["at_shares_of_best_single"].items()}
+    rows |= {f"{k} x one expert without a budget": v for k, v in found.get("at_multiples_of_one_expert", {}).items()}
+    rows |= {f"{k} x the best single model": v for k, v in found.get("at_shares_of_best_single", {}).items()}
     for budget, one in rows.items():
         figures = (one["single"], one["recipes"], one["gain"], one["standard_error"])
         print_line(f"{budget:34} {figures[0]:7.4f} {figures[1]:8.4f} {figures[2]:+8.4f} {figures[3]:7.4f}")
     print_line(f"lowest gain over all budgets: {found['worst_gain']:+.4f}")
-    print_line(
-        f"cost for the quality of the best single model ({found['best_single']:.4f}): "
-        f"{found['cost_share_for_best_single_quality']:.2f} of its own"
-    )
+    share = found.get("cost_share_for_best_single_quality")
+    if share is not None:
+        print_line(
+            f"cost for the quality of the best single model ({found['best_single']:.4f}): {share:.2f} of its own"
+        )

@@ -1,5 +1,7 @@
 """Arms that are proposed for a plan, and the comparison of both plans."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -93,3 +95,11 @@ def test_free_text_that_never_agrees_does_not_lose_against_single_experts() -> N
     ]
     found = compare(*unreadable, test.posterior, quality=quality_of(train), max_calls=4)
     assert recipe_report([found])["worst_gain"] > -0.002
+
+
+def test_where_nothing_has_a_known_cost_only_plans_without_a_budget_are_compared() -> None:
+    train, test = (replace(half, costs=np.zeros_like(half.costs)) for half in halves(POOL))
+    report = recipe_report([compare(train, test, test.posterior, quality=quality_of(train), max_calls=4)])
+    assert report["no_budget"]["gain"] > 0
+    assert report["worst_gain"] == report["no_budget"]["gain"]
+    assert "at_shares_of_best_single" not in report

@@ -123,21 +123,24 @@ def recipe_report(splits: Sequence[SplitComparison]) -> dict[str, Any]:
 
     `worst_gain` is the lowest mean gain over all compared budgets.
     """
-    free = [float(split.single[0, 0]) for split in splits]
-    best = [split.best_cost for split in splits]
-    multiples = {f"{share:g}": _at(splits, free, share) for share in MULTIPLES}
-    shares = {f"{share:g}": _at(splits, best, share) for share in SHARES}
-    swept = [_at(splits, free, float(share)) for share in np.geomspace(0.05, 4.0, 40)]
-    reach = [cost_to_reach(split.recipes, split.best_score) / (split.best_cost or 1.0) for split in splits]
-    unlimited = [(float(split.single[0, 1]), float(split.recipes[0, 1])) for split in splits]
-    return {
-        "no_budget": _paired(unlimited),
-        "at_multiples_of_one_expert": multiples,
-        "at_shares_of_best_single": shares,
-        "cost_share_for_best_single_quality": float(np.median(reach)),
+    unlimited = _paired([(float(split.single[0, 1]), float(split.recipes[0, 1])) for split in splits])
+    found = {
+        "no_budget": unlimited,
         "best_single": float(np.mean([split.best_score for split in splits])),
-        "worst_gain": min(found["gain"] for found in (_paired(unlimited), *swept)),
+        "worst_gain": unlimited["gain"],
         "proposed": [list(split.proposed) for split in splits],
+    }
+    best = [split.best_cost for split in splits]
+    if not all(best):  # nothing has a known cost, so there is no budget to compare at
+        return found
+    free = [float(split.single[0, 0]) for split in splits]
+    swept = [_at(splits, free, float(share)) for share in np.geomspace(0.05, 4.0, 40)]
+    reach = [cost_to_reach(split.recipes, split.best_score) / split.best_cost for split in splits]
+    return found | {
+        "at_multiples_of_one_expert": {f"{share:g}": _at(splits, free, share) for share in MULTIPLES},
+        "at_shares_of_best_single": {f"{share:g}": _at(splits, best, share) for share in SHARES},
+        "cost_share_for_best_single_quality": float(np.median(reach)),
+        "worst_gain": min(unlimited["gain"], *(one["gain"] for one in swept)),
     }
 
 
