@@ -232,7 +232,8 @@ def _current_problem(
     if solved is None:
         return None
     registry = load(settings.config, environ=settings.environ)
-    return current_problem(read_published(folder, version), registry, solved[1])
+    published = read_published(folder, version)
+    return current_problem(published, published.declaration(registry), solved[1])
 
 
 def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64] | None) -> Iterator[dict[str, Any]]:

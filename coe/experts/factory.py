@@ -20,6 +20,7 @@ from coe.experts.recipes.expert import RecipeExpert
 from coe.experts.recipes.policy import RecipePolicy
 from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply
 from coe.registry import ExpertSpec, Registry
+from coe.registry.recipes import RecipeSpec
 from coe.settings import Endpoint
 
 
@@ -65,14 +66,21 @@ def build_recipes(
         name: RecipeExpert(
             name,
             experts,
-            policy=fitted.get(name) or default_policy(recipe, categories=categories),
+            policy=_fitted_policy(fitted, recipe, level) or default_policy(recipe, categories=categories),
             categories=categories,
             final_answer=final_answer,
             limits=registry.policy,
         )
         for recipe in registry.declared_recipes
-        for name in map(recipe.arm, range(1, recipe.levels + 1))
+        for level in range(1, recipe.levels + 1)
+        for name in (recipe.arm(level),)
     }
+
+
+def _fitted_policy(fitted: Mapping[str, RecipePolicy], recipe: RecipeSpec, level: int) -> RecipePolicy | None:
+    """Return the policy of a level, or of the next safer one: `max_loss` may have ruled out the cheaper ones."""
+    safer = (fitted.get(recipe.arm(one)) for one in range(level, recipe.levels + 1))
+    return next((policy for policy in safer if policy is not None), None)
 
 
 def endpoints_of(spec: ExpertSpec, started: Mapping[str, tuple[Endpoint, ...]]) -> tuple[Endpoint, ...]:

@@ -69,7 +69,7 @@ def consequences(plan: PublishedPlan, registry: Registry, effective: Assignment)
     if plan.record is not None:
         found += [*_uses(plan, plan.record, registry, effective), *_budget(plan, plan.record, registry, effective)]
     explained = {one.name for one in found if one.kind in ("pin_changed", "general_changed", "category_added")}
-    explained |= {category for category, (before, _) in reassigned.items() if before not in registry.expert_names}
+    explained |= {category for category, (before, _) in reassigned.items() if before not in effective.experts}
     found += [
         Consequence(
             "category_reassigned", category, f"category {category!r} goes from {before!r} to {now!r}", replan=True

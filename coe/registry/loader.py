@@ -6,6 +6,7 @@ Problems are lines `file:line: problem`, with the most similar known key. Checks
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from coe.core import GENERAL
 from coe.errors import ConfigError
 from coe.registry import yaml_source
-from coe.registry.recipes import RecipeSpec
+from coe.registry.recipes import PROPOSED_PREFIX, RecipeSpec
 from coe.registry.specs import AUTO, ExpertSpec, Registry
 from coe.registry.yaml_source import KeyPath, YamlSource
 
@@ -29,6 +30,8 @@ _RESIDENCY_KEYS = ("device", "pinned", "sleep_level", "stand_in")
 """Keys of an expert that need the section `residency`."""
 _RESERVED_RECIPE_NAMES = (AUTO, "off")
 """`off` is a value of the header x-coe-recipe."""
+_PROPOSED_NAME = re.compile(rf"{PROPOSED_PREFIX}\d+")
+"""Names of the recipes that `coe plan` proposes."""
 _RESERVED_PARAMETERS = frozenset({"model", "messages", "stream"})
 
 Problems = Iterator[tuple[KeyPath, str]]
@@ -207,7 +210,7 @@ def _recipe_name_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
     for kind, names in taken.items():
         if name in names:
             yield ("name",), f"{name!r} is {kind} already; choose another name for the recipe"
-    if name in _RESERVED_RECIPE_NAMES:
+    if name in _RESERVED_RECIPE_NAMES or _PROPOSED_NAME.fullmatch(name):
         yield ("name",), f"the name {name!r} is reserved; choose another name for the recipe"
 
 

@@ -15,6 +15,8 @@ from coe.registry.sections import Name, Probability, StrictModel
 
 RECIPE_LEVELS = 3
 """Arms of a recipe with several steps. Level 1 stops earliest, so it is the cheapest."""
+PROPOSED_PREFIX = "auto-"
+"""Beginning of the names of recipes that `coe plan` proposes; a number follows."""
 AUTO_RECIPES = "auto"
 """Item of `recipes` with which `coe plan` proposes cascades and votes."""
 

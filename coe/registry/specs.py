@@ -17,7 +17,7 @@ import orjson
 from pydantic import Field, SecretStr
 
 from coe.core import GENERAL, Api, Capability
-from coe.registry.recipes import RecipeItems, RecipeSpec
+from coe.registry.recipes import PROPOSED_PREFIX, RecipeItems, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
     BudgetSpec,
@@ -275,10 +275,13 @@ class Registry(StrictModel):
         Names that are declared, and recipes with members that are not, are left out. The digest stays that of the file.
         """
         declared = {*self.expert_names, *(recipe.name for recipe in self.declared_recipes)}
+        known = set(self.expert_names)
         added = [
             RecipeSpec(name=name, cascade=found)
             for name, found in steps.items()
-            if name not in declared and {member for step in found for member in step} <= set(self.expert_names)
+            if name.startswith(PROPOSED_PREFIX)
+            and name not in declared
+            and known.issuperset(member for step in found for member in step)
         ]
         if not self.proposes_recipes or not added:
             return self

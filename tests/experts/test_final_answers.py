@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.experts.recipes.answers import final_answer
-from coe.experts.recipes.numbers import last_number_form, number_form
+from coe.experts.recipes.numbers import number_form
 from coe.experts.recipes.wording import MAX_READ_CHARACTERS
 
 SAME = {
@@ -182,13 +182,6 @@ def test_a_program_that_holds_a_fence_keeps_it() -> None:
     assert found is not None
     assert final_answer(found) == found
     assert "```" in found
-
-
-def test_the_number_that_a_checker_finds_has_the_same_form() -> None:
-    assert last_number_form("first 3, then 50 % of 8: 4.0") == number_form("4") == "4"
-    assert last_number_form("half, so 50 %") == number_form("1/2")
-    assert last_number_form("none") is None
-    assert last_number_form("9" * 5000) is None
 
 
 # ---------------------------------------------------------------------------------------------------------- properties

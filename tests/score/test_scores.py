@@ -9,7 +9,6 @@ import pytest
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertRejected, ExpertUnavailable
-from coe.experts.recipes.answers import final_answer
 from coe.jobs.scoring import score_report
 from coe.learning.evaluation.answers import RetryLimits
 from coe.learning.evaluation.judge import Judge
@@ -141,23 +140,18 @@ async def test_code_is_run_against_its_tests(runner: Runner) -> None:
 
 
 @needs_bubblewrap
-async def test_programs_that_behave_alike_on_their_tests_are_equal_answers(runner: Runner) -> None:
+async def test_programs_with_the_same_syntax_tree_are_equal_answers(runner: Runner) -> None:
     probe = probe_of("add", checker="code", reference=None, tests="assert add(1, 2) == 3\nassert add(0, 0) == 0")
     answers = {
         "one": "```python\ndef add(a, b): return a + b\n```",
-        "other": "```python\ndef add(x, y):\n    return sum([x, y])\n```",
+        "other": "Here it is:\n```python\ndef add(a, b):\n    # the sum\n    return a + b\n```",
         "wrong": "```python\ndef add(a, b): return a - b\n```",
-        "broken": "```python\ndef add(a, b): return c\n```",
         "empty": "I cannot.",
     }
     journal = await runner.score([probe], *(AnsweringExpert(name, always(text)) for name, text in answers.items()))
     forms = {name: journal.scored[f"{name}/add"].answer for name in answers}
-    assert forms["one"] == forms["other"] == "tests passed"
-    assert str(forms["wrong"]).startswith("tests failed ")
-    assert str(forms["broken"]).startswith("tests failed ")
-    assert forms["wrong"] != forms["broken"]
+    assert forms["one"] == forms["other"] != forms["wrong"]
     assert forms["empty"] is None
-    assert all(final_answer(form) == form for form in forms.values() if form is not None)
 
 
 @needs_bubblewrap
@@ -205,16 +199,16 @@ async def test_an_empty_answer_is_an_answer_and_a_cut_one_is_marked(runner: Runn
 @pytest.mark.parametrize(
     ("checker", "text", "form"),
     [
-        ("choice", "Many words. (A) is wrong, so I take (B) " + "and more words " * 30, "B"),
-        ("numeric", "Many words, 7 apples and then 1,000.50 pears, in all " * 10, "1000.5"),
-        ("numeric", "half of them, 50 %", "0.5"),
-        ("numeric", "none", None),
+        ("choice", "Many words. (A) is wrong. The answer is (B).", "B"),
+        ("choice", "Many words. (A) is wrong, so I take (B) " + "and more words " * 30, None),
+        ("numeric", "7 apples, then more pears. The answer is 1,000.50", "1000.5"),
+        ("numeric", "Many words, 7 apples and then 1,000.50 pears, in all " * 10, None),
         ("exact", "The answer is Paris.", "paris"),
         ("exact", "I'm sorry, I can't help with that.", None),
         ("contains", "It is Paris, " * 40, None),
     ],
 )
-async def test_an_answer_is_kept_in_its_normalized_form(
+async def test_an_answer_is_kept_in_the_form_that_serving_compares(
     runner: Runner, checker: str, text: str, form: str | None
 ) -> None:
     references = {"choice": "B", "numeric": "1"}

@@ -131,7 +131,8 @@ class _Run:
             goes_on = self._compare(number)
             if stop:
                 return stop
-            if not goes_on and number + 1 < len(steps):
+            is_last = number + 1 == len(steps)
+            if not is_last and not goes_on and any(draft.usable for draft in self._drafts):
                 return "accepted"
         return "last_step" if any(draft.complete for draft in self._drafts[-len(step.members) :]) else "unavailable"
 
@@ -189,7 +190,9 @@ class _Run:
             for index, (draft, is_unfinished) in enumerate(zip(self._drafts, unfinished, strict=True))
         ]
         classes = answer_classes(answers)
-        tokens = np.array([_output_tokens(draft.log) for draft in self._drafts])
+        typical = np.expm1(self._recipe.policy.steps[number].typical)
+        counted = [_output_tokens(draft.log) for draft in self._drafts]
+        tokens = np.array([usual if count is None else count for count, usual in zip(counted, typical, strict=True)])
         probabilities, goes_on = self._recipe.policy.judge(
             number, classes[np.newaxis], tokens[np.newaxis], self._posterior
         )
@@ -251,9 +254,9 @@ class RecipeReply:
         self._total.refresh()
 
 
-def _output_tokens(call: MemberCall) -> float:
-    """Return the tokens of an answer; if they were not counted, the events of its stream."""
+def _output_tokens(call: MemberCall) -> float | None:
+    """Return the tokens of an answer; if they were not counted, the events of its stream; None without any."""
     usage = call.usage
     if usage is None:
-        return 0.0
-    return float(usage.events if usage.output_tokens is None else usage.output_tokens)
+        return None
+    return float(usage.output_tokens or usage.events) or None

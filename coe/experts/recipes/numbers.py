@@ -176,12 +176,6 @@ def concluded_number(sentence: str) -> str | None:
     return _form(sentence, lambda before: _CLAUSE.search(before) is not None)
 
 
-def last_number_form(text: str) -> str | None:
-    """Return the value of the number that `last_number` finds, None where the text has none."""
-    found = _last(_pointed(_plain(text)))
-    return None if found is None else _written(_exact(found[0]))
-
-
 def _form(text: str, leads: Callable[[str], bool]) -> str | None:
     bare = " ".join(_MARKUP.sub(lambda mark: f" {mark[1] or mark[2] or ''} ", text).split()).strip("*_`\"' ")
     plain = _pointed(_plain(_MIXED.sub(_added, bare))).strip()

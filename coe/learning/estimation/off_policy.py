@@ -216,10 +216,13 @@ def _warning(effective: float, weighted: _WeightedPolicy) -> str:
 def utility(experience: Experience, assignment: Assignment) -> Array:
     """Expected quality less price of each expert for each request, shape (n, k); -inf where it may not answer.
 
-    The batched form of `mapping.expected`. The assignment has the experience's categories and experts.
+    The batched form of `mapping.expected`. The assignment has the experience's categories and experts; it may also
+    have arms of recipes, which the experience lacks.
     """
-    eligible = np.isfinite(assignment.quality)
-    value = np.where(eligible, assignment.quality, 0.0) - assignment.price
+    columns = [assignment.experts.index(name) for name in experience.experts]
+    quality = assignment.quality[:, columns]
+    eligible = np.isfinite(quality)
+    value = np.where(eligible, quality, 0.0) - assignment.price[:, columns]
     values = experience.posterior.astype(np.float64) @ value
     may_answer = eligible[experience.posterior.argmax(axis=1)] & experience.allowed
     return np.where(may_answer | ~may_answer.any(axis=1, keepdims=True) & experience.allowed, values, -np.inf)

@@ -20,14 +20,12 @@ import orjson
 from coe.core import Expert
 from coe.errors import DataError, ExpertError, InvalidRequest, RequestError
 from coe.experts.recipes.answers import final_answer
-from coe.experts.recipes.choices import chosen
-from coe.experts.recipes.numbers import last_number_form
 from coe.experts.recipes.programs import program_of
 from coe.learning.evaluation import checkers
 from coe.learning.evaluation.answers import CUT_REASON, ProbeAnswer, RetryLimits, request_answer
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
-from coe.learning.evaluation.sandbox import Sandbox, Verdict
+from coe.learning.evaluation.sandbox import Sandbox
 from coe.mapping import ANSWER_FIELDS
 from coe.registry import ExpertSpec
 
@@ -36,9 +34,9 @@ from coe.registry import ExpertSpec
 class Cell:
     """One expert on one probe. `key` is the digest of all the score depends on; `score` is None where `error` is set.
 
-    `answer` is the normalized form of the answer (`answer_form`), `text_sha256` the digest of its text, `note` why code
-    failed its tests, and `consistent` False when the judge's two verdicts contradict each other. `code` is the error's
-    machine-readable code.
+    `answer` is the normalized form of the answer, as serving compares it (`final_answer`; None if it was cut off),
+    `text_sha256` the digest of its text, `note` why code failed its tests, and `consistent` False when the judge's two
+    verdicts contradict each other. `code` is the error's machine-readable code.
     """
 
     key: str
@@ -225,7 +223,7 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> 
         text_sha256=hashlib.sha256(answer.text.encode("utf-8", "replace")).hexdigest(),
         output_chars=len(answer.text),
         finish_reason=answer.finish_reason,
-        answer=answer_form(probe, answer),
+        answer=None if answer.cut else final_answer(answer.text),
     )
     if probe.checker == "code":
         assert probe.tests is not None
@@ -233,27 +231,10 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> 
         verdict = await run.sandbox.run(program, probe.tests)
         if verdict.unusable:
             raise InvalidRequest(f"the tests of the probe cannot be run: {verdict.why}", code="tests_unusable")
-        form = _outcome(verdict) if program and not answer.cut else None
-        return replace(cell, score=float(verdict.passed), note=verdict.why, answer=form)
+        return replace(cell, score=float(verdict.passed), note=verdict.why)
     if probe.checker == "judge":
         return await _judged(probe, answer, cell, run.judge)
     return replace(cell, score=_checked(probe, answer.text))
-
-
-def answer_form(probe: Probe, answer: ProbeAnswer) -> str | None:
-    """The normalized form of an answer, by which the answers to a probe are compared; None for one without.
-
-    Answers to choices and numeric probes are read as their checker reads them. An answer that is cut off has no form.
-    """
-    if answer.cut:
-        return None
-    forms = {"choice": chosen, "numeric": last_number_form}
-    return forms.get(probe.checker, final_answer)(answer.text)
-
-
-def _outcome(verdict: Verdict) -> str:
-    """The form of code: what its tests found, so that programs which behave alike are equal."""
-    return "tests passed" if verdict.passed else f"tests failed {hashlib.sha256(verdict.why.encode()).hexdigest()[:12]}"
 
 
 async def _judged(probe: Probe, answer: ProbeAnswer, cell: Cell, judge: Judge | None) -> Cell:

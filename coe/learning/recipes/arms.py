@@ -16,6 +16,7 @@ from coe.experts.recipes.agreement import Array
 from coe.experts.recipes.policy import RecipePolicy
 from coe.learning.recipes.fit import Answers, Outcome, RecipeFit
 from coe.learning.recipes.search import RecipeSearch
+from coe.registry.recipes import PROPOSED_PREFIX
 
 SEARCHED_PRICES = (0.2, 0.1, 0.05, 0.035, 0.025, 0.016, 0.01, 0.004, 0.001)
 """Prices at which recipes are proposed: the quality that a call of median cost must add."""
@@ -62,7 +63,7 @@ def propose_arms(
             sequences.setdefault(sequence, price / unit)
     arms: list[Arm] = []
     for number, (sequence, price) in enumerate(sequences.items()):
-        fit = RecipeFit(answers, recipe=f"auto-{number + 1}", steps=[[column] for column in sequence])
+        fit = RecipeFit(answers, recipe=f"{PROPOSED_PREFIX}{number + 1}", steps=[[column] for column in sequence])
         arms += [Arm(*fit.policy(factor * price)) for factor in LEVEL_FACTORS]
     return arms
 

@@ -6,7 +6,7 @@ Declared recipes are fitted as they stand, and a bound on their loss is tested; 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms, prop
 from coe.learning.recipes.fit import Answers
 from coe.learning.recipes.guarantee import accepted_thresholds
 from coe.mapping import Uses
+from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ExpertSpec, Registry
 from coe.registry.recipes import RECIPE_LEVELS, RecipeSpec
 
@@ -139,8 +140,8 @@ class _AnswerTable:
         cells = np.ix_(prompts, [data.models.index(name) for name in experts])
         tokens, shape = recorded.tokens[cells], (len(prompts), len(experts))
         unknown = np.full(data.scores.shape, np.nan)
-        given = np.nan_to_num(data.uses.get("input_tokens", unknown)[cells])
-        dollars = (given * _prices(specs, "input") + tokens * _prices(specs, "output")) / 1000
+        given, written = _priced_tokens(data.uses.get("input_tokens", unknown)[cells], tokens)
+        dollars = (given * _prices(specs, "input") + written * _prices(specs, "output")) / 1000
         sizes = np.array([np.nan if spec.active_parameters_b is None else spec.active_parameters_b for spec in specs])
         costs = dollars if dollars.any() else tokens / 1000 * (sizes if np.isfinite(sizes).all() else 1.0)
         answers = Answers(
@@ -152,7 +153,8 @@ class _AnswerTable:
             np.array([list(categories).index(data.categories[row]) for row in prompts]),
             len(categories),
         )
-        latency = data.uses.get("latency_ms", unknown)[cells]
+        declared = np.array([np.nan if spec.latency_ms is None else spec.latency_ms for spec in specs])
+        latency = _filled(data.uses.get("latency_ms", unknown)[cells], declared)
         return cls(answers, prompts, np.broadcast_to(sizes, shape), dollars, latency)
 
     def declared(self, recipe: RecipeSpec) -> list[Arm]:
@@ -170,7 +172,7 @@ class _AnswerTable:
         tested = self.answers.folds == 0
         fixed = declared_arms(self.answers.rows(np.flatnonzero(~tested)), name, steps)
         held_out = self.answers.rows(np.flatnonzero(tested))
-        reference = held_out.scores[:, steps[-1]].max(axis=1)
+        reference = _replayed_scores(_never_stopping(fixed[-1].policy), held_out)
         losses = [reference - _replayed_scores(arm.policy, held_out) for arm in fixed]
         kept = accepted_thresholds(losses[::-1], max_loss)
         bounded = [Arm(one.policy, arm.outcome) for one, arm in zip(fixed, arms, strict=True)]
@@ -218,6 +220,30 @@ class _AnswerTable:
         if not by_arm:
             return np.empty((self.answers.n_categories, 0))
         return cost_by_category(self.answers, np.column_stack(by_arm))
+
+
+def _priced_tokens(given: Array, written: Array) -> tuple[Array, Array]:
+    """Return input and output tokens as the plan prices them, both (n_prompts, n_experts).
+
+    An expert whose input was not counted has the assumed tokens, as `coe.mapping.uses.declared_uses` has it.
+    """
+    is_counted = np.isfinite(given).any(axis=0)
+    assumed = written / np.maximum(written.mean(axis=0), 1.0) * ASSUMED_OUTPUT_TOKENS
+    return _filled(given, np.full(given.shape[1], ASSUMED_INPUT_TOKENS)), np.where(is_counted, written, assumed)
+
+
+def _filled(values: Array, otherwise: Array) -> Array:
+    """Fill NaN with the mean of the column, or with `otherwise` (n_columns,) where the column has no value."""
+    count = np.isfinite(values).sum(axis=0)
+    mean = np.divide(np.nansum(values, axis=0), count, out=otherwise.astype(np.float64), where=count > 0)
+    return np.where(np.isfinite(values), values, mean)
+
+
+def _never_stopping(policy: RecipePolicy) -> RecipePolicy:
+    """Return the policy that calls every step: the expected gain of going on is always 1."""
+    always = [None if step.gain is None else np.eye(1, len(step.gain))[0] for step in policy.steps]
+    steps = tuple(replace(step, gain=gain) for step, gain in zip(policy.steps, always, strict=True))
+    return replace(policy, steps=steps)
 
 
 def _replayed_scores(policy: RecipePolicy, answers: Answers) -> Array:
