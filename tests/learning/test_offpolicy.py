@@ -55,6 +55,18 @@ def test_estimates_are_centred_on_the_truth() -> None:
         assert abs(errors.mean()) < 3 * errors.std() / 30**0.5
 
 
+def test_arms_of_recipes_in_the_assignment_do_not_change_the_utility_of_experts() -> None:
+    log, plain = rated_experience(50, seed=0, quality=RIGHT), assignment(RIGHT)
+    column = np.full((3, 1), 0.9)
+    with_arm = replace(
+        plain,
+        experts=(*plain.experts, "careful@1"),
+        quality=np.hstack((plain.quality, column)),
+        price=np.hstack((plain.price, 0 * column)),
+    )
+    assert np.array_equal(utility(log, with_arm), utility(log, plain))
+
+
 def test_the_policy_that_was_logged_is_estimated_by_its_plain_mean() -> None:
     log = rated_experience(600, seed=0, quality=RIGHT)
     served = exploration_policy(log, assignment(RIGHT), rate=0.3, loss=1.0)

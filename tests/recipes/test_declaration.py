@@ -44,6 +44,7 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ("{name: a, vote: [b, c]}", "'a' is an expert already; choose another name for the recipe"),
         ("{name: code, vote: [a, b]}", "'code' is a category already; choose another name for the recipe"),
         ("{name: 'off', vote: [a, b]}", "the name 'off' is reserved; choose another name for the recipe"),
+        ("{name: auto-12, vote: [a, b]}", "the name 'auto-12' is reserved; choose another name for the recipe"),
         ("{name: auto, vote: [a, b]}", "the name 'auto' is reserved; choose another name for the recipe"),
         ("{name: x, vote: [a, vectors]}", "'vectors' does not support the chat API, which all members need"),
         (

@@ -205,6 +205,31 @@ async def test_answers_are_weighed_by_the_posterior_of_the_request(monkeypatch: 
     assert seen == [([[1 / CATEGORIES] * CATEGORIES], [[5.0, 5.0]]), ([[0.25, 0.5, 0.25]], [[5.0, 5.0]])]
 
 
+async def test_a_rule_that_stops_at_once_does_not_stop_before_any_member_has_answered() -> None:
+    a, large = members(a=unavailable("a"), large=answer("Y"))
+    recipe = recipe_of(a, large, cascade=["a", "large"])
+    first, last = recipe.policy.steps
+    assert first.gain is not None
+    recipe.policy = replace(recipe.policy, steps=(replace(first, gain=-np.eye(1, len(first.gain))[0]), last))
+    assert await bytes_of(await recipe.stream(call_of())) == answer("Y")[0]
+
+
+async def test_a_member_that_failed_has_the_usual_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    judge = RecipePolicy.judge
+
+    def observe(policy: RecipePolicy, number: int, classes: Any, tokens: Any, posterior: Any) -> Any:
+        seen.append(tokens.tolist())
+        return judge(policy, number, classes, tokens, posterior)
+
+    monkeypatch.setattr(RecipePolicy, "judge", observe)
+    recipe = recipe_of(*members(a=answer("X"), b=unavailable("b")), vote=["a", "b"])
+    (step,) = recipe.policy.steps
+    recipe.policy = replace(recipe.policy, steps=(replace(step, typical=np.log1p([120.0, 80.0])),))
+    await bytes_of(await recipe.stream(call_of()))
+    assert seen == [[[5.0, pytest.approx(80.0)]]]
+
+
 # ----------------------------------------------------------------------------------------------- bounds and streams
 
 

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
+from coe.experts import build_recipes
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping import effective_plan, read_published
 from coe.registry import Registry, load
+from tests.fakes import ScriptedExpert
 from tests.recipes.recorded import recorded_answers
 
 DECLARED = """\
@@ -149,3 +151,53 @@ def test_a_member_without_scores_leaves_its_recipe_out(config: Path) -> None:
     declared = DECLARED.replace("assignment:", extra + "assignment:").replace("budget: {mean_cost: 10}\n", "")
     config.write_text(declared + CAREFUL.replace("[a, b]", "[a, new]"))
     assert "no scores of new" in plan(config)["left_out"]["recipes"]["careful"]
+
+
+def test_a_recipe_that_is_removed_is_not_served_as_a_proposed_one(config: Path) -> None:
+    config.write_text(DECLARED + CAREFUL.replace("recipes: [", "recipes: [auto, "))
+    report = plan(config)
+    assert "careful" in report["recipes"]
+    config.write_text(DECLARED + "recipes: auto\n")
+    found = read_published(published(config), "v1").declaration(declaration(config))
+    assert {recipe.name for recipe in found.declared_recipes} == set(report["recipes"]) - {"careful"}
+
+
+def test_solving_for_another_budget_keeps_proposed_recipes(config: Path) -> None:
+    config.write_text(DECLARED + "recipes: auto\n")
+    plan(config)
+    result = CliRunner().invoke(app, ["solve", "--config", str(config)], input='{"mean_cost": 10}\n')
+    assert result.exit_code == 0, result.output
+    assert "auto-1@1" in json.loads(result.stdout)["plan"]["prices"]
+
+
+def test_arms_have_the_latency_that_is_declared_where_none_was_measured(config: Path) -> None:
+    rows = [json.loads(line) for line in (config.parent / "answers.jsonl").read_text().splitlines()]
+    write_table(config.parent / "answers.jsonl", [row | {"latency_ms": None} for row in rows])
+    declared = DECLARED.replace("active_parameters_b: 1,", "active_parameters_b: 1, latency_ms: 100,")
+    declared = declared.replace("active_parameters_b: 12,", "active_parameters_b: 12, latency_ms: 900,")
+    config.write_text(declared.replace("mean_cost: 10", "mean_latency_ms: 800") + CAREFUL)
+    assert plan(config)["used"]["mean_latency_ms"] <= 800
+    problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
+    assert problem.uses.latency_ms is not None
+    assert problem.uses.latency_ms[0, 3] == pytest.approx(100.0)  # both small members at the same time
+
+
+def test_arms_are_priced_by_assumed_tokens_like_experts_where_none_were_counted(config: Path) -> None:
+    rows = [json.loads(line) for line in (config.parent / "answers.jsonl").read_text().splitlines()]
+    write_table(config.parent / "answers.jsonl", [row | {"input_tokens": None} for row in rows])
+    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 30") + CAREFUL)
+    plan(config)
+    problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
+    assert problem.uses.cost is not None
+    assert problem.uses.cost[0, 3] == pytest.approx(problem.uses.cost[0, 0] + problem.uses.cost[0, 1], rel=0.05)
+
+
+def test_a_pinned_recipe_uses_the_next_safer_policy_where_max_loss_rules_its_own_out(config: Path) -> None:
+    config.write_text(DECLARED + CAREFUL.replace("[[a, b], large]", "[a, large], max_loss: 0.1"))
+    plan(config)
+    registry = declaration(config)
+    policies = ArmPolicies.from_json((published(config) / RECIPES_FILE).read_bytes()).by_arm
+    experts = {name: ScriptedExpert(name) for name in registry.expert_names}
+    arms = build_recipes(registry, experts, categories=3, policies=policies)
+    assert "careful@1" not in policies
+    assert arms["careful@1"].policy is policies[min(policies)]
