@@ -79,6 +79,8 @@ def decide(
         unmeasured = assignment.unmeasured_experts(prediction.best)
         expert, reason, propensity = _explore(expert, candidates, policy, uniform=uniform, unmeasured=unmeasured)
     order = candidates.fallback_order(expert, stand_in=registry.arm(expert).stand_in)
+    if registry.recipe_arms:
+        order = _one_arm_of_each_recipe(order)
     return Decision(
         expert,
         category,
@@ -216,6 +218,14 @@ class _Candidates:
     def fallback_order(self, first: str, *, stand_in: str | None) -> tuple[str, ...]:
         """Return all candidates: the selected one, its stand-in, then the others by rank."""
         return first, *sorted((name for name in self.ranked if name != first), key=(stand_in or first).__ne__)
+
+
+def _one_arm_of_each_recipe(order: tuple[str, ...]) -> tuple[str, ...]:
+    """Drop further arms of a recipe, which would call the same members again after they failed."""
+    by_recipe: dict[str, str] = {}
+    for name in order:
+        by_recipe.setdefault(name.partition("@")[0], name)
+    return tuple(by_recipe.values())
 
 
 def _select(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,23 @@ async def test_a_recipe_whose_members_fail_falls_back_to_an_expert() -> None:
         (record,) = gateway.records
         assert (record.expert, record.recipe, record.recipe_stop) == ("generalist", "panel", "failed")
         assert [call.outcome for call in record.steps] == ["error", "error"]
+
+
+async def test_a_recipe_that_failed_is_not_called_again_by_another_of_its_arms() -> None:
+    declared = registry()
+    plan = plan_with("careful@2", declared, quality=2.0)
+    with_sibling = replace(
+        plan,
+        experts=(*plan.experts, "careful@3"),
+        quality=np.hstack((plan.quality, plan.quality[:, -1:])),
+        price=np.hstack((plan.price, plan.price[:, -1:])),
+    )
+    scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
+    async with gateway_of(declared, assignment=with_sibling, **scripts) as gateway:
+        await ask(gateway, "code")
+        candidates = gateway.records[0].candidates
+    assert candidates[0] == "careful@2"
+    assert set(candidates[1:]) == set(declared.expert_names)
 
 
 async def test_a_pinned_recipe_whose_members_all_fail_is_a_503_with_its_calls_recorded() -> None:
