@@ -1,7 +1,7 @@
 """The ASGI application: its routes, its lifespan, the browser policy, and the errors that no endpoint handles.
 
-Chat requests skip Starlette: `_App` passes them through `CrossOriginMiddleware` straight to their `Line`. Starlette
-routes everything else.
+Chat requests skip Starlette: `_App` passes them through `CrossOriginMiddleware` straight to the `Line` of their API
+(`gateway.request.line`). Starlette routes everything else. `gateway.main` calls `create_app` in each worker process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The parts of an application: `gateway.main` opens them, the endpoints use them."""
+"""The parts of an application: serving state, observers, metrics, logs, settings and jobs, in one value.
+
+`gateway.main` opens them in each worker process. `gateway.app` and the endpoints use them.
+"""
 
 from __future__ import annotations
 

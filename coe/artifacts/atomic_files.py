@@ -1,4 +1,9 @@
-"""Writes files that survive a power cut: whole or not at all, and on disk on return."""
+"""Writes files atomically and durably: after a power cut, a file has its old or its new content, never a part of it.
+
+`replace_file` writes a draft, flushes it to disk and renames it over the file. It holds the content in memory, so it is
+for small files. `sync_and_hash` flushes a file that already exists. The artifact store uses both; quality data and the
+traffic report use `replace_file`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replaces a small file in one step, on disk on return: readers see the old content or the new one."""
+    """Replaces a small file atomically: readers see the old or the new content. The new one is on disk on return."""
     draft = path.with_name(f".{path.name}-{os.getpid()}")
     with draft.open("wb") as file:
         file.write(content)
@@ -19,8 +24,8 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def sync_and_hash(path: Path) -> str:
-    """The file's SHA-256, after its contents are on disk: a power cut must not leave half of a file that a manifest
-    names."""
+    """Flushes a file to disk and returns its SHA-256. After a power cut, a manifest therefore names no half-written
+    file."""
     sync(path)
     return sha256(path)
 

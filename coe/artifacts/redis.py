@@ -1,10 +1,11 @@
-"""Shares the versions in use between machines, through Redis; each machine mirrors them into its own folders.
+"""Shares promoted artifacts between machines through Redis; each machine mirrors them into its own folders.
 
-`coe:artifacts:KIND` is a hash: `version` (empty if none is in use) and `history`, which change together, and for the
-version in use and the one before it `tar:VERSION` with its `sha256:VERSION`. `coe:artifacts:files` holds small files
-that accompany the artifacts, by name.
+`coe:artifacts:KIND` is a hash. Its fields `version` (empty if none is in use) and `history` change together. The
+version in use and the one before it have the fields `tar:VERSION` and `sha256:VERSION`. `coe:artifacts:files` holds
+small files that accompany the artifacts, by name, such as the traffic report.
 
-A version travels as one uncompressed tar archive. Everything in it is verified before a file is written.
+A version is stored as one uncompressed tar archive. Everything in it is verified before a file is written.
+`coe.runtime.artifact_sync` mirrors the versions.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ FILES_KEY = "coe:artifacts:files"
 
 
 def open_shared(address: str) -> RedisArtifacts | None:
-    """The Redis that `artifacts` in experts.yaml names; None if every machine has its own folder. Raises
+    """Returns the Redis that `artifacts` in experts.yaml names, None if every machine has its own folder. Raises
     ConfigError."""
     return None if address == FOLDER else RedisArtifacts(address)
 

@@ -1,6 +1,7 @@
-"""`coe retrain`: learns a better plan, router, overlays and gate from the log, and promotes what a test shows better.
+"""`coe retrain`: learns from the routing log, and promotes each candidate that a test shows to be better.
 
-With `--every` it repeats until SIGTERM. After each run it publishes the traffic report for the gateways' metrics.
+The candidates are a plan, a router, overlays and a retrieval gate; each has its own round in `coe/jobs`. With
+`--every` the command repeats until SIGTERM. After each run it publishes the traffic report for the gateways' metrics.
 """
 
 from __future__ import annotations

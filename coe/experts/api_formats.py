@@ -1,5 +1,8 @@
-"""The five APIs of expert servers and their differences: paths, system prompts, and how responses report their
-facts."""
+"""Describes the five APIs of expert servers, each by one `ApiFormat`.
+
+A format holds the path, the request fields that hold a system prompt, and functions that read responses. These find
+content, the end, failures and token counts. HTTP experts and litellm experts use the formats.
+"""
 
 from __future__ import annotations
 

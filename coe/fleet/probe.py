@@ -1,4 +1,7 @@
-"""Readiness and liveness probes: a real one-token request, and the health page."""
+"""Probes expert servers: readiness by a real one-token request, liveness by the health page.
+
+The modules that run servers use it, on one machine (`coe.fleet.server`), on shared devices and on Ray.
+"""
 
 from __future__ import annotations
 

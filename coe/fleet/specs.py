@@ -1,4 +1,8 @@
-"""Inputs and outputs of planning: a declared local expert, the server process to run, its port and its timeouts."""
+"""Data types of the fleet: a declared local expert, the server process to run for it, its port and its timeouts.
+
+`coe.fleet.planning` makes a `ServerSpec` from the `LocalExpert`s that share a server. `coe.fleet` runs it
+on one machine, on shared devices or on a Ray cluster. `free_port` selects the server's port.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,7 @@ _FIRST, _LAST = 20_000, 32_000
 
 
 def free_port(*, avoid: Container[int] = (), host: str = HOST) -> int:
-    """Returns a port of `host` that is free and not in `avoid`. Raises FleetError if it finds
-    none."""
+    """Returns a port of `host` that is free and not in `avoid`. Raises FleetError if it finds none."""
     for _ in range(200):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
         if port not in avoid and is_free(port, host=host):

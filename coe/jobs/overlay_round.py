@@ -1,9 +1,9 @@
-"""The learning round of tenants' overlays: fits a light head on the router for each tenant, kept only while it helps.
+"""The learning round of overlays: fits a correction of the router's posterior for each tenant, kept while it helps.
 
-An overlay is a multinomial logistic regression on the router's log posterior, shrunk towards the identity. It learns
-from corrected categories, and from liked or unrated requests to leave the router's category alone. A randomization test
-on the newest requests decides about a new overlay, and on the requests since then about keeping it. All overlays of a
-router are one artifact, which holds those that help.
+An overlay is a multinomial logistic regression on the router's log posterior, shrunk towards the identity. Corrected
+requests train it to change the router's category; liked or unrated requests train it to keep the category. A
+randomization test on the newest requests decides about a new overlay. A test on the requests since then decides about
+keeping it. All overlays of a router are one artifact, which holds those that help. `coe retrain` runs this round.
 """
 
 from __future__ import annotations

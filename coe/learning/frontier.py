@@ -1,4 +1,8 @@
-"""Computes the frontier of quality against size as the price of a parameter rises, and the area under its hull."""
+"""Computes the frontier of quality against model size, and the area under its hull, for `coe benchmark`.
+
+At each price, a method selects for each prompt the model with the highest expected quality net of price times active
+parameters. Each price gives one point of the frontier: the higher the price, the smaller the selected models.
+"""
 
 from __future__ import annotations
 

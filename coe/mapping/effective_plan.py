@@ -1,4 +1,7 @@
-"""The effective plan: a published plan under the present experts.yaml, and the consequences of each difference. Pure.
+"""Adapts a published plan to the present experts.yaml, and reports the consequences of each difference.
+
+The result is the effective plan. `coe.runtime.active_state` computes it for the gateway and for jobs. The module is
+pure: it reads no file. The rules are:
 
 - An expert that the plan lacks serves no category until it is scored, except by pins and exploration.
 - The categories of an expert that is no longer declared go to the best of the others.

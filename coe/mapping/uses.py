@@ -1,8 +1,8 @@
-"""Uses of experts: memory, and by category the active parameters, cost and latency of a request.
+"""Resource uses of experts: memory, and by category the active parameters, cost and latency of a request.
 
 `coe score` measures the tokens and the latency of every answer. `MeasuredUses` holds their means by category and
 expert, from which `declared_uses` calculates costs at the declared prices. Where nothing was measured, a request has
-ASSUMED_INPUT_TOKENS and ASSUMED_OUTPUT_TOKENS, and the declared latency.
+ASSUMED_INPUT_TOKENS and ASSUMED_OUTPUT_TOKENS, and the declared latency. A plan's budget limits these uses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEASURES = ("input_tokens", "output_tokens", "latency_ms")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Uses:
-    """Uses of each expert, NaN where unknown; None if unknown of all experts.
+    """Resource uses of each expert: NaN where unknown, None if unknown for all experts.
 
     `memory_gb` has shape (n_experts,). The others are means per request, of shape (n_categories, n_experts). `calls`
     maps a recipe's arm to the mean calls of each of its members, shape (n_categories, n_members); an arm that it lacks

@@ -1,7 +1,8 @@
-"""The section `recipes` of experts.yaml: experts made of experts.
+"""The model of the section `recipes` of experts.yaml: a recipe combines several experts and answers like one expert.
 
-A recipe calls several experts, its members, and returns the answer of one of them. Its steps are called one after
-another, the members of one step at the same time. `coe.registry.specs.ArmSpec` is a recipe as the plan sees it.
+A recipe calls several experts, its members, and returns the answer of one of them. Its steps run one after another; the
+members of one step are called at the same time. `coe.registry.specs.ArmSpec` is the form of a recipe in a plan, and
+`coe.experts.recipes` executes recipes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Replay a logged request: decide it again with the present router, plan and health of experts."""
+"""Replay a logged request: decide it again with the present router, plan and health of experts.
+
+The admin API uses it for the replay of a record (`/v1/records`).
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Leases: what one gateway holds of one shared limit, fetched from Redis in advance and spent one request at a time.
+"""Leases: the part of a shared limit that one gateway fetches from Redis in advance and spends request by request.
 
-A unit is either left in Redis, available in the lease of one gateway, or spent, so the sum never exceeds the limit.
-After a refill without a reply, what it may have granted counts as spent, and what it may have returned as returned.
-AmountLease holds tokens, requests a minute or money; SlotLease holds concurrent requests.
+A unit is either left in Redis, available in the lease of one gateway, or spent, so the sum never exceeds the limit. If
+a refill gets no reply, units that it may have granted count as spent, and units that it may have returned as returned.
+AmountLease holds tokens, requests a minute or money; SlotLease holds concurrent requests. `SharedAccount` has one lease
+for each meter of a key.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ Argument = str | float
 class AmountLease:
     """A lease of tokens, requests a minute, or money. SlotLease has the same methods.
 
-    `counter` counts by itself while Redis is down, and knows the last reply of Redis. `available` can be spent without
-    a refill.
+    `counter` holds the last reply of Redis, and counts in its place while Redis is down. `available` can be spent
+    without a refill.
     """
 
     def __init__(self, meter: Meter, counter: TokenBucket | CalendarWindow) -> None:

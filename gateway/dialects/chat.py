@@ -1,4 +1,8 @@
-"""OpenAI's Chat Completions API, and two with the same errors: legacy Completions, and Embeddings."""
+"""Parses requests of OpenAI's Chat Completions API into a `Chat`, the routing view, and writes the API's errors.
+
+It does the same for two APIs with the same errors: legacy Completions, and Embeddings. `gateway.request.line` uses the
+`Dialect` of each API.
+"""
 
 from __future__ import annotations
 

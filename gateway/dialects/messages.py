@@ -1,4 +1,7 @@
-"""Anthropic's Messages API: system prompt, messages with content blocks, and Anthropic's error bodies."""
+"""Parses requests of Anthropic's Messages API into a `Chat`, the routing view, and writes Anthropic's errors.
+
+It reads the system prompt and messages with content blocks. `gateway.request.line` uses the `Dialect` of the API.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""OpenAI's Responses API: instructions and input items."""
+"""Parses requests of OpenAI's Responses API into a `Chat`, the routing view, and writes the API's errors.
+
+It reads instructions and input items. A request that depends on state stored on one server must name its expert.
+`gateway.request.line` uses the `Dialect` of the API.
+"""
 
 from __future__ import annotations
 

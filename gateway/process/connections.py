@@ -1,6 +1,7 @@
-"""Connections of a process: how many fit into its file descriptors, and the end of those that make no progress.
+"""Limits the connections of a process to its file descriptors, and ends connections that make no progress.
 
-The kernel resets connections of clients that stopped reading (TCP_USER_TIMEOUT): only it knows that no data leaves.
+`gateway.main` uses both. The kernel resets connections of clients that stopped reading (TCP_USER_TIMEOUT), because only
+the kernel knows that no data leaves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Server-sent events: cuts a byte stream into complete events and reads the few facts that the service needs.
+"""Server-sent events: splits a byte stream into complete events, and reads facts such as the end and token counts.
 
 Most functions search for a word before they parse JSON, so events without it cost little. JSON is accepted as servers
-write it: Python's own encoder emits NaN, Infinity and lone surrogates, and clients read them.
+write it: Python's own encoder emits NaN, Infinity and lone surrogates, and clients read them. The API formats, the
+drafts of recipes and the gateway's dialects use this module.
 """
 
 from __future__ import annotations

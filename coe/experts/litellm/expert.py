@@ -1,7 +1,8 @@
-"""An expert behind litellm: any provider, and translation of Responses and Messages for servers that speak chat only.
+"""Calls an expert through litellm, which supports providers that have no OpenAI-compatible or Anthropic API.
 
-litellm's import takes seconds and its calls milliseconds, so it runs in an event loop in a thread of its own, the
-background loop. Its replies are re-serialized here, since litellm returns objects and not bytes.
+litellm also translates Responses and Messages for servers that speak chat only. Its import takes seconds and its calls
+milliseconds, so it runs in an event loop in a thread of its own, the background loop. Its replies are serialized again
+here, since litellm returns objects and not bytes. `coe.experts.factory` imports this module only when it is needed.
 """
 
 from __future__ import annotations

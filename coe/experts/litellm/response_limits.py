@@ -1,7 +1,8 @@
-"""Bounds the responses that litellm reads, as those of HTTP experts are bounded, and keeps it to declared addresses.
+"""Bounds the responses that litellm reads, and restricts litellm to declared addresses.
 
-litellm has no setting for this, so hooks are added where it creates its httpx clients. They see the head of each
-response before its body is read or decompressed.
+The limits are those of HTTP experts. litellm has no setting for this, so hooks are added where it creates its httpx
+clients. The hooks check the head of each response before its body is read or decompressed.
+`coe.experts.litellm.expert` sets the limits for each call.
 """
 
 from __future__ import annotations

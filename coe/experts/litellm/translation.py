@@ -1,7 +1,7 @@
-"""Translates between calls and litellm: request fields and headers in, JSON objects and events out.
+"""Translates a call into litellm's arguments, and litellm's results into JSON objects and events.
 
-Only the API's own fields pass, because litellm reads its settings from the same arguments. What its translation would
-drop or fail on is rejected with InvalidRequest.
+Only the API's own fields pass, because litellm reads its settings from the same arguments. A request is rejected with
+InvalidRequest if litellm would drop a part of it or fail on it. `coe.experts.litellm.expert` uses it for every call.
 """
 
 from __future__ import annotations

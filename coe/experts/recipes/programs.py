@@ -1,4 +1,8 @@
-"""Finds the program in an answer, and its canonical form."""
+"""Finds the program in an answer, and computes its canonical form.
+
+`coe score` runs the program against tests. `coe.experts.recipes.answers` compares programs of a recipe's members by
+their canonical forms.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +40,9 @@ def fenced_blocks(answer: str) -> Iterator[Block]:
 def program_of(answer: str) -> str:
     """The Python program in an answer; empty when there is none.
 
-    Of fenced blocks, those that define something (the others are mostly examples of use), or else all; a last fence may
-    be left open. Without fences, the answer from its first definition or import to the last line that still parses.
+    Fenced blocks that define something are joined, or all blocks if none does: the others are mostly examples of use. A
+    last fence may be left open. Without fences, the program is the text from the first definition or import to the last
+    line that still parses.
     """
     blocks = [block.text for block in fenced_blocks(answer) if block.language in _PYTHON]
     if blocks:

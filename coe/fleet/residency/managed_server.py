@@ -1,4 +1,8 @@
-"""One server on a shared device: started or woken, put to sleep or stopped, health-checked while it is awake."""
+"""Controls one server on a shared device: starts or wakes it, puts it to sleep or stops it, and checks its health.
+
+`Residency` calls it for each order of the scheduler. Health checks run only while the server is awake. Only vLLM
+servers can sleep; others are stopped.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ FIRST_TOKEN_TIMEOUT = 60.0
 
 
 class ManagedServer:
-    """Carries out one order at a time: the caller awaits each before the next."""
+    """One server and its process. It carries out one order at a time: the caller awaits each before the next."""
 
     def __init__(
         self,

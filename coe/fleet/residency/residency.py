@@ -1,7 +1,8 @@
-"""Runs servers that share devices: carries out the scheduler's orders; requests wait until their expert is awake.
+"""Runs servers that share devices: loads and unloads them on demand; requests wait until their expert is awake.
 
-`coe up` enters a `Residency` in place of a `Fleet` if experts.yaml declares `residency`. Each device has its own
-Scheduler; this module connects it to the clock, the processes and the waiting requests.
+Each device has its own Scheduler, which decides what to load. `Residency` carries out its orders, and connects it to
+the clock, the processes and the waiting requests. `coe up` enters a `Residency` in place of a `Fleet` if experts.yaml
+declares `residency`.
 """
 
 from __future__ import annotations

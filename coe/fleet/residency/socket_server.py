@@ -1,4 +1,8 @@
-"""The Unix socket at which gateway processes request experts from the Residency of `coe up`."""
+"""Serves the Unix socket at which gateway processes request experts from the `Residency` of `coe up`.
+
+Each gateway process has one connection; when it ends, its requests end too. The server sends the tiers of the experts
+at the start and at every change. `coe.fleet.residency.client` is the gateway's side and describes the messages.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Keeps the LoRA adapters of running servers in sync with experts.yaml, without restarts."""
+"""Keeps the LoRA adapters of running servers in sync with experts.yaml, without restarts.
+
+`coe up` runs an `AdapterSync`, which checks the declaration twice a second. It loads new adapters, publishes the served
+experts, and unloads removed adapters after a delay, in which gateways read the change.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Judges how far to trust each tenant's feedback: one that systematically contradicts the others counts less."""
+"""Estimates how far to trust each tenant's feedback: a tenant that systematically contradicts the others counts less.
+
+It regresses a tenant's rewards on what the other tenants' rewards predict. The plan and gate rounds of `coe retrain`
+weigh feedback by the trust.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Summarizes traffic from pages of records in bounded memory: counts, shares, rates, and samples for drift tests."""
+"""Summarizes traffic from pages of records in bounded memory: counts, shares, rates, and samples for drift tests.
+
+`coe.jobs.status_report` uses it for the report of `coe status` and `coe retrain`.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ class SampledRequest(NamedTuple):
 
 @dataclass(slots=True)
 class Unanswered:
-    """Requests of the last hour with one expert as first choice: their number, and those that it did not answer by
-    cause.
+    """Requests of the last hour with one expert as first choice.
 
-    `latest` is the time of the latest unanswered one (Unix seconds).
+    `requests` is their number. `causes` counts those that the expert did not answer, by cause. `latest` is the time of
+    the latest unanswered one (Unix seconds).
     """
 
     requests: int = 0

@@ -1,7 +1,8 @@
-"""Arms of a plan from recorded answers: the fitted policies of declared and proposed recipes, with what they earn.
+"""Fits the arms of declared and proposed recipes on recorded answers, and estimates their quality and cost.
 
-An arm is one column of the plan. A recipe with several steps has RECIPE_LEVELS arms, which stop at different prices of
-cost; level 1 stops earliest.
+An arm is one column of the plan: a recipe with one fitted policy. A recipe with several steps has RECIPE_LEVELS arms,
+which stop at different prices of cost; level 1 stops earliest. `coe plan` uses it through `columns`, `coe benchmark`
+through `benchmark`.
 """
 
 from __future__ import annotations

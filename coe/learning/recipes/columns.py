@@ -1,6 +1,7 @@
-"""Columns of a plan for recipes: what each arm scores, costs and calls on the recorded answers of `coe score`.
+"""Builds the columns of a plan for recipes: the scores, costs and calls of each arm on the answers of `coe score`.
 
-Declared recipes are fitted as they stand, and a bound on their loss is tested; `recipes: auto` adds proposed ones.
+Declared recipes are fitted with their declared steps, and a bound on their loss is tested. `recipes: auto` adds
+proposed recipes. `coe plan` uses the columns (`coe.jobs.plan_basis`).
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ class RecipeColumns:
     """The arms of a plan, in the order of its columns.
 
     `scores` has shape (n_prompts, n_arms); the expected `quality` and the uses have shape (n_categories, n_arms), NaN
-    where unknown. `calls` maps
-    an arm to the mean calls of each member, shape (n_categories, n_members). `steps` holds the steps of each recipe,
-    declared or proposed, and `left_out` the reason why a recipe is not planned.
+    where unknown. `calls` maps an arm to the mean calls of each member, shape (n_categories, n_members). `steps` holds
+    the steps of each recipe, declared or proposed, and `left_out` the reason why a recipe is not planned.
     """
 
     arms: tuple[str, ...] = ()

@@ -1,9 +1,9 @@
 """Fits the answer weights and stopping rules of a recipe on recorded answers.
 
-Weights maximise the penalised likelihood of a conditional logit. Stopping rules come from backward induction: from the
-last step to the first, the realised gain of going on, net of its cost, is regressed on the state of the answers, as in
-least-squares Monte Carlo for optimal stopping (Longstaff and Schwartz 2001). Every estimate of quality uses weights
-that were fitted on other prompts.
+Weights maximise the penalised likelihood of a conditional logit. Stopping rules come from backward induction. From the
+last step to the first, the realised gain of going on, net of its cost, is regressed on the state of the answers. The
+method follows least-squares Monte Carlo for optimal stopping (Longstaff and Schwartz 2001). Every estimate of quality
+uses weights that were fitted on other prompts. `arms` fits recipes with this module, and `search` proposes new ones.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Fits the retrieval gate from answers with and without passages, and reports what it gains and costs.
 
 It fits the same model twice: for answers that passages improve, and for answers that they spoil. The shared weights are
-a ridge regression of the mean label over experts, centred by expert, since a question that is hard for one expert is
-mostly hard for all. One logistic regression over all answers then calibrates them and fits offsets of experts,
-categories and pairs of both. Pairs are shrunk harder than categories, and these harder than experts. The report
-compares never, always and gated retrieval as ExpertRAG does (arXiv 2504.08744), with costs in tokens of passages.
+a ridge regression of the mean label over experts, centred by expert. They are shared because a question that is hard
+for one expert is mostly hard for all. One logistic regression over all answers then calibrates them, and fits offsets
+of experts, categories and pairs of both. Pairs are shrunk harder than categories, and these harder than experts. The
+report compares never, always and gated retrieval as ExpertRAG does (arXiv 2504.08744), with costs in tokens of
+passages. `coe plan` fits the gate where `coe score --retrieval both` has scored answers with passages.
 """
 
 from __future__ import annotations

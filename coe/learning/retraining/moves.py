@@ -1,7 +1,7 @@
-"""Judges the moves of a plan category by category: which go to another expert, and on what evidence.
+"""Judges the moves of a candidate plan: a move assigns one category to another expert and needs evidence.
 
 Evidence for a move is a gain on held-out probes or on logged traffic. Tests keep the family-wise error of a round (Holm
-1979). Arrays have n requests, m categories and k experts.
+1979). `plan_candidate` uses it in the plan round of `coe retrain`. Arrays have n requests, m categories and k experts.
 """
 
 from __future__ import annotations

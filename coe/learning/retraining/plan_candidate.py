@@ -1,8 +1,9 @@
 """Builds and judges a candidate plan: refits quality from experience and accepts the moves that have evidence.
 
-Pure: experience and the current plan in, a candidate and its judgement out. `moves` tests each move of a category; this
-module splits the round's significance level, replaces the quality rows of the moved categories, solves the candidate
-under the declared budget, and judges it as a whole. Arrays have n requests, m categories and k experts.
+It is pure: it computes a candidate and its judgement from experience and the current plan. `moves` tests each move of a
+category. This module splits the round's significance level and replaces the quality rows of the moved categories. It
+then solves the candidate under the declared budget, and judges it as a whole. `coe.jobs.plan_round` uses it. Arrays
+have n requests, m categories and k experts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The current version of an index in a folder, and the lock of its writers (one process at a time)."""
+"""Stores the name of the current version of an index in a file, and locks the index for one writer process at a time.
+
+`coe.retrieval.lancedb.store` uses both. Searches only read the pointer, so they take no lock.
+"""
 
 from __future__ import annotations
 

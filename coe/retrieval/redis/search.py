@@ -1,8 +1,8 @@
-"""Hybrid search in Redis, in two or three round trips.
+"""Hybrid search in Redis: finds the best chunks by vector and BM25, in two or three round trips.
 
-The version and parts of the previous search are used again, and the first round trip checks that they are still
-current. It returns the nearest chunks by vector and the postings of the question's terms; the next ones fetch missing
-vectors and the records of the best chunks.
+The first round trip returns the nearest chunks by vector and the postings of the question's terms. The next ones fetch
+missing vectors and the records of the best chunks. A search uses the version and parts of the previous search again;
+the first round trip checks that they are still current. `coe.retrieval.redis.store` uses it.
 """
 
 from __future__ import annotations

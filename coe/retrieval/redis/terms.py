@@ -1,7 +1,7 @@
-"""Full-text search: texts to terms, and BM25 over packed postings of (chunk, weight).
+"""Full-text search for Redis: splits texts into terms, and computes BM25 over packed postings of (chunk, weight).
 
 Redis stores the postings of each term as one string. The weight of a term in a chunk is everything of BM25 except the
-term's rarity, which depends on the whole index.
+term's rarity, which depends on the whole index. `store` writes the weights, and `search` ranks chunks by them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import Stemmer
 MAX_TERM_CHARACTERS = 40
 MAX_QUERY_TERMS = 64
 AVERAGE_CHUNK_TERMS = 100
-"""Length that BM25 compares a chunk's with."""
+"""Length of an average chunk in terms, with which BM25 compares the length of a chunk."""
 K1, B = 1.2, 0.75
 """The usual parameters of BM25: saturation and length normalization."""
 WEIGHT_SCALE = 1_000

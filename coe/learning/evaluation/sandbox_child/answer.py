@@ -1,6 +1,7 @@
-"""The process that runs an answer. It executes operations on the answer's objects and returns what they give.
+"""The sandboxed process that runs an answer: it executes operations on the answer's objects and returns the results.
 
-It has no part in the verdict: it knows neither the tests nor the values that they expect.
+The tests' process sends the operations (`remote.py`). This process has no part in the verdict: it knows neither the
+tests nor the values that they expect.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _UNUSED_NAMES = frozenset({"__builtins__", "__loader__", "__spec__"})
 
 
 def main() -> None:
-    """The whole life of the process."""
+    """Run the process: connect to the tests' process and serve its operations."""
     AnswerProcess(Channel(*detached())).serve()
 
 

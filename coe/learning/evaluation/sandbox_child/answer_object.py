@@ -1,11 +1,12 @@
-"""The answer's objects as the tests see them: every use is an operation that the process of the answer executes.
+"""Proxies in the tests' process for the answer's objects: each use is an operation that the answer's process executes.
 
-The answer controls the result of each operation, and nothing else. So no result decides a test on its own:
+`Remote` makes the proxies and sends the operations. The answer controls the result of each operation, and nothing else.
+No result alone may decide a test, so these rules apply:
 
 - A plain value arrives as a value of the exact built-in type, and is compared here.
 - Another object never equals or orders against a plain value by code of the answer.
-- Its operators receive no plain value of the tests, which could be the expected one; the exception are objects that
-  the tests made themselves from a class, known by its capitalised name.
+- Its operators receive no plain value of the tests, which could be the expected one. Objects that the tests made
+  themselves from a class, known by its capitalised name, are exempt.
 """
 
 from __future__ import annotations

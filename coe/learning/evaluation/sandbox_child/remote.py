@@ -1,6 +1,7 @@
-"""The connection of the tests' process to the process of the answer: sends operations and decodes their results.
+"""Connects the process of the tests to the process of the answer: sends operations and decodes their results.
 
-Leaving the interpreter, or sending anything that is no value, fails the run for good, whatever the tests catch.
+The tests' process (`examiner.py`) uses it. An answer fails for good if it leaves the interpreter or sends anything that
+is no value, even if the tests catch exceptions.
 """
 
 from __future__ import annotations
