@@ -82,9 +82,8 @@ def plan_basis(
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
-    recipes = recipe_columns(
-        registry, data, read_answers(folder, data), rows=rows, experts=experts, categories=categories
-    )
+    recorded = read_answers(folder, data) if registry.recipes else None
+    recipes = recipe_columns(registry, data, recorded, rows=rows, experts=experts, categories=categories)
     columns = (*experts, *recipes.arms)
     all_scores = np.hstack((scores, recipes.scores)) if recipes.arms else scores
     measured, pseudo_count = tabulate_softly(categories, columns, member, all_scores), fit_pseudo_count(labels, scores)

@@ -102,14 +102,14 @@ def test_costs_at_assumed_tokens_are_reported_until_tokens_are_measured(config: 
         "cost": pytest.approx(1.1),
     }
     scores = [json.loads(line) for line in (config.parent / "scores.jsonl").read_text().splitlines()]
-    measured = {"input_tokens": 100, "output_tokens": 50, "latency_ms": 900}
-    (config.parent / "uses.jsonl").write_text("\n".join(json.dumps(score | measured) for score in scores))
+    measured = {"answer": "a", "input_tokens": 100, "output_tokens": 50, "latency_ms": 900}
+    (config.parent / "answers.jsonl").write_text("\n".join(json.dumps(score | measured) for score in scores))
     report = json.loads(plan(config, "--json"))
     assert report["assumed_tokens"] == []
     assert report["against"][2]["cost"] == pytest.approx(0.2)
     assert report["used"]["mean_latency_ms"] == pytest.approx(900)
     assert "assumed" not in plan(config)
-    (config.parent / "uses.jsonl").write_text(json.dumps(scores[0] | measured | {"output_tokens": -1}))
+    (config.parent / "answers.jsonl").write_text(json.dumps(scores[0] | measured | {"output_tokens": -1}))
     with pytest.raises(DataError, match=r"1 output_tokens are below 0, -1 of small on prompt code0"):
         plan(config)
 

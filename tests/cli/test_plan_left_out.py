@@ -60,7 +60,13 @@ def report(config: Path) -> dict[str, Any]:
 def test_an_unscored_expert_is_left_out_with_the_command_that_scores_it(tmp_path: Path) -> None:
     config = write(tmp_path, MEASURED)
     found = report(config)
-    assert found["left_out"] == {"experts": ["newcomer"], "categories": {}, "undeclared": {}, "unprobed": []}
+    assert found["left_out"] == {
+        "experts": ["newcomer"],
+        "categories": {},
+        "undeclared": {},
+        "unprobed": [],
+        "recipes": {},
+    }
     assert {row["category"]: row["expert"] for row in found["assignment"]} == {
         "code": "large",
         "law": "small",
