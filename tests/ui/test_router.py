@@ -164,7 +164,7 @@ def found(settings: Settings) -> dict[str, Any]:
     """What `GET /v1/status` says of traffic that has shifted; the served gateway has no router for `coe status`."""
     now = time.time()
     logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
-    logged(settings, traffic(600, start=now - 7_200, expert="coder", unsure=0.4))
+    logged(settings, traffic(600, start=now - 7_200, expert="coder", uncertain_share=0.4))
     report = orjson.loads(orjson.dumps(status_report(settings, now=now)))
     return {"object": "status", "time": now, "report": report}
 
