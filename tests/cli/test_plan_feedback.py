@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from coe.mapping import read_evidence
+from coe.runtime.active_state import load_active_state
 from tests.cli.logged_service import LoggedService
 from tests.routers.conftest import examples
 
@@ -69,6 +70,19 @@ def test_a_plan_keeps_its_measured_scores_through_learning_rounds(service: Logge
     service.serve(1500)
     assert service.retrain()["promoted"]
     assert measured() == before
+
+
+def test_feedback_moves_no_category_of_a_plan_that_holds_arms_of_recipes(service: LoggedService, scores: Path) -> None:
+    service.serve(300)
+    rows = [json.loads(line) for line in (scores / "scores.jsonl").read_text().splitlines()]
+    answers = [row | {"answer": "A" if row["score"] > 0.5 else "B", "output_tokens": 5} for row in rows]
+    (scores / "answers.jsonl").write_text("\n".join(map(json.dumps, answers)))
+    service.declare(recipes=[{"name": "panel", "vote": ["chef", "generalist"]}])
+    service.report("plan", scores)
+    assert "panel@1" in load_active_state(service.settings).assignment.experts
+    found = service.retrain()
+    assert not found["promoted"]
+    assert "the plan in use holds recipes" in json.dumps(found)
 
 
 def test_a_damaged_plan_in_use_does_not_stop_a_new_one(service: LoggedService, scores: Path) -> None:
