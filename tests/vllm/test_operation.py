@@ -60,7 +60,7 @@ def test_a_full_queue_is_answered_by_another_expert(awake: Service) -> None:
 def test_adapters_follow_the_declaration_while_the_base_runs(awake: Service, adapters: Path) -> None:
     config = awake.folder / "experts.yaml"
     declared = orjson.loads(config.read_bytes())["experts"][:-1]
-    started = awake.said.count("is ready")
+    started = awake.output.count("is ready")
     awake.declare(*declared, {**declared[1], "name": "corsair"})
     awake.until_answered("corsair")
     assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.ask("corsair")))
@@ -71,13 +71,13 @@ def test_adapters_follow_the_declaration_while_the_base_runs(awake: Service, ada
     awake.wait_for_line("has unloaded the adapter 'corsair'")
     assert awake.ask("corsair").status_code == 404
     assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.ask("pirate")))
-    assert awake.said.count("is ready") == started, "no server was started anew"
+    assert awake.output.count("is ready") == started, "no server was started anew"
 
 
 @pytest.mark.parametrize("victim", ["VLLM::Worker", "api_server"])
 def test_a_killed_server_restarts_with_its_adapters_and_others_answer_meanwhile(awake: Service, victim: str) -> None:
-    restarts = awake.said.count("restarting in")
-    ready = awake.said.count("is ready")
+    restarts = awake.output.count("restarting in")
+    ready = awake.output.count("is ready")
     body = {"model": "base", "messages": [{"role": "user", "content": "Tell a long story"}], "max_tokens": 900}
     with lines_of(awake, {**body, "ignore_eos": True}) as events:
         for _ in range(3):
