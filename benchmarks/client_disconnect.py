@@ -36,9 +36,9 @@ async def _measure(count: int) -> dict[str, list[float]]:
     begins = False
 
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        told = (await reader.readuntil(b"\r\n\r\n")).lower()
-        if told.startswith(b"post "):  # the gateway also looks whether there is a queue to be read
-            await reader.readexactly(int(told.partition(b"content-length: ")[2].split(b"\r\n")[0]))
+        reported = (await reader.readuntil(b"\r\n\r\n")).lower()
+        if reported.startswith(b"post "):  # the gateway also looks whether there is a queue to be read
+            await reader.readexactly(int(reported.partition(b"content-length: ")[2].split(b"\r\n")[0]))
             if begins:
                 writer.write(HEAD + chunk(event()))
             asked.put_nowait(None)

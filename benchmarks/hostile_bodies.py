@@ -98,7 +98,7 @@ def _round(process: psutil.Process, kind: str, key: str | None, options: argpars
     sampler = threading.Thread(target=_sample, args=(process, peak, over))
     sampler.start()
     times = uvloop.run(_short(options.seconds, KEY))
-    told: dict[str, int] = {} if flood is None else json.loads(flood.communicate()[0])
+    reported: dict[str, int] = {} if flood is None else json.loads(flood.communicate()[0])
     over.set()
     sampler.join()
     cuts = statistics.quantiles(times, n=100)
@@ -108,7 +108,7 @@ def _round(process: psutil.Process, kind: str, key: str | None, options: argpars
         "p99_ms": round(cuts[98], 1),
         "max_ms": round(max(times), 1),
         "short_requests": len(times),
-        "large_requests": told,
+        "large_requests": reported,
     }
 
 

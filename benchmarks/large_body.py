@@ -68,8 +68,8 @@ def measured(home: Path, *, rounds: int, count: int) -> dict[str, Any]:
         coe, _ = stack.enter_context(gateway(folder, workers=1, home=home, base_url=f"{base}/v1"))
         servers = {"coe": (GATEWAY_PORT, coe), "passthrough": (PASSTHROUGH_PORT, bare)}
         found = [_round(servers, bodies, count=count) for _ in range(rounds + 1)]
-    told = {name: round(statistics.median(one[name] for one in found[1:]), 3) for name in found[0]}  # one warms up
-    return {"megabytes": round(len(bodies["large"]) / 1e6, 2), **told}
+    reported = {name: round(statistics.median(one[name] for one in found[1:]), 3) for name in found[0]}  # one warms up
+    return {"megabytes": round(len(bodies["large"]) / 1e6, 2), **reported}
 
 
 def _round(

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.experts.recipes.policy import RecipePolicy, replay
+from coe.experts.recipes.policy import RecipePolicy
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.evaluation.recorded_answers import read_answers
-from coe.learning.recipes.fit import Answers, RecipeFit
+from coe.learning.recipes.fit import Answers, RecipeFit, replayed
 from coe.learning.recipes.guarantee import accepted_thresholds
 
 PRICES = (0.0005, 0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02)
@@ -73,9 +73,8 @@ def _answers(folder: Path, benchmark: str, members: list[str]) -> Answers:
 
 def _outcome(policy: RecipePolicy, answers: Answers) -> tuple[NDArray[np.float64], float]:
     """Return the loss on each prompt against the last member, and the cost as a share of its cost."""
-    found = replay(policy, answers.classes, answers.tokens, answers.posterior)
-    scores = answers.scores[np.arange(len(found.member)), found.member]
-    cost = float((answers.costs * found.calls).sum() / answers.costs[:, -1].sum())
+    scores, called = replayed(policy, answers)
+    cost = float((answers.costs * called).sum() / answers.costs[:, -1].sum())
     return answers.scores[:, -1] - scores, cost
 
 

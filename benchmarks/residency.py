@@ -222,8 +222,8 @@ def show(report: dict[str, Any]) -> None:
     for kind in report["coe"]["traces"]:
         print(f"\n{kind:12} switches  fewer  p50 wait  p95 wait   longest (s)")
         base = report["fcfs_lru"]["traces"][kind]["switches"]
-        for name, told in report.items():
-            one = told["traces"][kind]
+        for name, reported in report.items():
+            one = reported["traces"][kind]
             print(
                 f"{name:12} {one['switches']:8} {1 - one['switches'] / base:6.1%} {one['p50_wait_s']:9.2f} "
                 f"{one['p95_wait_s']:9.2f} {one['longest_wait_s']:9.1f}"

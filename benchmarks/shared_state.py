@@ -39,11 +39,11 @@ async def conversations(url: str, count: int) -> dict[str, Any]:
             one.put_file(key, "coder")
             if place % AT_ONCE == 0:
                 await asyncio.sleep(0)
-        told = (time.perf_counter() - began) / count * 1e6
-        await asyncio.sleep(1)  # until all is told
+        reported = (time.perf_counter() - began) / count * 1e6
+        await asyncio.sleep(1)  # until all is reported
         alone = await heard(other, keys, at_once=1)
         return {
-            "tell_us": told,
+            "tell_us": reported,
             "one_at_a_time": alone,
             f"{AT_ONCE}_at_once": await heard(other, keys, at_once=AT_ONCE),
         }

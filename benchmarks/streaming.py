@@ -99,8 +99,8 @@ def plain(home: Path, requests: int) -> dict[str, Any]:
                 failures.update(run.failures)
             memory[str(share)] = rss_mb(process)
         ended = outcomes(folder)
-    told = {"requests": round(done), "failed": failures, "outcomes": ended}
-    return {"rss_mb": memory, "many": told}
+    reported = {"requests": round(done), "failed": failures, "outcomes": ended}
+    return {"rss_mb": memory, "many": reported}
 
 
 async def first_bytes(ports: dict[str, int], *, count: int) -> dict[str, float]:

@@ -20,9 +20,9 @@ END = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndat
 
 def event() -> bytes:
     """One piece of an answer, as large as vLLM's."""
-    told = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    reported = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     choice = {"index": 0, "delta": {"content": f"{time.perf_counter():.6f} "}, "finish_reason": None}
-    return b"data: %b\n\n" % orjson.dumps(told | {"choices": [choice]})
+    return b"data: %b\n\n" % orjson.dumps(reported | {"choices": [choice]})
 
 
 def chunk(data: bytes) -> bytes:

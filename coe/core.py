@@ -286,7 +286,7 @@ member answered."""
 
 
 class RecipeLog:
-    """What the recipes of one request did: all calls in order, and why the last recipe stopped."""
+    """The calls of the recipes of one request in order, and the reason why the last recipe stopped."""
 
     __slots__ = ("calls", "recipe", "stop")
 

@@ -36,7 +36,7 @@ EXPOSED_HEADERS = (*ROUTING_HEADERS, *LIMIT_HEADERS, "retry-after")
 """Response headers that scripts of allowed origins may read."""
 ALLOWED_METHODS = ("GET", "POST", "DELETE")
 PREFLIGHT_CACHE_SECONDS = 600
-"""How long browsers cache the response to a preflight request."""
+"""Seconds that browsers cache the response to a preflight request."""
 
 
 class CrossOriginMiddleware:

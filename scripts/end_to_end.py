@@ -115,8 +115,8 @@ def _check_log(clone: Path, experts: set[str]) -> None:
     records = [json.loads(line) for line in lines]
     _expect({record["expert"] for record in records} >= experts, f"the log lacks one of {experts}")
     _expect({record["outcome"] for record in records} == {"ok"}, f"not all went well: {records}")
-    told = _run(str(clone / ".venv" / "bin" / "coe"), "route", "Prove that sqrt(2) is irrational", cwd=clone)
-    _expect("math" in told, f"coe route says: {told}")
+    reported = _run(str(clone / ".venv" / "bin" / "coe"), "route", "Prove that sqrt(2) is irrational", cwd=clone)
+    _expect("math" in reported, f"coe route says: {reported}")
     _run(str(clone / ".venv" / "bin" / "coe"), "check", cwd=clone)
 
 

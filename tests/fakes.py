@@ -230,6 +230,11 @@ class Gateway:
         return response
 
 
+def scripted_experts(registry: Registry, scripts: Mapping[str, Any]) -> dict[str, Expert]:
+    """Every declared expert by name; one without a script answers with a default."""
+    return {name: ScriptedExpert(name, *([scripts[name]] if name in scripts else [])) for name in registry.expert_names}
+
+
 @asynccontextmanager
 async def gateway_of(
     registry: Registry | None = None,
@@ -252,10 +257,7 @@ async def gateway_of(
     says it was made of, by kind of artifact; `jobs` and `solver` stand in for the processes beside it. `spool` is the
     file where feedback waits while the log fails; `real_experts` replace scripted ones."""
     registry = registry or registry_of()
-    experts: dict[str, Expert] = {
-        name: ScriptedExpert(name, *([scripts[name]] if name in scripts else [])) for name in registry.expert_names
-    }
-    experts.update(real_experts)
+    experts: dict[str, Expert] = {**scripted_experts(registry, scripts), **real_experts}
     log = ListLog([])
     router = WordRouter()
     opened: list[ServingState] = []

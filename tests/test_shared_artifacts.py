@@ -123,7 +123,7 @@ def test_without_redis_nothing_changes_and_a_gateway_serves_on(tmp_path: Path, r
 
 def test_small_files_beside_them_reach_others_too(tmp_path: Path, share: RedisArtifacts) -> None:
     share.fetch_file("rounds.json", tmp_path / "new")
-    assert not (tmp_path / "new").exists(), "nothing was told yet"
+    assert not (tmp_path / "new").exists(), "nothing was reported yet"
     for content in (b"one", b"two", b"two"):
         share.put_file("rounds.json", content)
         share.fetch_file("rounds.json", tmp_path / "new")

@@ -12,8 +12,7 @@ import typer
 
 from coe.cli.common import image_file, writable_file
 from coe.errors import DataError
-from coe.jobs.progress import progress_bar
-from coe.jobs.signals import exit_on_sigterm
+from coe.jobs.foreground import exit_on_sigterm, progress_bar
 from coe.terminal import print_error, print_line
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]

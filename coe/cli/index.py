@@ -16,7 +16,7 @@ import typer
 
 from coe.cli.common import Config, Json, settings_for
 from coe.errors import DocumentError
-from coe.jobs.progress import progress_bar
+from coe.jobs.foreground import progress_bar
 from coe.retrieval.ingest.conversion import Converter, RejectedFile, SourceFile, find_files
 from coe.retrieval.ingest.indexing import Indexer, IndexingCounts, SourceText, TokenizingEncoder
 from coe.retrieval.passages import MAX_PASSAGES, DocumentKey, DocumentStore

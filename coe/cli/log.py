@@ -15,8 +15,8 @@ import typer
 
 from coe.cli.common import Config, Json, duration_seconds, settings_for, writable_file
 from coe.errors import DataError
+from coe.jobs.foreground import exit_on_sigterm
 from coe.jobs.record_files import SUFFIXES, RatingIndex, import_rows, write_rows
-from coe.jobs.signals import exit_on_sigterm
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.evaluation.tables import require_parquet
 from coe.records import missing_file, open_log

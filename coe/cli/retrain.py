@@ -22,12 +22,12 @@ import typer
 from coe.cli.common import Config, EngineOption, Json, duration_seconds, keep_stdout_clean, settings_for
 from coe.errors import CoEError
 from coe.jobs.engine import Engine, task_runner
+from coe.jobs.foreground import exit_on_sigterm
 from coe.jobs.gate_round import GateRound
 from coe.jobs.overlay_round import OverlayRound
 from coe.jobs.plan_round import PlanRound
 from coe.jobs.round import Outcome, Round, open_job, run_round
 from coe.jobs.router_round import RouterRound
-from coe.jobs.signals import exit_on_sigterm
 from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import publish_traffic_report
 from coe.settings import Settings

@@ -11,7 +11,7 @@ from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, EngineOption, Json, settings_for
 from coe.jobs.engine import Engine, task_runner
-from coe.jobs.signals import exit_on_sigterm
+from coe.jobs.foreground import exit_on_sigterm
 from coe.jobs.training_data import build_router, training_pairs
 from coe.learning.evaluation.tables import pairs_digest
 from coe.learning.plots import RELIABILITY, RISK_COVERAGE, plot_training

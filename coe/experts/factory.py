@@ -15,9 +15,8 @@ from coe.errors import ConfigError
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.experts.recipes.answers import final_answer
-from coe.experts.recipes.default import default_policy
 from coe.experts.recipes.expert import RecipeExpert
-from coe.experts.recipes.policy import RecipePolicy
+from coe.experts.recipes.policy import RecipePolicy, default_policy
 from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply
 from coe.registry import ExpertSpec, Registry
 from coe.registry.recipes import RecipeSpec

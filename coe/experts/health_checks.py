@@ -60,7 +60,7 @@ async def _run(experts: Callable[[], Iterable[ReplicatedExpert]], checks: Health
 
 
 class _Observed:
-    """What is known of one replica: whether it `shows` its queue (None: unknown), and was `alive`."""
+    """The known state of one replica: whether it `shows` its queue (None: unknown), and was `alive`."""
 
     __slots__ = ("alive", "shows")
 

@@ -26,7 +26,7 @@ _LOCAL_RUNTIMES = frozenset({"transformers", "vllm"})
 _TRANSFORMERS_FLAGS: Mapping[str, Flag] = {"device": "cpu"}
 
 ServerConfig = tuple[str, str, tuple[str, ...], tuple[int, ...]]
-"""What the experts on one server have in common: runtime, model, flags, devices."""
+"""Common settings of the experts on one server: runtime, model, flags, devices."""
 
 
 def local_servers(

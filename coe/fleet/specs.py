@@ -48,7 +48,7 @@ Flag = str | int | float | bool
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Where a server listens, its log file, and the folder where its command may be installed."""
+    """The address of a server, its log file, and the folder where its command may be installed."""
 
     host: str
     port: int

@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class Engine(StrEnum):
-    """Where the tasks of a job, or the servers of experts, run."""
+    """The place where the tasks of a job, or the servers of experts, run."""
 
     LOCAL = "local"
     RAY = "ray"

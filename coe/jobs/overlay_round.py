@@ -184,7 +184,7 @@ class _LabelledRequests:
         return int(self.is_corrected.sum())
 
     def contrast(self, head: Overlay) -> Contrast:
-        """How much more often the overlay is right than the router alone."""
+        """The difference of accuracy between the overlay and the router alone."""
         old, new = (
             (guess.argmax(axis=1) == self.label) * self.weight for guess in (self.posterior, head.apply(self.posterior))
         )

@@ -20,8 +20,8 @@ from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
+from coe.jobs.foreground import note_if_slow
 from coe.jobs.plan_basis import plan_basis
-from coe.jobs.progress import note_if_slow
 from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
 from coe.learning.plots import plot_calibration, plot_sweep
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_report
@@ -88,7 +88,7 @@ def make_plan(
         deviations=options.deviations,
         evidence=PlanEvidence() if options.drop_feedback else evidence,
     )
-    problem = basis.problem
+    problem, policies = basis.problem, ArmPolicies(basis.problem.categories, recipes.policies)
     for name, reason in recipes.left_out.items():
         print_error(f"note: recipe {name!r} is not planned: {reason}")
     with note_if_slow("solving the plan"):
@@ -104,8 +104,7 @@ def make_plan(
     if not options.dry_run:
         with store.draft() as draft:
             (draft / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
-            if recipes.policies:
-                policies = ArmPolicies(problem.categories, recipes.policies)
+            if policies.by_arm:
                 (draft / RECIPES_FILE).write_bytes(policies.to_json())
             with note_if_slow("solving for other budgets"):
                 basis.save(draft, assignment, values=values, time_budget=time_budget)
@@ -122,7 +121,7 @@ def make_plan(
         "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
         "sweep_impossible": infeasible,
         "left_out": asdict(left_out) | {"recipes": dict(recipes.left_out)},
-        "recipes": {name: [list(step) for step in steps] for name, steps in recipes.steps.items()},
+        "recipes": policies.steps,
         "feedback": _feedback_report(evidence, basis, before, assignment),
         "sample": _sample_use(problem, assignment, basis.traffic),
     }

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError, DataError
+from coe.jobs.foreground import note_if_slow
 from coe.learning.estimation.evidence import merged
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
 from coe.learning.evaluation.quality import Quality, read_quality
@@ -82,21 +83,19 @@ def plan_basis(
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
-    recorded = read_answers(folder, data) if registry.recipes else None
-    recipes = recipe_columns(registry, data, recorded, rows=rows, experts=experts, categories=categories)
+    with note_if_slow("fitting recipes"):
+        recorded = read_answers(folder, data) if registry.recipes else None
+        recipes = recipe_columns(registry, data, recorded, rows=rows, experts=experts, categories=categories)
     columns = (*experts, *recipes.arms)
     all_scores = np.hstack((scores, recipes.scores)) if recipes.arms else scores
     measured, pseudo_count = tabulate_softly(categories, columns, member, all_scores), fit_pseudo_count(labels, scores)
     reassigned = tuple(name for name in evidence.reassigned if name in categories)
     feedback = evidence.feedback.over(categories, columns) if reassigned and evidence.feedback is not None else None
-    quality = measured.lower(deviations=deviations, pseudo_count=pseudo_count)
-    if recipes.arms:
-        error = measured.error(pseudo_count=pseudo_count)[:, len(experts) :]
-        quality[:, len(experts) :] = np.maximum(recipes.quality - deviations * error, 0.0)
+    bounds = _Bounds(deviations, pseudo_count)
+    quality = bounds.of_scores(measured, recipes)
     if feedback is not None:
-        both, strength = merged(measured, feedback), min(pseudo_count, MAX_PSEUDO_COUNT)
         is_reassigned = np.isin(categories, reassigned)[:, None]
-        quality = np.where(is_reassigned, both.lower(deviations=deviations, pseudo_count=strength), quality)
+        quality = np.where(is_reassigned, bounds.with_feedback(measured, feedback), quality)
     weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes has traffic too
     uses = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
     problem = declared_problem(
@@ -116,6 +115,27 @@ def plan_basis(
         measured_uses=uses,
     )
     return basis, LeftOut.of(registry, data, measured), recipes
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """Lower confidence bounds of quality, `deviations` standard errors below the estimates."""
+
+    deviations: float
+    pseudo_count: float
+
+    def of_scores(self, measured: ScoreTable, recipes: RecipeColumns) -> NDArray[np.float64]:
+        """Return the bounds of all columns; those of arms, the last ones, are below the quality that replay gave."""
+        quality = measured.lower(deviations=self.deviations, pseudo_count=self.pseudo_count)
+        if recipes.arms:
+            error = measured.error(pseudo_count=self.pseudo_count)[:, -len(recipes.arms) :]
+            quality[:, -len(recipes.arms) :] = np.maximum(recipes.quality - self.deviations * error, 0.0)
+        return quality
+
+    def with_feedback(self, measured: ScoreTable, feedback: ScoreTable) -> NDArray[np.float64]:
+        """Return the bounds of scores and feedback together."""
+        strength = min(self.pseudo_count, MAX_PSEUDO_COUNT)
+        return merged(measured, feedback).lower(deviations=self.deviations, pseudo_count=strength)
 
 
 def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:

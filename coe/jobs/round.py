@@ -108,7 +108,7 @@ class Outcome:
 
 
 class ManifestFields(TypedDict):
-    """What the manifest of a published candidate records."""
+    """Fields of the manifest of a published candidate."""
 
     categories: Sequence[str]
     data: str

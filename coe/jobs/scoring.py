@@ -39,7 +39,7 @@ JOURNAL_FILE = "journal.jsonl"
 
 Report = Callable[[str], None]
 Progress = Callable[[Mapping[str, int]], AbstractContextManager[tuple[Report, Report]]]
-"""From the missing probes by expert to a context with two functions: one advances an expert, one prints a line."""
+"""Maps the missing probes by expert to a context with two functions: one advances an expert, one prints a line."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe.errors import ConfigError, DataError
-from coe.jobs.progress import progress_bar
+from coe.jobs.foreground import progress_bar
 from coe.learning.evaluation.tables import read_prompts
 from coe.registry import Registry
 

@@ -28,7 +28,7 @@ from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
 
 Floats = NDArray[np.floating]
 PredictScores = Callable[[Floats, Floats, Floats, float], NDArray[np.float64]]
-"""From (vectors, scores) to train on, vectors to predict for and a strength to scores (n_prompts, n_models)."""
+"""Maps (vectors, scores) to train on, vectors to predict for and a strength to scores (n_prompts, n_models)."""
 
 KNN_GRID = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 RIDGE_GRID = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -80,11 +80,11 @@ MAX_TIMED_PROMPTS = 200
 """Prompts whose routing time is measured."""
 
 TrainRouter = Callable[[Sequence[tuple[str, str]], Path], Router]
-"""From (prompt, category) pairs and an empty folder to a router as it is served."""
+"""Maps (prompt, category) pairs and an empty folder to a router as it is served."""
 PrepareText = Callable[[str], str]
 """Returns the part of a prompt that a router is trained on, may be empty; prompts with equal parts are one."""
 Encode = Callable[[Path, Sequence[str]], Floats]
-"""From the folder of a trained router and texts to unit-length vectors, shape (n_texts, dimensions)."""
+"""Maps the folder of a trained router and texts to unit-length vectors, shape (n_texts, dimensions)."""
 Progress = Callable[[str, float], None]
 
 

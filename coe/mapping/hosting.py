@@ -14,7 +14,7 @@ from coe.mapping.problem import Array, Problem
 MAX_PASSES = 6
 """Limit of passes over all columns; a pass without improvement ends the search."""
 Hosted = NDArray[np.bool_]
-"""Which experts are hosted, shape (n_experts,); False for arms."""
+"""True for hosted experts, shape (n_experts,); False for arms."""
 
 
 class HostingSearch:

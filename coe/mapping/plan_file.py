@@ -220,7 +220,7 @@ ASSIGNMENT_FILE = "assignment.json"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanRecord:
-    """What a plan was solved from.
+    """The inputs of a published plan.
 
     `bounds`, of the shape of the problem's quality, are the lower confidence bounds of all cells, also of those that a
     pin excludes. `dependencies` is None if the plan does not store them, and `measured_uses` if nothing was measured.

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS = 500, 300
 """Tokens of a request to an expert whose tokens were not measured."""
 MEASURES = ("input_tokens", "output_tokens", "latency_ms")
-"""What `coe score` measures of an answer."""
+"""Measures of an answer by `coe score`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -155,7 +155,7 @@ def _pair(value: Any) -> tuple[float, float]:
 
 
 def _by_name(value: Any) -> dict[str, float]:
-    """From an object (JSON) or a list of pairs (a parquet map)."""
+    """Convert an object (JSON) or a list of pairs (a parquet map)."""
     pairs = value.items() if isinstance(value, dict) else _sequence(value)
     return {_text(name): _number(number) for name, number in pairs}
 

@@ -20,7 +20,7 @@ from coe.errors import LogError
 T = TypeVar("T")
 
 BUSY_SECONDS = 5.0
-"""How long one statement waits for another process that writes to the same file."""
+"""Seconds that one statement waits for another process that writes to the same file."""
 WAL_RETRY_SECONDS = 0.005
 TABLES_VERSION = 1
 """Stored as user_version in every file. Increase it when tables change; files of other versions are refused."""

@@ -163,7 +163,7 @@ class RoutingRecord:
 
 @dataclass(frozen=True, slots=True)
 class LogQuery:
-    """Which records to read. Empty fields match everything; `since` and `until` are in Unix seconds, both inclusive.
+    """A selection of records. Empty fields match everything; `since` and `until` are in Unix seconds, both inclusive.
 
     `after` is the cursor of the last record read, as returned by `RoutingLog.read`; `before` that of the oldest one, as
     returned by `RoutingLog.back`. `request_id` is a prefix. A record that was appended more than an hour after its time

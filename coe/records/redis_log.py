@@ -38,7 +38,7 @@ MAX_SCANNED = 50_000
 MAX_SCANNED_BACK = 10_000
 """Entries that one call of `back` scans. Its callers continue by themselves, and may want to stop."""
 CLOCK_SKEW_MS = 3_600_000
-"""How far the clocks of the gateways and of the server may differ."""
+"""Largest difference between the clocks of the gateways and the server."""
 EXTRA_IDS = 1_000
 """Ids kept beyond the retention, because the stream is trimmed by whole nodes."""
 

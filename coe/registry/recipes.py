@@ -47,7 +47,7 @@ class RecipeSpec(StrictModel):
     ask: Literal["all", "until_agreed"] = "all"
     """Of a vote: call all experts at the same time, or one after another until their answers agree."""
     signal: Literal["agreement"] = "agreement"
-    """What decides whether an answer is reliable: agreement of the members' final answers."""
+    """The signal that an answer is reliable: agreement of the members' final answers."""
     max_loss: Probability | None = None
     """Largest loss of quality (0 to 1) from not calling the later steps. `coe plan` uses the recipe only if calibration
     probes show with 95 % confidence that the loss is smaller."""

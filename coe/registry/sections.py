@@ -54,7 +54,7 @@ class ExplorationSpec(StrictModel):
 
 
 class Policy(StrictModel):
-    """How an expert is selected, and what happens when it is overloaded, slow or fails."""
+    """Selection of an expert, and the handling of experts that are overloaded, slow or failing."""
 
     confidence_threshold: Probability | None = None
     """Below this confidence the general expert answers. Default: the threshold that training found."""
@@ -212,7 +212,7 @@ class AccessSpec(StrictModel):
     keys: tuple[ApiKey, ...] = ()
     """API keys."""
     counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
-    """Where the usage of keys is counted: `memory` (each gateway separately, saved in its state folder) or
+    """Store of the usage of keys: `memory` (each gateway separately, saved in its state folder) or
     redis://HOST:PORT/DB (all gateways together)."""
     allowed_origins: tuple[Origin, ...] = ()
     """Origins of web pages that may call the API, besides the gateway's own, such as https://app.example.com. Without

@@ -43,7 +43,7 @@ class Category(StrictModel):
     name: Name
     """Name of the category, for `assignment`, records and reports."""
     description: str = Field(min_length=1)
-    """What the requests have in common, for people and for reports."""
+    """Description of the requests, for people and for reports."""
     examples: tuple[str, ...] = ()
     """Typical requests in users' words. A new category with two or more examples works without training; training
     includes them."""
@@ -67,7 +67,7 @@ class ExpertSpec(StrictModel):
     """Model folder, the embedded default SmolLM2-135M-Instruct, the external server's name of the model, or
     `provider/model` for runtime litellm."""
     runtime: Literal["transformers", "vllm", "external", "litellm"]
-    """How the model is reached: a local server that CoE starts (transformers, vllm), an OpenAI-compatible server that
+    """The way to reach the model: a local server that CoE starts (transformers, vllm), an OpenAI-compatible server that
     already runs (external), or any other provider (litellm)."""
     base_url: Url | None = None
     """URL of an external OpenAI-compatible server, including /v1."""
@@ -222,7 +222,7 @@ class Registry(StrictModel):
     assignment: dict[str, str]
     """Expert of each category. The one of `general` is required; without a plan it answers categories left out."""
     recipes: RecipeItems = ()
-    """Experts made of experts. The item `auto`, or `auto` alone, lets `coe plan` propose recipes."""
+    """Experts made of experts. The item `auto`, or `auto` alone, makes `coe plan` propose recipes."""
     router: RouterSpec = RouterSpec()
     """Settings of the category router."""
     policy: Policy = Policy()
@@ -236,7 +236,7 @@ class Registry(StrictModel):
     log: LogSpec = LogSpec()
     """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
-    """Where gateways load router, plan and overlays from: `folder` (the state folder) or redis://HOST:PORT/DB. With
+    """Source of router, plan and overlays for gateways: `folder` (the state folder) or redis://HOST:PORT/DB. With
     Redis, gateways on several machines follow each promotion."""
     residency: ResidencySpec | None = None
     """Local experts that share devices. Default: all local experts are always awake."""
@@ -266,7 +266,7 @@ class Registry(StrictModel):
 
     @property
     def proposes_recipes(self) -> bool:
-        """Whether `coe plan` may propose recipes."""
+        """True if `coe plan` may propose recipes."""
         return None in self.recipes
 
     def with_proposed(self, steps: Mapping[str, tuple[tuple[str, ...], ...]]) -> Registry:

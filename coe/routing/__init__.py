@@ -1,1 +1,1 @@
-"""From a chat to a decision, and the calls to experts that carry it out."""
+"""Routes a chat: classification, the decision, and the calls to experts that carry it out."""

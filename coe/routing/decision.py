@@ -58,12 +58,7 @@ def decide(
     if pinned := _pinned_arm(chat, registry, recipe):
         return Decision(pinned, category, confidence, "pinned", (pinned,))
     eligible = _eligible_experts(chat, registry)
-    utility = expected_utility(assignment, prediction.probabilities)
-    price = expected_price(assignment, prediction.probabilities)
-    if extra_price is not None:
-        utility, price = utility - extra_price, price + extra_price
-    utilities = dict(zip(assignment.experts, utility.tolist(), strict=True))
-    prices = dict(zip(assignment.experts, price.tolist(), strict=True))
+    utilities, prices = _utilities_and_prices(assignment, prediction, extra_price)
     if registry.recipe_arms and recipe != NO_RECIPE:
         eligible += _eligible_arms(chat, registry, utilities)
     policy = registry.policy
@@ -93,6 +88,18 @@ def decide(
         fallback_from=avoided,
         cause=(health_by_expert[avoided].cause or "circuit_open") if avoided else "",
     )
+
+
+def _utilities_and_prices(
+    assignment: Assignment, prediction: Prediction, extra_price: NDArray[np.float64] | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the expected utility and price of each column of the assignment by name."""
+    utility = expected_utility(assignment, prediction.probabilities)
+    price = expected_price(assignment, prediction.probabilities)
+    if extra_price is not None:
+        utility, price = utility - extra_price, price + extra_price
+    names = assignment.experts
+    return dict(zip(names, utility.tolist(), strict=True)), dict(zip(names, price.tolist(), strict=True))
 
 
 def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:

@@ -175,7 +175,7 @@ class VersionCatalog:
             return [], str(error)
 
     def _rollback_version(self) -> dict[str, Any] | None:
-        """What a rollback would restore; None if there is nothing to restore."""
+        """The version that a rollback would restore; None if there is nothing to restore."""
         try:
             return {"version": rollback_target(self._store, self.kind)}
         except ArtifactError:
@@ -204,7 +204,7 @@ def _metrics(manifest: Manifest) -> dict[str, Any]:
 
 
 def _contents(kind: str, artifact: Artifact) -> dict[str, Any]:
-    """What the files of a version hold. Raises ArtifactError or OSError for damaged ones."""
+    """The contents of the files of a version. Raises ArtifactError or OSError for damaged ones."""
     folder = artifact.folder
     if kind == OVERLAYS:
         fields = ("tenant", "gain", "requests", "fitted_until")

@@ -180,7 +180,7 @@ class TokenAllowance(RequestAllowance):
 
 
 def _beyond(use: Amounts, minimum: Amounts) -> Amounts:
-    """What is used beyond `minimum`; negative if less was used."""
+    """The use beyond `minimum`; negative if less was used."""
     return Amounts(use.requests - minimum.requests, use.tokens - minimum.tokens, use.dollars - minimum.dollars)
 
 
@@ -190,7 +190,7 @@ def _amounts(input_tokens: float, output_tokens: float, prices: Prices) -> Amoun
 
 
 def _sum(calls: Iterable[Amounts]) -> Amounts:
-    """What the calls of one request use together."""
+    """The total use of the calls of one request."""
     amounts = list(calls)
     if len(amounts) == 1:
         return amounts[0]
@@ -242,8 +242,8 @@ class Access:
         return True
 
     def allowance(self, caller: Caller) -> Allowance:
-        """What one request may use; free of cost for a key without limits. Enter it before the body is read: it raises
-        LimitReached where nothing remains."""
+        """The allowance of one request; free of cost for a key without limits. Enter it before the body is read: it
+        raises LimitReached where nothing remains."""
         if caller.key is None or (account := self._accounts.get(caller.key)) is None:
             return UNLIMITED
         return TokenAllowance(account, caller.key, minimum=self._minimum, pricing=self._pricing)

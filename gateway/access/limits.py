@@ -32,7 +32,7 @@ MEMORY = "memory"
 
 
 class Amounts(NamedTuple):
-    """What one request uses or may use; each meter counts one of the three."""
+    """The use or allowance of one request; each meter counts one of the three."""
 
     requests: float
     tokens: float
@@ -49,7 +49,7 @@ class Meter:
 
 
 class Account(Protocol):
-    """What remains for one API key."""
+    """The remaining allowance of one API key."""
 
     @property
     def meters(self) -> tuple[Meter, ...]: ...
@@ -63,7 +63,7 @@ class Account(Protocol):
         request. Call it once per reservation."""
 
     def remaining(self) -> list[float]:
-        """What remains of each meter, as far as this process knows; negative if more was used than estimated."""
+        """The remainder of each meter, as far as this process knows; negative if more was used than estimated."""
 
 
 class Limiter(Protocol):

@@ -63,7 +63,7 @@ class MemoryLimiter:
         """Called with every amount that was used, or returned where it is negative. Does nothing here."""
 
     def used(self, key: str, meter: Meter, window: int) -> float:
-        """What was used of a limit before its counter was created."""
+        """The use of a limit before its counter was created."""
         return 0.0
 
 
@@ -144,7 +144,7 @@ MeterKey = tuple[str, str]
 
 
 class StoredUse(NamedTuple):
-    """What is used of one limit: in a calendar window, or of a bucket as of the Unix time `at`."""
+    """The use of one limit: in a calendar window, or of a bucket as of the Unix time `at`."""
 
     window: int
     used: float
@@ -158,7 +158,7 @@ class StoredUse(NamedTuple):
 
 
 class UseChange(NamedTuple):
-    """What one process used of a limit since its last change; negative where a reservation was returned."""
+    """The use of a limit by one process since its last change; negative where a reservation was returned."""
 
     meter: Meter
     window: int
@@ -271,7 +271,7 @@ class DurableLimiter(MemoryLimiter):
         changes[window] = UseChange(meter, window, amount if previous is None else previous.amount + amount)
 
     def used(self, key: str, meter: Meter, window: int) -> float:
-        """What was used of a newly declared limit, according to the file."""
+        """The use of a newly declared limit, according to the file."""
         stored = self._stored.get((key, meter.name))
         return 0.0 if stored is None else stored.of(meter, window=window, now=self._clock())
 

@@ -16,7 +16,7 @@ from gateway.access.token_lease import Argument, Lease, new_lease, prefetch_targ
 SLOT_LEASE_SECONDS = 10.0
 """Seconds after which the slots of a gateway that sends nothing are free again."""
 PACE_INTERVAL_SECONDS = 0.1
-"""What the last interval used is prefetched for the next."""
+"""The use of the last interval is prefetched for the next."""
 IDLE_SECONDS = 1.0
 """Seconds without a request after which nothing is prefetched."""
 REFUSAL_CACHE_SECONDS = 0.1
@@ -29,7 +29,7 @@ class RedisUnavailable(Exception):
 
 
 class SharedContext(Protocol):
-    """What the accounts of one gateway share."""
+    """State that the accounts of one gateway share."""
 
     degraded: bool
 

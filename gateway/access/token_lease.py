@@ -49,7 +49,7 @@ class AmountLease:
         return self.available > 0 or self._unreported != 0
 
     def remaining(self, now: float) -> float:
-        """What remains for all gateways, as far as this one knows."""
+        """The remainder for all gateways, as far as this one knows."""
         return self._update(now) + self.available
 
     def covers(self, amount: float, now: float) -> bool:
@@ -84,7 +84,7 @@ class AmountLease:
             self.available, self._unreported = 0.0, self._unreported - available
 
     def surplus(self, keep: float) -> float:
-        """What is to be returned or reported to Redis if `keep` stays available."""
+        """The amounts to return or report to Redis if `keep` stays available."""
         return max(0.0, self.available - keep) + abs(self._unreported)
 
     def refill_arguments(self, amount: float, *, keep: float, now: float) -> list[Argument]:
@@ -202,7 +202,7 @@ def new_lease(meter: Meter) -> Lease:
 
 
 def prefetch_target(lease: Lease, waiting: Amounts, recent: Amounts) -> float:
-    """What a busy gateway wants available: what requests wait for, and ahead of that what the last interval used, up to
-    MAX_PREFETCH_SHARE; whole requests only."""
+    """The amount that a busy gateway wants available: what requests wait for, and ahead of that what the last interval
+    used, up to MAX_PREFETCH_SHARE; whole requests only."""
     ahead = min(lease.meter.limit * MAX_PREFETCH_SHARE, recent[lease.unit])
     return waiting[lease.unit] + (ahead if lease.unit else ahead // 1)

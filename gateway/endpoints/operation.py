@@ -69,7 +69,7 @@ PROBLEMS: Mapping[int, str] = {
     503: "No expert can be reached, or the gateway is about to end.",
     504: "No answer in time.",
 }
-"""What an error status means, where an operation does not state its own meaning."""
+"""Meaning of an error status, where an operation does not state its own."""
 BODY_STATUSES, QUERY_STATUSES = (400, 408, 413, 415), (400,)
 """Error statuses of every operation with a body, or with a query string."""
 CALL_PROBLEMS = {status: text for status, text in PROBLEMS.items() if status != 501}
@@ -88,7 +88,7 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What `method path` does; `name` is unique among all operations.
+    """The operation of `method path`; `name` is unique among all operations.
 
     `handler` is the method of the resource that answers. Without a handler, the resource is an ASGI application that
     checks `scope` itself, as a step of its own.

@@ -1,1 +1,1 @@
-"""What the gateway reports about itself: metrics, traces, logs, routing records and implicit feedback."""
+"""Reports of the gateway about itself: metrics, traces, logs, routing records and implicit feedback."""

@@ -38,7 +38,7 @@ _log = logging.getLogger("gateway")
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """How many connections one process may have open: to `clients` and to `experts`."""
+    """Limits of open connections of one process: to `clients` and to `experts`."""
 
     clients: int
     experts: int

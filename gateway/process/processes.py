@@ -210,7 +210,7 @@ def _build_reporting(build: Callable[[], Starlette], states: WorkerStates, worke
 
 
 def _exit_description(code: int | None) -> str:
-    """How a process ended, for messages."""
+    """Description of the end of a process, for messages."""
     if code is None or code >= 0:
         return f"exited with code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

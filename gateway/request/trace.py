@@ -69,8 +69,8 @@ class StepTimer:
 
 @dataclass(slots=True, eq=False)
 class Trace:
-    """What is known of one request. Until a step sets another outcome it is `aborted`: the client left, or the process
-    ended."""
+    """The known facts of one request. Until a step sets another outcome it is `aborted`: the client left, or the
+    process ended."""
 
     serving: Serving
     api: Api

@@ -23,7 +23,7 @@ class Clock:
 def key_of(
     name: str = "alice", *, secret: str | None = None, limits: dict[str, Any] | None = None, **more: Any
 ) -> ApiKey:
-    """A declared key; its secret is its name unless told otherwise."""
+    """A declared key; its secret is its name unless another one is given."""
     return ApiKey(name=name, sha256=digest_of(secret or name), limits=KeyLimits(**(limits or {})), **more)
 
 

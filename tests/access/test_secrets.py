@@ -1,4 +1,4 @@
-"""No key and no prompt is written anywhere: a real gateway whose expert repeats all it is told in its errors."""
+"""No key and no prompt is written anywhere: a real gateway whose expert repeats every request in its errors."""
 
 import asyncio
 import logging
@@ -25,22 +25,22 @@ MODELS = ("fine", "rejects", "fails", "breaks", "garbles")
 async def _expert(request: web.Request) -> web.StreamResponse:
     """Repeats the whole request, headers and all, in the way its model names."""
     body = await request.json()
-    told = f"{dict(request.headers)} {body}"
+    echo = f"{dict(request.headers)} {body}"
     match body["model"]:
         case "fine":
             usage = {"prompt_tokens": 2, "completion_tokens": 4}
             return web.json_response({"choices": [{"message": {"content": "well"}}], "usage": usage})
         case "rejects":
-            return web.json_response({"error": {"message": told, "param": told}}, status=400)
+            return web.json_response({"error": {"message": echo, "param": echo}}, status=400)
         case "garbles":
-            return web.Response(text=told, content_type="text/plain")
+            return web.Response(text=echo, content_type="text/plain")
         case "breaks" if body["stream"]:
             response = web.StreamResponse(headers={"content-type": "text/event-stream"})
             await response.prepare(request)
             await response.write(b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n')
-            await response.write(b"data: " + orjson.dumps({"error": {"message": told}}) + b"\n\n")
+            await response.write(b"data: " + orjson.dumps({"error": {"message": echo}}) + b"\n\n")
             return response
-    return web.Response(text=told, status=500, headers={"x-told": UPSTREAM_KEY})
+    return web.Response(text=echo, status=500, headers={"x-echo": UPSTREAM_KEY})
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.errors import ArtifactError, DataError
-from coe.jobs import progress
+from coe.jobs import foreground
 from coe.mapping import Assignment, TimeBudget, read_plan_file
 
 DECLARED = """\
@@ -193,11 +193,11 @@ def test_results_that_take_too_long_are_left_out_and_reported(config: Path, monk
 
 def test_slow_work_is_reported_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     notes = queue.SimpleQueue[str]()
-    monkeypatch.setattr(progress, "print_error", notes.put)
-    with progress.note_if_slow("quick work"):
+    monkeypatch.setattr(foreground, "print_error", notes.put)
+    with foreground.note_if_slow("quick work"):
         pass
-    monkeypatch.setattr(progress, "NOTE_AFTER_SECONDS", 0.0)
-    with progress.note_if_slow("solving"):
+    monkeypatch.setattr(foreground, "NOTE_AFTER_SECONDS", 0.0)
+    with foreground.note_if_slow("solving"):
         assert notes.get(timeout=30) == "note: solving takes a while"
 
 

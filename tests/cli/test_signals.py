@@ -19,7 +19,7 @@ PROGRAM = """
 import time
 import routers
 from coe.cli import main
-from coe.jobs import signals
+from coe.jobs import foreground
 
 class Freed:
     def __del__(self):
@@ -34,7 +34,7 @@ def build(*_, out, **__):
     {at_work}
     time.sleep(120)
 
-signals.RESEND_SECONDS = 0.1
+foreground.RESEND_SECONDS = 0.1
 routers.build = build
 main()
 """

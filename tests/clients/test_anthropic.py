@@ -178,9 +178,9 @@ def test_an_experts_refusal_is_the_clients_own_exception(
     client: anthropic.Anthropic, model: str, fault: int, error: type[anthropic.APIStatusError], kind: str
 ) -> None:
     messages: Any = [{"role": "user", "content": f"please fail {fault}"}]
-    with pytest.raises(error) as told:
+    with pytest.raises(error) as raised:
         client.messages.create(model=f"{model}-{fault}", max_tokens=50, messages=messages)
-    assert told.value.body["error"]["type"] == kind  # type: ignore[index, call-overload]
+    assert raised.value.body["error"]["type"] == kind  # type: ignore[index, call-overload]
 
 
 def test_tokens_are_counted_before_they_are_sent(client: anthropic.Anthropic, upstream: ModelServer) -> None:

@@ -100,8 +100,8 @@ def test_a_conversation_continues_after_a_tool_result(client: openai.OpenAI) -> 
     asked = first.choices[0].message
     assert asked.tool_calls is not None
     assert len(asked.tool_calls) == 1
-    told: Any = {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": "20 degrees"}
-    messages: Any = [*HI, asked.model_dump(exclude_none=True), told]
+    tool_result: Any = {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": "20 degrees"}
+    messages: Any = [*HI, asked.model_dump(exclude_none=True), tool_result]
     second = client.chat.completions.create(model="native", messages=messages, tools=[WEATHER])
     assert second.choices[0].message.content == REPLY
 
@@ -194,9 +194,9 @@ def test_a_translated_response_keeps_parallel_tool_calls_reasoning_and_a_schema(
 
 
 def test_a_translated_response_with_server_state_or_built_in_tools_is_rejected(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="keeps no state") as told:
+    with pytest.raises(openai.BadRequestError, match="keeps no state") as raised:
         client.responses.create(model="chatty", input="hi", previous_response_id="resp_1")
-    assert told.value.code == "unsupported_api"
+    assert raised.value.code == "unsupported_api"
     with pytest.raises(openai.BadRequestError, match="no built-in tools"):
         client.responses.create(model="chatty", input="hi", tools=[{"type": "web_search"}])
     with pytest.raises(openai.BadRequestError, match="send the item itself"):
@@ -210,9 +210,9 @@ def test_logprobs_that_a_translated_response_would_lose_are_rejected(
 ) -> None:
     before = len(upstream.seen)
     for name, value in (("top_logprobs", 2), ("include", ["message.output_text.logprobs"])):
-        with pytest.raises(openai.BadRequestError, match=f"omit {name}") as told:
+        with pytest.raises(openai.BadRequestError, match=f"omit {name}") as raised:
             client.responses.create(**{"model": "chatty", "input": "hi", name: value})  # type: ignore[call-overload]
-        assert told.value.param == name
+        assert raised.value.param == name
     assert len(upstream.seen) == before
     fields: Any = {"top_logprobs": 0, "include": ["reasoning.encrypted_content"]}
     assert client.responses.create(model="chatty", input="hi", **fields).output_text == REPLY
@@ -255,11 +255,11 @@ def test_an_experts_refusal_is_the_clients_own_exception(
     client: openai.OpenAI, model: str, stream: bool, fault: int, error: type[openai.APIStatusError]
 ) -> None:
     messages: Any = [{"role": "user", "content": f"please fail {fault}"}]
-    with pytest.raises(error) as told:
+    with pytest.raises(error) as raised:
         client.chat.completions.create(model=f"{model}-{fault}", messages=messages, stream=stream)
-    assert "sk-" not in str(told.value)
+    assert "sk-" not in str(raised.value)
     if fault == 429:
-        assert 1 <= int(told.value.response.headers["retry-after"]) <= 7
+        assert 1 <= int(raised.value.response.headers["retry-after"]) <= 7
 
 
 def test_the_gateways_own_refusals_are_the_clients_own_exceptions(client: openai.OpenAI) -> None:

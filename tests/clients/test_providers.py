@@ -123,11 +123,11 @@ async def test_each_fault_has_its_error(
         call(api="messages", messages=messages, stream=stream),
         call(api="responses", input=f"please fail {fault}", stream=stream),
     ):
-        with pytest.raises(error) as told:
+        with pytest.raises(error) as raised:
             await expert.stream(asked)
-        assert type(told.value) is error
-        assert KEY not in str(told.value)
-        assert told.value.retry_after == (7 if fault == 429 else None)
+        assert type(raised.value) is error
+        assert KEY not in str(raised.value)
+        assert raised.value.retry_after == (7 if fault == 429 else None)
     assert "please fail" not in caplog.text
     assert KEY not in caplog.text
 
@@ -136,9 +136,9 @@ async def test_each_fault_has_its_error(
 async def test_an_exception_inside_litellm_does_not_make_the_server_unhealthy(
     server: ModelServer, odd: dict[str, Any]
 ) -> None:
-    with pytest.raises(ExpertError) as told:
+    with pytest.raises(ExpertError) as raised:
         await provider(server).stream(call(**{"messages": HI, **odd}))
-    assert not told.value.unhealthy
+    assert not raised.value.unhealthy
     assert not server.seen
 
 
@@ -191,9 +191,9 @@ async def test_requests_that_cannot_be_translated_are_rejected(server: ModelServ
         call(api="messages", messages=HI, tools=[{"type": "web_search_20250305", "name": "web_search"}]),
         call(api="completions", prompt="hi"),
     ):
-        with pytest.raises(InvalidRequest) as told:
+        with pytest.raises(InvalidRequest) as raised:
             await expert.stream(asked)
-        assert told.value.code == "unsupported_api"
+        assert raised.value.code == "unsupported_api"
     assert not server.seen
 
 
@@ -201,9 +201,9 @@ async def test_without_litellm_the_error_names_the_remedy(server: ModelServer, m
     monkeypatch.setattr(litellm, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'coe\[providers\]'"):
         provider(server)
-    with pytest.raises(InvalidRequest, match=r"pip install 'coe\[providers\]'") as told:
+    with pytest.raises(InvalidRequest, match=r"pip install 'coe\[providers\]'") as raised:
         translated(server.url)
-    assert told.value.code == "unsupported_api"
+    assert raised.value.code == "unsupported_api"
 
 
 async def test_an_exception_without_a_status_is_an_invalid_response_without_its_text(server: ModelServer) -> None:

@@ -38,10 +38,10 @@ def test_compose_accepts_the_file() -> None:
 
 
 def test_the_linter_finds_nothing_in_the_dockerfile() -> None:
-    told = subprocess.run(
+    result = subprocess.run(
         [Path(sys.executable).with_name("hadolint"), DOCKERFILE], capture_output=True, text=True, timeout=60
     )
-    assert (told.returncode, told.stdout) == (0, "")
+    assert (result.returncode, result.stdout) == (0, "")
 
 
 def test_what_is_mounted_and_copied_is_there() -> None:

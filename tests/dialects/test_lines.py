@@ -106,11 +106,11 @@ async def test_a_stream_that_breaks_ends_with_the_apis_own_error_event(path: str
         response = await gateway.post(path, body(path, stream=True, model="generalist"))
     assert response.chunks[0] == script[0]
     name, data = response.chunks[-1].removesuffix(b"\n\n").split(b"\n")
-    told = orjson.loads(data.removeprefix(b"data: "))
+    event_body = orjson.loads(data.removeprefix(b"data: "))
     assert name == b"event: error"
-    assert told["type"] == "error"
-    assert told.get("message", told.get("error", {}).get("message")) == "broke off"
-    assert "sequence_number" in told or path == "/v1/messages"
+    assert event_body["type"] == "error"
+    assert event_body.get("message", event_body.get("error", {}).get("message")) == "broke off"
+    assert "sequence_number" in event_body or path == "/v1/messages"
 
 
 VERSIONS = {"anthropic-version": "2099-01-01", "anthropic-beta": "context-1m-2025-08-07,other-2025-01-01"}

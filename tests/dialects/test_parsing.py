@@ -167,9 +167,9 @@ WRONG: list[tuple[Dialect, bytes, str | None]] = [
 
 @pytest.mark.parametrize(("dialect", "body", "param"), WRONG)
 def test_the_error_of_a_wrong_body_names_the_field(dialect: Dialect, body: bytes, param: str | None) -> None:
-    with pytest.raises(InvalidRequest) as told:
+    with pytest.raises(InvalidRequest) as raised:
         dialect.parse(body)
-    assert told.value.param == param
+    assert raised.value.param == param
 
 
 def test_stored_state_is_accepted_for_a_pinned_expert() -> None:

@@ -55,8 +55,8 @@ def serving(*models: str, key: str = "") -> Answer:
             return web.json_response({"detail": "Not Found"}, status=404)
         model = (await request.json())["model"]
         if model not in models:
-            told = {"message": f"The model `{model}` does not exist.", "code": "model_not_found"}
-            return web.json_response({"error": told}, status=404)
+            reported = {"message": f"The model `{model}` does not exist.", "code": "model_not_found"}
+            return web.json_response({"error": reported}, status=404)
         return web.json_response(COMPLETION)
 
     return answer

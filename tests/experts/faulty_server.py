@@ -72,8 +72,8 @@ class FaultyServer:
             return web.json_response({"error": {"message": "because I say so"}}, status=int(status))
         sample = SAMPLES[request.path.removeprefix("/v1/")]
         if not body.get("stream"):
-            told = {"error": {"message": "cuda died"}} if kind == "sorry" else {}
-            return web.json_response({"model": body["model"], **sample.plain, **told})
+            reported = {"error": {"message": "cuda died"}} if kind == "sorry" else {}
+            return web.json_response({"model": body["model"], **sample.plain, **reported})
         texts = (text.replace('"M"', f'"{body["model"]}"') for text in sample.shown(kind))
         return await self._events(request, *(f"event: e\ndata: {text}\n\n".encode() for text in texts))
 
@@ -87,8 +87,8 @@ class FaultyServer:
     async def _status(self, request: web.Request, status: str) -> web.StreamResponse:
         return web.json_response({"error": {"message": "because I say so"}}, status=int(status))
 
-    async def _retry(self, request: web.Request, told: str) -> web.StreamResponse:
-        status, _, after = told.partition(":")
+    async def _retry(self, request: web.Request, reported: str) -> web.StreamResponse:
+        status, _, after = reported.partition(":")
         return web.json_response({"error": {"message": "later"}}, status=int(status), headers={"retry-after": after})
 
     async def _repeats(self, request: web.Request, _: str) -> web.StreamResponse:

@@ -163,13 +163,13 @@ def test_only_the_model_field_of_the_response_is_renamed() -> None:
     assert rewriter.in_answer(b'{"model": "m", "n": 1.0}', {}) == b'{"model": "clever", "n": 1.0}'
 
 
-@pytest.mark.parametrize(("status", "told", "error"), [(429, "7", ExpertBusy), (503, "2", ExpertUnavailable)])
+@pytest.mark.parametrize(("status", "reported", "error"), [(429, "7", ExpertBusy), (503, "2", ExpertUnavailable)])
 async def test_retry_after_headers_are_read(
-    server: FaultyServer, status: int, told: str, error: type[ExpertError]
+    server: FaultyServer, status: int, reported: str, error: type[ExpertError]
 ) -> None:
     with pytest.raises(error) as raised:
-        await answer(server.url, f"retry:{status}:{told}")
-    assert raised.value.retry_after == float(told)
+        await answer(server.url, f"retry:{status}:{reported}")
+    assert raised.value.retry_after == float(reported)
     assert raised.value.unhealthy == (status == 503)
 
 

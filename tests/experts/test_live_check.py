@@ -141,8 +141,8 @@ async def test_connection_failures_are_distinguished(monkeypatch: pytest.MonkeyP
 async def test_a_model_with_another_name_for_the_output_limit_is_checked_with_that_name() -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         if "max_tokens" in await request.json():
-            told = {"message": "Unsupported parameter, use max_completion_tokens", "param": "max_tokens"}
-            return web.json_response({"error": told}, status=400)
+            reported = {"message": "Unsupported parameter, use max_completion_tokens", "param": "max_tokens"}
+            return web.json_response({"error": reported}, status=400)
         return web.json_response(COMPLETION)
 
     async with server(answer) as root:
@@ -224,7 +224,7 @@ def test_coe_check_live_exits_with_1_and_names_the_expert(tmp_path: Path) -> Non
     assert text.exit_code == 1
     assert "expert coder at 127.0.0.1:" in text.output
     assert "nothing listens at its address" in text.output
-    told = runner.invoke(app, ["check", "--live", "--json", "--config", str(file)])
-    assert told.exit_code == 1
-    live = orjson.loads(told.output)
+    reported = runner.invoke(app, ["check", "--live", "--json", "--config", str(file)])
+    assert reported.exit_code == 1
+    live = orjson.loads(reported.output)
     assert (live["ok"], live["live"][0]["cause"]) == (False, "connection_refused")

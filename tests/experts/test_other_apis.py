@@ -54,8 +54,8 @@ async def test_a_stream_is_relayed_with_the_experts_name_and_its_tokens(server: 
 
 def test_the_output_count_of_an_opening_message_event_is_ignored() -> None:
     usage, begun = Usage(), "".join(f"data: {event}\n\n" for event in SAMPLES["messages"].events[:2])
-    for told in API_FORMATS["messages"].usages(begun.encode()):
-        record_usage(usage, told)
+    for reported in API_FORMATS["messages"].usages(begun.encode()):
+        record_usage(usage, reported)
     assert (usage.input_tokens, usage.output_tokens) == (2, None)
 
 
@@ -76,13 +76,13 @@ async def test_a_stream_that_fails_or_ends_early_raises(server: FaultyServer, ap
 
 
 async def test_each_api_receives_the_system_prompt_in_its_own_field(server: FaultyServer) -> None:
-    told = {"spec": {"system_prompt": "Be kind."}}
-    await ask(server, "responses", **told)
-    await ask(server, "responses", instructions="And short.", **told)
-    await ask(server, "messages", **told)
-    await ask(server, "messages", system="And short.", **told)
-    await ask(server, "messages", system=[{"type": "text", "text": "And short."}], **told)
-    await ask(server, "completions", **told)
+    reported = {"spec": {"system_prompt": "Be kind."}}
+    await ask(server, "responses", **reported)
+    await ask(server, "responses", instructions="And short.", **reported)
+    await ask(server, "messages", **reported)
+    await ask(server, "messages", system="And short.", **reported)
+    await ask(server, "messages", system=[{"type": "text", "text": "And short."}], **reported)
+    await ask(server, "completions", **reported)
     places = [body.get("instructions", body.get("system")) for body in server.seen]
     kind = {"type": "text", "text": "Be kind."}
     assert places == [
@@ -96,9 +96,9 @@ async def test_each_api_receives_the_system_prompt_in_its_own_field(server: Faul
 
 
 async def test_declared_parameters_use_the_names_of_the_api_and_skip_embeddings(server: FaultyServer) -> None:
-    told = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
+    reported = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
     for api in ("responses", "messages", "embeddings"):
-        await ask(server, api, **told)  # type: ignore[arg-type]
+        await ask(server, api, **reported)  # type: ignore[arg-type]
     assert server.seen == [
         {"model": "good", "max_output_tokens": 9, "temperature": 0.5},
         {"model": "good", "max_tokens": 9, "temperature": 0.5},
@@ -109,9 +109,9 @@ async def test_declared_parameters_use_the_names_of_the_api_and_skip_embeddings(
 async def test_a_request_limit_replaces_the_declared_one_under_any_name(
     server: FaultyServer,
 ) -> None:
-    told = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
-    await ask(server, "completions", max_completion_tokens=5, **told)
-    await ask(server, "completions", max_completion_tokens=None, **told)
+    reported = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
+    await ask(server, "completions", max_completion_tokens=5, **reported)
+    await ask(server, "completions", max_completion_tokens=None, **reported)
     assert [(body.get("max_tokens"), body["temperature"]) for body in server.seen] == [(None, 0.5), (9, 0.5)]
 
 
@@ -132,8 +132,8 @@ async def test_the_clients_version_header_replaces_the_default_and_its_betas_are
 ) -> None:
     await ask(server, "messages", trace={"anthropic-version": "2099-01-01", "anthropic-beta": "one,two"})
     await ask(server, "messages", trace={"anthropic-beta": "one"})
-    told = [{name.lower(): value for name, value in sent.items()} for sent in server.headers]
-    versions = [(sent["anthropic-version"], sent["anthropic-beta"]) for sent in told]
+    reported = [{name.lower(): value for name, value in sent.items()} for sent in server.headers]
+    versions = [(sent["anthropic-version"], sent["anthropic-beta"]) for sent in reported]
     assert versions == [("2099-01-01", "one,two"), ("2023-06-01", "one")]
 
 

@@ -172,8 +172,8 @@ def outcome_of(status: int, answer: bytes, *, stream: bool) -> str:
             if last == b"data: [DONE]":
                 return "ok"
             return str(orjson.loads(last.removeprefix(b"data: "))["error"]["code"])
-        told = orjson.loads(answer)
-        return "ok" if status == 200 and "choices" in told else str(told["error"]["code"])
+        reported = orjson.loads(answer)
+        return "ok" if status == 200 and "choices" in reported else str(reported["error"]["code"])
     except (ValueError, LookupError):
         return ""
 

@@ -1,4 +1,4 @@
-"""What a wrong request is told: never a stack trace, always the field and the remedy."""
+"""Errors for wrong requests: never a stack trace, always the field and the remedy."""
 
 import pytest
 

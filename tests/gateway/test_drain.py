@@ -111,9 +111,9 @@ async def test_of_connections_that_were_open_idle_ones_are_closed_and_arriving_r
 async def test_during_the_lame_duck_period_readiness_is_off_and_requests_are_served(tmp_path: Path) -> None:
     async with serving(tmp_path, environ={"COE_DRAIN": "1"}) as served:
         served.process.send_signal(signal.SIGTERM)
-        while (told := await served.ready())["http"] == 200:
+        while (reported := await served.ready())["http"] == 200:
             pass
-        assert told["status"] == "not ready"
+        assert reported["status"] == "not ready"
         async with served.ask("good") as response:
             assert response.status == 200
         assert await ended(served) == 0

@@ -23,19 +23,19 @@ async def ask(gateway: Gateway, path: str, headers: dict[str, str], **fields: ob
 
 
 def steps(response: Response) -> list[str]:
-    told = response.headers["server-timing"].split(", ")
-    assert all(float(step.split(";dur=")[1]) >= 0 for step in told)
-    return [step.split(";")[0] for step in told]
+    reported = response.headers["server-timing"].split(", ")
+    assert all(float(step.split(";dur=")[1]) >= 0 for step in reported)
+    return [step.split(";")[0] for step in reported]
 
 
 async def test_only_requests_with_the_explain_header_get_the_times_of_the_steps() -> None:
     async with gateway_of() as gateway:
-        told = await ask(gateway, "/v1/chat/completions", WHY)
+        reported = await ask(gateway, "/v1/chat/completions", WHY)
         silent = [
             await ask(gateway, "/v1/chat/completions", headers) for headers in (JSON, WHY | {"x-coe-explain": "0"})
         ]
         wrong = await ask(gateway, "/v1/chat/completions", WHY | {"x-coe-explain": "please"})
-    assert steps(told) == STEPS
+    assert steps(reported) == STEPS
     assert all("server-timing" not in response.headers for response in silent)
     assert (wrong.status, wrong.error["param"]) == (400, "x-coe-explain")
 
@@ -58,15 +58,15 @@ async def test_a_decision_is_explained_by_worth_standing_and_neighbours() -> Non
     )
     async with gateway_of(registry) as gateway:
         gateway.experts["painter"].health = Health(up=False, load=0.5)
-        told = (await ask(gateway, "/v1/route", WHY)).json
+        reported = (await ask(gateway, "/v1/route", WHY)).json
         plain = (await ask(gateway, "/v1/route", JSON)).json
-    assert told["candidates"][0] == "coder"
-    assert told["utility"][0] > told["utility"][1]
-    assert len(told["utility"]) == 3
-    assert told["health"]["painter"] == {"up": False, "load": 0.5}
-    assert [(near["category"], near["text"]) for near in told["neighbours"]] == [
+    assert reported["candidates"][0] == "coder"
+    assert reported["utility"][0] > reported["utility"][1]
+    assert len(reported["utility"]) == 3
+    assert reported["health"]["painter"] == {"up": False, "load": 0.5}
+    assert [(near["category"], near["text"]) for near in reported["neighbours"]] == [
         ("code", "code"),
-        ("art", None),  # a text that neither the package nor experts.yaml has is not told
+        ("art", None),  # a text that neither the package nor experts.yaml has is not reported
         ("general", "general"),
     ]
     assert not {"neighbours", "health", "utility"} & plain.keys()

@@ -36,7 +36,7 @@ def unavailable(cause: Any, expert: str = "coder") -> ExpertUnavailable:
     return error
 
 
-def told(response: Response) -> tuple[str | None, ...]:
+def routing_headers(response: Response) -> tuple[str | None, ...]:
     names = ("x-coe-expert", "x-coe-reason", "x-coe-fallback-from", "x-coe-cause", "x-coe-attempts")
     return tuple(response.headers.get(name) for name in names)
 
@@ -49,7 +49,7 @@ async def test_a_fallback_names_the_first_choice_and_the_cause() -> None:
     async with gateway_of(coder=unavailable("unauthorized")) as gateway:
         response = await gateway.chat("code")
         page = await metrics(gateway)
-    assert told(response) == ("generalist", "fallback", "coder", "unauthorized", "2")
+    assert routing_headers(response) == ("generalist", "fallback", "coder", "unauthorized", "2")
     (logged,) = gateway.records
     assert (logged.fallback_from, logged.cause) == ("coder", "unauthorized")
     assert decode(encode(logged)) == logged
@@ -59,7 +59,7 @@ async def test_a_fallback_names_the_first_choice_and_the_cause() -> None:
 async def test_a_request_whose_first_choice_answers_has_neither() -> None:
     async with gateway_of() as gateway:
         response = await gateway.chat("code")
-    assert told(response) == ("coder", "routed", None, None, "1")
+    assert routing_headers(response) == ("coder", "routed", None, None, "1")
     assert (gateway.records[0].fallback_from, gateway.records[0].cause) == ("", "")
 
 
@@ -71,7 +71,7 @@ async def test_a_request_refused_by_an_open_breaker_counts_as_a_fallback() -> No
             "/v1/route", orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
         )
         page = await metrics(gateway)
-    assert told(response) == ("generalist", "fallback", "coder", "connection_refused", "1")
+    assert routing_headers(response) == ("generalist", "fallback", "coder", "connection_refused", "1")
     assert gateway.experts["coder"].calls == []
     assert value(page, "coe_fallbacks_total", expert="coder", cause="connection_refused") == 1
     assert (route.json["fallback_from"], route.json["cause"]) == ("coder", "connection_refused")
@@ -81,7 +81,7 @@ async def test_the_first_choice_stays_the_one_named_when_its_stand_in_fails_too(
     async with gateway_of(generalist=ExpertTimeout("slow", expert="generalist")) as gateway:
         gateway.experts["coder"].health = Health(up=False, ready_replicas=0, cause="rate_limited")
         response = await gateway.chat("code")
-    assert told(response) == ("painter", "fallback", "coder", "rate_limited", "2")
+    assert routing_headers(response) == ("painter", "fallback", "coder", "rate_limited", "2")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ async def test_the_first_choice_stays_the_one_named_when_its_stand_in_fails_too(
 async def test_a_pinned_request_that_fails_has_a_cause_and_no_first_choice(error: ExpertError, cause: str) -> None:
     async with gateway_of(coder=error) as gateway:
         response = await gateway.chat("code", model="coder")
-    assert told(response)[:4] == ("coder", "pinned", None, cause)
+    assert routing_headers(response)[:4] == ("coder", "pinned", None, cause)
     assert (gateway.records[0].fallback_from, gateway.records[0].cause) == ("", cause)
 
 
@@ -108,7 +108,7 @@ async def test_an_answer_that_breaks_off_has_a_cause_in_its_record() -> None:
 async def test_an_expert_without_words_for_the_request_is_a_cause() -> None:
     async with gateway_of(coder=InvalidRequest("no words", code="unsupported_api")) as gateway:
         response = await gateway.chat("code")
-    assert told(response)[1:4] == ("fallback", "coder", "unsupported")
+    assert routing_headers(response)[1:4] == ("fallback", "coder", "unsupported")
 
 
 async def test_when_all_fail_the_first_choice_and_its_cause_are_recorded() -> None:
@@ -117,7 +117,7 @@ async def test_when_all_fail_the_first_choice_and_its_cause_are_recorded() -> No
         coder=unavailable("tls_error"), painter=busy, generalist=unavailable("timeout", "generalist")
     ) as gateway:
         response = await gateway.chat("code")
-    assert (response.status, *told(response)[:4]) == (429, "painter", "fallback", "coder", "tls_error")
+    assert (response.status, *routing_headers(response)[:4]) == (429, "painter", "fallback", "coder", "tls_error")
 
 
 async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker_keeps_requests_away() -> None:
@@ -128,7 +128,7 @@ async def test_real_servers_that_fail_are_named_with_the_cause_until_the_breaker
         attempts = []
         for _ in range(8):
             response = await gateway.chat("code", max_tokens=1)
-            assert told(response)[:4] == ("generalist", "fallback", "coder", "unauthorized")
+            assert routing_headers(response)[:4] == ("generalist", "fallback", "coder", "unauthorized")
             attempts.append(response.headers["x-coe-attempts"])
         experts = (await gateway.post("/v1/experts", method="GET", headers={"host": "127.0.0.1"})).json["data"]
         page = await metrics(gateway)
@@ -209,4 +209,4 @@ async def test_requests_of_different_experts_do_not_wait_for_each_other_to_be_na
         registry_of(), coder=unavailable("timeout"), painter=unavailable("overloaded", "painter")
     ) as g:
         both = await asyncio.gather(g.chat("code"), g.chat("art"))
-    assert {told(one)[2:4] for one in both} == {("coder", "timeout"), ("painter", "overloaded")}
+    assert {routing_headers(one)[2:4] for one in both} == {("coder", "timeout"), ("painter", "overloaded")}

@@ -43,9 +43,9 @@ def test_a_gate_is_served_where_it_fits_and_else_the_service_goes_on_without(
     settings = Settings.read({}, config=tmp_path / "experts.yaml")
     assert served(settings) == (None, "")
     version = put(settings)
-    gate, told = served(settings)
+    gate, reported = served(settings)
     assert gate is not None
-    assert (gate.experts, told) == (registry_of().expert_names, version)
+    assert (gate.experts, reported) == (registry_of().expert_names, version)
     assert served(settings, dimensions=WIDTH + 1) == (None, "")
     assert "another encoder" in caplog.text
     put(settings, format=np.array(1))

@@ -35,7 +35,7 @@ async def ask(gateway: Gateway, text: str, *, key: str | None = None, session: s
     return (await gateway.post("/v1/chat/completions", body, headers=headers)).headers["x-request-id"]
 
 
-async def told(gateway: Gateway, count: int) -> list[tuple[str, str]]:
+async def reported(gateway: Gateway, count: int) -> list[tuple[str, str]]:
     """Kind and request of the signals, once there are so many."""
     async with asyncio.timeout(5):
         while len(gateway.log.events) < count:
@@ -47,7 +47,7 @@ async def test_a_repeated_conversation_reports_the_earlier_answer_as_regenerated
     async with gateway_of() as gateway:
         first, second = await ask(gateway, LONG), await ask(gateway, LONG)
         await ask(gateway, LONG + ", please")
-        assert await told(gateway, 1) == [("regenerated", first)]
+        assert await reported(gateway, 1) == [("regenerated", first)]
         (event,) = gateway.log.events
         assert event.event_id == f"regenerated:{second}"
         page = (await gateway.post("/metrics", method="GET")).body
@@ -61,7 +61,7 @@ async def test_a_greeting_is_the_same_within_a_session_only() -> None:
         first = await ask(gateway, "hello", session="s")
         await ask(gateway, "hello", session="other")
         await ask(gateway, "hello", session="s")
-        assert await told(gateway, 1) == [("regenerated", first)]
+        assert await reported(gateway, 1) == [("regenerated", first)]
 
 
 async def test_another_tenants_same_words_are_another_conversation() -> None:
@@ -70,7 +70,7 @@ async def test_another_tenants_same_words_are_another_conversation() -> None:
         first = await ask(gateway, LONG, key="alice")
         await ask(gateway, LONG, key="bob")
         await ask(gateway, LONG, key="alice")
-        assert await told(gateway, 1) == [("regenerated", first)]
+        assert await reported(gateway, 1) == [("regenerated", first)]
         (event,) = gateway.log.events
     assert (event.tenant, event.key) == ("alice", "alice")
 
@@ -111,7 +111,7 @@ async def test_a_stream_left_in_the_middle_is_abandoned_and_one_not_begun_is_not
             gateway.leave.set()
             await asked
         left = gateway.records[0].request_id
-        assert await told(gateway, 1) == [("abandoned", left)]
+        assert await reported(gateway, 1) == [("abandoned", left)]
     assert len(gateway.log.events) == 1
 
 

@@ -87,9 +87,9 @@ async def test_of_the_budgets_that_wait_the_newest_is_solved(settings: Settings)
     async with PlanSolver(settings) as solver:
         asked = [asyncio.create_task(solver.solve(version, {"mean_active_b": limit})) for limit in (3, 4, 5)]
         await asyncio.wait(asked)
-    told = [one.exception() or one.result()["budget"] for one in asked]
-    assert [str(one) for one in told[:2]] == ["a newer budget was requested meanwhile"] * 2
-    assert told[2] == {"mean_active_b": 5.0}
+    reported = [one.exception() or one.result()["budget"] for one in asked]
+    assert [str(one) for one in reported[:2]] == ["a newer budget was requested meanwhile"] * 2
+    assert reported[2] == {"mean_active_b": 5.0}
 
 
 async def test_one_who_leaves_does_not_spoil_the_answer_of_the_next(settings: Settings) -> None:

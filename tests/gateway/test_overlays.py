@@ -74,8 +74,8 @@ async def test_the_tenants_requests_are_decided_and_recorded_by_its_posterior() 
             headers = {"content-type": "application/json", "x-api-key": name}
             body = orjson.dumps(chat("auto", text="code"))
             answer = await gateway.post("/v1/chat/completions", body, headers=headers)
-            told = (await gateway.post("/v1/route", body, headers=headers)).json
-            experts[name] = answer.headers["x-coe-expert"], told["expert"], told["overlay"]
+            reported = (await gateway.post("/v1/route", body, headers=headers)).json
+            experts[name] = answer.headers["x-coe-expert"], reported["expert"], reported["overlay"]
     assert experts == {"alice": ("painter", "painter", "v1"), "bob": ("coder", "coder", "")}
     own, other = gateway.records
     assert (own.tenant, own.overlay, own.category) == ("alice", "v1", "art")

@@ -192,7 +192,7 @@ async def test_a_stream_of_the_responses_api_annotates_each_text_when_it_is_done
     text, place = "In 1889 [1].", {"item_id": "m1", "output_index": 0, "content_index": 0}
     part = {"type": "output_text", "text": text, "annotations": []}
     item = {"id": "m1", "type": "message", "role": "assistant", "content": [part]}
-    told = [
+    reported = [
         {"type": "response.output_text.delta", "delta": text, **place},
         {"type": "response.output_text.done", "text": text, **place},
         {"type": "response.content_part.done", "part": part, **place},
@@ -201,7 +201,7 @@ async def test_a_stream_of_the_responses_api_annotates_each_text_when_it_is_done
     ]
     script = [
         b"event: %b\ndata: %b\n\n" % (one["type"].encode(), orjson.dumps({**one, "sequence_number": number}))
-        for number, one in enumerate(told)
+        for number, one in enumerate(reported)
     ]
     scripted = ScriptedRetrieval(passage(TOWER, source="https://example.org/tower"), gate=gate_of(3.0))
     async with gateway_of(

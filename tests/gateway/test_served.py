@@ -85,8 +85,8 @@ async def test_a_50_mb_body_is_refused_and_the_process_goes_on(served: Served) -
     try:
         async with served.client.post(
             f"{served.url}/v1/chat/completions", data=io.BytesIO(b" " * 50_000_000), headers=headers
-        ) as told:
-            assert told.status == 413
+        ) as raised:
+            assert raised.status == 413
     except aiohttp.ClientConnectionError:  # refused while the client was still sending
         pass
     async with served.ask("good") as response:

@@ -58,7 +58,7 @@ async def test_a_redis_that_is_away_knows_nothing_and_is_found_again(
         one.publish(b"l", "painter")
         async with asyncio.timeout(5):
             while await one.lookup(b"l") is None:
-                one.publish(b"l", "painter")  # what was told meanwhile may be lost
+                one.publish(b"l", "painter")  # what was reported meanwhile may be lost
                 await asyncio.sleep(0.01)
 
 

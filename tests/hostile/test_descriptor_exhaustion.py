@@ -80,9 +80,9 @@ async def test_without_descriptors_the_true_cause_is_named_and_no_expert_is_blam
         await until_full(served.workers[0])
         for stream in (False, True) * 5:  # more failures than open a breaker
             async with client.post(url, json=chat("good", stream=stream)) as response:
-                told = (await response.json())["error"]
-                assert (response.status, told["code"]) == (503, "overloaded")
-                assert "no file descriptor left" in told["message"]
+                reported = (await response.json())["error"]
+                assert (response.status, reported["code"]) == (503, "overloaded")
+                assert "no file descriptor left" in reported["message"]
                 assert response.headers["retry-after"] == "1"
         async with client.post(url, json=chat("auto")) as response:  # routed, with other experts to fall back to
             assert response.status == 503

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 def samples(page: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample by its name and labels; fails on anything that is not the format, or told twice."""
+    """Every sample by its name and labels; fails on anything that is not the format, or reported twice."""
     found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
     for family in text_string_to_metric_families(page.decode()):
         for sample in family.samples:

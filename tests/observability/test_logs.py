@@ -82,10 +82,12 @@ def test_an_exception_shows_where_it_happened_and_not_the_words_it_may_quote(wri
     except ExpertRejected:
         logging.getLogger("gateway").exception("a request failed")
     lines = written()
-    told = lines[0]["exception"] if form == "json" else "\n".join(lines)
-    assert "a prompt" not in told.replace('{}["a prompt"]', "").replace('ExpertRejected("expert says: a prompt"', "")
-    assert told.index("builtins.KeyError\n") < told.index("coe.errors.ExpertRejected")
-    assert "test_logs.py" in told
+    reported = lines[0]["exception"] if form == "json" else "\n".join(lines)
+    assert "a prompt" not in reported.replace('{}["a prompt"]', "").replace(
+        'ExpertRejected("expert says: a prompt"', ""
+    )
+    assert reported.index("builtins.KeyError\n") < reported.index("coe.errors.ExpertRejected")
+    assert "test_logs.py" in reported
 
 
 def test_an_error_about_the_process_itself_keeps_its_words(written: Lines, form: str) -> None:

@@ -46,7 +46,7 @@ async def ask(
     return await gateway.post("/v1/chat/completions", orjson.dumps(body), headers=JSON | (headers or {}))
 
 
-def told(gateway: Gateway) -> dict[str, str]:
+def reported(gateway: Gateway) -> dict[str, str]:
     """The trace context that the coder was sent."""
     return dict(gateway.experts["coder"].calls[0].headers)
 
@@ -56,7 +56,7 @@ async def test_a_request_is_a_server_span_with_a_child_for_every_step() -> None:
     async with collecting() as collector:
         async with traced(collector) as gateway:
             answer = await ask(gateway, headers={"x-session-id": "s1"})
-            sent = told(gateway)
+            sent = reported(gateway)
         spans = collector.tree()
     root = spans.pop("POST /v1/chat/completions")
     assert list(spans) == ["admit", "parse", "classify", "assign", "gate", "call", "relay"]
@@ -115,7 +115,7 @@ async def test_the_clients_trace_goes_on_through_us_to_the_expert() -> None:
     async with collecting() as collector:
         async with traced(collector) as gateway:
             await ask(gateway, headers={"traceparent": f"00-{TRACE}-{PARENT}-01", **state})
-            sent = told(gateway)
+            sent = reported(gateway)
         spans = collector.tree()
     root = spans["POST /v1/chat/completions"]
     assert (root.trace_id, root.parent_id) == (TRACE, PARENT)
@@ -126,14 +126,14 @@ async def test_our_own_trace_takes_nothing_from_the_versions_that_a_request_mean
     async with collecting() as collector, traced(collector) as gateway:
         body = orjson.dumps({"model": "coder", "messages": [{"role": "user", "content": "code"}]})
         await gateway.post("/v1/messages", body, headers=JSON | {"anthropic-beta": "one"})
-        assert set(told(gateway)) == {"traceparent", "anthropic-beta"}
+        assert set(reported(gateway)) == {"traceparent", "anthropic-beta"}
 
 
 async def test_a_trace_that_its_client_does_not_sample_is_not_sent_and_goes_on_as_such() -> None:
     async with collecting() as collector:
         async with traced(collector) as gateway:
             await ask(gateway, headers={"traceparent": f"00-{TRACE}-{PARENT}-00"})
-            sent = told(gateway)
+            sent = reported(gateway)
         assert collector.spans == []
     assert sent["traceparent"].startswith(f"00-{TRACE}-")
     assert sent["traceparent"].endswith("-00")
@@ -145,7 +145,7 @@ async def test_a_trace_context_that_is_none_begins_a_new_trace(nonsense: str) ->
     async with collecting() as collector:
         async with traced(collector) as gateway:
             answer = await ask(gateway, headers={"traceparent": nonsense, "tracestate": "vendor=1"})
-            sent = told(gateway)
+            sent = reported(gateway)
         root = collector.tree()["POST /v1/chat/completions"]
     assert answer.status == 200
     assert root.parent_id == ""
@@ -194,7 +194,7 @@ async def test_without_a_collector_the_trace_context_passes_through() -> None:
         assert tracing is None
     async with gateway_of() as gateway:
         await ask(gateway, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
-        assert told(gateway) == {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+        assert reported(gateway) == {"traceparent": f"00-{TRACE}-{PARENT}-01"}
 
 
 def test_a_gateway_without_traces_imports_none_of_it() -> None:

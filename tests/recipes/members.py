@@ -11,8 +11,8 @@ import numpy as np
 import orjson
 
 from coe.core import Call, RecipeLog, Reply
-from coe.experts.recipes.default import default_policy
 from coe.experts.recipes.expert import RecipeExpert
+from coe.experts.recipes.policy import default_policy
 from coe.mapping import Assignment
 from coe.mapping.problem import declared_assignment
 from coe.registry import Policy, RecipeSpec, Registry

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from coe.experts.recipes.agreement import answer_classes, best_answer
-from coe.experts.recipes.default import default_policy
-from coe.experts.recipes.policy import RecipePolicy, replay
+from coe.experts.recipes.policy import RecipePolicy, default_policy, replay
 from coe.registry import RecipeSpec
 
 POSTERIOR = np.full((1, 2), 0.5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coe.experts.recipes.agreement import AnswerWeights
-from coe.experts.recipes.default import default_policy
+from coe.experts.recipes.policy import default_policy
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping import PublishedPlan, effective_plan, read_published
 from coe.mapping.plan_file import ASSIGNMENT_FILE

@@ -254,11 +254,11 @@ async def test_a_page_without_matches_continues_further_back(browser: Browser, s
         """As a log without indexes answers: a little at a time, sometimes nothing."""
         asked.append(route.request.url)
         answer = await route.fetch()
-        told = await answer.json()
+        reported = await answer.json()
         step = len(asked)
-        told["data"] = told["data"][:1] if step % 2 else []
-        told["cursor"] = str(COUNT - step) if step < 4 else ""
-        await route.fulfill(response=answer, json=told)
+        reported["data"] = reported["data"][:1] if step % 2 else []
+        reported["cursor"] = str(COUNT - step) if step < 4 else ""
+        await route.fulfill(response=answer, json=reported)
 
     async with visiting(browser, shop.url("?reason=routed")) as page:
         await expect(rows(page)).to_have_count(50)

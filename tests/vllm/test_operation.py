@@ -83,7 +83,7 @@ def test_a_killed_server_restarts_with_its_adapters_and_others_answer_meanwhile(
         for _ in range(3):
             next(events)
         awake.process(victim).send_signal(signal.SIGKILL)
-        assert any("error" in event for event in events), "who is in the middle of an answer is told"
+        assert any("error" in event for event in events), "who is in the middle of an answer is reported"
     meanwhile = awake.ask("auto", "Anything in general?")
     assert (text_of(meanwhile), meanwhile.headers["x-coe-expert"]) == (SPARE, "stand_in")
     awake.wait_for_line("restarting in", times=restarts + 1)

@@ -327,7 +327,7 @@ class Connection(asyncio.Protocol):
         if self._writer is not None:
             await self._writer
         else:
-            await asyncio.sleep(0)  # lets other tasks run
+            await asyncio.sleep(0)  # yields to other tasks
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

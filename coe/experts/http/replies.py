@@ -258,7 +258,7 @@ class StreamedReply:
         return counted
 
     def _all_choices_ended(self, events: bytes) -> bool:
-        """Whether, with these events, every requested choice has ended; one of them ends a choice."""
+        """True if every requested choice has ended with these events; one of them ends a choice."""
         if self._choices > 1:
             self._ended_choices.update(map(str, sse.ends(events)))
         return self._choices == 1 or len(self._ended_choices) >= self._choices

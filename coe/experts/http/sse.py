@@ -54,7 +54,7 @@ class EventBuffer:
 
     def __init__(self, *, limit: int = MAX_EVENT_BYTES) -> None:
         self.rest: bytes | bytearray = b""
-        """What followed the last complete event."""
+        """The bytes behind the last complete event."""
         self._limit = limit
         self._returned = False
 

@@ -77,7 +77,7 @@ class Draft:
 
     @property
     def usable(self) -> bool:
-        """Whether the client could get it: it is complete, or a stream that has begun and is still read."""
+        """True if it can be returned: it is complete, or a stream that has begun and is still read."""
         return self.complete or (self.began is not None and not self.settled and self.media_type == EVENT_STREAM)
 
     async def read(self) -> None:

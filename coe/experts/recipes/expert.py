@@ -94,7 +94,7 @@ class _Run:
     def __init__(self, recipe: RecipeExpert, call: Call, log: RecipeLog) -> None:
         self._recipe = recipe
         self._call: Call | None = replace(call, stand_in="", posterior=None, recipe_log=None)
-        """What the members get; None once no further member is called, as its body may be large."""
+        """The call that the members get; None once no further member is called, as its body may be large."""
         self._is_stream = call.stream
         posterior = recipe.uniform if call.posterior is None else call.posterior.astype(np.float64)
         self._posterior = posterior[np.newaxis]

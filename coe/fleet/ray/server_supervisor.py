@@ -182,7 +182,7 @@ class _ActorUnavailable(FleetError):
 
 
 def _shortage(needed: Mapping[str, float], ray: Any) -> str:
-    """What a server needs, what the cluster has and has free of it, and on how many nodes."""
+    """The resources that a server needs, those of the cluster in total and free, and the number of nodes."""
     try:
         total, free = ray.cluster_resources(), ray.available_resources()
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())

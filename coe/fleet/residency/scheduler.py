@@ -124,7 +124,7 @@ class Scheduler:
         self._policy = policy
         self._server_of: dict[Ticket, str] = {}
         self.switches = 0
-        """How often a server was loaded."""
+        """Number of loads of a server."""
 
     # ------------------------------------------------------------------------------------------------ events
 

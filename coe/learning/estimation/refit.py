@@ -20,7 +20,7 @@ MAX_PSEUDO_COUNT = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
-    """How much a request's feedback counts.
+    """The weight of a request's feedback.
 
     `half_life` is in days, since experts and users change. `clip` is the largest inverse propensity; 1 ignores
     propensities. Within a category explored requests represent all others, and count more by it; beyond the clip the

@@ -28,7 +28,7 @@ SIGNIFICANCE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How one tenant's rewards follow what the others' rewards predict for the same experts and categories.
+    """The relation of one tenant's rewards to what the others' rewards predict for the same experts and categories.
 
     `slope` is the regression of the tenant's rewards on that prediction: 1 in agreement, 0 unrelated, -1 inverted;
     `error` is its standard error. `trust`, 0 to 1, is the factor on the weight of the tenant's feedback.

@@ -46,7 +46,7 @@ class ProbeAnswer:
 
     @property
     def cut(self) -> bool:
-        """Whether the answer ran out of tokens."""
+        """True if the answer ran out of tokens."""
         return self.finish_reason == CUT_REASON
 
 

@@ -82,7 +82,7 @@ def _executable() -> str:
 
 
 def _readable() -> Iterator[str]:
-    """What the interpreter needs: itself, the standard library and shared libraries."""
+    """Paths that the interpreter needs: itself, the standard library and shared libraries."""
     prefix = Path(sys.base_prefix)
     wanted = [*_LIBRARIES, "/etc/ld.so.cache", _executable(), sysconfig.get_path("stdlib")]
     yield from (path for path in wanted if Path(path).exists())
@@ -106,7 +106,7 @@ def _code() -> Iterator[tuple[str, str]]:
 
 TESTS = "import fractions\nassert half(3) == fractions.Fraction(3, 2)\nfound = leaks()\nassert found == [], found"
 TESTS_BARE = "import fractions\nassert half(3) == fractions.Fraction(3, 2)"
-"""Where there is no isolation to check."""
+"""Check that passes where there is no isolation."""
 
 _PROGRAM = """\
 import bisect, decimal, fractions, os, socket

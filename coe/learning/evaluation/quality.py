@@ -54,7 +54,7 @@ class Quality:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out, a sentence each."""
+        """The left-out data, a sentence each."""
         found = []
         if self.left_out:
             most = max(self.gaps, key=lambda model: self.gaps[model])
@@ -97,23 +97,9 @@ def read_quality(
         prompts, scores = prompts.where("benchmark", name), scores.where("benchmark", name)
     number = _numbers(prompts)
     active_b = _sizes(folder, name if several else None)
-    scored = set(scores.texts("model"))
-    absent = [model for model in only if model not in scored]
-    if absent and len(only) - len(absent) < 2:
-        raise DataError(
-            f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them (a plan takes two experts)"
-        )
-    models = _pool(sorted(scored & set(only or scored)), active_b, max_active_b, open_only, scores.path)
-    matrix = _matrix(scores, "score", number, models, most=1.0)
-    if not np.isfinite(matrix).any():
-        raise DataError(f"{scores.path}: no score belongs to one of the prompts; compare the prompt_id of both files")
-    if only:
-        models, matrix = _comparable(models, matrix)
+    pool = _pool(_scored(folder, scores, only), active_b, max_active_b, open_only, scores.path)
+    models, matrix = _complete_scores(scores, number, pool, only)
     whole = np.asarray(np.isfinite(matrix).all(axis=1))
-    if not whole.any():
-        gaps = dict(zip(models, np.isnan(matrix).sum(axis=0).tolist(), strict=True))
-        worst = max(gaps, key=lambda model: gaps[model])
-        raise DataError(f"{scores.path}: no prompt has a score of every model; {worst} lacks {gaps[worst]}")
     kept = np.flatnonzero(whole).tolist()
     texts, categories, coarse = prompts.texts("prompt"), _categories(prompts), prompts.texts("category")
     prompt_ids = tuple(number)
@@ -136,6 +122,33 @@ def read_quality(
         prompt_ids=tuple(prompt_ids[i] for i in kept),
         uses=_uses(folder, name, number, models, whole),
     )
+
+
+def _scored(folder: Path, scores: Table, only: Sequence[str]) -> list[str]:
+    """The models with scores, of those named by `only` if it names any. Raises DataError if a plan has too few."""
+    scored = set(scores.texts("model"))
+    absent = [model for model in only if model not in scored]
+    if absent and len(only) - len(absent) < 2:
+        raise DataError(
+            f"{folder}: no scores of {', '.join(absent)}; run `coe score` for them (a plan takes two experts)"
+        )
+    return sorted(scored & set(only or scored))
+
+
+def _complete_scores(
+    scores: Table, number: dict[str, int], models: tuple[str, ...], only: Sequence[str]
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Models and their scores (n_prompts, n_models), which at least one prompt has of every model. Raises DataError."""
+    matrix = _matrix(scores, "score", number, models, most=1.0)
+    if not np.isfinite(matrix).any():
+        raise DataError(f"{scores.path}: no score belongs to one of the prompts; compare the prompt_id of both files")
+    if only:
+        models, matrix = _comparable(models, matrix)
+    if not np.isfinite(matrix).all(axis=1).any():
+        gaps = dict(zip(models, np.isnan(matrix).sum(axis=0).tolist(), strict=True))
+        worst = max(gaps, key=lambda model: gaps[model])
+        raise DataError(f"{scores.path}: no prompt has a score of every model; {worst} lacks {gaps[worst]}")
+    return models, matrix
 
 
 def _benchmark(prompts: Table, wanted: str | None) -> str:

@@ -57,7 +57,7 @@ class Cell:
 
     @property
     def cut(self) -> bool:
-        """Whether the answer ran out of tokens."""
+        """True if the answer ran out of tokens."""
         return self.finish_reason == CUT_REASON
 
     @classmethod
@@ -156,7 +156,8 @@ class ExpertColumn:
 
 @dataclass(frozen=True, slots=True)
 class ScoringRun:
-    """What all columns share. `report` prints a line, `advance` takes an expert's name after each finished probe."""
+    """State that all columns share. `report` prints a line, `advance` takes an expert's name after each finished
+    probe."""
 
     journal: Journal
     sandbox: Sandbox

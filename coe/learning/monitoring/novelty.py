@@ -101,8 +101,8 @@ def _directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _silhouettes(points: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How much nearer each point is to its own cluster than to the next one, -1 to 1; points without a cluster form
-    one."""
+    """Silhouette of each point, -1 to 1: how much nearer it is to its own cluster than to the next; points without a
+    cluster form one."""
     from sklearn.metrics import silhouette_samples
 
     if len(set(labels.tolist())) < 2:

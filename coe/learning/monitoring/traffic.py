@@ -25,7 +25,8 @@ _CAUSES_WITHOUT_FAULT: frozenset[Cause] = frozenset({"rejected", "unsupported", 
 
 
 class SampledRequest(NamedTuple):
-    """What drift tests and category proposals read of a request; `category` is an index, `prompt` may be empty."""
+    """The part of a request that drift tests and category proposals read; `category` is an index, `prompt` may be
+    empty."""
 
     category: int
     confidence: float

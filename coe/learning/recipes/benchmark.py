@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from coe.experts.recipes.agreement import Array
-from coe.experts.recipes.policy import member_columns, replay
 from coe.learning.recipes.arms import Arm, cost_by_category, propose_arms, quality_by_category
-from coe.learning.recipes.fit import Answers
+from coe.learning.recipes.fit import Answers, replayed
 
 PRICES = (0.0, *(float(price) for price in np.geomspace(3e-4, 3.0, 120)))
 """Prices of the budget, in quality per typical cost of an answer, at which both plans are compared."""
@@ -28,7 +27,7 @@ MAX_CALLS = 6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """What the plan believes of its columns, and what they earn on the test prompts.
+    """The plan's estimates for its columns, and their outcomes on the test prompts.
 
     `quality` and `cost` have shape (n_categories, n_columns), `scores` and `costs` (n_prompts, n_columns).
     """
@@ -91,18 +90,12 @@ def compare(
 
 
 def _with_arms(single: Columns, train: Answers, test: Answers, arms: Sequence[Arm], posterior: Array) -> Columns:
-    everyone = np.arange(len(test.labels))
-    scores, costs = [], []
-    for arm in arms:
-        columns = member_columns(arm.policy, test.experts)
-        found = replay(arm.policy, test.classes[:, columns], test.tokens[:, columns], posterior)
-        scores.append(test.scores[everyone, np.array(columns)[found.member]])
-        costs.append((test.costs[:, columns] * found.calls).sum(axis=1))
+    outcomes = [replayed(arm.policy, test, posterior) for arm in arms]
     return Columns(
         np.column_stack((single.quality, quality_by_category(train, arms))),
         np.column_stack((single.cost, cost_by_category(train, np.column_stack([arm.outcome.costs for arm in arms])))),
-        np.column_stack((single.scores, *scores)),
-        np.column_stack((single.costs, *costs)),
+        np.column_stack((single.scores, *(scores for scores, _ in outcomes))),
+        np.column_stack((single.costs, *((test.costs * called).sum(axis=1) for _, called in outcomes))),
     )
 
 

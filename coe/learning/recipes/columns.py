@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
-from coe.experts.recipes.policy import RecipePolicy, member_columns, replay
+from coe.experts.recipes.policy import RecipePolicy, member_columns
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms, propose_arms, quality_by_category
-from coe.learning.recipes.fit import Answers
+from coe.learning.recipes.fit import Answers, replayed
 from coe.learning.recipes.guarantee import accepted_thresholds
 from coe.mapping import Uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
@@ -33,12 +33,10 @@ class RecipeColumns:
     """The arms of a plan, in the order of its columns.
 
     `scores` has shape (n_prompts, n_arms); the expected `quality` and the uses have shape (n_categories, n_arms), NaN
-    where unknown. `calls` maps an arm to the mean calls of each member, shape (n_categories, n_members). `steps` holds
-    the steps of each recipe, declared or proposed, and `left_out` the reason why a recipe is not planned.
+    where unknown. `calls` maps an arm to the mean calls of each member, shape (n_categories, n_members), and `left_out`
+    a recipe to the reason why it is not planned.
     """
 
-    arms: tuple[str, ...] = ()
-    members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
     scores: Array = field(default_factory=lambda: np.empty((0, 0)))
     quality: Array = field(default_factory=lambda: np.empty((0, 0)))
@@ -46,8 +44,17 @@ class RecipeColumns:
     cost: Array = field(default_factory=lambda: np.empty((0, 0)))
     latency_ms: Array = field(default_factory=lambda: np.empty((0, 0)))
     calls: Mapping[str, Array] = field(default_factory=dict)
-    steps: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Return the names of the columns."""
+        return tuple(self.policies)
+
+    @property
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """Return the members of each arm in the order of their calls."""
+        return {name: policy.members for name, policy in self.policies.items()}
 
     def beside(self, uses: Uses) -> Uses:
         """Return the uses of experts with the columns of the arms behind them."""
@@ -172,8 +179,8 @@ class _AnswerTable:
         tested = self.answers.folds == 0
         fixed = declared_arms(self.answers.rows(np.flatnonzero(~tested)), name, steps)
         held_out = self.answers.rows(np.flatnonzero(tested))
-        reference = _replayed_scores(_never_stopping(fixed[-1].policy), held_out)
-        losses = [reference - _replayed_scores(arm.policy, held_out) for arm in fixed]
+        reference, _ = replayed(_never_stopping(fixed[-1].policy), held_out)
+        losses = [reference - replayed(arm.policy, held_out)[0] for arm in fixed]
         kept = accepted_thresholds(losses[::-1], max_loss)
         bounded = [Arm(one.policy, arm.outcome) for one, arm in zip(fixed, arms, strict=True)]
         return bounded[len(bounded) - kept :]
@@ -189,32 +196,20 @@ class _AnswerTable:
         for number, (name, arm) in enumerate(named.items()):
             scores[self.prompts, number] = arm.outcome.scores
             columns = member_columns(arm.policy, self.answers.experts)
-            called = self._called(arm, columns)
+            called = replayed(arm.policy, self.answers)[1][:, columns]
             for use, found in uses.items():
-                found.append(_of_arm(arm, np.where(called > 0, getattr(self, use)[:, columns], 0.0), use))
-            calls[name] = cost_by_category(self.answers, called)
-        policies = {name: arm.policy for name, arm in named.items()}
+                found.append(_of_arm(arm, np.where(called, getattr(self, use)[:, columns], 0.0), use))
+            calls[name] = cost_by_category(self.answers, called.astype(np.float64))
         return RecipeColumns(
-            arms=tuple(named),
-            members={name: policy.members for name, policy in policies.items()},
-            policies=policies,
+            policies={name: arm.policy for name, arm in named.items()},
             scores=scores[list(rows)],
             quality=quality_by_category(self.answers, list(named.values())) if named else self._by_category([]),
             active_b=self._by_category(uses["active_b"]),
             cost=self._by_category(uses["dollars"]),
             latency_ms=self._by_category(uses["latency_ms"]),
             calls=calls,
-            steps={
-                name: tuple(step.members for step in arms[0].policy.steps) for name, arms in planned.items() if arms
-            },
             left_out=left_out,
         )
-
-    def _called(self, arm: Arm, columns: Sequence[int]) -> Array:
-        """Return which members the policy calls, shape (n_prompts, n_members)."""
-        answers, policy = self.answers, arm.policy
-        found = replay(policy, answers.classes[:, columns], answers.tokens[:, columns], answers.posterior)
-        return found.calls.astype(np.float64)
 
     def _by_category(self, by_arm: Sequence[Array]) -> Array:
         if not by_arm:
@@ -244,12 +239,6 @@ def _never_stopping(policy: RecipePolicy) -> RecipePolicy:
     always = [None if step.gain is None else np.eye(1, len(step.gain))[0] for step in policy.steps]
     steps = tuple(replace(step, gain=gain) for step, gain in zip(policy.steps, always, strict=True))
     return replace(policy, steps=steps)
-
-
-def _replayed_scores(policy: RecipePolicy, answers: Answers) -> Array:
-    columns = member_columns(policy, answers.experts)
-    found = replay(policy, answers.classes[:, columns], answers.tokens[:, columns], answers.posterior)
-    return np.asarray(answers.scores[np.arange(len(found.member)), np.array(columns)[found.member]])
 
 
 def _of_arm(arm: Arm, each: Array, use: str) -> Array:

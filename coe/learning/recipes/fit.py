@@ -26,7 +26,7 @@ from coe.experts.recipes.agreement import (
     stop_features,
     support,
 )
-from coe.experts.recipes.policy import RecipePolicy, Step
+from coe.experts.recipes.policy import RecipePolicy, Step, member_columns, replay
 
 MEMBER_PENALTY = 0.5
 """Ridge penalty of a member's weight."""
@@ -157,7 +157,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnsweredSet:
-    """What a policy knows and earns once some members have answered.
+    """The state of a policy once some members have answered.
 
     `scores` (n_prompts,) of the answer that would be returned, `features` (n_prompts, n_features) for the stopping
     rule; `unreadable` (n_prompts,) marks prompts without a readable answer.
@@ -250,6 +250,23 @@ def _ridge(features: Array, target: Array) -> Array:
     penalty = np.full(features.shape[1], GAIN_CATEGORY_PENALTY)
     penalty[:STATE_FEATURES] = GAIN_PENALTY
     return np.asarray(np.linalg.solve(features.T @ features + np.diag(penalty), features.T @ target))
+
+
+def replayed(policy: RecipePolicy, answers: Answers, posterior: Array | None = None) -> tuple[Array, NDArray[np.bool_]]:
+    """Run a policy on recorded answers, with the true categories unless a `posterior` is given.
+
+    Returns the score of each prompt, shape (n_prompts,), and which experts were called, (n_prompts, n_experts).
+    """
+    columns = member_columns(policy, answers.experts)
+    found = replay(
+        policy,
+        answers.classes[:, columns],
+        answers.tokens[:, columns],
+        answers.posterior if posterior is None else posterior,
+    )
+    called = np.zeros(answers.scores.shape, dtype=bool)
+    called[:, columns] = found.calls
+    return answers.scores[np.arange(len(called)), np.array(columns)[found.member]], called
 
 
 class RecipeFit:

@@ -83,7 +83,7 @@ class BudgetSolver:
     def basis(
         self, refit: Refit, quality: Array, *, measured: ScoreTable | None, reassigned: tuple[str, ...] = ()
     ) -> PlanInputs:
-        """What the plan of this quality is solved from, and the evidence behind it."""
+        """The inputs of the plan of this quality, and the evidence behind it."""
         problem = self._problem(refit.table, quality)
         return PlanInputs(
             problem,

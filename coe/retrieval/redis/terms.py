@@ -35,7 +35,7 @@ _WORD = re.compile(r"[぀-ヿ㐀-鿿가-힯]+|[^\W_]+")
 _STEM = Stemmer.Stemmer("english").stemWord
 """Snowball's stemmer, as in LanceDB's full-text index."""
 _FIRST_UNSPACED = "぀"
-"""From this character on, scripts are written without spaces; their terms are bigrams of characters."""
+"""First character of the scripts that are written without spaces; their terms are bigrams of characters."""
 
 
 def terms(text: str) -> list[str]:

@@ -123,7 +123,7 @@ class SharedSnapshot:
 
 
 class StreamQuery(RequestModel):
-    """How often to send an event, and how many; without a number the stream does not end."""
+    """Interval and number of events; without a number the stream does not end."""
 
     interval: Annotated[int, Field(ge=1, le=MAX_INTERVAL_SECONDS)] = 1
     events: Annotated[int, Field(ge=1, le=MAX_EVENTS)] | None = None
