@@ -258,8 +258,7 @@ async def gateway_of(
     file where feedback waits while the log fails; `real_experts` replace scripted ones."""
     registry = registry or registry_of()
     experts: dict[str, Expert] = {**scripted_experts(registry, scripts), **real_experts}
-    log = ListLog([])
-    router = WordRouter()
+    log, router = ListLog([]), WordRouter()
     opened: list[ServingState] = []
 
     @asynccontextmanager

@@ -73,12 +73,7 @@ def plan_basis(
         print_error(f"note: {note}")
     experts = tuple(name for name in registry.expert_names if name in data.models)
     categories = tuple(name for name in registry.category_names if registry.assignment.get(name, experts[0]) in experts)
-    rows = [row for row, category in enumerate(data.categories) if category in categories]
-    if not rows:
-        raise DataError(
-            f"{folder}: no prompt is of a category that can be planned ({', '.join(categories) or 'none'}): "
-            "run `coe score` with probes of these, for every expert that answers them"
-        )
+    rows = _planned_rows(folder, data, categories)
     labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
@@ -115,6 +110,17 @@ def plan_basis(
         measured_uses=uses,
     )
     return basis, LeftOut.of(registry, data, measured), recipes
+
+
+def _planned_rows(folder: Path, data: Quality, categories: Sequence[str]) -> list[int]:
+    """The prompts of planned categories, by index. Raises DataError if there is none."""
+    rows = [row for row, category in enumerate(data.categories) if category in categories]
+    if not rows:
+        raise DataError(
+            f"{folder}: no prompt is of a category that can be planned ({', '.join(categories) or 'none'}): "
+            "run `coe score` with probes of these, for every expert that answers them"
+        )
+    return rows
 
 
 @dataclass(frozen=True, slots=True)

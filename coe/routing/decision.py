@@ -62,9 +62,8 @@ def decide(
     if registry.recipe_arms and recipe != NO_RECIPE:
         eligible += _eligible_arms(chat, registry, utilities)
     policy = registry.policy
-    if policy.confidence_threshold is not None:
-        confidence_threshold = policy.confidence_threshold
-    general = registry.general_expert if confidence < confidence_threshold else None
+    threshold = confidence_threshold if policy.confidence_threshold is None else policy.confidence_threshold
+    general = registry.general_expert if confidence < threshold else None
     candidates = _Candidates.of(eligible, utilities, health_by_expert)
     expert, reason = _select(candidates, policy, previous=previous, general=general)
     propensity, avoided = 1.0, _avoided(candidates, policy, previous=previous, general=general)
