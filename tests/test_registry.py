@@ -1,6 +1,5 @@
 """experts.yaml: what is accepted, and what each mistake says."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -44,11 +43,6 @@ def test_the_shipped_optional_sections_show_the_defaults() -> None:
     shipped = registry.load(SHIPPED, environ={})
     for section in ("router", "policy", "limits", "access", "log"):
         assert getattr(shipped, section) == type(getattr(shipped, section))()
-
-
-def test_the_published_schema_is_the_one_of_the_code() -> None:
-    published = json.loads((SHIPPED.parent / "docs" / "experts.schema.json").read_text())
-    assert published == registry.schema(), "run: coe check --schema > docs/experts.schema.json"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
-"""Generates docs/reference from the code: `python -m scripts.reference` writes the pages, `--check` compares them."""
+"""Generates docs/reference and docs/experts.schema.json: `python -m scripts.reference` writes, `--check` compares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import orjson
+
 from scripts.reference import cli, environment, errors, experts_yaml, headers, http_api, metrics, records
 from scripts.reference.markdown import wrapped
+from scripts.reference.sources import declaration_schema
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "reference"
+SCHEMA = "experts.schema.json"
+"""Its file is in the parent of the folder of pages, where editors find it by the first line of experts.yaml."""
 NOTE = "<!-- Generated from the code by `make reference`. Do not edit. -->\n"
 
 _PAGES = {
@@ -47,17 +52,26 @@ def pages() -> Mapping[str, str]:
     return {"index.md": _noted(_INDEX.format(rows=rows, names=names)), **found}
 
 
+def files() -> Mapping[str, str]:
+    """By path relative to the folder of pages: the text of every page, and the JSON schema of experts.yaml."""
+    schema = orjson.dumps(declaration_schema(), option=orjson.OPT_INDENT_2).decode() + "\n"
+    return {**pages(), f"../{SCHEMA}": schema}
+
+
 def outdated(folder: Path = FOLDER) -> list[str]:
-    """The files in the folder that differ from what the code gives, are missing, or should not be there."""
-    given = pages()
-    there = {path.name: path.read_text() for path in folder.glob("*.md")}
-    return sorted(name for name in given.keys() | there.keys() if given.get(name) != there.get(name))
+    """The files that differ from what the code gives, are missing, or should not be there."""
+    given = files()
+    committed = {path.name: path.read_text() for path in folder.glob("*.md")}
+    schema = folder.parent / SCHEMA
+    if schema.is_file():
+        committed[f"../{SCHEMA}"] = schema.read_text()
+    return sorted(name for name in given.keys() | committed.keys() if given.get(name) != committed.get(name))
 
 
 def write(folder: Path = FOLDER) -> None:
-    """Write every page, and remove pages that no longer exist."""
+    """Write every file, and remove pages that no longer exist."""
     folder.mkdir(parents=True, exist_ok=True)
-    given = pages()
+    given = files()
     for path in folder.glob("*.md"):
         if path.name not in given:
             path.unlink()

@@ -11,23 +11,27 @@ from scripts import reference
 from scripts.reference import environment, errors, experts_yaml, headers, http_api, metrics
 
 
-def test_the_committed_pages_are_up_to_date() -> None:
+def test_the_committed_files_are_up_to_date() -> None:
     assert reference.outdated() == [], "run: make reference"
 
 
-@pytest.mark.parametrize("change", ["edit", "remove", "add"])
-def test_a_page_that_differs_is_named(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["edit", "remove", "add", "schema"])
+def test_a_file_that_differs_is_named(tmp_path: Path, change: str) -> None:
     folder = tmp_path / "reference"
     shutil.copytree(reference.FOLDER, folder)
+    shutil.copy(reference.FOLDER.parent / reference.SCHEMA, tmp_path)
     page = folder / "cli.md"
-    if change == "edit":
+    if change == "schema":
+        page = tmp_path / reference.SCHEMA
+        page.write_text("{}")
+    elif change == "edit":
         page.write_text(page.read_text().replace("coe check", "coe chek", 1))
     elif change == "remove":
         page.unlink()
     else:
         page = folder / "old.md"
         page.write_text("# Old\n")
-    assert reference.outdated(folder) == [page.name]
+    assert [Path(name).name for name in reference.outdated(folder)] == [page.name]
     reference.write(folder)
     assert reference.outdated(folder) == []
 
