@@ -152,6 +152,12 @@ class RoutingRecord:
         str, FieldInfo("Why the recipe stopped: accepted, last_step, stream_hold, ...; empty without one.")
     ] = ""
     steps: Annotated[tuple[RecipeCall, ...], FieldInfo("Calls of the recipe to its members.")] = ()
+    cache: Annotated[
+        str,
+        FieldInfo(
+            "`hit`: the answer is from the cache, at no cost; `miss`; empty if the cache was not used.", api="list"
+        ),
+    ] = ""
     plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""
     schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1
 

@@ -230,6 +230,8 @@ class Metrics:
         self._retrieval_results = counter("coe_retrieval_total", "Requests, by the result of retrieval.", ("result",))
         self._retrieval_seconds = histogram("coe_retrieval_seconds", "Duration of retrieval.", _ROUTING_BUCKETS)
         self._passage_tokens = counter("coe_retrieval_tokens_total", "Tokens of passages, approximately.")
+        lookups = "Requests that used the answer cache, by the result: hit or miss."
+        self._cache_lookups = counter("coe_cache_requests_total", lookups, ("result",))
         self._feedback = counter("coe_feedback_total", "Feedback that was stored.", ("kind",))
         refusals = "Requests refused for their Host or Origin header."
         self._refusals = counter("coe_refused_total", refusals, ("outcome",))
@@ -243,12 +245,16 @@ class Metrics:
     def observe(self, trace: Trace) -> None:
         """Counts one finished request."""
         self._request_seconds.observe(_NO_LABELS, trace.elapsed_ms() / 1000)
+        if trace.cache is not None:
+            self._cache_lookups.add((trace.cache.result,))
         decision = trace.decision
         status = "" if trace.status is None else str(trace.status)
         if decision is None:
             self._requests.add((trace.api, "", "", trace.outcome, "", status))
             return
         self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason, status))
+        if trace.cached is not None:
+            return
         self._routing_seconds.observe(_NO_LABELS, trace.routing_ms / 1000)
         self._record_retrieval(trace)
         if (first := trace.first_token_ms) is not None:

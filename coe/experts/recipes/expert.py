@@ -29,7 +29,8 @@ DEADLINE_MARGIN_SECONDS = 0.5
 """Time before the request's deadline at which the best answer so far is returned."""
 DEADLINE_MARGIN_SHARE = 0.1
 """The margin is at most this share of the time that the request has left when it reaches the recipe."""
-_VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
+VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
+"""Why a recipe stopped, if its answer was compared with all others."""
 
 
 class RecipeExpert:
@@ -113,7 +114,7 @@ class _Run:
         self._call = None
         best = self._best(finished_only=stop == "deadline")
         self.log.stop, best.log.accepted = stop, True
-        if stop not in _VERIFIED:
+        if stop not in VERIFIED:
             best.log.outcome = "unverified"
         for draft, task in zip(self._drafts, self._tasks, strict=True):
             if draft is not best and not draft.complete:
