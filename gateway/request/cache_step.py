@@ -28,7 +28,7 @@ MEMORY = "memory"
 _STORED_REASONS: frozenset[Reason] = frozenset(("routed", "uncertain", "sticky", "pinned"))
 """Reasons of answers that are stored: not of those by another expert than the plan's choice."""
 _STORED_RETRIEVAL = ("none", "off", "skipped")
-"""Results of retrieval that do not depend on the documents."""
+"""Results of retrieval that do not depend on the documents, if the store was not searched."""
 
 
 def check_cache(spec: CacheSpec | None) -> None:
@@ -134,7 +134,7 @@ def _is_storable(trace: Trace) -> bool:
         decision.reason in _STORED_REASONS
         and prediction.stage != LOAD_SHED
         and retrieval.status in _STORED_RETRIEVAL
-        and not retrieval.trial
+        and not retrieval.ms  # the time of a search
         and (log is None or log.stop in VERIFIED)
     )
 

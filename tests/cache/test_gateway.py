@@ -258,3 +258,15 @@ async def test_feedback_on_a_hit_teaches_the_expert_that_wrote_the_answer_and_no
         assert experience.chosen.tolist() == [names["experts"].index("generalist")] * 2
         assert np.array_equal(experience.posterior[0], experience.posterior[1])
         assert experience.usable_off_policy.tolist() == [True, False]
+
+
+async def test_an_answer_that_a_search_decided_is_not_stored_even_without_passages() -> None:
+    none_found = ScriptedRetrieval(gate=gate_of(3.0))
+    found_unfit = ScriptedRetrieval(passage("The tower was built in 1889."), gate=gate_of(3.0))
+    assert found_unfit.retrieval.gate is not None
+    found_unfit.retrieval.gate.helps.evidence[2] = -20.0  # once the best passage is known
+    for scripted, status in ((none_found, "empty"), (found_unfit, "skipped")):
+        async with gateway_of(cached(), retrieval=scripted.retrieval, generalist=answer("In 1889.")) as gateway:
+            assert await uses(gateway, {}, {}) == ["miss", "miss"]
+            assert [record.retrieval for record in gateway.records] == [status, status]
+            assert scripted.retriever.searches == 2
