@@ -24,6 +24,7 @@ pytestmark = pytest.mark.anyio
 RECIPES = [
     {"name": "careful", "cascade": [["coder", "painter"], "generalist"]},
     {"name": "panel", "vote": ["coder", "painter"]},
+    {"name": "polished", "chain": ["coder", "painter"]},
 ]
 KEY = "sk-tests"
 
@@ -63,6 +64,28 @@ async def test_a_pinned_recipe_returns_one_members_bytes_and_says_what_it_did() 
         assert (record.input_tokens, record.output_tokens) == (9, 15)
 
 
+async def test_a_chain_is_pinned_by_name_and_falls_back_to_an_expert_without_any_answer() -> None:
+    down = {name: ExpertUnavailable("down", expert=name) for name in ("coder", "painter")}
+    declared = registry()
+    async with gateway_of(registry(), coder=answer("X"), painter=answer("Y")) as gateway:
+        response = await ask(gateway, model="polished")
+        assert response.body == answer("Y")[0]
+        shown = {name: response.headers[f"x-coe-{name}"] for name in ("expert", "recipe", "steps", "calls")}
+        assert shown == {"expert": "painter", "recipe": "polished", "steps": "2", "calls": "2"}
+    async with gateway_of(declared, assignment=plan_with("polished@1", declared, quality=2.0), **down) as gateway:
+        response = await ask(gateway, "code")
+        assert (response.status, response.headers["x-coe-fallback-from"]) == (200, "polished@1")
+        (record,) = gateway.records
+        assert (record.expert, record.recipe, record.recipe_stop) == ("generalist", "polished", "failed")
+
+
+@pytest.mark.parametrize("fields", [{"tools": [{"type": "function"}]}, {"n": 2}, {"logprobs": True}])
+async def test_a_request_that_needs_a_single_expert_cannot_pin_a_chain(fields: dict[str, Any]) -> None:
+    async with gateway_of(registry()) as gateway:
+        response = await ask(gateway, model="polished", **fields)
+        assert (response.status, response.error["code"]) == (400, "no_capable_expert")
+
+
 async def test_the_header_pins_a_recipe_of_a_routed_request() -> None:
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
         response = await ask(gateway, headers={"x-coe-recipe": "panel"})
@@ -79,12 +102,12 @@ async def test_an_arm_can_be_pinned_too() -> None:
 @pytest.mark.parametrize(
     ("model", "recipe", "status", "message"),
     [
-        ("auto", "pannel", 404, "the recipe 'pannel' does not exist here; known: off, careful, panel"),
+        ("auto", "pannel", 404, "the recipe 'pannel' does not exist here; known: off, careful, panel, polished"),
         ("auto", "coder", 404, "the recipe 'coder' does not exist here"),
         ("coder", "panel", 400, "model 'coder' and x-coe-recipe 'panel' contradict each other: send model 'auto'"),
         ("panel", "off", 400, "model 'panel' and x-coe-recipe 'off' contradict each other"),
         ("auto", "é", 400, "x-coe-recipe must be the name of a recipe or off"),
-        ("carefull", "", 404, "known: auto, coder, painter, generalist, careful, panel"),
+        ("carefull", "", 404, "known: auto, coder, painter, generalist, careful, panel, polished"),
     ],
 )
 async def test_a_wrong_recipe_is_refused_with_the_known_ones(
@@ -217,7 +240,7 @@ async def test_a_follow_up_stays_with_the_recipe() -> None:
 async def test_models_lists_the_recipes() -> None:
     async with gateway_of(registry()) as gateway:
         listed = await gateway.post("/v1/models", method="GET")
-        assert [model["id"] for model in listed.json["data"]][-2:] == ["careful", "panel"]
+        assert [model["id"] for model in listed.json["data"]][-3:] == ["careful", "panel", "polished"]
 
 
 async def test_a_client_that_leaves_cancels_all_members_and_their_calls_are_recorded() -> None:
