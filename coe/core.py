@@ -261,9 +261,10 @@ class MemberCall:
     - `answer_class`: index of the first call with the same final answer; None without one.
     - `confidence`: probability that the answer is right, by the last comparison; None before one.
     - `accepted`: whether this answer was returned.
+    - `drafts`: number of earlier answers in its request; 0 also where none was left or had room.
     """
 
-    __slots__ = ("accepted", "answer_class", "confidence", "expert", "ms", "outcome", "step", "usage")
+    __slots__ = ("accepted", "answer_class", "confidence", "drafts", "expert", "ms", "outcome", "step", "usage")
 
     def __init__(self, expert: str, step: int) -> None:
         self.expert = expert
@@ -274,15 +275,16 @@ class MemberCall:
         self.answer_class: int | None = None
         self.confidence: float | None = None
         self.accepted = False
+        self.drafts = 0
 
 
 RecipeStop = Literal[
     "", "accepted", "last_step", "stream_hold", "held_bytes", "deadline", "unavailable", "failed", "cancelled"
 ]
 """Why a recipe stopped; empty while it runs. `accepted`: its policy accepted an answer before the last step;
-`last_step`: all steps were compared. The next four return an unverified answer: the stream was held as long as allowed,
-the held answers reached the memory limit, the deadline was near, or no member of the last step answered. `failed`: no
-member answered."""
+`last_step`: all steps were called, and compared or written. The next four return an unverified answer: the stream was
+held as long as allowed, the held answers reached the memory limit, the deadline was near, or no member of the last step
+answered. `failed`: no member answered."""
 
 
 class RecipeLog:

@@ -43,6 +43,9 @@ class RecipeCall:
     ] = None
     confidence: Annotated[float | None, FieldInfo("Probability that the answer is right, 0 to 1.")] = None
     accepted: Annotated[bool, FieldInfo("True for the answer that was returned.")] = False
+    drafts: Annotated[
+        int, FieldInfo("Number of earlier answers in its request; 0 if it answered from the conversation alone.")
+    ] = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,8 @@ _DEFAULT_APIS: dict[str, frozenset[Api]] = {
 }
 
 
+DRAFTS_CONTEXT_SHARE = 0.25
+"""Share of the context that a member of a chain or fuse keeps for the answers of earlier steps."""
 _SINGLE_EXPERT_NEEDS: frozenset[Capability] = frozenset({"tools", "audio"})
 """Capabilities that no recipe has: such a request goes to one expert."""
 
@@ -158,7 +160,7 @@ class ArmSpec:
     """One arm of a recipe: what the plan selects and routing calls, like an expert.
 
     Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
-    `members` their declarations in the order of the calls.
+    `members` their declarations in the order of the calls. `writing` is `RecipeSpec.writing`.
     """
 
     name: str
@@ -166,6 +168,7 @@ class ArmSpec:
     level: int
     steps: tuple[tuple[str, ...], ...]
     members: tuple[ExpertSpec, ...]
+    writing: str = ""
     stand_in: None = None
     supported_apis: frozenset[Api] = frozenset({"chat"})
     prices: Prices = Prices()  # noqa: RUF009  (immutable)
@@ -178,7 +181,11 @@ class ArmSpec:
 
     @property
     def context_length(self) -> int:
-        """Smallest context of the members."""
+        """Smallest context of the members; those that get earlier answers keep DRAFTS_CONTEXT_SHARE for them."""
+        if self.writing:
+            first = len(self.steps[0])
+            kept = [int(one.context_length * (1 - DRAFTS_CONTEXT_SHARE)) for one in self.members[first:]]
+            return min(*(one.context_length for one in self.members[:first]), *kept)
         return min(member.context_length for member in self.members)
 
 
@@ -294,7 +301,14 @@ class Registry(StrictModel):
     def recipe_arms(self) -> tuple[ArmSpec, ...]:
         """The arms of all declared recipes, in the order of the declaration."""
         return tuple(
-            ArmSpec(recipe.arm(level), recipe.name, level, recipe.steps, tuple(map(self.expert, recipe.members)))
+            ArmSpec(
+                recipe.arm(level),
+                recipe.name,
+                level,
+                recipe.steps,
+                tuple(map(self.expert, recipe.members)),
+                recipe.writing,
+            )
             for recipe in self.declared_recipes
             for level in range(1, recipe.levels + 1)
         )

@@ -324,6 +324,7 @@ def _recorded(call: MemberCall) -> RecipeCall:
         call.answer_class,
         call.confidence,
         call.accepted,
+        call.drafts,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from coe.core import Health, RecipeLog
 from coe.errors import ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
-from coe.experts.recipes import expert as recipe_expert
+from coe.experts.recipes import calls as recipe_calls
 from coe.experts.recipes.policy import RecipePolicy
 from tests.fakes import ScriptedExpert
 from tests.recipes.members import (
@@ -319,7 +319,7 @@ async def test_a_stream_that_breaks_after_it_is_relayed_raises_its_error() -> No
 
 
 async def test_near_the_deadline_the_held_answer_goes_out_unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_expert, "DEADLINE_MARGIN_SHARE", 0.5)
+    monkeypatch.setattr(recipe_calls, "DEADLINE_MARGIN_SHARE", 0.5)
     for is_stream in (False, True):
         script = stream if is_stream else answer
         a, b, large = members(a=script("X"), b=script("Y"), large=asyncio.Event())
@@ -334,7 +334,7 @@ async def test_near_the_deadline_the_held_answer_goes_out_unverified(monkeypatch
 
 
 async def test_near_the_deadline_no_further_step_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_expert, "DEADLINE_MARGIN_SHARE", 1.0)
+    monkeypatch.setattr(recipe_calls, "DEADLINE_MARGIN_SHARE", 1.0)
     a, b, large = members(a=answer("X"), b=answer("Y"), large=answer("Y"))
     log = RecipeLog()
     await bytes_of(await recipe_of(a, b, large, **CASCADE).stream(call_of(log=log, seconds=0.4)))
@@ -344,7 +344,7 @@ async def test_near_the_deadline_no_further_step_begins(monkeypatch: pytest.Monk
 async def test_a_stream_beyond_the_memory_limit_is_relayed_and_read_no_faster_than_the_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recipe_expert, "MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr(recipe_calls, "MAX_HELD_BYTES", 1000)
     monkeypatch.setattr("coe.experts.recipes.draft.MAX_RELAY_BYTES", 500)
     texts = ["x" * 100] * 50
     a, b = members(a=stream(*texts), b=asyncio.Event())
@@ -356,7 +356,7 @@ async def test_a_stream_beyond_the_memory_limit_is_relayed_and_read_no_faster_th
 
 
 async def test_plain_answers_beyond_the_memory_limit_end_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_expert, "MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr(recipe_calls, "MAX_HELD_BYTES", 1000)
     long = answer("x" * 2000)
     a, b, large = members(a=long, b=answer("Y"), large=answer("Y"))
     log = RecipeLog()
