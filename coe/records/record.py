@@ -43,6 +43,7 @@ class RecipeCall:
     ] = None
     confidence: Annotated[float | None, FieldInfo("Probability that the answer is right, 0 to 1.")] = None
     accepted: Annotated[bool, FieldInfo("True for the answer that was returned.")] = False
+    cached_tokens: Annotated[int | None, FieldInfo("Input tokens that the member read from its prompt cache.")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,10 @@ class RoutingRecord:
     cost_weight: Annotated[float, FieldInfo("Cost weight of the request: 0 best answer, 1 cheapest.")] = 0.0
     input_tokens: Annotated[int | None, FieldInfo("Input tokens, as the expert counted them.", api="list")] = None
     output_tokens: Annotated[int | None, FieldInfo("Output tokens, as the expert counted them.", api="list")] = None
+    cached_tokens: Annotated[
+        int | None,
+        FieldInfo("Input tokens that the expert read from its prompt cache, a part of `input_tokens`.", api="list"),
+    ] = None
     session: Annotated[
         str | None, FieldInfo("Value of the client's `x-session-id` header.", api="list", column=True)
     ] = None
