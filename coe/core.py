@@ -236,16 +236,18 @@ class Call:
 class Usage:
     """Token counts of one response, updated while it streams; None if the expert did not report them.
 
-    `events` counts the events of a stream, each of which holds at least one token. `parts` are the members' names and
-    usages for the answer of a recipe, and empty for one of an expert.
+    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`. `events`
+    counts the events of a stream, each of which holds at least one token. `parts` are the members' names and usages for
+    the answer of a recipe, and empty for one of an expert.
     """
 
-    __slots__ = ("events", "input_tokens", "output_tokens")
+    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens")
 
     parts: tuple[tuple[str, Usage], ...] = ()
 
     def __init__(self) -> None:
         self.input_tokens: int | None = None
+        self.cached_tokens: int | None = None
         self.output_tokens: int | None = None
         self.events = 0
 
@@ -320,6 +322,7 @@ class RecipeUsage(Usage):
         self.parts = tuple((call.expert, call.usage) for call in self._log.calls if call.usage is not None)
         usages = [usage for _, usage in self.parts]
         self.input_tokens = _sum_of_known([usage.input_tokens for usage in usages])
+        self.cached_tokens = _sum_of_known([usage.cached_tokens for usage in usages])
         self.output_tokens = _sum_of_known([usage.output_tokens for usage in usages])
         self.events = sum(usage.events for usage in usages)
 

@@ -202,7 +202,7 @@ def _write(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> 
 
 def _answer_row(prompt_id: str, expert: str, cell: Cell, prices: Prices) -> AnswerRow:
     given, written = cell.input_tokens, cell.output_tokens
-    cost = None if given is None or written is None else (given * prices.input + written * prices.output) / 1e6
+    cost = None if given is None or written is None else prices.cost(given, written)
     return AnswerRow(prompt_id, expert, cell.answer, given, written, cell.output_chars, cell.latency_ms, cost)
 
 

@@ -46,6 +46,7 @@ class RecipeCall:
     drafts: Annotated[
         int, FieldInfo("Number of earlier answers in its request; 0 if it answered from the conversation alone.")
     ] = 0
+    cached_tokens: Annotated[int | None, FieldInfo("Input tokens that the member read from its prompt cache.")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,10 @@ class RoutingRecord:
     cost_weight: Annotated[float, FieldInfo("Cost weight of the request: 0 best answer, 1 cheapest.")] = 0.0
     input_tokens: Annotated[int | None, FieldInfo("Input tokens, as the expert counted them.", api="list")] = None
     output_tokens: Annotated[int | None, FieldInfo("Output tokens, as the expert counted them.", api="list")] = None
+    cached_tokens: Annotated[
+        int | None,
+        FieldInfo("Input tokens that the expert read from its prompt cache, a part of `input_tokens`.", api="list"),
+    ] = None
     session: Annotated[
         str | None, FieldInfo("Value of the client's `x-session-id` header.", api="list", column=True)
     ] = None

@@ -220,6 +220,8 @@ class Metrics:
         fallbacks = "Requests that another expert answered, by the first choice and why it did not answer."
         self._fallbacks = counter("coe_fallbacks_total", fallbacks, ("expert", "cause"))
         self._tokens = counter("coe_tokens_total", "Tokens as the experts counted them.", ("expert", "kind"))
+        cached = "Input tokens that the experts read from their prompt caches, a part of coe_tokens_total."
+        self._cached_tokens = counter("coe_cached_tokens_total", cached, expert)
         self._cost = counter("coe_cost_dollars_total", "Cost by the experts' declared prices.", expert)
         routing = "Time from arrival to the decision."
         self._routing_seconds = histogram("coe_routing_seconds", routing, _ROUTING_BUCKETS)
@@ -273,6 +275,8 @@ class Metrics:
                 self._tokens.add((name, "input"), usage.input_tokens)
             if usage.output_tokens:
                 self._tokens.add((name, "output"), usage.output_tokens)
+            if usage.cached_tokens:
+                self._cached_tokens.add((name,), usage.cached_tokens)
             if cost:
                 self._cost.add((name,), cost)
 

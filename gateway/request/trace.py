@@ -247,7 +247,7 @@ class Trace:
         output_tokens = 0 if self.api == "embeddings" else usage.output_tokens  # embedding servers report none
         if usage.input_tokens is None or output_tokens is None:
             return None
-        return (usage.input_tokens * prices.input + output_tokens * prices.output) / 1e6
+        return prices.cost(usage.input_tokens, output_tokens, usage.cached_tokens or 0)
 
     def record(self) -> RoutingRecord:
         """The request's record in the routing log."""
@@ -282,6 +282,7 @@ class Trace:
             cost_weight=options.cost_weight if options else 0.0,
             input_tokens=usage.input_tokens if usage else None,
             output_tokens=usage.output_tokens if usage else None,
+            cached_tokens=usage.cached_tokens if usage else None,
             session=options.session if options else None,
             api=self.api,
             tenant=self.caller.tenant,
@@ -325,6 +326,7 @@ def _recorded(call: MemberCall) -> RecipeCall:
         call.confidence,
         call.accepted,
         call.drafts,
+        usage.cached_tokens if usage else None,
     )
 
 
