@@ -69,6 +69,7 @@ def build_recipes(
             categories=categories,
             final_answer=final_answer,
             limits=registry.policy,
+            audit_rate=recipe.audit_probability,
         )
         for recipe in registry.declared_recipes
         for level in range(1, recipe.levels + 1)

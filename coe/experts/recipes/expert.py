@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
@@ -19,12 +20,11 @@ import numpy as np
 from coe.core import Call, Expert, Health, MemberCall, RecipeLog, RecipeStop, RecipeUsage, Reply, Usage
 from coe.errors import ExpertError, ExpertUnavailable, InvalidRequest
 from coe.experts.recipes.agreement import NO_ANSWER, answer_classes
-from coe.experts.recipes.draft import Draft, FinalAnswer, HeldBytes
+from coe.experts.recipes.audit import Audit
+from coe.experts.recipes.draft import MAX_HELD_BYTES, Draft, FinalAnswer, HeldBytes
 from coe.experts.recipes.policy import RecipePolicy
 from coe.registry import Policy
 
-MAX_HELD_BYTES = 16 * 2**20
-"""Bytes of answers that one request may hold."""
 DEADLINE_MARGIN_SECONDS = 0.5
 """Time before the request's deadline at which the best answer so far is returned."""
 DEADLINE_MARGIN_SHARE = 0.1
@@ -35,7 +35,8 @@ _VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
 class RecipeExpert:
     """One arm of a recipe.
 
-    `members` holds its members by name. `categories` is the number of categories of a posterior.
+    `members` holds its members by name. `categories` is the number of categories of a posterior. With probability
+    `audit_rate` an answer is marked for an audit; `draw` returns a uniform number from [0, 1).
     """
 
     def __init__(
@@ -47,12 +48,16 @@ class RecipeExpert:
         categories: int,
         final_answer: FinalAnswer,
         limits: Policy,
+        audit_rate: float = 0.0,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
         self.policy = policy
         self.members = {member: members[member] for member in policy.members}
         self.final_answer = final_answer
         self.limits = limits
+        self.audit_rate = audit_rate
+        self.draw = draw
         self.uniform = np.full(categories, 1 / categories)
         self._first = [members[member] for member in policy.steps[0].members]
 
@@ -67,6 +72,7 @@ class RecipeExpert:
         """Call the members until an answer is accepted. Raises the last member's error if none of them answered."""
         log = call.recipe_log or RecipeLog()
         log.recipe, log.stop = self.policy.recipe, ""
+        log.audit_rate, log.audited, log.audit = 0.0, False, None
         if len(log.calls) + len(self._first) > self.limits.max_calls:
             log.stop = "failed"
             raise self._calls_used_up()
@@ -110,15 +116,34 @@ class _Run:
     async def reply(self) -> Reply:
         """Call the members and return the best answer. Raises the last error if no member answered."""
         stop = await self._call_steps()
-        self._call = None
+        call, self._call = self._call, None
         best = self._best(finished_only=stop == "deadline")
         self.log.stop, best.log.accepted = stop, True
         if stop not in _VERIFIED:
             best.log.outcome = "unverified"
+        elif self._recipe.audit_rate:
+            self._draw_audit(call, best)
         for draft, task in zip(self._drafts, self._tasks, strict=True):
             if draft is not best and not draft.complete:
                 task.cancel()
         return RecipeReply(self, best)
+
+    def _draw_audit(self, call: Call | None, best: Draft) -> None:
+        """Mark the answer for an audit, or not. The draw does not depend on the request."""
+        recipe, log = self._recipe, self.log
+        log.audit_rate = recipe.audit_rate
+        log.audited = recipe.draw() < recipe.audit_rate
+        if log.audited and log.stop == "accepted" and call is not None:
+            answers = tuple(draft.answer for draft in self._drafts)
+            log.audit = Audit(
+                recipe.policy,
+                recipe.members,
+                replace(call, wake_deadline=0.0, deadline=math.inf),
+                answers=answers,
+                accepted=self._drafts.index(best),
+                posterior=self._posterior,
+                final_answer=recipe.final_answer,
+            )
 
     async def _call_steps(self) -> RecipeStop:
         """Call step after step until an answer is accepted or a limit is reached. Return why it stopped."""
