@@ -289,15 +289,38 @@ held as long as allowed, the held answers reached the memory limit, the deadline
 answered. `failed`: no member answered."""
 
 
-class RecipeLog:
-    """The calls of the recipes of one request in order, and the reason why the last recipe stopped."""
+class RecipeAudit(Protocol):
+    """Compares an answer that a recipe accepted early with the answer after its last step. It holds the request.
 
-    __slots__ = ("calls", "recipe", "stop")
+    `calls` are its own calls, which the client's usage does not contain. `available` is False while a member that it
+    calls is down or overloaded. `run` calls the members, once, and returns whether the answers differ; None if no
+    member of the last step answered.
+    """
+
+    calls: list[MemberCall]
+
+    @property
+    def available(self) -> bool: ...
+
+    async def run(self) -> bool | None: ...
+
+
+class RecipeLog:
+    """The calls of the recipes of one request in order, and the reason why the last recipe stopped.
+
+    `audit_rate` is the probability with which this answer is audited, 0 if it cannot be, and `audited` is the draw.
+    `audit` calls the remaining members; None after the last step, where nothing is left to call.
+    """
+
+    __slots__ = ("audit", "audit_rate", "audited", "calls", "recipe", "stop")
 
     def __init__(self) -> None:
         self.recipe = ""
         self.calls: list[MemberCall] = []
         self.stop: RecipeStop = ""
+        self.audit_rate = 0.0
+        self.audited = False
+        self.audit: RecipeAudit | None = None
 
     @property
     def accepted(self) -> MemberCall | None:

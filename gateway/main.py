@@ -53,6 +53,7 @@ from gateway.process.gc_tuning import trimming_memory, tune_gc
 from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reader, Reload, watched_file_states
 from gateway.process.signals import Drain, handle_signals
+from gateway.request.audits import Audits
 from gateway.serving_state import ServingState, Wiring
 
 _log = logging.getLogger("gateway")
@@ -176,9 +177,10 @@ async def open_parts(
         behind = await stack.enter_async_context(sync_artifacts(settings, registry.artifacts, task_failed=failed))
         metrics.gauge("coe_artifacts_behind", ARTIFACTS_BEHIND, behind, largest=True)
         recent, signals = RecentRequests(), ImplicitSignals(feedback_writer.put)
+        audits = await stack.enter_async_context(Audits(current, store=feedback_writer.put, metrics=metrics))
         yield Parts(
             current,
-            observers=(recent.observe, recorder.observe, signals.observe, *observation.observers),
+            observers=(audits.observe, recent.observe, recorder.observe, signals.observe, *observation.observers),
             metrics=metrics,
             log=log,
             feedback=feedback,

@@ -76,6 +76,7 @@ def build_recipes(
                 categories=categories,
                 final_answer=final_answer,
                 limits=registry.policy,
+                audit_rate=recipe.audit_probability,
             )
     return arms
 

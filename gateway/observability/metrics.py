@@ -18,6 +18,7 @@ from uuid import uuid4
 import orjson
 from prometheus_client.process_collector import ProcessCollector
 
+from coe.core import Usage
 from coe.records.feedback import FeedbackKind
 from gateway.request.trace import Trace
 
@@ -232,6 +233,11 @@ class Metrics:
         self._retrieval_results = counter("coe_retrieval_total", "Requests, by the result of retrieval.", ("result",))
         self._retrieval_seconds = histogram("coe_retrieval_seconds", "Duration of retrieval.", _ROUTING_BUCKETS)
         self._passage_tokens = counter("coe_retrieval_tokens_total", "Tokens of passages, approximately.")
+        audits = "Recipe answers drawn for an audit, by the outcome."
+        self._audits = counter("coe_audits_total", audits, ("recipe", "outcome"))
+        audit_tokens = "Tokens of audits, which no API key is charged for."
+        self._audit_tokens = counter("coe_audit_tokens_total", audit_tokens, ("expert", "kind"))
+        self._audit_cost = counter("coe_audit_cost_dollars_total", "Cost of audits by the declared prices.", expert)
         self._feedback = counter("coe_feedback_total", "Feedback that was stored.", ("kind",))
         refusals = "Requests refused for their Host or Origin header."
         self._refusals = counter("coe_refused_total", refusals, ("outcome",))
@@ -287,6 +293,20 @@ class Metrics:
     def record_refusal(self, code: str) -> None:
         """Counts one request that was refused for its Host or Origin header."""
         self._refusals.add((code,))
+
+    def record_audit(self, recipe: str, outcome: str) -> None:
+        """Counts one answer that was drawn for an audit."""
+        self._audits.add((recipe, outcome))
+
+    def record_audit_call(self, expert: str, usage: Usage | None, cost: float | None) -> None:
+        """Counts what one call of an audit used."""
+        if usage is None:
+            return
+        for kind, count in (("input", usage.input_tokens), ("output", usage.output_tokens)):
+            if count:
+                self._audit_tokens.add((expert, kind), count)
+        if cost:
+            self._audit_cost.add((expert,), cost)
 
     def record_feedback(self, kind: FeedbackKind) -> None:
         """Counts one stored event of feedback."""

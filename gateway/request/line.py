@@ -108,6 +108,7 @@ class Line:
                 trace.allowance.charge(answer.reply.usage, trace.prices)
                 if request.memory:  # the expert has the large body
                     trace.chat = chat = chat.without_content()
+                    trace.drop_audit_body()
                     request.release_body()
                 with trace.step("relay"):  # 7
                     await _relay(answer.reply, trace, request, send)

@@ -9,14 +9,16 @@ breakers, health and residency apply.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from coe.core import Call, Expert, Health, MemberCall, RecipeStop, Reply
 from coe.experts.recipes.agreement import NO_ANSWER, answer_classes
-from coe.experts.recipes.calls import MemberCalls, RecipeReply
+from coe.experts.recipes.audit import Audit
+from coe.experts.recipes.calls import VERIFIED, MemberCalls, RecipeReply
 from coe.experts.recipes.draft import Draft, FinalAnswer
 from coe.experts.recipes.policy import RecipePolicy
 from coe.registry import Policy
@@ -25,7 +27,8 @@ from coe.registry import Policy
 class RecipeExpert:
     """One arm of a recipe.
 
-    `members` holds its members by name. `categories` is the number of categories of a posterior.
+    `members` holds its members by name. `categories` is the number of categories of a posterior. With probability
+    `audit_rate` an answer is marked for an audit; `draw` returns a uniform number from [0, 1).
     """
 
     def __init__(
@@ -37,12 +40,16 @@ class RecipeExpert:
         categories: int,
         final_answer: FinalAnswer,
         limits: Policy,
+        audit_rate: float = 0.0,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
         self.policy = policy
         self.members = {member: members[member] for member in policy.members}
         self.final_answer = final_answer
         self.limits = limits
+        self.audit_rate = audit_rate
+        self.draw = draw
         self.uniform = np.full(categories, 1 / categories)
         self._first = [members[member] for member in policy.steps[0].members]
 
@@ -85,8 +92,28 @@ class _Run:
     async def reply(self) -> RecipeReply:
         """Call the members and return the best answer. Raises the last error if no member answered."""
         stop = await self._call_steps()
-        self._call = None
-        return self._calls.reply(self._best(finished_only=stop == "deadline"), stop)
+        call, self._call = self._call, None
+        best = self._best(finished_only=stop == "deadline")
+        if stop in VERIFIED and self._recipe.audit_rate:
+            self._draw_audit(call, best, stop)
+        return self._calls.reply(best, stop)
+
+    def _draw_audit(self, call: Call | None, best: Draft, stop: RecipeStop) -> None:
+        """Mark the answer for an audit, or not. The draw does not depend on the request."""
+        recipe, log = self._recipe, self._calls.log
+        log.audit_rate = recipe.audit_rate
+        log.audited = recipe.draw() < recipe.audit_rate
+        if log.audited and stop == "accepted" and call is not None:
+            answers = tuple(draft.answer for draft in self._drafts)
+            log.audit = Audit(
+                recipe.policy,
+                recipe.members,
+                replace(call, wake_deadline=0.0, deadline=math.inf),
+                answers=answers,
+                accepted=self._drafts.index(best),
+                posterior=self._posterior,
+                final_answer=recipe.final_answer,
+            )
 
     async def _call_steps(self) -> RecipeStop:
         """Call step after step until an answer is accepted or a limit is reached. Return why it stopped."""

@@ -7,7 +7,7 @@ proposed recipes. `coe plan` uses the columns (`coe.jobs.plan_basis`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,7 +179,7 @@ class _AnswerTable:
         tested = self.answers.folds == 0
         fixed = declared_arms(self.answers.rows(np.flatnonzero(~tested)), name, steps)
         held_out = self.answers.rows(np.flatnonzero(tested))
-        reference, _ = replayed(_never_stopping(fixed[-1].policy), held_out)
+        reference, _ = replayed(fixed[-1].policy.never_stopping(), held_out)
         losses = [reference - replayed(arm.policy, held_out)[0] for arm in fixed]
         kept = accepted_thresholds(losses[::-1], max_loss)
         bounded = [Arm(one.policy, arm.outcome) for one, arm in zip(fixed, arms, strict=True)]
@@ -232,13 +232,6 @@ def _filled(values: Array, otherwise: Array) -> Array:
     count = np.isfinite(values).sum(axis=0)
     mean = np.divide(np.nansum(values, axis=0), count, out=otherwise.astype(np.float64), where=count > 0)
     return np.where(np.isfinite(values), values, mean)
-
-
-def _never_stopping(policy: RecipePolicy) -> RecipePolicy:
-    """Return the policy that calls every step: the expected gain of going on is always 1."""
-    always = [None if step.gain is None else np.eye(1, len(step.gain))[0] for step in policy.steps]
-    steps = tuple(replace(step, gain=gain) for step, gain in zip(policy.steps, always, strict=True))
-    return replace(policy, steps=steps)
 
 
 def _of_arm(arm: Arm, each: Array, use: str) -> Array:
