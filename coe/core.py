@@ -20,7 +20,7 @@ from coe.errors import Cause
 Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
 """APIs of clients and experts: four of OpenAI's, and Anthropic's Messages."""
 Capability = Literal["tools", "json_schema", "images", "audio"]
-Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback"]
+Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback", "cached"]
 RetrievalMode = Literal["auto", "on", "off"]
 """When passages are retrieved for a request: if the gate expects a gain, always, or never."""
 Purpose = Literal["score", "chat"]
@@ -76,7 +76,8 @@ class RequestOptions:
     `timeout` the limit for the whole request in seconds. `trace_headers` (W3C trace context) and `version_headers`
     (version and betas of the client's API) are forwarded to the expert. `explain` requests the explanation of the
     decision in the response. `tenant` is the tenant of the API key. `purpose` is None for a user's request. `recipe` is
-    the name of the recipe to use, NO_RECIPE for single experts only, or empty if the plan decides.
+    the name of the recipe to use, NO_RECIPE for single experts only, or empty if the plan decides. `cache` is False if
+    the answer cache must not be used.
     """
 
     session: str | None = None
@@ -89,6 +90,7 @@ class RequestOptions:
     version_headers: Mapping[str, str] = field(default_factory=dict)
     purpose: Purpose | None = None
     recipe: str = ""
+    cache: bool = True
 
     @property
     def forwarded_headers(self) -> Mapping[str, str]:

@@ -170,6 +170,12 @@ class RoutingRecord:
             "an audit; else empty. The feedback of kind `audit` has the outcome."
         ),
     ] = ""
+    cache: Annotated[
+        str,
+        FieldInfo(
+            "`hit`: the answer is from the cache, at no cost; `miss`; empty if the cache was not used.", api="list"
+        ),
+    ] = ""
     plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""
     schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1
 

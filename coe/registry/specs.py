@@ -22,6 +22,7 @@ from coe.registry.recipes import PROPOSED_PREFIX, RecipeItems, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
     BudgetSpec,
+    CacheSpec,
     Count,
     Flag,
     Limits,
@@ -265,6 +266,8 @@ class Registry(StrictModel):
     """Limits of each gateway process."""
     access: AccessSpec = AccessSpec()
     """API keys, allowed origins and host names."""
+    cache: CacheSpec | None = None
+    """Cache of answers to identical requests. Default: off."""
     log: LogSpec = LogSpec()
     """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
@@ -386,8 +389,8 @@ class Registry(StrictModel):
     def digest(self) -> str:
         """Short SHA-256 digest of everything that a plan depends on, without secrets.
 
-        It leaves out the sections access, limits, log, artifacts, retrieval and residency, and the policy's timeouts,
-        attempts and exploration. Records hold the exploration rate themselves.
+        It leaves out the sections access, cache, limits, log, artifacts, retrieval and residency, and the policy's
+        timeouts, attempts and exploration. Records hold the exploration rate themselves.
         """
         plain = self.model_dump(
             mode="json",
@@ -395,6 +398,7 @@ class Registry(StrictModel):
                 "experts": {"__all__": {"api_key", "capabilities", "apis", *_HOSTING_KEYS}},
                 "policy": {"exploration", *_CALLING_KEYS},
                 "access": True,
+                "cache": True,
                 "limits": True,
                 "log": True,
                 "artifacts": True,

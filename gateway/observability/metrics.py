@@ -238,6 +238,8 @@ class Metrics:
         audit_tokens = "Tokens of audits, which no API key is charged for."
         self._audit_tokens = counter("coe_audit_tokens_total", audit_tokens, ("expert", "kind"))
         self._audit_cost = counter("coe_audit_cost_dollars_total", "Cost of audits by the declared prices.", expert)
+        lookups = "Requests that used the answer cache, by the result: hit or miss."
+        self._cache_lookups = counter("coe_cache_requests_total", lookups, ("result",))
         self._feedback = counter("coe_feedback_total", "Feedback that was stored.", ("kind",))
         refusals = "Requests refused for their Host or Origin header."
         self._refusals = counter("coe_refused_total", refusals, ("outcome",))
@@ -251,12 +253,16 @@ class Metrics:
     def observe(self, trace: Trace) -> None:
         """Counts one finished request."""
         self._request_seconds.observe(_NO_LABELS, trace.elapsed_ms() / 1000)
+        if trace.cache is not None:
+            self._cache_lookups.add((trace.cache.result,))
         decision = trace.decision
         status = "" if trace.status is None else str(trace.status)
         if decision is None:
             self._requests.add((trace.api, "", "", trace.outcome, "", status))
             return
         self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason, status))
+        if trace.cached is not None:
+            return
         self._routing_seconds.observe(_NO_LABELS, trace.routing_ms / 1000)
         self._record_retrieval(trace)
         if (first := trace.first_token_ms) is not None:

@@ -71,6 +71,7 @@ def request_attributes(trace: Trace) -> Attributes:
             "coe.category": decision.category if decision else None,
             "coe.confidence": round(decision.confidence, 4) if decision else None,
             "coe.reason": decision.reason if decision else None,
+            "coe.cache": trace.cache.result if trace.cache else None,
             "coe.fallback_from": (decision.fallback_from or None) if decision else None,
             "coe.cause": (decision.cause or None) if decision else None,
             "coe.retrieval": trace.retrieval_result.status,

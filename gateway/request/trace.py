@@ -35,15 +35,17 @@ from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import Prices
 from coe.retrieval.retrieval import RetrievalResult, passage_ids
 from coe.routing.attempts import Attempts
+from coe.routing.classification import routing_text
 from coe.routing.composition import NO_RETRIEVAL, RoutedReply
 from coe.routing.decision import with_fallback
 from gateway.access import Allowance, Caller
+from gateway.cache.answer import CachedAnswer, CacheUse
 from gateway.serving_state import Serving
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
-StepName = Literal["admit", "parse", "classify", "assign", "gate", "call", "relay"]
+StepName = Literal["admit", "parse", "cache", "classify", "assign", "gate", "call", "relay"]
 NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reason, ""), candidates=())
 """Fields of the record of a request that was not routed."""
 
@@ -100,6 +102,8 @@ class Trace:
     audit: str = ""
     """Field of the record: what became of an answer that was drawn for an audit."""
     spans: Spans | None = None
+    cache: CacheUse | None = None
+    """None if the request does not use the answer cache."""
 
     def __post_init__(self) -> None:
         admit = StepTimer()
@@ -133,8 +137,8 @@ class Trace:
 
     @property
     def routing_ms(self) -> float:
-        """Milliseconds from arrival to the decision, 0 without one."""
-        return self.ended_ms("assign") or 0.0
+        """Milliseconds from arrival to the decision, 0 without one. For a cached answer, to the end of the lookup."""
+        return self.ended_ms("assign" if self.cached is None else "cache") or 0.0
 
     @property
     def first_token_ms(self) -> float | None:
@@ -146,6 +150,17 @@ class Trace:
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
         self.prices = self.serving.registry.arm(answer.decision.expert).prices
+
+    def replayed(self, answer: CachedAnswer, reply: Reply) -> None:
+        """Record an answer from the cache. No expert is called, so nothing is charged."""
+        assert self.chat is not None
+        self.status, self.reply = 200, reply
+        self.text, self.prediction, self.decision = routing_text(self.chat), answer.prediction, answer.decision
+
+    @property
+    def cached(self) -> CachedAnswer | None:
+        """The answer that came from the cache, None without one."""
+        return None if self.cache is None else self.cache.answer
 
     def failed(self, error: RequestError) -> None:
         """Record the error that ends the request, and its cause in the decision."""
@@ -176,6 +191,8 @@ class Trace:
         or else the arm."""
         if self.decision is None:
             return ""
+        if (cached := self.cached) is not None:
+            return cached.answered_by
         log, name = self.recipe_log, self.decision.expert
         accepted = log.accepted if log is not None and name in self.serving.composition.recipes else None
         return name if accepted is None else accepted.expert
@@ -203,6 +220,8 @@ class Trace:
                     (b"x-coe-steps", b"%d" % log.steps),
                     (b"x-coe-calls", b"%d" % len(log.calls)),
                 ]
+        if self.cache is not None:
+            found.append((b"x-coe-cache", self.cache.result.encode()))
         if self.ended_ms("gate") is not None:
             found.append((b"x-coe-retrieval", self._retrieval_header()))
         if self.allowance is not None:
@@ -307,6 +326,7 @@ class Trace:
             steps=tuple(map(recorded_call, log.calls)) if log else (),
             audit_rate=log.audit_rate if log else 0.0,
             audit=self.audit,
+            cache=self.cache.result if self.cache is not None else "",
             plan=self.serving.plan,
             assignment=composition.assignment_digest,
             utility=tuple(round(utility, 4) for utility in decision.utility),

@@ -21,7 +21,7 @@ DEADLINE_MARGIN_SECONDS = 0.5
 DEADLINE_MARGIN_SHARE = 0.1
 """The margin is at most this share of the time that the request has left when it reaches the recipe."""
 VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
-"""Reasons to stop after which the answer was compared as the policy asks."""
+"""Why a recipe stopped, if its answer was compared with all others."""
 
 
 class MemberCalls:
