@@ -21,6 +21,7 @@ from coe.experts.recipes.audit import Audit
 from coe.experts.recipes.calls import VERIFIED, MemberCalls, RecipeReply
 from coe.experts.recipes.draft import Draft, FinalAnswer
 from coe.experts.recipes.policy import RecipePolicy
+from coe.experts.recipes.response_format import in_demanded_form
 from coe.registry import Policy
 
 
@@ -62,16 +63,17 @@ class RecipeExpert:
 
     async def stream(self, call: Call) -> Reply:
         """Call the members until an answer is accepted. Raises the last member's error if none of them answered."""
+        final_answer = in_demanded_form(self.final_answer, call.fields)
         calls = MemberCalls(
             self.name,
             call,
             recipe=self.policy.recipe,
             members=self.members,
-            final_answer=self.final_answer,
+            final_answer=final_answer,
             limits=self.limits,
             max_hold=self.limits.max_stream_hold if call.stream else math.inf,
         )
-        return await calls.returning(_Run(self, call, calls).reply, first=len(self._first))
+        return await calls.returning(_Run(self, call, calls, final_answer).reply, first=len(self._first))
 
     async def aclose(self) -> None:
         """Does nothing: the members belong to others."""
@@ -80,13 +82,14 @@ class RecipeExpert:
 class _Run:
     """One request of a recipe."""
 
-    def __init__(self, recipe: RecipeExpert, call: Call, calls: MemberCalls) -> None:
+    def __init__(self, recipe: RecipeExpert, call: Call, calls: MemberCalls, final_answer: FinalAnswer) -> None:
         self._recipe = recipe
         self._call: Call | None = replace(call, stand_in="", posterior=None, recipe_log=None)
         """The call that the members get; None once no further member is called, as its body may be large."""
         posterior = recipe.uniform if call.posterior is None else call.posterior.astype(np.float64)
         self._posterior = posterior[np.newaxis]
         self._calls = calls
+        self._final_answer = final_answer
         self._drafts = calls.drafts
 
     async def reply(self) -> RecipeReply:
@@ -112,7 +115,7 @@ class _Run:
                 answers=answers,
                 accepted=self._drafts.index(best),
                 posterior=self._posterior,
-                final_answer=recipe.final_answer,
+                final_answer=self._final_answer,
             )
 
     async def _call_steps(self) -> RecipeStop:
