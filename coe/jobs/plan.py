@@ -88,7 +88,8 @@ def make_plan(
         deviations=options.deviations,
         evidence=PlanEvidence() if options.drop_feedback else evidence,
     )
-    problem, policies = basis.problem, ArmPolicies(basis.problem.categories, recipes.policies)
+    problem = basis.problem
+    policies = ArmPolicies(problem.categories, recipes.policies, recipes.written)
     for name, reason in recipes.left_out.items():
         print_error(f"note: recipe {name!r} is not planned: {reason}")
     with note_if_slow("solving the plan"):
@@ -104,7 +105,7 @@ def make_plan(
     if not options.dry_run:
         with store.draft() as draft:
             (draft / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
-            if policies.by_arm:
+            if recipes.arms:
                 (draft / RECIPES_FILE).write_bytes(policies.to_json())
             with note_if_slow("solving for other budgets"):
                 basis.save(draft, assignment, values=values, time_budget=time_budget)

@@ -19,8 +19,10 @@ from coe.jobs.foreground import note_if_slow
 from coe.learning.estimation.evidence import merged
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
 from coe.learning.evaluation.quality import Quality, read_quality
+from coe.learning.evaluation.recipe_answers import read_recipe_answers
 from coe.learning.evaluation.recorded_answers import read_answers
 from coe.learning.recipes.columns import RecipeColumns, recipe_columns
+from coe.learning.recipes.measured import measured_columns
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.mapping import Dependencies, MeasuredUses, PlanEvidence, PlanInputs, Problem, round_traffic
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
@@ -81,6 +83,10 @@ def plan_basis(
     with note_if_slow("fitting recipes"):
         recorded = read_answers(folder, data) if registry.recipes else None
         recipes = recipe_columns(registry, data, recorded, rows=rows, experts=experts, categories=categories)
+        written = read_recipe_answers(folder, data, [arm for arm in registry.recipe_arms if arm.writing])
+        recipes = recipes.joined(
+            measured_columns(registry, data, written, rows=rows, experts=experts, categories=categories)
+        )
     columns = (*experts, *recipes.arms)
     all_scores = np.hstack((scores, recipes.scores)) if recipes.arms else scores
     measured, pseudo_count = tabulate_softly(categories, columns, member, all_scores), fit_pseudo_count(labels, scores)

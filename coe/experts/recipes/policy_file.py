@@ -1,9 +1,9 @@
-"""Stores the fitted policies of a plan's arms as JSON, beside the plan (`recipes.json`)."""
+"""Stores the arms of a plan as JSON beside it (`recipes.json`): fitted policies, and recipes that write."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,45 @@ import orjson
 from coe.errors import ArtifactError
 from coe.experts.recipes.agreement import STATE_FEATURES, AnswerWeights, Array
 from coe.experts.recipes.policy import RecipePolicy, Step
+from coe.registry import ArmSpec
 
 RECIPES_FILE = "recipes.json"
 VERSION = 1
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenArm:
+    """The arm of a chain or fuse as it was measured: it has no policy. `writing` is `RecipeSpec.writing`."""
+
+    recipe: str
+    steps: tuple[tuple[str, ...], ...]
+    writing: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ArmPolicies:
-    """The policies of arms by arm name, over `categories` in the order of their coefficients."""
+    """The policies of arms by arm name, over `categories` in the order of their coefficients, and the arms of recipes
+    that write."""
 
     categories: tuple[str, ...]
     by_arm: Mapping[str, RecipePolicy]
+    written: Mapping[str, WrittenArm] = field(default_factory=dict)
 
     @property
     def steps(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Return the members of each step by recipe."""
-        return {one.recipe: tuple(step.members for step in one.steps) for one in self.by_arm.values()}
+        fitted = {one.recipe: tuple(step.members for step in one.steps) for one in self.by_arm.values()}
+        return fitted | {one.recipe: one.steps for one in self.written.values()}
+
+    def has(self, arm: ArmSpec) -> bool:
+        """Return True if the recipe of a declared arm has the steps, and the instruction, that were planned."""
+        writing = {one.recipe: one.writing for one in self.written.values()}
+        return self.steps.get(arm.recipe) == arm.steps and writing.get(arm.recipe, "") == arm.writing
+
+    def only(self, arms: Collection[str]) -> ArmPolicies:
+        """Return some of the arms."""
+        fitted = {name: one for name, one in self.by_arm.items() if name in arms}
+        return replace(self, by_arm=fitted, written={name: one for name, one in self.written.items() if name in arms})
 
     def over(self, categories: Sequence[str]) -> ArmPolicies:
         """Return the policies over other categories; one that a policy was not fitted to has no deviation."""
@@ -35,7 +58,7 @@ class ArmPolicies:
         moved = {
             arm: replace(one, steps=tuple(_over(s, columns) for s in one.steps)) for arm, one in self.by_arm.items()
         }
-        return ArmPolicies(tuple(categories), moved)
+        return ArmPolicies(tuple(categories), moved, self.written)
 
     def to_json(self) -> bytes:
         """Serialize to JSON."""
@@ -43,7 +66,8 @@ class ArmPolicies:
             arm: {"recipe": one.recipe, "price": one.price, "steps": [_step_to_json(step) for step in one.steps]}
             for arm, one in self.by_arm.items()
         }
-        return orjson.dumps({"version": VERSION, "categories": self.categories, "arms": arms})
+        written = {arm: asdict(one) for arm, one in self.written.items()}
+        return orjson.dumps({"version": VERSION, "categories": self.categories, "arms": arms, "written": written})
 
     @classmethod
     def from_json(cls, data: bytes) -> ArmPolicies:
@@ -54,9 +78,10 @@ class ArmPolicies:
                 raise ValueError(f"version {found['version']}, not {VERSION}")
             categories = tuple(str(name) for name in found["categories"])
             arms = {arm: _policy_from_json(one, len(categories)) for arm, one in found["arms"].items()}
+            written = {arm: _written_from_json(one) for arm, one in found["written"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{RECIPES_FILE} cannot be read ({error}); make it again with `coe plan`") from None
-        return cls(categories, arms)
+        return cls(categories, arms, written)
 
 
 def _over(step: Step, columns: Sequence[int]) -> Step:
@@ -93,6 +118,11 @@ def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePoli
     if not steps or steps[-1].gain is not None:
         raise ValueError("the last step of a policy must not go on")
     return RecipePolicy(str(found["recipe"]), float(found["price"]), tuple(steps))
+
+
+def _written_from_json(found: Mapping[str, Any]) -> WrittenArm:
+    steps = tuple(tuple(map(str, step)) for step in found["steps"])
+    return WrittenArm(str(found["recipe"]), steps, str(found["writing"]))
 
 
 def _array(values: Any, shape: tuple[int, ...]) -> Array:
