@@ -226,8 +226,9 @@ def _step_problems(recipe: RecipeSpec) -> Problems:
         )
     if recipe.cascade and "ask" in recipe.model_fields_set:
         yield ("ask",), f"`ask` is for a vote; {name!r} is a cascade, which calls its steps one after another"
-    if recipe.max_loss is not None and len(recipe.steps) == 1:
-        yield ("max_loss",), f"{name!r} calls all members at once, so it stops no earlier; remove max_loss"
+    for key in ("max_loss", "audit_rate"):
+        if getattr(recipe, key) is not None and len(recipe.steps) == 1:
+            yield (key,), f"{name!r} calls all members at once, so it stops no earlier; remove {key}"
 
 
 def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:

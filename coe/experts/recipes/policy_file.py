@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +20,18 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArmPolicies:
-    """The policies of arms by arm name, over `categories` in the order of their coefficients."""
+    """The policies of arms by arm name, over `categories` in the order of their coefficients. `version` is a digest of
+    the file; empty if they were not read from one. Those of the recipes in `broken` never stop early."""
 
     categories: tuple[str, ...]
     by_arm: Mapping[str, RecipePolicy]
+    version: str = ""
+    broken: frozenset[str] = frozenset()
+
+    def without_early_stops(self, recipes: Collection[str]) -> ArmPolicies:
+        """Return the policies of which those of these recipes call every step."""
+        by_arm = {arm: one.never_stopping() if one.recipe in recipes else one for arm, one in self.by_arm.items()}
+        return replace(self, by_arm=by_arm, broken=self.broken.union(recipes))
 
     @property
     def steps(self) -> dict[str, tuple[tuple[str, ...], ...]]:
@@ -35,12 +44,17 @@ class ArmPolicies:
         moved = {
             arm: replace(one, steps=tuple(_over(s, columns) for s in one.steps)) for arm, one in self.by_arm.items()
         }
-        return ArmPolicies(tuple(categories), moved)
+        return replace(self, categories=tuple(categories), by_arm=moved)
 
     def to_json(self) -> bytes:
         """Serialize to JSON."""
         arms = {
-            arm: {"recipe": one.recipe, "price": one.price, "steps": [_step_to_json(step) for step in one.steps]}
+            arm: {
+                "recipe": one.recipe,
+                "price": one.price,
+                "loss_per_difference": one.loss_per_difference,
+                "steps": [_step_to_json(step) for step in one.steps],
+            }
             for arm, one in self.by_arm.items()
         }
         return orjson.dumps({"version": VERSION, "categories": self.categories, "arms": arms})
@@ -56,7 +70,7 @@ class ArmPolicies:
             arms = {arm: _policy_from_json(one, len(categories)) for arm, one in found["arms"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{RECIPES_FILE} cannot be read ({error}); make it again with `coe plan`") from None
-        return cls(categories, arms)
+        return cls(categories, arms, hashlib.sha256(data).hexdigest()[:16])
 
 
 def _over(step: Step, columns: Sequence[int]) -> Step:
@@ -92,7 +106,10 @@ def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePoli
         steps.append(Step(tuple(one["members"]), weights, _array(one["typical"], (seen,)), gain))
     if not steps or steps[-1].gain is not None:
         raise ValueError("the last step of a policy must not go on")
-    return RecipePolicy(str(found["recipe"]), float(found["price"]), tuple(steps))
+    loss = found.get("loss_per_difference")
+    return RecipePolicy(
+        str(found["recipe"]), float(found["price"]), tuple(steps), None if loss is None else float(loss)
+    )
 
 
 def _array(values: Any, shape: tuple[int, ...]) -> Array:
@@ -100,3 +117,6 @@ def _array(values: Any, shape: tuple[int, ...]) -> Array:
     if array.shape != shape or not np.isfinite(array).all():
         raise ValueError(f"coefficients of shape {array.shape}, not finite numbers of shape {shape}")
     return array
+
+
+NO_POLICIES = ArmPolicies((), {})
