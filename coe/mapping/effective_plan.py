@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from coe.errors import ArtifactError
-from coe.experts.recipes.policy_file import ArmPolicies
+from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping.assignment import Assignment
 from coe.mapping.consequences import Consequence, consequences
 from coe.mapping.plan import runner_up
@@ -27,8 +27,6 @@ from coe.mapping.prices import SHARE_DUAL_PREFIX
 from coe.mapping.problem import USE_OF_ROW, Array
 from coe.mapping.score_table import align
 from coe.registry import Registry
-
-NO_POLICIES = ArmPolicies((), {})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -35,14 +35,14 @@ AUDIT_OUTCOMES: tuple[AuditOutcome, ...] = get_args(AuditOutcome)
 class AuditDetail:
     """What an audit compared and used.
 
-    `arm` of `recipe` answered under the plan of this version (empty without one); `rate` is the probability with which
-    its answers are audited. `calls` are the audit's own, `ms` their duration in milliseconds, and `cost` is in US
-    dollars, None if unknown. The operator pays for them: no key is charged.
+    `arm` of `recipe` answered with the fitted policies of this version (empty without any). `rate` is the probability
+    with which its answers are audited. `calls` are the audit's own, `ms` their duration in milliseconds, and `cost` is
+    in US dollars, None if unknown. The operator pays for them: no key is charged.
     """
 
     recipe: str
     arm: str
-    plan: str
+    policies: str
     rate: float
     ms: float = 0.0
     cost: float | None = None
@@ -53,5 +53,5 @@ class AuditDetail:
         """Parse a decoded JSON object. Raises KeyError, TypeError or ValueError."""
         calls = tuple(RecipeCall(**read_values(CALL_FIELDS, call)) for call in found["calls"])
         cost = None if found["cost"] is None else float(found["cost"])
-        recipe, arm, plan = (str(found[name]) for name in ("recipe", "arm", "plan"))
-        return cls(recipe, arm, plan, float(found["rate"]), float(found["ms"]), cost, calls)
+        recipe, arm, policies = (str(found[name]) for name in ("recipe", "arm", "policies"))
+        return cls(recipe, arm, policies, float(found["rate"]), float(found["ms"]), cost, calls)

@@ -115,7 +115,7 @@ class Audits:
         detail = AuditDetail(
             log.recipe,
             trace.decision.expert if trace.decision else "",
-            trace.serving.plan,
+            trace.serving.policies.version,
             log.audit_rate,
             round(ms, 3),
             sum(known) if known else None,

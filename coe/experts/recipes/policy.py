@@ -40,11 +40,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecipePolicy:
-    """One arm of a recipe. `price` is quality per unit of cost."""
+    """One arm of a recipe. `price` is quality per unit of cost.
+
+    `loss_per_difference` is an upper confidence value of the quality that is lost on average where the answer differs
+    from the one after the last step; None without `max_loss`.
+    """
 
     recipe: str
     price: float
     steps: tuple[Step, ...]
+    loss_per_difference: float | None = None
 
     @property
     def members(self) -> tuple[str, ...]:

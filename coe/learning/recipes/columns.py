@@ -7,7 +7,7 @@ adds proposed ones. `measured` has the columns of recipes that write. `coe plan`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,8 @@ from coe.experts.recipes.policy_file import WrittenArm
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms, propose_arms, quality_by_category
-from coe.learning.recipes.fit import Answers, replayed
-from coe.learning.recipes.guarantee import accepted_thresholds
+from coe.learning.recipes.fit import Answers, against_last_step, replayed
+from coe.learning.recipes.guarantee import accepted_thresholds, loss_per_difference
 from coe.mapping import Uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ExpertSpec, Registry
@@ -205,10 +205,12 @@ class _AnswerTable:
         tested = self.answers.folds == 0
         fixed = declared_arms(self.answers.rows(np.flatnonzero(~tested)), name, steps)
         held_out = self.answers.rows(np.flatnonzero(tested))
-        reference, _ = replayed(fixed[-1].policy.never_stopping(), held_out)
-        losses = [reference - replayed(arm.policy, held_out)[0] for arm in fixed]
-        kept = accepted_thresholds(losses[::-1], max_loss)
-        bounded = [Arm(one.policy, arm.outcome) for one, arm in zip(fixed, arms, strict=True)]
+        compared = [against_last_step(arm.policy, held_out) for arm in fixed]
+        kept = accepted_thresholds([loss for loss, _ in compared[::-1]], max_loss)
+        bounded = [
+            Arm(replace(one.policy, loss_per_difference=loss_per_difference(*found, max_loss)), arm.outcome)
+            for one, found, arm in zip(fixed, compared, arms, strict=True)
+        ]
         return bounded[len(bounded) - kept :]
 
     def columns(
