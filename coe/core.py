@@ -259,11 +259,13 @@ class MemberCall:
 
     - `step`: number of the step, from 0.
     - `outcome`: `answered`, `unreadable` (a complete answer without a final answer that can be compared), `unverified`
-      (returned without complete comparison), `cancelled`, or the cause of the failure.
+      (returned without complete comparison), `graded` (a judge's grade), `skipped` (a judge that was not called, as no
+      call was left), `cancelled`, or the cause of the failure.
     - `usage`: None until the member has begun to answer.
     - `ms`: duration in milliseconds.
     - `answer_class`: index of the first call with the same final answer; None without one.
-    - `confidence`: probability that the answer is right, by the last comparison; None before one.
+    - `confidence`: probability that the answer is right, by the last comparison; None before one. Of a judge, the
+      probability that the answer is right that it graded.
     - `accepted`: whether this answer was returned.
     - `drafts`: number of earlier answers in its request; 0 also where none was left or had room.
     """

@@ -33,7 +33,11 @@ class RecipeCall:
     expert: Annotated[str, FieldInfo("Member that was called.")]
     step: Annotated[int, FieldInfo("Number of the step, from 0.")]
     outcome: Annotated[
-        str, FieldInfo("`answered`, `unreadable`, `unverified`, `cancelled`, or the cause of the failure.")
+        str,
+        FieldInfo(
+            "`answered`, `unreadable`, `unverified`, `cancelled`, or the cause of the failure; of a judge `graded` or "
+            "`skipped`."
+        ),
     ]
     input_tokens: Annotated[int | None, FieldInfo("Input tokens, as the member counted them.")] = None
     output_tokens: Annotated[int | None, FieldInfo("Output tokens, as the member counted them.")] = None
@@ -41,7 +45,9 @@ class RecipeCall:
     answer_class: Annotated[
         int | None, FieldInfo("Position in this list of the first call with the same final answer.")
     ] = None
-    confidence: Annotated[float | None, FieldInfo("Probability that the answer is right, 0 to 1.")] = None
+    confidence: Annotated[
+        float | None, FieldInfo("Probability that the answer is right, 0 to 1; of a judge, that of the graded one.")
+    ] = None
     accepted: Annotated[bool, FieldInfo("True for the answer that was returned.")] = False
     drafts: Annotated[
         int, FieldInfo("Number of earlier answers in its request; 0 if it answered from the conversation alone.")

@@ -232,15 +232,31 @@ def _step_problems(recipe: RecipeSpec) -> Problems:
     for key in ("by", "instruction"):
         if getattr(recipe, key) is not None:
             yield (key,), f"`{key}` is for recipes that write, and {name!r} is a {kind}; remove it, or use `fuse`"
+    yield from _judge_problems(recipe)
     for key in ("max_loss", "audit_rate"):
         if getattr(recipe, key) is not None and len(recipe.steps) == 1:
             yield (key,), f"{name!r} calls all members at once, so it stops no earlier; remove {key}"
 
 
+def _judge_problems(recipe: RecipeSpec) -> Problems:
+    """Check the keys of a judge, relative to a cascade or vote."""
+    name, judge = recipe.name, recipe.judge
+    if judge is not None and recipe.signal != "judge":
+        yield ("judge",), f"{name!r} names a judge and its signal is {recipe.signal!r}; write signal: judge"
+    elif recipe.signal == "judge" and judge is None:
+        yield ("signal",), f"{name!r} needs `judge`: the expert that grades the answers"
+    elif judge is not None and recipe.vote:
+        yield ("signal",), f"a judge is for a cascade; {name!r} is a vote, which goes by agreement"
+    elif judge is not None and len(recipe.steps) == 1:
+        yield ("signal",), f"{name!r} has one step, so there is no answer to judge before the last; remove `signal`"
+    if judge in recipe.members:
+        yield ("judge",), f"{judge!r} is a member, which cannot grade answers beside its own; use another expert"
+
+
 def _writing_problems(recipe: RecipeSpec, kind: str) -> Problems:
     """Check the keys of a chain or fuse, relative to the recipe."""
     name = recipe.name
-    for key in ("signal", "max_loss", "audit_rate"):
+    for key in ("signal", "judge", "max_loss", "audit_rate"):
         if key in recipe.model_fields_set:
             yield (key,), f"{name!r} is a {kind}, which always calls all members, so `{key}` has no effect; remove it"
     if recipe.chain and recipe.by is not None:
@@ -257,12 +273,14 @@ def _kinds(recipe: RecipeSpec) -> list[str]:
 
 
 def _placed_members(recipe: RecipeSpec, key: str) -> list[tuple[KeyPath, str]]:
-    """Return each member with its key path relative to the recipe."""
-    if recipe.cascade:
-        steps = enumerate(recipe.cascade)
-        return [((key, index, place), member) for index, step in steps for place, member in enumerate(step)]
-    placed: list[tuple[KeyPath, str]] = [((key, index), member) for index, member in enumerate(getattr(recipe, key))]
-    return [*placed, *([(("by",), recipe.by)] if recipe.by is not None else [])]
+    """Return each member, and the judge, with its key path relative to the recipe."""
+    placed: list[tuple[KeyPath, str]] = []
+    for index, step in enumerate(getattr(recipe, key)):
+        placed += (
+            [((key, index), step)] if isinstance(step, str) else (((key, index, n), m) for n, m in enumerate(step))
+        )
+    named = {"by": recipe.by, "judge": recipe.judge}
+    return [*placed, *(((key,), name) for key, name in named.items() if name is not None)]
 
 
 def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
@@ -273,7 +291,7 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
     recipes = {one.name for one in registry.declared_recipes}
     seen = set[str]()
     for where, member in _placed_members(recipe, key):
-        if member in seen and not recipe.chain and where != ("by",):
+        if member in seen and not recipe.chain and where not in (("by",), ("judge",)):
             yield where, f"{member!r} is a member already; each member is called once, so remove one of them"
         elif member in registry.expert_names:
             if "chat" not in registry.expert(member).supported_apis:
@@ -284,11 +302,11 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
         else:
             yield where, f"unknown expert {member!r}{_nearest(member, registry.expert_names)}"
         seen.add(member)
-    if len(recipe.members) > registry.policy.max_calls:
+    if len(recipe.called) > registry.policy.max_calls:
         calls = "makes" if recipe.writes else "may make"
         yield (
             (key,),
-            f"recipe {recipe.name!r} {calls} {len(recipe.members)} calls and policy.max_calls allows "
+            f"recipe {recipe.name!r} {calls} {len(recipe.called)} calls and policy.max_calls allows "
             f"{registry.policy.max_calls}; remove members or raise it",
         )
 

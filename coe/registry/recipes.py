@@ -68,8 +68,11 @@ class RecipeSpec(StrictModel):
     instruction: Annotated[str, Field(pattern=r"\S", max_length=MAX_INSTRUCTION_CHARACTERS)] | None = None
     """Of a chain or fuse: what to do with the earlier answers, which stand before it in the request. Default: check
     them, and return the improved final answer only."""
-    signal: Literal["agreement"] = "agreement"
-    """The signal that an answer is reliable: agreement of the members' final answers."""
+    signal: Literal["agreement", "judge"] = "agreement"
+    """The signal that an answer is reliable: agreement of the members' final answers, or, in a cascade, also the grade
+    that a judge gives to the best answer after each step but the last."""
+    judge: Name | None = None
+    """With `signal: judge`: the expert that grades. It is not a member."""
     max_loss: Probability | None = None
     """Largest loss of quality (0 to 1) from not calling the later steps. `coe plan` uses the recipe only if calibration
     probes show with 95 % confidence that the loss is smaller."""
@@ -99,6 +102,16 @@ class RecipeSpec(StrictModel):
     def members(self) -> tuple[str, ...]:
         """The names of all members, in the order of the calls."""
         return tuple(name for step in self.steps for name in step)
+
+    @property
+    def judgements(self) -> int:
+        """The largest number of calls to the judge."""
+        return 0 if self.judge is None else len(self.steps) - 1
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The names of all experts that are called at most, once for each call: the members, then the judge."""
+        return self.members if self.judge is None else (*self.members, *(self.judge,) * self.judgements)
 
     @property
     def levels(self) -> int:

@@ -186,7 +186,8 @@ class ArmSpec:
     """One arm of a recipe: what the plan selects and routing calls, like an expert.
 
     Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
-    `members` their declarations in the order of the calls. `writing` is `RecipeSpec.writing`.
+    `members` their declarations in the order of the calls. `writing` is `RecipeSpec.writing`, `judge` the name of the
+    judge, empty without one.
     """
 
     name: str
@@ -195,6 +196,7 @@ class ArmSpec:
     steps: tuple[tuple[str, ...], ...]
     members: tuple[ExpertSpec, ...]
     writing: str = ""
+    judge: str = ""
     stand_in: None = None
     supported_apis: frozenset[Api] = frozenset({"chat"})
     prices: Prices = Prices()  # noqa: RUF009  (immutable)
@@ -336,6 +338,7 @@ class Registry(StrictModel):
                 recipe.steps,
                 tuple(map(self.expert, recipe.members)),
                 recipe.writing,
+                recipe.judge or "",
             )
             for recipe in self.declared_recipes
             for level in range(1, recipe.levels + 1)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 
 from coe.core import NO_RECIPE, Chat
+from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.experts.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import AUTO, Prices, RecipeSpec
 from coe.routing.decision import single_expert_reason
@@ -36,15 +37,23 @@ class WorstCase:
 
     @classmethod
     def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices]) -> WorstCase:
-        """Return that of all calls. A later step of a recipe that writes also reads the answers of the one before."""
+        """Return that of all calls. A later step of a recipe that writes also reads the answers of the one before, a
+        judge one answer."""
         total = cls(0.0, 0.0)
         for number, step in enumerate(recipe.steps):
             drafts = len(recipe.steps[number - 1]) if number and recipe.writes else 0
             told = ENVELOPE_TOKENS + len(recipe.written_instruction) / CHARACTERS_PER_TOKEN if drafts else 0.0
             for one in (prices[member] for member in step):
                 call = cls(1.0, 1.0 + drafts, told, one.input, one.output + drafts * one.input, told * one.input)
-                total = cls(*(getattr(total, part) + getattr(call, part) for part in _PARTS))
+                total = total.plus(call)
+        for one in (prices[name] for name in recipe.called[len(recipe.members) :]):
+            graded = PROMPT_TOKENS * one.input + GRADE_TOKENS * one.output
+            total = total.plus(cls(1.0, 1.0, PROMPT_TOKENS + GRADE_TOKENS, one.input, one.input, graded))
         return total
+
+    def plus(self, other: WorstCase) -> WorstCase:
+        """Return the sum of both."""
+        return WorstCase(*(getattr(self, part) + getattr(other, part) for part in _PARTS))
 
     @classmethod
     def largest(cls, alternatives: Collection[WorstCase]) -> WorstCase:

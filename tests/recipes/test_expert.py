@@ -191,13 +191,13 @@ async def test_a_retry_of_the_recipe_makes_no_more_calls_than_allowed() -> None:
 
 async def test_answers_are_weighed_by_the_posterior_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    judge = RecipePolicy.judge
+    judge = RecipePolicy.evaluate
 
-    def observe(policy: RecipePolicy, number: int, classes: Any, tokens: Any, posterior: Any) -> Any:
+    def observe(policy: RecipePolicy, number: int, classes: Any, tokens: Any, posterior: Any, grades: Any) -> Any:
         seen.append((posterior.tolist(), tokens.tolist()))
-        return judge(policy, number, classes, tokens, posterior)
+        return judge(policy, number, classes, tokens, posterior, grades)
 
-    monkeypatch.setattr(RecipePolicy, "judge", observe)
+    monkeypatch.setattr(RecipePolicy, "evaluate", observe)
     recipe = recipe_of(*members(a=answer("X"), b=answer("Y")), vote=["a", "b"])
     await bytes_of(await recipe.stream(call_of()))
     posterior = np.array([0.25, 0.5, 0.25], dtype=np.float32)
@@ -216,13 +216,13 @@ async def test_a_rule_that_stops_at_once_does_not_stop_before_any_member_has_ans
 
 async def test_a_member_that_failed_has_the_usual_length(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    judge = RecipePolicy.judge
+    judge = RecipePolicy.evaluate
 
-    def observe(policy: RecipePolicy, number: int, classes: Any, tokens: Any, posterior: Any) -> Any:
+    def observe(policy: RecipePolicy, number: int, classes: Any, tokens: Any, posterior: Any, grades: Any) -> Any:
         seen.append(tokens.tolist())
-        return judge(policy, number, classes, tokens, posterior)
+        return judge(policy, number, classes, tokens, posterior, grades)
 
-    monkeypatch.setattr(RecipePolicy, "judge", observe)
+    monkeypatch.setattr(RecipePolicy, "evaluate", observe)
     recipe = recipe_of(*members(a=answer("X"), b=unavailable("b")), vote=["a", "b"])
     (step,) = recipe.policy.steps
     recipe.policy = replace(recipe.policy, steps=(replace(step, typical=np.log1p([120.0, 80.0])),))

@@ -13,6 +13,7 @@ import pytest
 
 from coe.core import Health
 from coe.errors import ExpertUnavailable
+from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.experts.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import Prices, RecipeSpec, Registry
 from gateway.access.limits import Amounts
@@ -316,6 +317,12 @@ async def test_a_key_reserves_the_drafts_that_a_later_step_reads() -> None:
         1,
         (1000 + 100) + (1000 + 100) + (1000 + 2 * 100 + told + 100),
         pytest.approx((1000 + 200 + 3000 + 400 + (1000 + 2 * 100 + told) * 10) / 1e6),
+    )
+    judged = RecipeSpec(name="j", cascade=(("coder",), ("painter",)), signal="judge", judge="large")
+    assert WorstCase.of_recipe(judged, prices).amounts(1000, 100) == Amounts(
+        1,
+        3 * (1000 + 100) + PROMPT_TOKENS + GRADE_TOKENS,
+        pytest.approx((1000 + 200 + 3000 + 400 + (1000 + 100 + PROMPT_TOKENS) * 10) / 1e6),
     )
     chain = RecipeSpec(name="polished", chain=("coder", "painter", "coder"))
     assert WorstCase.of_recipe(chain, prices).amounts(0, 100).tokens > 5 * 100

@@ -45,14 +45,13 @@ class MemberCalls:
         self.log = call.recipe_log or RecipeLog()
         self.log.recipe, self.log.stop = recipe, ""
         self.log.audit_rate, self.log.audited, self.log.audit = 0.0, False, None
-        self.first_call = len(self.log.calls)
         self.drafts: list[Draft] = []
         self._arm = arm
         self._members = members
         self._final_answer = final_answer
         self._max_calls = limits.max_calls
         self._max_hold = max_hold
-        self._tasks: list[asyncio.Task[None]] = []
+        self._running: list[tuple[Draft, asyncio.Task[None]]] = []
         self._held = HeldBytes(MAX_HELD_BYTES)
         self._clock = asyncio.get_running_loop().time
         left = call.deadline - self._clock()
@@ -74,12 +73,20 @@ class MemberCalls:
 
     def start(self, name: str, number: int, call: Call, *, drafts: int = 0) -> Draft:
         """Call a member in step `number`. Its request has `drafts` earlier answers."""
-        log = MemberCall(name, number)
-        log.drafts = drafts
-        self.log.calls.append(log)
-        draft = Draft(self._members[name], call, log, held=self._held, final_answer=self._final_answer)
+        draft = self._start(self._members[name], number, call, self._final_answer)
+        draft.log.drafts = drafts
         self.drafts.append(draft)
-        self._tasks.append(asyncio.create_task(draft.read()))
+        return draft
+
+    def start_beside(self, expert: Expert, number: int, call: Call, *, final_answer: FinalAnswer) -> Draft:
+        """Call an expert whose answer is not returned, such as a judge."""
+        return self._start(expert, number, call, final_answer)
+
+    def _start(self, expert: Expert, number: int, call: Call, final_answer: FinalAnswer) -> Draft:
+        log = MemberCall(expert.name, number)
+        self.log.calls.append(log)
+        draft = Draft(expert, call, log, held=self._held, final_answer=final_answer)
+        self._running.append((draft, asyncio.create_task(draft.read())))
         return draft
 
     async def settle(self, drafts: Sequence[Draft]) -> RecipeStop:
@@ -123,7 +130,7 @@ class MemberCalls:
 
     def raise_defect(self) -> None:
         """Raise the error of a draft that is no failure of its expert."""
-        for draft in self.drafts:
+        for draft, _ in self._running:
             if draft.error is not None and not isinstance(draft.error, ExpertError | InvalidRequest):
                 raise draft.error
 
@@ -140,7 +147,7 @@ class MemberCalls:
         self.log.stop, best.log.accepted = stop, True
         if stop not in VERIFIED:
             best.log.outcome = "unverified"
-        for draft, task in zip(self.drafts, self._tasks, strict=True):
+        for draft, task in self._running:
             if draft is not best and not draft.complete:
                 task.cancel()
             elif draft is not best:
@@ -149,10 +156,10 @@ class MemberCalls:
 
     async def aclose(self) -> None:
         """Cancel all calls that are not complete, and wait until every connection is closed."""
-        for draft, task in zip(self.drafts, self._tasks, strict=True):
+        for draft, task in self._running:
             if not draft.complete:
                 task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(task for _, task in self._running), return_exceptions=True)
 
     def _calls_used_up(self) -> ExpertError:
         message = f"recipe {self.log.recipe!r} has made all {self._max_calls} calls it may"

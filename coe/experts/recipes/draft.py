@@ -147,10 +147,14 @@ class Draft:
             self._room.clear()
             await self._room.wait()
 
-    def _comparable_answer(self) -> str | None:
+    def text(self) -> str | None:
+        """Return the text of a complete answer that is held; None if it is too long, cut off or refused."""
         if self._size > MAX_TEXT_BYTES:
             return None
-        text = answer_text(b"".join(self._chunks), stream=self.media_type == EVENT_STREAM)
+        return answer_text(b"".join(self._chunks), stream=self.media_type == EVENT_STREAM)
+
+    def _comparable_answer(self) -> str | None:
+        text = self.text()
         return None if text is None else self._final_answer(text)
 
     def discard(self) -> None:

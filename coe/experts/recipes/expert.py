@@ -20,16 +20,17 @@ from coe.experts.recipes.agreement import NO_ANSWER, answer_classes
 from coe.experts.recipes.audit import Audit
 from coe.experts.recipes.calls import VERIFIED, MemberCalls, RecipeReply
 from coe.experts.recipes.draft import Draft, FinalAnswer
+from coe.experts.recipes.judge import grade_in, grading_fields
 from coe.experts.recipes.policy import RecipePolicy
 from coe.experts.recipes.response_format import in_demanded_form
 from coe.registry import Policy
 
 
 class RecipeExpert:
-    """One arm of a recipe.
+    """One arm of a cascade or vote.
 
-    `members` holds its members by name. `categories` is the number of categories of a posterior. With probability
-    `audit_rate` an answer is marked for an audit; `draw` returns a uniform number from [0, 1).
+    `members` holds its members by name, and the judge. `categories` is the number of categories of a posterior. With
+    probability `audit_rate` an answer is marked for an audit; `draw` returns a uniform number from [0, 1).
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class RecipeExpert:
         self.audit_rate = audit_rate
         self.draw = draw
         self.uniform = np.full(categories, 1 / categories)
+        self.judge = members[policy.judge] if policy.judge else None
         self._first = [members[member] for member in policy.steps[0].members]
 
     @property
@@ -131,12 +133,48 @@ class _Run:
             if stop:
                 return stop
             is_last = number + 1 == len(steps)
+            if not is_last and self._recipe.judge is not None:
+                goes_on, stop = await self._judged(number, goes_on, self._recipe.judge)
+                if stop:
+                    return stop
             if not is_last and not goes_on and any(draft.usable for draft in self._drafts):
                 return "accepted"
         return "last_step" if any(draft.complete for draft in latest) else "unavailable"
 
-    def _compare(self, number: int) -> bool:
-        """Rate all answers after step `number` and return whether to go on.
+    async def _judged(self, number: int, goes_on: bool, judge: Expert) -> tuple[bool, RecipeStop]:
+        """Have the best answer after step `number` graded. Return whether to go on, and why to stop before that.
+
+        Without a grade, agreement has decided whether it `goes_on`.
+        """
+        calls, call = self._calls, self._call
+        assert call is not None
+        if not any(draft.complete for draft in self._drafts):
+            return goes_on, ""
+        text = self._best(finished_only=True).text()
+        if text is None:  # cut off or refused
+            return goes_on, ""
+        if stop := calls.stop_before(1):
+            log = MemberCall(judge.name, number)
+            log.outcome = "skipped"
+            calls.log.calls.append(log)
+            return goes_on, "" if stop == "unavailable" else stop
+        timeout = self._recipe.limits.response_timeout
+        fields = grading_fields(call.fields, text)
+        plain = replace(call, fields=fields, stream=False, first_token_timeout=timeout)
+        grading = calls.start_beside(judge, number, plain, final_answer=grade_in)
+        stop = await calls.settle([grading])
+        if stop or grading.answer is None:
+            calls.raise_defect()
+            return goes_on, stop
+        grade = float(grading.answer)
+        rule = self._recipe.policy.steps[number].graded
+        grading.log.outcome = "graded"
+        if rule is not None:
+            grading.log.confidence = round(float(rule.probability(np.array(grade))), 4)
+        return self._compare(number, grade), ""
+
+    def _compare(self, number: int, grade: float = math.nan) -> bool:
+        """Rate all answers after step `number` and return whether to go on; `grade` is a judge's of the best one.
 
         An answer that has begun and is not complete counts as different from all others.
         """
@@ -150,13 +188,14 @@ class _Run:
         typical = np.expm1(self._recipe.policy.steps[number].typical)
         counted = [_output_tokens(draft.log) for draft in self._drafts]
         tokens = np.array([usual if count is None else count for count, usual in zip(counted, typical, strict=True)])
-        probabilities, goes_on = self._recipe.policy.judge(
-            number, classes[np.newaxis], tokens[np.newaxis], self._posterior
+        probabilities, goes_on = self._recipe.policy.evaluate(
+            number, classes[np.newaxis], tokens[np.newaxis], self._posterior, np.array([grade])
         )
         for draft, answer_class, is_unfinished in zip(self._drafts, classes.tolist(), unfinished, strict=True):
             if answer_class != NO_ANSWER:
                 draft.log.confidence = round(float(probabilities[0, answer_class]), 4)
-                draft.log.answer_class = None if is_unfinished else self._calls.first_call + answer_class
+                first = self._calls.log.calls.index(self._drafts[answer_class].log)
+                draft.log.answer_class = None if is_unfinished else first
         return bool(goes_on[0])
 
     def _best(self, *, finished_only: bool) -> Draft:

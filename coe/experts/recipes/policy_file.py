@@ -12,6 +12,7 @@ import orjson
 
 from coe.errors import ArtifactError
 from coe.experts.recipes.agreement import STATE_FEATURES, AnswerWeights, Array
+from coe.experts.recipes.judge import GradeRule
 from coe.experts.recipes.policy import RecipePolicy, Step
 from coe.registry import ArmSpec
 
@@ -54,9 +55,11 @@ class ArmPolicies:
         return fitted | {one.recipe: one.steps for one in self.written.values()}
 
     def has(self, arm: ArmSpec) -> bool:
-        """Return True if the recipe of a declared arm has the steps, and the instruction, that were planned."""
+        """Return True if a declared arm has the steps, the instruction and the judge that were planned."""
         writing = {one.recipe: one.writing for one in self.written.values()}
-        return self.steps.get(arm.recipe) == arm.steps and writing.get(arm.recipe, "") == arm.writing
+        judges = {one.recipe: one.judge for one in self.by_arm.values()}
+        planned = self.steps.get(arm.recipe), writing.get(arm.recipe, ""), judges.get(arm.recipe, "")
+        return planned == (arm.steps, arm.writing, arm.judge)
 
     def only(self, arms: Collection[str]) -> ArmPolicies:
         """Return some of the arms."""
@@ -77,6 +80,7 @@ class ArmPolicies:
             arm: {
                 "recipe": one.recipe,
                 "price": one.price,
+                "judge": one.judge,
                 "loss_per_difference": one.loss_per_difference,
                 "steps": [_step_to_json(step) for step in one.steps],
             }
@@ -102,7 +106,11 @@ class ArmPolicies:
 
 def _over(step: Step, columns: Sequence[int]) -> Step:
     weights = AnswerWeights(_pick(step.weights.member, 1, columns), _pick(step.weights.none, 1, columns))
-    return replace(step, weights=weights, gain=None if step.gain is None else _pick(step.gain, STATE_FEATURES, columns))
+    gain = None if step.gain is None else _pick(step.gain, STATE_FEATURES, columns)
+    graded = step.graded
+    if graded is not None:
+        graded = replace(graded, gain=_pick(graded.gain, STATE_FEATURES, columns))
+    return replace(step, weights=weights, gain=gain, graded=graded)
 
 
 def _pick(values: Array, fixed: int, columns: Sequence[int]) -> Array:
@@ -118,7 +126,12 @@ def _step_to_json(step: Step) -> dict[str, Any]:
         "none_weights": step.weights.none.tolist(),
         "typical": step.typical.tolist(),
         "gain": None if step.gain is None else step.gain.tolist(),
+        "graded": None if step.graded is None else _rule_to_json(step.graded),
     }
+
+
+def _rule_to_json(rule: GradeRule) -> dict[str, Any]:
+    return {"intercept": rule.intercept, "slope": rule.slope, "gain": rule.gain.tolist()}
 
 
 def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePolicy:
@@ -130,13 +143,25 @@ def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePoli
         weights = AnswerWeights(
             _array(one["member_weights"], (seen, 1 + n_categories)), _array(one["none_weights"], (1 + n_categories,))
         )
-        steps.append(Step(tuple(one["members"]), weights, _array(one["typical"], (seen,)), gain))
+        typical, graded = _array(one["typical"], (seen,)), _rule_from_json(one["graded"], n_categories)
+        steps.append(Step(tuple(one["members"]), weights, typical, gain, graded))
     if not steps or steps[-1].gain is not None:
         raise ValueError("the last step of a policy must not go on")
-    loss = found.get("loss_per_difference")
+    loss = found["loss_per_difference"]
     return RecipePolicy(
-        str(found["recipe"]), float(found["price"]), tuple(steps), None if loss is None else float(loss)
+        str(found["recipe"]),
+        float(found["price"]),
+        tuple(steps),
+        str(found["judge"]),
+        None if loss is None else float(loss),
     )
+
+
+def _rule_from_json(found: Mapping[str, Any] | None, n_categories: int) -> GradeRule | None:
+    if found is None:
+        return None
+    intercept, slope = _array([found["intercept"], found["slope"]], (2,)).tolist()
+    return GradeRule(intercept, slope, _array(found["gain"], (STATE_FEATURES + n_categories,)))
 
 
 def _written_from_json(found: Mapping[str, Any]) -> WrittenArm:

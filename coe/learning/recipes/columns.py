@@ -123,6 +123,11 @@ def recipe_columns(
         if absent := [name for name in recipe.members if name not in experts]:
             left_out[recipe.name] = f"no scores of {', '.join(absent)}; run `coe score` for them"
             continue
+        if recipe.judge is not None:
+            left_out[recipe.name] = (
+                f"no grades of its judge; `coe score PROBES --out FOLDER --recipe {recipe.name}` collects them"
+            )
+            continue
         found = table.declared(recipe)
         planned[recipe.name] = found
         if not found:

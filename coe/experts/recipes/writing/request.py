@@ -75,12 +75,15 @@ def cut(text: str, limit: int) -> str:
 
 
 def _embedded(drafts: Sequence[str], word: str, instruction: str) -> str:
-    """Return the earlier answers between markers, and the instruction. The markers depend on all of the text, so that
-    an answer cannot contain them."""
-    seal = hashlib.sha256("\0".join(drafts).encode("utf-8", "replace")).hexdigest()[:12]
-    numbered = enumerate(drafts, start=1)
-    parts = [f"<{word}-{number} {seal}>\n{draft}\n</{word}-{number} {seal}>" for number, draft in numbered]
-    return "\n\n".join((_ABOUT, *parts, instruction))
+    """Return the earlier answers between markers, and the instruction."""
+    numbered = [(f"{word}-{number}", draft) for number, draft in enumerate(drafts, start=1)]
+    return "\n\n".join((_ABOUT, sealed(numbered), instruction))
+
+
+def sealed(texts: Sequence[tuple[str, str]]) -> str:
+    """Return texts between markers of a word each. The markers depend on all texts, so that none can contain them."""
+    seal = hashlib.sha256("\0".join(text for _, text in texts).encode("utf-8", "replace")).hexdigest()[:12]
+    return "\n\n".join(f"<{word} {seal}>\n{text}\n</{word} {seal}>" for word, text in texts)
 
 
 def _room(fields: Fields, instruction: str, member: ExpertSpec) -> float:
