@@ -226,12 +226,14 @@ def _indices(known: Sequence[str], names: Sequence[str]) -> list[int | None]:
 def _uses(
     stored: _StoredPlan, registry: Registry, categories: Sequence[str], experts: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The present uses of experts: means over the plan's categories, and by category; null where unknown.
+    """The present uses of experts, and the planned ones of arms: means over the plan's categories, and by category.
 
-    A use that the plan knows of no expert is null.
+    Unknown uses are null, and so is a use that the plan knows of no expert.
     """
-    declared, weights = stored.plan.uses(registry, categories), _weights(stored, categories)
-    columns = [registry.expert_names.index(name) if name in registry.expert_names else -1 for name in experts]
+    known_arms = stored.plan.arms(registry)
+    used = (*registry.expert_names, *(name for name in experts if name in known_arms))
+    declared, weights = stored.plan.uses(registry, categories, used), _weights(stored, categories)
+    columns = [used.index(name) if name in used else -1 for name in experts]
 
     def cells(use: NDArray[np.float64]) -> list[Any]:
         """The values of `experts`, in the last dimension."""

@@ -4,9 +4,9 @@ import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
 import { dollars, figure, milliseconds, moment, number, percent, shown } from "../../parts.js";
 import { candidateTable, retrievalDetails, outcome, posterior, sentence, speed, timeline, unanswered } from "../../explained.js";
+import { recipeCalls } from "../../recipes.js";
 import { openReplay } from "./replay.js";
 import { openLabels } from "./labels.js";
-import { recipeCalls } from "./recipe.js";
 
 export function openRecord(id, draw) {
   const at = `v1/records/${encodeURIComponent(id)}`;
@@ -98,6 +98,7 @@ function request(record) {
     <dt>Key</dt><dd>${record.key ?? "–"}</dd>
     <dt>Capabilities</dt><dd>${record.needs == null ? "unknown" : record.needs.join(", ") || "none"}</dd>
     <dt>Attempts</dt><dd>${record.attempts}</dd>
+    ${record.cache ? html`<dt>Answer cache</dt><dd>${record.cache}</dd>` : nothing}
     <dt>Cost weight</dt><dd>${number(record.cost_weight)}</dd>
     ${record.exploration ? html`<dt>Exploration</dt><dd>rate ${percent(record.exploration[0])}, max quality loss ${number(record.exploration[1])}, propensity ${percent(record.propensity)}</dd>` : nothing}
   </dl>`;
