@@ -238,16 +238,18 @@ class Call:
 class Usage:
     """Token counts of one response, updated while it streams; None if the expert did not report them.
 
-    `events` counts the events of a stream, each of which holds at least one token. `parts` are the members' names and
-    usages for the answer of a recipe, and empty for one of an expert.
+    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`. `events`
+    counts the events of a stream, each of which holds at least one token. `parts` are the members' names and usages for
+    the answer of a recipe, and empty for one of an expert.
     """
 
-    __slots__ = ("events", "input_tokens", "output_tokens")
+    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens")
 
     parts: tuple[tuple[str, Usage], ...] = ()
 
     def __init__(self) -> None:
         self.input_tokens: int | None = None
+        self.cached_tokens: int | None = None
         self.output_tokens: int | None = None
         self.events = 0
 
@@ -257,15 +259,18 @@ class MemberCall:
 
     - `step`: number of the step, from 0.
     - `outcome`: `answered`, `unreadable` (a complete answer without a final answer that can be compared), `unverified`
-      (returned without complete comparison), `cancelled`, or the cause of the failure.
+      (returned without complete comparison), `graded` (a judge's grade), `skipped` (a judge that was not called, as no
+      call was left), `cancelled`, or the cause of the failure.
     - `usage`: None until the member has begun to answer.
     - `ms`: duration in milliseconds.
     - `answer_class`: index of the first call with the same final answer; None without one.
-    - `confidence`: probability that the answer is right, by the last comparison; None before one.
+    - `confidence`: probability that the answer is right, by the last comparison; None before one. Of a judge, the
+      probability that the answer is right that it graded.
     - `accepted`: whether this answer was returned.
+    - `drafts`: number of earlier answers in its request; 0 also where none was left or had room.
     """
 
-    __slots__ = ("accepted", "answer_class", "confidence", "expert", "ms", "outcome", "step", "usage")
+    __slots__ = ("accepted", "answer_class", "confidence", "drafts", "expert", "ms", "outcome", "step", "usage")
 
     def __init__(self, expert: str, step: int) -> None:
         self.expert = expert
@@ -276,26 +281,50 @@ class MemberCall:
         self.answer_class: int | None = None
         self.confidence: float | None = None
         self.accepted = False
+        self.drafts = 0
 
 
 RecipeStop = Literal[
     "", "accepted", "last_step", "stream_hold", "held_bytes", "deadline", "unavailable", "failed", "cancelled"
 ]
 """Why a recipe stopped; empty while it runs. `accepted`: its policy accepted an answer before the last step;
-`last_step`: all steps were compared. The next four return an unverified answer: the stream was held as long as allowed,
-the held answers reached the memory limit, the deadline was near, or no member of the last step answered. `failed`: no
-member answered."""
+`last_step`: all steps were called, and compared or written. The next four return an unverified answer: the stream was
+held as long as allowed, the held answers reached the memory limit, the deadline was near, or no member of the last step
+answered. `failed`: no member answered."""
+
+
+class RecipeAudit(Protocol):
+    """Compares an answer that a recipe accepted early with the answer after its last step. It holds the request.
+
+    `calls` are its own calls, which the client's usage does not contain. `available` is False while a member that it
+    calls is down or overloaded. `run` calls the members, once, and returns whether the answers differ; None if no
+    member of the last step answered.
+    """
+
+    calls: list[MemberCall]
+
+    @property
+    def available(self) -> bool: ...
+
+    async def run(self) -> bool | None: ...
 
 
 class RecipeLog:
-    """The calls of the recipes of one request in order, and the reason why the last recipe stopped."""
+    """The calls of the recipes of one request in order, and the reason why the last recipe stopped.
 
-    __slots__ = ("calls", "recipe", "stop")
+    `audit_rate` is the probability with which this answer is audited, 0 if it cannot be, and `audited` is the draw.
+    `audit` calls the remaining members; None after the last step, where nothing is left to call.
+    """
+
+    __slots__ = ("audit", "audit_rate", "audited", "calls", "recipe", "stop")
 
     def __init__(self) -> None:
         self.recipe = ""
         self.calls: list[MemberCall] = []
         self.stop: RecipeStop = ""
+        self.audit_rate = 0.0
+        self.audited = False
+        self.audit: RecipeAudit | None = None
 
     @property
     def accepted(self) -> MemberCall | None:
@@ -320,6 +349,7 @@ class RecipeUsage(Usage):
         self.parts = tuple((call.expert, call.usage) for call in self._log.calls if call.usage is not None)
         usages = [usage for _, usage in self.parts]
         self.input_tokens = _sum_of_known([usage.input_tokens for usage in usages])
+        self.cached_tokens = _sum_of_known([usage.cached_tokens for usage in usages])
         self.output_tokens = _sum_of_known([usage.output_tokens for usage in usages])
         self.events = sum(usage.events for usage in usages)
 

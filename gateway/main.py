@@ -39,9 +39,17 @@ from gateway.app import create_app
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals, RecentRequests, Recorder, open_observability
-from gateway.observability.state_metrics import TrafficMetrics, add_feedback_metrics, add_log_metrics, open_residency
+from gateway.observability.state_metrics import (
+    RECIPE_EVIDENCE,
+    RECIPE_EVIDENCE_TEXT,
+    TrafficMetrics,
+    add_feedback_metrics,
+    add_log_metrics,
+    open_residency,
+)
 from gateway.observability.tracing import check_tracing
 from gateway.parts import Parts
+from gateway.process.bound_watch import BoundWatch, watching_bounds
 from gateway.process.connections import (
     ConnectionLimits,
     raise_limit,
@@ -53,6 +61,7 @@ from gateway.process.gc_tuning import trimming_memory, tune_gc
 from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reader, Reload, watched_file_states
 from gateway.process.signals import Drain, handle_signals
+from gateway.request.audits import Audits
 from gateway.request.cache_step import CacheStep, check_cache, open_cache
 from gateway.serving_state import ServingState, Wiring
 
@@ -173,6 +182,10 @@ async def open_parts(
         )
         if check and metrics.registry.worker == 0:
             await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
+        if metrics.registry.worker == 0:
+            watch = BoundWatch(current, feedback, settings)
+            metrics.gauges(RECIPE_EVIDENCE, RECIPE_EVIDENCE_TEXT, ("recipe",), watch.evidence, largest=True)
+            await stack.enter_async_context(watching_bounds(watch, task_failed=failed))
         reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read)
         del in_use  # this frame would keep the first router in memory for the life of the process
         await stack.enter_async_context(reload.watching(since=seen, task_failed=failed))
@@ -180,9 +193,10 @@ async def open_parts(
         metrics.gauge("coe_artifacts_behind", ARTIFACTS_BEHIND, behind, largest=True)
         cache = await _open_cache(stack, registry, metrics)
         recent, signals = RecentRequests(), ImplicitSignals(feedback_writer.put)
+        audits = await stack.enter_async_context(Audits(current, store=feedback_writer.put, metrics=metrics))
         yield Parts(
             current,
-            observers=(recent.observe, recorder.observe, signals.observe, *observation.observers),
+            observers=(audits.observe, recent.observe, recorder.observe, signals.observe, *observation.observers),
             metrics=metrics,
             log=log,
             feedback=feedback,

@@ -59,6 +59,7 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines.append(("drift", drift["reference"]))
     lines += [("", one["sentence"]) for one in drift["findings"]]
     lines.append(("alarms", "; ".join(one["sentence"] for one in report["alarms"]) or "none"))
+    lines += [("recipe", one["sentence"]) for one in report["recipes"]]
     lines += [("new category?", one["sentence"]) for one in report["proposed_categories"]]
     lines += [
         (f"learning: {kind}", f"{_time(one['time'])}: {one['sentence']}") for kind, one in report["learning"].items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,23 @@ from numpy.typing import NDArray
 from coe.errors import ArtifactError, DataError
 from coe.jobs.foreground import note_if_slow
 from coe.learning.estimation.evidence import merged
+from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
 from coe.learning.evaluation.quality import Quality, read_quality
+from coe.learning.evaluation.recipe_answers import read_recipe_answers
 from coe.learning.evaluation.recorded_answers import read_answers
 from coe.learning.recipes.columns import RecipeColumns, recipe_columns
+from coe.learning.recipes.measured import measured_columns
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
-from coe.mapping import Dependencies, MeasuredUses, PlanEvidence, PlanInputs, Problem, round_traffic
+from coe.mapping import (
+    Dependencies,
+    MeasuredUses,
+    PlanEvidence,
+    PlanInputs,
+    Problem,
+    declared_uses,
+    round_traffic,
+)
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
 from coe.registry import Registry
 from coe.settings import Settings
@@ -61,12 +72,14 @@ def plan_basis(
     benchmark: str | None = None,
     deviations: float,
     evidence: PlanEvidence,
+    logged: LoggedUses | None = None,
 ) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
     """The basis of a plan of the scored experts and the categories that they may serve, what is left out, and the
     columns of recipes.
 
-    The feedback in `evidence` is merged with the scores of the categories that it reassigned. Raises DataError where no
-    category can be planned.
+    The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the uses that scores
+    measured with the `logged` ones. Enough logged requests also give the weights of categories and the sample of
+    traffic, in place of the probes. Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.expert_names)
     for note in data.notes:
@@ -81,6 +94,10 @@ def plan_basis(
     with note_if_slow("fitting recipes"):
         recorded = read_answers(folder, data) if registry.recipes else None
         recipes = recipe_columns(registry, data, recorded, rows=rows, experts=experts, categories=categories)
+        written = read_recipe_answers(folder, data, [arm for arm in registry.recipe_arms if arm.writing])
+        recipes = recipes.joined(
+            measured_columns(registry, data, written, rows=rows, experts=experts, categories=categories)
+        )
     columns = (*experts, *recipes.arms)
     all_scores = np.hstack((scores, recipes.scores)) if recipes.arms else scores
     measured, pseudo_count = tabulate_softly(categories, columns, member, all_scores), fit_pseudo_count(labels, scores)
@@ -92,14 +109,23 @@ def plan_basis(
         is_reassigned = np.isin(categories, reassigned)[:, None]
         quality = np.where(is_reassigned, bounds.with_feedback(measured, feedback), quality)
     weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes has traffic too
+    mix = None if logged is None else logged.traffic.over(categories)
+    if mix is not None:
+        weights = mix[0]
     uses = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
+    if logged is not None:
+        scored, uses = (
+            uses,
+            uses.updated({name: table.over(categories, experts) for name, table in logged.tables(experts).items()}),
+        )
+        recipes = _with_logged_uses(recipes, registry, before=scored, after=uses)
     problem = declared_problem(
         registry, measured, quality=quality, weights=weights, measured_uses=uses, recipes=recipes
     )
     basis = PlanInputs(
         problem,
         measured,
-        _traffic(settings, problem, prompts),
+        _traffic(settings, problem, prompts, None if mix is None else mix[1]),
         deviations,
         f"{len(prompts)} prompts of {folder.name}",
         pseudo_count,
@@ -110,6 +136,28 @@ def plan_basis(
         measured_uses=uses,
     )
     return basis, LeftOut.of(registry, data, measured), recipes
+
+
+def _with_logged_uses(
+    recipes: RecipeColumns, registry: Registry, *, before: MeasuredUses, after: MeasuredUses
+) -> RecipeColumns:
+    """Scale the cost and latency of each arm like those of its members, weighted by its calls of each in the category.
+
+    The log's own requests of an arm followed the policy of a former plan, so they are not used.
+    """
+    if not recipes.arms:
+        return recipes
+    uses = [declared_uses(registry, one.categories, one.experts, measured=one) for one in (before, after)]
+
+    def scaled(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        factors = []
+        for arm, members in recipes.members.items():
+            columns = [after.experts.index(member) for member in members]
+            then, now = ((recipes.calls[arm] * getattr(use, name)[:, columns]).sum(axis=1) for use in uses)
+            factors.append(np.divide(now, then, out=np.ones_like(then), where=then > 0))
+        return np.asarray(values * np.column_stack(factors))
+
+    return replace(recipes, cost=scaled("cost", recipes.cost), latency_ms=scaled("latency_ms", recipes.latency_ms))
 
 
 def _planned_rows(folder: Path, data: Quality, categories: Sequence[str]) -> list[int]:
@@ -144,10 +192,15 @@ class _Bounds:
         return merged(measured, feedback).lower(deviations=self.deviations, pseudo_count=strength)
 
 
-def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:
-    """The posteriors of a random sample of the prompts by the router in use; None where no price depends on them."""
+def _traffic(
+    settings: Settings, problem: Problem, prompts: Sequence[str], logged: NDArray[np.float64] | None
+) -> NDArray[np.float64] | None:
+    """The `logged` posteriors, or else those of a random sample of the prompts by the router in use; None where no
+    price depends on them."""
     if not problem.budget.rows().keys() - {"memory_gb"}:
         return None
+    if logged is not None:
+        return round_traffic(logged)
     from coe.runtime.active_state import check_router, load_router
 
     try:

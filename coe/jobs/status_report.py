@@ -17,8 +17,15 @@ from coe.errors import DataError
 from coe.fleet.residency.client import fetch_tiers
 from coe.jobs.round import read_round_states
 from coe.learning.estimation.experience_loader import load_experience, open_logs
-from coe.learning.monitoring.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
+from coe.learning.monitoring.alarms import (
+    Alarm,
+    degradation_alarms,
+    failing_alarms,
+    loss_alarms,
+    share_alarms,
+)
 from coe.learning.monitoring.drift import detect_drift
+from coe.learning.monitoring.loss_bounds import LossBounds, RecipeBound
 from coe.learning.monitoring.novelty import CategoryProposal, category_entry, propose_categories
 from coe.learning.monitoring.traffic import Traffic, comparison, embeddings, traffic_sample
 from coe.settings import Settings
@@ -41,7 +48,8 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
 
     in_use = load_active_state(settings)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
-    alarms = _alarms(settings, in_use, traffic, now=now)
+    bounds = _loss_bounds(settings, in_use)
+    alarms = (*_alarms(settings, in_use, traffic, now=now), *loss_alarms(bounds))
     used = {kind: _in_use(settings, kind) for kind in ARTIFACT_KINDS}
     router_days = int((now - (used["router"]["since"] or now)) // DAY_SECONDS)
     return {
@@ -50,6 +58,7 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
         "traffic": traffic.summary(),
         "drift": _drift(traffic, test=router_days + 1),
         "alarms": [asdict(alarm) for alarm in alarms],
+        "recipes": [bound.to_json() for bound in bounds],
         "proposed_categories": _proposals(traffic, in_use),
         "residency": _residency(settings),
         "learning": {
@@ -94,6 +103,17 @@ def _alarms(settings: Settings, in_use: ActiveState, traffic: Traffic, *, now: f
         *share_alarms(recent, in_use.assignment),
         *degradation_alarms(before, recent, assignment=in_use.assignment),
     )
+
+
+def _loss_bounds(settings: Settings, in_use: ActiveState) -> tuple[RecipeBound, ...]:
+    """The loss bounds of the recipes in use, from all audits in the log."""
+    bounds = LossBounds(in_use.registry, in_use.policies)
+    if not bounds.by_recipe:
+        return ()
+    with open_logs(in_use.registry.log.url, base=settings.home) as logs:
+        for page in logs.pages():
+            bounds.add(page.events)
+    return tuple(bounds.by_recipe.values())
 
 
 def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ pure: it reads no file. The rules are:
 - An arm of a recipe that the plan lacks, or whose members changed, is selected by pins only.
 - A category that the plan lacks goes to its pinned expert, or else to the general expert.
 - Prices follow the declared uses; those of arms are the planned ones.
-- An arm stays if its recipe is declared with the steps that were planned.
+- An arm stays if its recipe is declared with the steps, and for a chain or fuse the instruction, that were planned.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from coe.errors import ArtifactError
-from coe.experts.recipes.policy_file import ArmPolicies
+from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping.assignment import Assignment
 from coe.mapping.consequences import Consequence, consequences
 from coe.mapping.plan import runner_up
@@ -27,8 +27,6 @@ from coe.mapping.prices import SHARE_DUAL_PREFIX
 from coe.mapping.problem import USE_OF_ROW, Array
 from coe.mapping.score_table import align
 from coe.registry import Registry
-
-NO_POLICIES = ArmPolicies((), {})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +54,7 @@ def effective_plan(plan: PublishedPlan, registry: Registry) -> EffectivePlan:
     assignment = _AssignmentBuilder(plan, registry).build()
     arms, policies = plan.arms(registry), NO_POLICIES
     if plan.policies is not None:
-        policies = ArmPolicies(plan.policies.categories, {arm: plan.policies.by_arm[arm] for arm in arms})
+        policies = plan.policies.only(arms)
     return EffectivePlan(assignment, consequences(plan, registry, assignment), policies.over(registry.category_names))
 
 

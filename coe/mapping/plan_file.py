@@ -260,13 +260,11 @@ class PublishedPlan:
         return registry if self.policies is None else registry.with_proposed(self.policies.steps)
 
     def arms(self, registry: Registry) -> tuple[str, ...]:
-        """Return the arms of declared recipes that the plan has a column and a policy with the same steps for."""
-        steps = {} if self.policies is None else self.policies.steps
-        return tuple(
-            arm.name
-            for arm in registry.recipe_arms
-            if arm.name in self.assignment.experts and steps.get(arm.recipe) == arm.steps
-        )
+        """Return the arms of declared recipes that the plan has a column for, with the same steps."""
+        if self.policies is None:
+            return ()
+        columns, policies = self.assignment.experts, self.policies
+        return tuple(arm.name for arm in registry.recipe_arms if arm.name in columns and policies.has(arm))
 
 
 def read_published(folder: Path, version: str) -> PublishedPlan:

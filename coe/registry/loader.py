@@ -216,43 +216,97 @@ def _recipe_name_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
 
 def _step_problems(recipe: RecipeSpec) -> Problems:
     """Check the keys that declare the steps, relative to the recipe."""
+    name, kinds = recipe.name, _kinds(recipe)
+    if len(kinds) != 1:
+        said = f" and has {', '.join(kinds)}" if kinds else ""
+        yield (), f"recipe {name!r} needs one of `cascade`, `vote`, `chain` and `fuse`, a list of experts{said}"
+        return
+    (kind,) = kinds
+    if kind != "vote" and "ask" in recipe.model_fields_set:
+        yield ("ask",), f"`ask` is for a vote; {name!r} is a {kind}, which calls its steps one after another"
+    if recipe.writes:
+        yield from _writing_problems(recipe, kind)
+        return
+    if len(recipe.members) < 2:
+        yield (kind,), f"recipe {name!r} needs two members; add one, or pin the expert"
+    for key in ("by", "instruction"):
+        if getattr(recipe, key) is not None:
+            yield (key,), f"`{key}` is for recipes that write, and {name!r} is a {kind}; remove it, or use `fuse`"
+    yield from _judge_problems(recipe)
+    for key in ("max_loss", "audit_rate"):
+        if getattr(recipe, key) is not None and len(recipe.steps) == 1:
+            yield (key,), f"{name!r} calls all members at once, so it stops no earlier; remove {key}"
+
+
+def _judge_problems(recipe: RecipeSpec) -> Problems:
+    """Check the keys of a judge, relative to a cascade or vote."""
+    name, judge = recipe.name, recipe.judge
+    if judge is not None and recipe.signal != "judge":
+        yield ("judge",), f"{name!r} names a judge and its signal is {recipe.signal!r}; write signal: judge"
+    elif recipe.signal == "judge" and judge is None:
+        yield ("signal",), f"{name!r} needs `judge`: the expert that grades the answers"
+    elif judge is not None and recipe.vote:
+        yield ("signal",), f"a judge is for a cascade; {name!r} is a vote, which goes by agreement"
+    elif judge is not None and len(recipe.steps) == 1:
+        yield ("signal",), f"{name!r} has one step, so there is no answer to judge before the last; remove `signal`"
+    if judge in recipe.members:
+        yield ("judge",), f"{judge!r} is a member, which cannot grade answers beside its own; use another expert"
+
+
+def _writing_problems(recipe: RecipeSpec, kind: str) -> Problems:
+    """Check the keys of a chain or fuse, relative to the recipe."""
     name = recipe.name
-    if bool(recipe.cascade) == bool(recipe.vote):
-        yield (), f"recipe {name!r} needs either `cascade` or `vote`, a list of experts"
-    elif len(recipe.members) < 2:
-        yield (
-            ("cascade" if recipe.cascade else "vote",),
-            f"recipe {name!r} needs two members; add one, or pin the expert",
+    for key in ("signal", "judge", "max_loss", "audit_rate"):
+        if key in recipe.model_fields_set:
+            yield (key,), f"{name!r} is a {kind}, which always calls all members, so `{key}` has no effect; remove it"
+    if recipe.chain and recipe.by is not None:
+        yield ("by",), f"`by` is for a fuse; {name!r} is a chain, whose last member writes the answer"
+    if recipe.fuse and recipe.by is None:
+        yield ("fuse",), f"{name!r} needs `by`: the expert that writes the answer from those of the others"
+    if len(getattr(recipe, kind)) < 2:
+        remedy = "add the one that revises its draft" if recipe.chain else "add one, or use `chain: [it, by]`"
+        yield (kind,), f"{name!r} has one expert in `{kind}`; {remedy}"
+
+
+def _kinds(recipe: RecipeSpec) -> list[str]:
+    return [kind for kind in ("cascade", "vote", "chain", "fuse") if getattr(recipe, kind)]
+
+
+def _placed_members(recipe: RecipeSpec, key: str) -> list[tuple[KeyPath, str]]:
+    """Return each member, and the judge, with its key path relative to the recipe."""
+    placed: list[tuple[KeyPath, str]] = []
+    for index, step in enumerate(getattr(recipe, key)):
+        placed += (
+            [((key, index), step)] if isinstance(step, str) else (((key, index, n), m) for n, m in enumerate(step))
         )
-    if recipe.cascade and "ask" in recipe.model_fields_set:
-        yield ("ask",), f"`ask` is for a vote; {name!r} is a cascade, which calls its steps one after another"
-    if recipe.max_loss is not None and len(recipe.steps) == 1:
-        yield ("max_loss",), f"{name!r} calls all members at once, so it stops no earlier; remove max_loss"
+    named = {"by": recipe.by, "judge": recipe.judge}
+    return [*placed, *(((key,), name) for key, name in named.items() if name is not None)]
 
 
 def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
     """Check the members, with keys relative to the recipe."""
-    key = "cascade" if recipe.cascade else "vote"
+    if len(kinds := _kinds(recipe)) != 1:
+        return
+    (key,) = kinds
     recipes = {one.name for one in registry.declared_recipes}
     seen = set[str]()
-    for index, step in enumerate(recipe.cascade or ((member,) for member in recipe.vote)):
-        for place, member in enumerate(step):
-            where = (key, index, place) if recipe.cascade else (key, index)
-            if member in seen:
-                yield where, f"{member!r} is a member already; each member is called once, so remove one of them"
-            elif member in registry.expert_names:
-                if "chat" not in registry.expert(member).supported_apis:
-                    yield where, f"{member!r} does not support the chat API, which all members need; use another expert"
-            elif member in recipes:
-                circle = "a recipe cannot contain itself" if member == recipe.name else f"{member!r} is a recipe"
-                yield where, f"{circle}; the members are experts: {', '.join(registry.expert_names)}"
-            else:
-                yield where, f"unknown expert {member!r}{_nearest(member, registry.expert_names)}"
-            seen.add(member)
-    if len(recipe.members) > registry.policy.max_calls:
+    for where, member in _placed_members(recipe, key):
+        if member in seen and not recipe.chain and where not in (("by",), ("judge",)):
+            yield where, f"{member!r} is a member already; each member is called once, so remove one of them"
+        elif member in registry.expert_names:
+            if "chat" not in registry.expert(member).supported_apis:
+                yield where, f"{member!r} does not support the chat API, which all members need; use another expert"
+        elif member in recipes:
+            circle = "a recipe cannot contain itself" if member == recipe.name else f"{member!r} is a recipe"
+            yield where, f"{circle}; the members are experts: {', '.join(registry.expert_names)}"
+        else:
+            yield where, f"unknown expert {member!r}{_nearest(member, registry.expert_names)}"
+        seen.add(member)
+    if len(recipe.called) > registry.policy.max_calls:
+        calls = "makes" if recipe.writes else "may make"
         yield (
             (key,),
-            f"recipe {recipe.name!r} may call {len(recipe.members)} experts and policy.max_calls allows "
+            f"recipe {recipe.name!r} {calls} {len(recipe.called)} calls and policy.max_calls allows "
             f"{registry.policy.max_calls}; remove members or raise it",
         )
 

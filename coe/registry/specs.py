@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
 
 from coe.core import GENERAL, Api, Capability
 from coe.registry.recipes import PROPOSED_PREFIX, RecipeItems, RecipeSpec
@@ -57,6 +58,30 @@ class Prices(StrictModel):
     """Price of input tokens."""
     output: Annotated[float, Field(ge=0)] = 0.0
     """Price of output tokens."""
+    cached_input: Annotated[float, Field(ge=0)] | None = None
+    """Price of input tokens that the server reads from its prompt cache, at most the price of input tokens. Default:
+    the price of input tokens."""
+
+    @model_validator(mode="after")
+    def _check_cached_input(self) -> Prices:
+        if self.cached_input is not None and self.cached_input > self.input:
+            raise PydanticCustomError(
+                "cached_input",
+                "cached_input {cached} is above input {input}; cached tokens are a discounted part of the input: "
+                "lower it, or leave it out",
+                {"cached": self.cached_input, "input": self.input},
+            )
+        return self
+
+    @property
+    def cached(self) -> float:
+        """Price of cached input tokens, declared or not."""
+        return self.input if self.cached_input is None else self.cached_input
+
+    def cost(self, input_tokens: float, output_tokens: float, cached_tokens: float = 0.0) -> float:
+        """Return US dollars. The cached tokens are a part of the input tokens."""
+        full = (input_tokens - cached_tokens) * self.input
+        return (full + cached_tokens * self.cached + output_tokens * self.output) / 1e6
 
 
 class ExpertSpec(StrictModel):
@@ -150,6 +175,8 @@ _DEFAULT_APIS: dict[str, frozenset[Api]] = {
 }
 
 
+DRAFTS_CONTEXT_SHARE = 0.25
+"""Share of the context that a member of a chain or fuse keeps for the answers of earlier steps."""
 _SINGLE_EXPERT_NEEDS: frozenset[Capability] = frozenset({"tools", "audio"})
 """Capabilities that no recipe has: such a request goes to one expert."""
 
@@ -159,7 +186,8 @@ class ArmSpec:
     """One arm of a recipe: what the plan selects and routing calls, like an expert.
 
     Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
-    `members` their declarations in the order of the calls.
+    `members` their declarations in the order of the calls. `writing` is `RecipeSpec.writing`, `judge` the name of the
+    judge, empty without one.
     """
 
     name: str
@@ -167,6 +195,8 @@ class ArmSpec:
     level: int
     steps: tuple[tuple[str, ...], ...]
     members: tuple[ExpertSpec, ...]
+    writing: str = ""
+    judge: str = ""
     stand_in: None = None
     supported_apis: frozenset[Api] = frozenset({"chat"})
     prices: Prices = Prices()  # noqa: RUF009  (immutable)
@@ -179,7 +209,11 @@ class ArmSpec:
 
     @property
     def context_length(self) -> int:
-        """Smallest context of the members."""
+        """Smallest context of the members; those that get earlier answers keep DRAFTS_CONTEXT_SHARE for them."""
+        if self.writing:
+            first = len(self.steps[0])
+            kept = [int(one.context_length * (1 - DRAFTS_CONTEXT_SHARE)) for one in self.members[first:]]
+            return min(*(one.context_length for one in self.members[:first]), *kept)
         return min(member.context_length for member in self.members)
 
 
@@ -297,7 +331,15 @@ class Registry(StrictModel):
     def recipe_arms(self) -> tuple[ArmSpec, ...]:
         """The arms of all declared recipes, in the order of the declaration."""
         return tuple(
-            ArmSpec(recipe.arm(level), recipe.name, level, recipe.steps, tuple(map(self.expert, recipe.members)))
+            ArmSpec(
+                recipe.arm(level),
+                recipe.name,
+                level,
+                recipe.steps,
+                tuple(map(self.expert, recipe.members)),
+                recipe.writing,
+                recipe.judge or "",
+            )
             for recipe in self.declared_recipes
             for level in range(1, recipe.levels + 1)
         )

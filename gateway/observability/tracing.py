@@ -110,6 +110,7 @@ def _answer_attributes(trace: Trace) -> Attributes:
     return {
         "gen_ai.usage.input_tokens": usage.input_tokens if usage else None,
         "gen_ai.usage.output_tokens": usage.output_tokens if usage else None,
+        "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens if usage else None,
         "gen_ai.response.time_to_first_chunk": round(first / 1000, 6) if first is not None and streamed else None,
     }
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import orjson
 
 from coe.core import LOAD_SHED, Reason
-from coe.experts.recipes.expert import VERIFIED
+from coe.experts.recipes.calls import VERIFIED
 from coe.registry import CacheSpec
 from coe.supervision import TaskFailed, ignore_failure
 from gateway.cache.answer import CachedAnswer, CacheUse, ReplayedReply, is_complete

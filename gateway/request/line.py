@@ -153,6 +153,7 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
     trace.allowance.charge(answer.reply.usage, trace.prices)
     if request.memory:  # the expert has the large body
         trace.chat = chat = chat.without_content()
+        trace.drop_audit_body()
         request.release_body()
     return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
 

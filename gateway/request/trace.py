@@ -99,6 +99,8 @@ class Trace:
     """Those of the expert that answers."""
     status: int | None = None
     """HTTP status of the response; None if no response began."""
+    audit: str = ""
+    """Field of the record: what became of an answer that was drawn for an audit."""
     spans: Spans | None = None
     cache: CacheUse | None = None
     """None if the request does not use the answer cache."""
@@ -171,6 +173,11 @@ class Trace:
             self.decision = with_fallback(decision, error.expert, cause=cause)
         elif not decision.cause:
             self.decision = replace(decision, cause=error.cause)
+
+    def drop_audit_body(self) -> None:
+        """Give up an audit's copy of the request, because the memory of a large body is released."""
+        if self.attempts.recipe_log is not None:
+            self.attempts.recipe_log.audit = None
 
     @property
     def recipe_log(self) -> RecipeLog | None:
@@ -262,11 +269,17 @@ class Trace:
         for name, part in usage.parts:
             yield name, part, self._cost_of(part, self.serving.registry.expert(name).prices)
 
+    def cost_of_call(self, call: MemberCall) -> float | None:
+        """US dollars of a call to a member by its declared prices; None if its tokens are unknown."""
+        return (
+            None if call.usage is None else self._cost_of(call.usage, self.serving.registry.expert(call.expert).prices)
+        )
+
     def _cost_of(self, usage: Usage, prices: Prices) -> float | None:
         output_tokens = 0 if self.api == "embeddings" else usage.output_tokens  # embedding servers report none
         if usage.input_tokens is None or output_tokens is None:
             return None
-        return (usage.input_tokens * prices.input + output_tokens * prices.output) / 1e6
+        return prices.cost(usage.input_tokens, output_tokens, usage.cached_tokens or 0)
 
     def record(self) -> RoutingRecord:
         """The request's record in the routing log."""
@@ -301,6 +314,7 @@ class Trace:
             cost_weight=options.cost_weight if options else 0.0,
             input_tokens=usage.input_tokens if usage else None,
             output_tokens=usage.output_tokens if usage else None,
+            cached_tokens=usage.cached_tokens if usage else None,
             session=options.session if options else None,
             api=self.api,
             tenant=self.caller.tenant,
@@ -309,7 +323,9 @@ class Trace:
             prompt=self.text if registry.log.store_prompts and self.text else None,
             recipe=log.recipe if (log := self.recipe_log) else "",
             recipe_stop=log.stop if log else "",
-            steps=tuple(map(_recorded, log.calls)) if log else (),
+            steps=tuple(map(recorded_call, log.calls)) if log else (),
+            audit_rate=log.audit_rate if log else 0.0,
+            audit=self.audit,
             cache=self.cache.result if self.cache is not None else "",
             plan=self.serving.plan,
             assignment=composition.assignment_digest,
@@ -332,7 +348,8 @@ class Trace:
         )
 
 
-def _recorded(call: MemberCall) -> RecipeCall:
+def recorded_call(call: MemberCall) -> RecipeCall:
+    """The call as records hold it."""
     usage = call.usage
     return RecipeCall(
         call.expert,
@@ -344,6 +361,8 @@ def _recorded(call: MemberCall) -> RecipeCall:
         call.answer_class,
         call.confidence,
         call.accepted,
+        call.drafts,
+        usage.cached_tokens if usage else None,
     )
 
 

@@ -20,16 +20,16 @@ RATING_KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred")
 """Explicit ratings of an answer, surest first; the surest one given counts."""
 
 KIND_WEIGHT: Mapping[FeedbackKind, float] = MappingProxyType(
-    {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1}
+    {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1, "audit": 0.0}
 )
 """Weight of each kind as evidence of quality, a score having 1. A preference says which expert is better, not how good.
 A second try or a closed window may have any reason, and nobody signals satisfaction that way; these two count even less
-where few requests are rated (`Experience.weight`)."""
+where few requests are rated (`Experience.weight`). An audit compares two answers and rates none."""
 
 
 def certainty_rank(kind: FeedbackKind) -> int:
     """The rank of a kind as evidence of quality, 0 the surest; of several feedbacks the surest kind counts."""
-    return (*RATING_KINDS, "regenerated", "abandoned", "category").index(kind)
+    return (*RATING_KINDS, "regenerated", "abandoned", "category", "audit").index(kind)
 
 
 def reward(feedback: Feedback, *, expert: str) -> float:
@@ -45,7 +45,7 @@ def reward(feedback: Feedback, *, expert: str) -> float:
             return 1.0 if feedback.value == 1 else 0.0
         case "preferred":
             return 1.0 if feedback.value == expert else 0.0
-        case "category":
+        case "category" | "audit":
             return math.nan
         case _:
             return 0.0

@@ -75,14 +75,19 @@ def _typical_cost(answers: Answers) -> float:
 
 
 def quality_by_category(answers: Answers, arms: Sequence[Arm]) -> Array:
-    """Return the expected quality of each arm, shape (n_categories, n_arms).
+    """Return the expected quality of each arm, shape (n_categories, n_arms)."""
+    return expected_quality(answers, np.column_stack([arm.outcome.scores for arm in arms]))
+
+
+def expected_quality(answers: Answers, scores: Array) -> Array:
+    """Return the expected quality of arms, shape (n_categories, n_arms), from their `scores` (n_prompts, n_arms).
 
     It is the quality of the best single expert, plus the arm's gain over it, both shrunk towards their mean over
     categories. Gains differ much less between categories than qualities do, so they are shrunk more: an arm is not
     preferred for a lucky category.
     """
     best = answers.scores[:, [int(answers.scores.mean(axis=0).argmax())]]
-    gains = np.column_stack([arm.outcome.scores for arm in arms]) - best
+    gains = scores - best
     return _shrunk(best, answers, _pseudo_count(best, answers)) + _shrunk(gains, answers, _pseudo_count(gains, answers))
 
 

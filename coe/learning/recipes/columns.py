@@ -1,7 +1,7 @@
 """Builds the columns of a plan for recipes: the scores, costs and calls of each arm on the answers of `coe score`.
 
-Declared recipes are fitted with their declared steps, and a bound on their loss is tested. `recipes: auto` adds
-proposed recipes. `coe plan` uses the columns (`coe.jobs.plan_basis`).
+Declared cascades and votes are fitted with their declared steps, and a bound on their loss is tested. `recipes: auto`
+adds proposed ones. `measured` has the columns of recipes that write. `coe plan` uses them (`coe.jobs.plan_basis`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
 from coe.experts.recipes.policy import RecipePolicy, member_columns
+from coe.experts.recipes.policy_file import WrittenArm
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms, propose_arms, quality_by_category
-from coe.learning.recipes.fit import Answers, replayed
-from coe.learning.recipes.guarantee import accepted_thresholds
+from coe.learning.recipes.fit import Answers, against_last_step, replayed
+from coe.learning.recipes.guarantee import accepted_thresholds, loss_per_difference
 from coe.mapping import Uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ExpertSpec, Registry
@@ -34,10 +35,11 @@ class RecipeColumns:
 
     `scores` has shape (n_prompts, n_arms); the expected `quality` and the uses have shape (n_categories, n_arms), NaN
     where unknown. `calls` maps an arm to the mean calls of each member, shape (n_categories, n_members), and `left_out`
-    a recipe to the reason why it is not planned.
+    a recipe to the reason why it is not planned. Arms of recipes that write are `written` and follow the others.
     """
 
     policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
+    written: Mapping[str, WrittenArm] = field(default_factory=dict)
     scores: Array = field(default_factory=lambda: np.empty((0, 0)))
     quality: Array = field(default_factory=lambda: np.empty((0, 0)))
     active_b: Array = field(default_factory=lambda: np.empty((0, 0)))
@@ -49,12 +51,35 @@ class RecipeColumns:
     @property
     def arms(self) -> tuple[str, ...]:
         """Return the names of the columns."""
-        return tuple(self.policies)
+        return (*self.policies, *self.written)
 
     @property
     def members(self) -> dict[str, tuple[str, ...]]:
-        """Return the members of each arm in the order of their calls."""
-        return {name: policy.members for name, policy in self.policies.items()}
+        """Return the members of each arm in the order of their first calls."""
+        steps = {name: arm.steps for name, arm in self.written.items()}
+        written = {name: tuple(dict.fromkeys(one for step in found for one in step)) for name, found in steps.items()}
+        return {name: policy.members for name, policy in self.policies.items()} | written
+
+    def joined(self, others: RecipeColumns) -> RecipeColumns:
+        """Return these columns, and behind them those of recipes that write."""
+        left_out = {**self.left_out, **others.left_out}
+        if not self.arms or not others.arms:
+            return replace(self if self.arms else others, left_out=left_out)
+
+        def both(name: str) -> Array:
+            return np.hstack((getattr(self, name), getattr(others, name)))
+
+        return RecipeColumns(
+            policies=self.policies,
+            written={**self.written, **others.written},
+            scores=both("scores"),
+            quality=both("quality"),
+            active_b=both("active_b"),
+            cost=both("cost"),
+            latency_ms=both("latency_ms"),
+            calls={**self.calls, **others.calls},
+            left_out=left_out,
+        )
 
     def beside(self, uses: Uses) -> Uses:
         """Return the uses of experts with the columns of the arms behind them."""
@@ -83,8 +108,9 @@ def recipe_columns(
     experts: Sequence[str],
     categories: Sequence[str],
 ) -> RecipeColumns:
-    """Fit the arms of all recipes on the prompts `rows` of `data`, whose categories are all among `categories`."""
-    wanted = registry.declared_recipes
+    """Fit the arms of all cascades and votes on the prompts `rows` of `data`, whose categories are all among
+    `categories`."""
+    wanted = [recipe for recipe in registry.declared_recipes if not recipe.writes]
     if not wanted and not registry.proposes_recipes:
         return RecipeColumns()
     prompts, reason = _usable_prompts(data, recorded, rows, experts)
@@ -96,6 +122,11 @@ def recipe_columns(
     for recipe in wanted:
         if absent := [name for name in recipe.members if name not in experts]:
             left_out[recipe.name] = f"no scores of {', '.join(absent)}; run `coe score` for them"
+            continue
+        if recipe.judge is not None:
+            left_out[recipe.name] = (
+                f"no grades of its judge; `coe score PROBES --out FOLDER --recipe {recipe.name}` collects them"
+            )
             continue
         found = table.declared(recipe)
         planned[recipe.name] = found
@@ -161,7 +192,7 @@ class _AnswerTable:
             len(categories),
         )
         declared = np.array([np.nan if spec.latency_ms is None else spec.latency_ms for spec in specs])
-        latency = _filled(data.uses.get("latency_ms", unknown)[cells], declared)
+        latency = filled(data.uses.get("latency_ms", unknown)[cells], declared)
         return cls(answers, prompts, np.broadcast_to(sizes, shape), dollars, latency)
 
     def declared(self, recipe: RecipeSpec) -> list[Arm]:
@@ -179,10 +210,12 @@ class _AnswerTable:
         tested = self.answers.folds == 0
         fixed = declared_arms(self.answers.rows(np.flatnonzero(~tested)), name, steps)
         held_out = self.answers.rows(np.flatnonzero(tested))
-        reference, _ = replayed(_never_stopping(fixed[-1].policy), held_out)
-        losses = [reference - replayed(arm.policy, held_out)[0] for arm in fixed]
-        kept = accepted_thresholds(losses[::-1], max_loss)
-        bounded = [Arm(one.policy, arm.outcome) for one, arm in zip(fixed, arms, strict=True)]
+        compared = [against_last_step(arm.policy, held_out) for arm in fixed]
+        kept = accepted_thresholds([loss for loss, _ in compared[::-1]], max_loss)
+        bounded = [
+            Arm(replace(one.policy, loss_per_difference=loss_per_difference(*found, max_loss)), arm.outcome)
+            for one, found, arm in zip(fixed, compared, arms, strict=True)
+        ]
         return bounded[len(bounded) - kept :]
 
     def columns(
@@ -198,7 +231,8 @@ class _AnswerTable:
             columns = member_columns(arm.policy, self.answers.experts)
             called = replayed(arm.policy, self.answers)[1][:, columns]
             for use, found in uses.items():
-                found.append(_of_arm(arm, np.where(called, getattr(self, use)[:, columns], 0.0), use))
+                each = np.where(called, getattr(self, use)[:, columns], 0.0)
+                found.append(of_calls([len(step.members) for step in arm.policy.steps], each, use))
             calls[name] = cost_by_category(self.answers, called.astype(np.float64))
         return RecipeColumns(
             policies={name: arm.policy for name, arm in named.items()},
@@ -224,29 +258,24 @@ def _priced_tokens(given: Array, written: Array) -> tuple[Array, Array]:
     """
     is_counted = np.isfinite(given).any(axis=0)
     assumed = written / np.maximum(written.mean(axis=0), 1.0) * ASSUMED_OUTPUT_TOKENS
-    return _filled(given, np.full(given.shape[1], ASSUMED_INPUT_TOKENS)), np.where(is_counted, written, assumed)
+    return filled(given, np.full(given.shape[1], ASSUMED_INPUT_TOKENS)), np.where(is_counted, written, assumed)
 
 
-def _filled(values: Array, otherwise: Array) -> Array:
+def filled(values: Array, otherwise: Array) -> Array:
     """Fill NaN with the mean of the column, or with `otherwise` (n_columns,) where the column has no value."""
     count = np.isfinite(values).sum(axis=0)
     mean = np.divide(np.nansum(values, axis=0), count, out=otherwise.astype(np.float64), where=count > 0)
     return np.where(np.isfinite(values), values, mean)
 
 
-def _never_stopping(policy: RecipePolicy) -> RecipePolicy:
-    """Return the policy that calls every step: the expected gain of going on is always 1."""
-    always = [None if step.gain is None else np.eye(1, len(step.gain))[0] for step in policy.steps]
-    steps = tuple(replace(step, gain=gain) for step, gain in zip(policy.steps, always, strict=True))
-    return replace(policy, steps=steps)
+def of_calls(steps: Sequence[int], each: Array, use: str) -> Array:
+    """Return the use of an arm on each prompt from its calls, (n_prompts, n_calls), in steps of so many members.
 
-
-def _of_arm(arm: Arm, each: Array, use: str) -> Array:
-    """Return the use of an arm on each prompt from its calls: their sum; a step waits for its slowest member only."""
+    It is their sum; a step waits for its slowest member only.
+    """
     if use != "latency_ms":
         return np.asarray(each.sum(axis=1))
-    ends = np.cumsum([len(step.members) for step in arm.policy.steps])
-    return np.asarray(sum(part.max(axis=1) for part in np.split(each, ends[:-1], axis=1)))
+    return np.asarray(sum(part.max(axis=1) for part in np.split(each, np.cumsum(steps)[:-1], axis=1)))
 
 
 def _levels(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:

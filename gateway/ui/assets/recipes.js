@@ -11,7 +11,7 @@ export const membersOf = ({ steps }) => [...new Set(steps.flat())];
 
 const STOPS = {
   accepted: "An answer was accepted before the last step.",
-  last_step: "All steps were called and compared.",
+  last_step: "All steps were called.",
   stream_hold: "The stream was held as long as allowed; the answer is unverified.",
   held_bytes: "The held answers reached the memory limit; the answer is unverified.",
   deadline: "The deadline was near; the answer is unverified.",
@@ -47,7 +47,7 @@ export function recipeCalls({ recipe, recipe_stop: stop, steps }) {
             (call) => html`<tr class=${call.accepted ? "chosen" : nothing}>
               <th scope="row">${call.expert}${call.accepted ? html`<span class="unseen"> (returned)</span>` : nothing}</th>
               <td class="number">${call.step + 1}</td>
-              <td>${call.outcome}</td>
+              <td>${call.outcome}${call.drafts ? ` (read ${call.drafts} earlier)` : nothing}</td>
               <td>${letter(call)}</td>
               <td class="number">${percent(call.confidence)}</td>
               <td class="number">${number(call.input_tokens, 6)} + ${number(call.output_tokens, 6)}</td>

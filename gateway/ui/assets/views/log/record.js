@@ -31,7 +31,7 @@ function whole(record, replay, labels) {
       ${figure("Category", record.category || "–", `confidence ${percent(record.confidence)}`)}
       ${figure("Expert", record.expert || "–", record.reason ? html`${record.reason} ${unanswered(record)}` : nothing)}
       ${figure("First token", milliseconds(record.first_token_ms))} ${figure("Total", milliseconds(record.total_ms))}
-      ${figure("Tokens", `${number(record.input_tokens, 6)} + ${number(record.output_tokens, 6)}`, "in + out")}
+      ${figure("Tokens", `${number(record.input_tokens, 6)} + ${number(record.output_tokens, 6)}`, record.cached_tokens ? `in + out, ${number(record.cached_tokens, 6)} in cached` : "in + out")}
       ${figure("Cost", dollars(record.cost))} ${figure("Speed", speedOf(record), "tokens a second")}
     </dl>
     <div class="columns">
