@@ -24,7 +24,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data an
 Experts = Annotated[list[str] | None, typer.Option("--expert", help="Score this expert only; may be repeated.")]
 Recipes = Annotated[
     list[str] | None,
-    typer.Option("--recipe", help="Score this chain or fuse by real calls to its members; may be repeated."),
+    typer.Option("--recipe", help="Score this chain or fuse, or have this cascade's judge grade; may be repeated."),
 ]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Probes in flight at each expert.")]
 Judge = Annotated[str | None, typer.Option("--judge", help="The expert that judges where no checker can.")]
@@ -59,7 +59,7 @@ def score(
     --judge.
 
     With --recipe, chains and fuses of experts.yaml are scored, and of the experts only those that --expert names. Each
-    answer takes a call to every member.
+    answer takes a call to every member. The judge of a cascade grades the answers of all members but the last ones.
 
     The sandbox needs bubblewrap (apt-get install bubblewrap). Where it does not isolate, no request is sent.
     """
@@ -96,7 +96,7 @@ def _written(registry: Registry, name: str) -> RecipeSpec:
     if found is None:
         declared = ", ".join(recipe.name for recipe in registry.declared_recipes) or "none"
         raise typer.BadParameter(f"{name!r} is no declared recipe; declared: {declared}", param_hint="--recipe")
-    if not found.writes:
+    if not found.writes and found.judge is None:
         message = f"{name!r} compares answers, so `coe plan` prices it from those of its members; leave it out"
         raise typer.BadParameter(message, param_hint="--recipe")
     return found
@@ -139,6 +139,8 @@ def _show(report: Mapping[str, Any]) -> None:
             )
     for name, means in report.get("retrieval", {}).items():
         print_line(f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}")
+    for name, counts in report.get("grades", {}).items():
+        print_line(f"{name}: {counts['graded']} grades, {counts['ungraded']} without one, {counts['missing']} missing")
     state = "run again to fill gaps" if report["missing"] else "complete"
     if report["stopped"]:
         state = "stopped; run again to continue"

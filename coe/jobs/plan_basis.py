@@ -19,6 +19,7 @@ from coe.jobs.foreground import note_if_slow
 from coe.learning.estimation.evidence import merged
 from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
+from coe.learning.evaluation.grades import read_grades
 from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.evaluation.recipe_answers import read_recipe_answers
 from coe.learning.evaluation.recorded_answers import read_answers
@@ -93,7 +94,11 @@ def plan_basis(
     scores = data.scores[cells]
     with note_if_slow("fitting recipes"):
         recorded = read_answers(folder, data) if registry.recipes else None
-        recipes = recipe_columns(registry, data, recorded, rows=rows, experts=experts, categories=categories)
+        judges = [recipe.judge for recipe in registry.declared_recipes if recipe.judge is not None]
+        grades = read_grades(folder, data, list(dict.fromkeys(judges)))
+        recipes = recipe_columns(
+            registry, data, recorded, rows=rows, experts=experts, categories=categories, grades=grades
+        )
         written = read_recipe_answers(folder, data, [arm for arm in registry.recipe_arms if arm.writing])
         recipes = recipes.joined(
             measured_columns(registry, data, written, rows=rows, experts=experts, categories=categories)

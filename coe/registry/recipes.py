@@ -109,6 +109,11 @@ class RecipeSpec(StrictModel):
         return 0 if self.judge is None else len(self.steps) - 1
 
     @property
+    def graded_members(self) -> tuple[str, ...]:
+        """The members whose answers a judge may grade: those of all steps but the last."""
+        return () if self.judge is None else tuple(name for step in self.steps[:-1] for name in step)
+
+    @property
     def called(self) -> tuple[str, ...]:
         """The names of all experts that are called at most, once for each call: the members, then the judge."""
         return self.members if self.judge is None else (*self.members, *(self.judge,) * self.judgements)
