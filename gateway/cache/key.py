@@ -27,6 +27,8 @@ _EXCLUDING_FIELDS = (
     *("store", "previous_response_id", "conversation", "background", "audio"),
 )
 """Fields with which a request never uses the cache: tools, state on a server, and audio."""
+_TEXT_ONLY = (None, ["text"])
+"""Values of `modalities` for an answer that is a text."""
 _TEXT_ROLES = ("system", "developer", "user", "assistant")
 _MESSAGE_EXCLUDING_FIELDS = ("tool_calls", "function_call", "audio")
 
@@ -35,7 +37,7 @@ def is_cacheable(chat: Chat, options: RequestOptions, spec: CacheSpec) -> bool:
     """Return whether the request uses the cache. It parses nothing and reads each message once."""
     if not options.cache or options.session is not None or options.purpose is not None:
         return False
-    if chat.api == "embeddings" or chat.needs - {"json_schema"}:
+    if chat.api == "embeddings" or chat.needs - {"json_schema"} or chat.fields.get("modalities") not in _TEXT_ONLY:
         return False
     if spec.when == "deterministic" and not is_deterministic(chat):
         return False

@@ -60,6 +60,7 @@ async def test_what_the_answer_depends_on_is_in_the_key(other: dict[str, Any]) -
         {"web_search_options": {"search_context_size": "low"}},
         {"store": True},
         {"audio": {"voice": "a"}},
+        {"modalities": ["text", "image"]},
         {"headers": {"x-session-id": "s"}},
         {"headers": {"x-coe-cache": "off"}},
         {"headers": {"x-coe-purpose": "score"}},
