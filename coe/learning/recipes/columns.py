@@ -82,10 +82,15 @@ def recipe_columns(
     rows: Sequence[int],
     experts: Sequence[str],
     categories: Sequence[str],
+    only: Sequence[RecipeSpec] | None = None,
 ) -> RecipeColumns:
-    """Fit the arms of all recipes on the prompts `rows` of `data`, whose categories are all among `categories`."""
-    wanted = registry.declared_recipes
-    if not wanted and not registry.proposes_recipes:
+    """Fit the arms of all recipes on the prompts `rows` of `data`, whose categories are all among `categories`.
+
+    `only` are the recipes to fit, by default the declared and the proposed ones.
+    """
+    wanted = registry.declared_recipes if only is None else only
+    proposes = registry.proposes_recipes and only is None
+    if not wanted and not proposes:
         return RecipeColumns()
     prompts, reason = _usable_prompts(data, recorded, rows, experts)
     if recorded is None or reason:
@@ -104,7 +109,7 @@ def recipe_columns(
                 f"{len(prompts)} probes do not show a loss below max_loss {recipe.max_loss:g} with 95 % confidence; "
                 "score more probes, or raise max_loss"
             )
-    if registry.proposes_recipes:
+    if proposes:
         for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
             planned.setdefault(arm.policy.recipe, []).append(arm)
     return table.columns(planned, left_out, data, rows)
