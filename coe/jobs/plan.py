@@ -41,6 +41,7 @@ from coe.mapping import (
     planned_quality,
     planned_use,
     read_evidence,
+    read_published,
     routed_use,
     smallest_limit,
     solve,
@@ -147,7 +148,8 @@ def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence
         if version is None:
             return PlanEvidence(), {}
         folder = store.published(version).folder
-        evidence = read_evidence(folder, categories=registry.category_names, experts=registry.expert_names)
+        arms = read_published(folder, version).arms(registry)
+        evidence = read_evidence(folder, categories=registry.category_names, experts=(*registry.expert_names, *arms))
         plan = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
         return evidence, dict(zip(plan.categories, plan.choice, strict=True))
     except ArtifactError as error:

@@ -19,12 +19,9 @@ from coe.jobs.foreground import note_if_slow
 from coe.learning.estimation.evidence import merged
 from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
-from coe.learning.evaluation.grades import read_grades
 from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.evaluation.recipe_answers import read_recipe_answers
-from coe.learning.evaluation.recorded_answers import read_answers
-from coe.learning.recipes.columns import RecipeColumns, recipe_columns
-from coe.learning.recipes.measured import measured_columns
+from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.recipes.measured import columns_of_recipes
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.mapping import (
     Dependencies,
@@ -93,16 +90,7 @@ def plan_basis(
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
     with note_if_slow("fitting recipes"):
-        recorded = read_answers(folder, data) if registry.recipes else None
-        judges = [recipe.judge for recipe in registry.declared_recipes if recipe.judge is not None]
-        grades = read_grades(folder, data, list(dict.fromkeys(judges)))
-        recipes = recipe_columns(
-            registry, data, recorded, rows=rows, experts=experts, categories=categories, grades=grades
-        )
-        written = read_recipe_answers(folder, data, [arm for arm in registry.recipe_arms if arm.writing])
-        recipes = recipes.joined(
-            measured_columns(registry, data, written, rows=rows, experts=experts, categories=categories)
-        )
+        recipes = columns_of_recipes(folder, data, registry, rows=rows, experts=experts, categories=categories)
     columns = (*experts, *recipes.arms)
     all_scores = np.hstack((scores, recipes.scores)) if recipes.arms else scores
     measured, pseudo_count = tabulate_softly(categories, columns, member, all_scores), fit_pseudo_count(labels, scores)

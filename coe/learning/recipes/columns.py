@@ -111,11 +111,17 @@ def recipe_columns(
     experts: Sequence[str],
     categories: Sequence[str],
     grades: Mapping[str, Grades] | None = None,
+    only: Sequence[RecipeSpec] | None = None,
 ) -> RecipeColumns:
     """Fit the arms of all cascades and votes on the prompts `rows` of `data`, whose categories are all among
-    `categories`. `grades` are those of the judges by name."""
-    wanted = [recipe for recipe in registry.declared_recipes if not recipe.writes]
-    if not wanted and not registry.proposes_recipes:
+    `categories`.
+
+    `grades` are those of the judges by name. `only` are the recipes to fit, by default the declared and the proposed.
+    """
+    declared = registry.declared_recipes if only is None else only
+    wanted = [recipe for recipe in declared if not recipe.writes]
+    proposes = registry.proposes_recipes and only is None
+    if not wanted and not proposes:
         return RecipeColumns()
     prompts, reason = _usable_prompts(data, recorded, rows, experts)
     if recorded is None or reason:
@@ -142,7 +148,7 @@ def recipe_columns(
                 f"{len(prompts)} probes do not show a loss below max_loss {recipe.max_loss:g} with 95 % confidence; "
                 "score more probes, or raise max_loss"
             )
-    if registry.proposes_recipes:
+    if proposes:
         for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
             planned.setdefault(arm.policy.recipe, []).append(arm)
     return table.columns(planned, judges, left_out, data, rows)

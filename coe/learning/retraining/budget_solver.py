@@ -7,7 +7,7 @@ stay unknown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,12 +68,13 @@ PRICE_SAMPLE_SIZE = 4000
 class BudgetSolver:
     """Solves plans for the requests of `experience` under the budget that `registry` declares.
 
-    `measured_uses` are those of the plan in use.
+    `measured_uses` are those of the plan in use, and `recipes` its arms.
     """
 
     registry: Registry
     experience: Experience
     measured_uses: MeasuredUses | None = None
+    recipes: RecipeColumns = field(default_factory=RecipeColumns)
 
     def __call__(self, table: ScoreTable, quality: Array) -> Assignment:
         """The plan of this quality, shape (m, k)."""
@@ -102,7 +103,12 @@ class BudgetSolver:
     def _problem(self, table: ScoreTable, quality: Array) -> Problem:
         weights = np.maximum(self.experience.posterior.sum(axis=0, dtype=np.float64), 1.0)
         return declared_problem(
-            self.registry, table, quality=quality, weights=weights, measured_uses=self.measured_uses
+            self.registry,
+            table,
+            quality=quality,
+            weights=weights,
+            measured_uses=self.measured_uses,
+            recipes=self.recipes,
         )
 
     def _traffic(self, problem: Problem) -> Array | None:
