@@ -58,7 +58,7 @@ def score(
     require_parquet()
     settings = settings_for(config)
     registry = load(settings.config, environ=settings.environ)
-    experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(expert or registry.expert_names)]
+    experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(expert or registry.single_names)]
     judging = _declared(registry, judge, "--judge") if judge else None
     read = read_probes(probes, categories=registry.category_names)
     if judging is None and any(probe.checker == "judge" for probe in read):
@@ -73,10 +73,10 @@ def score(
 
 
 def _declared(registry: Registry, name: str, option: str) -> ExpertSpec:
-    for spec in registry.experts:
+    for spec in registry.single_arms:
         if spec.name == name:
             return spec
-    declared = ", ".join(registry.expert_names)
+    declared = ", ".join(registry.single_names)
     raise typer.BadParameter(f"{name!r} is no declared expert; declared: {declared}", param_hint=option)
 
 

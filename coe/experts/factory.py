@@ -18,6 +18,7 @@ from coe.experts.recipes.answers import final_answer
 from coe.experts.recipes.expert import RecipeExpert
 from coe.experts.recipes.policy import RecipePolicy, default_policy
 from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply
+from coe.experts.variants import build_variants
 from coe.registry import ExpertSpec, Registry
 from coe.registry.recipes import RecipeSpec
 from coe.settings import Endpoint
@@ -60,11 +61,11 @@ def build_recipes(
     `policies` are the fitted policies by arm, over posteriors of so many `categories`; an arm without one gets the
     default policy of its recipe.
     """
-    fitted = policies or {}
+    fitted, members = policies or {}, {**experts, **build_variants(registry, experts)}
     return {
         name: RecipeExpert(
             name,
-            experts,
+            members,
             policy=_fitted_policy(fitted, recipe, level) or default_policy(recipe, categories=categories),
             categories=categories,
             final_answer=final_answer,

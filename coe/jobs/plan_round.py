@@ -90,7 +90,7 @@ class PlanRound:
         if damaged := job.logs.damaged - damaged_before:
             loaded = replace(loaded, left_out={**loaded.left_out, "damaged entries": damaged})
         self.experience = loaded.experience
-        if set(job.in_use.assignment.experts) - set(job.registry.expert_names):
+        if set(job.in_use.assignment.experts) - set(job.registry.single_names):
             return "the plan in use holds recipes, and feedback does not move categories between arms yet"
         return _judge(job, loaded, _current_plan(job, state, since=window.since), measured, state, cursor)
 
@@ -174,7 +174,7 @@ def _evidence_in_use(job: Job, version: str | None) -> PlanEvidence:
     return read_evidence(
         job.store(ASSIGNMENT).published(version).folder,
         categories=job.in_use.router.categories,
-        experts=job.registry.expert_names,
+        experts=job.registry.single_names,
     )
 
 
@@ -196,11 +196,11 @@ def _measure(job: Job, folder: Path | None, benchmark: str | None) -> _Measured:
     table, probes = split_probes(
         data,
         categories=router.categories,
-        experts=job.registry.expert_names,
+        experts=job.registry.single_names,
         posteriors=lambda texts: np.stack([found.probabilities for found in router.predict(texts)]),
     )
     contents = orjson.dumps((declared, data.digest, hashlib.sha256(data.scores.tobytes()).hexdigest()))
-    columns = [data.models.index(name) for name in job.registry.expert_names]
+    columns = [data.models.index(name) for name in job.registry.single_names]
     fitted = fit_pseudo_count(data.categories, data.scores[:, columns])
     weighting = Weighting(pseudo_count=min(fitted, MAX_PSEUDO_COUNT))
     return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, weighting)

@@ -176,7 +176,7 @@ class Job:
             pages,
             self.logs.feedback(since=self.since),
             categories=self.in_use.router.categories,
-            experts=self.registry.expert_names,
+            experts=self.registry.single_names,
             limit=limit,
         )
 

@@ -63,7 +63,7 @@ class Scoring:
     def __post_init__(self) -> None:
         extended = [one.probe for one in self.with_passages]
         for name, probes in (("keys", self.probes), ("passage_keys", extended)):
-            keys = {spec.name: cell_keys(probes, spec, self.judge) for spec in self.registry.experts}
+            keys = {spec.name: cell_keys(probes, spec, self.judge) for spec in self.registry.single_arms}
             object.__setattr__(self, name, keys)
 
     def missing(self, spec: ExpertSpec, journal: Journal) -> dict[str, Probe]:
@@ -191,7 +191,7 @@ def _write(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> 
     ]
     scored = {name for _, name, _ in cells}
     scores = [(prompt_id, name, cell.score) for prompt_id, name, cell in cells if cell.score is not None]
-    experts = [spec for spec in scoring.registry.experts if spec.name in scored]
+    experts = [spec for spec in scoring.registry.single_arms if spec.name in scored]
     write_quality(out, benchmark=benchmark, probes=scoring.probes, scores=scores, experts=experts)
     prices = {spec.name: spec.prices for spec in experts}
     answers = [_answer_row(prompt_id, name, cell, prices[name]) for prompt_id, name, cell in cells]

@@ -76,7 +76,7 @@ def _residency(settings: Settings) -> dict[str, Any]:
 
 def _alarms(settings: Settings, in_use: ActiveState, traffic: Traffic, *, now: float) -> tuple[Alarm, ...]:
     """Read the last week once, for the alarms and for `traffic`."""
-    since, experts = now - WEEK_SECONDS, in_use.registry.expert_names
+    since, experts = now - WEEK_SECONDS, in_use.registry.single_names
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
         try:
             found = load_experience(

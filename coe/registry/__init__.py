@@ -13,7 +13,8 @@ from coe.registry.sections import (
     ResidencySpec,
     RetrievalSpec,
 )
-from coe.registry.specs import AUTO, ArmSpec, Category, ExpertSpec, LogSpec, Prices, Registry
+from coe.registry.specs import AUTO, ArmSpec, Category, ExpertSpec, ExpertVariant, LogSpec, Registry
+from coe.registry.variants import Prices
 
 __all__ = [
     "AUTO",
@@ -27,6 +28,7 @@ __all__ = [
     "Category",
     "DeviceSpec",
     "ExpertSpec",
+    "ExpertVariant",
     "KeyLimits",
     "Limits",
     "LogSpec",

@@ -187,7 +187,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes | bytearray:
 
 def _check_name(event: Feedback, registry: Registry) -> None:
     """Raises InvalidRequest for an expert or category that is not declared."""
-    known = {"preferred": registry.expert_names, "category": registry.category_names}.get(event.kind)
+    known = {"preferred": registry.single_names, "category": registry.category_names}.get(event.kind)
     if known is not None and event.value not in known:
         raise InvalidRequest(f"{event.kind}: {event.value!r} is none of {', '.join(known)}", param=event.kind)
 

@@ -149,7 +149,7 @@ def _served_map(serving: Serving, stored: _StoredPlan | None) -> dict[str, Any]:
     """Categories and experts in the order of experts.yaml, followed by those in service that it no longer declares."""
     assignment = serving.composition.assignment
     categories = _ordered(assignment.categories, serving.registry.category_names)
-    experts = _ordered(assignment.experts, serving.registry.expert_names)
+    experts = _ordered(assignment.experts, serving.registry.single_names)
     rows = [assignment.categories.index(name) for name in categories]
     columns = [assignment.experts.index(name) for name in experts]
     quality, price = (table[np.ix_(rows, columns)] for table in (assignment.quality, assignment.price))
@@ -231,7 +231,7 @@ def _uses(
     A use that the plan knows of no expert is null.
     """
     declared, weights = stored.plan.uses(registry, categories), _weights(stored, categories)
-    columns = [registry.expert_names.index(name) if name in registry.expert_names else -1 for name in experts]
+    columns = [registry.single_names.index(name) if name in registry.single_names else -1 for name in experts]
 
     def cells(use: NDArray[np.float64]) -> list[Any]:
         """The values of `experts`, in the last dimension."""
