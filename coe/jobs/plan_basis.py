@@ -130,6 +130,7 @@ def plan_basis(
         reassigned=reassigned,
         dependencies=Dependencies.of(registry),
         measured_uses=uses,
+        prompt_scores=(member.argmax(axis=1), all_scores),
     )
     return basis, LeftOut.of(registry, data, measured), recipes
 

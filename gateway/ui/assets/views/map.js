@@ -7,6 +7,7 @@ import { heat, heatmap, scale, spot } from "../heat.js";
 import { openBudget } from "./map/budget.js";
 import { assignment, utility } from "./map/assignment.js";
 import { points } from "./map/rows.js";
+import { openSavings } from "./map/savings.js";
 
 export const name = "map";
 export const title = "Map";
@@ -14,6 +15,7 @@ export const title = "Map";
 export function open({ draw }) {
   const map = resource(() => api.get("v1/map"), draw);
   const at = spot(draw);
+  const savings = openSavings(draw);
   let budget = null;
   const budgetOf = (found) => {
     if (budget?.map !== found) budget = openBudget(found, draw);
@@ -25,7 +27,7 @@ export function open({ draw }) {
         <h1>Map</h1>
         <button class="quiet" @click=${() => map.load()}>Refresh</button>
       </div>
-      ${shown(map, (found) => whole(found, at, found.measured ? budgetOf(found) : null))}
+      ${shown(map, (found) => whole(found, at, found.measured ? budgetOf(found) : null))} ${savings.template()}
     `,
   };
 }
