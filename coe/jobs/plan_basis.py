@@ -42,9 +42,9 @@ from coe.terminal import print_error
 class LeftOut:
     """The parts of a declaration that a plan leaves out.
 
-    `experts` have no usable scores. `categories` are pinned to one of these, which answers them without the plan.
-    `undeclared` counts prompts of categories that experts.yaml does not declare. `unprobed` are planned categories
-    without a prompt, whose quality is estimated from the other categories.
+    `experts` have no usable scores, or are variants of such an expert. `categories` are pinned to one of these, which
+    answers them without the plan. `undeclared` counts prompts of categories that experts.yaml does not declare.
+    `unprobed` are planned categories without a prompt, whose quality is estimated from the other categories.
     """
 
     experts: tuple[str, ...]
@@ -59,7 +59,8 @@ class LeftOut:
         undeclared = Counter(name for name in data.categories if name not in registry.category_names)
         counts = dict(zip(table.categories, table.count.max(axis=1).tolist(), strict=True))
         unprobed = tuple(name for name, count in counts.items() if not count)
-        return cls(data.unscored, pinned, dict(undeclared), unprobed)
+        without_expert = tuple(name for name in data.models if name not in table.experts)
+        return cls((*data.unscored, *without_expert), pinned, dict(undeclared), unprobed)
 
 
 def plan_basis(
@@ -79,10 +80,11 @@ def plan_basis(
     measured with the `logged` ones. Enough logged requests also give the weights of categories and the sample of
     traffic, in place of the probes. Raises DataError where no category can be planned.
     """
-    data = read_quality(folder, benchmark=benchmark, only=registry.expert_names)
+    data = read_quality(folder, benchmark=benchmark, only=registry.single_names)
     for note in data.notes:
         print_error(f"note: {note}")
-    experts = tuple(name for name in registry.expert_names if name in data.models)
+    hosts = {name: registry.expert(name).expert_name for name in registry.single_names}
+    experts = tuple(name for name in registry.single_names if {name, hosts[name]} <= set(data.models))
     categories = tuple(name for name in registry.category_names if registry.assignment.get(name, experts[0]) in experts)
     rows = _planned_rows(folder, data, categories)
     labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
@@ -127,6 +129,7 @@ def plan_basis(
         reassigned=reassigned,
         dependencies=Dependencies.of(registry),
         measured_uses=uses,
+        prompt_scores=(member.argmax(axis=1), all_scores),
     )
     return basis, LeftOut.of(registry, data, measured), recipes
 
