@@ -214,6 +214,9 @@ class Call:
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
     `stand_in` (an expert that is awake and may answer instead) is available.
 
+    `parameters` are those of the expert's variant, in the names of Chat Completions; they override the expert's own
+    defaults. None for the expert itself.
+
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
     """
@@ -233,6 +236,7 @@ class Call:
     posterior: NDArray[np.float32] | None = field(default=None, repr=False)
     deadline: float = math.inf
     recipe_log: RecipeLog | None = field(default=None, repr=False)
+    parameters: Mapping[str, Any] | None = None
 
 
 class Usage:

@@ -24,7 +24,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data an
 Experts = Annotated[list[str] | None, typer.Option("--expert", help="Score this expert only; may be repeated.")]
 Recipes = Annotated[
     list[str] | None,
-    typer.Option("--recipe", help="Score this chain or fuse by real calls to its members; may be repeated."),
+    typer.Option("--recipe", help="Score this chain or fuse, or have this cascade's judge grade; may be repeated."),
 ]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Probes in flight at each expert.")]
 Judge = Annotated[str | None, typer.Option("--judge", help="The expert that judges where no checker can.")]
@@ -59,7 +59,7 @@ def score(
     --judge.
 
     With --recipe, chains and fuses of experts.yaml are scored, and of the experts only those that --expert names. Each
-    answer takes a call to every member.
+    answer takes a call to every member. The judge of a cascade grades the answers of all members but the last ones.
 
     The sandbox needs bubblewrap (apt-get install bubblewrap). Where it does not isolate, no request is sent.
     """
@@ -67,7 +67,7 @@ def score(
     settings = settings_for(config)
     registry = load(settings.config, environ=settings.environ)
     recipes = [_written(registry, name) for name in dict.fromkeys(recipe or ())]
-    names = expert or (() if recipes else registry.expert_names)
+    names = expert or (() if recipes else registry.single_names)
     experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = _declared(registry, judge, "--judge") if judge else None
     read = read_probes(probes, categories=registry.category_names)
@@ -83,10 +83,10 @@ def score(
 
 
 def _declared(registry: Registry, name: str, option: str) -> ExpertSpec:
-    for spec in registry.experts:
+    for spec in registry.single_arms:
         if spec.name == name:
             return spec
-    declared = ", ".join(registry.expert_names)
+    declared = ", ".join(registry.single_names)
     raise typer.BadParameter(f"{name!r} is no declared expert; declared: {declared}", param_hint=option)
 
 
@@ -96,7 +96,7 @@ def _written(registry: Registry, name: str) -> RecipeSpec:
     if found is None:
         declared = ", ".join(recipe.name for recipe in registry.declared_recipes) or "none"
         raise typer.BadParameter(f"{name!r} is no declared recipe; declared: {declared}", param_hint="--recipe")
-    if not found.writes:
+    if not found.writes and found.judge is None:
         message = f"{name!r} compares answers, so `coe plan` prices it from those of its members; leave it out"
         raise typer.BadParameter(message, param_hint="--recipe")
     return found
@@ -139,6 +139,8 @@ def _show(report: Mapping[str, Any]) -> None:
             )
     for name, means in report.get("retrieval", {}).items():
         print_line(f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}")
+    for name, counts in report.get("grades", {}).items():
+        print_line(f"{name}: {counts['graded']} grades, {counts['ungraded']} without one, {counts['missing']} missing")
     state = "run again to fill gaps" if report["missing"] else "complete"
     if report["stopped"]:
         state = "stopped; run again to continue"

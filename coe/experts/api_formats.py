@@ -118,7 +118,10 @@ def _chat_usages(events: bytes) -> Iterator[Any]:
 
 def _responses_defaults(parameters: Fields) -> Fields:
     names = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
-    return {names.get(name, name): value for name, value in parameters.items()}
+    renamed = {names.get(name, name): value for name, value in parameters.items()}
+    if (effort := renamed.pop("reasoning_effort", None)) is not None:
+        renamed["reasoning"] = {"effort": effort} | renamed.get("reasoning", {})
+    return renamed
 
 
 def _responses_failure(events: bytes) -> Any:

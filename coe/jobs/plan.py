@@ -41,6 +41,7 @@ from coe.mapping import (
     planned_quality,
     planned_use,
     read_evidence,
+    read_published,
     routed_use,
     smallest_limit,
     solve,
@@ -147,7 +148,8 @@ def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence
         if version is None:
             return PlanEvidence(), {}
         folder = store.published(version).folder
-        evidence = read_evidence(folder, categories=registry.category_names, experts=registry.expert_names)
+        arms = read_published(folder, version).arms(registry)
+        evidence = read_evidence(folder, categories=registry.category_names, experts=(*registry.single_names, *arms))
         plan = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
         return evidence, dict(zip(plan.categories, plan.choice, strict=True))
     except ArtifactError as error:
@@ -220,7 +222,7 @@ def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:
 def _assumed_tokens(registry: Registry, basis: PlanInputs) -> list[str]:
     """The planned experts that have prices but no measured tokens."""
     measured = basis.measured_uses or MeasuredUses.nothing()
-    priced = {spec.name for spec in registry.experts if spec.prices.input or spec.prices.output}
+    priced = {spec.name for spec in registry.single_arms if spec.prices.input or spec.prices.output}
     return [name for name in basis.problem.experts if name in priced and not measured.has_tokens(name)]
 
 

@@ -20,10 +20,8 @@ from coe.learning.estimation.evidence import merged
 from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
 from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.evaluation.recipe_answers import read_recipe_answers
-from coe.learning.evaluation.recorded_answers import read_answers
-from coe.learning.recipes.columns import RecipeColumns, recipe_columns
-from coe.learning.recipes.measured import measured_columns
+from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.recipes.measured import columns_of_recipes
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.mapping import (
     Dependencies,
@@ -44,9 +42,9 @@ from coe.terminal import print_error
 class LeftOut:
     """The parts of a declaration that a plan leaves out.
 
-    `experts` have no usable scores. `categories` are pinned to one of these, which answers them without the plan.
-    `undeclared` counts prompts of categories that experts.yaml does not declare. `unprobed` are planned categories
-    without a prompt, whose quality is estimated from the other categories.
+    `experts` have no usable scores, or are variants of such an expert. `categories` are pinned to one of these, which
+    answers them without the plan. `undeclared` counts prompts of categories that experts.yaml does not declare.
+    `unprobed` are planned categories without a prompt, whose quality is estimated from the other categories.
     """
 
     experts: tuple[str, ...]
@@ -61,7 +59,8 @@ class LeftOut:
         undeclared = Counter(name for name in data.categories if name not in registry.category_names)
         counts = dict(zip(table.categories, table.count.max(axis=1).tolist(), strict=True))
         unprobed = tuple(name for name, count in counts.items() if not count)
-        return cls(data.unscored, pinned, dict(undeclared), unprobed)
+        without_expert = tuple(name for name in data.models if name not in table.experts)
+        return cls((*data.unscored, *without_expert), pinned, dict(undeclared), unprobed)
 
 
 def plan_basis(
@@ -81,10 +80,11 @@ def plan_basis(
     measured with the `logged` ones. Enough logged requests also give the weights of categories and the sample of
     traffic, in place of the probes. Raises DataError where no category can be planned.
     """
-    data = read_quality(folder, benchmark=benchmark, only=registry.expert_names)
+    data = read_quality(folder, benchmark=benchmark, only=registry.single_names)
     for note in data.notes:
         print_error(f"note: {note}")
-    experts = tuple(name for name in registry.expert_names if name in data.models)
+    hosts = {name: registry.expert(name).expert_name for name in registry.single_names}
+    experts = tuple(name for name in registry.single_names if {name, hosts[name]} <= set(data.models))
     categories = tuple(name for name in registry.category_names if registry.assignment.get(name, experts[0]) in experts)
     rows = _planned_rows(folder, data, categories)
     labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
@@ -92,12 +92,7 @@ def plan_basis(
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
     with note_if_slow("fitting recipes"):
-        recorded = read_answers(folder, data) if registry.recipes else None
-        recipes = recipe_columns(registry, data, recorded, rows=rows, experts=experts, categories=categories)
-        written = read_recipe_answers(folder, data, [arm for arm in registry.recipe_arms if arm.writing])
-        recipes = recipes.joined(
-            measured_columns(registry, data, written, rows=rows, experts=experts, categories=categories)
-        )
+        recipes = columns_of_recipes(folder, data, registry, rows=rows, experts=experts, categories=categories)
     columns = (*experts, *recipes.arms)
     all_scores = np.hstack((scores, recipes.scores)) if recipes.arms else scores
     measured, pseudo_count = tabulate_softly(categories, columns, member, all_scores), fit_pseudo_count(labels, scores)
@@ -134,6 +129,7 @@ def plan_basis(
         reassigned=reassigned,
         dependencies=Dependencies.of(registry),
         measured_uses=uses,
+        prompt_scores=(member.argmax(axis=1), all_scores),
     )
     return basis, LeftOut.of(registry, data, measured), recipes
 

@@ -250,7 +250,7 @@ def declared_uses(
     Memory, active parameters and prices are the declared ones. Tokens and latency are the `measured` ones, where there
     are any.
     """
-    specs = registry.experts if experts is None else [registry.expert(name) for name in experts]
+    specs = registry.single_arms if experts is None else [registry.expert(name) for name in experts]
     names = [spec.name for spec in specs]
     found = (measured or MeasuredUses.nothing()).over(categories, names)
     known = np.isfinite(found.input_tokens + found.output_tokens)

@@ -74,7 +74,7 @@ class RoutingRecord:
     expert: Annotated[
         str,
         FieldInfo(
-            "Expert, or arm of a recipe, that answered or failed last; empty if none was chosen.",
+            "Expert, variant (EXPERT:VARIANT) or arm of a recipe that answered or failed last; empty without one.",
             api="list",
             column=True,
         ),

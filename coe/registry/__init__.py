@@ -14,7 +14,8 @@ from coe.registry.sections import (
     ResidencySpec,
     RetrievalSpec,
 )
-from coe.registry.specs import AUTO, ArmSpec, Category, ExpertSpec, LogSpec, Prices, Registry
+from coe.registry.specs import AUTO, ArmSpec, Category, ExpertSpec, ExpertVariant, LogSpec, Registry
+from coe.registry.variants import Prices
 
 __all__ = [
     "AUTO",
@@ -29,6 +30,7 @@ __all__ = [
     "Category",
     "DeviceSpec",
     "ExpertSpec",
+    "ExpertVariant",
     "KeyLimits",
     "Limits",
     "LogSpec",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from coe.registry.sections import Name, Probability, StrictModel
+from coe.registry.sections import ArmName, Name, Probability, StrictModel
 
 RECIPE_LEVELS = 3
 """Arms of a recipe with several steps. Level 1 stops earliest, so it is the cheapest."""
@@ -40,7 +40,7 @@ def _members(step: Any) -> Any:
     return [step] if isinstance(step, str) else step
 
 
-Step = Annotated[tuple[Name, ...], BeforeValidator(_members, json_schema_input_type=Name | tuple[Name, ...])]
+Step = Annotated[tuple[ArmName, ...], BeforeValidator(_members, json_schema_input_type=ArmName | tuple[ArmName, ...])]
 """Members that are called at the same time; in the file a name or a list of names."""
 
 
@@ -53,7 +53,7 @@ class RecipeSpec(StrictModel):
     cascade: tuple[Step, ...] = ()
     """Steps, usually from cheap to expensive. A step is an expert, or a list of experts that are called at the same
     time. The next step is called only if the answers so far are not reliable enough."""
-    vote: tuple[Name, ...] = ()
+    vote: tuple[ArmName, ...] = ()
     """Experts of equal rank, whose most supported answer is returned."""
     ask: Literal["all", "until_agreed"] = "all"
     """Of a vote: call all experts at the same time, or one after another until their answers agree."""
@@ -107,6 +107,11 @@ class RecipeSpec(StrictModel):
     def judgements(self) -> int:
         """The largest number of calls to the judge."""
         return 0 if self.judge is None else len(self.steps) - 1
+
+    @property
+    def graded_members(self) -> tuple[str, ...]:
+        """The members whose answers a judge may grade: those of all steps but the last."""
+        return () if self.judge is None else tuple(name for step in self.steps[:-1] for name in step)
 
     @property
     def called(self) -> tuple[str, ...]:

@@ -31,6 +31,8 @@ def _reachable(url: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")]
+"""Name of an expert, or EXPERT:VARIANT."""
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+"), AfterValidator(_reachable)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]

@@ -14,8 +14,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import Field, SecretStr, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, SecretStr
 
 from coe.core import GENERAL, Api, Capability
 from coe.registry.recipes import PROPOSED_PREFIX, RecipeItems, RecipeSpec
@@ -34,6 +33,7 @@ from coe.registry.sections import (
     StrictModel,
     Url,
 )
+from coe.registry.variants import Prices, VariantSpec
 
 AUTO = "auto"
 """Model name with which a client requests routing. No expert may use it."""
@@ -49,39 +49,6 @@ class Category(StrictModel):
     examples: tuple[str, ...] = ()
     """Typical requests in users' words. A new category with two or more examples works without training; training
     includes them."""
-
-
-class Prices(StrictModel):
-    """US dollars per million tokens."""
-
-    input: Annotated[float, Field(ge=0)] = 0.0
-    """Price of input tokens."""
-    output: Annotated[float, Field(ge=0)] = 0.0
-    """Price of output tokens."""
-    cached_input: Annotated[float, Field(ge=0)] | None = None
-    """Price of input tokens that the server reads from its prompt cache, at most the price of input tokens. Default:
-    the price of input tokens."""
-
-    @model_validator(mode="after")
-    def _check_cached_input(self) -> Prices:
-        if self.cached_input is not None and self.cached_input > self.input:
-            raise PydanticCustomError(
-                "cached_input",
-                "cached_input {cached} is above input {input}; cached tokens are a discounted part of the input: "
-                "lower it, or leave it out",
-                {"cached": self.cached_input, "input": self.input},
-            )
-        return self
-
-    @property
-    def cached(self) -> float:
-        """Price of cached input tokens, declared or not."""
-        return self.input if self.cached_input is None else self.cached_input
-
-    def cost(self, input_tokens: float, output_tokens: float, cached_tokens: float = 0.0) -> float:
-        """Return US dollars. The cached tokens are a part of the input tokens."""
-        full = (input_tokens - cached_tokens) * self.input
-        return (full + cached_tokens * self.cached + output_tokens * self.output) / 1e6
 
 
 class ExpertSpec(StrictModel):
@@ -142,6 +109,14 @@ class ExpertSpec(StrictModel):
     """Usual time of a response in milliseconds, for `budget.mean_latency_ms` until `coe score` measures it."""
     prices: Prices = Prices()
     """Prices of the model."""
+    variants: tuple[VariantSpec, ...] = ()
+    """Further ways to call the expert, each with a quality and uses of its own that `coe score` measures and `coe plan`
+    chooses by. They share the server, its health and its memory."""
+
+    @property
+    def expert_name(self) -> str:
+        """Name of the declared expert, whose server answers."""
+        return self.name
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -152,6 +127,34 @@ class ExpertSpec(StrictModel):
     def supported_apis(self) -> frozenset[Api]:
         """APIs that its server supports."""
         return self.apis if self.apis is not None else _DEFAULT_APIS[self.runtime]
+
+
+VARIANT_SEPARATOR = ":"
+"""Between the names of an expert and its variant, as in OpenRouter's model names. No declared name has it."""
+
+
+class ExpertVariant(ExpertSpec):
+    """A variant of a declared expert, in the form of an expert. `variant` is its declaration."""
+
+    variant_of: str
+    variant: VariantSpec
+
+    @classmethod
+    def of(cls, expert: ExpertSpec, variant: VariantSpec) -> ExpertVariant:
+        """Return the expert with the variant's name, parameters and prices."""
+        fields: dict[str, Any] = {name: getattr(expert, name) for name in ExpertSpec.model_fields}
+        fields |= {
+            "name": f"{expert.name}{VARIANT_SEPARATOR}{variant.name}",
+            "parameters": {**expert.parameters, **variant.parameters},
+            "prices": expert.prices if variant.prices is None else variant.prices,
+            "apis": expert.supported_apis - {"embeddings"},
+            "variants": (),
+        }
+        return cls.model_construct(**fields, variant_of=expert.name, variant=variant)
+
+    @property
+    def expert_name(self) -> str:
+        return self.variant_of
 
 
 _HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas")
@@ -199,8 +202,14 @@ class ArmSpec:
     judge: str = ""
     stand_in: None = None
     supported_apis: frozenset[Api] = frozenset({"chat"})
+
     prices: Prices = Prices()  # noqa: RUF009  (immutable)
     """Nothing: each call costs its member's own prices."""
+
+    @property
+    def expert_name(self) -> str:
+        """Name of the recipe, which stands for its members."""
+        return self.recipe
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -289,11 +298,25 @@ class Registry(StrictModel):
         return tuple(expert.name for expert in self.experts)
 
     @cached_property
+    def variants(self) -> tuple[ExpertVariant, ...]:
+        """The variants of all experts, in the order of the declaration."""
+        return tuple(ExpertVariant.of(expert, variant) for expert in self.experts for variant in expert.variants)
+
+    @cached_property
+    def single_arms(self) -> tuple[ExpertSpec, ...]:
+        """All that answers with one call: the experts, then their variants."""
+        return (*self.experts, *self.variants)
+
+    @cached_property
+    def single_names(self) -> tuple[str, ...]:
+        return tuple(arm.name for arm in self.single_arms)
+
+    @cached_property
     def _by_name(self) -> dict[str, ExpertSpec]:
-        return {expert.name: expert for expert in self.experts}
+        return {arm.name: arm for arm in self.single_arms}
 
     def expert(self, name: str) -> ExpertSpec:
-        """Return the declared expert of this name. Raises KeyError."""
+        """Return the declared expert or variant of this name. Raises KeyError."""
         return self._by_name[name]
 
     @cached_property
@@ -311,8 +334,8 @@ class Registry(StrictModel):
 
         Names that are declared, and recipes with members that are not, are left out. The digest stays that of the file.
         """
-        declared = {*self.expert_names, *(recipe.name for recipe in self.declared_recipes)}
-        known = set(self.expert_names)
+        declared = {*self.single_names, *(recipe.name for recipe in self.declared_recipes)}
+        known = set(self.single_names)
         added = [
             RecipeSpec(name=name, cascade=found)
             for name, found in steps.items()
@@ -346,9 +369,9 @@ class Registry(StrictModel):
 
     @cached_property
     def arms(self) -> tuple[ExpertSpec | ArmSpec, ...]:
-        """All that routing may select: the experts, then the arms of the recipes. Columns of plans are in this
-        order."""
-        return (*self.experts, *self.recipe_arms)
+        """All that routing may select: the experts, their variants, then the arms of the recipes. Columns of plans are
+        in this order."""
+        return (*self.single_arms, *self.recipe_arms)
 
     @cached_property
     def arm_names(self) -> tuple[str, ...]:
@@ -370,8 +393,8 @@ class Registry(StrictModel):
 
     @cached_property
     def model_names(self) -> tuple[str, ...]:
-        """The names that a client may send as `model` besides `auto`: experts and recipes."""
-        return (*self.expert_names, *(recipe.name for recipe in self.declared_recipes))
+        """The names that a client may send as `model` besides `auto`: experts, variants and recipes."""
+        return (*self.single_names, *(recipe.name for recipe in self.declared_recipes))
 
     @property
     def wake_timeout(self) -> float:

@@ -215,7 +215,7 @@ class Access:
 
 def access_of(registry: Registry, limiter: Limiter, *, routed: Collection[str] = (), host: str = "127.0.0.1") -> Access:
     """The Access of a declaration over `limiter`. `routed` are the arms of recipes that routing may select."""
-    prices = {expert.name: expert.prices for expert in registry.experts}
+    prices = {expert.name: expert.prices for expert in registry.single_arms}
     recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
     recipes |= {arm.name: recipes[arm.recipe] for arm in registry.recipe_arms}
     return Access(registry.access, limiter, prices=prices, recipes=recipes, routed=routed, host=host)

@@ -33,6 +33,7 @@ from coe.core import (
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import Prices
+from coe.registry.specs import VARIANT_SEPARATOR
 from coe.retrieval.retrieval import RetrievalResult, passage_ids
 from coe.routing.attempts import Attempts
 from coe.routing.classification import routing_text
@@ -187,8 +188,8 @@ class Trace:
 
     @property
     def expert(self) -> str:
-        """The expert that answers or failed last, empty without a decision. Of a recipe it is the member that answers,
-        or else the arm."""
+        """The expert or variant that answers or failed last, empty without a decision. Of a recipe it is the member
+        that answers, or else the arm."""
         if self.decision is None:
             return ""
         if (cached := self.cached) is not None:
@@ -201,8 +202,9 @@ class Trace:
         """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""
         found = [(b"x-request-id", self.request_id.encode())]
         if (decision := self.decision) is not None:
+            expert, _, variant = self.expert.partition(VARIANT_SEPARATOR)
             found += [
-                (b"x-coe-expert", self.expert.encode()),
+                (b"x-coe-expert", expert.encode()),
                 (b"x-coe-category", decision.category.encode()),
                 (b"x-coe-confidence", b"%.3f" % decision.confidence),
                 (b"x-coe-reason", decision.reason.encode()),
@@ -210,6 +212,8 @@ class Trace:
                 (b"x-coe-attempts", b"%d" % self.attempts.count),
                 (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
             ]
+            if variant:
+                found.append((b"x-coe-variant", variant.encode()))
             if decision.fallback_from:
                 found.append((b"x-coe-fallback-from", decision.fallback_from.encode()))
             if decision.cause:

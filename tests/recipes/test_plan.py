@@ -333,3 +333,93 @@ def test_wrong_measured_answers_are_refused(config: Path) -> None:
     result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config)])
     assert result.exit_code != 0
     assert "scores are not in 0 to 1" in str(result.exception) + result.output
+
+
+# ------------------------------------------------------------------------------------------- cascades with a judge
+
+JUDGED = "recipes: [{name: graded, cascade: [a, large], signal: judge, judge: b}]\n"
+
+
+def grade(config: Path, *, prompts: int = 1200, judge: str = "b", reliable: float = 0.95) -> None:
+    """Grades of the answers of a, as `coe score --recipe graded` collects them."""
+    rows = []
+    for row in range(prompts):
+        right = ANSWERS.scores[row, 0] > 0
+        told = right if np.random.default_rng(row).random() < reliable else not right
+        used = {"input_tokens": 0, "output_tokens": 10, "latency_ms": 20.0}
+        one = {"benchmark": "own", "prompt_id": str(row), "model": "a", "judge": judge}
+        rows.append({**one, "grade": None if row % 50 == 0 else 9 if told else 2, **used})
+    write_table(config.parent / "grades.jsonl", rows)
+
+
+def test_a_cascade_with_a_judge_is_planned_with_the_rule_that_its_grades_fit(config: Path) -> None:
+    declared = DECLARED.replace("mean_cost: 10", "mean_cost: 20")
+    config.write_text(declared + JUDGED.replace(", signal: judge, judge: b", ""))
+    by_agreement = plan(config)["quality"]
+    config.write_text(declared + JUDGED)
+    grade(config)
+    report = plan(config)
+    assert report["recipes"] == {"graded": [["a"], ["large"]]}
+    assert report["quality"] > by_agreement + 0.03
+    problem = read_published(published(config), "v").record.problem  # type: ignore[union-attr]
+    assert problem.members["graded@2"] == ("a", "large", "b")
+    column, calls = problem.experts.index("graded@2"), problem.uses.calls["graded@2"]
+    assert calls[:, 0].tolist() == calls[:, 2].tolist() == [1, 1, 1]
+    assert 0.2 < calls[0, 1] < 0.6
+    assert problem.uses.cost is not None
+    assert problem.uses.latency_ms is not None
+    assert problem.uses.cost[:, column] == pytest.approx(1.0 + 0.1 + 12.0 * calls[:, 1], rel=0.02)
+    assert problem.uses.latency_ms[:, column] == pytest.approx(100 + 20 + 100 * calls[:, 1], rel=0.02)
+    policy = ArmPolicies.from_json((published(config) / RECIPES_FILE).read_bytes()).by_arm["graded@2"]
+    rule = policy.steps[0].graded
+    assert policy.judge == "b"
+    assert rule is not None
+    good, bad = rule.probability(np.array([9.0, 2.0]))
+    assert good > 0.85 > 0.2 > bad
+    found = effective_plan(read_published(published(config), "v1"), declaration(config))
+    assert not found.consequences
+    config.write_text(declared + JUDGED.replace("[a, large], signal: judge, judge: b", "[a, large]"))
+    assert effective_plan(read_published(published(config), "v1"), declaration(config)).assignment.experts == (
+        "a",
+        "b",
+        "large",
+    )
+
+
+@pytest.mark.parametrize(
+    ("graded", "reason"),
+    [
+        ({}, "no grades of its judge 'b'; `coe score PROBES --out FOLDER --recipe graded` collects them"),
+        ({"judge": "another"}, "no grades of its judge 'b'"),
+        ({"prompts": 1199}, "grades of its judge 'b' are recorded for 1199 of 1200 probes; `coe score PROBES"),
+    ],
+)
+def test_without_grades_the_cascade_is_left_out_with_the_command(
+    config: Path, graded: dict[str, Any], reason: str
+) -> None:
+    config.write_text(DECLARED + JUDGED)
+    if graded:
+        grade(config, **graded)
+    report = plan(config)
+    assert reason in report["left_out"]["recipes"]["graded"]
+    assert report["recipes"] == {}
+
+
+def test_a_bound_on_the_loss_holds_for_a_cascade_with_a_judge_too(config: Path) -> None:
+    declared = DECLARED.replace("mean_cost: 10", "mean_cost: 20")
+    config.write_text(declared + JUDGED.replace("judge: b", "judge: b, max_loss: 0.1"))
+    grade(config)
+    assert "graded@3" in plan(config)["prices"]
+    grade(config, reliable=0.5)  # grades that say nothing
+    config.write_text(declared + JUDGED.replace("judge: b", "judge: b, max_loss: 0.001"))
+    assert "max_loss 0.001" in plan(config)["left_out"]["recipes"]["graded"]
+
+
+def test_wrong_grades_are_refused(config: Path) -> None:
+    config.write_text(DECLARED + JUDGED)
+    grade(config, prompts=60)
+    path = config.parent / "grades.jsonl"
+    path.write_text(path.read_text().replace('"grade": 9', '"grade": 11'))
+    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config)])
+    assert result.exit_code != 0
+    assert "grades are not in 0 to 10" in str(result.exception) + result.output

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pyarrow import parquet
 
 from coe.errors import ExpertRejected, ExpertUnavailable
 from coe.experts.factory import writing_expert
 from coe.learning.evaluation.answers import MemberUse, RetryLimits, request_answer
+from coe.learning.evaluation.grades import read_grades
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.evaluation.recipe_answers import read_recipe_answers
 from coe.learning.evaluation.scoring_run import Cell, recipe_keys
@@ -38,6 +40,11 @@ def adds(text: str) -> str:
     return f"After reading: {right}" if "<answer-2 " in text else right
 
 
+def referee(text: str) -> str:
+    """A grade, but none for the answer 5."""
+    return "I cannot tell" if "\n5\n" in text else "9"
+
+
 @dataclass
 class Scoring:
     server: AnsweringServer
@@ -50,7 +57,8 @@ class Scoring:
         (self.folder / "experts.yaml").write_text(
             "version: 1\ncategories: [{name: math, description: m}, {name: general, description: g}]\n"
             f"experts: [{{name: small, model: m-small, {external}, prices: {{input: 1, output: 2}}}}, "
-            f"{{name: large, model: m-large, {external}, prices: {{input: 10, output: 20}}}}]\n"
+            f"{{name: large, model: m-large, {external}, prices: {{input: 10, output: 20}}}}, "
+            f"{{name: referee, model: m-referee, {external}}}]\n"
             f"assignment: {{general: small}}\nrecipes: {recipes}\n"
         )
 
@@ -78,7 +86,7 @@ class Scoring:
 
 @pytest.fixture
 async def scoring(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Scoring]:
-    async with AnsweringServer({"m-small": adds, "m-large": adds}).running() as server:
+    async with AnsweringServer({"m-small": adds, "m-large": adds, "m-referee": adds}).running() as server:
         found = Scoring(server, tmp_path)
         found.declare()
         (tmp_path / "probes.jsonl").write_text("".join(f"{json.dumps(probe)}\n" for probe in PROBES))
@@ -112,7 +120,7 @@ async def test_the_planner_reads_it_beside_the_scores_of_the_experts(scoring: Sc
     assert not (scoring.folder / "out" / "recipe_calls.parquet").exists()
     assert (await scoring.run("--recipe", "council"))[0] == 0
     quality = read_quality(scoring.folder / "out")
-    assert quality.models == ("large", "small")
+    assert quality.models == ("large", "referee", "small")
     arms = [arm for arm in scoring.registry.recipe_arms if arm.writing]
     measured = read_recipe_answers(scoring.folder / "out", quality, arms)["council@1"]
     assert measured.scores.tolist() == [1.0] * COUNT
@@ -149,6 +157,52 @@ async def test_a_wrong_recipe_is_refused_before_any_call(scoring: Scoring, name:
     assert code == 2
     assert message in " ".join(output.replace("│", " ").split())
     assert scoring.server.bodies == []
+
+
+async def test_the_judge_of_a_cascade_grades_the_answers_of_all_members_but_the_last(scoring: Scoring) -> None:
+    scoring.server.models["m-referee"] = referee
+    scoring.declare("[{name: graded, cascade: [small, large], signal: judge, judge: referee}]")
+    assert (await scoring.run())[0] == 0  # the scores of the experts, without the text of their answers
+    scoring.server.bodies.clear()
+    code, report, output = await scoring.run("--recipe", "graded")
+    assert (code, report["missing"], output) == (0, 0, "")
+    assert report["grades"] == {"graded": {"graded": COUNT - 1, "ungraded": 1, "missing": 0}}
+    asked = [body for body in scoring.server.bodies if body["model"] == "m-referee"]
+    assert [body["model"] for body in scoring.server.bodies].count("m-small") == COUNT
+    assert len(asked) == COUNT
+    assert {(body["max_tokens"], body["stream"]) for body in asked} == {(16, False)}
+    rows = parquet.read_table(scoring.folder / "out" / "grades.parquet").to_pylist()
+    assert rows[3].pop("latency_ms") > 0
+    assert rows[3] == {
+        "benchmark": "probes",
+        "prompt_id": "q3",
+        "model": "small",
+        "judge": "referee",
+        "grade": 9.0,
+        "input_tokens": 3,
+        "output_tokens": 5,
+        "cost": 0.0,
+    }
+    found = read_grades(scoring.folder / "out", read_quality(scoring.folder / "out"), ["referee", "other"])
+    assert list(found) == ["referee"]
+    assert found["referee"].recorded.sum() == COUNT
+    assert np.isfinite(found["referee"].grades).sum() == COUNT - 1
+    assert found["referee"].uses["output_tokens"] == 5
+    scoring.server.bodies.clear()
+    await scoring.run("--recipe", "graded")
+    assert scoring.server.bodies == []
+
+
+async def test_grades_that_a_judge_fails_to_give_are_missing_and_asked_again(scoring: Scoring) -> None:
+    scoring.server.models["m-referee"] = lambda _: 400
+    scoring.declare("[{name: graded, cascade: [small, large], signal: judge, judge: referee}]")
+    code, report, output = await scoring.run("--recipe", "graded")
+    assert (code, report["missing"], report["grades"]["graded"]["missing"]) == (1, COUNT, COUNT)
+    assert "referee: probe q" in output
+    assert not (scoring.folder / "out" / "grades.parquet").exists()
+    scoring.server.models["m-referee"] = referee
+    code, report, _ = await scoring.run("--recipe", "graded")
+    assert (code, report["grades"]["graded"]["graded"]) == (0, COUNT - 1)
 
 
 # ------------------------------------------------------------------------------------------------------- in process

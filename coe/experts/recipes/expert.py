@@ -17,6 +17,7 @@ import numpy as np
 
 from coe.core import Call, Expert, Health, MemberCall, RecipeStop, Reply
 from coe.experts.recipes.agreement import NO_ANSWER, answer_classes
+from coe.experts.recipes.answers import without_reasoning
 from coe.experts.recipes.audit import Audit
 from coe.experts.recipes.calls import VERIFIED, MemberCalls, RecipeReply
 from coe.experts.recipes.draft import Draft, FinalAnswer
@@ -150,8 +151,8 @@ class _Run:
         assert call is not None
         if not any(draft.complete for draft in self._drafts):
             return goes_on, ""
-        text = self._best(finished_only=True).text()
-        if text is None:  # cut off or refused
+        text = without_reasoning(self._best(finished_only=True).text() or "")
+        if not text:  # cut off or refused
             return goes_on, ""
         if stop := calls.stop_before(1):
             log = MemberCall(judge.name, number)

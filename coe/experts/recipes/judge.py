@@ -24,6 +24,7 @@ GRADE_TOKENS = 16
 """Largest number of tokens of a grade."""
 PROMPT_TOKENS = 160
 """Tokens of a judge's request beside the conversation and the answer."""
+MAX_GRADE = 10
 ACCEPTED_GRADE = 8
 """Grade from which on an answer is accepted before a plan has fitted a rule."""
 _GRADE = re.compile(r"(?<![\d.,-])(10|\d)(?!\d|[.,]\d)")

@@ -103,8 +103,16 @@ class Replayed:
     calls: NDArray[np.bool_]
 
 
-def replay(policy: RecipePolicy, classes: NDArray[np.int64], tokens: Array, posterior: Array) -> Replayed:
+def replay(
+    policy: RecipePolicy,
+    classes: NDArray[np.int64],
+    tokens: Array,
+    posterior: Array,
+    grades: Array | None = None,
+) -> Replayed:
     """Run a policy on recorded answers, columns (n_prompts, n_members) in the order of `policy.members`.
+
+    `grades` of the same shape are those of its judge, NaN without one.
 
     Where no answer is readable, the first one of the latest step is returned, as in serving.
     """
@@ -114,8 +122,11 @@ def replay(policy: RecipePolicy, classes: NDArray[np.int64], tokens: Array, post
     for number, step in enumerate(policy.steps):
         calls[live, seen : seen + len(step.members)] = True
         seen += len(step.members)
-        probabilities, goes_on = policy.evaluate(number, classes[live, :seen], tokens[live, :seen], posterior[live])
+        so_far = classes[live, :seen], tokens[live, :seen], posterior[live]
+        probabilities, goes_on = policy.evaluate(number, *so_far)
         chosen[live] = best_answer(probabilities, otherwise=seen - len(step.members))
+        if grades is not None:
+            _, goes_on = policy.evaluate(number, *so_far, grades[live, chosen[live]])
         live = live[goes_on]
     return Replayed(chosen, calls)
 

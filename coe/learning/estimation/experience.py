@@ -1,6 +1,7 @@
 """Defines experience: the routing log joined with its feedback, as arrays that estimates and fits read.
 
-Feedback becomes a reward in [0, 1] for the expert that answered, and a weight by its kind.
+Feedback becomes a reward in [0, 1] for the expert that answered, and a weight by its kind. The answer of a recipe
+counts for the arm that was selected, not for the member that wrote it: the arm is what a plan selects.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def certainty_rank(kind: FeedbackKind) -> int:
 def reward(feedback: Feedback, *, expert: str) -> float:
     """The reward that the event gives the answer of `expert`, 0 to 1; NaN where it gives none.
 
-    A score is itself; a thumb up 1, down 0; a preference 1 for the expert that it names and 0 for any other; a second
-    try or a broken-off answer 0 (at a small KIND_WEIGHT).
+    A score is itself; a thumb up 1, down 0; a preference 1 for the expert, or the recipe of the arm, that it names and
+    0 for any other; a second try or a broken-off answer 0 (at a small KIND_WEIGHT).
     """
     match feedback.kind:
         case "score":
@@ -44,7 +45,7 @@ def reward(feedback: Feedback, *, expert: str) -> float:
         case "thumb":
             return 1.0 if feedback.value == 1 else 0.0
         case "preferred":
-            return 1.0 if feedback.value == expert else 0.0
+            return 1.0 if feedback.value in (expert, expert.partition("@")[0]) else 0.0
         case "category" | "audit":
             return math.nan
         case _:

@@ -54,10 +54,16 @@ class LoggedUses:
     def of(cls, pages: Iterable[Sequence[RoutingRecord]], categories: Sequence[str]) -> LoggedUses:
         """Sum all pages."""
         found = cls(categories)
+        for _ in found.observe(pages):
+            pass
+        return found
+
+    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
+        """Sum all pages and pass them through unchanged."""
         for page in pages:
             for record in page:
-                found.add(record)
-        return found
+                self.add(record)
+            yield page
 
     def add(self, record: RoutingRecord) -> None:
         """Add a record, or count it under `left_out`."""

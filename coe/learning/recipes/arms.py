@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from coe.experts.recipes.agreement import Array
 from coe.experts.recipes.policy import RecipePolicy
 from coe.learning.recipes.fit import Answers, Outcome, RecipeFit
+from coe.learning.recipes.judged import JudgedFit, Judgements
 from coe.learning.recipes.search import RecipeSearch
 from coe.registry.recipes import PROPOSED_PREFIX
 
@@ -39,9 +40,14 @@ class Arm:
     outcome: Outcome
 
 
-def declared_arms(answers: Answers, recipe: str, steps: Sequence[Sequence[int]]) -> list[Arm]:
+def declared_arms(
+    answers: Answers, recipe: str, steps: Sequence[Sequence[int]], judgements: Judgements | None = None
+) -> list[Arm]:
     """Fit the arms of a recipe whose steps are given as columns of `answers`; one arm if it has one step."""
-    fit = RecipeFit(answers, recipe=recipe, steps=steps)
+    if judgements is None:
+        fit = RecipeFit(answers, recipe=recipe, steps=steps)
+    else:
+        fit = JudgedFit(answers, judgements, recipe=recipe, steps=steps)
     unit = _typical_cost(answers)
     prices = [price / unit for price in DECLARED_PRICES] if len(steps) > 1 else [0.0]
     return [Arm(*fit.policy(price)) for price in prices]

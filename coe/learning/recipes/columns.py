@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from coe.experts.recipes.agreement import Array
 from coe.experts.recipes.policy import RecipePolicy, member_columns
 from coe.experts.recipes.policy_file import WrittenArm
+from coe.learning.evaluation.grades import Grades
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms, propose_arms, quality_by_category
 from coe.learning.recipes.fit import Answers, against_last_step, replayed
 from coe.learning.recipes.guarantee import accepted_thresholds, loss_per_difference
+from coe.learning.recipes.judged import Judgements, JudgeUse, ungraded
 from coe.mapping import Uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ExpertSpec, Registry
@@ -55,10 +57,11 @@ class RecipeColumns:
 
     @property
     def members(self) -> dict[str, tuple[str, ...]]:
-        """Return the members of each arm in the order of their first calls."""
+        """Return the members of each arm in the order of their first calls, and its judge."""
         steps = {name: arm.steps for name, arm in self.written.items()}
         written = {name: tuple(dict.fromkeys(one for step in found for one in step)) for name, found in steps.items()}
-        return {name: policy.members for name, policy in self.policies.items()} | written
+        judged = {name: (one.judge,) if one.judge else () for name, one in self.policies.items()}
+        return {name: (*policy.members, *judged[name]) for name, policy in self.policies.items()} | written
 
     def joined(self, others: RecipeColumns) -> RecipeColumns:
         """Return these columns, and behind them those of recipes that write."""
@@ -107,38 +110,48 @@ def recipe_columns(
     rows: Sequence[int],
     experts: Sequence[str],
     categories: Sequence[str],
+    grades: Mapping[str, Grades] | None = None,
+    only: Sequence[RecipeSpec] | None = None,
 ) -> RecipeColumns:
     """Fit the arms of all cascades and votes on the prompts `rows` of `data`, whose categories are all among
-    `categories`."""
-    wanted = [recipe for recipe in registry.declared_recipes if not recipe.writes]
-    if not wanted and not registry.proposes_recipes:
+    `categories`.
+
+    `grades` are those of the judges by name. `only` are the recipes to fit, by default the declared and the proposed.
+    """
+    declared = registry.declared_recipes if only is None else only
+    wanted = [recipe for recipe in declared if not recipe.writes]
+    proposes = registry.proposes_recipes and only is None
+    if not wanted and not proposes:
         return RecipeColumns()
     prompts, reason = _usable_prompts(data, recorded, rows, experts)
     if recorded is None or reason:
         return RecipeColumns(left_out={recipe.name: reason for recipe in wanted} or {"auto": reason})
     table = _AnswerTable.of(registry, data, recorded, prompts, experts, categories)
     planned: dict[str, list[Arm]] = {}
+    judges: dict[str, JudgeUse] = {}
     left_out: dict[str, str] = {}
     for recipe in wanted:
-        if absent := [name for name in recipe.members if name not in experts]:
+        if absent := [name for name in dict.fromkeys(recipe.called) if name not in experts]:
             left_out[recipe.name] = f"no scores of {', '.join(absent)}; run `coe score` for them"
             continue
         if recipe.judge is not None:
-            left_out[recipe.name] = (
-                f"no grades of its judge; `coe score PROBES --out FOLDER --recipe {recipe.name}` collects them"
-            )
-            continue
-        found = table.declared(recipe)
+            reason = ungraded(recipe, (grades or {}).get(recipe.judge), data, prompts)
+            if reason:
+                left_out[recipe.name] = reason
+                continue
+            judge, known = registry.expert(recipe.judge), (grades or {})[recipe.judge]
+            judges[recipe.name] = JudgeUse.of(judge, known, table.cells, by_dollars=bool(table.dollars.any()))
+        found = table.declared(recipe, judges.get(recipe.name))
         planned[recipe.name] = found
         if not found:
             left_out[recipe.name] = (
                 f"{len(prompts)} probes do not show a loss below max_loss {recipe.max_loss:g} with 95 % confidence; "
                 "score more probes, or raise max_loss"
             )
-    if registry.proposes_recipes:
+    if proposes:
         for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
             planned.setdefault(arm.policy.recipe, []).append(arm)
-    return table.columns(planned, left_out, data, rows)
+    return table.columns(planned, judges, left_out, data, rows)
 
 
 def _usable_prompts(
@@ -156,10 +169,14 @@ def _usable_prompts(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _AnswerTable:
-    """Recorded answers of the planned experts, and what each answer cost in the plan's units."""
+    """Recorded answers of the planned experts, and what each answer cost in the plan's units.
+
+    `cells` are the rows and columns of the quality data that they cover.
+    """
 
     answers: Answers
     prompts: list[int]
+    cells: tuple[NDArray[np.int64], ...]
     active_b: Array
     dollars: Array
     latency_ms: Array
@@ -193,24 +210,38 @@ class _AnswerTable:
         )
         declared = np.array([np.nan if spec.latency_ms is None else spec.latency_ms for spec in specs])
         latency = filled(data.uses.get("latency_ms", unknown)[cells], declared)
-        return cls(answers, prompts, np.broadcast_to(sizes, shape), dollars, latency)
+        return cls(answers, prompts, cells, np.broadcast_to(sizes, shape), dollars, latency)
 
-    def declared(self, recipe: RecipeSpec) -> list[Arm]:
+    def declared(self, recipe: RecipeSpec, judge: JudgeUse | None) -> list[Arm]:
         """Return the arms of a declared recipe; without those whose loss may exceed `max_loss`."""
         steps = [[self.answers.experts.index(name) for name in step] for step in recipe.steps]
-        arms = declared_arms(self.answers, recipe.name, steps)
-        return arms if recipe.max_loss is None else self._within_loss(arms, recipe.name, steps, recipe.max_loss)
+        judgements = None if judge is None else judge.judgements
+        arms = declared_arms(self.answers, recipe.name, steps, judgements)
+        if recipe.max_loss is None:
+            return arms
+        return self._within_loss(arms, recipe.name, steps, recipe.max_loss, judgements)
 
-    def _within_loss(self, arms: Sequence[Arm], name: str, steps: list[list[int]], max_loss: float) -> list[Arm]:
+    def _within_loss(
+        self,
+        arms: Sequence[Arm],
+        name: str,
+        steps: list[list[int]],
+        max_loss: float,
+        judgements: Judgements | None,
+    ) -> list[Arm]:
         """Return the arms whose loss against the last step is bounded, the safest ones.
 
         The bound needs policies that are fixed before they are tested, so these are fitted on two thirds of the prompts
         and tested on the rest.
         """
         tested = self.answers.folds == 0
-        fixed = declared_arms(self.answers.rows(np.flatnonzero(~tested)), name, steps)
-        held_out = self.answers.rows(np.flatnonzero(tested))
-        compared = [against_last_step(arm.policy, held_out) for arm in fixed]
+        fitted, held_out = np.flatnonzero(~tested), np.flatnonzero(tested)
+        fixed = declared_arms(
+            self.answers.rows(fitted), name, steps, None if judgements is None else judgements.rows(fitted)
+        )
+        answers = self.answers.rows(held_out)
+        grades = None if judgements is None else judgements.grades[held_out]
+        compared = [against_last_step(arm.policy, answers, grades) for arm in fixed]
         kept = accepted_thresholds([loss for loss, _ in compared[::-1]], max_loss)
         bounded = [
             Arm(replace(one.policy, loss_per_difference=loss_per_difference(*found, max_loss)), arm.outcome)
@@ -219,7 +250,12 @@ class _AnswerTable:
         return bounded[len(bounded) - kept :]
 
     def columns(
-        self, planned: Mapping[str, Sequence[Arm]], left_out: Mapping[str, str], data: Quality, rows: Sequence[int]
+        self,
+        planned: Mapping[str, Sequence[Arm]],
+        judges: Mapping[str, JudgeUse],
+        left_out: Mapping[str, str],
+        data: Quality,
+        rows: Sequence[int],
     ) -> RecipeColumns:
         """Return the columns of the planned arms; prompts of `rows` without recorded answers score NaN."""
         named = {f"{name}@{level}": arm for name, arms in planned.items() for level, arm in _levels(arms)}
@@ -229,11 +265,15 @@ class _AnswerTable:
         for number, (name, arm) in enumerate(named.items()):
             scores[self.prompts, number] = arm.outcome.scores
             columns = member_columns(arm.policy, self.answers.experts)
-            called = replayed(arm.policy, self.answers)[1][:, columns]
+            judge, sizes = judges.get(arm.policy.recipe), [len(step.members) for step in arm.policy.steps]
+            grades = None if judge is None else judge.judgements.grades
+            called = replayed(arm.policy, self.answers, grades=grades)[1][:, columns]
+            judged = called[:, np.cumsum([0, *sizes[:-2]])].sum(axis=1)  # after each step but the last
             for use, found in uses.items():
-                each = np.where(called, getattr(self, use)[:, columns], 0.0)
-                found.append(of_calls([len(step.members) for step in arm.policy.steps], each, use))
-            calls[name] = cost_by_category(self.answers, called.astype(np.float64))
+                each = of_calls(sizes, np.where(called, getattr(self, use)[:, columns], 0.0), use)
+                found.append(each if judge is None else each + judged * getattr(judge, use))
+            made = called if judge is None else np.column_stack((called, judged))
+            calls[name] = cost_by_category(self.answers, made.astype(np.float64))
         return RecipeColumns(
             policies={name: arm.policy for name, arm in named.items()},
             scores=scores[list(rows)],

@@ -175,6 +175,7 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
         "capabilities": sorted(spec.capabilities),
         "prices": {"input": spec.prices.input, "output": spec.prices.output, "cached_input": spec.prices.cached},
         "system_prompt": spec.system_prompt is not None,
+        "variants": [variant.name for variant in spec.variants],
     }
 
 
