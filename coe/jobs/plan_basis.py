@@ -82,16 +82,7 @@ def plan_basis(
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
     with note_if_slow("fitting recipes"):
-        recorded = read_answers(folder, data) if registry.recipes else None
-        judges = [recipe.judge for recipe in registry.declared_recipes if recipe.judge is not None]
-        grades = read_grades(folder, data, list(dict.fromkeys(judges)))
-        recipes = recipe_columns(
-            registry, data, recorded, rows=rows, experts=experts, categories=categories, grades=grades
-        )
-        written = read_recipe_answers(folder, data, [arm for arm in registry.recipe_arms if arm.writing])
-        recipes = recipes.joined(
-            measured_columns(registry, data, written, rows=rows, experts=experts, categories=categories)
-        )
+        recipes = _recipe_columns(registry, folder, data, rows=rows, experts=experts, categories=categories)
     columns = (*experts, *recipes.arms)
     all_scores = np.hstack((scores, recipes.scores)) if recipes.arms else scores
     measured, pseudo_count = tabulate_softly(categories, columns, member, all_scores), fit_pseudo_count(labels, scores)
@@ -121,6 +112,27 @@ def plan_basis(
         measured_uses=uses,
     )
     return basis, LeftOut.of(registry, data, measured), recipes
+
+
+def _recipe_columns(
+    registry: Registry,
+    folder: Path,
+    data: Quality,
+    *,
+    rows: Sequence[int],
+    experts: Sequence[str],
+    categories: Sequence[str],
+) -> RecipeColumns:
+    """The columns of cascades and votes from recorded answers and grades, and those of chains and fuses from their
+    measured answers."""
+    if not registry.recipes:
+        return RecipeColumns()
+    judges = dict.fromkeys(recipe.judge for recipe in registry.declared_recipes if recipe.judge is not None)
+    recorded, grades = read_answers(folder, data), read_grades(folder, data, list(judges))
+    fitted = recipe_columns(registry, data, recorded, rows=rows, experts=experts, categories=categories, grades=grades)
+    answers = read_recipe_answers(folder, data, [arm for arm in registry.recipe_arms if arm.writing])
+    measured = measured_columns(registry, data, answers, rows=rows, experts=experts, categories=categories)
+    return fitted.joined(measured)
 
 
 def _planned_rows(folder: Path, data: Quality, categories: Sequence[str]) -> list[int]:
