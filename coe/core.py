@@ -20,7 +20,7 @@ from coe.errors import Cause
 Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
 """APIs of clients and experts: four of OpenAI's, and Anthropic's Messages."""
 Capability = Literal["tools", "json_schema", "images", "audio"]
-Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback"]
+Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback", "cached"]
 RetrievalMode = Literal["auto", "on", "off"]
 """When passages are retrieved for a request: if the gate expects a gain, always, or never."""
 Purpose = Literal["score", "chat"]
@@ -76,7 +76,8 @@ class RequestOptions:
     `timeout` the limit for the whole request in seconds. `trace_headers` (W3C trace context) and `version_headers`
     (version and betas of the client's API) are forwarded to the expert. `explain` requests the explanation of the
     decision in the response. `tenant` is the tenant of the API key. `purpose` is None for a user's request. `recipe` is
-    the name of the recipe to use, NO_RECIPE for single experts only, or empty if the plan decides.
+    the name of the recipe to use, NO_RECIPE for single experts only, or empty if the plan decides. `cache` is False if
+    the answer cache must not be used.
     """
 
     session: str | None = None
@@ -89,6 +90,7 @@ class RequestOptions:
     version_headers: Mapping[str, str] = field(default_factory=dict)
     purpose: Purpose | None = None
     recipe: str = ""
+    cache: bool = True
 
     @property
     def forwarded_headers(self) -> Mapping[str, str]:
@@ -212,6 +214,9 @@ class Call:
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
     `stand_in` (an expert that is awake and may answer instead) is available.
 
+    `parameters` are those of the expert's variant, in the names of Chat Completions; they override the expert's own
+    defaults. None for the expert itself.
+
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
     """
@@ -231,21 +236,24 @@ class Call:
     posterior: NDArray[np.float32] | None = field(default=None, repr=False)
     deadline: float = math.inf
     recipe_log: RecipeLog | None = field(default=None, repr=False)
+    parameters: Mapping[str, Any] | None = None
 
 
 class Usage:
     """Token counts of one response, updated while it streams; None if the expert did not report them.
 
-    `events` counts the events of a stream, each of which holds at least one token. `parts` are the members' names and
-    usages for the answer of a recipe, and empty for one of an expert.
+    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`. `events`
+    counts the events of a stream, each of which holds at least one token. `parts` are the members' names and usages for
+    the answer of a recipe, and empty for one of an expert.
     """
 
-    __slots__ = ("events", "input_tokens", "output_tokens")
+    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens")
 
     parts: tuple[tuple[str, Usage], ...] = ()
 
     def __init__(self) -> None:
         self.input_tokens: int | None = None
+        self.cached_tokens: int | None = None
         self.output_tokens: int | None = None
         self.events = 0
 
@@ -255,15 +263,18 @@ class MemberCall:
 
     - `step`: number of the step, from 0.
     - `outcome`: `answered`, `unreadable` (a complete answer without a final answer that can be compared), `unverified`
-      (returned without complete comparison), `cancelled`, or the cause of the failure.
+      (returned without complete comparison), `graded` (a judge's grade), `skipped` (a judge that was not called, as no
+      call was left), `cancelled`, or the cause of the failure.
     - `usage`: None until the member has begun to answer.
     - `ms`: duration in milliseconds.
     - `answer_class`: index of the first call with the same final answer; None without one.
-    - `confidence`: probability that the answer is right, by the last comparison; None before one.
+    - `confidence`: probability that the answer is right, by the last comparison; None before one. Of a judge, the
+      probability that the answer is right that it graded.
     - `accepted`: whether this answer was returned.
+    - `drafts`: number of earlier answers in its request; 0 also where none was left or had room.
     """
 
-    __slots__ = ("accepted", "answer_class", "confidence", "expert", "ms", "outcome", "step", "usage")
+    __slots__ = ("accepted", "answer_class", "confidence", "drafts", "expert", "ms", "outcome", "step", "usage")
 
     def __init__(self, expert: str, step: int) -> None:
         self.expert = expert
@@ -274,15 +285,16 @@ class MemberCall:
         self.answer_class: int | None = None
         self.confidence: float | None = None
         self.accepted = False
+        self.drafts = 0
 
 
 RecipeStop = Literal[
     "", "accepted", "last_step", "stream_hold", "held_bytes", "deadline", "unavailable", "failed", "cancelled"
 ]
 """Why a recipe stopped; empty while it runs. `accepted`: its policy accepted an answer before the last step;
-`last_step`: all steps were compared. The next four return an unverified answer: the stream was held as long as allowed,
-the held answers reached the memory limit, the deadline was near, or no member of the last step answered. `failed`: no
-member answered."""
+`last_step`: all steps were called, and compared or written. The next four return an unverified answer: the stream was
+held as long as allowed, the held answers reached the memory limit, the deadline was near, or no member of the last step
+answered. `failed`: no member answered."""
 
 
 class RecipeAudit(Protocol):
@@ -341,6 +353,7 @@ class RecipeUsage(Usage):
         self.parts = tuple((call.expert, call.usage) for call in self._log.calls if call.usage is not None)
         usages = [usage for _, usage in self.parts]
         self.input_tokens = _sum_of_known([usage.input_tokens for usage in usages])
+        self.cached_tokens = _sum_of_known([usage.cached_tokens for usage in usages])
         self.output_tokens = _sum_of_known([usage.output_tokens for usage in usages])
         self.events = sum(usage.events for usage in usages)
 

@@ -16,12 +16,16 @@ from coe.jobs.scoring import Report, Scoring, open_journal, probes_with_passages
 from coe.learning.evaluation.passage_gain import GAINS_FILE
 from coe.learning.evaluation.probes import read_probes
 from coe.learning.evaluation.tables import require_parquet
-from coe.registry import ExpertSpec, Registry, load
+from coe.registry import ExpertSpec, RecipeSpec, Registry, load
 from coe.terminal import print_error, print_json, print_line, printable
 
 Probes = Annotated[Path, typer.Argument(help="JSONL or parquet, one probe a line: prompt, category, checker, ...")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data and the journal of the run.")]
 Experts = Annotated[list[str] | None, typer.Option("--expert", help="Score this expert only; may be repeated.")]
+Recipes = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", help="Score this chain or fuse, or have this cascade's judge grade; may be repeated."),
+]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Probes in flight at each expert.")]
 Judge = Annotated[str | None, typer.Option("--judge", help="The expert that judges where no checker can.")]
 Passages = Annotated[
@@ -37,6 +41,7 @@ def score(
     probes: Probes,
     out: Out,
     expert: Experts = None,
+    recipe: Recipes = None,
     concurrency: Concurrency = 8,
     judge: Judge = None,
     retrieval: Passages = "off",
@@ -53,18 +58,23 @@ def score(
     with `reference`; code with `tests` (Python asserts, run in a sandbox); judge, optionally with `reference`, by
     --judge.
 
+    With --recipe, chains and fuses of experts.yaml are scored, and of the experts only those that --expert names. Each
+    answer takes a call to every member. The judge of a cascade grades the answers of all members but the last ones.
+
     The sandbox needs bubblewrap (apt-get install bubblewrap). Where it does not isolate, no request is sent.
     """
     require_parquet()
     settings = settings_for(config)
     registry = load(settings.config, environ=settings.environ)
-    experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(expert or registry.expert_names)]
+    recipes = [_written(registry, name) for name in dict.fromkeys(recipe or ())]
+    names = expert or (() if recipes else registry.single_names)
+    experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = _declared(registry, judge, "--judge") if judge else None
     read = read_probes(probes, categories=registry.category_names)
     if judging is None and any(probe.checker == "judge" for probe in read):
         raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
     passages = asyncio.run(probes_with_passages(settings, registry, read)) if retrieval == "both" else ()
-    scoring = Scoring(registry, read, passages, experts, judging, concurrency, unsafe)
+    scoring = Scoring(registry, read, passages, experts, judging, concurrency, unsafe, recipes)
     with open_journal(out) as journal:
         report = run_scoring(scoring, settings, journal, out, benchmark=probes.stem, progress=_progress)
     print_json(report) if json else _show(report)
@@ -73,11 +83,23 @@ def score(
 
 
 def _declared(registry: Registry, name: str, option: str) -> ExpertSpec:
-    for spec in registry.experts:
+    for spec in registry.single_arms:
         if spec.name == name:
             return spec
-    declared = ", ".join(registry.expert_names)
+    declared = ", ".join(registry.single_names)
     raise typer.BadParameter(f"{name!r} is no declared expert; declared: {declared}", param_hint=option)
+
+
+def _written(registry: Registry, name: str) -> RecipeSpec:
+    """Return a declared recipe that must be scored by real calls."""
+    found = next((recipe for recipe in registry.declared_recipes if recipe.name == name), None)
+    if found is None:
+        declared = ", ".join(recipe.name for recipe in registry.declared_recipes) or "none"
+        raise typer.BadParameter(f"{name!r} is no declared recipe; declared: {declared}", param_hint="--recipe")
+    if not found.writes and found.judge is None:
+        message = f"{name!r} compares answers, so `coe plan` prices it from those of its members; leave it out"
+        raise typer.BadParameter(message, param_hint="--recipe")
+    return found
 
 
 @contextmanager
@@ -117,6 +139,8 @@ def _show(report: Mapping[str, Any]) -> None:
             )
     for name, means in report.get("retrieval", {}).items():
         print_line(f"{name}: {means['without']:.3f} without passages, {means['with']:.3f} with; pairs in {GAINS_FILE}")
+    for name, counts in report.get("grades", {}).items():
+        print_line(f"{name}: {counts['graded']} grades, {counts['ungraded']} without one, {counts['missing']} missing")
     state = "run again to fill gaps" if report["missing"] else "complete"
     if report["stopped"]:
         state = "stopped; run again to continue"

@@ -17,7 +17,9 @@ from coe.experts.http.expert import HttpExpert
 from coe.experts.recipes.answers import final_answer
 from coe.experts.recipes.expert import RecipeExpert
 from coe.experts.recipes.policy import RecipePolicy, default_policy
+from coe.experts.recipes.writing.expert import WritingExpert
 from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply
+from coe.experts.variants import build_variants
 from coe.registry import ExpertSpec, Registry
 from coe.registry.recipes import RecipeSpec
 from coe.settings import Endpoint
@@ -54,27 +56,36 @@ def build_recipes(
     *,
     categories: int,
     policies: Mapping[str, RecipePolicy] | None = None,
-) -> dict[str, RecipeExpert]:
+) -> dict[str, RecipeExpert | WritingExpert]:
     """Return every arm of the declared recipes by name, over `experts`.
 
     `policies` are the fitted policies by arm, over posteriors of so many `categories`; an arm without one gets the
     default policy of its recipe.
     """
-    fitted = policies or {}
-    return {
-        name: RecipeExpert(
-            name,
-            experts,
-            policy=_fitted_policy(fitted, recipe, level) or default_policy(recipe, categories=categories),
-            categories=categories,
-            final_answer=final_answer,
-            limits=registry.policy,
-            audit_rate=recipe.audit_probability,
-        )
-        for recipe in registry.declared_recipes
-        for level in range(1, recipe.levels + 1)
-        for name in (recipe.arm(level),)
-    }
+    fitted, members = policies or {}, {**experts, **build_variants(registry, experts)}
+    arms: dict[str, RecipeExpert | WritingExpert] = {}
+    for recipe in registry.declared_recipes:
+        if recipe.writes:
+            arms[recipe.arm(1)] = writing_expert(registry, recipe, members)
+            continue
+        for level in range(1, recipe.levels + 1):
+            name = recipe.arm(level)
+            arms[name] = RecipeExpert(
+                name,
+                members,
+                policy=_fitted_policy(fitted, recipe, level) or default_policy(recipe, categories=categories),
+                categories=categories,
+                final_answer=final_answer,
+                limits=registry.policy,
+                audit_rate=recipe.audit_probability,
+            )
+    return arms
+
+
+def writing_expert(registry: Registry, recipe: RecipeSpec, experts: Mapping[str, Expert]) -> WritingExpert:
+    """Return the arm of a chain or fuse over `experts`, which has at least its members."""
+    declared = {name: registry.expert(name) for name in recipe.members}
+    return WritingExpert(recipe, experts, declared=declared, limits=registry.policy)
 
 
 def _fitted_policy(fitted: Mapping[str, RecipePolicy], recipe: RecipeSpec, level: int) -> RecipePolicy | None:

@@ -27,8 +27,8 @@ from coe.learning.estimation.experience_loader import LoadedExperience
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, Weighting
 from coe.learning.evaluation.probe_split import split_probes
 from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.evaluation.recorded_answers import read_answers
-from coe.learning.recipes.columns import RecipeColumns, recipe_columns
+from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.recipes.measured import columns_of_recipes
 from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.learning.retraining.moves import HeldOutProbes
 from coe.learning.retraining.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
@@ -224,12 +224,12 @@ def _measure(job: Job, folder: Path | None, benchmark: str | None) -> _Measured:
     table, probes = split_probes(
         data,
         categories=router.categories,
-        experts=job.registry.expert_names,
+        experts=job.registry.single_names,
         posteriors=lambda texts: np.stack([found.probabilities for found in router.predict(texts)]),
         arms=_measured_arms(job, folder, data),
     )
     contents = orjson.dumps((declared, data.digest, hashlib.sha256(data.scores.tobytes()).hexdigest()))
-    columns = [data.models.index(name) for name in job.registry.expert_names]
+    columns = [data.models.index(name) for name in job.registry.single_names]
     fitted = fit_pseudo_count(data.categories, data.scores[:, columns])
     weighting = Weighting(pseudo_count=min(fitted, MAX_PSEUDO_COUNT))
     return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, weighting)
@@ -241,7 +241,7 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
     They are measured as `coe plan` does: on each prompt by a policy that was fitted on other prompts. Raises DataError
     where an arm cannot be measured.
     """
-    arms = [name for name in job.columns if name not in job.registry.expert_names]
+    arms = [name for name in job.columns if name not in job.registry.single_names]
     if not arms:
         return {}
     planned = {job.registry.arm(name).recipe for name in arms}  # type: ignore[union-attr]
@@ -249,12 +249,12 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
         one.model_copy(update={"max_loss": None}) for one in job.registry.declared_recipes if one.name in planned
     ]
     rows = [row for row, category in enumerate(data.categories) if category in job.registry.category_names]
-    found = recipe_columns(
-        job.registry,
+    found = columns_of_recipes(
+        folder,
         data,
-        read_answers(folder, data),
+        job.registry,
         rows=rows,
-        experts=job.registry.expert_names,
+        experts=job.registry.single_names,
         categories=job.in_use.router.categories,
         only=recipes,
     )

@@ -1,8 +1,9 @@
 """Runs the declared experts on probes, writes quality data and reports the run in numbers (`coe score`).
 
 Every score is a cell of a journal, keyed by what it depends on, so an interrupted run continues where it stopped.
-External experts are reached directly, local ones through the gateway. With passages, each probe is also scored as
-the retrieval gate would send it, and the pairs of scores go into a file that `coe plan` fits the gate on.
+Recipes that write are scored like experts, under the name of their arm, by the code that serves them. External experts
+are reached directly, local ones through the gateway. With passages, each probe is also scored as the retrieval gate
+would send it, and the pairs of scores go into a file that `coe plan` fits the gate on.
 """
 
 from __future__ import annotations
@@ -11,24 +12,35 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
+from coe.core import Expert
 from coe.errors import DataError, ExpertUnavailable
 from coe.learning.evaluation.answers import RetryLimits
+from coe.learning.evaluation.grades import Grader, GradeRow, grading_probe, write_grades
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.quality import write_quality
+from coe.learning.evaluation.recipe_answers import RecipeAnswer, write_recipe_answers
 from coe.learning.evaluation.recorded_answers import AnswerRow, write_answers
 from coe.learning.evaluation.sandbox import Sandbox
-from coe.learning.evaluation.scoring_run import Cell, ExpertColumn, Journal, ScoringRun, cell_keys, score_columns
+from coe.learning.evaluation.scoring_run import (
+    Cell,
+    ExpertColumn,
+    Journal,
+    ScoringRun,
+    cell_keys,
+    recipe_keys,
+    score_columns,
+)
 from coe.learning.evaluation.tables import find_table
-from coe.registry import ExpertSpec, Prices, Registry
+from coe.registry import ExpertSpec, Prices, RecipeSpec, Registry
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_error
 
@@ -44,10 +56,11 @@ Progress = Callable[[Mapping[str, int]], AbstractContextManager[tuple[Report, Re
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """A run: what to score, and on which experts.
+    """A run: what to score, and on which experts and recipes that write.
 
-    `keys` holds, for every declared expert, the key of each probe's cell, and `passage_keys` those of the probes
-    `with_passages`.
+    `keys` holds, for every declared expert and arm of such a recipe, the key of each probe's cell. `passage_keys` are
+    those of the experts on the probes `with_passages`. Of a cascade with a judge, the members of all steps but the last
+    are scored, and their answers graded.
     """
 
     registry: Registry
@@ -57,20 +70,53 @@ class Scoring:
     judge: ExpertSpec | None
     concurrency: int
     unsafe: bool
+    recipes: Sequence[RecipeSpec] = ()
     keys: Mapping[str, Sequence[str]] = field(init=False)
     passage_keys: Mapping[str, Sequence[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         extended = [one.probe for one in self.with_passages]
-        for name, probes in (("keys", self.probes), ("passage_keys", extended)):
-            keys = {spec.name: cell_keys(probes, spec, self.judge) for spec in self.registry.experts}
-            object.__setattr__(self, name, keys)
+        single, judge = self.registry.single_arms, self.judge
+        passage_keys = {spec.name: cell_keys(extended, spec, judge) for spec in single}
+        keys = {spec.name: cell_keys(self.probes, spec, judge) for spec in single}
+        for one in self.registry.declared_recipes:
+            if one.writes:
+                members = [self.registry.expert(name) for name in one.members]
+                keys[one.arm(1)] = recipe_keys(self.probes, one, members, judge)
+        object.__setattr__(self, "keys", keys)
+        object.__setattr__(self, "passage_keys", passage_keys)
 
-    def missing(self, spec: ExpertSpec, journal: Journal) -> dict[str, Probe]:
-        """The probes without a score of this expert, by the key of their cell."""
-        probes = [*self.probes, *(one.probe for one in self.with_passages)]
-        keyed = zip((*self.keys[spec.name], *self.passage_keys[spec.name]), probes, strict=True)
-        return {key: probe for key, probe in keyed if key not in journal.scored}
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the experts and arms to score."""
+        experts = dict.fromkeys((*(spec.name for spec in self.experts), *self.graded))
+        return (*experts, *(recipe.arm(1) for recipe in self.recipes if recipe.writes))
+
+    @property
+    def graded(self) -> tuple[str, ...]:
+        """The experts whose answers are graded in this run."""
+        return tuple(dict.fromkeys(name for recipe in self.recipes for name in recipe.graded_members))
+
+    def grading(self, recipe: RecipeSpec, journal: Journal) -> list[tuple[str, str, Probe | None]]:
+        """The prompt, the member and the judge's request for every scored answer that a cascade has graded; without a
+        request where there is nothing to grade."""
+        assert recipe.judge is not None
+        judge = self.registry.expert(recipe.judge)
+        return [
+            (probe.prompt_id, name, grading_probe(probe, cell, judge))
+            for name in recipe.graded_members
+            for probe, key in zip(self.probes, self.keys[name], strict=True)
+            if (cell := journal.scored.get(key)) is not None and cell.text is not None
+        ]
+
+    def missing(self, name: str, journal: Journal) -> dict[str, Probe]:
+        """The probes without a score of this expert or arm, by the key of their cell. Arms are scored without
+        passages."""
+        keys, extended = self.passage_keys.get(name, ()), [one.probe for one in self.with_passages]
+        keyed = [*zip(self.keys[name], self.probes, strict=True), *zip(keys, extended if keys else (), strict=True)]
+        kept = name in self.graded
+        known = {key for key, cell in journal.scored.items() if not kept or cell.text is not None}
+        return {key: probe for key, probe in keyed if key not in known}
 
     def gains(self, journal: Journal) -> list[Gain]:
         """The pairs of scores, without and with passages, of every probe and expert that has both."""
@@ -113,7 +159,7 @@ def run_scoring(
     scoring: Scoring, settings: Settings, journal: Journal, out: Path, *, benchmark: str, progress: Progress
 ) -> dict[str, Any]:
     """Score what is missing, write quality data into `out`, and return the report; Ctrl-C stops early."""
-    requested = {spec.name: scoring.keys[spec.name] for spec in scoring.experts}
+    requested = {name: scoring.keys[name] for name in scoring.columns}
     reused = {name: sum(key in journal.scored for key in keys) for name, keys in requested.items()}
     stopped = False
     try:
@@ -123,16 +169,18 @@ def run_scoring(
     _write(scoring, journal, out, benchmark=benchmark)
     report = score_report(scoring.probes, requested, journal, reused=reused)
     report |= _passage_report(scoring, journal, report["missing"])
+    report |= _grade_report(scoring, journal, report["missing"])
     return report | {"out": str(out), "stopped": stopped}
 
 
 async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal, progress: Progress) -> None:
+    from coe.experts.factory import writing_expert
     from coe.experts.http.client import Client
     from coe.experts.http.expert import HttpExpert
 
-    missing = {spec.name: scoring.missing(spec, journal) for spec in scoring.experts}
+    missing = {name: scoring.missing(name, journal) for name in scoring.columns}
     probes = [probe for column in missing.values() for probe in column.values()]
-    if not probes:
+    if not probes and not _missing_grades(scoring, journal):
         return
     sandbox, limits, judge = Sandbox(unsafe=scoring.unsafe), RetryLimits(), None
     if any(probe.checker == "code" for probe in probes):
@@ -140,15 +188,48 @@ async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal,
         if scoring.unsafe:
             print_error("warning: code of experts runs without a sandbox (--unsafe)")
     async with Client() as session:
-        specs = [*scoring.experts, *([scoring.judge] if scoring.judge else [])]
+        specs = _called(scoring)
         await _check_gateway(specs, settings, session)
-        experts = {spec.name: HttpExpert(*_endpoint(spec, settings), session=session) for spec in specs}
+        experts: dict[str, Expert] = {
+            spec.name: HttpExpert(*_endpoint(spec, settings), session=session) for spec in specs
+        }
+        arms = {one.arm(1): writing_expert(scoring.registry, one, experts) for one in scoring.recipes if one.writes}
         if scoring.judge:
             judge = Judge(experts[scoring.judge.name], limits=limits, concurrency=scoring.concurrency)
-        columns = [ExpertColumn(experts[name], column) for name, column in missing.items()]
+        columns = [ExpertColumn(arms.get(name) or experts[name], column) for name, column in missing.items()]
         with progress({name: len(column) for name, column in missing.items()}) as (advance, report):
-            run = ScoringRun(journal, sandbox, judge, limits, scoring.concurrency, report=report, advance=advance)
+            kept = frozenset(scoring.graded)
+            run = ScoringRun(journal, sandbox, judge, limits, scoring.concurrency, report, advance, kept)
             await score_columns(columns, run)
+        grading = _missing_grades(scoring, journal)
+        with progress({name: len(column) for name, column in grading.items()}) as (advance, report):
+            run = replace(run, report=report, advance=advance, kept=frozenset())
+            await score_columns([ExpertColumn(Grader(experts[name]), column) for name, column in grading.items()], run)
+
+
+def _missing_grades(scoring: Scoring, journal: Journal) -> dict[str, dict[str, Probe]]:
+    """The judges' requests that have no grade yet, by judge and by the key of their cell."""
+    missing: dict[str, dict[str, Probe]] = {}
+    for recipe in scoring.recipes:
+        if recipe.judge is not None:
+            probes = [probe for _, _, probe in scoring.grading(recipe, journal) if probe is not None]
+            found = {probe.digest: probe for probe in probes if probe.digest not in journal.scored}
+            missing.setdefault(recipe.judge, {}).update(found)
+    return {name: column for name, column in missing.items() if column}
+
+
+def _called(scoring: Scoring) -> list[ExpertSpec]:
+    """The experts that a run calls: those to score, the members of recipes, and the judges."""
+    members = {name for recipe in scoring.recipes if recipe.writes for name in recipe.members}
+    judges = {recipe.judge for recipe in scoring.recipes if recipe.judge is not None}
+    names = (
+        {spec.name for spec in scoring.experts}
+        | members
+        | judges
+        | set(scoring.graded)
+        | ({scoring.judge.name} if scoring.judge else set())
+    )
+    return [spec for spec in scoring.registry.single_arms if spec.name in names]
 
 
 def _endpoint(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]:
@@ -183,26 +264,44 @@ def _gateway_url(settings: Settings) -> str:
 
 def _write(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> None:
     """Write all scores and answers that the journal has for these probes, those of experts outside this run too."""
+    arms = {recipe.arm(1): recipe for recipe in scoring.registry.declared_recipes if recipe.writes}
     cells = [
         (probe.prompt_id, name, cell)
         for index, probe in enumerate(scoring.probes)
         for name, keys in scoring.keys.items()
-        if (cell := journal.scored.get(keys[index])) is not None
+        if name not in arms and (cell := journal.scored.get(keys[index])) is not None
     ]
     scored = {name for _, name, _ in cells}
     scores = [(prompt_id, name, cell.score) for prompt_id, name, cell in cells if cell.score is not None]
-    experts = [spec for spec in scoring.registry.experts if spec.name in scored]
+    experts = [spec for spec in scoring.registry.single_arms if spec.name in scored]
     write_quality(out, benchmark=benchmark, probes=scoring.probes, scores=scores, experts=experts)
     prices = {spec.name: spec.prices for spec in experts}
     answers = [_answer_row(prompt_id, name, cell, prices[name]) for prompt_id, name, cell in cells]
     write_answers(out, benchmark=benchmark, answers=answers)
+    written = [
+        RecipeAnswer(probe.prompt_id, arm, recipe.writing, cell.score, cell.calls)
+        for arm, recipe in arms.items()
+        for probe, key in zip(scoring.probes, scoring.keys[arm], strict=True)
+        if (cell := journal.scored.get(key)) is not None and cell.score is not None
+    ]
+    declared = {spec.name: spec.prices for spec in scoring.registry.single_arms}
+    write_recipe_answers(out, benchmark=benchmark, answers=written, prices=declared)
+    grades = {
+        (prompt_id, name, recipe.judge): GradeRow.of(name, recipe.judge, prompt_id, cell, declared[recipe.judge])
+        for recipe in scoring.registry.declared_recipes
+        if recipe.judge is not None
+        for prompt_id, name, probe in scoring.grading(recipe, journal)
+        for cell in (None if probe is None else journal.scored.get(probe.digest),)
+        if probe is None or cell is not None
+    }
+    write_grades(out, benchmark=benchmark, rows=list(grades.values()))
     if scoring.with_passages:
         write_gains(out, scoring.gains(journal))
 
 
 def _answer_row(prompt_id: str, expert: str, cell: Cell, prices: Prices) -> AnswerRow:
     given, written = cell.input_tokens, cell.output_tokens
-    cost = None if given is None or written is None else (given * prices.input + written * prices.output) / 1e6
+    cost = None if given is None or written is None else prices.cost(given, written)
     return AnswerRow(prompt_id, expert, cell.answer, given, written, cell.output_chars, cell.latency_ms, cost)
 
 
@@ -217,6 +316,23 @@ def _passage_report(scoring: Scoring, journal: Journal, missing: int) -> dict[st
         own = [(without, with_) for _, other, without, with_ in gains if other == name]
         means[name] = {"without": sum(a for a, _ in own) / len(own), "with": sum(b for _, b in own) / len(own)}
     return {"retrieval": means, "missing": missing + lacking}
+
+
+def _grade_report(scoring: Scoring, journal: Journal, missing: int) -> dict[str, Any]:
+    """The part of the report about grades: by cascade the answers with a grade, those whose judge gave none, and the
+    missing ones; empty without a cascade with a judge."""
+    found: dict[str, dict[str, int]] = {}
+    for recipe in scoring.recipes:
+        if recipe.judge is None:
+            continue
+        grading = [probe for _, _, probe in scoring.grading(recipe, journal)]
+        cells = [None if probe is None else journal.scored.get(probe.digest) for probe in grading]
+        graded = sum(cell is not None and cell.answer is not None for cell in cells)
+        done = sum(probe is None or cell is not None for probe, cell in zip(grading, cells, strict=True))
+        expected = len(recipe.graded_members) * len(scoring.probes)
+        found[recipe.name] = {"graded": graded, "ungraded": done - graded, "missing": expected - done}
+    lacking = sum(one["missing"] for one in found.values())
+    return {"grades": found, "missing": missing + lacking} if found else {}
 
 
 Keys = Mapping[str, Sequence[str]]

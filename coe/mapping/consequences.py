@@ -16,7 +16,7 @@ from coe.mapping.assignment import Assignment
 from coe.mapping.plan import planned_use
 from coe.mapping.plan_file import PlanRecord, PublishedPlan, planned_pins
 from coe.mapping.problem import USE_OF_ROW, Array, Budget, Dependencies, Problem, changed_fields
-from coe.registry import Registry
+from coe.registry import RecipeSpec, Registry
 
 Kind = Literal[
     "expert_added",
@@ -98,15 +98,15 @@ def _reassigned_categories(planned: Assignment, effective: Assignment) -> dict[s
 def _experts(
     plan: PublishedPlan, registry: Registry, effective: Assignment, reassigned: Mapping[str, tuple[str, str]]
 ) -> Iterator[Consequence]:
-    for name in registry.expert_names:
+    for name in registry.single_names:
         if name not in plan.assignment.experts:
             yield _added(name, registry, effective)
     yield from _recipes(plan, registry, reassigned)
     for name in plan.assignment.experts:
-        if "@" not in name and name not in registry.expert_names:
+        if "@" not in name and name not in registry.single_names:
             yield _removed(name, reassigned)
     dependencies = _dependencies(plan)
-    for spec in registry.experts:
+    for spec in registry.single_arms:
         planned = dependencies is not None and spec.name in plan.assignment.experts
         then = dependencies.experts.get(spec.name, {}) if planned and dependencies else {}
         if changed := changed_fields(then, spec):
@@ -141,18 +141,19 @@ def _recipes(
     arms = plan.arms(registry)
     for recipe in registry.declared_recipes:
         if not any(recipe.arm(level) in arms for level in range(1, recipe.levels + 1)):
-            yield _added_recipe(recipe.name)
+            yield _added_recipe(recipe)
     for name in plan.assignment.experts:
         if "@" in name and name not in arms:
             yield _removed_arm(name, reassigned)
 
 
-def _added_recipe(name: str) -> Consequence:
+def _added_recipe(recipe: RecipeSpec) -> Consequence:
+    command = f"coe score --recipe {recipe.name}" if recipe.writes else "coe score"
     sentence = (
-        f"recipe {name!r} is not in the plan as it is declared: clients can request it by name, and nothing is routed "
-        "to it. For more, run `coe score` and `coe plan`"
+        f"recipe {recipe.name!r} is not in the plan as it is declared: clients can request it by name, and nothing is "
+        f"routed to it. For more, run `{command}` and `coe plan`"
     )
-    return Consequence("recipe_added", name, sentence, replan=True)
+    return Consequence("recipe_added", recipe.name, sentence, replan=True)
 
 
 def _removed_arm(name: str, reassigned: Mapping[str, tuple[str, str]]) -> Consequence:
@@ -226,7 +227,7 @@ def _pins(plan: PublishedPlan, registry: Registry, effective: Assignment) -> Ite
 
 def _uses(plan: PublishedPlan, record: PlanRecord, registry: Registry, effective: Assignment) -> Iterator[Consequence]:
     problem = record.problem
-    names = tuple(name for name in registry.expert_names if name in problem.experts)
+    names = tuple(name for name in registry.single_names if name in problem.experts)
     columns = [problem.experts.index(name) for name in names]
     then = problem.uses.part(range(len(problem.categories)), columns)
     now = plan.uses(registry, problem.categories, names)

@@ -8,7 +8,7 @@ pure: it reads no file. The rules are:
 - An arm of a recipe that the plan lacks, or whose members changed, is selected by pins only.
 - A category that the plan lacks goes to its pinned expert, or else to the general expert.
 - Prices follow the declared uses; those of arms are the planned ones.
-- An arm stays if its recipe is declared with the steps that were planned.
+- An arm stays if its recipe is declared with the steps, and for a chain or fuse the instruction, that were planned.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def effective_plan(plan: PublishedPlan, registry: Registry) -> EffectivePlan:
     assignment = _AssignmentBuilder(plan, registry).build()
     arms, policies = plan.arms(registry), NO_POLICIES
     if plan.policies is not None:
-        policies = replace(plan.policies, by_arm={arm: plan.policies.by_arm[arm] for arm in arms})
+        policies = plan.policies.only(arms)
     return EffectivePlan(assignment, consequences(plan, registry, assignment), policies.over(registry.category_names))
 
 
 def check_overlap(plan: PublishedPlan, registry: Registry) -> None:
     """Raise ArtifactError if none of the plan's categories or experts is declared."""
     planned = {"categories": plan.assignment.categories, "experts": plan.assignment.experts}
-    declared = {"categories": registry.category_names, "experts": registry.expert_names}
+    declared = {"categories": registry.category_names, "experts": registry.single_names}
     for kind, names in planned.items():
         if not set(names) & set(declared[kind]):
             raise ArtifactError(
@@ -78,7 +78,7 @@ def reprice(plan: PublishedPlan, registry: Registry) -> Array:
     which the measured uses are unknown, and those of arms.
     """
     assignment, uses = plan.assignment, plan.uses(registry, registry.category_names)
-    names, arms = registry.expert_names, plan.arms(registry)
+    names, arms = registry.single_names, plan.arms(registry)
     price = np.zeros((len(registry.categories), len(names)))
     for row, dual in assignment.duals.items():
         if row in USE_OF_ROW:
@@ -99,7 +99,7 @@ class _AssignmentBuilder:
 
     def __init__(self, plan: PublishedPlan, registry: Registry) -> None:
         self._plan, self._registry = plan.assignment, registry
-        self._experts = (*registry.expert_names, *plan.arms(registry))
+        self._experts = (*registry.single_names, *plan.arms(registry))
         self._price = reprice(plan, registry)
         self._planned_pins = planned_pins(plan, registry)
         planned, record = plan.assignment, plan.record
@@ -114,7 +114,7 @@ class _AssignmentBuilder:
         if planned.unmeasured is not None:
             unmeasured = planned.unmeasured.astype(np.float64)
         self._unmeasured = align(unmeasured, known, names, missing=0.0) > 0
-        self._unmeasured[:, len(registry.experts) :] = False  # recipes are never explored
+        self._unmeasured[:, len(registry.single_arms) :] = False  # recipes are never explored
 
     def build(self) -> Assignment:
         plan, categories = self._plan, self._registry.category_names

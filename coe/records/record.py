@@ -33,7 +33,11 @@ class RecipeCall:
     expert: Annotated[str, FieldInfo("Member that was called.")]
     step: Annotated[int, FieldInfo("Number of the step, from 0.")]
     outcome: Annotated[
-        str, FieldInfo("`answered`, `unreadable`, `unverified`, `cancelled`, or the cause of the failure.")
+        str,
+        FieldInfo(
+            "`answered`, `unreadable`, `unverified`, `cancelled`, or the cause of the failure; of a judge `graded` or "
+            "`skipped`."
+        ),
     ]
     input_tokens: Annotated[int | None, FieldInfo("Input tokens, as the member counted them.")] = None
     output_tokens: Annotated[int | None, FieldInfo("Output tokens, as the member counted them.")] = None
@@ -41,8 +45,14 @@ class RecipeCall:
     answer_class: Annotated[
         int | None, FieldInfo("Position in this list of the first call with the same final answer.")
     ] = None
-    confidence: Annotated[float | None, FieldInfo("Probability that the answer is right, 0 to 1.")] = None
+    confidence: Annotated[
+        float | None, FieldInfo("Probability that the answer is right, 0 to 1; of a judge, that of the graded one.")
+    ] = None
     accepted: Annotated[bool, FieldInfo("True for the answer that was returned.")] = False
+    drafts: Annotated[
+        int, FieldInfo("Number of earlier answers in its request; 0 if it answered from the conversation alone.")
+    ] = 0
+    cached_tokens: Annotated[int | None, FieldInfo("Input tokens that the member read from its prompt cache.")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +74,7 @@ class RoutingRecord:
     expert: Annotated[
         str,
         FieldInfo(
-            "Expert, or arm of a recipe, that answered or failed last; empty if none was chosen.",
+            "Expert, variant (EXPERT:VARIANT) or arm of a recipe that answered or failed last; empty without one.",
             api="list",
             column=True,
         ),
@@ -94,6 +104,10 @@ class RoutingRecord:
     cost_weight: Annotated[float, FieldInfo("Cost weight of the request: 0 best answer, 1 cheapest.")] = 0.0
     input_tokens: Annotated[int | None, FieldInfo("Input tokens, as the expert counted them.", api="list")] = None
     output_tokens: Annotated[int | None, FieldInfo("Output tokens, as the expert counted them.", api="list")] = None
+    cached_tokens: Annotated[
+        int | None,
+        FieldInfo("Input tokens that the expert read from its prompt cache, a part of `input_tokens`.", api="list"),
+    ] = None
     session: Annotated[
         str | None, FieldInfo("Value of the client's `x-session-id` header.", api="list", column=True)
     ] = None
@@ -160,6 +174,12 @@ class RoutingRecord:
         FieldInfo(
             "`started`, `last_step` (nothing left to call) or `skipped_` with the reason, if the answer was drawn for "
             "an audit; else empty. The feedback of kind `audit` has the outcome."
+        ),
+    ] = ""
+    cache: Annotated[
+        str,
+        FieldInfo(
+            "`hit`: the answer is from the cache, at no cost; `miss`; empty if the cache was not used.", api="list"
         ),
     ] = ""
     plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""

@@ -33,6 +33,11 @@ _RESERVED_RECIPE_NAMES = (AUTO, "off")
 _PROPOSED_NAME = re.compile(rf"{PROPOSED_PREFIX}\d+")
 """Names of the recipes that `coe plan` proposes."""
 _RESERVED_PARAMETERS = frozenset({"model", "messages", "stream"})
+_RESERVED_IN_VARIANTS = _RESERVED_PARAMETERS | {
+    *("input", "prompt", "suffix", "system", "instructions"),
+    *("tools", "tool_choice", "functions", "function_call", "response_format", "n", "stream_options"),
+}
+"""Fields that are a client's request itself, not a way to answer it."""
 
 Problems = Iterator[tuple[KeyPath, str]]
 """Key paths and what is wrong there."""
@@ -125,6 +130,8 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
         yield ("policy", "cost_weight_limits"), "cost_weight_limits must be [lowest, highest]"
     for index, expert in enumerate(registry.experts):
         yield from ((("experts", index, *keys), problem) for keys, problem in _expert_problems(expert))
+        names = tuple(variant.name for variant in expert.variants)
+        yield from _duplicates(source, ("experts", index, "variants"), names)
     yield from _assignment_problems(registry)
     yield from _recipe_problems(source, registry)
     keys = registry.access.keys
@@ -150,13 +157,13 @@ def _assignment_problems(registry: Registry) -> Problems:
                 ("assignment", category),
                 f"unknown category {category!r}{_nearest(category, registry.category_names)}",
             )
-        if expert_name not in registry.expert_names:
+        if expert_name not in registry.single_names:
             where = ("assignment", category)
-            yield where, f"unknown expert {expert_name!r}{_nearest(expert_name, registry.expert_names)}"
+            yield where, f"unknown expert {expert_name!r}{_nearest(expert_name, registry.single_names)}"
     if GENERAL not in registry.assignment:
         yield ("assignment",), f"assign an expert to {GENERAL!r}; it answers uncertain requests"
     general = registry.assignment.get(GENERAL)
-    if any(expert.name == general and "chat" not in expert.supported_apis for expert in registry.experts):
+    if any(expert.name == general and "chat" not in expert.supported_apis for expert in registry.single_arms):
         yield ("assignment", GENERAL), f"{general!r} answers {GENERAL!r}, so it must support the chat API"
 
 
@@ -168,12 +175,22 @@ def _expert_problems(expert: ExpertSpec) -> Problems:
     key = None if expert.api_key is None else expert.api_key.get_secret_value()
     if key is not None and (not key or not key.isprintable() or not key.isascii()):
         yield ("api_key",), f"the api_key of {expert.name!r} is empty or holds characters that are not printable"
+    yield from _parameter_problems(expert.parameters, _RESERVED_PARAMETERS)
+    if expert.variants and "chat" not in expert.supported_apis:
+        yield ("variants",), f"{expert.name!r} does not support the chat API, which variants need; remove them"
+    for index, variant in enumerate(expert.variants):
+        found = _parameter_problems(variant.parameters, _RESERVED_IN_VARIANTS)
+        yield from ((("variants", index, *keys), problem) for keys, problem in found)
+
+
+def _parameter_problems(parameters: Mapping[str, Any], reserved: frozenset[str]) -> Problems:
+    """Yield keys relative to the declaration that has the parameters."""
     try:
-        orjson.dumps(expert.parameters)
+        orjson.dumps(parameters)
     except orjson.JSONEncodeError as error:
         yield ("parameters",), f"parameters cannot be sent as JSON: {error}"
-    if _RESERVED_PARAMETERS & expert.parameters.keys():
-        yield ("parameters",), "parameters may not set model, messages or stream; they come from the request"
+    if wrong := [name for name in parameters if name in reserved]:
+        yield ("parameters",), f"parameters may not set {', '.join(wrong)}; they come from the request"
 
 
 def _address_problems(expert: ExpertSpec) -> Problems:
@@ -216,44 +233,97 @@ def _recipe_name_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
 
 def _step_problems(recipe: RecipeSpec) -> Problems:
     """Check the keys that declare the steps, relative to the recipe."""
-    name = recipe.name
-    if bool(recipe.cascade) == bool(recipe.vote):
-        yield (), f"recipe {name!r} needs either `cascade` or `vote`, a list of experts"
-    elif len(recipe.members) < 2:
-        yield (
-            ("cascade" if recipe.cascade else "vote",),
-            f"recipe {name!r} needs two members; add one, or pin the expert",
-        )
-    if recipe.cascade and "ask" in recipe.model_fields_set:
-        yield ("ask",), f"`ask` is for a vote; {name!r} is a cascade, which calls its steps one after another"
+    name, kinds = recipe.name, _kinds(recipe)
+    if len(kinds) != 1:
+        said = f" and has {', '.join(kinds)}" if kinds else ""
+        yield (), f"recipe {name!r} needs one of `cascade`, `vote`, `chain` and `fuse`, a list of experts{said}"
+        return
+    (kind,) = kinds
+    if kind != "vote" and "ask" in recipe.model_fields_set:
+        yield ("ask",), f"`ask` is for a vote; {name!r} is a {kind}, which calls its steps one after another"
+    if recipe.writes:
+        yield from _writing_problems(recipe, kind)
+        return
+    if len(recipe.members) < 2:
+        yield (kind,), f"recipe {name!r} needs two members; add one, or pin the expert"
+    for key in ("by", "instruction"):
+        if getattr(recipe, key) is not None:
+            yield (key,), f"`{key}` is for recipes that write, and {name!r} is a {kind}; remove it, or use `fuse`"
+    yield from _judge_problems(recipe)
     for key in ("max_loss", "audit_rate"):
         if getattr(recipe, key) is not None and len(recipe.steps) == 1:
             yield (key,), f"{name!r} calls all members at once, so it stops no earlier; remove {key}"
 
 
+def _judge_problems(recipe: RecipeSpec) -> Problems:
+    """Check the keys of a judge, relative to a cascade or vote."""
+    name, judge = recipe.name, recipe.judge
+    if judge is not None and recipe.signal != "judge":
+        yield ("judge",), f"{name!r} names a judge and its signal is {recipe.signal!r}; write signal: judge"
+    elif recipe.signal == "judge" and judge is None:
+        yield ("signal",), f"{name!r} needs `judge`: the expert that grades the answers"
+    elif judge is not None and recipe.vote:
+        yield ("signal",), f"a judge is for a cascade; {name!r} is a vote, which goes by agreement"
+    elif judge is not None and len(recipe.steps) == 1:
+        yield ("signal",), f"{name!r} has one step, so there is no answer to judge before the last; remove `signal`"
+    if judge in recipe.members:
+        yield ("judge",), f"{judge!r} is a member, which cannot grade answers beside its own; use another expert"
+
+
+def _writing_problems(recipe: RecipeSpec, kind: str) -> Problems:
+    """Check the keys of a chain or fuse, relative to the recipe."""
+    name = recipe.name
+    for key in ("signal", "judge", "max_loss", "audit_rate"):
+        if key in recipe.model_fields_set:
+            yield (key,), f"{name!r} is a {kind}, which always calls all members, so `{key}` has no effect; remove it"
+    if recipe.chain and recipe.by is not None:
+        yield ("by",), f"`by` is for a fuse; {name!r} is a chain, whose last member writes the answer"
+    if recipe.fuse and recipe.by is None:
+        yield ("fuse",), f"{name!r} needs `by`: the expert that writes the answer from those of the others"
+    if len(getattr(recipe, kind)) < 2:
+        remedy = "add the one that revises its draft" if recipe.chain else "add one, or use `chain: [it, by]`"
+        yield (kind,), f"{name!r} has one expert in `{kind}`; {remedy}"
+
+
+def _kinds(recipe: RecipeSpec) -> list[str]:
+    return [kind for kind in ("cascade", "vote", "chain", "fuse") if getattr(recipe, kind)]
+
+
+def _placed_members(recipe: RecipeSpec, key: str) -> list[tuple[KeyPath, str]]:
+    """Return each member, and the judge, with its key path relative to the recipe."""
+    placed: list[tuple[KeyPath, str]] = []
+    for index, step in enumerate(getattr(recipe, key)):
+        placed += (
+            [((key, index), step)] if isinstance(step, str) else (((key, index, n), m) for n, m in enumerate(step))
+        )
+    named = {"by": recipe.by, "judge": recipe.judge}
+    return [*placed, *(((key,), name) for key, name in named.items() if name is not None)]
+
+
 def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
     """Check the members, with keys relative to the recipe."""
-    key = "cascade" if recipe.cascade else "vote"
+    if len(kinds := _kinds(recipe)) != 1:
+        return
+    (key,) = kinds
     recipes = {one.name for one in registry.declared_recipes}
     seen = set[str]()
-    for index, step in enumerate(recipe.cascade or ((member,) for member in recipe.vote)):
-        for place, member in enumerate(step):
-            where = (key, index, place) if recipe.cascade else (key, index)
-            if member in seen:
-                yield where, f"{member!r} is a member already; each member is called once, so remove one of them"
-            elif member in registry.expert_names:
-                if "chat" not in registry.expert(member).supported_apis:
-                    yield where, f"{member!r} does not support the chat API, which all members need; use another expert"
-            elif member in recipes:
-                circle = "a recipe cannot contain itself" if member == recipe.name else f"{member!r} is a recipe"
-                yield where, f"{circle}; the members are experts: {', '.join(registry.expert_names)}"
-            else:
-                yield where, f"unknown expert {member!r}{_nearest(member, registry.expert_names)}"
-            seen.add(member)
-    if len(recipe.members) > registry.policy.max_calls:
+    for where, member in _placed_members(recipe, key):
+        if member in seen and not recipe.chain and where not in (("by",), ("judge",)):
+            yield where, f"{member!r} is a member already; each member is called once, so remove one of them"
+        elif member in registry.single_names:
+            if "chat" not in registry.expert(member).supported_apis:
+                yield where, f"{member!r} does not support the chat API, which all members need; use another expert"
+        elif member in recipes:
+            circle = "a recipe cannot contain itself" if member == recipe.name else f"{member!r} is a recipe"
+            yield where, f"{circle}; the members are experts: {', '.join(registry.single_names)}"
+        else:
+            yield where, f"unknown expert {member!r}{_nearest(member, registry.single_names)}"
+        seen.add(member)
+    if len(recipe.called) > registry.policy.max_calls:
+        calls = "makes" if recipe.writes else "may make"
         yield (
             (key,),
-            f"recipe {recipe.name!r} may call {len(recipe.members)} experts and policy.max_calls allows "
+            f"recipe {recipe.name!r} {calls} {len(recipe.called)} calls and policy.max_calls allows "
             f"{registry.policy.max_calls}; remove members or raise it",
         )
 

@@ -1,18 +1,20 @@
 """The model of the section `recipes` of experts.yaml: a recipe combines several experts and answers like one expert.
 
 A recipe calls several experts, its members, and returns the answer of one of them. Its steps run one after another; the
-members of one step are called at the same time. `coe.registry.specs.ArmSpec` is the form of a recipe in a plan, and
-`coe.experts.recipes` executes recipes.
+members of one step are called at the same time. A cascade or vote compares the answers of its members. A chain or fuse
+writes: the answers of a step are part of the request of the next one. `coe.registry.specs.ArmSpec` is the form of a
+recipe in a plan, and `coe.experts.recipes` executes recipes.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from coe.registry.sections import Name, Probability, StrictModel
+from coe.registry.sections import ArmName, Name, Probability, StrictModel
 
 RECIPE_LEVELS = 3
 """Arms of a recipe with several steps. Level 1 stops earliest, so it is the cheapest."""
@@ -22,6 +24,13 @@ PROPOSED_PREFIX = "auto-"
 """Beginning of the names of recipes that `coe plan` proposes; a number follows."""
 AUTO_RECIPES = "auto"
 """Item of `recipes` with which `coe plan` proposes cascades and votes."""
+MAX_INSTRUCTION_CHARACTERS = 4000
+CHAIN_INSTRUCTION = """\
+Check the draft: is it correct, and does it do all that the request asks? Correct what is wrong and add what is missing.
+Then answer the request yourself. Return the improved final answer only; do not mention the draft."""
+FUSE_INSTRUCTION = """\
+Compare the answers: where they disagree, find out which is right; all of them may be wrong. Then answer the request
+yourself with the best of them. Return the final answer only; do not mention the other answers."""
 
 
 def _members(step: Any) -> Any:
@@ -31,25 +40,39 @@ def _members(step: Any) -> Any:
     return [step] if isinstance(step, str) else step
 
 
-Step = Annotated[tuple[Name, ...], BeforeValidator(_members, json_schema_input_type=Name | tuple[Name, ...])]
+Step = Annotated[tuple[ArmName, ...], BeforeValidator(_members, json_schema_input_type=ArmName | tuple[ArmName, ...])]
 """Members that are called at the same time; in the file a name or a list of names."""
 
 
 class RecipeSpec(StrictModel):
-    """A recipe: an ordered list of experts to call, and when to stop. It answers like an expert. Give it either
-    `cascade` or `vote`."""
+    """A recipe: experts to call in steps. It answers like an expert. Give it one of `cascade`, `vote`, `chain` and
+    `fuse`."""
 
     name: Name
     """Name of the recipe. A client that sends it as `model` pins this recipe."""
     cascade: tuple[Step, ...] = ()
     """Steps, usually from cheap to expensive. A step is an expert, or a list of experts that are called at the same
     time. The next step is called only if the answers so far are not reliable enough."""
-    vote: tuple[Name, ...] = ()
+    vote: tuple[ArmName, ...] = ()
     """Experts of equal rank, whose most supported answer is returned."""
     ask: Literal["all", "until_agreed"] = "all"
     """Of a vote: call all experts at the same time, or one after another until their answers agree."""
-    signal: Literal["agreement"] = "agreement"
-    """The signal that an answer is reliable: agreement of the members' final answers."""
+    chain: tuple[Name, ...] = ()
+    """Experts that are called one after another. Each further one gets the request with the draft of the one before and
+    returns an improved answer. The last answer is returned. An expert may occur twice, to revise its own draft."""
+    fuse: tuple[Name, ...] = ()
+    """Experts that answer at the same time. The expert `by` gets the request with their answers and writes the answer
+    that is returned."""
+    by: Name | None = None
+    """Of a fuse: the expert that writes the answer. It may be one of those that answer first."""
+    instruction: Annotated[str, Field(pattern=r"\S", max_length=MAX_INSTRUCTION_CHARACTERS)] | None = None
+    """Of a chain or fuse: what to do with the earlier answers, which stand before it in the request. Default: check
+    them, and return the improved final answer only."""
+    signal: Literal["agreement", "judge"] = "agreement"
+    """The signal that an answer is reliable: agreement of the members' final answers, or, in a cascade, also the grade
+    that a judge gives to the best answer after each step but the last."""
+    judge: Name | None = None
+    """With `signal: judge`: the expert that grades. It is not a member."""
     max_loss: Probability | None = None
     """Largest loss of quality (0 to 1) from not calling the later steps. `coe plan` uses the recipe only if calibration
     probes show with 95 % confidence that the loss is smaller."""
@@ -70,6 +93,9 @@ class RecipeSpec(StrictModel):
         """The members of each step, in the order of the calls."""
         if self.cascade:
             return self.cascade
+        if self.writes:
+            writer = () if self.by is None else ((self.by,),)
+            return tuple((member,) for member in self.chain) or (self.fuse, *writer)
         return (self.vote,) if self.ask == "all" else tuple((member,) for member in self.vote)
 
     @property
@@ -78,9 +104,42 @@ class RecipeSpec(StrictModel):
         return tuple(name for step in self.steps for name in step)
 
     @property
+    def judgements(self) -> int:
+        """The largest number of calls to the judge."""
+        return 0 if self.judge is None else len(self.steps) - 1
+
+    @property
+    def graded_members(self) -> tuple[str, ...]:
+        """The members whose answers a judge may grade: those of all steps but the last."""
+        return () if self.judge is None else tuple(name for step in self.steps[:-1] for name in step)
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The names of all experts that are called at most, once for each call: the members, then the judge."""
+        return self.members if self.judge is None else (*self.members, *(self.judge,) * self.judgements)
+
+    @property
     def levels(self) -> int:
-        """The number of arms: a recipe of one step cannot stop early."""
-        return RECIPE_LEVELS if len(self.steps) > 1 else 1
+        """The number of arms: a recipe that writes, or has one step, cannot stop early."""
+        return RECIPE_LEVELS if len(self.steps) > 1 and not self.writes else 1
+
+    @property
+    def writes(self) -> bool:
+        """True for a chain or fuse, whose last step writes the answer."""
+        return bool(self.chain or self.fuse)
+
+    @property
+    def written_instruction(self) -> str:
+        """What a later step of a chain or fuse is told to do with the earlier answers."""
+        return self.instruction or (CHAIN_INSTRUCTION if self.chain else FUSE_INSTRUCTION)
+
+    @property
+    def writing(self) -> str:
+        """Digest of all but the members that a measured answer of a chain or fuse depends on; empty for others."""
+        if not self.writes:
+            return ""
+        text = f"{'chain' if self.chain else 'fuse'}\n{self.written_instruction}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def arm(self, level: int) -> str:
         """The name of the arm of a level, from 1."""

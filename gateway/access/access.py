@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coe.core import NO_RECIPE, Chat, Scope, Usage
+from coe.core import Chat, Scope, Usage
 from coe.errors import ConfigError, RequestError
-from coe.registry import AUTO, AccessSpec, Prices, Registry
-from coe.routing.decision import single_expert_reason
+from coe.registry import AccessSpec, Prices, RecipeSpec, Registry
 from coe.runtime.api_keys import Caller, KeyRing
 from coe.supervision import TaskFailed, ignore_failure
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.estimate import input_tokens, output_tokens
 from gateway.access.limits import MEMORY, MINUTE, Account, Amounts, Limiter, limit_error, meters_of
 from gateway.access.local import KEY_USAGE_FILE, DurableLimiter, MemoryLimiter
+from gateway.access.pricing import Pricing
 from gateway.access.redis import RedisLimiter, limits_client
 
 ONE_REQUEST = Amounts(1, 0, 0)
@@ -84,46 +83,6 @@ class RequestAllowance(Allowance):
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Pricing:
-    """Prices of experts by name, and of all calls that a request may cause, one each.
-
-    `recipes` has the prices of all members by recipe and arm, `routed` those of the worst case of a routed request.
-    """
-
-    experts: Mapping[str, Prices] = field(default_factory=dict)
-    recipes: Mapping[str, tuple[Prices, ...]] = field(default_factory=dict)
-    highest: Prices = field(default_factory=Prices)
-    routed: tuple[Prices, ...] = (Prices(),)
-
-    @classmethod
-    def of(
-        cls, experts: Mapping[str, Prices], recipes: Mapping[str, tuple[str, ...]], routed: Collection[str]
-    ) -> Pricing:
-        """Return the pricing for the members of each recipe and arm. `routed` are the arms that routing may select."""
-        calls = {name: tuple(experts[member] for member in members) for name, members in recipes.items()}
-        highest = _largest([(prices,) for prices in experts.values()])
-        worst = _largest([(highest,), *(calls[name] for name in routed)])
-        others = max([len(calls[name]) for name in routed], default=1) - 1
-        return cls(experts, calls, highest, (worst, *(Prices(),) * others))
-
-    def worst_case(self, chat: Chat, recipe: str) -> tuple[Prices, ...]:
-        """Return the prices of the calls that a request may cause: of the expert or recipe that it pins, or the highest
-        of all for a routed request."""
-        model = recipe if chat.model == AUTO and recipe else chat.model
-        if (calls := self.recipes.get(model)) is not None:
-            return calls
-        if (prices := self.experts.get(model)) is not None:
-            return (prices,)
-        return (self.highest,) if recipe == NO_RECIPE or single_expert_reason(chat) else self.routed
-
-
-def _largest(alternatives: Iterable[tuple[Prices, ...]]) -> Prices:
-    """Return the largest sum of prices among alternative sets of calls, for input and output separately."""
-    sums = [(sum(one.input for one in calls), sum(one.output for one in calls)) for calls in alternatives]
-    return Prices(input=max((one for one, _ in sums), default=0.0), output=max((one for _, one in sums), default=0.0))
-
-
 class TokenAllowance(RequestAllowance):
     """Counts the request, tokens and cost of an expert's answer.
 
@@ -148,8 +107,7 @@ class TokenAllowance(RequestAllowance):
 
     async def reserve(self, chat: Chat, recipe: str = "") -> None:
         self._input, self._output = input_tokens(chat), output_tokens(chat)
-        calls = self._pricing.worst_case(chat, recipe)
-        amounts = _sum([_amounts(self._input, self._output, prices) for prices in calls])
+        amounts = self._pricing.worst_case(chat, recipe).amounts(self._input, self._output)
         for meter in self._account.meters:
             if amounts[meter.unit] > meter.limit:
                 raise limit_error(self._key, meter, amounts[meter.unit], wait=0.0)
@@ -176,6 +134,7 @@ class TokenAllowance(RequestAllowance):
             self._input if known_input is None else known_input,
             max(self._output, usage.events) if known_output is None else known_output,
             prices,
+            usage.cached_tokens or 0,
         )
 
 
@@ -184,9 +143,8 @@ def _beyond(use: Amounts, minimum: Amounts) -> Amounts:
     return Amounts(use.requests - minimum.requests, use.tokens - minimum.tokens, use.dollars - minimum.dollars)
 
 
-def _amounts(input_tokens: float, output_tokens: float, prices: Prices) -> Amounts:
-    dollars = (input_tokens * prices.input + output_tokens * prices.output) / 1e6
-    return Amounts(1, input_tokens + output_tokens, dollars)
+def _amounts(input_tokens: float, output_tokens: float, prices: Prices, cached_tokens: float = 0.0) -> Amounts:
+    return Amounts(1, input_tokens + output_tokens, prices.cost(input_tokens, output_tokens, cached_tokens))
 
 
 def _sum(calls: Iterable[Amounts]) -> Amounts:
@@ -209,8 +167,9 @@ class Access:
     """Immutable: a reload makes a new one over the same limiter, which keeps the counts.
 
     `prices` are the experts' prices by name. Money is reserved by the price of the expert that a request pins, or by
-    the highest prices for a routed request; for a recipe, by those of all its members. `recipes` has the members of
-    each recipe and arm, `routed` the arms that routing may select. `host` is the address that the gateway listens on.
+    the highest prices for a routed request; for a recipe, by those of all its members. `recipes` has the
+    declaration by recipe and arm, `routed` the arms that routing may select. `host` is the address that the gateway
+    listens on.
     """
 
     def __init__(
@@ -219,7 +178,7 @@ class Access:
         limiter: Limiter | None = None,
         *,
         prices: Mapping[str, Prices] | None = None,
-        recipes: Mapping[str, tuple[str, ...]] | None = None,
+        recipes: Mapping[str, RecipeSpec] | None = None,
         routed: Collection[str] = (),
         host: str = "127.0.0.1",
     ) -> None:
@@ -256,8 +215,8 @@ class Access:
 
 def access_of(registry: Registry, limiter: Limiter, *, routed: Collection[str] = (), host: str = "127.0.0.1") -> Access:
     """The Access of a declaration over `limiter`. `routed` are the arms of recipes that routing may select."""
-    prices = {expert.name: expert.prices for expert in registry.experts}
-    recipes = {recipe.name: recipe.members for recipe in registry.declared_recipes}
+    prices = {expert.name: expert.prices for expert in registry.single_arms}
+    recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
     recipes |= {arm.name: recipes[arm.recipe] for arm in registry.recipe_arms}
     return Access(registry.access, limiter, prices=prices, recipes=recipes, routed=routed, host=host)
 

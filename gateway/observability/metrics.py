@@ -221,6 +221,8 @@ class Metrics:
         fallbacks = "Requests that another expert answered, by the first choice and why it did not answer."
         self._fallbacks = counter("coe_fallbacks_total", fallbacks, ("expert", "cause"))
         self._tokens = counter("coe_tokens_total", "Tokens as the experts counted them.", ("expert", "kind"))
+        cached = "Input tokens that the experts read from their prompt caches, a part of coe_tokens_total."
+        self._cached_tokens = counter("coe_cached_tokens_total", cached, expert)
         self._cost = counter("coe_cost_dollars_total", "Cost by the experts' declared prices.", expert)
         routing = "Time from arrival to the decision."
         self._routing_seconds = histogram("coe_routing_seconds", routing, _ROUTING_BUCKETS)
@@ -236,6 +238,8 @@ class Metrics:
         audit_tokens = "Tokens of audits, which no API key is charged for."
         self._audit_tokens = counter("coe_audit_tokens_total", audit_tokens, ("expert", "kind"))
         self._audit_cost = counter("coe_audit_cost_dollars_total", "Cost of audits by the declared prices.", expert)
+        lookups = "Requests that used the answer cache, by the result: hit or miss."
+        self._cache_lookups = counter("coe_cache_requests_total", lookups, ("result",))
         self._feedback = counter("coe_feedback_total", "Feedback that was stored.", ("kind",))
         refusals = "Requests refused for their Host or Origin header."
         self._refusals = counter("coe_refused_total", refusals, ("outcome",))
@@ -249,12 +253,16 @@ class Metrics:
     def observe(self, trace: Trace) -> None:
         """Counts one finished request."""
         self._request_seconds.observe(_NO_LABELS, trace.elapsed_ms() / 1000)
+        if trace.cache is not None:
+            self._cache_lookups.add((trace.cache.result,))
         decision = trace.decision
         status = "" if trace.status is None else str(trace.status)
         if decision is None:
             self._requests.add((trace.api, "", "", trace.outcome, "", status))
             return
         self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason, status))
+        if trace.cached is not None:
+            return
         self._routing_seconds.observe(_NO_LABELS, trace.routing_ms / 1000)
         self._record_retrieval(trace)
         if (first := trace.first_token_ms) is not None:
@@ -279,6 +287,8 @@ class Metrics:
                 self._tokens.add((name, "input"), usage.input_tokens)
             if usage.output_tokens:
                 self._tokens.add((name, "output"), usage.output_tokens)
+            if usage.cached_tokens:
+                self._cached_tokens.add((name,), usage.cached_tokens)
             if cost:
                 self._cost.add((name,), cost)
 

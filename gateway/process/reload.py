@@ -150,6 +150,8 @@ def check_reloadable(old: Registry, new: Registry) -> None:
             ("log.store_embeddings", old.log.store_embeddings, new.log.store_embeddings),
             ("artifacts", old.artifacts, new.artifacts),
             ("access.counters", old.access.counters, new.access.counters),
+            ("cache.store", old.cache and old.cache.store, new.cache and new.cache.store),
+            ("cache.max_bytes", old.cache and old.cache.max_bytes, new.cache and new.cache.max_bytes),
         )
         if previous != after
     ]

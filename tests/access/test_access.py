@@ -10,9 +10,10 @@ from coe.core import Usage
 from coe.errors import ExpertRejected
 from coe.registry import Prices, Registry
 from gateway.access import access_of
-from gateway.access.access import Pricing, TokenAllowance
+from gateway.access.access import TokenAllowance
 from gateway.access.limits import Account, Amounts
 from gateway.access.local import MemoryLimiter
+from gateway.access.pricing import Pricing
 from gateway.dialects import Dialect
 from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from tests.access.samples import account_of, key_of

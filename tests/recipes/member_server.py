@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -15,7 +16,7 @@ class MemberServer:
     """Streams one event per word, `pause` seconds apart. A server that is `silent` never answers.
 
     `seen` counts its requests, `left` those whose client closed the connection before the end. `sent` has the bytes of
-    every complete answer.
+    every complete answer, `bodies` those of the requests.
     """
 
     def __init__(self, name: str, text: str, *, pause: float = 0.0, silent: bool = False) -> None:
@@ -25,6 +26,7 @@ class MemberServer:
         self.silent = silent
         self.seen = self.left = 0
         self.sent: list[bytes] = []
+        self.bodies: list[dict[str, Any]] = []
         self.url = ""
 
     async def start(self) -> None:
@@ -42,6 +44,7 @@ class MemberServer:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.seen += 1
         body = await request.json()
+        self.bodies.append(body)
         try:
             if self.silent:
                 await asyncio.sleep(60)

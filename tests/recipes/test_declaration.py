@@ -6,7 +6,7 @@ import pytest
 
 from coe import registry
 from coe.errors import ConfigError
-from coe.registry import RECIPE_LEVELS
+from coe.registry import RECIPE_LEVELS, RecipeSpec
 from tests.fakes import registry_of
 
 BEFORE = """\
@@ -49,7 +49,7 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ("{name: x, vote: [a, vectors]}", "'vectors' does not support the chat API, which all members need"),
         (
             "{name: x, vote: [a, b, c, d]}",
-            "recipe 'x' may call 4 experts and policy.max_calls allows 3; remove members",
+            "recipe 'x' may make 4 calls and policy.max_calls allows 3; remove members",
         ),
         ("{name: x, cascade: [a, []]}", "recipes.0.cascade.1: a step calls at least one expert; name one"),
         ("{name: x, cascade: [a, b], max_loss: 1.5}", "recipes.0.max_loss: input should be less than or equal to 1"),
@@ -59,10 +59,56 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
             "'x' calls all members at once, so it stops no earlier; remove audit_rate",
         ),
         ("{name: x, cascad: [a, b]}", "unknown key 'cascad'; did you mean 'cascade'?"),
-        ("{name: x, cascade: [a, b], vote: [a, b]}", "recipe 'x' needs either `cascade` or `vote`, a list of experts"),
-        ("{name: x}", "recipe 'x' needs either `cascade` or `vote`, a list of experts"),
+        ("{name: x, cascade: [a, b], vote: [a, b]}", "recipe 'x' needs one of `cascade`, `vote`, `chain` and `fuse`"),
+        ("{name: x}", "recipe 'x' needs one of `cascade`, `vote`, `chain` and `fuse`"),
         ("{name: x, vote: [a]}", "recipe 'x' needs two members; add one, or pin the expert"),
         ("{name: x, cascade: [a, b], ask: all}", "`ask` is for a vote; 'x' is a cascade"),
+        (
+            "{name: x, chain: [a, b], fuse: [c, d]}",
+            "recipe 'x' needs one of `cascade`, `vote`, `chain` and `fuse`, a list of experts and has chain, fuse",
+        ),
+        ("{name: x, by: a}", "recipe 'x' needs one of `cascade`, `vote`, `chain` and `fuse`, a list of experts"),
+        ("{name: x, chain: []}", "recipe 'x' needs one of `cascade`, `vote`, `chain` and `fuse`, a list of experts"),
+        ("{name: x, chain: [a]}", "'x' has one expert in `chain`; add the one that revises its draft"),
+        ("{name: x, fuse: [a], by: b}", "'x' has one expert in `fuse`; add one, or use `chain: [it, by]`"),
+        ("{name: x, fuse: [a, b]}", "'x' needs `by`: the expert that writes the answer from those of the others"),
+        ("{name: x, chain: [a, b], by: c}", "`by` is for a fuse; 'x' is a chain, whose last member writes the answer"),
+        ("{name: x, cascade: [a, b], by: c}", "`by` is for recipes that write, and 'x' is a cascade; remove it"),
+        ("{name: x, vote: [a, b], instruction: hi}", "`instruction` is for recipes that write, and 'x' is a vote"),
+        ("{name: x, chain: [a, b], instruction: ' '}", "recipes.0.instruction: string should match pattern"),
+        ("{name: x, chain: [a, b], max_loss: 0.1}", "'x' is a chain, which always calls all members, so `max_loss`"),
+        (
+            "{name: x, fuse: [a, b], by: c, signal: agreement}",
+            "'x' is a fuse, which always calls all members, so `signal`",
+        ),
+        ("{name: x, fuse: [a, b], by: c, ask: all}", "`ask` is for a vote; 'x' is a fuse"),
+        ("{name: x, fuse: [a, b], by: cc}", "unknown expert 'cc'; did you mean 'c'?"),
+        ("{name: x, fuse: [a, b], by: x}", "a recipe cannot contain itself; the members are experts"),
+        ("{name: x, chain: [a, x]}", "a recipe cannot contain itself; the members are experts"),
+        ("{name: x, fuse: [a, a], by: b}", "'a' is a member already; each member is called once"),
+        ("{name: x, fuse: [a, b], by: vectors}", "'vectors' does not support the chat API, which all members need"),
+        ("{name: x, fuse: [a, b, c], by: d}", "recipe 'x' makes 4 calls and policy.max_calls allows 3; remove members"),
+        ("{name: x, chain: [a, b, a, b]}", "recipe 'x' makes 4 calls and policy.max_calls allows 3; remove members"),
+        (
+            "{name: x, cascade: [a, b], judge: c}",
+            "'x' names a judge and its signal is 'agreement'; write signal: judge",
+        ),
+        ("{name: x, cascade: [a, b], signal: judge}", "'x' needs `judge`: the expert that grades the answers"),
+        ("{name: x, vote: [a, b], signal: judge, judge: c}", "a judge is for a cascade; 'x' is a vote"),
+        ("{name: x, cascade: [[a, b]], signal: judge, judge: c}", "'x' has one step, so there is no answer to judge"),
+        ("{name: x, cascade: [a, b], signal: judge, judge: b}", "'b' is a member, which cannot grade answers beside"),
+        ("{name: x, cascade: [a, b], signal: judge, judge: cc}", "unknown expert 'cc'; did you mean 'c'?"),
+        ("{name: x, cascade: [a, b], signal: judge, judge: x}", "a recipe cannot contain itself"),
+        ("{name: x, cascade: [a, b], signal: judge, judge: vectors}", "'vectors' does not support the chat API"),
+        ("{name: x, cascade: [a, b], signal: luck}", "recipes.0.signal: input should be 'agreement' or 'judge'"),
+        (
+            "{name: x, cascade: [a, b, c], signal: judge, judge: d}",
+            "recipe 'x' may make 5 calls and policy.max_calls allows 3; remove members or raise it",
+        ),
+        (
+            "{name: x, chain: [a, b], judge: c}",
+            "'x' is a chain, which always calls all members, so `judge` has no effect",
+        ),
         ("3", "recipes.0: expected a recipe or the word auto"),
         ("", "recipes.0: expected a recipe or the word auto"),
         ("autom", "recipes.0: expected a recipe or the word auto"),
@@ -137,6 +183,21 @@ def test_arms_follow_the_experts_and_have_what_all_members_have() -> None:
     assert declared.arm_of_model["careful"] == "careful@2"
     assert declared.arm_of_model["p"] == "p@1"
     assert declared.model_names == ("coder", "painter", "generalist", "careful", "p")
+
+
+def test_a_chain_and_a_fuse_are_steps_with_one_arm_whose_later_members_keep_room_for_drafts(tmp_path: Path) -> None:
+    declared = load(
+        tmp_path,
+        "  - {name: x, chain: [a, b, a]}\n  - {name: y, fuse: [a, b], by: a}\n"
+        "  - {name: z, chain: [a, b], instruction: i}",
+    )
+    chain, fuse, other = declared.declared_recipes
+    assert (chain.steps, fuse.steps) == ((("a",), ("b",), ("a",)), (("a", "b"), ("a",)))
+    assert declared.arm_names[-3:] == ("x@1", "y@1", "z@1")
+    assert [declared.arm_of_model[name] for name in ("x", "y", "z")] == ["x@1", "y@1", "z@1"]
+    assert declared.arm("x@1").context_length == 0.75 * declared.expert("a").context_length
+    assert len({one.writing for one in (chain, fuse, other)}) == 3
+    assert RecipeSpec(name="v", vote=("a", "b")).writing == ""
 
 
 def test_recipes_change_the_digest_and_limits_of_calls_do_not() -> None:

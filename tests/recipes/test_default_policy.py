@@ -37,14 +37,14 @@ def test_every_combination_of_answers_stops_exactly_where_they_agree(
         valid = [answer for answer in answers if answer is not None]
         agree = len(set(valid)) == 1 and len(valid) >= (1 if one_is_enough else 2)
         classes = answer_classes(answers)[np.newaxis]
-        _, goes_on = policy.judge(step, classes, np.ones((1, members)), POSTERIOR)
+        _, goes_on = policy.evaluate(step, classes, np.ones((1, members)), POSTERIOR)
         assert bool(goes_on[0]) is not agree, answers
 
 
 def test_the_majority_wins_and_between_equals_the_later_step_of_a_cascade() -> None:
     def best(policy: RecipePolicy, *answers: str | None) -> int:
         classes = answer_classes(answers)[np.newaxis]
-        probabilities, _ = policy.judge(len(policy.steps) - 1, classes, np.ones(classes.shape), POSTERIOR)
+        probabilities, _ = policy.evaluate(len(policy.steps) - 1, classes, np.ones(classes.shape), POSTERIOR)
         return int(best_answer(probabilities, otherwise=0)[0])
 
     cascade, vote = policy_of(cascade=[["a", "b", "c"], "d"]), policy_of(vote=["a", "b", "c", "d"])

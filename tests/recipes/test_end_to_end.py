@@ -14,11 +14,14 @@ from tests.gateway.served import Served, chat, serving
 from tests.recipes.member_server import INPUT_TOKENS, MemberServer
 
 pytestmark = pytest.mark.anyio
+COUNCIL = {"name": "council", "fuse": ["a", "b"], "by": "large"}
 CAREFUL = {"name": "careful", "cascade": [["a", "b"], "large"]}
 
 
 @asynccontextmanager
-async def recipes_of(folder: Path, *members: MemberServer, **policy: Any) -> AsyncIterator[Served]:
+async def recipes_of(
+    folder: Path, *members: MemberServer, recipe: dict[str, Any] = CAREFUL, **policy: Any
+) -> AsyncIterator[Served]:
     async with AsyncExitStack() as stack:
         for member in members:
             await member.start()
@@ -27,18 +30,19 @@ async def recipes_of(folder: Path, *members: MemberServer, **policy: Any) -> Asy
         changes = {
             "experts": experts,
             "assignment": {"general": members[0].name},
-            "recipes": [CAREFUL],
+            "recipes": [recipe],
             "policy": {"max_attempts": 1, **policy},
         }
         yield await stack.enter_async_context(serving(folder, **changes))
 
 
-def body(*, stream: bool) -> dict[str, Any]:
-    return {**chat("careful", stream=stream), "stream_options": {"include_usage": True}}
+def body(*, stream: bool, model: str = "careful") -> dict[str, Any]:
+    return {**chat(model, stream=stream), "stream_options": {"include_usage": True}}
 
 
-async def ask(served: Served, *, stream: bool) -> tuple[int, bytes, dict[str, str]]:
-    async with served.client.post(f"{served.url}/v1/chat/completions", json=body(stream=stream)) as response:
+async def ask(served: Served, *, stream: bool, model: str = "careful") -> tuple[int, bytes, dict[str, str]]:
+    asked = body(stream=stream, model=model)
+    async with served.client.post(f"{served.url}/v1/chat/completions", json=asked) as response:
         return response.status, await response.read(), dict(response.headers)
 
 
@@ -139,3 +143,69 @@ async def test_without_any_member_the_client_gets_one_error(tmp_path: Path) -> N
             await member.kill()
         status, _, headers = await ask(served, stream=True)
         assert (status, headers["x-coe-expert"], headers["x-coe-cause"]) == (503, "careful@2", "connection_refused")
+
+
+# ---------------------------------------------------------------------------------------------- recipes that write
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_fuse_returns_the_bytes_of_the_member_that_writes(tmp_path: Path, stream: bool) -> None:
+    a, b, large = (
+        MemberServer("a", "It is 7."),
+        MemberServer("b", "I say 8."),
+        MemberServer("large", "Taken together 8"),
+    )
+    async with recipes_of(tmp_path, a, b, large, recipe=COUNCIL) as served:
+        status, answer, headers = await ask(served, stream=stream, model="council")
+        assert (status, answer) == (200, large.sent[0])
+        assert (headers["x-coe-expert"], headers["x-coe-recipe"]) == ("large", "council")
+        assert (headers["x-coe-steps"], headers["x-coe-calls"]) == ("2", "3")
+        assert [one.bodies[0]["stream"] for one in (a, b, large)] == [False, False, stream]
+        written = large.bodies[0]["messages"][-1]["content"]
+        assert written.index("\nIt is 7.\n") < written.index("\nI say 8.\n")
+        (record,) = await served.records(1)
+        assert (record.expert, record.recipe_stop, record.outcome) == ("council@1", "last_step", "ok")
+        assert [(call.expert, call.step, call.drafts, call.accepted) for call in record.steps] == [
+            ("a", 0, 0, False),
+            ("b", 0, 0, False),
+            ("large", 1, 2, True),
+        ]
+        assert (record.input_tokens, record.output_tokens) == (3 * INPUT_TOKENS, 3 + 3 + 3)
+
+
+async def test_a_fuse_whose_writer_is_killed_mid_run_returns_drafts_instead_of_errors(tmp_path: Path) -> None:
+    a, b = MemberServer("a", "It is 7."), MemberServer("b", "I say 8.")
+    large = MemberServer("large", "Taken together 8", pause=0.005)
+    async with recipes_of(tmp_path, a, b, large, recipe=COUNCIL) as served:
+
+        async def client() -> list[tuple[int, bytes]]:
+            return [(await ask(served, stream=False, model="council"))[:2] for _ in range(12)]
+
+        clients = [asyncio.create_task(client()) for _ in range(4)]
+        while large.seen < 8:
+            await asyncio.sleep(0.005)
+        await large.kill()
+        answers = [one for found in await asyncio.gather(*clients) for one in found]
+        assert {status for status, _ in answers} == {200}
+        assert {answer for _, answer in answers} <= {*a.sent, *b.sent, *large.sent}
+        stops = {record.recipe_stop for record in await served.records(len(answers))}
+        assert stops == {"last_step", "unavailable"}
+        status, streamed, headers = await ask(served, stream=True, model="council")
+        assert (status, headers["Content-Type"], headers["x-coe-expert"]) == (200, "text/event-stream", "a")
+        assert b"It is 7." in streamed
+        assert streamed.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_client_that_leaves_cancels_the_panel(tmp_path: Path) -> None:
+    a, b, large = MemberServer("a", "7"), MemberServer("b", "8", silent=True), MemberServer("large", "8")
+    async with recipes_of(tmp_path, a, b, large, recipe=COUNCIL) as served:
+        request = asyncio.create_task(ask(served, stream=True, model="council"))
+        while not (a.sent and b.seen):
+            await asyncio.sleep(0.005)
+        request.cancel()
+        async with asyncio.timeout(5):
+            while not b.left:
+                await asyncio.sleep(0.005)
+        (record,) = await served.records(1)
+        assert (record.outcome, record.recipe_stop, large.seen) == ("aborted", "cancelled", 0)
+        assert [call.outcome for call in record.steps] == ["answered", "cancelled"]

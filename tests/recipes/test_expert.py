@@ -12,7 +12,7 @@ import pytest
 
 from coe.core import Health, RecipeLog
 from coe.errors import ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
-from coe.experts.recipes import expert as recipe_expert
+from coe.experts.recipes import calls as recipe_calls
 from coe.experts.recipes.policy import RecipePolicy
 from tests.fakes import ScriptedExpert
 from tests.recipes.members import (
@@ -191,13 +191,13 @@ async def test_a_retry_of_the_recipe_makes_no_more_calls_than_allowed() -> None:
 
 async def test_answers_are_weighed_by_the_posterior_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    judge = RecipePolicy.judge
+    judge = RecipePolicy.evaluate
 
-    def observe(policy: RecipePolicy, number: int, classes: Any, tokens: Any, posterior: Any) -> Any:
+    def observe(policy: RecipePolicy, number: int, classes: Any, tokens: Any, posterior: Any, grades: Any) -> Any:
         seen.append((posterior.tolist(), tokens.tolist()))
-        return judge(policy, number, classes, tokens, posterior)
+        return judge(policy, number, classes, tokens, posterior, grades)
 
-    monkeypatch.setattr(RecipePolicy, "judge", observe)
+    monkeypatch.setattr(RecipePolicy, "evaluate", observe)
     recipe = recipe_of(*members(a=answer("X"), b=answer("Y")), vote=["a", "b"])
     await bytes_of(await recipe.stream(call_of()))
     posterior = np.array([0.25, 0.5, 0.25], dtype=np.float32)
@@ -216,13 +216,13 @@ async def test_a_rule_that_stops_at_once_does_not_stop_before_any_member_has_ans
 
 async def test_a_member_that_failed_has_the_usual_length(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    judge = RecipePolicy.judge
+    judge = RecipePolicy.evaluate
 
-    def observe(policy: RecipePolicy, number: int, classes: Any, tokens: Any, posterior: Any) -> Any:
+    def observe(policy: RecipePolicy, number: int, classes: Any, tokens: Any, posterior: Any, grades: Any) -> Any:
         seen.append(tokens.tolist())
-        return judge(policy, number, classes, tokens, posterior)
+        return judge(policy, number, classes, tokens, posterior, grades)
 
-    monkeypatch.setattr(RecipePolicy, "judge", observe)
+    monkeypatch.setattr(RecipePolicy, "evaluate", observe)
     recipe = recipe_of(*members(a=answer("X"), b=unavailable("b")), vote=["a", "b"])
     (step,) = recipe.policy.steps
     recipe.policy = replace(recipe.policy, steps=(replace(step, typical=np.log1p([120.0, 80.0])),))
@@ -319,7 +319,7 @@ async def test_a_stream_that_breaks_after_it_is_relayed_raises_its_error() -> No
 
 
 async def test_near_the_deadline_the_held_answer_goes_out_unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_expert, "DEADLINE_MARGIN_SHARE", 0.5)
+    monkeypatch.setattr(recipe_calls, "DEADLINE_MARGIN_SHARE", 0.5)
     for is_stream in (False, True):
         script = stream if is_stream else answer
         a, b, large = members(a=script("X"), b=script("Y"), large=asyncio.Event())
@@ -334,7 +334,7 @@ async def test_near_the_deadline_the_held_answer_goes_out_unverified(monkeypatch
 
 
 async def test_near_the_deadline_no_further_step_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_expert, "DEADLINE_MARGIN_SHARE", 1.0)
+    monkeypatch.setattr(recipe_calls, "DEADLINE_MARGIN_SHARE", 1.0)
     a, b, large = members(a=answer("X"), b=answer("Y"), large=answer("Y"))
     log = RecipeLog()
     await bytes_of(await recipe_of(a, b, large, **CASCADE).stream(call_of(log=log, seconds=0.4)))
@@ -344,7 +344,7 @@ async def test_near_the_deadline_no_further_step_begins(monkeypatch: pytest.Monk
 async def test_a_stream_beyond_the_memory_limit_is_relayed_and_read_no_faster_than_the_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recipe_expert, "MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr(recipe_calls, "MAX_HELD_BYTES", 1000)
     monkeypatch.setattr("coe.experts.recipes.draft.MAX_RELAY_BYTES", 500)
     texts = ["x" * 100] * 50
     a, b = members(a=stream(*texts), b=asyncio.Event())
@@ -356,7 +356,7 @@ async def test_a_stream_beyond_the_memory_limit_is_relayed_and_read_no_faster_th
 
 
 async def test_plain_answers_beyond_the_memory_limit_end_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_expert, "MAX_HELD_BYTES", 1000)
+    monkeypatch.setattr(recipe_calls, "MAX_HELD_BYTES", 1000)
     long = answer("x" * 2000)
     a, b, large = members(a=long, b=answer("Y"), large=answer("Y"))
     log = RecipeLog()

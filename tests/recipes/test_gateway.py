@@ -13,7 +13,11 @@ import pytest
 
 from coe.core import Health
 from coe.errors import ExpertUnavailable
-from coe.registry import Registry
+from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
+from coe.experts.recipes.writing.request import ENVELOPE_TOKENS
+from coe.registry import Prices, RecipeSpec, Registry
+from gateway.access.limits import Amounts
+from gateway.access.pricing import WorstCase
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.recipes.members import answer, event, plan_with, stream
 
@@ -21,6 +25,7 @@ pytestmark = pytest.mark.anyio
 RECIPES = [
     {"name": "careful", "cascade": [["coder", "painter"], "generalist"]},
     {"name": "panel", "vote": ["coder", "painter"]},
+    {"name": "polished", "chain": ["coder", "painter"]},
 ]
 KEY = "sk-tests"
 
@@ -60,6 +65,28 @@ async def test_a_pinned_recipe_returns_one_members_bytes_and_says_what_it_did() 
         assert (record.input_tokens, record.output_tokens) == (9, 15)
 
 
+async def test_a_chain_is_pinned_by_name_and_falls_back_to_an_expert_without_any_answer() -> None:
+    down = {name: ExpertUnavailable("down", expert=name) for name in ("coder", "painter")}
+    declared = registry()
+    async with gateway_of(registry(), coder=answer("X"), painter=answer("Y")) as gateway:
+        response = await ask(gateway, model="polished")
+        assert response.body == answer("Y")[0]
+        shown = {name: response.headers[f"x-coe-{name}"] for name in ("expert", "recipe", "steps", "calls")}
+        assert shown == {"expert": "painter", "recipe": "polished", "steps": "2", "calls": "2"}
+    async with gateway_of(declared, assignment=plan_with("polished@1", declared, quality=2.0), **down) as gateway:
+        response = await ask(gateway, "code")
+        assert (response.status, response.headers["x-coe-fallback-from"]) == (200, "polished@1")
+        (record,) = gateway.records
+        assert (record.expert, record.recipe, record.recipe_stop) == ("generalist", "polished", "failed")
+
+
+@pytest.mark.parametrize("fields", [{"tools": [{"type": "function"}]}, {"n": 2}, {"logprobs": True}])
+async def test_a_request_that_needs_a_single_expert_cannot_pin_a_chain(fields: dict[str, Any]) -> None:
+    async with gateway_of(registry()) as gateway:
+        response = await ask(gateway, model="polished", **fields)
+        assert (response.status, response.error["code"]) == (400, "no_capable_expert")
+
+
 async def test_the_header_pins_a_recipe_of_a_routed_request() -> None:
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
         response = await ask(gateway, headers={"x-coe-recipe": "panel"})
@@ -76,12 +103,12 @@ async def test_an_arm_can_be_pinned_too() -> None:
 @pytest.mark.parametrize(
     ("model", "recipe", "status", "message"),
     [
-        ("auto", "pannel", 404, "the recipe 'pannel' does not exist here; known: off, careful, panel"),
+        ("auto", "pannel", 404, "the recipe 'pannel' does not exist here; known: off, careful, panel, polished"),
         ("auto", "coder", 404, "the recipe 'coder' does not exist here"),
         ("coder", "panel", 400, "model 'coder' and x-coe-recipe 'panel' contradict each other: send model 'auto'"),
         ("panel", "off", 400, "model 'panel' and x-coe-recipe 'off' contradict each other"),
         ("auto", "é", 400, "x-coe-recipe must be the name of a recipe or off"),
-        ("carefull", "", 404, "known: auto, coder, painter, generalist, careful, panel"),
+        ("carefull", "", 404, "known: auto, coder, painter, generalist, careful, panel, polished"),
     ],
 )
 async def test_a_wrong_recipe_is_refused_with_the_known_ones(
@@ -214,7 +241,7 @@ async def test_a_follow_up_stays_with_the_recipe() -> None:
 async def test_models_lists_the_recipes() -> None:
     async with gateway_of(registry()) as gateway:
         listed = await gateway.post("/v1/models", method="GET")
-        assert [model["id"] for model in listed.json["data"]][-2:] == ["careful", "panel"]
+        assert [model["id"] for model in listed.json["data"]][-3:] == ["careful", "panel", "polished"]
 
 
 async def test_a_client_that_leaves_cancels_all_members_and_their_calls_are_recorded() -> None:
@@ -280,6 +307,25 @@ async def test_a_key_reserves_the_calls_of_all_members_and_is_charged_the_sum() 
         assert int(two.headers["x-ratelimit-remaining-tokens"]) < 50
         four = await ask(gateway, model="coder", max_tokens=1, headers=headers)
         assert 210 <= int(four.headers["x-ratelimit-remaining-tokens"]) <= 226  # of 250, after 8 + 16 tokens
+
+
+async def test_a_key_reserves_the_drafts_that_a_later_step_reads() -> None:
+    prices = {"coder": Prices(input=1, output=2), "painter": Prices(input=3, output=4), "large": Prices(input=10)}
+    spec = RecipeSpec(name="council", fuse=("coder", "painter"), by="large", instruction="x" * 400)
+    told = ENVELOPE_TOKENS + 100
+    assert WorstCase.of_recipe(spec, prices).amounts(1000, 100) == Amounts(
+        1,
+        (1000 + 100) + (1000 + 100) + (1000 + 2 * 100 + told + 100),
+        pytest.approx((1000 + 200 + 3000 + 400 + (1000 + 2 * 100 + told) * 10) / 1e6),
+    )
+    judged = RecipeSpec(name="j", cascade=(("coder",), ("painter",)), signal="judge", judge="large")
+    assert WorstCase.of_recipe(judged, prices).amounts(1000, 100) == Amounts(
+        1,
+        3 * (1000 + 100) + PROMPT_TOKENS + GRADE_TOKENS,
+        pytest.approx((1000 + 200 + 3000 + 400 + (1000 + 100 + PROMPT_TOKENS) * 10) / 1e6),
+    )
+    chain = RecipeSpec(name="polished", chain=("coder", "painter", "coder"))
+    assert WorstCase.of_recipe(chain, prices).amounts(0, 100).tokens > 5 * 100
 
 
 async def test_a_routed_request_reserves_for_recipes_only_where_a_plan_may_choose_them() -> None:

@@ -14,7 +14,7 @@ from coe.cli import app
 from coe.experts import build_recipes
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping import effective_plan, read_published
-from coe.registry import Registry, load
+from coe.registry import RecipeSpec, Registry, load
 from tests.fakes import ScriptedExpert
 from tests.recipes.recorded import recorded_answers
 
@@ -29,6 +29,8 @@ assignment: {general: large}
 budget: {mean_cost: 10}
 """
 CAREFUL = "recipes: [{name: careful, cascade: [[a, b], large]}]\n"
+COUNCIL = "recipes: [{name: council, fuse: [a, b], by: large}]\n"
+WRITING = RecipeSpec(name="council", fuse=("a", "b"), by="large").writing
 ANSWERS = recorded_answers(
     {"a": (0.6, 0.5), "b": (0.6, 0.5), "large": (0.8, 0.75)}, {"a": 1.0, "b": 1.0, "large": 12.0}, prompts=1200
 )
@@ -64,6 +66,18 @@ def plan(config: Path, *words: str) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     report: dict[str, Any] = json.loads(result.stdout)
     return report
+
+
+def measure(config: Path, writing: str = WRITING, *, prompts: int = 1200, right: float = 0.95) -> None:
+    """Answers of the arm council@1, measured as `coe score --recipe council` does."""
+    rows = []
+    for row in range(prompts):
+        score = float(np.random.default_rng(row).random() < right)
+        one = {"benchmark": "own", "prompt_id": str(row), "arm": "council@1", "writing": writing, "score": score}
+        for step, member, written, ms in ((0, "a", 100, 50.0), (0, "b", 200, 80.0), (1, "large", 50, 300.0)):
+            used = {"input_tokens": 0, "output_tokens": written, "latency_ms": ms}
+            rows.append({**one, "step": step, "member": member, **used})
+    write_table(config.parent / "recipe_calls.jsonl", rows)
 
 
 def declaration(config: Path) -> Registry:
@@ -207,3 +221,211 @@ def test_a_pinned_recipe_uses_the_next_safer_policy_where_max_loss_rules_its_own
     arms = build_recipes(registry, experts, categories=3, policies=policies)
     assert "careful@1" not in policies
     assert arms["careful@1"].policy is policies[min(policies)]
+
+
+# ---------------------------------------------------------------------------------------------- recipes that write
+
+
+def test_a_measured_fuse_is_a_column_with_its_quality_cost_latency_and_calls(config: Path) -> None:
+    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 20") + COUNCIL)
+    measure(config)
+    report = plan(config)
+    assert report["left_out"]["recipes"] == {}
+    assert report["recipes"] == {"council": [["a", "b"], ["large"]]}
+    assert {row["expert"] for row in report["assignment"] if row["category"] != "general"} == {"council@1"}
+    problem = read_published(published(config), "v").record.problem  # type: ignore[union-attr]
+    column, uses = problem.experts.index("council@1"), problem.uses
+    assert uses.cost is not None
+    assert uses.active_b is not None
+    assert uses.latency_ms is not None
+    assert uses.cost[:, column] == pytest.approx(np.full(3, (100 * 10 + 200 * 10 + 50 * 120) / 1000))
+    assert uses.active_b[:, column] == pytest.approx(np.full(3, 1 + 1 + 12))
+    assert uses.latency_ms[:, column] == pytest.approx(np.full(3, 80 + 300))  # the panel at the same time
+    assert uses.calls["council@1"].tolist() == [[1, 1, 1]] * 3
+    assert problem.members["council@1"] == ("a", "b", "large")
+    assert problem.quality[0, column] == pytest.approx(0.95, abs=0.05)
+
+
+def test_a_plan_on_the_present_prices_of_the_members(config: Path) -> None:
+    declared = DECLARED.replace("mean_cost: 10", "mean_cost: 90").replace("output: 120", "output: 240")
+    config.write_text(declared + COUNCIL)
+    measure(config)
+    plan(config)
+    problem = read_published(published(config), "v").record.problem  # type: ignore[union-attr]
+    assert problem.uses.cost is not None
+    assert problem.uses.cost[0, 3] == pytest.approx((300 * 10 + 50 * 240) / 1000)
+
+
+def test_calls_of_one_member_are_summed(config: Path) -> None:
+    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 90") + COUNCIL.replace("by: large", "by: a"))
+    measure(config, RecipeSpec(name="council", fuse=("a", "b"), by="a").writing)
+    path = config.parent / "recipe_calls.jsonl"
+    path.write_text(path.read_text().replace('"large"', '"a"'))
+    plan(config)
+    problem = read_published(published(config), "v").record.problem  # type: ignore[union-attr]
+    assert problem.members["council@1"] == ("a", "b")
+    assert problem.uses.calls["council@1"].tolist() == [[2, 1]] * 3
+
+
+@pytest.mark.parametrize(
+    ("writing", "prompts", "reason"),
+    [
+        (None, 0, "not measured; `coe score PROBES --out FOLDER --recipe council` calls it for real"),
+        (
+            WRITING,
+            59,
+            "it is measured on 59 probes, and 60 are needed; `coe score PROBES --out FOLDER --recipe council`",
+        ),
+        ("another", 1200, "not measured; `coe score PROBES --out FOLDER --recipe council` calls it for real"),
+    ],
+)
+def test_without_a_measurement_a_fuse_is_left_out_with_the_command(
+    config: Path, writing: str | None, prompts: int, reason: str
+) -> None:
+    config.write_text(DECLARED + COUNCIL)
+    if writing is not None:
+        measure(config, writing, prompts=prompts)
+    report = plan(config)
+    assert reason in report["left_out"]["recipes"]["council"]
+    assert report["recipes"] == {}
+    assert all("@" not in row["expert"] for row in report["assignment"])
+    assert not (published(config) / RECIPES_FILE).exists()
+
+
+def test_answers_of_other_members_or_steps_do_not_count(config: Path) -> None:
+    config.write_text(DECLARED + COUNCIL.replace("[a, b]", "[b, a]"))
+    measure(config)
+    assert "not measured" in plan(config)["left_out"]["recipes"]["council"]
+
+
+def test_a_fuse_and_a_cascade_are_planned_together(config: Path) -> None:
+    config.write_text(DECLARED + CAREFUL.replace("]\n", ", {name: council, fuse: [a, b], by: large}]\n"))
+    measure(config, right=0.5)
+    report = plan(config)
+    assert set(report["recipes"]) == {"careful", "council"}
+    found = effective_plan(read_published(published(config), "v1"), declaration(config))
+    arms = ("careful@1", "careful@2", "careful@3", "council@1")
+    assert found.assignment.experts == ("a", "b", "large", *arms)
+    assert np.isfinite(found.assignment.quality[0]).all()
+
+
+def test_a_planned_fuse_is_served_until_its_steps_or_instruction_change(config: Path) -> None:
+    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 20") + COUNCIL)
+    measure(config)
+    plan(config)
+    found = read_published(published(config), "v1")
+    effective = effective_plan(found, declaration(config))
+    assert effective.assignment.choice[0] == "council@1"
+    assert not effective.consequences
+    for changed in (
+        COUNCIL.replace("by: large", "by: large, instruction: Other."),
+        COUNCIL.replace("[a, b]", "[b, a]"),
+        COUNCIL.replace("fuse: [a, b], by: large", "cascade: [[a, b], large]"),
+    ):
+        config.write_text(DECLARED + changed)
+        other = effective_plan(found, declaration(config))
+        assert other.assignment.experts == ("a", "b", "large")
+        assert any("council" in one.sentence and one.replan for one in other.consequences)
+    config.write_text(DECLARED + COUNCIL.replace("[a, b]", "[b, a]"))
+    sentences = [one.sentence for one in effective_plan(found, declaration(config)).consequences]
+    assert any("run `coe score --recipe council` and `coe plan`" in one for one in sentences)
+
+
+def test_wrong_measured_answers_are_refused(config: Path) -> None:
+    config.write_text(DECLARED + COUNCIL)
+    measure(config, prompts=60)
+    path = config.parent / "recipe_calls.jsonl"
+    path.write_text(path.read_text().replace('"score": 1.0', '"score": 7.0'))
+    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config)])
+    assert result.exit_code != 0
+    assert "scores are not in 0 to 1" in str(result.exception) + result.output
+
+
+# ------------------------------------------------------------------------------------------- cascades with a judge
+
+JUDGED = "recipes: [{name: graded, cascade: [a, large], signal: judge, judge: b}]\n"
+
+
+def grade(config: Path, *, prompts: int = 1200, judge: str = "b", reliable: float = 0.95) -> None:
+    """Grades of the answers of a, as `coe score --recipe graded` collects them."""
+    rows = []
+    for row in range(prompts):
+        right = ANSWERS.scores[row, 0] > 0
+        told = right if np.random.default_rng(row).random() < reliable else not right
+        used = {"input_tokens": 0, "output_tokens": 10, "latency_ms": 20.0}
+        one = {"benchmark": "own", "prompt_id": str(row), "model": "a", "judge": judge}
+        rows.append({**one, "grade": None if row % 50 == 0 else 9 if told else 2, **used})
+    write_table(config.parent / "grades.jsonl", rows)
+
+
+def test_a_cascade_with_a_judge_is_planned_with_the_rule_that_its_grades_fit(config: Path) -> None:
+    declared = DECLARED.replace("mean_cost: 10", "mean_cost: 20")
+    config.write_text(declared + JUDGED.replace(", signal: judge, judge: b", ""))
+    by_agreement = plan(config)["quality"]
+    config.write_text(declared + JUDGED)
+    grade(config)
+    report = plan(config)
+    assert report["recipes"] == {"graded": [["a"], ["large"]]}
+    assert report["quality"] > by_agreement + 0.03
+    problem = read_published(published(config), "v").record.problem  # type: ignore[union-attr]
+    assert problem.members["graded@2"] == ("a", "large", "b")
+    column, calls = problem.experts.index("graded@2"), problem.uses.calls["graded@2"]
+    assert calls[:, 0].tolist() == calls[:, 2].tolist() == [1, 1, 1]
+    assert 0.2 < calls[0, 1] < 0.6
+    assert problem.uses.cost is not None
+    assert problem.uses.latency_ms is not None
+    assert problem.uses.cost[:, column] == pytest.approx(1.0 + 0.1 + 12.0 * calls[:, 1], rel=0.02)
+    assert problem.uses.latency_ms[:, column] == pytest.approx(100 + 20 + 100 * calls[:, 1], rel=0.02)
+    policy = ArmPolicies.from_json((published(config) / RECIPES_FILE).read_bytes()).by_arm["graded@2"]
+    rule = policy.steps[0].graded
+    assert policy.judge == "b"
+    assert rule is not None
+    good, bad = rule.probability(np.array([9.0, 2.0]))
+    assert good > 0.85 > 0.2 > bad
+    found = effective_plan(read_published(published(config), "v1"), declaration(config))
+    assert not found.consequences
+    config.write_text(declared + JUDGED.replace("[a, large], signal: judge, judge: b", "[a, large]"))
+    assert effective_plan(read_published(published(config), "v1"), declaration(config)).assignment.experts == (
+        "a",
+        "b",
+        "large",
+    )
+
+
+@pytest.mark.parametrize(
+    ("graded", "reason"),
+    [
+        ({}, "no grades of its judge 'b'; `coe score PROBES --out FOLDER --recipe graded` collects them"),
+        ({"judge": "another"}, "no grades of its judge 'b'"),
+        ({"prompts": 1199}, "grades of its judge 'b' are recorded for 1199 of 1200 probes; `coe score PROBES"),
+    ],
+)
+def test_without_grades_the_cascade_is_left_out_with_the_command(
+    config: Path, graded: dict[str, Any], reason: str
+) -> None:
+    config.write_text(DECLARED + JUDGED)
+    if graded:
+        grade(config, **graded)
+    report = plan(config)
+    assert reason in report["left_out"]["recipes"]["graded"]
+    assert report["recipes"] == {}
+
+
+def test_a_bound_on_the_loss_holds_for_a_cascade_with_a_judge_too(config: Path) -> None:
+    declared = DECLARED.replace("mean_cost: 10", "mean_cost: 20")
+    config.write_text(declared + JUDGED.replace("judge: b", "judge: b, max_loss: 0.1"))
+    grade(config)
+    assert "graded@3" in plan(config)["prices"]
+    grade(config, reliable=0.5)  # grades that say nothing
+    config.write_text(declared + JUDGED.replace("judge: b", "judge: b, max_loss: 0.001"))
+    assert "max_loss 0.001" in plan(config)["left_out"]["recipes"]["graded"]
+
+
+def test_wrong_grades_are_refused(config: Path) -> None:
+    config.write_text(DECLARED + JUDGED)
+    grade(config, prompts=60)
+    path = config.parent / "grades.jsonl"
+    path.write_text(path.read_text().replace('"grade": 9', '"grade": 11'))
+    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config)])
+    assert result.exit_code != 0
+    assert "grades are not in 0 to 10" in str(result.exception) + result.output

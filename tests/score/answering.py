@@ -77,7 +77,7 @@ class AnsweringServer:
         self.release.set()
         self.let_through = 0
         self.port = 0
-        self._models = models
+        self.models = dict(models)
 
     def hold(self, after: int) -> None:
         """From now on answer `after` more requests."""
@@ -108,7 +108,7 @@ class AnsweringServer:
         self.let_through -= 1
         if self.let_through < 0:
             await self.release.wait()
-        answer = self._models[body["model"]](body["messages"][-1]["content"])
+        answer = self.models[body["model"]](body["messages"][-1]["content"])
         if isinstance(answer, int):
             return web.json_response({"error": {"message": "because I say so"}}, status=answer)
         return web.json_response(completion(answer))

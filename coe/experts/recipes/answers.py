@@ -74,7 +74,7 @@ def final_answer(text: str) -> str | None:
 
 
 def _form(text: str) -> str | None:
-    answer = _without_reasoning(text)
+    answer = without_reasoning(text)
     if not answer:
         return None
     if len(answer) > MAX_READ_CHARACTERS:
@@ -89,7 +89,7 @@ def _form(text: str) -> str | None:
     return None if is_cut else _of_prose(answer.replace("’", "'").replace("：", ":"))
 
 
-def _without_reasoning(text: str) -> str:
+def without_reasoning(text: str) -> str:
     """Return the response after its reasoning; empty where the reasoning is cut off."""
     _, marker, after = text.rpartition("</think>")
     if not marker and _REASONING.match(text):

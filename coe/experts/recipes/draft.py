@@ -100,7 +100,7 @@ class Draft:
             self.log.ms = (clock() - start) * 1000
             self.settled = True
             if not self.complete and not self._relayed:
-                self._discard()
+                self.discard()
             self._news.set()
             self._held.changed.set()
 
@@ -128,6 +128,8 @@ class Draft:
         if not self.log.accepted:
             self.answer = self._comparable_answer()
             self.log.outcome = "unreadable" if self.answer is None else "answered"
+        elif self.log.outcome == "cancelled":  # relayed from its first byte
+            self.log.outcome = "answered"
         self._news.set()
         self._held.changed.set()
 
@@ -145,16 +147,32 @@ class Draft:
             self._room.clear()
             await self._room.wait()
 
-    def _comparable_answer(self) -> str | None:
+    def text(self) -> str | None:
+        """Return the text of a complete answer that is held; None if it is too long, cut off or refused."""
         if self._size > MAX_TEXT_BYTES:
             return None
-        text = answer_text(b"".join(self._chunks), stream=self.media_type == EVENT_STREAM)
+        return answer_text(b"".join(self._chunks), stream=self.media_type == EVENT_STREAM)
+
+    def _comparable_answer(self) -> str | None:
+        text = self.text()
         return None if text is None else self._final_answer(text)
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Drop the chunks that are held."""
         self._held.count -= self._size
         self._size = 0
         self._chunks.clear()
+
+    def to_stream(self, *, with_usage: bool) -> bool:
+        """Turn a complete plain answer into the events of a stream; False if it has not the form of an answer."""
+        try:
+            events = _events(sse.loads(b"".join(self._chunks)), with_usage=with_usage)
+        except _MALFORMED:
+            return False
+        self.discard()
+        self.media_type = EVENT_STREAM
+        self._keep(events)
+        return True
 
     async def relay(self) -> AsyncGenerator[bytes, None]:
         """Yield its chunks, also those that still arrive. Raises the ExpertError that breaks the answer off."""
@@ -192,6 +210,23 @@ def _plain_text(answer: dict[str, Any]) -> str | None:
         return None
     content = message["content"]
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def _events(answer: dict[str, Any], *, with_usage: bool) -> bytes:
+    """Return a plain answer of one choice as a stream: its text, its finish reason and its usage, an event each."""
+    choice = answer["choices"][0]
+    shared: dict[str, Any] = {"object": "chat.completion.chunk"}
+    shared |= {name: answer[name] for name in ("id", "created", "model") if name in answer}
+
+    def event(delta: dict[str, Any], finish: str | None) -> bytes:
+        chunk: dict[str, Any] = {**shared, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+        return b"data: " + sse.dumps(chunk) + b"\n\n"
+
+    text = event({"role": "assistant", "content": choice["message"]["content"]}, None)
+    finish = event({}, choice.get("finish_reason") or "stop")
+    usage = answer.get("usage") if with_usage else None
+    used = b"" if usage is None else b"data: " + sse.dumps({**shared, "choices": [], "usage": usage}) + b"\n\n"
+    return text + finish + used + sse.DONE
 
 
 def _streamed_text(events: bytes) -> str | None:

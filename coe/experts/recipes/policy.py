@@ -20,6 +20,7 @@ from coe.experts.recipes.agreement import (
     relative_length,
     stop_features,
 )
+from coe.experts.recipes.judge import GradeRule, default_rule
 from coe.registry import RecipeSpec
 
 
@@ -29,18 +30,19 @@ class Step:
 
     `weights` and `typical` (mean of log(1 + output tokens)) cover the members of this step and of all earlier ones.
     `gain`, shape (STATE_FEATURES + n_categories,), are the coefficients of the expected gain of going on, net of its
-    cost; None for the last step.
+    cost; None for the last step. `graded` decides instead where a judge has graded the best answer.
     """
 
     members: tuple[str, ...]
     weights: AnswerWeights = field(repr=False)
     typical: Array = field(repr=False)
     gain: Array | None = field(default=None, repr=False)
+    graded: GradeRule | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecipePolicy:
-    """One arm of a recipe. `price` is quality per unit of cost.
+    """One arm of a recipe. `price` is quality per unit of cost, `judge` the expert that grades, empty without one.
 
     `loss_per_difference` is an upper confidence value of the quality that is lost on average where the answer differs
     from the one after the last step; None without `max_loss`.
@@ -49,6 +51,7 @@ class RecipePolicy:
     recipe: str
     price: float
     steps: tuple[Step, ...]
+    judge: str = ""
     loss_per_difference: float | None = None
 
     @property
@@ -57,18 +60,24 @@ class RecipePolicy:
         return tuple(name for step in self.steps for name in step.members)
 
     def never_stopping(self) -> RecipePolicy:
-        """Return the policy that calls every step: the expected gain of going on is always 1."""
+        """Return the policy that calls every step: the expected gain of going on is always 1, and no judge grades."""
         always = (None if step.gain is None else np.eye(1, len(step.gain))[0] for step in self.steps)
-        steps = tuple(replace(step, gain=gain) for step, gain in zip(self.steps, always, strict=True))
-        return replace(self, steps=steps)
+        steps = tuple(replace(step, gain=gain, graded=None) for step, gain in zip(self.steps, always, strict=True))
+        return replace(self, steps=steps, judge="")
 
-    def judge(
-        self, number: int, classes: NDArray[np.int64], tokens: Array, posterior: Array
+    def evaluate(
+        self,
+        number: int,
+        classes: NDArray[np.int64],
+        tokens: Array,
+        posterior: Array,
+        grades: Array | None = None,
     ) -> tuple[Array, NDArray[np.bool_]]:
         """Evaluate the answers after step `number` (from 0) of several prompts.
 
         `classes` and `tokens` (of output) have shape (n_prompts, members so far), `posterior` (n_prompts,
-        n_categories). Returns the probability that each answer is right (`AnswerWeights.probabilities`), and whether
+        n_categories). `grades` (n_prompts,) are a judge's of the best answers, NaN where agreement alone decides.
+        Returns the probability that each answer is right (`AnswerWeights.probabilities`), and whether
         each prompt goes on to the next step.
         """
         step = self.steps[number]
@@ -76,7 +85,10 @@ class RecipePolicy:
         if step.gain is None:
             return probabilities, np.zeros(len(classes), dtype=bool)
         features = stop_features(probabilities, posterior, relative_length(tokens, step.typical))
-        return probabilities, np.asarray(features @ step.gain > 0)
+        goes_on = np.asarray(features @ step.gain > 0)
+        if grades is not None and step.graded is not None:
+            goes_on = np.where(np.isnan(grades), goes_on, step.graded.goes_on(features, grades))
+        return probabilities, goes_on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,8 +103,16 @@ class Replayed:
     calls: NDArray[np.bool_]
 
 
-def replay(policy: RecipePolicy, classes: NDArray[np.int64], tokens: Array, posterior: Array) -> Replayed:
+def replay(
+    policy: RecipePolicy,
+    classes: NDArray[np.int64],
+    tokens: Array,
+    posterior: Array,
+    grades: Array | None = None,
+) -> Replayed:
     """Run a policy on recorded answers, columns (n_prompts, n_members) in the order of `policy.members`.
+
+    `grades` of the same shape are those of its judge, NaN without one.
 
     Where no answer is readable, the first one of the latest step is returned, as in serving.
     """
@@ -102,8 +122,11 @@ def replay(policy: RecipePolicy, classes: NDArray[np.int64], tokens: Array, post
     for number, step in enumerate(policy.steps):
         calls[live, seen : seen + len(step.members)] = True
         seen += len(step.members)
-        probabilities, goes_on = policy.judge(number, classes[live, :seen], tokens[live, :seen], posterior[live])
+        so_far = classes[live, :seen], tokens[live, :seen], posterior[live]
+        probabilities, goes_on = policy.evaluate(number, *so_far)
         chosen[live] = best_answer(probabilities, otherwise=seen - len(step.members))
+        if grades is not None:
+            _, goes_on = policy.evaluate(number, *so_far, grades[live, chosen[live]])
         live = live[goes_on]
     return Replayed(chosen, calls)
 
@@ -125,7 +148,7 @@ def default_policy(recipe: RecipeSpec, *, categories: int) -> RecipePolicy:
     """Return the policy for posteriors over so many categories.
 
     The next step is called unless the answers so far agree: two or more final answers, all equal. In a cascade, one
-    final answer is enough after a step of one member.
+    final answer is enough after a step of one member. With a judge, its grade decides.
     """
     votes = bool(recipe.vote)
     steps = []
@@ -135,8 +158,10 @@ def default_policy(recipe: RecipeSpec, *, categories: int) -> RecipePolicy:
         weights = [1 + (0.0 if votes else LATER_STEP_WEIGHT * earlier) for earlier in _step_of_members(recipe, number)]
         needed = 2 if votes or len(names) > 1 else 1
         gain = None if number + 1 == len(recipe.steps) else _gain(needed, categories)
-        steps.append(Step(names, AnswerWeights(np.array(weights)[:, None], np.zeros(1)), np.zeros(members), gain))
-    return RecipePolicy(recipe.name, 0.0, tuple(steps))
+        graded = None if recipe.judge is None or gain is None else default_rule(categories)
+        answer_weights = AnswerWeights(np.array(weights)[:, None], np.zeros(1))
+        steps.append(Step(names, answer_weights, np.zeros(members), gain, graded))
+    return RecipePolicy(recipe.name, 0.0, tuple(steps), recipe.judge or "")
 
 
 def _step_of_members(recipe: RecipeSpec, last: int) -> list[int]:

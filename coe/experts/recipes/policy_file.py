@@ -1,10 +1,10 @@
-"""Stores the fitted policies of a plan's arms as JSON, beside the plan (`recipes.json`)."""
+"""Stores the arms of a plan as JSON beside it (`recipes.json`): fitted policies, and recipes that write."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,19 +12,34 @@ import orjson
 
 from coe.errors import ArtifactError
 from coe.experts.recipes.agreement import STATE_FEATURES, AnswerWeights, Array
+from coe.experts.recipes.judge import GradeRule
 from coe.experts.recipes.policy import RecipePolicy, Step
+from coe.registry import ArmSpec
 
 RECIPES_FILE = "recipes.json"
 VERSION = 1
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenArm:
+    """The arm of a chain or fuse as it was measured: it has no policy. `writing` is `RecipeSpec.writing`."""
+
+    recipe: str
+    steps: tuple[tuple[str, ...], ...]
+    writing: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ArmPolicies:
-    """The policies of arms by arm name, over `categories` in the order of their coefficients. `version` is a digest of
-    the file; empty if they were not read from one. Those of the recipes in `broken` never stop early."""
+    """The policies of arms by arm name, over `categories` in the order of their coefficients.
+
+    `written` are the arms of recipes that write. `version` is a digest of the file; empty if they were not read from
+    one. Policies of the recipes in `broken` never stop early.
+    """
 
     categories: tuple[str, ...]
     by_arm: Mapping[str, RecipePolicy]
+    written: Mapping[str, WrittenArm] = field(default_factory=dict)
     version: str = ""
     broken: frozenset[str] = frozenset()
 
@@ -36,7 +51,20 @@ class ArmPolicies:
     @property
     def steps(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """Return the members of each step by recipe."""
-        return {one.recipe: tuple(step.members for step in one.steps) for one in self.by_arm.values()}
+        fitted = {one.recipe: tuple(step.members for step in one.steps) for one in self.by_arm.values()}
+        return fitted | {one.recipe: one.steps for one in self.written.values()}
+
+    def has(self, arm: ArmSpec) -> bool:
+        """Return True if a declared arm has the steps, the instruction and the judge that were planned."""
+        writing = {one.recipe: one.writing for one in self.written.values()}
+        judges = {one.recipe: one.judge for one in self.by_arm.values()}
+        planned = self.steps.get(arm.recipe), writing.get(arm.recipe, ""), judges.get(arm.recipe, "")
+        return planned == (arm.steps, arm.writing, arm.judge)
+
+    def only(self, arms: Collection[str]) -> ArmPolicies:
+        """Return some of the arms."""
+        fitted = {name: one for name, one in self.by_arm.items() if name in arms}
+        return replace(self, by_arm=fitted, written={name: one for name, one in self.written.items() if name in arms})
 
     def over(self, categories: Sequence[str]) -> ArmPolicies:
         """Return the policies over other categories; one that a policy was not fitted to has no deviation."""
@@ -52,12 +80,14 @@ class ArmPolicies:
             arm: {
                 "recipe": one.recipe,
                 "price": one.price,
+                "judge": one.judge,
                 "loss_per_difference": one.loss_per_difference,
                 "steps": [_step_to_json(step) for step in one.steps],
             }
             for arm, one in self.by_arm.items()
         }
-        return orjson.dumps({"version": VERSION, "categories": self.categories, "arms": arms})
+        written = {arm: asdict(one) for arm, one in self.written.items()}
+        return orjson.dumps({"version": VERSION, "categories": self.categories, "arms": arms, "written": written})
 
     @classmethod
     def from_json(cls, data: bytes) -> ArmPolicies:
@@ -68,14 +98,19 @@ class ArmPolicies:
                 raise ValueError(f"version {found['version']}, not {VERSION}")
             categories = tuple(str(name) for name in found["categories"])
             arms = {arm: _policy_from_json(one, len(categories)) for arm, one in found["arms"].items()}
+            written = {arm: _written_from_json(one) for arm, one in found["written"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{RECIPES_FILE} cannot be read ({error}); make it again with `coe plan`") from None
-        return cls(categories, arms, hashlib.sha256(data).hexdigest()[:16])
+        return cls(categories, arms, written, hashlib.sha256(data).hexdigest()[:16])
 
 
 def _over(step: Step, columns: Sequence[int]) -> Step:
     weights = AnswerWeights(_pick(step.weights.member, 1, columns), _pick(step.weights.none, 1, columns))
-    return replace(step, weights=weights, gain=None if step.gain is None else _pick(step.gain, STATE_FEATURES, columns))
+    gain = None if step.gain is None else _pick(step.gain, STATE_FEATURES, columns)
+    graded = step.graded
+    if graded is not None:
+        graded = replace(graded, gain=_pick(graded.gain, STATE_FEATURES, columns))
+    return replace(step, weights=weights, gain=gain, graded=graded)
 
 
 def _pick(values: Array, fixed: int, columns: Sequence[int]) -> Array:
@@ -91,7 +126,12 @@ def _step_to_json(step: Step) -> dict[str, Any]:
         "none_weights": step.weights.none.tolist(),
         "typical": step.typical.tolist(),
         "gain": None if step.gain is None else step.gain.tolist(),
+        "graded": None if step.graded is None else _rule_to_json(step.graded),
     }
+
+
+def _rule_to_json(rule: GradeRule) -> dict[str, Any]:
+    return {"intercept": rule.intercept, "slope": rule.slope, "gain": rule.gain.tolist()}
 
 
 def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePolicy:
@@ -103,13 +143,30 @@ def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePoli
         weights = AnswerWeights(
             _array(one["member_weights"], (seen, 1 + n_categories)), _array(one["none_weights"], (1 + n_categories,))
         )
-        steps.append(Step(tuple(one["members"]), weights, _array(one["typical"], (seen,)), gain))
+        typical, graded = _array(one["typical"], (seen,)), _rule_from_json(one["graded"], n_categories)
+        steps.append(Step(tuple(one["members"]), weights, typical, gain, graded))
     if not steps or steps[-1].gain is not None:
         raise ValueError("the last step of a policy must not go on")
-    loss = found.get("loss_per_difference")
+    loss = found["loss_per_difference"]
     return RecipePolicy(
-        str(found["recipe"]), float(found["price"]), tuple(steps), None if loss is None else float(loss)
+        str(found["recipe"]),
+        float(found["price"]),
+        tuple(steps),
+        str(found["judge"]),
+        None if loss is None else float(loss),
     )
+
+
+def _rule_from_json(found: Mapping[str, Any] | None, n_categories: int) -> GradeRule | None:
+    if found is None:
+        return None
+    intercept, slope = _array([found["intercept"], found["slope"]], (2,)).tolist()
+    return GradeRule(intercept, slope, _array(found["gain"], (STATE_FEATURES + n_categories,)))
+
+
+def _written_from_json(found: Mapping[str, Any]) -> WrittenArm:
+    steps = tuple(tuple(map(str, step)) for step in found["steps"])
+    return WrittenArm(str(found["recipe"]), steps, str(found["writing"]))
 
 
 def _array(values: Any, shape: tuple[int, ...]) -> Array:

@@ -1,4 +1,4 @@
-"""Requests one answer from one expert, with retries: returns its text, or raises the error that remains."""
+"""Requests one answer from one expert or recipe, with retries: returns its text, or raises the error that remains."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any
 
 import orjson
 
-from coe.core import Call, Expert
-from coe.errors import ExpertError, ExpertInvalidResponse
+from coe.core import Call, Expert, MemberCall, RecipeLog
+from coe.errors import ExpertError, ExpertInvalidResponse, ExpertRejected, ExpertUnavailable
+from coe.registry import Prices
 
 _HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score"}
 """For an expert behind the gateway: add no passages, and do not count the request as a user's."""
 
+_ANSWERED = ("answered", "unreadable", "unverified")
+_FINAL = ("rejected", "unsupported")
+"""Outcomes of a member that a retry cannot change."""
 CUT_REASON = "length"
 """The `finish_reason` of an answer that ran out of tokens."""
 
@@ -35,14 +39,32 @@ class RetryLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberUse:
+    """One call of a recipe to a member, for the answer to a probe."""
+
+    expert: str
+    step: int
+    input_tokens: int | None
+    output_tokens: int | None
+    latency_ms: float
+
+    def cost(self, prices: Prices) -> float | None:
+        """Return the US dollars of the call; None if its tokens are unknown."""
+        if self.input_tokens is None or self.output_tokens is None:
+            return None
+        return (self.input_tokens * prices.input + self.output_tokens * prices.output) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeAnswer:
-    """An expert's answer. `latency_ms` is that of the last attempt alone."""
+    """An expert's answer. `latency_ms` is that of the last attempt alone. `calls` are those of a recipe."""
 
     text: str = field(repr=False)
     input_tokens: int | None
     output_tokens: int | None
     latency_ms: float
     finish_reason: str | None
+    calls: tuple[MemberUse, ...] = ()
 
     @property
     def cut(self) -> bool:
@@ -66,14 +88,34 @@ async def _request_once(expert: Expert, messages: Sequence[Mapping[str, Any]], s
     began = time.perf_counter()
     # not streamed: some servers report token counts only then
     fields = {"messages": list(messages), "stream": False}
-    reply = await expert.stream(Call(fields, False, seconds, seconds, headers=_HEADERS))
+    log = RecipeLog()
+    reply = await expert.stream(Call(fields, False, seconds, seconds, headers=_HEADERS, recipe_log=log))
     try:
         body = b"".join([chunk async for chunk in reply.chunks()])
     finally:
         await reply.aclose()
     latency = (time.perf_counter() - began) * 1000
     text, finish_reason = _first_choice(body, expert.name)
-    return ProbeAnswer(text, reply.usage.input_tokens, reply.usage.output_tokens, round(latency, 1), finish_reason)
+    usage, calls = reply.usage, _uses(log, expert.name)
+    return ProbeAnswer(text, usage.input_tokens, usage.output_tokens, round(latency, 1), finish_reason, calls)
+
+
+def _uses(log: RecipeLog, recipe: str) -> tuple[MemberUse, ...]:
+    """The calls of a recipe, none of an expert. Raises an ExpertError if a member gave no answer: the score would be
+    that of another recipe."""
+    failed = next((call for call in log.calls if call.outcome not in _ANSWERED), None)
+    if failed is not None or log.stop not in ("", "last_step"):
+        why = log.stop if failed is None else f"its member {failed.expert!r} gave no answer: {failed.outcome}"
+        message = f"the answer of {recipe!r} is incomplete ({why})"
+        if failed is not None and failed.outcome in _FINAL:
+            raise ExpertRejected(message, expert=recipe, status=400)
+        raise ExpertUnavailable(message, expert=recipe)
+    return tuple(_use(call) for call in log.calls)
+
+
+def _use(call: MemberCall) -> MemberUse:
+    given, written = (call.usage.input_tokens, call.usage.output_tokens) if call.usage else (None, None)
+    return MemberUse(call.expert, call.step, given, written, round(call.ms, 1))
 
 
 def _first_choice(body: bytes, expert: str) -> tuple[str, str | None]:

@@ -36,14 +36,15 @@ class Probe:
 
     `messages` is what is sent; `prompt` is the one text that stands for it in quality data (what a router would read).
     `reference` is the right answer, `tests` the Python asserts of a `code` probe, `tolerance` the relative error that a
-    `numeric` answer may have. `digest` covers all that the score depends on, so not the category.
+    `numeric` answer may have. The checker `grade` reads the reply of a cascade's judge. `digest` covers all that the
+    score depends on, so not the category.
     """
 
     prompt_id: str
     messages: tuple[Mapping[str, Any], ...] = field(repr=False)
     prompt: str
     category: str
-    checker: Checker
+    checker: Checker | Literal["grade"]
     reference: str | None
     tests: str | None = field(repr=False)
     tolerance: float

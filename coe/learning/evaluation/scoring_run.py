@@ -19,15 +19,17 @@ import orjson
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertError, InvalidRequest, RequestError
-from coe.experts.recipes.answers import final_answer
+from coe.experts.recipes.answers import final_answer, without_reasoning
+from coe.experts.recipes.judge import MAX_GRADE, MAX_GRADED_CHARACTERS, grade_in
 from coe.experts.recipes.programs import program_of
+from coe.experts.recipes.writing.request import cut
 from coe.learning.evaluation import checkers
-from coe.learning.evaluation.answers import CUT_REASON, ProbeAnswer, RetryLimits, request_answer
+from coe.learning.evaluation.answers import CUT_REASON, MemberUse, ProbeAnswer, RetryLimits, request_answer
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.sandbox import Sandbox
 from coe.mapping import ANSWER_FIELDS
-from coe.registry import ExpertSpec
+from coe.registry import ExpertSpec, RecipeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class Cell:
 
     `answer` is the normalized form of the answer, as serving compares it (`final_answer`; None if it was cut off),
     `text_sha256` the digest of its text, `note` why code failed its tests, and `consistent` False when the judge's two
-    verdicts contradict each other. `code` is the error's machine-readable code.
+    verdicts contradict each other. `code` is the error's machine-readable code. For the arm of a recipe, tokens are the
+    sum over its `calls`. `text` is kept for answers that a judge of a cascade grades, cut as the judge gets it.
     """
 
     key: str
@@ -54,6 +57,8 @@ class Cell:
     note: str = ""
     code: str = ""
     error: str = ""
+    calls: tuple[MemberUse, ...] = ()
+    text: str | None = None
 
     @property
     def cut(self) -> bool:
@@ -67,7 +72,8 @@ class Cell:
         if "cut" in fields:
             digest, is_cut = fields.pop("answer", None), fields.pop("cut")
             fields |= {"text_sha256": digest, "finish_reason": CUT_REASON if is_cut else None}
-        return cls(**fields)
+        calls = tuple(MemberUse(**call) for call in fields.pop("calls", ()))
+        return cls(**fields, calls=calls)
 
 
 class Journal:
@@ -137,18 +143,32 @@ _SCORE_FIELDS = {"name", *ANSWER_FIELDS}
 
 def cell_keys(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | None) -> list[str]:
     """For every probe a digest of all that its score depends on: the probe, the expert's declaration, and any judge."""
-    answering, judging = _declared(spec), _declared(judge) if judge else ""
+    return _keys(probes, declared_fields(spec), judge)
+
+
+def recipe_keys(
+    probes: Iterable[Probe], recipe: RecipeSpec, members: Sequence[ExpertSpec], judge: ExpertSpec | None
+) -> list[str]:
+    """The same of a recipe that writes: the score depends on its steps, its instruction and all its members."""
+    rooms = [member.context_length for member in members]
+    answering = [recipe.arm(1), recipe.steps, recipe.writing, [declared_fields(member) for member in members], rooms]
+    return _keys(probes, orjson.dumps(answering).decode(), judge)
+
+
+def _keys(probes: Iterable[Probe], answering: str, judge: ExpertSpec | None) -> list[str]:
+    judging = declared_fields(judge) if judge else ""
     parts = [[probe.digest, answering, judging if probe.checker == "judge" else ""] for probe in probes]
     return [hashlib.sha256(orjson.dumps(part)).hexdigest()[:32] for part in parts]
 
 
-def _declared(spec: ExpertSpec) -> str:
+def declared_fields(spec: ExpertSpec) -> str:
+    """Return the settings of an expert that its answers depend on, as JSON."""
     return orjson.dumps(spec.model_dump(mode="json", include=_SCORE_FIELDS), option=orjson.OPT_SORT_KEYS).decode()
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertColumn:
-    """One expert and its missing probes, by the key of their cell."""
+    """One expert, or recipe, and its missing probes, by the key of their cell."""
 
     expert: Expert
     missing: Mapping[str, Probe]
@@ -166,6 +186,8 @@ class ScoringRun:
     concurrency: int
     report: Callable[[str], None]
     advance: Callable[[str], None]
+    kept: frozenset[str] = frozenset()
+    """Experts whose answers are kept as text."""
 
 
 async def score_columns(columns: Sequence[ExpertColumn], run: ScoringRun) -> None:
@@ -225,7 +247,12 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> 
         output_chars=len(answer.text),
         finish_reason=answer.finish_reason,
         answer=None if answer.cut else final_answer(answer.text),
+        calls=answer.calls,
+        text=cut(without_reasoning(answer.text), MAX_GRADED_CHARACTERS) if expert.name in run.kept else None,
     )
+    if probe.checker == "grade":
+        grade = None if answer.cut else grade_in(answer.text)
+        return replace(cell, answer=grade, score=0.0 if grade is None else int(grade) / MAX_GRADE)
     if probe.checker == "code":
         assert probe.tests is not None
         program = program_of(answer.text)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from coe.experts.recipes.agreement import Array
 from coe.experts.recipes.policy import RecipePolicy
 from coe.learning.recipes.fit import Answers, Outcome, RecipeFit
+from coe.learning.recipes.judged import JudgedFit, Judgements
 from coe.learning.recipes.search import RecipeSearch
 from coe.registry.recipes import PROPOSED_PREFIX
 
@@ -39,9 +40,14 @@ class Arm:
     outcome: Outcome
 
 
-def declared_arms(answers: Answers, recipe: str, steps: Sequence[Sequence[int]]) -> list[Arm]:
+def declared_arms(
+    answers: Answers, recipe: str, steps: Sequence[Sequence[int]], judgements: Judgements | None = None
+) -> list[Arm]:
     """Fit the arms of a recipe whose steps are given as columns of `answers`; one arm if it has one step."""
-    fit = RecipeFit(answers, recipe=recipe, steps=steps)
+    if judgements is None:
+        fit = RecipeFit(answers, recipe=recipe, steps=steps)
+    else:
+        fit = JudgedFit(answers, judgements, recipe=recipe, steps=steps)
     unit = _typical_cost(answers)
     prices = [price / unit for price in DECLARED_PRICES] if len(steps) > 1 else [0.0]
     return [Arm(*fit.policy(price)) for price in prices]
@@ -75,14 +81,19 @@ def _typical_cost(answers: Answers) -> float:
 
 
 def quality_by_category(answers: Answers, arms: Sequence[Arm]) -> Array:
-    """Return the expected quality of each arm, shape (n_categories, n_arms).
+    """Return the expected quality of each arm, shape (n_categories, n_arms)."""
+    return expected_quality(answers, np.column_stack([arm.outcome.scores for arm in arms]))
+
+
+def expected_quality(answers: Answers, scores: Array) -> Array:
+    """Return the expected quality of arms, shape (n_categories, n_arms), from their `scores` (n_prompts, n_arms).
 
     It is the quality of the best single expert, plus the arm's gain over it, both shrunk towards their mean over
     categories. Gains differ much less between categories than qualities do, so they are shrunk more: an arm is not
     preferred for a lucky category.
     """
     best = answers.scores[:, [int(answers.scores.mean(axis=0).argmax())]]
-    gains = np.column_stack([arm.outcome.scores for arm in arms]) - best
+    gains = scores - best
     return _shrunk(best, answers, _pseudo_count(best, answers)) + _shrunk(gains, answers, _pseudo_count(gains, answers))
 
 

@@ -1,7 +1,7 @@
 """Builds the columns of a plan for recipes: the scores, costs and calls of each arm on the answers of `coe score`.
 
-Declared recipes are fitted with their declared steps, and a bound on their loss is tested. `recipes: auto` adds
-proposed recipes. `coe plan` uses the columns (`coe.jobs.plan_basis`).
+Declared cascades and votes are fitted with their declared steps, and a bound on their loss is tested. `recipes: auto`
+adds proposed ones. `measured` has the columns of recipes that write. `coe plan` uses them (`coe.jobs.plan_basis`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
 from coe.experts.recipes.policy import RecipePolicy, member_columns
+from coe.experts.recipes.policy_file import WrittenArm
+from coe.learning.evaluation.grades import Grades
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms, propose_arms, quality_by_category
 from coe.learning.recipes.fit import Answers, against_last_step, replayed
 from coe.learning.recipes.guarantee import accepted_thresholds, loss_per_difference
+from coe.learning.recipes.judged import Judgements, JudgeUse, ungraded
 from coe.mapping import Uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ExpertSpec, Registry
@@ -34,10 +37,11 @@ class RecipeColumns:
 
     `scores` has shape (n_prompts, n_arms); the expected `quality` and the uses have shape (n_categories, n_arms), NaN
     where unknown. `calls` maps an arm to the mean calls of each member, shape (n_categories, n_members), and `left_out`
-    a recipe to the reason why it is not planned.
+    a recipe to the reason why it is not planned. Arms of recipes that write are `written` and follow the others.
     """
 
     policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
+    written: Mapping[str, WrittenArm] = field(default_factory=dict)
     scores: Array = field(default_factory=lambda: np.empty((0, 0)))
     quality: Array = field(default_factory=lambda: np.empty((0, 0)))
     active_b: Array = field(default_factory=lambda: np.empty((0, 0)))
@@ -49,12 +53,36 @@ class RecipeColumns:
     @property
     def arms(self) -> tuple[str, ...]:
         """Return the names of the columns."""
-        return tuple(self.policies)
+        return (*self.policies, *self.written)
 
     @property
     def members(self) -> dict[str, tuple[str, ...]]:
-        """Return the members of each arm in the order of their calls."""
-        return {name: policy.members for name, policy in self.policies.items()}
+        """Return the members of each arm in the order of their first calls, and its judge."""
+        steps = {name: arm.steps for name, arm in self.written.items()}
+        written = {name: tuple(dict.fromkeys(one for step in found for one in step)) for name, found in steps.items()}
+        judged = {name: (one.judge,) if one.judge else () for name, one in self.policies.items()}
+        return {name: (*policy.members, *judged[name]) for name, policy in self.policies.items()} | written
+
+    def joined(self, others: RecipeColumns) -> RecipeColumns:
+        """Return these columns, and behind them those of recipes that write."""
+        left_out = {**self.left_out, **others.left_out}
+        if not self.arms or not others.arms:
+            return replace(self if self.arms else others, left_out=left_out)
+
+        def both(name: str) -> Array:
+            return np.hstack((getattr(self, name), getattr(others, name)))
+
+        return RecipeColumns(
+            policies=self.policies,
+            written={**self.written, **others.written},
+            scores=both("scores"),
+            quality=both("quality"),
+            active_b=both("active_b"),
+            cost=both("cost"),
+            latency_ms=both("latency_ms"),
+            calls={**self.calls, **others.calls},
+            left_out=left_out,
+        )
 
     def beside(self, uses: Uses) -> Uses:
         """Return the uses of experts with the columns of the arms behind them."""
@@ -82,13 +110,16 @@ def recipe_columns(
     rows: Sequence[int],
     experts: Sequence[str],
     categories: Sequence[str],
+    grades: Mapping[str, Grades] | None = None,
     only: Sequence[RecipeSpec] | None = None,
 ) -> RecipeColumns:
-    """Fit the arms of all recipes on the prompts `rows` of `data`, whose categories are all among `categories`.
+    """Fit the arms of all cascades and votes on the prompts `rows` of `data`, whose categories are all among
+    `categories`.
 
-    `only` are the recipes to fit, by default the declared and the proposed ones.
+    `grades` are those of the judges by name. `only` are the recipes to fit, by default the declared and the proposed.
     """
-    wanted = registry.declared_recipes if only is None else only
+    declared = registry.declared_recipes if only is None else only
+    wanted = [recipe for recipe in declared if not recipe.writes]
     proposes = registry.proposes_recipes and only is None
     if not wanted and not proposes:
         return RecipeColumns()
@@ -97,12 +128,20 @@ def recipe_columns(
         return RecipeColumns(left_out={recipe.name: reason for recipe in wanted} or {"auto": reason})
     table = _AnswerTable.of(registry, data, recorded, prompts, experts, categories)
     planned: dict[str, list[Arm]] = {}
+    judges: dict[str, JudgeUse] = {}
     left_out: dict[str, str] = {}
     for recipe in wanted:
-        if absent := [name for name in recipe.members if name not in experts]:
+        if absent := [name for name in dict.fromkeys(recipe.called) if name not in experts]:
             left_out[recipe.name] = f"no scores of {', '.join(absent)}; run `coe score` for them"
             continue
-        found = table.declared(recipe)
+        if recipe.judge is not None:
+            reason = ungraded(recipe, (grades or {}).get(recipe.judge), data, prompts)
+            if reason:
+                left_out[recipe.name] = reason
+                continue
+            judge, known = registry.expert(recipe.judge), (grades or {})[recipe.judge]
+            judges[recipe.name] = JudgeUse.of(judge, known, table.cells, by_dollars=bool(table.dollars.any()))
+        found = table.declared(recipe, judges.get(recipe.name))
         planned[recipe.name] = found
         if not found:
             left_out[recipe.name] = (
@@ -112,7 +151,7 @@ def recipe_columns(
     if proposes:
         for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
             planned.setdefault(arm.policy.recipe, []).append(arm)
-    return table.columns(planned, left_out, data, rows)
+    return table.columns(planned, judges, left_out, data, rows)
 
 
 def _usable_prompts(
@@ -130,10 +169,14 @@ def _usable_prompts(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _AnswerTable:
-    """Recorded answers of the planned experts, and what each answer cost in the plan's units."""
+    """Recorded answers of the planned experts, and what each answer cost in the plan's units.
+
+    `cells` are the rows and columns of the quality data that they cover.
+    """
 
     answers: Answers
     prompts: list[int]
+    cells: tuple[NDArray[np.int64], ...]
     active_b: Array
     dollars: Array
     latency_ms: Array
@@ -166,25 +209,39 @@ class _AnswerTable:
             len(categories),
         )
         declared = np.array([np.nan if spec.latency_ms is None else spec.latency_ms for spec in specs])
-        latency = _filled(data.uses.get("latency_ms", unknown)[cells], declared)
-        return cls(answers, prompts, np.broadcast_to(sizes, shape), dollars, latency)
+        latency = filled(data.uses.get("latency_ms", unknown)[cells], declared)
+        return cls(answers, prompts, cells, np.broadcast_to(sizes, shape), dollars, latency)
 
-    def declared(self, recipe: RecipeSpec) -> list[Arm]:
+    def declared(self, recipe: RecipeSpec, judge: JudgeUse | None) -> list[Arm]:
         """Return the arms of a declared recipe; without those whose loss may exceed `max_loss`."""
         steps = [[self.answers.experts.index(name) for name in step] for step in recipe.steps]
-        arms = declared_arms(self.answers, recipe.name, steps)
-        return arms if recipe.max_loss is None else self._within_loss(arms, recipe.name, steps, recipe.max_loss)
+        judgements = None if judge is None else judge.judgements
+        arms = declared_arms(self.answers, recipe.name, steps, judgements)
+        if recipe.max_loss is None:
+            return arms
+        return self._within_loss(arms, recipe.name, steps, recipe.max_loss, judgements)
 
-    def _within_loss(self, arms: Sequence[Arm], name: str, steps: list[list[int]], max_loss: float) -> list[Arm]:
+    def _within_loss(
+        self,
+        arms: Sequence[Arm],
+        name: str,
+        steps: list[list[int]],
+        max_loss: float,
+        judgements: Judgements | None,
+    ) -> list[Arm]:
         """Return the arms whose loss against the last step is bounded, the safest ones.
 
         The bound needs policies that are fixed before they are tested, so these are fitted on two thirds of the prompts
         and tested on the rest.
         """
         tested = self.answers.folds == 0
-        fixed = declared_arms(self.answers.rows(np.flatnonzero(~tested)), name, steps)
-        held_out = self.answers.rows(np.flatnonzero(tested))
-        compared = [against_last_step(arm.policy, held_out) for arm in fixed]
+        fitted, held_out = np.flatnonzero(~tested), np.flatnonzero(tested)
+        fixed = declared_arms(
+            self.answers.rows(fitted), name, steps, None if judgements is None else judgements.rows(fitted)
+        )
+        answers = self.answers.rows(held_out)
+        grades = None if judgements is None else judgements.grades[held_out]
+        compared = [against_last_step(arm.policy, answers, grades) for arm in fixed]
         kept = accepted_thresholds([loss for loss, _ in compared[::-1]], max_loss)
         bounded = [
             Arm(replace(one.policy, loss_per_difference=loss_per_difference(*found, max_loss)), arm.outcome)
@@ -193,7 +250,12 @@ class _AnswerTable:
         return bounded[len(bounded) - kept :]
 
     def columns(
-        self, planned: Mapping[str, Sequence[Arm]], left_out: Mapping[str, str], data: Quality, rows: Sequence[int]
+        self,
+        planned: Mapping[str, Sequence[Arm]],
+        judges: Mapping[str, JudgeUse],
+        left_out: Mapping[str, str],
+        data: Quality,
+        rows: Sequence[int],
     ) -> RecipeColumns:
         """Return the columns of the planned arms; prompts of `rows` without recorded answers score NaN."""
         named = {f"{name}@{level}": arm for name, arms in planned.items() for level, arm in _levels(arms)}
@@ -203,10 +265,15 @@ class _AnswerTable:
         for number, (name, arm) in enumerate(named.items()):
             scores[self.prompts, number] = arm.outcome.scores
             columns = member_columns(arm.policy, self.answers.experts)
-            called = replayed(arm.policy, self.answers)[1][:, columns]
+            judge, sizes = judges.get(arm.policy.recipe), [len(step.members) for step in arm.policy.steps]
+            grades = None if judge is None else judge.judgements.grades
+            called = replayed(arm.policy, self.answers, grades=grades)[1][:, columns]
+            judged = called[:, np.cumsum([0, *sizes[:-2]])].sum(axis=1)  # after each step but the last
             for use, found in uses.items():
-                found.append(_of_arm(arm, np.where(called, getattr(self, use)[:, columns], 0.0), use))
-            calls[name] = cost_by_category(self.answers, called.astype(np.float64))
+                each = of_calls(sizes, np.where(called, getattr(self, use)[:, columns], 0.0), use)
+                found.append(each if judge is None else each + judged * getattr(judge, use))
+            made = called if judge is None else np.column_stack((called, judged))
+            calls[name] = cost_by_category(self.answers, made.astype(np.float64))
         return RecipeColumns(
             policies={name: arm.policy for name, arm in named.items()},
             scores=scores[list(rows)],
@@ -231,22 +298,24 @@ def _priced_tokens(given: Array, written: Array) -> tuple[Array, Array]:
     """
     is_counted = np.isfinite(given).any(axis=0)
     assumed = written / np.maximum(written.mean(axis=0), 1.0) * ASSUMED_OUTPUT_TOKENS
-    return _filled(given, np.full(given.shape[1], ASSUMED_INPUT_TOKENS)), np.where(is_counted, written, assumed)
+    return filled(given, np.full(given.shape[1], ASSUMED_INPUT_TOKENS)), np.where(is_counted, written, assumed)
 
 
-def _filled(values: Array, otherwise: Array) -> Array:
+def filled(values: Array, otherwise: Array) -> Array:
     """Fill NaN with the mean of the column, or with `otherwise` (n_columns,) where the column has no value."""
     count = np.isfinite(values).sum(axis=0)
     mean = np.divide(np.nansum(values, axis=0), count, out=otherwise.astype(np.float64), where=count > 0)
     return np.where(np.isfinite(values), values, mean)
 
 
-def _of_arm(arm: Arm, each: Array, use: str) -> Array:
-    """Return the use of an arm on each prompt from its calls: their sum; a step waits for its slowest member only."""
+def of_calls(steps: Sequence[int], each: Array, use: str) -> Array:
+    """Return the use of an arm on each prompt from its calls, (n_prompts, n_calls), in steps of so many members.
+
+    It is their sum; a step waits for its slowest member only.
+    """
     if use != "latency_ms":
         return np.asarray(each.sum(axis=1))
-    ends = np.cumsum([len(step.members) for step in arm.policy.steps])
-    return np.asarray(sum(part.max(axis=1) for part in np.split(each, ends[:-1], axis=1)))
+    return np.asarray(sum(part.max(axis=1) for part in np.split(each, np.cumsum(steps)[:-1], axis=1)))
 
 
 def _levels(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:

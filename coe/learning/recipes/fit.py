@@ -161,12 +161,14 @@ class AnsweredSet:
     """The state of a policy once some members have answered.
 
     `scores` (n_prompts,) of the answer that would be returned, `features` (n_prompts, n_features) for the stopping
-    rule; `unreadable` (n_prompts,) marks prompts without a readable answer.
+    rule; `unreadable` (n_prompts,) marks prompts without a readable answer; `chosen` (n_prompts,) is the column of that
+    answer.
     """
 
     scores: Array
     features: Array
     unreadable: NDArray[np.bool_]
+    chosen: NDArray[np.int64]
 
     def latest(self, scores: Array) -> AnsweredSet:
         """Return the state if `scores` (n_prompts,) are those of the latest answer, which goes out unreadable."""
@@ -183,7 +185,7 @@ def answered_set(answers: Answers, columns: Sequence[int], probabilities: Array,
     length = relative_length(answers.tokens[:, columns], answers.typical[columns])
     features = stop_features(probabilities, answers.posterior, length)
     unreadable = ~(probabilities[:, :-1].max(axis=1) > 0)
-    return AnsweredSet(answers.scores[np.arange(len(chosen)), chosen], features, unreadable)
+    return AnsweredSet(answers.scores[np.arange(len(chosen)), chosen], features, unreadable, chosen)
 
 
 def stop_backwards(
@@ -253,10 +255,13 @@ def _ridge(features: Array, target: Array) -> Array:
     return np.asarray(np.linalg.solve(features.T @ features + np.diag(penalty), features.T @ target))
 
 
-def replayed(policy: RecipePolicy, answers: Answers, posterior: Array | None = None) -> tuple[Array, NDArray[np.bool_]]:
+def replayed(
+    policy: RecipePolicy, answers: Answers, posterior: Array | None = None, grades: Array | None = None
+) -> tuple[Array, NDArray[np.bool_]]:
     """Run a policy on recorded answers, with the true categories unless a `posterior` is given.
 
-    Returns the score of each prompt, shape (n_prompts,), and which experts were called, (n_prompts, n_experts).
+    `grades` (n_prompts, n_experts) are those of its judge, NaN without one. Returns the score of each prompt, shape
+    (n_prompts,), and which experts were called, (n_prompts, n_experts).
     """
     columns = member_columns(policy, answers.experts)
     found = replay(
@@ -264,21 +269,26 @@ def replayed(policy: RecipePolicy, answers: Answers, posterior: Array | None = N
         answers.classes[:, columns],
         answers.tokens[:, columns],
         answers.posterior if posterior is None else posterior,
+        None if grades is None else grades[:, columns],
     )
     called = np.zeros(answers.scores.shape, dtype=bool)
     called[:, columns] = found.calls
     return answers.scores[np.arange(len(called)), np.array(columns)[found.member]], called
 
 
-def against_last_step(policy: RecipePolicy, answers: Answers) -> tuple[Array, NDArray[np.bool_]]:
+def against_last_step(
+    policy: RecipePolicy, answers: Answers, grades: Array | None = None
+) -> tuple[Array, NDArray[np.bool_]]:
     """Compare the answers of a policy with those after its last step, on recorded answers.
 
-    Returns what each prompt loses by stopping early, -1 to 1, and whether the answers differ; both (n_prompts,).
+    `grades` (n_prompts, n_experts) are those of its judge. Returns what each prompt loses by stopping early, -1 to 1,
+    and whether the answers differ; both (n_prompts,).
     """
     columns = member_columns(policy, answers.experts)
     classes, tokens = answers.classes[:, columns], answers.tokens[:, columns]
     prompt = np.arange(len(classes))
-    early, last = (replay(one, classes, tokens, answers.posterior).member for one in (policy, policy.never_stopping()))
+    early = replay(policy, classes, tokens, answers.posterior, None if grades is None else grades[:, columns]).member
+    last = replay(policy.never_stopping(), classes, tokens, answers.posterior).member
     scores, found = answers.scores[:, columns], (classes[prompt, early], classes[prompt, last])
     is_same = (early == last) | ((found[0] == found[1]) & (found[0] != NO_ANSWER))
     return scores[prompt, last] - scores[prompt, early], ~is_same

@@ -1,0 +1,151 @@
+"""Grades that the judge of a cascade gives to recorded answers: what to ask it, and the table of the grades.
+
+`coe score --recipe` keeps the text of the answers of all members but those of the last step, and has each graded with
+the request that serving sends. `coe plan` fits from the grades when an answer is accepted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from coe.core import Call, Expert, Health, Reply
+from coe.errors import DataError
+from coe.experts.recipes.judge import GRADE_TOKENS, MAX_GRADE, grading_fields
+from coe.learning.evaluation.probes import Probe
+from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.scoring_run import Cell, declared_fields
+from coe.learning.evaluation.tables import find_table, read_table, write_parquet
+from coe.mapping import MEASURES
+from coe.registry import ExpertSpec, Prices
+
+GRADES = "grades"
+_COLUMNS = dict.fromkeys(("benchmark", "prompt_id", "model", "judge"), "string") | {
+    "grade": "float64",
+    "input_tokens": "int64",
+    "output_tokens": "int64",
+    "latency_ms": "float64",
+    "cost": "float64",
+}
+
+
+class Grader:
+    """A judge as the expert of a scoring run: its answers have at most GRADE_TOKENS."""
+
+    health = Health()
+
+    def __init__(self, judge: Expert) -> None:
+        self.name = judge.name
+        self._judge = judge
+
+    async def stream(self, call: Call) -> Reply:
+        """Call the judge. Raises what it raises."""
+        return await self._judge.stream(replace(call, fields={**call.fields, "max_tokens": GRADE_TOKENS}))
+
+    async def aclose(self) -> None:
+        """Does nothing: the judge belongs to others."""
+
+
+def grading_probe(probe: Probe, answer: Cell, judge: ExpertSpec) -> Probe | None:
+    """Return the request for the grade of an answer; None if serving would not have it graded: cut off, or empty.
+
+    The digest of the request is the key of its cell.
+    """
+    if answer.cut or not answer.text:
+        return None
+    messages = tuple(grading_fields({"messages": probe.messages}, answer.text)["messages"])
+    digest = hashlib.sha256(orjson.dumps([messages, declared_fields(judge), GRADE_TOKENS])).hexdigest()[:32]
+    return replace(probe, messages=messages, checker="grade", reference=None, tests=None, digest=digest)
+
+
+@dataclass(frozen=True, slots=True)
+class GradeRow:
+    """One grade as the table has it, and what the judge's call took; None without one or where unknown."""
+
+    prompt_id: str
+    model: str
+    judge: str
+    grade: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    latency_ms: float | None = None
+    cost: float | None = None
+
+    @classmethod
+    def of(cls, member: str, judge: str, prompt_id: str, cell: Cell | None, prices: Prices) -> GradeRow:
+        """Return the row of a cell; None for an answer that is not graded."""
+        if cell is None:
+            return cls(prompt_id, member, judge)
+        given, written = cell.input_tokens, cell.output_tokens
+        cost = None if given is None or written is None else (given * prices.input + written * prices.output) / 1e6
+        grade = None if cell.answer is None else float(cell.answer)
+        return cls(prompt_id, member, judge, grade, given, written, cell.latency_ms, cost)
+
+
+def write_grades(folder: Path, *, benchmark: str, rows: Sequence[GradeRow]) -> None:
+    """Write grades.parquet; without rows, remove it."""
+    path = folder / f"{GRADES}.parquet"
+    if rows:
+        write_parquet(path, _COLUMNS, _lines(benchmark, rows))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lines(benchmark: str, rows: Iterable[GradeRow]) -> Iterator[tuple[str | float | None, ...]]:
+    for row in rows:
+        yield benchmark, *astuple(row)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grades:
+    """The grades of one judge for the answers of the models of a `Quality`.
+
+    `grades` and `recorded` have shape (n_prompts, n_models): a recorded answer without a grade is NaN. `uses` are the
+    mean tokens and latency of a call, by MEASURES; NaN where unknown.
+    """
+
+    grades: NDArray[np.float64]
+    recorded: NDArray[np.bool_]
+    uses: Mapping[str, float]
+
+
+def read_grades(folder: Path, quality: Quality, judges: Sequence[str]) -> dict[str, Grades]:
+    """Read `grades` (.parquet, .jsonl or .csv) by judge, aligned with `quality`; empty without such a file.
+
+    Raises DataError for a missing column and for grades outside 0 to 10.
+    """
+    path = find_table(folder, GRADES)
+    if path is None or not judges:
+        return {}
+    table = read_table(path, needed=("prompt_id", "model", "judge", "grade")).where("benchmark", quality.benchmark)
+    grades = np.array(table.numbers("grade"))
+    if wrong := int(((grades < 0) | (grades > MAX_GRADE)).sum()):
+        raise DataError(f"{path}: {wrong} grades are not in 0 to {MAX_GRADE}")
+    number = {prompt_id: row for row, prompt_id in enumerate(quality.prompt_ids)}
+    column = {model: index for index, model in enumerate(quality.models)}
+    uses = {name: np.array(table.numbers(name)) for name in MEASURES}
+    names = list(zip(table.texts("judge"), table.texts("prompt_id"), table.texts("model"), strict=True))
+    found = {}
+    for judge in judges:
+        rows = [
+            row for row, (own, one, model) in enumerate(names) if own == judge and one in number and model in column
+        ]
+        if not rows:
+            continue
+        shape = (len(quality.prompts), len(quality.models))
+        aligned, recorded = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
+        cells = [number[names[row][1]] for row in rows], [column[names[row][2]] for row in rows]
+        aligned[cells], recorded[cells] = grades[rows], True
+        found[judge] = Grades(aligned, recorded, {name: _mean(values[rows]) for name, values in uses.items()})
+    return found
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -1,0 +1,131 @@
+"""Reads what `coe score` recorded, and builds the columns of a plan for all recipes.
+
+Cascades and votes are replayed from recorded answers (`columns`). Recipes that write give new answers, so they cannot
+be replayed: without a measurement by `coe score --recipe`, such a recipe is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from coe.experts.recipes.agreement import NO_ANSWER, Array
+from coe.experts.recipes.policy_file import WrittenArm
+from coe.learning.evaluation.grades import read_grades
+from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.recipe_answers import MeasuredArm, read_recipe_answers
+from coe.learning.evaluation.recorded_answers import read_answers
+from coe.learning.recipes.arms import cost_by_category, expected_quality
+from coe.learning.recipes.columns import MIN_PROMPTS, RecipeColumns, filled, of_calls, recipe_columns
+from coe.learning.recipes.fit import Answers
+from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
+from coe.registry import ArmSpec, ExpertSpec, RecipeSpec, Registry
+
+
+def columns_of_recipes(
+    folder: Path,
+    data: Quality,
+    registry: Registry,
+    *,
+    rows: Sequence[int],
+    experts: Sequence[str],
+    categories: Sequence[str],
+    only: Sequence[RecipeSpec] | None = None,
+) -> RecipeColumns:
+    """Return the columns of recipes by what a folder of scores has of the prompts `rows` of `data`.
+
+    The categories of these prompts are all among `categories`. `only` are the recipes to measure, by default the
+    declared and the proposed ones.
+    """
+    wanted = registry.declared_recipes if only is None else only
+    names = {recipe.name for recipe in wanted}
+    recorded = read_answers(folder, data) if registry.recipes else None
+    judges = dict.fromkeys(recipe.judge for recipe in wanted if recipe.judge is not None)
+    replayed = recipe_columns(
+        registry,
+        data,
+        recorded,
+        rows=rows,
+        experts=experts,
+        categories=categories,
+        grades=read_grades(folder, data, list(judges)),
+        only=only,
+    )
+    writing = [arm for arm in registry.recipe_arms if arm.writing and arm.recipe in names]
+    measured = read_recipe_answers(folder, data, writing)
+    return replayed.joined(_written_columns(writing, data, measured, rows, experts, categories))
+
+
+def _written_columns(
+    arms: Sequence[ArmSpec],
+    data: Quality,
+    measured: Mapping[str, MeasuredArm],
+    rows: Sequence[int],
+    experts: Sequence[str],
+    categories: Sequence[str],
+) -> RecipeColumns:
+    """Return the columns of the chains and fuses that were measured."""
+    found = RecipeColumns()
+    for arm in arms:
+        absent = dict.fromkeys(one.name for one in arm.members if one.name not in experts)
+        here = [row for row in rows if arm.name in measured and np.isfinite(measured[arm.name].scores[row])]
+        if absent:
+            found = found.joined(_left_out(arm, f"no scores of {', '.join(absent)}; run `coe score` for them"))
+        elif len(here) < MIN_PROMPTS:
+            count = f"it is measured on {len(here)} probes, and {MIN_PROMPTS} are needed" if here else "not measured"
+            command = f"`coe score PROBES --out FOLDER --recipe {arm.recipe}` calls it for real"
+            found = found.joined(_left_out(arm, f"{count}; {command}"))
+        else:
+            answers = _answers(data, here, experts, categories)
+            found = found.joined(_column(arm, measured[arm.name], answers, here, rows))
+    return found
+
+
+def _left_out(arm: ArmSpec, reason: str) -> RecipeColumns:
+    return RecipeColumns(left_out={arm.recipe: reason})
+
+
+def _answers(data: Quality, prompts: Sequence[int], experts: Sequence[str], categories: Sequence[str]) -> Answers:
+    """Return the experts' scores on some prompts; what they answered is not needed."""
+    scores = data.scores[np.ix_(list(prompts), [data.models.index(name) for name in experts])]
+    labels = np.array([list(categories).index(data.categories[row]) for row in prompts])
+    nothing = np.zeros(scores.shape)
+    classes = np.full(scores.shape, NO_ANSWER, dtype=np.int64)
+    return Answers(tuple(experts), classes, scores, nothing, nothing, labels, len(categories))
+
+
+def _column(
+    arm: ArmSpec, measured: MeasuredArm, answers: Answers, prompts: Sequence[int], rows: Sequence[int]
+) -> RecipeColumns:
+    """Return the column of one arm; each member's calls are summed."""
+    members = dict.fromkeys(one.name for one in arm.members)
+    scores = measured.scores[list(prompts), np.newaxis]
+    sizes = [len(names) for names in arm.steps]
+    each = {name: values[list(prompts)] for name, values in measured.uses.items()}
+    shape = (len(prompts), len(arm.members))
+    active_b = np.array([np.nan if one.active_parameters_b is None else one.active_parameters_b for one in arm.members])
+    latency = np.array([np.nan if one.latency_ms is None else one.latency_ms for one in arm.members])
+
+    def by_category(values: Array) -> Array:
+        return cost_by_category(answers, values[:, np.newaxis])
+
+    called = np.array([sum(one.name == name for one in arm.members) for name in members], dtype=np.float64)
+    return RecipeColumns(
+        written={arm.name: WrittenArm(arm.recipe, arm.steps, arm.writing)},
+        scores=measured.scores[list(rows), np.newaxis],
+        quality=expected_quality(answers, scores),
+        active_b=by_category(of_calls(sizes, np.broadcast_to(active_b, shape), "active_b")),
+        cost=by_category(of_calls(sizes, _dollars(arm.members, each), "dollars")),
+        latency_ms=by_category(of_calls(sizes, filled(each["latency_ms"], latency), "latency_ms")),
+        calls={arm.name: np.tile(called, (answers.n_categories, 1))},
+    )
+
+
+def _dollars(members: Sequence[ExpertSpec], each: Mapping[str, Array]) -> Array:
+    """Return the US dollars per thousand requests of each call; tokens that were not counted are assumed."""
+    given = filled(each["input_tokens"], np.full(len(members), ASSUMED_INPUT_TOKENS))
+    written = filled(each["output_tokens"], np.full(len(members), ASSUMED_OUTPUT_TOKENS))
+    prices = np.array([(one.prices.input, one.prices.output) for one in members])
+    return np.asarray((given * prices[:, 0] + written * prices[:, 1]) / 1000)
