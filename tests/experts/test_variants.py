@@ -274,3 +274,15 @@ async def test_variants_are_models_and_counted_with_their_expert() -> None:
     assert (coder["id"], coder["variants"], coder["requests"]) == ("coder", ["low", "high"], 2)
     assert coder["tokens"] == {"input": 6, "output": 10}
     assert b'coe_tokens_total{expert="coder:high",kind="input"} 3' in page
+
+
+async def test_a_chain_may_end_with_a_variant_and_a_fuse_may_be_written_by_one() -> None:
+    recipes = [
+        {"name": "polished", "chain": ["painter", "coder:high"]},
+        {"name": "council", "fuse": ["painter", "generalist"], "by": "coder:low"},
+    ]
+    async with gateway_of(declared(recipes=recipes), coder=answer("done"), painter=answer("draft")) as gateway:
+        chained, fused = await ask(gateway, "polished"), await ask(gateway, "council")
+        sent = [call.parameters for call in gateway.experts["coder"].calls]
+    assert (chained.headers["x-coe-variant"], fused.headers["x-coe-variant"]) == ("high", "low")
+    assert sent == [VARIANTS[1]["parameters"], VARIANTS[0]["parameters"]]
