@@ -29,6 +29,7 @@ from coe.mapping import (
     declared_uses,
     expected_utility,
     round_traffic,
+    routed_use,
     solve,
 )
 from coe.records import open_log
@@ -245,11 +246,14 @@ def test_a_limit_is_kept_within_a_twentieth_on_held_out_requests(
     budget = Budget(**{row: limit})
     problem = Problem(CATEGORIES, tuple(PRICES), quality, mix[0] / mix[0].sum(), declared, budget)
     plan = solve(problem, traffic=round_traffic(mix[1]))
+    (predicted,) = routed_use(problem, plan, mix[1]).values()
     actual = traffic.dollars * 1000 if row == "mean_cost" else traffic.latency
     rows = range(TOTAL // 2, TOTAL)
     chosen = [int(expected_utility(plan, one).argmax()) for one in traffic.posterior[TOTAL // 2 :]]
     used = np.mean([actual[number, column] for number, column in zip(rows, chosen, strict=True)])
-    assert 0.9 * limit < used <= 1.05 * limit
+    assert used <= 1.05 * limit
+    assert used == pytest.approx(predicted, rel=0.05)
+    assert predicted > 0.8 * limit  # the limit binds
 
 
 # ------------------------------------------------------------------------------------------------- coe plan
