@@ -20,7 +20,7 @@ from coe.errors import Cause
 Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
 """APIs of clients and experts: four of OpenAI's, and Anthropic's Messages."""
 Capability = Literal["tools", "json_schema", "images", "audio"]
-Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback"]
+Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback", "cached"]
 RetrievalMode = Literal["auto", "on", "off"]
 """When passages are retrieved for a request: if the gate expects a gain, always, or never."""
 Purpose = Literal["score", "chat"]
@@ -76,7 +76,8 @@ class RequestOptions:
     `timeout` the limit for the whole request in seconds. `trace_headers` (W3C trace context) and `version_headers`
     (version and betas of the client's API) are forwarded to the expert. `explain` requests the explanation of the
     decision in the response. `tenant` is the tenant of the API key. `purpose` is None for a user's request. `recipe` is
-    the name of the recipe to use, NO_RECIPE for single experts only, or empty if the plan decides.
+    the name of the recipe to use, NO_RECIPE for single experts only, or empty if the plan decides. `cache` is False if
+    the answer cache must not be used.
     """
 
     session: str | None = None
@@ -89,6 +90,7 @@ class RequestOptions:
     version_headers: Mapping[str, str] = field(default_factory=dict)
     purpose: Purpose | None = None
     recipe: str = ""
+    cache: bool = True
 
     @property
     def forwarded_headers(self) -> Mapping[str, str]:
@@ -212,6 +214,9 @@ class Call:
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
     `stand_in` (an expert that is awake and may answer instead) is available.
 
+    `parameters` are those of the expert's variant, in the names of Chat Completions; they override the expert's own
+    defaults. None for the expert itself.
+
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
     """
@@ -231,21 +236,24 @@ class Call:
     posterior: NDArray[np.float32] | None = field(default=None, repr=False)
     deadline: float = math.inf
     recipe_log: RecipeLog | None = field(default=None, repr=False)
+    parameters: Mapping[str, Any] | None = None
 
 
 class Usage:
     """Token counts of one response, updated while it streams; None if the expert did not report them.
 
-    `events` counts the events of a stream, each of which holds at least one token. `parts` are the members' names and
-    usages for the answer of a recipe, and empty for one of an expert.
+    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`. `events`
+    counts the events of a stream, each of which holds at least one token. `parts` are the members' names and usages for
+    the answer of a recipe, and empty for one of an expert.
     """
 
-    __slots__ = ("events", "input_tokens", "output_tokens")
+    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens")
 
     parts: tuple[tuple[str, Usage], ...] = ()
 
     def __init__(self) -> None:
         self.input_tokens: int | None = None
+        self.cached_tokens: int | None = None
         self.output_tokens: int | None = None
         self.events = 0
 
@@ -289,15 +297,38 @@ held as long as allowed, the held answers reached the memory limit, the deadline
 answered. `failed`: no member answered."""
 
 
-class RecipeLog:
-    """The calls of the recipes of one request in order, and the reason why the last recipe stopped."""
+class RecipeAudit(Protocol):
+    """Compares an answer that a recipe accepted early with the answer after its last step. It holds the request.
 
-    __slots__ = ("calls", "recipe", "stop")
+    `calls` are its own calls, which the client's usage does not contain. `available` is False while a member that it
+    calls is down or overloaded. `run` calls the members, once, and returns whether the answers differ; None if no
+    member of the last step answered.
+    """
+
+    calls: list[MemberCall]
+
+    @property
+    def available(self) -> bool: ...
+
+    async def run(self) -> bool | None: ...
+
+
+class RecipeLog:
+    """The calls of the recipes of one request in order, and the reason why the last recipe stopped.
+
+    `audit_rate` is the probability with which this answer is audited, 0 if it cannot be, and `audited` is the draw.
+    `audit` calls the remaining members; None after the last step, where nothing is left to call.
+    """
+
+    __slots__ = ("audit", "audit_rate", "audited", "calls", "recipe", "stop")
 
     def __init__(self) -> None:
         self.recipe = ""
         self.calls: list[MemberCall] = []
         self.stop: RecipeStop = ""
+        self.audit_rate = 0.0
+        self.audited = False
+        self.audit: RecipeAudit | None = None
 
     @property
     def accepted(self) -> MemberCall | None:
@@ -322,6 +353,7 @@ class RecipeUsage(Usage):
         self.parts = tuple((call.expert, call.usage) for call in self._log.calls if call.usage is not None)
         usages = [usage for _, usage in self.parts]
         self.input_tokens = _sum_of_known([usage.input_tokens for usage in usages])
+        self.cached_tokens = _sum_of_known([usage.cached_tokens for usage in usages])
         self.output_tokens = _sum_of_known([usage.output_tokens for usage in usages])
         self.events = sum(usage.events for usage in usages)
 

@@ -39,9 +39,17 @@ from gateway.app import create_app
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals, RecentRequests, Recorder, open_observability
-from gateway.observability.state_metrics import TrafficMetrics, add_feedback_metrics, add_log_metrics, open_residency
+from gateway.observability.state_metrics import (
+    RECIPE_EVIDENCE,
+    RECIPE_EVIDENCE_TEXT,
+    TrafficMetrics,
+    add_feedback_metrics,
+    add_log_metrics,
+    open_residency,
+)
 from gateway.observability.tracing import check_tracing
 from gateway.parts import Parts
+from gateway.process.bound_watch import BoundWatch, watching_bounds
 from gateway.process.connections import (
     ConnectionLimits,
     raise_limit,
@@ -53,6 +61,8 @@ from gateway.process.gc_tuning import trimming_memory, tune_gc
 from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reader, Reload, watched_file_states
 from gateway.process.signals import Drain, handle_signals
+from gateway.request.audits import Audits
+from gateway.request.cache_step import CacheStep, check_cache, open_cache
 from gateway.serving_state import ServingState, Wiring
 
 _log = logging.getLogger("gateway")
@@ -60,6 +70,7 @@ _log = logging.getLogger("gateway")
 SPOOL = "spool.sqlite"
 ENCODER_THREADS = 2
 """Threads for sentence encoder passes, each on one core; more would compete with the experts for the cores."""
+CACHE_DEGRADED = "1 while Redis is away and nothing is answered from the cache."
 LIMITS_DEGRADED = "1 while Redis or the file of counts is away and this gateway counts limits for itself."
 ARTIFACTS_BEHIND = "1 while this gateway cannot load the shared artifacts in use."
 
@@ -84,6 +95,7 @@ def prepare(settings: Settings) -> None:
     warn_if_few(raise_limit(), concurrent_requests=registry.limits.concurrent_requests)
     check_exposure(settings, registry.access)
     check_counters(registry.access, workers=settings.workers)
+    check_cache(registry.cache)
     for spec in registry.experts:
         endpoints_of(spec, settings.endpoints)
     check_tracing(settings)
@@ -170,15 +182,21 @@ async def open_parts(
         )
         if check and metrics.registry.worker == 0:
             await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
+        if metrics.registry.worker == 0:
+            watch = BoundWatch(current, feedback, settings)
+            metrics.gauges(RECIPE_EVIDENCE, RECIPE_EVIDENCE_TEXT, ("recipe",), watch.evidence, largest=True)
+            await stack.enter_async_context(watching_bounds(watch, task_failed=failed))
         reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read)
         del in_use  # this frame would keep the first router in memory for the life of the process
         await stack.enter_async_context(reload.watching(since=seen, task_failed=failed))
         behind = await stack.enter_async_context(sync_artifacts(settings, registry.artifacts, task_failed=failed))
         metrics.gauge("coe_artifacts_behind", ARTIFACTS_BEHIND, behind, largest=True)
+        cache = await _open_cache(stack, registry, metrics)
         recent, signals = RecentRequests(), ImplicitSignals(feedback_writer.put)
+        audits = await stack.enter_async_context(Audits(current, store=feedback_writer.put, metrics=metrics))
         yield Parts(
             current,
-            observers=(recent.observe, recorder.observe, signals.observe, *observation.observers),
+            observers=(audits.observe, recent.observe, recorder.observe, signals.observe, *observation.observers),
             metrics=metrics,
             log=log,
             feedback=feedback,
@@ -188,6 +206,7 @@ async def open_parts(
             jobs=await stack.enter_async_context(Jobs(settings)),
             solver=await stack.enter_async_context(PlanSolver(settings)),
             tracing=observation.tracing,
+            cache=cache,
             reload=reload,
         )
 
@@ -235,6 +254,15 @@ async def _open_wiring(
     wiring = Wiring(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, residency=residency)
     stack.push_async_callback(wiring.aclose)
     return wiring
+
+
+async def _open_cache(stack: AsyncExitStack, registry: Registry, metrics: Metrics) -> CacheStep | None:
+    """Open the answer cache, None if none is declared."""
+    cache = await stack.enter_async_context(open_cache(registry.cache, task_failed=metrics.task_failed))
+    metrics.gauge(
+        "coe_cache_degraded", CACHE_DEGRADED, lambda: cache is not None and cache.answers.degraded, largest=True
+    )
+    return cache
 
 
 @asynccontextmanager

@@ -17,13 +17,15 @@ from gateway.observability.observers import RecentRequests
 from gateway.observability.tracing import Tracing
 from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reload
+from gateway.request.cache_step import CacheStep
 from gateway.request.line import Observer
 from gateway.serving_state import ServingState
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The opened parts of one application. `tracing` is None without a collector, `reload` in tests without files."""
+    """The opened parts of one application. `tracing` is None without a collector, `cache` if none is declared, `reload`
+    in tests without files."""
 
     current: ServingState
     observers: Sequence[Observer]
@@ -36,4 +38,5 @@ class Parts:
     jobs: Jobs
     solver: PlanSolver
     tracing: Tracing | None = None
+    cache: CacheStep | None = None
     reload: Reload | None = None

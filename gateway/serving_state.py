@@ -7,6 +7,7 @@ replaces is closed when no request can use it any more.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -16,6 +17,7 @@ from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS
 from coe.artifacts.store import ArtifactStore
 from coe.experts import ReplicatedExpert, ResidencyHold, build_experts, build_recipes
 from coe.experts.http.client import Client
+from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.retrieval import DocumentStore
@@ -25,6 +27,8 @@ from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_us
 from coe.settings import Settings
 from gateway.access import Access, Limiter, access_of
 from gateway.request.admission import Admission
+
+_log = logging.getLogger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class Serving:
     """Kinds whose version in use does not fit the other artifacts, so that it is ignored."""
     consequences: tuple[Consequence, ...] = ()
     """Differences between experts.yaml and the plan in use."""
+    policies: ArmPolicies = NO_POLICIES
+    """The fitted policies of the recipes' arms."""
 
     @property
     def plan(self) -> str:
@@ -94,6 +100,7 @@ class Wiring:
         """The experts of the latest state."""
         self._request_timeout = 0.0
         self._index: DocumentIndex | None = None
+        self._broken_bounds = frozenset[str]()
         self._retired: list[tuple[float, ReplicatedExpert | DocumentStore]] = []
 
     def serving(self, in_use: ActiveState) -> Serving:
@@ -116,14 +123,25 @@ class Wiring:
             overlays=in_use.overlays,
             retrieval=retrieval,
             recipes=build_recipes(
-                registry, experts, categories=len(in_use.router.categories), policies=in_use.policies
+                registry, experts, categories=len(in_use.router.categories), policies=in_use.policies.by_arm
             ),
         )
         versions = {**in_use.versions, GATE: gate}
         loaded = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(retrieval and retrieval.gate)}
         unused = frozenset(kind for kind, is_loaded in loaded.items() if versions.get(kind) and not is_loaded)
         access = access_of(registry, self._limiter, routed=composition.routed_arms, host=self._settings.host)
-        serving = Serving(composition, access, in_use.index, versions, unused, in_use.consequences)
+        serving = Serving(
+            composition,
+            access,
+            in_use.index,
+            versions,
+            unused,
+            in_use.consequences,
+            in_use.policies,
+        )
+        for recipe in sorted(in_use.policies.broken - self._broken_bounds):
+            _log.warning("recipe %r loses more than its max_loss: it calls all its steps until the next plan", recipe)
+        self._broken_bounds = in_use.policies.broken
         self._retire_replaced(experts, in_use.index)
         self._request_timeout = registry.policy.timeout
         return serving

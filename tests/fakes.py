@@ -35,6 +35,8 @@ from gateway.observability.observers import ImplicitSignals, RecentRequests
 from gateway.observability.tracing import Tracing
 from gateway.parts import Parts
 from gateway.process.jobs import Jobs, PlanSolver
+from gateway.request.audits import Audits
+from gateway.request.cache_step import open_cache
 from gateway.request.line import Observer
 from gateway.serving_state import Serving, ServingState
 from routers import prompt_digest
@@ -279,19 +281,24 @@ async def gateway_of(
             current, metrics = ServingState(serving), Metrics()
             opened.append(current)
             recent = RecentRequests()
-            async with FeedbackWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer:
+            async with (
+                FeedbackWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,
+                open_cache(registry.cache) as cache,
+            ):
                 signals = ImplicitSignals(writer.put)
+                audits = Audits(current, store=writer.put, metrics=metrics)
                 keep = (
+                    audits.observe,
                     recent.observe,
                     metrics.observe,
                     lambda trace: log.records.append(trace.record()),
                     signals.observe,
                 )
                 where = settings or NOWHERE
-                async with Jobs(where) as own_jobs, PlanSolver(where) as own_solver:
+                async with audits, Jobs(where) as own_jobs, PlanSolver(where) as own_solver:
                     helped = jobs or own_jobs, solver or own_solver
                     stores = (log, log, writer, recent)
-                    yield Parts(current, (*keep, *observers), metrics, *stores, where, *helped, tracing)
+                    yield Parts(current, (*keep, *observers), metrics, *stores, where, *helped, tracing, cache)
 
     app = create_app(parts)
     async with app.router.lifespan_context(app):

@@ -193,3 +193,15 @@ def test_the_address_of_a_document_store_is_of_a_known_kind(tmp_path: Path) -> N
     assert load(tmp_path, f"{GOOD}retrieval: {{store: 'lancedb:///documents'}}\n").retrieval.store
     with pytest.raises(ConfigError, match=r"retrieval.store"):
         load(tmp_path, f"{GOOD}retrieval: {{store: 'mysql://there'}}\n")
+
+
+def test_the_cache_is_off_unless_declared_and_no_plan_depends_on_it(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).cache is None
+    assert load(tmp_path, f"{GOOD}cache:\n").cache is None
+    declared = load(tmp_path, f"{GOOD}cache: {{}}\n")
+    assert declared.cache is not None
+    assert (declared.cache.store, declared.cache.when) == ("memory", "deterministic")
+    assert declared.digest == load(tmp_path, GOOD).digest
+    for wrong in ("ttl: 0", "max_bytes: 10", "when: sometimes", "store: 'memcached://there'"):
+        with pytest.raises(ConfigError, match=rf"experts.yaml:\d+: cache.{wrong.partition(':')[0]}"):
+            load(tmp_path, f"{GOOD}cache: {{{wrong}}}\n")

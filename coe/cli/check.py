@@ -58,6 +58,7 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
         "ok": all(finding.ok for finding in findings),
         "categories": declared.category_names,
         "experts": declared.expert_names,
+        "variants": [variant.name for variant in declared.variants],
         "recipes": {recipe.name: recipe.steps for recipe in declared.declared_recipes},
         "digest": declared.digest,
     }
@@ -89,6 +90,8 @@ def _show(
     declared: Registry, settings: Settings, consequences: Sequence[Consequence], findings: Sequence[Finding]
 ) -> None:
     counts = f"{len(declared.categories)} categories, {len(declared.experts)} experts"
+    if declared.variants:
+        counts += f", {len(declared.variants)} variants"
     if declared.declared_recipes:
         counts += f", {len(declared.declared_recipes)} recipes"
     print_line(f"{settings.config.name}: good ({counts}, digest {declared.digest})")

@@ -19,8 +19,9 @@ from coe.jobs.foreground import exit_on_sigterm
 from coe.jobs.record_files import SUFFIXES, RatingIndex, import_rows, write_rows
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.evaluation.tables import require_parquet
-from coe.records import missing_file, open_log
+from coe.records import missing_file, open_feedback, open_log
 from coe.records.codec import encode
+from coe.records.feedback import FeedbackLog
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.registry import Registry, load
 from coe.terminal import print_error, print_line
@@ -85,7 +86,10 @@ def log(
         print_error(f"{missing}: there is no routing log yet; the gateway creates it with the first request")
         return
     try:
-        shown = asyncio.run(_show(open_log(registry.log.url, base=settings.home), query, follow=follow, json=json))
+        url, base = registry.log.url, settings.home
+        shown = asyncio.run(
+            _show(open_log(url, base=base), open_feedback(url, base=base), query, follow=follow, json=json)
+        )
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     if not shown:
@@ -149,21 +153,22 @@ def _no_match(query: LogQuery, registry: Registry) -> str:
     return "no records match"
 
 
-async def _show(routing_log: RoutingLog, query: LogQuery, *, follow: bool, json: bool) -> int:
+async def _show(routing_log: RoutingLog, feedback: FeedbackLog, query: LogQuery, *, follow: bool, json: bool) -> int:
     """Print the records and, with `follow`, new ones without end. Returns the number of records."""
     try:
         page = await routing_log.tail(query)
         if not json:
             print_line(_HEADER)
-        _print(page, json)
+        await _print(page, feedback, json)
         while follow:
             query = replace(query, after=page.cursor)
             page = await routing_log.read(query)
-            _print(page, json)
+            await _print(page, feedback, json)
             if page.cursor == query.after:  # nothing new; a page of records that do not match moves the cursor
                 await asyncio.sleep(POLL_SECONDS)
         return len(page.records)
     finally:
+        await feedback.aclose()
         await routing_log.aclose()
 
 
@@ -173,26 +178,35 @@ _HEADER = (
 )
 
 
-def _print(page: LogPage, json: bool) -> None:
+async def _print(page: LogPage, feedback: FeedbackLog, json: bool) -> None:
     if page.damaged:
         print_error(_damaged_note(page.damaged))
     for record in page.records:
-        print_line(encode(record).decode() if json else _line(record))
+        print_line(encode(record).decode() if json else _line(record, await _audit(record, feedback)))
+
+
+async def _audit(record: RoutingRecord, feedback: FeedbackLog) -> str:
+    """What became of the audit of a recipe's answer; empty if it was not drawn for one."""
+    if record.audit != "started":
+        return record.audit
+    events = await feedback.for_request(record.request_id, keys=(None,))
+    return next((str(event.value) for event in events if event.kind == "audit"), record.audit)
 
 
 def _damaged_note(count: int) -> str:
     return f"{count} entries of the log are damaged and left out"
 
 
-def _line(record: RoutingRecord) -> str:
+def _line(record: RoutingRecord, audit: str = "") -> str:
     when = datetime.fromtimestamp(record.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     tokens = "+".join("-" if count is None else str(count) for count in (record.input_tokens, record.output_tokens))
     cause = f"{record.fallback_from or record.expert}: {record.cause}" if record.cause else ""
     recipe = f"{'; ' if cause else ''}{_recipe(record)}" if record.recipe else ""
+    audited = f"; audit {audit}" if audit else ""
     return (
         f"{when}  {record.category or '-':17} {record.confidence:4.2f}  {record.expert or '-':14} "
         f"{record.reason or '-':9} {record.outcome:18} {tokens:>11} {record.total_ms:8.0f}  "
-        f"{record.request_id:36}  {cause}{recipe}"
+        f"{record.request_id:36}  {cause}{recipe}{audited}"
     ).rstrip()
 
 

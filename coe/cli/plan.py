@@ -16,7 +16,7 @@ import typer
 from numpy.typing import NDArray
 
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, Json, image_file, keep_stdout_clean, settings_for
+from coe.cli.common import Config, Json, duration_seconds, image_file, keep_stdout_clean, settings_for
 from coe.errors import ArtifactError, CoEError, DataError
 from coe.jobs.plan import PlanOptions, make_plan, plan_to_json
 from coe.mapping import (
@@ -58,6 +58,11 @@ DropFeedback = Annotated[
 ]
 
 
+LogSince = Annotated[
+    str, typer.Option("--log-since", help="Also measure uses in the routing log since then (30d, 12h); 0 for none.")
+]
+
+
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and keep the assignment in use.")]
 
 
@@ -70,6 +75,7 @@ def plan(
     dry_run: DryRun = False,
     forget: Forget = False,
     drop_feedback: DropFeedback = False,
+    log_since: LogSince = "30d",
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -90,7 +96,8 @@ def plan(
         raise typer.BadParameter("draws a sweep: give --sweep too", param_hint="--plot")
     row, limits = _limits(sweep) if sweep else ("", [])
     registry = load(settings.config, environ=settings.environ)
-    options = PlanOptions(benchmark, deviations, row, limits, plot, drop_feedback, dry_run)
+    seconds = 0 if log_since == "0" else duration_seconds(log_since, option="--log-since")
+    options = PlanOptions(benchmark, deviations, row, limits, plot, drop_feedback, dry_run, seconds)
     report = make_plan(settings, registry, store, scores, options)
     if json:
         print_json(report)
@@ -142,6 +149,8 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
             f"assumed: {ASSUMED_INPUT_TOKENS} input and {ASSUMED_OUTPUT_TOKENS} output tokens a request to "
             f"{', '.join(names)}, whose tokens were not measured; coe score measures them"
         )
+    if logged := report["uses"]["logged"]:
+        print_line(f"uses: tokens, costs and times are also those of {logged} requests in the routing log")
     for line in (*_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
         print_line(line)
     print_line(

@@ -67,7 +67,7 @@ def score(
     settings = settings_for(config)
     registry = load(settings.config, environ=settings.environ)
     recipes = [_written(registry, name) for name in dict.fromkeys(recipe or ())]
-    names = expert or (() if recipes else registry.expert_names)
+    names = expert or (() if recipes else registry.single_names)
     experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = _declared(registry, judge, "--judge") if judge else None
     read = read_probes(probes, categories=registry.category_names)
@@ -83,10 +83,10 @@ def score(
 
 
 def _declared(registry: Registry, name: str, option: str) -> ExpertSpec:
-    for spec in registry.experts:
+    for spec in registry.single_arms:
         if spec.name == name:
             return spec
-    declared = ", ".join(registry.expert_names)
+    declared = ", ".join(registry.single_names)
     raise typer.BadParameter(f"{name!r} is no declared expert; declared: {declared}", param_hint=option)
 
 

@@ -56,9 +56,11 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines += [("experts.yaml", one["sentence"]) for one in report["consequences"]]
     lines += [(f"expert {name}", _residency(state)) for name, state in report["residency"].items()]
     lines += _traffic_lines(report["traffic"])
+    lines += _savings_lines(report["savings"])
     lines.append(("drift", drift["reference"]))
     lines += [("", one["sentence"]) for one in drift["findings"]]
     lines.append(("alarms", "; ".join(one["sentence"] for one in report["alarms"]) or "none"))
+    lines += [("recipe", one["sentence"]) for one in report["recipes"]]
     lines += [("new category?", one["sentence"]) for one in report["proposed_categories"]]
     lines += [
         (f"learning: {kind}", f"{_time(one['time'])}: {one['sentence']}") for kind, one in report["learning"].items()
@@ -76,6 +78,30 @@ def _traffic_lines(traffic: Mapping[str, Any]) -> list[tuple[str, str]]:
     if traffic["confidence"]:
         lines.append(("confidence", "quartiles " + ", ".join(f"{value:.2f}" for value in traffic["confidence"])))
     return lines
+
+
+def _savings_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the requests were billed, and the plan against always calling one expert."""
+    bill, compared = found["billed"], found["compared"]
+    if not bill["requests"]:
+        return []
+    count = f"{bill['with_cost']} of {bill['requests']} requests in {found['days']} days"
+    lines = [("billed", f"{_dollars(bill['dollars'])} for {count}")]
+    if compared is None:
+        return [*lines, ("savings", "unknown: no plan made from scores is in use; run coe score and coe plan")]
+    plan = compared["plan"]
+    lines.append(("this plan", f"{_dollars(plan['dollars'])} at quality {plan['quality']:.3f} on these requests"))
+    for one in compared["always"]:
+        difference = f"quality {one['quality']:.3f}, {-one['difference']:+.3f} ± {one['error']:.3f}"
+        saved = "" if one["saved"] is None else f"; the plan saves {_dollars(one['saved'])}"
+        lines.append((f"always {one['expert']}", f"{_dollars(one['dollars'])}, {difference}{saved}"))
+    return [*lines, *(("not known", sentence) for sentence in found["unknown"])]
+
+
+def _dollars(amount: float | None) -> str:
+    if amount is None:
+        return "unknown cost"
+    return f"-${-amount:.4g}" if amount < 0 else f"${amount:.4g}"
 
 
 def _in_use(used: Mapping[str, Any]) -> str:

@@ -268,7 +268,8 @@ async def residency_socket(
     from coe.fleet.residency.socket_server import serve_residency
 
     assert registry.residency is not None
-    assignment = {GENERAL: registry.general_expert} | registry.assignment
+    pinned = {GENERAL: registry.general_expert} | registry.assignment
+    assignment = {category: registry.expert(name).expert_name for category, name in pinned.items()}
     residency = Residency(
         plan_devices(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, report=print_line
     )

@@ -76,8 +76,15 @@ def record_usage(usage: Usage, counts: Any) -> None:
         return
     prompt = counts.get("prompt_tokens", counts.get("input_tokens"))
     if _is_count(prompt):
-        cached = (counts.get("cache_creation_input_tokens"), counts.get("cache_read_input_tokens"))
-        usage.input_tokens = prompt + sum(part for part in cached if _is_count(part))
+        details = counts.get("prompt_tokens_details", counts.get("input_tokens_details"))
+        read = counts.get("cache_read_input_tokens")
+        if "prompt_tokens" in counts or isinstance(details, dict):  # OpenAI: the cached tokens are counted in it
+            read = details.get("cached_tokens", read) if isinstance(details, dict) else read
+        else:
+            separate = (counts.get("cache_creation_input_tokens"), read)
+            prompt += sum(part for part in separate if _is_count(part))
+        usage.input_tokens = prompt
+        usage.cached_tokens = min(read, prompt) if _is_count(read) else None
     completion = counts.get("completion_tokens", counts.get("output_tokens"))
     if _is_count(completion):
         usage.output_tokens = completion
@@ -111,7 +118,10 @@ def _chat_usages(events: bytes) -> Iterator[Any]:
 
 def _responses_defaults(parameters: Fields) -> Fields:
     names = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
-    return {names.get(name, name): value for name, value in parameters.items()}
+    renamed = {names.get(name, name): value for name, value in parameters.items()}
+    if (effort := renamed.pop("reasoning_effort", None)) is not None:
+        renamed["reasoning"] = {"effort": effort} | renamed.get("reasoning", {})
+    return renamed
 
 
 def _responses_failure(events: bytes) -> Any:

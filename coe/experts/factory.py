@@ -19,6 +19,7 @@ from coe.experts.recipes.expert import RecipeExpert
 from coe.experts.recipes.policy import RecipePolicy, default_policy
 from coe.experts.recipes.writing.expert import WritingExpert
 from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply
+from coe.experts.variants import build_variants
 from coe.registry import ExpertSpec, Registry
 from coe.registry.recipes import RecipeSpec
 from coe.settings import Endpoint
@@ -61,21 +62,22 @@ def build_recipes(
     `policies` are the fitted policies by arm, over posteriors of so many `categories`; an arm without one gets the
     default policy of its recipe.
     """
-    fitted = policies or {}
+    fitted, members = policies or {}, {**experts, **build_variants(registry, experts)}
     arms: dict[str, RecipeExpert | WritingExpert] = {}
     for recipe in registry.declared_recipes:
         if recipe.writes:
-            arms[recipe.arm(1)] = writing_expert(registry, recipe, experts)
+            arms[recipe.arm(1)] = writing_expert(registry, recipe, members)
             continue
         for level in range(1, recipe.levels + 1):
             name = recipe.arm(level)
             arms[name] = RecipeExpert(
                 name,
-                experts,
+                members,
                 policy=_fitted_policy(fitted, recipe, level) or default_policy(recipe, categories=categories),
                 categories=categories,
                 final_answer=final_answer,
                 limits=registry.policy,
+                audit_rate=recipe.audit_probability,
             )
     return arms
 

@@ -186,7 +186,8 @@ class GateRound:
             return None
         collector = TrialCollector(version)
         try:
-            trials = collector.trials(job.experience(collector.select(job.records())).experience)
+            found = job.experience(collector.select(job.records()), experts=job.registry.expert_names)
+            trials = collector.trials(found.experience)
         except DataError:  # the log has no trial of this version
             return None
         if len(trials) < MIN_TRIALS:

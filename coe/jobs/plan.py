@@ -7,6 +7,7 @@ Where the folder of scores says what passages change (`coe score --retrieval bot
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 
 from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
-from coe.errors import ArtifactError
+from coe.errors import ArtifactError, LogError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.jobs.foreground import note_if_slow
 from coe.jobs.plan_basis import plan_basis
+from coe.learning.estimation.experience_loader import open_logs
+from coe.learning.estimation.logged_uses import LoggedUses, uses_report
 from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
 from coe.learning.plots import plot_calibration, plot_sweep
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_report
@@ -38,6 +41,7 @@ from coe.mapping import (
     planned_quality,
     planned_use,
     read_evidence,
+    read_published,
     routed_use,
     smallest_limit,
     solve,
@@ -60,7 +64,8 @@ class PlanOptions:
     """Options of a plan.
 
     Quality is `deviations` standard errors below the mean. `sweep_row` is a budget row to sweep over `sweep_limits`,
-    empty for none; `plot` is the image of the sweep. With `drop_feedback` the plan rests on the scores alone.
+    empty for none; `plot` is the image of the sweep. With `drop_feedback` the plan rests on the scores alone. Uses are
+    also measured in the routing log of the last `log_seconds`; 0 for none.
     """
 
     benchmark: str | None
@@ -70,6 +75,7 @@ class PlanOptions:
     plot: Path | None
     drop_feedback: bool
     dry_run: bool
+    log_seconds: float = 0.0
 
 
 def make_plan(
@@ -80,6 +86,7 @@ def make_plan(
     Returns the report. Raises DataError, or ArtifactError for a gate without a router.
     """
     evidence, before = _plan_in_use(store, registry)
+    logged = _logged_uses(settings, registry, options.log_seconds)
     basis, left_out, recipes = plan_basis(
         settings,
         registry,
@@ -87,6 +94,7 @@ def make_plan(
         benchmark=options.benchmark,
         deviations=options.deviations,
         evidence=PlanEvidence() if options.drop_feedback else evidence,
+        logged=logged,
     )
     problem = basis.problem
     policies = ArmPolicies(problem.categories, recipes.policies, recipes.written)
@@ -117,6 +125,7 @@ def make_plan(
     report = plan_to_json(problem, assignment) | {
         "price_by_category": assignment.price.tolist(),
         "assumed_tokens": _assumed_tokens(registry, basis),
+        "uses": uses_report(basis, logged),
         "value_of_expert": values,
         "against": _against(basis, assignment),
         "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
@@ -139,7 +148,8 @@ def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence
         if version is None:
             return PlanEvidence(), {}
         folder = store.published(version).folder
-        evidence = read_evidence(folder, categories=registry.category_names, experts=registry.expert_names)
+        arms = read_published(folder, version).arms(registry)
+        evidence = read_evidence(folder, categories=registry.category_names, experts=(*registry.single_names, *arms))
         plan = Assignment.from_json((folder / ASSIGNMENT_FILE).read_bytes())
         return evidence, dict(zip(plan.categories, plan.choice, strict=True))
     except ArtifactError as error:
@@ -212,8 +222,21 @@ def plan_to_json(problem: Problem, assignment: Assignment) -> dict[str, Any]:
 def _assumed_tokens(registry: Registry, basis: PlanInputs) -> list[str]:
     """The planned experts that have prices but no measured tokens."""
     measured = basis.measured_uses or MeasuredUses.nothing()
-    priced = {spec.name for spec in registry.experts if spec.prices.input or spec.prices.output}
+    priced = {spec.name for spec in registry.single_arms if spec.prices.input or spec.prices.output}
     return [name for name in basis.problem.experts if name in priced and not measured.has_tokens(name)]
+
+
+def _logged_uses(settings: Settings, registry: Registry, seconds: float) -> LoggedUses | None:
+    """The uses in the routing log of the last `seconds`; None, with a note, where the log cannot be read."""
+    if not seconds:
+        return None
+    now = time.time()
+    try:
+        with note_if_slow("reading the routing log"), open_logs(registry.log.url, base=settings.home) as logs:
+            return LoggedUses.of(logs.records(since=now - seconds, until=now), registry.category_names)
+    except LogError as error:
+        print_error(f"note: uses are those of the scores alone, since the routing log cannot be read: {error}")
+        return None
 
 
 def _against(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:

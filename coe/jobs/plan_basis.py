@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,21 @@ from numpy.typing import NDArray
 from coe.errors import ArtifactError, DataError
 from coe.jobs.foreground import note_if_slow
 from coe.learning.estimation.evidence import merged
+from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
-from coe.learning.evaluation.grades import read_grades
 from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.evaluation.recipe_answers import read_recipe_answers
-from coe.learning.evaluation.recorded_answers import read_answers
-from coe.learning.recipes.columns import RecipeColumns, recipe_columns
-from coe.learning.recipes.measured import measured_columns
+from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.recipes.measured import columns_of_recipes
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
-from coe.mapping import Dependencies, MeasuredUses, PlanEvidence, PlanInputs, Problem, round_traffic
+from coe.mapping import (
+    Dependencies,
+    MeasuredUses,
+    PlanEvidence,
+    PlanInputs,
+    Problem,
+    declared_uses,
+    round_traffic,
+)
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
 from coe.registry import Registry
 from coe.settings import Settings
@@ -36,9 +42,9 @@ from coe.terminal import print_error
 class LeftOut:
     """The parts of a declaration that a plan leaves out.
 
-    `experts` have no usable scores. `categories` are pinned to one of these, which answers them without the plan.
-    `undeclared` counts prompts of categories that experts.yaml does not declare. `unprobed` are planned categories
-    without a prompt, whose quality is estimated from the other categories.
+    `experts` have no usable scores, or are variants of such an expert. `categories` are pinned to one of these, which
+    answers them without the plan. `undeclared` counts prompts of categories that experts.yaml does not declare.
+    `unprobed` are planned categories without a prompt, whose quality is estimated from the other categories.
     """
 
     experts: tuple[str, ...]
@@ -53,7 +59,8 @@ class LeftOut:
         undeclared = Counter(name for name in data.categories if name not in registry.category_names)
         counts = dict(zip(table.categories, table.count.max(axis=1).tolist(), strict=True))
         unprobed = tuple(name for name, count in counts.items() if not count)
-        return cls(data.unscored, pinned, dict(undeclared), unprobed)
+        without_expert = tuple(name for name in data.models if name not in table.experts)
+        return cls((*data.unscored, *without_expert), pinned, dict(undeclared), unprobed)
 
 
 def plan_basis(
@@ -64,17 +71,20 @@ def plan_basis(
     benchmark: str | None = None,
     deviations: float,
     evidence: PlanEvidence,
+    logged: LoggedUses | None = None,
 ) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
     """The basis of a plan of the scored experts and the categories that they may serve, what is left out, and the
     columns of recipes.
 
-    The feedback in `evidence` is merged with the scores of the categories that it reassigned. Raises DataError where no
-    category can be planned.
+    The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the uses that scores
+    measured with the `logged` ones. Enough logged requests also give the weights of categories and the sample of
+    traffic, in place of the probes. Raises DataError where no category can be planned.
     """
-    data = read_quality(folder, benchmark=benchmark, only=registry.expert_names)
+    data = read_quality(folder, benchmark=benchmark, only=registry.single_names)
     for note in data.notes:
         print_error(f"note: {note}")
-    experts = tuple(name for name in registry.expert_names if name in data.models)
+    hosts = {name: registry.expert(name).expert_name for name in registry.single_names}
+    experts = tuple(name for name in registry.single_names if {name, hosts[name]} <= set(data.models))
     categories = tuple(name for name in registry.category_names if registry.assignment.get(name, experts[0]) in experts)
     rows = _planned_rows(folder, data, categories)
     labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
@@ -82,7 +92,7 @@ def plan_basis(
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
     with note_if_slow("fitting recipes"):
-        recipes = _recipe_columns(registry, folder, data, rows=rows, experts=experts, categories=categories)
+        recipes = columns_of_recipes(folder, data, registry, rows=rows, experts=experts, categories=categories)
     columns = (*experts, *recipes.arms)
     all_scores = np.hstack((scores, recipes.scores)) if recipes.arms else scores
     measured, pseudo_count = tabulate_softly(categories, columns, member, all_scores), fit_pseudo_count(labels, scores)
@@ -94,14 +104,23 @@ def plan_basis(
         is_reassigned = np.isin(categories, reassigned)[:, None]
         quality = np.where(is_reassigned, bounds.with_feedback(measured, feedback), quality)
     weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes has traffic too
+    mix = None if logged is None else logged.traffic.over(categories)
+    if mix is not None:
+        weights = mix[0]
     uses = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
+    if logged is not None:
+        scored, uses = (
+            uses,
+            uses.updated({name: table.over(categories, experts) for name, table in logged.tables(experts).items()}),
+        )
+        recipes = _with_logged_uses(recipes, registry, before=scored, after=uses)
     problem = declared_problem(
         registry, measured, quality=quality, weights=weights, measured_uses=uses, recipes=recipes
     )
     basis = PlanInputs(
         problem,
         measured,
-        _traffic(settings, problem, prompts),
+        _traffic(settings, problem, prompts, None if mix is None else mix[1]),
         deviations,
         f"{len(prompts)} prompts of {folder.name}",
         pseudo_count,
@@ -110,29 +129,31 @@ def plan_basis(
         reassigned=reassigned,
         dependencies=Dependencies.of(registry),
         measured_uses=uses,
+        prompt_scores=(member.argmax(axis=1), all_scores),
     )
     return basis, LeftOut.of(registry, data, measured), recipes
 
 
-def _recipe_columns(
-    registry: Registry,
-    folder: Path,
-    data: Quality,
-    *,
-    rows: Sequence[int],
-    experts: Sequence[str],
-    categories: Sequence[str],
+def _with_logged_uses(
+    recipes: RecipeColumns, registry: Registry, *, before: MeasuredUses, after: MeasuredUses
 ) -> RecipeColumns:
-    """The columns of cascades and votes from recorded answers and grades, and those of chains and fuses from their
-    measured answers."""
-    if not registry.recipes:
-        return RecipeColumns()
-    judges = dict.fromkeys(recipe.judge for recipe in registry.declared_recipes if recipe.judge is not None)
-    recorded, grades = read_answers(folder, data), read_grades(folder, data, list(judges))
-    fitted = recipe_columns(registry, data, recorded, rows=rows, experts=experts, categories=categories, grades=grades)
-    answers = read_recipe_answers(folder, data, [arm for arm in registry.recipe_arms if arm.writing])
-    measured = measured_columns(registry, data, answers, rows=rows, experts=experts, categories=categories)
-    return fitted.joined(measured)
+    """Scale the cost and latency of each arm like those of its members, weighted by its calls of each in the category.
+
+    The log's own requests of an arm followed the policy of a former plan, so they are not used.
+    """
+    if not recipes.arms:
+        return recipes
+    uses = [declared_uses(registry, one.categories, one.experts, measured=one) for one in (before, after)]
+
+    def scaled(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        factors = []
+        for arm, members in recipes.members.items():
+            columns = [after.experts.index(member) for member in members]
+            then, now = ((recipes.calls[arm] * getattr(use, name)[:, columns]).sum(axis=1) for use in uses)
+            factors.append(np.divide(now, then, out=np.ones_like(then), where=then > 0))
+        return np.asarray(values * np.column_stack(factors))
+
+    return replace(recipes, cost=scaled("cost", recipes.cost), latency_ms=scaled("latency_ms", recipes.latency_ms))
 
 
 def _planned_rows(folder: Path, data: Quality, categories: Sequence[str]) -> list[int]:
@@ -167,10 +188,15 @@ class _Bounds:
         return merged(measured, feedback).lower(deviations=self.deviations, pseudo_count=strength)
 
 
-def _traffic(settings: Settings, problem: Problem, prompts: Sequence[str]) -> NDArray[np.float64] | None:
-    """The posteriors of a random sample of the prompts by the router in use; None where no price depends on them."""
+def _traffic(
+    settings: Settings, problem: Problem, prompts: Sequence[str], logged: NDArray[np.float64] | None
+) -> NDArray[np.float64] | None:
+    """The `logged` posteriors, or else those of a random sample of the prompts by the router in use; None where no
+    price depends on them."""
     if not problem.budget.rows().keys() - {"memory_gb"}:
         return None
+    if logged is not None:
+        return round_traffic(logged)
     from coe.runtime.active_state import check_router, load_router
 
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -19,17 +20,20 @@ import orjson
 
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.errors import DataError
+from coe.experts.recipes.policy_file import RECIPES_FILE
 from coe.jobs.round import Candidate, Job, ManifestFields, RoundState, read_round_states
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import LoadedExperience
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, Weighting
 from coe.learning.evaluation.probe_split import split_probes
-from coe.learning.evaluation.quality import read_quality
+from coe.learning.evaluation.quality import Quality, read_quality
+from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.recipes.measured import columns_of_recipes
 from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.learning.retraining.moves import HeldOutProbes
 from coe.learning.retraining.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
-from coe.mapping import PlanEvidence, PlanInputs, read_evidence
-from coe.mapping.problem import relative_cost
+from coe.mapping import PlanEvidence, PlanInputs, read_evidence, read_published
+from coe.mapping.problem import Array, relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.feedback import FEEDBACK_KINDS
 from coe.records.record import RoutingRecord
@@ -76,7 +80,7 @@ class PlanRound:
         state = _next_state(job, measured.digest)
         new, cursor = 0, state.feedback
         for page in job.logs.pages(after=cursor):
-            new, cursor = new + len(page.events), page.cursor
+            new, cursor = new + sum(event.kind != "audit" for event in page.events), page.cursor
         if not new and not self._has_new_inputs(job, state):
             return "no feedback is new"
         exploration = job.registry.policy.exploration
@@ -90,8 +94,6 @@ class PlanRound:
         if damaged := job.logs.damaged - damaged_before:
             loaded = replace(loaded, left_out={**loaded.left_out, "damaged entries": damaged})
         self.experience = loaded.experience
-        if set(job.in_use.assignment.experts) - set(job.registry.expert_names):
-            return "the plan in use holds recipes, and feedback does not move categories between arms yet"
         return _judge(job, loaded, _current_plan(job, state, since=window.since), measured, state, cursor)
 
     def _has_new_inputs(self, job: Job, state: RoundState) -> bool:
@@ -119,7 +121,7 @@ def _current_plan(job: Job, state: RoundState, *, since: float) -> CurrentPlan:
         rounds=state.judged,
         rate=exploration.rate,
         loss=exploration.max_quality_loss,
-        charge=job.registry.policy.cost_weight * relative_cost(job.registry),
+        charge=job.registry.policy.cost_weight * relative_cost(job.registry, job.columns),
         tested=state.tested,
         tested_at=state.tested_at,
     )
@@ -130,7 +132,9 @@ def _judge(
 ) -> Candidate:
     experience, version = loaded.experience, job.store(ASSIGNMENT).in_use()
     evidence = _evidence_in_use(job, version)
-    solver = BudgetSolver(job.registry, experience, evidence.measured_uses)
+    folder = None if version is None else job.store(ASSIGNMENT).published(version).folder
+    recipes = RecipeColumns() if version is None or folder is None else _planned_arms(job, folder, version)
+    solver = BudgetSolver(job.registry, experience, evidence.measured_uses, recipes)
     base = evidence.measured if measured.table is None else measured.table
     judged = judge_plan(
         experience,
@@ -155,26 +159,50 @@ def _judge(
         report=report,
         page=plan_markdown(report),
         plot=True,
-        save=partial(_save, judged, basis, config=job.registry.digest),
+        save=partial(_save, judged, basis, config=job.registry.digest, plan=folder),
         digest=judged.candidate.digest,
         restarts_tests=any(move.verdict == "better" for move in judged.moves),  # exploring continues the series
     )
 
 
-def _save(judged: JudgedPlan, basis: PlanInputs, folder: Path, *, config: str) -> ManifestFields:
+def _planned_arms(job: Job, folder: Path, version: str) -> RecipeColumns:
+    """The arms of the plan in use, with the uses that it planned."""
+    plan = read_published(folder, version)
+    arms, registry, categories = plan.arms(job.registry), job.registry, job.in_use.router.categories
+    if not arms or plan.policies is None:
+        return RecipeColumns()
+    uses, shape = plan.uses(registry, categories, job.columns), (len(categories), len(arms))
+
+    def of_arms(use: Array | None) -> Array:
+        is_known = use is not None and use.shape[1] == len(job.columns)
+        return use[:, -len(arms) :] if use is not None and is_known else np.full(shape, np.nan)
+
+    return RecipeColumns(
+        policies={arm: plan.policies.by_arm[arm] for arm in arms},
+        active_b=of_arms(uses.active_b),
+        cost=of_arms(uses.cost),
+        latency_ms=of_arms(uses.latency_ms),
+        calls=uses.calls,
+    )
+
+
+def _save(judged: JudgedPlan, basis: PlanInputs, folder: Path, *, config: str, plan: Path | None) -> ManifestFields:
+    """Write the plan. The policies of recipes are those of `plan`, the one in use."""
+    if plan is not None and (plan / RECIPES_FILE).exists():
+        shutil.copyfile(plan / RECIPES_FILE, folder / RECIPES_FILE)
     (folder / f"{ASSIGNMENT}.json").write_bytes(judged.candidate.to_json())
     basis.save(folder, judged.candidate)
     return {"categories": judged.candidate.categories, "data": config, "metrics": {}}
 
 
 def _evidence_in_use(job: Job, version: str | None) -> PlanEvidence:
-    """The evidence behind the plan in use, over the declared categories and experts."""
+    """The evidence behind the plan in use, over the declared categories and its columns."""
     if version is None:
         return PlanEvidence()
     return read_evidence(
         job.store(ASSIGNMENT).published(version).folder,
         categories=job.in_use.router.categories,
-        experts=job.registry.expert_names,
+        experts=job.columns,
     )
 
 
@@ -196,14 +224,45 @@ def _measure(job: Job, folder: Path | None, benchmark: str | None) -> _Measured:
     table, probes = split_probes(
         data,
         categories=router.categories,
-        experts=job.registry.expert_names,
+        experts=job.registry.single_names,
         posteriors=lambda texts: np.stack([found.probabilities for found in router.predict(texts)]),
+        arms=_measured_arms(job, folder, data),
     )
     contents = orjson.dumps((declared, data.digest, hashlib.sha256(data.scores.tobytes()).hexdigest()))
-    columns = [data.models.index(name) for name in job.registry.expert_names]
+    columns = [data.models.index(name) for name in job.registry.single_names]
     fitted = fit_pseudo_count(data.categories, data.scores[:, columns])
     weighting = Weighting(pseudo_count=min(fitted, MAX_PSEUDO_COUNT))
     return _Measured(hashlib.sha256(contents).hexdigest(), table, probes, weighting)
+
+
+def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
+    """The scores of the arms in the plan in use, shape (n_prompts,), NaN without recorded answers.
+
+    They are measured as `coe plan` does: on each prompt by a policy that was fitted on other prompts. Raises DataError
+    where an arm cannot be measured.
+    """
+    arms = [name for name in job.columns if name not in job.registry.single_names]
+    if not arms:
+        return {}
+    planned = {job.registry.arm(name).recipe for name in arms}  # type: ignore[union-attr]
+    recipes = [
+        one.model_copy(update={"max_loss": None}) for one in job.registry.declared_recipes if one.name in planned
+    ]
+    rows = [row for row, category in enumerate(data.categories) if category in job.registry.category_names]
+    found = columns_of_recipes(
+        folder,
+        data,
+        job.registry,
+        rows=rows,
+        experts=job.registry.single_names,
+        categories=job.in_use.router.categories,
+        only=recipes,
+    )
+    if reasons := sorted(set(found.left_out.values())):
+        raise DataError(f"probes: the arms of recipes cannot be measured: {'; '.join(reasons)}")
+    scores = np.full((len(data.prompts), len(arms)), np.nan)
+    scores[rows] = found.scores[:, [found.arms.index(name) for name in arms]]
+    return dict(zip(arms, scores.T, strict=True))
 
 
 def plan_report(

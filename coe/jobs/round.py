@@ -170,13 +170,23 @@ class Job:
         """Pages of the records of users' requests, oldest first."""
         return self.logs.records(since=self.since, until=self.now)
 
-    def experience(self, pages: Pages, *, limit: int = MAX_REQUESTS) -> LoadedExperience:
-        """Join pages of records with their feedback. Raises DataError where no request is left."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The declared experts, and the arms of recipes in the plan in use."""
+        return self.in_use.assignment.experts
+
+    def experience(
+        self, pages: Pages, *, limit: int = MAX_REQUESTS, experts: Sequence[str] | None = None
+    ) -> LoadedExperience:
+        """Join pages of records with their feedback, over `experts` (default: all columns of the plan in use).
+
+        Raises DataError where no request is left.
+        """
         return load_experience(
             pages,
             self.logs.feedback(since=self.since),
             categories=self.in_use.router.categories,
-            experts=self.registry.expert_names,
+            experts=self.columns if experts is None else experts,
             limit=limit,
         )
 

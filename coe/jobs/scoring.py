@@ -76,9 +76,9 @@ class Scoring:
 
     def __post_init__(self) -> None:
         extended = [one.probe for one in self.with_passages]
-        experts, judge = self.registry.experts, self.judge
-        passage_keys = {spec.name: cell_keys(extended, spec, judge) for spec in experts}
-        keys = {spec.name: cell_keys(self.probes, spec, judge) for spec in experts}
+        single, judge = self.registry.single_arms, self.judge
+        passage_keys = {spec.name: cell_keys(extended, spec, judge) for spec in single}
+        keys = {spec.name: cell_keys(self.probes, spec, judge) for spec in single}
         for one in self.registry.declared_recipes:
             if one.writes:
                 members = [self.registry.expert(name) for name in one.members]
@@ -229,7 +229,7 @@ def _called(scoring: Scoring) -> list[ExpertSpec]:
         | set(scoring.graded)
         | ({scoring.judge.name} if scoring.judge else set())
     )
-    return [spec for spec in scoring.registry.experts if spec.name in names]
+    return [spec for spec in scoring.registry.single_arms if spec.name in names]
 
 
 def _endpoint(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]:
@@ -273,7 +273,7 @@ def _write(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> 
     ]
     scored = {name for _, name, _ in cells}
     scores = [(prompt_id, name, cell.score) for prompt_id, name, cell in cells if cell.score is not None]
-    experts = [spec for spec in scoring.registry.experts if spec.name in scored]
+    experts = [spec for spec in scoring.registry.single_arms if spec.name in scored]
     write_quality(out, benchmark=benchmark, probes=scoring.probes, scores=scores, experts=experts)
     prices = {spec.name: spec.prices for spec in experts}
     answers = [_answer_row(prompt_id, name, cell, prices[name]) for prompt_id, name, cell in cells]
@@ -284,7 +284,7 @@ def _write(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> 
         for probe, key in zip(scoring.probes, scoring.keys[arm], strict=True)
         if (cell := journal.scored.get(key)) is not None and cell.score is not None
     ]
-    declared = {spec.name: spec.prices for spec in scoring.registry.experts}
+    declared = {spec.name: spec.prices for spec in scoring.registry.single_arms}
     write_recipe_answers(out, benchmark=benchmark, answers=written, prices=declared)
     grades = {
         (prompt_id, name, recipe.judge): GradeRow.of(name, recipe.judge, prompt_id, cell, declared[recipe.judge])
@@ -301,7 +301,7 @@ def _write(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> 
 
 def _answer_row(prompt_id: str, expert: str, cell: Cell, prices: Prices) -> AnswerRow:
     given, written = cell.input_tokens, cell.output_tokens
-    cost = None if given is None or written is None else (given * prices.input + written * prices.output) / 1e6
+    cost = None if given is None or written is None else prices.cost(given, written)
     return AnswerRow(prompt_id, expert, cell.answer, given, written, cell.output_chars, cell.latency_ms, cost)
 
 

@@ -11,16 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coe.artifacts.kinds import ARTIFACT_KINDS
+from coe.artifacts.kinds import ARTIFACT_KINDS, ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
-from coe.errors import DataError
+from coe.errors import ArtifactError, DataError
 from coe.fleet.residency.client import fetch_tiers
 from coe.jobs.round import read_round_states
 from coe.learning.estimation.experience_loader import load_experience, open_logs
-from coe.learning.monitoring.alarms import Alarm, degradation_alarms, failing_alarms, share_alarms
+from coe.learning.estimation.logged_uses import LoggedUses
+from coe.learning.monitoring.alarms import (
+    Alarm,
+    degradation_alarms,
+    failing_alarms,
+    loss_alarms,
+    share_alarms,
+)
 from coe.learning.monitoring.drift import detect_drift
+from coe.learning.monitoring.loss_bounds import LossBounds, RecipeBound
 from coe.learning.monitoring.novelty import CategoryProposal, category_entry, propose_categories
+from coe.learning.monitoring.savings import LABELS, ROUTING_BIAS, PlanQuality, billed, savings
 from coe.learning.monitoring.traffic import Traffic, comparison, embeddings, traffic_sample
+from coe.mapping import read_plan_file, read_published
 from coe.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,7 +51,8 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
 
     in_use = load_active_state(settings)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
-    alarms = _alarms(settings, in_use, traffic, now=now)
+    bounds, logged = _loss_bounds(settings, in_use), LoggedUses(in_use.router.categories)
+    alarms = (*_alarms(settings, in_use, traffic, logged, now=now), *loss_alarms(bounds))
     used = {kind: _in_use(settings, kind) for kind in ARTIFACT_KINDS}
     router_days = int((now - (used["router"]["since"] or now)) // DAY_SECONDS)
     return {
@@ -50,7 +61,9 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
         "traffic": traffic.summary(),
         "drift": _drift(traffic, test=router_days + 1),
         "alarms": [asdict(alarm) for alarm in alarms],
+        "recipes": [bound.to_json() for bound in bounds],
         "proposed_categories": _proposals(traffic, in_use),
+        "savings": _savings(settings, in_use, logged),
         "residency": _residency(settings),
         "learning": {
             kind: {name: getattr(state, name) for name in _ROUND_FIELDS}
@@ -74,13 +87,45 @@ def _residency(settings: Settings) -> dict[str, Any]:
         return {}
 
 
-def _alarms(settings: Settings, in_use: ActiveState, traffic: Traffic, *, now: float) -> tuple[Alarm, ...]:
-    """Read the last week once, for the alarms and for `traffic`."""
-    since, experts = now - WEEK_SECONDS, in_use.registry.expert_names
+def _savings(settings: Settings, in_use: ActiveState, logged: LoggedUses) -> dict[str, Any]:
+    """What the last week's requests were billed, and the plan in use against always calling one expert on them.
+
+    `compared` is null without a plan that was made from scores.
+    """
+    report: dict[str, Any] = {
+        "days": int(WEEK_SECONDS // DAY_SECONDS),
+        "billed": billed(logged),
+        "left_out": dict(logged.left_out),
+        "compared": None,
+        "unknown": [ROUTING_BIAS, LABELS],
+    }
+    store = ArtifactStore(settings.artifacts, ASSIGNMENT)
+    try:
+        if (version := store.in_use()) is None:
+            return report
+        folder = store.published(version).folder
+        plan, file = read_published(folder, version), read_plan_file(folder)
+    except ArtifactError:  # what is in use was loaded before it was damaged
+        return report
+    if plan.record is None or file is None:
+        return report
+    quality = PlanQuality.from_json(file)
+    compared = savings(logged, plan, quality, registry=in_use.registry, effective=in_use.assignment)
+    if compared["unmeasured"]:
+        names = ", ".join(compared["unmeasured"])
+        report["unknown"].append(f"nothing is known of {names}, which the plan in use did not measure")
+    return report | {"compared": compared}
+
+
+def _alarms(
+    settings: Settings, in_use: ActiveState, traffic: Traffic, logged: LoggedUses, *, now: float
+) -> tuple[Alarm, ...]:
+    """Read the last week once, for the alarms, for `traffic` and for `logged`."""
+    since, experts = now - WEEK_SECONDS, in_use.assignment.experts
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
         try:
             found = load_experience(
-                traffic.observe(logs.records(since=since, until=now, own=traffic.add_own)),
+                logged.observe(traffic.observe(logs.records(since=since, until=now, own=traffic.add_own))),
                 logs.feedback(since=since),
                 categories=traffic.categories,
                 experts=experts,
@@ -94,6 +139,17 @@ def _alarms(settings: Settings, in_use: ActiveState, traffic: Traffic, *, now: f
         *share_alarms(recent, in_use.assignment),
         *degradation_alarms(before, recent, assignment=in_use.assignment),
     )
+
+
+def _loss_bounds(settings: Settings, in_use: ActiveState) -> tuple[RecipeBound, ...]:
+    """The loss bounds of the recipes in use, from all audits in the log."""
+    bounds = LossBounds(in_use.registry, in_use.policies)
+    if not bounds.by_recipe:
+        return ()
+    with open_logs(in_use.registry.log.url, base=settings.home) as logs:
+        for page in logs.pages():
+            bounds.add(page.events)
+    return tuple(bounds.by_recipe.values())
 
 
 def _drift(traffic: Traffic, *, test: int) -> dict[str, Any]:

@@ -29,10 +29,11 @@ from coe.mapping.plan_file import (
 )
 from coe.mapping.problem import ANSWER_FIELDS, Budget, Dependencies, Problem
 from coe.mapping.program import TimeBudget, smallest_limit
-from coe.mapping.uses import MEASURES, MeasuredUses, Uses, declared_uses
+from coe.mapping.uses import LOGGED_MEASURES, MEASURES, MeasuredUses, Uses, declared_uses
 
 __all__ = [
     "ANSWER_FIELDS",
+    "LOGGED_MEASURES",
     "MARGINAL_VALUES_TIME_SHARE",
     "MEASURES",
     "Assignment",

@@ -98,15 +98,15 @@ def _reassigned_categories(planned: Assignment, effective: Assignment) -> dict[s
 def _experts(
     plan: PublishedPlan, registry: Registry, effective: Assignment, reassigned: Mapping[str, tuple[str, str]]
 ) -> Iterator[Consequence]:
-    for name in registry.expert_names:
+    for name in registry.single_names:
         if name not in plan.assignment.experts:
             yield _added(name, registry, effective)
     yield from _recipes(plan, registry, reassigned)
     for name in plan.assignment.experts:
-        if "@" not in name and name not in registry.expert_names:
+        if "@" not in name and name not in registry.single_names:
             yield _removed(name, reassigned)
     dependencies = _dependencies(plan)
-    for spec in registry.experts:
+    for spec in registry.single_arms:
         planned = dependencies is not None and spec.name in plan.assignment.experts
         then = dependencies.experts.get(spec.name, {}) if planned and dependencies else {}
         if changed := changed_fields(then, spec):
@@ -227,7 +227,7 @@ def _pins(plan: PublishedPlan, registry: Registry, effective: Assignment) -> Ite
 
 def _uses(plan: PublishedPlan, record: PlanRecord, registry: Registry, effective: Assignment) -> Iterator[Consequence]:
     problem = record.problem
-    names = tuple(name for name in registry.expert_names if name in problem.experts)
+    names = tuple(name for name in registry.single_names if name in problem.experts)
     columns = [problem.experts.index(name) for name in names]
     then = problem.uses.part(range(len(problem.categories)), columns)
     now = plan.uses(registry, problem.categories, names)

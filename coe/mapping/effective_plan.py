@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from coe.errors import ArtifactError
-from coe.experts.recipes.policy_file import ArmPolicies
+from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping.assignment import Assignment
 from coe.mapping.consequences import Consequence, consequences
 from coe.mapping.plan import runner_up
@@ -27,8 +27,6 @@ from coe.mapping.prices import SHARE_DUAL_PREFIX
 from coe.mapping.problem import USE_OF_ROW, Array
 from coe.mapping.score_table import align
 from coe.registry import Registry
-
-NO_POLICIES = ArmPolicies((), {})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +61,7 @@ def effective_plan(plan: PublishedPlan, registry: Registry) -> EffectivePlan:
 def check_overlap(plan: PublishedPlan, registry: Registry) -> None:
     """Raise ArtifactError if none of the plan's categories or experts is declared."""
     planned = {"categories": plan.assignment.categories, "experts": plan.assignment.experts}
-    declared = {"categories": registry.category_names, "experts": registry.expert_names}
+    declared = {"categories": registry.category_names, "experts": registry.single_names}
     for kind, names in planned.items():
         if not set(names) & set(declared[kind]):
             raise ArtifactError(
@@ -80,7 +78,7 @@ def reprice(plan: PublishedPlan, registry: Registry) -> Array:
     which the measured uses are unknown, and those of arms.
     """
     assignment, uses = plan.assignment, plan.uses(registry, registry.category_names)
-    names, arms = registry.expert_names, plan.arms(registry)
+    names, arms = registry.single_names, plan.arms(registry)
     price = np.zeros((len(registry.categories), len(names)))
     for row, dual in assignment.duals.items():
         if row in USE_OF_ROW:
@@ -101,7 +99,7 @@ class _AssignmentBuilder:
 
     def __init__(self, plan: PublishedPlan, registry: Registry) -> None:
         self._plan, self._registry = plan.assignment, registry
-        self._experts = (*registry.expert_names, *plan.arms(registry))
+        self._experts = (*registry.single_names, *plan.arms(registry))
         self._price = reprice(plan, registry)
         self._planned_pins = planned_pins(plan, registry)
         planned, record = plan.assignment, plan.record
@@ -116,7 +114,7 @@ class _AssignmentBuilder:
         if planned.unmeasured is not None:
             unmeasured = planned.unmeasured.astype(np.float64)
         self._unmeasured = align(unmeasured, known, names, missing=0.0) > 0
-        self._unmeasured[:, len(registry.experts) :] = False  # recipes are never explored
+        self._unmeasured[:, len(registry.single_arms) :] = False  # recipes are never explored
 
     def build(self) -> Assignment:
         plan, categories = self._plan, self._registry.category_names

@@ -45,6 +45,8 @@ class PlanInputs:
     - `measured`, `feedback`: the parts of the table from scores and from feedback.
     - `measured_uses`: tokens and latencies behind the problem's uses; None if nothing was measured.
     - `reassigned`: categories whose expert feedback has changed since the scores were measured.
+    - `prompt_scores`: the category (index) and the scores of each prompt, (n_prompts,) and (n_prompts, n_experts), for
+      paired errors; None if they are unknown.
     - `dependencies`: the part of the declaration that the plan was made for; None if it was made without one.
     """
 
@@ -59,6 +61,7 @@ class PlanInputs:
     reassigned: tuple[str, ...] = ()
     dependencies: Dependencies | None = None
     measured_uses: MeasuredUses | None = None
+    prompt_scores: tuple[NDArray[np.int64], Array] | None = None
 
     def save(
         self,
@@ -80,11 +83,28 @@ class PlanInputs:
         data = self._to_json() | {
             "value_of_expert": values,
             "frontiers": {row: [asdict(point) for point in frontier] for row, frontier in by_row.items()},
+            "paired_error": None if plan is None else self._paired_error(plan),
         }
         # orjson writes null for a number that is not finite
         (folder / PLAN_FILE).write_bytes(orjson.dumps(data, option=orjson.OPT_SORT_KEYS))
         if self.traffic is not None:
             np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
+
+    def _paired_error(self, plan: Assignment) -> list[list[float]] | None:
+        """By category and expert, the standard error of its mean score less that of the chosen expert, on the prompts
+        that both answered; NaN for fewer than two."""
+        if self.prompt_scores is None:
+            return None
+        labels, scores = self.prompt_scores
+        found = np.full((len(plan.categories), scores.shape[1]), np.nan)
+        for row, name in enumerate(plan.choice):
+            own = scores[labels == self.problem.categories.index(plan.categories[row])]
+            differences = own - own[:, [self.problem.experts.index(name)]]
+            count = np.isfinite(differences).sum(axis=0)
+            enough = count > 1
+            deviation = np.nanstd(differences[:, enough], axis=0, ddof=1)
+            found[row, enough] = deviation / np.sqrt(count[enough])
+        return found.tolist()
 
     def _to_json(self) -> dict[str, Any]:
         problem, table = self.problem, self.table
@@ -248,7 +268,7 @@ class PublishedPlan:
         Those of experts follow from the declaration and the measured tokens, those of arms are the planned ones.
         """
         measured = None if self.record is None else self.record.measured_uses
-        experts = [name for name in columns or registry.expert_names if name in registry.expert_names]
+        experts = [name for name in columns or registry.single_names if name in registry.single_names]
         present = declared_uses(registry, categories, experts, measured=measured)
         arms = list(columns or ())[len(experts) :]
         if not arms or self.record is None:
@@ -311,7 +331,7 @@ def current_problem(
     if record is None:
         return None
     solved, pins, then = record.problem, registry.assignment, planned_pins(plan, registry)
-    missing = set(solved.experts) - set(registry.expert_names) - set(plan.arms(registry))
+    missing = set(solved.experts) - set(registry.single_names) - set(plan.arms(registry))
     missing |= {arm for arm, members in solved.members.items() if missing & set(members)}
     columns = [column for column, name in enumerate(solved.experts) if name not in missing]
     experts = tuple(solved.experts[column] for column in columns)

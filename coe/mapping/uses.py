@@ -1,8 +1,9 @@
 """Resource uses of experts: memory, and by category the active parameters, cost and latency of a request.
 
-`coe score` measures the tokens and the latency of every answer. `MeasuredUses` holds their means by category and
-expert, from which `declared_uses` calculates costs at the declared prices. Where nothing was measured, a request has
-ASSUMED_INPUT_TOKENS and ASSUMED_OUTPUT_TOKENS, and the declared latency. A plan's budget limits these uses.
+`coe score` measures the tokens and the latency of every answer, and the routing log those of users' requests.
+`MeasuredUses` holds their means by category and expert, from which `declared_uses` calculates costs at the declared
+prices. Where nothing was measured, a request has ASSUMED_INPUT_TOKENS and ASSUMED_OUTPUT_TOKENS, and the declared
+latency. A plan's budget limits these uses.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable, tabulate_softly
 from coe.registry import Registry
 
 Array = NDArray[np.float64]
+MIN_LOG_STRENGTH = 30.0
+"""Records that a prior counts for at least, so that a few records with heavy-tailed lengths change little."""
 ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS = 500, 300
 """Tokens of a request to an expert whose tokens were not measured."""
 MEASURES = ("input_tokens", "output_tokens", "latency_ms")
 """Measures of an answer by `coe score`."""
+LOGGED_MEASURES = (*MEASURES, "cached_tokens", "first_token_ms")
+"""Measures of an answer in the routing log. `coe score` sends each probe once, so it does not measure these."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +77,7 @@ class MeasuredUses:
     """Mean tokens and latency of an answer by category and expert.
 
     Arrays have shape (n_categories, n_experts). The column of an expert is NaN in all rows if nothing was measured.
+    `cached_tokens` are a part of `input_tokens`, NaN where only scores measured the expert; so is `first_token_ms`.
     """
 
     categories: tuple[str, ...]
@@ -79,6 +85,8 @@ class MeasuredUses:
     input_tokens: Array
     output_tokens: Array
     latency_ms: Array
+    cached_tokens: Array
+    first_token_ms: Array
 
     @classmethod
     def of(
@@ -95,14 +103,28 @@ class MeasuredUses:
         """
         unknown = np.full((len(posterior), len(experts)), np.nan)
         tables = {
-            name: tabulate_softly(categories, experts, posterior, answers.get(name, unknown)) for name in MEASURES
+            name: tabulate_softly(categories, experts, posterior, answers.get(name, unknown))
+            for name in LOGGED_MEASURES
         }
         return cls(tuple(categories), tuple(experts), **{name: shrunk_mean(table) for name, table in tables.items()})
 
     @classmethod
     def nothing(cls) -> MeasuredUses:
         """Return the uses of no expert."""
-        return cls((), (), *(np.empty((0, 0)) for _ in MEASURES))
+        return cls((), (), *(np.empty((0, 0)) for _ in LOGGED_MEASURES))
+
+    def updated(self, logged: Mapping[str, ScoreTable]) -> MeasuredUses:
+        """Return the means with those of the routing log, by measure of LOGGED_MEASURES over the same names.
+
+        A cell of the log is shrunk towards what scores measured, scaled by the expert's ratio of log to scores; that
+        ratio is shrunk towards 1. Without scores it is shrunk towards the expert's mean. The cached share of the input
+        is shrunk towards that of all the expert's requests.
+        """
+        found = {
+            name: shrunk_mean(logged[name], prior=getattr(self, name)) for name in LOGGED_MEASURES if name != _CACHED
+        }
+        share = _shrunk_share(logged[_CACHED], logged["input_tokens"])
+        return MeasuredUses(self.categories, self.experts, **found, cached_tokens=share * found["input_tokens"])
 
     def over(self, categories: Sequence[str], experts: Sequence[str]) -> MeasuredUses:
         """Return the means over other names: an unknown category has the expert's mean, an unknown expert has NaN."""
@@ -116,7 +138,7 @@ class MeasuredUses:
                 extended[-1, :-1] = values.mean(axis=0)
             return extended[np.ix_(rows, columns)]
 
-        means = {name: cells(getattr(self, name)) for name in MEASURES}
+        means = {name: cells(getattr(self, name)) for name in LOGGED_MEASURES}
         return MeasuredUses(tuple(categories), tuple(experts), **means)
 
     def has_tokens(self, expert: str) -> bool:
@@ -133,7 +155,7 @@ class MeasuredUses:
         """Parse the result of `to_json`. Raises KeyError, TypeError or ValueError."""
         if data is None:
             return None
-        means = {name: np.array(data[name], dtype=np.float64) for name in MEASURES}
+        means = {name: np.array(data[name], dtype=np.float64) for name in LOGGED_MEASURES}
         if wrong := [name for name, values in means.items() if values.shape != (len(categories), len(experts))]:
             raise ValueError(f"{wrong[0]} of shape {means[wrong[0]].shape}")
         return cls(tuple(categories), tuple(experts), **means)
@@ -142,24 +164,64 @@ class MeasuredUses:
         """Return nested lists by measure; null for NaN."""
         return {
             name: [[value if np.isfinite(value) else None for value in row] for row in getattr(self, name).tolist()]
-            for name in MEASURES
+            for name in LOGGED_MEASURES
         }
 
 
-def shrunk_mean(table: ScoreTable) -> Array:
+_CACHED = "cached_tokens"
+
+
+def shrunk_mean(table: ScoreTable, *, prior: Array | None = None) -> Array:
     """Return the means of positive values by cell, shrunk towards the mean of each column; shape of the table.
 
     Tokens and latencies vary in proportion to their mean, so a cell's logarithm is shrunk, as if the column's mean were
     a number of further values. That number is the variance within cells over the variance between cells, both of the
     logarithm (empirical Bayes, as `fit_pseudo_count`). A column without values is NaN.
+
+    With a `prior` of the table's shape (NaN where unknown), cells are shrunk towards the prior times a factor of the
+    column, by a strength of at least MIN_LOG_STRENGTH values; a column without values is the prior.
     """
     known, count = np.maximum(np.nan_to_num(table.mean), 1.0), table.count  # at least one token or millisecond
     total = count.sum(axis=0)
-    column = np.divide((count * known).sum(axis=0), total, out=np.full(total.shape, np.nan), where=total > 0)
-    distance = np.where(count > 0, np.log(known) - np.log(column), 0.0)
+    mean = np.divide((count * known).sum(axis=0), total, out=np.full(total.shape, np.nan), where=total > 0)
     variance = np.nan_to_num(table.variance) / known**2  # of the logarithm, by the delta method
-    strength = _pseudo_counts(count, distance, variance)
-    return np.asarray(column * np.exp(distance * count / (count + strength)))
+    base, least = np.broadcast_to(mean, known.shape), 0.0
+    if prior is not None:
+        is_known = np.isfinite(prior).all(axis=0)
+        scaled = np.maximum(np.where(is_known, prior, 1.0), 1.0)
+        factor = _column_factors(known, count, scaled, variance, is_known & (total > 0))
+        base, least = np.where(is_known, scaled * factor, base), MIN_LOG_STRENGTH
+    distance = np.where(count > 0, np.log(known) - np.log(base), 0.0)
+    strength = np.maximum(_pseudo_counts(count, distance, variance), least)
+    return np.asarray(base * np.exp(distance * count / (count + strength)))
+
+
+def _column_factors(known: Array, count: Array, prior: Array, variance: Array, measured: NDArray[np.bool_]) -> Array:
+    """Return the ratio of the `known` means to the `prior` of each column, shrunk towards 1; shape (n_columns,).
+
+    The strength is the variance of one value over the variance of the ratios of the `measured` columns, both of the
+    logarithm, and at least MIN_LOG_STRENGTH.
+    """
+    total = np.maximum(count.sum(axis=0), 1e-12)
+    actual, expected = (count * known).sum(axis=0), (count * prior).sum(axis=0)
+    ratio = np.where(measured, np.log(np.where(measured, actual, 1.0) / np.where(measured, expected, 1.0)), 0.0)
+    within = (count * variance).sum(axis=0) / total
+    columns = max(int(measured.sum()), 1)
+    between = ((ratio**2 - within / total) * measured).sum() / columns
+    strength = np.maximum(within / max(between, 1e-12), MIN_LOG_STRENGTH)
+    return np.asarray(np.exp(ratio * total / (total + strength)))
+
+
+def _shrunk_share(part: ScoreTable, whole: ScoreTable) -> Array:
+    """Return the share of the summed `part` in the summed `whole` by cell, 0 to 1; NaN for a column without values.
+
+    A cell is shrunk towards the share of its column, as if that were MIN_LOG_STRENGTH further values.
+    """
+    found, whole_sum = (np.nan_to_num(table.mean) * table.count for table in (part, whole))
+    count, total = part.count, whole_sum.sum(axis=0)
+    column = np.divide(found.sum(axis=0), total, out=np.full(total.shape, np.nan), where=total > 0)
+    cell = np.divide(found, whole_sum, out=np.broadcast_to(column, found.shape).copy(), where=whole_sum > 0)
+    return np.asarray(np.clip((count * cell + MIN_LOG_STRENGTH * column) / (count + MIN_LOG_STRENGTH), 0.0, 1.0))
 
 
 def _pseudo_counts(count: Array, distance: Array, variance: Array) -> Array:
@@ -188,13 +250,16 @@ def declared_uses(
     Memory, active parameters and prices are the declared ones. Tokens and latency are the `measured` ones, where there
     are any.
     """
-    specs = registry.experts if experts is None else [registry.expert(name) for name in experts]
+    specs = registry.single_arms if experts is None else [registry.expert(name) for name in experts]
     names = [spec.name for spec in specs]
     found = (measured or MeasuredUses.nothing()).over(categories, names)
     known = np.isfinite(found.input_tokens + found.output_tokens)
-    input_price, output_price = np.array([(spec.prices.input, spec.prices.output) for spec in specs]).T
+    declared = [(spec.prices.input, spec.prices.output, spec.prices.cached) for spec in specs]
+    input_price, output_price, cached_price = np.array(declared).T
+    cached = np.where(known, np.nan_to_num(found.cached_tokens), 0.0)
     cost = (
-        np.where(known, found.input_tokens, ASSUMED_INPUT_TOKENS) * input_price
+        (np.where(known, found.input_tokens, ASSUMED_INPUT_TOKENS) - cached) * input_price
+        + cached * cached_price
         + np.where(known, found.output_tokens, ASSUMED_OUTPUT_TOKENS) * output_price
     ) / 1000
 

@@ -14,8 +14,9 @@ from typing import Literal, Protocol, get_args
 import orjson
 
 from coe.errors import DamagedEntry, InvalidRequest, LogError
+from coe.records.audit import AUDIT_OUTCOMES, AuditDetail
 
-FeedbackKind = Literal["score", "thumb", "preferred", "category", "regenerated", "abandoned"]
+FeedbackKind = Literal["score", "thumb", "preferred", "category", "regenerated", "abandoned", "audit"]
 FEEDBACK_KINDS: tuple[FeedbackKind, ...] = get_args(FeedbackKind)
 MAX_NAME_CHARACTERS = 128
 """Characters of an id or a name in feedback."""
@@ -27,8 +28,8 @@ class Feedback:
 
     `value` depends on `kind`: a number from 0 to 1 (score), 1 up or -1 down (thumb), the name of the expert that should
     have answered (preferred), the category that the request belongs to (category), None for the implicit signals
-    regenerated and abandoned. `time` is in Unix seconds; `tenant` and `key` name the sender. Raises InvalidRequest for
-    any other value.
+    regenerated and abandoned, one of AUDIT_OUTCOMES (audit). Only the kind audit has an `audit`. `time` is in Unix
+    seconds; `tenant` and `key` name the sender. Raises InvalidRequest for any other value.
     """
 
     event_id: str
@@ -38,6 +39,7 @@ class Feedback:
     value: float | str | None = None
     tenant: str | None = None
     key: str | None = None
+    audit: AuditDetail | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in FEEDBACK_KINDS:
@@ -50,6 +52,8 @@ class Feedback:
         rule, fits = _VALUES[self.kind]
         if not fits(self.value):
             raise InvalidRequest(f"value: {self.value!r} does not fit {self.kind}, which needs {rule}", param="value")
+        if (self.kind == "audit") != (self.audit is not None):
+            raise InvalidRequest("audit: belongs to the kind audit alone", param="audit")
 
 
 def _is_name(value: object) -> bool:
@@ -67,6 +71,7 @@ _VALUES: Mapping[FeedbackKind, tuple[str, Callable[[object], bool]]] = {
     "category": ("the name of a category", _is_name),
     "regenerated": ("no value", lambda value: value is None),
     "abandoned": ("no value", lambda value: value is None),
+    "audit": ("an outcome of an audit", lambda value: value in AUDIT_OUTCOMES),
 }
 
 
@@ -130,8 +135,11 @@ def encode_event(event: Feedback) -> bytes:
 def decode_event(line: bytes) -> Feedback:
     """The event in `line`, without unknown keys. Raises DamagedEntry."""
     try:
-        return Feedback(**{name: value for name, value in orjson.loads(line).items() if name in _KNOWN})
-    except (ValueError, TypeError, AttributeError, InvalidRequest) as error:
+        values = {name: value for name, value in orjson.loads(line).items() if name in _KNOWN}
+        if values.get("audit") is not None:
+            values["audit"] = AuditDetail.from_json(values["audit"])
+        return Feedback(**values)
+    except (ValueError, TypeError, KeyError, AttributeError, InvalidRequest) as error:
         raise DamagedEntry(f"a damaged event of feedback ({error}); remove it from the log") from None
 
 

@@ -52,6 +52,7 @@ class RecipeCall:
     drafts: Annotated[
         int, FieldInfo("Number of earlier answers in its request; 0 if it answered from the conversation alone.")
     ] = 0
+    cached_tokens: Annotated[int | None, FieldInfo("Input tokens that the member read from its prompt cache.")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class RoutingRecord:
     expert: Annotated[
         str,
         FieldInfo(
-            "Expert, or arm of a recipe, that answered or failed last; empty if none was chosen.",
+            "Expert, variant (EXPERT:VARIANT) or arm of a recipe that answered or failed last; empty without one.",
             api="list",
             column=True,
         ),
@@ -103,6 +104,10 @@ class RoutingRecord:
     cost_weight: Annotated[float, FieldInfo("Cost weight of the request: 0 best answer, 1 cheapest.")] = 0.0
     input_tokens: Annotated[int | None, FieldInfo("Input tokens, as the expert counted them.", api="list")] = None
     output_tokens: Annotated[int | None, FieldInfo("Output tokens, as the expert counted them.", api="list")] = None
+    cached_tokens: Annotated[
+        int | None,
+        FieldInfo("Input tokens that the expert read from its prompt cache, a part of `input_tokens`.", api="list"),
+    ] = None
     session: Annotated[
         str | None, FieldInfo("Value of the client's `x-session-id` header.", api="list", column=True)
     ] = None
@@ -161,6 +166,22 @@ class RoutingRecord:
         str, FieldInfo("Why the recipe stopped: accepted, last_step, stream_hold, ...; empty without one.")
     ] = ""
     steps: Annotated[tuple[RecipeCall, ...], FieldInfo("Calls of the recipe to its members.")] = ()
+    audit_rate: Annotated[
+        float, FieldInfo("Probability with which the recipe's answer was to be audited; 0 if it could not be.")
+    ] = 0.0
+    audit: Annotated[
+        str,
+        FieldInfo(
+            "`started`, `last_step` (nothing left to call) or `skipped_` with the reason, if the answer was drawn for "
+            "an audit; else empty. The feedback of kind `audit` has the outcome."
+        ),
+    ] = ""
+    cache: Annotated[
+        str,
+        FieldInfo(
+            "`hit`: the answer is from the cache, at no cost; `miss`; empty if the cache was not used.", api="list"
+        ),
+    ] = ""
     plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""
     schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1
 

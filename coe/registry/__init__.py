@@ -6,6 +6,7 @@ from coe.registry.sections import (
     AccessSpec,
     ApiKey,
     BudgetSpec,
+    CacheSpec,
     DeviceSpec,
     KeyLimits,
     Limits,
@@ -13,7 +14,8 @@ from coe.registry.sections import (
     ResidencySpec,
     RetrievalSpec,
 )
-from coe.registry.specs import AUTO, ArmSpec, Category, ExpertSpec, LogSpec, Prices, Registry
+from coe.registry.specs import AUTO, ArmSpec, Category, ExpertSpec, ExpertVariant, LogSpec, Registry
+from coe.registry.variants import Prices
 
 __all__ = [
     "AUTO",
@@ -24,9 +26,11 @@ __all__ = [
     "ApiKey",
     "ArmSpec",
     "BudgetSpec",
+    "CacheSpec",
     "Category",
     "DeviceSpec",
     "ExpertSpec",
+    "ExpertVariant",
     "KeyLimits",
     "Limits",
     "LogSpec",

@@ -33,6 +33,11 @@ _RESERVED_RECIPE_NAMES = (AUTO, "off")
 _PROPOSED_NAME = re.compile(rf"{PROPOSED_PREFIX}\d+")
 """Names of the recipes that `coe plan` proposes."""
 _RESERVED_PARAMETERS = frozenset({"model", "messages", "stream"})
+_RESERVED_IN_VARIANTS = _RESERVED_PARAMETERS | {
+    *("input", "prompt", "suffix", "system", "instructions"),
+    *("tools", "tool_choice", "functions", "function_call", "response_format", "n", "stream_options"),
+}
+"""Fields that are a client's request itself, not a way to answer it."""
 
 Problems = Iterator[tuple[KeyPath, str]]
 """Key paths and what is wrong there."""
@@ -125,6 +130,8 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
         yield ("policy", "cost_weight_limits"), "cost_weight_limits must be [lowest, highest]"
     for index, expert in enumerate(registry.experts):
         yield from ((("experts", index, *keys), problem) for keys, problem in _expert_problems(expert))
+        names = tuple(variant.name for variant in expert.variants)
+        yield from _duplicates(source, ("experts", index, "variants"), names)
     yield from _assignment_problems(registry)
     yield from _recipe_problems(source, registry)
     keys = registry.access.keys
@@ -150,13 +157,13 @@ def _assignment_problems(registry: Registry) -> Problems:
                 ("assignment", category),
                 f"unknown category {category!r}{_nearest(category, registry.category_names)}",
             )
-        if expert_name not in registry.expert_names:
+        if expert_name not in registry.single_names:
             where = ("assignment", category)
-            yield where, f"unknown expert {expert_name!r}{_nearest(expert_name, registry.expert_names)}"
+            yield where, f"unknown expert {expert_name!r}{_nearest(expert_name, registry.single_names)}"
     if GENERAL not in registry.assignment:
         yield ("assignment",), f"assign an expert to {GENERAL!r}; it answers uncertain requests"
     general = registry.assignment.get(GENERAL)
-    if any(expert.name == general and "chat" not in expert.supported_apis for expert in registry.experts):
+    if any(expert.name == general and "chat" not in expert.supported_apis for expert in registry.single_arms):
         yield ("assignment", GENERAL), f"{general!r} answers {GENERAL!r}, so it must support the chat API"
 
 
@@ -168,12 +175,22 @@ def _expert_problems(expert: ExpertSpec) -> Problems:
     key = None if expert.api_key is None else expert.api_key.get_secret_value()
     if key is not None and (not key or not key.isprintable() or not key.isascii()):
         yield ("api_key",), f"the api_key of {expert.name!r} is empty or holds characters that are not printable"
+    yield from _parameter_problems(expert.parameters, _RESERVED_PARAMETERS)
+    if expert.variants and "chat" not in expert.supported_apis:
+        yield ("variants",), f"{expert.name!r} does not support the chat API, which variants need; remove them"
+    for index, variant in enumerate(expert.variants):
+        found = _parameter_problems(variant.parameters, _RESERVED_IN_VARIANTS)
+        yield from ((("variants", index, *keys), problem) for keys, problem in found)
+
+
+def _parameter_problems(parameters: Mapping[str, Any], reserved: frozenset[str]) -> Problems:
+    """Yield keys relative to the declaration that has the parameters."""
     try:
-        orjson.dumps(expert.parameters)
+        orjson.dumps(parameters)
     except orjson.JSONEncodeError as error:
         yield ("parameters",), f"parameters cannot be sent as JSON: {error}"
-    if _RESERVED_PARAMETERS & expert.parameters.keys():
-        yield ("parameters",), "parameters may not set model, messages or stream; they come from the request"
+    if wrong := [name for name in parameters if name in reserved]:
+        yield ("parameters",), f"parameters may not set {', '.join(wrong)}; they come from the request"
 
 
 def _address_problems(expert: ExpertSpec) -> Problems:
@@ -233,8 +250,9 @@ def _step_problems(recipe: RecipeSpec) -> Problems:
         if getattr(recipe, key) is not None:
             yield (key,), f"`{key}` is for recipes that write, and {name!r} is a {kind}; remove it, or use `fuse`"
     yield from _judge_problems(recipe)
-    if recipe.max_loss is not None and len(recipe.steps) == 1:
-        yield ("max_loss",), f"{name!r} calls all members at once, so it stops no earlier; remove max_loss"
+    for key in ("max_loss", "audit_rate"):
+        if getattr(recipe, key) is not None and len(recipe.steps) == 1:
+            yield (key,), f"{name!r} calls all members at once, so it stops no earlier; remove {key}"
 
 
 def _judge_problems(recipe: RecipeSpec) -> Problems:
@@ -255,7 +273,7 @@ def _judge_problems(recipe: RecipeSpec) -> Problems:
 def _writing_problems(recipe: RecipeSpec, kind: str) -> Problems:
     """Check the keys of a chain or fuse, relative to the recipe."""
     name = recipe.name
-    for key in ("signal", "judge", "max_loss"):
+    for key in ("signal", "judge", "max_loss", "audit_rate"):
         if key in recipe.model_fields_set:
             yield (key,), f"{name!r} is a {kind}, which always calls all members, so `{key}` has no effect; remove it"
     if recipe.chain and recipe.by is not None:
@@ -292,14 +310,14 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
     for where, member in _placed_members(recipe, key):
         if member in seen and not recipe.chain and where not in (("by",), ("judge",)):
             yield where, f"{member!r} is a member already; each member is called once, so remove one of them"
-        elif member in registry.expert_names:
+        elif member in registry.single_names:
             if "chat" not in registry.expert(member).supported_apis:
                 yield where, f"{member!r} does not support the chat API, which all members need; use another expert"
         elif member in recipes:
             circle = "a recipe cannot contain itself" if member == recipe.name else f"{member!r} is a recipe"
-            yield where, f"{circle}; the members are experts: {', '.join(registry.expert_names)}"
+            yield where, f"{circle}; the members are experts: {', '.join(registry.single_names)}"
         else:
-            yield where, f"unknown expert {member!r}{_nearest(member, registry.expert_names)}"
+            yield where, f"unknown expert {member!r}{_nearest(member, registry.single_names)}"
         seen.add(member)
     if len(recipe.called) > registry.policy.max_calls:
         calls = "makes" if recipe.writes else "may make"

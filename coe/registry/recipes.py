@@ -14,10 +14,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from coe.registry.sections import Name, Probability, StrictModel
+from coe.registry.sections import ArmName, Name, Probability, StrictModel
 
 RECIPE_LEVELS = 3
 """Arms of a recipe with several steps. Level 1 stops earliest, so it is the cheapest."""
+AUDIT_RATE = 0.02
+"""Default probability of an audit of a recipe with `max_loss`."""
 PROPOSED_PREFIX = "auto-"
 """Beginning of the names of recipes that `coe plan` proposes; a number follows."""
 AUTO_RECIPES = "auto"
@@ -38,7 +40,7 @@ def _members(step: Any) -> Any:
     return [step] if isinstance(step, str) else step
 
 
-Step = Annotated[tuple[Name, ...], BeforeValidator(_members, json_schema_input_type=Name | tuple[Name, ...])]
+Step = Annotated[tuple[ArmName, ...], BeforeValidator(_members, json_schema_input_type=ArmName | tuple[ArmName, ...])]
 """Members that are called at the same time; in the file a name or a list of names."""
 
 
@@ -51,7 +53,7 @@ class RecipeSpec(StrictModel):
     cascade: tuple[Step, ...] = ()
     """Steps, usually from cheap to expensive. A step is an expert, or a list of experts that are called at the same
     time. The next step is called only if the answers so far are not reliable enough."""
-    vote: tuple[Name, ...] = ()
+    vote: tuple[ArmName, ...] = ()
     """Experts of equal rank, whose most supported answer is returned."""
     ask: Literal["all", "until_agreed"] = "all"
     """Of a vote: call all experts at the same time, or one after another until their answers agree."""
@@ -74,6 +76,17 @@ class RecipeSpec(StrictModel):
     max_loss: Probability | None = None
     """Largest loss of quality (0 to 1) from not calling the later steps. `coe plan` uses the recipe only if calibration
     probes show with 95 % confidence that the loss is smaller."""
+    audit_rate: Probability | None = None
+    """Probability with which an answer that was accepted early is audited: after it was delivered, the remaining
+    members are called too, and the answers are compared. By default 0.02 with `max_loss`, else 0."""
+
+    @property
+    def audit_probability(self) -> float:
+        """The probability of an audit; 0 for a recipe of one step."""
+        if len(self.steps) == 1:
+            return 0.0
+        default = 0.0 if self.max_loss is None else AUDIT_RATE
+        return default if self.audit_rate is None else self.audit_rate
 
     @property
     def steps(self) -> tuple[tuple[str, ...], ...]:

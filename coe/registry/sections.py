@@ -1,9 +1,10 @@
-"""Sections of experts.yaml: `policy`, `budget`, `residency`, `limits`, `access`, `retrieval`; and their base class."""
+"""Sections of experts.yaml: `policy`, `budget`, `residency`, `limits`, `access`, `cache`, `retrieval`; and their base
+class."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -30,6 +31,8 @@ def _reachable(url: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")]
+"""Name of an expert, or EXPERT:VARIANT."""
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+"), AfterValidator(_reachable)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -204,6 +207,9 @@ class ApiKey(StrictModel):
     """Permissions of the key."""
     limits: KeyLimits = KeyLimits()
     """Limits of the key."""
+    cache: bool = True
+    """With the section `cache`: false makes the key private. Its requests are not answered from the cache, and their
+    answers are not stored."""
 
 
 class AccessSpec(StrictModel):
@@ -221,6 +227,21 @@ class AccessSpec(StrictModel):
     """Host names that requests may use for this gateway, such as llm.example.com or *.example.com. IP addresses and
     localhost are always accepted. Default: a gateway on loopback accepts only those, any other gateway accepts every
     name."""
+
+
+class CacheSpec(StrictModel):
+    """Exact answer cache: a request that is identical to an earlier one of the same tenant gets the stored answer, byte
+    for byte, without a call to an expert."""
+
+    ttl: Annotated[float, Field(gt=0, le=30 * 86400)] = 3600.0
+    """Seconds for which an answer is used."""
+    store: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
+    """Store of the answers: `memory` (each gateway process separately) or redis://HOST:PORT/DB (all gateways
+    together)."""
+    max_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 64 * 2**20
+    """Largest size of all answers together, in bytes. The least recently used answers are deleted first."""
+    when: Literal["deterministic", "always"] = "deterministic"
+    """Requests that use the cache: those with `temperature: 0` or a `seed`, or all."""
 
 
 class RetrievalPrice(StrictModel):

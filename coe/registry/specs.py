@@ -21,6 +21,7 @@ from coe.registry.recipes import PROPOSED_PREFIX, RecipeItems, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
     BudgetSpec,
+    CacheSpec,
     Count,
     Flag,
     Limits,
@@ -32,6 +33,7 @@ from coe.registry.sections import (
     StrictModel,
     Url,
 )
+from coe.registry.variants import Prices, VariantSpec
 
 AUTO = "auto"
 """Model name with which a client requests routing. No expert may use it."""
@@ -47,15 +49,6 @@ class Category(StrictModel):
     examples: tuple[str, ...] = ()
     """Typical requests in users' words. A new category with two or more examples works without training; training
     includes them."""
-
-
-class Prices(StrictModel):
-    """US dollars per million tokens."""
-
-    input: Annotated[float, Field(ge=0)] = 0.0
-    """Price of input tokens."""
-    output: Annotated[float, Field(ge=0)] = 0.0
-    """Price of output tokens."""
 
 
 class ExpertSpec(StrictModel):
@@ -116,6 +109,14 @@ class ExpertSpec(StrictModel):
     """Usual time of a response in milliseconds, for `budget.mean_latency_ms` until `coe score` measures it."""
     prices: Prices = Prices()
     """Prices of the model."""
+    variants: tuple[VariantSpec, ...] = ()
+    """Further ways to call the expert, each with a quality and uses of its own that `coe score` measures and `coe plan`
+    chooses by. They share the server, its health and its memory."""
+
+    @property
+    def expert_name(self) -> str:
+        """Name of the declared expert, whose server answers."""
+        return self.name
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -126,6 +127,34 @@ class ExpertSpec(StrictModel):
     def supported_apis(self) -> frozenset[Api]:
         """APIs that its server supports."""
         return self.apis if self.apis is not None else _DEFAULT_APIS[self.runtime]
+
+
+VARIANT_SEPARATOR = ":"
+"""Between the names of an expert and its variant, as in OpenRouter's model names. No declared name has it."""
+
+
+class ExpertVariant(ExpertSpec):
+    """A variant of a declared expert, in the form of an expert. `variant` is its declaration."""
+
+    variant_of: str
+    variant: VariantSpec
+
+    @classmethod
+    def of(cls, expert: ExpertSpec, variant: VariantSpec) -> ExpertVariant:
+        """Return the expert with the variant's name, parameters and prices."""
+        fields: dict[str, Any] = {name: getattr(expert, name) for name in ExpertSpec.model_fields}
+        fields |= {
+            "name": f"{expert.name}{VARIANT_SEPARATOR}{variant.name}",
+            "parameters": {**expert.parameters, **variant.parameters},
+            "prices": expert.prices if variant.prices is None else variant.prices,
+            "apis": expert.supported_apis - {"embeddings"},
+            "variants": (),
+        }
+        return cls.model_construct(**fields, variant_of=expert.name, variant=variant)
+
+    @property
+    def expert_name(self) -> str:
+        return self.variant_of
 
 
 _HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas")
@@ -173,8 +202,14 @@ class ArmSpec:
     judge: str = ""
     stand_in: None = None
     supported_apis: frozenset[Api] = frozenset({"chat"})
+
     prices: Prices = Prices()  # noqa: RUF009  (immutable)
     """Nothing: each call costs its member's own prices."""
+
+    @property
+    def expert_name(self) -> str:
+        """Name of the recipe, which stands for its members."""
+        return self.recipe
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -242,6 +277,8 @@ class Registry(StrictModel):
     """Limits of each gateway process."""
     access: AccessSpec = AccessSpec()
     """API keys, allowed origins and host names."""
+    cache: CacheSpec | None = None
+    """Cache of answers to identical requests. Default: off."""
     log: LogSpec = LogSpec()
     """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
@@ -261,11 +298,25 @@ class Registry(StrictModel):
         return tuple(expert.name for expert in self.experts)
 
     @cached_property
+    def variants(self) -> tuple[ExpertVariant, ...]:
+        """The variants of all experts, in the order of the declaration."""
+        return tuple(ExpertVariant.of(expert, variant) for expert in self.experts for variant in expert.variants)
+
+    @cached_property
+    def single_arms(self) -> tuple[ExpertSpec, ...]:
+        """All that answers with one call: the experts, then their variants."""
+        return (*self.experts, *self.variants)
+
+    @cached_property
+    def single_names(self) -> tuple[str, ...]:
+        return tuple(arm.name for arm in self.single_arms)
+
+    @cached_property
     def _by_name(self) -> dict[str, ExpertSpec]:
-        return {expert.name: expert for expert in self.experts}
+        return {arm.name: arm for arm in self.single_arms}
 
     def expert(self, name: str) -> ExpertSpec:
-        """Return the declared expert of this name. Raises KeyError."""
+        """Return the declared expert or variant of this name. Raises KeyError."""
         return self._by_name[name]
 
     @cached_property
@@ -283,8 +334,8 @@ class Registry(StrictModel):
 
         Names that are declared, and recipes with members that are not, are left out. The digest stays that of the file.
         """
-        declared = {*self.expert_names, *(recipe.name for recipe in self.declared_recipes)}
-        known = set(self.expert_names)
+        declared = {*self.single_names, *(recipe.name for recipe in self.declared_recipes)}
+        known = set(self.single_names)
         added = [
             RecipeSpec(name=name, cascade=found)
             for name, found in steps.items()
@@ -318,9 +369,9 @@ class Registry(StrictModel):
 
     @cached_property
     def arms(self) -> tuple[ExpertSpec | ArmSpec, ...]:
-        """All that routing may select: the experts, then the arms of the recipes. Columns of plans are in this
-        order."""
-        return (*self.experts, *self.recipe_arms)
+        """All that routing may select: the experts, their variants, then the arms of the recipes. Columns of plans are
+        in this order."""
+        return (*self.single_arms, *self.recipe_arms)
 
     @cached_property
     def arm_names(self) -> tuple[str, ...]:
@@ -342,8 +393,8 @@ class Registry(StrictModel):
 
     @cached_property
     def model_names(self) -> tuple[str, ...]:
-        """The names that a client may send as `model` besides `auto`: experts and recipes."""
-        return (*self.expert_names, *(recipe.name for recipe in self.declared_recipes))
+        """The names that a client may send as `model` besides `auto`: experts, variants and recipes."""
+        return (*self.single_names, *(recipe.name for recipe in self.declared_recipes))
 
     @property
     def wake_timeout(self) -> float:
@@ -364,8 +415,8 @@ class Registry(StrictModel):
     def digest(self) -> str:
         """Short SHA-256 digest of everything that a plan depends on, without secrets.
 
-        It leaves out the sections access, limits, log, artifacts, retrieval and residency, and the policy's timeouts,
-        attempts and exploration. Records hold the exploration rate themselves.
+        It leaves out the sections access, cache, limits, log, artifacts, retrieval and residency, and the policy's
+        timeouts, attempts and exploration. Records hold the exploration rate themselves.
         """
         plain = self.model_dump(
             mode="json",
@@ -373,6 +424,7 @@ class Registry(StrictModel):
                 "experts": {"__all__": {"api_key", "capabilities", "apis", *_HOSTING_KEYS}},
                 "policy": {"exploration", *_CALLING_KEYS},
                 "access": True,
+                "cache": True,
                 "limits": True,
                 "log": True,
                 "artifacts": True,

@@ -28,6 +28,7 @@ from coe.core import (
     RequestOptions,
     Router,
 )
+from coe.experts.variants import build_variants, one_arm_of_each_expert
 from coe.mapping import Assignment, decision_risk
 from coe.mapping.problem import relative_cost
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
@@ -77,6 +78,8 @@ class Composition:
         self.assignment_digest = assignment.digest[:16]
         self.experts = experts
         self.recipes = recipes or {}
+        self.variants = build_variants(registry, experts)
+        self._arms: dict[str, Expert] = {**experts, **self.variants, **self.recipes}
         self._routed_recipes = [self.recipes[name] for name in assignment.experts if name in self.recipes]
         self._specs = [registry.arm(name) for name in assignment.experts]
         self._first_experts = [registry.expert_names.index(first_expert(spec)) for spec in self._specs]
@@ -163,6 +166,7 @@ class Composition:
     def _health(self) -> dict[str, Health]:
         """Return the health of everything that routing may select."""
         health = {name: expert.health for name, expert in self.experts.items()}
+        health |= {arm.name: health[arm.variant_of] for arm in self.registry.variants}
         health |= {arm.name: arm.health for arm in self._routed_recipes}
         return health
 
@@ -225,6 +229,7 @@ class Composition:
         policy = self.registry.policy
         if not self.recipes.keys().isdisjoint(decision.candidates):
             attempts.recipe_log = RecipeLog()
+        order = one_arm_of_each_expert(decision.candidates, self.registry)
         conversation = conversation_key(chat, options) if chat.messages else b""  # embeddings have no conversation
         call = Call(
             chat.fields,
@@ -235,7 +240,7 @@ class Composition:
             headers=options.forwarded_headers,
             conversation=conversation,
             category=decision.category,
-            stand_in=decision.candidates[1] if len(decision.candidates) > 1 else "",
+            stand_in=self.registry.arm(order[1]).expert_name if len(order) > 1 else "",
             wake_deadline=min(deadline, asyncio.get_running_loop().time() + self.registry.wake_timeout),
             tenant=options.tenant or "",
             posterior=prediction.probabilities if prediction else None,
@@ -244,7 +249,7 @@ class Composition:
         )
         expert, reply = await call_experts(
             call,
-            [self.recipes.get(name) or self.experts[name] for name in decision.candidates],
+            [self._arms[name] for name in order],
             max_attempts=policy.max_attempts,
             deadline=deadline,
             attempts=attempts,
@@ -258,5 +263,5 @@ class Composition:
 
 
 def first_expert(arm: ExpertSpec | ArmSpec) -> str:
-    """Return the name of the expert, or of the first member of a recipe."""
-    return arm.members[0].name if isinstance(arm, ArmSpec) else arm.name
+    """Return the name of the declared expert behind an arm; of a recipe that of its first member."""
+    return (arm.members[0] if isinstance(arm, ArmSpec) else arm).expert_name

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from coe.core import NO_RECIPE, Chat, Decision, Health, Prediction, Reason
 from coe.errors import Cause, InvalidRequest, ModelNotFound
+from coe.experts.variants import contradiction
 from coe.mapping import Assignment, expected_price, expected_utility
-from coe.registry import AUTO, ArmSpec, ExpertSpec, Policy, Registry
+from coe.registry import AUTO, ArmSpec, ExpertSpec, ExpertVariant, Policy, Registry
 
 MAX_CHARACTERS_PER_TOKEN = 8
 """No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
@@ -120,7 +121,7 @@ def _pinned_arm(chat: Chat, registry: Registry, recipe: str) -> str:
     else:
         model = chat.model
         check_model(chat, registry)
-        if recipe not in ("", model) and not (recipe == NO_RECIPE and model in registry.expert_names):
+        if recipe not in ("", model) and not (recipe == NO_RECIPE and model in registry.single_names):
             message = f"model {model!r} and x-coe-recipe {recipe!r} contradict each other: send model {AUTO!r}"
             raise InvalidRequest(message, param="x-coe-recipe")
     pinned = registry.arm_of_model[model]
@@ -131,9 +132,9 @@ def _pinned_arm(chat: Chat, registry: Registry, recipe: str) -> str:
 
 def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
     """Return the names of the eligible experts. Raises InvalidRequest if none can take the chat."""
-    eligible = [spec.name for spec in registry.experts if not ineligibility(chat, spec)]
+    eligible = [spec.name for spec in registry.single_arms if not ineligibility(chat, spec)]
     if not eligible:
-        reasons = "; ".join(ineligibility(chat, spec) for spec in registry.experts)
+        reasons = "; ".join(ineligibility(chat, spec) for spec in registry.single_arms)
         raise InvalidRequest(f"no expert can take this request: {reasons}", code="no_capable_expert")
     if chat.api == "embeddings" and len(eligible) > 1:
         message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
@@ -189,6 +190,8 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
             return f"{spec.name}: {reason}"
     elif chat.api not in spec.supported_apis and not (chat.api in _TRANSLATED_APIS and "chat" in spec.supported_apis):
         return f"{spec.name} does not support the {chat.api} API"
+    elif isinstance(spec, ExpertVariant) and (field := contradiction(chat, spec)):
+        return f"{spec.name} sets {field} to another value than the request"
     if missing := chat.needs - spec.capabilities:
         return f"{spec.name} has no {', no '.join(sorted(missing))}"
     if chat.characters > spec.context_length * MAX_CHARACTERS_PER_TOKEN:

@@ -18,7 +18,8 @@ from coe.artifacts.manifest import Artifact
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
-from coe.experts.recipes.policy import RecipePolicy
+from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
+from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE, read_broken
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.problem import declared_assignment
 from coe.registry import Registry, load
@@ -74,7 +75,7 @@ class ActiveState:
     """The version that was read of each kind of artifact except the gate, None for none."""
     consequences: tuple[Consequence, ...] = ()
     """The differences of the declaration from the plan in use."""
-    policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
+    policies: ArmPolicies = NO_POLICIES
     """The fitted policies of the recipes' arms in the plan, over the router's categories."""
 
 
@@ -108,7 +109,7 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
         index,
         {ROUTER: artifact.manifest.version, **versions},
         planned.consequences,
-        planned.policies.by_arm,
+        policies_in_use(settings, planned),
     )
 
 
@@ -207,6 +208,12 @@ def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[
     if artifact is None:
         return EffectivePlan(declared_assignment(registry, categories))
     return read_plan(registry, artifact).over(categories)
+
+
+def policies_in_use(settings: Settings, plan: EffectivePlan) -> ArmPolicies:
+    """The plan's policies; a recipe that broke its loss bound calls all its steps."""
+    broken = read_broken(settings.artifacts / LOSS_BOUNDS_FILE, plan.policies.version)
+    return plan.policies.without_early_stops(broken) if broken else plan.policies
 
 
 def retrieval_in_use(settings: Settings, in_use: ActiveState, *, threads: Executor) -> Retrieval | None:

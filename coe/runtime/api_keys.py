@@ -27,10 +27,12 @@ _BEARER = b"bearer "
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The name of the request's API key and its tenant, both None if no keys are declared."""
+    """The name of the request's API key and its tenant, both None if no keys are declared. `cache` is False for a key
+    that does not use the answer cache."""
 
     key: str | None = None
     tenant: str | None = None
+    cache: bool = True
 
 
 def new_key() -> str:
@@ -48,7 +50,11 @@ class KeyRing:
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._known = {
-            bytes.fromhex(key.sha256): (bytes.fromhex(key.sha256), key.scopes, Caller(key.name, key.tenant or key.name))
+            bytes.fromhex(key.sha256): (
+                bytes.fromhex(key.sha256),
+                key.scopes,
+                Caller(key.name, key.tenant or key.name, key.cache),
+            )
             for key in keys
         }
         self._default_caller = None if keys else Caller()

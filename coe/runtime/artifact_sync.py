@@ -15,6 +15,7 @@ from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.artifacts.redis import RedisArtifacts, mirror, open_shared
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, CoEError
+from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
 from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
 from coe.registry import load
 from coe.settings import Settings
@@ -44,7 +45,8 @@ class ArtifactSync:
         """Copies what is new. Does not fail."""
         try:
             _mirror(self._settings, self._share)
-            self._share.fetch_file(TRAFFIC_REPORT_FILE, self._settings.artifacts)
+            for name in (TRAFFIC_REPORT_FILE, LOSS_BOUNDS_FILE):
+                self._share.fetch_file(name, self._settings.artifacts)
         except Exception as error:  # whatever is shared, it is no reason to stop following
             self.behind = True
             cause = (str(error) if isinstance(error, CoEError | OSError) else repr(error))[:MAX_CAUSE_CHARACTERS]

@@ -134,6 +134,7 @@ class TokenAllowance(RequestAllowance):
             self._input if known_input is None else known_input,
             max(self._output, usage.events) if known_output is None else known_output,
             prices,
+            usage.cached_tokens or 0,
         )
 
 
@@ -142,9 +143,8 @@ def _beyond(use: Amounts, minimum: Amounts) -> Amounts:
     return Amounts(use.requests - minimum.requests, use.tokens - minimum.tokens, use.dollars - minimum.dollars)
 
 
-def _amounts(input_tokens: float, output_tokens: float, prices: Prices) -> Amounts:
-    dollars = (input_tokens * prices.input + output_tokens * prices.output) / 1e6
-    return Amounts(1, input_tokens + output_tokens, dollars)
+def _amounts(input_tokens: float, output_tokens: float, prices: Prices, cached_tokens: float = 0.0) -> Amounts:
+    return Amounts(1, input_tokens + output_tokens, prices.cost(input_tokens, output_tokens, cached_tokens))
 
 
 def _sum(calls: Iterable[Amounts]) -> Amounts:
@@ -215,7 +215,7 @@ class Access:
 
 def access_of(registry: Registry, limiter: Limiter, *, routed: Collection[str] = (), host: str = "127.0.0.1") -> Access:
     """The Access of a declaration over `limiter`. `routed` are the arms of recipes that routing may select."""
-    prices = {expert.name: expert.prices for expert in registry.experts}
+    prices = {expert.name: expert.prices for expert in registry.single_arms}
     recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
     recipes |= {arm.name: recipes[arm.recipe] for arm in registry.recipe_arms}
     return Access(registry.access, limiter, prices=prices, recipes=recipes, routed=routed, host=host)

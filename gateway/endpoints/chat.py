@@ -22,8 +22,7 @@ from gateway.request.line import Line
 
 
 def _line(parts: Parts, *, dialect: Dialect) -> Line:
-    current = parts.current
-    return Line(current, dialect=dialect, observers=parts.observers, tracing=parts.tracing)
+    return Line(parts.current, dialect=dialect, observers=parts.observers, tracing=parts.tracing, cache=parts.cache)
 
 
 def _operation(

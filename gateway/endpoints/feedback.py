@@ -78,7 +78,7 @@ class FeedbackRequest(RequestModel):
     """Quality of the response."""
     thumb: Literal["up", "down"] = _optional()
     preferred: _Name = _optional()
-    """The expert that should have answered."""
+    """The expert or recipe that should have answered."""
     category: _Name = _optional()
     """The correct category of the request."""
 
@@ -186,8 +186,8 @@ async def _body(scope: Scope, receive: Receive) -> bytes | bytearray:
 
 
 def _check_name(event: Feedback, registry: Registry) -> None:
-    """Raises InvalidRequest for an expert or category that is not declared."""
-    known = {"preferred": registry.expert_names, "category": registry.category_names}.get(event.kind)
+    """Raises InvalidRequest for an expert, recipe or category that is not declared."""
+    known = {"preferred": registry.model_names, "category": registry.category_names}.get(event.kind)
     if known is not None and event.value not in known:
         raise InvalidRequest(f"{event.kind}: {event.value!r} is none of {', '.join(known)}", param=event.kind)
 

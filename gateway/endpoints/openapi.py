@@ -20,7 +20,7 @@ from gateway.request.options import MAX_RECIPE_CHARACTERS, MAX_VERSION_CHARACTER
 
 DECISION_HEADERS = ("Session", "CostWeight", "Timeout", "Retrieval", "Recipe", "Explain")
 """Request headers that a decision depends on."""
-CALL_HEADERS = (*DECISION_HEADERS, "Purpose", "Trace")
+CALL_HEADERS = (*DECISION_HEADERS, "Cache", "Purpose", "Trace")
 """Request headers of all chat APIs."""
 ANTHROPIC_HEADERS = ("Version", "Beta")
 
@@ -42,12 +42,18 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
         {"enum": list(CAUSES)},
     ),
     "x-coe-router": ("Router", "Version of the category router.", TEXT),
-    "x-coe-attempts": ("Attempts", "Number of calls to experts.", {"type": "integer", "minimum": 1}),
+    "x-coe-attempts": ("Attempts", "Number of calls to experts.", {"type": "integer", "minimum": 0}),
     "x-coe-overhead-ms": ("Overhead", "Milliseconds until the decision.", {"type": "number", "minimum": 0}),
     "x-coe-retrieval": ("Retrieval", _RETRIEVAL_TEXT, TEXT),
     "x-coe-recipe": ("Recipe", "The recipe, where one was called.", TEXT),
+    "x-coe-variant": ("Variant", "The variant of the expert that answers, where it is one.", TEXT),
     "x-coe-steps": ("Steps", "Number of steps of the recipe that began.", {"type": "integer", "minimum": 1}),
     "x-coe-calls": ("Calls", "Number of calls of the recipe to experts.", {"type": "integer", "minimum": 1}),
+    "x-coe-cache": (
+        "Cache",
+        "Whether the answer is from the cache, where the request uses it.",
+        {"enum": ["hit", "miss"]},
+    ),
     "server-timing": ("Timing", "Milliseconds of each step, where x-coe-explain requests it.", TEXT),
 }
 """Response headers of the chat APIs: the component of each, its description and its schema."""
@@ -95,6 +101,11 @@ def request_headers(registry: Registry) -> Schema:
             "1 for details of the decision. The response header server-timing has the time of each step; /v1/route "
             "returns, to administrators, the nearest training examples and what each expert was rated by.",
             {"type": "string", "enum": ["0", "1"]},
+        ),
+        "Cache": _header(
+            "x-coe-cache",
+            "off for an answer that is not from the cache and is not stored.",
+            {"type": "string", "enum": ["on", "off"]},
         ),
         "Purpose": _header(
             "x-coe-purpose",

@@ -37,7 +37,7 @@ MAX_MESSAGE_CHARACTERS = 2000
 """Characters of an error's message that are logged."""
 ACCESS_FIELDS = (
     "request_id", "api", "key", "tenant", "expert", "category", "reason", "fallback_from", "cause", "outcome", "status",
-    "ms", "input_tokens", "output_tokens",
+    "ms", "input_tokens", "output_tokens", "cached_tokens",
 )  # fmt: skip
 
 
@@ -106,6 +106,7 @@ def log_request(trace: Trace) -> None:
         round(trace.elapsed_ms(), 3),
         usage.input_tokens if usage else None,
         usage.output_tokens if usage else None,
+        usage.cached_tokens if usage else None,
     )
     _access.info("request", extra=dict(zip(ACCESS_FIELDS, values, strict=True)))
 

@@ -18,6 +18,7 @@ from uuid import uuid4
 import orjson
 from prometheus_client.process_collector import ProcessCollector
 
+from coe.core import Usage
 from coe.records.feedback import FeedbackKind
 from gateway.request.trace import Trace
 
@@ -220,6 +221,8 @@ class Metrics:
         fallbacks = "Requests that another expert answered, by the first choice and why it did not answer."
         self._fallbacks = counter("coe_fallbacks_total", fallbacks, ("expert", "cause"))
         self._tokens = counter("coe_tokens_total", "Tokens as the experts counted them.", ("expert", "kind"))
+        cached = "Input tokens that the experts read from their prompt caches, a part of coe_tokens_total."
+        self._cached_tokens = counter("coe_cached_tokens_total", cached, expert)
         self._cost = counter("coe_cost_dollars_total", "Cost by the experts' declared prices.", expert)
         routing = "Time from arrival to the decision."
         self._routing_seconds = histogram("coe_routing_seconds", routing, _ROUTING_BUCKETS)
@@ -230,6 +233,13 @@ class Metrics:
         self._retrieval_results = counter("coe_retrieval_total", "Requests, by the result of retrieval.", ("result",))
         self._retrieval_seconds = histogram("coe_retrieval_seconds", "Duration of retrieval.", _ROUTING_BUCKETS)
         self._passage_tokens = counter("coe_retrieval_tokens_total", "Tokens of passages, approximately.")
+        audits = "Recipe answers drawn for an audit, by the outcome."
+        self._audits = counter("coe_audits_total", audits, ("recipe", "outcome"))
+        audit_tokens = "Tokens of audits, which no API key is charged for."
+        self._audit_tokens = counter("coe_audit_tokens_total", audit_tokens, ("expert", "kind"))
+        self._audit_cost = counter("coe_audit_cost_dollars_total", "Cost of audits by the declared prices.", expert)
+        lookups = "Requests that used the answer cache, by the result: hit or miss."
+        self._cache_lookups = counter("coe_cache_requests_total", lookups, ("result",))
         self._feedback = counter("coe_feedback_total", "Feedback that was stored.", ("kind",))
         refusals = "Requests refused for their Host or Origin header."
         self._refusals = counter("coe_refused_total", refusals, ("outcome",))
@@ -243,12 +253,16 @@ class Metrics:
     def observe(self, trace: Trace) -> None:
         """Counts one finished request."""
         self._request_seconds.observe(_NO_LABELS, trace.elapsed_ms() / 1000)
+        if trace.cache is not None:
+            self._cache_lookups.add((trace.cache.result,))
         decision = trace.decision
         status = "" if trace.status is None else str(trace.status)
         if decision is None:
             self._requests.add((trace.api, "", "", trace.outcome, "", status))
             return
         self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason, status))
+        if trace.cached is not None:
+            return
         self._routing_seconds.observe(_NO_LABELS, trace.routing_ms / 1000)
         self._record_retrieval(trace)
         if (first := trace.first_token_ms) is not None:
@@ -273,6 +287,8 @@ class Metrics:
                 self._tokens.add((name, "input"), usage.input_tokens)
             if usage.output_tokens:
                 self._tokens.add((name, "output"), usage.output_tokens)
+            if usage.cached_tokens:
+                self._cached_tokens.add((name,), usage.cached_tokens)
             if cost:
                 self._cost.add((name,), cost)
 
@@ -283,6 +299,20 @@ class Metrics:
     def record_refusal(self, code: str) -> None:
         """Counts one request that was refused for its Host or Origin header."""
         self._refusals.add((code,))
+
+    def record_audit(self, recipe: str, outcome: str) -> None:
+        """Counts one answer that was drawn for an audit."""
+        self._audits.add((recipe, outcome))
+
+    def record_audit_call(self, expert: str, usage: Usage | None, cost: float | None) -> None:
+        """Counts what one call of an audit used."""
+        if usage is None:
+            return
+        for kind, count in (("input", usage.input_tokens), ("output", usage.output_tokens)):
+            if count:
+                self._audit_tokens.add((expert, kind), count)
+        if cost:
+            self._audit_cost.add((expert,), cost)
 
     def record_feedback(self, kind: FeedbackKind) -> None:
         """Counts one stored event of feedback."""

@@ -203,8 +203,9 @@ class ImplicitSignals:
         self._store = store
 
     def observe(self, trace: Trace) -> None:
-        """Processes a finished request; those of CoE's own commands have no signals."""
-        if trace.options is not None and trace.options.purpose:
+        """Processes a finished request. Those of CoE's own commands have no signals; an identical request that the
+        cache answers is the habit of a program and no complaint."""
+        if (trace.options is not None and trace.options.purpose) or trace.cached is not None:
             return
         now = time.time()
         if trace.client_left and trace.reply is not None and trace.chat is not None and trace.chat.stream:

@@ -22,6 +22,8 @@ from gateway.request.admission import Admission
 from gateway.serving_state import ServingState
 
 ARTIFACT_INFO, RELOAD_FAILED = "coe_artifact_info", "coe_reload_failed"
+RECIPE_EVIDENCE = "coe_recipe_loss_evidence"
+RECIPE_EVIDENCE_TEXT = "Evidence of the audits that a recipe loses more than its max_loss; from 20 on it is broken."
 BREAKER_STATES = {"closed": 0, "rate_limited": 1, "half_open": 2, "open": 3}
 
 
@@ -122,7 +124,7 @@ class TrafficMetrics:
         gauges = metrics.gauges
         alarms = (
             "1 while an expert gets all requests, gets too few, or is rated worse, by the last traffic report, "
-            "and while it fails now (kind failing)."
+            "while it fails now (kind failing), and while a recipe's loss bound is broken (kind max_loss)."
         )
         gauges("coe_alarm", alarms, ("kind", "expert"), self._alarms, largest=True)
         drift = "1 if traffic has moved away from the router's training data, by the last traffic report."
@@ -133,11 +135,16 @@ class TrafficMetrics:
         gauges("coe_traffic_report_timestamp_seconds", timestamp, (), self._time, largest=True)
 
     def _alarms(self) -> Cells:
-        experts = self._current.serving.registry.expert_names
+        serving = self._current.serving
+        experts = serving.registry.expert_names
         cells: Cells = {("failing", name): float(self._fails(name)) for name in experts}
+        bounded = [one.name for one in serving.registry.declared_recipes if one.max_loss is not None]
+        cells |= {("max_loss", name): float(name in serving.policies.broken) for name in bounded}
         if (report := self._read_report()) is not None:
-            found = [kind for kind in ALARMS if kind != "failing"]
+            found = [kind for kind in ALARMS if kind not in ("failing", "max_loss")]
             cells |= {(kind, name): float(name in report.alarms[kind]) for kind in found for name in experts}
+            arms = [arm.name for arm in serving.registry.recipe_arms]
+            cells |= {(kind, name): 1.0 for kind in found for name in arms if name in report.alarms[kind]}
         return cells
 
     def _fails(self, name: str) -> bool:

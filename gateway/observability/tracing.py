@@ -71,6 +71,7 @@ def request_attributes(trace: Trace) -> Attributes:
             "coe.category": decision.category if decision else None,
             "coe.confidence": round(decision.confidence, 4) if decision else None,
             "coe.reason": decision.reason if decision else None,
+            "coe.cache": trace.cache.result if trace.cache else None,
             "coe.fallback_from": (decision.fallback_from or None) if decision else None,
             "coe.cause": (decision.cause or None) if decision else None,
             "coe.retrieval": trace.retrieval_result.status,
@@ -109,6 +110,7 @@ def _answer_attributes(trace: Trace) -> Attributes:
     return {
         "gen_ai.usage.input_tokens": usage.input_tokens if usage else None,
         "gen_ai.usage.output_tokens": usage.output_tokens if usage else None,
+        "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens if usage else None,
         "gen_ai.response.time_to_first_chunk": round(first / 1000, 6) if first is not None and streamed else None,
     }
 

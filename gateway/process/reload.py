@@ -18,6 +18,7 @@ from pathlib import Path
 from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
 from coe.artifacts.store import POINTER
 from coe.errors import CoEError, ConfigError
+from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
 from coe.registry import ExpertSpec, Registry
 from coe.runtime.active_state import ActiveState
 from coe.runtime.consequences import log_consequences
@@ -149,6 +150,8 @@ def check_reloadable(old: Registry, new: Registry) -> None:
             ("log.store_embeddings", old.log.store_embeddings, new.log.store_embeddings),
             ("artifacts", old.artifacts, new.artifacts),
             ("access.counters", old.access.counters, new.access.counters),
+            ("cache.store", old.cache and old.cache.store, new.cache and new.cache.store),
+            ("cache.max_bytes", old.cache and old.cache.max_bytes, new.cache and new.cache.max_bytes),
         )
         if previous != after
     ]
@@ -168,7 +171,11 @@ def _server(spec: ExpertSpec) -> tuple[object, ...]:
 
 def _watched_files(settings: Settings) -> tuple[Path, ...]:
     files = (settings.config, *([settings.endpoints_file] if settings.endpoints_file else []))
-    return *files, *(settings.artifacts / kind / POINTER for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE))
+    return (
+        *files,
+        settings.artifacts / LOSS_BOUNDS_FILE,
+        *(settings.artifacts / kind / POINTER for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE)),
+    )
 
 
 def _file_states(files: tuple[Path, ...]) -> FileStates:

@@ -1,7 +1,8 @@
 """Serves one request of a chat API in eight steps: admit, parse, classify, assign, gate, call, relay, record.
 
-`Line` is the ASGI application of one API; `Line._serve` is the path of every routed request. `DryRun` admits and
-parses a request the same way and answers it without calling an expert.
+`Line` is the ASGI application of one API; `Line._serve` is the path of every routed request. A request that the answer
+cache answers skips the steps from classify to call. `DryRun` admits and parses a request the same way and answers it
+without calling an expert.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.routing.composition import RoutedReply
 from gateway.access import UNLIMITED
+from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, respond, status_of
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
+from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.options import read_options
 from gateway.request.trace import Trace
@@ -47,12 +50,19 @@ class Line:
     """One chat API as an ASGI application."""
 
     def __init__(
-        self, state: ServingState, *, dialect: Dialect, observers: Sequence[Observer], tracing: Tracing | None = None
+        self,
+        state: ServingState,
+        *,
+        dialect: Dialect,
+        observers: Sequence[Observer],
+        tracing: Tracing | None = None,
+        cache: CacheStep | None = None,
     ) -> None:
         self._state = state
         self._dialect = dialect
-        self._observers = observers
+        self._observers = observers if cache is None else (*observers, cache.observe)
         self._tracing = tracing
+        self._cache = cache
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = Trace(self._state.serving, api=self._dialect.api)
@@ -77,7 +87,7 @@ class Line:
 
     async def _serve(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
         """Steps 1 to 7. Raises the RequestError that the client gets, or ClientLeftError."""
-        composition, access = trace.serving.composition, trace.serving.access
+        access = trace.serving.access
         trace.options = options = self._options(trace, scope)
         with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
             trace.allowance = access.allowance(trace.caller)
@@ -86,31 +96,17 @@ class Line:
                     body = await request.admit(scope, receive)
                 with trace.step("parse"):  # 2
                     trace.chat = chat = await request.parse(self._dialect.parse, body)
+                    body_bytes = len(body)
                     del body  # the parsed chat replaces it in memory
-                await trace.allowance.reserve(chat, options.recipe)
-                with trace.step("classify"):  # 3
-                    trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)
-                with trace.step("assign"):  # 4
-                    await composition.affinity.refresh(chat, options)
-                    trace.decision = composition.assign(chat, trace.prediction, options)
-                with trace.step("gate"):  # 5
-                    chat, trace.decision, trace.retrieval_result = await composition.retrieve(
-                        chat,
-                        trace.decision,
-                        options,
-                        text=trace.text,
-                        prediction=trace.prediction,
-                        tenant=trace.caller.tenant,
-                    )
-                with trace.step("call"):  # 6
-                    answer = await _call(trace, chat, options, deadline=request.deadline)
-                trace.answered(answer)
-                trace.allowance.charge(answer.reply.usage, trace.prices)
-                if request.memory:  # the expert has the large body
-                    trace.chat = chat = chat.without_content()
-                    request.release_body()
+                reply: Reply | None = None
+                if self._cache is not None:
+                    reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
+                if reply is None:
+                    await trace.allowance.reserve(chat, options.recipe)
+                    reply = await _answer(trace, chat, options, request)
+                    del chat
                 with trace.step("relay"):  # 7
-                    await _relay(answer.reply, trace, request, send)
+                    await _relay(reply, trace, request, send)
 
     def _options(self, trace: Trace, scope: Scope) -> RequestOptions:
         """The options of the request's headers. Raises InvalidRequest."""
@@ -131,6 +127,35 @@ class Line:
         headers = [*trace.headers(), *headers_of(error)]
         trace.status = status_of(error)
         await respond(send, status=trace.status, body=self._dialect.error_body(error), headers=headers)
+
+
+async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: ActiveRequest) -> Reply:
+    """Steps 3 to 6: the reply of the expert that answers."""
+    composition = trace.serving.composition
+    with trace.step("classify"):  # 3
+        trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)
+    with trace.step("assign"):  # 4
+        await composition.affinity.refresh(chat, options)
+        trace.decision = composition.assign(chat, trace.prediction, options)
+    with trace.step("gate"):  # 5
+        chat, trace.decision, trace.retrieval_result = await composition.retrieve(
+            chat,
+            trace.decision,
+            options,
+            text=trace.text,
+            prediction=trace.prediction,
+            tenant=trace.caller.tenant,
+        )
+    with trace.step("call"):  # 6
+        answer = await _call(trace, chat, options, deadline=request.deadline)
+    trace.answered(answer)
+    assert trace.allowance is not None
+    trace.allowance.charge(answer.reply.usage, trace.prices)
+    if request.memory:  # the expert has the large body
+        trace.chat = chat = chat.without_content()
+        trace.drop_audit_body()
+        request.release_body()
+    return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
 
 
 async def _call(trace: Trace, chat: Chat, options: RequestOptions, *, deadline: float) -> RoutedReply:

@@ -25,6 +25,7 @@ MAX_VERSION_CHARACTERS = 2048
 _CHOICES: Mapping[bytes, tuple[str, Mapping[bytes, Any]]] = {
     b"x-coe-retrieval": ("retrieval", {word.encode(): word for word in get_args(RetrievalMode)}),
     b"x-coe-explain": ("explain", {b"0": False, b"1": True}),
+    b"x-coe-cache": ("cache", {b"on": True, b"off": False}),
     b"x-coe-purpose": ("purpose", {word.encode(): word for word in get_args(Purpose)}),
 }
 """Headers with a fixed set of values, and the field of RequestOptions that each sets."""

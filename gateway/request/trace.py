@@ -33,17 +33,20 @@ from coe.core import (
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import Prices
+from coe.registry.specs import VARIANT_SEPARATOR
 from coe.retrieval.retrieval import RetrievalResult, passage_ids
 from coe.routing.attempts import Attempts
+from coe.routing.classification import routing_text
 from coe.routing.composition import NO_RETRIEVAL, RoutedReply
 from coe.routing.decision import with_fallback
 from gateway.access import Allowance, Caller
+from gateway.cache.answer import CachedAnswer, CacheUse
 from gateway.serving_state import Serving
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
-StepName = Literal["admit", "parse", "classify", "assign", "gate", "call", "relay"]
+StepName = Literal["admit", "parse", "cache", "classify", "assign", "gate", "call", "relay"]
 NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reason, ""), candidates=())
 """Fields of the record of a request that was not routed."""
 
@@ -97,7 +100,11 @@ class Trace:
     """Those of the expert that answers."""
     status: int | None = None
     """HTTP status of the response; None if no response began."""
+    audit: str = ""
+    """Field of the record: what became of an answer that was drawn for an audit."""
     spans: Spans | None = None
+    cache: CacheUse | None = None
+    """None if the request does not use the answer cache."""
 
     def __post_init__(self) -> None:
         admit = StepTimer()
@@ -131,8 +138,8 @@ class Trace:
 
     @property
     def routing_ms(self) -> float:
-        """Milliseconds from arrival to the decision, 0 without one."""
-        return self.ended_ms("assign") or 0.0
+        """Milliseconds from arrival to the decision, 0 without one. For a cached answer, to the end of the lookup."""
+        return self.ended_ms("assign" if self.cached is None else "cache") or 0.0
 
     @property
     def first_token_ms(self) -> float | None:
@@ -144,6 +151,17 @@ class Trace:
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
         self.prices = self.serving.registry.arm(answer.decision.expert).prices
+
+    def replayed(self, answer: CachedAnswer, reply: Reply) -> None:
+        """Record an answer from the cache. No expert is called, so nothing is charged."""
+        assert self.chat is not None
+        self.status, self.reply = 200, reply
+        self.text, self.prediction, self.decision = routing_text(self.chat), answer.prediction, answer.decision
+
+    @property
+    def cached(self) -> CachedAnswer | None:
+        """The answer that came from the cache, None without one."""
+        return None if self.cache is None else self.cache.answer
 
     def failed(self, error: RequestError) -> None:
         """Record the error that ends the request, and its cause in the decision."""
@@ -157,6 +175,11 @@ class Trace:
         elif not decision.cause:
             self.decision = replace(decision, cause=error.cause)
 
+    def drop_audit_body(self) -> None:
+        """Give up an audit's copy of the request, because the memory of a large body is released."""
+        if self.attempts.recipe_log is not None:
+            self.attempts.recipe_log.audit = None
+
     @property
     def recipe_log(self) -> RecipeLog | None:
         """The calls of the recipes that were called, None if none was."""
@@ -165,10 +188,12 @@ class Trace:
 
     @property
     def expert(self) -> str:
-        """The expert that answers or failed last, empty without a decision. Of a recipe it is the member that answers,
-        or else the arm."""
+        """The expert or variant that answers or failed last, empty without a decision. Of a recipe it is the member
+        that answers, or else the arm."""
         if self.decision is None:
             return ""
+        if (cached := self.cached) is not None:
+            return cached.answered_by
         log, name = self.recipe_log, self.decision.expert
         accepted = log.accepted if log is not None and name in self.serving.composition.recipes else None
         return name if accepted is None else accepted.expert
@@ -177,8 +202,9 @@ class Trace:
         """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""
         found = [(b"x-request-id", self.request_id.encode())]
         if (decision := self.decision) is not None:
+            expert, _, variant = self.expert.partition(VARIANT_SEPARATOR)
             found += [
-                (b"x-coe-expert", self.expert.encode()),
+                (b"x-coe-expert", expert.encode()),
                 (b"x-coe-category", decision.category.encode()),
                 (b"x-coe-confidence", b"%.3f" % decision.confidence),
                 (b"x-coe-reason", decision.reason.encode()),
@@ -186,6 +212,8 @@ class Trace:
                 (b"x-coe-attempts", b"%d" % self.attempts.count),
                 (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
             ]
+            if variant:
+                found.append((b"x-coe-variant", variant.encode()))
             if decision.fallback_from:
                 found.append((b"x-coe-fallback-from", decision.fallback_from.encode()))
             if decision.cause:
@@ -196,6 +224,8 @@ class Trace:
                     (b"x-coe-steps", b"%d" % log.steps),
                     (b"x-coe-calls", b"%d" % len(log.calls)),
                 ]
+        if self.cache is not None:
+            found.append((b"x-coe-cache", self.cache.result.encode()))
         if self.ended_ms("gate") is not None:
             found.append((b"x-coe-retrieval", self._retrieval_header()))
         if self.allowance is not None:
@@ -243,11 +273,17 @@ class Trace:
         for name, part in usage.parts:
             yield name, part, self._cost_of(part, self.serving.registry.expert(name).prices)
 
+    def cost_of_call(self, call: MemberCall) -> float | None:
+        """US dollars of a call to a member by its declared prices; None if its tokens are unknown."""
+        return (
+            None if call.usage is None else self._cost_of(call.usage, self.serving.registry.expert(call.expert).prices)
+        )
+
     def _cost_of(self, usage: Usage, prices: Prices) -> float | None:
         output_tokens = 0 if self.api == "embeddings" else usage.output_tokens  # embedding servers report none
         if usage.input_tokens is None or output_tokens is None:
             return None
-        return (usage.input_tokens * prices.input + output_tokens * prices.output) / 1e6
+        return prices.cost(usage.input_tokens, output_tokens, usage.cached_tokens or 0)
 
     def record(self) -> RoutingRecord:
         """The request's record in the routing log."""
@@ -282,6 +318,7 @@ class Trace:
             cost_weight=options.cost_weight if options else 0.0,
             input_tokens=usage.input_tokens if usage else None,
             output_tokens=usage.output_tokens if usage else None,
+            cached_tokens=usage.cached_tokens if usage else None,
             session=options.session if options else None,
             api=self.api,
             tenant=self.caller.tenant,
@@ -290,7 +327,10 @@ class Trace:
             prompt=self.text if registry.log.store_prompts and self.text else None,
             recipe=log.recipe if (log := self.recipe_log) else "",
             recipe_stop=log.stop if log else "",
-            steps=tuple(map(_recorded, log.calls)) if log else (),
+            steps=tuple(map(recorded_call, log.calls)) if log else (),
+            audit_rate=log.audit_rate if log else 0.0,
+            audit=self.audit,
+            cache=self.cache.result if self.cache is not None else "",
             plan=self.serving.plan,
             assignment=composition.assignment_digest,
             utility=tuple(round(utility, 4) for utility in decision.utility),
@@ -312,7 +352,8 @@ class Trace:
         )
 
 
-def _recorded(call: MemberCall) -> RecipeCall:
+def recorded_call(call: MemberCall) -> RecipeCall:
+    """The call as records hold it."""
     usage = call.usage
     return RecipeCall(
         call.expert,
@@ -325,6 +366,7 @@ def _recorded(call: MemberCall) -> RecipeCall:
         call.confidence,
         call.accepted,
         call.drafts,
+        usage.cached_tokens if usage else None,
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from coe.errors import ExpertTimeout, ExpertUnavailable, LogError
 from coe.settings import Settings
 from gateway.endpoints.admin.experts import FAILURES
-from tests.fakes import Gateway, gateway_of
+from tests.fakes import Gateway, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
 DECLARED = """\
@@ -41,6 +41,20 @@ def settings(tmp_path: Path) -> Settings:
 async def listed(gateway: Gateway) -> dict[str, Any]:
     answer = await gateway.post("/v1/experts", method="GET")
     return {expert["id"]: expert for expert in answer.json["data"]}
+
+
+async def test_recipes_are_listed_with_their_members_and_arms() -> None:
+    recipes: list[dict[str, Any]] = [
+        {"name": "careful", "cascade": [["coder", "painter"], "generalist"]},
+        {"name": "panel", "vote": ["coder", "painter"]},
+    ]
+    async with gateway_of(registry_of(recipes=recipes)) as gateway:
+        careful, panel = (await gateway.post("/v1/recipes", method="GET")).json["data"]
+    assert (careful["id"], careful["steps"]) == ("careful", [["coder", "painter"], ["generalist"]])
+    assert careful["arms"] == ["careful@1", "careful@2", "careful@3"]
+    assert (panel["steps"], panel["arms"]) == ([["coder", "painter"]], ["panel@1"])
+    async with gateway_of() as gateway:
+        assert (await gateway.post("/v1/recipes", method="GET")).json["data"] == []
 
 
 async def check(gateway: Gateway, entry: str) -> Any:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from coe.mapping import read_evidence
+from coe.errors import DataError
+from coe.mapping import read_evidence, read_problem
 from coe.runtime.active_state import load_active_state
-from tests.cli.logged_service import LoggedService
+from tests.cli.logged_service import TRUTH, LoggedService
 from tests.routers.conftest import examples
 
 MEASURED = {"cooking": "generalist", "football": "chef", "astronomy": "generalist"}
@@ -72,17 +73,63 @@ def test_a_plan_keeps_its_measured_scores_through_learning_rounds(service: Logge
     assert measured() == before
 
 
-def test_feedback_moves_no_category_of_a_plan_that_holds_arms_of_recipes(service: LoggedService, scores: Path) -> None:
-    service.serve(300)
+@pytest.fixture
+def panel(service: LoggedService, scores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plan with a recipe, whose answers users like less than the chef's for football; the folder of its scores."""
     rows = [json.loads(line) for line in (scores / "scores.jsonl").read_text().splitlines()]
     answers = [row | {"answer": "A" if row["score"] > 0.5 else "B", "output_tokens": 5} for row in rows]
     (scores / "answers.jsonl").write_text("\n".join(map(json.dumps, answers)))
     service.declare(recipes=[{"name": "panel", "vote": ["chef", "generalist"]}])
     service.report("plan", scores)
     assert "panel@1" in load_active_state(service.settings).assignment.experts
+    monkeypatch.setitem(TRUTH, "panel@1", TRUTH["generalist"] | {"football": 0.5})
+    monkeypatch.setitem(TRUTH["chef"], "football", 0.9)
+    return scores
+
+
+def test_feedback_moves_categories_from_and_to_an_arm_which_keeps_its_policy(
+    service: LoggedService, panel: Path
+) -> None:
+    before = load_active_state(service.settings).policies
+    assert service.choices()["football"] == "panel@1"
+    service.serve(1500)
     found = service.retrain()
-    assert not found["promoted"]
-    assert "the plan in use holds recipes" in json.dumps(found)
+    assert found["promoted"], found["sentence"]
+    moved = [
+        (one["category"], one["current"], one["target"])
+        for one in found["report"]["moves"]
+        if one["verdict"] == "better"
+    ]
+    assert ("football", "panel@1", "chef") in moved
+    assert set(found["report"]["estimates"]) == {"current", "candidate"}
+    after = load_active_state(service.settings)
+    assert service.choices()["football"] == "chef"
+    assert (after.policies.version, set(after.policies.by_arm)) == (before.version, {"panel@1"})
+    version = service.store().in_use()
+    assert version is not None
+    problem = read_problem(service.store().published(version).folder)
+    assert problem is not None
+    assert problem[0].members == {"panel@1": ("chef", "generalist")}
+
+    TRUTH["panel@1"]["football"], TRUTH["chef"]["football"] = 1.0, 0.05
+    service.serve(4000)
+    found = service.retrain()
+    assert found["promoted"], found["sentence"]
+    assert service.choices()["football"] == "panel@1"
+    again = service.report("plan", panel)
+    assert "football" in again["feedback"]["kept"]
+    assert service.choices()["football"] == "panel@1"
+
+
+def test_probes_judge_arms_by_the_recorded_answers(service: LoggedService, panel: Path) -> None:
+    service.serve(1500)
+    found = service.retrain("--probes", panel)
+    sources = {one["source"] for one in found["report"]["evidence"]}
+    assert sources == {"held-out set", "logged traffic"}
+    (panel / "answers.jsonl").unlink()
+    service.serve(10)
+    with pytest.raises(DataError, match="the arms of recipes cannot be measured: no answers are recorded"):
+        service.retrain("--probes", panel)
 
 
 def test_a_damaged_plan_in_use_does_not_stop_a_new_one(service: LoggedService, scores: Path) -> None:

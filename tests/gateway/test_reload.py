@@ -142,11 +142,16 @@ def local(**changes: Any) -> Registry:
         (registry_of(log={"url": "sqlite:///other.sqlite"}), r"^log\.url: "),
         (registry_of(log={"store_embeddings": True}), r"^log\.store_embeddings: "),
         (registry_of(access={"counters": "redis://h:1/0"}), r"^access\.counters: "),
+        (registry_of(cache={"max_bytes": 2**21}), r"^cache\.store, cache\.max_bytes: "),
     ],
 )
 def test_what_needs_a_restart_is_refused_by_name(new: Registry, named: str) -> None:
     with pytest.raises(ConfigError, match=named + "a change of this needs a restart"):
         check_reloadable(registry_of(), new)
+
+
+def test_how_the_cache_is_used_may_change() -> None:
+    check_reloadable(registry_of(cache={}), registry_of(cache={"ttl": 60, "when": "always"}))
 
 
 def test_a_local_server_cannot_change_and_how_it_is_used_can() -> None:

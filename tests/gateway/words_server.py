@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from coe.artifacts.kinds import ASSIGNMENT, OVERLAYS, ROUTER
 from coe.artifacts.store import POINTER, ArtifactStore
 from coe.registry import load
-from coe.runtime.active_state import ActiveState, assignment_in_use, overlays_in_use
+from coe.runtime.active_state import ActiveState, assignment_in_use, overlays_in_use, policies_in_use
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.main import open_worker, workers_folder
@@ -36,6 +36,7 @@ def read(settings: Settings, _: ActiveState | None = None) -> ActiveState:
         overlays,
         versions=kinds,
         consequences=plan.consequences,
+        policies=policies_in_use(settings, plan),
     )
 
 

@@ -37,3 +37,13 @@ def test_requests_that_no_expert_answered_are_an_alarm_too(settings: Settings, r
     assert [(one["kind"], one["expert"]) for one in status_report(settings, now=now)["alarms"]] == [
         ("failing", "coder")
     ]
+
+
+def test_answers_from_the_cache_do_not_hide_that_an_expert_fails(settings: Settings) -> None:
+    now = time.time()
+    failed = {"outcome": "expert_unavailable", "cause": "unauthorized", "reason": "routed"}
+    hit = {"reason": "cached", "cache": "hit"}
+    found = [record(f"r{n}", time=now - 60, **(failed if n < 20 else hit)) for n in range(1000)]
+    logged(settings, found)
+    (alarm,) = status_report(settings, now=now)["alarms"]
+    assert (alarm["kind"], alarm["value"]) == ("failing", 1.0)

@@ -19,6 +19,7 @@ from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.scoring_run import Cell, Journal
 from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.mapping import (
+    LOGGED_MEASURES,
     MEASURES,
     Assignment,
     Budget,
@@ -289,7 +290,7 @@ def test_a_declaration_stands_where_nothing_was_measured() -> None:
         ]
     )
     values = {"input_tokens": 100.0, "output_tokens": 10.0, "latency_ms": np.nan}
-    uses = MeasuredUses(("code",), ("small",), *(np.full((1, 1), values[name]) for name in MEASURES))
+    uses = MeasuredUses(("code",), ("small",), *(np.full((1, 1), values.get(name, np.nan)) for name in LOGGED_MEASURES))
     found = declared_uses(registry, ("code", "general"), measured=uses)
     assumed = (2 * ASSUMED_INPUT_TOKENS + 4 * ASSUMED_OUTPUT_TOKENS) / 1000
     np.testing.assert_allclose(found.cost, [[0.24, assumed]] * 2)

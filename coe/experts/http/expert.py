@@ -134,7 +134,13 @@ class HttpExpert:
         return target
 
     def _body(self, call: Call, *, add_usage: bool) -> bytes:
-        body = {**applicable_defaults(self._defaults[call.api], call.fields), **call.fields, "model": self._model}
+        defaults = self._defaults[call.api]
+        if call.parameters is not None:
+            defaults = {
+                **applicable_defaults(defaults, call.parameters),
+                **API_FORMATS[call.api].defaults(call.parameters),
+            }
+        body = {**applicable_defaults(defaults, call.fields), **call.fields, "model": self._model}
         if add_usage:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         if self._system_prompt:

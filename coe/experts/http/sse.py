@@ -177,11 +177,17 @@ def finished(events: bytes) -> bool:
 
 def ends(events: bytes) -> Iterator[Any]:
     """Yields the index of each choice that one of the events ends."""
-    for event in _parsed(b'"finish_reason"', events.splitlines()):
+    for index, _ in finish_reasons(events):
+        yield index
+
+
+def finish_reasons(events: bytes) -> Iterator[tuple[Any, Any]]:
+    """Yields the index and the finish reason of each choice that one of the events ends."""
+    for event in _parsed(b'"finish_reason"', filter(_FINISHED.search, events.splitlines())):
         choices = event.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict) and choice.get("finish_reason"):
-                yield choice.get("index")
+                yield choice.get("index"), choice["finish_reason"]
 
 
 def usage(events: bytes) -> dict[str, Any] | None:

@@ -59,7 +59,10 @@ def litellm_arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:
         _check_logprobs(call.fields, spec)
     api_format = API_FORMATS[call.api]
     fields = {name: call.fields[name] for name in FIELDS[call.api] & call.fields.keys()}
-    arguments = {**applicable_defaults(api_format.defaults(spec.parameters), fields), **fields}
+    parameters = spec.parameters
+    if call.parameters is not None:
+        parameters = {**applicable_defaults(parameters, call.parameters), **call.parameters}
+    arguments = {**applicable_defaults(api_format.defaults(parameters), fields), **fields}
     if call.api == "messages":
         arguments.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
         arguments |= _translated_fields(call.fields)

@@ -13,16 +13,15 @@ from contextlib import aclosing, suppress
 
 from coe.core import Call, Expert, MemberCall, RecipeLog, RecipeStop, RecipeUsage, Usage
 from coe.errors import ExpertError, ExpertUnavailable, InvalidRequest
-from coe.experts.recipes.draft import Draft, FinalAnswer, HeldBytes
+from coe.experts.recipes.draft import MAX_HELD_BYTES, Draft, FinalAnswer, HeldBytes
 from coe.registry import Policy
 
-MAX_HELD_BYTES = 16 * 2**20
-"""Bytes of answers that one request may hold."""
 DEADLINE_MARGIN_SECONDS = 0.5
 """Time before the request's deadline at which the best answer so far is returned."""
 DEADLINE_MARGIN_SHARE = 0.1
 """The margin is at most this share of the time that the request has left when it reaches the recipe."""
-_VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
+VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
+"""Why a recipe stopped, if its answer was compared with all others."""
 
 
 class MemberCalls:
@@ -45,6 +44,7 @@ class MemberCalls:
     ) -> None:
         self.log = call.recipe_log or RecipeLog()
         self.log.recipe, self.log.stop = recipe, ""
+        self.log.audit_rate, self.log.audited, self.log.audit = 0.0, False, None
         self.drafts: list[Draft] = []
         self._arm = arm
         self._members = members
@@ -145,7 +145,7 @@ class MemberCalls:
     def reply(self, best: Draft, stop: RecipeStop) -> RecipeReply:
         """Return this draft, discard the others, and cancel the calls that are not complete."""
         self.log.stop, best.log.accepted = stop, True
-        if stop not in _VERIFIED:
+        if stop not in VERIFIED:
             best.log.outcome = "unverified"
         for draft, task in self._running:
             if draft is not best and not draft.complete:

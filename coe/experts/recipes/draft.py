@@ -18,6 +18,8 @@ from coe.errors import ExpertError, InvalidRequest
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
 
+MAX_HELD_BYTES = 16 * 2**20
+"""Bytes of answers that one request may hold."""
 MAX_TEXT_BYTES = 2 * 2**20
 """Bytes of an answer that is read for its text; longer ones count as long free text."""
 MAX_RELAY_BYTES = 2**20

@@ -9,7 +9,8 @@ breakers, health and residency apply.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,17 +18,20 @@ import numpy as np
 from coe.core import Call, Expert, Health, MemberCall, RecipeStop, Reply
 from coe.experts.recipes.agreement import NO_ANSWER, answer_classes
 from coe.experts.recipes.answers import without_reasoning
-from coe.experts.recipes.calls import MemberCalls, RecipeReply
+from coe.experts.recipes.audit import Audit
+from coe.experts.recipes.calls import VERIFIED, MemberCalls, RecipeReply
 from coe.experts.recipes.draft import Draft, FinalAnswer
 from coe.experts.recipes.judge import grade_in, grading_fields
 from coe.experts.recipes.policy import RecipePolicy
+from coe.experts.recipes.response_format import in_demanded_form
 from coe.registry import Policy
 
 
 class RecipeExpert:
     """One arm of a cascade or vote.
 
-    `members` holds its members by name, and the judge. `categories` is the number of categories of a posterior.
+    `members` holds its members by name, and the judge. `categories` is the number of categories of a posterior. With
+    probability `audit_rate` an answer is marked for an audit; `draw` returns a uniform number from [0, 1).
     """
 
     def __init__(
@@ -39,12 +43,16 @@ class RecipeExpert:
         categories: int,
         final_answer: FinalAnswer,
         limits: Policy,
+        audit_rate: float = 0.0,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
         self.policy = policy
         self.members = {member: members[member] for member in policy.members}
         self.final_answer = final_answer
         self.limits = limits
+        self.audit_rate = audit_rate
+        self.draw = draw
         self.uniform = np.full(categories, 1 / categories)
         self.judge = members[policy.judge] if policy.judge else None
         self._first = [members[member] for member in policy.steps[0].members]
@@ -58,16 +66,17 @@ class RecipeExpert:
 
     async def stream(self, call: Call) -> Reply:
         """Call the members until an answer is accepted. Raises the last member's error if none of them answered."""
+        final_answer = in_demanded_form(self.final_answer, call.fields)
         calls = MemberCalls(
             self.name,
             call,
             recipe=self.policy.recipe,
             members=self.members,
-            final_answer=self.final_answer,
+            final_answer=final_answer,
             limits=self.limits,
             max_hold=self.limits.max_stream_hold if call.stream else math.inf,
         )
-        return await calls.returning(_Run(self, call, calls).reply, first=len(self._first))
+        return await calls.returning(_Run(self, call, calls, final_answer).reply, first=len(self._first))
 
     async def aclose(self) -> None:
         """Does nothing: the members belong to others."""
@@ -76,20 +85,41 @@ class RecipeExpert:
 class _Run:
     """One request of a recipe."""
 
-    def __init__(self, recipe: RecipeExpert, call: Call, calls: MemberCalls) -> None:
+    def __init__(self, recipe: RecipeExpert, call: Call, calls: MemberCalls, final_answer: FinalAnswer) -> None:
         self._recipe = recipe
         self._call: Call | None = replace(call, stand_in="", posterior=None, recipe_log=None)
         """The call that the members get; None once no further member is called, as its body may be large."""
         posterior = recipe.uniform if call.posterior is None else call.posterior.astype(np.float64)
         self._posterior = posterior[np.newaxis]
         self._calls = calls
+        self._final_answer = final_answer
         self._drafts = calls.drafts
 
     async def reply(self) -> RecipeReply:
         """Call the members and return the best answer. Raises the last error if no member answered."""
         stop = await self._call_steps()
-        self._call = None
-        return self._calls.reply(self._best(finished_only=stop == "deadline"), stop)
+        call, self._call = self._call, None
+        best = self._best(finished_only=stop == "deadline")
+        if stop in VERIFIED and self._recipe.audit_rate:
+            self._draw_audit(call, best, stop)
+        return self._calls.reply(best, stop)
+
+    def _draw_audit(self, call: Call | None, best: Draft, stop: RecipeStop) -> None:
+        """Mark the answer for an audit, or not. The draw does not depend on the request."""
+        recipe, log = self._recipe, self._calls.log
+        log.audit_rate = recipe.audit_rate
+        log.audited = recipe.draw() < recipe.audit_rate
+        if log.audited and stop == "accepted" and call is not None:
+            answers = tuple(draft.answer for draft in self._drafts)
+            log.audit = Audit(
+                recipe.policy,
+                recipe.members,
+                replace(call, wake_deadline=0.0, deadline=math.inf),
+                answers=answers,
+                accepted=self._drafts.index(best),
+                posterior=self._posterior,
+                final_answer=self._final_answer,
+            )
 
     async def _call_steps(self) -> RecipeStop:
         """Call step after step until an answer is accepted or a limit is reached. Return why it stopped."""

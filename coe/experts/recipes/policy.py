@@ -7,7 +7,7 @@ another answer is not worth its cost.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,17 +43,28 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecipePolicy:
-    """One arm of a recipe. `price` is quality per unit of cost, `judge` the expert that grades, empty without one."""
+    """One arm of a recipe. `price` is quality per unit of cost, `judge` the expert that grades, empty without one.
+
+    `loss_per_difference` is an upper confidence value of the quality that is lost on average where the answer differs
+    from the one after the last step; None without `max_loss`.
+    """
 
     recipe: str
     price: float
     steps: tuple[Step, ...]
     judge: str = ""
+    loss_per_difference: float | None = None
 
     @property
     def members(self) -> tuple[str, ...]:
         """Return all members in the order of their calls."""
         return tuple(name for step in self.steps for name in step.members)
+
+    def never_stopping(self) -> RecipePolicy:
+        """Return the policy that calls every step: the expected gain of going on is always 1, and no judge grades."""
+        always = (None if step.gain is None else np.eye(1, len(step.gain))[0] for step in self.steps)
+        steps = tuple(replace(step, gain=gain, graded=None) for step, gain in zip(self.steps, always, strict=True))
+        return replace(self, steps=steps, judge="")
 
     def evaluate(
         self,

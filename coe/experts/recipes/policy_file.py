@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -30,12 +31,22 @@ class WrittenArm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArmPolicies:
-    """The policies of arms by arm name, over `categories` in the order of their coefficients, and the arms of recipes
-    that write."""
+    """The policies of arms by arm name, over `categories` in the order of their coefficients.
+
+    `written` are the arms of recipes that write. `version` is a digest of the file; empty if they were not read from
+    one. Policies of the recipes in `broken` never stop early.
+    """
 
     categories: tuple[str, ...]
     by_arm: Mapping[str, RecipePolicy]
     written: Mapping[str, WrittenArm] = field(default_factory=dict)
+    version: str = ""
+    broken: frozenset[str] = frozenset()
+
+    def without_early_stops(self, recipes: Collection[str]) -> ArmPolicies:
+        """Return the policies of which those of these recipes call every step."""
+        by_arm = {arm: one.never_stopping() if one.recipe in recipes else one for arm, one in self.by_arm.items()}
+        return replace(self, by_arm=by_arm, broken=self.broken.union(recipes))
 
     @property
     def steps(self) -> dict[str, tuple[tuple[str, ...], ...]]:
@@ -61,7 +72,7 @@ class ArmPolicies:
         moved = {
             arm: replace(one, steps=tuple(_over(s, columns) for s in one.steps)) for arm, one in self.by_arm.items()
         }
-        return ArmPolicies(tuple(categories), moved, self.written)
+        return replace(self, categories=tuple(categories), by_arm=moved)
 
     def to_json(self) -> bytes:
         """Serialize to JSON."""
@@ -70,6 +81,7 @@ class ArmPolicies:
                 "recipe": one.recipe,
                 "price": one.price,
                 "judge": one.judge,
+                "loss_per_difference": one.loss_per_difference,
                 "steps": [_step_to_json(step) for step in one.steps],
             }
             for arm, one in self.by_arm.items()
@@ -89,7 +101,7 @@ class ArmPolicies:
             written = {arm: _written_from_json(one) for arm, one in found["written"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{RECIPES_FILE} cannot be read ({error}); make it again with `coe plan`") from None
-        return cls(categories, arms, written)
+        return cls(categories, arms, written, hashlib.sha256(data).hexdigest()[:16])
 
 
 def _over(step: Step, columns: Sequence[int]) -> Step:
@@ -135,7 +147,14 @@ def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePoli
         steps.append(Step(tuple(one["members"]), weights, typical, gain, graded))
     if not steps or steps[-1].gain is not None:
         raise ValueError("the last step of a policy must not go on")
-    return RecipePolicy(str(found["recipe"]), float(found["price"]), tuple(steps), str(found["judge"]))
+    loss = found["loss_per_difference"]
+    return RecipePolicy(
+        str(found["recipe"]),
+        float(found["price"]),
+        tuple(steps),
+        str(found["judge"]),
+        None if loss is None else float(loss),
+    )
 
 
 def _rule_from_json(found: Mapping[str, Any] | None, n_categories: int) -> GradeRule | None:
@@ -155,3 +174,6 @@ def _array(values: Any, shape: tuple[int, ...]) -> Array:
     if array.shape != shape or not np.isfinite(array).all():
         raise ValueError(f"coefficients of shape {array.shape}, not finite numbers of shape {shape}")
     return array
+
+
+NO_POLICIES = ArmPolicies((), {})

@@ -1,6 +1,7 @@
 """Defines experience: the routing log joined with its feedback, as arrays that estimates and fits read.
 
-Feedback becomes a reward in [0, 1] for the expert that answered, and a weight by its kind.
+Feedback becomes a reward in [0, 1] for the expert that answered, and a weight by its kind. The answer of a recipe
+counts for the arm that was selected, not for the member that wrote it: the arm is what a plan selects.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ RATING_KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred")
 """Explicit ratings of an answer, surest first; the surest one given counts."""
 
 KIND_WEIGHT: Mapping[FeedbackKind, float] = MappingProxyType(
-    {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1}
+    {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1, "audit": 0.0}
 )
 """Weight of each kind as evidence of quality, a score having 1. A preference says which expert is better, not how good.
 A second try or a closed window may have any reason, and nobody signals satisfaction that way; these two count even less
-where few requests are rated (`Experience.weight`)."""
+where few requests are rated (`Experience.weight`). An audit compares two answers and rates none."""
 
 
 def certainty_rank(kind: FeedbackKind) -> int:
     """The rank of a kind as evidence of quality, 0 the surest; of several feedbacks the surest kind counts."""
-    return (*RATING_KINDS, "regenerated", "abandoned", "category").index(kind)
+    return (*RATING_KINDS, "regenerated", "abandoned", "category", "audit").index(kind)
 
 
 def reward(feedback: Feedback, *, expert: str) -> float:
     """The reward that the event gives the answer of `expert`, 0 to 1; NaN where it gives none.
 
-    A score is itself; a thumb up 1, down 0; a preference 1 for the expert that it names and 0 for any other; a second
-    try or a broken-off answer 0 (at a small KIND_WEIGHT).
+    A score is itself; a thumb up 1, down 0; a preference 1 for the expert, or the recipe of the arm, that it names and
+    0 for any other; a second try or a broken-off answer 0 (at a small KIND_WEIGHT).
     """
     match feedback.kind:
         case "score":
@@ -44,8 +45,8 @@ def reward(feedback: Feedback, *, expert: str) -> float:
         case "thumb":
             return 1.0 if feedback.value == 1 else 0.0
         case "preferred":
-            return 1.0 if feedback.value == expert else 0.0
-        case "category":
+            return 1.0 if feedback.value in (expert, expert.partition("@")[0]) else 0.0
+        case "category" | "audit":
             return math.nan
         case _:
             return 0.0

@@ -217,7 +217,7 @@ def utility(experience: Experience, assignment: Assignment) -> Array:
     """Expected quality less price of each expert for each request, shape (n, k); -inf where it may not answer.
 
     The batched form of `mapping.expected`. The assignment has the experience's categories and experts; it may also
-    have arms of recipes, which the experience lacks.
+    have columns that the experience lacks.
     """
     columns = [assignment.experts.index(name) for name in experience.experts]
     quality = assignment.quality[:, columns]

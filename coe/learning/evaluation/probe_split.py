@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +19,24 @@ from coe.mapping.score_table import ScoreTable, tabulate_prompts
 HELD_OUT_SHARE = 0.3
 """Share of the prompts that judges."""
 
+Array = NDArray[np.float64]
 Posteriors = Callable[[Sequence[str]], NDArray[np.float32]]
 """Returns the router's posteriors of texts, shape (n, m)."""
 
 
 def split_probes(
-    data: Quality, *, categories: Sequence[str], experts: Sequence[str], posteriors: Posteriors
+    data: Quality,
+    *,
+    categories: Sequence[str],
+    experts: Sequence[str],
+    posteriors: Posteriors,
+    arms: Mapping[str, Array] = MappingProxyType({}),
 ) -> tuple[ScoreTable, HeldOutProbes]:
     """The score table of the larger part, and the rest as held-out probes.
 
-    A digest of the prompt decides its part, so that it is the same in every round. Raises DataError where an expert has
-    no scores, a category is not declared, or the set is too small to split.
+    A digest of the prompt decides its part, so that it is the same in every round. `arms` are the scores of further
+    columns, shape (n_prompts,), NaN where a prompt was not measured; it is then no held-out probe. Raises DataError
+    where an expert has no scores, a category is not declared, or the set is too small to split.
     """
     if absent := [name for name in experts if name not in data.models]:
         raise DataError(f"probes: no scores of {', '.join(absent)}; run `coe score` for them")
@@ -37,11 +45,15 @@ def split_probes(
     is_held = np.array([is_held_out(prompt, share=HELD_OUT_SHARE) for prompt in data.prompts])
     if is_held.all() or not is_held.any():
         raise DataError(f"probes: {len(is_held)} prompts cannot be split in two; score more")
-    scores = data.scores[:, [data.models.index(name) for name in experts]]
+    scores = np.column_stack((data.scores[:, [data.models.index(name) for name in experts]], *arms.values()))
+    columns, is_complete = (*experts, *arms), np.isfinite(scores).all(axis=1)
+    if not (is_held & is_complete).any():
+        raise DataError("probes: no held-out prompt has recorded answers of all experts; run `coe score` again")
     labels = np.array(data.categories, dtype=object)
-    table = tabulate_prompts(labels[~is_held].tolist(), experts, scores[~is_held], categories=categories)
+    table = tabulate_prompts(labels[~is_held].tolist(), columns, scores[~is_held], categories=categories)
+    is_held &= is_complete
     texts = [prompt for prompt, judges in zip(data.prompts, is_held, strict=True) if judges]
-    seen = replace(Experience.blank(categories, experts, len(texts)), posterior=posteriors(texts))
+    seen = replace(Experience.blank(categories, columns, len(texts)), posterior=posteriors(texts))
     return table, HeldOutProbes(seen, scores[is_held], tuple(labels[is_held].tolist()))
 
 

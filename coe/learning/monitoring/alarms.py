@@ -3,7 +3,7 @@ answer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.off_policy import greedy_policy
 from coe.learning.monitoring.drift import holm
+from coe.learning.monitoring.loss_bounds import RecipeBound
 from coe.learning.monitoring.traffic import Traffic, Unanswered
 from coe.learning.monitoring.traffic_report import AlarmKind
 from coe.mapping import Assignment
@@ -40,10 +41,10 @@ MIN_UNANSWERED_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """An alarm about an expert.
+    """An alarm about an expert, or about a recipe (kind max_loss).
 
-    `value` is its share of the requests, the unanswered share of its first-choice requests, or the drop of its mean
-    reward, 0 to 1.
+    `value` is its share of the requests, the unanswered share of its first-choice requests, the drop of its mean
+    reward, or the recipe's estimated loss, 0 to 1.
     """
 
     kind: AlarmKind
@@ -88,6 +89,15 @@ def failing_alarms(traffic: Traffic, experts: Collection[str]) -> tuple[Alarm, .
         sentence = f"{name} did not answer {counts} for which it was the first choice ({causes}; latest at {latest})"
         found.append(Alarm("failing", name, count / seen.requests, sentence))
     return tuple(found)
+
+
+def loss_alarms(bounds: Iterable[RecipeBound]) -> tuple[Alarm, ...]:
+    """The recipes whose audits show that they lose more than their `max_loss`."""
+    return tuple(
+        Alarm("max_loss", one.recipe, one.test.loss, f"{one.sentence}; it calls all its steps until the next plan")
+        for one in bounds
+        if one.test.broken
+    )
 
 
 def degradation_alarms(before: Experience, recent: Experience, *, assignment: Assignment) -> tuple[Alarm, ...]:

@@ -94,7 +94,8 @@ class Traffic:
             return
         if record.time >= self.hour:
             self.in_hour += 1
-            self._count_unanswered(record)
+            if record.cache != "hit":
+                self._count_unanswered(record)
         self.outcomes[record.outcome] += 1
         if request:
             self.reasons[record.reason] += 1

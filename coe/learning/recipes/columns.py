@@ -19,8 +19,8 @@ from coe.learning.evaluation.grades import Grades
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms, propose_arms, quality_by_category
-from coe.learning.recipes.fit import Answers, replayed
-from coe.learning.recipes.guarantee import accepted_thresholds
+from coe.learning.recipes.fit import Answers, against_last_step, replayed
+from coe.learning.recipes.guarantee import accepted_thresholds, loss_per_difference
 from coe.learning.recipes.judged import Judgements, JudgeUse, ungraded
 from coe.mapping import Uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
@@ -111,11 +111,17 @@ def recipe_columns(
     experts: Sequence[str],
     categories: Sequence[str],
     grades: Mapping[str, Grades] | None = None,
+    only: Sequence[RecipeSpec] | None = None,
 ) -> RecipeColumns:
     """Fit the arms of all cascades and votes on the prompts `rows` of `data`, whose categories are all among
-    `categories`. `grades` are those of the judges by name."""
-    wanted = [recipe for recipe in registry.declared_recipes if not recipe.writes]
-    if not wanted and not registry.proposes_recipes:
+    `categories`.
+
+    `grades` are those of the judges by name. `only` are the recipes to fit, by default the declared and the proposed.
+    """
+    declared = registry.declared_recipes if only is None else only
+    wanted = [recipe for recipe in declared if not recipe.writes]
+    proposes = registry.proposes_recipes and only is None
+    if not wanted and not proposes:
         return RecipeColumns()
     prompts, reason = _usable_prompts(data, recorded, rows, experts)
     if recorded is None or reason:
@@ -142,7 +148,7 @@ def recipe_columns(
                 f"{len(prompts)} probes do not show a loss below max_loss {recipe.max_loss:g} with 95 % confidence; "
                 "score more probes, or raise max_loss"
             )
-    if registry.proposes_recipes:
+    if proposes:
         for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
             planned.setdefault(arm.policy.recipe, []).append(arm)
     return table.columns(planned, judges, left_out, data, rows)
@@ -234,11 +240,13 @@ class _AnswerTable:
             self.answers.rows(fitted), name, steps, None if judgements is None else judgements.rows(fitted)
         )
         answers = self.answers.rows(held_out)
-        reference, _ = replayed(_never_stopping(fixed[-1].policy), answers)
         grades = None if judgements is None else judgements.grades[held_out]
-        losses = [reference - replayed(arm.policy, answers, grades=grades)[0] for arm in fixed]
-        kept = accepted_thresholds(losses[::-1], max_loss)
-        bounded = [Arm(one.policy, arm.outcome) for one, arm in zip(fixed, arms, strict=True)]
+        compared = [against_last_step(arm.policy, answers, grades) for arm in fixed]
+        kept = accepted_thresholds([loss for loss, _ in compared[::-1]], max_loss)
+        bounded = [
+            Arm(replace(one.policy, loss_per_difference=loss_per_difference(*found, max_loss)), arm.outcome)
+            for one, found, arm in zip(fixed, compared, arms, strict=True)
+        ]
         return bounded[len(bounded) - kept :]
 
     def columns(
@@ -298,13 +306,6 @@ def filled(values: Array, otherwise: Array) -> Array:
     count = np.isfinite(values).sum(axis=0)
     mean = np.divide(np.nansum(values, axis=0), count, out=otherwise.astype(np.float64), where=count > 0)
     return np.where(np.isfinite(values), values, mean)
-
-
-def _never_stopping(policy: RecipePolicy) -> RecipePolicy:
-    """Return the policy that calls every step: the expected gain of going on is always 1."""
-    always = [None if step.gain is None else np.eye(1, len(step.gain))[0] for step in policy.steps]
-    steps = tuple(replace(step, gain=gain, graded=None) for step, gain in zip(policy.steps, always, strict=True))
-    return replace(policy, steps=steps)
 
 
 def of_calls(steps: Sequence[int], each: Array, use: str) -> Array:

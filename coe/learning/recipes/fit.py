@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import (
+    NO_ANSWER,
     STATE_FEATURES,
     AnswerWeights,
     Array,
@@ -273,6 +274,24 @@ def replayed(
     called = np.zeros(answers.scores.shape, dtype=bool)
     called[:, columns] = found.calls
     return answers.scores[np.arange(len(called)), np.array(columns)[found.member]], called
+
+
+def against_last_step(
+    policy: RecipePolicy, answers: Answers, grades: Array | None = None
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Compare the answers of a policy with those after its last step, on recorded answers.
+
+    `grades` (n_prompts, n_experts) are those of its judge. Returns what each prompt loses by stopping early, -1 to 1,
+    and whether the answers differ; both (n_prompts,).
+    """
+    columns = member_columns(policy, answers.experts)
+    classes, tokens = answers.classes[:, columns], answers.tokens[:, columns]
+    prompt = np.arange(len(classes))
+    early = replay(policy, classes, tokens, answers.posterior, None if grades is None else grades[:, columns]).member
+    last = replay(policy.never_stopping(), classes, tokens, answers.posterior).member
+    scores, found = answers.scores[:, columns], (classes[prompt, early], classes[prompt, last])
+    is_same = (early == last) | ((found[0] == found[1]) & (found[0] != NO_ANSWER))
+    return scores[prompt, last] - scores[prompt, early], ~is_same
 
 
 class RecipeFit:

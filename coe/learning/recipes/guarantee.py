@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
 
@@ -19,6 +20,8 @@ LEVEL = 0.05
 """Probability with which an accepted threshold may break the bound."""
 MAX_BET = 0.75
 """Largest share of the test's capital that one prompt may lose."""
+BISECTION_STEPS = 20
+"""Halvings of the interval in which a confidence bound is searched."""
 ORDERS = 8
 """Random orders of the prompts over which the evidence is averaged, so that it hardly depends on their order."""
 
@@ -34,6 +37,29 @@ def loss_p_value(losses: Array, max_loss: float, *, seed: int = 0) -> float:
     return float(min(1.0, 1.0 / max(float(np.mean(capital)), 1e-300)))
 
 
+def upper_mean(values: Array) -> float:
+    """Return an upper confidence bound (95 %) of the mean of values in [-1, 1], by inverting the test; at most 1."""
+    low, high = float(np.mean(values)) if len(values) else 1.0, 1.0
+    for _ in range(BISECTION_STEPS):
+        middle = (low + high) / 2
+        if middle < 1.0 and loss_p_value(values, middle) <= LEVEL:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def loss_per_difference(losses: Array, differs: NDArray[np.bool_], max_loss: float) -> float:
+    """Return an upper confidence value of the mean loss where the answer differs from the one after the last step.
+
+    `losses` and `differs` (n_prompts,) are of an arm that keeps the bound. So its loss per difference is also below the
+    bound over the rate of differences. With the upper bound of that rate, an arm whose answers differ as often as on
+    these prompts keeps its bound in service (`coe.learning.recipes.loss_test`).
+    """
+    by_rate = max_loss / upper_mean(differs.astype(np.float64))
+    return float(np.clip(min(upper_mean(losses[differs]), by_rate), 0.0, 1.0))
+
+
 def _final_capital(losses: Array, max_loss: float) -> float:
     """Return the capital after all prompts, in one order; bets are predictable and maximise its expected logarithm."""
     if not len(losses):
@@ -43,7 +69,7 @@ def _final_capital(losses: Array, max_loss: float) -> float:
     mean = np.concatenate(([0.0], (np.cumsum(gain) + 0.5 * max_loss)[:-1] / (count[:-1] + 1)))
     spread = np.concatenate(([0.25], (np.cumsum((gain - mean) ** 2) + 0.25)[:-1] / (count[:-1] + 1)))
     bets = np.clip(mean / (spread + mean**2), 0.0, MAX_BET / (1.0 - max_loss))
-    return float(np.exp(np.log1p(bets * gain).sum()))
+    return float(np.exp(min(np.log1p(bets * gain).sum(), 700.0)))  # no overflow
 
 
 def accepted_thresholds(losses: Sequence[Array], max_loss: float) -> int:

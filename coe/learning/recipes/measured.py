@@ -1,43 +1,74 @@
-"""Builds the columns of a plan for recipes that write, from the answers that `coe score --recipe` measured.
+"""Reads what `coe score` recorded, and builds the columns of a plan for all recipes.
 
-Their answers are written anew, so they cannot be replayed from recorded answers: without a measurement, a recipe is
-left out. `coe plan` puts the columns behind those of cascades and votes (`columns`).
+Cascades and votes are replayed from recorded answers (`columns`). Recipes that write give new answers, so they cannot
+be replayed: without a measurement by `coe score --recipe`, such a recipe is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from coe.experts.recipes.agreement import NO_ANSWER, Array
 from coe.experts.recipes.policy_file import WrittenArm
+from coe.learning.evaluation.grades import read_grades
 from coe.learning.evaluation.quality import Quality
-from coe.learning.evaluation.recipe_answers import MeasuredArm
+from coe.learning.evaluation.recipe_answers import MeasuredArm, read_recipe_answers
+from coe.learning.evaluation.recorded_answers import read_answers
 from coe.learning.recipes.arms import cost_by_category, expected_quality
-from coe.learning.recipes.columns import MIN_PROMPTS, RecipeColumns, filled, of_calls
+from coe.learning.recipes.columns import MIN_PROMPTS, RecipeColumns, filled, of_calls, recipe_columns
 from coe.learning.recipes.fit import Answers
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
-from coe.registry import ArmSpec, ExpertSpec, Registry
+from coe.registry import ArmSpec, ExpertSpec, RecipeSpec, Registry
 
 
-def measured_columns(
-    registry: Registry,
+def columns_of_recipes(
+    folder: Path,
     data: Quality,
-    measured: Mapping[str, MeasuredArm],
+    registry: Registry,
     *,
     rows: Sequence[int],
     experts: Sequence[str],
     categories: Sequence[str],
+    only: Sequence[RecipeSpec] | None = None,
 ) -> RecipeColumns:
-    """Return the columns of the chains and fuses that were measured on the prompts `rows` of `data`.
+    """Return the columns of recipes by what a folder of scores has of the prompts `rows` of `data`.
 
-    The categories of these prompts are all among `categories`.
+    The categories of these prompts are all among `categories`. `only` are the recipes to measure, by default the
+    declared and the proposed ones.
     """
+    wanted = registry.declared_recipes if only is None else only
+    names = {recipe.name for recipe in wanted}
+    recorded = read_answers(folder, data) if registry.recipes else None
+    judges = dict.fromkeys(recipe.judge for recipe in wanted if recipe.judge is not None)
+    replayed = recipe_columns(
+        registry,
+        data,
+        recorded,
+        rows=rows,
+        experts=experts,
+        categories=categories,
+        grades=read_grades(folder, data, list(judges)),
+        only=only,
+    )
+    writing = [arm for arm in registry.recipe_arms if arm.writing and arm.recipe in names]
+    measured = read_recipe_answers(folder, data, writing)
+    return replayed.joined(_written_columns(writing, data, measured, rows, experts, categories))
+
+
+def _written_columns(
+    arms: Sequence[ArmSpec],
+    data: Quality,
+    measured: Mapping[str, MeasuredArm],
+    rows: Sequence[int],
+    experts: Sequence[str],
+    categories: Sequence[str],
+) -> RecipeColumns:
+    """Return the columns of the chains and fuses that were measured."""
     found = RecipeColumns()
-    for arm in registry.recipe_arms:
-        if not arm.writing:
-            continue
+    for arm in arms:
         absent = dict.fromkeys(one.name for one in arm.members if one.name not in experts)
         here = [row for row in rows if arm.name in measured and np.isfinite(measured[arm.name].scores[row])]
         if absent:

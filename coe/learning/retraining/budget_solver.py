@@ -7,7 +7,8 @@ stay unknown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,27 @@ def declared_problem(
     experts = table.experts[: len(table.experts) - len(recipes.arms)]
     uses = recipes.beside(declared_uses(registry, table.categories, experts, measured=measured_uses))
     budget = Budget(**registry.budget.model_dump())
-    return Problem.of(table, quality=pinned, uses=uses, budget=budget, weights=weights, members=recipes.members)
+    members, calls = _hosted_members(registry, experts, recipes)
+    uses = replace(uses, calls=calls)
+    return Problem.of(table, quality=pinned, uses=uses, budget=budget, weights=weights, members=members)
+
+
+def _hosted_members(
+    registry: Registry, experts: Sequence[str], recipes: RecipeColumns
+) -> tuple[dict[str, tuple[str, ...]], dict[str, Array]]:
+    """Return the declared experts that each variant and arm calls, and the mean calls of each by category.
+
+    A variant is a call of its expert; the calls of several variants of one expert are added.
+    """
+    called = {name: (name,) for name in experts if registry.expert(name).expert_name != name} | recipes.members
+    members, calls = {}, {}
+    for arm, names in called.items():
+        owners = [registry.expert(name).expert_name for name in names]
+        members[arm] = tuple(dict.fromkeys(owners))
+        if arm in recipes.calls:
+            parts = [recipes.calls[arm][:, [one == owner for one in owners]].sum(axis=1) for owner in members[arm]]
+            calls[arm] = np.column_stack(parts)
+    return members, calls
 
 
 PRICE_SAMPLE_SIZE = 4000
@@ -68,12 +89,13 @@ PRICE_SAMPLE_SIZE = 4000
 class BudgetSolver:
     """Solves plans for the requests of `experience` under the budget that `registry` declares.
 
-    `measured_uses` are those of the plan in use.
+    `measured_uses` are those of the plan in use, and `recipes` its arms.
     """
 
     registry: Registry
     experience: Experience
     measured_uses: MeasuredUses | None = None
+    recipes: RecipeColumns = field(default_factory=RecipeColumns)
 
     def __call__(self, table: ScoreTable, quality: Array) -> Assignment:
         """The plan of this quality, shape (m, k)."""
@@ -102,7 +124,12 @@ class BudgetSolver:
     def _problem(self, table: ScoreTable, quality: Array) -> Problem:
         weights = np.maximum(self.experience.posterior.sum(axis=0, dtype=np.float64), 1.0)
         return declared_problem(
-            self.registry, table, quality=quality, weights=weights, measured_uses=self.measured_uses
+            self.registry,
+            table,
+            quality=quality,
+            weights=weights,
+            measured_uses=self.measured_uses,
+            recipes=self.recipes,
         )
 
     def _traffic(self, problem: Problem) -> Array | None:

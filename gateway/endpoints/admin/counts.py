@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from coe.registry import Registry
@@ -87,7 +88,7 @@ def stats_of(counts: Counts, registry: Registry) -> dict[str, Any]:
 
 
 def expert_stats(counts: Counts, registry: Registry) -> dict[str, dict[str, Any]]:
-    """By expert: requests by outcome, tokens, cost and state."""
+    """By expert, with its variants: requests by outcome, tokens, cost and state."""
     outcomes = counts.by_two_labels("coe_requests_total", 2, 3)
     replicas = counts.by_two_labels("coe_breaker_state", 0, 1)
     tokens = counts.by_two_labels("coe_tokens_total", 0, 1)
@@ -96,14 +97,15 @@ def expert_stats(counts: Counts, registry: Registry) -> dict[str, dict[str, Any]
     waiting, switches = counts.by_label("coe_expert_waiting"), counts.by_label("coe_expert_switches")
     found = {}
     for name in registry.expert_names:
+        arms = [name, *(variant.name for variant in registry.variants if variant.variant_of == name)]
         found[name] = {
-            "outcomes": _integers(outcomes.get(name, {})),
-            "fallbacks": int(fallbacks.get(name, 0)),
+            "outcomes": _summed(outcomes, arms),
+            "fallbacks": int(sum(fallbacks.get(arm, 0) for arm in arms)),
             "in_flight": int(in_flight.get(name, 0)),
             "replicas": {address: _STATES[int(state)] for address, state in replicas.get(name, {}).items()},
             "first_byte": counts.buckets("coe_first_byte_seconds", name),
-            "tokens": _integers(tokens.get(name, {})),
-            "cost": round(cost.get(name, 0.0), 6),
+            "tokens": _summed(tokens, arms),
+            "cost": round(sum(cost.get(arm, 0.0) for arm in arms), 6),
         }
         if name in tiers:
             found[name] |= {
@@ -112,6 +114,14 @@ def expert_stats(counts: Counts, registry: Registry) -> dict[str, dict[str, Any]
                 "switches": int(switches[name]),
             }
     return found
+
+
+def _summed(cells: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> dict[str, int]:
+    """The sums over several names of counts by a second label."""
+    total: Counter[str] = Counter()
+    for name in names:
+        total.update(_integers(cells.get(name, {})))
+    return dict(total)
 
 
 def failed(outcomes: Mapping[str, int]) -> int:

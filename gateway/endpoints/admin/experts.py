@@ -92,6 +92,9 @@ _STEPS = object_schema(
     | {"reload_error": TEXT_OR_NULL, "reachable": {"type": ["boolean", "null"]}, "assigned_categories": TEXTS}
     | {"runtime": TEXT_OR_NULL, "requests": COUNT}
 )
+_RECIPE = object_schema(
+    {"object": {"const": "recipe"}, "id": TEXT, "steps": {"type": "array", "items": TEXTS}, "arms": TEXTS}
+)
 _TOO_MANY = "Too many requests read experts.yaml."
 
 
@@ -112,6 +115,20 @@ class Experts:
         data = [
             _declared(spec) | _state(serving, spec.name, stats[spec.name]) | {"first_byte_bounds": bounds}
             for spec in serving.registry.experts
+        ]
+        return json_response({"object": "list", "data": data})
+
+    @operation("GET /v1/recipes", "listRecipes", "The recipes.", list_schema(_RECIPE))
+    async def recipes(self, _: Request) -> Response:
+        """List the recipes, declared or proposed by the plan, with the members of each step and the arms."""
+        data = [
+            {
+                "object": "recipe",
+                "id": one.name,
+                "steps": one.steps,
+                "arms": list(map(one.arm, range(1, one.levels + 1))),
+            }
+            for one in self._current.serving.registry.declared_recipes
         ]
         return json_response({"object": "list", "data": data})
 
@@ -156,8 +173,9 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
         "object": "expert",
         "apis": sorted(spec.supported_apis),
         "capabilities": sorted(spec.capabilities),
-        "prices": {"input": spec.prices.input, "output": spec.prices.output},
+        "prices": {"input": spec.prices.input, "output": spec.prices.output, "cached_input": spec.prices.cached},
         "system_prompt": spec.system_prompt is not None,
+        "variants": [variant.name for variant in spec.variants],
     }
 
 

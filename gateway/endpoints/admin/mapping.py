@@ -149,7 +149,7 @@ def _served_map(serving: Serving, stored: _StoredPlan | None) -> dict[str, Any]:
     """Categories and experts in the order of experts.yaml, followed by those in service that it no longer declares."""
     assignment = serving.composition.assignment
     categories = _ordered(assignment.categories, serving.registry.category_names)
-    experts = _ordered(assignment.experts, serving.registry.expert_names)
+    experts = _ordered(assignment.experts, serving.registry.single_names)
     rows = [assignment.categories.index(name) for name in categories]
     columns = [assignment.experts.index(name) for name in experts]
     quality, price = (table[np.ix_(rows, columns)] for table in (assignment.quality, assignment.price))
@@ -226,12 +226,14 @@ def _indices(known: Sequence[str], names: Sequence[str]) -> list[int | None]:
 def _uses(
     stored: _StoredPlan, registry: Registry, categories: Sequence[str], experts: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The present uses of experts: means over the plan's categories, and by category; null where unknown.
+    """The present uses of experts, and the planned ones of arms: means over the plan's categories, and by category.
 
-    A use that the plan knows of no expert is null.
+    Unknown uses are null, and so is a use that the plan knows of no expert.
     """
-    declared, weights = stored.plan.uses(registry, categories), _weights(stored, categories)
-    columns = [registry.expert_names.index(name) if name in registry.expert_names else -1 for name in experts]
+    known_arms = stored.plan.arms(registry)
+    used = (*registry.single_names, *(name for name in experts if name in known_arms))
+    declared, weights = stored.plan.uses(registry, categories, used), _weights(stored, categories)
+    columns = [used.index(name) if name in used else -1 for name in experts]
 
     def cells(use: NDArray[np.float64]) -> list[Any]:
         """The values of `experts`, in the last dimension."""

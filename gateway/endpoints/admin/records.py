@@ -114,7 +114,10 @@ def record_body(record: RoutingRecord, feedback: Sequence[Feedback], registry: R
     """The record without its embedding, its feedback, and the values that feedback may have."""
     fields = {name: getattr(record, name) for name in RECORD_FIELDS}
     names = ("kind", "value", "time", "tenant", "key")
-    events = [{name: getattr(event, name) for name in names} for event in feedback]
+    events = [
+        {name: getattr(event, name) for name in names} | ({"audit": event.audit} if event.audit else {})
+        for event in feedback
+    ]
     return {"object": "record", **fields, "feedback": events, "choices": choices(registry)}
 
 
@@ -155,7 +158,7 @@ def choices(registry: Registry) -> dict[str, list[str]]:
     """The values that filters and labels may have."""
     return {
         "category": list(registry.category_names),
-        "expert": list(registry.expert_names),
+        "expert": list(registry.single_names),
         "reason": list(get_args(Reason)),
         "outcome": ["ok", "aborted", *_error_codes()],
     }

@@ -21,6 +21,8 @@ export function sentence(decision) {
       return `${expert} was chosen by exploration (propensity ${percent(propensity)}; ${prediction}).`;
     case "uncertain":
       return `Confidence below the threshold (${prediction}): sent to the general expert ${expert}.`;
+    case "cached":
+      return `${expert} answered an identical request before; the answer is from the cache (${prediction}).`;
     case "sticky":
       return `The conversation stays with ${expert}: no other is clearly better (${prediction}).`;
     case "pinned":

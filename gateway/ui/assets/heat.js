@@ -26,9 +26,10 @@ export const spot = (draw) => ({
 
 /**
  * `cell(row, column)` returns { text, small?, kind, description }: its text, CSS classes and a description. `at` is a
- * spot; `idle` is shown in place of a description until a cell is current.
+ * spot; `idle` is shown in place of a description until a cell is current. `note(name)` returns a text about a column, or
+ * nothing.
  */
-export function heatmap(at, { label, corner, rows, columns, cell, idle }) {
+export function heatmap(at, { label, corner, rows, columns, cell, idle, note = () => "" }) {
   const tall = columns.length > MAX_LEVEL_COLUMNS ? "tall" : nothing;
   const row = Math.min(at.row, rows.length - 1);
   const column = Math.min(at.column, columns.length - 1);
@@ -39,7 +40,7 @@ export function heatmap(at, { label, corner, rows, columns, cell, idle }) {
         <thead>
           <tr>
             <th scope="col">${corner}</th>
-            ${columns.map((name) => html`<th scope="col" class=${tall} title=${name}><span>${name}</span></th>`)}
+            ${columns.map((name) => heading(name, note(name), tall))}
           </tr>
         </thead>
         <tbody>
@@ -54,6 +55,11 @@ export function heatmap(at, { label, corner, rows, columns, cell, idle }) {
     </div>
     <p class="heat-description faint" aria-hidden="true">${at.touched ? cell(row, column).description : idle}</p>
   `;
+}
+
+function heading(name, note, tall) {
+  const below = note && tall === nothing ? html`<small>${note}</small>` : nothing;
+  return html`<th scope="col" class=${tall} title=${note ? `${name}: ${note}` : name}><span>${name}</span>${below}</th>`;
 }
 
 function one({ text, small, kind, description }, at, y, x, current) {

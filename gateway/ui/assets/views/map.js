@@ -1,19 +1,23 @@
-// Map: the assignment of categories to experts, the scores behind it, and plans under other budgets.
+// Map: the assignment of categories to experts and arms of recipes, the scores behind it, and plans under other budgets.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
 import { badge, moment, shown } from "../parts.js";
 import { heat, heatmap, scale, spot } from "../heat.js";
+import { stepsText } from "../recipes.js";
 import { openBudget } from "./map/budget.js";
 import { assignment, utility } from "./map/assignment.js";
-import { points } from "./map/rows.js";
+import { arms, costOf, recipeOfArm } from "./map/recipes.js";
+import { ROWS, points } from "./map/rows.js";
+import { openSavings } from "./map/savings.js";
 
 export const name = "map";
 export const title = "Map";
 
 export function open({ draw }) {
-  const map = resource(() => api.get("v1/map"), draw);
+  const map = resource(loadMap, draw);
   const at = spot(draw);
+  const savings = openSavings(draw);
   let budget = null;
   const budgetOf = (found) => {
     if (budget?.map !== found) budget = openBudget(found, draw);
@@ -25,9 +29,15 @@ export function open({ draw }) {
         <h1>Map</h1>
         <button class="quiet" @click=${() => map.load()}>Refresh</button>
       </div>
-      ${shown(map, (found) => whole(found, at, found.measured ? budgetOf(found) : null))}
+      ${shown(map, (found) => whole(found, at, found.measured ? budgetOf(found) : null))} ${savings.template()}
     `,
   };
+}
+
+/** The map, with the recipes. */
+async function loadMap() {
+  const [map, recipes] = await Promise.all([api.get("v1/map"), api.get("v1/recipes")]);
+  return { ...map, recipes: recipes.data };
 }
 
 function whole(map, at, budget) {
@@ -40,6 +50,7 @@ function whole(map, at, budget) {
       <h2>Assignment</h2>
       ${assignment(map)}
     </section>
+    ${map.recipes.length ? html`<section class="card wide-names"><h2>Arms of recipes</h2>${arms(map)}</section>` : nothing}
     ${map.measured ? html`<section class="card wide-names"><h2>Value of each expert</h2>${utility(map)}</section>` : nothing}
   `;
 }
@@ -79,6 +90,8 @@ function qualities(map, at) {
   const { categories, experts, measured } = map;
   const all = measured.estimate.flat().filter((value) => value !== null);
   const [low, high] = [Math.min(...all), Math.max(...all)];
+  const recipes = recipeOfArm(map);
+  const members = (name) => (recipes.has(name) ? stepsText(recipes.get(name).steps) : "");
   const chosen = map.assignment.map(({ expert, runner_up }) => [experts.indexOf(expert), experts.indexOf(runner_up)]);
   const cell = (y, x) => {
     const [estimate, error, count] = [measured.estimate[y][x], measured.error[y][x], measured.count[y][x]];
@@ -91,7 +104,7 @@ function qualities(map, at) {
     if (map.quality_lower_bound[y][x] === null) kinds.push("shut");
     if (chosen[y][0] === x) kinds.push("first");
     if (chosen[y][1] === x) kinds.push("second");
-    return { text: points(estimate), small: `± ${points(error)}`, kind: kinds.join(" "), description: describe(map, y, x, chosen[y]) };
+    return { text: points(estimate), small: `± ${points(error)}`, kind: kinds.join(" "), description: describe(map, y, x, chosen[y], members(experts[x])) };
   };
   return html`
     <p class="faint legend">
@@ -106,13 +119,15 @@ function qualities(map, at) {
       corner: "",
       rows: categories,
       columns: experts,
+      note: members,
       cell,
       idle: "Point at a cell, or use the arrow keys, to see its scores.",
     })}
   `;
 }
 
-function describe({ categories, experts, measured, quality_lower_bound: bounds, pinned }, y, x, [first, second]) {
+function describe(map, y, x, [first, second], members) {
+  const { categories, experts, measured, quality_lower_bound: bounds, pinned } = map;
   const scores = measured.count[y][x];
   const known = scores
     ? `mean ${points(measured.mean[y][x], 3)} of ${Math.round(scores).toLocaleString("en")} scores`
@@ -123,7 +138,10 @@ function describe({ categories, experts, measured, quality_lower_bound: bounds, 
       ? ` experts.yaml pins the category to ${pinned[categories[y]]}.`
       : " Not hosted under this budget, or not eligible.";
   const trust = bounds[y][x] === null ? shut : ` Used by the plan: ${points(bounds[y][x], 3)}${bound(measured.deviations)}.`;
-  return `${categories[y]}, ${experts[x]}: ${points(measured.estimate[y][x], 3)} ± ${points(measured.error[y][x], 3)}, ${known}.${trust}${part}`;
+  const cost = costOf(map, y, x);
+  const price = cost === null ? "" : ` Cost ${ROWS.mean_cost.text(cost)} per thousand requests.`;
+  const calls = members ? ` Members: ${members}.` : "";
+  return `${categories[y]}, ${experts[x]}: ${points(measured.estimate[y][x], 3)} ± ${points(measured.error[y][x], 3)}, ${known}.${trust}${price}${part}${calls}`;
 }
 
 const bound = (deviations) =>

@@ -1,10 +1,13 @@
-// Playground: a conversation with the router or an expert, optionally compared with a second one, and the decisions behind it.
+// Playground: a conversation with the router, an expert or a recipe, optionally compared with a second one or with the
+// recipe's members, and the decisions behind it.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";
 import { shown } from "../parts.js";
+import { membersOf } from "../recipes.js";
 import { answerOf } from "./playground/answer.js";
-import { busy, clear, save, conversation, send, set, stop } from "./playground/conversation.js";
+import { MEMBERS, busy, clear, save, conversation, send, set, stop } from "./playground/conversation.js";
+import { comparison } from "./playground/comparison.js";
 import { why } from "./playground/why.js";
 
 export const name = "playground";
@@ -15,7 +18,7 @@ const WIDE = matchMedia("(min-width: 64rem)");
 const FOLLOW_PX = 200; // distance from the end within which the page scrolls with the response
 
 export function open({ draw }) {
-  const experts = resource(() => api.get("v1/experts"), draw);
+  const offered = resource(loadOffered, draw);
   const view = { chosen: null }; // the turn that the panel explains; null for the latest
   conversation.draw = () => following(draw);
   WIDE.addEventListener("change", draw);
@@ -25,7 +28,7 @@ export function open({ draw }) {
         <h1>Playground</h1>
         <button class="quiet" ?disabled=${!conversation.turns.length} @click=${() => (clear(), (view.chosen = null), draw())}>New conversation</button>
       </div>
-      ${shown(experts, ({ data }) => everything(data.map(({ id }) => id), view, draw))}
+      ${shown(offered, (found) => everything(found, view, draw))}
     `,
     close() {
       conversation.draw = () => {};
@@ -33,6 +36,26 @@ export function open({ draw }) {
       save();
     },
   };
+}
+
+/** The names of the experts, and the recipes. */
+async function loadOffered() {
+  const [experts, recipes] = await Promise.all([api.get("v1/experts"), api.get("v1/recipes")]);
+  return { experts: experts.data.map(({ id }) => id), recipes: recipes.data };
+}
+
+/** The recipe that the settings compare with its members, undefined without one. */
+function comparedRecipe({ recipes }) {
+  const { model, second } = conversation.settings;
+  return second === MEMBERS ? recipes.find(({ id }) => id === model) : undefined;
+}
+
+/** Sends a prompt to the models that the settings select. */
+function sendTo(offered, prompt) {
+  const { model, second } = conversation.settings;
+  const recipe = comparedRecipe(offered);
+  if (recipe) send(prompt, [model, ...membersOf(recipe)], recipe.id);
+  else send(prompt, second && second !== MEMBERS ? [model, second] : [model]);
 }
 
 /** Renders, and keeps the page scrolled to its end where it was there before. */
@@ -43,28 +66,35 @@ function following(draw) {
   if (near && busy()) queueMicrotask(() => queueMicrotask(() => (page.scrollTop = page.scrollHeight)));
 }
 
-function everything(experts, view, draw) {
-  const beside = WIDE.matches && !conversation.settings.second;
+function everything(offered, view, draw) {
+  const beside = WIDE.matches && !isCompared(offered);
   const turn = conversation.turns.includes(view.chosen) ? view.chosen : conversation.turns.at(-1);
   return html`
-    ${settings(experts, draw)}
+    ${settings(offered, draw)}
     <div class="conversation ${beside ? "beside" : ""}">
       <div class="talk">
-        ${conversation.turns.length ? turnList({ beside, turn, view, draw }) : welcome(draw)} ${composer(draw)}
+        ${conversation.turns.length ? turnList({ offered, beside, turn, view, draw }) : welcome(offered, draw)} ${composer(offered, draw)}
       </div>
-      ${beside && turn ? html`<aside class="card reasons" aria-label="Why"><h2>Why ${turn === conversation.turns.at(-1) ? "" : "(earlier answer)"}</h2>${why(turn.answers[0] ?? turn.answers[1])}</aside>` : nothing}
+      ${beside && turn ? html`<aside class="card reasons" aria-label="Why"><h2>Why ${turn === conversation.turns.at(-1) ? "" : "(earlier answer)"}</h2>${why(turn.answers.find(Boolean))}</aside>` : nothing}
     </div>
   `;
 }
 
-function turnList({ beside, turn, view, draw }) {
-  const two = conversation.settings.second || conversation.turns.some(({ answers }) => answers[1]);
+function isCompared(offered) {
+  const { second } = conversation.settings;
+  return second === MEMBERS ? comparedRecipe(offered) !== undefined : second !== "";
+}
+
+function turnList({ offered, beside, turn, view, draw }) {
+  const least = isCompared(offered) || conversation.turns.some(({ answers }) => answers[1]) ? 2 : 1;
+  const lanes = ({ answers }) => [...answers.keys()].filter((lane) => lane < least || answers[lane]);
   return html`<ol class="turns" aria-label="Conversation">
     ${conversation.turns.map(
       (one) => html`<li>
         <div class="prompt"><span class="unseen">You: </span><div class="text" dir="auto">${one.prompt}</div></div>
-        <div class=${two ? "answers two" : "answers"}>
-          ${(two ? [0, 1] : [0]).map((lane) =>
+        ${one.recipe ? comparison(one) : nothing}
+        <div class="answers ${["", "two", "many"][Math.min(lanes(one).length, 3) - 1]}">
+          ${lanes(one).map((lane) =>
             answerOf(one, lane, {
               folded: !beside,
               selected: beside && one === turn,
@@ -77,19 +107,19 @@ function turnList({ beside, turn, view, draw }) {
   </ol>`;
 }
 
-function welcome(draw) {
+function welcome(offered, draw) {
   return html`<div class="note">
     <p>Send a message. The router chooses an expert, and the page explains why.</p>
-    <p class="examples">${EXAMPLES.map((text) => html`<button class="quiet small" @click=${() => (send(text), draw())}>${text}</button>`)}</p>
+    <p class="examples">${EXAMPLES.map((text) => html`<button class="quiet small" @click=${() => (sendTo(offered, text), draw())}>${text}</button>`)}</p>
   </div>`;
 }
 
-function composer(draw) {
+function composer(offered, draw) {
   const submit = (event) => {
     event.preventDefault();
     const field = event.currentTarget.elements.prompt;
     if (!field.value.trim() || busy()) return;
-    send(field.value);
+    sendTo(offered, field.value);
     field.value = "";
     draw();
   };
@@ -106,18 +136,22 @@ function composer(draw) {
   </form>`;
 }
 
-function settings(experts, draw) {
+function settings(offered, draw) {
   const change = (event) => {
     if (!event.target.reportValidity()) return;
     set(event.target.name, event.target.value);
     draw();
   };
   const { model, second, system, cost_weight, temperature, max_tokens: tokens, retrieval } = conversation.settings;
+  const models = ["auto", ...offered.experts, ...offered.recipes.map(({ id }) => id)];
+  const isRecipe = offered.recipes.some(({ id }) => id === model);
+  const seconds = ["", ...(isRecipe ? [MEMBERS] : []), ...models];
+  const compared = second === MEMBERS && !isRecipe ? "" : second;
   const more = [system.trim() && "a system prompt", temperature !== "" && `temperature ${temperature}`, tokens !== "" && `at most ${tokens} tokens`].filter(Boolean);
   return html`<form class="card playset" aria-label="Settings" @change=${change} @submit=${(event) => event.preventDefault()}>
     <div class="fields">
-      ${select("Model", "model", model, ["auto", ...experts])}
-      ${select("Compare with", "second", second, ["", "auto", ...experts], { "": "none" })}
+      ${select("Model", "model", model, models)}
+      ${select("Compare with", "second", compared, seconds, { "": "none", [MEMBERS]: "its members" })}
       ${select("Retrieval", "retrieval", retrieval, ["auto", "on", "off"])}
       ${field("Cost weight (0–1)", "cost_weight", cost_weight, { min: 0, max: 1, step: 0.05, placeholder: "default" })}
     </div>

@@ -62,8 +62,10 @@ function size({ active_parameters_b: active, memory_gb: memory }) {
   return facts.length ? html`<dt>Size</dt><dd>${facts.join(", ")}</dd>` : nothing;
 }
 
-const price = ({ input, output }) =>
-  input || output ? `${dollars(input)} in, ${dollars(output)} out per million tokens` : "free";
+const price = ({ input, output, cached_input: cached }) =>
+  input || output
+    ? `${dollars(input)} in${cached < input ? ` (${dollars(cached)} cached)` : ""}, ${dollars(output)} out per million tokens`
+    : "free";
 
 /** The parameters that the declaration adds to requests. */
 function declaredParameters({ parameters, system_prompt: prompt }) {

@@ -11,6 +11,7 @@ const KINDS = {
   category: "Category",
   regenerated: "Regenerated",
   abandoned: "Abandoned",
+  audit: "Audit",
 };
 
 export function openLabels(id, draw, changed) {

@@ -4,9 +4,9 @@ import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
 import { dollars, figure, milliseconds, moment, number, percent, shown } from "../../parts.js";
 import { candidateTable, retrievalDetails, outcome, posterior, sentence, speed, timeline, unanswered } from "../../explained.js";
+import { recipeCalls } from "../../recipes.js";
 import { openReplay } from "./replay.js";
 import { openLabels } from "./labels.js";
-import { recipeCalls } from "./recipe.js";
 
 export function openRecord(id, draw) {
   const at = `v1/records/${encodeURIComponent(id)}`;
@@ -31,7 +31,7 @@ function whole(record, replay, labels) {
       ${figure("Category", record.category || "–", `confidence ${percent(record.confidence)}`)}
       ${figure("Expert", record.expert || "–", record.reason ? html`${record.reason} ${unanswered(record)}` : nothing)}
       ${figure("First token", milliseconds(record.first_token_ms))} ${figure("Total", milliseconds(record.total_ms))}
-      ${figure("Tokens", `${number(record.input_tokens, 6)} + ${number(record.output_tokens, 6)}`, "in + out")}
+      ${figure("Tokens", `${number(record.input_tokens, 6)} + ${number(record.output_tokens, 6)}`, record.cached_tokens ? `in + out, ${number(record.cached_tokens, 6)} in cached` : "in + out")}
       ${figure("Cost", dollars(record.cost))} ${figure("Speed", speedOf(record), "tokens a second")}
     </dl>
     <div class="columns">
@@ -98,6 +98,7 @@ function request(record) {
     <dt>Key</dt><dd>${record.key ?? "–"}</dd>
     <dt>Capabilities</dt><dd>${record.needs == null ? "unknown" : record.needs.join(", ") || "none"}</dd>
     <dt>Attempts</dt><dd>${record.attempts}</dd>
+    ${record.cache ? html`<dt>Answer cache</dt><dd>${record.cache}</dd>` : nothing}
     <dt>Cost weight</dt><dd>${number(record.cost_weight)}</dd>
     ${record.exploration ? html`<dt>Exploration</dt><dd>rate ${percent(record.exploration[0])}, max quality loss ${number(record.exploration[1])}, propensity ${percent(record.propensity)}</dd>` : nothing}
   </dl>`;

@@ -2,6 +2,7 @@
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { badge, bar, table } from "../../parts.js";
+import { costOf } from "./recipes.js";
 import { ROWS, points, share } from "./rows.js";
 
 /** The expert of each category. */
@@ -22,12 +23,17 @@ export function assignment(map) {
       number: true,
       cell: ({ category, expert }) => points(map.quality_lower_bound[row.get(category)][experts.indexOf(expert)]),
     },
+    measured?.uses.cost && {
+      title: "Cost",
+      number: true,
+      cell: ({ category, expert }) => ROWS.mean_cost.text(costOf(map, row.get(category), experts.indexOf(expert))),
+    },
     measured && { title: "Runner-up", cell: ({ runner_up }) => runner_up ?? "–" },
     measured && { title: "Margin", number: true, cell: margin },
   ].filter(Boolean);
   return html`${table("Assignment", columns, map.assignment)}
     ${measured
-      ? html`<p class="faint">Quality is the bound that decisions use. The margin is the lead over the runner-up after prices; it is negative
+      ? html`<p class="faint">Quality is the bound that decisions use, cost is per thousand requests. The margin is the lead over the runner-up after prices; it is negative
           where the budget assigns the category to a second best.</p>`
       : nothing}`;
 }

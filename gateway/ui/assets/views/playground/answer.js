@@ -20,14 +20,16 @@ export function answerOf(turn, lane, { folded, selected, select }) {
   const answer = turn.answers[lane];
   if (!answer) return html`<div class="answer faint">Not sent.</div>`;
   const expert = answer.headers["x-coe-expert"];
+  const recipe = answer.headers["x-coe-recipe"];
+  const author = recipe ? `${recipe}, by ${expert}` : (expert ?? answer.model);
   const unfold = (event) => {
     if (answer.unfolded === event.target.open) return;
     answer.unfolded = event.target.open;
     conversation.draw();
   };
-  return html`<article class="answer ${selected ? "selected" : ""}" aria-busy=${answer.stop ? "true" : "false"} aria-label="Answer of ${expert ?? answer.model}">
+  return html`<article class="answer ${selected ? "selected" : ""}" aria-busy=${answer.stop ? "true" : "false"} aria-label="Answer of ${author}">
     <header>
-      <strong>${expert ?? answer.model}</strong>
+      <strong>${author}</strong>
       ${expert ? html`<span class="faint">${answer.headers["x-coe-category"]}, ${answer.headers["x-coe-reason"]}</span> ${unanswered(decisionOf(answer.headers))}` : nothing}
     </header>
     ${blocks(answer.text).map(block)}

@@ -5,16 +5,21 @@ import { api } from "../../api.js";
 import { sendChat } from "./request.js";
 
 const STORAGE_KEY = "coe-playground";
+/** The value of "Compare with" that compares a recipe with its members; no expert can have this name. */
+export const MEMBERS = "*members";
+
 const MAX_TURNS = 40;
 const MAX_STORED_CHARACTERS = 1_000_000;
 const DEFAULTS = { model: "auto", second: "", system: "", cost_weight: "", temperature: "", max_tokens: "", retrieval: "auto" };
 
 export const conversation = { settings: { ...DEFAULTS }, session: newSession(), turns: [], draft: "", draw: () => {} };
 
-/** Sends a prompt to the selected models; a turn has [first, second or null] answers. */
-export function send(prompt) {
-  const models = [conversation.settings.model, ...(conversation.settings.second ? [conversation.settings.second] : [])];
-  const turn = { prompt, answers: [null, null] };
+/**
+ * Sends a prompt to `models`; a turn has an answer for each, at least two places, null where nothing was sent. `recipe` is
+ * the name of the recipe that the turn compares with its members, or empty.
+ */
+export function send(prompt, models, recipe = "") {
+  const turn = { prompt, recipe, answers: Array(Math.max(2, models.length)).fill(null) };
   const before = conversation.turns.slice();
   conversation.turns = [...before.slice(1 - MAX_TURNS), turn];
   conversation.draft = "";
@@ -33,18 +38,18 @@ function start(turn, lane, model, before) {
     model,
     messages: [...history(before, lane), { role: "user", content: turn.prompt }],
     settings,
-    session: lane ? `${conversation.session}-2` : conversation.session,
+    session: lane ? `${conversation.session}-${lane + 1}` : conversation.session,
     changed: () => conversation.draw(),
     ended: save,
   });
   turn.answers = turn.answers.map((old, place) => (place === lane ? answer : old));
 }
 
-/** The messages of earlier turns: the answers of the same lane, or of the other one where it has none. */
+/** The messages of earlier turns: the answers of the same lane, or of the first one that has any. */
 function history(turns, lane) {
   const found = conversation.settings.system.trim() ? [{ role: "system", content: conversation.settings.system }] : [];
   for (const { prompt, answers } of turns) {
-    const given = [answers[lane], answers[1 - lane]].find((answer) => answer?.text);
+    const given = [answers[lane], ...answers].find((answer) => answer?.text);
     if (given) found.push({ role: "user", content: prompt }, { role: "assistant", content: given.text });
   }
   return found;
@@ -71,7 +76,7 @@ export function set(name, value) {
 export function save() {
   const { settings, session, draft } = conversation;
   const saved = ({ stop: _, ...answer }) => ({ ...answer, state: answer.state === "done" || answer.state === "failed" ? answer.state : "stopped" });
-  let turns = conversation.turns.map(({ prompt, answers }) => ({ prompt, answers: answers.map((one) => one && saved(one)) }));
+  let turns = conversation.turns.map(({ prompt, recipe, answers }) => ({ prompt, recipe, answers: answers.map((one) => one && saved(one)) }));
   for (;;) {
     const text = JSON.stringify({ settings, session, draft, turns });
     if (text.length <= MAX_STORED_CHARACTERS || !turns.length) {

@@ -8,11 +8,11 @@ const NUMBER_SETTINGS = { temperature: Number, max_tokens: Number };
 /**
  * Sends a chat and returns the answer, which is filled in while it streams. Calls `changed` at each change and `ended` at
  * the end. Its `state` is pending, streaming, done, stopped or failed (with an `error`); `stop` exists while it can be
- * stopped. `explanation` is the result of `/v1/route`, and `record` the record in the log, once it exists.
+ * stopped, and `finish` is the finish reason. `explanation` is the result of `/v1/route`, and `record` the record in the log, once it exists.
  */
 export function sendChat({ model, messages, settings, session, changed, ended }) {
   const aborter = new AbortController();
-  const answer = { model, state: "pending", text: "", headers: {}, error: null, record: null, explanation: null, rated: "", measured: {} };
+  const answer = { model, state: "pending", text: "", headers: {}, error: null, finish: "", record: null, explanation: null, rated: "", measured: {} };
   answer.stop = () => aborter.abort();
   const request = { body: bodyOf(model, messages, settings), headers: headersOf(settings, session) };
   const changedSoon = soon(changed);
@@ -63,7 +63,9 @@ async function stream(answer, { body, headers }, signal, changedSoon) {
 function addEvent(answer, data, elapsed) {
   const event = JSON.parse(data);
   if (event.error) throw Object.assign(new Error(event.error.message), { status: 200 });
-  const chunk = event.choices?.[0]?.delta?.content;
+  const choice = event.choices?.[0];
+  if (choice?.finish_reason) answer.finish = choice.finish_reason;
+  const chunk = choice?.delta?.content;
   if (!chunk) return;
   answer.measured.first ??= elapsed;
   answer.state = "streaming";

@@ -2,6 +2,7 @@
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { bar, dollars, milliseconds, number } from "../../parts.js";
+import { recipeCalls } from "../../recipes.js";
 import { candidateTable, retrievalDetails, posterior, sentence, speed, timeline } from "../../explained.js";
 
 /** The explanation panel of one answer. */
@@ -11,6 +12,7 @@ export function why(answer) {
   return html`
     <p>${sentence(decision)}</p>
     ${figures(answer, decision)}
+    ${decision.recipe ? part("Recipe", recipeCalls(decision)) : nothing}
     ${part("Category", posterior(decision))}
     ${part("Nearest examples", neighbours(answer.explanation))}
     ${part("Candidates", candidateTable(decision, answer.explanation?.health))}

@@ -1,7 +1,13 @@
-// The calls of a recipe in a record: who gave which answer, how likely it is right, and why the recipe stopped.
+// Recipes: their members in words, and the calls in a record: who gave which answer, and why the recipe stopped.
 
-import { html, nothing } from "../../vendor/lit-html.js";
-import { milliseconds, number, percent } from "../../parts.js";
+import { html, nothing } from "./vendor/lit-html.js";
+import { milliseconds, number, percent } from "./parts.js";
+
+/** The members of each step in words: "small_a + small_b, then large". */
+export const stepsText = (steps) => steps.map((members) => members.join(" + ")).join(", then ");
+
+/** The members of a recipe, each once, in the order of their calls. */
+export const membersOf = ({ steps }) => [...new Set(steps.flat())];
 
 const STOPS = {
   accepted: "An answer was accepted before the last step.",
@@ -14,10 +20,14 @@ const STOPS = {
   cancelled: "The request ended first.",
 };
 
+/** Why a recipe stopped, as a sentence. */
+export const stopText = (stop) => STOPS[stop] ?? stop;
+
+/** The calls of the recipe in a record, as a table. */
 export function recipeCalls({ recipe, recipe_stop: stop, steps }) {
   const classes = [...new Set(steps.map((call) => call.answer_class).filter((one) => one != null))];
   const letter = (call) => (call.answer_class == null ? "–" : String.fromCharCode(65 + classes.indexOf(call.answer_class)));
-  return html`<p>${recipe}: ${STOPS[stop] ?? stop}</p>
+  return html`<p>${recipe}: ${stopText(stop)}</p>
     <div class="scroll" tabindex="0" role="region" aria-label="Calls of the recipe">
       <table class="considered">
         <caption class="unseen">Calls of the recipe, in their order</caption>

@@ -1,0 +1,88 @@
+"""`Audit`: calls the members that a recipe left out because it accepted an answer early, and compares the answers.
+
+The client has its answer already. The recipe's own policy judges all answers as it would have after the last step; the
+audit finds whether another answer would have been returned. `gateway.request.audits` decides which audits run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from coe.core import Call, Expert, MemberCall
+from coe.errors import ExpertError, InvalidRequest
+from coe.experts.recipes.agreement import NO_ANSWER, Array, answer_classes, best_answer
+from coe.experts.recipes.draft import MAX_HELD_BYTES, Draft, FinalAnswer, HeldBytes
+from coe.experts.recipes.policy import RecipePolicy
+
+
+class Audit:
+    """One audit of an accepted answer; implements `coe.core.RecipeAudit`.
+
+    `answers` are the final answers of the members that were called, in the order of `policy.members`, and `accepted` is
+    the position of the returned one. `posterior` has shape (1, n_categories). `call` is the client's request.
+    """
+
+    def __init__(
+        self,
+        policy: RecipePolicy,
+        members: Mapping[str, Expert],
+        call: Call,
+        *,
+        answers: Sequence[str | None],
+        accepted: int,
+        posterior: Array,
+        final_answer: FinalAnswer,
+    ) -> None:
+        self.calls: list[MemberCall] = []
+        self._policy = policy
+        self._answers = tuple(answers)
+        self._accepted = accepted
+        self._posterior = posterior
+        self._final_answer = final_answer
+        steps = [number for number, step in enumerate(policy.steps) for _ in step.members]
+        self._remaining = [
+            (members[name], step)
+            for name, step in zip(policy.members[len(answers) :], steps[len(answers) :], strict=True)
+        ]
+        self._call: Call | None = call
+
+    @property
+    def available(self) -> bool:
+        """True if every member that it calls is up and not overloaded."""
+        return all(member.health.up and member.health.load < 1 for member, _ in self._remaining)
+
+    async def run(self) -> bool | None:
+        """Call the remaining members at the same time. Return whether another answer would have been returned; None
+        if no member of the last step answered."""
+        call, self._call = self._call, None
+        assert call is not None
+        held = HeldBytes(MAX_HELD_BYTES)
+        drafts = []
+        for member, step in self._remaining:
+            self.calls.append(MemberCall(member.name, step))
+            drafts.append(Draft(member, call, self.calls[-1], held=held, final_answer=self._final_answer))
+        del call  # the drafts have it
+        await asyncio.gather(*(draft.read() for draft in drafts))
+        for draft in drafts:
+            if draft.error is not None and not isinstance(draft.error, ExpertError | InvalidRequest):
+                raise draft.error
+        last = len(self._policy.steps[-1].members)
+        if not any(draft.complete for draft in drafts[-last:]):
+            return None
+        return self._differs((*self._answers, *(draft.answer for draft in drafts)), last)
+
+    def _differs(self, answers: Sequence[str | None], last: int) -> bool:
+        """Return whether the policy returns another answer than the accepted one after its last step."""
+        policy, classes = self._policy, answer_classes(answers)
+        tokens = np.expm1(policy.steps[-1].typical)[np.newaxis]  # they matter to whether a policy goes on only
+        probabilities, _ = policy.evaluate(len(policy.steps) - 1, classes[np.newaxis], tokens, self._posterior)
+        returned = int(best_answer(probabilities, otherwise=len(answers) - last)[0])
+        return not is_same_answer(classes, returned, self._accepted)
+
+
+def is_same_answer(classes: Sequence[int] | np.ndarray, one: int, other: int) -> bool:
+    """Return whether two members gave the same final answer; unreadable answers of different members differ."""
+    return one == other or bool(classes[one] == classes[other] != NO_ANSWER)

@@ -1,0 +1,67 @@
+"""Variants of experts: the same expert, called with other parameters.
+
+`VariantExpert` answers like an expert of its own and calls the declared one, so breaker, health, connections and
+residency are shared. `contradiction` says why a request does not go to a variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from coe.core import Call, Chat, Expert, Health, Reply
+from coe.errors import ExpertError
+from coe.experts.api_formats import API_FORMATS, LENGTH_FIELDS
+from coe.registry import ExpertVariant, Registry
+
+
+class VariantExpert:
+    """One variant of `expert`, whose `parameters` override those that the expert declares."""
+
+    def __init__(self, spec: ExpertVariant, expert: Expert) -> None:
+        self.name = spec.name
+        self._parameters = spec.variant.parameters
+        self._expert = expert
+
+    @property
+    def health(self) -> Health:
+        """The health of the expert."""
+        return self._expert.health
+
+    async def stream(self, call: Call) -> Reply:
+        """Call the expert with the parameters of the variant. Raises what the expert raises, under this name."""
+        try:
+            return await self._expert.stream(replace(call, parameters=self._parameters))
+        except ExpertError as error:
+            error.expert = self.name
+            raise
+
+    async def aclose(self) -> None:
+        """Does nothing: the expert belongs to others."""
+
+
+def build_variants(registry: Registry, experts: Mapping[str, Expert]) -> dict[str, VariantExpert]:
+    """Return every variant by its name, over the declared experts."""
+    return {spec.name: VariantExpert(spec, experts[spec.variant_of]) for spec in registry.variants}
+
+
+def contradiction(chat: Chat, spec: ExpertVariant) -> str:
+    """Return the field of a chat that a variant would set to another value; empty without one.
+
+    A limit of the answer's length counts under all its names.
+    """
+    for name, value in API_FORMATS[chat.api].defaults(spec.variant.parameters).items():
+        for own in LENGTH_FIELDS if name in LENGTH_FIELDS else (name,):
+            if chat.fields.get(own) not in (None, value):
+                return own
+    return ""
+
+
+def one_arm_of_each_expert(order: Sequence[str], registry: Registry) -> tuple[str, ...]:
+    """Drop further arms of the same expert, which would call the same server again after it failed."""
+    if not registry.variants:
+        return tuple(order)
+    first: dict[str, str] = {}
+    for name in order:
+        first.setdefault(registry.arm(name).expert_name, name)
+    return tuple(first.values())

@@ -1,0 +1,215 @@
+"""Measures the uses of experts in the routing log: tokens, dollars and times of users' requests by category and expert.
+
+`LoggedUses` sums records page by page, so its memory does not grow with the log. Each expert's requests are those that
+routing sent to it, so a cell describes the traffic that this expert got and not all requests of the category.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.mapping import LOGGED_MEASURES, MeasuredUses, PlanInputs
+from coe.mapping.score_table import ScoreTable
+from coe.records.record import RecipeCall, RoutingRecord
+
+Array = NDArray[np.float64]
+MIN_TRAFFIC_REQUESTS = 1_000
+"""Requests from which the log shows the mix of traffic."""
+MAX_SAMPLED_POSTERIORS = 4_000
+"""Posteriors of requests that are kept, a uniform sample."""
+MAX_ARMS = 2_000
+"""Different names of experts and arms that are counted; the log may hold names that are no longer declared."""
+BILLED = "dollars"
+"""Measure of the cost of a request in US dollars, as recorded."""
+_MEASURES = (*LOGGED_MEASURES, BILLED)
+_COMPLETE = ("answered", "unreadable")
+"""Outcomes of a member's call that ran to its end."""
+
+Values = Mapping[str, float | None]
+
+
+class LoggedUses:
+    """Sums over the records of `categories`. `requests` counts the records that were used, by category and arm;
+    `left_out` counts the others by reason. `traffic` has the mix of all requests that routing decided.
+
+    A request of a recipe counts for the recipe's arm, and for each member of the first step: the members of later steps
+    get selected requests only.
+    """
+
+    def __init__(self, categories: Sequence[str]) -> None:
+        self.categories = tuple(categories)
+        self.left_out: Counter[str] = Counter()
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.traffic = TrafficMix(categories)
+        self._row = {name: row for row, name in enumerate(categories)}
+        self._sums: dict[str, Array] = {}
+        """By arm: count, sum and sum of squares, shape (n_measures, n_categories, 3)."""
+
+    @classmethod
+    def of(cls, pages: Iterable[Sequence[RoutingRecord]], categories: Sequence[str]) -> LoggedUses:
+        """Sum all pages."""
+        found = cls(categories)
+        for _ in found.observe(pages):
+            pass
+        return found
+
+    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
+        """Sum all pages and pass them through unchanged."""
+        for page in pages:
+            for record in page:
+                self.add(record)
+            yield page
+
+    def add(self, record: RoutingRecord) -> None:
+        """Add a record, or count it under `left_out`."""
+        if record.reason not in ("", "pinned") and not record.purpose:
+            self.traffic.add(record.router, record.probabilities)
+        if reason := _unusable(record, self._row):
+            self.left_out[reason] += 1
+            return
+        if record.expert not in self._sums and len(self._sums) >= MAX_ARMS:
+            self.left_out["of further names"] += 1
+            return
+        self.requests[record.category, record.expert] += 1
+        for arm, values in _observations(record):
+            self._add(arm, self._row[record.category], values)
+
+    def _add(self, arm: str, row: int, values: Values) -> None:
+        if (sums := self._sums.get(arm)) is None:
+            if len(self._sums) >= MAX_ARMS:
+                return
+            sums = self._sums[arm] = np.zeros((len(_MEASURES), len(self.categories), 3))
+        for number, measure in enumerate(_MEASURES):
+            if (value := values.get(measure)) is not None:
+                sums[number, row] += (1.0, value, value * value)
+
+    def table(self, measure: str, arms: Sequence[str]) -> ScoreTable:
+        """Return mean, variance and count of a measure by category and arm; arms without records have count 0."""
+        number = _MEASURES.index(measure)
+        nothing = np.zeros((len(self.categories), 3))
+        sums = np.stack([self._sums[arm][number] if arm in self._sums else nothing for arm in arms], axis=1)
+        count, total, squares = np.moveaxis(sums, -1, 0)
+        known, missing = count > 0, np.full(count.shape, np.nan)
+        mean = np.divide(total, count, out=missing.copy(), where=known)
+        variance = np.divide(squares, count, out=missing, where=known) - mean**2
+        return ScoreTable(self.categories, tuple(arms), mean, np.maximum(variance, 0.0), count)
+
+    def tables(self, arms: Sequence[str]) -> dict[str, ScoreTable]:
+        """Return the tables of LOGGED_MEASURES."""
+        return {measure: self.table(measure, arms) for measure in LOGGED_MEASURES}
+
+
+class TrafficMix:
+    """Posteriors of the latest router's requests: their sum, and a uniform sample (reservoir sampling)."""
+
+    def __init__(self, categories: Sequence[str]) -> None:
+        self._row = {name: row for row, name in enumerate(categories)}
+        self._router = ""
+        self._begin("")
+
+    def _begin(self, router: str) -> None:
+        self._router, self.count = router, 0
+        self._total = np.zeros(len(self._row))
+        self._sample = np.zeros((MAX_SAMPLED_POSTERIORS, len(self._row)), dtype=np.float32)
+        self._random = np.random.default_rng(0)
+
+    def add(self, router: str, probabilities: Mapping[str, float]) -> None:
+        """Add one request; those over other categories than the declared ones do not count."""
+        if probabilities.keys() != self._row.keys():
+            return
+        if router != self._router:
+            self._begin(router)
+        posterior = np.array([probabilities[name] for name in self._row])
+        place = self.count if self.count < MAX_SAMPLED_POSTERIORS else int(self._random.integers(self.count + 1))
+        if place < MAX_SAMPLED_POSTERIORS:
+            self._sample[place] = posterior
+        self._total += posterior
+        self.count += 1
+
+    def over(self, categories: Sequence[str]) -> tuple[Array, Array] | None:
+        """Return the weight of each category, shape (n_categories,), and the sampled posteriors, (n_requests,
+        n_categories); None if there are too few requests, or a category has none."""
+        columns = [self._row[name] for name in categories]
+        if self.count < MIN_TRAFFIC_REQUESTS or not (self._total[columns] > 0).all():
+            return None
+        kept = min(self.count, MAX_SAMPLED_POSTERIORS)
+        return self._total[columns], self._sample[:kept][:, columns].astype(np.float64)
+
+
+def _unusable(record: RoutingRecord, categories: Mapping[str, int]) -> str:
+    """Return why a record does not show what an answer uses; empty if it does."""
+    if record.purpose:
+        return "requests of CoE's own commands"
+    if record.outcome != "ok":
+        return "failed or aborted"
+    if not record.attempts:
+        return "answered without a call"
+    if record.api == "embeddings":
+        return "embeddings"
+    return "" if record.category in categories else "of a category that is not planned"
+
+
+def _observations(record: RoutingRecord) -> Iterator[tuple[str, Values]]:
+    """Yield the arms that a record shows, with their measures. Times include those of calls that failed before, so
+    only requests with a single attempt have them."""
+    single = record.attempts == 1
+    known = record.input_tokens is not None and record.output_tokens is not None
+    yield (
+        record.expert,
+        {
+            "input_tokens": record.input_tokens if known else None,
+            "output_tokens": record.output_tokens if known else None,
+            "cached_tokens": (record.cached_tokens or 0) if known else None,
+            "first_token_ms": record.first_token_ms if single and record.stream else None,
+            "latency_ms": record.total_ms if single else None,
+            BILLED: record.cost,
+        },
+    )
+    for call in record.steps:
+        if call.step == 0 and call.outcome in _COMPLETE and call.input_tokens is not None:
+            yield call.expert, _call_values(call)
+
+
+def _call_values(call: RecipeCall) -> Values:
+    known = call.output_tokens is not None
+    return {
+        "input_tokens": call.input_tokens if known else None,
+        "output_tokens": call.output_tokens,
+        "cached_tokens": (call.cached_tokens or 0) if known else None,
+        "latency_ms": call.ms,
+    }
+
+
+def uses_report(basis: PlanInputs, logged: LoggedUses | None) -> dict[str, Any]:
+    """By category and column, what the plan expects of a request, and how many requests of the log show it.
+
+    `dollars` are of one request; `active_b_tokens` are billions of active parameters times tokens. Null where unknown.
+    """
+    problem, measured = basis.problem, basis.measured_uses or MeasuredUses.nothing()
+    means = measured.over(problem.categories, problem.experts)
+    tables = {name: getattr(means, name) for name in LOGGED_MEASURES}
+    tables["dollars"] = problem.use("mean_cost") / 1000
+    tables["latency_ms"] = problem.use("mean_latency_ms")
+    tables["active_b_tokens"] = problem.use("mean_active_b") * (means.input_tokens + means.output_tokens)
+    requests = logged.requests if logged is not None else Counter[tuple[str, str]]()
+
+    def cell(row: int, column: int) -> dict[str, float | None]:
+        values = {name: float(table[row, column]) for name, table in tables.items()}
+        return {name: round(value, 9) if np.isfinite(value) else None for name, value in values.items()}
+
+    return {
+        "logged": sum(requests.values()),
+        "left_out": dict(logged.left_out) if logged is not None else {},
+        "by_category": {
+            category: {
+                name: {"requests": requests[category, name], **cell(row, column)}
+                for column, name in enumerate(problem.experts)
+            }
+            for row, category in enumerate(problem.categories)
+        },
+    }

@@ -1,0 +1,132 @@
+"""Follows the loss bounds of the recipes in use from the audits in the feedback log, and stores which are broken.
+
+The gateway and `coe status` read the same log, and each finds the same. The first that finds a broken bound writes it
+to a small file of the state folder, which is shared like the traffic report. Gateways reload when the file changes:
+a recipe in it stops early no more. An entry holds for one version of the fitted policies, so the next `coe plan` with
+other scores ends it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from coe.artifacts.atomic_files import replace_file
+from coe.artifacts.redis import open_shared
+from coe.experts.recipes.policy_file import ArmPolicies
+from coe.learning.recipes.loss_test import LIMIT, LossTest
+from coe.records.feedback import Feedback
+from coe.registry import Registry, load
+from coe.settings import Settings
+
+LOSS_BOUNDS_FILE = "loss-bounds.json"
+
+
+@dataclass(slots=True)
+class RecipeBound:
+    """The test of one recipe, and the audits by outcome."""
+
+    recipe: str
+    test: LossTest
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def sentence(self) -> str:
+        """For a report."""
+        test = self.test
+        return (
+            f"{self.recipe} loses {test.loss:.4f} (max_loss {test.max_loss:g}): {test.differed} of {test.audited} "
+            f"audited answers differ, where {test.rate:.1%} may; evidence {test.largest:.3g}, broken from 20 on"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        test = self.test
+        return {
+            "recipe": self.recipe,
+            "max_loss": test.max_loss,
+            "loss": test.loss,
+            "loss_per_difference": test.loss_per_difference,
+            "audited": test.audited,
+            "differed": test.differed,
+            "outcomes": dict(self.outcomes),
+            "evidence": test.largest,
+            "broken": test.broken,
+            "sentence": self.sentence,
+        }
+
+
+class LossBounds:
+    """The bounds of the recipes with `max_loss` whose `policies` are in use.
+
+    Those that are stored as broken stay so: the log may have lost the audits since.
+    """
+
+    def __init__(self, registry: Registry, policies: ArmPolicies) -> None:
+        self.version = policies.version
+        self.by_recipe: dict[str, RecipeBound] = {}
+        for recipe in registry.declared_recipes:
+            if recipe.max_loss is None:
+                continue
+            found = [one.loss_per_difference for one in policies.by_arm.values() if one.recipe == recipe.name]
+            known = [loss for loss in found if loss is not None]
+            if known:  # the arms of a recipe are tested together
+                test = LossTest(recipe.max_loss, max(known), largest=LIMIT if recipe.name in policies.broken else 1.0)
+                self.by_recipe[recipe.name] = RecipeBound(recipe.name, test)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Equal for equal hypotheses."""
+        tests = ((name, one.test.max_loss, one.test.loss_per_difference) for name, one in self.by_recipe.items())
+        return (self.version, *tests)
+
+    def add(self, events: Iterable[Feedback]) -> None:
+        """Count the audits among the events, each once."""
+        for event in events:
+            detail = event.audit
+            if detail is None or detail.policies != self.version or detail.recipe not in self.by_recipe:
+                continue
+            bound = self.by_recipe[detail.recipe]
+            bound.outcomes[str(event.value)] += 1
+            bound.test.add(differs=event.value == "differed")
+
+    @property
+    def broken(self) -> frozenset[str]:
+        """Names of the recipes whose bound is broken."""
+        return frozenset(name for name, bound in self.by_recipe.items() if bound.test.broken)
+
+
+def read_broken(path: Path, version: str) -> frozenset[str]:
+    """Return the recipes whose bound is stored as broken, for policies of this version.
+
+    Empty where there is no file or it is damaged: the log still has the audits, and the file is written again.
+    """
+    try:
+        found = orjson.loads(path.read_bytes())
+        return frozenset(map(str, found["broken"])) if version and found["policies"] == version else frozenset()
+    except (OSError, ValueError, TypeError, KeyError):
+        return frozenset()
+
+
+def publish_broken(settings: Settings, bounds: LossBounds) -> frozenset[str]:
+    """Store broken bounds that are not stored yet, for this machine and where artifacts are shared. Returns them."""
+    path = settings.artifacts / LOSS_BOUNDS_FILE
+    stored = read_broken(path, bounds.version)
+    if not (new := bounds.broken - stored):
+        return new
+    broken = {
+        name: {"time": time.time(), "sentence": bounds.by_recipe[name].sentence if name in bounds.by_recipe else ""}
+        for name in sorted(stored | new)
+    }
+    content = orjson.dumps({"policies": bounds.version, "broken": broken}, option=orjson.OPT_INDENT_2)
+    settings.artifacts.mkdir(parents=True, exist_ok=True)
+    if (share := open_shared(load(settings.config, environ=settings.environ).artifacts)) is not None:
+        share.put_file(LOSS_BOUNDS_FILE, content)  # first, or a gateway here could put the former one back
+        share.close()
+    replace_file(path, content)
+    return new

@@ -1,0 +1,57 @@
+"""The outcome of an audit: whether an answer that a recipe accepted early differs from the one after its last step.
+
+It becomes known after the record of its request, so it is an event of the feedback log (kind `audit`), joined by the
+request's id. `coe.learning.recipes.loss_test` counts the events; `gateway.request.audits` writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from coe.records.codec import CALL_FIELDS, read_values
+from coe.records.record import RecipeCall
+
+AuditOutcome = Literal[
+    "agreed",
+    "differed",
+    "last_step",
+    "failed",
+    "cancelled",
+    "skipped_busy",
+    "skipped_draining",
+    "skipped_large_body",
+    "skipped_not_delivered",
+    "skipped_unavailable",
+]
+"""`last_step`: all members had been called, so nothing was compared. `failed`: no member of the last step answered, or
+not in time. `cancelled`: the process ended. Skipped: too many audits run, the process is about to end, the request's
+body is large, the answer was not delivered completely, or a member is down or overloaded."""
+AUDIT_OUTCOMES: tuple[AuditOutcome, ...] = get_args(AuditOutcome)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditDetail:
+    """What an audit compared and used.
+
+    `arm` of `recipe` answered with the fitted policies of this version (empty without any). `rate` is the probability
+    with which its answers are audited. `calls` are the audit's own, `ms` their duration in milliseconds, and `cost` is
+    in US dollars, None if unknown. The operator pays for them: no key is charged.
+    """
+
+    recipe: str
+    arm: str
+    policies: str
+    rate: float
+    ms: float = 0.0
+    cost: float | None = None
+    calls: tuple[RecipeCall, ...] = ()
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> AuditDetail:
+        """Parse a decoded JSON object. Raises KeyError, TypeError or ValueError."""
+        calls = tuple(RecipeCall(**read_values(CALL_FIELDS, call)) for call in found["calls"])
+        cost = None if found["cost"] is None else float(found["cost"])
+        recipe, arm, policies = (str(found[name]) for name in ("recipe", "arm", "policies"))
+        return cls(recipe, arm, policies, float(found["rate"]), float(found["ms"]), cost, calls)

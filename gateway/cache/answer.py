@@ -1,0 +1,203 @@
+"""A cached answer: its bytes and what a record needs of the request that filled the cache; and when it is complete.
+
+The stored form is one line of JSON, then the answer's bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from coe.core import Api, Decision, Prediction, Reply, Usage
+from coe.experts.http import sse
+from coe.experts.http.sse import EVENT_STREAM
+
+MAX_ANSWER_BYTES = 2**20
+"""Bytes of an answer that is stored."""
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
+"""Errors of reading an answer or an entry that does not have the expected form."""
+_RESPONSE_COMPLETED = sse.EventTypes("response.completed")
+_MESSAGE_DELTA = sse.EventTypes("message_delta")
+
+
+@dataclass(frozen=True, slots=True)
+class CachedAnswer:
+    """An answer in the cache.
+
+    `expert` is the expert or arm that was chosen, `answered_by` the expert, or the member of a recipe, that wrote the
+    answer. `prediction` is that of the request that filled the cache.
+    """
+
+    media_type: str
+    body: bytes = field(repr=False)
+    expert: str
+    answered_by: str
+    category: str
+    confidence: float
+    prediction: Prediction
+    input_tokens: int | None
+    output_tokens: int | None
+
+    @property
+    def decision(self) -> Decision:
+        """The decision of a request that gets this answer. Its reason excludes it from off-policy estimates."""
+        return Decision(self.expert, self.category, self.confidence, "cached", (self.expert,))
+
+    def to_bytes(self) -> bytes:
+        """Return the stored form."""
+        prediction = self.prediction
+        head = {
+            "media_type": self.media_type,
+            "expert": self.expert,
+            "answered_by": self.answered_by,
+            "category": self.category,
+            "confidence": self.confidence,
+            "tokens": [self.input_tokens, self.output_tokens],
+            "probabilities": _plain(prediction.probabilities),
+            "stage": prediction.stage,
+            "in_distribution": prediction.in_distribution,
+            "overlay": prediction.overlay_version,
+            "router_probabilities": _plain(prediction.router_probabilities),
+        }
+        return orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" + self.body
+
+    @classmethod
+    def from_bytes(cls, stored: bytes) -> Self:
+        """Return the answer. Raises ValueError for anything else."""
+        head, _, body = stored.partition(b"\n")
+        try:
+            found = orjson.loads(head)
+            own = found["router_probabilities"]
+            prediction = Prediction(
+                np.array(found["probabilities"], dtype=np.float32),
+                found["stage"],
+                found["in_distribution"],
+                found["overlay"],
+                None if own is None else np.array(own, dtype=np.float32),
+            )
+            return cls(
+                found["media_type"],
+                body,
+                found["expert"],
+                found["answered_by"],
+                found["category"],
+                found["confidence"],
+                prediction,
+                *found["tokens"],
+            )
+        except _MALFORMED as error:
+            raise ValueError(f"not a cached answer: {error}") from None
+
+
+def _plain(probabilities: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    """Return the array in the layout that orjson accepts."""
+    return None if probabilities is None else np.ascontiguousarray(probabilities)
+
+
+class CacheUse:
+    """One request's use of the cache: its key, and either the answer that was found or the answer on its way.
+
+    The bytes of an answer longer than MAX_ANSWER_BYTES are dropped.
+    """
+
+    __slots__ = ("_chunks", "_size", "answer", "choices", "key")
+
+    def __init__(self, key: bytes, answer: CachedAnswer | None, *, choices: int) -> None:
+        self.key = key
+        self.answer = answer
+        self.choices = choices
+        """Number of answers that a complete response has."""
+        self._chunks: list[bytes] = []
+        self._size = 0
+
+    @property
+    def result(self) -> Literal["hit", "miss"]:
+        return "miss" if self.answer is None else "hit"
+
+    def keep(self, chunk: bytes) -> None:
+        """Keep the next bytes of the answer."""
+        self._size += len(chunk)
+        if self._size <= MAX_ANSWER_BYTES:
+            self._chunks.append(chunk)
+        else:
+            self._chunks.clear()
+
+    @property
+    def body(self) -> bytes | None:
+        """All bytes kept; None without any, or if there were too many."""
+        return b"".join(self._chunks) or None
+
+
+class ReplayedReply:
+    """A cached answer as a reply. Its usage are the tokens of the original answer; nothing is charged for them."""
+
+    def __init__(self, answer: CachedAnswer) -> None:
+        self.media_type = answer.media_type
+        self.usage = Usage()
+        self.usage.input_tokens, self.usage.output_tokens = answer.input_tokens, answer.output_tokens
+        self._body = answer.body
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        yield self._body
+
+    async def aclose(self) -> None:
+        """Does nothing: there is no connection."""
+
+
+class CapturedReply:
+    """Passes a reply on and keeps its bytes."""
+
+    def __init__(self, reply: Reply, use: CacheUse) -> None:
+        self.media_type, self.usage = reply.media_type, reply.usage
+        self._reply = reply
+        self._use = use
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._reply.chunks()) as chunks:
+            async for chunk in chunks:
+                self._use.keep(chunk)
+                yield chunk
+
+    async def aclose(self) -> None:
+        await self._reply.aclose()
+
+
+def is_complete(body: bytes, *, api: Api, media_type: str, choices: int) -> bool:
+    """Return whether the answer ended by itself: not cut off, not filtered, without a call of a tool.
+
+    An answer in an unexpected form is not complete.
+    """
+    try:
+        if media_type == EVENT_STREAM:
+            return _is_complete_stream(body, api, choices)
+        return _is_complete_answer(sse.loads(body), api, choices)
+    except _MALFORMED:
+        return False
+
+
+def _is_complete_answer(answer: dict[str, Any], api: Api, choices: int) -> bool:
+    if api == "responses":
+        return answer["status"] == "completed" and all(
+            item["type"] in ("message", "reasoning") for item in answer["output"]
+        )
+    if api == "messages":
+        return answer["stop_reason"] in ("end_turn", "stop_sequence")
+    reasons = [choice["finish_reason"] for choice in answer["choices"]]
+    return reasons == ["stop"] * choices
+
+
+def _is_complete_stream(events: bytes, api: Api, choices: int) -> bool:
+    if api == "responses":
+        found = list(_RESPONSE_COMPLETED.find(events))
+        return len(found) == 1 and _is_complete_answer(found[0]["response"], api, choices)
+    if api == "messages":
+        stops = [event["delta"].get("stop_reason") for event in _MESSAGE_DELTA.find(events)]
+        return any(stops) and all(stop in (None, "end_turn", "stop_sequence") for stop in stops)
+    reasons = dict(sse.finish_reasons(events))
+    return sse.done(events) and len(reasons) == choices and set(reasons.values()) == {"stop"}

@@ -1,0 +1,78 @@
+"""`BoundWatch`: reads new audits from the feedback log and stores recipes that broke their loss bound.
+
+One worker of a gateway runs it as a background task. The stored file is watched by `gateway.process.reload`, here and
+on machines that share artifacts. Nothing is read while no recipe in use has a bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from coe.errors import LogError
+from coe.learning.monitoring.loss_bounds import LossBounds, publish_broken
+from coe.records.feedback import FeedbackLog
+from coe.settings import Settings
+from coe.supervision import TaskFailed, supervised
+from gateway.serving_state import ServingState
+
+POLL_SECONDS = 15.0
+"""Interval of readings of the log."""
+PAGE_EVENTS = 200
+"""Events of one page: parsing them holds up the event loop for about a millisecond."""
+
+
+class BoundWatch:
+    """`bounds` are those of the policies in use, up to the last reading of the log."""
+
+    def __init__(
+        self, current: ServingState, feedback: FeedbackLog, settings: Settings, *, interval: float = POLL_SECONDS
+    ) -> None:
+        self._current = current
+        self._feedback = feedback
+        self._settings = settings
+        self._interval = interval
+        self._cursor = ""
+        self.bounds: LossBounds | None = None
+
+    async def run(self) -> None:
+        """Read at intervals until cancelled; an unavailable log is read later."""
+        while True:
+            with suppress(LogError):  # its writers report it
+                await self.read()
+            await asyncio.sleep(self._interval)
+
+    async def read(self) -> None:
+        """Count new audits and store broken bounds. Raises LogError."""
+        serving = self._current.serving
+        fresh = LossBounds(serving.registry, serving.policies)
+        if self.bounds is None or fresh.identity != self.bounds.identity:
+            self.bounds, self._cursor = fresh, ""
+        if not self.bounds.by_recipe:
+            return
+        while True:
+            page = await self._feedback.read(after=self._cursor, limit=PAGE_EVENTS)
+            self.bounds.add(page.events)
+            if page.cursor == self._cursor:
+                break
+            self._cursor = page.cursor
+        if self.bounds.broken:
+            await asyncio.to_thread(publish_broken, self._settings, self.bounds)
+
+    def evidence(self) -> dict[tuple[str, ...], float]:
+        """The largest capital of each test by recipe, for a gauge."""
+        found = self.bounds.by_recipe if self.bounds else {}
+        return {(name,): bound.test.largest for name, bound in found.items()}
+
+
+@asynccontextmanager
+async def watching_bounds(watch: BoundWatch, *, task_failed: TaskFailed) -> AsyncIterator[None]:
+    """Run the watch in a task until the block ends."""
+    task = supervised(watch.run, "loss-bounds", task_failed=task_failed)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

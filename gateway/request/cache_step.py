@@ -1,0 +1,152 @@
+"""The answer cache in the line of a request: looks for the answer after the request is parsed, stores it afterwards.
+
+`CacheStep.lookup` runs between the steps parse and classify. A miss goes on through the line, its answer is kept while
+it is relayed, and `observe` stores it with the record, after the last byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import orjson
+
+from coe.core import LOAD_SHED, Reason
+from coe.experts.recipes.calls import VERIFIED
+from coe.registry import CacheSpec
+from coe.supervision import TaskFailed, ignore_failure
+from gateway.cache.answer import CachedAnswer, CacheUse, ReplayedReply, is_complete
+from gateway.cache.key import MAX_BODY_BYTES, cache_key, choices_of, is_cacheable
+from gateway.cache.memory import AnswerCache, MemoryAnswerCache
+from gateway.cache.redis import RedisAnswerCache, cache_client
+from gateway.request.trace import Trace
+from gateway.serving_state import Serving
+
+MEMORY = "memory"
+"""The value of `cache.store` for a store in each process."""
+_STORED_REASONS: frozenset[Reason] = frozenset(("routed", "uncertain", "sticky", "pinned"))
+"""Reasons of answers that are stored: not of those by another expert than the plan's choice."""
+_STORED_RETRIEVAL = ("none", "off", "skipped")
+"""Results of retrieval that do not depend on the documents, if the store was not searched."""
+
+
+def check_cache(spec: CacheSpec | None) -> None:
+    """Raises ConfigError for an invalid address."""
+    if spec is not None and spec.store != MEMORY:
+        cache_client(spec.store)
+
+
+@asynccontextmanager
+async def open_cache(
+    spec: CacheSpec | None, *, task_failed: TaskFailed = ignore_failure
+) -> AsyncIterator[CacheStep | None]:
+    """The cache that is declared, None without one. Raises ConfigError for an invalid address."""
+    if spec is None:
+        yield None
+    elif spec.store == MEMORY:
+        yield CacheStep(MemoryAnswerCache(spec.max_bytes))
+    else:
+        async with RedisAnswerCache(spec.store, spec.max_bytes, task_failed=task_failed) as shared:
+            yield CacheStep(shared)
+
+
+class CacheStep:
+    """The cache of a process. It outlives reloads: keys contain the state that a request is served with."""
+
+    def __init__(self, answers: AnswerCache) -> None:
+        self.answers = answers
+        self._state: tuple[Serving | None, bytes] = (None, b"")
+
+    async def lookup(self, trace: Trace, *, path: str, body_bytes: int) -> ReplayedReply | None:
+        """Return the cached answer of a parsed request and record it in the trace; None for a miss, or if the request
+        does not use the cache."""
+        chat, options, spec = trace.chat, trace.options, trace.serving.registry.cache
+        if chat is None or options is None or spec is None or body_bytes > MAX_BODY_BYTES or not trace.caller.cache:
+            return None
+        if not is_cacheable(chat, options, spec):
+            return None
+        with trace.step("cache"):
+            key = cache_key(self._state_of(trace.serving), chat, options, path=path, tenant=trace.caller.tenant)
+            if key is None:
+                return None
+            found = _answer_of(await self.answers.get(key))
+        trace.cache = CacheUse(key, found, choices=choices_of(chat))
+        if found is None:
+            return None
+        reply = ReplayedReply(found)
+        trace.replayed(found, reply)
+        return reply
+
+    def observe(self, trace: Trace) -> None:
+        """Store the answer of a finished request that missed, if it is complete and the plan's own choice."""
+        use, chat, decision, prediction, spec = (
+            trace.cache,
+            trace.chat,
+            trace.decision,
+            trace.prediction,
+            trace.serving.registry.cache,
+        )
+        if use is None or use.answer is not None or trace.outcome != "ok" or spec is None:
+            return
+        if chat is None or decision is None or prediction is None or trace.reply is None or not _is_storable(trace):
+            return
+        body, media_type = use.body, trace.reply.media_type
+        if body is None or not is_complete(body, api=chat.api, media_type=media_type, choices=use.choices):
+            return
+        usage = trace.reply.usage
+        answer = CachedAnswer(
+            media_type,
+            body,
+            decision.expert,
+            trace.expert,
+            decision.category,
+            decision.confidence,
+            prediction,
+            usage.input_tokens,
+            usage.output_tokens,
+        )
+        self.answers.put(use.key, answer.to_bytes(), ttl=spec.ttl)
+
+    def _state_of(self, serving: Serving) -> bytes:
+        """The digest of what a decision depends on, computed once for each state."""
+        if self._state[0] is not serving:
+            self._state = (serving, _digest(serving))
+        return self._state[1]
+
+
+def _answer_of(stored: bytes | None) -> CachedAnswer | None:
+    """The stored answer; None without one, or for an entry that is damaged."""
+    if stored is None:
+        return None
+    try:
+        return CachedAnswer.from_bytes(stored)
+    except ValueError:
+        return None
+
+
+def _is_storable(trace: Trace) -> bool:
+    """Whether the same request would be decided and answered like this one."""
+    decision, prediction, retrieval, log = trace.decision, trace.prediction, trace.retrieval_result, trace.recipe_log
+    assert decision is not None
+    assert prediction is not None
+    return (
+        decision.reason in _STORED_REASONS
+        and prediction.stage != LOAD_SHED
+        and retrieval.status in _STORED_RETRIEVAL
+        and not retrieval.ms  # the time of a search
+        and (log is None or log.stop in VERIFIED)
+    )
+
+
+def _digest(serving: Serving) -> bytes:
+    composition, registry = serving.composition, serving.registry
+    state = [
+        registry.digest,
+        registry.policy.model_dump(mode="json"),
+        registry.retrieval.model_dump(mode="json"),
+        composition.router.version,
+        composition.assignment_digest,
+        sorted((kind, version) for kind, version in serving.versions.items()),
+    ]
+    return hashlib.sha256(orjson.dumps(state, option=orjson.OPT_SORT_KEYS)).digest()

@@ -1,0 +1,272 @@
+"""The cache in the line: bytes, headers, records, limits, metrics, and whose answers are shared."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coe.artifacts.kinds import OVERLAYS
+from coe.core import Health
+from coe.errors import ExpertUnavailable
+from coe.learning.estimation.experience_loader import load_experience
+from coe.mapping.problem import declared_assignment
+from coe.records.feedback import Feedback
+from gateway.observability import observers
+from tests.access.samples import key_of
+from tests.cache.requests import ask, cached, uses
+from tests.fakes import gateway_of
+from tests.recipes.members import answer, stream
+from tests.retrieval.gates import ScriptedRetrieval, gate_of, passage
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_identical_request_gets_the_same_bytes_without_a_call() -> None:
+    async with gateway_of(cached(), generalist=answer("fine")) as gateway:
+        first, second = await ask(gateway), await ask(gateway)
+        assert (first.status, second.status) == (200, 200)
+        assert first.body == second.body == answer("fine")[0]
+        assert (first.headers["x-coe-cache"], second.headers["x-coe-cache"]) == ("miss", "hit")
+        assert len(gateway.experts["generalist"].calls) == 1
+        same = ("content-type", "x-coe-expert", "x-coe-category", "x-coe-confidence", "x-coe-router")
+        assert [first.headers[name] for name in same] == [second.headers[name] for name in same]
+        assert (second.headers["x-coe-reason"], second.headers["x-coe-attempts"]) == ("cached", "0")
+
+
+async def test_a_hit_is_recorded_at_no_cost_with_the_expert_that_wrote_the_answer() -> None:
+    prices = {"generalist": {"input": 2.0, "output": 10.0}}
+    declared = cached()
+    experts = [one.model_dump(mode="json") | {"prices": prices.get(one.name, {})} for one in declared.experts]
+    async with gateway_of(cached(experts=experts), generalist=answer("fine")) as gateway:
+        await ask(gateway)
+        await ask(gateway)
+        miss, hit = gateway.records
+        assert (miss.cache, hit.cache, miss.reason, hit.reason) == ("miss", "hit", "routed", "cached")
+        assert miss.cost is not None
+        assert miss.cost > 0
+        assert (hit.cost, hit.attempts, hit.first_token_ms, hit.propensity) == (0.0, 0, None, 1.0)
+        kept = ("expert", "category", "probabilities", "in_distribution", "digest", "input_tokens", "output_tokens")
+        assert [getattr(miss, name) for name in kept] == [getattr(hit, name) for name in kept]
+        assert hit.candidates == ("generalist",)
+        assert (hit.outcome, hit.request_id != miss.request_id) == ("ok", True)
+
+
+async def test_a_stream_is_replayed_verbatim_and_has_a_key_of_its_own() -> None:
+    script = stream("fi", "ne")
+    async with gateway_of(cached(), generalist=script) as gateway:
+        first, second = await ask(gateway, stream=True), await ask(gateway, stream=True)
+        assert first.body == second.body == b"".join(script)
+        assert second.headers["x-coe-cache"] == "hit"
+        assert second.headers["content-type"] == "text/event-stream"
+        gateway.experts["generalist"].script = answer("fine")
+        assert await uses(gateway, {}, {}, {"stream": False}, {"stream": None}) == ["miss", "hit", "hit", "hit"]
+
+
+async def test_without_the_section_nothing_is_cached_or_reported() -> None:
+    async with gateway_of(generalist=answer("fine")) as gateway:
+        assert await uses(gateway, {}, {}) == [None, None]
+        assert [record.cache for record in gateway.records] == ["", ""]
+        assert len(gateway.experts["generalist"].calls) == 2
+
+
+async def test_the_answer_of_another_expert_than_the_plans_choice_is_not_stored() -> None:
+    async with gateway_of(
+        cached(), coder=ExpertUnavailable("down", expert="x"), painter=answer("p"), generalist=answer("g")
+    ) as (gateway):
+        fallen_back = await ask(gateway, "code please")
+        assert (fallen_back.headers["x-coe-reason"], fallen_back.headers["x-coe-cache"]) == ("fallback", "miss")
+        gateway.experts["coder"].script = answer("c")
+        assert (await ask(gateway, "code please")).body == answer("c")[0]
+        assert (await ask(gateway, "code please")).headers["x-coe-cache"] == "hit"
+
+
+async def test_the_answer_of_a_stand_in_for_an_overloaded_expert_is_not_stored() -> None:
+    declared = cached()
+    before = declared_assignment(declared, ("code", "art", "general"))
+    alike = replace(before, quality=np.full_like(before.quality, 0.5))
+    fine = answer("fine")
+    async with gateway_of(declared, assignment=alike, coder=fine, painter=fine, generalist=fine) as gateway:
+        first = (await ask(gateway, "code please", headers={"x-coe-cache": "off"})).headers["x-coe-expert"]
+        gateway.experts[first].health = Health(load=9.0)
+        spilled = await ask(gateway, "code please")
+        assert (spilled.headers["x-coe-reason"], spilled.headers["x-coe-cache"]) == ("spilled", "miss")
+        gateway.experts[first].health = Health()
+        assert (await ask(gateway, "code please")).headers["x-coe-expert"] == first
+
+
+async def test_an_explored_answer_is_not_stored() -> None:
+    explores = {"exploration": {"rate": 1.0, "max_quality_loss": 1.0}}
+    fine = answer("fine")
+    async with gateway_of(cached(policy=explores), coder=fine, painter=fine, generalist=fine) as gateway:
+        reasons = set()
+        for number in range(20):
+            await ask(gateway, f"code {number}")
+            again = await ask(gateway, f"code {number}")
+            first, second = gateway.records[-2:]
+            reasons.add(first.reason)
+            assert (again.headers["x-coe-cache"] == "hit") == (first.reason == "routed"), first.reason
+            assert second.cache == again.headers["x-coe-cache"]
+        assert "explored" in reasons
+
+
+async def test_tenants_do_not_share_answers_and_the_keys_of_a_tenant_do() -> None:
+    keys = [key_of("alice", tenant="acme"), key_of("ann", tenant="acme"), key_of("bob"), key_of("private", cache=False)]
+    declared = cached(access={"keys": [key.model_dump() for key in keys]})
+    async with gateway_of(declared, generalist=answer("fine")) as gateway:
+
+        def by(key: str) -> dict[str, Any]:
+            return {"headers": {"x-api-key": key}}
+
+        assert await uses(gateway, by("alice"), by("ann"), by("bob"), by("bob")) == ["miss", "hit", "miss", "hit"]
+        assert await uses(gateway, by("private"), by("private")) == [None, None]
+        assert [record.tenant for record in gateway.records][:4] == ["acme", "acme", "bob", "bob"]
+
+
+async def test_a_hit_counts_as_a_request_of_the_key_and_takes_no_tokens_or_dollars() -> None:
+    limits = {"requests_per_minute": 3, "tokens_per_minute": 1000, "dollars_per_day": 1.0}
+    declared = cached(access={"keys": [key_of("alice", limits=limits).model_dump()]})
+    async with gateway_of(declared, generalist=answer("fine")) as gateway:
+        sent = [await ask(gateway, headers={"x-api-key": "alice"}, max_tokens=100) for _ in range(4)]
+        assert [response.status for response in sent] == [200, 200, 200, 429]
+        left = [response.headers["x-ratelimit-remaining-requests"] for response in sent[:3]]
+        assert left == ["2", "1", "0"]
+        used = [1000 - int(response.headers["x-ratelimit-remaining-tokens"]) for response in sent[1:3]]
+        assert max(used) <= 10  # of the first request's tokens, and one that every request needs at its start
+
+
+async def test_a_reload_and_a_promotion_change_the_key() -> None:
+    async with gateway_of(cached(), generalist=answer("old")) as gateway:
+        assert await uses(gateway, {}, {}) == ["miss", "hit"]
+        state = gateway.serving_state
+        gateway.experts["generalist"].script = answer("new")
+        state.replace(replace(state.serving, versions={OVERLAYS: "v2"}))
+        assert (await ask(gateway)).body == answer("new")[0]
+        assert (await ask(gateway)).headers["x-coe-cache"] == "hit"
+        state.replace(replace(state.serving, versions={}))
+        assert (await ask(gateway)).body == answer("old")[0]  # the state of the first answer is in use again
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({}, True),
+        ({"cache": {"ttl": 5}}, True),
+        ({"limits": {"queue_timeout": 5}}, True),
+        ({"policy": {"sticky_margin": 0.3}}, False),
+        ({"retrieval": {"max_passages": 3}}, False),
+        ({"assignment": {"code": "coder", "general": "painter"}}, False),
+    ],
+)
+async def test_gateways_share_answers_as_far_as_they_would_decide_alike(
+    redis_url: str, changes: dict[str, Any], shared: bool
+) -> None:
+    store = {"store": redis_url}
+    async with gateway_of(cached(cache=store), generalist=answer("fine")) as gateway:
+        assert await uses(gateway, {}) == ["miss"]
+    changed = {**changes, "cache": {**store, **changes.get("cache", {})}}
+    async with gateway_of(cached(**changed), generalist=answer("other"), painter=answer("other")) as gateway:
+        assert await uses(gateway, {}) == ["hit" if shared else "miss"]
+
+
+async def test_an_answer_with_passages_is_not_stored_and_one_without_is() -> None:
+    scripted = ScriptedRetrieval(passage("The tower was built in 1889."), gate=gate_of(3.0))
+    async with gateway_of(cached(), retrieval=scripted.retrieval, generalist=answer("In 1889.")) as gateway:
+        assert await uses(gateway, {}, {}) == ["miss", "miss"]
+        assert [record.retrieval for record in gateway.records] == ["used", "used"]
+        assert await uses(gateway, *[{"headers": {"x-coe-retrieval": "off"}}] * 2) == ["miss", "hit"]
+    scripted = ScriptedRetrieval(passage("The tower was built in 1889."), gate=gate_of(-9.0))
+    async with gateway_of(cached(), retrieval=scripted.retrieval, generalist=answer("In 1889.")) as gateway:
+        assert await uses(gateway, {}, {}) == ["miss", "hit"]
+
+
+RECIPES = [{"name": "careful", "cascade": [["coder", "painter"], "generalist"]}]
+
+
+async def test_a_recipes_answer_is_cached_with_its_member_and_teaches_its_arm() -> None:
+    declared = cached(recipes=RECIPES)
+    async with gateway_of(declared, coder=answer("7"), painter=answer("7")) as gateway:
+        first, second = await ask(gateway, model="careful"), await ask(gateway, model="careful")
+        assert first.body == second.body
+        assert (first.headers["x-coe-expert"], second.headers["x-coe-expert"]) == ("coder", "coder")
+        assert second.headers["x-coe-cache"] == "hit"
+        assert "x-coe-calls" not in second.headers
+        miss, hit = gateway.records
+        assert (miss.expert, hit.expert) == ("careful@2", "careful@2")
+        assert (hit.steps, hit.recipe, hit.cost) == ((), "", 0.0)
+
+
+async def test_an_unverified_answer_is_not_stored() -> None:
+    held = asyncio.Event()
+    declared = cached(recipes=RECIPES, policy={"max_stream_hold": 0})
+    async with gateway_of(declared, coder=stream("7"), painter=stream("7", held), generalist=stream("7")) as gateway:
+        assert await uses(gateway, {"model": "careful", "stream": True}) == ["miss"]
+        assert gateway.records[0].recipe_stop == "stream_hold"
+        held.set()
+        assert await uses(gateway, {"model": "careful", "stream": True}) == ["miss"]
+
+
+async def test_a_repeated_request_that_the_cache_answers_is_no_complaint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 0.0)
+    async with gateway_of(cached(), generalist=answer("fine")) as gateway:
+        await ask(gateway)
+        await ask(gateway)
+        (miss, _) = gateway.records
+        await ask(gateway, headers={"x-coe-cache": "off"})  # a user who wants another answer
+        async with asyncio.timeout(5):
+            while not gateway.log.events:
+                await asyncio.sleep(0.001)
+        assert [(one.kind, one.request_id) for one in gateway.log.events] == [("regenerated", miss.request_id)]
+
+
+async def test_metrics_count_hits_and_misses_and_no_tokens_of_hits() -> None:
+    async with gateway_of(cached(), generalist=answer("fine")) as gateway:
+        await uses(gateway, {}, {}, {}, {"temperature": 1})
+        page = (await gateway.post("/metrics", method="GET", headers={})).body.decode()
+        lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+        assert float(lines['coe_cache_requests_total{result="hit"}']) == 2
+        assert float(lines['coe_cache_requests_total{result="miss"}']) == 1
+        assert float(lines['coe_tokens_total{expert="generalist",kind="output"}']) == 10  # of two calls
+        assert float(lines['coe_first_byte_seconds_count{expert="generalist"}']) == 2
+
+
+async def test_the_time_of_the_lookup_is_reported() -> None:
+    async with gateway_of(cached(), generalist=answer("fine")) as gateway:
+        await ask(gateway)
+        hit = await ask(gateway, headers={"x-coe-explain": "1"})
+        assert [one.split(";")[0] for one in hit.headers["server-timing"].split(", ")] == ["admit", "parse", "cache"]
+        assert float(hit.headers["x-coe-overhead-ms"]) > 0
+
+
+async def test_feedback_on_a_hit_teaches_the_expert_that_wrote_the_answer_and_no_off_policy_estimate() -> None:
+    async with gateway_of(cached(), generalist=answer("fine")) as gateway:
+        await ask(gateway)
+        await ask(gateway)
+        liked = [
+            Feedback(f"e{number}", record.request_id, record.time, "thumb", 1)
+            for number, record in enumerate(gateway.records)
+        ]
+        names = {
+            "categories": ("code", "art", "general"),
+            "experts": gateway.serving_state.serving.registry.expert_names,
+        }
+        experience = load_experience([gateway.records], [liked], **names).experience
+        assert experience.rated.tolist() == [True, True]
+        assert experience.chosen.tolist() == [names["experts"].index("generalist")] * 2
+        assert np.array_equal(experience.posterior[0], experience.posterior[1])
+        assert experience.usable_off_policy.tolist() == [True, False]
+
+
+async def test_an_answer_that_a_search_decided_is_not_stored_even_without_passages() -> None:
+    none_found = ScriptedRetrieval(gate=gate_of(3.0))
+    found_unfit = ScriptedRetrieval(passage("The tower was built in 1889."), gate=gate_of(3.0))
+    assert found_unfit.retrieval.gate is not None
+    found_unfit.retrieval.gate.helps.evidence[2] = -20.0  # once the best passage is known
+    for scripted, status in ((none_found, "empty"), (found_unfit, "skipped")):
+        async with gateway_of(cached(), retrieval=scripted.retrieval, generalist=answer("In 1889.")) as gateway:
+            assert await uses(gateway, {}, {}) == ["miss", "miss"]
+            assert [record.retrieval for record in gateway.records] == [status, status]
+            assert scripted.retriever.searches == 2

@@ -1,0 +1,209 @@
+"""Which requests use the cache, what their key depends on, and which answers are stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from coe.errors import ExpertError, ExpertUnavailable
+from coe.registry import Registry
+from gateway.cache.answer import MAX_ANSWER_BYTES
+from gateway.cache.key import MAX_BODY_BYTES
+from tests.cache.requests import LONG, ask, cached, uses
+from tests.fakes import Gateway, Response, gateway_of
+from tests.recipes.members import DONE, answer, event, stream
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_what_the_answer_does_not_depend_on_is_not_in_the_key() -> None:
+    async with gateway_of(cached(), generalist=answer("fine")) as gateway:
+        body = orjson.dumps({"temperature": 0, "messages": [{"content": LONG, "role": "user"}], "model": "auto"})
+        assert await uses(gateway, {}, {"user": "u1"}, {"metadata": {"a": "b"}}, {"store": False}) == [
+            *("miss", "hit", "hit", "hit")
+        ]
+        headers = {"content-type": "application/json", "traceparent": f"00-{1:032x}-{1:016x}-01"}
+        assert (await gateway.post("/v1/chat/completions", body, headers=headers)).headers["x-coe-cache"] == "hit"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"text": LONG + " "},
+        {"temperature": 0.0, "top_p": 0.5},
+        {"seed": 1},
+        {"max_tokens": 5},
+        {"model": "generalist"},
+        {"headers": {"x-coe-cost-weight": "0.5"}},
+        {"headers": {"x-coe-recipe": "off"}},
+        {"headers": {"x-coe-retrieval": "off"}},
+        {"response_format": {"type": "text"}},
+        {"vendor_field": 1},
+        {"messages": [{"role": "system", "content": LONG}]},
+    ],
+)
+async def test_what_the_answer_depends_on_is_in_the_key(other: dict[str, Any]) -> None:
+    async with gateway_of(cached(), generalist=answer("fine")) as gateway:
+        assert await uses(gateway, {}, other, {}, other) == ["miss", "miss", "hit", "hit"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.7},
+        {"temperature": None},
+        {"temperature": False},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "model": "coder"},
+        {"functions": [{"name": "f"}], "model": "coder"},
+        {"web_search_options": {"search_context_size": "low"}},
+        {"store": True},
+        {"audio": {"voice": "a"}},
+        {"modalities": ["text", "image"]},
+        {"headers": {"x-session-id": "s"}},
+        {"headers": {"x-coe-cache": "off"}},
+        {"headers": {"x-coe-purpose": "score"}},
+        {"messages": [{"role": "user", "content": "go"}, {"role": "tool", "content": "x", "tool_call_id": "1"}]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}]},
+        {
+            "model": "painter",
+            "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}],
+        },
+    ],
+)
+async def test_requests_that_never_use_the_cache(fields: dict[str, Any]) -> None:
+    fine = answer("fine")
+    async with gateway_of(cached(), coder=fine, painter=fine, generalist=fine) as gateway:
+        assert await uses(gateway, fields, fields) == [None, None]
+        assert sum(len(expert.calls) for expert in gateway.experts.values()) == 2
+        assert [record.cache for record in gateway.records] == ["", ""]
+
+
+async def test_always_caches_whatever_the_parameters_and_a_seed_is_deterministic() -> None:
+    async with gateway_of(cached(), generalist=answer("fine")) as gateway:
+        assert await uses(gateway, *[{"temperature": 0.7, "seed": 7}] * 2) == ["miss", "hit"]
+    async with gateway_of(cached(cache={"when": "always"}), generalist=answer("fine")) as gateway:
+        assert await uses(gateway, *[{"temperature": 0.7}] * 2) == ["miss", "hit"]
+        assert await uses(gateway, *[{"temperature": 0.7, "headers": {"x-session-id": "s"}}] * 2) == [None, None]
+
+
+async def test_an_unknown_value_of_the_header_is_refused() -> None:
+    async with gateway_of(cached()) as gateway:
+        response = await ask(gateway, headers={"x-coe-cache": "no"})
+        assert (response.status, response.error["param"]) == (400, "x-coe-cache")
+
+
+@pytest.mark.parametrize(
+    ("script", "fields"),
+    [
+        (answer("cut", finish="length"), {}),
+        (answer("cut", finish="content_filter"), {}),
+        (answer(None, finish="tool_calls"), {}),
+        ((b'{"choices":[]}',), {}),
+        ((b'{"choices":[{"index":0}]}',), {}),
+        ((b'{"choices":"none"}',), {}),
+        (answer("one of two"), {"n": 2}),
+        (answer("x" * MAX_ANSWER_BYTES), {}),
+        (stream("cut", finish="length"), {"stream": True}),
+        ((event("no end"), DONE), {"stream": True}),
+        (stream("one of two"), {"n": 2, "stream": True}),
+        (stream(*["x" * 2**18] * 5), {"stream": True}),
+    ],
+)
+async def test_an_answer_that_is_not_complete_or_too_long_is_not_stored(script: Any, fields: dict[str, Any]) -> None:
+    async with gateway_of(cached(), generalist=script) as gateway:
+        assert await uses(gateway, fields, fields) == ["miss", "miss"]
+        assert len(gateway.experts["generalist"].calls) == 2
+
+
+async def test_several_complete_choices_are_stored() -> None:
+    choices = [{"index": index, "message": {"content": "x"}, "finish_reason": "stop"} for index in (0, 1)]
+    async with gateway_of(cached(), generalist=(orjson.dumps({"choices": choices}),)) as gateway:
+        assert await uses(gateway, {"n": 2}, {"n": 2}) == ["miss", "hit"]
+
+
+async def test_a_stream_that_breaks_off_or_whose_client_leaves_is_not_stored() -> None:
+    broken = (event("fi"), ExpertError("it broke off", expert="generalist"))
+    async with gateway_of(cached(), generalist=broken) as gateway:
+        assert await uses(gateway, {"stream": True}) == ["miss"]
+        gateway.experts["generalist"].script = stream("fi", "ne")
+        assert await uses(gateway, {"stream": True}, {"stream": True}) == ["miss", "hit"]
+
+
+async def test_errors_are_not_stored() -> None:
+    async with gateway_of(
+        cached(policy={"max_attempts": 1}), generalist=ExpertUnavailable("down", expert="x")
+    ) as gateway:
+        assert (await ask(gateway)).status == 503
+        gateway.experts["generalist"].script = answer("fine")
+        assert await uses(gateway, {}, {}) == ["miss", "hit"]
+
+
+async def test_a_large_or_deeply_nested_body_goes_past_the_cache() -> None:
+    async with gateway_of(cached(), generalist=answer("fine")) as gateway:
+        assert await uses(gateway, *[{"vendor": "x" * MAX_BODY_BYTES}] * 2) == [None, None]
+        headers = {"content-type": "application/json"}
+        text = '{"model": "auto", "temperature": 0, "messages": [{"role": "user", "content": "hi"}], "x": %s}'
+        body = (text % ("[" * 300 + "1" + "]" * 300)).encode()
+        response = await gateway.post("/v1/chat/completions", body, headers=headers)
+        assert response.status == 200
+        assert "x-coe-cache" not in response.headers
+
+
+TEXT_REQUESTS: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": LONG},
+    "/v1/responses": {"input": LONG},
+    "/v1/messages": {"messages": [{"role": "user", "content": [{"type": "text", "text": LONG}]}], "max_tokens": 9},
+}
+COMPLETE = {
+    "/v1/completions": {"choices": [{"index": 0, "text": "fine", "finish_reason": "stop"}]},
+    "/v1/responses": {"status": "completed", "output": [{"type": "message"}]},
+    "/v1/messages": {"content": [{"type": "text", "text": "fine"}], "stop_reason": "end_turn"},
+}
+NOT_CACHED = [
+    ("/v1/completions", {"prompt": [LONG, LONG]}),
+    ("/v1/responses", {"previous_response_id": "resp_1"}),
+    ("/v1/responses", {"conversation": "conv_1"}),
+    ("/v1/responses", {"store": True}),
+    ("/v1/responses", {"prompt": {"id": "template"}}),
+    ("/v1/responses", {"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}),
+    ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]}),
+    ("/v1/messages", {"mcp_servers": [{"url": "u"}]}),
+]
+
+
+def speaking(path: str) -> Registry:
+    """One expert that speaks all APIs."""
+    one = {"name": "generalist", "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
+    apis = ["chat", "completions", "responses", "messages", "embeddings"]
+    return cached(experts=[one | {"apis": apis}], assignment={"general": "generalist"}, cache={"when": "always"})
+
+
+async def post(gateway: Gateway, path: str, **fields: Any) -> Response:
+    body = {"model": "generalist", **TEXT_REQUESTS.get(path, {}), **fields}
+    return await gateway.post(path, orjson.dumps(body), headers={"content-type": "application/json"})
+
+
+@pytest.mark.parametrize("path", TEXT_REQUESTS)
+async def test_the_other_chat_apis_use_the_cache(path: str) -> None:
+    async with gateway_of(speaking(path), generalist=(orjson.dumps(COMPLETE[path]),)) as gateway:
+        first, second = await post(gateway, path), await post(gateway, path)
+        assert (first.headers["x-coe-cache"], second.headers["x-coe-cache"]) == ("miss", "hit")
+        assert first.body == second.body == orjson.dumps(COMPLETE[path])
+
+
+@pytest.mark.parametrize(("path", "fields"), NOT_CACHED)
+async def test_state_on_a_server_and_what_is_no_text_goes_past_the_cache(path: str, fields: dict[str, Any]) -> None:
+    async with gateway_of(speaking(path), generalist=(orjson.dumps(COMPLETE[path]),)) as gateway:
+        responses = [await post(gateway, path, **fields) for _ in range(2)]
+        assert [response.status for response in responses] == [200, 200]
+        assert all("x-coe-cache" not in response.headers for response in responses)
+
+
+async def test_embeddings_go_past_the_cache() -> None:
+    async with gateway_of(speaking("/v1/embeddings"), generalist=(b'{"data": []}',)) as gateway:
+        responses = [await post(gateway, "/v1/embeddings", input=LONG) for _ in range(2)]
+        assert [(response.status, "x-coe-cache" in response.headers) for response in responses] == [(200, False)] * 2

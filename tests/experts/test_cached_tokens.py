@@ -1,0 +1,163 @@
+"""Input tokens that a server reads from its prompt cache: counted in every dialect, never twice, at their own price."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+from pydantic import ValidationError
+
+from coe.core import Api, Usage
+from coe.experts import build_experts
+from coe.experts.api_formats import record_usage
+from coe.experts.http.client import Client
+from coe.registry import Prices
+from gateway.access.access import Pricing, TokenAllowance
+from gateway.access.limits import Amounts
+from gateway.access.local import MemoryLimiter
+from gateway.dialects.chat import CHAT
+from tests.access.samples import account_of, key_of
+from tests.fakes import Gateway, gateway_of, registry_of
+
+pytestmark = pytest.mark.anyio
+
+OPENAI = {"prompt_tokens": 100, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 80}}
+RESPONSES = {"input_tokens": 100, "output_tokens": 10, "input_tokens_details": {"cached_tokens": 80}}
+ANTHROPIC = {
+    "input_tokens": 15,
+    "cache_creation_input_tokens": 5,
+    "cache_read_input_tokens": 80,
+    "output_tokens": 10,
+}
+LITELLM = {**OPENAI, "cache_creation_input_tokens": 5, "cache_read_input_tokens": 80}
+"""As litellm reports Anthropic's counts for Chat Completions: the prompt includes both parts."""
+
+
+@pytest.mark.parametrize("reported", [OPENAI, RESPONSES, ANTHROPIC, LITELLM])
+def test_cached_tokens_are_a_part_of_the_input_tokens_in_every_dialect(reported: dict[str, Any]) -> None:
+    usage = Usage()
+    record_usage(usage, reported)
+    assert (usage.input_tokens, usage.cached_tokens, usage.output_tokens) == (100, 80, 10)
+
+
+@pytest.mark.parametrize(
+    ("reported", "cached"),
+    [
+        ({"prompt_tokens": 5, "completion_tokens": 1}, None),
+        ({"prompt_tokens": 5, "prompt_tokens_details": None}, None),
+        ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": -1}}, None),
+        ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}, 5),
+        ({"input_tokens": 5, "input_tokens_details": {}}, None),
+        ({"input_tokens": 5, "cache_read_input_tokens": True}, None),
+    ],
+)
+def test_odd_counts_of_cached_tokens_never_exceed_the_input(reported: dict[str, Any], cached: int | None) -> None:
+    usage = Usage()
+    record_usage(usage, reported)
+    assert (usage.input_tokens, usage.cached_tokens) == (5, cached)
+
+
+def test_cached_tokens_cost_the_price_of_input_unless_they_have_their_own() -> None:
+    assert Prices(input=2, output=4).cost(1e6, 1e6, 5e5) == pytest.approx(6.0)
+    assert Prices(input=2, output=4, cached_input=0).cost(1e6, 1e6, 5e5) == pytest.approx(5.0)
+    with pytest.raises(ValidationError, match=r"cached_input 3.0 is above input 2.0; .* lower it"):
+        Prices(input=2, cached_input=3)
+
+
+# ------------------------------------------------------------------------------------------------- through the gateway
+
+PATHS: dict[Api, str] = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages": "/v1/messages"}
+ANSWERS: dict[Api, dict[str, Any]] = {
+    "chat": {"choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}], "usage": OPENAI},
+    "responses": {"output": [], "usage": RESPONSES},
+    "messages": {"content": [{"type": "text", "text": "hi"}], "usage": ANTHROPIC},
+}
+EVENTS: dict[Api, tuple[dict[str, Any], ...]] = {
+    "chat": (
+        {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": OPENAI},
+    ),
+    "responses": (
+        {"type": "response.output_text.delta", "delta": "hi"},
+        {"type": "response.completed", "response": {"usage": RESPONSES}},
+    ),
+    "messages": (
+        {"type": "message_start", "message": {"usage": {**ANTHROPIC, "output_tokens": 1}}},
+        {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "hi"}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 10}},
+        {"type": "message_stop"},
+    ),
+}
+
+
+@asynccontextmanager
+async def caching_server() -> AsyncIterator[str]:
+    """A server that reports 100 input tokens in every API, 80 of them from its cache. Yields its base URL."""
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        api = next(api for api, path in PATHS.items() if request.path == path)
+        if not (await request.json()).get("stream"):
+            return web.json_response(ANSWERS[api])
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for event in EVENTS[api]:
+            await response.write(b"data: " + orjson.dumps(event) + b"\n\n")
+        if api == "chat":
+            await response.write(b"data: [DONE]\n\n")
+        return response
+
+    app = web.Application()
+    for path in PATHS.values():
+        app.router.add_post(path, respond)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    await runner.cleanup()
+
+
+async def ask(gateway: Gateway, api: Api, *, stream: bool) -> None:
+    body: dict[str, Any] = {"model": "auto", "stream": stream, "max_tokens": 16}
+    name = "input" if api == "responses" else "messages"
+    body[name] = [{"role": "user", "content": "hello"}]
+    headers = {"content-type": "application/json", "authorization": "Bearer alice"}
+    response = await gateway.post(PATHS[api], orjson.dumps(body), headers=headers)
+    assert response.status == 200, response.body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("api", PATHS)
+async def test_records_metrics_and_limits_use_the_price_of_cached_tokens(api: Api, stream: bool) -> None:
+    prices = {"input": 10.0, "cached_input": 1.0, "output": 100.0}
+    dollars = (20 * 10 + 80 * 1 + 10 * 100) / 1e6
+    key = key_of(limits={"dollars_per_day": 1.0}, scopes=("chat", "admin"))
+    spec = {"name": "only", "model": "m", "runtime": "external", "apis": list(PATHS), "prices": prices}
+    async with caching_server() as url, Client() as session:
+        registry = registry_of(
+            experts=[spec | {"base_url": url}],
+            assignment={"general": "only"},
+            access={"keys": [key.model_dump()]},
+        )
+        async with gateway_of(registry, real_experts=build_experts(registry, {}, session=session)) as gateway:
+            await ask(gateway, api, stream=stream)
+            (record,) = gateway.records
+            assert (record.input_tokens, record.cached_tokens, record.output_tokens) == (100, 80, 10)
+            assert record.cost == pytest.approx(dollars)
+            page = (await gateway.post("/metrics", method="GET", headers={"authorization": "Bearer alice"})).body
+            assert b'coe_cached_tokens_total{expert="only"} 80' in page
+            assert b'coe_tokens_total{expert="only",kind="input"} 100' in page
+
+
+async def test_a_key_is_charged_the_price_of_cached_tokens() -> None:
+    account, usage = account_of(MemoryLimiter(), dollars_per_day=1.0), Usage()
+    record_usage(usage, {**OPENAI, "prompt_tokens": 100_000, "prompt_tokens_details": {"cached_tokens": 80_000}})
+    prices = Prices(input=10, cached_input=1)
+    pricing = Pricing.of({"only": prices}, {}, ())
+    chat = CHAT.parse(orjson.dumps({"model": "only", "messages": [{"role": "user", "content": "hi"}]}))
+    async with TokenAllowance(account, "alice", minimum=Amounts(1, 1, 0), pricing=pricing) as allowance:
+        await allowance.reserve(chat)
+        allowance.charge(usage, prices)
+    assert account.remaining()[0] == pytest.approx(1 - (20_000 * 10 + 80_000) / 1e6, abs=1e-4)
