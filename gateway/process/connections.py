@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import resource
 import socket
 from collections.abc import AsyncIterator
@@ -112,24 +111,24 @@ async def _configure_listeners(after: float) -> None:
 
 
 def _limit_listeners(after: float) -> bool:
-    """Returns whether there is any listener."""
+    """Set the timeout of all listeners. Returns whether there is any."""
     return sum(_set_user_timeout(int(entry.name), after) for entry in Path("/proc/self/fd").iterdir()) > 0
 
 
 def _set_user_timeout(descriptor: int, after: float) -> bool:
-    """Sets the timeout if the descriptor is a listener, whose accepted connections inherit it. Returns whether it
-    is."""
+    """Set the timeout if the descriptor is a listener, whose accepted connections inherit it. Returns whether it is.
+
+    The descriptor is not duplicated: closing a copy of a file's descriptor would release all locks that this process
+    holds on the file, such as those of SQLite.
+    """
     try:
-        own = os.dup(descriptor)
-    except OSError:  # closed since
+        found = socket.socket(fileno=descriptor)
+    except OSError:  # not a socket, or closed since
         return False
     try:
-        found = socket.socket(fileno=own)
-    except OSError:  # not a socket
-        os.close(own)
-        return False
-    with found:
         if found.family == socket.AF_UNIX or not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return False
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(after * 1000))
         return True
+    finally:
+        found.detach()
