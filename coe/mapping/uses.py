@@ -267,7 +267,9 @@ def declared_uses(
         return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
     return Uses(
-        memory_gb=array([0.0 if spec.runtime == "external" else spec.memory_gb for spec in specs]),
+        memory_gb=array(
+            [0.0 if spec.runtime == "external" or spec.expert_name != spec.name else spec.memory_gb for spec in specs]
+        ),
         active_b=np.tile(array([spec.active_parameters_b for spec in specs]), (len(categories), 1)),
         cost=cost,
         latency_ms=np.where(

@@ -57,13 +57,13 @@ class RecipeSpec(StrictModel):
     """Experts of equal rank, whose most supported answer is returned."""
     ask: Literal["all", "until_agreed"] = "all"
     """Of a vote: call all experts at the same time, or one after another until their answers agree."""
-    chain: tuple[Name, ...] = ()
+    chain: tuple[ArmName, ...] = ()
     """Experts that are called one after another. Each further one gets the request with the draft of the one before and
     returns an improved answer. The last answer is returned. An expert may occur twice, to revise its own draft."""
-    fuse: tuple[Name, ...] = ()
+    fuse: tuple[ArmName, ...] = ()
     """Experts that answer at the same time. The expert `by` gets the request with their answers and writes the answer
     that is returned."""
-    by: Name | None = None
+    by: ArmName | None = None
     """Of a fuse: the expert that writes the answer. It may be one of those that answer first."""
     instruction: Annotated[str, Field(pattern=r"\S", max_length=MAX_INSTRUCTION_CHARACTERS)] | None = None
     """Of a chain or fuse: what to do with the earlier answers, which stand before it in the request. Default: check
@@ -71,7 +71,7 @@ class RecipeSpec(StrictModel):
     signal: Literal["agreement", "judge"] = "agreement"
     """The signal that an answer is reliable: agreement of the members' final answers, or, in a cascade, also the grade
     that a judge gives to the best answer after each step but the last."""
-    judge: Name | None = None
+    judge: ArmName | None = None
     """With `signal: judge`: the expert that grades. It is not a member."""
     max_loss: Probability | None = None
     """Largest loss of quality (0 to 1) from not calling the later steps. `coe plan` uses the recipe only if calibration

@@ -10,11 +10,14 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import web
+from typer.testing import CliRunner
 
-from coe.core import Api
+from coe.cli import app
+from coe.core import Api, Call
 from coe.errors import ConfigError, ExpertUnavailable
 from coe.experts import build_experts
 from coe.experts.http.client import Client
+from coe.experts.litellm.translation import litellm_arguments
 from coe.registry import Registry, load
 from tests.experts.other_apis import SAMPLES
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -274,3 +277,32 @@ async def test_variants_are_models_and_counted_with_their_expert() -> None:
     assert (coder["id"], coder["variants"], coder["requests"]) == ("coder", ["low", "high"], 2)
     assert coder["tokens"] == {"input": 6, "output": 10}
     assert b'coe_tokens_total{expert="coder:high",kind="input"} 3' in page
+
+
+async def test_a_chain_may_end_with_a_variant_and_a_fuse_may_be_written_by_one() -> None:
+    recipes = [
+        {"name": "polished", "chain": ["painter", "coder:high"]},
+        {"name": "council", "fuse": ["painter", "generalist"], "by": "coder:low"},
+    ]
+    async with gateway_of(declared(recipes=recipes), coder=answer("done"), painter=answer("draft")) as gateway:
+        chained, fused = await ask(gateway, "polished"), await ask(gateway, "council")
+        sent = [call.parameters for call in gateway.experts["coder"].calls]
+    assert (chained.headers["x-coe-variant"], fused.headers["x-coe-variant"]) == ("high", "low")
+    assert sent == [VARIANTS[1]["parameters"], VARIANTS[0]["parameters"]]
+
+
+def test_litellm_gets_the_parameters_of_a_variant_over_those_of_its_expert() -> None:
+    expert = declared().experts[0]
+    fields = {"messages": [{"role": "user", "content": "hi"}], "input": "hi", "temperature": 1}
+    for api, sent in SENT.items():
+        if api in ("chat", "responses"):
+            call = Call(fields, False, 5.0, 5.0, api=api, parameters=VARIANTS[0]["parameters"])  # type: ignore[arg-type]
+            found = litellm_arguments(call, expert)
+            assert {name: found[name] for name in sent} == sent
+            assert found["temperature"] == 1
+
+
+def test_coe_check_names_the_variants(tmp_path: Path) -> None:
+    (tmp_path / "experts.yaml").write_text(BASE)
+    result = CliRunner().invoke(app, ["check", "--config", str(tmp_path / "experts.yaml"), "--json"])
+    assert orjson.loads(result.stdout)["variants"] == ["a:low"]

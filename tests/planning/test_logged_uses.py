@@ -17,7 +17,10 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.cli.common import settings_for
+from coe.experts.recipes.policy import default_policy
+from coe.jobs.plan_basis import _with_logged_uses
 from coe.learning.estimation.logged_uses import MAX_ARMS, MIN_TRAFFIC_REQUESTS, LoggedUses
+from coe.learning.recipes.columns import RecipeColumns
 from coe.mapping import (
     LOGGED_MEASURES,
     Budget,
@@ -26,11 +29,13 @@ from coe.mapping import (
     declared_uses,
     expected_utility,
     round_traffic,
+    routed_use,
     solve,
 )
 from coe.records import open_log
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load
+from coe.registry.recipes import RecipeSpec
 from tests.fakes import registry_of
 from tests.learning.samples import record
 
@@ -241,11 +246,14 @@ def test_a_limit_is_kept_within_a_twentieth_on_held_out_requests(
     budget = Budget(**{row: limit})
     problem = Problem(CATEGORIES, tuple(PRICES), quality, mix[0] / mix[0].sum(), declared, budget)
     plan = solve(problem, traffic=round_traffic(mix[1]))
+    (predicted,) = routed_use(problem, plan, mix[1]).values()
     actual = traffic.dollars * 1000 if row == "mean_cost" else traffic.latency
     rows = range(TOTAL // 2, TOTAL)
     chosen = [int(expected_utility(plan, one).argmax()) for one in traffic.posterior[TOTAL // 2 :]]
     used = np.mean([actual[number, column] for number, column in zip(rows, chosen, strict=True)])
-    assert 0.9 * limit < used <= 1.05 * limit
+    assert used <= 1.05 * limit
+    assert used == pytest.approx(predicted, rel=0.05)
+    assert predicted > 0.8 * limit  # the limit binds
 
 
 # ------------------------------------------------------------------------------------------------- coe plan
@@ -319,3 +327,28 @@ def test_without_the_log_uses_are_those_of_the_scores(config: Path) -> None:
     assert report["uses"]["by_category"]["code"]["large"]["output_tokens"] == 100
     old = plan(config, "--json", "--log-since", "30s")
     assert old["uses"] == report["uses"]
+
+
+def test_the_uses_of_a_recipe_s_arm_follow_those_of_its_members() -> None:
+    """The arm calls the coder always and the generalist for half of the requests of each category."""
+    experts = [
+        {"name": name, "model": "m", "runtime": "external", "base_url": "http://h/v1", "prices": {"output": 10}}
+        for name in ("coder", "generalist")
+    ]
+    registry = registry_of(experts=experts, assignment={"general": "generalist"})
+    spec = RecipeSpec(name="careful", cascade=("coder", "generalist"))
+    column = np.full((len(CATEGORIES), 1), 1.0)
+    arms = RecipeColumns(
+        policies={"careful@2": default_policy(spec, categories=len(CATEGORIES))},
+        cost=column * 1.5,
+        latency_ms=column * 1500.0,
+        active_b=column,
+        calls={"careful@2": np.tile([1.0, 0.5], (len(CATEGORIES), 1))},
+    )
+    before = scored()
+    unchanged = _with_logged_uses(arms, registry, before=before, after=before)
+    np.testing.assert_allclose(unchanged.cost, arms.cost)
+    after = updated([answered(number, output_tokens=400, total_ms=1000.0) for number in range(20_000)])
+    longer = _with_logged_uses(arms, registry, before=before, after=after)
+    np.testing.assert_allclose(longer.cost[0], 1.5 * (4 + 0.5) / (1 + 0.5), rtol=0.02)
+    np.testing.assert_allclose(longer.latency_ms[0], 1500.0, rtol=0.02)

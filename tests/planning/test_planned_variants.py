@@ -14,8 +14,11 @@ from coe.cli import app
 from coe.errors import ConfigError
 from coe.jobs.scoring import Scoring
 from coe.learning.evaluation.probes import Probe
-from coe.mapping import effective_plan, read_published
+from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.retraining.budget_solver import declared_problem
+from coe.mapping import Problem, effective_plan, read_published
 from coe.mapping.problem import relative_cost
+from coe.mapping.score_table import ScoreTable
 from coe.registry import Registry, load
 
 DECLARED = """\
@@ -113,10 +116,39 @@ def test_max_share_counts_the_calls_of_an_expert_and_its_variants_together(confi
 
 def test_a_recipe_of_variants_needs_their_expert_once(config: Path) -> None:
     config.write_text(DECLARED + "recipes: [{name: both, cascade: ['large:low', 'large:high']}]\n")
-    report = plan(config, "--dry-run")
+    report = plan(config)
     assert report["left_out"]["recipes"] == {}
     assert {"both@1", "both@3"} <= set(report["prices"])
     assert report["used"]["memory_gb"] <= 23
+    artifact = ArtifactStore(config.parent / ".coe" / "artifacts", ASSIGNMENT).current()
+    assert artifact is not None
+    published = read_published(artifact.folder, "v1")
+    assert published.record is not None
+    problem = published.record.problem
+    assert problem.members["both@2"] == ("large",)
+    assert problem.uses.calls["both@2"].shape == (3, 1)
+    assert (problem.uses.calls["both@2"] >= 1).all()  # of both variants together
+    assert effective_plan(published, declaration(config)).assignment.to_json() == published.assignment.to_json()
+    columns = RecipeColumns(
+        policies={name: published.policies.by_arm[name] for name in ("both@1", "both@2", "both@3")},  # type: ignore[union-attr]
+        **{name: getattr(problem.uses, name)[:, 4:] for name in ("active_b", "cost", "latency_ms")},
+        calls=problem.uses.calls,
+    )
+    again = declared_problem(  # as `coe retrain` solves
+        declaration(config),
+        table_of(problem),
+        quality=problem.quality,
+        weights=problem.weights,
+        recipes=columns,
+    )
+    assert again.members == problem.members
+    np.testing.assert_array_equal(again.uses.calls["both@2"], problem.uses.calls["both@2"])
+
+
+def table_of(problem: Problem) -> ScoreTable:
+    """A table over the problem's names, with one score in each cell."""
+    ones = np.ones(problem.quality.shape)
+    return ScoreTable(problem.categories, problem.experts, ones, ones, ones)
 
 
 def test_a_variant_whose_expert_has_no_scores_is_left_out(config: Path) -> None:

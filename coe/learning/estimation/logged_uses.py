@@ -6,6 +6,7 @@ routing sent to it, so a cell describes the traffic that this expert got and not
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ MAX_ARMS = 2_000
 BILLED = "dollars"
 """Measure of the cost of a request in US dollars, as recorded."""
 _MEASURES = (*LOGGED_MEASURES, BILLED)
+_NUMBER = {measure: number for number, measure in enumerate(_MEASURES)}
 _COMPLETE = ("answered", "unreadable")
 """Outcomes of a member's call that ran to its end."""
 
@@ -47,8 +49,9 @@ class LoggedUses:
         self.requests: Counter[tuple[str, str]] = Counter()
         self.traffic = TrafficMix(categories)
         self._row = {name: row for row, name in enumerate(categories)}
-        self._sums: dict[str, Array] = {}
-        """By arm: count, sum and sum of squares, shape (n_measures, n_categories, 3)."""
+        self._sums: dict[str, list[float]] = {}
+        """By arm: count, sum and sum of squares, flat from shape (n_measures, n_categories, 3); a list, because numpy
+        takes five times as long to change one element."""
 
     @classmethod
     def of(cls, pages: Iterable[Sequence[RoutingRecord]], categories: Sequence[str]) -> LoggedUses:
@@ -83,17 +86,22 @@ class LoggedUses:
         if (sums := self._sums.get(arm)) is None:
             if len(self._sums) >= MAX_ARMS:
                 return
-            sums = self._sums[arm] = np.zeros((len(_MEASURES), len(self.categories), 3))
-        for number, measure in enumerate(_MEASURES):
-            if (value := values.get(measure)) is not None:
-                sums[number, row] += (1.0, value, value * value)
+            sums = self._sums[arm] = [0.0] * (len(_MEASURES) * len(self.categories) * 3)
+        for measure, value in values.items():
+            if value is not None:
+                cell = (_NUMBER[measure] * len(self.categories) + row) * 3
+                sums[cell] += 1.0
+                sums[cell + 1] += value
+                sums[cell + 2] += value * value
 
     def table(self, measure: str, arms: Sequence[str]) -> ScoreTable:
         """Return mean, variance and count of a measure by category and arm; arms without records have count 0."""
         number = _MEASURES.index(measure)
-        nothing = np.zeros((len(self.categories), 3))
-        sums = np.stack([self._sums[arm][number] if arm in self._sums else nothing for arm in arms], axis=1)
-        count, total, squares = np.moveaxis(sums, -1, 0)
+        size = len(self.categories) * 3
+        nothing = [0.0] * size
+        flat = [self._sums[arm][number * size :][:size] if arm in self._sums else nothing for arm in arms]
+        sums = np.array(flat).reshape(len(arms), len(self.categories), 3)
+        count, total, squares = np.moveaxis(sums.swapaxes(0, 1), -1, 0)
         known, missing = count > 0, np.full(count.shape, np.nan)
         mean = np.divide(total, count, out=missing.copy(), where=known)
         variance = np.divide(squares, count, out=missing, where=known) - mean**2
@@ -108,37 +116,36 @@ class TrafficMix:
     """Posteriors of the latest router's requests: their sum, and a uniform sample (reservoir sampling)."""
 
     def __init__(self, categories: Sequence[str]) -> None:
-        self._row = {name: row for row, name in enumerate(categories)}
-        self._router = ""
+        self._categories = tuple(categories)
         self._begin("")
 
     def _begin(self, router: str) -> None:
         self._router, self.count = router, 0
-        self._total = np.zeros(len(self._row))
-        self._sample = np.zeros((MAX_SAMPLED_POSTERIORS, len(self._row)), dtype=np.float32)
-        self._random = np.random.default_rng(0)
+        self._total = dict.fromkeys(self._categories, 0.0)
+        self._sample: list[Mapping[str, float]] = []
+        self._random = random.Random(0)  # noqa: S311  (a sample, no secret)
 
     def add(self, router: str, probabilities: Mapping[str, float]) -> None:
         """Add one request; those over other categories than the declared ones do not count."""
-        if probabilities.keys() != self._row.keys():
+        if probabilities.keys() != self._total.keys():
             return
         if router != self._router:
             self._begin(router)
-        posterior = np.array([probabilities[name] for name in self._row])
-        place = self.count if self.count < MAX_SAMPLED_POSTERIORS else int(self._random.integers(self.count + 1))
-        if place < MAX_SAMPLED_POSTERIORS:
-            self._sample[place] = posterior
-        self._total += posterior
+        for name, probability in probabilities.items():
+            self._total[name] += probability
+        if self.count < MAX_SAMPLED_POSTERIORS:
+            self._sample.append(probabilities)
+        elif (place := self._random.randrange(self.count + 1)) < MAX_SAMPLED_POSTERIORS:
+            self._sample[place] = probabilities
         self.count += 1
 
     def over(self, categories: Sequence[str]) -> tuple[Array, Array] | None:
         """Return the weight of each category, shape (n_categories,), and the sampled posteriors, (n_requests,
         n_categories); None if there are too few requests, or a category has none."""
-        columns = [self._row[name] for name in categories]
-        if self.count < MIN_TRAFFIC_REQUESTS or not (self._total[columns] > 0).all():
+        total = np.array([self._total[name] for name in categories])
+        if self.count < MIN_TRAFFIC_REQUESTS or not (total > 0).all():
             return None
-        kept = min(self.count, MAX_SAMPLED_POSTERIORS)
-        return self._total[columns], self._sample[:kept][:, columns].astype(np.float64)
+        return total, np.array([[one[name] for name in categories] for one in self._sample])
 
 
 def _unusable(record: RoutingRecord, categories: Mapping[str, int]) -> str:

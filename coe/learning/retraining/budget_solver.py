@@ -68,7 +68,8 @@ def _hosted_members(
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, Array]]:
     """Return the declared experts that each variant and arm calls, and the mean calls of each by category.
 
-    A variant is a call of its expert; the calls of several variants of one expert are added.
+    A variant is a call of its expert; the calls of several variants of one expert are added, unless `recipes` are those
+    of a published plan, whose calls are by expert already.
     """
     called = {name: (name,) for name in experts if registry.expert(name).expert_name != name} | recipes.members
     members, calls = {}, {}
@@ -76,8 +77,11 @@ def _hosted_members(
         owners = [registry.expert(name).expert_name for name in names]
         members[arm] = tuple(dict.fromkeys(owners))
         if arm in recipes.calls:
-            parts = [recipes.calls[arm][:, [one == owner for one in owners]].sum(axis=1) for owner in members[arm]]
-            calls[arm] = np.column_stack(parts)
+            made = recipes.calls[arm]
+            if made.shape[1] > len(members[arm]):
+                parts = [made[:, [one == owner for one in owners]].sum(axis=1) for owner in members[arm]]
+                made = np.column_stack(parts)
+            calls[arm] = made
     return members, calls
 
 
