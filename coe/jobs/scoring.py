@@ -22,12 +22,12 @@ from pydantic import SecretStr
 from coe.core import Expert
 from coe.errors import DataError, ExpertUnavailable
 from coe.learning.evaluation.answers import RetryLimits
-from coe.learning.evaluation.grades import Grader, GradeRow, grading_probe, write_grades
+from coe.learning.evaluation.grades import GRADES, Grader, GradeRow, grading_probe, write_grades
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.quality import write_quality
-from coe.learning.evaluation.recipe_answers import RecipeAnswer, write_recipe_answers
+from coe.learning.evaluation.recipe_answers import CALLS, RecipeAnswer, write_recipe_answers
 from coe.learning.evaluation.recorded_answers import AnswerRow, write_answers
 from coe.learning.evaluation.sandbox import Sandbox
 from coe.learning.evaluation.scoring_run import (
@@ -136,7 +136,7 @@ def open_journal(folder: Path) -> Journal:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be the folder for the quality data: {error.strerror}") from None
-    tables = (find_table(folder, name) for name in ("prompts", "scores", "answers", "models"))
+    tables = (find_table(folder, name) for name in ("prompts", "scores", "answers", "models", CALLS, GRADES))
     if any(tables) and not (folder / JOURNAL_FILE).exists():
         raise DataError(f"{folder}: holds quality data that `coe score` did not write; choose another folder for --out")
     return Journal(folder / JOURNAL_FILE)

@@ -109,7 +109,7 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
         index,
         {ROUTER: artifact.manifest.version, **versions},
         planned.consequences,
-        policies_in_use(settings, planned),
+        policies_in_use(settings, registry, planned),
     )
 
 
@@ -210,9 +210,9 @@ def assignment_in_use(settings: Settings, registry: Registry, categories: tuple[
     return read_plan(registry, artifact).over(categories)
 
 
-def policies_in_use(settings: Settings, plan: EffectivePlan) -> ArmPolicies:
+def policies_in_use(settings: Settings, registry: Registry, plan: EffectivePlan) -> ArmPolicies:
     """The plan's policies; a recipe that broke its loss bound calls all its steps."""
-    broken = read_broken(settings.artifacts / LOSS_BOUNDS_FILE, plan.policies.version)
+    broken = read_broken(settings.artifacts / LOSS_BOUNDS_FILE, plan.policies.version, registry)
     return plan.policies.without_early_stops(broken) if broken else plan.policies
 
 

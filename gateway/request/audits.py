@@ -45,6 +45,7 @@ class Audits:
         self._metrics = metrics
         self._timeout = timeout
         self._running: set[asyncio.Task[None]] = set()
+        metrics.gauge("coe_audits_in_flight", "Audits in progress.", lambda: len(self._running))
 
     async def __aenter__(self) -> Self:
         return self

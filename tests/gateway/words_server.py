@@ -36,7 +36,7 @@ def read(settings: Settings, _: ActiveState | None = None) -> ActiveState:
         overlays,
         versions=kinds,
         consequences=plan.consequences,
-        policies=policies_in_use(settings, plan),
+        policies=policies_in_use(settings, registry, plan),
     )
 
 

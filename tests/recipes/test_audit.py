@@ -145,6 +145,7 @@ async def test_the_client_gets_its_whole_answer_before_the_audit_calls_anybody()
         assert {name: response.headers[f"x-coe-{name}"] for name in ("steps", "calls")} == {"steps": "1", "calls": "2"}
         await until(lambda: gateway.experts["generalist"].calls)
         assert gateway.log.events == []
+        assert b"coe_audits_in_flight 1" in (await gateway.post("/metrics", method="GET")).body
         last.set()
         event = await audit_event(gateway)
     assert (event.kind, event.value, event.request_id) == ("audit", "agreed", response.headers["x-request-id"])

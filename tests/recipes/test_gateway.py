@@ -28,6 +28,7 @@ RECIPES = [
     {"name": "polished", "chain": ["coder", "painter"]},
 ]
 KEY = "sk-tests"
+MEMBERS = ("coder", "painter", "generalist")
 
 
 def registry(**changes: Any) -> Registry:
@@ -85,6 +86,24 @@ async def test_a_request_that_needs_a_single_expert_cannot_pin_a_chain(fields: d
     async with gateway_of(registry()) as gateway:
         response = await ask(gateway, model="polished", **fields)
         assert (response.status, response.error["code"]) == (400, "no_capable_expert")
+
+
+async def test_a_judge_is_a_call_of_the_recipe_in_headers_record_usage_and_cost() -> None:
+    judged = {"name": "graded", "cascade": ["coder", "painter"], "signal": "judge", "judge": "generalist"}
+    experts = [{"name": name, "model": "m", "runtime": "external", "base_url": "http://h/v1"} for name in MEMBERS]
+    declared = registry_of(recipes=[judged], experts=[{**one, "prices": {"input": 1e6}} for one in experts])
+    async with gateway_of(declared, coder=answer("X"), generalist=answer("9")) as gateway:
+        response = await ask(gateway, model="graded")
+        assert response.body == answer("X")[0]
+        shown = {name: response.headers[f"x-coe-{name}"] for name in ("expert", "recipe", "steps", "calls")}
+        assert shown == {"expert": "coder", "recipe": "graded", "steps": "1", "calls": "2"}
+        (record,) = gateway.records
+        assert (record.recipe_stop, record.input_tokens, record.cost) == ("accepted", 6, 6.0)
+        assert [(call.expert, call.outcome, call.accepted) for call in record.steps] == [
+            ("coder", "answered", True),
+            ("generalist", "graded", False),
+        ]
+        assert gateway.experts["painter"].calls == []
 
 
 async def test_the_header_pins_a_recipe_of_a_routed_request() -> None:

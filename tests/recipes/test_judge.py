@@ -12,8 +12,11 @@ import pytest
 from coe.core import RecipeLog
 from coe.errors import ExpertTimeout
 from coe.experts.recipes import calls as recipe_calls
+from coe.experts.recipes.agreement import NO_ANSWER
 from coe.experts.recipes.judge import MAX_GRADED_CHARACTERS, default_rule, grade_in
+from coe.experts.recipes.policy import replay
 from coe.experts.recipes.policy_file import ArmPolicies
+from coe.learning.recipes.judged import fit_logistic
 from tests.fakes import ScriptedExpert
 from tests.recipes.members import CATEGORIES, answer, bytes_of, call_of, calls_of, recipe_of, stream
 
@@ -30,8 +33,7 @@ def members(**scripts: object) -> list[ScriptedExpert]:
 @pytest.mark.parametrize(("grade", "accepted"), [("8", True), ("10", True), ("7", False), ("0", False)])
 @pytest.mark.parametrize("text", ["X", ESSAY])
 async def test_before_a_plan_an_answer_is_accepted_from_grade_eight_on(grade: str, accepted: bool, text: str) -> None:
-    better = "Y" if text == "X" else f"{ESSAY} more"
-    small, large, referee = members(small=answer(text), large=answer(better), referee=answer(grade))
+    small, large, referee = members(small=answer(text), large=answer(f"{ESSAY} more"), referee=answer(grade))
     log = RecipeLog()
     reply = await recipe_of(small, large, referee, **JUDGED).stream(call_of(log=log))
     assert await bytes_of(reply) == (small if accepted else large).script[0]
@@ -147,6 +149,28 @@ async def test_a_defect_of_the_judge_is_not_hidden() -> None:
     small, large, referee = members(small=answer("X"), large=answer("Y"), referee=ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         await recipe_of(small, large, referee, **JUDGED).stream(call_of())
+
+
+def test_replay_decides_by_grades_as_serving_does() -> None:
+    policy = recipe_of(*members(small=answer("X"), large=answer("Y"), referee=answer("9")), **JUDGED).policy
+    classes = np.array([[0, 1], [0, 1], [0, NO_ANSWER], [NO_ANSWER, NO_ANSWER], [0, 1], [NO_ANSWER, 1]])
+    grades = np.array([[9.0], [3.0], [3.0], [9.0], [np.nan], [np.nan]])
+    grades = np.column_stack((grades, np.full(6, np.nan)))
+    found = replay(policy, classes, np.ones((6, 2)), np.full((6, CATEGORIES), 1 / CATEGORIES), grades)
+    assert found.calls[:, 1].tolist() == [False, True, True, False, False, True]
+    assert found.member.tolist() == [0, 1, 1, 0, 0, 1]
+
+
+def test_the_logistic_finds_the_rate_of_right_answers_of_each_grade() -> None:
+    random = np.random.default_rng(0)
+    grades = random.integers(0, 11, 20_000).astype(np.float64)
+    right = (random.random(20_000) < 1 / (1 + np.exp(3 - 0.6 * grades))).astype(np.float64)
+    assert fit_logistic(grades, right) == pytest.approx((-3.0, 0.6), abs=0.1)
+    intercept, slope = fit_logistic(np.array([2.0, 9.0] * 50), np.array([0.0, 1.0] * 50))  # separable
+    assert np.isfinite([intercept, slope]).all()
+    assert slope > 0
+    with pytest.raises(ValueError, match="no grades"):
+        fit_logistic(np.empty(0), np.empty(0))
 
 
 @pytest.mark.parametrize(

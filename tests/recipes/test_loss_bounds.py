@@ -110,10 +110,13 @@ def test_broken_bounds_are_stored_once_and_hold_for_their_policies_alone(tmp_pat
     assert publish_broken(settings, bounds) == {"careful"}
     assert publish_broken(settings, bounds) == frozenset()
     path = settings.artifacts / LOSS_BOUNDS_FILE
-    assert read_broken(path, policies.version) == {"careful"}
-    assert read_broken(path, "another") == read_broken(path, "") == frozenset()
+    assert read_broken(path, policies.version, declared) == {"careful"}
+    assert read_broken(path, "another", declared) == read_broken(path, "", declared) == frozenset()
+    for max_loss, still in ((0.005, True), (0.02, False), (None, False)):
+        changed = registry_of(recipes=[{**CAREFUL, "max_loss": max_loss}])
+        assert (read_broken(path, policies.version, changed) == {"careful"}) is still
     path.write_bytes(b'{"broken": ')
-    assert read_broken(path, policies.version) == frozenset()
+    assert read_broken(path, policies.version, declared) == frozenset()
 
 
 def settings_in(folder: Path, declared: Registry) -> Settings:
@@ -206,7 +209,7 @@ def test_machines_with_shared_artifacts_take_over_a_broken_bound(tmp_path: Path,
     assert share is not None
     ArtifactSync(there, share).sync()
     share.close()
-    assert read_broken(there.artifacts / LOSS_BOUNDS_FILE, policies.version) == {"careful"}
+    assert read_broken(there.artifacts / LOSS_BOUNDS_FILE, policies.version, declared) == {"careful"}
 
 
 # ------------------------------------------------------------------------------------------- on real ports

@@ -250,6 +250,12 @@ async def test_a_draft_without_the_requested_form_is_not_returned() -> None:
     assert (raised.value.expert, log.stop) == ("council@1", "failed")
 
 
+async def test_a_request_for_plain_text_gets_the_draft() -> None:
+    a, b = members(a=answer("X"), b=unavailable("b"))
+    reply = await writing(a, b, **CHAIN).stream(asking(response_format={"type": "text"}))
+    assert await bytes_of(reply) == answer("X")[0]
+
+
 async def test_if_no_member_answers_the_last_error_is_raised_as_of_one_expert() -> None:
     error = ExpertRejected("too long", expert="b", status=400)
     log = RecipeLog()

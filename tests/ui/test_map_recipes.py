@@ -52,7 +52,7 @@ async def planned(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
     declared = {"assignment": {"general": "large"}, "budget": {"mean_cost": 10}, "recipes": RECIPES}
     async with serving(folder, experts=experts, **declared) as served:
         words = ["plan", str(folder), "--config", str(folder / "experts.yaml")]
-        result = CliRunner().invoke(app, words, catch_exceptions=False)
+        result = await asyncio.to_thread(CliRunner().invoke, app, words, catch_exceptions=False)
         assert result.exit_code == 0, result.output
         async with asyncio.timeout(20):
             while "careful@2" not in (await read_map(served))["experts"]:

@@ -210,6 +210,9 @@ class _Run:
             raise self._calls.last_error()
         if finished_only:
             usable = [draft for draft in usable if draft.complete] or usable
+        last = [draft for draft in usable if draft.log.step + 1 == len(self._recipe.policy.steps)]
+        if self._recipe.judge is not None and last and all(draft.answer is None for draft in last):
+            return last[0]  # the judge has rejected the others
         best = max(usable, key=lambda draft: draft.log.confidence or 0.0)
         return best if best.log.confidence else max(usable, key=lambda draft: draft.log.step)
 

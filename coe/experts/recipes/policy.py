@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import (
+    NO_ANSWER,
     STATE_FEATURES,
     AnswerWeights,
     Array,
@@ -114,7 +115,8 @@ def replay(
 
     `grades` of the same shape are those of its judge, NaN without one.
 
-    Where no answer is readable, the first one of the latest step is returned, as in serving.
+    Where no answer is readable, the first one of the latest step is returned, as in serving. With a judge, so is that
+    of the last step if none of it is readable, since the judge has rejected the earlier answers.
     """
     total = len(classes)
     chosen, calls = np.zeros(total, dtype=np.int64), np.zeros((total, len(policy.members)), dtype=bool)
@@ -124,7 +126,10 @@ def replay(
         seen += len(step.members)
         so_far = classes[live, :seen], tokens[live, :seen], posterior[live]
         probabilities, goes_on = policy.evaluate(number, *so_far)
-        chosen[live] = best_answer(probabilities, otherwise=seen - len(step.members))
+        first = seen - len(step.members)
+        chosen[live] = best_answer(probabilities, otherwise=first)
+        if policy.judge and step.gain is None:
+            chosen[live] = np.where((so_far[0][:, first:] == NO_ANSWER).all(axis=1), first, chosen[live])
         if grades is not None:
             _, goes_on = policy.evaluate(number, *so_far, grades[live, chosen[live]])
         live = live[goes_on]

@@ -68,6 +68,7 @@ class LossBounds:
     """
 
     def __init__(self, registry: Registry, policies: ArmPolicies) -> None:
+        self.registry = registry
         self.version = policies.version
         self.by_recipe: dict[str, RecipeBound] = {}
         for recipe in registry.declared_recipes:
@@ -101,27 +102,33 @@ class LossBounds:
         return frozenset(name for name, bound in self.by_recipe.items() if bound.test.broken)
 
 
-def read_broken(path: Path, version: str) -> frozenset[str]:
-    """Return the recipes whose bound is stored as broken, for policies of this version.
+def read_broken(path: Path, version: str, registry: Registry) -> frozenset[str]:
+    """Return the recipes whose bound is stored as broken, for policies of this version and bounds that are no larger.
 
     Empty where there is no file or it is damaged: the log still has the audits, and the file is written again.
     """
+    declared = {recipe.name: recipe.max_loss for recipe in registry.declared_recipes}
     try:
         found = orjson.loads(path.read_bytes())
-        return frozenset(map(str, found["broken"])) if version and found["policies"] == version else frozenset()
-    except (OSError, ValueError, TypeError, KeyError):
+        if not version or found["policies"] != version:
+            return frozenset()
+        stored = {str(name): float(one["max_loss"]) for name, one in found["broken"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return frozenset()
+    bounds = ((name, declared.get(name), broken) for name, broken in stored.items())
+    return frozenset(name for name, bound, broken in bounds if bound is not None and bound <= broken)
 
 
 def publish_broken(settings: Settings, bounds: LossBounds) -> frozenset[str]:
     """Store broken bounds that are not stored yet, for this machine and where artifacts are shared. Returns them."""
     path = settings.artifacts / LOSS_BOUNDS_FILE
-    stored = read_broken(path, bounds.version)
+    stored = read_broken(path, bounds.version, bounds.registry)
     if not (new := bounds.broken - stored):
         return new
     broken = {
-        name: {"time": time.time(), "sentence": bounds.by_recipe[name].sentence if name in bounds.by_recipe else ""}
-        for name in sorted(stored | new)
+        name: {"time": time.time(), "max_loss": one.test.max_loss, "sentence": one.sentence}
+        for name, one in bounds.by_recipe.items()
+        if name in stored | new
     }
     content = orjson.dumps({"policies": bounds.version, "broken": broken}, option=orjson.OPT_INDENT_2)
     settings.artifacts.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.experts.recipes.agreement import Array
+from coe.experts.recipes.agreement import NO_ANSWER, Array
 from coe.experts.recipes.judge import GRADE_TOKENS, GradeRule, graded_features
 from coe.experts.recipes.policy import RecipePolicy
 from coe.learning.evaluation.grades import Grades
@@ -128,7 +128,7 @@ class JudgedFit(RecipeFit):
         costs = [*(cost + self._judgements.cost for cost in costs[:-1]), costs[-1]]
         states = [self._graded(state) for state in self._answered[:-1]]
         calls = [*(len(step) + 1 for step in self._steps[:-1]), len(self._steps[-1])]
-        outcome = stop_backwards([*states, self._answered[-1]], costs, calls, price=price, folds=self._answers.folds)
+        outcome = stop_backwards([*states, self._last_state()], costs, calls, price=price, folds=self._answers.folds)
         rules = [*(GradeRule(*self._logistic, gain) for gain in outcome.gains), None]
         steps = tuple(replace(step, graded=rule) for step, rule in zip(by_agreement.steps, rules, strict=True))
         return replace(by_agreement, steps=steps, judge=self._judgements.judge), outcome
@@ -139,3 +139,9 @@ class JudgedFit(RecipeFit):
         believed = GradeRule(*self._logistic, np.empty(0)).probability(grades)
         top = state.features[:, 1]
         return replace(state, features=graded_features(state.features, np.where(np.isfinite(grades), believed, top)))
+
+    def _last_state(self) -> AnsweredSet:
+        """Return the state after the last step, whose first answer is returned if none of it is readable."""
+        state, last = self._answered[-1], list(self._steps[-1])
+        is_unreadable = (self._answers.classes[:, last] == NO_ANSWER).all(axis=1)
+        return replace(state, scores=np.where(is_unreadable, self._answers.scores[:, last[0]], state.scores))

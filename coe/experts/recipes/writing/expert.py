@@ -16,7 +16,7 @@ from coe.core import Call, Expert, Health, RecipeStop, Reply
 from coe.experts.recipes.answers import without_reasoning
 from coe.experts.recipes.calls import MemberCalls, RecipeReply
 from coe.experts.recipes.draft import Draft
-from coe.experts.recipes.writing.request import SHAPES, inner_fields, with_drafts
+from coe.experts.recipes.writing.request import has_form, inner_fields, with_drafts
 from coe.registry import ExpertSpec, Policy
 from coe.registry.recipes import RecipeSpec
 
@@ -46,7 +46,7 @@ class WritingExpert:
 
     async def stream(self, call: Call) -> Reply:
         """Call the steps and return the answer of the last one. Raises an ExpertError if there is none to return."""
-        returns_drafts = not any(call.fields.get(name) for name in SHAPES)  # a draft does not have the form
+        returns_drafts = not has_form(call.fields)
         calls = MemberCalls(
             self.name,
             call if returns_drafts else replace(call, deadline=math.inf),

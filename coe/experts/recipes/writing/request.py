@@ -34,6 +34,12 @@ _ABOUT = (
 Fields = Mapping[str, Any]
 
 
+def has_form(fields: Fields) -> bool:
+    """Return True if the request forces a form on its answer, which the drafts do not have."""
+    plain = fields.get("response_format") == {"type": "text"}
+    return any(fields.get(name) for name in SHAPES if not (plain and name == "response_format"))
+
+
 def inner_fields(fields: Fields) -> dict[str, Any]:
     """Return the fields of a request whose answer is only an input of the next step: plain text, not streamed."""
     kept = {name: value for name, value in fields.items() if name not in (*SHAPES, "stream_options")}
