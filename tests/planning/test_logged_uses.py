@@ -253,7 +253,7 @@ def test_a_limit_is_kept_within_a_twentieth_on_held_out_requests(
     used = np.mean([actual[number, column] for number, column in zip(rows, chosen, strict=True)])
     assert used <= 1.05 * limit
     assert used == pytest.approx(predicted, rel=0.05)
-    assert predicted > 0.8 * limit  # the limit binds
+    assert actual[TOTAL // 2 :, 1].mean() > limit  # of the large expert, which is the best in every category
 
 
 # ------------------------------------------------------------------------------------------------- coe plan

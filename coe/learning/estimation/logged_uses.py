@@ -21,7 +21,7 @@ from coe.records.record import RecipeCall, RoutingRecord
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
 """Requests from which the log shows the mix of traffic."""
-MAX_SAMPLED_POSTERIORS = 4_000
+MAX_SAMPLED_POSTERIORS = 10_000
 """Posteriors of requests that are kept, a uniform sample."""
 MAX_ARMS = 2_000
 """Different names of experts and arms that are counted; the log may hold names that are no longer declared."""
