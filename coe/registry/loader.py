@@ -273,7 +273,7 @@ def _judge_problems(recipe: RecipeSpec) -> Problems:
 def _writing_problems(recipe: RecipeSpec, kind: str) -> Problems:
     """Check the keys of a chain or fuse, relative to the recipe."""
     name = recipe.name
-    for key in ("signal", "judge", "max_loss", "audit_rate"):
+    for key in ("signal", "judge", "tools", "max_loss", "audit_rate"):
         if key in recipe.model_fields_set:
             yield (key,), f"{name!r} is a {kind}, which always calls all members, so `{key}` has no effect; remove it"
     if recipe.chain and recipe.by is not None:
@@ -313,6 +313,8 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
         elif member in registry.single_names:
             if "chat" not in registry.expert(member).supported_apis:
                 yield where, f"{member!r} does not support the chat API, which all members need; use another expert"
+            if recipe.tools == "agreement" and "tools" not in registry.expert(member).capabilities:
+                yield where, f"{member!r} has no tools; add `tools` to its capabilities, or remove `tools: agreement`"
         elif member in recipes:
             circle = "a recipe cannot contain itself" if member == recipe.name else f"{member!r} is a recipe"
             yield where, f"{circle}; the members are experts: {', '.join(registry.single_names)}"

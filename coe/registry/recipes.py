@@ -73,6 +73,9 @@ class RecipeSpec(StrictModel):
     that a judge gives to the best answer after each step but the last."""
     judge: ArmName | None = None
     """With `signal: judge`: the expert that grades. It is not a member."""
+    tools: Literal["single", "agreement"] = "single"
+    """Requests with tools: `single` leaves them to single experts. With `agreement`, a cascade or vote takes them, and
+    members that call the same tools with equal arguments agree."""
     max_loss: Probability | None = None
     """Largest loss of quality (0 to 1) from not calling the later steps. `coe plan` uses the recipe only if calibration
     probes show with 95 % confidence that the loss is smaller."""

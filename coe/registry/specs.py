@@ -180,8 +180,6 @@ _DEFAULT_APIS: dict[str, frozenset[Api]] = {
 
 DRAFTS_CONTEXT_SHARE = 0.25
 """Share of the context that a member of a chain or fuse keeps for the answers of earlier steps."""
-_SINGLE_EXPERT_NEEDS: frozenset[Capability] = frozenset({"tools", "audio"})
-"""Capabilities that no recipe has: such a request goes to one expert."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,7 +188,7 @@ class ArmSpec:
 
     Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
     `members` their declarations in the order of the calls. `writing` is `RecipeSpec.writing`, `judge` the name of the
-    judge, empty without one.
+    judge, empty without one. `takes_tools` is True with `tools: agreement`.
     """
 
     name: str
@@ -200,6 +198,7 @@ class ArmSpec:
     members: tuple[ExpertSpec, ...]
     writing: str = ""
     judge: str = ""
+    takes_tools: bool = False
     stand_in: None = None
     supported_apis: frozenset[Api] = frozenset({"chat"})
 
@@ -213,8 +212,9 @@ class ArmSpec:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Capabilities that all members have, without those that only single experts serve."""
-        return frozenset.intersection(*(member.capabilities for member in self.members)) - _SINGLE_EXPERT_NEEDS
+        """Capabilities that all members have. Audio, and tools unless declared, are left to single experts."""
+        common = frozenset.intersection(*(member.capabilities for member in self.members)) - {"audio"}
+        return common if self.takes_tools else common - {"tools"}
 
     @property
     def context_length(self) -> int:
@@ -362,6 +362,7 @@ class Registry(StrictModel):
                 tuple(map(self.expert, recipe.members)),
                 recipe.writing,
                 recipe.judge or "",
+                recipe.tools == "agreement",
             )
             for recipe in self.declared_recipes
             for level in range(1, recipe.levels + 1)

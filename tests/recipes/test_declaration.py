@@ -46,6 +46,8 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ("{name: 'off', vote: [a, b]}", "the name 'off' is reserved; choose another name for the recipe"),
         ("{name: auto-12, vote: [a, b]}", "the name 'auto-12' is reserved; choose another name for the recipe"),
         ("{name: auto, vote: [a, b]}", "the name 'auto' is reserved; choose another name for the recipe"),
+        ("{name: x, vote: [a, b], tools: agreement}", "'a' has no tools; add `tools` to its capabilities, or remove"),
+        ("{name: x, chain: [a, b], tools: agreement}", "'x' is a chain, which always calls all members, so `tools`"),
         ("{name: x, vote: [a, vectors]}", "'vectors' does not support the chat API, which all members need"),
         (
             "{name: x, vote: [a, b, c, d]}",
@@ -204,3 +206,12 @@ def test_recipes_change_the_digest_and_limits_of_calls_do_not() -> None:
     plain = registry_of()
     assert registry_of(policy={"max_calls": 3, "max_stream_hold": 1}).digest == plain.digest
     assert registry_of(recipes=[{"name": "p", "vote": ["coder", "painter"]}]).digest != plain.digest
+
+
+def test_a_recipe_takes_tools_only_if_that_is_declared() -> None:
+    able = [{"name": name, "model": "m", "runtime": "external", "base_url": "http://localhost:1/v1"} for name in "ab"]
+    experts = [{**one, "capabilities": ["tools", "images", "audio"]} for one in able]
+    recipes = [{"name": "x", "vote": ["a", "b"]}, {"name": "y", "vote": ["a", "b"], "tools": "agreement"}]
+    found = registry_of(experts=experts, assignment={"general": "a"}, recipes=recipes)
+    assert found.arm("x@1").capabilities == {"images"}
+    assert found.arm("y@1").capabilities == {"images", "tools"}

@@ -79,7 +79,7 @@ def _form(text: str) -> str | None:
         return None
     if len(answer) > MAX_READ_CHARACTERS:
         return _stated(answer[-MAX_READ_CHARACTERS:])
-    if (value := _json_form(answer)) is not None:
+    if (value := json_form(answer)) is not None:
         return value
     if blocks := list(fenced_blocks(answer)):
         return _of_blocks(answer, blocks)
@@ -108,14 +108,14 @@ def _of_blocks(answer: str, blocks: list[Block]) -> str | None:
         return stated
     if len(blocks) == 1 and last.is_closed:
         content = last.text.strip()
-        if (value := _json_form(content)) is not None:
+        if (value := json_form(content)) is not None:
             return value
         if last.language in _PLAIN_LANGUAGES and "\n" not in content:
             return _short_form(content)
     return program_form(answer)
 
 
-def _json_form(text: str) -> str | None:
+def json_form(text: str) -> str | None:
     """Return a JSON object or list with sorted keys and numbers by value."""
     if not (text.startswith(("{", "[")) and text.endswith(("}", "]"))):
         return None
@@ -168,7 +168,7 @@ def _short_form(text: str) -> str | None:
     text = text.strip()
     if len(text) > MAX_SHORT_CHARACTERS or _REFUSAL.match(text):
         return None
-    if (found := _json_form(text) or labelled_letter(text)) is not None:
+    if (found := json_form(text) or labelled_letter(text)) is not None:
         return found
     if decided := _YES_OR_NO.match(text):
         return decided[1].lower()

@@ -17,6 +17,7 @@ from coe.core import Call, Expert, MemberCall
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
+from coe.experts.recipes.chat_answer import MALFORMED, answer_text, called_tools
 
 MAX_HELD_BYTES = 16 * 2**20
 """Bytes of answers that one request may hold."""
@@ -24,10 +25,6 @@ MAX_TEXT_BYTES = 2 * 2**20
 """Bytes of an answer that is read for its text; longer ones count as long free text."""
 MAX_RELAY_BYTES = 2**20
 """Bytes that are read ahead of a client while an unfinished draft is relayed."""
-_CUT_OFF = ("length", "content_filter", "tool_calls", "function_call")
-"""Finish reasons of an answer whose text is not a complete answer."""
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
-"""Errors of reading an answer that does not have the form of Chat Completions."""
 
 FinalAnswer = Callable[[str], str | None]
 """Returns the normalized final answer of a text; None if there is none that can be compared."""
@@ -154,8 +151,12 @@ class Draft:
         return answer_text(b"".join(self._chunks), stream=self.media_type == EVENT_STREAM)
 
     def _comparable_answer(self) -> str | None:
-        text = self.text()
-        return None if text is None else self._final_answer(text)
+        """Return the final answer of the text, or the form of the tools that the answer calls."""
+        if self._size > MAX_TEXT_BYTES:
+            return None
+        if (text := self.text()) is not None:
+            return self._final_answer(text)
+        return called_tools(b"".join(self._chunks), stream=self.media_type == EVENT_STREAM)
 
     def discard(self) -> None:
         """Drop the chunks that are held."""
@@ -167,7 +168,7 @@ class Draft:
         """Turn a complete plain answer into the events of a stream; False if it has not the form of an answer."""
         try:
             events = _events(sse.loads(b"".join(self._chunks)), with_usage=with_usage)
-        except _MALFORMED:
+        except MALFORMED:
             return False
         self.discard()
         self.media_type = EVENT_STREAM
@@ -192,26 +193,6 @@ class Draft:
             await self._news.wait()
 
 
-def answer_text(body: bytes, *, stream: bool) -> str | None:
-    """Return the text of a complete chat answer, as JSON or as a stream.
-
-    None if it was cut off or refused, calls a tool, or does not have the form of Chat Completions.
-    """
-    try:
-        return _streamed_text(body) if stream else _plain_text(sse.loads(body))
-    except _MALFORMED:
-        return None
-
-
-def _plain_text(answer: dict[str, Any]) -> str | None:
-    choice = answer["choices"][0]
-    message = choice["message"]
-    if choice.get("finish_reason") in _CUT_OFF or message.get("refusal") or message.get("tool_calls"):
-        return None
-    content = message["content"]
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
-
-
 def _events(answer: dict[str, Any], *, with_usage: bool) -> bytes:
     """Return a plain answer of one choice as a stream: its text, its finish reason and its usage, an event each."""
     choice = answer["choices"][0]
@@ -227,16 +208,3 @@ def _events(answer: dict[str, Any], *, with_usage: bool) -> bytes:
     usage = answer.get("usage") if with_usage else None
     used = b"" if usage is None else b"data: " + sse.dumps({**shared, "choices": [], "usage": usage}) + b"\n\n"
     return text + finish + used + sse.DONE
-
-
-def _streamed_text(events: bytes) -> str | None:
-    parts: list[str] = []
-    for line in events.splitlines():
-        if not line.startswith(b"data:") or (data := line[5:].strip()) == b"[DONE]":
-            continue
-        for choice in sse.loads(data).get("choices") or ():
-            delta = choice.get("delta") or {}
-            if choice.get("finish_reason") in _CUT_OFF or delta.get("refusal") or delta.get("tool_calls"):
-                return None
-            parts.append(delta.get("content") or "")
-    return "".join(parts)

@@ -1,0 +1,112 @@
+"""Reads the text of a complete chat answer, or the tools that it calls, as JSON or as a stream.
+
+Members that call the same tools with equal arguments agree: arguments are compared as JSON values, and neither the
+order of parallel calls nor their ids matter. A recipe gets requests with tools only if it declares `tools: agreement`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from coe.experts.http import sse
+from coe.experts.recipes.answers import json_form
+
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
+"""Errors of reading an answer that does not have the form of Chat Completions."""
+_CUT_OFF = ("length", "content_filter", "tool_calls", "function_call")
+"""Finish reasons of an answer whose text is not a complete answer."""
+_CALLED = ("tool_calls", "function_call", "stop")
+"""Finish reasons of an answer whose calls are complete; some servers write `stop`."""
+
+
+def answer_text(body: bytes, *, stream: bool) -> str | None:
+    """Return the text; None if it was cut off or refused, calls a tool, or is not of Chat Completions."""
+    try:
+        return _streamed_text(body) if stream else _plain_text(sse.loads(body))
+    except MALFORMED:
+        return None
+
+
+def _plain_text(answer: dict[str, Any]) -> str | None:
+    choice = answer["choices"][0]
+    message = choice["message"]
+    if choice.get("finish_reason") in _CUT_OFF or message.get("refusal") or message.get("tool_calls"):
+        return None
+    content = message["content"]
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def _streamed_text(events: bytes) -> str | None:
+    parts: list[str] = []
+    for choice in _choices(events):
+        delta = choice.get("delta") or {}
+        if choice.get("finish_reason") in _CUT_OFF or delta.get("refusal") or delta.get("tool_calls"):
+            return None
+        parts.append(delta.get("content") or "")
+    return "".join(parts)
+
+
+def _choices(events: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the choices of all chunks of a stream."""
+    for line in events.splitlines():
+        if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
+            yield from sse.loads(data).get("choices") or ()
+
+
+# -------------------------------------------------------------------------------------------------------------- tools
+
+
+def called_tools(body: bytes, *, stream: bool) -> str | None:
+    """Return the canonical form of the calls; None if there are none, or they are cut off or malformed."""
+    try:
+        message, finish = _streamed_message(body) if stream else _plain_message(sse.loads(body))
+        return _form_of_calls(_called_functions(message)) if finish in _CALLED else None
+    except MALFORMED:
+        return None
+
+
+def _plain_message(answer: dict[str, Any]) -> tuple[Mapping[str, Any], Any]:
+    """Return the message and its finish reason."""
+    choice = answer["choices"][0]
+    return choice["message"], choice.get("finish_reason")
+
+
+def _streamed_message(events: bytes) -> tuple[Mapping[str, Any], Any]:
+    """Return the calls of a stream as a message, joined by their index, and the finish reason."""
+    calls: dict[int, dict[str, str]] = {}
+    function: dict[str, str] = {}
+    finish = None
+    for choice in _choices(events):
+        delta = choice.get("delta") or {}
+        finish = choice.get("finish_reason") or finish
+        for piece in delta.get("tool_calls") or ():
+            _join(calls.setdefault(piece.get("index", len(calls)), {}), piece.get("function") or {})
+        _join(function, delta.get("function_call") or {})
+    return {"tool_calls": [{"function": call} for call in calls.values()], "function_call": function}, finish
+
+
+def _join(call: dict[str, str], piece: Mapping[str, Any]) -> None:
+    for key in ("name", "arguments"):
+        if text := piece.get(key):
+            call[key] = call.get(key, "") + text
+
+
+def _called_functions(message: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    """Return the functions of all calls; `function_call` is the older form of a single one."""
+    if calls := message.get("tool_calls"):
+        return [call["function"] for call in calls]
+    return [message["function_call"]] if message.get("function_call") else []
+
+
+def _form_of_calls(functions: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return names and arguments in a fixed order; None without calls, or if arguments are no JSON object."""
+    calls: list[tuple[str, str]] = []
+    for function in functions:
+        arguments = json_form((function.get("arguments") or "{}").strip())
+        if arguments is None:
+            return None
+        calls.append((str(function["name"]), arguments))
+    return f"tools:{orjson.dumps(sorted(calls)).decode()}" if calls else None
