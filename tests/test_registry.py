@@ -205,3 +205,84 @@ def test_the_cache_is_off_unless_declared_and_no_plan_depends_on_it(tmp_path: Pa
     for wrong in ("ttl: 0", "max_bytes: 10", "when: sometimes", "store: 'memcached://there'"):
         with pytest.raises(ConfigError, match=rf"experts.yaml:\d+: cache.{wrong.partition(':')[0]}"):
             load(tmp_path, f"{GOOD}cache: {{{wrong}}}\n")
+
+
+def test_names_of_models_resolve_by_the_closest_alias(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "version: 1",
+        """version: 1
+operating_points: {fast: {cost_weight: 0.9}}
+aliases:
+  '*': auto
+  gpt-*: small
+  gpt-4: auto
+  gpt-*-mini: coe/fast
+  claude-*haiku*: small
+  claude-*: auto""",
+    )
+    models = load(tmp_path, text).models
+    assert {
+        name: found and (found.model, found.cost_weight) for name in _NAMES for found in (models.resolve(name),)
+    } == {
+        "small": ("small", None),
+        "auto": ("auto", None),
+        "gpt-4": ("auto", None),
+        "gpt-5": ("small", None),
+        "gpt-5-mini": ("auto", 0.9),
+        "claude-3-5-haiku-2": ("small", None),
+        "claude-opus": ("auto", None),
+        "coe/fast": ("auto", 0.9),
+        "coe/slow": ("auto", None),
+        "o" * 300: None,
+    }
+
+
+_NAMES = (
+    *("small", "auto", "gpt-4", "gpt-5", "gpt-5-mini", "claude-3-5-haiku-2", "claude-opus", "coe/fast", "coe/slow"),
+    "o" * 300,
+)
+
+
+@pytest.mark.parametrize(
+    ("added", "problem"),
+    [
+        ("aliases: {gpt: smal}", "2: unknown model 'smal'; did you mean 'small'?"),
+        ("aliases: {small: auto}", "2: 'small' is a model already, which an alias cannot replace; remove the alias"),
+        ("aliases: {auto: small}", "2: 'auto' is a model already, which an alias cannot replace"),
+        (
+            "aliases:\n  a: b\n  b: small",
+            "3: the target 'b' is an alias itself, and aliases do not chain; write 'small'",
+        ),
+        ("aliases:\n  a: b\n  b: a", "4: the target 'a' is an alias itself, and aliases do not chain; write a model"),
+        (
+            "aliases:\n  a*b*: auto\n  a*c*: small",
+            "4: 'a*c*' and 'a*b*' match the same names, equally closely, and mean 'small' and 'auto'; make one of them",
+        ),
+        ("aliases: {a b: auto}", "2: aliases.a b"),
+        ("aliases: {gpt: coe/fst}\noperating_points: {fast: {cost_weight: 1}}", "2: unknown model 'coe/fst'; did you"),
+        ("aliases: {coe/fast: auto}\noperating_points: {fast: {cost_weight: 1}}", "2: 'coe/fast' is a model already"),
+        ("aliases: {auto-1: small}", "2: the name 'auto-1' is reserved for proposed recipes; choose another alias"),
+        ("operating_points: {fast: {cost_weight: 2}}", "2: operating_points.fast.cost_weight: input should be less"),
+        ("operating_points: {fast: {cost: 1}}", "2: unknown key 'cost'; did you mean 'cost_weight'?"),
+        ("operating_points: {fast: {}}", "2: operating_points.fast.cost_weight is missing"),
+        (f"aliases: {{{', '.join(f'a{n}: auto' for n in range(257))}}}", "2: 257 aliases, at most 256; replace some"),
+    ],
+)
+def test_a_wrong_alias_is_named_with_its_line_and_the_remedy(tmp_path: Path, added: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, GOOD.replace("version: 1", f"version: 1\n{added}"))
+    assert any(found.startswith(f"experts.yaml:{problem}") for found in raised.value.problems), raised.value.problems
+
+
+def test_patterns_that_no_name_matches_both_do_not_contradict_each_other(tmp_path: Path) -> None:
+    text = GOOD.replace("version: 1", "version: 1\naliases: {a*b: auto, a*c: small, x*y*: auto, x*z*: auto}")
+    models = load(tmp_path, text).models
+    assert [models.resolve(name) and models.resolve(name).model for name in ("aab", "aac", "ab", "a")] == [  # type: ignore[union-attr]
+        *("auto", "small", "auto"),
+        None,
+    ]
+
+
+def test_no_plan_depends_on_aliases(tmp_path: Path) -> None:
+    text = GOOD.replace("version: 1", "version: 1\naliases: {gpt-*: auto}\noperating_points: {fast: {cost_weight: 1}}")
+    assert load(tmp_path, text).digest == load(tmp_path, GOOD).digest

@@ -182,6 +182,11 @@ class RoutingRecord:
             "`hit`: the answer is from the cache, at no cost; `miss`; empty if the cache was not used.", api="list"
         ),
     ] = ""
+    model: Annotated[str, FieldInfo("Value of `model` in the request, at most 256 characters.", api="list")] = ""
+    resolved_model: Annotated[
+        str,
+        FieldInfo("Model that `model` stands for: `auto`, or the name of an expert or recipe."),
+    ] = ""
     plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""
     schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1
 

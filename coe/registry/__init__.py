@@ -1,5 +1,6 @@
 """Loads and validates experts.yaml. `specs` and `sections` define its keys."""
 
+from coe.registry.aliases import AUTO, MAX_MODEL_CHARACTERS, POINT_PREFIX, ModelNames, OperatingPoint, ResolvedModel
 from coe.registry.loader import ENTRY_NAME, load, load_with_expert, schema
 from coe.registry.recipes import AUTO_RECIPES, RECIPE_LEVELS, RecipeSpec
 from coe.registry.sections import (
@@ -10,17 +11,20 @@ from coe.registry.sections import (
     DeviceSpec,
     KeyLimits,
     Limits,
+    LogSpec,
     Policy,
     ResidencySpec,
     RetrievalSpec,
 )
-from coe.registry.specs import AUTO, ArmSpec, Category, ExpertSpec, ExpertVariant, LogSpec, Registry
+from coe.registry.specs import ArmSpec, Category, ExpertSpec, ExpertVariant, Registry
 from coe.registry.variants import Prices
 
 __all__ = [
     "AUTO",
     "AUTO_RECIPES",
     "ENTRY_NAME",
+    "MAX_MODEL_CHARACTERS",
+    "POINT_PREFIX",
     "RECIPE_LEVELS",
     "AccessSpec",
     "ApiKey",
@@ -34,11 +38,14 @@ __all__ = [
     "KeyLimits",
     "Limits",
     "LogSpec",
+    "ModelNames",
+    "OperatingPoint",
     "Policy",
     "Prices",
     "RecipeSpec",
     "Registry",
     "ResidencySpec",
+    "ResolvedModel",
     "RetrievalSpec",
     "load",
     "load_with_expert",

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 from coe.core import GENERAL
 from coe.errors import ConfigError
 from coe.registry import yaml_source
+from coe.registry.aliases import AUTO, alias_problems
 from coe.registry.recipes import PROPOSED_PREFIX, RecipeSpec
-from coe.registry.specs import AUTO, ExpertSpec, Registry
+from coe.registry.specs import ExpertSpec, Registry
 from coe.registry.yaml_source import KeyPath, YamlSource
 
 ENTRY_NAME = "entry"
@@ -134,6 +135,10 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
         yield from _duplicates(source, ("experts", index, "variants"), names)
     yield from _assignment_problems(registry)
     yield from _recipe_problems(source, registry)
+    yield from alias_problems(registry.arm_of_model, registry.aliases, registry.operating_points)
+    for alias in registry.aliases:
+        if _PROPOSED_NAME.fullmatch(alias):
+            yield ("aliases", alias), f"the name {alias!r} is reserved for proposed recipes; choose another alias"
     keys = registry.access.keys
     yield from _duplicates(source, ("access", "keys"), tuple(key.name for key in keys))
     yield from _duplicates(source, ("access", "keys"), tuple(key.sha256 for key in keys), field="sha256")

@@ -1,5 +1,5 @@
-"""Sections of experts.yaml: `policy`, `budget`, `residency`, `limits`, `access`, `cache`, `retrieval`; and their base
-class."""
+"""Sections of experts.yaml: `policy`, `budget`, `residency`, `limits`, `access`, `cache`, `log`, `retrieval`; and their
+base class."""
 
 from __future__ import annotations
 
@@ -242,6 +242,21 @@ class CacheSpec(StrictModel):
     """Largest size of all answers together, in bytes. The least recently used answers are deleted first."""
     when: Literal["deterministic", "always"] = "deterministic"
     """Requests that use the cache: those with `temperature: 0` or a `seed`, or all."""
+
+
+class LogSpec(StrictModel):
+    """The routing log."""
+
+    url: Annotated[str, Field(pattern=r"^(sqlite:///|rediss?://)")] = "sqlite:///routing-log.sqlite"
+    """Storage of the log: sqlite:///FILE (relative to the state folder) or redis://HOST:PORT/DB."""
+    keep_records: Count = 500_000
+    """Number of the newest records to keep, and of the newest feedback events. A record takes about 2 kB."""
+    keep_days: Positive = 90.0
+    """Days after which records and feedback are deleted."""
+    store_prompts: bool = False
+    """Store the routed text; otherwise only its SHA-256 digest."""
+    store_embeddings: bool = False
+    """Store the encoder's vector of the routed text, computed after the response."""
 
 
 class RetrievalPrice(StrictModel):

@@ -17,6 +17,7 @@ import orjson
 from pydantic import Field, SecretStr
 
 from coe.core import GENERAL, Api, Capability
+from coe.registry.aliases import AUTO, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
 from coe.registry.recipes import PROPOSED_PREFIX, RecipeItems, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
@@ -25,6 +26,7 @@ from coe.registry.sections import (
     Count,
     Flag,
     Limits,
+    LogSpec,
     Name,
     Policy,
     Positive,
@@ -34,9 +36,6 @@ from coe.registry.sections import (
     Url,
 )
 from coe.registry.variants import Prices, VariantSpec
-
-AUTO = "auto"
-"""Model name with which a client requests routing. No expert may use it."""
 
 
 class Category(StrictModel):
@@ -239,21 +238,6 @@ class RouterSpec(StrictModel):
     the encoder. Default: no limit."""
 
 
-class LogSpec(StrictModel):
-    """The routing log."""
-
-    url: Annotated[str, Field(pattern=r"^(sqlite:///|rediss?://)")] = "sqlite:///routing-log.sqlite"
-    """Storage of the log: sqlite:///FILE (relative to the state folder) or redis://HOST:PORT/DB."""
-    keep_records: Count = 500_000
-    """Number of the newest records to keep, and of the newest feedback events. A record takes about 2 kB."""
-    keep_days: Positive = 90.0
-    """Days after which records and feedback are deleted."""
-    store_prompts: bool = False
-    """Store the routed text; otherwise only its SHA-256 digest."""
-    store_embeddings: bool = False
-    """Store the encoder's vector of the routed text, computed after the response."""
-
-
 class Registry(StrictModel):
     """A validated experts.yaml."""
 
@@ -267,6 +251,11 @@ class Registry(StrictModel):
     """Expert of each category. The one of `general` is required; without a plan it answers categories left out."""
     recipes: RecipeItems = ()
     """Experts made of experts. The item `auto`, or `auto` alone, makes `coe plan` propose recipes."""
+    aliases: dict[AliasName, str] = Field(default_factory=dict)
+    """Further values of `model`, and the model that each stands for: `auto`, an expert, a variant, a recipe or an
+    operating point. In an alias `*` stands for any characters, as in `gpt-*: auto`."""
+    operating_points: dict[Name, OperatingPoint] = Field(default_factory=dict)
+    """Named trade-offs between quality and cost, which clients request as the model `coe/NAME`."""
     router: RouterSpec = RouterSpec()
     """Settings of the category router."""
     policy: Policy = Policy()
@@ -398,6 +387,17 @@ class Registry(StrictModel):
         return (*self.single_names, *(recipe.name for recipe in self.declared_recipes))
 
     @property
+    def listed_models(self) -> tuple[str, ...]:
+        """All values of `model` that a list can show: without arms, and without aliases that are patterns."""
+        points = (f"{POINT_PREFIX}{name}" for name in self.operating_points)
+        return (AUTO, *points, *self.model_names, *(name for name in self.aliases if "*" not in name))
+
+    @cached_property
+    def models(self) -> ModelNames:
+        """All values of `model`, with aliases and operating points."""
+        return ModelNames(self.arm_of_model, self.aliases, self.operating_points)
+
+    @property
     def wake_timeout(self) -> float:
         """Seconds that a request waits for sleeping experts in total; infinite without residency."""
         return math.inf if self.residency is None else self.residency.wait_timeout
@@ -416,14 +416,16 @@ class Registry(StrictModel):
     def digest(self) -> str:
         """Short SHA-256 digest of everything that a plan depends on, without secrets.
 
-        It leaves out the sections access, cache, limits, log, artifacts, retrieval and residency, and the policy's
-        timeouts, attempts and exploration. Records hold the exploration rate themselves.
+        It leaves out the sections aliases, operating_points, access, cache, limits, log, artifacts, retrieval and
+        residency, and the policy's timeouts, attempts and exploration. Records hold the exploration rate themselves.
         """
         plain = self.model_dump(
             mode="json",
             exclude={
                 "experts": {"__all__": {"api_key", "capabilities", "apis", *_HOSTING_KEYS}},
                 "policy": {"exploration", *_CALLING_KEYS},
+                "aliases": True,
+                "operating_points": True,
                 "access": True,
                 "cache": True,
                 "limits": True,

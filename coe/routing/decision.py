@@ -139,7 +139,17 @@ def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
     if chat.api == "embeddings" and len(eligible) > 1:
         message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
         raise InvalidRequest(message, param="model", code="ambiguous_model")
+    if chat.api == "responses":
+        _check_stored_state(chat)
     return eligible
+
+
+def _check_stored_state(chat: Chat) -> None:
+    """Raise InvalidRequest for a chat that depends on state that an earlier answer stored on one server."""
+    for name in ("previous_response_id", "conversation"):
+        if chat.fields.get(name):
+            message = f"{name} is known to one expert only: write its name as model (the model of the earlier answer)"
+            raise InvalidRequest(message, param="model")
 
 
 def _eligible_arms(chat: Chat, registry: Registry, utilities: Mapping[str, float]) -> list[str]:
@@ -156,8 +166,11 @@ def _eligible_arms(chat: Chat, registry: Registry, utilities: Mapping[str, float
 def check_model(chat: Chat, registry: Registry) -> None:
     """Raise ModelNotFound for a model name that is not declared."""
     if chat.model != AUTO and chat.model not in registry.arm_of_model:
-        known = ", ".join((AUTO, *registry.model_names))
-        raise ModelNotFound(f"the model {chat.model!r} does not exist here; known: {known}", param="model")
+        raise ModelNotFound(
+            f"the model {chat.model!r} does not exist here; known: {', '.join(registry.listed_models)}. For clients "
+            "with a fixed model name, declare an alias in experts.yaml, such as aliases: {gpt-*: auto}",
+            param="model",
+        )
 
 
 def check_recipe(recipe: str, registry: Registry) -> None:

@@ -53,10 +53,11 @@ def is_deterministic(chat: Chat) -> bool:
 def cache_key(state: bytes, chat: Chat, options: RequestOptions, *, path: str, tenant: str | None) -> bytes | None:
     """Return the key of the answer: 32 bytes, or None for a body that is nested too deeply.
 
-    `state` is the digest of declaration, plan, router and the other artifacts in use.
+    `model` counts as what it stands for, so that aliases share answers. `state` is the digest of declaration, plan,
+    router and the other artifacts in use.
     """
     body = {name: value for name, value in chat.fields.items() if name not in _IGNORED_FIELDS}
-    body["stream"] = chat.stream
+    body["stream"], body["model"] = chat.stream, chat.model
     headers = [options.recipe, options.cost_weight, options.retrieval, sorted(options.version_headers.items())]
     try:
         identity = orjson.dumps([tenant, chat.api, path, headers, body], option=orjson.OPT_SORT_KEYS)

@@ -1,7 +1,6 @@
 """Parses requests of OpenAI's Responses API into a `Chat`, the routing view, and writes the API's errors.
 
-It reads instructions and input items. A request that depends on state stored on one server must name its expert.
-`gateway.request.line` uses the `Dialect` of the API.
+It reads instructions and input items. `gateway.request.line` uses the `Dialect` of the API.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import orjson
 
 from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError
-from coe.registry import AUTO
 from gateway.dialects import Dialect
 from gateway.dialects.parsing import Needs, chat_of, fields_of, message_of, model_of, requires_schema, text_of, type_of
 from gateway.errors import body_of
@@ -25,7 +23,8 @@ def _parse(body: bytes | bytearray) -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
     model = model_of(fields)
-    _check_stored_state(fields, model)
+    if fields.get("background"):
+        raise InvalidRequest("background answers could not be fetched later: leave background out", param="background")
     needs: Needs = set()
     if fields.get("tools"):
         needs.add("tools")
@@ -38,16 +37,6 @@ def _parse(body: bytes | bytearray) -> Chat:
 def _error_event(error: RequestError) -> bytes:
     event = {"type": "error", "code": error.code, "message": str(error), "param": error.param, "sequence_number": 0}
     return b"event: error\ndata: %b\n\n" % orjson.dumps(event)
-
-
-def _check_stored_state(fields: dict[str, Any], model: str) -> None:
-    """Refuse to route what depends on state that an earlier answer stored on one server."""
-    if fields.get("background"):
-        raise InvalidRequest("background answers could not be fetched later: leave background out", param="background")
-    for name in ("previous_response_id", "conversation"):
-        if model == AUTO and fields.get(name):
-            message = f"{name} is known to one expert only: write its name as model (the model of the earlier answer)"
-            raise InvalidRequest(message, param="model")
 
 
 def _messages(fields: dict[str, Any], needs: Needs) -> list[Message]:

@@ -1,15 +1,23 @@
-"""`GET /v1/models`: the values that a client may send as `model`."""
+"""`GET /v1/models`: the values that a client may send as `model`.
+
+One form serves OpenAI's and Anthropic's clients, as each ignores the fields of the other.
+"""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.registry import AUTO
+from coe.registry import AUTO, Registry
+from gateway.dialects.messages import refusal
 from gateway.endpoints.operation import (
+    BOOLEAN,
+    COUNT,
     TEXT,
+    TEXT_OR_NULL,
     Schema,
     json_response,
     list_schema,
@@ -21,41 +29,90 @@ from gateway.endpoints.operation import (
 from gateway.errors import error_body
 from gateway.parts import Parts
 
+_CREATED = "Time of the last change of experts.yaml, in Unix seconds; 0 if unknown."
 SCHEMAS: Schema = {
     "Model": object_schema(
-        {"id": TEXT, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": TEXT}
+        {
+            "id": TEXT,
+            "object": {"const": "model"},
+            "type": {"const": "model"},
+            "created": COUNT | {"description": _CREATED},
+            "created_at": TEXT
+            | {"format": "date-time", "description": "The same time, as Anthropic's clients read it."},
+            "owned_by": TEXT,
+            "display_name": TEXT,
+            "root": TEXT | {"description": f"The model that an alias stands for; `{AUTO}` for an operating point."},
+            "context_length": COUNT | {"description": "Tokens of prompt and answer; of a routed model the largest."},
+        }
     ),
     "Models": list_schema(ref("Model")),
 }
+SCHEMAS["Models"]["properties"] |= {"has_more": BOOLEAN, "first_id": TEXT_OR_NULL, "last_id": TEXT_OR_NULL}
 
 
 class Models:
-    """`auto`, the declared experts and recipes, in OpenAI's form."""
+    """`auto`, operating points, the declared experts, variants and recipes, and the aliases that are no patterns."""
 
     def __init__(self, parts: Parts) -> None:
-        self._current = parts.current
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return (AUTO, *self._current.serving.registry.model_names)
+        self._current, self._declaration = parts.current, parts.settings.config
 
     @operation("GET /v1/models", "listModels", "The models.", ref("Models"), scope="any_key")
     async def list(self, _: Request) -> Response:
         """List the values of `model`."""
-        return json_response({"object": "list", "data": [_model(name) for name in self._names]})
+        registry, created = self._current.serving.registry, self._created()
+        names = registry.listed_models
+        models = [_model(name, registry, created) for name in names]
+        page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+        return json_response({"object": "list", "data": models, **page})
 
     @operation(
-        "GET /v1/models/{model}", "getModel", "The model.", ref("Model"), scope="any_key", problems=problems(404)
+        "GET /v1/models/{model:path}", "getModel", "The model.", ref("Model"), scope="any_key", problems=problems(404)
     )
     async def get(self, request: Request) -> Response:
-        """Read one model."""
-        name = request.path_params["model"]
-        if name in self._names:
-            return json_response(_model(name))
-        message = f"the model {name!r} does not exist here; known: {', '.join(self._names)}"
+        """Read one model. A name that an alias with `*` matches is one too."""
+        name, registry = request.path_params["model"], self._current.serving.registry
+        if registry.models.resolve(name) is not None:
+            return json_response(_model(name, registry, self._created()))
+        message = f"the model {name!r} does not exist here; known: {', '.join(registry.listed_models)}"
+        if "anthropic-version" in request.headers:
+            return json_response(refusal(404, message), status=404)
         body = error_body(message, kind="invalid_request_error", code="model_not_found", param="model")
         return json_response(body, status=404)
 
+    def _created(self) -> int:
+        try:
+            return int(self._declaration.stat().st_mtime)
+        except OSError:
+            return 0
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "coe"}
+
+def _model(name: str, registry: Registry, created: int) -> dict[str, Any]:
+    found = registry.models.resolve(name)
+    assert found is not None
+    return {
+        "id": name,
+        "object": "model",
+        "type": "model",
+        "created": created,
+        "created_at": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z"),
+        "owned_by": "coe",
+        "display_name": _display_name(name, found.model, registry),
+        "root": found.model,
+        "context_length": _context_length(found.model, registry),
+    }
+
+
+def _display_name(name: str, model: str, registry: Registry) -> str:
+    """The name for people. An alias is shown with what it stands for, as several may stand for the same."""
+    if name == AUTO:
+        return "Automatic routing"
+    if name in registry.arm_of_model:
+        return name
+    return f"{name} (automatic routing)" if model == AUTO else f"{name} ({model})"
+
+
+def _context_length(model: str, registry: Registry) -> int:
+    """Tokens that fit. Routing selects an expert with enough context, so the largest one counts."""
+    if model != AUTO:
+        return registry.arm(registry.arm_of_model[model]).context_length
+    return max(arm.context_length for arm in registry.single_arms)

@@ -73,6 +73,8 @@ class _Decisions:
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
         explained = await self._explainer.explain(composition, text, prediction, decision) if options.explain else {}
         return {
+            "model": chat.model,
+            "cost_weight": options.cost_weight,
             "expert": decision.expert,
             "category": decision.category,
             "confidence": round(decision.confidence, 4),
@@ -134,6 +136,8 @@ class Explainer:
 SCHEMAS: Schema = {
     "Decision": object_schema(
         {
+            "model": TEXT | {"description": "The model that `model` of the request stands for."},
+            "cost_weight": NUMBER,
             "expert": TEXT,
             "category": TEXT,
             "confidence": NUMBER,

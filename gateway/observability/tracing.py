@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from coe.core import Api
-from coe.registry import AUTO, ExpertSpec
+from coe.registry import ExpertSpec
 from coe.routing.composition import first_expert
 
 Attributes = dict[str, Any]
@@ -47,7 +47,7 @@ _OPERATIONS: dict[Api, str] = {"completions": "text_completion", "embeddings": "
 def request_attributes(trace: Trace) -> Attributes:
     """Attributes of the server span."""
     registry, decision, prediction = trace.serving.registry, trace.decision, trace.prediction
-    model = trace.chat.model if trace.chat else None
+    is_known = registry.models.resolve(trace.requested_model) is not None
     return _without_none(
         {
             "http.request.method": "POST",
@@ -56,7 +56,7 @@ def request_attributes(trace: Trace) -> Attributes:
             "error.type": None if trace.outcome == "ok" else trace.outcome,
             "gen_ai.operation.name": _OPERATIONS.get(trace.api, "chat"),
             "gen_ai.provider.name": "coe",
-            "gen_ai.request.model": model if model == AUTO or model in registry.arm_of_model else None,
+            "gen_ai.request.model": trace.requested_model if is_known else None,
             "gen_ai.request.stream": trace.chat.stream if trace.chat else None,
             "gen_ai.conversation.id": trace.options.session if trace.options else None,
             **_answer_attributes(trace),

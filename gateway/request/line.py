@@ -31,7 +31,7 @@ from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
 from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
-from gateway.request.options import read_options
+from gateway.request.options import read_options, resolve_model
 from gateway.request.trace import Trace
 from gateway.serving_state import Serving, ServingState
 
@@ -95,7 +95,10 @@ class Line:
                 with trace.step("admit"):  # 1
                     body = await request.admit(scope, receive)
                 with trace.step("parse"):  # 2
-                    trace.chat = chat = await request.parse(self._dialect.parse, body)
+                    chat = await request.parse(self._dialect.parse, body)
+                    trace.requested_model = chat.model
+                    chat, options = resolve_model(chat, options, trace.serving.registry, scope["headers"])
+                    trace.chat, trace.options = chat, options
                     body_bytes = len(body)
                     del body  # the parsed chat replaces it in memory
                 reply: Reply | None = None
@@ -227,6 +230,7 @@ class DryRun:
                 async with allowance:
                     body = await request.admit(scope, receive)
                     chat = await request.parse(self._dialect.parse, body)
+                    chat, options = resolve_model(chat, options, serving.registry, scope["headers"])
                     answer = await self._answer(serving, chat, options)
             await respond(send, status=200, body=orjson.dumps(answer), headers=allowance.headers())
         except RequestError as error:

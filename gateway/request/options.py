@@ -1,4 +1,5 @@
 """Reads the options of a request from its headers: session, cost weight, timeout, retrieval, trace context, versions.
+`resolve_model` adds what an alias or operating point in `model` stands for.
 
 Without a header, the value declared in experts.yaml applies. `gateway/endpoints/openapi.py` describes each header.
 """
@@ -6,14 +7,15 @@ Without a header, the value declared in experts.yaml applies. `gateway/endpoints
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from starlette.types import Scope
 
-from coe.core import Api, Purpose, RequestOptions, RetrievalMode
+from coe.core import Api, Chat, Purpose, RequestOptions, RetrievalMode
 from coe.errors import HeadersTooLarge, InvalidRequest
-from coe.registry import Policy
+from coe.registry import Policy, Registry
 
 MAX_SESSION_CHARACTERS = 128
 MAX_HEADER_BYTES = 32 * 1024
@@ -64,6 +66,19 @@ def read_options(scope: Scope, policy: Policy, *, tenant: str | None = None, api
     if size > MAX_HEADER_BYTES:
         raise HeadersTooLarge(f"the headers are longer than {MAX_HEADER_BYTES // 1024} KiB together")
     return RequestOptions(session, cost_weight, timeout, trace, tenant=tenant, version_headers=versions, **choices)
+
+
+def resolve_model(
+    chat: Chat, options: RequestOptions, registry: Registry, headers: Iterable[tuple[bytes, bytes]]
+) -> tuple[Chat, RequestOptions]:
+    """Replace an alias or operating point by the model that it stands for, and set the point's cost weight unless the
+    request has a header for it. A name that is not known stays: the decision refuses it."""
+    found = registry.models.resolve(chat.model)
+    if found is None:
+        return chat, options
+    if found.cost_weight is not None and all(name != b"x-coe-cost-weight" for name, _ in headers):
+        options = replace(options, cost_weight=found.cost_weight)
+    return chat if found.model == chat.model else replace(chat, model=found.model), options
 
 
 def _add_version(versions: dict[str, str], name: str, value: str) -> None:

@@ -32,7 +32,7 @@ from coe.core import (
 )
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RecipeCall, RoutingRecord
-from coe.registry import Prices
+from coe.registry import MAX_MODEL_CHARACTERS, Prices
 from coe.registry.specs import VARIANT_SEPARATOR
 from coe.retrieval.retrieval import RetrievalResult, passage_ids
 from coe.routing.attempts import Attempts
@@ -89,6 +89,8 @@ class Trace:
     allowance: Allowance | None = None
     options: RequestOptions | None = None
     chat: Chat | None = None
+    requested_model: str = ""
+    """`model` as the client sent it; that of `chat` is what it stands for."""
     text: str = ""
     """The text that was classified."""
     prediction: Prediction | None = None
@@ -346,6 +348,8 @@ class Trace:
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
             overlay=prediction.overlay_version if prediction is not None else "",
             purpose=(options.purpose or "") if options else "",
+            model=self.requested_model[:MAX_MODEL_CHARACTERS],
+            resolved_model=self.chat.model[:MAX_MODEL_CHARACTERS] if self.chat else "",
             router_probabilities=_named(names, prediction.router_probabilities)
             if prediction is not None and prediction.router_probabilities is not None
             else None,

@@ -54,6 +54,8 @@ def registry(upstream: str) -> Registry:
         experts=[{"name": name, **declared, **able} for name, declared in (kinds | twins).items()],
         assignment={"general": "native"},
         policy={"max_attempts": 1},
+        aliases={"gpt-5*": "auto", "claude-opus-*": "coe/best", "my-claude": "claude"},
+        operating_points={"best": {"cost_weight": 0}},
         access={"keys": [{"name": "tests", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]},
     )
 

@@ -207,3 +207,18 @@ def test_the_gateways_own_refusals_are_anthropics_errors(client: anthropic.Anthr
     with pytest.raises(anthropic.AuthenticationError) as unknown:
         client.with_options(api_key="sk-unknown").messages.create(model="auto", max_tokens=50, messages=HI)
     assert unknown.value.body["error"]["type"] == "authentication_error"  # type: ignore[index, call-overload]
+
+
+def test_fixed_model_names_work_and_models_are_listed(client: anthropic.Anthropic) -> None:
+    message = client.messages.create(model="claude-opus-4-8", max_tokens=50, messages=HI)
+    assert (words(message), message.model) == (REPLY, "native")
+    models = {model.id: model for model in client.models.list(limit=3)}
+    assert list(models)[:4] == ["auto", "coe/best", "native", "chatty"]
+    assert models["my-claude"].display_name == "my-claude (claude)"
+    assert models["auto"].created_at.tzinfo is not None
+    assert client.models.retrieve("claude-opus-5").type == "model"
+    assert client.models.retrieve("coe/best").display_name == "coe/best (automatic routing)"
+    with pytest.raises(anthropic.NotFoundError) as raised:
+        client.models.retrieve("mistral")
+    body: Any = raised.value.body
+    assert body["error"]["type"] == "not_found_error"

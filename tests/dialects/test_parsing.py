@@ -141,8 +141,6 @@ WRONG: list[tuple[Dialect, bytes, str | None]] = [
     (RESPONSES, b'{"model":"auto","input":[{"role":"user","content":5}]}', "input[0].content"),
     (RESPONSES, b'{"model":"auto","input":"x","instructions":5}', "instructions"),
     (RESPONSES, b'{"model":"auto","input":"x","background":true}', "background"),
-    (RESPONSES, b'{"model":"auto","input":"x","previous_response_id":"resp_1"}', "model"),
-    (RESPONSES, b'{"model":"auto","input":"x","conversation":"conv_1"}', "model"),
     (RESPONSES, b'{"input":"x"}', "model"),
     (MESSAGES, b'{"model":"auto"}', "messages"),
     (MESSAGES, b'{"model":"auto","messages":[5]}', "messages[0]"),
