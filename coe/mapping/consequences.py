@@ -25,6 +25,7 @@ Kind = Literal[
     "expert_use_changed",
     "recipe_added",
     "recipe_removed",
+    "recipe_bound_changed",
     "category_added",
     "category_removed",
     "category_changed",
@@ -142,6 +143,10 @@ def _recipes(
     for recipe in registry.declared_recipes:
         if not any(recipe.arm(level) in arms for level in range(1, recipe.levels + 1)):
             yield _added_recipe(recipe)
+        elif recipe.max_loss is not None and plan.policies is not None:
+            tested = [one.max_loss for one in plan.policies.by_arm.values() if one.recipe == recipe.name]
+            if any(one is None or one > recipe.max_loss for one in tested):
+                yield _bound_changed(recipe.name, recipe.max_loss, tested[0])
     for name in plan.assignment.experts:
         if "@" in name and name not in arms:
             yield _removed_arm(name, reassigned)
@@ -154,6 +159,12 @@ def _added_recipe(recipe: RecipeSpec) -> Consequence:
         f"routed to it. For more, run `{command}` and `coe plan`"
     )
     return Consequence("recipe_added", recipe.name, sentence, replan=True)
+
+
+def _bound_changed(name: str, max_loss: float, tested: float | None) -> Consequence:
+    then = "without a bound, which no audit tests" if tested is None else f"for max_loss {tested:g}"
+    sentence = f"recipe {name!r} has max_loss {max_loss:g}, and its arms were planned {then}. Run `coe plan` again"
+    return Consequence("recipe_bound_changed", name, sentence, replan=True)
 
 
 def _removed_arm(name: str, reassigned: Mapping[str, tuple[str, str]]) -> Consequence:

@@ -27,7 +27,7 @@ from coe.mapping.uses import MeasuredUses, Uses, declared_uses
 from coe.registry import Registry
 
 PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
-VERSION = 2
+VERSION = 3
 """Version of plan.json."""
 MARGINAL_VALUES_TIME_SHARE = 1 / 3
 """Share of the time budget for the marginal values of experts; the rest is for frontiers."""

@@ -64,10 +64,10 @@ def test_a_cell_without_scores_has_no_mean_and_an_estimate_with_its_error(tmp_pa
 def test_nothing_kept_is_no_error_and_something_else_is(tmp_path: Path) -> None:
     assert read_plan_file(tmp_path) is None
     assert read_problem(tmp_path) is None
-    (tmp_path / "plan.json").write_text('{"version": 1}')
-    with pytest.raises(ArtifactError, match="version 1, not 2"):
-        read_plan_file(tmp_path)
     (tmp_path / "plan.json").write_text('{"version": 2}')
+    with pytest.raises(ArtifactError, match="version 2, not 3.*make it again with `coe plan`"):
+        read_plan_file(tmp_path)
+    (tmp_path / "plan.json").write_text('{"version": 3}')
     with pytest.raises(ArtifactError, match="make it again with `coe plan`"):
         read_problem(tmp_path)
 

@@ -55,6 +55,12 @@ def test_a_damaged_file_is_refused_with_the_remedy(damage, message: str) -> None
     assert "coe plan" in str(error.value)
 
 
+def test_a_file_of_a_former_version_is_refused_with_the_remedy() -> None:
+    found = orjson.loads(STORED.to_json()) | {"version": 1}
+    with pytest.raises(ArtifactError, match="version 1, not 2.*make it again with `coe plan`"):
+        ArmPolicies.from_json(orjson.dumps(found))
+
+
 def test_a_file_that_is_no_json_is_refused() -> None:
     with pytest.raises(ArtifactError, match=r"recipes\.json"):
         ArmPolicies.from_json(b"{")

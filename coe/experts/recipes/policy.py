@@ -45,8 +45,9 @@ class Step:
 class RecipePolicy:
     """One arm of a recipe. `price` is quality per unit of cost, `judge` the expert that grades, empty without one.
 
-    `loss_per_difference` is an upper confidence value of the quality that is lost on average where the answer differs
-    from the one after the last step; None without `max_loss`.
+    `max_loss` is the bound that the arm was tested for, None without one. `loss_per_difference` is an upper confidence
+    value of the quality that is lost on average where the answer differs from the one after the last step; None without
+    `max_loss`.
     """
 
     recipe: str
@@ -54,6 +55,7 @@ class RecipePolicy:
     steps: tuple[Step, ...]
     judge: str = ""
     loss_per_difference: float | None = None
+    max_loss: float | None = None
 
     @property
     def members(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from coe.experts.recipes.policy import RecipePolicy, Step
 from coe.registry import ArmSpec
 
 RECIPES_FILE = "recipes.json"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ class ArmPolicies:
                 "price": one.price,
                 "judge": one.judge,
                 "loss_per_difference": one.loss_per_difference,
+                "max_loss": one.max_loss,
                 "steps": [_step_to_json(step) for step in one.steps],
             }
             for arm, one in self.by_arm.items()
@@ -147,14 +148,18 @@ def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePoli
         steps.append(Step(tuple(one["members"]), weights, typical, gain, graded))
     if not steps or steps[-1].gain is not None:
         raise ValueError("the last step of a policy must not go on")
-    loss = found["loss_per_difference"]
+    loss, max_loss = (None if found[name] is None else float(found[name]) for name in _LOSSES)
     return RecipePolicy(
         str(found["recipe"]),
         float(found["price"]),
         tuple(steps),
         str(found["judge"]),
-        None if loss is None else float(loss),
+        loss,
+        max_loss,
     )
+
+
+_LOSSES = ("loss_per_difference", "max_loss")
 
 
 def _rule_from_json(found: Mapping[str, Any] | None, n_categories: int) -> GradeRule | None:

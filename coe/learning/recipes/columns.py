@@ -246,7 +246,8 @@ class _AnswerTable:
         bounded = []
         for one, arm, (loss, differs, is_audited) in zip(fixed, arms, compared, strict=True):
             per_difference = loss_per_difference(loss[is_audited], differs[is_audited], max_loss)
-            bounded.append(Arm(replace(one.policy, loss_per_difference=per_difference), arm.outcome))
+            policy = replace(one.policy, loss_per_difference=per_difference, max_loss=max_loss)
+            bounded.append(Arm(policy, arm.outcome))
         return bounded[len(bounded) - kept :]
 
     def columns(
