@@ -162,6 +162,17 @@ def test_relative_cost_is_by_price_or_else_by_size_and_an_unknown_size_counts_as
     assert costs_of({}, {}) == [0, 0]
 
 
+def test_the_relative_cost_of_an_arm_has_all_calls_of_its_judge() -> None:
+    common = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
+    experts = [{"name": name, **common, "active_parameters_b": size} for name, size in zip("abcj", (1, 2, 8, 4))]
+    judged = {"name": "judged", "cascade": ["a", "b", "c"], "signal": "judge", "judge": "j"}
+    registry = registry_of(
+        experts=experts, assignment={"general": "a"}, recipes=[judged, {"name": "plain", "cascade": ["a", "c"]}]
+    )
+    names = ("judged@2", "plain@2")
+    assert relative_cost(registry, names).tolist() == [(1 + 2 + 8 + 2 * 4) / 8, (1 + 8) / 8]
+
+
 def test_an_unknown_model_is_not_found() -> None:
     with pytest.raises(ModelNotFound, match="known: auto, coder, painter, generalist"):
         decided(chat_of("x", model="gpt"), 0.9, 0.05, 0.05)

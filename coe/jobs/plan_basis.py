@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.artifacts.kinds import ROUTER
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError
 from coe.jobs.foreground import note_if_slow
 from coe.learning.estimation.evidence import merged
@@ -78,8 +80,8 @@ def plan_basis(
     columns of recipes.
 
     The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the uses that scores
-    measured with the `logged` ones. Enough logged requests also give the weights of categories and the sample of
-    traffic, in place of the probes. Raises DataError where no category can be planned.
+    measured with the `logged` ones. Enough logged requests of the router in use also give the weights of categories and
+    the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.single_names)
     for note in data.notes:
@@ -105,7 +107,8 @@ def plan_basis(
         is_reassigned = np.isin(categories, reassigned)[:, None]
         quality = np.where(is_reassigned, bounds.with_feedback(measured, feedback), quality)
     weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes has traffic too
-    mix = None if logged is None else logged.traffic.over(categories)
+    router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
+    mix = None if logged is None else logged.traffic.over(categories, router=router)
     if mix is not None:
         weights = mix[0]
     uses = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})

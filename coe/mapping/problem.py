@@ -240,7 +240,7 @@ def relative_cost(registry: Registry, arms: Sequence[str] | None = None) -> Arra
 
     Costs are the declared prices or, if everything is free, active parameters; an expert of unknown size counts as the
     largest. `arms` are the columns of the assignment, by default the experts. Shape (n_arms,): 0 to 1 for an expert,
-    the sum over all members for an arm of a recipe.
+    the sum over all calls for an arm of a recipe, those of its judge included.
     """
     costs = [spec.prices.input + spec.prices.output for spec in registry.single_arms]
     if not any(costs):
@@ -248,7 +248,9 @@ def relative_cost(registry: Registry, arms: Sequence[str] | None = None) -> Arra
         largest = max((size for size in sizes if size is not None), default=0.0)
         costs = [largest if size is None else size for size in sizes]
     relative = dict(zip(registry.single_names, (np.array(costs) / (max(costs) or 1.0)).tolist(), strict=True))
-    relative |= {arm.name: sum(relative[member.name] for member in arm.members) for arm in registry.recipe_arms}
+    for arm in registry.recipe_arms:
+        judged = (len(arm.steps) - 1) * relative[arm.judge] if arm.judge else 0.0
+        relative[arm.name] = sum(relative[member.name] for member in arm.members) + judged
     return np.array([relative[name] for name in arms or registry.single_names], dtype=np.float64)
 
 

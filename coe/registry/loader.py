@@ -19,7 +19,7 @@ from coe.core import GENERAL
 from coe.errors import ConfigError
 from coe.registry import yaml_source
 from coe.registry.aliases import AUTO, alias_problems
-from coe.registry.recipes import PROPOSED_PREFIX, RecipeSpec
+from coe.registry.recipes import MIN_JUDGE_CONTEXT, PROPOSED_PREFIX, RecipeSpec
 from coe.registry.specs import ExpertSpec, Registry
 from coe.registry.yaml_source import KeyPath, YamlSource
 
@@ -318,6 +318,9 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
         elif member in registry.single_names:
             if "chat" not in registry.expert(member).supported_apis:
                 yield where, f"{member!r} does not support the chat API, which all members need; use another expert"
+            if where == ("judge",) and registry.expert(member).context_length < MIN_JUDGE_CONTEXT:
+                too_small = f"{member!r} has a context of {registry.expert(member).context_length} tokens"
+                yield where, f"{too_small}, and a judge's request needs {MIN_JUDGE_CONTEXT}; use another expert"
             if recipe.tools == "agreement" and "tools" not in registry.expert(member).capabilities:
                 yield where, f"{member!r} has no tools; add `tools` to its capabilities, or remove `tools: agreement`"
         elif member in recipes:

@@ -25,6 +25,8 @@ PROPOSED_PREFIX = "auto-"
 AUTO_RECIPES = "auto"
 """Item of `recipes` with which `coe plan` proposes cascades and votes."""
 MAX_INSTRUCTION_CHARACTERS = 4000
+MIN_JUDGE_CONTEXT = 4200
+"""Tokens of the longest request for a grade, 16,000 characters of conversation and answer, in most languages."""
 CHAIN_INSTRUCTION = """\
 Check the draft: is it correct, and does it do all that the request asks? Correct what is wrong and add what is missing.
 Then answer the request yourself. Return the improved final answer only; do not mention the draft."""

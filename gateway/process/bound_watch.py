@@ -7,10 +7,11 @@ on machines that share artifacts. Nothing is read while no recipe in use has a b
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from coe.errors import LogError
+from coe.errors import ArtifactError, LogError
 from coe.learning.monitoring.loss_bounds import LossBounds, publish_broken
 from coe.records.feedback import FeedbackLog
 from coe.settings import Settings
@@ -21,6 +22,7 @@ POLL_SECONDS = 15.0
 """Interval of readings of the log."""
 PAGE_EVENTS = 200
 """Events of one page: parsing them holds up the event loop for about a millisecond."""
+_log = logging.getLogger("gateway")
 
 
 class BoundWatch:
@@ -34,6 +36,7 @@ class BoundWatch:
         self._settings = settings
         self._interval = interval
         self._cursor = ""
+        self._last_error = ""
         self.bounds: LossBounds | None = None
 
     async def run(self) -> None:
@@ -58,7 +61,18 @@ class BoundWatch:
                 break
             self._cursor = page.cursor
         if self.bounds.broken:
-            await asyncio.to_thread(publish_broken, self._settings, self.bounds)
+            await self._publish(self.bounds)
+
+    async def _publish(self, bounds: LossBounds) -> None:
+        """Store the broken bounds; what cannot be shared is shared after a later reading."""
+        try:
+            await asyncio.to_thread(publish_broken, self._settings, bounds)
+        except ArtifactError as error:
+            if str(error) != self._last_error:
+                _log.warning("broken loss bounds are not shared with other machines yet: %s", error)
+            self._last_error = str(error)
+        else:
+            self._last_error = ""
 
     def evidence(self) -> dict[tuple[str, ...], float]:
         """The largest capital of each test by recipe, for a gauge."""

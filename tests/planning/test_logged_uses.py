@@ -19,7 +19,7 @@ from coe.cli import app
 from coe.cli.common import settings_for
 from coe.experts.recipes.policy import default_policy
 from coe.jobs.plan_basis import _with_logged_uses
-from coe.learning.estimation.logged_uses import MAX_ARMS, MIN_TRAFFIC_REQUESTS, LoggedUses
+from coe.learning.estimation.logged_uses import MAX_ARMS, MAX_ROUTERS, MIN_TRAFFIC_REQUESTS, LoggedUses
 from coe.learning.recipes.columns import RecipeColumns
 from coe.mapping import (
     LOGGED_MEASURES,
@@ -112,19 +112,34 @@ def test_the_names_of_a_log_are_bounded() -> None:
     assert found.left_out == {"of further names": 3}
 
 
-def test_the_mix_of_traffic_is_that_of_the_latest_router_without_pinned_requests() -> None:
-    old = [answered(number, router="r0", probabilities={"code": 1.0, "law": 0, "general": 0}) for number in range(50)]
-    posterior = {"code": 0.5, "law": 0.3, "general": 0.2}
+def test_the_mix_of_traffic_is_that_of_one_router_without_pinned_requests_and_cached_answers() -> None:
+    """Two gateways with different routers write into one log."""
+    posterior, other = {"code": 0.5, "law": 0.3, "general": 0.2}, {"code": 1.0, "law": 0, "general": 0}
+    old = [answered(number, router="r0", probabilities=other) for number in range(MIN_TRAFFIC_REQUESTS)]
     new = [answered(number, router="r1", probabilities=posterior) for number in range(MIN_TRAFFIC_REQUESTS)]
-    pinned = [
-        answered(number, reason="pinned", probabilities={"code": 1.0, "law": 0, "general": 0}) for number in range(9)
+    others = [
+        answered(number, router="r1", reason=reason, probabilities=other)
+        for number, reason in enumerate(("pinned", "cached") * 9)
     ]
-    found = uses_of([*old, *new[1:], *pinned])
-    assert found.traffic.over(CATEGORIES) is None  # one too few
-    mix = uses_of([*old, *new, *pinned]).traffic.over(("law", "code"))
+    mixed = [one for pair in zip(old, new, strict=True) for one in pair]
+    found = uses_of([*mixed[2:], *others])
+    assert found.traffic.over(CATEGORIES, router="r1") is None  # one too few
+    mix = uses_of([*mixed, *others]).traffic.over(("law", "code"), router="r1")
     assert mix is not None
     np.testing.assert_allclose(mix[0] / mix[0].sum(), [0.375, 0.625])
     np.testing.assert_allclose(mix[1], np.tile([0.3, 0.5], (MIN_TRAFFIC_REQUESTS, 1)), rtol=1e-6)
+
+
+def test_the_mixes_of_few_routers_are_kept_the_latest_ones() -> None:
+    posterior = {"code": 0.5, "law": 0.3, "general": 0.2}
+    records = [
+        answered(number, router=f"r{router}", probabilities=posterior)
+        for router in range(MAX_ROUTERS + 1)
+        for number in range(MIN_TRAFFIC_REQUESTS)
+    ]
+    traffic = uses_of(records).traffic
+    kept = [traffic.over(CATEGORIES, router=f"r{router}") is not None for router in range(MAX_ROUTERS + 1)]
+    assert kept == [False, *[True] * MAX_ROUTERS]
 
 
 # ------------------------------------------------------------------------------------------------- shrinkage
@@ -239,7 +254,7 @@ def test_the_cost_of_each_cell_is_billed_within_a_tenth_of_the_prediction(
 def test_a_limit_is_kept_within_a_twentieth_on_held_out_requests(
     traffic: Traffic, uses: tuple[MeasuredUses, LoggedUses], row: str, limit: float
 ) -> None:
-    mix = uses[1].traffic.over(CATEGORIES)
+    mix = uses[1].traffic.over(CATEGORIES, router="r1")
     assert mix is not None
     quality = np.array([[0.3, 0.9], [0.5, 0.7], [0.5, 0.8]])
     declared = declared_uses(traffic.registry, CATEGORIES, measured=uses[0])

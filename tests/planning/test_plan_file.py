@@ -65,7 +65,7 @@ def test_nothing_kept_is_no_error_and_something_else_is(tmp_path: Path) -> None:
     assert read_plan_file(tmp_path) is None
     assert read_problem(tmp_path) is None
     (tmp_path / "plan.json").write_text('{"version": 2}')
-    with pytest.raises(ArtifactError, match="version 2, not 3.*make it again with `coe plan`"):
+    with pytest.raises(ArtifactError, match=r"version 2, not 3.*make it again with `coe plan`"):
         read_plan_file(tmp_path)
     (tmp_path / "plan.json").write_text('{"version": 3}')
     with pytest.raises(ArtifactError, match="make it again with `coe plan`"):

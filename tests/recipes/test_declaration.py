@@ -6,7 +6,9 @@ import pytest
 
 from coe import registry
 from coe.errors import ConfigError
+from coe.experts.recipes.judge import GRADE_TOKENS, MAX_GRADED_CHARACTERS, PROMPT_TOKENS
 from coe.registry import RECIPE_LEVELS, RecipeSpec
+from coe.registry.recipes import MIN_JUDGE_CONTEXT
 from tests.fakes import registry_of
 
 BEFORE = """\
@@ -21,6 +23,7 @@ experts:
   - {name: c, model: m, runtime: external, base_url: "http://localhost:1/v1"}
   - {name: d, model: m, runtime: external, base_url: "http://localhost:1/v1"}
   - {name: vectors, model: m, runtime: external, base_url: "http://localhost:1/v1", apis: [embeddings]}
+  - {name: short, model: m, runtime: external, base_url: "http://localhost:1/v1", context_length: 1024}
 assignment: {general: a}
 recipes:
 """
@@ -39,7 +42,10 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
     [
         ("{name: x, cascade: [[a, b], cc]}", "unknown expert 'cc'; did you mean 'c'?"),
         ("{name: x, vote: [a, cc]}", "unknown expert 'cc'; did you mean 'c'?"),
-        ("{name: x, cascade: [a, x]}", "a recipe cannot contain itself; the members are experts: a, b, c, d, vectors"),
+        (
+            "{name: x, cascade: [a, x]}",
+            "a recipe cannot contain itself; the members are experts: a, b, c, d, vectors, short",
+        ),
         ("{name: x, cascade: [[a, b], a]}", "'a' is a member already; each member is called once, so remove one"),
         ("{name: a, vote: [b, c]}", "'a' is an expert already; choose another name for the recipe"),
         ("{name: code, vote: [a, b]}", "'code' is a category already; choose another name for the recipe"),
@@ -102,6 +108,10 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ("{name: x, cascade: [a, b], signal: judge, judge: cc}", "unknown expert 'cc'; did you mean 'c'?"),
         ("{name: x, cascade: [a, b], signal: judge, judge: x}", "a recipe cannot contain itself"),
         ("{name: x, cascade: [a, b], signal: judge, judge: vectors}", "'vectors' does not support the chat API"),
+        (
+            "{name: x, cascade: [a, b], signal: judge, judge: short}",
+            "'short' has a context of 1024 tokens, and a judge's request needs 4200; use another expert",
+        ),
         ("{name: x, cascade: [a, b], signal: luck}", "recipes.0.signal: input should be 'agreement' or 'judge'"),
         (
             "{name: x, cascade: [a, b, c], signal: judge, judge: d}",
@@ -120,6 +130,11 @@ def test_a_mistake_is_reported_with_its_line_and_remedy(tmp_path: Path, recipe: 
     with pytest.raises(ConfigError) as error:
         load(tmp_path, f"  - {recipe}")
     assert f"experts.yaml:{FIRST}: {problem}" in str(error.value)
+
+
+def test_the_context_that_a_judge_needs_holds_its_longest_request() -> None:
+    """Of text with four characters a token."""
+    assert 2 * MAX_GRADED_CHARACTERS / 4 + PROMPT_TOKENS + GRADE_TOKENS <= MIN_JUDGE_CONTEXT
 
 
 def test_a_recipe_cannot_be_a_member_of_another_one(tmp_path: Path) -> None:

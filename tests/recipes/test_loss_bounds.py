@@ -41,6 +41,7 @@ from tests.gateway.served import SQLITE, Served, chat, serving
 from tests.observability.pages import value
 from tests.recipes.member_server import MemberServer
 from tests.recipes.members import plan_with
+from tests.records.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 CAREFUL: dict[str, Any] = {"name": "careful", "cascade": ["coder", "generalist"], "max_loss": 0.01, "audit_rate": 1}
@@ -248,6 +249,32 @@ def test_machines_with_shared_artifacts_take_over_a_broken_bound(tmp_path: Path,
     ArtifactSync(there, share).sync()
     share.close()
     assert read_broken(there.artifacts / LOSS_BOUNDS_FILE, policies.version, declared) == {"careful"}
+
+
+async def test_a_broken_bound_holds_here_while_redis_is_down_or_the_declaration_is_edited(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    declared = registry(artifacts=redis_server.url)
+    settings = settings_in(tmp_path, declared)
+    policies = promote_plan(settings, declared)
+    settings.config.write_text("version: ")
+    path = settings.artifacts / LOSS_BOUNDS_FILE
+    async with gateway_of(declared) as gateway:
+        state = ServingState(replace(gateway.serving_state.serving, policies=policies))
+        log = open_feedback(SQLITE, base=settings.home)
+        await log.append(differing(20, policies=policies.version))
+        watch = BoundWatch(state, log, settings)
+        redis_server.kill()
+        await watch.read()
+        assert read_broken(path, policies.version, declared) == {"careful"}
+        redis_server.start()
+        await watch.read()
+        await log.aclose()
+    share = open_shared(redis_server.url)
+    assert share is not None
+    share.fetch_file(LOSS_BOUNDS_FILE, tmp_path / "there")
+    share.close()
+    assert (tmp_path / "there" / LOSS_BOUNDS_FILE).read_bytes() == path.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------- on real ports

@@ -174,9 +174,7 @@ def test_a_bound_that_the_plan_did_not_test_is_reported(
     config: Path, planned: float | None, declared: float | None, told: str | None
 ) -> None:
     def declare(bound: float | None) -> None:
-        config.write_text(
-            DECLARED + CAREFUL.replace("[[a, b], large]", f"[a, large], max_loss: {json.dumps(bound)}")
-        )
+        config.write_text(DECLARED + CAREFUL.replace("[[a, b], large]", f"[a, large], max_loss: {json.dumps(bound)}"))
 
     declare(planned)
     plan(config)

@@ -22,7 +22,9 @@ Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
 """Requests from which the log shows the mix of traffic."""
 MAX_SAMPLED_POSTERIORS = 10_000
-"""Posteriors of requests that are kept, a uniform sample."""
+"""Posteriors of a router's requests that are kept, a uniform sample."""
+MAX_ROUTERS = 4
+"""Routers whose mix of traffic is kept."""
 MAX_ARMS = 2_000
 """Different names of experts and arms that are counted; the log may hold names that are no longer declared."""
 BILLED = "dollars"
@@ -37,7 +39,7 @@ Values = Mapping[str, float | None]
 
 class LoggedUses:
     """Sums over the records of `categories`. `requests` counts the records that were used, by category and arm;
-    `left_out` counts the others by reason. `traffic` has the mix of all requests that routing decided.
+    `left_out` counts the others by reason. `traffic` has the mix of all requests that routing decided, by router.
 
     A request of a recipe counts for the recipe's arm, and for each member of the first step: the members of later steps
     get selected requests only.
@@ -70,7 +72,7 @@ class LoggedUses:
 
     def add(self, record: RoutingRecord) -> None:
         """Add a record, or count it under `left_out`."""
-        if record.reason not in ("", "pinned") and not record.purpose:
+        if record.reason not in ("", "pinned", "cached") and not record.purpose:
             self.traffic.add(record.router, record.probabilities)
         if reason := _unusable(record, self._row):
             self.left_out[reason] += 1
@@ -113,37 +115,53 @@ class LoggedUses:
 
 
 class TrafficMix:
-    """Posteriors of the latest router's requests: their sum, and a uniform sample (reservoir sampling)."""
+    """Posteriors of requests by the router that gave them; the MAX_ROUTERS latest ones are kept.
+
+    Gateways may use different routers at a time, and their records alternate in the log.
+    """
 
     def __init__(self, categories: Sequence[str]) -> None:
-        self._categories = tuple(categories)
-        self._begin("")
-
-    def _begin(self, router: str) -> None:
-        self._router, self.count = router, 0
-        self._total = dict.fromkeys(self._categories, 0.0)
-        self._sample: list[Mapping[str, float]] = []
-        self._random = random.Random(0)  # noqa: S311  (a sample, no secret)
+        self._categories = dict.fromkeys(categories).keys()
+        self._by_router: dict[str, _RouterMix] = {}
 
     def add(self, router: str, probabilities: Mapping[str, float]) -> None:
         """Add one request; those over other categories than the declared ones do not count."""
-        if probabilities.keys() != self._total.keys():
+        if probabilities.keys() != self._categories:
             return
-        if router != self._router:
-            self._begin(router)
+        mix = self._by_router.pop(router, None) or _RouterMix(tuple(self._categories))
+        self._by_router[router] = mix  # the latest is the last one
+        if len(self._by_router) > MAX_ROUTERS:
+            del self._by_router[next(iter(self._by_router))]
+        mix.add(probabilities)
+
+    def over(self, categories: Sequence[str], *, router: str) -> tuple[Array, Array] | None:
+        """Return the weight of each category, shape (n_categories,), and the sampled posteriors, (n_requests,
+        n_categories), of this router; None if it has too few requests, or a category has none."""
+        mix = self._by_router.get(router)
+        return None if mix is None else mix.over(categories)
+
+
+class _RouterMix:
+    """The sum of the posteriors of one router, and a uniform sample of them (reservoir sampling)."""
+
+    def __init__(self, categories: Sequence[str]) -> None:
+        self._total = dict.fromkeys(categories, 0.0)
+        self._sample: list[Mapping[str, float]] = []
+        self._count = 0
+        self._random = random.Random(0)  # noqa: S311  (a sample, no secret)
+
+    def add(self, probabilities: Mapping[str, float]) -> None:
         for name, probability in probabilities.items():
             self._total[name] += probability
-        if self.count < MAX_SAMPLED_POSTERIORS:
+        if self._count < MAX_SAMPLED_POSTERIORS:
             self._sample.append(probabilities)
-        elif (place := self._random.randrange(self.count + 1)) < MAX_SAMPLED_POSTERIORS:
+        elif (place := self._random.randrange(self._count + 1)) < MAX_SAMPLED_POSTERIORS:
             self._sample[place] = probabilities
-        self.count += 1
+        self._count += 1
 
     def over(self, categories: Sequence[str]) -> tuple[Array, Array] | None:
-        """Return the weight of each category, shape (n_categories,), and the sampled posteriors, (n_requests,
-        n_categories); None if there are too few requests, or a category has none."""
         total = np.array([self._total[name] for name in categories])
-        if self.count < MIN_TRAFFIC_REQUESTS or not (total > 0).all():
+        if self._count < MIN_TRAFFIC_REQUESTS or not (total > 0).all():
             return None
         return total, np.array([[one[name] for name in categories] for one in self._sample])
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from coe.experts.recipes.policy_file import ArmPolicies
 from coe.learning.recipes.loss_test import LIMIT, LossTest
 from coe.records.audit import SKIPPED
 from coe.records.feedback import Feedback
-from coe.registry import Registry, load
+from coe.registry import Registry
 from coe.settings import Settings
 
 LOSS_BOUNDS_FILE = "loss-bounds.json"
@@ -86,6 +87,8 @@ class LossBounds:
     def __init__(self, registry: Registry, policies: ArmPolicies) -> None:
         self.registry = registry
         self.version = policies.version
+        self.is_shared = False
+        """True once the broken bounds are shared, where artifacts are."""
         self.by_recipe: dict[str, RecipeBound] = {}
         for recipe in registry.declared_recipes:
             if recipe.max_loss is None:
@@ -137,20 +140,26 @@ def read_broken(path: Path, version: str, registry: Registry) -> frozenset[str]:
 
 
 def publish_broken(settings: Settings, bounds: LossBounds) -> frozenset[str]:
-    """Store broken bounds that are not stored yet, for this machine and where artifacts are shared. Returns them."""
+    """Store broken bounds that are not stored yet, on this machine and then where artifacts are shared. Returns them.
+
+    Raises ArtifactError if they cannot be shared: they are stored here, and the next call shares them.
+    """
     path = settings.artifacts / LOSS_BOUNDS_FILE
     stored = read_broken(path, bounds.version, bounds.registry)
-    if not (new := bounds.broken - stored):
-        return new
-    broken = {
-        name: {"time": time.time(), "max_loss": one.test.max_loss, "sentence": one.sentence}
-        for name, one in bounds.by_recipe.items()
-        if name in stored | new
-    }
-    content = orjson.dumps({"policies": bounds.version, "broken": broken}, option=orjson.OPT_INDENT_2)
-    settings.artifacts.mkdir(parents=True, exist_ok=True)
-    if (share := open_shared(load(settings.config, environ=settings.environ).artifacts)) is not None:
-        share.put_file(LOSS_BOUNDS_FILE, content)  # first, or a gateway here could put the former one back
-        share.close()
-    replace_file(path, content)
+    new = bounds.broken - stored
+    if new:
+        broken = {
+            name: {"time": time.time(), "max_loss": one.test.max_loss, "sentence": one.sentence}
+            for name, one in bounds.by_recipe.items()
+            if name in stored | new
+        }
+        content = orjson.dumps({"policies": bounds.version, "broken": broken}, option=orjson.OPT_INDENT_2)
+        settings.artifacts.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
+        bounds.is_shared = False  # until then, a gateway here may put the former file back
+    if bounds.broken and not bounds.is_shared:
+        if (share := open_shared(bounds.registry.artifacts)) is not None:
+            with closing(share):
+                share.put_file(LOSS_BOUNDS_FILE, path.read_bytes())
+        bounds.is_shared = True
     return new
