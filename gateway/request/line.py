@@ -83,7 +83,10 @@ class Line:
                 await self._refuse(RequestError(message), trace, send)
         finally:  # 8 record
             for observe in self._observers:
-                observe(trace)
+                try:
+                    observe(trace)
+                except Exception:
+                    _log.exception("an observer failed", extra={"request_id": trace.request_id})
 
     async def _serve(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
         """Steps 1 to 7. Raises the RequestError that the client gets, or ClientLeftError."""
