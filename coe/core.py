@@ -297,20 +297,27 @@ held as long as allowed, the held answers reached the memory limit, the deadline
 answered. `failed`: no member answered."""
 
 
+AuditResult = Literal["agreed", "differed", "failed", "skipped_unavailable"]
+"""`failed`: no member of the last step answered. `skipped_unavailable`: they share a device and are asleep."""
+
+
 class RecipeAudit(Protocol):
     """Compares an answer that a recipe accepted early with the answer after its last step. It holds the request.
 
-    `calls` are its own calls, which the client's usage does not contain. `available` is False while a member that it
-    calls is down or overloaded. `run` calls the members, once, and returns whether the answers differ; None if no
-    member of the last step answered.
+    `calls` are its own calls, which the client's usage does not contain. `readable` is False if the accepted answer has
+    no answer class, so that it cannot be compared. `available` is False while a member that it calls is down or
+    overloaded. `run` calls the members, once, and returns the outcome.
     """
 
     calls: list[MemberCall]
 
     @property
+    def readable(self) -> bool: ...
+
+    @property
     def available(self) -> bool: ...
 
-    async def run(self) -> bool | None: ...
+    async def run(self) -> AuditResult: ...
 
 
 class RecipeLog:

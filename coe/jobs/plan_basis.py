@@ -33,6 +33,7 @@ from coe.mapping import (
     round_traffic,
 )
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
+from coe.mapping.uses import scaled_like_members
 from coe.registry import Registry
 from coe.settings import Settings
 from coe.terminal import print_error
@@ -145,13 +146,12 @@ def _with_logged_uses(
         return recipes
     uses = [declared_uses(registry, one.categories, one.experts, measured=one) for one in (before, after)]
 
+    members = [[after.experts.index(one) for one in names] for names in recipes.members.values()]
+    calls = [recipes.calls[arm] for arm in recipes.members]
+
     def scaled(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        factors = []
-        for arm, members in recipes.members.items():
-            columns = [after.experts.index(member) for member in members]
-            then, now = ((recipes.calls[arm] * getattr(use, name)[:, columns]).sum(axis=1) for use in uses)
-            factors.append(np.divide(now, then, out=np.ones_like(then), where=then > 0))
-        return np.asarray(values * np.column_stack(factors))
+        then, now = (getattr(use, name) for use in uses)
+        return scaled_like_members(values, members, calls, before=then, after=now)
 
     return replace(recipes, cost=scaled("cost", recipes.cost), latency_ms=scaled("latency_ms", recipes.latency_ms))
 

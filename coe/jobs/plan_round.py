@@ -178,7 +178,8 @@ def _planned_arms(job: Job, folder: Path, version: str) -> RecipeColumns:
         return use[:, -len(arms) :] if use is not None and is_known else np.full(shape, np.nan)
 
     return RecipeColumns(
-        policies={arm: plan.policies.by_arm[arm] for arm in arms},
+        policies={arm: plan.policies.by_arm[arm] for arm in arms if arm in plan.policies.by_arm},
+        written={arm: plan.policies.written[arm] for arm in arms if arm in plan.policies.written},
         active_b=of_arms(uses.active_b),
         cost=of_arms(uses.cost),
         latency_ms=of_arms(uses.latency_ms),

@@ -280,11 +280,15 @@ class PublishedPlan:
         return registry if self.policies is None else registry.with_proposed(self.policies.steps)
 
     def arms(self, registry: Registry) -> tuple[str, ...]:
-        """Return the arms of declared recipes that the plan has a column for, with the same steps."""
+        """Return the arms of declared recipes that the plan has a column for, with the same steps.
+
+        Those of recipes that write follow the others, as in the columns of a plan.
+        """
         if self.policies is None:
             return ()
         columns, policies = self.assignment.experts, self.policies
-        return tuple(arm.name for arm in registry.recipe_arms if arm.name in columns and policies.has(arm))
+        found = [arm.name for arm in registry.recipe_arms if arm.name in columns and policies.has(arm)]
+        return tuple(sorted(found, key=lambda name: name in policies.written))
 
 
 def read_published(folder: Path, version: str) -> PublishedPlan:

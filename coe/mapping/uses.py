@@ -276,3 +276,19 @@ def declared_uses(
             np.isfinite(found.latency_ms), found.latency_ms, array([spec.latency_ms for spec in specs])
         ),
     )
+
+
+def scaled_like_members(
+    use: Array, members: Sequence[Sequence[int]], calls: Sequence[Array], *, before: Array, after: Array
+) -> Array:
+    """Scale a use of arms of recipes, shape (n_categories, n_arms), as that of their members has changed.
+
+    `members` are the columns of each arm's members in `before` and `after`, (n_categories, n_experts), and `calls` the
+    mean calls of each member, (n_categories, n_members), which weight the change. Without a use before, nothing is
+    scaled.
+    """
+    factors = []
+    for columns, made in zip(members, calls, strict=True):
+        then, now = ((made * found[:, list(columns)]).sum(axis=1) for found in (before, after))
+        factors.append(np.divide(now, then, out=np.ones_like(then), where=then > 0))
+    return np.asarray(use * np.column_stack(factors)) if factors else use

@@ -124,7 +124,8 @@ class TrafficMetrics:
         gauges = metrics.gauges
         alarms = (
             "1 while an expert gets all requests, gets too few, or is rated worse, by the last traffic report, "
-            "while it fails now (kind failing), and while a recipe's loss bound is broken (kind max_loss)."
+            "while it fails now (kind failing), while a recipe's loss bound is broken (kind max_loss), and if most "
+            "audits of it compared nothing (kind audits)."
         )
         gauges("coe_alarm", alarms, ("kind", "expert"), self._alarms, largest=True)
         drift = "1 if traffic has moved away from the router's training data, by the last traffic report."
@@ -141,7 +142,8 @@ class TrafficMetrics:
         bounded = [one.name for one in serving.registry.declared_recipes if one.max_loss is not None]
         cells |= {("max_loss", name): float(name in serving.policies.broken) for name in bounded}
         if (report := self._read_report()) is not None:
-            found = [kind for kind in ALARMS if kind not in ("failing", "max_loss")]
+            found = [kind for kind in ALARMS if kind not in ("failing", "max_loss", "audits")]
+            cells |= {("audits", name): float(name in report.alarms["audits"]) for name in bounded}
             cells |= {(kind, name): float(name in report.alarms[kind]) for kind in found for name in experts}
             arms = [name for name in serving.registry.arm_names if name not in experts]
             cells |= {(kind, name): 1.0 for kind in found for name in arms if name in report.alarms[kind]}

@@ -82,6 +82,8 @@ class Audits:
             return "last_step"
         if audit is None:
             return "skipped_large_body"
+        if not audit.readable:
+            return "skipped_unreadable"
         if self._state.leaving or self._state.admission.closed:
             return "skipped_draining"
         if len(self._running) >= MAX_AUDITS:
@@ -93,8 +95,7 @@ class Audits:
         start = perf_counter()
         try:
             async with asyncio.timeout(self._timeout):
-                differs = await audit.run()
-            outcome = "failed" if differs is None else "differed" if differs else "agreed"
+                outcome = await audit.run()
         except TimeoutError:
             outcome = "failed"
         except Exception:  # a defect; the answer was delivered

@@ -9,12 +9,15 @@ import pytest
 
 from coe.errors import DataError
 from coe.mapping import read_evidence, read_problem
+from coe.registry import RecipeSpec
 from coe.runtime.active_state import load_active_state
-from tests.cli.logged_service import TRUTH, LoggedService
+from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 from tests.routers.conftest import examples
 
 MEASURED = {"cooking": "generalist", "football": "chef", "astronomy": "generalist"}
 """The better expert of each category by the probes; of cooking the users think otherwise."""
+ARMS = ("graded@1", "graded@2", "graded@3", "improve@1")
+"""Columns of a plan: recipes that write come last."""
 
 
 @pytest.fixture
@@ -130,6 +133,62 @@ def test_probes_judge_arms_by_the_recorded_answers(service: LoggedService, panel
     service.serve(10)
     with pytest.raises(DataError, match="the arms of recipes cannot be measured: no answers are recorded"):
         service.retrain("--probes", panel)
+
+
+@pytest.fixture
+def mixed(service: LoggedService, scores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plan with a chain, declared first, and a cascade with a judge; the folder of its scores."""
+    rows = [json.loads(line) for line in (scores / "scores.jsonl").read_text().splitlines()]
+    used = {"input_tokens": 5, "output_tokens": 5, "latency_ms": 9.0}
+    answers = [row | {"answer": "A" if row["score"] > 0.5 else "B", **used} for row in rows]
+    for table in (rows, answers):
+        table += [row | {"model": "critic", "score": 0.4} for row in table if row["model"] == "chef"]
+    chain = RecipeSpec(name="improve", chain=("chef", "generalist"))
+    calls, grades = [], []
+    for row in (row for row in rows if row["model"] == "chef"):
+        one = {"benchmark": "own", "prompt_id": row["prompt_id"]}
+        arm = {**one, "arm": "improve@1", "writing": chain.writing, "score": 0.8, **used}
+        calls += [arm | {"step": step, "member": name} for step, name in enumerate(("chef", "generalist"))]
+        grades.append({**one, "model": "chef", "judge": "critic", "grade": 9 if row["score"] > 0.5 else 2, **used})
+    for name, table in (("scores", rows), ("answers", answers), ("recipe_calls", calls), ("grades", grades)):
+        (scores / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)))
+    critic = DECLARED["experts"][0] | {"name": "critic"}
+    service.declare(
+        experts=[
+            one | {"prices": {"input": price, "output": price}}
+            for one, price in zip((*DECLARED["experts"], critic), (1, 10, 0.1), strict=True)
+        ],
+        recipes=[
+            {"name": "improve", "chain": ["chef", "generalist"]},
+            {"name": "graded", "cascade": ["chef", "generalist"], "signal": "judge", "judge": "critic"},
+        ],
+    )
+    monkeypatch.setitem(TRUTH, "critic", {})
+    for arm in ("improve@1", *(f"graded@{level}" for level in (1, 2, 3))):
+        monkeypatch.setitem(TRUTH, arm, TRUTH["generalist"] | {"football": 0.1})
+    return scores
+
+
+def test_a_plan_with_a_chain_and_a_judge_learns_with_the_planned_uses_of_its_arms(
+    service: LoggedService, mixed: Path
+) -> None:
+    planned = service.report("plan", mixed)
+    assert set(planned["recipes"]) == {"improve", "graded"}, planned["left_out"]
+    before = service.store().published(service.store().in_use() or "").folder
+    service.serve(1500)
+    found = service.retrain()
+    assert found["promoted"], found["sentence"]
+    assert set(load_active_state(service.settings).policies.written) == {"improve@1"}
+    after = service.store().published(service.store().in_use() or "").folder
+    (then, _), (now, _) = (read_problem(folder) or pytest.fail("no plan.json") for folder in (before, after))
+    assert now.experts == then.experts == ("chef", "generalist", "critic", *ARMS)
+    assert (now.members, now.uses.calls.keys()) == (then.members, then.uses.calls.keys())
+    for arm in ARMS:
+        row, earlier = now.categories.index("football"), then.categories.index("football")
+        column = now.experts.index(arm)
+        assert now.uses.cost is not None
+        assert then.uses.cost is not None
+        assert now.uses.cost[row, column] == pytest.approx(then.uses.cost[earlier, column]) != 0
 
 
 def test_a_damaged_plan_in_use_does_not_stop_a_new_one(service: LoggedService, scores: Path) -> None:

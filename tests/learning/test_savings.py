@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,25 @@ import pytest
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.cli.status import _savings_lines
+from coe.experts.recipes.policy import default_policy
+from coe.experts.recipes.policy_file import ArmPolicies
 from coe.jobs.status_report import status_report
 from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.monitoring.savings import PlanQuality, billed, savings
-from coe.mapping import PublishedPlan, read_plan_file, read_published
-from coe.records.record import RoutingRecord
+from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.retraining.budget_solver import declared_problem
+from coe.mapping import (
+    LOGGED_MEASURES,
+    Dependencies,
+    MeasuredUses,
+    PlanRecord,
+    PublishedPlan,
+    read_plan_file,
+    read_published,
+    solve,
+)
+from coe.mapping.score_table import ScoreTable
+from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import Registry
 from coe.settings import Settings
 from tests.admin.samples import CATEGORIES, measured_registry, planned, settings_in
@@ -132,6 +147,57 @@ def test_a_plan_stores_the_paired_errors_of_its_prompts(tmp_path: Path) -> None:
     assert found[1] == 0
     assert found[0] == pytest.approx(0.02 / np.sqrt(500), rel=0.2)  # far below that of unpaired scores
     assert found[2] == pytest.approx(np.nanstd(scores[:, 2] - scores[:, 1], ddof=1) / np.sqrt(450))
+
+
+def test_the_dollars_of_an_arm_follow_the_log_like_those_of_its_members() -> None:
+    """Probes had 100 tokens, requests have 1000: each request is a vote of a, for $0.008, and b, for $0.08."""
+    registry = measured_registry(
+        experts=[
+            {"name": name, "model": "m", "runtime": "external", "base_url": "http://h/v1", "prices": {"output": price}}
+            for name, price in (("a", 8), ("b", 80))
+        ],
+        assignment={"general": "b"},
+        recipes=[{"name": "panel", "vote": ["a", "b"]}],
+    )
+    names, shape = ("a", "b", "panel@1"), (len(CATEGORIES), 2)
+    table = ScoreTable(CATEGORIES, names, *(np.full((3, 3), value) for value in (0.5, 0.1, 100.0)))
+    probes = {"input_tokens": 0.0, "output_tokens": 100.0}
+    uses = MeasuredUses(
+        CATEGORIES, names[:2], **{name: np.full(shape, probes.get(name, np.nan)) for name in LOGGED_MEASURES}
+    )
+    column = np.ones((3, 1))
+    policy = default_policy(registry.declared_recipes[0], categories=3)
+    arms = RecipeColumns(
+        policies={"panel@1": policy},
+        cost=column * 8.8,
+        active_b=column,
+        latency_ms=column,
+        calls={"panel@1": np.ones(shape)},
+    )
+    problem = declared_problem(
+        registry, table, quality=table.mean, weights=np.ones(3), measured_uses=uses, recipes=arms
+    )
+    assignment = replace(solve(problem), choice=("panel@1",) * 3)
+    dependencies = Dependencies.of(registry)
+    plan = PublishedPlan(
+        "1",
+        assignment,
+        PlanRecord(problem, table.mean, dependencies, uses.over(CATEGORIES, names)),
+        ArmPolicies(CATEGORIES, {"panel@1": policy}),
+    )
+    calls = tuple(RecipeCall(name, 0, "answered", 0, 1000, 9.0) for name in ("a", "b"))
+    found = [
+        record(f"v{number}", category=CATEGORIES[number % 3], expert="panel@1", steps=calls, cost=0.088)
+        for number in range(1000)
+    ]
+    quality = PlanQuality(table.mean, table.mean, np.full((3, 3), np.nan))
+    logged = LoggedUses.of([found], CATEGORIES)
+    report = savings(logged, plan, quality, registry=registry, effective=assignment)
+    assert report["plan"]["dollars"] == pytest.approx(88, rel=0.01)
+    assert {row["expert"]: row["saved"] for row in report["always"]} == {
+        "a": pytest.approx(-80, rel=0.01),
+        "b": pytest.approx(-8, rel=0.01),
+    }
 
 
 # ------------------------------------------------------------------------------------------------- coe status

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from coe.core import Call, Health, RecipeLog
-from coe.errors import ExpertUnavailable
+from coe.errors import ExpertAsleep, ExpertUnavailable
 from coe.records import Pending
 from coe.records.feedback import Feedback, decode_event, encode_event
 from coe.registry import Registry
@@ -49,45 +49,46 @@ async def test_the_last_step_is_called_only_when_the_audit_runs_and_its_call_is_
     log = await audited(a, b, large, **CASCADE)
     assert large.calls == []
     assert log.audit is not None
-    assert await log.audit.run() is False
+    assert await log.audit.run() == "agreed"
     assert [call.expert for call in log.calls] == ["a", "b"]
     assert [(call.expert, call.step, call.outcome) for call in log.audit.calls] == [("large", 1, "answered")]
 
 
 @pytest.mark.parametrize(
-    ("last", "differs"),
+    ("last", "outcome"),
     [
-        (answer("X"), False),
-        (answer("so it is X"), False),
-        (answer("Y"), False),  # two votes for X outweigh it, as they would have after the last step
-        (answer(None), False),
-        (ExpertUnavailable("down", expert="large"), None),
+        (answer("X"), "agreed"),
+        (answer("so it is X"), "agreed"),
+        (answer("Y"), "agreed"),  # two votes for X outweigh it, as they would have after the last step
+        (answer(None), "agreed"),
+        (ExpertUnavailable("down", expert="large"), "failed"),
+        (ExpertAsleep("asleep", expert="large"), "skipped_unavailable"),
     ],
 )
-async def test_the_policy_judges_all_answers_as_after_the_last_step(last: object, differs: bool | None) -> None:
+async def test_the_policy_judges_all_answers_as_after_the_last_step(last: object, outcome: str) -> None:
     log = await audited(*members(a=answer("X"), b=answer("X"), large=last), **CASCADE)
     assert log.audit is not None
-    assert await log.audit.run() is differs
+    assert await log.audit.run() == outcome
 
 
 async def test_another_answer_of_the_last_step_differs() -> None:
     log = await audited(*members(a=answer("X"), large=answer("Y")), cascade=["a", "large"])
     assert log.audit is not None
-    assert await log.audit.run() is True
+    assert await log.audit.run() == "differed"
 
 
 async def test_all_steps_that_were_left_out_are_called() -> None:
     four = members(a=answer("X"), b=answer("X"), c=answer("Y"), d=answer("Y"))
     log = await audited(*four, vote=["a", "b", "c", "d"], ask="until_agreed")
     assert log.audit is not None
-    assert await log.audit.run() is False  # two against two: the first class stays
+    assert await log.audit.run() == "agreed"  # two against two: the first class stays
     assert [(call.expert, call.step) for call in log.audit.calls] == [("c", 2), ("d", 3)]
 
 
 async def test_streams_are_compared_too() -> None:
     log = await audited(*members(a=stream("X"), large=stream("Y")), streams=True, cascade=["a", "large"])
     assert log.audit is not None
-    assert await log.audit.run() is True
+    assert await log.audit.run() == "differed"
 
 
 async def test_after_the_last_step_nothing_is_left_to_call_and_unverified_answers_are_not_audited() -> None:
@@ -256,6 +257,18 @@ async def test_no_audit_by_a_member_that_is_down_and_none_of_coes_own_requests()
         await ask(gateway)
         assert (await audit_event(gateway)).value == "skipped_unavailable"
     assert [record.audit for record in gateway.records] == ["", "skipped_unavailable"]
+    assert gateway.experts["generalist"].calls == []
+
+
+async def test_no_audit_of_an_answer_that_cannot_be_compared() -> None:
+    """A judge accepts free text, which belongs to no answer class."""
+    recipe = {"name": "careful", "cascade": ["coder", "generalist"], "signal": "judge", "judge": "painter"}
+    declared = registry_of(recipes=[recipe | {"audit_rate": 1}])
+    essay = answer("A story has a beginning, a middle and an end. " * 100)
+    async with gateway_of(declared, coder=essay, painter=answer("9"), generalist=essay) as gateway:
+        response = await ask(gateway)
+        assert (response.status, response.headers["x-coe-steps"]) == (200, "1")
+        assert (await audit_event(gateway)).value == "skipped_unreadable"
     assert gateway.experts["generalist"].calls == []
 
 

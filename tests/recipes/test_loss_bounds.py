@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -20,10 +21,12 @@ from coe.experts.recipes.agreement import AnswerWeights
 from coe.experts.recipes.policy import RecipePolicy, default_policy
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.jobs.status_report import status_report
+from coe.learning.monitoring.alarms import loss_alarms
 from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE, LossBounds, publish_broken, read_broken
+from coe.learning.monitoring.traffic_report import TrafficReport
 from coe.mapping.plan_file import ASSIGNMENT_FILE
 from coe.records import open_feedback
-from coe.records.audit import AuditDetail
+from coe.records.audit import SKIPPED, AuditDetail
 from coe.records.feedback import Feedback
 from coe.registry import Registry
 from coe.runtime.artifact_sync import ArtifactSync
@@ -78,19 +81,49 @@ def differing(count: int, *, policies: str, first: int = 0) -> list[Feedback]:
 # ------------------------------------------------------------------------------------------- from the log
 
 
-def test_only_audits_of_the_policies_in_use_count_and_failed_ones_count_as_no_loss() -> None:
+def test_only_audits_of_the_policies_in_use_count_failed_ones_as_no_loss_and_skipped_ones_not() -> None:
     declared = registry()
     policies = policies_of(declared)
     bounds = LossBounds(declared, policies)
     own = [audit(number, name, policies=policies.version) for number, name in enumerate(("differed", "agreed"))]
-    own += [audit(5, "failed", policies=policies.version), audit(6, "skipped_busy", policies=policies.version)]
+    own += [audit(5 + number, name, policies=policies.version) for number, name in enumerate(("failed", "last_step"))]
+    own += [audit(20 + number, name, policies=policies.version) for number, name in enumerate(sorted(SKIPPED))]
     other = [audit(7, "differed", policies="other"), audit(8, "differed", policies=policies.version, recipe="gone")]
     rating = Feedback("1", "r", 1.0, "thumb", -1)
     bounds.add([*own, *other, rating])
     (found,) = bounds.by_recipe.values()
     assert (found.test.audited, found.test.differed) == (4, 1)
-    assert dict(found.outcomes) == {"differed": 1, "agreed": 1, "failed": 1, "skipped_busy": 1}
+    assert found.outcomes == Counter(["differed", "agreed", "failed", "last_step", *SKIPPED])
     assert bounds.broken == frozenset()
+
+
+def test_a_broken_bound_is_found_as_early_however_many_audits_are_skipped() -> None:
+    declared = registry()
+    policies = policies_of(declared)
+    found = []
+    for skipped in (0, 9):
+        bounds, number = LossBounds(declared, policies), 0
+        while not bounds.broken and number < 20_000:
+            names = ["differed" if number % 10 == 0 else "agreed", *["skipped_busy"] * skipped]
+            bounds.add([audit(number * 10 + one, name, policies=policies.version) for one, name in enumerate(names)])
+            number += 1
+        found.append(number)
+    assert found[0] == found[1] < 500
+
+
+def test_a_recipe_whose_audits_mostly_compare_nothing_is_an_alarm() -> None:
+    declared = registry()
+    policies = policies_of(declared)
+    for compared, alarms in ((40, ["audits"]), (60, [])):
+        bounds = LossBounds(declared, policies)
+        names = ["agreed"] * compared + ["skipped_unavailable"] * 40 + ["failed"] * 10
+        bounds.add([audit(number, name, policies=policies.version) for number, name in enumerate(names)])
+        found = loss_alarms(bounds.by_recipe.values())
+        assert [alarm.kind for alarm in found] == alarms
+        assert bounds.by_recipe["careful"].to_json()["hardly_tested"] is bool(alarms)
+    bounds.add([audit(999 + number, "failed", policies=policies.version) for number in range(20)])
+    (alarm,) = loss_alarms(bounds.by_recipe.values())
+    assert "careful: 70 of 130 audits compared nothing (skipped_unavailable 40, failed 30)" in alarm.sentence
 
 
 def test_a_recipe_without_a_bound_or_without_a_fitted_policy_is_not_tested() -> None:
@@ -186,16 +219,21 @@ def test_status_reports_the_bound_and_raises_an_alarm(tmp_path: Path, monkeypatc
     assert not (settings.artifacts / LOSS_BOUNDS_FILE).exists()  # a report changes nothing
 
 
-async def test_a_broken_bound_is_an_alarm_in_the_metrics() -> None:
+async def test_a_broken_or_hardly_tested_bound_is_an_alarm_in_the_metrics(tmp_path: Path) -> None:
     declared = registry()
     async with gateway_of(declared) as gateway:
         state = gateway.serving_state
         metrics = Metrics()
-        TrafficMetrics(Path("none"), state).register(metrics)
+        path = tmp_path / "report.json"
+        TrafficMetrics(path, state).register(metrics)
         assert value(exposition([metrics.registry.families()]), "coe_alarm", kind="max_loss", expert="careful") == 0
         broken = policies_of(declared).without_early_stops({"careful"})
         state.replace(replace(state.serving, policies=broken))
         assert value(exposition([metrics.registry.families()]), "coe_alarm", kind="max_loss", expert="careful") == 1
+        for named in ((), ("careful",)):
+            path.write_bytes(TrafficReport(1.0, {"audits": named}).to_json())
+            page = exposition([metrics.registry.families()])
+            assert value(page, "coe_alarm", kind="audits", expert="careful") == len(named)
 
 
 def test_machines_with_shared_artifacts_take_over_a_broken_bound(tmp_path: Path, redis_url: str) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coe.experts.recipes.agreement import NO_ANSWER
+from coe.experts.recipes.judge import default_rule
+from coe.learning.recipes.arms import declared_arms
+from coe.learning.recipes.fit import against_last_step
 from coe.learning.recipes.guarantee import loss_per_difference, upper_mean
 from coe.learning.recipes.loss_test import LIMIT, LossTest, capital
+from tests.recipes.recorded import recorded_answers
 
 RUNS, AUDITED = 400, 5_000
 
@@ -101,3 +108,22 @@ def test_the_loss_per_difference_lies_above_its_mean_unless_the_certified_bound_
 
 def test_without_a_difference_one_may_cost_everything() -> None:
     assert loss_per_difference(np.zeros(60), np.zeros(60, dtype=bool), 0.2) == 1.0
+
+
+def test_an_unreadable_answer_that_was_accepted_early_is_no_difference_that_an_audit_finds() -> None:
+    """A judge accepts half of the answers, all of them free text; the others go on to the last step."""
+    answers = recorded_answers({"small": (0.6,), "large": (0.9,)}, {"small": 1.0, "large": 9.0}, prompts=300)
+    steps, n_prompts = [[0], [1]], len(answers.labels)
+    grades = np.full((n_prompts, 2), np.nan)
+    grades[:, 0] = np.where(np.arange(n_prompts) % 2, 10.0, 0.0)
+    fitted = declared_arms(answers, "graded", steps)[1].policy
+    rule = default_rule(answers.n_categories)
+    policy = replace(fitted, judge="j", steps=(replace(fitted.steps[0], graded=rule), fitted.steps[1]))
+    unreadable = replace(answers, classes=np.full_like(answers.classes, NO_ANSWER))
+    loss, differs, is_audited = against_last_step(policy, unreadable, grades)
+    assert is_audited.tolist() == (grades[:, 0] == 0).tolist()
+    assert not differs[is_audited].any()
+    assert np.abs(loss[~is_audited]).sum() > 0  # the plan's own bound still counts it
+    _, differs, is_audited = against_last_step(policy, answers, grades)
+    assert is_audited.all()
+    assert differs.any()

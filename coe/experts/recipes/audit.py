@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from coe.core import Call, Expert, MemberCall
-from coe.errors import ExpertError, InvalidRequest
+from coe.core import AuditResult, Call, Expert, MemberCall
+from coe.errors import ExpertAsleep, ExpertError, InvalidRequest
 from coe.experts.recipes.agreement import NO_ANSWER, Array, answer_classes, best_answer
 from coe.experts.recipes.draft import MAX_HELD_BYTES, Draft, FinalAnswer, HeldBytes
 from coe.experts.recipes.policy import RecipePolicy
@@ -50,13 +50,17 @@ class Audit:
         self._call: Call | None = call
 
     @property
+    def readable(self) -> bool:
+        """True if the accepted answer can be compared: free text, for example, differs from any other answer."""
+        return self._answers[self._accepted] is not None
+
+    @property
     def available(self) -> bool:
         """True if every member that it calls is up and not overloaded."""
         return all(member.health.up and member.health.load < 1 for member, _ in self._remaining)
 
-    async def run(self) -> bool | None:
-        """Call the remaining members at the same time. Return whether another answer would have been returned; None
-        if no member of the last step answered."""
+    async def run(self) -> AuditResult:
+        """Call the remaining members at the same time. Return whether another answer would have been returned."""
         call, self._call = self._call, None
         assert call is not None
         held = HeldBytes(MAX_HELD_BYTES)
@@ -71,8 +75,10 @@ class Audit:
                 raise draft.error
         last = len(self._policy.steps[-1].members)
         if not any(draft.complete for draft in drafts[-last:]):
-            return None
-        return self._differs((*self._answers, *(draft.answer for draft in drafts)), last)
+            asleep = all(isinstance(draft.error, ExpertAsleep) for draft in drafts[-last:])
+            return "skipped_unavailable" if asleep else "failed"
+        differs = self._differs((*self._answers, *(draft.answer for draft in drafts)), last)
+        return "differed" if differs else "agreed"
 
     def _differs(self, answers: Sequence[str | None], last: int) -> bool:
         """Return whether the policy returns another answer than the accepted one after its last step."""

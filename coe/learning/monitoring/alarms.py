@@ -41,10 +41,10 @@ MIN_UNANSWERED_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """An alarm about an expert, or about a recipe (kind max_loss).
+    """An alarm about an expert, or about a recipe (kinds max_loss and audits).
 
     `value` is its share of the requests, the unanswered share of its first-choice requests, the drop of its mean
-    reward, or the recipe's estimated loss, 0 to 1.
+    reward, the recipe's estimated loss, or the share of its audits that compared nothing, 0 to 1.
     """
 
     kind: AlarmKind
@@ -92,12 +92,19 @@ def failing_alarms(traffic: Traffic, experts: Collection[str]) -> tuple[Alarm, .
 
 
 def loss_alarms(bounds: Iterable[RecipeBound]) -> tuple[Alarm, ...]:
-    """The recipes whose audits show that they lose more than their `max_loss`."""
-    return tuple(
-        Alarm("max_loss", one.recipe, one.test.loss, f"{one.sentence}; it calls all its steps until the next plan")
-        for one in bounds
-        if one.test.broken
-    )
+    """The recipes whose audits show that they lose more than their `max_loss`, and those that are hardly audited."""
+    found = []
+    for one in bounds:
+        if one.test.broken:
+            sentence = f"{one.sentence}; it calls all its steps until the next plan"
+            found.append(Alarm("max_loss", one.recipe, one.test.loss, sentence))
+        if one.hardly_tested:
+            missed, draws = one.uncompared, one.outcomes.total()
+            causes = ", ".join(f"{cause} {count}" for cause, count in missed.most_common())
+            sentence = f"{one.recipe}: {missed.total()} of {draws} audits compared nothing ({causes})"
+            note = f"{sentence}; its max_loss is hardly tested in service"
+            found.append(Alarm("audits", one.recipe, missed.total() / draws, note))
+    return tuple(found)
 
 
 def degradation_alarms(before: Experience, recent: Experience, *, assignment: Assignment) -> tuple[Alarm, ...]:

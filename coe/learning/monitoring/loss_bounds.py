@@ -21,11 +21,15 @@ from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.redis import open_shared
 from coe.experts.recipes.policy_file import ArmPolicies
 from coe.learning.recipes.loss_test import LIMIT, LossTest
+from coe.records.audit import SKIPPED
 from coe.records.feedback import Feedback
 from coe.registry import Registry, load
 from coe.settings import Settings
 
 LOSS_BOUNDS_FILE = "loss-bounds.json"
+UNCOMPARED = SKIPPED | {"failed", "cancelled"}
+MIN_DRAWS = 50
+"""Draws from which it is reported that most of them compare nothing."""
 
 
 @dataclass(slots=True)
@@ -35,6 +39,17 @@ class RecipeBound:
     recipe: str
     test: LossTest
     outcomes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def uncompared(self) -> Counter[str]:
+        """The draws that compared nothing, by outcome: skipped, failed and cancelled audits."""
+        return Counter({name: count for name, count in self.outcomes.items() if name in UNCOMPARED})
+
+    @property
+    def hardly_tested(self) -> bool:
+        """True if most draws compared nothing."""
+        draws = self.outcomes.total()
+        return draws >= MIN_DRAWS and self.uncompared.total() > draws / 2
 
     @property
     def sentence(self) -> str:
@@ -57,6 +72,7 @@ class RecipeBound:
             "outcomes": dict(self.outcomes),
             "evidence": test.largest,
             "broken": test.broken,
+            "hardly_tested": self.hardly_tested,
             "sentence": self.sentence,
         }
 
@@ -94,7 +110,8 @@ class LossBounds:
                 continue
             bound = self.by_recipe[detail.recipe]
             bound.outcomes[str(event.value)] += 1
-            bound.test.add(differs=event.value == "differed")
+            if event.value not in SKIPPED:  # these are given up whatever the other answers would have been
+                bound.test.add(differs=event.value == "differed")
 
     @property
     def broken(self) -> frozenset[str]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from coe.learning.estimation.logged_uses import BILLED, LoggedUses
 from coe.mapping import MeasuredUses, PublishedPlan
 from coe.mapping.assignment import Assignment
+from coe.mapping.uses import scaled_like_members
 from coe.registry import Registry
 
 Array = NDArray[np.float64]
@@ -69,7 +70,8 @@ def savings(
     rows = [row for row, name in enumerate(planned.categories) if present.get(name) in planned.experts]
     categories = [planned.categories[row] for row in rows]
     requests = np.array([sum(logged.requests[name, arm] for arm in _arms(logged)) for name in categories], np.float64)
-    columns = [column for column, name in enumerate(planned.experts) if name in registry.arm_names]
+    known = {*registry.single_names, *plan.arms(registry)}
+    columns = [column for column, name in enumerate(planned.experts) if name in known]
     names = [planned.experts[column] for column in columns]
     dollars = _dollars(logged, plan, registry, categories, names)
     cells = np.ix_(rows, columns)
@@ -95,15 +97,28 @@ def _arms(logged: LoggedUses) -> set[str]:
 def _dollars(
     logged: LoggedUses, plan: PublishedPlan, registry: Registry, categories: Sequence[str], names: Sequence[str]
 ) -> Array:
-    """Return the dollars of one request by category and column; NaN where unknown."""
+    """Return the dollars of one request by category and column; NaN where unknown.
+
+    Those of an arm are the planned ones, scaled like the dollars of its members: the log's own requests of an arm are
+    of the prompts that were routed to it, at former prices.
+    """
     assert plan.record is not None
     problem = plan.record.problem
     measured = plan.record.measured_uses or MeasuredUses.nothing().over(problem.categories, problem.experts)
     tables = {name: one.over(measured.categories, measured.experts) for name, one in logged.tables(names).items()}
     updated = measured.updated(tables)
     present = replace(plan, record=replace(plan.record, measured_uses=updated))
-    cost = present.uses(registry, categories, names).cost
-    return np.full((len(categories), len(names)), np.nan) if cost is None else cost / 1000
+    cost, then = present.uses(registry, categories, names).cost, problem.uses.cost
+    if cost is None or then is None:
+        return np.full((len(categories), len(names)), np.nan)
+    rows = [problem.categories.index(name) for name in categories]
+    arms = [name for name in names if name not in registry.single_names]
+    members = [[names.index(one) for one in problem.members[arm]] for arm in arms]
+    calls = [problem.uses.calls.get(arm, np.ones((len(problem.categories), 1)))[rows] for arm in arms]
+    before = then[np.ix_(rows, [problem.experts.index(name) for name in names])]
+    first = len(names) - len(arms)
+    scaled = scaled_like_members(cost[:, first:], members, calls, before=before, after=cost)
+    return np.hstack((cost[:, :first], scaled)) / 1000
 
 
 def _compared(

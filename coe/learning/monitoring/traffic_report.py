@@ -16,7 +16,7 @@ from coe.registry import load
 from coe.settings import Settings
 
 TRAFFIC_REPORT_FILE = "traffic-report.json"
-AlarmKind = Literal["collapse", "starvation", "degradation", "failing", "max_loss"]
+AlarmKind = Literal["collapse", "starvation", "degradation", "failing", "max_loss", "audits"]
 ALARMS: tuple[AlarmKind, ...] = get_args(AlarmKind)
 Aspect = Literal["category mix", "confidence", "embeddings"]
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)

@@ -242,11 +242,11 @@ class _AnswerTable:
         answers = self.answers.rows(held_out)
         grades = None if judgements is None else judgements.grades[held_out]
         compared = [against_last_step(arm.policy, answers, grades) for arm in fixed]
-        kept = accepted_thresholds([loss for loss, _ in compared[::-1]], max_loss)
-        bounded = [
-            Arm(replace(one.policy, loss_per_difference=loss_per_difference(*found, max_loss)), arm.outcome)
-            for one, found, arm in zip(fixed, compared, arms, strict=True)
-        ]
+        kept = accepted_thresholds([loss for loss, _, _ in compared[::-1]], max_loss)
+        bounded = []
+        for one, arm, (loss, differs, is_audited) in zip(fixed, arms, compared, strict=True):
+            per_difference = loss_per_difference(loss[is_audited], differs[is_audited], max_loss)
+            bounded.append(Arm(replace(one.policy, loss_per_difference=per_difference), arm.outcome))
         return bounded[len(bounded) - kept :]
 
     def columns(

@@ -278,20 +278,23 @@ def replayed(
 
 def against_last_step(
     policy: RecipePolicy, answers: Answers, grades: Array | None = None
-) -> tuple[Array, NDArray[np.bool_]]:
+) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
     """Compare the answers of a policy with those after its last step, on recorded answers.
 
     `grades` (n_prompts, n_experts) are those of its judge. Returns what each prompt loses by stopping early, -1 to 1,
-    and whether the answers differ; both (n_prompts,).
+    whether the answers differ, and whether an audit could compare them; all (n_prompts,). An audit cannot compare an
+    unreadable answer that was accepted early.
     """
     columns = member_columns(policy, answers.experts)
     classes, tokens = answers.classes[:, columns], answers.tokens[:, columns]
     prompt = np.arange(len(classes))
-    early = replay(policy, classes, tokens, answers.posterior, None if grades is None else grades[:, columns]).member
+    found = replay(policy, classes, tokens, answers.posterior, None if grades is None else grades[:, columns])
+    early, is_last = found.member, found.calls.all(axis=1)
     last = replay(policy.never_stopping(), classes, tokens, answers.posterior).member
-    scores, found = answers.scores[:, columns], (classes[prompt, early], classes[prompt, last])
-    is_same = (early == last) | ((found[0] == found[1]) & (found[0] != NO_ANSWER))
-    return scores[prompt, last] - scores[prompt, early], ~is_same
+    scores, own, other = answers.scores[:, columns], classes[prompt, early], classes[prompt, last]
+    is_readable = own != NO_ANSWER
+    is_same = is_last | (early == last) | ((own == other) & is_readable)
+    return scores[prompt, last] - scores[prompt, early], ~is_same, is_last | is_readable
 
 
 class RecipeFit:

@@ -10,9 +10,9 @@ its probability under the alternative over that under the hypothesis, which is a
 capital is averaged over several alternatives. Under the hypothesis its mean never exceeds 1, so by Ville's inequality
 it reaches 20 at any time with a probability of at most 5 % (Waudby-Smith and Ramdas 2024; Ramdas et al. 2023).
 
-The draw of an audit does not depend on the request, so audited answers need no weights, and all of them count: those of
-requests that reached the last step, and failed or skipped audits, as answers without a loss. Both can only delay the
-result.
+The draw of an audit does not depend on the request, so audited answers need no weights. An audit that is skipped does
+not count: that is decided before any answer is compared. Answers of requests that reached the last step count, without
+a loss. So do failed and cancelled audits, which can only delay the result.
 """
 
 from __future__ import annotations
