@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -40,6 +41,8 @@ _log = logging.getLogger("gateway")
 ERROR_EVENT_TIMEOUT = 1.0
 """Seconds that the error event at the end of a stream waits for a client that does not read."""
 
+DEPLOYMENT = "model"
+"""Parameter of a path that names the model in place of the body."""
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
@@ -98,7 +101,8 @@ class Line:
                 with trace.step("admit"):  # 1
                     body = await request.admit(scope, receive)
                 with trace.step("parse"):  # 2
-                    chat = await request.parse(self._dialect.parse, body)
+                    deployment = scope.get("path_params", {}).get(DEPLOYMENT, "")
+                    chat = await request.parse(partial(self._dialect.parse, model=deployment), body)
                     trace.requested_model = chat.model
                     chat, options = resolve_model(chat, options, trace.serving.registry, scope["headers"])
                     trace.chat, trace.options = chat, options
