@@ -1,10 +1,11 @@
 """Accuracy of routing with the boilerplate of agents and clients around a prompt, against the prompt alone.
 
-    python -m benchmarks.boilerplate --router FOLDER [--json FILE]
+    python -m benchmarks.boilerplate --router FOLDER [--data DIR/category] [--json FILE]
 
 Each prompt of boilerplate_prompts.jsonl is wrapped by each of boilerplate_wrappers.py and classified in two ways: by
 the text that is routed now, and by the last user messages as they stand ("before"). A third of the prompts, chosen by
-their digest, is the test part; rules were written with the others in view.
+their digest, is the test part; rules were written with the others in view. With --data, public prompts of one line are
+a third part, "public", which neither the rules nor the router have seen.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 import routers
 from benchmarks.boilerplate_wrappers import CASES, SHORT_REQUESTS, WRAPPERS, Messages, opencode
+from benchmarks.category import plain_category, sample
 from coe.core import Chat, Message, Router
 from coe.routing.request_text import (
     MAX_LAST_TURN_CHARACTERS,
@@ -28,28 +32,32 @@ from coe.routing.request_text import (
     shorten,
 )
 
+PUBLIC_EACH, MAX_PUBLIC_CHARACTERS = 60, 160
 PROMPTS = Path(__file__).with_name("boilerplate_prompts.jsonl")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--router", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    report = boilerplate(routers.load(options.router))
+    report = boilerplate(routers.load(options.router), public_prompts(options.data) if options.data else [])
     text = json.dumps(report, indent=1)
     print(text)
     if options.json:
         options.json.write_text(text, encoding="utf-8")
 
 
-def boilerplate(router: Router) -> dict[str, Any]:
+def boilerplate(router: Router, public: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
     """Accuracies by part of the prompts and wrapper, and the single cases."""
     rows = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     parts = {
         "development": [row for row in rows if not is_test(row["prompt"])],
         "test": [row for row in rows if is_test(row["prompt"])],
     }
+    if public:
+        parts["public"] = list(public)
     report: dict[str, Any] = {name: _accuracies(router, part) for name, part in parts.items()}
     texts = [read(chat_of(messages)) for _, _, messages in CASES for read in (unfiltered_text, routing_text)]
     found = _categories(router, texts)
@@ -61,6 +69,17 @@ def boilerplate(router: Router) -> dict[str, Any]:
         for index, (name, wanted, _) in enumerate(CASES)
     }
     return report
+
+
+def public_prompts(folder: Path) -> list[dict[str, str]]:
+    """Public prompts of one line, PUBLIC_EACH of every category."""
+    rows = [
+        {"category": category, "prompt": row["prompt"]}
+        for row in pq.read_table(folder / "train.parquet", columns=["prompt", "category", "label"]).to_pylist()
+        if len(row["prompt"]) <= MAX_PUBLIC_CHARACTERS and "\n" not in row["prompt"]
+        if (category := plain_category(row))
+    ]
+    return sample(rows, each=PUBLIC_EACH)
 
 
 def is_test(prompt: str) -> bool:

@@ -8,8 +8,7 @@ import pytest
 
 from benchmarks.boilerplate import chat_of
 from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, MODULE, PROJECT, WRAPPERS, Messages, opencode, user
-from coe.core import Chat, Message
-from coe.routing.message_parts import READ_HEAD_CHARACTERS, READ_TAIL_CHARACTERS, split_message
+from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, split_message
 from coe.routing.phrases import has_topic, is_instruction, is_nudge, refers_to_context
 from coe.routing.request_text import MAX_LEFT_OUT, REASONS, read_request, routing_text
 
@@ -124,6 +123,15 @@ def test_the_task_of_an_agent_is_found_behind_hundreds_of_steps() -> None:
     assert routing_text(chat_of([user(f"New task:\n{HAIKU}"), *steps])) == HAIKU
 
 
+def test_the_task_is_read_however_much_follows() -> None:
+    steps = [
+        message
+        for _ in range(30)
+        for message in ({"role": "assistant", "content": "a"}, user(f"Observation:\n{MODULE * 9}"))
+    ]
+    assert routing_text(chat_of([user(HAIKU), *steps])) == HAIKU
+
+
 def test_a_follow_up_with_a_topic_comes_before_the_request_that_it_follows() -> None:
     turns = [user(HAIKU), {"role": "assistant", "content": "a"}, user("and one about snow?")]
     assert routing_text(chat_of(turns)) == f"and one about snow?\n{HAIKU}"
@@ -171,12 +179,19 @@ def test_every_kind_of_part_has_a_meaning() -> None:
     ],
 )
 def test_hostile_messages_give_a_bounded_text(message: str) -> None:
-    chat = Chat("auto", (Message("user", message),) * 60, stream=False, needs=frozenset(), characters=0, fields={})
+    chat = Chat(
+        "auto",
+        (Message("user", message),) * 60,
+        stream=False,
+        needs=frozenset(),
+        characters=60 * len(message),
+        fields={},
+    )
     routed = read_request(chat)
     assert len(routed.text) < 5000
     assert len(routed.left_out) <= MAX_LEFT_OUT
     parts = split_message(message)
-    assert len(parts.request) <= READ_HEAD_CHARACTERS + READ_TAIL_CHARACTERS + 10
+    assert len(parts.request) <= MAX_MESSAGE_CHARACTERS + 10
 
 
 def test_a_block_of_any_length_is_skipped_and_a_long_text_keeps_its_ends() -> None:

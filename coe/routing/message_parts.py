@@ -21,6 +21,7 @@ PLAIN_CHARACTERS = 160
 """A message of one line up to this length has no parts, unless it contains a tag or a colon."""
 READ_HEAD_CHARACTERS, READ_TAIL_CHARACTERS = 12_000, 6_000
 """Characters outside blocks that are searched for structure, at the head and the tail of a message."""
+MAX_MESSAGE_CHARACTERS = READ_HEAD_CHARACTERS + READ_TAIL_CHARACTERS
 MAX_BLOCKS = 100
 MAX_BLOCK_CHARACTERS = 2_000_000
 MAX_UNCLOSED_TAGS = 4
@@ -28,6 +29,7 @@ MAX_UNCLOSED_TAGS = 4
 MIN_MATERIAL_CHARACTERS = 200
 MIN_DOCUMENT_CHARACTERS = 600
 MAX_INSTRUCTION_CHARACTERS = 300
+MIN_ENVIRONMENT_LINE = 4
 MAX_FILE_NAME_LINE = 300
 MAX_CLOSING_CHARACTERS = 1500
 """Length of a document's last paragraph up to which it may be the request."""
@@ -61,6 +63,7 @@ _REQUEST_TAGS = _words("""
 _FENCE = re.compile(r"\s{0,3}(```|~~~)")
 _FILE_NAME = re.compile(r"[\s#*`]*[\w./\\~@+-]{0,200}[./\\][\w./\\~@+-]{1,80}[*`:\s]*\Z")
 _HEADING = re.compile(r"#{1,6}\s")
+_HEADING_LINE = re.compile(r"(?:\A|(?<=\n))#{1,6}\s")
 _TOOL_RESULT = re.compile(
     r"\W{0,3}(?:call id:[^\n]{0,100}\n\W{0,3})?"
     r"(?:observations?|(?:tool|function|command|execution|shell|code|search|terminal)[ _-]?(?:call[ _-]?)?"
@@ -83,6 +86,7 @@ _LISTING = re.compile(
 _SCAFFOLD = re.compile(
     r"^[ \t*]{0,8}(thought|action|action input|observation|final answer)[ \t*]{0,3}:", re.IGNORECASE | re.MULTILINE
 )
+_SCAFFOLD_LABELS = ("thought", "action", "observation", "final answer", "action input")
 _ASKED = re.compile(
     r"^[ \t*#]{0,8}(?:question|(?:new |current |user |your )?(?:task|query|question|request|goal|input))[ \t*]{0,3}:",
     re.IGNORECASE | re.MULTILINE,
@@ -151,7 +155,7 @@ def split_message(text: str) -> MessageParts:
 
 def _without_blocks(text: str, parts: MessageParts) -> str:
     """The head and tail of a message, outside blocks."""
-    end = _end_before_blocks(text, parts) if len(text) > READ_HEAD_CHARACTERS + READ_TAIL_CHARACTERS else len(text)
+    end = _end_before_blocks(text, parts) if len(text) > MAX_MESSAGE_CHARACTERS else len(text)
     kept, position = _outside_blocks(text, 0, end, parts)
     if position >= end:
         return kept
@@ -261,6 +265,8 @@ def _lines(parts: MessageParts) -> None:
 def _kind_of_line(line: str) -> CutKind | None:
     if line.startswith(">"):
         return "quote"
+    if len(line) < MIN_ENVIRONMENT_LINE:
+        return None
     return "environment" if _ENVIRONMENT.match(line) or _LISTING.match(line) else None
 
 
@@ -270,13 +276,14 @@ def _kind_of_line(line: str) -> CutKind | None:
 def _scaffold(parts: MessageParts) -> None:
     """The labels of a ReAct prompt or agent's task."""
     text = parts.request
-    labels = {found[1].lower() for found in _SCAFFOLD.finditer(text)}
-    asked = list(_ASKED.finditer(text))
+    lowered = text.lower()
+    has_labels = sum(label in lowered for label in _SCAFFOLD_LABELS) >= 2  # far faster than the expressions
+    labels = {found[1].lower() for found in _SCAFFOLD.finditer(text)} if has_labels else set()
     if len(labels) < 2:
-        if asked and asked[0].start() == 0:
-            parts.keep(text[asked[0].end() :], "scaffold", asked[0][0].strip())
+        if first := _ASKED.match(text):
+            parts.keep(text[first.end() :], "scaffold", first[0].strip())
         return
-    if asked:
+    if asked := list(_ASKED.finditer(text)):
         following = _SCAFFOLD.search(text, asked[-1].end())
         end = following.start() if following else len(text)
         parts.keep(text[asked[-1].end() : end], "scaffold", ", ".join(sorted(labels)))
@@ -285,6 +292,9 @@ def _scaffold(parts: MessageParts) -> None:
 def _history(parts: MessageParts) -> None:
     """A conversation that is quoted in the message: the last user's turn counts, unless an instruction precedes it."""
     text = parts.request
+    lowered = text.lower()
+    if not any(name in lowered for name in ("user", "human")):
+        return
     turns = list(_SPEAKER.finditer(text))
     speakers = {found[1].lower() for found in turns}
     if not speakers & {"user", "human"} or not speakers & {"assistant", "ai", "bot"}:
@@ -301,8 +311,10 @@ def _history(parts: MessageParts) -> None:
 def _document(parts: MessageParts) -> None:
     """A Markdown document with the request before or after it; of an instruction file nothing else counts."""
     text = parts.request
-    headings = [found.start() for found in re.finditer(r"^#{1,6}\s", text, re.MULTILINE)]
-    if len(text) < MIN_DOCUMENT_CHARACTERS or len(headings) < 2:
+    if len(text) < MIN_DOCUMENT_CHARACTERS or "\n#" not in text:
+        return
+    headings = [found.start() for found in _HEADING_LINE.finditer(text)]
+    if len(headings) < 2:
         return
     named = _INSTRUCTION_FILE.search(text[:300])
     lead = text[: headings[0]].strip()

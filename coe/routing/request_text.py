@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from coe.core import Chat
-from coe.routing.message_parts import MessageParts, split_message
+from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, MessageParts, split_message
 from coe.routing.phrases import has_topic, is_instruction, is_nudge, refers_to_context
 
 MAX_LAST_TURN_CHARACTERS = 3000
@@ -47,6 +47,9 @@ REASONS: Mapping[str, str] = MappingProxyType(
     }
 )
 """What each kind of part is."""
+
+MAX_READ_CHARACTERS = 100_000
+"""Characters of user messages that are searched for parts in a chat; its first one is searched in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +125,17 @@ def _user_turns(chat: Chat) -> list[int]:
     """Indexes of the user messages to read, newest first."""
     turns = [index for index, message in enumerate(chat.messages) if message.role == "user" and message.text]
     turns.reverse()
-    if len(turns) <= MAX_NEWEST_TURNS + MAX_OLDEST_TURNS:
+    if len(turns) > MAX_NEWEST_TURNS + MAX_OLDEST_TURNS:
+        turns = turns[:MAX_NEWEST_TURNS] + turns[-MAX_OLDEST_TURNS:]
+    if chat.characters <= MAX_READ_CHARACTERS:
         return turns
-    return turns[:MAX_NEWEST_TURNS] + turns[-MAX_OLDEST_TURNS:]
+    read, total = [], 0
+    for index in turns[:-1]:
+        read.append(index)
+        total += min(len(chat.messages[index].text), MAX_MESSAGE_CHARACTERS)
+        if total > MAX_READ_CHARACTERS:
+            break
+    return read + turns[-1:]
 
 
 def _no_request(parts: MessageParts, *, is_older: bool, is_only: bool) -> str:
