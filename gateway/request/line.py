@@ -143,7 +143,7 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
     """Steps 3 to 6: the reply of the expert that answers."""
     composition = trace.serving.composition
     with trace.step("classify"):  # 3
-        trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)
+        trace.routed, trace.prediction = await composition.classify(chat, trace.caller.tenant)
     with trace.step("assign"):  # 4
         await composition.affinity.refresh(chat, options)
         trace.decision = composition.assign(chat, trace.prediction, options)
@@ -152,7 +152,7 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
             chat,
             trace.decision,
             options,
-            text=trace.text,
+            text=trace.routed.text,
             prediction=trace.prediction,
             tenant=trace.caller.tenant,
         )
