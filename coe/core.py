@@ -263,8 +263,8 @@ class MemberCall:
 
     - `step`: number of the step, from 0.
     - `outcome`: `answered`, `unreadable` (a complete answer without a final answer that can be compared), `unverified`
-      (returned without complete comparison), `graded` (a judge's grade), `skipped` (a judge that was not called, as no
-      call was left), `cancelled`, or the cause of the failure.
+      (returned without complete comparison), `cancelled`, or the cause of the failure. Of a judge: `graded`, `ungraded`
+      (its reply has no grade), or `skipped` (not called, as no call was left).
     - `usage`: None until the member has begun to answer.
     - `ms`: duration in milliseconds.
     - `answer_class`: index of the first call with the same final answer; None without one.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from difflib import get_close_matches
 from functools import partial
 
 from starlette.applications import Starlette
@@ -17,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe.errors import RequestError
@@ -34,6 +37,12 @@ from gateway.ui import page_routes
 
 EXPOSED_HEADERS = (*ROUTING_HEADERS, *LIMIT_HEADERS, "retry-after")
 """Response headers that scripts of allowed origins may read."""
+SLASH_COUNTS = ("/ui/", "/v1/documents/")
+"""Beginnings of paths in which a slash at the end is part of a name."""
+DEPLOYMENTS = "/openai/deployments/"
+"""Beginning of the paths that name the model, as Azure OpenAI's clients build them."""
+MAX_COMPARED_CHARACTERS = 100
+"""Characters of an unknown path that are compared with the known ones."""
 ALLOWED_METHODS = ("GET", "POST", "DELETE")
 PREFLIGHT_CACHE_SECONDS = 600
 """Seconds that browsers cache the response to a preflight request."""
@@ -94,8 +103,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
     async def lifespan(app: _App) -> AsyncIterator[None]:
         async with open_parts() as parts:
             routes = operation_routes(parts)
-            app.lines = {route.path: route.endpoint for route in routes if isinstance(route.endpoint, Line)}
-            app.router.routes[:] = [*routes, *page_routes()]
+            app.serve(routes)
             _show_state(parts)
             app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
             _show_worker_crashes(app, parts.metrics)
@@ -113,8 +121,22 @@ class _App(Starlette):
 
     middleware: CrossOriginMiddleware
     lines: Mapping[str, Line] = {}
+    """Those of fixed paths."""
+    deployments: Sequence[tuple[re.Pattern[str], Line]] = ()
+    """Those of paths that name the model."""
+    paths: frozenset[str] = frozenset()
+    """Paths of all operations."""
     active = 0
     """Chat requests whose line has not returned."""
+
+    def serve(self, routes: Sequence[Route]) -> None:
+        """Serve these operations, and the page."""
+        lines = [(route, route.endpoint) for route in routes if isinstance(route.endpoint, Line)]
+        self.lines = {route.path: line for route, line in lines if not route.param_convertors}
+        self.deployments = [(route.path_regex, line) for route, line in lines if route.param_convertors]
+        self.paths = frozenset(route.path for route in routes)
+        self.router.redirect_slashes = False
+        self.router.routes[:] = [*routes, *page_routes()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -123,8 +145,11 @@ class _App(Starlette):
             await super().__call__(scope, receive, send)
 
     async def dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request that passed the browser policy."""
-        if scope["method"] == "POST" and (line := self.lines.get(scope["path"])):
+        """Handle a request that passed the browser policy. A slash at the end of its path is ignored."""
+        path: str = scope["path"]
+        if path[-1:] == "/" and ((bare := path.rstrip("/") or "/") in self.paths or not path.startswith(SLASH_COUNTS)):
+            scope["path"] = bare
+        if scope["method"] == "POST" and (line := self._line(scope)):
             self.active += 1
             try:
                 await line(scope, receive, send)
@@ -132,6 +157,16 @@ class _App(Starlette):
                 self.active -= 1
         else:
             await super().__call__(scope, receive, send)
+
+    def _line(self, scope: Scope) -> Line | None:
+        path: str = scope["path"]
+        if (line := self.lines.get(path)) is not None or not path.startswith(DEPLOYMENTS):
+            return line
+        for pattern, line in self.deployments:
+            if found := pattern.match(path):
+                scope["path_params"] = found.groupdict()
+                return line
+        return None
 
     async def wait_for_records(self) -> None:
         """Wait until no line has a request. The server considers a request over before its record is queued."""
@@ -157,10 +192,27 @@ def _show_worker_crashes(app: Starlette, metrics: Metrics) -> None:
 async def _http_error(request: Request, error: Exception) -> Response:
     """The response of the HTTP router itself (404, 405)."""
     assert isinstance(error, HTTPException)
+    allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+    if allowed and request.method == "OPTIONS":
+        return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
     code = "not_found" if error.status_code == 404 else "invalid_request"
-    response = _refused(request, error.status_code, error.detail, kind="invalid_request_error", code=code)
+    reason = f"this path takes {allowed}" if allowed else _unknown_path(request.url.path, request.app.paths)
+    response = _refused(request, error.status_code, reason, kind="invalid_request_error", code=code)
     response.headers.update(error.headers or {})
     return response
+
+
+def _unknown_path(path: str, known: Collection[str]) -> str:
+    """Why a path is not found, with the one that was probably meant. Base URLs are often wrong by their `/v1`."""
+    shorter = path.replace("/v1/v1/", "/v1/", 1)
+    for meant in (f"/v1{path}", shorter, path.removeprefix("/v1")):
+        if meant != path and meant in known:
+            return (
+                f"there is no such path; did you mean {meant}? The base URL ends in /v1 for OpenAI's clients, and "
+                "without it for Anthropic's"
+            )
+    close = get_close_matches(path[:MAX_COMPARED_CHARACTERS], known, n=1, cutoff=0.8)
+    return f"there is no such path; did you mean {close[0]}?" if close else "there is no such path; see /openapi.json"
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
@@ -173,6 +225,6 @@ async def _internal_error(request: Request, error: Exception) -> Response:
 def _refused(request: Request, status: int, reason: str, *, kind: str, code: str) -> Response:
     """An error response in the form of the path's API: Anthropic's or OpenAI's."""
     message = f"{request.method} {request.url.path}: {reason}"
-    anthropic = request.url.path.startswith("/v1/messages")
+    anthropic = request.url.path.startswith("/v1/messages") or "anthropic-version" in request.headers
     body = refusal(status, message) if anthropic else error_body(message, kind=kind, code=code)
     return Response(body, status_code=status, media_type="application/json")

@@ -8,7 +8,7 @@ from coe.core import RequestOptions
 from coe.errors import InvalidRequest, ModelNotFound
 from coe.mapping.problem import relative_cost
 from coe.routing.affinity import Affinity, conversation_key, is_follow_up
-from coe.routing.classification import routing_text, shorten
+from coe.routing.request_text import routing_text, shorten
 from tests.decisions import chat_of, decided
 from tests.fakes import registry_of
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
@@ -15,6 +16,9 @@ from coe.core import Decision, Prediction
 from coe.errors import CoEError, DataError, ExpertUnavailable
 from coe.learning.evaluation.tables import numbered_rows
 from coe.terminal import print_json, print_line, print_part
+
+if TYPE_CHECKING:
+    from coe.routing.request_text import RoutedText
 
 
 def utf8_text(text: str | None) -> str | None:
@@ -31,39 +35,56 @@ Input = Annotated[Path | None, typer.Option("--input", help="JSONL or parquet wi
 Output = Annotated[
     Path | None, typer.Option("--output", callback=writable_file, help="File for the rows, each with its `decision`.")
 ]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Also show the text that is routed, and what it leaves out of the messages.")
+]
 Model = Annotated[str, typer.Option("--model", help="auto, or the name of an expert.")]
 
 
 def route(
-    text: Text = None, source: Input = None, output: Output = None, config: Config = None, json: Json = False
+    text: Text = None,
+    source: Input = None,
+    output: Output = None,
+    config: Config = None,
+    json: Json = False,
+    explain: Explain = False,
 ) -> None:
     """Show which expert a request would go to, and why."""
     if (text is None) == (source is None):
         raise typer.BadParameter("give either a TEXT or --input FILE")
     route_request = _open_router(config)
     if text is not None:
-        decision, posterior = route_request({"messages": [{"role": "user", "content": text}]})
+        routed = route_request({"messages": [{"role": "user", "content": text}]})
         if json:
-            print_json(_to_json(decision, posterior))
+            print_json(_to_json(routed, explain=explain))
         else:
-            _explain(decision, posterior)
+            _print(routed, explain=explain)
         return
     assert source is not None
-    lines = _route_file(source, route_request)
+    lines = _route_file(source, route_request, explain=explain)
     if output is None:
         print_part("".join(lines))
     else:
         output.write_text("".join(lines), encoding="utf-8")
 
 
-RouteRequest = Callable[[dict[str, Any]], tuple[Decision, dict[str, float]]]
-"""Maps the fields of a request to its decision and the probability of each category."""
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A decision, the probability of each category, and the text that they were made from."""
+
+    decision: Decision
+    posterior: Mapping[str, float]
+    text: RoutedText
+
+
+RouteRequest = Callable[[dict[str, Any]], Routed]
+"""Decides the fields of a request."""
 
 
 def _open_router(config: Path | None) -> RouteRequest:
     from coe.mapping.problem import relative_cost
-    from coe.routing.classification import routing_text
     from coe.routing.decision import decide
+    from coe.routing.request_text import read_request
     from coe.runtime.active_state import load_active_state
     from gateway.dialects.chat import parse
 
@@ -71,9 +92,10 @@ def _open_router(config: Path | None) -> RouteRequest:
     registry, router = in_use.registry, in_use.router
     charge = registry.policy.cost_weight * relative_cost(registry, in_use.assignment.experts)
 
-    def route_request(fields: dict[str, Any]) -> tuple[Decision, dict[str, float]]:
+    def route_request(fields: dict[str, Any]) -> Routed:
         chat = parse(orjson.dumps({"model": "auto", **fields}))
-        prediction: Prediction = router.predict([routing_text(chat)])[0]
+        text = read_request(chat)
+        prediction: Prediction = router.predict([text.text])[0]
         decision = decide(
             chat,
             prediction,
@@ -82,19 +104,19 @@ def _open_router(config: Path | None) -> RouteRequest:
             confidence_threshold=in_use.confidence_threshold,
             extra_price=charge,
         )
-        return decision, dict(zip(router.categories, prediction.probabilities.tolist(), strict=True))
+        return Routed(decision, dict(zip(router.categories, prediction.probabilities.tolist(), strict=True)), text)
 
     return route_request
 
 
-def _route_file(path: Path, route_request: RouteRequest) -> list[str]:
+def _route_file(path: Path, route_request: RouteRequest, *, explain: bool) -> list[str]:
     """The rows of the file, each with its decision under one key: a row may have fields of the same names."""
     lines = []
     for number, row in numbered_rows(path):
         try:
             messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-            decision, posterior = route_request({"messages": messages})
-            lines.append(orjson.dumps({**row, "decision": _to_json(decision, posterior)}).decode() + "\n")
+            decision = _to_json(route_request({"messages": messages}), explain=explain)
+            lines.append(orjson.dumps({**row, "decision": decision}).decode() + "\n")
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path}:{number}: expected JSON with prompt or messages ({error!r})") from None
         except CoEError as error:
@@ -102,23 +124,33 @@ def _route_file(path: Path, route_request: RouteRequest) -> list[str]:
     return lines
 
 
-def _to_json(decision: Decision, posterior: dict[str, float]) -> dict[str, Any]:
+def _to_json(routed: Routed, *, explain: bool) -> dict[str, Any]:
+    decision, text = routed.decision, routed.text
+    explanation = {"text": text.text, "left_out": [asdict(part) for part in text.left_out]} if explain else {}
     return {
         "expert": decision.expert,
         "category": decision.category,
         "confidence": round(decision.confidence, 4),
         "reason": decision.reason,
         "candidates": decision.candidates,
-        "probabilities": {name: round(p, 4) for name, p in posterior.items()},
+        "probabilities": {name: round(p, 4) for name, p in routed.posterior.items()},
+        **explanation,
     }
 
 
-def _explain(decision: Decision, posterior: dict[str, float]) -> None:
+def _print(routed: Routed, *, explain: bool) -> None:
+    decision = routed.decision
     print_line(
         f"expert      {decision.expert}  ({decision.reason}; then {', '.join(decision.candidates[1:]) or 'none'})"
     )
-    for name, probability in sorted(posterior.items(), key=lambda item: -item[1])[:3]:
+    for name, probability in sorted(routed.posterior.items(), key=lambda item: -item[1])[:3]:
         print_line(f"{probability:10.1%}  {name}")
+    if explain:
+        from coe.routing.request_text import REASONS
+
+        print_line(f"text        {routed.text.text}")
+        for part in routed.text.left_out:
+            print_line(f"not routed  {part} ({REASONS[part.kind]})")
 
 
 def chat(text: Text = None, model: Model = "auto", config: Config = None) -> None:

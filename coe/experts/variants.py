@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from coe.core import Call, Chat, Expert, Health, Reply
 from coe.errors import ExpertError
@@ -52,9 +53,16 @@ def contradiction(chat: Chat, spec: ExpertVariant) -> str:
     """
     for name, value in API_FORMATS[chat.api].defaults(spec.variant.parameters).items():
         for own in LENGTH_FIELDS if name in LENGTH_FIELDS else (name,):
-            if chat.fields.get(own) not in (None, value):
+            if _differs(chat.fields.get(own), value):
                 return own
     return ""
+
+
+def _differs(requested: Any, own: Any) -> bool:
+    """Return whether a request sets a parameter otherwise; of objects, only the fields that both set are compared."""
+    if isinstance(requested, dict) and isinstance(own, dict):
+        return any(_differs(requested.get(name), value) for name, value in own.items())
+    return requested is not None and requested != own
 
 
 def one_arm_of_each_expert(order: Sequence[str], registry: Registry) -> tuple[str, ...]:

@@ -118,6 +118,10 @@ class RoutingRecord:
     prompt: Annotated[
         str | None, FieldInfo("Routed text; stored only if `log.store_prompts` is set.", private=True)
     ] = None
+    left_out: Annotated[
+        tuple[str, ...],
+        FieldInfo("Parts of the messages that were not routed; stored only with the routed text.", private=True),
+    ] = ()
     embedding: Annotated[
         bytes | None,
         FieldInfo(

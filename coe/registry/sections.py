@@ -241,7 +241,7 @@ class CacheSpec(StrictModel):
     max_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 64 * 2**20
     """Largest size of all answers together, in bytes. The least recently used answers are deleted first."""
     when: Literal["deterministic", "always"] = "deterministic"
-    """Requests that use the cache: those with `temperature: 0` or a `seed`, or all."""
+    """Requests that use the cache. `deterministic`: those with `temperature: 0` or a `seed`. `always`: all."""
 
 
 class LogSpec(StrictModel):

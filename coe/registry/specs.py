@@ -365,7 +365,9 @@ class Registry(StrictModel):
 
     @cached_property
     def arm_names(self) -> tuple[str, ...]:
-        return tuple(arm.name for arm in self.arms)
+        """The names of all arms; also of recipes whose members are not declared, for the checks of a declaration."""
+        arms = (recipe.arm(n) for recipe in self.declared_recipes for n in range(1, recipe.levels + 1))
+        return (*self.single_names, *arms)
 
     @cached_property
     def _arm_by_name(self) -> dict[str, ExpertSpec | ArmSpec]:

@@ -1,9 +1,9 @@
-"""Step 3 of a request, classify: the text that is routed, its category posterior, and the tenant's overlay on it.
+"""Step 3 of a request, classify: the category posterior of the routed text, and the tenant's overlay on it.
 
-`routing_text` takes the last user message first, shortens older ones, and bounds the length. `Classifier` predicts fast
-on the event loop; `Composition` requests an encoder pass only if it may change the decision. Encoder passes run in
-threads and compete with the event loop for processors. `LoadShedding` limits how many run at once, and skips them for a
-while after a slow one, which indicates busy processors.
+`coe.routing.request_text` makes the text. `Classifier` predicts fast on the event loop; `Composition` requests an
+encoder pass only if it may change the decision. Encoder passes run in threads and compete with the event loop for
+processors. `LoadShedding` limits how many run at once, and skips them for a while after a slow one, which indicates
+busy processors.
 
 An `Overlay` is a tenant's own linear head on the global router's posterior (matrix and vector scaling, Guo et al.
 2017). `coe retrain` fits overlays to the tenant's corrections.
@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.core import Chat, Prediction, Router
+from coe.core import Prediction, Router
 from coe.errors import ArtifactError
 
 Array = NDArray[np.float64]
@@ -32,13 +32,6 @@ OVERLAYS_FILE = "overlays.jsonl"
 """File in an artifact of overlays: one overlay per line."""
 MIN_PROBABILITY = 1e-4
 """Lower bound of the posterior before its logarithm."""
-MAX_LAST_TURN_CHARACTERS = 3000
-"""Length of the last user message. A longer one keeps its head and its tail, where the request usually is."""
-MAX_OLDER_TURN_CHARACTERS = (400, 200, 100)
-"""Length of the user messages before it, newest first. A follow-up such as "and in Python?" needs them."""
-MAX_SYSTEM_PROMPT_CHARACTERS = 200
-MIN_USER_CHARACTERS = 40
-"""With less user text, the system prompt is included. With more it would only blur the request."""
 MAX_ENCODER_PASSES = 4
 """Concurrent encoder passes. With two threads, the last one waits for one other."""
 SLOW_ENCODER_PASS_SECONDS = 0.02
@@ -47,25 +40,6 @@ ENCODER_BACKOFF_FACTOR = 4.0
 """After a slow encoder pass, passes are skipped for this multiple of its duration: at most a fifth of the time."""
 SHORT_CIRCUIT = "short_circuit"
 """Stage of an uncertain fast prediction where an encoder pass would not change the decision."""
-
-
-def routing_text(chat: Chat) -> str:
-    """Return the text for the router, about 4,000 characters at most."""
-    turns = (message.text for message in reversed(chat.messages) if message.role == "user" and message.text)
-    parts = [shorten(next(turns, ""), MAX_LAST_TURN_CHARACTERS)]
-    parts += [shorten(turn, limit) for limit, turn in zip(MAX_OLDER_TURN_CHARACTERS, turns, strict=False)]
-    if sum(map(len, parts)) < MIN_USER_CHARACTERS:
-        system = [message for message in chat.messages[:1] if message.role != "user"]
-        parts += [shorten(message.text, MAX_SYSTEM_PROMPT_CHARACTERS) for message in system]
-    return "\n".join(part for part in parts if part)
-
-
-def shorten(text: str, limit: int) -> str:
-    """Cut a text to about `limit` characters: two thirds from the head, one third from the tail."""
-    if len(text) <= limit:
-        return text
-    tail = limit // 3
-    return f"{text[: limit - tail]}\n{text[-tail:]}"
 
 
 class LoadShedding:

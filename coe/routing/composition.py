@@ -35,8 +35,9 @@ from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.affinity import Affinity, conversation_key
 from coe.routing.attempts import Attempts, call_experts
-from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays, routing_text
+from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays
 from coe.routing.decision import decide, ineligibility, with_fallback
+from coe.routing.request_text import RoutedText, read_request
 
 MIN_DECISION_RISK = 0.3
 """Probability that a more accurate posterior selects another expert, from which on an encoder pass pays. On public
@@ -102,13 +103,13 @@ class Composition:
             if is_possible and name in self.recipes
         )
 
-    async def classify(self, chat: Chat, tenant: str | None) -> tuple[str, Prediction]:
+    async def classify(self, chat: Chat, tenant: str | None) -> tuple[RoutedText, Prediction]:
         """Return the routed text and its posterior, with the tenant's overlay if there is one."""
-        text = routing_text(chat)
-        return text, await self.classify_text(text, chat, tenant)
+        routed = read_request(chat)
+        return routed, await self.classify_text(routed.text, chat, tenant)
 
     async def classify_text(self, text: str, chat: Chat, tenant: str | None) -> Prediction:
-        """Classify a text that `routing_text` made from the chat."""
+        """Classify a text that `read_request` made from the chat."""
         fast = self._classifier.predict_fast(text, tenant)
         if fast.stage != LOAD_SHED:
             return fast

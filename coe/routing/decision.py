@@ -62,6 +62,8 @@ def decide(
     utilities, prices = _utilities_and_prices(assignment, prediction, extra_price)
     if registry.recipe_arms and recipe != NO_RECIPE:
         eligible += _eligible_arms(chat, registry, utilities)
+    if registry.variants:
+        utilities = _with_experts_of_variants(utilities, eligible, registry)
     policy = registry.policy
     threshold = confidence_threshold if policy.confidence_threshold is None else policy.confidence_threshold
     general = registry.general_expert if confidence < threshold else None
@@ -100,6 +102,22 @@ def _utilities_and_prices(
         utility, price = utility - extra_price, price + extra_price
     names = assignment.experts
     return dict(zip(names, utility.tolist(), strict=True)), dict(zip(names, price.tolist(), strict=True))
+
+
+def _with_experts_of_variants(
+    utilities: dict[str, float], eligible: Sequence[str], registry: Registry
+) -> dict[str, float]:
+    """Give experts the utility of their variants, where a request cannot go to any arm that the plan allows.
+
+    A client's own parameter makes a variant ineligible; its expert then answers, with that parameter.
+    """
+    if any(np.isfinite(utilities[name]) for name in eligible if name in utilities):
+        return utilities
+    allowed = [one for one in registry.variants if np.isfinite(utilities.get(one.name, -np.inf))]
+    of_experts: dict[str, float] = {}
+    for one in allowed:
+        of_experts[one.variant_of] = max(utilities[one.name], of_experts.get(one.variant_of, -np.inf))
+    return {**utilities, **{name: value for name, value in of_experts.items() if name in utilities}}
 
 
 def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
@@ -201,10 +219,12 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
     if isinstance(spec, ArmSpec):
         if reason := single_expert_reason(chat):
             return f"{spec.name}: {reason}"
+        if reason := next(filter(None, (_contradicted(chat, member) for member in spec.members)), ""):
+            return reason
     elif chat.api not in spec.supported_apis and not (chat.api in _TRANSLATED_APIS and "chat" in spec.supported_apis):
         return f"{spec.name} does not support the {chat.api} API"
-    elif isinstance(spec, ExpertVariant) and (field := contradiction(chat, spec)):
-        return f"{spec.name} sets {field} to another value than the request"
+    elif reason := _contradicted(chat, spec):
+        return reason
     if missing := chat.needs - spec.capabilities:
         return f"{spec.name} has no {', no '.join(sorted(missing))}"
     if chat.characters > spec.context_length * MAX_CHARACTERS_PER_TOKEN:
@@ -212,6 +232,14 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
             f"{spec.name} has a context of {spec.context_length} tokens and the chat has {chat.characters} characters"
         )
     return ""
+
+
+def _contradicted(chat: Chat, spec: ExpertSpec) -> str:
+    """Return why a variant cannot take a chat that sets one of its parameters otherwise; empty if it can."""
+    if not isinstance(spec, ExpertVariant) or not (field := contradiction(chat, spec)):
+        return ""
+    remedy = f"leave {field} out of the request, or request {spec.variant_of!r}"
+    return f"{spec.name} sets {field} to another value than the request; {remedy}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ from coe.settings import Settings
 MAX_KEY_BYTES = 256
 """Longer keys are not hashed."""
 _BEARER = b"bearer "
+_KEY_HEADERS = (b"x-api-key", b"api-key")
+"""Headers of Anthropic's and Azure's clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,12 @@ def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         if name == b"authorization" and value[:7].lower() == _BEARER:
             key = value[7:].strip()
             break
-        if name == b"x-api-key":  # as Anthropic's clients send it
+        if name in _KEY_HEADERS:
             key = value
     if not key:
-        raise Unauthorized("an API key is needed: send it as 'authorization: Bearer KEY' or 'x-api-key: KEY'")
+        raise Unauthorized(
+            "an API key is needed: send it as 'authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'"
+        )
     if len(key) > MAX_KEY_BYTES:
         raise Unauthorized(f"this API key is not known; none is longer than {MAX_KEY_BYTES} bytes")
     return key

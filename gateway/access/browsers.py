@@ -137,9 +137,10 @@ def _is_cross_origin(host: bytes, origin: bytes, fetch_site: bytes) -> bool:
 
 
 def _is_ui_navigation(scope: Scope) -> bool:
-    """Returns whether the user followed a link to the dashboard, whose files hold no data."""
+    """Returns whether the user followed a link to the dashboard, whose files hold no data, or to `/`, which leads to
+    it."""
     path: str = scope["path"]
-    if scope["method"] != "GET" or not (path == "/ui" or path.startswith("/ui/")):
+    if scope["method"] != "GET" or not (path in ("/", "/ui") or path.startswith("/ui/")):
         return False
     headers = dict(scope["headers"])
     return headers.get(b"sec-fetch-mode") == b"navigate" and headers.get(b"sec-fetch-dest") == b"document"

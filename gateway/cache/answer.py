@@ -5,6 +5,7 @@ The stored form is one line of JSON, then the answer's bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from coe.experts.http.sse import EVENT_STREAM
 
 MAX_ANSWER_BYTES = 2**20
 """Bytes of an answer that is stored."""
+MAX_CAPTURED_BYTES = 64 * 2**20
+"""Bytes of answers on their way that a process keeps; answers beyond are not stored."""
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
 """Errors of reading an answer or an entry that does not have the expected form."""
 _RESPONSE_COMPLETED = sse.EventTypes("response.completed")
@@ -73,6 +76,7 @@ class CachedAnswer:
         head, _, body = stored.partition(b"\n")
         try:
             found = orjson.loads(head)
+            _check_types(found)
             own = found["router_probabilities"]
             prediction = Prediction(
                 np.array(found["probabilities"], dtype=np.float32),
@@ -95,26 +99,51 @@ class CachedAnswer:
             raise ValueError(f"not a cached answer: {error}") from None
 
 
+def _check_types(found: Any) -> None:
+    """Raise TypeError for a stored form with a value of another type."""
+    texts = ("media_type", "expert", "answered_by", "category", "stage", "overlay")
+    numbers = (found["confidence"], found["in_distribution"])
+    is_right = all(isinstance(found[name], str) for name in texts) and all(
+        number is None or isinstance(number, float | int) for number in numbers
+    )
+    if (
+        not is_right
+        or found["confidence"] is None
+        or not all(one is None or type(one) is int for one in found["tokens"])
+    ):
+        raise TypeError("a value has another type")
+
+
 def _plain(probabilities: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
     """Return the array in the layout that orjson accepts."""
     return None if probabilities is None else np.ascontiguousarray(probabilities)
 
 
+class CapturedBytes:
+    """The number of bytes that all requests of a process keep."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class CacheUse:
     """One request's use of the cache: its key, and either the answer that was found or the answer on its way.
 
-    The bytes of an answer longer than MAX_ANSWER_BYTES are dropped.
+    The bytes of an answer are dropped if it is longer than MAX_ANSWER_BYTES, or all together than MAX_CAPTURED_BYTES.
     """
 
-    __slots__ = ("_chunks", "_size", "answer", "choices", "key")
+    __slots__ = ("_chunks", "_size", "_total", "answer", "choices", "key")
 
-    def __init__(self, key: bytes, answer: CachedAnswer | None, *, choices: int) -> None:
+    def __init__(self, key: bytes, answer: CachedAnswer | None, *, choices: int, total: CapturedBytes) -> None:
+        self._total = total
         self.key = key
         self.answer = answer
         self.choices = choices
         """Number of answers that a complete response has."""
         self._chunks: list[bytes] = []
-        self._size = 0
+        self._size: float = 0
 
     @property
     def result(self) -> Literal["hit", "miss"]:
@@ -122,11 +151,19 @@ class CacheUse:
 
     def keep(self, chunk: bytes) -> None:
         """Keep the next bytes of the answer."""
-        self._size += len(chunk)
-        if self._size <= MAX_ANSWER_BYTES:
-            self._chunks.append(chunk)
+        size = len(chunk)
+        if self._size + size > MAX_ANSWER_BYTES or self._total.count + size > MAX_CAPTURED_BYTES:
+            self.release()
+            self._size = math.inf
         else:
-            self._chunks.clear()
+            self._chunks.append(chunk)
+            self._size += size
+            self._total.count += size
+
+    def release(self) -> None:
+        """Drop the bytes that are kept."""
+        self._total.count -= sum(map(len, self._chunks))
+        self._chunks.clear()
 
     @property
     def body(self) -> bytes | None:
@@ -189,7 +226,7 @@ def _is_complete_answer(answer: dict[str, Any], api: Api, choices: int) -> bool:
     if api == "messages":
         return answer["stop_reason"] in ("end_turn", "stop_sequence")
     reasons = [choice["finish_reason"] for choice in answer["choices"]]
-    return reasons == ["stop"] * choices
+    return len(reasons) == choices and set(reasons) == {"stop"}
 
 
 def _is_complete_stream(events: bytes, api: Api, choices: int) -> bool:

@@ -16,10 +16,10 @@ from gateway.errors import body_of
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
-def parse(body: bytes | bytearray) -> Chat:
+def parse(body: bytes | bytearray, model: str = "") -> Chat:
     """The routing view of a chat. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
-    model = model_of(fields)
+    model = model or model_of(fields)
     needs: Needs = set()
     if fields.get("tools") or fields.get("functions"):
         needs.add("tools")
@@ -32,21 +32,21 @@ def parse(body: bytes | bytearray) -> Chat:
     return chat_of(fields, parsed, needs, api="chat", model=model)
 
 
-def _parse_completion(body: bytes | bytearray) -> Chat:
+def _parse_completion(body: bytes | bytearray, model: str = "") -> Chat:
     """All prompts as one user message."""
     fields = fields_of(body)
-    model = model_of(fields)
+    model = model or model_of(fields)
     prompts = prompts_of(fields.get("prompt"), "prompt")
     text = "\n".join([prompt for prompt in prompts if isinstance(prompt, str)])
     longest = max(map(len, prompts))  # each prompt gets its own answer
     return chat_of(fields, (Message("user", text),), set(), api="completions", model=model, characters=longest)
 
 
-def _parse_embeddings(body: bytes | bytearray) -> Chat:
+def _parse_embeddings(body: bytes | bytearray, model: str = "") -> Chat:
     """A chat without messages, as long as its longest input. The input does not influence routing: vectors of different
     models do not mix."""
     fields = fields_of(body)
-    model = model_of(fields)
+    model = model or model_of(fields)
     if fields.get("stream"):
         raise InvalidRequest("embeddings do not stream: leave stream out", param="stream")
     longest = max(map(len, prompts_of(fields.get("input"), "input")))  # each input gets its own vector

@@ -27,10 +27,10 @@ _ERROR_TYPES = {
 }
 
 
-def _parse(body: bytes | bytearray) -> Chat:
+def _parse(body: bytes | bytearray, model: str = "") -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
-    model = model_of(fields)
+    model = model or model_of(fields)
     needs: Needs = set()
     if fields.get("tools"):
         needs.add("tools")

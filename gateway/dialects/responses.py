@@ -19,10 +19,10 @@ ROLES = ("system", "developer", "user", "assistant")
 TOOL_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
-def _parse(body: bytes | bytearray) -> Chat:
+def _parse(body: bytes | bytearray, model: str = "") -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
     fields = fields_of(body)
-    model = model_of(fields)
+    model = model or model_of(fields)
     if fields.get("background"):
         raise InvalidRequest("background answers could not be fetched later: leave background out", param="background")
     needs: Needs = set()

@@ -18,7 +18,7 @@ from gateway.endpoints.openapi import ANTHROPIC_HEADERS, CALL_HEADERS, ROUTING_H
 from gateway.endpoints.operation import CALL_PROBLEMS, EVENTS, JSON, NUMBER, TEXT, Operation, Schema, Success, ref
 from gateway.observability.tracing import PATHS
 from gateway.parts import Parts
-from gateway.request.line import Line
+from gateway.request.line import DEPLOYMENT, Line
 
 
 def _line(parts: Parts, *, dialect: Dialect) -> Line:
@@ -33,6 +33,7 @@ def _operation(
     request_headers: tuple[str, ...] = CALL_HEADERS,
     error: str = "Error",
     streams: bool = True,
+    also: tuple[str, ...] = (),
 ) -> Operation:
     content: dict[str, Schema] = {JSON: ref(f"{name}Response")} | ({EVENTS: TEXT} if streams else {})
     line: Callable[[Parts], Line] = partial(_line, dialect=dialect)
@@ -49,13 +50,19 @@ def _operation(
         problems=CALL_PROBLEMS,
         error=error,
         limited=True,
+        also=also,
     )
 
 
+def _azure(name: str) -> tuple[str, ...]:
+    """Paths of Azure OpenAI's clients: the v1 form, and the one with the model as deployment."""
+    return f"/openai/v1/{name}", f"/openai/deployments/{{{DEPLOYMENT}:path}}/{name}"
+
+
 OPERATIONS = (
-    _operation("Chat", "OpenAI's Chat Completions", CHAT),
-    _operation("Completion", "OpenAI's legacy Completions", COMPLETIONS),
-    _operation("Responses", "OpenAI's Responses", RESPONSES),
+    _operation("Chat", "OpenAI's Chat Completions", CHAT, also=_azure("chat/completions")),
+    _operation("Completion", "OpenAI's legacy Completions", COMPLETIONS, also=_azure("completions")),
+    _operation("Responses", "OpenAI's Responses", RESPONSES, also=("/openai/v1/responses", "/openai/responses")),
     _operation(
         "Messages",
         "Anthropic's Messages",
@@ -63,7 +70,7 @@ OPERATIONS = (
         request_headers=CALL_HEADERS + ANTHROPIC_HEADERS,
         error="AnthropicError",
     ),
-    _operation("Embeddings", "OpenAI's Embeddings", EMBEDDINGS, streams=False),
+    _operation("Embeddings", "OpenAI's Embeddings", EMBEDDINGS, streams=False, also=_azure("embeddings")),
 )
 
 

@@ -1,11 +1,16 @@
-"""`/health/live`, `/health/ready` and `/metrics`, for load balancers and Prometheus."""
+"""`/health`, `/health/live`, `/health/ready` and `/metrics`, for load balancers and Prometheus; and `/`, the way in."""
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Any
+
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from gateway.endpoints.operation import (
+    BOOLEAN,
+    COUNT,
     JSON,
     TEXT,
     Schema,
@@ -18,20 +23,27 @@ from gateway.endpoints.operation import (
 from gateway.observability.metrics import EXPOSITION_TYPE
 from gateway.parts import Parts
 
+_READY: Schema = {
+    "status": {"enum": ["ready", "not ready"]},
+    "router": TEXT,
+    "config": TEXT,
+    "reload_error": BOOLEAN | {"description": "The current declaration or promoted artifacts could not be loaded."},
+}
 SCHEMAS: Schema = {
     "Live": object_schema({"status": {"const": "live"}}),
-    "Ready": object_schema(
+    "Ready": object_schema(_READY),
+    "Health": object_schema(
         {
-            "status": {"enum": ["ready", "not ready"]},
-            "router": TEXT,
-            "config": TEXT,
-            "reload_error": {
-                "type": "boolean",
-                "description": "The current declaration or promoted artifacts could not be loaded.",
-            },
+            **_READY,
+            "live": {"const": True},
+            "ready": BOOLEAN,
+            "experts": COUNT | {"description": "Number of declared experts."},
+            "experts_up": COUNT | {"description": "Number of them that answer, as far as this process knows."},
         }
     ),
+    "Root": object_schema(dict.fromkeys(("name", "version", "models", "page", "health", "openapi"), TEXT)),
 }
+_LINKS = {"models": "/v1/models", "page": "/ui/", "health": "/health", "openapi": "/openapi.json"}
 
 
 class Health:
@@ -56,14 +68,49 @@ class Health:
     )
     async def ready(self, _: Request) -> Response:
         """Readiness: the gateway accepts requests."""
+        return json_response(self._readiness(), status=503 if self._current.leaving else 200)
+
+    @operation(
+        "GET /health",
+        "health",
+        "The gateway accepts requests.",
+        ref("Health"),
+        responses={503: Success("The gateway is starting or draining.", {JSON: ref("Health")})},
+        scope="public",
+    )
+    async def health(self, _: Request) -> Response:
+        """Liveness, readiness and the number of experts that answer, in one."""
+        experts = self._current.serving.composition.experts.values()
+        up = sum(expert.health.up for expert in experts)
+        content = {**self._readiness(), "live": True, "ready": not self._current.leaving}
+        content |= {"experts": len(experts), "experts_up": up}
+        return json_response(content, status=503 if self._current.leaving else 200)
+
+    def _readiness(self) -> dict[str, Any]:
         current = self._current
-        content = {
+        return {
             "status": "not ready" if current.leaving else "ready",
             "router": current.serving.composition.router.version,
             "config": current.serving.registry.digest,
             "reload_error": current.reload_error is not None,
         }
-        return json_response(content, status=503 if current.leaving else 200)
+
+    @operation(
+        "GET /",
+        "root",
+        "Where to go on.",
+        ref("Root"),
+        responses={307: Success("The way to the page, for browsers.", {})},
+        scope="public",
+    )
+    async def root(self, request: Request) -> Response:
+        """The page for browsers, and links for other clients."""
+        vary = {"vary": "accept"}
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("ui/", status_code=307, headers=vary)  # relative: works behind a proxy's prefix
+        response = json_response({"name": "Composition of Experts", "version": version("coe"), **_LINKS})
+        response.headers.update(vary)
+        return response
 
     @operation("GET /metrics", "metrics", "Prometheus's text format.", TEXT, media_type="text/plain")
     async def metrics(self, _: Request) -> Response:

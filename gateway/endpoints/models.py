@@ -29,6 +29,7 @@ from gateway.endpoints.operation import (
 from gateway.errors import error_body
 from gateway.parts import Parts
 
+_LIST_PATHS = ("/openai/v1/models", "/openai/models")
 _CREATED = "Time of the last change of experts.yaml, in Unix seconds; 0 if unknown."
 SCHEMAS: Schema = {
     "Model": object_schema(
@@ -56,7 +57,7 @@ class Models:
     def __init__(self, parts: Parts) -> None:
         self._current, self._declaration = parts.current, parts.settings.config
 
-    @operation("GET /v1/models", "listModels", "The models.", ref("Models"), scope="any_key")
+    @operation("GET /v1/models", "listModels", "The models.", ref("Models"), scope="any_key", also=_LIST_PATHS)
     async def list(self, _: Request) -> Response:
         """List the values of `model`."""
         registry, created = self._current.serving.registry, self._created()
@@ -66,7 +67,13 @@ class Models:
         return json_response({"object": "list", "data": models, **page})
 
     @operation(
-        "GET /v1/models/{model:path}", "getModel", "The model.", ref("Model"), scope="any_key", problems=problems(404)
+        "GET /v1/models/{model:path}",
+        "getModel",
+        "The model.",
+        ref("Model"),
+        scope="any_key",
+        problems=problems(404),
+        also=tuple(f"{path}/{{model:path}}" for path in _LIST_PATHS),
     )
     async def get(self, request: Request) -> Response:
         """Read one model. A name that an alias with `*` matches is one too."""

@@ -99,7 +99,8 @@ def request_headers(registry: Registry) -> Schema:
         "Explain": _header(
             "x-coe-explain",
             "1 for details of the decision. The response header server-timing has the time of each step; /v1/route "
-            "returns, to administrators, the nearest training examples and what each expert was rated by.",
+            "returns, to administrators, the routed text and what it leaves out, the nearest training examples and "
+            "what each expert was rated by.",
             {"type": "string", "enum": ["0", "1"]},
         ),
         "Cache": _header(
@@ -154,6 +155,7 @@ def document(operations: Iterable[Operation], schemas: Mapping[str, Schema], reg
         components["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
             "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            "azureKey": {"type": "apiKey", "in": "header", "name": "api-key"},
         }
     return {
         "openapi": "3.1.0",
@@ -170,6 +172,9 @@ def _entry(one: Operation, keys: bool) -> Schema:
     responses = {str(status): _success(found, limits) for status, found in one.responses.items()}
     failures = {str(status): _failure(status, text, one.error) for status, text in {**one.problems, **refused}.items()}
     entry: Schema = {"operationId": one.name, "summary": one.summary, "responses": responses | failures}
+    if one.also:
+        places = [f"`{path.replace(':path', '')}`" for path in one.also]
+        entry["description"] = f"Also at {', '.join(places)}."
     if parameters := _parameters(one):
         entry["parameters"] = parameters
     if one.body is not None:
@@ -177,7 +182,7 @@ def _entry(one: Operation, keys: bool) -> Schema:
         entry["requestBody"] = {"required": True, "content": {JSON: {"schema": ref(name)}}}
     if keyed:  # OpenAPI 3.1 has the roles that are required here, whatever the scheme
         roles = [] if one.scope == "any_key" else [one.scope]
-        entry["security"] = [{"bearer": roles}, {"apiKey": roles}]
+        entry["security"] = [{"bearer": roles}, {"apiKey": roles}, {"azureKey": roles}]
     return entry
 
 

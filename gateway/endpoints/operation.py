@@ -114,6 +114,8 @@ class Operation:
     """Meanings of error statuses, beside those of authorization."""
     error: str = "Error"
     """The schema component of error bodies."""
+    also: tuple[str, ...] = ()
+    """Other paths of the operation, as clients of other providers build them."""
     limited: bool = False
     """Counts against the limits of a key, which the response headers report."""
 

@@ -79,27 +79,31 @@ def document(registry: Registry) -> Schema:
 
 
 def operation_routes(parts: Parts) -> list[Route]:
-    """One route for each path. Of two that fit a request the first one counts, so fixed names precede parameters."""
+    """One route for each path. Of two that fit a request the first one counts, so fixed names precede parameters and
+    long paths short ones."""
     resources: dict[Callable[[Parts], Any], Any] = {}
     by_path: dict[str, list[Operation]] = {}
-    for one in sorted(OPERATIONS, key=lambda one: one.path.count("{")):
+    for one in OPERATIONS:
         if one.resource not in resources:
             resources[one.resource] = one.resource(parts)
-        by_path.setdefault(one.path, []).append(one)
-    return [_route(path, found, resources, parts.current) for path, found in by_path.items()]
+        for path in (one.path, *one.also):
+            by_path.setdefault(path, []).append(one)
+    ordered = sorted(by_path, key=lambda path: (path.count("{"), -len(path)))
+    return [_route(path, by_path[path], resources, parts.current) for path in ordered]
 
 
 def _route(path: str, operations: list[Operation], resources: Mapping[Any, Any], current: ServingState) -> Route:
+    described = any(one.path == path for one in operations)
     endpoints: dict[str, Any] = {one.method: _endpoint(one, resources[one.resource], current) for one in operations}
     if len(endpoints) == 1:
         (method,) = endpoints
-        return Route(path, endpoints[method], methods=[method])
+        return Route(path, endpoints[method], methods=[method], include_in_schema=described)
 
     async def by_method(request: Request) -> Response:
         endpoint: Endpoint = endpoints["GET" if request.method == "HEAD" else request.method]
         return await endpoint(request)
 
-    return Route(path, by_method, methods=list(endpoints))
+    return Route(path, by_method, methods=list(endpoints), include_in_schema=described)
 
 
 def _endpoint(one: Operation, resource: Any, current: ServingState) -> Any:

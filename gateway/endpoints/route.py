@@ -1,7 +1,8 @@
 """Decisions and token counts for a chat, without a call to any expert.
 
 `POST /v1/route` takes a Chat Completions body and returns the expert that would answer it, and why. With the header
-x-coe-explain, administrators also get the nearest training examples and the state of each expert.
+x-coe-explain, administrators also get the routed text, what it leaves out, the nearest training examples and the state
+of each expert.
 `POST /v1/messages/count_tokens` takes a Messages body and estimates its input tokens. Neither is logged.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -19,6 +21,7 @@ from coe.errors import CAUSES
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.decision import check_model
+from coe.routing.request_text import REASONS, RoutedText
 from gateway.access.estimate import input_tokens
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
@@ -67,11 +70,11 @@ class _Decisions:
 
     async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
-        text, prediction = await composition.classify(chat, options.tenant)
+        routed, prediction = await composition.classify(chat, options.tenant)
         await composition.affinity.refresh(chat, options)
         decision = composition.assign(chat, prediction, options)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
-        explained = await self._explainer.explain(composition, text, prediction, decision) if options.explain else {}
+        explained = await self._explainer.explain(composition, routed, prediction, decision) if options.explain else {}
         return {
             "model": chat.model,
             "cost_weight": options.cost_weight,
@@ -102,7 +105,7 @@ class Explainer:
         self._texts: tuple[str, Mapping[str, str]] = ("", {})
 
     async def explain(
-        self, composition: Composition, text: str, prediction: Prediction, decision: Decision
+        self, composition: Composition, routed: RoutedText, prediction: Prediction, decision: Decision
     ) -> dict[str, Any]:
         """The fields that a decision has beside those of every caller."""
         health_by_expert = {name: expert.health for name, expert in composition.experts.items()}
@@ -111,7 +114,9 @@ class Explainer:
             "utility": [round(utility, 4) for utility in decision.utility],
             "price": [round(price, 4) for price in decision.price],
             "health": {name: {"up": one.up, "load": one.load} for name, one in health_by_expert.items()},
-            "neighbours": await self._neighbours(composition, text),
+            "neighbours": await self._neighbours(composition, routed.text),
+            "text": routed.text,
+            "left_out": [asdict(part) | {"what": REASONS[part.kind]} for part in routed.left_out],
         }
 
     async def _neighbours(self, composition: Composition, text: str) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ class Recorder:
         an access line: otherwise strangers could push real records out of the log."""
         if trace.decision is None:
             return
-        record, text = trace.record(), trace.text
+        record, text = trace.record(), trace.routed.text
         if self._encoder is None or not text or len(self._pending) >= MAX_PENDING_EMBEDDINGS:
             self._writer.put(record)
             return
@@ -238,5 +238,7 @@ def _conversation_key(trace: Trace) -> bytes | None:
         return None
     if session is None and chat.characters < MIN_CHARACTERS:
         return None
-    identity = f"{trace.caller.tenant}\0{session}\0{chat.api}\0{len(chat.messages)}\0{chat.characters}\0{trace.text}"
+    identity = (
+        f"{trace.caller.tenant}\0{session}\0{chat.api}\0{len(chat.messages)}\0{chat.characters}\0{trace.routed.text}"
+    )
     return hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=16).digest()

@@ -16,7 +16,7 @@ from coe.core import LOAD_SHED, Reason
 from coe.experts.recipes.calls import VERIFIED
 from coe.registry import CacheSpec
 from coe.supervision import TaskFailed, ignore_failure
-from gateway.cache.answer import CachedAnswer, CacheUse, ReplayedReply, is_complete
+from gateway.cache.answer import CachedAnswer, CacheUse, CapturedBytes, ReplayedReply, is_complete
 from gateway.cache.key import MAX_BODY_BYTES, cache_key, choices_of, is_cacheable
 from gateway.cache.memory import AnswerCache, MemoryAnswerCache
 from gateway.cache.redis import RedisAnswerCache, cache_client
@@ -29,6 +29,10 @@ _STORED_REASONS: frozenset[Reason] = frozenset(("routed", "uncertain", "sticky",
 """Reasons of answers that are stored: not of those by another expert than the plan's choice."""
 _STORED_RETRIEVAL = ("none", "off", "skipped")
 """Results of retrieval that do not depend on the documents, if the store was not searched."""
+
+
+_STORED_OUTCOMES = ("answered", "unreadable", "graded")
+"""Outcomes of a recipe's calls, if none failed."""
 
 
 def check_cache(spec: CacheSpec | None) -> None:
@@ -56,6 +60,7 @@ class CacheStep:
 
     def __init__(self, answers: AnswerCache) -> None:
         self.answers = answers
+        self._captured = CapturedBytes()
         self._state: tuple[Serving | None, bytes] = (None, b"")
 
     async def lookup(self, trace: Trace, *, path: str, body_bytes: int) -> ReplayedReply | None:
@@ -70,8 +75,9 @@ class CacheStep:
             key = cache_key(self._state_of(trace.serving), chat, options, path=path, tenant=trace.caller.tenant)
             if key is None:
                 return None
-            found = _answer_of(await self.answers.get(key))
-        trace.cache = CacheUse(key, found, choices=choices_of(chat))
+            categories = len(trace.serving.composition.router.categories)
+            found = _answer_of(await self.answers.get(key), categories)
+        trace.cache = CacheUse(key, found, choices=choices_of(chat), total=self._captured)
         if found is None:
             return None
         reply = ReplayedReply(found)
@@ -80,6 +86,11 @@ class CacheStep:
 
     def observe(self, trace: Trace) -> None:
         """Store the answer of a finished request that missed, if it is complete and the plan's own choice."""
+        if trace.cache is not None:
+            self._store(trace)
+            trace.cache.release()
+
+    def _store(self, trace: Trace) -> None:
         use, chat, decision, prediction, spec = (
             trace.cache,
             trace.chat,
@@ -115,14 +126,15 @@ class CacheStep:
         return self._state[1]
 
 
-def _answer_of(stored: bytes | None) -> CachedAnswer | None:
+def _answer_of(stored: bytes | None, categories: int) -> CachedAnswer | None:
     """The stored answer; None without one, or for an entry that is damaged."""
-    if stored is None:
+    if not isinstance(stored, bytes):
         return None
     try:
-        return CachedAnswer.from_bytes(stored)
+        found = CachedAnswer.from_bytes(stored)
     except ValueError:
         return None
+    return found if found.prediction.probabilities.shape == (categories,) else None
 
 
 def _is_storable(trace: Trace) -> bool:
@@ -135,7 +147,7 @@ def _is_storable(trace: Trace) -> bool:
         and prediction.stage != LOAD_SHED
         and retrieval.status in _STORED_RETRIEVAL
         and not retrieval.ms  # the time of a search
-        and (log is None or log.stop in VERIFIED)
+        and (log is None or (log.stop in VERIFIED and all(call.outcome in _STORED_OUTCOMES for call in log.calls)))
     )
 
 
@@ -148,5 +160,6 @@ def _digest(serving: Serving) -> bytes:
         composition.router.version,
         composition.assignment_digest,
         sorted((kind, version) for kind, version in serving.versions.items()),
+        sorted(serving.policies.broken),
     ]
     return hashlib.sha256(orjson.dumps(state, option=orjson.OPT_SORT_KEYS)).digest()

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -40,6 +41,8 @@ _log = logging.getLogger("gateway")
 ERROR_EVENT_TIMEOUT = 1.0
 """Seconds that the error event at the end of a stream waits for a client that does not read."""
 
+DEPLOYMENT = "model"
+"""Parameter of a path that names the model in place of the body."""
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
@@ -83,7 +86,10 @@ class Line:
                 await self._refuse(RequestError(message), trace, send)
         finally:  # 8 record
             for observe in self._observers:
-                observe(trace)
+                try:
+                    observe(trace)
+                except Exception:
+                    _log.exception("an observer failed", extra={"request_id": trace.request_id})
 
     async def _serve(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
         """Steps 1 to 7. Raises the RequestError that the client gets, or ClientLeftError."""
@@ -95,7 +101,8 @@ class Line:
                 with trace.step("admit"):  # 1
                     body = await request.admit(scope, receive)
                 with trace.step("parse"):  # 2
-                    chat = await request.parse(self._dialect.parse, body)
+                    deployment = scope.get("path_params", {}).get(DEPLOYMENT, "")
+                    chat = await request.parse(partial(self._dialect.parse, model=deployment), body)
                     trace.requested_model = chat.model
                     chat, options = resolve_model(chat, options, trace.serving.registry, scope["headers"])
                     trace.chat, trace.options = chat, options
@@ -136,7 +143,7 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
     """Steps 3 to 6: the reply of the expert that answers."""
     composition = trace.serving.composition
     with trace.step("classify"):  # 3
-        trace.text, trace.prediction = await composition.classify(chat, trace.caller.tenant)
+        trace.routed, trace.prediction = await composition.classify(chat, trace.caller.tenant)
     with trace.step("assign"):  # 4
         await composition.affinity.refresh(chat, options)
         trace.decision = composition.assign(chat, trace.prediction, options)
@@ -145,7 +152,7 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
             chat,
             trace.decision,
             options,
-            text=trace.text,
+            text=trace.routed.text,
             prediction=trace.prediction,
             tenant=trace.caller.tenant,
         )

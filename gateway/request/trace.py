@@ -36,9 +36,9 @@ from coe.registry import MAX_MODEL_CHARACTERS, Prices
 from coe.registry.specs import VARIANT_SEPARATOR
 from coe.retrieval.retrieval import RetrievalResult, passage_ids
 from coe.routing.attempts import Attempts
-from coe.routing.classification import routing_text
 from coe.routing.composition import NO_RETRIEVAL, RoutedReply
 from coe.routing.decision import with_fallback
+from coe.routing.request_text import NO_TEXT, RoutedText, read_request
 from gateway.access import Allowance, Caller
 from gateway.cache.answer import CachedAnswer, CacheUse
 from gateway.serving_state import Serving
@@ -91,7 +91,7 @@ class Trace:
     chat: Chat | None = None
     requested_model: str = ""
     """`model` as the client sent it; that of `chat` is what it stands for."""
-    text: str = ""
+    routed: RoutedText = NO_TEXT
     """The text that was classified."""
     prediction: Prediction | None = None
     decision: Decision | None = None
@@ -158,7 +158,7 @@ class Trace:
         """Record an answer from the cache. No expert is called, so nothing is charged."""
         assert self.chat is not None
         self.status, self.reply = 200, reply
-        self.text, self.prediction, self.decision = routing_text(self.chat), answer.prediction, answer.decision
+        self.routed, self.prediction, self.decision = read_request(self.chat), answer.prediction, answer.decision
 
     @property
     def cached(self) -> CachedAnswer | None:
@@ -309,7 +309,7 @@ class Trace:
             stage=prediction.stage if prediction is not None else "",
             router=composition.router.version,
             config=registry.digest,
-            digest=hashlib.sha256(self.text.encode("utf-8", "replace")).hexdigest() if self.text else "",
+            digest=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() if (text := self.routed.text) else "",
             outcome=self.outcome,
             attempts=self.attempts.count,
             stream=self.chat.stream if self.chat else False,
@@ -326,7 +326,8 @@ class Trace:
             tenant=self.caller.tenant,
             key=self.caller.key,
             cost=self.cost,
-            prompt=self.text if registry.log.store_prompts and self.text else None,
+            prompt=self.routed.text or None if registry.log.store_prompts else None,
+            left_out=tuple(map(str, self.routed.left_out)) if registry.log.store_prompts else (),
             recipe=log.recipe if (log := self.recipe_log) else "",
             recipe_stop=log.stop if log else "",
             steps=tuple(map(recorded_call, log.calls)) if log else (),

@@ -55,7 +55,7 @@ def page() -> str:
 
 @cache
 def key_paths() -> frozenset[str]:
-    """The dotted path of every key, such as `policy.exploration.rate`; entries of lists have the list's path."""
+    """The dotted path of every key, such as `policy.exploration.rate`; entries of lists and mappings have its path."""
     schema = declaration_schema()
     found = set(schema["properties"])
     for path, model in _models(schema, schema, ""):
@@ -73,11 +73,12 @@ def _models(model: Schema, schema: Schema, path: str) -> Iterator[tuple[str, Sch
 
 
 def _model_of(value: Schema, schema: Schema) -> Schema | None:
-    """The section that a key holds, alone or in a list; None for a plain value."""
+    """The section that a key holds, alone, in a list or in a mapping; None for a plain value."""
     if (target := value.get("$ref")) is not None:
         found: Schema = schema["$defs"][target.rpartition("/")[2]]
         return found if "properties" in found else None
-    below = (*value.get("anyOf", ()), *((value["items"],) if "items" in value else ()))
+    items = (value["items"],) if "items" in value else ()
+    below = (*value.get("anyOf", ()), *items, *value.get("patternProperties", {}).values())
     return next((model for one in below if (model := _model_of(one, schema)) is not None), None)
 
 
@@ -126,7 +127,7 @@ def _plain_type(value: Schema, schema: Schema) -> str:
             return "[" + ", ".join(_type(part, schema) for part in parts) + "]"
         return f"list of {_type(value['items'], schema)}"
     if kind == "object":
-        return "mapping"
+        return "mapping" if _model_of(value, schema) is None else "mapping of section"
     return {"string": "text"}.get(kind or "string", str(kind)) + bounds(value)
 
 

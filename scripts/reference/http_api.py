@@ -21,7 +21,8 @@ The gateway serves the endpoints below. `GET /openapi.json` returns the same as 
 clients can be generated. Bodies are JSON and need `content-type: application/json`. Fields that the gateway does not
 know reach the expert unchanged. [Headers](headers.md) and [errors](errors.md) have pages of their own.
 
-If `access.keys` declares API keys, send one as `authorization: Bearer KEY` or `x-api-key: KEY`.
+If `access.keys` declares API keys, send one as `authorization: Bearer KEY`, `x-api-key: KEY` or
+`api-key: KEY`. A slash at the end of a path makes no difference.
 
 ## Common statuses
 
@@ -32,11 +33,12 @@ These statuses mean the same at every endpoint that returns them, unless its own
 _COMMON = ("400", "401", "403", "408", "413", "415", "421", "429", "431", "500")
 _MANY = 8
 """Most words that are listed as a type."""
+_HEALTH = "Health, metrics and schema"
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model APIs": ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/models"),
     "Decisions and feedback": ("/v1/route", "/v1/feedback"),
     "Documents": ("/v1/documents",),
-    "Health, metrics and schema": ("/health", "/metrics", "/openapi.json"),
+    _HEALTH: ("/health", "/metrics", "/openapi.json"),
     "Administration": ("/",),
 }
 """By title the beginnings of paths; the first that fits counts."""
@@ -49,6 +51,7 @@ def page() -> str:
     found: dict[str, list[str]] = {title: [] for title in _GROUPS}
     for path, item in openapi()["paths"].items():
         title = next(title for title, starts in _GROUPS.items() if path.startswith(starts))
+        title = _HEALTH if path == "/" else title
         found[title] += [_operation(method.upper(), path, operation) for method, operation in item.items()]
     groups = "".join(f"\n## {title}\n" + "".join(parts) for title, parts in found.items())
     return _PAGE.format(common=table(("status", "meaning"), _common().items()), groups=groups)
@@ -60,7 +63,8 @@ def paths() -> frozenset[str]:
 
 
 def _operation(method: str, path: str, operation: Schema) -> str:
-    parts = [f"\n### {method} {path}\n", sentence(operation["summary"]) + "\n", _scope(operation) + "\n"]
+    also = [operation["description"] + "\n"] if "description" in operation else []
+    parts = [f"\n### {method} {path}\n", sentence(operation["summary"]) + "\n", *also, _scope(operation) + "\n"]
     parameters = [_resolved(one) for one in operation.get("parameters", ())]
     if wished := [code(one["name"]) for one in parameters if one["in"] == "header"]:
         parts.append(f"Request headers: {', '.join(wished)}.\n")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
-from coe.core import Api
+from coe.core import Api, Prediction
 from coe.experts.http.sse import DONE, EVENT_STREAM
-from gateway.cache.answer import CachedAnswer, is_complete
+from gateway.cache import answer as cached_answer
+from gateway.cache.answer import CachedAnswer, CacheUse, CapturedBytes, is_complete
 from tests.recipes.members import answer, event, stream
 
 
@@ -64,6 +66,40 @@ def test_plain_answers(api: Api, body: bytes, complete: bool) -> None:
 )
 def test_streams(api: Api, body: bytes, complete: bool) -> None:
     assert is_complete(body, api=api, media_type=EVENT_STREAM, choices=1) is complete
+
+
+def test_the_number_of_choices_that_was_requested_is_not_allocated() -> None:
+    assert not is_complete(answer("x")[0], api="chat", media_type="application/json", choices=2**48)
+
+
+ENTRY = CachedAnswer(
+    "application/json", b"body", "a", "a", "code", 0.5, Prediction(np.ones(2, np.float32), "fast"), 3, 5
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("confidence", "x"), ("confidence", None), ("tokens", [1, "q"]), ("tokens", [1]), ("expert", 7), ("stage", None)],
+)
+def test_an_entry_with_a_value_of_another_type_is_not_read_as_an_answer(field: str, value: Any) -> None:
+    assert CachedAnswer.from_bytes(ENTRY.to_bytes()).body == b"body"
+    head, _, body = ENTRY.to_bytes().partition(b"\n")
+    with pytest.raises(ValueError, match="not a cached answer"):
+        CachedAnswer.from_bytes(orjson.dumps({**orjson.loads(head), field: value}) + b"\n" + body)
+
+
+def test_the_bytes_of_answers_on_their_way_are_bounded_for_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached_answer, "MAX_CAPTURED_BYTES", 10)
+    total = CapturedBytes()
+    first, second = (CacheUse(b"key", None, choices=1, total=total) for _ in range(2))
+    first.keep(b"123456")
+    second.keep(b"123")
+    second.keep(b"456")  # the second answer does not fit beside the first
+    assert (first.body, second.body, total.count) == (b"123456", None, 6)
+    second.keep(b"7")
+    assert (second.body, total.count) == (None, 6)
+    first.release()
+    assert total.count == 0
 
 
 @pytest.mark.parametrize("stored", [b"", b"{}\nbody", b"[]\n", b"\xff\n", b'{"media_type": "x"}'])

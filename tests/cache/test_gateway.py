@@ -15,6 +15,7 @@ from coe.errors import ExpertUnavailable
 from coe.learning.estimation.experience_loader import load_experience
 from coe.mapping.problem import declared_assignment
 from coe.records.feedback import Feedback
+from gateway.cache import redis as redis_cache
 from gateway.observability import observers
 from tests.access.samples import key_of
 from tests.cache.requests import ask, cached, uses
@@ -162,8 +163,9 @@ async def test_a_reload_and_a_promotion_change_the_key() -> None:
     ],
 )
 async def test_gateways_share_answers_as_far_as_they_would_decide_alike(
-    redis_url: str, changes: dict[str, Any], shared: bool
+    redis_url: str, changes: dict[str, Any], shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(redis_cache, "LOOKUP_TIMEOUT_SECONDS", 5.0)  # however busy the machine is
     store = {"store": redis_url}
     async with gateway_of(cached(cache=store), generalist=answer("fine")) as gateway:
         assert await uses(gateway, {}) == ["miss"]
@@ -197,6 +199,29 @@ async def test_a_recipes_answer_is_cached_with_its_member_and_teaches_its_arm() 
         miss, hit = gateway.records
         assert (miss.expert, hit.expert) == ("careful@2", "careful@2")
         assert (hit.steps, hit.recipe, hit.cost) == ((), "", 0.0)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_answer_of_a_fuse_is_stored_unless_one_of_its_panel_failed(streamed: bool) -> None:
+    declared = cached(recipes=[{"name": "council", "fuse": ["coder", "painter"], "by": "generalist"}])
+    body = {"model": "council", "stream": streamed}
+    written = stream("9") if streamed else answer("9")
+    async with gateway_of(declared, coder=answer("7"), painter=answer("8"), generalist=written) as gateway:
+        assert await uses(gateway, body, body) == ["miss", "hit"]
+    down = ExpertUnavailable("down", expert="painter")
+    async with gateway_of(declared, coder=answer("7"), painter=down, generalist=written) as gateway:
+        assert await uses(gateway, body, body) == ["miss", "miss"]
+        assert gateway.records[0].recipe_stop == "last_step"
+
+
+async def test_an_observer_that_fails_does_not_keep_the_others_from_the_request() -> None:
+    def failing(trace: object) -> None:
+        raise RuntimeError("a defect")
+
+    seen: list[object] = []
+    async with gateway_of(cached(), observers=(failing, seen.append), generalist=answer("fine")) as gateway:
+        assert await uses(gateway, {}, {}) == ["miss", "hit"]
+    assert len(seen) == 2
 
 
 async def test_an_unverified_answer_is_not_stored() -> None:

@@ -16,6 +16,8 @@ _METRIC = re.compile(r"(coe_[a-z_]+)(\{.*\})?")
 _VARIABLE = re.compile(r"(COE_[A-Z_]+)(=.*)?")
 _KEY = re.compile(r"([a-z_]+)((?:\.[a-z_]+)+)(: .*)?")
 _PATH = re.compile(r"(?:coe|gateway|routers|scripts|tests|deploy|benchmarks|docs|examples)/[\w./-]+")
+_POINT = re.compile(r"coe/(NAME|fast|best)")
+"""Model names of operating points, in examples."""
 _SUFFIX = re.compile(r"\.(md|py|json|yaml|yml|toml|txt|sqlite|sock|css|js|html|svg|parquet|jsonl|csv|conf|log)$")
 
 
@@ -29,7 +31,7 @@ def mistakes(text: str) -> Iterator[str]:
         yield f"no metric {metric[1]}"
     elif (variable := _VARIABLE.fullmatch(text)) and variable[1] not in environment.names():
         yield f"no variable {variable[1]}"
-    elif _PATH.fullmatch(text) and not (ROOT / text).exists():
+    elif _PATH.fullmatch(text) and not _POINT.fullmatch(text) and not (ROOT / text).exists():
         yield f"no {text} in the repository"
     elif (key := _KEY.fullmatch(text)) and key[1] in _sections() and not _SUFFIX.search(text):
         yield from _key(f"{key[1]}{key[2]}")

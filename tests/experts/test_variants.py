@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from aiohttp import web
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.core import Api, Call
+from coe.core import Api, Call, Prediction
 from coe.errors import ConfigError, ExpertUnavailable
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.experts.litellm.translation import litellm_arguments
+from coe.mapping.problem import declared_assignment
 from coe.registry import Registry, load
+from coe.routing.decision import decide
+from tests.decisions import chat_of
 from tests.experts.other_apis import SAMPLES
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.recipes.members import answer, stream
@@ -192,7 +197,8 @@ async def test_a_pinned_variant_refuses_a_request_that_contradicts_it(fields: di
         response = await ask(gateway, **fields)
         assert not gateway.experts["coder"].calls
     assert response.status == 400
-    assert response.error["message"] == f"coder:low sets {field} to another value than the request"
+    remedy = f"leave {field} out of the request, or request 'coder'"
+    assert response.error["message"] == f"coder:low sets {field} to another value than the request; {remedy}"
 
 
 async def test_equal_or_null_values_do_not_contradict_a_variant() -> None:
@@ -219,6 +225,36 @@ async def test_a_category_may_be_assigned_to_a_variant_and_a_contradicting_reque
         assert gateway.experts["coder"].calls[0].parameters == VARIANTS[0]["parameters"]
     assert (routed.headers["x-coe-expert"], routed.headers["x-coe-variant"]) == ("coder", "low")
     assert elsewhere.headers.get("x-coe-variant") != "low"
+
+
+async def test_the_expert_answers_what_its_assigned_variant_cannot_take() -> None:
+    registry = declared(assignment={"code": "generalist", "art": "painter", "general": "coder:low"})
+    async with gateway_of(registry) as gateway:
+        body = {"model": "auto", "messages": [{"role": "user", "content": "general"}], "max_tokens": 100}
+        response = await gateway.post(PATHS["chat"], orjson.dumps(body))
+        (record,) = gateway.records
+    assert (record.expert, record.reason) == ("coder", "routed")
+    assert "x-coe-variant" not in response.headers
+
+
+def test_a_plan_that_allows_a_variant_only_falls_back_on_its_expert() -> None:
+    registry = declared()
+    names = registry.single_names
+    assignment = declared_assignment(registry, ("code", "art", "general"))
+    only = np.where(np.array(names) == "coder:low", 0.7, -np.inf)
+    assignment = replace(assignment, quality=np.tile(only, (3, 1)))
+    prediction = Prediction(np.array([0.8, 0.1, 0.1], np.float32), "fast")
+    chat = replace(chat_of("x"), fields={"max_tokens": 100})
+    found = decide(chat, prediction, registry=registry, assignment=assignment)
+    assert (found.expert, found.utility[0]) == ("coder", pytest.approx(0.7))
+
+
+async def test_a_recipe_refuses_a_request_that_contradicts_a_variant_of_it() -> None:
+    registry = declared(recipes=[{"name": "panel", "vote": ["coder:low", "painter"]}])
+    async with gateway_of(registry, coder=answer("7"), painter=answer("7")) as gateway:
+        response = await ask(gateway, "panel", max_tokens=100)
+    assert response.status == 400
+    assert "leave max_tokens out of the request, or request 'coder'" in response.json["error"]["message"]
 
 
 async def test_after_a_failure_no_other_arm_of_the_same_expert_is_called() -> None:

@@ -37,6 +37,9 @@ WITH_BODIES = (
     "/v1/artifacts/router/promote",
     "/v1/experts/check",
     "/v1/map/solve",
+    *(f"/openai/v1/{name}" for name in ("chat/completions", "completions", "responses", "embeddings")),
+    *(f"/openai/deployments/auto/{name}" for name in ("chat/completions", "completions", "embeddings")),
+    "/openai/responses",
 )
 APP = "https://app.example.com"
 ALLOWED = registry_of(access={"allowed_origins": [APP]})
@@ -65,7 +68,10 @@ async def test_every_endpoint_with_a_body_is_tried_above() -> None:
         routes = (route for route in gateway.app.routes if isinstance(route, Route))
         posts = {route.path for route in routes if "POST" in (route.methods or ())}
     others = {"/v1/documents", "/v1/documents/search", "/v1/records/{id}/decision"}  # need a store; has no body
-    tried = {path.replace("/router/", "/{kind}/") for path in WITH_BODIES}
+    tried = {
+        path.replace("/router/", "/{kind}/").replace("/deployments/auto/", "/deployments/{model:path}/")
+        for path in WITH_BODIES
+    }
     assert posts - others == tried
 
 

@@ -64,7 +64,7 @@ def test_the_servers_own_words_stand_without_the_traceback_it_puts_among_them(
 
 @pytest.mark.anyio
 async def test_a_bug_in_an_endpoint_is_in_the_log(written: Lines, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.endpoints.models._model", lambda _: 1 / 0)
+    monkeypatch.setattr("gateway.endpoints.models._model", lambda *_: 1 / 0)
     async with gateway_of() as gateway:
         with pytest.raises(ZeroDivisionError):
             await gateway.post("/v1/models", method="GET")

@@ -56,9 +56,9 @@ def test_traces_name_the_paths_that_there_are() -> None:
 def test_security_is_stated_only_where_keys_are_declared() -> None:
     free, keyed = document(registry_of()), document(declared(KEY))
     assert "securitySchemes" not in free["components"]
-    assert set(keyed["components"]["securitySchemes"]) == {"bearer", "apiKey"}
+    assert set(keyed["components"]["securitySchemes"]) == {"bearer", "apiKey", "azureKey"}
     for path, operation in ((path, one) for path, item in keyed["paths"].items() for one in item.values()):
-        assert ("security" in operation) != (path in ("/health/live", "/health/ready", "/openapi.json"))
+        assert ("security" in operation) != (path in ("/", "/health", "/health/live", "/health/ready", "/openapi.json"))
     assert KEY not in orjson.dumps(keyed).decode()
 
 

@@ -66,8 +66,8 @@ async def test_a_judge_gets_a_bounded_request_of_its_own() -> None:
     ("script", "outcome"),
     [
         (ExpertTimeout("slow", expert="referee"), "timeout"),
-        (answer("It is fine."), "unreadable"),
-        (answer("9", finish="length"), "unreadable"),
+        (answer("It is fine."), "ungraded"),
+        (answer("9", finish="length"), "ungraded"),
     ],
 )
 async def test_without_a_grade_agreement_decides_and_the_record_says_so(script: object, outcome: str) -> None:
@@ -185,6 +185,14 @@ def test_the_logistic_finds_the_rate_of_right_answers_of_each_grade() -> None:
         ("-3", None),
         ("good", None),
         ("", None),
+        ("8 out of 10", "8"),
+        ("Score (out of 10): 7", None),
+        ("On a scale from 0 to 10, I grade this 9", None),
+        ("2+2=4 is correct. 10", None),
+        ("3/4", None),
+        ("1e9", None),
+        ("50 %", None),
+        ("5 %", None),
     ],
 )
 def test_a_grade_is_one_integer(text: str, grade: str | None) -> None:

@@ -64,13 +64,38 @@ def test_any_json_counts_for_a_schema_that_cannot_be_checked(schema: Any) -> Non
     assert not reads(demanded(schema), "z")
 
 
-def test_a_schema_that_doubles_at_each_reference_is_not_expanded() -> None:
-    """Expanding or checking it would take 2^60 steps."""
-    twice = {
-        f"d{depth}": {"allOf": [{"$ref": f"#/$defs/d{depth + 1}"}, {"$ref": f"#/$defs/d{depth + 1}"}]}
+def doubling(name: str, extra: dict[str, Any]) -> dict[str, Any]:
+    """A schema each of whose 60 parts refers twice to the next one: checking it takes 2^60 steps."""
+    parts = {
+        name.format(depth).replace("%61", "a"): {"allOf": [{"$ref": f"#/$defs/{name.format(depth + 1)}"}] * 2, **extra}
         for depth in range(60)
     }
-    assert reads(demanded({"$ref": "#/$defs/d0", "$defs": {**twice, "d60": {"type": "object"}}}), "{}")
+    last = {name.format(60).replace("%61", "a"): {"type": "object"}}
+    return {"$ref": f"#/$defs/{name.format(0)}", "$defs": {**parts, **last}}
+
+
+@pytest.mark.parametrize("name", ["d{}", "%61{}"])
+def test_a_schema_that_doubles_at_each_reference_is_not_checked(name: str) -> None:
+    assert reads(demanded(doubling(name, {})), "{}")
+
+
+def test_references_below_a_part_with_an_id_of_its_own_are_not_followed() -> None:
+    """There `#/$defs` is another place, with the doubling parts, than at the root."""
+    harmless: dict[str, Any] = {f"d{depth}": {} for depth in range(61)}
+    inner = {"$id": "http://inner.example/schema", **doubling("d{}", {})}
+    assert reads(demanded({"allOf": [inner], "$defs": harmless}), "{}")
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"enum": [f"v{number}" for number in range(6000)]}, '"other"'),
+        ({"anyOf": [{"const": number} for number in range(2000)]}, f'"{"x" * 10_000}"'),
+    ],
+)
+def test_a_check_that_takes_long_is_left_out(schema: dict[str, Any], text: str) -> None:
+    assert reads(demanded(schema), text)
+    assert not reads(demanded({"enum": ["v1"]}), '"other"')
 
 
 def test_a_schema_as_deep_as_json_allows_is_not_checked() -> None:

@@ -179,6 +179,14 @@ async def test_a_draft_has_a_largest_length_in_any_context() -> None:
     assert 19_000 < len(last_text(b)) < 21_000
 
 
+async def test_a_limit_that_the_client_replaces_keeps_no_room() -> None:
+    a, b = members(a=answer("X"), b=answer("Y"))
+    log = RecipeLog()
+    expert = writing(a, b, spec={"context_length": 1000, "parameters": {"max_tokens": 900}}, **CHAIN)
+    await bytes_of(await expert.stream(asking(log, max_completion_tokens=100)))
+    assert [call.drafts for call in log.calls] == [0, 1]
+
+
 async def test_without_room_for_drafts_the_last_step_answers_from_the_conversation_alone() -> None:
     a, b = members(a=answer("X"), b=answer("Y"))
     log = RecipeLog()

@@ -166,6 +166,8 @@ class _Run:
         stop = await calls.settle([grading])
         if stop or grading.answer is None:
             calls.raise_defect()
+            if grading.complete:
+                grading.log.outcome = "ungraded"
             return goes_on, stop
         grade = float(grading.answer)
         rule = self._recipe.policy.steps[number].graded

@@ -6,6 +6,7 @@ loaded, and a schema that is recursive or large when its references are expanded
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,10 +14,10 @@ import orjson
 
 from coe.experts.recipes.draft import FinalAnswer
 
-MAX_SCHEMA_NODES = 2000
-"""Objects and lists of a schema once its references are expanded, up to which it is checked."""
-MAX_CHECKED_CHARACTERS = 256 * 1024
-"""Characters of an answer up to which it is checked against the schema."""
+MAX_SCHEMA_NODES = 5000
+"""Values of a schema once its references are expanded, up to which it is checked."""
+MAX_CHECK_WORK = 4_000_000
+"""Values of the schema times characters of the answer, up to which it is checked: about 30 ms."""
 
 Check = Callable[[Any, int], bool]
 """Returns whether a JSON value of so many characters has the demanded form."""
@@ -56,29 +57,34 @@ def _schema_check(schema: Any) -> Check:
     import jsonschema_rs
 
     try:
-        if not isinstance(schema, dict) or _expanded_size(schema, schema, (), MAX_SCHEMA_NODES) > MAX_SCHEMA_NODES:
+        nodes = _expanded_size(schema, schema, (), MAX_SCHEMA_NODES) if isinstance(schema, dict) else math.inf
+        if nodes > MAX_SCHEMA_NODES:
             return lambda value, size: True
         validator = jsonschema_rs.validator_for(schema, offline=True, pattern_options=jsonschema_rs.RegexOptions())
     except (ValueError, RecursionError, jsonschema_rs.ReferencingError):  # invalid, too deep, or needs backtracking
         return lambda value, size: True
-    return lambda value, size: size > MAX_CHECKED_CHARACTERS or validator.is_valid(value)
+    return lambda value, size: nodes * size > MAX_CHECK_WORK or validator.is_valid(value)
 
 
 def _expanded_size(node: Any, root: Mapping[str, Any], path: tuple[str, ...], limit: int) -> int:
-    """Count the objects and lists of a schema with its references expanded, up to the first number above `limit`.
+    """Count the values of a schema with its references expanded, up to the first number above `limit`.
 
-    A reference inside its own target, or one that is not to a place in the schema, counts as more than the limit.
+    References that this function might resolve otherwise than the validator does count as more than the limit: those to
+    no place in the schema, inside their own target, with escapes of URLs, or below a part with an id of its own.
     """
-    if limit < 0 or not isinstance(node, dict | list):
-        return 0
+    if not isinstance(node, dict | list):
+        return 1
     size = 1
     for child in node.values() if isinstance(node, dict) else node:
         size += _expanded_size(child, root, path, limit - size)
         if size > limit:
             return size
-    if isinstance(node, dict) and any(key in node for key in ("$dynamicRef", "$recursiveRef")):
+    if isinstance(node, list):
+        return size
+    has_own_base = node is not root and any(isinstance(node.get(key), str) for key in ("$id", "id"))
+    if has_own_base or "$dynamicRef" in node or "$recursiveRef" in node:
         return limit + 1
-    if isinstance(node, dict) and isinstance(reference := node.get("$ref"), str):
+    if isinstance(reference := node.get("$ref"), str):
         target = None if reference in path else _target(reference, root)
         if target is None:
             return limit + 1
@@ -87,8 +93,8 @@ def _expanded_size(node: Any, root: Mapping[str, Any], path: tuple[str, ...], li
 
 
 def _target(reference: str, root: Mapping[str, Any]) -> Any:
-    """Return the part of the schema that a JSON pointer names; None if there is none."""
-    if not reference.startswith("#/"):
+    """Return the part of the schema that a JSON pointer names; None if there is none, or it has escapes of URLs."""
+    if not reference.startswith("#/") or "%" in reference:
         return None
     found: Any = root
     for part in reference[2:].split("/"):

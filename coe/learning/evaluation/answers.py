@@ -14,8 +14,8 @@ from coe.core import Call, Expert, MemberCall, RecipeLog
 from coe.errors import ExpertError, ExpertInvalidResponse, ExpertRejected, ExpertUnavailable
 from coe.registry import Prices
 
-_HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score"}
-"""For an expert behind the gateway: add no passages, and do not count the request as a user's."""
+_HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score", "x-coe-cache": "off"}
+"""For an expert behind the gateway: add no passages, call the expert, and do not count the request as a user's."""
 
 _ANSWERED = ("answered", "unreadable", "unverified")
 _FINAL = ("rejected", "unsupported")

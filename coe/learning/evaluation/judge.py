@@ -13,7 +13,7 @@ from typing import Any
 from coe.core import Expert
 from coe.errors import ExpertInvalidResponse
 from coe.learning.evaluation.answers import RetryLimits, request_answer
-from coe.routing.classification import shorten
+from coe.routing.request_text import shorten
 
 MAX_ATTEMPTS = 3
 """Requests to a judge that gives no verdict."""

@@ -19,7 +19,7 @@ from coe.experts.recipes.numbers import unclear
 from coe.experts.recipes.wording import normalised
 from coe.learning.evaluation import checkers
 from coe.learning.evaluation.tables import numbered_rows
-from coe.routing.classification import routing_text
+from coe.routing.request_text import routing_text
 
 Checker = Literal["exact", "choice", "numeric", "contains", "code", "judge"]
 CHECKERS: tuple[str, ...] = get_args(Checker)

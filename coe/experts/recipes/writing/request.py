@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from coe.experts.api_formats import applicable_defaults
 from coe.registry import ExpertSpec
 from coe.registry.specs import DRAFTS_CONTEXT_SHARE
 
@@ -94,7 +95,8 @@ def sealed(texts: Sequence[tuple[str, str]]) -> str:
 
 def _room(fields: Fields, instruction: str, member: ExpertSpec) -> float:
     """Return the tokens that the context of `member` has left for earlier answers."""
-    context, limits = member.context_length, {**member.parameters, **fields}
+    context = member.context_length
+    limits = {**applicable_defaults(member.parameters, fields), **fields}
     asked = max([value for name in _LENGTHS if isinstance(value := limits.get(name), int | float)], default=0)
     written = asked or context * DRAFTS_CONTEXT_SHARE
     read = sum(_content_tokens(message.get("content")) for message in fields["messages"])

@@ -1,0 +1,130 @@
+"""Wording of a request: whether it has a topic of its own, is only a nudge to go on, or starts with an instruction.
+
+Word lists decide, in English with the commonest forms of other languages. All functions read a bounded number of
+characters.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_CHARACTERS = 600
+"""Characters that these functions read. A longer text is no nudge."""
+MIN_TOPIC_WORDS = 2
+"""Words with a meaning of their own from which on a request is understood without its context."""
+MIN_UNSPACED_CHARACTERS = 5
+"""Length from which on a run of Chinese, Japanese or Thai characters counts as several words."""
+MAX_COURTESY_CHARACTERS = 80
+MIN_LONG_NUDGE_WORDS = 12
+MAX_FOREIGN_SHARE = 0.12
+"""Share of words outside the lists up to which a longer message is still a nudge."""
+
+_WORD = re.compile(r"[^\W\d_]+")
+_FORMULA = re.compile(r"\w\s{0,2}[=+*/^]\s{0,2}\d|\d\s{0,2}[-+*/^=]\s{0,2}\w")
+_UNSPACED = re.compile(rf"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]{{{MIN_UNSPACED_CHARACTERS}}}")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_FUNCTION_WORDS = _words("""
+    a about above after again all also am an and another any anything are as at back be because been before being below
+    best better between both but by can cannot could d did do does doing don done down each either else end even every
+    everything few first for from further get give given go going good got had has have having he help her here him his
+    how i if in into is isn it its itself just keep last later least less let like ll look lot m make making many may
+    maybe me mine more most much must my need needs never new next no none nor not nothing now of off ok okay on once
+    one only or other others our out over own part please put rather re really right s same second see shall she should
+    show since so some something still such sure t take tell than thank thanks that the their them then there these they
+    thing things third this those though through till to too try two under until up us use used using ve very via want
+    wants was way we well were what when where whether which while who whom whose why will with without won work works
+    working would wrong yes yet you your yours
+    """)
+"""Words without a meaning of their own, as in "what is wrong with this?"."""
+
+_HANDLING_WORDS = _words("""
+    add answer attached bit change changes check choose clear code complete consider content contents correct correctly
+    data describe detail details document documents example examples explain explanation file files fix fixed following
+    format happen happens hello hey hi idea improve input issue line lines long longer mean means message option output
+    paragraph paste pasted point points problem prompt question questions quickly read redo repeat reply request result
+    results return rewrite run say says sentence short shorter shorten simple simpler solve source step steps summarise
+    summarize summary task tasks text think understand update version word words write
+    """)
+"""Words for handling whatever the context is about, as in "summarise the following text"."""
+
+_PROCESS_WORDS = _words("""
+    abort action actions agent all allowed already approach appropriate ask asked asking assistance assume automatically
+    autonomously available blocked call called calling calls carry carrying claim command commands completed completely
+    completing conclude continue continued continuing current currently decide directly empty ensure environment error
+    errors execute execution failed fails fetch final finish finished finishing forget forgot function functions goal
+    hand human important incomplete instead instruction instructions interaction interrupted invoke item items iteration
+    limit list lists mark marked missing move note objective onward onwards parse pending plan previous proceed
+    proceeding progress provide reached reason receive received recently remaining remember reminder remind requested
+    required resume retry solved state status stop stopped stopping stuck submit suitable tool tools track tracking turn
+    turns todo todos unfinished updated updating user valid verify wait yourself alright begin cool fine great perfect
+    start yeah yep yup weiter mach fortfahren bitte nochmal ja genau danke continuez continuer continua continue vas oui
+    encore merci sigue seguir adelante si gracias prosegui avanti ancora grazie continuar siga sim obrigado verder ga ja
+    doorgaan 继续 请继续 好的 是的 谢谢 続けて はい 続き 계속 네 продолжай продолжайте дальше да спасибо
+    """)
+"""Words about carrying on with a task, as a user or an agent's harness writes them between two steps."""
+
+_INSTRUCTIONS = _words("""
+    add analyse analyze answer arrange brainstorm build calculate change check classify clean compare complete compose
+    compute continue convert correct count create critique debug define delete deploy derive describe design detect
+    determine develop discuss draft draw edit evaluate examine expand explain extend extract find fix format generate
+    give highlight identify implement improve interpret label list make match name merge move optimise optimize outline
+    paraphrase plan polish predict prepare prove proofread propose provide rank rate read recommend refactor remove
+    rename rephrase replace review revise rewrite run roleplay score shorten show simplify solve sort split state
+    suggest summarise summarize teach tell transcribe transform translate turn use verify write übersetze übersetz
+    schreibe schreib erkläre fasse korrigiere traduis traduisez traduire écris écrivez explique résume corrige traduce
+    traduzca traducir escribe escriba explica resume traduci scrivi spiega riassumi traduza escreva explique resuma
+    vertaal schrijf 翻译 переведи напиши
+    """)
+"""First words of an instruction, after courtesies."""
+
+_TRANSLATIONS = _words(
+    "translate übersetze übersetz traduis traduisez traduire traduce traduzca traducir traduci traduza vertaal"
+)
+_POINTERS = _words("this that it these those them")
+_COURTESIES = _words("please can could would will you i want need to help me kindly now hey hi hello bitte")
+_TOPICLESS = _FUNCTION_WORDS | _HANDLING_WORDS
+_NUDGING = _TOPICLESS | _PROCESS_WORDS
+
+
+def has_topic(text: str) -> bool:
+    """True if a request is understood without its context: two words with a meaning of their own, or a formula.
+
+    A translation is one too, whatever is translated.
+    """
+    if _instruction(text) in _TRANSLATIONS:
+        return True
+    text = text[:MAX_CHARACTERS].lower()
+    words = set(_WORD.findall(text)) - _NUDGING
+    return len(words) >= MIN_TOPIC_WORDS or any(found.search(text) for found in (_FORMULA, _UNSPACED))
+
+
+def refers_to_context(text: str) -> bool:
+    """True if a short request is about something that it does not name, as in "clean up the imports"."""
+    words = set(_WORD.findall(text[:MAX_CHARACTERS].lower()))
+    return not words.isdisjoint(_POINTERS) or ("the" in words and is_instruction(text))
+
+
+def is_nudge(text: str) -> bool:
+    """True if a message only asks to go on with the task at hand."""
+    if len(text) > MAX_CHARACTERS:
+        return False
+    words = _WORD.findall(text.lower())
+    foreign = sum(word not in _NUDGING for word in words)
+    return foreign == 0 or (len(words) >= MIN_LONG_NUDGE_WORDS and foreign <= MAX_FOREIGN_SHARE * len(words))
+
+
+def is_instruction(text: str) -> bool:
+    """True if a text starts with what to do, after courtesies."""
+    return bool(_instruction(text))
+
+
+def _instruction(text: str) -> str:
+    """The first word after courtesies if it is an instruction, or else an empty text."""
+    words = _WORD.findall(text[:MAX_COURTESY_CHARACTERS].lower())
+    first = next((word for word in words if word not in _COURTESIES), "")
+    return first if first in _INSTRUCTIONS and words[0] != "to" else ""

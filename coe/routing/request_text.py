@@ -1,0 +1,176 @@
+"""The text of a chat that is routed: what the user asks for, without what a client or an agent's harness added.
+
+`read_request` is pure. It takes the last user message with a request first, shortens older ones, adds the head of the
+system prompt if the request says little, and bounds the length. `message_parts` splits each message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from coe.core import Chat
+from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, MessageParts, split_message
+from coe.routing.phrases import has_topic, is_instruction, is_nudge, refers_to_context
+
+MAX_LAST_TURN_CHARACTERS = 3000
+"""Length of the last request. A longer one keeps its head and its tail, where the request usually is."""
+MAX_OLDER_TURN_CHARACTERS = (400, 200, 100)
+"""Length of the requests before it, newest first. A follow-up such as "and in Python?" needs them."""
+MAX_SYSTEM_PROMPT_CHARACTERS = 200
+"""Head of the system prompt, which says what the application is for. Its tail is often about format or the session."""
+MIN_USER_CHARACTERS = 40
+"""With less user text and no topic, the system prompt is included. Otherwise it would only blur the request."""
+MAX_MATERIAL_CHARACTERS = 1200
+"""Length of the material of a request without a topic, such as "summarise this". With one, the material is left out:
+even 100 characters of it decided most predictions."""
+MAX_LEFT_OUT = 40
+"""Parts that are reported, of the newest messages first."""
+MAX_NEWEST_TURNS, MAX_OLDEST_TURNS = 40, 10
+"""User messages that are read from either end of a chat. An agent's task is often the first of hundreds."""
+
+
+REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "block": "a block between tags",
+        "file": "a file or fenced text",
+        "quote": "quoted lines",
+        "tool result": "a tool's result, sent as the user's message",
+        "environment": "lines about the date, the folder or the system",
+        "document": "a document of instructions",
+        "history": "a quoted conversation",
+        "scaffold": "labels of an agent's prompt",
+        "material": "the text that an instruction is about",
+        "nudge": "a request to go on with the task",
+        "blank": "no text",
+    }
+)
+"""What each kind of part is."""
+
+MAX_READ_CHARACTERS = 100_000
+"""Characters of user messages that are searched for parts in a chat; its first one is searched in any case."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A part of a user message that does not count as the request.
+
+    `message` is the index of the message, `kind` a key of REASONS, `name` the tag or label, and `characters` the
+    length. With `shortened`, the head of the part is in the routed text after the request, which has no topic.
+    """
+
+    message: int
+    kind: str
+    name: str
+    characters: int
+    shortened: bool = False
+
+    def __str__(self) -> str:
+        what = f"{self.kind} {self.name}".strip()
+        how = "shortened" if self.shortened else "left out"
+        return f"message {self.message}: {what} {how}, {self.characters} characters"
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedText:
+    """The text for the router, about 5,000 characters at most, and what it leaves out."""
+
+    text: str
+    left_out: tuple[LeftOut, ...] = ()
+
+
+NO_TEXT = RoutedText("")
+
+
+def routing_text(chat: Chat) -> str:
+    """Return the text for the router."""
+    return read_request(chat).text
+
+
+def read_request(chat: Chat) -> RoutedText:
+    """Return the text for the router and what it leaves out."""
+    limits = iter((MAX_LAST_TURN_CHARACTERS, *MAX_OLDER_TURN_CHARACTERS))
+    texts: list[str] = []
+    left_out: list[LeftOut] = []
+    limit = next(limits)
+    turns = _user_turns(chat)
+    for index in turns:
+        text = chat.messages[index].text
+        parts = split_message(text)
+        if reason := _no_request(parts, is_older=bool(texts), is_only=len(turns) == 1):
+            left_out += _all_left_out(index, text, parts, reason)
+            continue
+        material = _material_of(parts, is_older=bool(texts))
+        left_out += [
+            LeftOut(index, cut.kind, cut.name, cut.characters, shortened=bool(material) and cut.is_material)
+            for cut in parts.cuts
+        ]
+        texts += [shorten(parts.request, limit), material] if material else [shorten(parts.request, limit)]
+        if (limit := next(limits, 0)) == 0:
+            break
+    if not texts:
+        texts, left_out = [_last_turn(chat)], []
+    if sum(map(len, texts)) < MIN_USER_CHARACTERS and _needs_system_prompt("\n".join(texts)):
+        system = [message for message in chat.messages[:1] if message.role != "user"]
+        texts += [message.text[:MAX_SYSTEM_PROMPT_CHARACTERS] for message in system]
+    return RoutedText("\n".join(text for text in texts if text), tuple(left_out[:MAX_LEFT_OUT]))
+
+
+def _needs_system_prompt(text: str) -> bool:
+    return refers_to_context(text) or not has_topic(text)
+
+
+def _user_turns(chat: Chat) -> list[int]:
+    """Indexes of the user messages to read, newest first."""
+    turns = [index for index, message in enumerate(chat.messages) if message.role == "user" and message.text]
+    turns.reverse()
+    if len(turns) > MAX_NEWEST_TURNS + MAX_OLDEST_TURNS:
+        turns = turns[:MAX_NEWEST_TURNS] + turns[-MAX_OLDEST_TURNS:]
+    if chat.characters <= MAX_READ_CHARACTERS:
+        return turns
+    read, total = [], 0
+    for index in turns[:-1]:
+        read.append(index)
+        total += min(len(chat.messages[index].text), MAX_MESSAGE_CHARACTERS)
+        if total > MAX_READ_CHARACTERS:
+            break
+    return read + turns[-1:]
+
+
+def _no_request(parts: MessageParts, *, is_older: bool, is_only: bool) -> str:
+    """Why a message does not count; empty if it does."""
+    if not parts.request:
+        return parts.cuts[0].kind if parts.cuts else "blank"
+    if (
+        is_older
+        and sum(cut.characters for cut in parts.cuts) > len(parts.request)
+        and not is_instruction(parts.request)
+    ):
+        return parts.cuts[0].kind  # an announcement of files, for example
+    return "nudge" if not is_only and not parts.material and is_nudge(parts.request) else ""
+
+
+def _all_left_out(index: int, text: str, parts: MessageParts, reason: str) -> list[LeftOut]:
+    cuts = [LeftOut(index, cut.kind, cut.name, cut.characters) for cut in parts.cuts]
+    return [*cuts, LeftOut(index, reason, "", len(parts.request))] if parts.request or not cuts else cuts
+
+
+def _material_of(parts: MessageParts, *, is_older: bool) -> str:
+    if is_older or not parts.material or has_topic(parts.request):
+        return ""
+    return shorten("\n".join(part[:MAX_MATERIAL_CHARACTERS] for part in parts.material), MAX_MATERIAL_CHARACTERS)
+
+
+def _last_turn(chat: Chat) -> str:
+    """The last user message, whole: nothing in the chat looks like a request."""
+    text = next((message.text for message in reversed(chat.messages) if message.role == "user" and message.text), "")
+    return shorten(text, MAX_LAST_TURN_CHARACTERS)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut a text to about `limit` characters: two thirds from the head, one third from the tail."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: limit - tail]}\n{text[-tail:]}"

@@ -1,0 +1,221 @@
+"""The routed text of a chat: the user's request without what clients and agents add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks.boilerplate import chat_of
+from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, MODULE, PROJECT, WRAPPERS, Messages, opencode, user
+from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, split_message
+from coe.routing.phrases import has_topic, is_instruction, is_nudge, refers_to_context
+from coe.routing.request_text import MAX_LEFT_OUT, REASONS, read_request, routing_text
+
+HAIKU = "Write a haiku about rain."
+LONG = "Compare the tax treatment of two ways to sell a small family business, with the risks of each of them."
+
+
+def text_of(message: str) -> str:
+    return routing_text(chat_of([user(message)]))
+
+
+def kinds_of(message: str) -> list[str]:
+    return [part.kind for part in read_request(chat_of([user(message)])).left_out]
+
+
+@pytest.mark.parametrize("prompt", [HAIKU, LONG, "What are the side effects of metformin?", "Solve 3x + 4 = 25 for x."])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_request_is_found_in_what_a_client_wraps_around_it(name: str, prompt: str) -> None:
+    assert routing_text(chat_of(WRAPPERS[name](prompt))) == prompt
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        (f"<system-reminder>\nrun the linter\n</system-reminder>\n{HAIKU}", "block"),
+        (f'{HAIKU}\n<recent_files count="2">\na.py\n</recent_files>', "block"),
+        (f"<INSTRUCTIONS>\n{PROJECT}</INSTRUCTIONS>\n\n{HAIKU}", "block"),
+        (f"<env>\nlinux\n</env><task>{HAIKU}</task>", "block"),
+        (f"src/steps.ts\n```ts\n{MODULE}\n```\n{HAIKU}", "file"),
+        (f"{HAIKU}\n~~~\nverbatim\n```\nstill verbatim\n~~~", "file"),
+        (f"> on Monday you wrote\n> about the invoice\n{HAIKU}", "quote"),
+        (f"Today's date: 2026-11-20\n{HAIKU}", "environment"),
+        (f"On branch main\n?? notes.txt\n{HAIKU}", "environment"),
+        (f"├── src\n│   └── app.py\n{HAIKU}", "environment"),
+        (f"User: fix my build\nAssistant: done\nUser: {HAIKU}", "history"),
+        (f"Task: {HAIKU}\nThought: I should\nAction: search", "scaffold"),
+        (f"Contents of AGENTS.md:\n\n{PROJECT}\n{PROJECT}\n{HAIKU}", "document"),
+        (f"{HAIKU}\n\n{LEAFLET}", "material"),
+        (f"{LEAFLET}\n\n{HAIKU}", "material"),
+    ],
+)
+def test_each_structure_is_left_out_and_named(message: str, kind: str) -> None:
+    assert text_of(message) == HAIKU
+    assert kind in kinds_of(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "<system-reminder>\nrun the linter\n</system-reminder>",
+        "Observation: my tomato plants have yellow leaves",
+        "```\nprint(1)\n```",
+        "> only a quote",
+        "continue",
+        f"{PROJECT}{PROJECT}",
+        "<div>\n<p>centre this</p>\n</div>",
+        "<system-reminder> without an end, and a request",
+        "# Title\n\nShort text\n\n## Part\n\nThe end of it.",
+        "Dear all:\n\n" + "The meeting about the new office is on Monday in the large room. " * 8,
+    ],
+)
+def test_a_message_without_a_request_beside_its_parts_is_routed_whole(message: str) -> None:
+    assert text_of(message) == message.strip()
+
+
+def test_a_request_without_a_topic_is_routed_with_the_head_of_its_material() -> None:
+    assert text_of(f"Explain this to me:\n\n{CONTRACT}").startswith("Explain this to me:\n\nThe tenant")
+    routed = read_request(chat_of([user(f"<document>\n{LEAFLET}\n</document>\nSummarise the text")]))
+    assert routed.text.startswith("Summarise the text\n\nDo not take these tablets")
+    assert [(part.name, part.shortened) for part in routed.left_out] == [("document", True)]
+    assert str(routed.left_out[0]) == f"message 0: block document shortened, {len(LEAFLET) + 2} characters"
+
+
+def test_a_translation_is_one_whatever_is_translated() -> None:
+    assert text_of(f"Translate to German: {CONTRACT}") == "Translate to German:"
+    assert text_of(f"<document>{CONTRACT}</document>\nTranslate this.") == "Translate this."
+
+
+def test_a_question_before_or_after_a_passage_keeps_it() -> None:
+    passage = "A ball of two kilograms rolls down a slope. " * 12
+    for message in (f"Which answer is right?\n\n{passage}", f"{passage}\n\nWhat is its speed at the end?"):
+        assert text_of(message) == message.strip()
+
+
+NUDGES = [
+    "continue",
+    "go on, please",
+    "ok",
+    "yes, do it",
+    "weiter",
+    "继续",
+    "You have not finished the task yet. Please continue until it is completed, then call the finish tool.",
+    "<system-reminder>\nThe todo list is empty.\n</system-reminder>",
+    "Reminder: the todo list was not updated recently. Update it if you are still working on the task.",
+    "[Tool result for search]: nothing was found in the archive of the harbour",
+    "EXECUTION RESULT of [run]:\n3 tests failed",
+]
+
+
+@pytest.mark.parametrize("nudge", NUDGES)
+def test_a_nudge_or_a_tool_result_counts_as_the_task(nudge: str) -> None:
+    turns: Messages = [user(HAIKU)]
+    for _ in range(3):
+        turns += [{"role": "assistant", "content": "a step"}, user(nudge)]
+    routed = read_request(chat_of(turns))
+    assert routed.text == HAIKU
+    assert [part.message for part in routed.left_out] == [6, 4, 2]
+
+
+def test_the_task_of_an_agent_is_found_behind_hundreds_of_steps() -> None:
+    steps = [message for _ in range(400) for message in ({"role": "assistant", "content": "a"}, user("Observation: x"))]
+    assert routing_text(chat_of([user(f"New task:\n{HAIKU}"), *steps])) == HAIKU
+
+
+def test_the_task_is_read_however_much_follows() -> None:
+    steps = [
+        message
+        for _ in range(30)
+        for message in ({"role": "assistant", "content": "a"}, user(f"Observation:\n{MODULE * 9}"))
+    ]
+    assert routing_text(chat_of([user(HAIKU), *steps])) == HAIKU
+
+
+def test_a_follow_up_with_a_topic_comes_before_the_request_that_it_follows() -> None:
+    turns = [user(HAIKU), {"role": "assistant", "content": "a"}, user("and one about snow?")]
+    assert routing_text(chat_of(turns)) == f"and one about snow?\n{HAIKU}"
+
+
+def test_an_announcement_of_files_is_not_an_older_request() -> None:
+    files = f"You may edit these files now.\n\npoems/harbour.txt\n```\n{LEAFLET}\n```"
+    routed = read_request(chat_of([user(files), {"role": "assistant", "content": "Ok."}, user(LONG)]))
+    assert routed.text == LONG
+    assert {part.kind for part in routed.left_out} == {"file"}
+
+
+def test_the_head_of_the_system_prompt_counts_if_a_short_request_needs_it() -> None:
+    assert routing_text(chat_of(opencode("fix it"))).startswith("fix it\nYou are Hammer")
+    assert "CFO" not in routing_text(chat_of(opencode("fix it")))
+    assert "Hammer" in routing_text(chat_of(opencode("clean up the imports")))
+    assert routing_text(chat_of(opencode(HAIKU))) == HAIKU
+
+
+def test_every_kind_of_part_has_a_meaning() -> None:
+    turns = [user(wrapped) for wrapped in ("continue", "\n", f"<a_b>x</a_b>{HAIKU}")]
+    assert all(part.kind in REASONS for part in read_request(chat_of(turns)).left_out)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "<a_b " * 200_000,
+        "<a_b>" * 200_000,
+        "".join(f"<a_b{index}>" for index in range(100_000)),
+        "<a_b>" * 100_000 + "</a_b>" * 100_000,
+        "<a_b></a_b>" * 100_000,
+        "<x_file" * 100_000 + "</x_file>" * 100_000,
+        "```\n" * 200_000,
+        ">\n" * 200_000,
+        "# a\n" * 200_000,
+        "user:\nassistant:\n" * 100_000,
+        "thought:\naction:\nquestion:\n" * 100_000,
+        ("current " * 30 + "\n") * 10_000,
+        ("./" * 150 + "!\n```\n") * 5_000,
+        "\n" * 500_000 + "what?",
+        "a" * 500_000 + ": b",
+        "\ud800" * 10_000,
+        "\0" * 10_000,
+    ],
+)
+def test_hostile_messages_give_a_bounded_text(message: str) -> None:
+    chat = Chat(
+        "auto",
+        (Message("user", message),) * 60,
+        stream=False,
+        needs=frozenset(),
+        characters=60 * len(message),
+        fields={},
+    )
+    routed = read_request(chat)
+    assert len(routed.text) < 5000
+    assert len(routed.left_out) <= MAX_LEFT_OUT
+    parts = split_message(message)
+    assert len(parts.request) <= MAX_MESSAGE_CHARACTERS + 10
+
+
+def test_a_block_of_any_length_is_skipped_and_a_long_text_keeps_its_ends() -> None:
+    block = f"<system-reminder>\n{'noise ' * 200_000}\n</system-reminder>"
+    assert text_of(f"{block}\n{HAIKU}") == HAIKU
+    assert text_of(f"{HAIKU}\n{block}") == HAIKU
+    words = "first " + "middle " * 20_000 + "last"
+    assert text_of(words).startswith("first")
+    assert text_of(words).endswith("last")
+
+
+@pytest.mark.parametrize(
+    ("judges", "true", "false"),
+    [
+        (
+            has_topic,
+            ["a haiku about rain", "solve 2x = 4", "写一首关于雨的诗"],
+            ["what is wrong?", "Summarise the text"],
+        ),
+        (is_nudge, ["go on", "ok, next"], ["and in Rust?", "go on " * 200]),
+        (is_instruction, ["could you please translate", "Write"], ["to check your work", "the end", ""]),
+        (refers_to_context, ["why does it fail?", "remove the branch"], ["Write a haiku", "the end"]),
+    ],
+)
+def test_wording(judges: Callable[[str], bool], true: list[str], false: list[str]) -> None:
+    assert all(map(judges, true))
+    assert not any(map(judges, false))
