@@ -164,7 +164,9 @@ def test_relative_cost_is_by_price_or_else_by_size_and_an_unknown_size_counts_as
 
 def test_the_relative_cost_of_an_arm_has_all_calls_of_its_judge() -> None:
     common = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
-    experts = [{"name": name, **common, "active_parameters_b": size} for name, size in zip("abcj", (1, 2, 8, 4))]
+    experts = [
+        {"name": name, **common, "active_parameters_b": size} for name, size in zip("abcj", (1, 2, 8, 4), strict=True)
+    ]
     judged = {"name": "judged", "cascade": ["a", "b", "c"], "signal": "judge", "judge": "j"}
     registry = registry_of(
         experts=experts, assignment={"general": "a"}, recipes=[judged, {"name": "plain", "cascade": ["a", "c"]}]
