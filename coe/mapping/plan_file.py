@@ -117,7 +117,8 @@ class PlanInputs:
         size = np.maximum(count, 1.0)
         variance = (squares + pooled * self.pseudo_count) / (size + self.pseudo_count) / size
         known = (count >= MIN_PAIRED) & (pooled > 0)
-        return np.where(own, 0.0, np.where(known, np.sqrt(variance), np.nan)).tolist()
+        found: list[list[float]] = np.where(own, 0.0, np.where(known, np.sqrt(variance), np.nan)).tolist()
+        return found
 
     def _to_json(self) -> dict[str, Any]:
         problem, table = self.problem, self.table

@@ -158,9 +158,7 @@ def test_paired_errors_of_few_or_equal_scores_are_not_zero(tmp_path: Path) -> No
     scores[18:22, 3] = 0.0
     table = tabulate_softly(names, experts, np.eye(2)[labels], scores)
     plan = replace(solve(Problem.of(table, quality=table.mean)), choice=("a", "a"))
-    inputs = PlanInputs(
-        Problem.of(table, quality=table.mean), table, None, 0.0, "test", prompt_scores=(labels, scores)
-    )
+    inputs = PlanInputs(Problem.of(table, quality=table.mean), table, None, 0.0, "test", prompt_scores=(labels, scores))
     inputs.save(tmp_path, plan, values={})
     found = PlanQuality.from_json(read_plan_file(tmp_path) or {}).paired_error
     assert found[:, 0].tolist() == [0, 0]
