@@ -19,7 +19,9 @@ from coe.errors import Cause
 
 Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
 """APIs of clients and experts: four of OpenAI's, and Anthropic's Messages."""
-Capability = Literal["tools", "json_schema", "images", "audio"]
+Capability = Literal["tools", "json_schema", "images", "audio", "files", "json_object", "n", "logprobs", "echo"]
+OPTIONAL_CAPABILITIES: frozenset[Capability] = frozenset(("files", "json_object", "n", "logprobs", "echo"))
+"""Capabilities that count once some expert declares them. Servers that lack one usually ignore the field."""
 Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback", "cached"]
 RetrievalMode = Literal["auto", "on", "off"]
 """When passages are retrieved for a request: if the gate expects a gain, always, or never."""
@@ -50,7 +52,8 @@ class Message:
 class Chat:
     """The part of a request body that routing reads. The raw body is kept unchanged beside it.
 
-    `api` is the client's API. `needs` are the capabilities that the expert must have. `characters` is the length of all
+    `api` is the client's API. `needs` are the capabilities that the expert must have, the optional ones if
+    any expert has them. `characters` is the length of all
     messages, a cheap bound on their tokens. `fields` is the parsed body that is forwarded to the expert.
     """
 

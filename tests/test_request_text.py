@@ -104,6 +104,7 @@ NUDGES = [
     "<system-reminder>\nThe todo list is empty.\n</system-reminder>",
     "Reminder: the todo list was not updated recently. Update it if you are still working on the task.",
     "[Tool result for search]: nothing was found in the archive of the harbour",
+    "Error:\nThe answer could not be parsed: a block was not found in it. Now let's retry with another regex.",
     "EXECUTION RESULT of [run]:\n3 tests failed",
 ]
 
@@ -179,15 +180,7 @@ def test_every_kind_of_part_has_a_meaning() -> None:
     ],
 )
 def test_hostile_messages_give_a_bounded_text(message: str) -> None:
-    chat = Chat(
-        "auto",
-        (Message("user", message),) * 60,
-        stream=False,
-        needs=frozenset(),
-        characters=60 * len(message),
-        fields={},
-    )
-    routed = read_request(chat)
+    routed = read_request(chat_of([user(message)] * 60))
     assert len(routed.text) < 5000
     assert len(routed.left_out) <= MAX_LEFT_OUT
     parts = split_message(message)

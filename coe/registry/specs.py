@@ -96,7 +96,9 @@ class ExpertSpec(StrictModel):
     context_length: Count = 8192
     """Largest number of tokens of prompt and answer together."""
     capabilities: frozenset[Capability] = frozenset()
-    """Capabilities of the model. Requests that need a missing one go to other experts."""
+    """Capabilities of the model. Requests that need a missing one go to other experts. `files` (PDF), `json_object`,
+    `n` (several answers), `logprobs` and `echo` are optional: requests that need one go to the experts that declare it,
+    or to any expert if none does. An expert with json_schema has json_object too."""
     concurrent_requests: Count | None = None
     """Number of requests in flight per replica at which the expert counts as overloaded. Default: when its server
     reports a queue."""

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import NO_RECIPE, Chat, Decision, Health, Prediction, Reason
+from coe.core import NO_RECIPE, OPTIONAL_CAPABILITIES, Capability, Chat, Decision, Health, Prediction, Reason
 from coe.errors import Cause, InvalidRequest, ModelNotFound
 from coe.experts.variants import contradiction
 from coe.mapping import Assignment, expected_price, expected_utility
@@ -62,6 +62,8 @@ def decide(
     utilities, prices = _utilities_and_prices(assignment, prediction, extra_price)
     if registry.recipe_arms and recipe != NO_RECIPE:
         eligible += _eligible_arms(chat, registry, utilities)
+    if chat.needs:
+        eligible = _with_optional_capabilities(eligible, chat, registry)
     if registry.variants:
         utilities = _with_experts_of_variants(utilities, eligible, registry)
     policy = registry.policy
@@ -143,8 +145,9 @@ def _pinned_arm(chat: Chat, registry: Registry, recipe: str) -> str:
             message = f"model {model!r} and x-coe-recipe {recipe!r} contradict each other: send model {AUTO!r}"
             raise InvalidRequest(message, param="x-coe-recipe")
     pinned = registry.arm_of_model[model]
-    if reason := ineligibility(chat, registry.arm(pinned)):
-        raise InvalidRequest(reason, param="model", code="no_capable_expert")
+    spec = registry.arm(pinned)
+    if reason := ineligibility(chat, spec):
+        raise InvalidRequest(f"{reason}{_remedy(chat, [spec])}", param="model", code="no_capable_expert")
     return pinned
 
 
@@ -153,13 +156,37 @@ def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
     eligible = [spec.name for spec in registry.single_arms if not ineligibility(chat, spec)]
     if not eligible:
         reasons = "; ".join(ineligibility(chat, spec) for spec in registry.single_arms)
-        raise InvalidRequest(f"no expert can take this request: {reasons}", code="no_capable_expert")
+        experts = sorted(registry.experts, key=lambda expert: expert.name != registry.general_expert)
+        message = f"no expert can take this request: {reasons}{_remedy(chat, experts)}"
+        raise InvalidRequest(message, code="no_capable_expert")
     if chat.api == "embeddings" and len(eligible) > 1:
         message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
         raise InvalidRequest(message, param="model", code="ambiguous_model")
     if chat.api == "responses":
         _check_stored_state(chat)
     return eligible
+
+
+def _with_optional_capabilities(eligible: list[str], chat: Chat, registry: Registry) -> list[str]:
+    """Return those of the eligible that declare the optional capabilities of a chat, each as far as any does."""
+    for need in sorted(chat.needs & OPTIONAL_CAPABILITIES):
+        sufficient = {need, "json_schema"} if need == "json_object" else {need}
+        capabilities = {name: registry.arm(name).capabilities for name in eligible}
+        if any(need in found for found in capabilities.values()):
+            eligible = [name for name, found in capabilities.items() if not sufficient.isdisjoint(found)]
+    return eligible
+
+
+def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
+    """Return the line of experts.yaml that lets one of the experts take a chat; empty if it lacks no capability."""
+    for spec in specs:
+        if isinstance(spec, ExpertSpec) and _missing_capabilities(chat, spec):
+            needed = ", ".join(sorted(spec.capabilities | (chat.needs - OPTIONAL_CAPABILITIES)))
+            return (
+                f". If its model supports this, say so in experts.yaml: add `capabilities: [{needed}]` to the expert "
+                f"{spec.expert_name!r}{'' if len(specs) == 1 else ' or another'}"
+            )
+    return ""
 
 
 def _check_stored_state(chat: Chat) -> None:
@@ -214,6 +241,11 @@ def single_expert_reason(chat: Chat) -> str:
     return ""
 
 
+def _missing_capabilities(chat: Chat, spec: ExpertSpec | ArmSpec) -> frozenset[Capability]:
+    """Return the capabilities that an expert must have for a chat and does not declare."""
+    return chat.needs - spec.capabilities - OPTIONAL_CAPABILITIES if chat.needs else chat.needs
+
+
 def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
     """Return why an expert or arm cannot take a chat; empty if it can."""
     if isinstance(spec, ArmSpec):
@@ -225,7 +257,7 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
         return f"{spec.name} does not support the {chat.api} API"
     elif reason := _contradicted(chat, spec):
         return reason
-    if missing := chat.needs - spec.capabilities:
+    if missing := _missing_capabilities(chat, spec):
         return f"{spec.name} has no {', no '.join(sorted(missing))}"
     if chat.characters > spec.context_length * MAX_CHARACTERS_PER_TOKEN:
         return (

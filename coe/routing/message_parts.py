@@ -67,7 +67,7 @@ _HEADING_LINE = re.compile(r"(?:\A|(?<=\n))#{1,6}\s")
 _TOOL_RESULT = re.compile(
     r"\W{0,3}(?:call id:[^\n]{0,100}\n\W{0,3})?"
     r"(?:observations?|(?:tool|function|command|execution|shell|code|search|terminal)[ _-]?(?:call[ _-]?)?"
-    r"(?:results?|outputs?|responses?|logs?)|(?:result|output)s? of|stdout|stderr|exit (?:code|status))\b"
+    r"(?:results?|outputs?|responses?|logs?)|(?:result|output)s? of|stdout|stderr|errors?|exit (?:code|status))\b"
     r"[^\n]{0,120}?(?:[:\]]|\n|\Z)",
     re.IGNORECASE,
 )

@@ -27,6 +27,8 @@ _EXCLUDING_FIELDS = (
     *("store", "previous_response_id", "conversation", "background", "audio"),
 )
 """Fields with which a request never uses the cache: tools, state on a server, and audio."""
+_TEXT_NEEDS = frozenset(("json_schema", "json_object", "n", "logprobs", "echo"))
+"""Capabilities whose requests and answers are texts."""
 _TEXT_ONLY = (None, ["text"])
 """Values of `modalities` for an answer that is a text."""
 _TEXT_ROLES = ("system", "developer", "user", "assistant")
@@ -37,7 +39,7 @@ def is_cacheable(chat: Chat, options: RequestOptions, spec: CacheSpec) -> bool:
     """Return whether the request uses the cache. It parses nothing and reads each message once."""
     if not options.cache or options.session is not None or options.purpose is not None:
         return False
-    if chat.api == "embeddings" or chat.needs - {"json_schema"} or chat.fields.get("modalities") not in _TEXT_ONLY:
+    if chat.api == "embeddings" or chat.needs - _TEXT_NEEDS or chat.fields.get("modalities") not in _TEXT_ONLY:
         return False
     if spec.when == "deterministic" and not is_deterministic(chat):
         return False

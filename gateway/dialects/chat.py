@@ -10,7 +10,16 @@ from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError
 from coe.experts.http import sse
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import Needs, chat_of, fields_of, message_of, model_of, prompts_of, requires_schema
+from gateway.dialects.parsing import (
+    Needs,
+    add_field_needs,
+    add_format_need,
+    chat_of,
+    fields_of,
+    message_of,
+    model_of,
+    prompts_of,
+)
 from gateway.errors import body_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -23,8 +32,8 @@ def parse(body: bytes | bytearray, model: str = "") -> Chat:
     needs: Needs = set()
     if fields.get("tools") or fields.get("functions"):
         needs.add("tools")
-    if requires_schema(fields.get("response_format")):
-        needs.add("json_schema")
+    add_format_need(fields.get("response_format"), needs)
+    add_field_needs(fields, needs)
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("messages must be a list of at least one message", param="messages")
@@ -39,7 +48,9 @@ def _parse_completion(body: bytes | bytearray, model: str = "") -> Chat:
     prompts = prompts_of(fields.get("prompt"), "prompt")
     text = "\n".join([prompt for prompt in prompts if isinstance(prompt, str)])
     longest = max(map(len, prompts))  # each prompt gets its own answer
-    return chat_of(fields, (Message("user", text),), set(), api="completions", model=model, characters=longest)
+    needs: Needs = set()
+    add_field_needs(fields, needs)
+    return chat_of(fields, (Message("user", text),), needs, api="completions", model=model, characters=longest)
 
 
 def _parse_embeddings(body: bytes | bytearray, model: str = "") -> Chat:

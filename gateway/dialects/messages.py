@@ -12,7 +12,7 @@ import orjson
 from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import Needs, chat_of, fields_of, message_of, model_of, requires_schema, text_of, type_of
+from gateway.dialects.parsing import Needs, add_format_need, chat_of, fields_of, message_of, model_of, text_of, type_of
 from gateway.errors import status_of
 
 ROLES = ("user", "assistant", "system")
@@ -35,8 +35,7 @@ def _parse(body: bytes | bytearray, model: str = "") -> Chat:
     if fields.get("tools"):
         needs.add("tools")
     config = fields.get("output_config")
-    if requires_schema(config.get("format") if isinstance(config, dict) else fields.get("output_format")):
-        needs.add("json_schema")
+    add_format_need(config.get("format") if isinstance(config, dict) else fields.get("output_format"), needs)
     parsed = []
     if (system := fields.get("system")) is not None:
         parsed.append(Message("system", text_of(system, "system", needs)))

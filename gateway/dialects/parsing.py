@@ -22,6 +22,9 @@ _PART_NEEDS: dict[str, Capability] = {
     "input_image": "images",
     "image": "images",
     "input_audio": "audio",
+    "file": "files",
+    "input_file": "files",
+    "document": "files",
 }
 TEXT_PARTS = ("text", "input_text", "output_text")
 ANSWER_COUNTS = ("n", "best_of")
@@ -125,9 +128,15 @@ def texts_of(parts: list[Any], path: str, needs: Needs) -> list[str]:
             if not isinstance(part.get("text"), str):
                 raise InvalidRequest(f"{path}[{index}].text must be text", param=f"{path}[{index}].text")
             texts.append(part["text"])
-        elif (need := _PART_NEEDS.get(part_type)) is not None:
+        elif (need := _PART_NEEDS.get(part_type)) is not None and not _is_text_document(part):
             needs.add(need)
     return texts
+
+
+def _is_text_document(part: dict[str, Any]) -> bool:
+    """Returns whether a part is a document of the Messages API that holds text, not a file."""
+    source = part.get("source")
+    return part["type"] == "document" and isinstance(source, dict) and source.get("type") in ("text", "content")
 
 
 def type_of(part: Any, path: str, index: int) -> str:
@@ -138,9 +147,23 @@ def type_of(part: Any, path: str, index: int) -> str:
     return part_type
 
 
-def requires_schema(output_format: Any) -> bool:
-    """Returns whether an output format demands JSON that matches a schema."""
-    return isinstance(output_format, dict) and output_format.get("type") == "json_schema"
+def add_format_need(output_format: Any, needs: Needs) -> None:
+    """Add the capability that an output format requires: JSON that matches a schema, or any JSON."""
+    if isinstance(output_format, dict) and (kind := output_format.get("type")) in ("json_schema", "json_object"):
+        needs.add(kind)
+
+
+def add_field_needs(fields: dict[str, Any], needs: Needs) -> None:
+    """Add the capabilities that fields of OpenAI's APIs require: several answers, log probabilities, and the prompt
+    repeated in the answer."""
+    counts = (fields.get(name) for name in ANSWER_COUNTS)
+    if any(isinstance(count, int | float) and count > 1 for count in counts):
+        needs.add("n")
+    logprobs = fields.get("logprobs")
+    if (logprobs is not None and logprobs is not False) or fields.get("top_logprobs"):  # completions take 0
+        needs.add("logprobs")
+    if fields.get("echo") is True:
+        needs.add("echo")
 
 
 def prompts_of(value: Any, name: str) -> list[str | list[Any]]:

@@ -12,10 +12,12 @@ import orjson
 from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import Needs, chat_of, fields_of, message_of, model_of, requires_schema, text_of, type_of
+from gateway.dialects.parsing import Needs, add_format_need, chat_of, fields_of, message_of, model_of, text_of, type_of
 from gateway.errors import body_of
 
 ROLES = ("system", "developer", "user", "assistant")
+LOGPROBS_ITEM = "message.output_text.logprobs"
+"""Item of `include` that requests log probabilities."""
 TOOL_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
@@ -29,8 +31,11 @@ def _parse(body: bytes | bytearray, model: str = "") -> Chat:
     if fields.get("tools"):
         needs.add("tools")
     text = fields.get("text")
-    if isinstance(text, dict) and requires_schema(text.get("format")):
-        needs.add("json_schema")
+    if isinstance(text, dict):
+        add_format_need(text.get("format"), needs)
+    include = fields.get("include")
+    if fields.get("top_logprobs") or (isinstance(include, list) and LOGPROBS_ITEM in include):
+        needs.add("logprobs")
     return chat_of(fields, _messages(fields, needs), needs, api="responses", model=model)
 
 

@@ -33,7 +33,7 @@ def turns(found: Chat) -> list[tuple[str, str]]:
         (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, {"tools"}),
         (CHAT, {"messages": HI, "functions": [{}]}, {"tools"}),
         (CHAT, {"messages": HI, "response_format": {"type": "json_schema"}}, {"json_schema"}),
-        (CHAT, {"messages": HI, "response_format": {"type": "json_object"}}, set()),
+        (CHAT, {"messages": HI, "response_format": {"type": "json_object"}}, {"json_object"}),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, {"images"}),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, {"audio"}),
         (RESPONSES, {"input": "hi"}, set()),

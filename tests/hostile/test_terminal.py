@@ -73,6 +73,18 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
         "alarms": [{"sentence": HARM}],
         "proposed_categories": [{"sentence": HARM, "entry": HARM}],
         "learning": {"router": {"time": 0, "sentence": HARM}},
+        "recipes": [{"sentence": HARM}],
+        "savings": {
+            "days": 7,
+            "billed": {"requests": 2, "with_cost": 1, "dollars": 0.5},
+            "compared": {
+                "plan": {"dollars": 0.5, "quality": 0.7},
+                "always": [
+                    {"expert": HARM, "dollars": 0.9, "quality": 0.6, "difference": 0.1, "error": 0.1, "saved": 0.4}
+                ],
+            },
+            "unknown": [HARM],
+        },
         **residency,
     }
     _show(report)
