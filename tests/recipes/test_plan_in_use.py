@@ -82,7 +82,7 @@ def test_a_bound_that_the_plan_did_not_test_is_reported(
     policy = default_policy(then.declared_recipes[0], categories=3)
     steps = tuple(replace(step, weights=_by_category(step.weights)) for step in policy.steps)
     policies = ArmPolicies(then.category_names, {"careful@2": replace(policy, steps=steps, max_loss=planned)})
-    found = effective_plan(PublishedPlan("1", plan_with("careful@2", then), None, policies), now)
+    found = effective_plan(PublishedPlan("1", plan_with("careful@2", then, quality=2.0), None, policies), now)
     assert "careful@2" in found.assignment.experts
     changed = [one for one in found.consequences if one.kind == "recipe_bound_changed"]
     assert [(one.name, one.replan) for one in changed] == ([] if told is None else [("careful", True)])
