@@ -140,7 +140,11 @@ class Wiring:
             in_use.policies,
         )
         for recipe in sorted(in_use.policies.broken - self._broken_bounds):
-            _log.warning("recipe %r loses more than its max_loss: it calls all its steps until the next plan", recipe)
+            _log.warning(
+                "audits of recipe %r differ more often than its max_loss allows, so it now calls all its steps; run "
+                "`coe score` with new probes and `coe plan`, or raise max_loss",
+                recipe,
+            )
         self._broken_bounds = in_use.policies.broken
         self._retire_replaced(experts, in_use.index)
         self._request_timeout = registry.policy.timeout

@@ -29,6 +29,8 @@ from coe.registry import Registry
 PLAN_FILE, TRAFFIC_FILE = "plan.json", "traffic.npy"
 VERSION = 3
 """Version of plan.json."""
+MIN_PAIRED = 10
+"""Prompts that a paired error needs."""
 MARGINAL_VALUES_TIME_SHARE = 1 / 3
 """Share of the time budget for the marginal values of experts; the rest is for frontiers."""
 
@@ -92,19 +94,31 @@ class PlanInputs:
 
     def _paired_error(self, plan: Assignment) -> list[list[float]] | None:
         """By category and expert, the standard error of its mean score less that of the chosen expert, on the prompts
-        that both answered; NaN for fewer than two."""
+        that both answered; NaN where they are too few.
+
+        It is that of the plain means; the estimates of the plan are shrunk, so their difference varies less. A cell's
+        variance is shrunk towards that of the expert's differences in all categories, as `pseudo_count` prompts. NaN
+        too where no score differs in any category: the prompts do not show that the experts are equal.
+        """
         if self.prompt_scores is None:
             return None
         labels, scores = self.prompt_scores
-        found = np.full((len(plan.categories), scores.shape[1]), np.nan)
+        shape = len(plan.categories), scores.shape[1]
+        squares, count, own = np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=bool)
         for row, name in enumerate(plan.choice):
-            own = scores[labels == self.problem.categories.index(plan.categories[row])]
-            differences = own - own[:, [self.problem.experts.index(name)]]
-            count = np.isfinite(differences).sum(axis=0)
-            enough = count > 1
-            deviation = np.nanstd(differences[:, enough], axis=0, ddof=1)
-            found[row, enough] = deviation / np.sqrt(count[enough])
-        return found.tolist()
+            chosen = self.problem.experts.index(name)
+            cell = scores[labels == self.problem.categories.index(plan.categories[row])]
+            differences = cell - cell[:, [chosen]]
+            own[row, chosen], count[row] = True, np.isfinite(differences).sum(axis=0)
+            mean = np.nansum(differences, axis=0) / np.maximum(count[row], 1)
+            squares[row] = np.nansum((differences - mean) ** 2, axis=0)
+        free = np.where(own, 0.0, np.maximum(count - 1, 0.0)).sum(axis=0)
+        pooled = squares.sum(axis=0) / np.maximum(free, 1.0)
+        size = np.maximum(count, 1.0)
+        variance = (squares + pooled * self.pseudo_count) / (size + self.pseudo_count) / size
+        known = (count >= MIN_PAIRED) & (pooled > 0)
+        found: list[list[float]] = np.where(own, 0.0, np.where(known, np.sqrt(variance), np.nan)).tolist()
+        return found
 
     def _to_json(self) -> dict[str, Any]:
         problem, table = self.problem, self.table

@@ -23,7 +23,9 @@ from gateway.serving_state import ServingState
 
 ARTIFACT_INFO, RELOAD_FAILED = "coe_artifact_info", "coe_reload_failed"
 RECIPE_EVIDENCE = "coe_recipe_loss_evidence"
-RECIPE_EVIDENCE_TEXT = "Evidence of the audits that a recipe loses more than its max_loss; from 20 on it is broken."
+RECIPE_EVIDENCE_TEXT = (
+    "Evidence that audits of a recipe differ more often than its max_loss allows; from 20 on the bound is broken."
+)
 BREAKER_STATES = {"closed": 0, "rate_limited": 1, "half_open": 2, "open": 3}
 
 

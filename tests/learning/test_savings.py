@@ -25,13 +25,15 @@ from coe.mapping import (
     LOGGED_MEASURES,
     Dependencies,
     MeasuredUses,
+    PlanInputs,
     PlanRecord,
+    Problem,
     PublishedPlan,
     read_plan_file,
     read_published,
     solve,
 )
-from coe.mapping.score_table import ScoreTable
+from coe.mapping.score_table import ScoreTable, tabulate_softly
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import Registry
 from coe.settings import Settings
@@ -128,9 +130,6 @@ def test_the_bill_is_what_was_recorded_whatever_prices_are_now() -> None:
 
 
 def test_a_plan_stores_the_paired_errors_of_its_prompts(tmp_path: Path) -> None:
-    from coe.mapping import PlanInputs, Problem, solve
-    from coe.mapping.score_table import tabulate_softly
-
     random = np.random.default_rng(0)
     easy = random.random(500)
     scores = np.column_stack([easy, easy + random.normal(0.1, 0.02, 500), random.random(500)])
@@ -146,7 +145,25 @@ def test_a_plan_stores_the_paired_errors_of_its_prompts(tmp_path: Path) -> None:
     found = PlanQuality.from_json(file).paired_error[0]
     assert found[1] == 0
     assert found[0] == pytest.approx(0.02 / np.sqrt(500), rel=0.2)  # far below that of unpaired scores
-    assert found[2] == pytest.approx(np.nanstd(scores[:, 2] - scores[:, 1], ddof=1) / np.sqrt(450))
+    assert found[2] == pytest.approx(np.nanstd(scores[:, 2] - scores[:, 1], ddof=1) / np.sqrt(450), rel=0.01)
+
+
+def test_paired_errors_of_few_or_equal_scores_are_not_zero(tmp_path: Path) -> None:
+    """b is equal to a on 20 prompts of one category and differs in the other, c is equal in both, and d is new."""
+    names, experts = ("code", "general"), ("a", "b", "c", "d")
+    labels = np.repeat([0, 1], (20, 40))
+    scores = np.ones((60, 4))
+    scores[20:, 1] = np.tile([0.0, 1.0], 20)
+    scores[:, 3] = np.nan
+    scores[18:22, 3] = 0.0
+    table = tabulate_softly(names, experts, np.eye(2)[labels], scores)
+    plan = replace(solve(Problem.of(table, quality=table.mean)), choice=("a", "a"))
+    inputs = PlanInputs(Problem.of(table, quality=table.mean), table, None, 0.0, "test", prompt_scores=(labels, scores))
+    inputs.save(tmp_path, plan, values={})
+    found = PlanQuality.from_json(read_plan_file(tmp_path) or {}).paired_error
+    assert found[:, 0].tolist() == [0, 0]
+    assert 0.01 < found[0, 1] < found[1, 1] == pytest.approx(0.5 / np.sqrt(40), rel=0.05)
+    assert np.isnan(found[:, 2:]).all()  # the unpaired error holds
 
 
 def test_the_dollars_of_an_arm_follow_the_log_like_those_of_its_members() -> None:

@@ -141,7 +141,8 @@ def test_auto_proposes_recipes_that_are_served_without_being_declared(config: Pa
 def test_a_bound_that_the_probes_cannot_show_leaves_the_recipe_out_with_the_remedy(config: Path) -> None:
     config.write_text(DECLARED + CAREFUL.replace("[[a, b], large]", "[a, large], max_loss: 0.001"))
     report = plan(config)
-    assert "max_loss 0.001" in report["left_out"]["recipes"]["careful"]
+    told = "the 400 held-out probes (a third of 1200) do not show a loss below max_loss 0.001"
+    assert told in report["left_out"]["recipes"]["careful"]
     assert report["recipes"] == {}
     assert all("@" not in row["expert"] for row in report["assignment"])
 
@@ -158,32 +159,6 @@ def test_a_bound_that_the_probes_show_keeps_the_safest_arms(config: Path) -> Non
         assert loss is not None
         assert 0.1 <= loss <= 1.0  # large is right in about half of the cases in which it differs
         assert policies.by_arm[arm].max_loss == 0.1
-
-
-@pytest.mark.parametrize(
-    ("planned", "declared", "told"),
-    [
-        (0.1, 0.1, None),
-        (0.1, 0.2, None),
-        (0.1, None, None),
-        (0.1, 0.05, "max_loss 0.05, and its arms were planned for max_loss 0.1"),
-        (None, 0.1, "max_loss 0.1, and its arms were planned without a bound, which no audit tests"),
-    ],
-)
-def test_a_bound_that_the_plan_did_not_test_is_reported(
-    config: Path, planned: float | None, declared: float | None, told: str | None
-) -> None:
-    def declare(bound: float | None) -> None:
-        config.write_text(DECLARED + CAREFUL.replace("[[a, b], large]", f"[a, large], max_loss: {json.dumps(bound)}"))
-
-    declare(planned)
-    plan(config)
-    declare(declared)
-    effective = effective_plan(read_published(published(config), "v1"), declaration(config))
-    assert "careful@3" in effective.assignment.experts
-    found = [(one.kind, one.replan) for one in effective.consequences]
-    assert found[:1] == ([] if told is None else [("recipe_bound_changed", True)])
-    assert told is None or told in effective.consequences[0].sentence
 
 
 def test_without_recorded_answers_recipes_are_left_out_and_the_plan_stands(config: Path) -> None:

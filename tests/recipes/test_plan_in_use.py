@@ -64,6 +64,31 @@ def test_an_arm_is_dropped_if_its_recipe_is_gone_or_has_other_members() -> None:
         assert removed.replan
 
 
+@pytest.mark.parametrize(
+    ("planned", "declared", "told"),
+    [
+        (0.1, 0.1, None),
+        (0.1, 0.2, None),
+        (0.1, None, None),
+        (0.1, 0.05, "has max_loss 0.05, and its arms were planned for max_loss 0.1. Run `coe plan` again"),
+        (None, 0.1, "has max_loss 0.1, and its arms were planned without a bound, which no audit tests. Run"),
+    ],
+)
+def test_a_bound_that_the_plan_did_not_test_is_reported(
+    planned: float | None, declared: float | None, told: str | None
+) -> None:
+    careful = {"name": "careful", "cascade": ["coder", "generalist"]}
+    then, now = (registry(careful | {"max_loss": bound}) for bound in (planned, declared))
+    policy = default_policy(then.declared_recipes[0], categories=3)
+    steps = tuple(replace(step, weights=_by_category(step.weights)) for step in policy.steps)
+    policies = ArmPolicies(then.category_names, {"careful@2": replace(policy, steps=steps, max_loss=planned)})
+    found = effective_plan(PublishedPlan("1", plan_with("careful@2", then, quality=2.0), None, policies), now)
+    assert "careful@2" in found.assignment.experts
+    changed = [one for one in found.consequences if one.kind == "recipe_bound_changed"]
+    assert [(one.name, one.replan) for one in changed] == ([] if told is None else [("careful", True)])
+    assert told is None or told in changed[0].sentence
+
+
 def test_a_recipe_that_the_plan_lacks_is_reported_and_is_no_column() -> None:
     new = {"name": "careful", "cascade": ["coder", "generalist"]}
     declared = registry(PANEL, new)

@@ -45,8 +45,8 @@ class Step:
 class RecipePolicy:
     """One arm of a recipe. `price` is quality per unit of cost, `judge` the expert that grades, empty without one.
 
-    `max_loss` is the bound that the arm was tested for, None without one. `loss_per_difference` is an upper confidence
-    value of the quality that is lost on average where the answer differs from the one after the last step; None without
+    `max_loss` is the bound that the arm was tested for, None without one. `loss_per_difference` is what an
+    answer that differs from the one after the last step counts as (`coe.learning.recipes.guarantee`); None without
     `max_loss`.
     """
 

@@ -30,8 +30,8 @@ LABELS = "quality is estimated from scored probes, by the router's category of e
 class PlanQuality:
     """Estimated quality by category and column of a plan, and its standard errors, shape (n_categories, n_columns).
 
-    `paired_error` is that of the difference to the planned column of the category, on the prompts that both answered;
-    NaN where unknown.
+    `paired_error` is that of the difference to the planned column of the category, of plain means on the prompts that
+    both answered; NaN where unknown.
     """
 
     estimate: Array

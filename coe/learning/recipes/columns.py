@@ -145,8 +145,8 @@ def recipe_columns(
         planned[recipe.name] = found
         if not found:
             left_out[recipe.name] = (
-                f"{len(prompts)} probes do not show a loss below max_loss {recipe.max_loss:g} with 95 % confidence; "
-                "score more probes, or raise max_loss"
+                f"the {int((table.answers.folds == 0).sum())} held-out probes (a third of {len(prompts)}) do not show "
+                f"a loss below max_loss {recipe.max_loss:g} with 95 % confidence; score more probes, or raise max_loss"
             )
     if proposes:
         for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):

@@ -2,8 +2,9 @@
 
 The hypothesis is that the expected loss of an answer is at most `max_loss`, given all earlier answers. Service has no
 labels. So the loss of an audited answer is taken as c where it differs from the one after the last step, and 0 where it
-does not; c is the upper confidence value of the loss per difference that `coe plan` measured. The hypothesis becomes:
-the rate of differences is at most `max_loss` / c.
+does not. c is the upper confidence value of the loss per difference that `coe plan` measured, capped so that a recipe
+whose answers differ as often as on the probes does not count as broken. The hypothesis becomes: the rate of differences
+is at most `max_loss` / c. Where the cap applies, the test is about that rate, and not about the loss.
 
 A capital of 1 bets against it before each audited answer. For an alternative rate, an answer multiplies the capital by
 its probability under the alternative over that under the hypothesis, which is a bet 1 + b (loss - max_loss). The
