@@ -135,16 +135,21 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
         yield from _duplicates(source, ("experts", index, "variants"), names)
     yield from _assignment_problems(registry)
     yield from _recipe_problems(source, registry)
-    yield from alias_problems(registry.arm_of_model, registry.aliases, registry.operating_points)
-    for alias in registry.aliases:
-        if _PROPOSED_NAME.fullmatch(alias):
-            yield ("aliases", alias), f"the name {alias!r} is reserved for proposed recipes; choose another alias"
+    yield from _alias_problems(registry)
     keys = registry.access.keys
     yield from _duplicates(source, ("access", "keys"), tuple(key.name for key in keys))
     yield from _duplicates(source, ("access", "keys"), tuple(key.sha256 for key in keys), field="sha256")
     if registry.residency is None:
         yield from _memory_problems(registry)
     yield from _residency_problems(registry)
+
+
+def _alias_problems(registry: Registry) -> Problems:
+    arms = [recipe.arm(level) for recipe in registry.declared_recipes for level in range(1, recipe.levels + 1)]
+    yield from alias_problems((*registry.model_names, *arms), registry.aliases, registry.operating_points)
+    for alias in registry.aliases:
+        if _PROPOSED_NAME.fullmatch(alias):
+            yield ("aliases", alias), f"the name {alias!r} is reserved for proposed recipes; choose another alias"
 
 
 def _duplicates(source: YamlSource, section: KeyPath, names: tuple[str, ...], *, field: str = "name") -> Problems:

@@ -43,12 +43,14 @@ _FUNCTION_WORDS = _words("""
 """Words without a meaning of their own, as in "what is wrong with this?"."""
 
 _HANDLING_WORDS = _words("""
-    add answer attached bit change changes check choose clear code complete consider content contents correct correctly
-    data describe detail details document documents example examples explain explanation file files fix fixed following
-    format happen happens hello hey hi idea improve input issue line lines long longer mean means message option output
-    paragraph paste pasted point points problem prompt question questions quickly read redo repeat reply request result
-    results return rewrite run say says sentence short shorter shorten simple simpler solve source step steps summarise
-    summarize summary task tasks text think understand update version word words write
+    add alternative alternatives answer argument attached bit bullet bullets certain change changes check checklist
+    choose clear code common complete consider content contents correct correctly cost data describe detail details
+    document documents everything exactly example examples exception exceptions explain explanation file files five fix
+    fixed following format four half happen happens hello hey hi idea improve input issue line lines long longer mean
+    means message mistakes negative opposite option output paragraph paste pasted point points preferably problem prompt
+    question questions quickly read redo repeat reply request result results return rewrite rule run say says sentence
+    short shorten shorter simple simpler solve somebody someone source sources step steps strongest summarise summarize
+    summary table task tasks text think three total twice understand update usually version word words write
     """)
 """Words for handling whatever the context is about, as in "summarise the following text"."""
 

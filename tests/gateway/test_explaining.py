@@ -69,7 +69,23 @@ async def test_a_decision_is_explained_by_worth_standing_and_neighbours() -> Non
         ("art", None),  # a text that neither the package nor experts.yaml has is not reported
         ("general", "general"),
     ]
-    assert not {"neighbours", "health", "utility"} & plain.keys()
+    assert not {"neighbours", "health", "utility", "text", "left_out"} & plain.keys()
+
+
+async def test_the_routed_text_and_what_it_leaves_out_are_explained_and_recorded() -> None:
+    boilerplate = "<system-reminder>\npaint something\n</system-reminder>\n"
+    messages = [{"role": "user", "content": boilerplate + "code"}]
+    part = "message 0: block system-reminder left out, 17 characters"
+    for stored in (True, False):
+        async with gateway_of(registry_of(log={"store_prompts": stored})) as gateway:
+            reported = (await ask(gateway, "/v1/route", WHY, messages=messages)).json
+            await ask(gateway, "/v1/chat/completions", JSON, messages=messages)
+            (record,) = gateway.records
+        assert (reported["category"], reported["text"]) == ("code", "code")
+        assert [(one["kind"], one["name"], one["characters"]) for one in reported["left_out"]] == [
+            ("block", "system-reminder", 17)
+        ]
+        assert (record.prompt, record.left_out) == (("code", (part,)) if stored else (None, ()))
 
 
 async def test_only_administrators_get_explanations() -> None:
