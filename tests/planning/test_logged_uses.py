@@ -15,16 +15,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from coe.artifacts.kinds import ROUTER
+from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.cli.common import settings_for
 from coe.experts.recipes.policy import default_policy
-from coe.jobs.plan_basis import _with_logged_uses
+from coe.jobs.plan_basis import _with_logged_uses, plan_basis
 from coe.learning.estimation.logged_uses import MAX_ARMS, MAX_ROUTERS, MIN_TRAFFIC_REQUESTS, LoggedUses
 from coe.learning.recipes.columns import RecipeColumns
 from coe.mapping import (
     LOGGED_MEASURES,
     Budget,
     MeasuredUses,
+    PlanEvidence,
     Problem,
     declared_uses,
     expected_utility,
@@ -36,6 +39,7 @@ from coe.records import open_log
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load
 from coe.registry.recipes import RecipeSpec
+from tests.admin.samples import router_published
 from tests.fakes import registry_of
 from tests.learning.samples import record
 
@@ -334,6 +338,27 @@ def test_a_plan_measures_uses_in_the_log_beside_the_scores(config: Path) -> None
     assert cell["first_token_ms"] == pytest.approx(20, rel=0.02)
     assert report["uses"]["by_category"]["code"]["small"]["output_tokens"] == 100
     assert "also those of 1200 requests in the routing log" in plan(config)
+
+
+def test_the_weights_of_a_plan_are_the_mix_of_the_router_in_use(config: Path) -> None:
+    settings, registry = settings_for(config), load(config, environ={})
+    version = router_published(settings, "a", categories=CATEGORIES)
+    mixes = {version: {"code": 0.5, "law": 0.3, "general": 0.2}, "other": {"code": 0.1, "law": 0.1, "general": 0.8}}
+    logged = uses_of(
+        answered(number, router=router, probabilities=mix)
+        for number in range(MIN_TRAFFIC_REQUESTS)
+        for router, mix in mixes.items()
+    )
+
+    def weights() -> list[float]:
+        basis, _, _ = plan_basis(
+            settings, registry, config.parent, deviations=1.0, evidence=PlanEvidence(), logged=logged
+        )
+        return [round(float(weight), 6) for weight in basis.problem.weights]
+
+    assert weights() == [round(1 / 3, 6)] * 3  # no router is in use: those of the probes
+    ArtifactStore(settings.artifacts, ROUTER).promote(version)
+    assert weights() == [0.5, 0.3, 0.2]
 
 
 def test_without_the_log_uses_are_those_of_the_scores(config: Path) -> None:
