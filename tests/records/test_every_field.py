@@ -90,8 +90,9 @@ def test_redaction_empties_the_private_fields_and_nothing_else(tmp_path: Path, s
     ((record, rating),) = read_rows(path)
     assert rating == RATING
     changed = {field.name for field in FIELDS if getattr(record, field.name) != getattr(RECORD, field.name)}
-    assert changed == {"prompt", "embedding", "digest"} == {field.name for field in FIELDS if field.info.private}
-    assert (record.prompt, record.embedding, record.digest) == (None, None, "")
+    private = {"prompt", "left_out", "embedding", "digest"}
+    assert changed == private == {field.name for field in FIELDS if field.info.private}
+    assert (record.prompt, record.left_out, record.embedding, record.digest) == (None, (), None, "")
 
 
 def test_both_kinds_of_file_have_the_same_columns(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ BY_TYPE[tuple[RecipeCall, ...]] = st.lists(CALLS, max_size=3).map(tuple)
 RECORDS = st.builds(RoutingRecord, **{name: values(hint) for name, hint in HINTS.items()} | {"schema": st.just(1)})
 COLLECTIONS = {
     "candidates": tuple,
+    "left_out": tuple,
     "passages": tuple,
     "probabilities": dict,
     "utility": tuple,
