@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -56,6 +57,9 @@ async def test_a_recipe_is_shown_beside_its_members_with_tokens_cost_time_and_wh
         await expect(row(page, "panel")).to_contain_text("All steps were called.")
         await expect(row(page, "panel")).to_contain_text("returned the answer of coder")
         await expect(row(page, "coder")).to_contain_text("The answer is complete.")
+        for one in await table.locator("tbody tr").all():  # the record comes after the answer
+            await expect(one.locator("td").nth(2)).to_have_text(re.compile(r"\d+"))
+            await expect(one.locator("td").nth(3)).to_have_text(re.compile(r"\$.+"))
         tokens = [int(await one.locator("td").nth(2).inner_text()) for one in await table.locator("tbody tr").all()]
         assert tokens[0] == tokens[1] + tokens[2] > 0  # the recipe called both
         for one in await table.locator("tbody tr").all():
