@@ -140,6 +140,7 @@ class Client:
         except BaseException as error:
             connection.abort()
             if isinstance(error, (OSError, UnicodeError)):  # TimeoutError and SSLError are OSErrors
+                error.__traceback__ = None  # a future of the event loop keeps the error, and its frames the request
                 if out_of_descriptors(error):
                     raise NoDescriptor(str(error)) from error
                 raise Unreachable(str(error) or type(error).__name__) from error
