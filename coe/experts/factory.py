@@ -14,8 +14,8 @@ from coe.core import Call, Expert, Health, Reply
 from coe.errors import ConfigError
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
-from coe.experts.recipes.answers import final_answer
 from coe.experts.recipes.expert import RecipeExpert
+from coe.experts.recipes.final_answers.answers import final_answer
 from coe.experts.recipes.policy import RecipePolicy, default_policy
 from coe.experts.recipes.writing.expert import WritingExpert
 from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply

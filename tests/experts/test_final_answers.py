@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.experts.recipes.answers import final_answer
-from coe.experts.recipes.numbers import number_form
-from coe.experts.recipes.wording import MAX_READ_CHARACTERS
+from coe.experts.recipes.final_answers.answers import final_answer
+from coe.experts.recipes.final_answers.numbers import number_form
+from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS
 
 SAME = {
     "B": [

@@ -2,8 +2,8 @@
 
 import pytest
 
-from coe.experts.recipes.choices import chosen
-from coe.experts.recipes.numbers import last_number, unclear
+from coe.experts.recipes.final_answers.choices import chosen
+from coe.experts.recipes.final_answers.numbers import last_number, unclear
 from coe.learning.evaluation.checkers import choice, contains, exact, numeric
 
 

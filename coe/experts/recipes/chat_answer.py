@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from coe.experts.http import sse
-from coe.experts.recipes.answers import json_form
+from coe.experts.recipes.final_answers.answers import json_form
 
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
 """Errors of reading an answer that does not have the form of Chat Completions."""

@@ -17,10 +17,10 @@ import numpy as np
 
 from coe.core import Call, Expert, Health, MemberCall, RecipeStop, Reply
 from coe.experts.recipes.agreement import NO_ANSWER, answer_classes
-from coe.experts.recipes.answers import without_reasoning
 from coe.experts.recipes.audit import Audit
 from coe.experts.recipes.calls import VERIFIED, MemberCalls, RecipeReply
 from coe.experts.recipes.draft import Draft, FinalAnswer
+from coe.experts.recipes.final_answers.answers import without_reasoning
 from coe.experts.recipes.judge import grade_in, grading_fields
 from coe.experts.recipes.policy import RecipePolicy
 from coe.experts.recipes.response_format import in_demanded_form

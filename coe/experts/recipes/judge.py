@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import STATE_FEATURES, Array
-from coe.experts.recipes.answers import without_reasoning
+from coe.experts.recipes.final_answers.answers import without_reasoning
 from coe.experts.recipes.writing.request import cut, sealed
 
 MAX_GRADED_CHARACTERS = 8000

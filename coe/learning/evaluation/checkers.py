@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import re
 
-from coe.experts.recipes.choices import chosen
-from coe.experts.recipes.numbers import last_number
-from coe.experts.recipes.wording import SPACED, normalised
+from coe.experts.recipes.final_answers.choices import chosen
+from coe.experts.recipes.final_answers.numbers import last_number
+from coe.experts.recipes.final_answers.wording import SPACED, normalised
 
 TOLERANCE = 1e-4
 """Default relative error of a numeric answer; two whole numbers must be equal."""

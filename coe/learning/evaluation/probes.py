@@ -14,9 +14,9 @@ import orjson
 
 from coe.core import Chat, Message
 from coe.errors import DataError
-from coe.experts.recipes.choices import chosen
-from coe.experts.recipes.numbers import unclear
-from coe.experts.recipes.wording import normalised
+from coe.experts.recipes.final_answers.choices import chosen
+from coe.experts.recipes.final_answers.numbers import unclear
+from coe.experts.recipes.final_answers.wording import normalised
 from coe.learning.evaluation import checkers
 from coe.learning.evaluation.tables import numbered_rows
 from coe.routing.request_text import routing_text

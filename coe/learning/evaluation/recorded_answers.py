@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from coe.errors import DataError
 from coe.experts.recipes.agreement import answer_classes
-from coe.experts.recipes.answers import final_answer
-from coe.experts.recipes.wording import MAX_READ_CHARACTERS, MAX_SHORT_WORDS
+from coe.experts.recipes.final_answers.answers import final_answer
+from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_SHORT_WORDS
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table, write_parquet
 

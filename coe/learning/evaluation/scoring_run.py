@@ -19,9 +19,9 @@ import orjson
 
 from coe.core import Expert
 from coe.errors import DataError, ExpertError, InvalidRequest, RequestError
-from coe.experts.recipes.answers import final_answer, without_reasoning
+from coe.experts.recipes.final_answers.answers import final_answer, without_reasoning
+from coe.experts.recipes.final_answers.programs import program_of
 from coe.experts.recipes.judge import MAX_GRADE, MAX_GRADED_CHARACTERS, grade_in
-from coe.experts.recipes.programs import program_of
 from coe.experts.recipes.writing.request import cut
 from coe.learning.evaluation import checkers
 from coe.learning.evaluation.answers import CUT_REASON, MemberUse, ProbeAnswer, RetryLimits, request_answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from coe.experts.recipes.wording import MAX_READ_CHARACTERS, SPACED, UNSPACED
+from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, SPACED, UNSPACED
 
 # Every run is bounded: an answer of nothing but spaces must not hold up the checker.
 _OPEN, _CLOSE = r"[\s(\[{*_\"'`$\\「『【]{0,9}", r"[)\]}*_\"'`$.,;:!。、」』】]"

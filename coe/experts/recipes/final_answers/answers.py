@@ -13,10 +13,16 @@ from typing import Any
 
 import orjson
 
-from coe.experts.recipes.choices import EASTERN_ANSWER, WESTERN_ANSWER, labelled_letter, labels, stated_letters
-from coe.experts.recipes.numbers import BOXED, concluded_number, number_form
-from coe.experts.recipes.programs import Block, fenced_blocks, program_form
-from coe.experts.recipes.wording import MAX_READ_CHARACTERS, MAX_SHORT_CHARACTERS, text_form
+from coe.experts.recipes.final_answers.choices import (
+    EASTERN_ANSWER,
+    WESTERN_ANSWER,
+    labelled_letter,
+    labels,
+    stated_letters,
+)
+from coe.experts.recipes.final_answers.numbers import BOXED, concluded_number, number_form
+from coe.experts.recipes.final_answers.programs import Block, fenced_blocks, program_form
+from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_SHORT_CHARACTERS, text_form
 
 MAX_PASSES = 4
 """Passes until the form of an answer no longer changes; an answer that needs more has no form."""
