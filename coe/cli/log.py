@@ -186,7 +186,7 @@ async def _print(page: LogPage, feedback: FeedbackLog, json: bool) -> None:
 
 
 async def _audit(record: RoutingRecord, feedback: FeedbackLog) -> str:
-    """What became of the audit of a recipe's answer; empty if it was not drawn for one."""
+    """Return the outcome of the audit of a recipe's answer; empty if it was not drawn for one."""
     if record.audit != "started":
         return record.audit
     events = await feedback.for_request(record.request_id, keys=(None,))

@@ -81,7 +81,7 @@ def _traffic_lines(traffic: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _savings_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the requests were billed, and the plan against always calling one expert."""
+    """Return lines of the bill, and of the plan compared with always calling one expert."""
     bill, compared = found["billed"], found["compared"]
     if not bill["requests"]:
         return []

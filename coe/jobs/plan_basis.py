@@ -101,11 +101,7 @@ def plan_basis(
     measured, pseudo_count = tabulate_softly(categories, columns, member, all_scores), fit_pseudo_count(labels, scores)
     reassigned = tuple(name for name in evidence.reassigned if name in categories)
     feedback = evidence.feedback.over(categories, columns) if reassigned and evidence.feedback is not None else None
-    bounds = _Bounds(deviations, pseudo_count)
-    quality = bounds.of_scores(measured, recipes)
-    if feedback is not None:
-        is_reassigned = np.isin(categories, reassigned)[:, None]
-        quality = np.where(is_reassigned, bounds.with_feedback(measured, feedback), quality)
+    quality = _Bounds(deviations, pseudo_count).of_plan(measured, recipes, feedback, np.isin(categories, reassigned))
     weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes has traffic too
     router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
     mix = None if logged is None else logged.traffic.over(categories, router=router)
@@ -176,6 +172,21 @@ class _Bounds:
 
     deviations: float
     pseudo_count: float
+
+    def of_plan(
+        self,
+        measured: ScoreTable,
+        recipes: RecipeColumns,
+        feedback: ScoreTable | None,
+        reassigned: NDArray[np.bool_],
+    ) -> NDArray[np.float64]:
+        """Return the bounds of all columns, with `feedback` for the `reassigned` categories, shape (n_categories,)."""
+        quality = self.of_scores(measured, recipes)
+        return (
+            quality
+            if feedback is None
+            else np.where(reassigned[:, None], self.with_feedback(measured, feedback), quality)
+        )
 
     def of_scores(self, measured: ScoreTable, recipes: RecipeColumns) -> NDArray[np.float64]:
         """Return the bounds of all columns; those of arms, the last ones, are below the quality that replay gave."""

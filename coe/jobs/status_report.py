@@ -88,7 +88,7 @@ def _residency(settings: Settings) -> dict[str, Any]:
 
 
 def _savings(settings: Settings, in_use: ActiveState, logged: LoggedUses) -> dict[str, Any]:
-    """What the last week's requests were billed, and the plan in use against always calling one expert on them.
+    """Return the bill of the last week's requests, and compare the plan in use with always calling one expert on them.
 
     `compared` is null without a plan that was made from scores.
     """

@@ -37,7 +37,7 @@ SKIPPED = frozenset(outcome for outcome in AUDIT_OUTCOMES if outcome.startswith(
 
 @dataclass(frozen=True, slots=True)
 class AuditDetail:
-    """What an audit compared and used.
+    """The recipe that an audit compared, and the cost of its calls.
 
     `arm` of `recipe` answered with the fitted policies of this version (empty without any). `rate` is the probability
     with which its answers are audited. `calls` are the audit's own, `ms` their duration in milliseconds, and `cost` is

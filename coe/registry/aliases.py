@@ -42,8 +42,10 @@ class OperatingPoint(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """What a value of `model` stands for: `auto`, or the name of an expert, variant, recipe or arm. `cost_weight` is
-    that of an operating point, None for others."""
+    """The target of a value of `model`: `auto`, or the name of an expert, variant, recipe or arm.
+
+    `cost_weight` is that of an operating point, None for others.
+    """
 
     model: str
     cost_weight: float | None = None

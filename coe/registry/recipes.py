@@ -135,7 +135,7 @@ class RecipeSpec(StrictModel):
 
     @property
     def written_instruction(self) -> str:
-        """What a later step of a chain or fuse is told to do with the earlier answers."""
+        """The instruction that a later step of a chain or fuse gets with the earlier answers."""
         return self.instruction or (CHAIN_INSTRUCTION if self.chain else FUSE_INSTRUCTION)
 
     @property

@@ -58,12 +58,8 @@ def decide(
     category, confidence = assignment.categories[prediction.best], prediction.confidence
     if pinned := _pinned_arm(chat, registry, recipe):
         return Decision(pinned, category, confidence, "pinned", (pinned,))
-    eligible = _eligible_experts(chat, registry)
     utilities, prices = _utilities_and_prices(assignment, prediction, extra_price)
-    if registry.recipe_arms and recipe != NO_RECIPE:
-        eligible += _eligible_arms(chat, registry, utilities)
-    if chat.needs:
-        eligible = _with_optional_capabilities(eligible, chat, registry)
+    eligible = _eligible(chat, registry, utilities, recipe)
     if registry.variants:
         utilities = _with_experts_of_variants(utilities, eligible, registry)
     policy = registry.policy
@@ -151,6 +147,14 @@ def _pinned_arm(chat: Chat, registry: Registry, recipe: str) -> str:
     return pinned
 
 
+def _eligible(chat: Chat, registry: Registry, utilities: Mapping[str, float], recipe: str) -> list[str]:
+    """Return the names of the eligible experts and arms. Raises InvalidRequest if no expert can take the chat."""
+    eligible = _eligible_experts(chat, registry)
+    if registry.recipe_arms and recipe != NO_RECIPE:
+        eligible += _eligible_arms(chat, registry, utilities)
+    return _with_optional_capabilities(eligible, chat, registry) if chat.needs else eligible
+
+
 def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
     """Return the names of the eligible experts. Raises InvalidRequest if none can take the chat."""
     eligible = [spec.name for spec in registry.single_arms if not ineligibility(chat, spec)]
@@ -178,7 +182,7 @@ def _with_optional_capabilities(eligible: list[str], chat: Chat, registry: Regis
 
 
 def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
-    """Return the line of experts.yaml that lets one of the experts take a chat; empty if it lacks no capability."""
+    """Return the line of experts.yaml with which an expert could take a chat; empty if it lacks no capability."""
     for spec in specs:
         if isinstance(spec, ExpertSpec) and _missing_capabilities(chat, spec):
             needed = ", ".join(sorted(spec.capabilities | (chat.needs - OPTIONAL_CAPABILITIES)))

@@ -15,7 +15,7 @@ from typing import Literal
 from coe.routing.phrases import has_topic, is_instruction
 
 CutKind = Literal["block", "file", "quote", "tool result", "environment", "document", "history", "scaffold", "material"]
-"""What a part that does not count as the request is."""
+"""The kind of a part that does not count as the request."""
 
 PLAIN_CHARACTERS = 160
 """A message of one line up to this length has no parts, unless it contains a tag or a colon."""
@@ -164,7 +164,7 @@ def _without_blocks(text: str, parts: MessageParts) -> str:
 
 
 def _end_before_blocks(text: str, parts: MessageParts) -> int:
-    """Where the blocks at the end of a long message begin."""
+    """Return the position at which the blocks at the end of a long message begin."""
     end = len(text)
     for _ in range(MAX_BLOCKS):
         tail = max(0, end - 200)

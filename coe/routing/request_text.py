@@ -163,7 +163,7 @@ def _material_of(parts: MessageParts, *, is_older: bool) -> str:
 
 
 def _last_turn(chat: Chat) -> str:
-    """The last user message, whole: nothing in the chat looks like a request."""
+    """Return the last user message, whole, because nothing in the chat has the form of a request."""
     text = next((message.text for message in reversed(chat.messages) if message.role == "user" and message.text), "")
     return shorten(text, MAX_LAST_TURN_CHARACTERS)
 

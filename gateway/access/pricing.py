@@ -42,9 +42,18 @@ class WorstCase:
         total = cls(0.0, 0.0)
         for number, step in enumerate(recipe.steps):
             drafts = len(recipe.steps[number - 1]) if number and recipe.writes else 0
-            told = ENVELOPE_TOKENS + len(recipe.written_instruction) / CHARACTERS_PER_TOKEN if drafts else 0.0
+            instruction_tokens = (
+                ENVELOPE_TOKENS + len(recipe.written_instruction) / CHARACTERS_PER_TOKEN if drafts else 0.0
+            )
             for one in (prices[member] for member in step):
-                call = cls(1.0, 1.0 + drafts, told, one.input, one.output + drafts * one.input, told * one.input)
+                call = cls(
+                    1.0,
+                    1.0 + drafts,
+                    instruction_tokens,
+                    one.input,
+                    one.output + drafts * one.input,
+                    instruction_tokens * one.input,
+                )
                 total = total.plus(call)
         for one in (prices[name] for name in recipe.called[len(recipe.members) :]):
             graded = PROMPT_TOKENS * one.input + GRADE_TOKENS * one.output

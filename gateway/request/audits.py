@@ -75,7 +75,7 @@ class Audits:
         task.add_done_callback(self._running.discard)
 
     def _without_calls(self, trace: Trace, log: RecipeLog, audit: RecipeAudit | None) -> AuditOutcome | None:
-        """The outcome of an audit that calls nobody; None if it can run."""
+        """Return the outcome of an audit that makes no calls; None if it can run."""
         if trace.outcome != "ok":
             return "skipped_not_delivered"
         if log.stop == "last_step":

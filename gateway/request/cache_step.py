@@ -1,4 +1,4 @@
-"""The answer cache in the line of a request: looks for the answer after the request is parsed, stores it afterwards.
+"""The answer cache in the line of a request: a lookup after the request is parsed, and the storage of new answers.
 
 `CacheStep.lookup` runs between the steps parse and classify. A miss goes on through the line, its answer is kept while
 it is relayed, and `observe` stores it with the record, after the last byte.

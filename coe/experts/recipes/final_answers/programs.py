@@ -1,7 +1,6 @@
 """Finds the program in an answer, and computes its canonical form.
 
-`coe score` runs the program against tests. `coe.experts.recipes.final_answers.answers` compares programs of a recipe's members by
-their canonical forms.
+`coe score` runs the program against tests. `answers` compares programs of a recipe's members by their canonical forms.
 """
 
 from __future__ import annotations

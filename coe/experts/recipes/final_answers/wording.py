@@ -1,7 +1,7 @@
 """Normalizes the wording of answers in any script, so that small differences of form do not count.
 
-`coe.experts.recipes.final_answers.answers` compares short answers of a recipe's members by it. The checkers of `coe score` compare an
-answer with its reference. Recipes do not compare longer text, because its wording is no evidence of agreement.
+`answers` compares short answers of a recipe's members by it. The checkers of `coe score` compare an answer with its
+reference. Recipes do not compare longer text, because its wording is no evidence of agreement.
 """
 
 from __future__ import annotations
