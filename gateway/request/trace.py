@@ -33,7 +33,7 @@ from coe.core import (
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS, Prices
-from coe.registry.specs import VARIANT_SEPARATOR
+from coe.registry.experts import VARIANT_SEPARATOR
 from coe.retrieval.retrieval import RetrievalResult, passage_ids
 from coe.routing.attempts import Attempts
 from coe.routing.composition import NO_RETRIEVAL, RoutedReply
