@@ -42,10 +42,14 @@ LOAD_SHED = "load_shed"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Role and text of one message; text parts are joined by newlines."""
+    """Role and text of one message; text parts are joined by newlines.
+
+    `call_id` is the id of the tool call whose result a message of role `tool` is; empty if unknown.
+    """
 
     role: str
     text: str
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

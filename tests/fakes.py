@@ -23,6 +23,7 @@ from coe.mapping.problem import declared_assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
+from coe.routing.affinity import Affinity
 from coe.routing.classification import Overlays
 from coe.routing.composition import Composition
 from coe.runtime.active_state import DocumentIndex
@@ -253,6 +254,7 @@ async def gateway_of(
     solver: Any = None,
     spool: Path | None = None,
     real_experts: Mapping[str, Expert] = MappingProxyType({}),
+    affinity: Affinity | None = None,
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`. `versions` is what it
@@ -272,6 +274,7 @@ async def gateway_of(
                 assignment=assignment or declared_assignment(registry, router.categories),
                 experts=experts,
                 threads=threads,
+                affinity=affinity,
                 overlays=overlays,
                 retrieval=retrieval,
                 recipes=build_recipes(registry, experts, categories=len(router.categories)),

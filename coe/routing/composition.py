@@ -33,16 +33,18 @@ from coe.mapping import Assignment, decision_risk
 from coe.mapping.problem import relative_cost
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
-from coe.routing.affinity import Affinity, conversation_key
+from coe.routing.affinity import Affinity
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays
-from coe.routing.decision import decide, ineligibility, with_fallback
+from coe.routing.conversation import Conversation
+from coe.routing.decision import NO_PREVIOUS, Previous, decide, ineligibility, with_fallback
 from coe.routing.request_text import RoutedText, read_request
 
 MIN_DECISION_RISK = 0.3
 """Probability that a more accurate posterior selects another expert, from which on an encoder pass pays. On public
 prompts, passes at a lower risk changed the choice to a worse expert as often as to a better one."""
 NO_RETRIEVAL = RetrievalResult()
+NO_CONVERSATION = Conversation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +137,22 @@ class Composition:
             or decision_risk(self.assignment, prediction.probabilities, eligible) > MIN_DECISION_RISK
         )
 
-    def assign(self, chat: Chat, prediction: Prediction, options: RequestOptions) -> Decision:
-        """Decide with the conversation's previous expert and, if declared, with exploration. Changes no state."""
-        explores = self.registry.policy.exploration.rate > 0
+    async def find_previous(self, conversation: Conversation, routed: RoutedText) -> Previous:
+        """Return the expert of the conversation's last answer, and whether the request continues its task."""
+        return Previous(await self.affinity.find(conversation) or "", routed.continues)
+
+    def assign(
+        self,
+        chat: Chat,
+        prediction: Prediction,
+        options: RequestOptions,
+        *,
+        previous: Previous = NO_PREVIOUS,
+    ) -> Decision:
+        """Decide, if declared with exploration, but never within a task. Changes no state."""
+        explores = self.registry.policy.exploration.rate > 0 and not previous.continues
         uniform = random.random() if explores else None  # noqa: S311 (no secret depends on it)
-        return self.decide(chat, prediction, options, previous=self.affinity.get(chat, options), uniform=uniform)
+        return self.decide(chat, prediction, options, previous=previous, uniform=uniform)
 
     def decide(
         self,
@@ -147,7 +160,7 @@ class Composition:
         prediction: Prediction,
         options: RequestOptions,
         *,
-        previous: str | None = None,
+        previous: Previous = NO_PREVIOUS,
         uniform: float | None = None,
     ) -> Decision:
         """Call `coe.routing.decision.decide` with this composition's parts; same parameters and errors."""
@@ -190,9 +203,10 @@ class Composition:
         decision: Decision,
         options: RequestOptions,
         *,
-        text: str,
+        routed: RoutedText,
         prediction: Prediction,
         tenant: str | None,
+        previous: Previous = NO_PREVIOUS,
     ) -> tuple[Chat, Decision, RetrievalResult]:
         """Insert passages into the chat if the gate opens. Never fails.
 
@@ -204,12 +218,13 @@ class Composition:
         specs = [self.registry.arm(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
         context = min(spec.context_length for spec in specs)
         expert = self.registry.expert_names.index(first_expert(self.registry.arm(decision.expert)))
-        question = RetrievalRequest(chat, text, prediction, expert, context, tenant, options.retrieval)
+        question = RetrievalRequest(chat, routed.text, prediction, expert, context, tenant, options.retrieval)
         counted_on = retrieval.net_gain(prediction, options.retrieval) is not None
         chat_with_passages, result = await retrieval.retrieve(question)
         inserted = result.status in ("used", "withheld")
         if counted_on and not inserted and decision.reason in ("routed", "spilled", "fallback"):
-            decision = self.assign(chat, prediction, replace(options, retrieval="off"))
+            options = replace(options, retrieval="off")
+            decision = self.assign(chat, prediction, options, previous=previous)
         return chat_with_passages, decision, result
 
     async def call(
@@ -221,9 +236,13 @@ class Composition:
         deadline: float,
         attempts: Attempts,
         prediction: Prediction | None = None,
+        conversation: Conversation = NO_CONVERSATION,
+        previous: Previous = NO_PREVIOUS,
     ) -> RoutedReply:
         """Call the candidates in order until one sends a first chunk, before `deadline` (event loop clock).
 
+        An expert that continues its task is neither hedged nor replaced by its stand-in: another one is called only if
+        it fails.
         Counts into `attempts`. The `prediction` helps recipes to weigh answers. Raises an ExpertError or InvalidRequest
         if none answers.
         """
@@ -231,7 +250,7 @@ class Composition:
         if not self.recipes.keys().isdisjoint(decision.candidates):
             attempts.recipe_log = RecipeLog()
         order = one_arm_of_each_expert(decision.candidates, self.registry)
-        conversation = conversation_key(chat, options) if chat.messages else b""  # embeddings have no conversation
+        stays = previous.continues and previous.expert == decision.expert
         call = Call(
             chat.fields,
             chat.stream,
@@ -239,9 +258,9 @@ class Composition:
             policy.stream_idle_timeout,
             api=chat.api,
             headers=options.forwarded_headers,
-            conversation=conversation,
+            conversation=conversation.prefix,
             category=decision.category,
-            stand_in=self.registry.arm(order[1]).expert_name if len(order) > 1 else "",
+            stand_in=self.registry.arm(order[1]).expert_name if len(order) > 1 and not stays else "",
             wake_deadline=min(deadline, asyncio.get_running_loop().time() + self.registry.wake_timeout),
             tenant=options.tenant or "",
             posterior=prediction.probabilities if prediction else None,
@@ -254,12 +273,11 @@ class Composition:
             max_attempts=policy.max_attempts,
             deadline=deadline,
             attempts=attempts,
-            hedge=policy.hedge,
+            hedge=policy.hedge and not stays,
         )
         if expert != decision.expert:
             decision = with_fallback(decision, expert, cause=attempts.causes.get(decision.expert, "hedged"))
-        if conversation:
-            self.affinity.put(chat, conversation, expert)
+        self.affinity.put(conversation, expert)
         return RoutedReply(decision, reply)
 
 

@@ -28,6 +28,21 @@ _TRANSLATED_APIS = frozenset({"responses", "messages"})
 _HEALTHY = Health()
 
 
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """The expert of a conversation's last answer, empty if it is unknown or there is none.
+
+    `continues`: the request continues the task of that answer (`RoutedText.continues`), for example with the results of
+    tools that it called. The expert then stays whatever the utilities and the load.
+    """
+
+    expert: str = ""
+    continues: bool = False
+
+
+NO_PREVIOUS = Previous()
+
+
 def decide(
     chat: Chat,
     prediction: Prediction,
@@ -35,7 +50,7 @@ def decide(
     registry: Registry,
     assignment: Assignment,
     confidence_threshold: float = 0.0,
-    previous: str | None = None,
+    previous: Previous = NO_PREVIOUS,
     extra_price: NDArray[np.float64] | None = None,
     health_by_expert: Mapping[str, Health] = MappingProxyType({}),
     uniform: float | None = None,
@@ -45,7 +60,8 @@ def decide(
 
     Only eligible experts count, and arms of recipes with a measured quality. A pinned expert or recipe is selected
     whatever its health; `recipe` (`RequestOptions.recipe`) pins one too, or excludes all. The `previous` expert of a
-    conversation stays, unless another one is better by more than `sticky_margin`. Below the confidence threshold
+    conversation stays, unless another one is better by more than `sticky_margin` and the request does not continue
+    the task of the last answer. Below the confidence threshold
     (declared, or else trained) the general expert is selected, otherwise the expert of highest utility. An expert that
     is down is replaced (a fallback); an overloaded one is, if the other is worse by at most `max_quality_loss`.
 
@@ -314,18 +330,18 @@ def _one_arm_of_each_recipe(order: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(by_recipe.values())
 
 
-def _select(
-    candidates: _Candidates, policy: Policy, *, previous: str | None, general: str | None
-) -> tuple[str, Reason]:
+def _select(candidates: _Candidates, policy: Policy, *, previous: Previous, general: str | None) -> tuple[str, Reason]:
     """Return the selected expert and the reason. `general` is None unless the request is uncertain."""
     utility, free = candidates.utility, candidates.free
     expert, reason = _prefer(candidates.selectable, utility, policy, previous=previous, general=general)
+    if previous.continues and reason == "sticky":
+        return expert, reason
     if expert not in free and free and utility[expert] - utility[free[0]] <= policy.max_quality_loss:
         return free[0], "spilled"
     return expert, reason
 
 
-def _avoided(candidates: _Candidates, policy: Policy, *, previous: str | None, general: str | None) -> str:
+def _avoided(candidates: _Candidates, policy: Policy, *, previous: Previous, general: str | None) -> str:
     """Return the expert that would be preferred if all were up, if it is down and another one is up; else ""."""
     if len(candidates.selectable) == len(candidates.ranked):
         return ""
@@ -340,13 +356,15 @@ def _prefer(
     utility: Mapping[str, float],
     policy: Policy,
     *,
-    previous: str | None,
+    previous: Previous,
     general: str | None,
 ) -> tuple[str, Reason]:
     """Return the preferred expert among `ranked`, regardless of its load, and the reason."""
     best = ranked[0]
-    if previous in ranked and (general or utility[best] - utility[previous] <= policy.sticky_margin):
-        return previous, "sticky"
+    if previous.expert in ranked:
+        loss = utility[best] - utility[previous.expert]
+        if previous.continues or general or loss <= policy.sticky_margin:
+            return previous.expert, "sticky"
     return (general, "uncertain") if general in ranked else (best, "routed")
 
 

@@ -15,7 +15,7 @@ from coe.errors import NotClassified
 from coe.records.record import RoutingRecord
 from coe.registry import AUTO
 from coe.routing.composition import Composition
-from coe.routing.decision import MAX_CHARACTERS_PER_TOKEN
+from coe.routing.decision import MAX_CHARACTERS_PER_TOKEN, NO_PREVIOUS, Previous
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDec
     else:
         source, prediction = "posterior", _logged_prediction(composition, record)
     options = RequestOptions(cost_weight=record.cost_weight, retrieval="off" if record.retrieval == "off" else "auto")
-    previous = record.candidates[0] if record.reason == "sticky" else None
+    previous = Previous(record.candidates[0], continues=True) if record.reason == "sticky" else NO_PREVIOUS
     return ReplayedDecision(source, prediction, composition.decide(chat, prediction, options, previous=previous))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from coe.core import Chat
+from coe.routing.conversation import newest_turn
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, MessageParts, split_message
 from coe.routing.phrases import has_topic, is_instruction, is_nudge, refers_to_context
 
@@ -25,6 +26,8 @@ MIN_USER_CHARACTERS = 40
 MAX_MATERIAL_CHARACTERS = 1200
 """Length of the material of a request without a topic, such as "summarise this". With one, the material is left out:
 even 100 characters of it decided most predictions."""
+TOOL_ROLES = ("tool", "function")
+"""Roles of messages with the result of a tool."""
 MAX_LEFT_OUT = 40
 """Parts that are reported, of the newest messages first."""
 MAX_NEWEST_TURNS, MAX_OLDEST_TURNS = 40, 10
@@ -74,10 +77,15 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class RoutedText:
-    """The text for the router, about 5,000 characters at most, and what it leaves out."""
+    """The text for the router, about 5,000 characters at most, and what it leaves out.
+
+    `continues` is true if the newest turn makes no request: it has the results of tools that the last answer called, or
+    only asks to go on. The task of the conversation is then unchanged.
+    """
 
     text: str
     left_out: tuple[LeftOut, ...] = ()
+    continues: bool = False
 
 
 NO_TEXT = RoutedText("")
@@ -95,12 +103,15 @@ def read_request(chat: Chat) -> RoutedText:
     left_out: list[LeftOut] = []
     limit = next(limits)
     turns = _user_turns(chat)
+    newest, end = newest_turn(chat.messages)
+    continues = newest > 0
     for index in turns:
         text = chat.messages[index].text
         parts = split_message(text)
         if reason := _no_request(parts, is_older=bool(texts), is_only=len(turns) == 1):
             left_out += _all_left_out(index, text, parts, reason)
             continue
+        continues = continues and index < newest
         material = _material_of(parts, is_older=bool(texts))
         left_out += [
             LeftOut(index, cut.kind, cut.name, cut.characters, shortened=bool(material) and cut.is_material)
@@ -114,7 +125,8 @@ def read_request(chat: Chat) -> RoutedText:
     if sum(map(len, texts)) < MIN_USER_CHARACTERS and _needs_system_prompt("\n".join(texts)):
         system = [message for message in chat.messages[:1] if message.role != "user"]
         texts += [message.text[:MAX_SYSTEM_PROMPT_CHARACTERS] for message in system]
-    return RoutedText("\n".join(text for text in texts if text), tuple(left_out[:MAX_LEFT_OUT]))
+    continues = continues or (newest > 0 and any(message.role in TOOL_ROLES for message in chat.messages[newest:end]))
+    return RoutedText("\n".join(text for text in texts if text), tuple(left_out[:MAX_LEFT_OUT]), continues)
 
 
 def _needs_system_prompt(text: str) -> bool:

@@ -23,6 +23,8 @@ from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.routing.composition import RoutedReply
+from coe.routing.conversation import Conversation, read_conversation
+from coe.routing.decision import Previous
 from gateway.access import UNLIMITED
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
@@ -145,19 +147,21 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
     with trace.step("classify"):  # 3
         trace.routed, trace.prediction = await composition.classify(chat, trace.caller.tenant)
     with trace.step("assign"):  # 4
-        await composition.affinity.refresh(chat, options)
-        trace.decision = composition.assign(chat, trace.prediction, options)
+        conversation = read_conversation(chat, options)
+        previous = await composition.find_previous(conversation, trace.routed)
+        trace.decision = composition.assign(chat, trace.prediction, options, previous=previous)
     with trace.step("gate"):  # 5
         chat, trace.decision, trace.retrieval_result = await composition.retrieve(
             chat,
             trace.decision,
             options,
-            text=trace.routed.text,
+            routed=trace.routed,
             prediction=trace.prediction,
             tenant=trace.caller.tenant,
+            previous=previous,
         )
     with trace.step("call"):  # 6
-        answer = await _call(trace, chat, options, deadline=request.deadline)
+        answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
     trace.answered(answer)
     assert trace.allowance is not None
     trace.allowance.charge(answer.reply.usage, trace.prices)
@@ -168,12 +172,27 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
     return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
 
 
-async def _call(trace: Trace, chat: Chat, options: RequestOptions, *, deadline: float) -> RoutedReply:
+async def _call(
+    trace: Trace,
+    chat: Chat,
+    options: RequestOptions,
+    conversation: Conversation,
+    previous: Previous,
+    *,
+    deadline: float,
+) -> RoutedReply:
     """Call the experts. If a recipe is interrupted, the answers of its members so far are charged."""
     assert trace.decision is not None
     try:
         return await trace.serving.composition.call(
-            chat, trace.decision, options, deadline=deadline, attempts=trace.attempts, prediction=trace.prediction
+            chat,
+            trace.decision,
+            options,
+            deadline=deadline,
+            attempts=trace.attempts,
+            prediction=trace.prediction,
+            conversation=conversation,
+            previous=previous,
         )
     except BaseException:
         if trace.allowance is not None and (log := trace.attempts.recipe_log) is not None:
