@@ -249,12 +249,13 @@ class Call:
 class Usage:
     """Token counts of one response, updated while it streams; None if the expert did not report them.
 
-    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`. `events`
-    counts the events of a stream, each of which holds at least one token. `parts` are the members' names and usages for
-    the answer of a recipe, and empty for one of an expert.
+    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`, and
+    `reasoning_tokens` those of reasoning, a part of `output_tokens`. `events` counts the events of a stream, each of
+    which holds at least one token. `parts` are the members' names and usages for the answer of a recipe, and empty for
+    one of an expert.
     """
 
-    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens")
+    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens", "reasoning_tokens")
 
     parts: tuple[tuple[str, Usage], ...] = ()
 
@@ -262,6 +263,7 @@ class Usage:
         self.input_tokens: int | None = None
         self.cached_tokens: int | None = None
         self.output_tokens: int | None = None
+        self.reasoning_tokens: int | None = None
         self.events = 0
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import orjson
 
-from coe.core import Api, Call, Expert, Health, Reply
+from coe.core import Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults
 from coe.experts.descriptors import NoDescriptor
@@ -38,22 +38,12 @@ _DEFAULT_VERSION = {"anthropic-version": "2023-06-01"}
 
 class HttpExpert:
     """Calls one `endpoint`, each call in its own API. Adds the declared system prompt, default parameters, model name
-    and key.
-
-    `translation` returns the expert that answers in the APIs which the server does not speak. Without it, their
-    requests go to the server too.
+    and key. Its server must speak the API of a call.
     """
 
     health = Health()
 
-    def __init__(
-        self,
-        spec: ExpertSpec,
-        endpoint: Endpoint,
-        *,
-        session: Client,
-        translation: Callable[[], Expert] | None = None,
-    ) -> None:
+    def __init__(self, spec: ExpertSpec, endpoint: Endpoint, *, session: Client) -> None:
         self.name = spec.name
         self._base_url = endpoint.base_url
         self._model = endpoint.model
@@ -63,8 +53,6 @@ class HttpExpert:
             self._defaults["embeddings"] = {}  # the declared parameters are meant for chats
         self._system_prompt = spec.system_prompt
         self._session = session
-        self._translation = translation
-        self._supported_apis = spec.supported_apis
         self._key = spec.api_key.get_secret_value() if spec.api_key else ""
         self._targets: dict[Api, Target] = {}
         self._without_usage_option: set[Api] = set()
@@ -75,8 +63,6 @@ class HttpExpert:
         """Calls the server; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for the
         body."""
         api = call.api
-        if self._translation is not None and api not in self._supported_apis:
-            return await self._translation().stream(call)
         headers = {**_DEFAULT_VERSION, **call.headers} if api == "messages" else call.headers
         response: Response | None = None
         try:
