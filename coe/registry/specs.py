@@ -106,6 +106,8 @@ class ExpertSpec(StrictModel):
     """Parameters used per token, in billions."""
     memory_gb: Positive | None = None
     """Memory of the local server in GB."""
+    stream_idle_timeout: Positive | None = None
+    """Longest pause within a stream of this expert, in seconds. Default: that of `policy`."""
     latency_ms: Positive | None = None
     """Usual time of a response in milliseconds, for `budget.mean_latency_ms` until `coe score` measures it."""
     prices: Prices = Prices()
@@ -158,7 +160,7 @@ class ExpertVariant(ExpertSpec):
         return self.variant_of
 
 
-_HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas")
+_HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas", "stream_idle_timeout")
 """Keys of an expert that no plan depends on."""
 _CALLING_KEYS = (
     "max_attempts",
@@ -169,6 +171,7 @@ _CALLING_KEYS = (
     "first_token_timeout",
     "response_timeout",
     "stream_idle_timeout",
+    "keep_alive_interval",
 )
 
 _DEFAULT_APIS: dict[str, frozenset[Api]] = {

@@ -170,7 +170,7 @@ class HttpExpert:
             rewriter=rewriter,
             stream_idle_timeout=call.stream_idle_timeout,
             choices=_choices(call),
-            hide_usage=call.api in APIS_WITH_STREAM_OPTIONS and not _shows_usage(call),
+            with_usage=_shows_usage(call) if call.api in APIS_WITH_STREAM_OPTIONS else None,
         )
 
 

@@ -33,6 +33,8 @@ def dumps(value: Any) -> bytes:
 
 EVENT_STREAM = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": keep-alive\n\n"
+"""A comment, which every client of server-sent events ignores."""
 MAX_EVENT_BYTES = 16 * 2**20
 """Bytes of one event."""
 _DONE = re.compile(rb"^data: *\[DONE\]", re.MULTILINE)
@@ -213,7 +215,23 @@ def remove_usage(events: bytes) -> bytes:
 
 def _only_usage(event: bytes) -> bool:
     found = next(_parsed(b'"usage"', event.splitlines()), None) if _USAGE.search(event) else None
-    return found is not None and found.get("choices") == [] and isinstance(found.get("usage"), dict)
+    return found is not None and not found.get("choices", True) and isinstance(found.get("usage"), dict)
+
+
+def usage_event(events: bytes) -> bytes:
+    """The event with token counts and no choice that OpenAI's API has, made of the last counts among the events. Empty
+    if there are none, or if a server sent this event itself."""
+    for event in _parsed(b'"usage"', reversed(events.splitlines())):
+        if isinstance(event.get("usage"), dict):
+            return b"data: %b\n\n" % dumps({**event, "choices": []}) if event.get("choices", True) else b""
+    return b""
+
+
+def insert_before_end(events: bytes, event: bytes) -> bytes:
+    """Inserts an event before [DONE]; at the end without it."""
+    end = _DONE.search(events)
+    at = end.start() if end else len(events)
+    return b"".join((events[:at], event, events[at:]))
 
 
 def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
