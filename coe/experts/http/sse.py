@@ -124,6 +124,21 @@ def has_no_choice(event: Any) -> bool:
     return isinstance(event, dict) and not event.get("choices", True) and not event.get("error")
 
 
+def has_no_content(event: Any) -> bool:
+    """True if a chunk has no choice, or the role alone, which some servers send before they begin with the answer."""
+    if has_no_choice(event):
+        return True
+    choices = event.get("choices") if isinstance(event, dict) else None
+    return isinstance(choices, list) and bool(choices) and all(map(_role_alone, choices))
+
+
+def _role_alone(choice: Any) -> bool:
+    delta = choice.get("delta") if isinstance(choice, dict) else None
+    if not isinstance(delta, dict) or choice.get("finish_reason"):
+        return False
+    return all(name == "role" or not value for name, value in delta.items())
+
+
 def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> Any:
     """The first data line as JSON that is not [DONE] and not `preamble`; None without one. Raises ValueError if this is
     no event stream."""
@@ -244,6 +259,11 @@ def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(found, dict):
                 yield found
+
+
+def chunks_of(events: bytes) -> Iterator[dict[str, Any]]:
+    """Yields the JSON objects of all events but [DONE]."""
+    yield from _parsed(b"{", events.splitlines())
 
 
 def error_event(body: bytes) -> bytes:
