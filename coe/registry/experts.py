@@ -120,6 +120,8 @@ class ExpertSpec(StrictModel):
     """Parameters used per token, in billions."""
     memory_gb: Positive | None = None
     """Memory of the local server in GB."""
+    stream_idle_timeout: Positive | None = None
+    """Longest pause within a stream of this expert, in seconds. Default: that of `policy`."""
     latency_ms: Positive | None = None
     """Usual time of a response in milliseconds, for `budget.mean_latency_ms` until `coe score` measures it."""
     prices: Prices = Prices()

@@ -92,6 +92,9 @@ class Policy(StrictModel):
     """Seconds until a complete response that is not streamed."""
     stream_idle_timeout: Positive = 60.0
     """Longest pause within a stream, in seconds."""
+    keep_alive_interval: Positive = 10.0
+    """Seconds without a byte after which a stream gets a comment (Messages: a `ping` event), so that no proxy closes
+    it. It begins with the response headers, once no other expert can take over."""
 
 
 class BudgetSpec(StrictModel):

@@ -45,7 +45,7 @@ class Category(StrictModel):
     includes them."""
 
 
-_HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas")
+_HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas", "stream_idle_timeout")
 """Keys of an expert that no plan depends on."""
 _CALLING_KEYS = (
     "max_attempts",
@@ -56,6 +56,7 @@ _CALLING_KEYS = (
     "first_token_timeout",
     "response_timeout",
     "stream_idle_timeout",
+    "keep_alive_interval",
 )
 
 

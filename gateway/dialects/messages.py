@@ -91,4 +91,5 @@ def _messages(message: Any, index: int, needs: Needs) -> list[Message]:
     return [Message("tool", "\n".join(results), call_id), *([own] if own.text else [])]
 
 
-MESSAGES = Dialect("messages", _parse, error_body, _error_event)
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+MESSAGES = Dialect("messages", _parse, error_body, _error_event, keep_alive=PING)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,6 +34,7 @@ from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
 from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
+from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.options import read_options, resolve_model
 from gateway.request.trace import Trace
 from gateway.serving_state import Serving, ServingState
@@ -113,12 +114,17 @@ class Line:
                 reply: Reply | None = None
                 if self._cache is not None:
                     reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
-                if reply is None:
-                    await trace.allowance.reserve(chat, options.recipe)
-                    reply = await _answer(trace, chat, options, request)
-                    del chat
-                with trace.step("relay"):  # 7
-                    await _relay(reply, trace, request, send)
+                with self._keep_alive(trace, send) if chat.stream else nullcontext() as stream:
+                    if reply is None:
+                        await trace.allowance.reserve(chat, options.recipe)
+                        reply = await _answer(trace, chat, options, request)
+                        del chat
+                    with trace.step("relay"):  # 7
+                        await _relay(reply, trace, request, send if stream is None else stream.send)
+
+    def _keep_alive(self, trace: Trace, send: Send) -> KeepAlive:
+        interval = trace.serving.registry.policy.keep_alive_interval
+        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval)
 
     def _options(self, trace: Trace, scope: Scope) -> RequestOptions:
         """The options of the request's headers. Raises InvalidRequest."""
@@ -130,7 +136,7 @@ class Line:
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
         """Send the error: as the response, or as an event of the stream whose headers are out."""
-        if trace.reply is not None and trace.reply.media_type == EVENT_STREAM:
+        if trace.stream_begun:
             event = {"type": "http.response.body", "body": self._dialect.error_event(error), "more_body": False}
             with suppress(TimeoutError):
                 async with asyncio.timeout(ERROR_EVENT_TIMEOUT):
@@ -222,8 +228,7 @@ async def relay(reply: Reply, send: Send, *, headers: Headers) -> None:
         body = b"".join([chunk async for chunk in reply.chunks()])
         await respond(send, status=200, body=body, headers=headers)
         return
-    start = [(b"content-type", EVENT_STREAM.encode()), (b"cache-control", b"no-cache"), *headers]
-    await send({"type": "http.response.start", "status": 200, "headers": start})
+    await send(stream_head(headers))
     async with aclosing(reply.chunks()) as chunks:
         async for chunk in chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

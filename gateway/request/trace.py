@@ -161,6 +161,11 @@ class Trace:
         self.routed, self.prediction, self.decision = read_request(self.chat), answer.prediction, answer.decision
 
     @property
+    def stream_begun(self) -> bool:
+        """True if the client gets, or is about to get, the headers of a stream: a failure is an event of it."""
+        return self.status == 200 and self.chat is not None and self.chat.stream
+
+    @property
     def cached(self) -> CachedAnswer | None:
         """The answer that came from the cache, None without one."""
         return None if self.cache is None else self.cache.answer
@@ -235,6 +240,17 @@ class Trace:
         if self.options is not None and self.options.explain:
             found.append((b"server-timing", self._server_timing()))
         return found
+
+    def early_headers(self) -> list[tuple[bytes, bytes]]:
+        """The response headers while the answer has not begun, and no other expert can take over."""
+        decided, sole = self.decision, self.attempts.sole_expert
+        if decided is not None and sole != decided.expert:
+            cause = self.attempts.causes.get(decided.expert, "hedged")
+            self.decision = with_fallback(decided, sole, cause=cause)
+        try:
+            return self.headers()
+        finally:
+            self.decision = decided  # the answer, or its failure, decides what is recorded
 
     def _retrieval_header(self) -> bytes:
         """The gate's status; if open, also the number of passages and their approximate tokens."""

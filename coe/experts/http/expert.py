@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import orjson
 
@@ -17,6 +18,8 @@ from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults
 from coe.experts.descriptors import NoDescriptor
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.http import sse
+from coe.experts.http.assembled import AssembledReply
 from coe.experts.http.client import Client, Response, Target, Unreachable
 from coe.experts.http.replies import ModelNameRewriter, PlainReply, StreamedReply
 from coe.registry import ExpertSpec
@@ -53,6 +56,8 @@ class HttpExpert:
             self._defaults["embeddings"] = {}  # the declared parameters are meant for chats
         self._system_prompt = spec.system_prompt
         self._session = session
+        self._queues = spec.runtime == "transformers"
+        """True if the server works on one request at a time, and on a plain one until it is complete."""
         self._key = spec.api_key.get_secret_value() if spec.api_key else ""
         self._targets: dict[Api, Target] = {}
         self._without_usage_option: set[Api] = set()
@@ -67,7 +72,7 @@ class HttpExpert:
         response: Response | None = None
         try:
             async with asyncio.timeout(call.first_token_timeout) as limit:
-                response = await self._accepted(call, headers)
+                response = await self._accepted(self._sent(call), headers)
                 reply = self._reply(call, response)
                 await reply.begin()
                 return reply
@@ -85,6 +90,12 @@ class HttpExpert:
             if isinstance(error, OSError):
                 raise self._errors.connection_lost("broke off the connection") from error
             raise
+
+    def _sent(self, call: Call) -> Call:
+        """The call as the server gets it: as a stream if an abandoned plain request would block it."""
+        if call.stream or not self._queues or call.api not in APIS_WITH_STREAM_OPTIONS:
+            return call
+        return replace(call, stream=True, fields={**call.fields, "stream": True})
 
     async def _accepted(self, call: Call, headers: Mapping[str, str]) -> Response:
         """Returns a response with status 200, or raises the refusal as an ExpertError. If the server rejects the option
@@ -145,19 +156,23 @@ class HttpExpert:
             and not _shows_usage(call)
         )
 
-    def _reply(self, call: Call, response: Response) -> PlainReply | StreamedReply:
+    def _reply(self, call: Call, response: Response) -> PlainReply | StreamedReply | AssembledReply:
         api_format, errors, rewriter = API_FORMATS[call.api], self._errors, self._rewriter
-        if not call.stream:
+        assembled = not call.stream and self._sent(call).stream
+        if not call.stream and not assembled:
             return PlainReply(response, api_format=api_format, errors=errors, rewriter=rewriter)
-        return StreamedReply(
+        if self._queues:
+            api_format = replace(api_format, preamble=sse.has_no_content)  # it sends the role to waiting requests
+        stream = StreamedReply(
             response,
             api_format=api_format,
             errors=errors,
             rewriter=rewriter,
-            stream_idle_timeout=call.stream_idle_timeout,
+            stream_idle_timeout=call.first_token_timeout if assembled else call.stream_idle_timeout,
             choices=_choices(call),
-            hide_usage=call.api in APIS_WITH_STREAM_OPTIONS and not _shows_usage(call),
+            with_usage=_shows_usage(call) if call.api in APIS_WITH_STREAM_OPTIONS and not assembled else None,
         )
+        return AssembledReply(stream, errors=errors) if assembled else stream
 
 
 async def _refusal_body(response: Response) -> bytes:
