@@ -104,6 +104,10 @@ class InvalidRequest(RequestError, code="invalid_request"):
             self.code = code
 
 
+class ThreadUnsupported(InvalidRequest, code="thread_unsupported_request"):
+    """A Messages request whose conversation a server would store. Clients then send it whole."""
+
+
 class BodyTooLarge(InvalidRequest, code="body_too_large"):
     """The body exceeds the declared limit."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import NO_RECIPE, OPTIONAL_CAPABILITIES, Capability, Chat, Decision, Health, Prediction, Reason
-from coe.errors import Cause, InvalidRequest, ModelNotFound
+from coe.errors import Cause, InvalidRequest, ModelNotFound, ThreadUnsupported
 from coe.experts.variants import contradiction
 from coe.mapping import Assignment, expected_price, expected_utility
 from coe.registry import AUTO, ArmSpec, ExpertSpec, ExpertVariant, Policy, Registry
@@ -160,6 +160,8 @@ def _pinned_arm(chat: Chat, registry: Registry, recipe: str) -> str:
     spec = registry.arm(pinned)
     if reason := ineligibility(chat, spec):
         raise InvalidRequest(f"{reason}{_remedy(chat, [spec])}", param="model", code="no_capable_expert")
+    if isinstance(spec, ExpertSpec) and chat.api not in spec.supported_apis:
+        _check_thread(chat)  # the server of a translated expert stores none
     return pinned
 
 
@@ -182,7 +184,7 @@ def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
     if chat.api == "embeddings" and len(eligible) > 1:
         message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
         raise InvalidRequest(message, param="model", code="ambiguous_model")
-    if chat.api == "responses":
+    if chat.api in _TRANSLATED_APIS:
         _check_stored_state(chat)
     return eligible
 
@@ -215,6 +217,17 @@ def _check_stored_state(chat: Chat) -> None:
         if chat.fields.get(name):
             message = f"{name} is known to one expert only: write its name as model (the model of the earlier answer)"
             raise InvalidRequest(message, param="model")
+    _check_thread(chat)
+
+
+def _check_thread(chat: Chat) -> None:
+    """Raise InvalidRequest for a Messages request whose conversation a server would store.
+
+    Clients that know this error, Anthropic's SDKs among them, send the whole conversation instead.
+    """
+    if chat.api == "messages" and chat.fields.get("thread"):
+        message = "thread is known to one expert only: send the whole conversation without it, or pin an expert"
+        raise ThreadUnsupported(message, param="thread")
 
 
 def _eligible_arms(chat: Chat, registry: Registry, utilities: Mapping[str, float]) -> list[str]:

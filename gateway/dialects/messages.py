@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from coe.core import Chat, Message
-from coe.errors import InvalidRequest, RequestError
+from coe.errors import InvalidRequest, RequestError, ThreadUnsupported
 from gateway.dialects import Dialect
 from gateway.dialects.parsing import (
     Needs,
@@ -59,13 +59,15 @@ def _parse(body: bytes | bytearray, model: str = "") -> Chat:
 
 def error_body(error: RequestError) -> bytes:
     """Anthropic's error body."""
-    return refusal(status_of(error), str(error))
+    details = {"error_code": error.code} if isinstance(error, ThreadUnsupported) else None
+    return refusal(status_of(error), str(error), details)
 
 
-def refusal(status: int, message: str) -> bytes:
-    """Anthropic's error body for an HTTP status."""
+def refusal(status: int, message: str, details: dict[str, str] | None = None) -> bytes:
+    """Anthropic's error body for an HTTP status. `details` is for clients' code."""
     kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
+    error: dict[str, Any] = {"type": kind, "message": message}
+    return orjson.dumps({"type": "error", "error": error | {"details": details} if details else error})
 
 
 def _error_event(error: RequestError) -> bytes:
