@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import (
+    GENERAL,
     LOAD_SHED,
     Call,
     Chat,
@@ -38,6 +39,7 @@ from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays
 from coe.routing.conversation import Conversation
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, ineligibility, with_fallback
+from coe.routing.phrases import opens_topic
 from coe.routing.request_text import RoutedText, read_request
 
 MIN_DECISION_RISK = 0.3
@@ -94,6 +96,7 @@ class Composition:
             router, overlays=overlays or Overlays(), threads=threads, encoder_timeout=registry.router.encoder_timeout
         )
         self._retrieval = retrieval
+        self._general = router.categories.index(GENERAL)
 
     @property
     def routed_arms(self) -> tuple[str, ...]:
@@ -106,13 +109,22 @@ class Composition:
         )
 
     async def classify(self, chat: Chat, tenant: str | None) -> tuple[RoutedText, Prediction]:
-        """Return the routed text and its posterior, with the tenant's overlay if there is one."""
-        routed = read_request(chat)
-        return routed, await self.classify_text(routed.text, chat, tenant)
+        """Return the routed text and its posterior, with the tenant's overlay if there is one.
 
-    async def classify_text(self, text: str, chat: Chat, tenant: str | None) -> Prediction:
-        """Classify a text that `read_request` made from the chat."""
-        fast = self._classifier.predict_fast(text, tenant)
+        The newest request of a conversation is routed alone if it opens a topic, which the fast heads help to decide.
+        """
+        routed, fast = read_request(chat), None
+        if routed.newest and chat.model == AUTO:
+            alone = self._classifier.predict_fast(routed.newest, tenant)
+            opens = opens_topic(routed.newest, float(alone.probabilities[self._general]))
+            routed, fast = routed.of_topic(opens=opens), alone if opens else None
+        return routed, await self.classify_text(routed.text, chat, tenant, fast=fast)
+
+    async def classify_text(
+        self, text: str, chat: Chat, tenant: str | None, *, fast: Prediction | None = None
+    ) -> Prediction:
+        """Classify a text that `read_request` made from the chat; `fast` is its fast prediction, if already known."""
+        fast = fast or self._classifier.predict_fast(text, tenant)
         if fast.stage != LOAD_SHED:
             return fast
         if not self._needs_encoder(chat, fast):
@@ -139,7 +151,7 @@ class Composition:
 
     async def find_previous(self, conversation: Conversation, routed: RoutedText) -> Previous:
         """Return the expert of the conversation's last answer, and whether the request continues its task."""
-        return Previous(await self.affinity.find(conversation) or "", routed.continues)
+        return Previous(await self.affinity.find(conversation) or "", routed.continues, routed.in_loop)
 
     def assign(
         self,
@@ -149,8 +161,8 @@ class Composition:
         *,
         previous: Previous = NO_PREVIOUS,
     ) -> Decision:
-        """Decide, if declared with exploration, but never within a task. Changes no state."""
-        explores = self.registry.policy.exploration.rate > 0 and not previous.continues
+        """Decide, if declared with exploration, but never in a loop of tool calls. Changes no state."""
+        explores = self.registry.policy.exploration.rate > 0 and not previous.in_loop
         uniform = random.random() if explores else None  # noqa: S311 (no secret depends on it)
         return self.decide(chat, prediction, options, previous=previous, uniform=uniform)
 
@@ -241,8 +253,8 @@ class Composition:
     ) -> RoutedReply:
         """Call the candidates in order until one sends a first chunk, before `deadline` (event loop clock).
 
-        An expert that continues its task is neither hedged nor replaced by its stand-in: another one is called only if
-        it fails.
+        In a loop of tool calls the expert is neither hedged nor replaced by its stand-in: another one is called only
+        if it fails.
         Counts into `attempts`. The `prediction` helps recipes to weigh answers. Raises an ExpertError or InvalidRequest
         if none answers.
         """
@@ -250,7 +262,7 @@ class Composition:
         if not self.recipes.keys().isdisjoint(decision.candidates):
             attempts.recipe_log = RecipeLog()
         order = one_arm_of_each_expert(decision.candidates, self.registry)
-        stays = previous.continues and previous.expert == decision.expert
+        stays = previous.in_loop and previous.expert == decision.expert
         call = Call(
             chat.fields,
             chat.stream,

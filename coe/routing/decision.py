@@ -32,12 +32,13 @@ _HEALTHY = Health()
 class Previous:
     """The expert of a conversation's last answer, empty if it is unknown or there is none.
 
-    `continues`: the request continues the task of that answer (`RoutedText.continues`), for example with the results of
-    tools that it called. The expert then stays whatever the utilities and the load.
+    `continues`: the request has no topic of its own (`RoutedText.continues`), so the expert stays whatever the
+    utilities. `in_loop`: it has the results of tools that the answer called, so the expert stays also if overloaded.
     """
 
     expert: str = ""
     continues: bool = False
+    in_loop: bool = False
 
 
 NO_PREVIOUS = Previous()
@@ -334,7 +335,7 @@ def _select(candidates: _Candidates, policy: Policy, *, previous: Previous, gene
     """Return the selected expert and the reason. `general` is None unless the request is uncertain."""
     utility, free = candidates.utility, candidates.free
     expert, reason = _prefer(candidates.selectable, utility, policy, previous=previous, general=general)
-    if previous.continues and reason == "sticky":
+    if previous.in_loop and reason == "sticky":
         return expert, reason
     if expert not in free and free and utility[expert] - utility[free[0]] <= policy.max_quality_loss:
         return free[0], "spilled"
