@@ -37,7 +37,7 @@ from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.affinity import Affinity
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays
-from coe.routing.conversation import Conversation
+from coe.routing.conversation import Conversation, newest_turn
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, ineligibility, with_fallback
 from coe.routing.phrases import opens_topic
 from coe.routing.request_text import RoutedText, read_request
@@ -45,6 +45,8 @@ from coe.routing.request_text import RoutedText, read_request
 MIN_DECISION_RISK = 0.3
 """Probability that a more accurate posterior selects another expert, from which on an encoder pass pays. On public
 prompts, passes at a lower risk changed the choice to a worse expert as often as to a better one."""
+CHARACTERS_PER_TOKEN = 4
+"""Estimate for the tokens of a chat."""
 NO_RETRIEVAL = RetrievalResult()
 NO_CONVERSATION = Conversation()
 
@@ -96,6 +98,7 @@ class Composition:
             router, overlays=overlays or Overlays(), threads=threads, encoder_timeout=registry.router.encoder_timeout
         )
         self._retrieval = retrieval
+        self._highest_price = max(spec.prices.input + spec.prices.output for spec in registry.single_arms) or 1.0
         self._general = router.categories.index(GENERAL)
 
     @property
@@ -149,9 +152,31 @@ class Composition:
             or decision_risk(self.assignment, prediction.probabilities, eligible) > MIN_DECISION_RISK
         )
 
-    async def find_previous(self, conversation: Conversation, routed: RoutedText) -> Previous:
-        """Return the expert of the conversation's last answer, and whether the request continues its task."""
-        return Previous(await self.affinity.find(conversation) or "", routed.continues, routed.in_loop)
+    async def find_previous(
+        self, chat: Chat, conversation: Conversation, routed: RoutedText, options: RequestOptions
+    ) -> Previous:
+        """Return the expert of the conversation's last answer, and what the request means for it."""
+        expert = await self.affinity.find(conversation)
+        if expert is None or expert not in self._arms:
+            return Previous("", routed.continues, routed.in_loop)
+        cost = 0.0 if routed.continues else self._switching_cost(chat, expert, options.cost_weight)
+        return Previous(expert, routed.continues, routed.in_loop, cost)
+
+    def _switching_cost(self, chat: Chat, expert: str, cost_weight: float) -> float:
+        """Return the price of the expert's prefix cache in expected quality, as the plan and the cost weight value it.
+
+        All of the chat before its newest turn counts as cached, if the expert has a price for cached tokens. In the
+        plan, a dollar has the price of the row `mean_cost`. The cost weight is the quality of the most expensive
+        expert's price, so the discount on this share of the request counts in proportion.
+        """
+        prices, dual = self.registry.arm(expert).prices, self.assignment.duals.get("mean_cost", 0.0)
+        discount = prices.input - prices.cached
+        if discount <= 0 or not (dual or cost_weight) or not chat.characters:
+            return 0.0
+        characters = sum(len(message.text) for message in chat.messages[: newest_turn(chat.messages)[0]])
+        per_thousand_requests = characters / CHARACTERS_PER_TOKEN * discount / 1000
+        relative = characters / chat.characters * discount / self._highest_price
+        return dual * per_thousand_requests + cost_weight * relative
 
     def assign(
         self,
