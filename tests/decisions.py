@@ -32,6 +32,7 @@ def decided(
     *posterior: float,
     previous: str = "",
     continues: bool = False,
+    switching_cost: float = 0.0,
     confidence_threshold: float = 0.0,
     in_distribution: float = 1.0,
     health_by_expert: dict[str, Health] | None = None,
@@ -45,7 +46,7 @@ def decided(
         registry=registry,
         assignment=declared_assignment(registry, CATEGORIES),
         confidence_threshold=confidence_threshold,
-        previous=Previous(previous, continues),
+        previous=Previous(previous, continues, switching_cost=switching_cost),
         health_by_expert=health_by_expert or {},
         uniform=uniform,
     )

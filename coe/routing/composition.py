@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import (
+    GENERAL,
     LOAD_SHED,
     Call,
     Chat,
@@ -36,13 +37,16 @@ from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
 from coe.routing.affinity import Affinity
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays
-from coe.routing.conversation import Conversation
+from coe.routing.conversation import Conversation, newest_turn
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, ineligibility, with_fallback
+from coe.routing.phrases import opens_topic
 from coe.routing.request_text import RoutedText, read_request
 
 MIN_DECISION_RISK = 0.3
 """Probability that a more accurate posterior selects another expert, from which on an encoder pass pays. On public
 prompts, passes at a lower risk changed the choice to a worse expert as often as to a better one."""
+CHARACTERS_PER_TOKEN = 4
+"""Estimate for the tokens of a chat."""
 NO_RETRIEVAL = RetrievalResult()
 NO_CONVERSATION = Conversation()
 
@@ -94,6 +98,8 @@ class Composition:
             router, overlays=overlays or Overlays(), threads=threads, encoder_timeout=registry.router.encoder_timeout
         )
         self._retrieval = retrieval
+        self._highest_price = max(spec.prices.input + spec.prices.output for spec in registry.single_arms) or 1.0
+        self._general = router.categories.index(GENERAL)
 
     @property
     def routed_arms(self) -> tuple[str, ...]:
@@ -106,13 +112,22 @@ class Composition:
         )
 
     async def classify(self, chat: Chat, tenant: str | None) -> tuple[RoutedText, Prediction]:
-        """Return the routed text and its posterior, with the tenant's overlay if there is one."""
-        routed = read_request(chat)
-        return routed, await self.classify_text(routed.text, chat, tenant)
+        """Return the routed text and its posterior, with the tenant's overlay if there is one.
 
-    async def classify_text(self, text: str, chat: Chat, tenant: str | None) -> Prediction:
-        """Classify a text that `read_request` made from the chat."""
-        fast = self._classifier.predict_fast(text, tenant)
+        The newest request of a conversation is routed alone if it opens a topic, which the fast heads help to decide.
+        """
+        routed, fast = read_request(chat), None
+        if routed.newest and chat.model == AUTO:
+            alone = self._classifier.predict_fast(routed.newest, tenant)
+            opens = opens_topic(routed.newest, float(alone.probabilities[self._general]))
+            routed, fast = routed.of_topic(opens=opens), alone if opens else None
+        return routed, await self.classify_text(routed.text, chat, tenant, fast=fast)
+
+    async def classify_text(
+        self, text: str, chat: Chat, tenant: str | None, *, fast: Prediction | None = None
+    ) -> Prediction:
+        """Classify a text that `read_request` made from the chat; `fast` is its fast prediction, if already known."""
+        fast = fast or self._classifier.predict_fast(text, tenant)
         if fast.stage != LOAD_SHED:
             return fast
         if not self._needs_encoder(chat, fast):
@@ -137,9 +152,31 @@ class Composition:
             or decision_risk(self.assignment, prediction.probabilities, eligible) > MIN_DECISION_RISK
         )
 
-    async def find_previous(self, conversation: Conversation, routed: RoutedText) -> Previous:
-        """Return the expert of the conversation's last answer, and whether the request continues its task."""
-        return Previous(await self.affinity.find(conversation) or "", routed.continues)
+    async def find_previous(
+        self, chat: Chat, conversation: Conversation, routed: RoutedText, options: RequestOptions
+    ) -> Previous:
+        """Return the expert of the conversation's last answer, and what the request means for it."""
+        expert = await self.affinity.find(conversation)
+        if expert is None or expert not in self._arms:
+            return Previous("", routed.continues, routed.in_loop)
+        cost = 0.0 if routed.continues else self._switching_cost(chat, expert, options.cost_weight)
+        return Previous(expert, routed.continues, routed.in_loop, cost)
+
+    def _switching_cost(self, chat: Chat, expert: str, cost_weight: float) -> float:
+        """Return the price of the expert's prefix cache in expected quality, as the plan and the cost weight value it.
+
+        All of the chat before its newest turn counts as cached, if the expert has a price for cached tokens. In the
+        plan, a dollar has the price of the row `mean_cost`. The cost weight is the quality of the most expensive
+        expert's price, so the discount on this share of the request counts in proportion.
+        """
+        prices, dual = self.registry.arm(expert).prices, self.assignment.duals.get("mean_cost", 0.0)
+        discount = prices.input - prices.cached
+        if discount <= 0 or not (dual or cost_weight) or not chat.characters:
+            return 0.0
+        characters = sum(len(message.text) for message in chat.messages[: newest_turn(chat.messages)[0]])
+        per_thousand_requests = characters / CHARACTERS_PER_TOKEN * discount / 1000
+        relative = characters / chat.characters * discount / self._highest_price
+        return dual * per_thousand_requests + cost_weight * relative
 
     def assign(
         self,
@@ -149,8 +186,8 @@ class Composition:
         *,
         previous: Previous = NO_PREVIOUS,
     ) -> Decision:
-        """Decide, if declared with exploration, but never within a task. Changes no state."""
-        explores = self.registry.policy.exploration.rate > 0 and not previous.continues
+        """Decide, if declared with exploration, but never in a loop of tool calls. Changes no state."""
+        explores = self.registry.policy.exploration.rate > 0 and not previous.in_loop
         uniform = random.random() if explores else None  # noqa: S311 (no secret depends on it)
         return self.decide(chat, prediction, options, previous=previous, uniform=uniform)
 
@@ -241,8 +278,8 @@ class Composition:
     ) -> RoutedReply:
         """Call the candidates in order until one sends a first chunk, before `deadline` (event loop clock).
 
-        An expert that continues its task is neither hedged nor replaced by its stand-in: another one is called only if
-        it fails.
+        In a loop of tool calls the expert is neither hedged nor replaced by its stand-in: another one is called only
+        if it fails.
         Counts into `attempts`. The `prediction` helps recipes to weigh answers. Raises an ExpertError or InvalidRequest
         if none answers.
         """
@@ -250,7 +287,7 @@ class Composition:
         if not self.recipes.keys().isdisjoint(decision.candidates):
             attempts.recipe_log = RecipeLog()
         order = one_arm_of_each_expert(decision.candidates, self.registry)
-        stays = previous.continues and previous.expert == decision.expert
+        stays = previous.in_loop and previous.expert == decision.expert
         call = Call(
             chat.fields,
             chat.stream,

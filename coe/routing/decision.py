@@ -32,12 +32,15 @@ _HEALTHY = Health()
 class Previous:
     """The expert of a conversation's last answer, empty if it is unknown or there is none.
 
-    `continues`: the request continues the task of that answer (`RoutedText.continues`), for example with the results of
-    tools that it called. The expert then stays whatever the utilities and the load.
+    `continues`: the request has no topic of its own (`RoutedText.continues`), so the expert stays whatever the
+    utilities. `in_loop`: it has the results of tools that the answer called, so the expert stays also if overloaded.
+    `switching_cost` is the price of the prefix cache that another expert does not have, in expected quality.
     """
 
     expert: str = ""
     continues: bool = False
+    in_loop: bool = False
+    switching_cost: float = 0.0
 
 
 NO_PREVIOUS = Previous()
@@ -60,8 +63,8 @@ def decide(
 
     Only eligible experts count, and arms of recipes with a measured quality. A pinned expert or recipe is selected
     whatever its health; `recipe` (`RequestOptions.recipe`) pins one too, or excludes all. The `previous` expert of a
-    conversation stays, unless another one is better by more than `sticky_margin` and the request does not continue
-    the task of the last answer. Below the confidence threshold
+    conversation stays, unless another one is better by more than `sticky_margin` and the switching cost, and the
+    request does not continue the task of the last answer. Below the confidence threshold
     (declared, or else trained) the general expert is selected, otherwise the expert of highest utility. An expert that
     is down is replaced (a fallback); an overloaded one is, if the other is worse by at most `max_quality_loss`.
 
@@ -347,7 +350,7 @@ def _select(candidates: _Candidates, policy: Policy, *, previous: Previous, gene
     """Return the selected expert and the reason. `general` is None unless the request is uncertain."""
     utility, free = candidates.utility, candidates.free
     expert, reason = _prefer(candidates.selectable, utility, policy, previous=previous, general=general)
-    if previous.continues and reason == "sticky":
+    if previous.in_loop and reason == "sticky":
         return expert, reason
     if expert not in free and free and utility[expert] - utility[free[0]] <= policy.max_quality_loss:
         return free[0], "spilled"
@@ -376,7 +379,7 @@ def _prefer(
     best = ranked[0]
     if previous.expert in ranked:
         loss = utility[best] - utility[previous.expert]
-        if previous.continues or general or loss <= policy.sticky_margin:
+        if previous.continues or general or loss <= policy.sticky_margin + previous.switching_cost:
             return previous.expert, "sticky"
     return (general, "uncertain") if general in ranked else (best, "routed")
 

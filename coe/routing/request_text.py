@@ -7,7 +7,7 @@ system prompt if the request says little, and bounds the length. `message_parts`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from coe.core import Chat
@@ -79,13 +79,20 @@ class LeftOut:
 class RoutedText:
     """The text for the router, about 5,000 characters at most, and what it leaves out.
 
-    `continues` is true if the newest turn makes no request: it has the results of tools that the last answer called, or
-    only asks to go on. The task of the conversation is then unchanged.
+    `newest` are the requests since the last answer alone, with the material that they are about; empty if there is no
+    answer or no request since. `continues` is true if the newest turn has no topic of its own, so that it continues the
+    task of the last answer. `in_loop` is true if the turn has results of tools that the last answer called.
     """
 
     text: str
     left_out: tuple[LeftOut, ...] = ()
+    newest: str = ""
     continues: bool = False
+    in_loop: bool = False
+
+    def of_topic(self, *, opens: bool) -> RoutedText:
+        """Return the text for a newest request that opens a topic, which is routed alone, or does not."""
+        return replace(self, text=self.newest) if opens else replace(self, continues=True)
 
 
 NO_TEXT = RoutedText("")
@@ -104,20 +111,21 @@ def read_request(chat: Chat) -> RoutedText:
     limit = next(limits)
     turns = _user_turns(chat)
     newest, end = newest_turn(chat.messages)
-    continues = newest > 0
+    count = 0
     for index in turns:
         text = chat.messages[index].text
         parts = split_message(text)
         if reason := _no_request(parts, is_older=bool(texts), is_only=len(turns) == 1):
             left_out += _all_left_out(index, text, parts, reason)
             continue
-        continues = continues and index < newest
         material = _material_of(parts, is_older=bool(texts))
         left_out += [
             LeftOut(index, cut.kind, cut.name, cut.characters, shortened=bool(material) and cut.is_material)
             for cut in parts.cuts
         ]
         texts += [shorten(parts.request, limit), material] if material else [shorten(parts.request, limit)]
+        if index >= newest > 0:
+            count = len(texts)
         if (limit := next(limits, 0)) == 0:
             break
     if not texts:
@@ -125,8 +133,14 @@ def read_request(chat: Chat) -> RoutedText:
     if sum(map(len, texts)) < MIN_USER_CHARACTERS and _needs_system_prompt("\n".join(texts)):
         system = [message for message in chat.messages[:1] if message.role != "user"]
         texts += [message.text[:MAX_SYSTEM_PROMPT_CHARACTERS] for message in system]
-    continues = continues or (newest > 0 and any(message.role in TOOL_ROLES for message in chat.messages[newest:end]))
-    return RoutedText("\n".join(text for text in texts if text), tuple(left_out[:MAX_LEFT_OUT]), continues)
+    in_loop = newest > 0 and any(message.role in TOOL_ROLES for message in chat.messages[newest:end])
+    return RoutedText(
+        "\n".join(text for text in texts if text),
+        tuple(left_out[:MAX_LEFT_OUT]),
+        "" if in_loop else "\n".join(texts[:count]),
+        in_loop or (newest > 0 and not count),
+        in_loop,
+    )
 
 
 def _needs_system_prompt(text: str) -> bool:

@@ -72,7 +72,8 @@ class _Decisions:
     async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
         routed, prediction = await composition.classify(chat, options.tenant)
-        previous = await composition.find_previous(read_conversation(chat, options), routed)
+        conversation = read_conversation(chat, options)
+        previous = await composition.find_previous(chat, conversation, routed, options)
         decision = composition.assign(chat, prediction, options, previous=previous)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
         explained = await self._explainer.explain(composition, routed, prediction, decision) if options.explain else {}

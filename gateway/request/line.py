@@ -154,7 +154,7 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
         trace.routed, trace.prediction = await composition.classify(chat, trace.caller.tenant)
     with trace.step("assign"):  # 4
         conversation = read_conversation(chat, options)
-        previous = await composition.find_previous(conversation, trace.routed)
+        previous = await composition.find_previous(chat, conversation, trace.routed, options)
         trace.decision = composition.assign(chat, trace.prediction, options, previous=previous)
     with trace.step("gate"):  # 5
         chat, trace.decision, trace.retrieval_result = await composition.retrieve(

@@ -14,6 +14,7 @@ from coe.core import RequestOptions
 from coe.errors import ExpertUnavailable
 from coe.routing.affinity import Affinity
 from coe.routing.conversation import read_conversation
+from gateway.access import conversations
 from gateway.access.conversations import open_affinity
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
@@ -150,8 +151,28 @@ async def test_a_follow_up_without_a_topic_stays_after_a_fallback(api: str) -> N
             assert (response.headers["x-coe-expert"], response.headers["x-coe-reason"]) == (answered, "sticky")
 
 
+async def test_a_new_topic_leaves_and_a_request_without_one_stays() -> None:
+    async with gateway_of() as gateway:
+        turns, found = list[dict[str, Any]](), []
+        for text in ("code a parser for dates", "why?", "paint art of a harbour at dusk", "and a bit darker", "go on"):
+            turns.append({"role": "user", "content": text})
+            response = await gateway.post("/v1/chat/completions", orjson.dumps({"model": "auto", "messages": turns}))
+            found.append((response.headers["x-coe-expert"], response.headers["x-coe-reason"]))
+            turns.append({"role": "assistant", "content": "Done."})
+    assert found == [
+        ("coder", "routed"),
+        ("coder", "sticky"),
+        ("painter", "routed"),
+        ("painter", "sticky"),
+        ("painter", "sticky"),
+    ]
+
+
 @pytest.mark.parametrize("api", APIS)
-async def test_a_loop_goes_on_at_another_gateway_with_the_same_redis(api: str, redis_url: str) -> None:
+async def test_a_loop_goes_on_at_another_gateway_with_the_same_redis(
+    api: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "LOOKUP_TIMEOUT_SECONDS", 5.0)  # however busy the machine is
     async with (
         open_affinity(redis_url) as first,
         open_affinity(redis_url) as second,
