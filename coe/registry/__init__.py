@@ -15,6 +15,7 @@ from coe.registry.sections import (
     Policy,
     ResidencySpec,
     RetrievalSpec,
+    StoredResponsesSpec,
 )
 from coe.registry.specs import ArmSpec, Category, ExpertSpec, ExpertVariant, Registry
 from coe.registry.variants import Prices
@@ -47,6 +48,7 @@ __all__ = [
     "ResidencySpec",
     "ResolvedModel",
     "RetrievalSpec",
+    "StoredResponsesSpec",
     "load",
     "load_with_expert",
     "schema",

@@ -33,6 +33,7 @@ from gateway.request.body import ClientLeftError
 from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.options import read_options, resolve_model
+from gateway.request.stored_step import StoredStep
 from gateway.request.trace import Trace
 from gateway.serving_state import Serving, ServingState
 
@@ -60,12 +61,14 @@ class Line:
         observers: Sequence[Observer],
         tracing: Tracing | None = None,
         cache: CacheStep | None = None,
+        stored: StoredStep | None = None,
     ) -> None:
         self._state = state
         self._dialect = dialect
         self._observers = observers if cache is None else (*observers, cache.observe)
         self._tracing = tracing
         self._cache = cache
+        self._stored = stored
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = Trace(self._state.serving, api=self._dialect.api)
@@ -85,6 +88,8 @@ class Line:
                 message = "internal error; the gateway's own log names it under this request id"
                 await self._refuse(RequestError(message), trace, send)
         finally:  # 8 record
+            if self._stored is not None and trace.stored is not None:
+                self._stored.release(trace.stored)
             for observe in self._observers:
                 try:
                     observe(trace)
@@ -108,6 +113,11 @@ class Line:
                     trace.chat, trace.options = chat, options
                     body_bytes = len(body)
                     del body  # the parsed chat replaces it in memory
+                    if self._stored is not None:
+                        registry = trace.serving.registry
+                        found = await self._stored.continued(chat, trace.caller, registry, body_bytes=body_bytes)
+                        chat, trace.stored = found
+                        trace.chat = chat
                 reply: Reply | None = None
                 if self._cache is not None:
                     reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
@@ -116,7 +126,12 @@ class Line:
                     reply = await _answer(trace, chat, options, request)
                     del chat
                 with trace.step("relay"):  # 7
-                    await _relay(reply, trace, request, send)
+                    shown = (
+                        cited(reply, passages, trace.api) if (passages := trace.retrieval_result.passages) else reply
+                    )
+                    if self._stored is not None and trace.stored is not None:
+                        shown = self._stored.relayed(shown, trace.stored)
+                    await _relay(shown, trace, request, send)
 
     def _options(self, trace: Trace, scope: Scope) -> RequestOptions:
         """The options of the request's headers. Raises InvalidRequest."""
@@ -186,8 +201,7 @@ async def _call(trace: Trace, chat: Chat, options: RequestOptions, *, deadline: 
 async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send) -> None:
     """Send the reply to its end and close it. Raises the ExpertError that breaks it off."""
     try:
-        passages = trace.retrieval_result.passages
-        await relay(cited(reply, passages, trace.api) if passages else reply, send, headers=trace.headers())
+        await relay(reply, send, headers=trace.headers())
         request.complete()
         trace.outcome = "ok"
     finally:
