@@ -247,6 +247,21 @@ class CacheSpec(StrictModel):
     """Requests that use the cache. `deterministic`: those with `temperature: 0` or a `seed`. `always`: all."""
 
 
+class StoredResponsesSpec(StrictModel):
+    """Answers of the Responses API that clients may refer to later, by `previous_response_id`, by an item's id, or by
+    GET and DELETE /v1/responses/ID. Requests with `store: false` are not stored. Tenants, and API keys without one, are
+    separate."""
+
+    store: Annotated[str, Field(pattern=r"^(sqlite|none|rediss?://.+)$")] = "sqlite"
+    """Store of the answers: `sqlite` (a file in the state folder, for all gateway processes of one machine),
+    redis://HOST:PORT/DB (all gateways together), or `none`."""
+    lifetime: Annotated[float, Field(gt=0, le=365 * 86400)] = 86400.0
+    """Seconds for which an answer is stored after its last use."""
+    max_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 64 * 2**20
+    """Largest size of the answers of one tenant or API key together, in bytes. The least recently used answers are
+    deleted first."""
+
+
 class LogSpec(StrictModel):
     """The routing log."""
 

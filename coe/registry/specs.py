@@ -29,6 +29,7 @@ from coe.registry.sections import (
     Policy,
     ResidencySpec,
     RetrievalSpec,
+    StoredResponsesSpec,
     StrictModel,
 )
 
@@ -103,6 +104,8 @@ class Registry(StrictModel):
     """API keys, allowed origins and host names."""
     cache: CacheSpec | None = None
     """Cache of answers to identical requests. Default: off."""
+    stored_responses: StoredResponsesSpec = StoredResponsesSpec()
+    """Answers of the Responses API that clients may refer to. Default: one day, in a file."""
     log: LogSpec = LogSpec()
     """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
@@ -253,8 +256,8 @@ class Registry(StrictModel):
     def digest(self) -> str:
         """Short SHA-256 digest of everything that a plan depends on, without secrets.
 
-        It leaves out the sections aliases, operating_points, access, cache, limits, log, artifacts, retrieval and
-        residency, and the policy's timeouts, attempts and exploration. Records hold the exploration rate themselves.
+        It leaves out the sections aliases, operating_points, access, cache, stored_responses, limits, log, artifacts,
+        retrieval and residency, and the policy's timeouts, attempts and exploration. Records hold that rate themselves.
         """
         plain = self.model_dump(
             mode="json",
@@ -265,6 +268,7 @@ class Registry(StrictModel):
                 "operating_points": True,
                 "access": True,
                 "cache": True,
+                "stored_responses": True,
                 "limits": True,
                 "log": True,
                 "artifacts": True,

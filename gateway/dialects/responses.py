@@ -33,7 +33,11 @@ TOOL_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 def _parse(body: bytes | bytearray, model: str = "") -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
-    fields = fields_of(body)
+    return read(fields_of(body), model=model)
+
+
+def read(fields: dict[str, Any], model: str = "") -> Chat:
+    """The routing view of a parsed body. Raises InvalidRequest that names the field."""
     model = model or model_of(fields)
     if fields.get("background"):
         raise InvalidRequest("background answers could not be fetched later: leave background out", param="background")

@@ -49,6 +49,11 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-coe-variant": ("Variant", "The variant of the expert that answers, where it is one.", TEXT),
     "x-coe-steps": ("Steps", "Number of steps of the recipe that began.", {"type": "integer", "minimum": 1}),
     "x-coe-calls": ("Calls", "Number of calls of the recipe to experts.", {"type": "integer", "minimum": 1}),
+    "x-coe-dropped": (
+        "Dropped",
+        "Types of tools and items of the request that have no counterpart in the API of the expert's server.",
+        TEXT,
+    ),
     "x-coe-cache": (
         "Cache",
         "Whether the answer is from the cache, where the request uses it.",

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from coe.core import Scope
 from coe.errors import RequestError
 from coe.registry import Registry
-from gateway.endpoints import chat, documents, feedback, health, models, openapi, route
+from gateway.endpoints import chat, documents, feedback, health, models, openapi, route, stored_responses
 from gateway.endpoints.admin import artifacts, experts, mapping, records, stats
 from gateway.endpoints.chat import CHAT_SCHEMAS
 from gateway.endpoints.operation import OBJECT, Operation, Schema, json_response, operation, operations_of
@@ -44,7 +44,15 @@ def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | None) -
     return answer
 
 
-_SCHEMAS: Schema = CHAT_SCHEMAS | route.SCHEMAS | feedback.SCHEMAS | documents.SCHEMAS | models.SCHEMAS | health.SCHEMAS
+_SCHEMAS: Schema = (
+    CHAT_SCHEMAS
+    | route.SCHEMAS
+    | feedback.SCHEMAS
+    | documents.SCHEMAS
+    | models.SCHEMAS
+    | health.SCHEMAS
+    | stored_responses.SCHEMAS
+)
 
 
 class OpenApi:
@@ -66,6 +74,7 @@ class OpenApi:
 _RESOURCES: tuple[type, ...] = (
     *(documents.Documents, stats.Stats, stats.Status, records.Records, mapping.Map, artifacts.Artifacts),
     *(experts.Experts, experts.Onboarding, models.Models, health.Health, OpenApi),
+    stored_responses.StoredResponses,
 )
 OPERATIONS: tuple[Operation, ...] = (
     *(*chat.OPERATIONS, *route.OPERATIONS, *feedback.OPERATIONS),

@@ -36,6 +36,7 @@ from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.options import read_options, resolve_model
+from gateway.request.stored_step import StoredStep
 from gateway.request.trace import Trace
 from gateway.serving_state import Serving, ServingState
 
@@ -63,12 +64,14 @@ class Line:
         observers: Sequence[Observer],
         tracing: Tracing | None = None,
         cache: CacheStep | None = None,
+        stored: StoredStep | None = None,
     ) -> None:
         self._state = state
         self._dialect = dialect
         self._observers = observers if cache is None else (*observers, cache.observe)
         self._tracing = tracing
         self._cache = cache
+        self._stored = stored
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = Trace(self._state.serving, api=self._dialect.api)
@@ -88,6 +91,8 @@ class Line:
                 message = "internal error; the gateway's own log names it under this request id"
                 await self._refuse(RequestError(message), trace, send)
         finally:  # 8 record
+            if self._stored is not None and trace.stored is not None:
+                self._stored.release(trace.stored)
             for observe in self._observers:
                 try:
                     observe(trace)
@@ -111,6 +116,11 @@ class Line:
                     trace.chat, trace.options = chat, options
                     body_bytes = len(body)
                     del body  # the parsed chat replaces it in memory
+                    if self._stored is not None:
+                        registry = trace.serving.registry
+                        found = await self._stored.continued(chat, trace.caller, registry, body_bytes=body_bytes)
+                        trace.chat, trace.stored = found
+                        chat = trace.chat
                 reply: Reply | None = None
                 if self._cache is not None:
                     reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
@@ -120,7 +130,16 @@ class Line:
                         reply = await _answer(trace, chat, options, request)
                         del chat
                     with trace.step("relay"):  # 7
-                        await _relay(reply, trace, request, send if stream is None else stream.send)
+                        shown = self._shown(reply, trace)
+                        await _relay(shown, trace, request, send if stream is None else stream.send)
+
+    def _shown(self, reply: Reply, trace: Trace) -> Reply:
+        """The reply as the client gets it: with citations of passages, and stored if the request may refer to it."""
+        if passages := trace.retrieval_result.passages:
+            reply = cited(reply, passages, trace.api)
+        if self._stored is not None and trace.stored is not None:
+            reply = self._stored.relayed(reply, trace.stored)
+        return reply
 
     def _keep_alive(self, trace: Trace, send: Send) -> KeepAlive:
         interval = trace.serving.registry.policy.keep_alive_interval
@@ -211,8 +230,7 @@ async def _call(
 async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send) -> None:
     """Send the reply to its end and close it. Raises the ExpertError that breaks it off."""
     try:
-        passages = trace.retrieval_result.passages
-        await relay(cited(reply, passages, trace.api) if passages else reply, send, headers=trace.headers())
+        await relay(reply, send, headers=trace.headers())
         request.complete()
         trace.outcome = "ok"
     finally:

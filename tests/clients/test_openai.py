@@ -201,6 +201,23 @@ def test_a_translated_response_without_what_the_client_sent_is_rejected(client: 
         client.responses.create(model="chatty", input="hi", reasoning="high")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("model", ["auto", "native", "chatty", "claude"])
+def test_a_response_is_continued_read_and_deleted(client: openai.OpenAI, upstream: ModelServer, model: str) -> None:
+    first = client.responses.create(model=model, input="hi")
+    second = client.responses.create(model=model, input="go on", previous_response_id=first.id)
+    assert (second.output_text, second.previous_response_id) == (REPLY, first.id)
+    path, body = upstream.seen[-1]
+    conversation = body.get("input") or body["messages"]
+    assert (len(conversation), "previous_response_id" in body) == (3, False)
+    assert path == ("/v1/responses" if model in ("auto", "native") else "/v1/messages" if model == "claude" else path)
+    assert client.responses.retrieve(first.id).output_text == REPLY
+    item: Any = {"type": "item_reference", "id": first.output[0].id}
+    client.responses.create(model=model, input=[{"role": "user", "content": "hi"}, item])
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+
+
 def test_built_in_tools_are_left_out_of_a_translated_response(client: openai.OpenAI, upstream: ModelServer) -> None:
     assert client.responses.create(model="chatty", input="hi", tools=[{"type": "web_search"}]).output_text == REPLY
     assert "tools" not in upstream.seen[-1][1]

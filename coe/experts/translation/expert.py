@@ -7,6 +7,7 @@ arrive, with one builder for plain answers and streams.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -35,6 +36,12 @@ _LENGTH, _NEWER_LENGTH = "max_tokens", "max_completion_tokens"
 _CLAUDE_HEADERS = ("anthropic-version", "anthropic-beta")
 
 
+TRANSLATED_APIS: tuple[Api, ...] = ("responses", "messages")
+MAX_DROPPED = 10
+"""Types that `dropped_parts` names."""
+_TYPE = re.compile(r"[a-z0-9_]{1,40}")
+
+
 class Builder(Protocol):
     """Builds an answer in another API. The methods return the events of the stream."""
 
@@ -54,8 +61,7 @@ class TranslatedExpert:
         self.name = expert.name
         self._expert = expert
         self._claude = spec.runtime == "litellm" and "claude" in spec.model
-        apis = frozenset[Api]() if spec.runtime == "litellm" else spec.supported_apis  # litellm is called for chat only
-        self._translated_apis = frozenset[Api](("responses", "messages")) - apis
+        self._translated_apis = frozenset(api for api in TRANSLATED_APIS if is_translated(spec, api))
         self._errors = ErrorMapping(spec.name, key="")
         self._rejected: set[tuple[str, str]] = set()
         """Names and values of optional fields that the server rejects; at most a few, as values are from lists."""
@@ -125,16 +131,24 @@ class TranslatedExpert:
         return _PlainReply(_dumps(answer), reply.usage)
 
 
+def is_translated(spec: ExpertSpec, api: Api) -> bool:
+    """Returns whether an expert's requests in this API are translated. litellm is called for chat only."""
+    return api in TRANSLATED_APIS and (spec.runtime == "litellm" or api not in spec.supported_apis)
+
+
 def dropped_parts(api: Api, fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the types of what the translation of a valid request leaves out, in order and without repetition."""
+    """Returns the types of what the translation of a valid request leaves out, each once and at most MAX_DROPPED. A
+    type that is no word is `other`, since it could hold anything."""
     find: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = {
         "responses": responses_request.dropped_parts,
         "messages": messages_request.dropped_parts,
     }.get(api)
     try:
-        return () if find is None else tuple(dict.fromkeys(find(fields)))
+        kinds = () if find is None else find(fields)
     except InvalidRequest:
         return ()
+    words = (kind if _TYPE.fullmatch(kind) else "other" for kind in kinds)
+    return tuple(dict.fromkeys(words))[:MAX_DROPPED]
 
 
 class _PlainReply:

@@ -40,10 +40,16 @@ class ChatReply:
 class ChatExpert:
     """Answers with `deltas`, of which the last has the finish reason; raises the `errors` first, one a call."""
 
-    name = "clever"
     health = Health()
 
-    def __init__(self, *deltas: dict[str, Any], reason: str = "stop", errors: Sequence[ExpertError] = ()) -> None:
+    def __init__(
+        self,
+        *deltas: dict[str, Any],
+        reason: str = "stop",
+        errors: Sequence[ExpertError] = (),
+        name: str = "clever",
+    ) -> None:
+        self.name = name
         self.deltas = deltas
         self.reason = reason
         self.calls: list[Call] = []
@@ -92,7 +98,7 @@ def merged(deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def translated(chat: ChatExpert, **declared: Any) -> TranslatedExpert:
-    spec = {"name": "clever", "model": "m", "runtime": "external", "base_url": "http://h/v1", **declared}
+    spec = {"name": chat.name, "model": "m", "runtime": "external", "base_url": "http://h/v1", **declared}
     return TranslatedExpert(chat, ExpertSpec.model_validate(spec))
 
 
