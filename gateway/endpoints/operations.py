@@ -14,7 +14,7 @@ from starlette.routing import Route
 from coe.core import Scope
 from coe.errors import RequestError
 from coe.registry import Registry
-from gateway.endpoints import chat, documents, feedback, health, models, openapi, route
+from gateway.endpoints import chat, documents, feedback, health, models, openapi, pass_through, route
 from gateway.endpoints.admin import artifacts, experts, mapping, records, stats
 from gateway.endpoints.chat import CHAT_SCHEMAS
 from gateway.endpoints.operation import OBJECT, Operation, Schema, json_response, operation, operations_of
@@ -44,7 +44,15 @@ def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | None) -
     return answer
 
 
-_SCHEMAS: Schema = CHAT_SCHEMAS | route.SCHEMAS | feedback.SCHEMAS | documents.SCHEMAS | models.SCHEMAS | health.SCHEMAS
+_SCHEMAS: Schema = (
+    CHAT_SCHEMAS
+    | pass_through.SCHEMAS
+    | route.SCHEMAS
+    | feedback.SCHEMAS
+    | documents.SCHEMAS
+    | models.SCHEMAS
+    | health.SCHEMAS
+)
 
 
 class OpenApi:
@@ -68,7 +76,7 @@ _RESOURCES: tuple[type, ...] = (
     *(experts.Experts, experts.Onboarding, models.Models, health.Health, OpenApi),
 )
 OPERATIONS: tuple[Operation, ...] = (
-    *(*chat.OPERATIONS, *route.OPERATIONS, *feedback.OPERATIONS),
+    *(*chat.OPERATIONS, *pass_through.OPERATIONS, *route.OPERATIONS, *feedback.OPERATIONS),
     *(one for resource in _RESOURCES for one in operations_of(resource)),
 )
 
