@@ -26,8 +26,9 @@ FORM_APIS: frozenset[PassThroughApi] = frozenset(
 def _parse(body: bytes | bytearray, model: str = "", *, api: PassThroughApi) -> Chat:
     """A chat without messages. A request without a model is one for `auto`."""
     fields = _form(body) if api in FORM_APIS and body[:2] == b"--" else fields_of(body)
-    name: Any = model or fields.get("model") or AUTO
-    if not isinstance(name, str):
+    declared: Any = fields.get("model")
+    name = model or (AUTO if declared is None else declared)
+    if not isinstance(name, str) or not name:
         raise InvalidRequest("model must be text: 'auto' or the name of an expert", param="model")
     return Chat(name, (), False, frozenset(), 0, fields, api)
 

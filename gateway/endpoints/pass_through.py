@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from coe.core import PassThroughApi
+from coe.registry import AUTO
 from gateway.dialects.pass_through import FORM_APIS, PASS_THROUGH
 from gateway.endpoints.chat import azure_paths, line_operation
 from gateway.endpoints.openapi import ROUTING_HEADERS
@@ -66,8 +67,9 @@ SCHEMAS: Schema = {
         "description": "All fields reach the expert; `model` is replaced by its server's name.",
     },
     "PassThroughModel": {
-        "type": "string",
-        "default": "auto",
+        "type": ["string", "null"],
+        "minLength": 1,
+        "default": AUTO,
         "description": "`auto`, or the name of an expert that declares this API.",
     },
 }

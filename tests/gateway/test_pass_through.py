@@ -94,7 +94,7 @@ async def gateway_with(*apis: str, twice: bool = False, **changes: Any) -> Async
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/rerank", "/v2/rerank"])
-@pytest.mark.parametrize("model", [{}, {"model": "auto"}, {"model": "special"}])
+@pytest.mark.parametrize("model", [{}, {"model": None}, {"model": "auto"}, {"model": "special"}])
 async def test_json_passes_with_the_servers_model_name_and_is_recorded(path: str, model: dict[str, str]) -> None:
     async with gateway_with("rerank") as (gateway, server):
         response = await gateway.post(path, orjson.dumps({"query": "a", "documents": ["b", "c"], **model}))
@@ -137,8 +137,12 @@ async def test_a_large_form_that_arrives_in_pieces_passes_too() -> None:
     assert server.seen[0][2] == form.replace(b"special", b"m")
 
 
-async def test_a_form_without_a_model_gets_one() -> None:
-    form = b'--b\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\nx\r\n--b--\r\n'
+@pytest.mark.parametrize(
+    "form",
+    [b'--b\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\nx\r\n--b--\r\n', b"--b--\r\n"],
+    ids=["file", "empty"],
+)
+async def test_a_form_without_a_model_gets_one(form: bytes) -> None:
     async with gateway_with("images/variations") as (gateway, server):
         response = await gateway.post("/v1/images/variations", form, headers=MULTIPART)
     assert response.headers["x-coe-expert"] == "special"
@@ -211,6 +215,14 @@ async def test_an_expert_that_does_not_declare_the_api_is_not_called() -> None:
     assert (routed.status, pinned.status) == (400, 400)
     assert "apis: [score]" in routed.error["message"]
     assert "generalist does not support the rerank API" in pinned.error["message"]
+    assert not server.seen
+
+
+@pytest.mark.parametrize("model", [{}, 7, "", ["special"], True])
+async def test_a_model_that_is_no_name_is_refused(model: Any) -> None:
+    async with gateway_with("rerank") as (gateway, server):
+        response = await gateway.post("/v1/rerank", orjson.dumps({"model": model}))
+    assert (response.status, response.error["param"]) == (400, "model")
     assert not server.seen
 
 

@@ -13,6 +13,8 @@ MAX_HEADER_BYTES = 2**13
 """Bytes of the headers of a part."""
 _BOUNDARY = re.compile(rb"--([0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-])\r\n")
 """The first line of a form (RFC 2046, section 5.1.1)."""
+_EMPTY = re.compile(rb"--([^\r\n]{1,70})--\s*\Z")
+"""A form without parts."""
 _DISPOSITION = re.compile(rb"^content-disposition:\s*form-data\b(.*)$", re.IGNORECASE | re.MULTILINE)
 _NAME = re.compile(rb';\s*name="?([^";\r\n]*)"?', re.IGNORECASE)
 _FILE = re.compile(rb";\s*filename\*?=", re.IGNORECASE)
@@ -25,7 +27,8 @@ class FormBody(Mapping[str, Any]):
     """
 
     def __init__(self, body: bytes | bytearray) -> None:
-        first = _BOUNDARY.match(body)
+        empty = _EMPTY.match(body)
+        first = empty or _BOUNDARY.match(body)
         if first is None:
             raise ValueError("it does not begin with a boundary")
         self._boundary = first[1]
@@ -34,7 +37,7 @@ class FormBody(Mapping[str, Any]):
         self._fields: dict[str, str] = {}
         self._model: tuple[int, int] | None = None
         """Begin and end of the value of `model`."""
-        for begin, end in self._parts():
+        for begin, end in () if empty else self._parts():
             self._read_part(begin, end)
 
     @property
