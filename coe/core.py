@@ -10,15 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import Cause
 
-Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
-"""APIs of clients and experts: four of OpenAI's, and Anthropic's Messages."""
+PassThroughApi = Literal[
+    "rerank", "score", "tokenize", "moderations", "audio/speech", "audio/transcriptions", "audio/translations",
+    "images/generations", "images/edits", "images/variations",
+]  # fmt: skip
+"""APIs whose requests and answers pass through unread; named by their paths."""
+PASS_THROUGH_APIS: frozenset[PassThroughApi] = frozenset(get_args(PassThroughApi))
+Api = Literal["chat", "completions", "responses", "messages", "embeddings", PassThroughApi]
+"""APIs of clients and experts: OpenAI's and Anthropic's for text, and those that pass through."""
+TEXT_APIS: frozenset[Api] = frozenset(("chat", "completions", "responses", "messages"))
+"""APIs whose answers are texts of a language model."""
 Capability = Literal["tools", "json_schema", "images", "audio", "files", "json_object", "n", "logprobs", "echo"]
 OPTIONAL_CAPABILITIES: frozenset[Capability] = frozenset(("files", "json_object", "n", "logprobs", "echo"))
 """Capabilities that count once some expert declares them. Servers that lack one usually ignore the field."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
-from coe.core import Api, Capability
+from coe.core import TEXT_APIS, Api, Capability
 from coe.registry.sections import Count, Flag, Name, Positive, StrictModel, Url
 
 _DEFAULT_APIS: dict[str, frozenset[Api]] = {
@@ -80,8 +80,8 @@ class ExpertSpec(StrictModel):
     base_urls: tuple[Url, ...] = ()
     """URLs of several replicas of the external server, in place of base_url."""
     apis: frozenset[Api] | None = None
-    """APIs that the server supports. Default: chat; for transformers also completions, for vllm all but embeddings. For
-    an expert with chat only, CoE translates the Responses and Messages APIs."""
+    """APIs that the server supports. Default: chat; for transformers also completions, for vllm the four for text. For
+    an expert with chat only, CoE translates Responses and Messages. `rerank` and below pass through unread."""
     api_key: SecretStr | None = None
     """API key of the server. Write ${NAME} and keep the key in the environment."""
     system_prompt: str | None = None
@@ -164,7 +164,7 @@ class ExpertVariant(ExpertSpec):
             "name": f"{expert.name}{VARIANT_SEPARATOR}{variant.name}",
             "parameters": {**expert.parameters, **variant.parameters},
             "prices": expert.prices if variant.prices is None else variant.prices,
-            "apis": expert.supported_apis - {"embeddings"},
+            "apis": expert.supported_apis & TEXT_APIS,
             "variants": (),
         }
         return cls.model_construct(**fields, variant_of=expert.name, variant=variant)

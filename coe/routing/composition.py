@@ -191,6 +191,11 @@ class Composition:
         uniform = random.random() if explores else None  # noqa: S311 (no secret depends on it)
         return self.decide(chat, prediction, options, previous=previous, uniform=uniform)
 
+    def assign_general(self, chat: Chat, options: RequestOptions) -> Decision:
+        """Decide on a request that passes through: as for a certain text of the category `general`."""
+        posterior = np.array([name == GENERAL for name in self.router.categories], dtype=np.float32)
+        return self.decide(chat, Prediction(posterior, "pass_through"), options)
+
     def decide(
         self,
         chat: Chat,

@@ -15,7 +15,17 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import NO_RECIPE, OPTIONAL_CAPABILITIES, Capability, Chat, Decision, Health, Prediction, Reason
+from coe.core import (
+    NO_RECIPE,
+    OPTIONAL_CAPABILITIES,
+    TEXT_APIS,
+    Capability,
+    Chat,
+    Decision,
+    Health,
+    Prediction,
+    Reason,
+)
 from coe.errors import Cause, InvalidRequest, ModelNotFound, ThreadUnsupported
 from coe.experts.variants import contradiction
 from coe.mapping import Assignment, expected_price, expected_utility
@@ -203,7 +213,11 @@ def _with_optional_capabilities(eligible: list[str], chat: Chat, registry: Regis
 
 
 def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
-    """Return the line of experts.yaml with which an expert could take a chat; empty if it lacks no capability."""
+    """Return the line of experts.yaml with which an expert could take a chat; empty if it lacks nothing that is
+    declared."""
+    if chat.api not in TEXT_APIS and not any(chat.api in spec.supported_apis for spec in specs):
+        added = sorted(specs[0].supported_apis | {chat.api}) if len(specs) == 1 else [chat.api]
+        return f". If an expert's server supports it, say so in experts.yaml: `apis: [{', '.join(added)}]`"
     for spec in specs:
         if isinstance(spec, ExpertSpec) and _missing_capabilities(chat, spec):
             needed = ", ".join(sorted(spec.capabilities | (chat.needs - OPTIONAL_CAPABILITIES)))

@@ -29,3 +29,5 @@ class Dialect:
     """An error as the last event of a stream."""
     keep_alive: bytes = sse.COMMENT
     """What a silent stream carries; clients of the API ignore it."""
+    forms: bool = False
+    """True if a body may be a multipart form."""

@@ -184,7 +184,8 @@ def _entry(one: Operation, keys: bool) -> Schema:
         entry["parameters"] = parameters
     if one.body is not None:
         name = one.body if isinstance(one.body, str) else one.body.__name__
-        entry["requestBody"] = {"required": True, "content": {JSON: {"schema": ref(name)}}}
+        content = {media_type: {"schema": ref(name)} for media_type in one.body_types}
+        entry["requestBody"] = {"required": True, "content": content}
     if keyed:  # OpenAPI 3.1 has the roles that are required here, whatever the scheme
         roles = [] if one.scope == "any_key" else [one.scope]
         entry["security"] = [{"bearer": roles}, {"apiKey": roles}, {"azureKey": roles}]

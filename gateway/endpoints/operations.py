@@ -14,7 +14,17 @@ from starlette.routing import Route
 from coe.core import Scope
 from coe.errors import RequestError
 from coe.registry import Registry
-from gateway.endpoints import chat, documents, feedback, health, models, openapi, route, stored_responses
+from gateway.endpoints import (
+    chat,
+    documents,
+    feedback,
+    health,
+    models,
+    openapi,
+    pass_through,
+    route,
+    stored_responses,
+)
 from gateway.endpoints.admin import artifacts, experts, mapping, records, stats
 from gateway.endpoints.chat import CHAT_SCHEMAS
 from gateway.endpoints.operation import OBJECT, Operation, Schema, json_response, operation, operations_of
@@ -46,6 +56,7 @@ def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | None) -
 
 _SCHEMAS: Schema = (
     CHAT_SCHEMAS
+    | pass_through.SCHEMAS
     | route.SCHEMAS
     | feedback.SCHEMAS
     | documents.SCHEMAS
@@ -77,7 +88,7 @@ _RESOURCES: tuple[type, ...] = (
     stored_responses.StoredResponses,
 )
 OPERATIONS: tuple[Operation, ...] = (
-    *(*chat.OPERATIONS, *route.OPERATIONS, *feedback.OPERATIONS),
+    *(*chat.OPERATIONS, *pass_through.OPERATIONS, *route.OPERATIONS, *feedback.OPERATIONS),
     *(one for resource in _RESOURCES for one in operations_of(resource)),
 )
 

@@ -21,9 +21,9 @@ RECHECK_INTERVAL = 0.5
 """Largest pause in seconds between two checks whether the status of a silent stream is final."""
 
 
-def stream_head(headers: Headers) -> Message:
-    """The start of a streamed response."""
-    fields = [(b"content-type", EVENT_STREAM.encode()), (b"cache-control", b"no-cache"), *headers]
+def stream_head(headers: Headers, *, media_type: str = EVENT_STREAM) -> Message:
+    """The start of a response that is sent in pieces."""
+    fields = [(b"content-type", media_type.encode("latin-1")), (b"cache-control", b"no-cache"), *headers]
     return {"type": "http.response.start", "status": 200, "headers": fields}
 
 

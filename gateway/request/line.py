@@ -18,13 +18,13 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from coe.core import Chat, RecipeUsage, Reply, RequestOptions
+from coe.core import PASS_THROUGH_APIS, Chat, RecipeUsage, Reply, RequestOptions
 from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.routing.composition import RoutedReply
 from coe.routing.conversation import Conversation, read_conversation
-from coe.routing.decision import Previous
+from coe.routing.decision import NO_PREVIOUS, Previous
 from gateway.access import UNLIMITED
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
@@ -47,6 +47,7 @@ ERROR_EVENT_TIMEOUT = 1.0
 
 DEPLOYMENT = "model"
 """Parameter of a path that names the model in place of the body."""
+JSON = "application/json"
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
@@ -107,7 +108,7 @@ class Line:
             trace.allowance = access.allowance(trace.caller)
             async with trace.allowance:
                 with trace.step("admit"):  # 1
-                    body = await request.admit(scope, receive)
+                    body = await request.admit(scope, receive, forms=self._dialect.forms)
                 with trace.step("parse"):  # 2
                     deployment = scope.get("path_params", {}).get(DEPLOYMENT, "")
                     chat = await request.parse(partial(self._dialect.parse, model=deployment), body)
@@ -155,6 +156,8 @@ class Line:
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
         """Send the error: as the response, or as an event of the stream whose headers are out."""
+        if trace.reply is not None and trace.reply.media_type not in (JSON, EVENT_STREAM):
+            return  # a part of the answer is out: the server closes the connection, so that the client notices
         if trace.stream_begun:
             event = {"type": "http.response.body", "body": self._dialect.error_event(error), "more_body": False}
             with suppress(TimeoutError):
@@ -168,6 +171,26 @@ class Line:
 
 async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: ActiveRequest) -> Reply:
     """Steps 3 to 6: the reply of the expert that answers."""
+    conversation, previous = Conversation(), NO_PREVIOUS
+    if chat.api in PASS_THROUGH_APIS:
+        with trace.step("assign"):
+            trace.decision = trace.serving.composition.assign_general(chat, options)
+    else:
+        chat, conversation, previous = await _decide(trace, chat, options)
+    with trace.step("call"):  # 6
+        answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
+    trace.answered(answer)
+    assert trace.allowance is not None
+    trace.allowance.charge(answer.reply.usage, trace.prices)
+    if request.memory:  # the expert has the large body
+        trace.chat = chat = chat.without_content()
+        trace.drop_audit_body()
+        request.release_body()
+    return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
+
+
+async def _decide(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Chat, Conversation, Previous]:
+    """Steps 3 to 5: the chat, with passages if the gate opens; its conversation, and who answered there before."""
     composition = trace.serving.composition
     with trace.step("classify"):  # 3
         trace.routed, trace.prediction = await composition.classify(chat, trace.caller.tenant)
@@ -185,16 +208,7 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
             tenant=trace.caller.tenant,
             previous=previous,
         )
-    with trace.step("call"):  # 6
-        answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
-    trace.answered(answer)
-    assert trace.allowance is not None
-    trace.allowance.charge(answer.reply.usage, trace.prices)
-    if request.memory:  # the expert has the large body
-        trace.chat = chat = chat.without_content()
-        trace.drop_audit_body()
-        request.release_body()
-    return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
+    return chat, conversation, previous
 
 
 async def _call(
@@ -242,11 +256,11 @@ async def relay(reply: Reply, send: Send, *, headers: Headers) -> None:
 
     `send` waits for the socket: a client that reads slowly slows down the expert and uses no memory of this process.
     """
-    if reply.media_type != EVENT_STREAM:
+    if reply.media_type == JSON:
         body = b"".join([chunk async for chunk in reply.chunks()])
         await respond(send, status=200, body=body, headers=headers)
         return
-    await send(stream_head(headers))
+    await send(stream_head(headers, media_type=reply.media_type))
     async with aclosing(reply.chunks()) as chunks:
         async for chunk in chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

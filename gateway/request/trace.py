@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import (
+    PASS_THROUGH_APIS,
     Api,
     Chat,
     Decision,
@@ -31,6 +32,7 @@ from coe.core import (
     Usage,
 )
 from coe.errors import ExpertError, RequestError
+from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import dropped_parts, is_translated
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS, ExpertSpec, Prices
@@ -172,6 +174,8 @@ class Trace:
     @property
     def stream_begun(self) -> bool:
         """True if the client gets, or is about to get, the headers of a stream: a failure is an event of it."""
+        if self.reply is not None:
+            return self.reply.media_type == EVENT_STREAM
         return self.status == 200 and self.chat is not None and self.chat.stream
 
     @property
@@ -314,7 +318,9 @@ class Trace:
         )
 
     def _cost_of(self, usage: Usage, prices: Prices) -> float | None:
-        output_tokens = 0 if self.api == "embeddings" else usage.output_tokens  # embedding servers report none
+        output_tokens = usage.output_tokens
+        if self.api == "embeddings" or (output_tokens is None and self.api in PASS_THROUGH_APIS):
+            output_tokens = 0  # such servers report none
         if usage.input_tokens is None or output_tokens is None:
             return None
         return prices.cost(usage.input_tokens, output_tokens, usage.cached_tokens or 0)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import orjson
 
-from coe.core import Api, Call, Health, Reply
+from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults
 from coe.experts.descriptors import NoDescriptor
@@ -21,10 +21,12 @@ from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
 from coe.experts.http.assembled import AssembledReply
 from coe.experts.http.client import Client, Response, Target, Unreachable
+from coe.experts.http.form import FormBody
+from coe.experts.http.relayed import RelayedReply
 from coe.experts.http.replies import ModelNameRewriter, PlainReply, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
-from coe.urls import join_path
+from coe.urls import join_path, remove_suffix
 
 MAX_REFUSAL_BYTES = 2**16
 """Bytes of an error body that are read."""
@@ -52,8 +54,8 @@ class HttpExpert:
         self._model = endpoint.model
         self._rewriter = ModelNameRewriter(server_name=endpoint.model, client_name=spec.name)
         self._defaults = {api: api_format.defaults(spec.parameters) for api, api_format in API_FORMATS.items()}
-        if spec.supported_apis != {"embeddings"}:
-            self._defaults["embeddings"] = {}  # the declared parameters are meant for chats
+        if spec.supported_apis & TEXT_APIS:  # the declared parameters are meant for these
+            self._defaults |= {api: {} for api in self._defaults if api not in TEXT_APIS}
         self._system_prompt = spec.system_prompt
         self._session = session
         self._queues = spec.runtime == "transformers"
@@ -69,6 +71,9 @@ class HttpExpert:
         body."""
         api = call.api
         headers = {**_DEFAULT_VERSION, **call.headers} if api == "messages" else call.headers
+        if api in PASS_THROUGH_APIS:
+            form = call.fields.content_type if isinstance(call.fields, FormBody) else "application/json"
+            headers = {**headers, "content-type": form}
         response: Response | None = None
         try:
             async with asyncio.timeout(call.first_token_timeout) as limit:
@@ -126,11 +131,14 @@ class HttpExpert:
 
     def _target(self, api: Api) -> Target:
         if (target := self._targets.get(api)) is None:
-            url = join_path(self._base_url, API_FORMATS[api].path)
-            target = self._targets[api] = Target(url, _headers(api, self._key))
+            path = API_FORMATS[api].path
+            base = remove_suffix(self._base_url, "/v1") if path.startswith("/") else self._base_url
+            target = self._targets[api] = Target(join_path(base, path.removeprefix("/")), _headers(api, self._key))
         return target
 
     def _body(self, call: Call, *, add_usage: bool) -> bytes:
+        if isinstance(call.fields, FormBody):
+            return call.fields.with_model(self._model)
         defaults = self._defaults[call.api]
         if call.parameters is not None:
             defaults = {
@@ -156,8 +164,12 @@ class HttpExpert:
             and not _shows_usage(call)
         )
 
-    def _reply(self, call: Call, response: Response) -> PlainReply | StreamedReply | AssembledReply:
+    def _reply(self, call: Call, response: Response) -> PlainReply | StreamedReply | AssembledReply | RelayedReply:
         api_format, errors, rewriter = API_FORMATS[call.api], self._errors, self._rewriter
+        if call.api in PASS_THROUGH_APIS:
+            return RelayedReply(
+                response, errors=errors, rewriter=rewriter, stream_idle_timeout=call.stream_idle_timeout
+            )
         assembled = not call.stream and self._sent(call).stream
         if not call.stream and not assembled:
             return PlainReply(response, api_format=api_format, errors=errors, rewriter=rewriter)
@@ -198,7 +210,7 @@ def _choices(call: Call) -> int:
 
 
 def _headers(api: Api, key: str) -> dict[str, str]:
-    headers = {"content-type": "application/json"}
+    headers = {} if api in PASS_THROUGH_APIS else {"content-type": "application/json"}
     if key:
         headers["authorization"] = f"Bearer {key}"
         if api == "messages":
