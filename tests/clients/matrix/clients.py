@@ -11,18 +11,25 @@ Feature = Literal["chat", "stream", "tools", "cancel"]
 FEATURES: tuple[Feature, ...] = ("chat", "stream", "tools", "cancel")
 CHAT, RESPONSES, MESSAGES = "Chat Completions", "Responses", "Messages"
 Cell = tuple[str, str, Feature]
-"""Program, expert and feature."""
+"""Key of the client, expert and feature."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One row of the matrix. `program` is a file in `programs/`; its suffix selects the interpreter."""
+    """One row of the matrix. `program` is a file in `programs/`; its suffix selects the interpreter. `provider` is a
+    package that the program chooses between."""
 
     name: str
     package: str
     api: str
     program: str
     features: tuple[Feature, ...] = FEATURES
+    provider: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the row in tests and gaps."""
+        return f"{self.program}:{self.provider}" if self.provider else self.program
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -43,6 +50,12 @@ CLIENTS = (
     Client("LangChain", "langchain-openai", CHAT, "langchain_agent.py"),
     Client("litellm", "litellm", CHAT, "litellm_chat.py"),
     Client("pydantic-ai", "pydantic-ai-slim", CHAT, "pydantic_agent.py"),
+    Client("openai (Node)", "openai", CHAT, "openai_chat.mjs"),
+    Client("openai (Node)", "openai", RESPONSES, "openai_responses.mjs"),
+    Client("@anthropic-ai/sdk (Node)", "@anthropic-ai/sdk", MESSAGES, "anthropic_messages.mjs"),
+    Client("AI SDK, openai-compatible", "ai", CHAT, "ai_sdk.mjs", provider="openai-compatible"),
+    Client("AI SDK, openai", "ai", RESPONSES, "ai_sdk.mjs", provider="openai"),
+    Client("AI SDK, anthropic", "ai", MESSAGES, "ai_sdk.mjs", provider="anthropic"),
 )
 
 

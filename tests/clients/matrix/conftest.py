@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.clients.matrix import environment
 from tests.clients.matrix.clients import Client
-from tests.clients.matrix.runs import Run, run_program
+from tests.clients.matrix.runs import PROGRAMS, Run, run_program
 from tests.clients.matrix.scripted_server import ScriptedServer
 from tests.clients.matrix.service import Service, running
 
@@ -46,10 +48,11 @@ def service(scripted: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def runs(service: Service, scripted: ScriptedServer) -> Runs:
     """Returns a client's run against an expert, made when it is first requested."""
+    shutil.copytree(PROGRAMS, environment.NPM / "programs", dirs_exist_ok=True)
     made: dict[tuple[str, str], Run] = {}
 
     def run_of(client: Client, expert: str) -> Run:
-        key = (client.program, expert)
+        key = (client.key, expert)
         if key not in made:
             made[key] = run_program(client, expert, service, scripted)
         return made[key]

@@ -69,7 +69,12 @@ def run_program(client: Client, expert: str, service: Service, upstream: Scripte
     """Run a program to its end. It waits after the last feature, so that the effects of a cancellation are visible."""
     run, before = Run(), len(upstream.seen)
     environ = os.environ | NO_TELEMETRY
-    environ |= {"COE_URL": service.url, "COE_KEY": KEY, "COE_PROMPTS": orjson.dumps(prompts(expert)).decode()}
+    environ |= {
+        "COE_PROVIDER": client.provider,
+        "COE_URL": service.url,
+        "COE_KEY": KEY,
+        "COE_PROMPTS": orjson.dumps(prompts(expert)).decode(),
+    }
     pipe = subprocess.PIPE
     with subprocess.Popen(_command(client), env=environ, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
@@ -109,4 +114,6 @@ def in_flight_after(run: Run, service: Service) -> float:
 
 
 def _command(client: Client) -> tuple[str, ...]:
-    return str(environment.PYTHON), str(PROGRAMS / client.program)
+    if client.index == "pypi":
+        return str(environment.PYTHON), str(PROGRAMS / client.program)
+    return str(environment.node()), str(environment.NPM / "programs" / client.program)

@@ -92,10 +92,9 @@ async def _stream(request: web.Request, seen: Seen, events: list[bytes]) -> web.
                 await _until_closed(request)
                 seen.closed = True
                 return response
-    except (ConnectionError, asyncio.CancelledError):
+        await response.write_eof()
+    except ConnectionError:
         seen.closed = True
-        raise
-    await response.write_eof()
     return response
 
 
