@@ -87,6 +87,7 @@ _REMEDIES: Mapping[str, str] = {
     "record_not_found": "Check the request id; the log keeps records for `log.keep_days`.",
     "request_exceeds_limit": "Lower `max_tokens`, or raise the limit that the message names.",
     "request_timeout": "Send the body faster.",
+    "thread_unsupported_request": "Send the conversation without `thread`, or pin an expert that speaks Messages.",
     "too_many_values": "Send fewer JSON values, or raise `limits.max_json_values`.",
     "unsupported_api": "Leave out what the message names, or declare an expert that speaks the API.",
     "unsupported_media_type": "Send `content-type: application/json`.",

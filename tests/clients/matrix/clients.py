@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.clients.matrix.service import NATIVE, TRANSLATED
+from tests.clients.matrix.service import GENERAL, NATIVE, TRANSLATED
 
 Feature = Literal["chat", "stream", "tools", "cancel"]
 FEATURES: tuple[Feature, ...] = ("chat", "stream", "tools", "cancel")
@@ -16,8 +16,11 @@ Cell = tuple[str, str, Feature]
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One row of the matrix. `program` is a file in `programs/`; its suffix selects the interpreter. `provider` is a
-    package that the program chooses between."""
+    """One row of the matrix.
+
+    `program` is a file in `programs/`, whose suffix selects the interpreter, or the name of a coding agent. `provider`
+    is the package that a program is to use.
+    """
 
     name: str
     package: str
@@ -35,6 +38,11 @@ class Client:
     def experts(self) -> tuple[str, ...]:
         """The experts that the client is run against: an expert with chat alone is translated for the other APIs."""
         return (NATIVE,) if self.api == CHAT else (NATIVE, TRANSLATED)
+
+    @property
+    def is_agent(self) -> bool:
+        """True for a coding agent."""
+        return "." not in self.program
 
     @property
     def index(self) -> Literal["pypi", "npm"]:
@@ -56,6 +64,9 @@ CLIENTS = (
     Client("AI SDK, openai-compatible", "ai", CHAT, "ai_sdk.mjs", provider="openai-compatible"),
     Client("AI SDK, openai", "ai", RESPONSES, "ai_sdk.mjs", provider="openai"),
     Client("AI SDK, anthropic", "ai", MESSAGES, "ai_sdk.mjs", provider="anthropic"),
+    Client("Claude Code", "@anthropic-ai/claude-code", MESSAGES, "claude-code"),
+    Client("Codex", "@openai/codex", RESPONSES, "codex"),
+    Client("opencode", "opencode-ai", CHAT, "opencode"),
 )
 
 
@@ -71,7 +82,11 @@ class Gap:
 
 
 _STORED = Gap("Answers are not stored across experts: `previous_response_id` is refused (400).", "previous_response_id")
+_CODEX_TOOLS = Gap(
+    "The tool types `namespace` and `web_search` are not translated, so another expert answers.", GENERAL
+)
 GAPS: dict[Cell, Gap] = {
     ("openai_stored.py", NATIVE, "tools"): _STORED,
     ("openai_stored.py", TRANSLATED, "tools"): _STORED,
+    **{("codex", TRANSLATED, feature): _CODEX_TOOLS for feature in FEATURES},
 }

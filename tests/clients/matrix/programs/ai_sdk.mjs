@@ -2,7 +2,7 @@
 
 import { generateText, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
-import { firstThenAbort, KEY, MAX_TURNS, nextCode, PROMPTS, report, steps, TOOL_TEXT, URL_ } from "./program.mjs";
+import { firstThenAbort, KEY, MAX_TURNS, nextCode, PROMPTS, report, TOOL_TEXT, URL_ } from "./program.mjs";
 
 const MODELS = {
   async "openai-compatible"() {
@@ -38,7 +38,7 @@ await report({
       execute: async (given) => nextCode(given),
     });
     const answer = await generateText({ ...call("tools"), tools: { next_code }, stopWhen: stepCountIs(MAX_TURNS) });
-    return { text: answer.text, steps };
+    return { text: answer.text };
   },
   async cancel() {
     const controller = new AbortController();

@@ -1,7 +1,7 @@
 // @anthropic-ai/sdk: Messages. The loop is the SDK's own tool runner.
 
 import Anthropic from "@anthropic-ai/sdk";
-import { firstThenAbort, KEY, MAX_TURNS, nextCode, PROMPTS, report, SCHEMA, steps, TOOL_NAME, TOOL_TEXT, URL_ } from "./program.mjs";
+import { firstThenAbort, KEY, MAX_TURNS, nextCode, PROMPTS, report, SCHEMA, TOOL_NAME, TOOL_TEXT, URL_ } from "./program.mjs";
 
 const client = new Anthropic({ baseURL: URL_, apiKey: KEY, maxRetries: 0 });
 const request = (feature) => ({
@@ -24,7 +24,7 @@ await report({
   async tools() {
     const tool = { name: TOOL_NAME, description: TOOL_TEXT, input_schema: SCHEMA, run: nextCode, parse: (input) => input };
     const runner = client.beta.messages.toolRunner({ ...request("tools"), tools: [tool], max_iterations: MAX_TURNS });
-    return { text: (await runner.runUntilDone()).content[0].text, steps };
+    return { text: (await runner.runUntilDone()).content[0].text };
   },
   async cancel() {
     const controller = new AbortController();

@@ -1,7 +1,7 @@
 // openai-node: Chat Completions. The loop is the SDK's own tool runner.
 
 import OpenAI from "openai";
-import { firstThenAbort, KEY, nextCode, PROMPTS, report, SCHEMA, steps, TOOL_NAME, TOOL_TEXT, URL_ } from "./program.mjs";
+import { firstThenAbort, KEY, nextCode, PROMPTS, report, SCHEMA, TOOL_NAME, TOOL_TEXT, URL_ } from "./program.mjs";
 
 const client = new OpenAI({ baseURL: `${URL_}/v1`, apiKey: KEY, maxRetries: 0 });
 const messages = (feature) => [{ role: "user", content: PROMPTS[feature] }];
@@ -24,7 +24,7 @@ await report({
       messages: messages("tools"),
       tools: [{ type: "function", function: tool }],
     });
-    return { text: await runner.finalContent(), steps };
+    return { text: await runner.finalContent() };
   },
   async cancel() {
     const controller = new AbortController();

@@ -9,7 +9,6 @@ import {
   PROMPTS,
   report,
   SCHEMA,
-  steps,
   TOOL_NAME,
   TOOL_TEXT,
   URL_,
@@ -35,7 +34,7 @@ await report({
     for (let turn = 0; turn < MAX_TURNS; turn++) {
       const answer = await client.responses.create({ model: "auto", input, tools: [tool], store: false });
       const calls = answer.output.filter((item) => item.type === "function_call");
-      if (!calls.length) return { text: answer.output_text, steps };
+      if (!calls.length) return { text: answer.output_text };
       input.push(...answer.output);
       for (const call of calls) {
         const output = nextCode(JSON.parse(call.arguments));

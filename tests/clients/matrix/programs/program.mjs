@@ -12,10 +12,8 @@ export const SCHEMA = {
   required: ["step"],
   additionalProperties: false,
 };
-export const steps = []; // the steps that the tool executed
 
 export function nextCode({ step }) {
-  steps.push(step);
   return `code-${step * 37}`;
 }
 
