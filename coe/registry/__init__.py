@@ -1,8 +1,9 @@
 """Loads and validates experts.yaml. `specs` and `sections` define its keys."""
 
 from coe.registry.aliases import AUTO, MAX_MODEL_CHARACTERS, POINT_PREFIX, ModelNames, OperatingPoint, ResolvedModel
+from coe.registry.experts import ExpertSpec, ExpertVariant, Prices
 from coe.registry.loader import ENTRY_NAME, load, load_with_expert, schema
-from coe.registry.recipes import AUTO_RECIPES, RECIPE_LEVELS, RecipeSpec
+from coe.registry.recipes import AUTO_RECIPES, RECIPE_LEVELS, ArmSpec, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
     ApiKey,
@@ -16,8 +17,7 @@ from coe.registry.sections import (
     ResidencySpec,
     RetrievalSpec,
 )
-from coe.registry.specs import ArmSpec, Category, ExpertSpec, ExpertVariant, Registry
-from coe.registry.variants import Prices
+from coe.registry.specs import Category, Registry
 
 __all__ = [
     "AUTO",

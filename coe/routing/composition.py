@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -28,7 +28,7 @@ from coe.core import (
     RequestOptions,
     Router,
 )
-from coe.experts.variants import build_variants, one_arm_of_each_expert
+from coe.experts.variants import build_variants
 from coe.mapping import Assignment, decision_risk
 from coe.mapping.problem import relative_cost
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
@@ -266,3 +266,13 @@ class Composition:
 def first_expert(arm: ExpertSpec | ArmSpec) -> str:
     """Return the name of the declared expert behind an arm; of a recipe that of its first member."""
     return (arm.members[0] if isinstance(arm, ArmSpec) else arm).expert_name
+
+
+def one_arm_of_each_expert(order: Sequence[str], registry: Registry) -> tuple[str, ...]:
+    """Drop further arms of the same expert, which would call the same server again after it failed."""
+    if not registry.variants:
+        return tuple(order)
+    first: dict[str, str] = {}
+    for name in order:
+        first.setdefault(registry.arm(name).expert_name, name)
+    return tuple(first.values())

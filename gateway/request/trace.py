@@ -33,8 +33,8 @@ from coe.core import (
 from coe.errors import ExpertError, RequestError
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS, Prices
-from coe.registry.specs import VARIANT_SEPARATOR
-from coe.retrieval.retrieval import RetrievalResult, passage_ids
+from coe.registry.experts import VARIANT_SEPARATOR
+from coe.retrieval.retrieval import RetrievalResult
 from coe.routing.attempts import Attempts
 from coe.routing.composition import NO_RETRIEVAL, RoutedReply
 from coe.routing.decision import with_fallback
@@ -343,7 +343,7 @@ class Trace:
             gate=retrieval.probability,
             gain=retrieval.gain,
             trial=retrieval.trial,
-            passages=passage_ids(retrieval.passages),
+            passages=tuple(passage.id for passage in retrieval.passages),
             passage_tokens=retrieval.tokens,
             retrieval_ms=round(retrieval.ms, 3),
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
