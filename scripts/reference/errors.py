@@ -92,6 +92,7 @@ _REMEDIES: Mapping[str, str] = {
     "request_timeout": "Send the body faster.",
     "response_not_found": "Store answers (`stored_responses`), raise their `lifetime`, and use the same API key.",
     "responses_unavailable": "Check Redis or the disk, or send the conversation in `input`.",
+    "thread_unsupported_request": "Send the conversation without `thread`, or pin an expert that speaks Messages.",
     "too_many_values": "Send fewer JSON values, or raise `limits.max_json_values`.",
     "unsupported_api": "Leave out what the message names, or declare an expert that speaks the API.",
     "unsupported_media_type": "Send `content-type: application/json`.",

@@ -26,15 +26,14 @@ def text_in(content: Any) -> str:
     return "\n".join(part["text"] for part in content or () if isinstance(part, dict) and "text" in part)
 
 
-def render(body: dict[str, Any], turn: Turn) -> tuple[dict[str, Any], list[bytes]]:
-    """Return the whole answer and the events of its stream."""
-    head = {"id": "chatcmpl-scripted", "created": 1, "model": body["model"]}
+def render(body: dict[str, Any], turn: Turn, number: int) -> tuple[dict[str, Any], list[bytes]]:
+    """Return the whole answer and the events of its stream. `number` makes its ids unique."""
+    head = {"id": f"chatcmpl-{number}", "created": 1, "model": body["model"]}
     message: dict[str, Any] = {"role": "assistant", "content": turn.text or None}
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, *({"content": word} for word in turn.words)]
     if turn.tool:
         arguments = orjson.dumps(turn.arguments).decode()
-        # The id counts the steps: clients match results with calls by it.
-        call = {"id": f"call_{len(body['messages'])}", "type": "function"}
+        call = {"id": f"call_{number}", "type": "function"}
         message["tool_calls"] = [call | {"function": {"name": turn.tool, "arguments": arguments}}]
         opening = call | {"index": 0, "function": {"name": turn.tool, "arguments": ""}}
         pieces = (arguments[:4], arguments[4:])

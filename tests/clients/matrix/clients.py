@@ -5,29 +5,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.clients.matrix.service import NATIVE, TRANSLATED
+from tests.clients.matrix.service import GENERAL, NATIVE, TRANSLATED
 
 Feature = Literal["chat", "stream", "tools", "cancel"]
 FEATURES: tuple[Feature, ...] = ("chat", "stream", "tools", "cancel")
 CHAT, RESPONSES, MESSAGES = "Chat Completions", "Responses", "Messages"
 Cell = tuple[str, str, Feature]
-"""Program, expert and feature."""
+"""Key of the client, expert and feature."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One row of the matrix. `program` is a file in `programs/`; its suffix selects the interpreter."""
+    """One row of the matrix.
+
+    `program` is a file in `programs/`, whose suffix selects the interpreter, or the name of a coding agent. `provider`
+    is the package that a program is to use.
+    """
 
     name: str
     package: str
     api: str
     program: str
     features: tuple[Feature, ...] = FEATURES
+    provider: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the row in tests and gaps."""
+        return f"{self.program}:{self.provider}" if self.provider else self.program
 
     @property
     def experts(self) -> tuple[str, ...]:
         """The experts that the client is run against: an expert with chat alone is translated for the other APIs."""
         return (NATIVE,) if self.api == CHAT else (NATIVE, TRANSLATED)
+
+    @property
+    def is_agent(self) -> bool:
+        """True for a coding agent."""
+        return "." not in self.program
 
     @property
     def index(self) -> Literal["pypi", "npm"]:
@@ -43,6 +58,15 @@ CLIENTS = (
     Client("LangChain", "langchain-openai", CHAT, "langchain_agent.py"),
     Client("litellm", "litellm", CHAT, "litellm_chat.py"),
     Client("pydantic-ai", "pydantic-ai-slim", CHAT, "pydantic_agent.py"),
+    Client("openai (Node)", "openai", CHAT, "openai_chat.mjs"),
+    Client("openai (Node)", "openai", RESPONSES, "openai_responses.mjs"),
+    Client("@anthropic-ai/sdk (Node)", "@anthropic-ai/sdk", MESSAGES, "anthropic_messages.mjs"),
+    Client("AI SDK, openai-compatible", "ai", CHAT, "ai_sdk.mjs", provider="openai-compatible"),
+    Client("AI SDK, openai", "ai", RESPONSES, "ai_sdk.mjs", provider="openai"),
+    Client("AI SDK, anthropic", "ai", MESSAGES, "ai_sdk.mjs", provider="anthropic"),
+    Client("Claude Code", "@anthropic-ai/claude-code", MESSAGES, "claude-code"),
+    Client("Codex", "@openai/codex", RESPONSES, "codex"),
+    Client("opencode", "opencode-ai", CHAT, "opencode"),
 )
 
 
@@ -58,7 +82,11 @@ class Gap:
 
 
 _STORED = Gap("Answers are not stored across experts: `previous_response_id` is refused (400).", "previous_response_id")
+_CODEX_TOOLS = Gap(
+    "The tool types `namespace` and `web_search` are not translated, so another expert answers.", GENERAL
+)
 GAPS: dict[Cell, Gap] = {
     ("openai_stored.py", NATIVE, "tools"): _STORED,
     ("openai_stored.py", TRANSLATED, "tools"): _STORED,
+    **{("codex", TRANSLATED, feature): _CODEX_TOOLS for feature in FEATURES},
 }

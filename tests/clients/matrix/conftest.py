@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.clients.matrix import environment
+from tests.clients.matrix.agent_runs import run_agent
+from tests.clients.matrix.background import in_thread
 from tests.clients.matrix.clients import Client
-from tests.clients.matrix.runs import Run, run_program
+from tests.clients.matrix.runs import PROGRAMS, Run, run_program
 from tests.clients.matrix.scripted_server import ScriptedServer
 from tests.clients.matrix.service import Service, running
 
@@ -18,22 +20,10 @@ Runs = Callable[[Client, str], Run]
 
 @pytest.fixture(scope="session")
 def scripted() -> Iterator[ScriptedServer]:
-    """In a thread and a loop of its own: the tests wait for processes."""
-    server, started, stop = ScriptedServer(), threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        async with server.running():
-            started.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    assert started.wait(10)
-    yield server
-    loop.call_soon_threadsafe(stop.set)
-    thread.join()
-    loop.close()
+    """The experts' server."""
+    server = ScriptedServer()
+    with in_thread(server.running()):
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -44,14 +34,20 @@ def service(scripted: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def runs(service: Service, scripted: ScriptedServer) -> Runs:
+def runs(service: Service, scripted: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Returns a client's run against an expert, made when it is first requested."""
+    shutil.copytree(PROGRAMS, environment.NPM / "programs", dirs_exist_ok=True)
+    homes = tmp_path_factory.mktemp("homes")
     made: dict[tuple[str, str], Run] = {}
 
     def run_of(client: Client, expert: str) -> Run:
-        key = (client.program, expert)
+        key = (client.key, expert)
         if key not in made:
-            made[key] = run_program(client, expert, service, scripted)
+            if client.is_agent:
+                home = homes / client.program  # one for both experts: the first start of an agent fills it
+                made[key] = run_agent(client, expert, service, scripted, home)
+            else:
+                made[key] = run_program(client, expert, service, scripted)
         return made[key]
 
     return run_of

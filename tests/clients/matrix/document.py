@@ -50,7 +50,7 @@ def page(results: Mapping[Cell, bool]) -> str:
 def _row(client: Client, expert: str, results: Mapping[Cell, bool], notes: list[str]) -> str:
     cells = []
     for feature in FEATURES:
-        cell = (client.program, expert, feature)
+        cell = (client.key, expert, feature)
         if cell not in results:
             cells.append("")
         else:

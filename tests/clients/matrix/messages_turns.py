@@ -21,20 +21,20 @@ def view_of(body: dict[str, Any]) -> View:
     return View("\n".join(text_in(content) for content in contents), tuple(tools), tuple(results))
 
 
-def render(body: dict[str, Any], turn: Turn) -> tuple[dict[str, Any], list[bytes]]:
-    """Return the whole answer and the events of its stream."""
+def render(body: dict[str, Any], turn: Turn, number: int) -> tuple[dict[str, Any], list[bytes]]:
+    """Return the whole answer and the events of its stream. `number` makes its ids unique."""
     block: dict[str, Any] = {"type": "text", "text": turn.text}
     opening: dict[str, Any] = {"type": "text", "text": ""}
     deltas: list[dict[str, Any]] = [{"type": "text_delta", "text": word} for word in turn.words]
     if turn.tool:
-        block = {"type": "tool_use", "id": f"toolu_{len(body['messages'])}", "name": turn.tool, "input": turn.arguments}
+        block = {"type": "tool_use", "id": f"toolu_{number}", "name": turn.tool, "input": turn.arguments}
         opening = block | {"input": {}}
         arguments = orjson.dumps(turn.arguments).decode()
         deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in (arguments[:4], arguments[4:])]
     reason = "tool_use" if turn.tool else "end_turn"
     usage = {"input_tokens": INPUT_TOKENS, "output_tokens": OUTPUT_TOKENS}
     whole = {
-        "id": "msg_scripted",
+        "id": f"msg_{number}",
         "type": "message",
         "role": "assistant",
         "model": body["model"],

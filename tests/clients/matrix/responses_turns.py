@@ -29,7 +29,6 @@ class Stored:
     def __init__(self) -> None:
         self._conversations: dict[str, list[dict[str, Any]]] = {}
         self._items: dict[str, dict[str, Any]] = {}
-        self._count = 0
 
     def view_of(self, body: dict[str, Any]) -> View:
         """Read the users' text, the tools and the tool results. Raises LookupError for an unknown reference."""
@@ -39,12 +38,12 @@ class Stored:
         tools = [tool["name"] for tool in body.get("tools") or () if tool["type"] == "function"]
         return View("\n".join(texts), tuple(tools), tuple(results))
 
-    def render(self, body: dict[str, Any], turn: Turn) -> tuple[dict[str, Any], list[bytes]]:
-        """Return the whole answer and the events of its stream. Stores the answer unless `store` is false."""
-        self._count += 1
-        item = _item(turn, self._count)
+    def render(self, body: dict[str, Any], turn: Turn, number: int) -> tuple[dict[str, Any], list[bytes]]:
+        """Return the whole answer and the events of its stream. Stores the answer unless `store` is false.
+        `number` makes its ids unique."""
+        item = _item(turn, number)
         whole = {
-            "id": f"resp_{self._count}",
+            "id": f"resp_{number}",
             "object": "response",
             "created_at": 1,
             "status": "completed",

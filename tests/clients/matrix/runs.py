@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from tests.clients.matrix import environment
-from tests.clients.matrix.clients import Client, Feature
+from tests.clients.matrix.clients import Client
 from tests.clients.matrix.script import AT_LENGTH, CODE, IN_STEPS, LAW
 from tests.clients.matrix.scripted_server import ScriptedServer, Seen
 from tests.clients.matrix.service import KEY, NATIVE, TRANSLATED, Service
@@ -36,22 +36,26 @@ CLOSE_SECONDS = 10.0
 
 @dataclass(slots=True)
 class Run:
-    """What a program reported by feature, what the server saw meanwhile, and the program's error output."""
+    """What a client reported and what the server saw, by feature; and the client's error output."""
 
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seen: Sequence[Seen] = ()
+    requests: dict[str, list[Seen]] = field(default_factory=dict)
     left_in_flight: float = 0.0
     """Requests at the gateway some seconds after the cancellation."""
     errors: str = ""
 
-    def requests(self, feature: Feature) -> list[Seen]:
-        """Return the requests of a feature, by the marker in its prompt; of tool loops those with tools."""
-        if feature == "tools":
-            return [one for one in self.seen if IN_STEPS in one.view.text and one.view.tools]
-        if feature == "cancel":
-            return [one for one in self.seen if one.turn.stalls]
-        plain = [one for one in self.seen if IN_STEPS not in one.view.text and not one.turn.stalls]
-        return [one for one in plain if bool(one.body.get("stream")) == (feature == "stream")]
+
+def by_feature(seen: Sequence[Seen]) -> dict[str, list[Seen]]:
+    """Sort a program's requests by the marker in their prompt; a plain question is streamed or not."""
+    found: dict[str, list[Seen]] = {"chat": [], "stream": [], "tools": [], "cancel": []}
+    for one in seen:
+        if one.turn.stalls:
+            found["cancel"].append(one)
+        elif IN_STEPS in one.view.text:
+            found["tools"].append(one)
+        else:
+            found["stream" if one.body.get("stream") else "chat"].append(one)
+    return found
 
 
 def prompts(expert: str) -> dict[str, str]:
@@ -69,7 +73,12 @@ def run_program(client: Client, expert: str, service: Service, upstream: Scripte
     """Run a program to its end. It waits after the last feature, so that the effects of a cancellation are visible."""
     run, before = Run(), len(upstream.seen)
     environ = os.environ | NO_TELEMETRY
-    environ |= {"COE_URL": service.url, "COE_KEY": KEY, "COE_PROMPTS": orjson.dumps(prompts(expert)).decode()}
+    environ |= {
+        "COE_PROVIDER": client.provider,
+        "COE_URL": service.url,
+        "COE_KEY": KEY,
+        "COE_PROMPTS": orjson.dumps(prompts(expert)).decode(),
+    }
     pipe = subprocess.PIPE
     with subprocess.Popen(_command(client), env=environ, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
@@ -86,7 +95,7 @@ def run_program(client: Client, expert: str, service: Service, upstream: Scripte
                 run.reports[report.pop("feature")] = report
                 if len(run.reports) == len(client.features):
                     break
-            run.seen = upstream.seen[before:]
+            run.requests = by_feature(upstream.seen[before:])
             run.left_in_flight = in_flight_after(run, service)
             process.stdin.close()
             process.wait()
@@ -101,7 +110,7 @@ def run_program(client: Client, expert: str, service: Service, upstream: Scripte
 def in_flight_after(run: Run, service: Service) -> float:
     """Wait until every stalled stream is closed and nothing is in flight; return what is after the time limit."""
     deadline = time.monotonic() + CLOSE_SECONDS
-    while (left := service.in_flight()) or not all(one.closed for one in run.requests("cancel")):
+    while (left := service.in_flight()) or not all(one.closed for one in run.requests["cancel"]):
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)
@@ -109,4 +118,6 @@ def in_flight_after(run: Run, service: Service) -> float:
 
 
 def _command(client: Client) -> tuple[str, ...]:
-    return str(environment.PYTHON), str(PROGRAMS / client.program)
+    if client.index == "pypi":
+        return str(environment.PYTHON), str(PROGRAMS / client.program)
+    return str(environment.node()), str(environment.NPM / "programs" / client.program)

@@ -31,6 +31,8 @@ class Seen:
     body: dict[str, Any]
     view: View
     turn: Turn
+    stalled: bool = False
+    """The answer has begun and its rest is held back."""
     closed: bool = False
     """The client closed the connection before the end of the answer."""
 
@@ -66,7 +68,7 @@ class ScriptedServer:
             return web.json_response({"error": {"message": str(error), "type": "invalid_request_error"}}, status=404)
         seen = Seen(request.match_info["expert"], path, body, view, next_turn(view))
         self.seen.append(seen)
-        whole, events = render(body, seen.turn)
+        whole, events = render(body, seen.turn, len(self.seen))
         if not body.get("stream"):
             return web.Response(body=orjson.dumps(whole), content_type="application/json")
         return await _stream(request, seen, events)
@@ -89,13 +91,13 @@ async def _stream(request: web.Request, seen: Seen, events: list[bytes]) -> web.
             await response.write(event)
             await asyncio.sleep(PAUSE)
             if seen.turn.stalls and number >= len(events) // 2:
+                seen.stalled = True
                 await _until_closed(request)
                 seen.closed = True
                 return response
-    except (ConnectionError, asyncio.CancelledError):
+        await response.write_eof()
+    except ConnectionError:
         seen.closed = True
-        raise
-    await response.write_eof()
     return response
 
 

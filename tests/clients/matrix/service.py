@@ -37,6 +37,11 @@ class Service:
     url: str
     log: Path
 
+    @property
+    def port(self) -> int:
+        """Port of the gateway."""
+        return int(self.url.rpartition(":")[2])
+
     def in_flight(self) -> float:
         """Return the requests in progress at the gateway and at its experts."""
         request = urllib.request.Request(f"{self.url}/metrics", headers={"authorization": f"Bearer {KEY}"})

@@ -4,7 +4,7 @@ from typing import Any
 
 import program
 from anthropic import Anthropic, beta_tool
-from program import KEY, MAX_TURNS, PROMPTS, URL, report, steps
+from program import KEY, MAX_TURNS, PROMPTS, URL, report
 
 client = Anthropic(base_url=URL, api_key=KEY, max_retries=0)
 LIMIT = 400
@@ -38,7 +38,7 @@ def tools() -> dict[str, Any]:
     runner = client.beta.messages.tool_runner(
         model="auto", max_tokens=LIMIT, tools=[next_code], messages=messages("tools"), max_iterations=MAX_TURNS
     )
-    return {"text": runner.until_done().content[0].text, "steps": steps}
+    return {"text": runner.until_done().content[0].text}
 
 
 def cancel() -> dict[str, Any]:

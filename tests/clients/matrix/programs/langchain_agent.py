@@ -5,7 +5,7 @@ from typing import Any
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from program import KEY, MAX_TURNS, PROMPTS, URL, report, steps
+from program import KEY, MAX_TURNS, PROMPTS, URL, report
 from program import next_code as code
 
 model = ChatOpenAI(model="auto", base_url=f"{URL}/v1", api_key=KEY, max_retries=0)
@@ -31,7 +31,7 @@ def tools() -> dict[str, Any]:
     for _ in range(MAX_TURNS):
         message = bound.invoke(conversation)
         if not message.tool_calls:
-            return {"text": message.content, "steps": steps}
+            return {"text": message.content}
         conversation.append(message)
         calls = message.tool_calls
         conversation += [ToolMessage(next_code.invoke(call["args"]), tool_call_id=call["id"]) for call in calls]

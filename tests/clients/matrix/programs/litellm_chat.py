@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import litellm
-from program import KEY, MAX_TURNS, PROMPTS, SCHEMA, TOOL_NAME, TOOL_TEXT, URL, next_code, report, steps
+from program import KEY, MAX_TURNS, PROMPTS, SCHEMA, TOOL_NAME, TOOL_TEXT, URL, next_code, report
 
 litellm.telemetry = False
 GATEWAY: Any = {"model": "openai/auto", "api_base": f"{URL}/v1", "api_key": KEY, "num_retries": 0}
@@ -29,7 +29,7 @@ def tools() -> dict[str, Any]:
     for _ in range(MAX_TURNS):
         message = litellm.completion(messages=conversation, tools=[TOOL], **GATEWAY).choices[0].message
         if not message.tool_calls:
-            return {"text": message.content, "steps": steps}
+            return {"text": message.content}
         conversation.append(message)
         for call in message.tool_calls:
             result = next_code(**json.loads(call.function.arguments))

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from openai import OpenAI
-from program import KEY, MAX_TURNS, PROMPTS, SCHEMA, TOOL_NAME, TOOL_TEXT, URL, next_code, report, steps
+from program import KEY, MAX_TURNS, PROMPTS, SCHEMA, TOOL_NAME, TOOL_TEXT, URL, next_code, report
 
 client = OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0)
 TOOL: Any = {"type": "function", "function": {"name": TOOL_NAME, "description": TOOL_TEXT, "parameters": SCHEMA}}
@@ -30,7 +30,7 @@ def tools() -> dict[str, Any]:
         answer = client.chat.completions.create(model="auto", messages=conversation, tools=[TOOL])
         message = answer.choices[0].message
         if not message.tool_calls:
-            return {"text": message.content, "steps": steps}
+            return {"text": message.content}
         conversation.append(message)
         for call in message.tool_calls:
             result = next_code(**json.loads(call.function.arguments))

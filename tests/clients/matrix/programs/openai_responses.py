@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from openai import OpenAI
-from program import KEY, MAX_TURNS, PROMPTS, SCHEMA, TOOL_NAME, TOOL_TEXT, URL, next_code, report, steps
+from program import KEY, MAX_TURNS, PROMPTS, SCHEMA, TOOL_NAME, TOOL_TEXT, URL, next_code, report
 
 client = OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0)
 TOOL: Any = {"type": "function", "name": TOOL_NAME, "description": TOOL_TEXT, "parameters": SCHEMA, "strict": True}
@@ -25,7 +25,7 @@ def tools() -> dict[str, Any]:
         answer = client.responses.create(model="auto", input=conversation, tools=[TOOL], store=False)
         calls = [item for item in answer.output if item.type == "function_call"]
         if not calls:
-            return {"text": answer.output_text, "steps": steps}
+            return {"text": answer.output_text}
         conversation += answer.output
         for call in calls:
             result = next_code(**json.loads(call.arguments))

@@ -27,13 +27,10 @@ SCHEMA: dict[str, Any] = {
     "required": ["step"],
     "additionalProperties": False,
 }
-steps: list[int] = []
-"""The steps that the tool executed."""
 
 
 def next_code(step: int) -> str:
     """Return the code of a step."""
-    steps.append(step)
     return f"code-{step * 37}"
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from program import KEY, PROMPTS, URL, report, steps
+from program import KEY, PROMPTS, URL, report
 from program import next_code as code
 from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
@@ -32,7 +32,7 @@ async def tools() -> dict[str, Any]:
         """Return the code of a step."""
         return code(step)
 
-    return {"text": (await able.run(PROMPTS["tools"])).output, "steps": steps}
+    return {"text": (await able.run(PROMPTS["tools"])).output}
 
 
 async def cancel() -> dict[str, Any]:
