@@ -34,7 +34,9 @@ from routers.training.fitting import (
     choose_regularization,
     cross_fit,
     exemplar_rows,
+    folds,
     held_out_correct,
+    topic_folds,
     write_heads,
 )
 from routers.training.multilingual import english_part, foreign_texts, train_multilingual
@@ -111,8 +113,11 @@ def train(
         data = compute_training_data(training_set, embeddings, out=out, open_network=open_network, report=report)
     with timer.stage("held-out") as report, single_blas_thread():
         regularization = choose_regularization(data, seed=seed, runner=runner)
-        held_out = cross_fit(data, regularization, seed=seed, runner=runner, report=report)
-        ensemble, in_distribution = tune(held_out, data.labels)
+        fit = partial(cross_fit, data, regularization, seed=seed, runner=runner)
+        held_out = fit(folds(data.labels, seed=seed), report=lambda share: report(share / 2))
+        topics = topic_folds(data.vectors, data.labels, seed=seed)
+        new_topics = fit(topics, report=lambda share: report((1 + share) / 2)).in_scope
+        ensemble, in_distribution = tune(held_out, new_topics, data.labels)
     with timer.stage("fit"), single_blas_thread():
         write_heads(data, regularization, out=out, seed=seed)
         rows = exemplar_rows(data, np.arange(len(data.labels)), seed=seed)
@@ -128,7 +133,7 @@ def train(
         "encoder": {"dimensions": data.dimensions, "width": data.embeddings.shape[1]},
         "regularization": asdict(regularization),
         "multilingual": multilingual,
-        **training_metrics(held_out, data.labels, training_set.categories, ensemble, in_distribution),
+        **training_metrics(held_out, new_topics, data.labels, training_set.categories, ensemble, in_distribution),
         "bytes": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
         "seconds": timer.seconds,
     }
