@@ -44,6 +44,8 @@ GENERAL = "general"
 """Name of the fallback category, for uncertain requests. Every registry must declare it."""
 LOAD_SHED = "load_shed"
 """`Prediction.stage` of an uncertain fast prediction that no encoder pass has refined."""
+ENGLISH, UNDETERMINED = "en", "und"
+"""Values of `Prediction.language`: English, and another language that is not identified (ISO 639)."""
 
 # ----------------------------------------------------------------------------------------------- request
 
@@ -124,7 +126,8 @@ class Prediction:
     sums to 1, and is conditional on the text being in-distribution. `in_distribution` is the probability of that (0 to
     1). `stage` names the part of the router that decided, for the routing log. If a tenant's overlay
     (`coe/routing/classification.py`) changed the posterior, `overlay_version` is the version of the overlays and
-    `router_probabilities` is the posterior before the overlay.
+    `router_probabilities` is the posterior before the overlay. `language` is the ISO 639 code of the text's language,
+    UNDETERMINED if it is not English and not identified, or empty if the router does not distinguish languages.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)
@@ -132,6 +135,7 @@ class Prediction:
     in_distribution: float = 1.0
     overlay_version: str = ""
     router_probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
+    language: str = ""
 
     @property
     def best(self) -> int:

@@ -37,12 +37,13 @@ def decided(
     in_distribution: float = 1.0,
     health_by_expert: dict[str, Health] | None = None,
     uniform: float | None = None,
+    language: str = "",
     **changes: object,
 ) -> Decision:
     registry = registry_of(**changes)
     return decide(
         chat,
-        Prediction(np.array(posterior, dtype=np.float32), "test", in_distribution),
+        Prediction(np.array(posterior, dtype=np.float32), "test", in_distribution, language=language),
         registry=registry,
         assignment=declared_assignment(registry, CATEGORIES),
         confidence_threshold=confidence_threshold,

@@ -65,7 +65,8 @@ def registry_of(**changes: Any) -> Registry:
 
 
 class WordRouter:
-    """A router that believes the category named in the text; slow to decide where the text says `ponder`."""
+    """A router that believes the category named in the text; slow to decide where the text says `ponder`. The language
+    is the word after `language:`."""
 
     categories = ("code", "art", "general")
     version = "words"
@@ -87,7 +88,8 @@ class WordRouter:
     def _look(self, text: str, stage: str, *, confidence_threshold: float = 0.01) -> Prediction:
         named = [float(name in text) for name in self.categories]
         scores = np.array(named if any(named) else [1, 1, 1], dtype=np.float32) + confidence_threshold
-        return Prediction(scores / scores.sum(), stage)
+        language = text.partition("language:")[2].partition(" ")[0]
+        return Prediction(scores / scores.sum(), stage, language=language)
 
 
 class ScriptedReply:

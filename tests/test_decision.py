@@ -50,6 +50,39 @@ def test_an_expert_without_a_needed_capability_is_never_a_candidate() -> None:
     assert decided(chat_of("x", needs=frozenset({"images"})), 0.9, 0.05, 0.05).candidates == ("painter",)
 
 
+def speakers(**languages: list[str]) -> list[dict[str, object]]:
+    """Experts of the three categories, with these languages."""
+    hosting = {"model": "m", "runtime": "external", "base_url": "http://h/v1"}
+    names = ("coder", "painter", "generalist")
+    declared = {name: {"languages": languages[name]} if name in languages else {} for name in names}
+    return [{"name": name, **hosting, **declared[name]} for name in names]
+
+
+@pytest.mark.parametrize(
+    ("language", "candidates"),
+    [
+        ("de", ("coder", "painter", "generalist")),
+        ("en", ("coder", "painter", "generalist")),
+        ("fr", ("painter", "generalist")),
+        ("und", ("coder", "painter", "generalist")),
+        ("", ("coder", "painter", "generalist")),
+    ],
+)
+def test_a_request_goes_to_experts_that_speak_its_language(language: str, candidates: tuple[str, ...]) -> None:
+    experts = speakers(coder=["de", "en"])
+    assert decided(chat_of("x"), 0.7, 0.2, 0.1, experts=experts, language=language).candidates == candidates
+
+
+def test_a_language_that_no_expert_speaks_excludes_none() -> None:
+    experts = speakers(coder=["de"], painter=["en"], generalist=["en"])
+    assert decided(chat_of("x"), 0.7, 0.2, 0.1, experts=experts, language="th").expert == "coder"
+
+
+def test_a_pinned_expert_answers_in_any_language() -> None:
+    decision = decided(chat_of("x", model="coder"), 0.1, 0.8, 0.1, experts=speakers(coder=["de"]), language="fr")
+    assert (decision.expert, decision.reason) == ("coder", "pinned")
+
+
 def test_a_chat_that_does_not_fit_goes_to_an_expert_with_a_longer_context() -> None:
     experts = [
         {"name": "coder", "model": "m", "runtime": "external", "base_url": "http://h/v1", "context_length": 100},

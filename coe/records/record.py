@@ -195,6 +195,13 @@ class RoutingRecord:
         str,
         FieldInfo("Model that `model` stands for: `auto`, or the name of an expert or recipe."),
     ] = ""
+    language: Annotated[
+        str,
+        FieldInfo(
+            "ISO 639 code of the request's language: `en`, `de`, ...; `und` for another one that was not identified.",
+            api="list",
+        ),
+    ] = ""
     plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""
     schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1
 

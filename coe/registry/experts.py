@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from coe.core import TEXT_APIS, Api, Capability
@@ -17,6 +17,29 @@ _DEFAULT_APIS: dict[str, frozenset[Api]] = {
     "external": frozenset({"chat"}),
     "litellm": frozenset({"chat"}),
 }
+
+
+_CODES = """
+    ace af am an ar as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr fuv fy ga
+    gcf gcr gd gl gom grc gu gug guw ha he hi hr ht hu hy id ig is it ja jv ka kab kik kk km kn ko ku ky la lb lg
+    lij ln lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa sdh se si sk
+    sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz vec vi vo wa xh yo zh zu
+"""
+LANGUAGES = frozenset(_CODES.split())
+"""ISO 639 codes of the languages that the gateway identifies."""
+
+
+def _identified(code: str) -> str:
+    """Reject a language that no request has."""
+    if code not in LANGUAGES:
+        known = ", ".join(sorted(one for one in LANGUAGES if one[0] == code[:1])) or "en, de, zh, ..."
+        raise PydanticCustomError(
+            "language", "no language that is identified; write an ISO 639 code such as {known}", {"known": known}
+        )
+    return code
+
+
+Language = Annotated[str, Field(min_length=2, max_length=3), AfterValidator(_identified)]
 
 
 class Prices(StrictModel):
@@ -113,6 +136,9 @@ class ExpertSpec(StrictModel):
     """Capabilities of the model. Requests that need a missing one go to other experts. `files` (PDF), `json_object`,
     `n` (several answers), `logprobs` and `echo` are optional: requests that need one go to the experts that declare it,
     or to any expert if none does. An expert with json_schema has json_object too."""
+    languages: frozenset[Language] | None = None
+    """Languages of the model by ISO 639 code, such as [en, de]. Requests in another language go to other experts, if
+    any of them speaks it. Default: all languages."""
     concurrent_requests: Count | None = None
     """Number of requests in flight per replica at which the expert counts as overloaded. Default: when its server
     reports a queue."""

@@ -262,7 +262,7 @@ class Registry(StrictModel):
         plain = self.model_dump(
             mode="json",
             exclude={
-                "experts": {"__all__": {"api_key", "capabilities", "apis", *_HOSTING_KEYS}},
+                "experts": {"__all__": {"api_key", "capabilities", "apis", "languages", *_HOSTING_KEYS}},
                 "policy": {"exploration", *_CALLING_KEYS},
                 "aliases": True,
                 "operating_points": True,

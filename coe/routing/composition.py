@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from coe.core import (
     GENERAL,
     LOAD_SHED,
+    UNDETERMINED,
     Call,
     Chat,
     Decision,
@@ -147,6 +148,8 @@ class Composition:
         eligible = [index for index, spec in enumerate(self._specs) if not ineligibility(chat, spec)]
         if len(eligible) < 2:
             return False
+        if prediction.language == UNDETERMINED:  # the fast heads know English
+            return True
         return (
             prediction.confidence < self._confidence_threshold
             or decision_risk(self.assignment, prediction.probabilities, eligible) > MIN_DECISION_RISK

@@ -19,6 +19,7 @@ from coe.core import (
     NO_RECIPE,
     OPTIONAL_CAPABILITIES,
     TEXT_APIS,
+    UNDETERMINED,
     Capability,
     Chat,
     Decision,
@@ -71,12 +72,13 @@ def decide(
 ) -> Decision:
     """Select the expert and the fallback order.
 
-    Only eligible experts count, and arms of recipes with a measured quality. A pinned expert or recipe is selected
-    whatever its health; `recipe` (`RequestOptions.recipe`) pins one too, or excludes all. The `previous` expert of a
-    conversation stays, unless another one is better by more than `sticky_margin` and the switching cost, and the
-    request does not continue the task of the last answer. Below the confidence threshold
-    (declared, or else trained) the general expert is selected, otherwise the expert of highest utility. An expert that
-    is down is replaced (a fallback); an overloaded one is, if the other is worse by at most `max_quality_loss`.
+    Only eligible experts count, and arms of recipes with a measured quality; of these, those that speak the language,
+    if any does. A pinned expert or recipe is selected whatever its health; `recipe` (`RequestOptions.recipe`) pins one
+    too, or excludes all. The `previous` expert of a conversation stays, unless another one is better by more than
+    `sticky_margin` and the switching cost, and the request does not continue the task of the last answer. Below the
+    confidence threshold (declared, or else trained) the general expert is selected, otherwise the expert of highest
+    utility. An expert that is down is replaced (a fallback); an overloaded one is, if the other is worse by at most
+    `max_quality_loss`.
 
     `extra_price`, shape (n_experts,) in units of quality, is added to the plan's expected prices; it is negative where
     passages are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from
@@ -88,7 +90,7 @@ def decide(
     if pinned := _pinned_arm(chat, registry, recipe):
         return Decision(pinned, category, confidence, "pinned", (pinned,))
     utilities, prices = _utilities_and_prices(assignment, prediction, extra_price)
-    eligible = _eligible(chat, registry, utilities, recipe)
+    eligible = _with_language(_eligible(chat, registry, utilities, recipe), prediction.language, registry)
     if registry.variants:
         utilities = _with_experts_of_variants(utilities, eligible, registry)
     policy = registry.policy
@@ -210,6 +212,15 @@ def _with_optional_capabilities(eligible: list[str], chat: Chat, registry: Regis
         if any(need in found for found in capabilities.values()):
             eligible = [name for name, found in capabilities.items() if not sufficient.isdisjoint(found)]
     return eligible
+
+
+def _with_language(eligible: list[str], language: str, registry: Registry) -> list[str]:
+    """Return those of the eligible that speak the language; all if none does or it is not identified."""
+    if language in ("", UNDETERMINED):
+        return eligible
+    declared = {name: registry.arm(name).languages for name in eligible}
+    speaking = [name for name, languages in declared.items() if languages is None or language in languages]
+    return speaking or eligible
 
 
 def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:

@@ -61,7 +61,8 @@ def _logged_prediction(composition: Composition, record: RoutingRecord) -> Predi
     ).items():
         posterior[categories.index(name if name in categories else GENERAL)] += probability
     posterior /= max(float(posterior.sum()), 1e-9)
-    return composition.apply_overlay(Prediction(posterior, record.stage, record.in_distribution), record.tenant)
+    prediction = Prediction(posterior, record.stage, record.in_distribution, language=record.language)
+    return composition.apply_overlay(prediction, record.tenant)
 
 
 def _logged_chat(record: RoutingRecord) -> Chat:

@@ -41,6 +41,7 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
         "Why the first choice did not answer, or why the request failed.",
         {"enum": list(CAUSES)},
     ),
+    "x-coe-language": ("Language", "ISO 639 code of the request's language; `und` if not identified.", TEXT),
     "x-coe-router": ("Router", "Version of the category router.", TEXT),
     "x-coe-attempts": ("Attempts", "Number of calls to experts.", {"type": "integer", "minimum": 0}),
     "x-coe-overhead-ms": ("Overhead", "Milliseconds until the decision.", {"type": "number", "minimum": 0}),

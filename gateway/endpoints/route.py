@@ -89,6 +89,7 @@ class _Decisions:
             "candidates": decision.candidates,
             "probabilities": {name: round(p, 4) for name, p in probabilities},
             "stage": prediction.stage,
+            "language": prediction.language,
             "router": composition.router.version,
             "overlay": prediction.overlay_version,
             **explained,
@@ -157,6 +158,7 @@ SCHEMAS: Schema = {
             "candidates": TEXTS,
             "probabilities": {"type": "object", "additionalProperties": NUMBER},
             "stage": TEXT,
+            "language": TEXT,
             "router": TEXT,
             "overlay": TEXT,
         }

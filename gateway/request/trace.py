@@ -258,12 +258,13 @@ class Trace:
             (b"x-coe-attempts", b"%d" % self.attempts.count),
             (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
         ]
-        if variant:
-            found.append((b"x-coe-variant", variant.encode()))
-        if decision.fallback_from:
-            found.append((b"x-coe-fallback-from", decision.fallback_from.encode()))
-        if decision.cause:
-            found.append((b"x-coe-cause", decision.cause.encode()))
+        optional = (
+            (b"x-coe-language", self.prediction.language if self.prediction is not None else ""),
+            (b"x-coe-variant", variant),
+            (b"x-coe-fallback-from", decision.fallback_from),
+            (b"x-coe-cause", decision.cause),
+        )
+        found += [(name, value.encode()) for name, value in optional if value]
         if (log := self.recipe_log) is not None:
             found += [
                 (b"x-coe-recipe", log.recipe.encode()),
@@ -387,6 +388,7 @@ class Trace:
             retrieval_ms=round(retrieval.ms, 3),
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
             overlay=prediction.overlay_version if prediction is not None else "",
+            language=prediction.language if prediction is not None else "",
             purpose=(options.purpose or "") if options else "",
             model=self.requested_model[:MAX_MODEL_CHARACTERS],
             resolved_model=self.chat.model[:MAX_MODEL_CHARACTERS] if self.chat else "",
