@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import GENERAL, Router
+from coe.core import GENERAL, Neighbour, Prediction, Router
 from coe.errors import DataError
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.frontier import FrontierPoint, average, hull_area, trace
+from coe.learning.paired_scores import clustered_mean, paired_difference
 from coe.learning.recipes.benchmark import SplitComparison, compare, recipe_report
 from coe.learning.recipes.fit import Answers
 from coe.mapping import Assignment, Problem, expected_utility, solve
@@ -83,17 +84,40 @@ TrainRouter = Callable[[Sequence[tuple[str, str]], Path], Router]
 """Maps (prompt, category) pairs and an empty folder to a router as it is served."""
 PrepareText = Callable[[str], str]
 """Returns the part of a prompt that a router is trained on, may be empty; prompts with equal parts are one."""
-Encode = Callable[[Path, Sequence[str]], Floats]
-"""Maps the folder of a trained router and texts to unit-length vectors, shape (n_texts, dimensions)."""
+Encode = Callable[[Sequence[str]], Floats]
+"""Maps texts to unit-length vectors of the routers' encoder, shape (n_texts, dimensions)."""
 Progress = Callable[[str, float], None]
+
+
+class OneCategory:
+    """A router for data with one category: every prompt is of it, with certainty."""
+
+    version = ""
+
+    def __init__(self, category: str) -> None:
+        self.categories: tuple[str, ...] = (category,)
+
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction:
+        return Prediction(np.ones(1, dtype=np.float32), "fast")
+
+    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
+        return [self.predict_fast(text) for text in texts]
+
+    def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
+        return []
 
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """The result of one seed: each method's mean score and size, the frontiers of three methods, and routing times in
-    ms."""
+    """The result of one seed.
 
-    score: dict[str, float]
+    `prompts` (n_held_out,) are the indices of the held-out prompts, and `score` has each method's scores on them, of
+    the same shape. `size` is each method's mean active parameters in billions. `traces` are the frontiers of three
+    methods. `route_ms` are routing times; none with one category, where nothing is classified.
+    """
+
+    prompts: NDArray[np.int64]
+    score: dict[str, NDArray[np.float64]]
     size: dict[str, float]
     traces: dict[str, list[FrontierPoint]]
     route_ms: list[float]
@@ -113,52 +137,44 @@ def benchmark(
 ) -> dict[str, Any]:
     """Train and tune on the larger part of random 70/30 splits by `seeds`, and score on the other part.
 
-    Routers are trained into folders of `work`. The baselines use the vectors of the first router's encoder, which are
-    stored there. Returns a JSON-able report: mean and standard deviation over splits of each method, the share of the
-    gap between best single model and oracle that CoE closes, its frontier, hull areas and routing time. With the
-    `recorded` answers it also compares single experts with recipes (`coe.learning.recipes.benchmark`). Sizes, frontier
-    and areas are null or empty where a model's size is not known. Raises DataError when the data cannot be split.
+    Routers are trained into folders of `work`; data with one category needs none, and CoE then selects the best single
+    model. Returns a JSON-able report: each method's mean with its standard error, its paired differences from the best
+    single model and from CoE, the share of the gap between best single model and oracle that CoE closes, its frontier,
+    hull areas and routing time. With the `recorded` answers it also compares single experts with recipes
+    (`coe.learning.recipes.benchmark`). Sizes, frontier and areas are null or empty where a model's size is not known.
+    Raises DataError when the data cannot be split.
     """
-    if len(set(data.categories)) < 2:
-        raise DataError(f"{data.benchmark}: all prompts have one category; routing takes two")
     report = progress or (lambda stage, share: None)
     texts, splits = [prepare(prompt) for prompt in data.prompts], []
+    if len(set(texts) - {""}) < 2 * MIN_TRAINING_PROMPTS:
+        raise DataError(f"{data.benchmark}: fewer than {2 * MIN_TRAINING_PROMPTS} different prompts; score more")
+    report("embed", 0.0)
+    vectors = np.asarray(encode(data.prompts), dtype=np.float32)
     for number, seed in enumerate(seeds):
         report(f"split {number + 1} of {len(seeds)}", number / len(seeds))
-        splits.append(_run_split(data, texts, recorded, train_router=train_router, encode=encode, work=work, seed=seed))
+        splits.append(_run_split(data, texts, vectors, recorded, train_router=train_router, work=work, seed=seed))
     report("done", 1.0)
     found = _report(data, splits, seeds)
     compared = [split.recipes for split in splits if split.recipes is not None]
     return found | ({"recipes": recipe_report(compared)} if compared else {})
 
 
-def _vectors(data: Quality, encode: Encode, work: Path, router: Path) -> Floats:
-    """Embeddings of all prompts, read from `work` where the same prompts were embedded before."""
-    path = work / f"vectors-{data.digest[:16]}.npy"
-    if path.is_file():
-        return np.asarray(np.load(path, allow_pickle=False))
-    vectors = np.asarray(encode(router, data.prompts), dtype=np.float32)
-    np.save(path, vectors)
-    return vectors
-
-
 def _run_split(
     data: Quality,
     texts: Sequence[str],
+    vectors: Floats,
     recorded: RecordedAnswers | None,
     *,
     train_router: TrainRouter,
-    encode: Encode,
     work: Path,
     seed: int,
 ) -> SplitResult:
-    """The result of one seed; `texts` are the prepared prompts."""
+    """The result of one seed; `texts` are the prepared prompts, `vectors` those of all prompts."""
     shuffled = np.random.default_rng(seed).permutation(len(data.prompts))
     train, test = np.split(shuffled, [round(TRAIN_SHARE * len(shuffled))])
     folder = work / f"router-{data.digest[:16]}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     router, assignment, labelled = _train(data, texts, train, train_router, folder)
-    vectors = _vectors(data, encode, work, folder)
     posteriors = np.stack([p.probabilities for p in router.predict([data.prompts[i] for i in test])])
     value = {
         "coe": np.stack([expected_utility(assignment, posterior) for posterior in posteriors]),
@@ -171,10 +187,13 @@ def _run_split(
     scores, everyone = data.scores[test], np.arange(len(test))
     known = bool(np.isfinite(data.active_b).all())
     return SplitResult(
-        score={"random": float(scores.mean())} | {n: float(scores[everyone, c].mean()) for n, c in choice.items()},
+        prompts=test,
+        score={"random": scores.mean(axis=1)} | {name: scores[everyone, chosen] for name, chosen in choice.items()},
         size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
         traces={name: trace(expects, scores, data.active_b) for name, expects in value.items()} if known else {},
-        route_ms=_route_ms(router, assignment, [data.prompts[i] for i in test[:MAX_TIMED_PROMPTS]]),
+        route_ms=[]
+        if len(router.categories) == 1
+        else _route_ms(router, assignment, [data.prompts[i] for i in test[:MAX_TIMED_PROMPTS]]),
         recipes=None
         if recorded is None
         else compare(
@@ -202,6 +221,8 @@ def _train(
 ) -> tuple[Router, Assignment, dict[int, int]]:
     """A router and an assignment for the training part, made as by `coe train` and `coe plan`, and the category of each
     training prompt that they were measured on."""
+    if len(set(data.categories)) == 1:
+        return _assigned(data, train, [data.categories[0]] * len(train), OneCategory(data.categories[0]))
     coarse = [data.coarse[i] for i in train if data.coarse]
     labels = _merge_rare_labels([texts[i] for i in train], [data.categories[i] for i in train], coarse)
     if len(set(labels) - {""}) < 2:
@@ -210,7 +231,13 @@ def _train(
         )
         raise DataError(f"{message}; score more prompts, or sort them into fewer categories")
     pairs = [(data.prompts[i], label) for i, label in zip(train, labels, strict=True)]
-    router = train_router([pair for pair in pairs if pair[1]], folder)
+    return _assigned(data, train, labels, train_router([pair for pair in pairs if pair[1]], folder))
+
+
+def _assigned(
+    data: Quality, train: NDArray[np.int64], labels: Sequence[str], router: Router
+) -> tuple[Router, Assignment, dict[int, int]]:
+    """The router, the assignment by its categories, and the category of each training prompt that it knows."""
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
     table = tabulate_prompts(known, data.models, scores, categories=router.categories)
@@ -274,13 +301,14 @@ METHODS = ("random", "best_single", "knn", "ridge", "coe_hard", "coe", "class_ma
 
 
 def _report(data: Quality, splits: Sequence[SplitResult], seeds: Sequence[int]) -> dict[str, Any]:
-    methods = {name: _summary([s.score[name] for s in splits], [s.size[name] for s in splits]) for name in METHODS}
+    methods = {name: _summary(splits, name) for name in METHODS}
     mean = {name: float(found["mean"] or 0.0) for name, found in methods.items()}
     gap = mean["oracle"] - mean["best_single"]
     traces = {name: average([s.traces[name] for s in splits]) for name in splits[0].traces}
     times = np.concatenate([s.route_ms for s in splits])
     return {
         "benchmark": data.benchmark,
+        "categories": len(set(data.categories)),
         "prompts": len(data.prompts),
         "left_out": data.left_out,
         "models": len(data.models),
@@ -290,14 +318,28 @@ def _report(data: Quality, splits: Sequence[SplitResult], seeds: Sequence[int]) 
         "gap_closed": (mean["coe"] - mean["best_single"]) / gap if gap > 0 else None,
         "frontier": [asdict(point) for point in traces.get("coe", ())],
         "hull_area": {name: hull_area(points, data.active_b) for name, points in traces.items()},
-        "route_ms": {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))},
+        "route_ms": {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))}
+        if len(times)
+        else None,
     }
 
 
-def _summary(scores: Sequence[float], sizes: Sequence[float]) -> dict[str, float | None]:
-    size = float(np.mean(sizes))
+RIVALS = ("best_single", "coe")
+"""Methods that every method is compared with, on the same prompts."""
+
+
+def _summary(splits: Sequence[SplitResult], name: str) -> dict[str, Any]:
+    """Mean, standard error and size of a method, and its paired differences from RIVALS."""
+    prompts, scores = [one.prompts for one in splits], [one.score[name] for one in splits]
+    size, mean = float(np.mean([one.size[name] for one in splits])), clustered_mean(scores, prompts)
     return {
-        "mean": float(np.mean(scores)),
-        "std": float(np.std(scores)),
+        "mean": mean.value,
+        "standard_error": mean.error if np.isfinite(mean.error) else None,
+        "std": float(np.std([one.mean() for one in scores])),
         "mean_active_b": size if np.isfinite(size) else None,
+        "against": {
+            rival: paired_difference(scores, [one.score[rival] for one in splits], prompts).to_json()
+            for rival in RIVALS
+            if rival != name
+        },
     }
