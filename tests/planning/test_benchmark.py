@@ -61,12 +61,25 @@ def made_up(*, rare: int = 0) -> Quality:
     )
 
 
-def encode(texts: Sequence[str]) -> NDArray[np.float32]:
-    return np.array([[1.0, 0.0] if text.startswith("code") else [0.0, 1.0] for text in texts], dtype=np.float32)
+class CodeOrNot:
+    """An encoder whose vectors say whether a text is about code."""
+
+    dimensions = 2
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.features(texts)[:, :2]
+
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.calls.append(len(texts))
+        vectors = [[1.0, 0.0] if text.startswith("code") else [0.0, 1.0] for text in texts]
+        return np.array([[*vector, *vector] for vector in vectors], dtype=np.float32)
 
 
 def run(data: Quality, work: Path, **options: Any) -> dict[str, Any]:
-    given: dict[str, Any] = {"train_router": lambda pairs, folder: FirstWord(pairs), "encode": encode} | options
+    given: dict[str, Any] = {"train_router": lambda pairs, folder: FirstWord(pairs), "encoder": CodeOrNot()} | options
     return benchmark(data, prepare=normalize_prompt, work=work, **given)
 
 
@@ -77,7 +90,7 @@ def test_the_report_has_the_documented_shape_and_is_json(tmp_path: Path) -> None
     assert (report["left_out"], report["seeds"]) == (3, [0, 1, 2, 3, 4])
     assert list(report["methods"]) == [
         *("random", "best_single", "knn", "ridge"),
-        *("coe_hard", "coe", "class_map_on_test", "oracle"),
+        *("coe_hard", "coe", "residual", "class_map_on_test", "oracle"),
     ]
     for name, found in report["methods"].items():
         assert set(found) == {"mean", "standard_error", "std", "mean_active_b", "against"}
@@ -102,7 +115,7 @@ def test_the_frontier_ends_at_the_smallest_model(tmp_path: Path) -> None:
     report = run(made_up(), tmp_path)
     assert report["frontier"][0]["mean"] == pytest.approx(report["methods"]["coe"]["mean"])
     assert report["frontier"][-1]["mean_active_b"] == 7.0
-    assert set(report["hull_area"]) == {"coe", "knn", "ridge"}
+    assert set(report["hull_area"]) == {"coe", "residual", "knn", "ridge"}
 
 
 def test_nothing_about_size_is_invented_where_a_size_is_not_known(tmp_path: Path) -> None:
@@ -165,14 +178,9 @@ def test_prompts_of_which_training_reads_the_same_or_nothing_are_no_different_on
 
 
 def test_prompts_are_embedded_once(tmp_path: Path) -> None:
-    calls = []
-
-    def counted(texts: Sequence[str]) -> NDArray[np.float32]:
-        calls.append(len(texts))
-        return encode(texts)
-
-    run(made_up(), tmp_path, encode=counted, seeds=(0, 1))
-    assert calls == [400]
+    encoder = CodeOrNot()
+    run(made_up(), tmp_path, encoder=encoder, seeds=(0, 1))
+    assert encoder.calls == [400]
 
 
 def test_the_same_seeds_give_the_same_scores(tmp_path: Path) -> None:
@@ -193,8 +201,20 @@ def test_data_of_one_category_is_measured_without_a_router(tmp_path: Path) -> No
     mean = {name: found["mean"] for name, found in report["methods"].items()}
     assert mean["coe"] == mean["coe_hard"] == mean["best_single"]
     assert mean["knn"] > mean["best_single"] + 0.2  # the vectors tell code from law
+    assert mean["residual"] > mean["best_single"] + 0.2
     assert (report["categories"], report["route_ms"]) == (1, None)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_the_arena_scores_quality_against_cost_and_perturbs_prompts(tmp_path: Path) -> None:
+    report = run(made_up(), tmp_path, arena=True)
+    assert set(report["arena"]) == {"coe", "residual", "knn", "ridge", "best_single"}
+    assert all(0 < one["score"] < 1 for one in report["arena"].values())
+    assert report["arena"]["best_single"]["less_coe"]["verdict"] == "worse"
+    assert set(report["robustness"]) == {"typos", "case", "rewording", "chatter", "all"}
+    assert report["robustness"]["chatter"]["share"] < 1  # FirstWord reads the first word only
+    without = run(made_up(), tmp_path, seeds=(0,))
+    assert (without["arena"], without["robustness"]) == ({}, None)
 
 
 def test_too_few_prompts_of_one_category_are_an_error(tmp_path: Path) -> None:
