@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import orjson
@@ -48,7 +47,7 @@ def with_answers(row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[str
 
 def test_each_category_of_the_shipped_configuration_has_forty_probes_of_three_difficulties() -> None:
     registry = load(Path(__file__).parents[2] / "experts.yaml", environ={})
-    assert CATEGORIES == sorted(registry.category_names)
+    assert sorted(registry.category_names) == CATEGORIES
     counts = Counter((row["category"], row["difficulty"]) for row in ROWS)
     for category in CATEGORIES:
         found = [counts[category, difficulty] for difficulty in DIFFICULTIES]
