@@ -77,6 +77,18 @@ def test_a_checker_accepts_right_answers_and_rejects_wrong_ones(category: str) -
             assert [answer for answer in wrong if checked(probe, answer)] == [], row["id"]
 
 
+DECIMALS = {"to one decimal": 1, "to two decimals": 2, "to the nearest": 0}
+
+
+def test_a_number_that_is_rounded_as_the_prompt_says_is_right_for_any_draw() -> None:
+    rows = [(row, places) for row in ROWS for words, places in DECIMALS.items() if words in row["prompt"]]
+    assert len(rows) > 20
+    for row, places in rows:
+        for seed in range(100):
+            probe = probe_of(row, CATEGORIES, seed)
+            assert checked(probe, f"{float(probe.reference or ''):.{places}f}"), (row["id"], probe.reference)
+
+
 def test_the_letters_of_choices_are_spread() -> None:
     letters = Counter(row["reference"] for row in ROWS if row["checker"] == "choice")
     assert set(letters) == set("ABCD")
