@@ -204,7 +204,7 @@ def _constraints(row: Mapping[str, Any], checker: Checker) -> Mapping[str, Any] 
         constraints = {name: wanted for name, wanted in constraints.items() if wanted is not None}
     if why := problem_in(constraints):
         raise ValueError(why)
-    return constraints  # type: ignore[no-any-return]
+    return constraints
 
 
 def _difficulty(row: Mapping[str, Any]) -> str:

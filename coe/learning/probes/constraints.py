@@ -21,6 +21,7 @@ from coe.learning.probes.languages import LANGUAGES, language_of
 
 _WORD = re.compile(r"\w+(?:['’-]\w+){0,9}")
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)*_]{0,3}(?=\s|\Z)|[。！？]")
+_STRAIGHT = str.maketrans("‘’", "''")
 _BULLET = re.compile(r"[-*•]\s")
 _NUMBER = re.compile(r"(\d{1,3})[.)]\s")
 FORMATS = ("json", "bullets", "numbered")
@@ -34,13 +35,17 @@ def meets(answer: str, constraints: Mapping[str, Any]) -> float:
 
 
 def body_of(answer: str) -> str:
-    """Return what is checked: the answer without reasoning and bold marks; the content of an answer that is one
-    fenced block."""
+    """Return what is checked: the answer without reasoning and bold marks, with straight apostrophes; the content of
+    an answer that is one fenced block."""
     text = without_reasoning(answer)[:MAX_READ_CHARACTERS]
     blocks = list(fenced_blocks(text))
     if len(blocks) == 1 and text.startswith(("```", "~~~")) and blocks[0].end >= len(text) - 4:
         text = blocks[0].text
-    return text.replace("**", "").strip()
+    return _straight(text.replace("**", "")).strip()
+
+
+def _straight(text: str) -> str:
+    return text.translate(_STRAIGHT)
 
 
 def problem_in(constraints: Any) -> str | None:
@@ -95,11 +100,11 @@ def _is_count(wanted: Any) -> str | None:
 
 def _includes(text: str, wanted: Sequence[str | Sequence[str]]) -> bool:
     each = ([one] if isinstance(one, str) else one for one in wanted)
-    return all(any(contains(text, form) for form in forms) for forms in each)
+    return all(any(contains(text, _straight(form)) for form in forms) for forms in each)
 
 
 def _excludes(text: str, wanted: Sequence[str]) -> bool:
-    return not any(contains(text, one) for one in wanted)
+    return not any(contains(text, _straight(one)) for one in wanted)
 
 
 def _without(text: str, wanted: Sequence[str]) -> bool:
