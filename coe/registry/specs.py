@@ -202,6 +202,11 @@ class Registry(StrictModel):
         return (*self.single_arms, *self.recipe_arms)
 
     @cached_property
+    def restricts_languages(self) -> bool:
+        """True if some expert declares the languages that it speaks."""
+        return any(expert.languages is not None for expert in self.experts)
+
+    @cached_property
     def arm_names(self) -> tuple[str, ...]:
         """The names of all arms; also of recipes whose members are not declared, for the checks of a declaration."""
         arms = (recipe.arm(n) for recipe in self.declared_recipes for n in range(1, recipe.levels + 1))

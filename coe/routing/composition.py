@@ -39,7 +39,8 @@ from coe.routing.affinity import Affinity
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays
 from coe.routing.conversation import Conversation, newest_turn
-from coe.routing.decision import NO_PREVIOUS, Previous, decide, ineligibility, with_fallback
+from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
+from coe.routing.eligibility import ineligibility
 from coe.routing.phrases import opens_topic
 from coe.routing.request_text import RoutedText, read_request
 

@@ -15,7 +15,8 @@ from coe.errors import NotClassified
 from coe.records.record import RoutingRecord
 from coe.registry import AUTO
 from coe.routing.composition import Composition
-from coe.routing.decision import MAX_CHARACTERS_PER_TOKEN, NO_PREVIOUS, Previous
+from coe.routing.decision import NO_PREVIOUS, Previous
+from coe.routing.eligibility import MAX_CHARACTERS_PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True)

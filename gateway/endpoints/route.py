@@ -21,7 +21,7 @@ from coe.errors import CAUSES
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.conversation import read_conversation
-from coe.routing.decision import check_model
+from coe.routing.eligibility import check_model
 from coe.routing.request_text import REASONS, RoutedText
 from gateway.access.estimate import input_tokens
 from gateway.dialects.chat import CHAT
