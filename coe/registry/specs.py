@@ -161,6 +161,7 @@ class ExpertVariant(ExpertSpec):
 _HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas")
 """Keys of an expert that no plan depends on."""
 _CALLING_KEYS = (
+    "escalate_stuck_to",
     "max_attempts",
     "max_calls",
     "max_stream_hold",
