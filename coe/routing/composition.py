@@ -43,10 +43,13 @@ from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
 from coe.routing.eligibility import ineligibility
 from coe.routing.phrases import opens_topic
 from coe.routing.request_text import RoutedText, read_request
+from coe.routing.stuck import is_stuck
 
 MIN_DECISION_RISK = 0.3
 """Probability that a more accurate posterior selects another expert, from which on an encoder pass pays. On public
 prompts, passes at a lower risk changed the choice to a worse expert as often as to a better one."""
+ESCALATED_MARK = "!"
+"""End of an affinity entry of a session that was escalated."""
 CHARACTERS_PER_TOKEN = 4
 """Estimate for the tokens of a chat."""
 NO_RETRIEVAL = RetrievalResult()
@@ -160,11 +163,19 @@ class Composition:
         self, chat: Chat, conversation: Conversation, routed: RoutedText, options: RequestOptions
     ) -> Previous:
         """Return the expert of the conversation's last answer, and what the request means for it."""
-        expert = await self.affinity.find(conversation)
-        if expert is None or expert not in self._arms:
+        found = await self.affinity.find(conversation) or ""
+        expert, escalated = found.removesuffix(ESCALATED_MARK), found.endswith(ESCALATED_MARK)
+        if expert not in self._arms:
             return Previous("", routed.continues, routed.in_loop)
         cost = 0.0 if routed.continues else self._switching_cost(chat, expert, options.cost_weight)
-        return Previous(expert, routed.continues, routed.in_loop, cost)
+        escalate_to = "" if escalated or not routed.in_loop else self._escalation(chat, expert)
+        return Previous(expert, routed.continues, routed.in_loop, cost, escalate_to, escalated)
+
+    def _escalation(self, chat: Chat, expert: str) -> str:
+        """Return the expert that continues the session if it is stuck with this one; empty if none is declared."""
+        declared = self.registry.policy.escalate_stuck_to
+        following = declared[declared.index(expert) + 1 :] if expert in declared else declared
+        return following[0] if following and chat.model == AUTO and is_stuck(chat) else ""
 
     def _switching_cost(self, chat: Chat, expert: str, cost_weight: float) -> float:
         """Return the price of the expert's prefix cache in expected quality, as the plan and the cost weight value it.
@@ -296,6 +307,7 @@ class Composition:
         if not self.recipes.keys().isdisjoint(decision.candidates):
             attempts.recipe_log = RecipeLog()
         order = one_arm_of_each_expert(decision.candidates, self.registry)
+        escalated = previous.escalated or decision.reason == "escalated"
         stays = previous.in_loop and previous.expert == decision.expert
         call = Call(
             chat.fields,
@@ -323,7 +335,7 @@ class Composition:
         )
         if expert != decision.expert:
             decision = with_fallback(decision, expert, cause=attempts.causes.get(decision.expert, "hedged"))
-        self.affinity.put(conversation, expert)
+        self.affinity.put(conversation, f"{expert}{ESCALATED_MARK}" if escalated else expert)
         return RoutedReply(decision, reply)
 
 

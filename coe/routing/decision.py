@@ -37,12 +37,15 @@ class Previous:
     `continues`: the request has no topic of its own (`RoutedText.continues`), so the expert stays whatever the
     utilities. `in_loop`: it has the results of tools that the answer called, so the expert stays also if overloaded.
     `switching_cost` is the price of the prefix cache that another expert does not have, in expected quality.
+    `escalate_to` is the expert that continues a stuck session, else empty. `escalated`: the session was stuck before.
     """
 
     expert: str = ""
     continues: bool = False
     in_loop: bool = False
     switching_cost: float = 0.0
+    escalate_to: str = ""
+    escalated: bool = False
 
 
 NO_PREVIOUS = Previous()
@@ -89,7 +92,9 @@ def decide(
     general = registry.general_expert if confidence < threshold else None
     candidates = _Candidates.of(eligible, utilities, health_by_expert)
     expert, reason = _select(candidates, policy, previous=previous, general=general)
-    propensity, avoided = 1.0, _avoided(candidates, policy, previous=previous, general=general)
+    propensity, avoided = 1.0, ""
+    if reason != "escalated":
+        avoided = _avoided(candidates, policy, previous=previous, general=general)
     if avoided:
         reason = "fallback"
     if uniform is not None and reason == "routed":
@@ -185,6 +190,8 @@ def _one_arm_of_each_recipe(order: tuple[str, ...]) -> tuple[str, ...]:
 def _select(candidates: _Candidates, policy: Policy, *, previous: Previous, general: str | None) -> tuple[str, Reason]:
     """Return the selected expert and the reason. `general` is None unless the request is uncertain."""
     utility, free = candidates.utility, candidates.free
+    if previous.escalate_to in candidates.selectable:
+        return previous.escalate_to, "escalated"
     expert, reason = _prefer(candidates.selectable, utility, policy, previous=previous, general=general)
     if previous.in_loop and reason == "sticky":
         return expert, reason

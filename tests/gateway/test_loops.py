@@ -210,3 +210,25 @@ async def test_an_open_loop_neither_spills_nor_explores_but_leaves_an_expert_tha
         expert.script, expert.health = (b"{}",), type(expert.health)()
         loop.step()
         assert await sent(gateway, loop) == replaced
+
+
+async def test_an_open_loop_waits_for_its_expert_without_a_stand_in_and_without_a_hedge() -> None:
+    async with gateway_of(registry_of(policy={"hedge": True})) as gateway:
+        loop = Loop(1, "chat")
+        begun = await sent(gateway, loop)
+        expert = gateway.experts[begun]
+        assert expert.calls[-1].stand_in != ""
+        loop.step()
+        begin, slow = asyncio.Event(), type(expert.health)(ttft_p95=0.0)
+        expert.health, expert.script = slow, begin
+        body = orjson.dumps({**orjson.loads(loop.body()), "stream": True})
+        asking = asyncio.create_task(gateway.post(PATHS["chat"], body))
+        while len(expert.calls) < 2:
+            await asyncio.sleep(0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        begin.set()
+        response = await asking
+    assert response.headers["x-coe-expert"] == begun
+    assert expert.calls[-1].stand_in == ""
+    assert sum(len(one.calls) for one in gateway.experts.values()) == 2
