@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -208,6 +210,12 @@ async def test_a_provider_is_called_for_no_other_api(server: ModelServer) -> Non
         await provider(server).stream(call(api="completions", prompt="hi"))
     assert raised.value.code == "unsupported_api"
     assert not server.seen
+
+
+def test_litellm_is_not_imported_before_it_is_called_and_configured() -> None:
+    """Its import fetches a price list from the network unless the environment forbids it."""
+    code = "import sys, coe.experts.litellm.expert; sys.exit('litellm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 async def test_without_litellm_the_error_names_the_remedy(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:

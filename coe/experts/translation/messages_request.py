@@ -19,13 +19,7 @@ from coe.experts.translation.settings import PASSED_FIELDS, add_effort, effort_o
 Fields = Mapping[str, Any]
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _THINKING = ("thinking", "redacted_thinking")
-_TYPES: Mapping[str, type] = {
-    "tools": list,
-    "stop_sequences": list,
-    "tool_choice": dict,
-    "thinking": dict,
-    "output_config": dict,
-}
+_TYPES: Mapping[str, type] = {"stop_sequences": list, "tool_choice": dict, "thinking": dict, "output_config": dict}
 
 
 def chat_fields(fields: Fields, *, claude: bool = False) -> dict[str, Any]:
@@ -53,7 +47,7 @@ def chat_fields(fields: Fields, *, claude: bool = False) -> dict[str, Any]:
 
 def dropped_parts(fields: Fields) -> tuple[str, ...]:
     """Returns the types of the tools, blocks and fields that `chat_fields` leaves out."""
-    tools = [str(tool.get("type")) for tool in fields.get("tools") or () if not _is_function(tool)]
+    tools = [str(tool.get("type")) for tool in _tools(fields) if not _is_function(tool)]
     contents = [message.get("content") for message in fields.get("messages") or ()]
     blocks = [block for content in contents if isinstance(content, list) for block in content]
     kinds = [kind for block in blocks if _is_server_block(kind := str(block.get("type")))]
@@ -136,7 +130,7 @@ class _Reader:
 
 
 def _add_tools(body: dict[str, Any], fields: Fields, claude: bool) -> None:
-    functions = [_function(tool, claude) for tool in fields.get("tools") or () if _is_function(tool)]
+    functions = [_function(tool, claude) for tool in _tools(fields) if _is_function(tool)]
     if not functions:
         return
     body["tools"], choice = functions, fields.get("tool_choice") or {}
@@ -160,9 +154,16 @@ def _function(tool: Fields, claude: bool) -> dict[str, Any]:
     return whole
 
 
-def _is_function(tool: Any) -> bool:
+def _tools(fields: Fields) -> list[dict[str, Any]]:
+    tools = fields.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise InvalidRequest("tools must be a list of objects", param="tools")
+    return tools
+
+
+def _is_function(tool: Fields) -> bool:
     """Whether the client runs a tool and declares what it takes."""
-    return isinstance(tool, dict) and isinstance(tool.get("input_schema"), dict) and isinstance(tool.get("name"), str)
+    return isinstance(tool.get("input_schema"), dict) and isinstance(tool.get("name"), str)
 
 
 def _is_server_block(kind: str) -> bool:

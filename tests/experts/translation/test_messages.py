@@ -223,6 +223,7 @@ async def test_claude_behind_litellm_keeps_thinking_with_its_signature_and_cache
     ("fields", "param"),
     [
         ({"tools": "look"}, "tools"),
+        ({"tools": ["look"]}, "tools"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"thinking": 5}, "thinking"),
         ({"output_config": {"effort": "utmost"}}, "output_config.effort"),
