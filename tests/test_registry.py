@@ -92,6 +92,11 @@ def test_the_shipped_optional_sections_show_the_defaults() -> None:
             "version: 1\npolicy: {cost_weight_limits: [1, 0]}",
             "experts.yaml:2: cost_weight_limits must be",
         ),
+        (
+            "    model: m",
+            "    model: m\n    languages: [en, gb]",
+            "experts.yaml:8: experts.0.languages.1: no language that is identified; write an ISO 639 code such as ga,",
+        ),
         ("version: 1", "version: 1\nlimits: {max_body_mb: .inf}", "experts.yaml:2: limits.max_body_mb: input should"),
         ("    model: m", "    model: m\n    parameters: {stream: true}", "experts.yaml:8: parameters may not set"),
         (

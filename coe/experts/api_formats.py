@@ -89,6 +89,9 @@ def record_usage(usage: Usage, counts: Any) -> None:
     completion = counts.get("completion_tokens", counts.get("output_tokens"))
     if _is_count(completion):
         usage.output_tokens = completion
+        details = counts.get("completion_tokens_details", counts.get("output_tokens_details"))
+        reasoning = details.get("reasoning_tokens") if isinstance(details, dict) else None
+        usage.reasoning_tokens = min(reasoning, completion) if _is_count(reasoning) else None
 
 
 def is_empty_answer(usage: Usage) -> bool:

@@ -6,7 +6,7 @@ residency are shared. `contradiction` says why a request does not go to a varian
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -63,13 +63,3 @@ def _differs(requested: Any, own: Any) -> bool:
     if isinstance(requested, dict) and isinstance(own, dict):
         return any(_differs(requested.get(name), value) for name, value in own.items())
     return requested is not None and requested != own
-
-
-def one_arm_of_each_expert(order: Sequence[str], registry: Registry) -> tuple[str, ...]:
-    """Drop further arms of the same expert, which would call the same server again after it failed."""
-    if not registry.variants:
-        return tuple(order)
-    first: dict[str, str] = {}
-    for name in order:
-        first.setdefault(registry.arm(name).expert_name, name)
-    return tuple(first.values())

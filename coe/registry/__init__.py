@@ -1,8 +1,9 @@
 """Loads and validates experts.yaml. `specs` and `sections` define its keys."""
 
 from coe.registry.aliases import AUTO, MAX_MODEL_CHARACTERS, POINT_PREFIX, ModelNames, OperatingPoint, ResolvedModel
+from coe.registry.experts import ExpertSpec, ExpertVariant, Prices
 from coe.registry.loader import ENTRY_NAME, load, load_with_expert, schema
-from coe.registry.recipes import AUTO_RECIPES, RECIPE_LEVELS, RecipeSpec
+from coe.registry.recipes import AUTO_RECIPES, RECIPE_LEVELS, ArmSpec, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
     ApiKey,
@@ -15,9 +16,9 @@ from coe.registry.sections import (
     Policy,
     ResidencySpec,
     RetrievalSpec,
+    StoredResponsesSpec,
 )
-from coe.registry.specs import ArmSpec, Category, ExpertSpec, ExpertVariant, Registry
-from coe.registry.variants import Prices
+from coe.registry.specs import Category, Registry
 
 __all__ = [
     "AUTO",
@@ -47,6 +48,7 @@ __all__ = [
     "ResidencySpec",
     "ResolvedModel",
     "RetrievalSpec",
+    "StoredResponsesSpec",
     "load",
     "load_with_expert",
     "schema",

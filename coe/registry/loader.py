@@ -19,8 +19,9 @@ from coe.core import GENERAL, PASS_THROUGH_APIS
 from coe.errors import ConfigError
 from coe.registry import yaml_source
 from coe.registry.aliases import AUTO, alias_problems
+from coe.registry.experts import ExpertSpec
 from coe.registry.recipes import MIN_JUDGE_CONTEXT, PROPOSED_PREFIX, RecipeSpec
-from coe.registry.specs import ExpertSpec, Registry
+from coe.registry.specs import Registry
 from coe.registry.yaml_source import KeyPath, YamlSource
 
 ENTRY_NAME = "entry"

@@ -2,18 +2,21 @@
 
 A recipe calls several experts, its members, and returns the answer of one of them. Its steps run one after another; the
 members of one step are called at the same time. A cascade or vote compares the answers of its members. A chain or fuse
-writes: the answers of a step are part of the request of the next one. `coe.registry.specs.ArmSpec` is the form of a
-recipe in a plan, and `coe.experts.recipes` executes recipes.
+writes: the answers of a step are part of the request of the next one. `ArmSpec` is the form of a recipe in a plan, and
+`coe.experts.recipes` executes recipes.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from coe.core import Api, Capability
+from coe.registry.experts import ExpertSpec, Prices
 from coe.registry.sections import ArmName, Name, Probability, StrictModel
 
 RECIPE_LEVELS = 3
@@ -169,3 +172,57 @@ RecipeItems = Annotated[
     tuple[RecipeItem, ...],
     BeforeValidator(_items, json_schema_input_type=Literal["auto"] | Annotated[tuple[_Listed, ...], Field()]),
 ]
+
+
+DRAFTS_CONTEXT_SHARE = 0.25
+"""Share of the context that a member of a chain or fuse keeps for the answers of earlier steps."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArmSpec:
+    """One arm of a recipe: what the plan selects and routing calls, like an expert.
+
+    Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
+    `members` their declarations in the order of the calls. `writing` is `RecipeSpec.writing`, `judge` the name of the
+    judge, empty without one. `takes_tools` is True with `tools: agreement`.
+    """
+
+    name: str
+    recipe: str
+    level: int
+    steps: tuple[tuple[str, ...], ...]
+    members: tuple[ExpertSpec, ...]
+    writing: str = ""
+    judge: str = ""
+    takes_tools: bool = False
+    stand_in: None = None
+    supported_apis: frozenset[Api] = frozenset({"chat"})
+
+    prices: Prices = Prices()  # noqa: RUF009  (immutable)
+    """Nothing: each call costs its member's own prices."""
+
+    @property
+    def expert_name(self) -> str:
+        """Name of the recipe, which stands for its members."""
+        return self.recipe
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Capabilities that all members have. Audio, and tools unless declared, are left to single experts."""
+        common = frozenset.intersection(*(member.capabilities for member in self.members)) - {"audio"}
+        return common if self.takes_tools else common - {"tools"}
+
+    @property
+    def languages(self) -> frozenset[str] | None:
+        """Languages that all members have; None for all languages."""
+        declared = [member.languages for member in self.members if member.languages is not None]
+        return frozenset.intersection(*declared) if declared else None
+
+    @property
+    def context_length(self) -> int:
+        """Smallest context of the members; those that get earlier answers keep DRAFTS_CONTEXT_SHARE for them."""
+        if self.writing:
+            first = len(self.steps[0])
+            kept = [int(one.context_length * (1 - DRAFTS_CONTEXT_SHARE)) for one in self.members[first:]]
+            return min(*(one.context_length for one in self.members[:first]), *kept)
+        return min(member.context_length for member in self.members)

@@ -1,4 +1,4 @@
-"""The model of experts.yaml: `Registry` and its sections for categories, experts, router and log.
+"""The model of experts.yaml: `Registry`, with its sections for categories and the router.
 
 Models are immutable and reject unknown keys. Docstrings of fields become the descriptions of the JSON schema
 (`docs/experts.schema.json`), which is the published reference.
@@ -9,33 +9,29 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import orjson
-from pydantic import Field, SecretStr
+from pydantic import Field
 
-from coe.core import GENERAL, TEXT_APIS, Api, Capability
+from coe.core import GENERAL
 from coe.registry.aliases import AUTO, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
-from coe.registry.recipes import PROPOSED_PREFIX, RecipeItems, RecipeSpec
+from coe.registry.experts import ExpertSpec, ExpertVariant
+from coe.registry.recipes import PROPOSED_PREFIX, ArmSpec, RecipeItems, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
     BudgetSpec,
     CacheSpec,
-    Count,
-    Flag,
     Limits,
     LogSpec,
     Name,
     Policy,
-    Positive,
     ResidencySpec,
     RetrievalSpec,
+    StoredResponsesSpec,
     StrictModel,
-    Url,
 )
-from coe.registry.variants import Prices, VariantSpec
 
 
 class Category(StrictModel):
@@ -48,116 +44,6 @@ class Category(StrictModel):
     examples: tuple[str, ...] = ()
     """Typical requests in users' words. A new category with two or more examples works without training; training
     includes them."""
-
-
-class ExpertSpec(StrictModel):
-    """One expert: a model, how to run or reach it, and its defaults."""
-
-    name: Name
-    """Name of the expert. A client that sends it as `model` pins this expert."""
-    model: str = Field(min_length=1)
-    """Model folder, the embedded default SmolLM2-135M-Instruct, the external server's name of the model, or
-    `provider/model` for runtime litellm."""
-    runtime: Literal["transformers", "vllm", "external", "litellm"]
-    """The way to reach the model: a local server that CoE starts (transformers, vllm), an OpenAI-compatible server that
-    already runs (external), or any other provider (litellm)."""
-    base_url: Url | None = None
-    """URL of an external OpenAI-compatible server, including /v1."""
-    base_urls: tuple[Url, ...] = ()
-    """URLs of several replicas of the external server, in place of base_url."""
-    apis: frozenset[Api] | None = None
-    """APIs that the server supports. Default: chat; for transformers also completions, for vllm the four for text. For
-    an expert with chat only, CoE translates Responses and Messages. `rerank` and below pass through unread."""
-    api_key: SecretStr | None = None
-    """API key of the server. Write ${NAME} and keep the key in the environment."""
-    system_prompt: str | None = None
-    """System prompt, inserted before the client's own."""
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    """Defaults for body fields that the request does not set, such as temperature or max_tokens."""
-    options: dict[str, Flag] = Field(default_factory=dict)
-    """Command-line options of the local server, such as max-model-len: 4096."""
-    adapter: str | None = Field(default=None, min_length=1)
-    """Folder of a LoRA adapter in PEFT format for `model`, relative to this file (runtime vllm). Experts with the same
-    model, options and gpus share a server, which loads and unloads adapters without a restart."""
-    gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """GPUs of the local vLLM server, numbered as by nvidia-smi. Several GPUs hold the model together (tensor
-    parallelism)."""
-    replicas: Count = 1
-    """Number of servers of this expert in the cluster, for `coe up --engine ray`."""
-    device: Name | None = None
-    """With `residency`: the device of this expert. Required if several are declared."""
-    pinned: bool = False
-    """With `residency`: the expert is always awake."""
-    sleep_level: Literal[1, 2] | None = None
-    """With `residency` and runtime vllm: sleep instead of stop. Level 1 keeps the weights in RAM and wakes in about a
-    second; level 2 discards them. The server's options need enable-sleep-mode: true."""
-    stand_in: Name | None = None
-    """With `residency`: an expert that answers while this one is woken, such as a smaller or quantised model."""
-    context_length: Count = 8192
-    """Largest number of tokens of prompt and answer together."""
-    capabilities: frozenset[Capability] = frozenset()
-    """Capabilities of the model. Requests that need a missing one go to other experts. `files` (PDF), `json_object`,
-    `n` (several answers), `logprobs` and `echo` are optional: requests that need one go to the experts that declare it,
-    or to any expert if none does. An expert with json_schema has json_object too."""
-    concurrent_requests: Count | None = None
-    """Number of requests in flight per replica at which the expert counts as overloaded. Default: when its server
-    reports a queue."""
-    active_parameters_b: Positive | None = None
-    """Parameters used per token, in billions."""
-    memory_gb: Positive | None = None
-    """Memory of the local server in GB."""
-    stream_idle_timeout: Positive | None = None
-    """Longest pause within a stream of this expert, in seconds. Default: that of `policy`."""
-    latency_ms: Positive | None = None
-    """Usual time of a response in milliseconds, for `budget.mean_latency_ms` until `coe score` measures it."""
-    prices: Prices = Prices()
-    """Prices of the model."""
-    variants: tuple[VariantSpec, ...] = ()
-    """Further ways to call the expert, each with a quality and uses of its own that `coe score` measures and `coe plan`
-    chooses by. They share the server, its health and its memory."""
-
-    @property
-    def expert_name(self) -> str:
-        """Name of the declared expert, whose server answers."""
-        return self.name
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """The declared base URLs, one per replica; empty for a local expert."""
-        return (self.base_url,) if self.base_url else self.base_urls
-
-    @cached_property
-    def supported_apis(self) -> frozenset[Api]:
-        """APIs that its server supports."""
-        return self.apis if self.apis is not None else _DEFAULT_APIS[self.runtime]
-
-
-VARIANT_SEPARATOR = ":"
-"""Between the names of an expert and its variant, as in OpenRouter's model names. No declared name has it."""
-
-
-class ExpertVariant(ExpertSpec):
-    """A variant of a declared expert, in the form of an expert. `variant` is its declaration."""
-
-    variant_of: str
-    variant: VariantSpec
-
-    @classmethod
-    def of(cls, expert: ExpertSpec, variant: VariantSpec) -> ExpertVariant:
-        """Return the expert with the variant's name, parameters and prices."""
-        fields: dict[str, Any] = {name: getattr(expert, name) for name in ExpertSpec.model_fields}
-        fields |= {
-            "name": f"{expert.name}{VARIANT_SEPARATOR}{variant.name}",
-            "parameters": {**expert.parameters, **variant.parameters},
-            "prices": expert.prices if variant.prices is None else variant.prices,
-            "apis": expert.supported_apis & TEXT_APIS,
-            "variants": (),
-        }
-        return cls.model_construct(**fields, variant_of=expert.name, variant=variant)
-
-    @property
-    def expert_name(self) -> str:
-        return self.variant_of
 
 
 _HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas", "stream_idle_timeout")
@@ -173,61 +59,6 @@ _CALLING_KEYS = (
     "stream_idle_timeout",
     "keep_alive_interval",
 )
-
-_DEFAULT_APIS: dict[str, frozenset[Api]] = {
-    "transformers": frozenset({"chat", "completions"}),  # its Responses API always streams (5.24)
-    "vllm": frozenset({"chat", "completions", "responses", "messages"}),
-    "external": frozenset({"chat"}),
-    "litellm": frozenset({"chat"}),
-}
-
-
-DRAFTS_CONTEXT_SHARE = 0.25
-"""Share of the context that a member of a chain or fuse keeps for the answers of earlier steps."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ArmSpec:
-    """One arm of a recipe: what the plan selects and routing calls, like an expert.
-
-    Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
-    `members` their declarations in the order of the calls. `writing` is `RecipeSpec.writing`, `judge` the name of the
-    judge, empty without one. `takes_tools` is True with `tools: agreement`.
-    """
-
-    name: str
-    recipe: str
-    level: int
-    steps: tuple[tuple[str, ...], ...]
-    members: tuple[ExpertSpec, ...]
-    writing: str = ""
-    judge: str = ""
-    takes_tools: bool = False
-    stand_in: None = None
-    supported_apis: frozenset[Api] = frozenset({"chat"})
-
-    prices: Prices = Prices()  # noqa: RUF009  (immutable)
-    """Nothing: each call costs its member's own prices."""
-
-    @property
-    def expert_name(self) -> str:
-        """Name of the recipe, which stands for its members."""
-        return self.recipe
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        """Capabilities that all members have. Audio, and tools unless declared, are left to single experts."""
-        common = frozenset.intersection(*(member.capabilities for member in self.members)) - {"audio"}
-        return common if self.takes_tools else common - {"tools"}
-
-    @property
-    def context_length(self) -> int:
-        """Smallest context of the members; those that get earlier answers keep DRAFTS_CONTEXT_SHARE for them."""
-        if self.writing:
-            first = len(self.steps[0])
-            kept = [int(one.context_length * (1 - DRAFTS_CONTEXT_SHARE)) for one in self.members[first:]]
-            return min(*(one.context_length for one in self.members[:first]), *kept)
-        return min(member.context_length for member in self.members)
 
 
 class RouterSpec(StrictModel):
@@ -273,6 +104,8 @@ class Registry(StrictModel):
     """API keys, allowed origins and host names."""
     cache: CacheSpec | None = None
     """Cache of answers to identical requests. Default: off."""
+    stored_responses: StoredResponsesSpec = StoredResponsesSpec()
+    """Answers of the Responses API that clients may refer to. Default: one day, in a file."""
     log: LogSpec = LogSpec()
     """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
@@ -369,6 +202,11 @@ class Registry(StrictModel):
         return (*self.single_arms, *self.recipe_arms)
 
     @cached_property
+    def restricts_languages(self) -> bool:
+        """True if some expert declares the languages that it speaks."""
+        return any(expert.languages is not None for expert in self.experts)
+
+    @cached_property
     def arm_names(self) -> tuple[str, ...]:
         """The names of all arms; also of recipes whose members are not declared, for the checks of a declaration."""
         arms = (recipe.arm(n) for recipe in self.declared_recipes for n in range(1, recipe.levels + 1))
@@ -423,18 +261,19 @@ class Registry(StrictModel):
     def digest(self) -> str:
         """Short SHA-256 digest of everything that a plan depends on, without secrets.
 
-        It leaves out the sections aliases, operating_points, access, cache, limits, log, artifacts, retrieval and
-        residency, and the policy's timeouts, attempts and exploration. Records hold the exploration rate themselves.
+        It leaves out the sections aliases, operating_points, access, cache, stored_responses, limits, log, artifacts,
+        retrieval and residency, and the policy's timeouts, attempts and exploration. Records hold that rate themselves.
         """
         plain = self.model_dump(
             mode="json",
             exclude={
-                "experts": {"__all__": {"api_key", "capabilities", "apis", *_HOSTING_KEYS}},
+                "experts": {"__all__": {"api_key", "capabilities", "apis", "languages", *_HOSTING_KEYS}},
                 "policy": {"exploration", *_CALLING_KEYS},
                 "aliases": True,
                 "operating_points": True,
                 "access": True,
                 "cache": True,
+                "stored_responses": True,
                 "limits": True,
                 "log": True,
                 "artifacts": True,

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -228,11 +228,6 @@ class _ExpertEstimate:
 
 def _result(status: Status, estimate: _ExpertEstimate | None) -> RetrievalResult:
     return RetrievalResult(status, estimate.probability, estimate.gain) if estimate else RetrievalResult(status)
-
-
-def passage_ids(passages: Sequence[Passage]) -> tuple[str, ...]:
-    """Return the ids of passages, for the routing record."""
-    return tuple(passage.id for passage in passages)
 
 
 def _free_context(request: RetrievalRequest) -> int:

@@ -22,7 +22,15 @@ from gateway.request.line import DEPLOYMENT, Line
 
 
 def _line(parts: Parts, *, dialect: Dialect) -> Line:
-    return Line(parts.current, dialect=dialect, observers=parts.observers, tracing=parts.tracing, cache=parts.cache)
+    stored = parts.stored if dialect is RESPONSES else None
+    return Line(
+        parts.current,
+        dialect=dialect,
+        observers=parts.observers,
+        tracing=parts.tracing,
+        cache=parts.cache,
+        stored=stored,
+    )
 
 
 def line_operation(

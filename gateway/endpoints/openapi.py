@@ -41,6 +41,7 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
         "Why the first choice did not answer, or why the request failed.",
         {"enum": list(CAUSES)},
     ),
+    "x-coe-language": ("Language", "ISO 639 code of the request's language; `und` if not identified.", TEXT),
     "x-coe-router": ("Router", "Version of the category router.", TEXT),
     "x-coe-attempts": ("Attempts", "Number of calls to experts.", {"type": "integer", "minimum": 0}),
     "x-coe-overhead-ms": ("Overhead", "Milliseconds until the decision.", {"type": "number", "minimum": 0}),
@@ -49,6 +50,11 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-coe-variant": ("Variant", "The variant of the expert that answers, where it is one.", TEXT),
     "x-coe-steps": ("Steps", "Number of steps of the recipe that began.", {"type": "integer", "minimum": 1}),
     "x-coe-calls": ("Calls", "Number of calls of the recipe to experts.", {"type": "integer", "minimum": 1}),
+    "x-coe-dropped": (
+        "Dropped",
+        "Types of tools and items of the request that have no counterpart in the API of the expert's server.",
+        TEXT,
+    ),
     "x-coe-cache": (
         "Cache",
         "Whether the answer is from the cache, where the request uses it.",

@@ -14,7 +14,17 @@ from starlette.routing import Route
 from coe.core import Scope
 from coe.errors import RequestError
 from coe.registry import Registry
-from gateway.endpoints import chat, documents, feedback, health, models, openapi, pass_through, route
+from gateway.endpoints import (
+    chat,
+    documents,
+    feedback,
+    health,
+    models,
+    openapi,
+    pass_through,
+    route,
+    stored_responses,
+)
 from gateway.endpoints.admin import artifacts, experts, mapping, records, stats
 from gateway.endpoints.chat import CHAT_SCHEMAS
 from gateway.endpoints.operation import OBJECT, Operation, Schema, json_response, operation, operations_of
@@ -52,6 +62,7 @@ _SCHEMAS: Schema = (
     | documents.SCHEMAS
     | models.SCHEMAS
     | health.SCHEMAS
+    | stored_responses.SCHEMAS
 )
 
 
@@ -74,6 +85,7 @@ class OpenApi:
 _RESOURCES: tuple[type, ...] = (
     *(documents.Documents, stats.Stats, stats.Status, records.Records, mapping.Map, artifacts.Artifacts),
     *(experts.Experts, experts.Onboarding, models.Models, health.Health, OpenApi),
+    stored_responses.StoredResponses,
 )
 OPERATIONS: tuple[Operation, ...] = (
     *(*chat.OPERATIONS, *pass_through.OPERATIONS, *route.OPERATIONS, *feedback.OPERATIONS),

@@ -23,6 +23,8 @@ from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.routing.composition import RoutedReply
+from coe.routing.conversation import Conversation, read_conversation
+from coe.routing.decision import NO_PREVIOUS, Previous
 from gateway.access import UNLIMITED
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
@@ -34,6 +36,7 @@ from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.options import read_options, resolve_model
+from gateway.request.stored_step import StoredStep
 from gateway.request.trace import Trace
 from gateway.serving_state import Serving, ServingState
 
@@ -62,12 +65,14 @@ class Line:
         observers: Sequence[Observer],
         tracing: Tracing | None = None,
         cache: CacheStep | None = None,
+        stored: StoredStep | None = None,
     ) -> None:
         self._state = state
         self._dialect = dialect
         self._observers = observers if cache is None else (*observers, cache.observe)
         self._tracing = tracing
         self._cache = cache
+        self._stored = stored
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = Trace(self._state.serving, api=self._dialect.api)
@@ -87,6 +92,8 @@ class Line:
                 message = "internal error; the gateway's own log names it under this request id"
                 await self._refuse(RequestError(message), trace, send)
         finally:  # 8 record
+            if self._stored is not None and trace.stored is not None:
+                self._stored.release(trace.stored)
             for observe in self._observers:
                 try:
                     observe(trace)
@@ -110,6 +117,11 @@ class Line:
                     trace.chat, trace.options = chat, options
                     body_bytes = len(body)
                     del body  # the parsed chat replaces it in memory
+                    if self._stored is not None:
+                        registry = trace.serving.registry
+                        found = await self._stored.continued(chat, trace.caller, registry, body_bytes=body_bytes)
+                        trace.chat, trace.stored = found
+                        chat = trace.chat
                 reply: Reply | None = None
                 if self._cache is not None:
                     reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
@@ -119,7 +131,16 @@ class Line:
                         reply = await _answer(trace, chat, options, request)
                         del chat
                     with trace.step("relay"):  # 7
-                        await _relay(reply, trace, request, send if stream is None else stream.send)
+                        shown = self._shown(reply, trace)
+                        await _relay(shown, trace, request, send if stream is None else stream.send)
+
+    def _shown(self, reply: Reply, trace: Trace) -> Reply:
+        """The reply as the client gets it: with citations of passages, and stored if the request may refer to it."""
+        if passages := trace.retrieval_result.passages:
+            reply = cited(reply, passages, trace.api)
+        if self._stored is not None and trace.stored is not None:
+            reply = self._stored.relayed(reply, trace.stored)
+        return reply
 
     def _keep_alive(self, trace: Trace, send: Send) -> KeepAlive:
         interval = trace.serving.registry.policy.keep_alive_interval
@@ -150,13 +171,14 @@ class Line:
 
 async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: ActiveRequest) -> Reply:
     """Steps 3 to 6: the reply of the expert that answers."""
+    conversation, previous = Conversation(), NO_PREVIOUS
     if chat.api in PASS_THROUGH_APIS:
         with trace.step("assign"):
             trace.decision = trace.serving.composition.assign_general(chat, options)
     else:
-        chat = await _decide(trace, chat, options)
+        chat, conversation, previous = await _decide(trace, chat, options)
     with trace.step("call"):  # 6
-        answer = await _call(trace, chat, options, deadline=request.deadline)
+        answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
     trace.answered(answer)
     assert trace.allowance is not None
     trace.allowance.charge(answer.reply.usage, trace.prices)
@@ -167,32 +189,49 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
     return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
 
 
-async def _decide(trace: Trace, chat: Chat, options: RequestOptions) -> Chat:
-    """Steps 3 to 5: the chat, with passages if the gate opens."""
+async def _decide(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Chat, Conversation, Previous]:
+    """Steps 3 to 5: the chat, with passages if the gate opens; its conversation, and who answered there before."""
     composition = trace.serving.composition
     with trace.step("classify"):  # 3
         trace.routed, trace.prediction = await composition.classify(chat, trace.caller.tenant)
     with trace.step("assign"):  # 4
-        await composition.affinity.refresh(chat, options)
-        trace.decision = composition.assign(chat, trace.prediction, options)
+        conversation = read_conversation(chat, options)
+        previous = await composition.find_previous(chat, conversation, trace.routed, options)
+        trace.decision = composition.assign(chat, trace.prediction, options, previous=previous)
     with trace.step("gate"):  # 5
         chat, trace.decision, trace.retrieval_result = await composition.retrieve(
             chat,
             trace.decision,
             options,
-            text=trace.routed.text,
+            routed=trace.routed,
             prediction=trace.prediction,
             tenant=trace.caller.tenant,
+            previous=previous,
         )
-    return chat
+    return chat, conversation, previous
 
 
-async def _call(trace: Trace, chat: Chat, options: RequestOptions, *, deadline: float) -> RoutedReply:
+async def _call(
+    trace: Trace,
+    chat: Chat,
+    options: RequestOptions,
+    conversation: Conversation,
+    previous: Previous,
+    *,
+    deadline: float,
+) -> RoutedReply:
     """Call the experts. If a recipe is interrupted, the answers of its members so far are charged."""
     assert trace.decision is not None
     try:
         return await trace.serving.composition.call(
-            chat, trace.decision, options, deadline=deadline, attempts=trace.attempts, prediction=trace.prediction
+            chat,
+            trace.decision,
+            options,
+            deadline=deadline,
+            attempts=trace.attempts,
+            prediction=trace.prediction,
+            conversation=conversation,
+            previous=previous,
         )
     except BaseException:
         if trace.allowance is not None and (log := trace.attempts.recipe_log) is not None:
@@ -205,8 +244,7 @@ async def _call(trace: Trace, chat: Chat, options: RequestOptions, *, deadline: 
 async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send) -> None:
     """Send the reply to its end and close it. Raises the ExpertError that breaks it off."""
     try:
-        passages = trace.retrieval_result.passages
-        await relay(cited(reply, passages, trace.api) if passages else reply, send, headers=trace.headers())
+        await relay(reply, send, headers=trace.headers())
         request.complete()
         trace.outcome = "ok"
     finally:

@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from coe.core import Api, Chat, Purpose, RequestOptions, RetrievalMode
 from coe.errors import HeadersTooLarge, InvalidRequest
-from coe.registry import Policy, Registry
+from coe.registry import AUTO, Policy, Registry
 
 MAX_SESSION_CHARACTERS = 128
 MAX_HEADER_BYTES = 32 * 1024
@@ -73,6 +73,8 @@ def resolve_model(
 ) -> tuple[Chat, RequestOptions]:
     """Replace an alias or operating point by the model that it stands for, and set the point's cost weight unless the
     request has a header for it. A name that is not known stays: the decision refuses it."""
+    if chat.model == AUTO:
+        return chat, options
     found = registry.models.resolve(chat.model)
     if found is None:
         return chat, options

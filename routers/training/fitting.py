@@ -1,7 +1,9 @@
 """Fit the four heads: choose regularization, score held-out texts by cross-fitting, and write the served tables.
 
-Out-of-scope texts are simulated: each held-out text is scored a second time with its own category left out, as if it
-belonged to a category that training has not seen.
+Two divisions into folds simulate two kinds of traffic. Random folds (`folds`) hold texts like those of training.
+`topic_folds` hold whole topics, so their texts are as unfamiliar as those of users whom training has not met.
+Out-of-scope texts are simulated too: each held-out text is scored a second time with its own category left out, as if
+it belonged to a category that training has not seen.
 """
 
 from __future__ import annotations
@@ -117,6 +119,25 @@ def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(min(FOLDS, len(labels)))]
 
 
+def topic_folds(vectors: Floats, labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
+    """Return folds as (rest, held) indices, each of which holds one topic of every class.
+
+    The topics of a class are FOLDS k-means clusters of its `vectors` (n_texts, dimensions). A class of too few distinct
+    vectors is divided at random. A class of two or more texts is present in every rest.
+    """
+    from sklearn.cluster import KMeans
+
+    fold = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        count = min(FOLDS, len(np.unique(vectors[own], axis=0)))
+        topics = (
+            KMeans(count, n_init=1, random_state=seed).fit(vectors[own]).labels_ if count > 1 else np.arange(len(own))
+        )
+        fold[own] = topics % FOLDS
+    return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in np.unique(fold)]
+
+
 def choose_regularization(data: TrainingData, *, seed: int, runner: TaskRunner) -> Regularization:
     """Return the C of each head with the lowest log loss (temperature fitted) on one fold."""
     fold = folds(data.labels, seed=seed)[0]
@@ -146,16 +167,17 @@ def _trained_logits(head: str, data: TrainingData, rest: Labels, held: Labels, c
 def cross_fit(
     data: TrainingData,
     regularization: Regularization,
+    parts: Sequence[tuple[Labels, Labels]],
     *,
     seed: int,
     runner: TaskRunner,
     report: Callable[[float], None],
 ) -> HeldOutScores:
-    """Score every text by heads that were fitted on the other folds."""
-    parts, scores = folds(data.labels, seed=seed), list[HeldOutScores]()
+    """Score every text by heads that were fitted on the other folds of `parts`."""
+    scores = list[HeldOutScores]()
     for part in runner.map(partial(_score_fold, data, regularization, seed), parts):
         scores.append(part)
-        report(len(scores) / FOLDS)
+        report(len(scores) / len(parts))
     order = np.argsort(np.concatenate([held for _, held in parts]))
     return HeldOutScores(
         in_scope=HeadScores.joined([part.in_scope for part in scores], order),

@@ -19,6 +19,8 @@ from routers.calibration import (
     risk_coverage,
     softmax,
 )
+from routers.training.fitting import FOLDS, topic_folds
+from routers.training.tuning import pool_weights
 
 YES, NO = True, False
 
@@ -155,3 +157,36 @@ def test_where_every_answer_is_right_nothing_is_in_doubt() -> None:
     confidence = np.array([0.4, 0.9], dtype=np.float32)
     threshold = choose_confidence_threshold(confidence, np.array([YES, YES]), np.array([YES, YES]), max_rejected=0.5)
     assert (confidence < threshold).sum() == 0
+
+
+def test_folds_of_topics_hold_whole_topics_of_every_class() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(2, FOLDS, 8)) * 20
+    topics = np.repeat(np.arange(2 * FOLDS), 6)
+    vectors = (centres.reshape(-1, 8)[topics] + rng.normal(size=(len(topics), 8))).astype(np.float32)
+    labels = topics // FOLDS
+    parts = topic_folds(vectors, labels, seed=0)
+    assert sorted(np.concatenate([held for _, held in parts])) == list(range(len(topics)))
+    for rest, held in parts:
+        assert not set(topics[rest]) & set(topics[held])
+        assert set(labels[rest]) == set(labels[held]) == {0, 1}
+
+
+def test_folds_of_topics_leave_a_text_of_every_class_of_two_in_the_rest() -> None:
+    vectors = np.ones((5, 3), dtype=np.float32)
+    vectors[4] = 0
+    for rest, _ in topic_folds(vectors, np.array([0, 0, 0, 1, 1]), seed=0):
+        assert set(np.array([0, 0, 0, 1, 1])[rest]) == {0, 1}
+
+
+def test_the_temperature_of_a_pool_is_fitted_on_new_topics() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 900)
+
+    def head(strength: float) -> np.ndarray:
+        return (np.eye(3)[labels] * strength + rng.normal(0, 1, (900, 3))).astype(np.float32)
+
+    known, new = head(4), head(1)
+    (weight,) = pool_weights([known], [new], labels)
+    assert weight == pytest.approx(1 / fit_temperature(new, labels), rel=0.05)
+    assert weight < fit_pool_weights([known], labels)[0] / 1.5

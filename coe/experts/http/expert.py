@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import orjson
 
-from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Call, Expert, Health, Reply
+from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults
 from coe.experts.descriptors import NoDescriptor
@@ -43,22 +43,12 @@ _DEFAULT_VERSION = {"anthropic-version": "2023-06-01"}
 
 class HttpExpert:
     """Calls one `endpoint`, each call in its own API. Adds the declared system prompt, default parameters, model name
-    and key.
-
-    `translation` returns the expert that answers in the APIs which the server does not speak. Without it, their
-    requests go to the server too.
+    and key. Its server must speak the API of a call.
     """
 
     health = Health()
 
-    def __init__(
-        self,
-        spec: ExpertSpec,
-        endpoint: Endpoint,
-        *,
-        session: Client,
-        translation: Callable[[], Expert] | None = None,
-    ) -> None:
+    def __init__(self, spec: ExpertSpec, endpoint: Endpoint, *, session: Client) -> None:
         self.name = spec.name
         self._base_url = endpoint.base_url
         self._model = endpoint.model
@@ -70,8 +60,6 @@ class HttpExpert:
         self._session = session
         self._queues = spec.runtime == "transformers"
         """True if the server works on one request at a time, and on a plain one until it is complete."""
-        self._translation = translation
-        self._supported_apis = spec.supported_apis
         self._key = spec.api_key.get_secret_value() if spec.api_key else ""
         self._targets: dict[Api, Target] = {}
         self._without_usage_option: set[Api] = set()
@@ -82,8 +70,6 @@ class HttpExpert:
         """Calls the server; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for the
         body."""
         api = call.api
-        if self._translation is not None and api not in self._supported_apis:
-            return await self._translation().stream(call)
         headers = {**_DEFAULT_VERSION, **call.headers} if api == "messages" else call.headers
         if api in PASS_THROUGH_APIS:
             form = call.fields.content_type if isinstance(call.fields, FormBody) else "application/json"

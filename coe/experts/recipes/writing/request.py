@@ -12,7 +12,7 @@ from typing import Any
 
 from coe.experts.api_formats import applicable_defaults
 from coe.registry import ExpertSpec
-from coe.registry.specs import DRAFTS_CONTEXT_SHARE
+from coe.registry.recipes import DRAFTS_CONTEXT_SHARE
 
 MAX_DRAFT_CHARACTERS = 20_000
 """Characters of one earlier answer in a request."""

@@ -1,0 +1,200 @@
+"""The model of an entry of `experts` in experts.yaml, with its prices and its variants, the ways to call it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
+
+from coe.core import TEXT_APIS, Api, Capability
+from coe.registry.sections import Count, Flag, Name, Positive, StrictModel, Url
+
+_DEFAULT_APIS: dict[str, frozenset[Api]] = {
+    "transformers": frozenset({"chat", "completions"}),  # its Responses API always streams (5.24)
+    "vllm": frozenset({"chat", "completions", "responses", "messages"}),
+    "external": frozenset({"chat"}),
+    "litellm": frozenset({"chat"}),
+}
+
+
+_CODES = """
+    ace af am an ar as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr fuv fy ga
+    gcf gcr gd gl gom grc gu gug guw ha he hi hr ht hu hy id ig is it ja jv ka kab kik kk km kn ko ku ky la lb lg
+    lij ln lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa sdh se si sk
+    sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz vec vi vo wa xh yo zh zu
+"""
+LANGUAGES = frozenset(_CODES.split())
+"""ISO 639 codes of the languages that the gateway identifies."""
+
+
+def _identified(code: str) -> str:
+    """Reject a language that no request has."""
+    if code not in LANGUAGES:
+        known = ", ".join(sorted(one for one in LANGUAGES if one[0] == code[:1])) or "en, de, zh, ..."
+        raise PydanticCustomError(
+            "language", "no language that is identified; write an ISO 639 code such as {known}", {"known": known}
+        )
+    return code
+
+
+Language = Annotated[str, Field(min_length=2, max_length=3), AfterValidator(_identified)]
+
+
+class Prices(StrictModel):
+    """US dollars per million tokens."""
+
+    input: Annotated[float, Field(ge=0)] = 0.0
+    """Price of input tokens."""
+    output: Annotated[float, Field(ge=0)] = 0.0
+    """Price of output tokens."""
+    cached_input: Annotated[float, Field(ge=0)] | None = None
+    """Price of input tokens that the server reads from its prompt cache, at most the price of input tokens. Default:
+    the price of input tokens."""
+
+    @model_validator(mode="after")
+    def _check_cached_input(self) -> Prices:
+        if self.cached_input is not None and self.cached_input > self.input:
+            raise PydanticCustomError(
+                "cached_input",
+                "cached_input {cached} is above input {input}; cached tokens are a discounted part of the input: "
+                "lower it, or leave it out",
+                {"cached": self.cached_input, "input": self.input},
+            )
+        return self
+
+    @property
+    def cached(self) -> float:
+        """Price of cached input tokens, declared or not."""
+        return self.input if self.cached_input is None else self.cached_input
+
+    def cost(self, input_tokens: float, output_tokens: float, cached_tokens: float = 0.0) -> float:
+        """Return US dollars. The cached tokens are a part of the input tokens."""
+        full = (input_tokens - cached_tokens) * self.input
+        return (full + cached_tokens * self.cached + output_tokens * self.output) / 1e6
+
+
+class VariantSpec(StrictModel):
+    """One way to call an expert, such as another reasoning effort or token budget. It shares the expert's server."""
+
+    name: Name
+    """Name of the variant. A client that sends EXPERT:NAME as `model` pins it."""
+    parameters: dict[str, Any] = Field(min_length=1)
+    """Body fields of requests to this variant, under their names in Chat Completions. A request that sets one of them
+    to another value does not go to the variant."""
+    prices: Prices | None = None
+    """Prices of the variant. Default: those of the expert."""
+
+
+class ExpertSpec(StrictModel):
+    """One expert: a model, how to run or reach it, and its defaults."""
+
+    name: Name
+    """Name of the expert. A client that sends it as `model` pins this expert."""
+    model: str = Field(min_length=1)
+    """Model folder, the embedded default SmolLM2-135M-Instruct, the external server's name of the model, or
+    `provider/model` for runtime litellm."""
+    runtime: Literal["transformers", "vllm", "external", "litellm"]
+    """The way to reach the model: a local server that CoE starts (transformers, vllm), an OpenAI-compatible server that
+    already runs (external), or any other provider (litellm)."""
+    base_url: Url | None = None
+    """URL of an external OpenAI-compatible server, including /v1."""
+    base_urls: tuple[Url, ...] = ()
+    """URLs of several replicas of the external server, in place of base_url."""
+    apis: frozenset[Api] | None = None
+    """APIs that the server supports. Default: chat; for transformers also completions, for vllm the four for text. For
+    an expert with chat only, CoE translates Responses and Messages. `rerank` and below pass through unread."""
+    api_key: SecretStr | None = None
+    """API key of the server. Write ${NAME} and keep the key in the environment."""
+    system_prompt: str | None = None
+    """System prompt, inserted before the client's own."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """Defaults for body fields that the request does not set, such as temperature or max_tokens."""
+    options: dict[str, Flag] = Field(default_factory=dict)
+    """Command-line options of the local server, such as max-model-len: 4096."""
+    adapter: str | None = Field(default=None, min_length=1)
+    """Folder of a LoRA adapter in PEFT format for `model`, relative to this file (runtime vllm). Experts with the same
+    model, options and gpus share a server, which loads and unloads adapters without a restart."""
+    gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """GPUs of the local vLLM server, numbered as by nvidia-smi. Several GPUs hold the model together (tensor
+    parallelism)."""
+    replicas: Count = 1
+    """Number of servers of this expert in the cluster, for `coe up --engine ray`."""
+    device: Name | None = None
+    """With `residency`: the device of this expert. Required if several are declared."""
+    pinned: bool = False
+    """With `residency`: the expert is always awake."""
+    sleep_level: Literal[1, 2] | None = None
+    """With `residency` and runtime vllm: sleep instead of stop. Level 1 keeps the weights in RAM and wakes in about a
+    second; level 2 discards them. The server's options need enable-sleep-mode: true."""
+    stand_in: Name | None = None
+    """With `residency`: an expert that answers while this one is woken, such as a smaller or quantised model."""
+    context_length: Count = 8192
+    """Largest number of tokens of prompt and answer together."""
+    capabilities: frozenset[Capability] = frozenset()
+    """Capabilities of the model. Requests that need a missing one go to other experts. `files` (PDF), `json_object`,
+    `n` (several answers), `logprobs` and `echo` are optional: requests that need one go to the experts that declare it,
+    or to any expert if none does. An expert with json_schema has json_object too."""
+    languages: frozenset[Language] | None = None
+    """Languages of the model by ISO 639 code, such as [en, de]. Requests in another language go to other experts, if
+    any of them speaks it. Default: all languages."""
+    concurrent_requests: Count | None = None
+    """Number of requests in flight per replica at which the expert counts as overloaded. Default: when its server
+    reports a queue."""
+    active_parameters_b: Positive | None = None
+    """Parameters used per token, in billions."""
+    memory_gb: Positive | None = None
+    """Memory of the local server in GB."""
+    stream_idle_timeout: Positive | None = None
+    """Longest pause within a stream of this expert, in seconds. Default: that of `policy`."""
+    latency_ms: Positive | None = None
+    """Usual time of a response in milliseconds, for `budget.mean_latency_ms` until `coe score` measures it."""
+    prices: Prices = Prices()
+    """Prices of the model."""
+    variants: tuple[VariantSpec, ...] = ()
+    """Further ways to call the expert, each with a quality and uses of its own that `coe score` measures and `coe plan`
+    chooses by. They share the server, its health and its memory."""
+
+    @property
+    def expert_name(self) -> str:
+        """Name of the declared expert, whose server answers."""
+        return self.name
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The declared base URLs, one per replica; empty for a local expert."""
+        return (self.base_url,) if self.base_url else self.base_urls
+
+    @cached_property
+    def supported_apis(self) -> frozenset[Api]:
+        """APIs that its server supports."""
+        return self.apis if self.apis is not None else _DEFAULT_APIS[self.runtime]
+
+
+VARIANT_SEPARATOR = ":"
+"""Between the names of an expert and its variant, as in OpenRouter's model names. No declared name has it."""
+
+
+class ExpertVariant(ExpertSpec):
+    """A variant of a declared expert, in the form of an expert. `variant` is its declaration."""
+
+    variant_of: str
+    variant: VariantSpec
+
+    @classmethod
+    def of(cls, expert: ExpertSpec, variant: VariantSpec) -> ExpertVariant:
+        """Return the expert with the variant's name, parameters and prices."""
+        fields: dict[str, Any] = {name: getattr(expert, name) for name in ExpertSpec.model_fields}
+        fields |= {
+            "name": f"{expert.name}{VARIANT_SEPARATOR}{variant.name}",
+            "parameters": {**expert.parameters, **variant.parameters},
+            "prices": expert.prices if variant.prices is None else variant.prices,
+            "apis": expert.supported_apis & TEXT_APIS,
+            "variants": (),
+        }
+        return cls.model_construct(**fields, variant_of=expert.name, variant=variant)
+
+    @property
+    def expert_name(self) -> str:
+        return self.variant_of
