@@ -15,7 +15,7 @@ from typing import Any, get_args
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from coe.core import GENERAL
+from coe.core import GENERAL, PASS_THROUGH_APIS
 from coe.errors import ConfigError
 from coe.registry import yaml_source
 from coe.registry.aliases import AUTO, alias_problems
@@ -191,6 +191,9 @@ def _expert_problems(expert: ExpertSpec) -> Problems:
     if key is not None and (not key or not key.isprintable() or not key.isascii()):
         yield ("api_key",), f"the api_key of {expert.name!r} is empty or holds characters that are not printable"
     yield from _parameter_problems(expert.parameters, _RESERVED_PARAMETERS)
+    if expert.runtime == "litellm" and (beyond := sorted(expert.supported_apis & PASS_THROUGH_APIS)):
+        message = f"{expert.name!r} has runtime litellm, which does not reach {', '.join(beyond)}; use runtime external"
+        yield ("apis",), message
     if expert.variants and "chat" not in expert.supported_apis:
         yield ("variants",), f"{expert.name!r} does not support the chat API, which variants need; remove them"
     for index, variant in enumerate(expert.variants):

@@ -38,7 +38,7 @@ async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDec
     Raises NotClassified if the request ended before classification, and the errors of `decide`.
     """
     if not record.probabilities:
-        raise NotClassified(f"request {record.request_id} ended before it had a category ({record.outcome})")
+        raise NotClassified(f"the router did not classify request {record.request_id} ({record.outcome})")
     chat = _logged_chat(record)
     if record.prompt is not None:
         source: Literal["prompt", "posterior"] = "prompt"

@@ -15,6 +15,7 @@ from coe.core import Api, Call
 from coe.errors import ExpertInvalidResponse, ExpertTimeout, ExpertUnavailable
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
+from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
@@ -139,6 +140,22 @@ async def test_an_abandoned_plain_request_closes_its_stream() -> None:
     server = Server(ROLE, asyncio.Event())
     async with expert_at(server) as expert, asyncio.timeout(10):
         task = asyncio.create_task(expert.stream(call()))
+        while not server.bodies:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await server.left.wait()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("api", ["messages", "responses"])
+async def test_an_abandoned_translated_request_closes_its_stream(api: Api, stream: bool) -> None:
+    server = Server(ROLE, asyncio.Event())
+    async with expert_at(server) as chat_expert, asyncio.timeout(10):
+        spec = ExpertSpec(name="small", model="m", runtime="transformers")
+        fields = {"input": "hi"} if api == "responses" else {"messages": [{"role": "user", "content": "hi"}]}
+        translated = TranslatedExpert(chat_expert, spec)
+        one = Call({**fields, "stream": stream, "max_tokens": 9}, stream, 10.0, 10.0, api=api)
+        task = asyncio.create_task(translated.stream(one))
         while not server.bodies:
             await asyncio.sleep(0.001)
         task.cancel()

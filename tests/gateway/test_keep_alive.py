@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,6 +16,7 @@ from coe.experts.http.sse import EVENT_STREAM
 from coe.registry import Registry
 from gateway.dialects.messages import PING
 from tests.fakes import Gateway, Response, gateway_of, registry_of
+from tests.gateway.served import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -153,3 +155,18 @@ async def test_a_client_that_leaves_after_early_headers_stops_the_expert() -> No
         await task
         assert gateway.experts["coder"].cancelled
     assert gateway.records[0].outcome == "aborted"
+
+
+@pytest.mark.parametrize(("model", "answered"), [("silent", 0), ("stalls", 1)])
+async def test_over_a_socket_a_silent_stream_is_kept_alive_until_its_error(
+    tmp_path: Path, model: str, answered: int
+) -> None:
+    policy = {"max_attempts": 1, "keep_alive_interval": 0.05, "first_token_timeout": 1, "stream_idle_timeout": 1}
+    async with serving(tmp_path, policy=policy) as served, served.ask(model, stream=True) as response:
+        assert (response.status, response.content_type) == (200, EVENT_STREAM)
+        *events, last, end = (await response.read()).split(b"\n\n")
+    others = [event for event in events if event != COMMENT.strip()]
+    assert len(events) > len(others) == answered
+    assert all(b'"choices"' in event for event in others)
+    assert b'"code":"expert_timeout"' in last
+    assert end == b""
