@@ -10,15 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import Cause
 
-Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
-"""APIs of clients and experts: four of OpenAI's, and Anthropic's Messages."""
+PassThroughApi = Literal[
+    "rerank", "score", "tokenize", "moderations", "audio/speech", "audio/transcriptions", "audio/translations",
+    "images/generations", "images/edits", "images/variations",
+]  # fmt: skip
+"""APIs whose requests and answers pass through unread; named by their paths."""
+PASS_THROUGH_APIS: frozenset[PassThroughApi] = frozenset(get_args(PassThroughApi))
+Api = Literal["chat", "completions", "responses", "messages", "embeddings", PassThroughApi]
+"""APIs of clients and experts: OpenAI's and Anthropic's for text, and those that pass through."""
+TEXT_APIS: frozenset[Api] = frozenset(("chat", "completions", "responses", "messages"))
+"""APIs whose answers are texts of a language model."""
 Capability = Literal["tools", "json_schema", "images", "audio", "files", "json_object", "n", "logprobs", "echo"]
 OPTIONAL_CAPABILITIES: frozenset[Capability] = frozenset(("files", "json_object", "n", "logprobs", "echo"))
 """Capabilities that count once some expert declares them. Servers that lack one usually ignore the field."""
@@ -36,16 +44,22 @@ GENERAL = "general"
 """Name of the fallback category, for uncertain requests. Every registry must declare it."""
 LOAD_SHED = "load_shed"
 """`Prediction.stage` of an uncertain fast prediction that no encoder pass has refined."""
+ENGLISH, UNDETERMINED = "en", "und"
+"""Values of `Prediction.language`: English, and another language that is not identified (ISO 639)."""
 
 # ----------------------------------------------------------------------------------------------- request
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Role and text of one message; text parts are joined by newlines."""
+    """Role and text of one message; text parts are joined by newlines.
+
+    `call_id` is the id of the tool call whose result a message of role `tool` is; empty if unknown.
+    """
 
     role: str
     text: str
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +126,8 @@ class Prediction:
     sums to 1, and is conditional on the text being in-distribution. `in_distribution` is the probability of that (0 to
     1). `stage` names the part of the router that decided, for the routing log. If a tenant's overlay
     (`coe/routing/classification.py`) changed the posterior, `overlay_version` is the version of the overlays and
-    `router_probabilities` is the posterior before the overlay.
+    `router_probabilities` is the posterior before the overlay. `language` is the ISO 639 code of the text's language,
+    UNDETERMINED if it is not English and not identified, or empty if the router does not distinguish languages.
     """
 
     probabilities: NDArray[np.float32] = field(repr=False)
@@ -120,6 +135,7 @@ class Prediction:
     in_distribution: float = 1.0
     overlay_version: str = ""
     router_probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
+    language: str = ""
 
     @property
     def best(self) -> int:
@@ -245,12 +261,13 @@ class Call:
 class Usage:
     """Token counts of one response, updated while it streams; None if the expert did not report them.
 
-    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`. `events`
-    counts the events of a stream, each of which holds at least one token. `parts` are the members' names and usages for
-    the answer of a recipe, and empty for one of an expert.
+    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`, and
+    `reasoning_tokens` those of reasoning, a part of `output_tokens`. `events` counts the events of a stream, each of
+    which holds at least one token. `parts` are the members' names and usages for the answer of a recipe, and empty for
+    one of an expert.
     """
 
-    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens")
+    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens", "reasoning_tokens")
 
     parts: tuple[tuple[str, Usage], ...] = ()
 
@@ -258,6 +275,7 @@ class Usage:
         self.input_tokens: int | None = None
         self.cached_tokens: int | None = None
         self.output_tokens: int | None = None
+        self.reasoning_tokens: int | None = None
         self.events = 0
 
 

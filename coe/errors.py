@@ -132,6 +132,10 @@ class RecordNotFound(InvalidRequest, code="record_not_found"):
     """The routing log has no record of that request."""
 
 
+class ResponseNotFound(InvalidRequest, code="response_not_found"):
+    """No answer of this id is stored for the tenant or API key."""
+
+
 class NotClassified(InvalidRequest, code="not_classified"):
     """The request ended before classification, so its decision cannot be replayed."""
 
@@ -206,6 +210,10 @@ class Draining(_Temporary, code="draining"):
 
 class LogUnavailable(_Temporary, code="log_unavailable"):
     """The routing log cannot look up a request or store feedback now."""
+
+
+class ResponsesUnavailable(_Temporary, code="responses_unavailable"):
+    """The store of earlier answers, to which the request refers, does not reply."""
 
 
 class DocumentsUnavailable(_Temporary, code="documents_unavailable"):

@@ -2,7 +2,7 @@
 
 A new category is known by a few example texts: its odds come from the margin of its mean over the trained categories'
 means, once for static vectors (fast stage) and once for encoder vectors. A trained category that is not declared is
-folded into `general`.
+folded into `general`. Of texts that are not English, a new category gets none until the router is trained with it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,13 @@ class AdaptedRouter:
 
     def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
         """As CascadeRouter.predict."""
-        return self._base.run(texts, embeddings, fast=self._fast_prediction, encoder=self._encoder_predictions)
+        return self._base.run(
+            texts,
+            embeddings,
+            fast=self._fast_prediction,
+            encoder=self._encoder_predictions,
+            multilingual=partial(self._with_new_categories, odds=np.zeros(len(self._new), dtype=np.float32)),
+        )
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """Return the nearest of the base's exemplars, with their categories mapped, and of the new categories'
@@ -130,7 +136,8 @@ class AdaptedRouter:
         np.add.at(posterior, self._targets, prediction.probabilities)
         posterior[self._new] += odds
         total = 1 + float(odds.sum())
-        return Prediction(posterior / np.float32(total), prediction.stage, 1 - (1 - prediction.in_distribution) / total)
+        in_distribution = 1 - (1 - prediction.in_distribution) / total
+        return replace(prediction, probabilities=posterior / np.float32(total), in_distribution=in_distribution)
 
 
 def adapt(base: CascadeRouter, declared: Mapping[str, Sequence[str]]) -> Router:

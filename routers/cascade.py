@@ -2,25 +2,27 @@
 
 Stage `fast` pools a lexical and a static head (about 0.1 ms). Below a confidence threshold, stage `encoder` adds a
 linear and a nearest-neighbour head on the encoder's embeddings (milliseconds). Confidence is the calibrated posterior
-times the in-distribution probability. This module also loads a router's folder and checks that its files match.
+times the in-distribution probability. A text that is not English takes one pass of `routers.multilingual` instead of
+both stages. This module also loads a router's folder and checks that its files match.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from coe.core import LOAD_SHED, Encoder, Neighbour, Prediction
+from coe.core import ENGLISH, LOAD_SHED, UNDETERMINED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, InDistributionModel, logarithmic_pool, softmax
 from routers.files import Arrays, content_version, read_arrays, read_json
 from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids, StaticVectors
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.semantic import CategoryMeans, KnnHead, LinearHead, unit
+from routers.multilingual import MultilingualHead, MultilingualStage, unusable
 from routers.tokens import WordCachedTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -30,11 +32,13 @@ FORMAT = 5
 """Version of the folder's layout. Folders of another format are rejected."""
 CONFIG, TOKENIZER, NETWORK = "router.json", "tokenizer.json", "encoder.onnx"
 LEXICAL, STATIC, SEMANTIC = "lexical.npz", "static.npz", "semantic.npz"
+MULTILINGUAL_HEAD = "multilingual.npz"
+"""Absent if the extra `multilingual` was not installed in training."""
 EXEMPLARS = "exemplars.json"
 """Digests of the texts behind the exemplars of SEMANTIC, used in explanations only."""
 VERSIONED_FILES = (CONFIG, TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
 
-FAST, ENCODER = "fast", "encoder"
+FAST, ENCODER, MULTILINGUAL = "fast", "encoder", "multilingual"
 """Values of `Prediction.stage`."""
 
 
@@ -105,6 +109,7 @@ class CascadeRouter:
         category_means: CategoryMeans,
         ensemble: EnsembleWeights,
         in_distribution: InDistributionModels,
+        multilingual: MultilingualStage | None = None,
     ) -> None:
         self.categories = categories
         self.version = version
@@ -116,6 +121,7 @@ class CascadeRouter:
         self.category_means = category_means
         self.ensemble = ensemble
         self.in_distribution = in_distribution
+        self._multilingual = multilingual
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         """As Router.predict_fast: None for an uncertain text, or with `force` a prediction of stage LOAD_SHED."""
@@ -124,7 +130,7 @@ class CascadeRouter:
 
     def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
         """Predict every text, in order. The encoder runs only for texts that `predict_fast` leaves open; given
-        `embeddings` (n_texts, width), all heads score all texts and the encoder does not run."""
+        `embeddings` (n_texts, width), all heads score all English texts and the encoder does not run."""
         return self.run(texts, embeddings, fast=self.fast_prediction, encoder=self.encoder_predictions)
 
     def run(
@@ -134,18 +140,35 @@ class CascadeRouter:
         *,
         fast: Callable[[FastFeatures], Prediction],
         encoder: Callable[[HeadOutputs], list[Prediction]],
+        multilingual: Callable[[Prediction], Prediction] = lambda prediction: prediction,
     ) -> list[Prediction]:
-        """Run the cascade as `predict` does, with these predictions of its two stages."""
-        if embeddings is not None:
-            return encoder(self.head_outputs(texts, embeddings=embeddings)) if texts else []
+        """Run the cascade as `predict` does, with these predictions of its stages."""
         features = [self.fast_heads(text) for text in texts]
         predictions = [fast(one) for one in features]
-        escalated = [index for index, prediction in enumerate(predictions) if prediction.stage == LOAD_SHED]
-        if escalated:
-            outputs = self.head_outputs([texts[i] for i in escalated], features=[features[i] for i in escalated])
-            for index, prediction in zip(escalated, encoder(outputs), strict=True):
-                predictions[index] = prediction
+        languages = {index: UNDETERMINED for index, one in enumerate(features) if one.foreign}
+        done = set[int]()
+        for index, prediction in self._multilingual_predictions({index: texts[index] for index in languages}):
+            languages[index] = prediction.language
+            if prediction.language != ENGLISH:
+                predictions[index] = multilingual(prediction)
+                done.add(index)
+        rows = [i for i, one in enumerate(predictions) if embeddings is not None or one.stage == LOAD_SHED]
+        if rows := [index for index in rows if index not in done]:
+            known = None if embeddings is None else embeddings[rows]
+            outputs = self.head_outputs(
+                [texts[i] for i in rows], features=[features[i] for i in rows], embeddings=known
+            )
+            for index, prediction in zip(rows, encoder(outputs), strict=True):
+                predictions[index] = replace(prediction, language=languages.get(index, ENGLISH))
         return predictions
+
+    def _multilingual_predictions(self, texts: Mapping[int, str]) -> Iterator[tuple[int, Prediction]]:
+        """Yield the predictions of texts that are probably not English by their keys; none without the stage."""
+        stage = self._multilingual
+        posteriors = None if stage is None or not texts else stage.posteriors(list(texts.values()))
+        if stage is not None and posteriors is not None:
+            for (index, text), row in zip(texts.items(), posteriors, strict=True):
+                yield index, Prediction(row, MULTILINGUAL, language=stage.identify(text))
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """Return the nearest exemplars in the encoder's space, nearest first."""
@@ -154,10 +177,14 @@ class CascadeRouter:
         return [Neighbour(self.categories[label], similarity, digest) for label, similarity, digest in found]
 
     def fast_prediction(self, features: FastFeatures) -> Prediction:
-        """Return the fast stage's prediction, of stage LOAD_SHED if it is below the escalation threshold."""
+        """Return the fast stage's prediction, of stage LOAD_SHED if it is below the escalation threshold or if the
+        text is for the multilingual stage."""
         posterior = self.ensemble.fast_posterior(features.lexical, features.static)
-        prediction = Prediction(posterior, FAST, self.in_distribution.fast.of(features.similarity))
+        language = UNDETERMINED if features.foreign else ENGLISH
+        prediction = Prediction(posterior, FAST, self.in_distribution.fast.of(features.similarity), language=language)
         confident = prediction.confidence >= self.ensemble.threshold
+        if features.foreign and self._multilingual is not None and self._multilingual.usable:
+            confident = False
         return prediction if confident else replace(prediction, stage=LOAD_SHED)
 
     def encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
@@ -209,7 +236,8 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
     from routers.encoders import OnnxEncoder
 
     config = read_config(folder)
-    version = version or content_version(folder, [*VERSIONED_FILES])
+    multilingual = _read_multilingual(folder, config)
+    version = version or content_version(folder, [*VERSIONED_FILES, *([MULTILINGUAL_HEAD] if multilingual else [])])
     tokenizer = load_tokenizer(folder / TOKENIZER)  # shared, because it takes 9 MB
     encoder = OnnxEncoder(folder / NETWORK, tokenizer, threads=threads, tokens=encoder_tokens(folder, config))
     try:
@@ -241,7 +269,22 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
         category_means=CategoryMeans(semantic["centre"], semantic["means"]),
         ensemble=ensemble,
         in_distribution=in_distribution,
+        multilingual=None if multilingual is None or unusable() else MultilingualStage(multilingual),
     )
+
+
+def _read_multilingual(folder: Path, config: Mapping[str, Any]) -> MultilingualHead | None:
+    """Return the head for texts in other languages; None if the router was trained without it."""
+    if not config.get("multilingual"):
+        return None
+    head = MultilingualHead.from_arrays(
+        read_arrays(folder / MULTILINGUAL_HEAD, "weights", "bias", "direction", "probe")
+    )
+    expected = (len(head.direction), len(config.get("categories", ())))
+    if head.linear.weights.shape != expected or head.probe.shape != head.direction.shape:
+        shape = head.linear.weights.shape
+        raise ArtifactError(f"{folder / MULTILINGUAL_HEAD}: shape {shape}, not {expected}; train the router again")
+    return head
 
 
 def _incomplete(folder: Path, error: Exception) -> ArtifactError:

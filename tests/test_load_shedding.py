@@ -8,8 +8,10 @@ import pytest
 
 from coe.routing.classification import (
     ENCODER_BACKOFF_FACTOR,
+    MAX_BACKOFF_SECONDS,
     MAX_ENCODER_PASSES,
     SLOW_ENCODER_PASS_SECONDS,
+    SLOW_MULTILINGUAL_PASS_SECONDS,
     LoadShedding,
 )
 
@@ -40,6 +42,19 @@ def test_after_a_slow_pass_passes_are_skipped_for_a_multiple_of_its_duration() -
     clock.now += 2 * SLOW_ENCODER_PASS_SECONDS * ENCODER_BACKOFF_FACTOR - 0.001
     assert not load_shedding.has_capacity
     clock.now += 0.002
+    assert load_shedding.has_capacity
+
+
+def test_the_first_pass_which_loads_an_encoder_stops_passes_for_a_bounded_time() -> None:
+    clock = Clock()
+    load_shedding = LoadShedding(slow=SLOW_MULTILINGUAL_PASS_SECONDS, clock=clock)
+    with load_shedding.encoder_pass():
+        clock.now += SLOW_MULTILINGUAL_PASS_SECONDS / 2
+    assert load_shedding.has_capacity
+    with load_shedding.encoder_pass():
+        clock.now += 60
+    assert not load_shedding.has_capacity
+    clock.now += MAX_BACKOFF_SECONDS
     assert load_shedding.has_capacity
 
 

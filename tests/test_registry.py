@@ -92,6 +92,11 @@ def test_the_shipped_optional_sections_show_the_defaults() -> None:
             "version: 1\npolicy: {cost_weight_limits: [1, 0]}",
             "experts.yaml:2: cost_weight_limits must be",
         ),
+        (
+            "    model: m",
+            "    model: m\n    languages: [en, gb]",
+            "experts.yaml:8: experts.0.languages.1: no language that is identified; write an ISO 639 code such as ga,",
+        ),
         ("version: 1", "version: 1\nlimits: {max_body_mb: .inf}", "experts.yaml:2: limits.max_body_mb: input should"),
         ("    model: m", "    model: m\n    parameters: {stream: true}", "experts.yaml:8: parameters may not set"),
     ],
@@ -178,7 +183,7 @@ def test_the_digest_follows_the_declaration_and_not_the_secret(tmp_path: Path) -
 
 
 def test_a_plan_stays_valid_when_timeouts_and_attempts_change(tmp_path: Path) -> None:
-    timeouts = "timeout: 9, first_token_timeout: 8, response_timeout: 8, stream_idle_timeout: 7"
+    timeouts = "timeout: 9, first_token_timeout: 8, response_timeout: 8, stream_idle_timeout: 7, keep_alive_interval: 5"
     policy = f"policy: {{max_attempts: 2, hedge: true, {timeouts}}}"
     assert load(tmp_path, GOOD).digest == load(tmp_path, f"{GOOD}{policy}\n").digest
 

@@ -122,6 +122,10 @@ class RoutingRecord:
         tuple[str, ...],
         FieldInfo("Parts of the messages that were not routed; stored only with the routed text.", private=True),
     ] = ()
+    dropped: Annotated[
+        tuple[str, ...],
+        FieldInfo("Types of tools and items that the translation to the expert's API left out (`x-coe-dropped`)."),
+    ] = ()
     embedding: Annotated[
         bytes | None,
         FieldInfo(
@@ -190,6 +194,13 @@ class RoutingRecord:
     resolved_model: Annotated[
         str,
         FieldInfo("Model that `model` stands for: `auto`, or the name of an expert or recipe."),
+    ] = ""
+    language: Annotated[
+        str,
+        FieldInfo(
+            "ISO 639 code of the request's language: `en`, `de`, ...; `und` for another one that was not identified.",
+            api="list",
+        ),
     ] = ""
     plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""
     schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1

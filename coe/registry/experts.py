@@ -5,10 +5,18 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from coe.core import Api, Capability
+from coe.core import TEXT_APIS, Api, Capability
 from coe.registry.capabilities import AUTO, CAPABILITIES_SCHEMA, lookup
 from coe.registry.sections import Count, Flag, Name, Positive, StrictModel, Url
 
@@ -18,6 +26,29 @@ _DEFAULT_APIS: dict[str, frozenset[Api]] = {
     "external": frozenset({"chat"}),
     "litellm": frozenset({"chat"}),
 }
+
+
+_CODES = """
+    ace af am an ar as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr fuv fy ga
+    gcf gcr gd gl gom grc gu gug guw ha he hi hr ht hu hy id ig is it ja jv ka kab kik kk km kn ko ku ky la lb lg
+    lij ln lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa sdh se si sk
+    sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz vec vi vo wa xh yo zh zu
+"""
+LANGUAGES = frozenset(_CODES.split())
+"""ISO 639 codes of the languages that the gateway identifies."""
+
+
+def _identified(code: str) -> str:
+    """Reject a language that no request has."""
+    if code not in LANGUAGES:
+        known = ", ".join(sorted(one for one in LANGUAGES if one[0] == code[:1])) or "en, de, zh, ..."
+        raise PydanticCustomError(
+            "language", "no language that is identified; write an ISO 639 code such as {known}", {"known": known}
+        )
+    return code
+
+
+Language = Annotated[str, Field(min_length=2, max_length=3), AfterValidator(_identified)]
 
 
 class Prices(StrictModel):
@@ -81,8 +112,8 @@ class ExpertSpec(StrictModel):
     base_urls: tuple[Url, ...] = ()
     """URLs of several replicas of the external server, in place of base_url."""
     apis: frozenset[Api] | None = None
-    """APIs that the server supports. Default: chat; for transformers also completions, for vllm all but embeddings. For
-    an expert with chat only, CoE translates the Responses and Messages APIs."""
+    """APIs that the server supports. Default: chat; for transformers also completions, for vllm the four for text. For
+    an expert with chat only, CoE translates Responses and Messages. `rerank` and below pass through unread."""
     api_key: SecretStr | None = None
     """API key of the server. Write ${NAME} and keep the key in the environment."""
     system_prompt: str | None = None
@@ -116,6 +147,9 @@ class ExpertSpec(StrictModel):
     that need a missing capability go to other experts. `files` (PDF), `json_object`,
     `n` (several answers), `logprobs` and `echo` are optional: requests that need one go to the experts that declare it,
     or to any expert if none does. An expert with json_schema has json_object too."""
+    languages: frozenset[Language] | None = None
+    """Languages of the model by ISO 639 code, such as [en, de]. Requests in another language go to other experts, if
+    any of them speaks it. Default: all languages."""
     concurrent_requests: Count | None = None
     """Number of requests in flight per replica at which the expert counts as overloaded. Default: when its server
     reports a queue."""
@@ -123,6 +157,8 @@ class ExpertSpec(StrictModel):
     """Parameters used per token, in billions."""
     memory_gb: Positive | None = None
     """Memory of the local server in GB."""
+    stream_idle_timeout: Positive | None = None
+    """Longest pause within a stream of this expert, in seconds. Default: that of `policy`."""
     latency_ms: Positive | None = None
     """Usual time of a response in milliseconds, for `budget.mean_latency_ms` until `coe score` measures it."""
     prices: Prices = Prices()
@@ -173,7 +209,7 @@ class ExpertVariant(ExpertSpec):
             "name": f"{expert.name}{VARIANT_SEPARATOR}{variant.name}",
             "parameters": {**expert.parameters, **variant.parameters},
             "prices": expert.prices if variant.prices is None else variant.prices,
-            "apis": expert.supported_apis - {"embeddings"},
+            "apis": expert.supported_apis & TEXT_APIS,
             "variants": (),
         }
         return cls.model_construct(**fields, variant_of=expert.name, variant=variant)

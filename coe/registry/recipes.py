@@ -213,6 +213,12 @@ class ArmSpec:
         return common if self.takes_tools else common - {"tools"}
 
     @property
+    def languages(self) -> frozenset[str] | None:
+        """Languages that all members have; None for all languages."""
+        declared = [member.languages for member in self.members if member.languages is not None]
+        return frozenset.intersection(*declared) if declared else None
+
+    @property
     def context_length(self) -> int:
         """Smallest context of the members; those that get earlier answers keep DRAFTS_CONTEXT_SHARE for them."""
         if self.writing:

@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.core import Prediction, Router
+from coe.core import UNDETERMINED, Prediction, Router
 from coe.errors import ArtifactError
 
 Array = NDArray[np.float64]
@@ -35,17 +35,25 @@ MIN_PROBABILITY = 1e-4
 MAX_ENCODER_PASSES = 4
 """Concurrent encoder passes. With two threads, the last one waits for one other."""
 SLOW_ENCODER_PASS_SECONDS = 0.02
-"""Duration of an encoder pass, waiting included, above which the processors count as busy."""
+SLOW_MULTILINGUAL_PASS_SECONDS = 0.2
+"""Duration of an encoder pass, waiting included, above which the processors count as busy. Texts that are not English
+wait longer, because the fast heads hardly classify them."""
 ENCODER_BACKOFF_FACTOR = 4.0
 """After a slow encoder pass, passes are skipped for this multiple of its duration: at most a fifth of the time."""
+MAX_BACKOFF_SECONDS = 1.0
+"""Longest time without passes, since the first pass also loads the multilingual encoder."""
 SHORT_CIRCUIT = "short_circuit"
 """Stage of an uncertain fast prediction where an encoder pass would not change the decision."""
 
 
 class LoadShedding:
-    """Limits the encoder passes of one process. For one event loop; not thread-safe."""
+    """Limits the encoder passes of one process. For one event loop; not thread-safe.
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    A pass of more than `slow` seconds counts as slow.
+    """
+
+    def __init__(self, *, slow: float = SLOW_ENCODER_PASS_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._slow = slow
         self._clock = clock
         self._running = 0
         self._backoff_until = 0.0
@@ -65,8 +73,8 @@ class LoadShedding:
         finally:
             self._running -= 1
             now = self._clock()
-            if now - start > SLOW_ENCODER_PASS_SECONDS:
-                self._backoff_until = now + ENCODER_BACKOFF_FACTOR * (now - start)
+            if now - start > self._slow:
+                self._backoff_until = now + min(MAX_BACKOFF_SECONDS, ENCODER_BACKOFF_FACTOR * (now - start))
 
 
 class Classifier:
@@ -81,6 +89,7 @@ class Classifier:
         self._threads = threads
         self._encoder_timeout = encoder_timeout
         self._load_shedding = LoadShedding()
+        self._multilingual_load_shedding = LoadShedding(slow=SLOW_MULTILINGUAL_PASS_SECONDS)
 
     def predict_fast(self, text: str, tenant: str | None) -> Prediction:
         """Return the fast prediction with the tenant's overlay, of stage LOAD_SHED if it is uncertain.
@@ -93,9 +102,11 @@ class Classifier:
 
     async def refine(self, fast: Prediction, text: str, tenant: str | None) -> Prediction:
         """Return the prediction of an encoder pass in a thread; `fast` without capacity or after the timeout."""
-        if self._encoder_timeout == 0 or not self._load_shedding.has_capacity:
+        foreign = fast.language == UNDETERMINED
+        load_shedding = self._multilingual_load_shedding if foreign else self._load_shedding
+        if self._encoder_timeout == 0 or not load_shedding.has_capacity:
             return fast
-        with self._load_shedding.encoder_pass(), suppress(TimeoutError):
+        with load_shedding.encoder_pass(), suppress(TimeoutError):
             async with asyncio.timeout(self._encoder_timeout):
                 running = asyncio.get_running_loop().run_in_executor(self._threads, self._router.predict, (text,))
                 (refined,) = await running
@@ -117,7 +128,7 @@ class Overlays:
             return prediction
         posterior = prediction.probabilities
         adapted = overlay.apply(posterior).astype(np.float32)
-        return Prediction(adapted, prediction.stage, prediction.in_distribution, self.version, posterior)
+        return replace(prediction, probabilities=adapted, overlay_version=self.version, router_probabilities=posterior)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

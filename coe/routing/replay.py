@@ -15,7 +15,8 @@ from coe.errors import NotClassified
 from coe.records.record import RoutingRecord
 from coe.registry import AUTO
 from coe.routing.composition import Composition
-from coe.routing.decision import MAX_CHARACTERS_PER_TOKEN
+from coe.routing.decision import NO_PREVIOUS, Previous
+from coe.routing.eligibility import MAX_CHARACTERS_PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDec
     else:
         source, prediction = "posterior", _logged_prediction(composition, record)
     options = RequestOptions(cost_weight=record.cost_weight, retrieval="off" if record.retrieval == "off" else "auto")
-    previous = record.candidates[0] if record.reason == "sticky" else None
+    previous = Previous(record.candidates[0], continues=True) if record.reason == "sticky" else NO_PREVIOUS
     return ReplayedDecision(source, prediction, composition.decide(chat, prediction, options, previous=previous))
 
 
@@ -61,7 +62,8 @@ def _logged_prediction(composition: Composition, record: RoutingRecord) -> Predi
     ).items():
         posterior[categories.index(name if name in categories else GENERAL)] += probability
     posterior /= max(float(posterior.sum()), 1e-9)
-    return composition.apply_overlay(Prediction(posterior, record.stage, record.in_distribution), record.tenant)
+    prediction = Prediction(posterior, record.stage, record.in_distribution, language=record.language)
+    return composition.apply_overlay(prediction, record.tenant)
 
 
 def _logged_chat(record: RoutingRecord) -> Chat:

@@ -66,6 +66,7 @@ class CachedAnswer:
             "stage": prediction.stage,
             "in_distribution": prediction.in_distribution,
             "overlay": prediction.overlay_version,
+            "language": prediction.language,
             "router_probabilities": _plain(prediction.router_probabilities),
         }
         return orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" + self.body
@@ -84,6 +85,7 @@ class CachedAnswer:
                 found["in_distribution"],
                 found["overlay"],
                 None if own is None else np.array(own, dtype=np.float32),
+                found["language"],
             )
             return cls(
                 found["media_type"],
@@ -101,7 +103,7 @@ class CachedAnswer:
 
 def _check_types(found: Any) -> None:
     """Raise TypeError for a stored form with a value of another type."""
-    texts = ("media_type", "expert", "answered_by", "category", "stage", "overlay")
+    texts = ("media_type", "expert", "answered_by", "category", "stage", "overlay", "language")
     numbers = (found["confidence"], found["in_distribution"])
     is_right = all(isinstance(found[name], str) for name in texts) and all(
         number is None or isinstance(number, float | int) for number in numbers

@@ -100,18 +100,28 @@ def stream_of(fields: dict[str, Any]) -> bool:
     return stream
 
 
-def message_of(item: Any, field: str, index: int, roles: tuple[str, ...], needs: Needs) -> Message:
-    """The message at `field[index]`: a role and its content, which is text, a list of parts, or null."""
+def message_of(
+    item: Any, field: str, index: int, roles: tuple[str, ...], needs: Needs, call_field: str = ""
+) -> Message:
+    """The message at `field[index]`: a role and its content, which is text, a list of parts, or null. `call_field`
+    names the field with the id of the tool call that a message answers."""
     if isinstance(item, dict):
         role, content = item.get("role"), item.get("content")
         if role in roles:
+            call_id = call_id_of(item, call_field) if role == "tool" else ""
             if isinstance(content, str):
-                return Message(role, content)
-            return Message(role, text_of(content, f"{field}[{index}].content", needs))
+                return Message(role, content, call_id)
+            return Message(role, text_of(content, f"{field}[{index}].content", needs), call_id)
         path = f"{field}[{index}].role"
         raise InvalidRequest(f"{path} must be one of {', '.join(roles)}", param=path)
     path = f"{field}[{index}]"
     raise InvalidRequest(f"{path} must be an object with role and content", param=path)
+
+
+def call_id_of(item: dict[str, Any], field: str) -> str:
+    """The id of the tool call that an item answers; empty if it has none."""
+    call_id = item.get(field)
+    return call_id if isinstance(call_id, str) else ""
 
 
 def text_of(content: Any, path: str, needs: Needs) -> str:

@@ -21,6 +21,7 @@ from routers.calibration import Floats
 from routers.files import Arrays
 from routers.heads.lexical import LexicalHead
 from routers.heads.semantic import LinearHead
+from routers.languages import is_foreign
 from routers.tokens import FAST_CHARACTERS, truncate_middle
 
 DIMENSIONS = 256
@@ -81,13 +82,14 @@ class FastFeatures:
     """Outputs of the fast heads for one text.
 
     `lexical` and `static` are logits (n_categories,), `vector` is the static vector (dimensions,). `similarity` is the
-    cosine to the nearest centroid and the share of known terms.
+    cosine to the nearest centroid and the share of known terms. `foreign` is True if the text is probably not English.
     """
 
     lexical: Floats
     static: Floats
     vector: Floats
     similarity: tuple[float, float]
+    foreign: bool = False
 
 
 class FastHeads:
@@ -132,15 +134,20 @@ class FastHeads:
         along = self._directions @ vector
         static = along[: self._classes] + self._static_bias
         nearest = float(np.maximum.reduce(along[self._classes :]))
-        lexical, known_share = self._lexical(text, ids, np.add.reduce(columns[:, 1:], axis=0))
-        return FastFeatures(lexical, static, vector, (nearest, known_share))
+        function_words = np.add.reduce(columns[:, 1:], axis=0) / np.float32(max(1, len(ids)))
+        writing_systems = None if text.isascii() else self._features.writing_systems(text)
+        lexical, known_share = self._lexical(ids, writing_systems, function_words)
+        foreign = is_foreign(writing_systems, *function_words.tolist())
+        return FastFeatures(lexical, static, vector, (nearest, known_share), foreign)
 
-    def _lexical(self, text: str, ids: NDArray[np.int64], function_words: Floats) -> tuple[Floats, float]:
+    def _lexical(
+        self, ids: NDArray[np.int64], writing_systems: Floats | None, function_words: Floats
+    ) -> tuple[Floats, float]:
         """Return the lexical head's logits and the share of known terms (0 to 1, by squared TF-IDF weight)."""
-        if text.isascii():
+        if writing_systems is None:
             logits = self._ascii_bias
         else:
-            logits = self._lexical_bias + self._features.writing_systems(text) @ self._writing_system_weights
+            logits = self._lexical_bias + writing_systems @ self._writing_system_weights
         if not len(ids):
             return logits, 0.0
         rows, repeats = _count_distinct(ids, self._features.bigrams(ids))
@@ -148,7 +155,7 @@ class FastHeads:
         tfidf = self._log_counts.take(repeats, mode="clip") * terms[:, -2]
         squares = tfidf * tfidf
         norm = float(np.add.reduce(squares))
-        logits = logits + (function_words @ self._function_word_weights) / np.float32(len(ids))
+        logits = logits + function_words @ self._function_word_weights
         logits += (tfidf @ terms[:, :-2]) / np.float32(norm**0.5)
         return logits, float(squares @ terms[:, -1]) / norm
 

@@ -29,7 +29,7 @@ _RANGES = {  # first and last code point, https://www.unicode.org/charts/
     "hangul": [(0x1100, 0x11FF), (0x3130, 0x318F), (0xAC00, 0xD7AF)],
     "cjk": [(0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF)],
     "kana": [(0x3040, 0x30FF)],
-    "other": [(0x530, 0x58F), (0x10A0, 0x10FF), (0x1200, 0x139F), (0x1780, 0x17FF)],
+    "other": [(0x530, 0x58F), (0xF00, 0x10FF), (0x1200, 0x139F), (0x1780, 0x17FF)],
 }
 WRITING_SYSTEM_NAMES = tuple(_RANGES)
 
@@ -40,10 +40,13 @@ FOREIGN_WORDS = """
     il lo gli della di che non sono nel alla è os um uma não nao em da na
     het een niet voor ik je wat hoe och att det som är jag inte på med
     bir ve bu için icin ne mi nasıl ile si nu cu din este pe un în sau
+    cuál quién cuándo dónde puedo está muy tiene quem qual quais onde minha você isso são
+    quel quelle quels pourquoi sont wer warum welche welcher kann mein meine einen einem oder bei mir habe
+    quale dove hoe welke mijn wordt hai kya ke ka ko nahi kaise bhai apa bagaimana saya ano paano
     ang ng mga sa yang dan itu dengan untuk apa jest nie że się jak
 """
-"""Function words of Spanish, French, German, Italian, Portuguese, Dutch, Swedish, Turkish, Romanian and others, without
-those that are common in English too."""
+"""Function words of Spanish, French, German, Italian, Portuguese, Dutch, Swedish, Turkish, Romanian, Hindi in Latin
+letters and others, without those that are common in English too."""
 
 ENGLISH_WORDS = """
     the of and to in is that it for was on are with as at be by this from or what which how who when where why

@@ -125,14 +125,16 @@ class LinearHead:
         return cls(weights=arrays["weights"], bias=arrays["bias"])
 
 
-def fit_linear(vectors: NDArray[np.float32], labels: NDArray[np.int64], *, c: float, classes: int) -> LinearHead:
+def fit_linear(
+    vectors: NDArray[np.float32], labels: NDArray[np.int64], *, c: float, classes: int, tolerance: float = 1e-3
+) -> LinearHead:
     """Fit the head on `vectors` (n_texts, dimensions), classes balanced; `c` is scikit-learn's C.
 
     `labels` are 0 to classes - 1. A label that does not occur is never predicted.
     """
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=c, class_weight="balanced", max_iter=1000, tol=1e-3).fit(vectors, labels)
+    model = LogisticRegression(C=c, class_weight="balanced", max_iter=1000, tol=tolerance).fit(vectors, labels)
     weights, bias = model.coef_.T, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn returns one column for two classes
         weights, bias = np.hstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.calibration import Floats
-from routers.cascade import CONFIG, EXEMPLARS, FORMAT, NETWORK, TOKENIZER
+from routers.cascade import CONFIG, EXEMPLARS, FORMAT, MULTILINGUAL_HEAD, NETWORK, TOKENIZER
 from routers.encoders import ROUTING_TOKENS, OnnxEncoder, TaskRunner
 from routers.examples import Example, TrainingSet, build_training_set, prompt_digest
-from routers.files import write_json
+from routers.files import write_arrays, write_json
 from routers.heads.fast import distil
 from routers.heads.lexical import LexicalFeatures, lexical_matrix
+from routers.multilingual import unusable
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
 from routers.training.embedding_cache import CachedEncoder, export_with_cache, open_encoder
 from routers.training.export import locate_encoder, quantise
@@ -38,6 +39,7 @@ from routers.training.fitting import (
     topic_folds,
     write_heads,
 )
+from routers.training.multilingual import english_part, foreign_texts, train_multilingual
 from routers.training.tuning import training_metrics, tune
 
 QUANTISATION_SAMPLE_TEXTS = 2000
@@ -96,6 +98,15 @@ def train(
     (out / CONFIG).unlink(missing_ok=True)  # written last: a folder without it is not a router
     with timer.stage("export"):
         export_with_cache(source, network=out / NETWORK, tokenizer=out / TOKENIZER, cache=cache)
+    all_texts, multilingual = training_set, None
+    if not unusable():
+        foreign = foreign_texts(all_texts.texts, out / TOKENIZER)
+        training_set = english_part(all_texts, foreign) or all_texts
+        with timer.stage("multilingual") as report, single_blas_thread():
+            head, multilingual = train_multilingual(
+                all_texts, foreign, tokenizer=out / TOKENIZER, seed=seed, threads=threads, cache=cache, report=report
+            )
+            write_arrays(out / MULTILINGUAL_HEAD, head.arrays())
     open_network = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, cache=cache, runner=runner)
     embeddings, quantisation = embed_texts(training_set, out=out, open_network=open_network, seed=seed, timer=timer)
     with timer.stage("distil") as report:
@@ -112,14 +123,16 @@ def train(
         rows = exemplar_rows(data, np.arange(len(data.labels)), seed=seed)
         write_json(out / EXEMPLARS, {"digests": [prompt_digest(training_set.texts[row]) for row in rows]})
     config = {"format": FORMAT, "kind": "cascade", "categories": list(training_set.categories)}
-    config |= {"tokens": ROUTING_TOKENS, "ensemble": asdict(ensemble), "in_distribution": asdict(in_distribution)}
+    config |= {"tokens": ROUTING_TOKENS, "multilingual": multilingual is not None}
+    config |= {"ensemble": asdict(ensemble), "in_distribution": asdict(in_distribution)}
     write_json(out / CONFIG, config)
     return {
-        "examples": len(training_set.texts),
+        "examples": len(all_texts.texts),
         "dropped": training_set.dropped,
         "quantisation": quantisation,
         "encoder": {"dimensions": data.dimensions, "width": data.embeddings.shape[1]},
         "regularization": asdict(regularization),
+        "multilingual": multilingual,
         **training_metrics(held_out, new_topics, data.labels, training_set.categories, ensemble, in_distribution),
         "bytes": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
         "seconds": timer.seconds,

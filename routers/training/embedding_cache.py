@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -43,13 +44,27 @@ def export_with_cache(source: str, *, network: Path, tokenizer: Path, cache: Pat
     shutil.copyfile(cached / "tokenizer", tokenizer)
 
 
+class IdEncoder(Protocol):
+    """The part of OnnxEncoder that CachedEncoder uses."""
+
+    @property
+    def dimensions(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def embed_ids(self, token_ids: Sequence[Sequence[int]], progress: Progress | None = None) -> Floats: ...
+
+
 class CachedEncoder:
     """A coe.core.Encoder that computes only embeddings that `file` lacks, and adds them to it.
 
     Every method raises ArtifactError if the file is damaged.
     """
 
-    def __init__(self, encoder: OnnxEncoder, file: Path) -> None:
+    def __init__(self, encoder: IdEncoder, file: Path) -> None:
         self._encoder = encoder
         self._file = file
         self.dimensions, self.width = encoder.dimensions, encoder.width

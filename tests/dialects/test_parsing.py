@@ -78,10 +78,13 @@ def test_a_responses_body_is_instructions_and_items() -> None:
         ("system", "be kind"),
         ("user", "first"),
         ("assistant", "answer"),
+        ("assistant", ""),
+        ("assistant", ""),
         ("tool", "result"),
         ("tool", "other"),
         ("user", "then"),
     ]
+    assert [message.call_id for message in found.messages if message.role == "tool"] == ["c", "d"]
     assert found.stream
     assert found.characters == len("be kindfirstanswerresultotherthen")
     assert found.fields["vendor"] == {"kept": 1}

@@ -53,6 +53,22 @@ async def test_an_escalated_text_gets_the_prediction_of_the_encoder() -> None:
     assert gateway.records[0].stage == "predict"
 
 
+async def test_the_language_is_in_the_header_and_the_record() -> None:
+    async with gateway_of() as gateway:
+        german = await gateway.chat("code language:de")
+        unknown = await gateway.chat("code")
+    assert german.headers["x-coe-language"] == "de"
+    assert "x-coe-language" not in unknown.headers  # of a router without languages
+    assert [record.language for record in gateway.records] == ["de", ""]
+
+
+async def test_an_unidentified_language_is_escalated_however_sure_the_fast_heads_are() -> None:
+    async with gateway_of() as gateway:
+        await gateway.chat("ponder code language:und")
+        await gateway.chat("ponder code language:en")
+    assert [record.stage for record in gateway.records] == ["predict", "predict"]
+
+
 async def test_no_text_is_escalated_where_the_encoder_could_change_nothing() -> None:
     everything_to_one = registry_of(assignment={"code": "generalist", "art": "generalist", "general": "generalist"})
     async with gateway_of(everything_to_one) as gateway:

@@ -173,6 +173,7 @@ def _declared(spec: ExpertSpec) -> dict[str, Any]:
         "object": "expert",
         "apis": sorted(spec.supported_apis),
         "capabilities": sorted(spec.capabilities),
+        "languages": None if spec.languages is None else sorted(spec.languages),
         "prices": {"input": spec.prices.input, "output": spec.prices.output, "cached_input": spec.prices.cached},
         "system_prompt": spec.system_prompt is not None,
         "variants": [variant.name for variant in spec.variants],

@@ -72,6 +72,7 @@ function periods(record) {
 const STAGES = {
   fast: "fast heads",
   encoder: "encoder",
+  multilingual: "multilingual encoder",
   load_shed: "fast heads (load shed)",
   short_circuit: "fast heads (same expert either way)",
 };

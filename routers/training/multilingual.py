@@ -1,0 +1,197 @@
+"""Train the head for texts that are not English, on a sample of the English texts and all others.
+
+Topics learned from English prompts hold in other languages once the direction that tells languages apart is projected
+off. The direction comes from the training texts and the foreign prompts that ship with this package, so that a training
+set in English is enough.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.calibration import Floats, fit_temperature, log_loss
+from routers.examples import TrainingSet, prompt_digest, starter_examples
+from routers.heads.lexical import LexicalFeatures
+from routers.heads.semantic import LinearHead, fit_linear
+from routers.languages import is_foreign
+from routers.multilingual import (
+    PACKAGE,
+    PROBE_TEXT,
+    E5Encoder,
+    MultilingualHead,
+    SentenceEncoder,
+    truncate_bytes,
+    without_direction,
+)
+from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
+from routers.training.embedding_cache import CachedEncoder
+from routers.training.fitting import folds
+
+MAX_ENGLISH_EACH = 100
+"""English texts of a category. With 60 to all 260, accuracy in other languages is the same
+(docs/experiments/languages.md), and each takes as long as two passes of the English encoder."""
+REGULARIZATIONS = (0.3, 1.0, 3.0)
+"""Values of scikit-learn's C (inverse regularization) of the heads whose mean is served."""
+TOLERANCE = 1e-5
+"""Of the fits; with less, small values of C stop early."""
+BACKGROUND_TEXTS = 64
+"""Shipped foreign prompts that help to find the direction, in every training set."""
+MIN_JUDGED_TEXTS = 50
+"""With fewer foreign texts, the head is calibrated on all."""
+BATCH_TEXTS = 16
+"""Texts embedded by one thread before it reports."""
+
+Mask = NDArray[np.bool_]
+
+
+def foreign_texts(texts: Sequence[str], tokenizer: Path) -> Mask:
+    """Return which of the texts are probably not English, as serving decides (n_texts,)."""
+    features = LexicalFeatures(WordCachedTokenizer(load_tokenizer(tokenizer)))
+    found = np.zeros(len(texts), dtype=bool)
+    for index, text in enumerate(texts):
+        short = truncate_middle(text, characters=FAST_CHARACTERS)
+        dense = features.dense(short, features.tokenizer(short))
+        found[index] = is_foreign(None if short.isascii() else dense[:-2], *dense[-2:].tolist())
+    return found
+
+
+def english_part(training_set: TrainingSet, foreign: Mask) -> TrainingSet | None:
+    """Return the texts for the English heads, with all categories; None if one has fewer than two such texts."""
+    counts = np.bincount(training_set.labels[~foreign], minlength=len(training_set.categories))
+    if counts.min() < 2:
+        return None
+    texts = tuple(text for text, is_other in zip(training_set.texts, foreign, strict=True) if not is_other)
+    return TrainingSet(texts, training_set.labels[~foreign], training_set.categories, training_set.dropped)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadedEncoder:
+    """Embeds texts on several threads, in the form that CachedEncoder expects: its token ids are UTF-8 bytes."""
+
+    encode: SentenceEncoder
+    threads: int
+    dimensions: int
+
+    @property
+    def width(self) -> int:
+        return self.dimensions
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(truncate_bytes(text).encode()) for text in texts]
+
+    def embed_ids(
+        self, token_ids: Sequence[Sequence[int]], progress: Callable[[float], None] | None = None
+    ) -> NDArray[np.float32]:
+        texts = [bytes(ids).decode() for ids in token_ids]
+        parts = [texts[start : start + BATCH_TEXTS] for start in range(0, len(texts), BATCH_TEXTS)]
+        found = []
+        with ThreadPoolExecutor(self.threads) as pool:
+            for part in pool.map(self.encode, parts):
+                found.append(part)
+                if progress:
+                    progress(len(found) / len(parts))
+        return np.concatenate(found) if found else np.zeros((0, self.dimensions), dtype=np.float32)
+
+
+def train_multilingual(
+    training_set: TrainingSet,
+    foreign: Mask,
+    *,
+    tokenizer: Path,
+    seed: int,
+    threads: int,
+    cache: Path | None,
+    report: Callable[[float], None],
+    encode: SentenceEncoder | None = None,
+) -> tuple[MultilingualHead, dict[str, Any]]:
+    """Fit the head. `foreign` (n_texts,) marks the texts that are not English; see `routers.build` for the others.
+
+    Returns the head and its held-out metrics. `encode` is E5Encoder by default, which raises ImportError.
+    """
+    encode = encode or E5Encoder()
+    (probe,) = encode([PROBE_TEXT])
+    threaded = ThreadedEncoder(encode, threads, len(probe))
+    rows = _sample(training_set, foreign)
+    background = _background(training_set, tokenizer)
+    texts = [*(training_set.texts[row] for row in rows), *background]
+    vectors = _embed(threaded, texts, cache=cache, report=report)
+    others = np.concatenate((foreign[rows], np.ones(len(background), dtype=bool)))
+    direction = language_direction(vectors[others], vectors[~others])
+    own = without_direction(vectors[: len(rows)], direction)
+    linear, metrics = _fit(own, training_set.labels[rows], foreign[rows], len(training_set.categories), seed=seed)
+    return MultilingualHead(linear, direction, probe), {"texts": len(rows), **metrics}
+
+
+def _embed(
+    threaded: ThreadedEncoder, texts: Sequence[str], *, cache: Path | None, report: Callable[[float], None]
+) -> Floats:
+    if cache is None:
+        return threaded.embed_ids(threaded.tokenize(texts), report)
+    file = cache / f"embeddings-{PACKAGE}-{importlib.metadata.version(PACKAGE)}.npz"
+    return CachedEncoder(threaded, file).features(texts, report)
+
+
+def _sample(training_set: TrainingSet, foreign: Mask) -> NDArray[np.int64]:
+    """Return the rows to train on: all foreign texts, and at most MAX_ENGLISH_EACH others of each category.
+
+    These have the smallest digests, so that trainings on nearly the same texts share cached embeddings.
+    """
+    rows = list(np.flatnonzero(foreign))
+    for label in range(len(training_set.categories)):
+        english = np.flatnonzero(~foreign & (training_set.labels == label))
+        rows += sorted(english, key=lambda row: prompt_digest(training_set.texts[row]))[:MAX_ENGLISH_EACH]
+    return np.sort(np.array(rows, dtype=np.int64))
+
+
+def _background(training_set: TrainingSet, tokenizer: Path) -> list[str]:
+    """Return at most BACKGROUND_TEXTS foreign prompts that ship with this package and are not in the training set."""
+    known = set(training_set.texts)
+    texts = [example.prompt for example in starter_examples() if example.prompt not in known]
+    foreign = [text for text, is_other in zip(texts, foreign_texts(texts, tokenizer), strict=True) if is_other]
+    return foreign[:: max(1, len(foreign) // BACKGROUND_TEXTS)][:BACKGROUND_TEXTS]
+
+
+def language_direction(foreign: Floats, english: Floats) -> Floats:
+    """Return the unit vector (dimensions,) along which foreign vectors differ most from the English mean."""
+    _, _, axes = np.linalg.svd(foreign - english.mean(axis=0), full_matrices=False)
+    direction: Floats = np.ascontiguousarray(axes[0], dtype=np.float32)
+    return direction
+
+
+def _fit(
+    vectors: Floats, labels: NDArray[np.int64], foreign: Mask, classes: int, *, seed: int
+) -> tuple[LinearHead, dict[str, Any]]:
+    """Return the calibrated head and its accuracy on held-out texts.
+
+    It is the mean of heads of several C, each calibrated as it is used: on foreign texts, by a head that saw English
+    ones only. The C that is best on training texts is too large for other requests (docs/experiments/languages.md).
+    """
+    splits = [(np.flatnonzero(~foreign), np.flatnonzero(foreign))]
+    if foreign.sum() < MIN_JUDGED_TEXTS or len(np.unique(labels[~foreign])) < classes:
+        splits = folds(labels, seed=seed)
+    judged = np.concatenate([held for _, held in splits])
+    logits = np.zeros((len(judged), classes), dtype=np.float32)
+    weights, bias = np.zeros((vectors.shape[1], classes), dtype=np.float32), np.zeros(classes, dtype=np.float32)
+    for c in REGULARIZATIONS:
+        fit = partial(fit_linear, c=c, classes=classes, tolerance=TOLERANCE)
+        held_out = np.concatenate([fit(vectors[rest], labels[rest]).logits(vectors[held]) for rest, held in splits])
+        scale = np.float32(1 / fit_temperature(held_out, labels[judged]) / len(REGULARIZATIONS))
+        logits += scale * held_out
+        head = fit(vectors, labels)
+        weights, bias = weights + scale * head.weights, bias + scale * head.bias
+    metrics = {
+        "foreign": int(foreign.sum()),
+        "judged": len(judged),
+        "accuracy": float((logits.argmax(axis=1) == labels[judged]).mean()),
+        "log_loss": log_loss(logits, labels[judged]),
+    }
+    return LinearHead(weights, bias), metrics
