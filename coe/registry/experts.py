@@ -5,10 +5,19 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from coe.core import TEXT_APIS, Api, Capability
+from coe.registry.capabilities import AUTO, CAPABILITIES_SCHEMA, lookup
 from coe.registry.sections import Count, Flag, Name, Positive, StrictModel, Url
 
 _DEFAULT_APIS: dict[str, frozenset[Api]] = {
@@ -132,8 +141,10 @@ class ExpertSpec(StrictModel):
     """With `residency`: an expert that answers while this one is woken, such as a smaller or quantised model."""
     context_length: Count = 8192
     """Largest number of tokens of prompt and answer together."""
-    capabilities: frozenset[Capability] = frozenset()
-    """Capabilities of the model. Requests that need a missing one go to other experts. `files` (PDF), `json_object`,
+    capabilities: Annotated[frozenset[Capability], WithJsonSchema(dict(CAPABILITIES_SCHEMA))] = frozenset()
+    """Capabilities of the model, or `auto` to look them up in the options of a vLLM server and in litellm's table of
+    models; an unknown model then gets requests with tools or a JSON schema, and its server may refuse them. Requests
+    that need a missing capability go to other experts. `files` (PDF), `json_object`,
     `n` (several answers), `logprobs` and `echo` are optional: requests that need one go to the experts that declare it,
     or to any expert if none does. An expert with json_schema has json_object too."""
     languages: frozenset[Language] | None = None
@@ -155,6 +166,14 @@ class ExpertSpec(StrictModel):
     variants: tuple[VariantSpec, ...] = ()
     """Further ways to call the expert, each with a quality and uses of its own that `coe score` measures and `coe plan`
     chooses by. They share the server, its health and its memory."""
+
+    @field_validator("capabilities", mode="before")
+    @classmethod
+    def _look_up(cls, declared: Any, info: ValidationInfo) -> Any:
+        """Replace `auto` by what is known. The fields that it depends on are validated before."""
+        if declared != AUTO or not info.data.keys() >= {"runtime", "model", "options"}:
+            return declared
+        return lookup(info.data["runtime"], info.data["model"], info.data["options"])
 
     @property
     def expert_name(self) -> str:

@@ -27,6 +27,8 @@ _PART_NEEDS: dict[str, Capability] = {
     "document": "files",
 }
 TEXT_PARTS = ("text", "input_text", "output_text")
+TOOL_ROLES = ("tool", "function")
+"""Roles of tool results, whatever their form in a dialect."""
 ANSWER_COUNTS = ("n", "best_of")
 """Fields that multiply the number of answers."""
 
@@ -54,6 +56,8 @@ def chat_of(
     """The routing view of a parsed body. `characters` defaults to those of all messages."""
     _check_counts(fields)
     messages = tuple(messages)
+    if "tools" not in needs and any(message.role in TOOL_ROLES for message in messages):
+        needs.add("tools")  # results of tools in a request without `tools`, such as one for a summary
     if characters is None:
         characters = sum([len(message.text) for message in messages])
     return Chat(model, messages, stream_of(fields), frozenset(needs), characters, fields, api)

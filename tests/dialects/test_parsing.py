@@ -53,7 +53,7 @@ def turns(found: Chat) -> list[tuple[str, str]]:
                     {"role": "user", "content": [{"type": "tool_result", "content": [{"type": "image", "source": {}}]}]}
                 ]
             },
-            {"images"},
+            {"images", "tools"},
         ),
     ],
 )
