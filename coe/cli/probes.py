@@ -1,9 +1,10 @@
-"""`coe probes`: lists and shows the probes that `coe score` uses, and adds or imports probes of one's own."""
+"""`coe probes`: lists and shows the probes of `coe score`, and adds one's own: by hand, from files, from the log."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +12,16 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, settings_for
+from coe.cli.common import Config, Json, duration_seconds, settings_for
 from coe.errors import DataError
+from coe.jobs.record_files import RatingIndex
+from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.evaluation.probes import DIFFICULTIES, Probe, probe_of, read_probes
 from coe.learning.evaluation.tables import numbered_rows
 from coe.learning.probes.imports import Skipped, cases_of, format_of
 from coe.learning.probes.shipped import own_file, shipped_rows
+from coe.records import missing_file
+from coe.records.record import RoutingRecord
 from coe.registry import Registry, load
 from coe.terminal import print_error, print_json, print_line
 
@@ -188,6 +193,70 @@ def _accepted(case: dict[str, Any] | Skipped, category: str, registry: Registry,
         raise ValueError("a probe with this id or prompt is there already")
     known.add(identity)
     return row
+
+
+Since = Annotated[str, typer.Option("--since", help="Requests not older than this, for example 12h or 30d.")]
+Tenants = Annotated[list[str] | None, typer.Option("--tenant", help="A tenant that agrees; may be repeated.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many probes at most, the newest first.")]
+
+
+@app.command("from-log")
+def from_log(
+    since: Since = "30d",
+    tenant: Tenants = None,
+    limit: Limit = 100,
+    to: Into = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Turn requests that users liked, or whose category they corrected, into probes for `coe score --judge`.
+
+    The log has their text only where `log.store_prompts` is set. Where experts.yaml declares API keys, only requests of
+    the tenants that --tenant names are read. Exit 1 if there are none.
+    """
+    registry, own = _declared(config, to)
+    if registry.access.keys and not tenant:
+        raise typer.BadParameter("name each tenant that agrees to the use of its requests", param_hint="--tenant")
+    settings, known = settings_for(config), _known(own, registry)
+    first = time.time() - duration_seconds(since, option="--since")
+    if missing := missing_file(registry.log.url, base=settings.home):
+        raise DataError(f"{missing}: there is no routing log yet")
+    with open_logs(registry.log.url, base=settings.home) as logs:
+        ratings = RatingIndex(event for page in logs.feedback(since=first) for event in page)
+        chosen = _good_requests(logs.records(since=first, until=time.time()), ratings, tenant)
+        newest = deque(chosen, maxlen=limit)
+    rows, left_out = [], 0
+    for row in newest:
+        try:
+            rows.append(_accepted(row, "", registry, known))
+        except ValueError:  # there already, or a category that is declared no more
+            left_out += 1
+    if rows:
+        _append(own, rows)
+    if json:
+        print_json({"added": len(rows), "left_out": left_out, "file": str(own)})
+    else:
+        print_line(f"{len(rows)} probes added to {own}, {left_out} left out: there already, or of no declared category")
+    if not rows:
+        raise typer.Exit(1)
+
+
+GOOD_SCORE = 0.8
+"""Score from which on a request counts as liked."""
+
+
+def _good_requests(
+    pages: Iterable[Iterable[RoutingRecord]], ratings: RatingIndex, tenants: list[str] | None
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for every request with its text that was liked, or whose category was corrected."""
+    for record in (record for page in pages for record in page):
+        rating = ratings.of(record)
+        is_liked = rating.feedback_value is not None and rating.feedback_value >= GOOD_SCORE
+        if not record.prompt or (tenants and record.tenant not in tenants):
+            continue
+        if is_liked or rating.feedback_category:
+            category = rating.feedback_category or record.category
+            yield {"prompt": record.prompt, "category": category, "checker": "judge"}
 
 
 def _report(reasons: list[str], show_line: Callable[[str], None]) -> None:

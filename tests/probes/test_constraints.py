@@ -23,6 +23,8 @@ POEM = "Rain on the roof\nOver the hill\nSun comes again\nEvening is still"
         ({"paragraphs": 2}, "one\n \ntwo", "one\ntwo"),
         ({"characters": [1, 5]}, "12345", "123456"),
         ({"line_words": [3, 4]}, POEM, POEM + "\nand"),
+        ({"words_by_line": [1, 2]}, "One\n\ntwo words", "Two words\none"),
+        ({"words_by_sentence": [1, 2, 1]}, "Go. Two words! End", "Go. Two words, end"),
         ({"includes": ["rain", ["sun", "moon"]]}, POEM, "Rain and sunlight"),
         ({"excludes": ["the"]}, "a theme", "The theme"),
         ({"without": ["z", ","]}, POEM, "Zebra"),
@@ -79,6 +81,7 @@ def test_a_language_is_recognised_from_a_sentence(text: str, code: str | None) -
         ({"word": 3}, "did you mean 'words'?"),
         ({"words": "3"}, "`constraints.words` must be a whole number"),
         ({"lines": [5, 2]}, "must be a whole number, or [least, most]"),
+        ({"words_by_line": 3}, "must be a list of whole numbers"),
         ({"includes": ["..."]}, "list of texts"),
         ({"includes": [[]]}, "list of texts"),
         ({"excludes": "the"}, "must be a list of texts"),
@@ -99,7 +102,7 @@ def test_an_answer_built_to_slow_constraints_down_is_checked_in_time(chunk: str)
     names = ("words", "sentences", "lines", "paragraphs", "line_words")
     for constraints in ({name: 10**6} for name in names):
         assert meets(text, constraints) == 0.0
-    assert meets(text, {"includes": ["y"], "occurrences": {"y": 1}, "format": "json"}) == 0.0
+    assert meets(text, {"words_by_sentence": [1], "includes": ["y"], "occurrences": {"y": 1}, "format": "json"}) == 0.0
     assert same_json(text, '{"a": 1}') == 0.0
 
 

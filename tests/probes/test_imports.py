@@ -23,7 +23,7 @@ tests:
     assert: [{type: icontains, value: bonjour}]
   - vars: {text: Hello, language: German}
     assert:
-      - {type: contains-any, value: [Hallo, Guten Tag]}
+      - {type: contains-any, value: 'Hallo, Guten Tag'}
       - {type: not-contains, value: Hello}
       - {type: word-count, value: {max: 3}}
   - vars: {text: Hello}
@@ -102,7 +102,7 @@ def test_samples_of_lm_eval_become_numbers_texts_and_choices(tmp_path: Path) -> 
     lines = [
         sample("8 * 9 = 72\n#### 72", arguments=generation),
         sample(["Oslo", "oslo"], ["Capital of Norway?", settings]),
-        sample("2", [chat, settings]),
+        sample("2", [[chat], settings]),
         sample("1", ["Sky?\nAnswer:", " green"], ["Sky?\nAnswer:", " blue"]),
         sample(1, ["Sky?\nA. green\nB. blue\nAnswer:", " A"], ["Sky?\nA. green\nB. blue\nAnswer:", " B"]),
         sample("the end", ["a long text", " continued"]),

@@ -1,6 +1,8 @@
 """`coe probes` and `coe score` without a file of probes, as a user runs them."""
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,8 +14,12 @@ from typer.testing import CliRunner, Result
 from coe.cli import app
 from coe.learning.evaluation.probes import read_probes
 from coe.learning.probes.shipped import shipped_probes
+from coe.records import open_feedback, open_log
+from coe.records.feedback import Feedback, FeedbackKind
+from tests.cli.test_cli import record_of
 from tests.score.answering import AnsweringServer
 
+OPENERS = (open_log, open_feedback)
 CATEGORIES = ("math", "humanities", "general", "cooking")
 
 
@@ -162,3 +168,71 @@ async def test_score_names_the_categories_without_probes(home: Path, server: Ans
     text = path.read_text().replace("name: math", "name: sums").replace("name: humanities", "name: past")
     path.write_text(text)
     assert "note: no probes for sums, past, cooking" in (await score()).stderr
+
+
+KEYS = "access: {keys: [{name: k, tenant: a, sha256: '" + "0" * 64 + "'}]}\n"
+
+
+def logged(home: Path) -> None:
+    """Ten requests of two tenants: liked, disliked, scored, corrected, unrated, without text, and of a command."""
+    rated: dict[int, tuple[FeedbackKind, float | str]] = {
+        0: ("thumb", 1),
+        1: ("thumb", -1),
+        2: ("score", 0.9),
+        3: ("score", 0.5),
+        4: ("category", "cooking"),
+        6: ("thumb", 1),
+        7: ("thumb", 1),
+        8: ("thumb", 1),
+        9: ("category", "sport"),
+    }
+    texts = {number: f"question {number}" for number in range(10) if number != 6}
+
+    async def append() -> None:
+        log, feedback = (open_one("sqlite:///routing-log.sqlite", base=home / ".coe") for open_one in OPENERS)
+        tenants = ["b" if number == 8 else "a" for number in range(10)]
+        await log.append(
+            [
+                record_of(number, prompt=texts.get(number), tenant=tenants[number], category="math", purpose=purpose)
+                for number in range(10)
+                for purpose in ("score" if number == 7 else "",)
+            ]
+        )
+        await feedback.append(
+            [
+                Feedback(f"e{number}", f"req_{number}", time.time(), kind, value, tenant=tenants[number])
+                for number, (kind, value) in rated.items()
+            ]
+        )
+        await log.aclose()
+        await feedback.aclose()
+
+    asyncio.run(append())
+
+
+def test_liked_and_corrected_requests_of_tenants_that_agree_become_probes(home: Path) -> None:
+    (home / "experts.yaml").write_text((home / "experts.yaml").read_text() + KEYS)
+    assert run("from-log", "--tenant", "a").exit_code == 1  # no log
+    logged(home)
+    assert run("from-log").exit_code == 2
+    assert not own(home).exists()
+    found = json.loads(run("from-log", "--tenant", "a", "--json").output)
+    assert (found["added"], found["left_out"]) == (3, 1)
+    probes = read_probes(own(home), categories=CATEGORIES)
+    assert [(probe.prompt, probe.category, probe.checker) for probe in probes] == [
+        ("question 0", "math", "judge"),
+        ("question 2", "math", "judge"),
+        ("question 4", "cooking", "judge"),
+    ]
+    assert run("from-log", "--tenant", "a").exit_code == 1  # all there already
+    assert json.loads(run("from-log", "--tenant", "b", "--json").output)["added"] == 1
+
+
+def test_without_keys_all_requests_may_become_probes_up_to_the_limit(home: Path) -> None:
+    logged(home)
+    assert json.loads(run("from-log", "--limit", "2", "--json").output) == {
+        "added": 1,
+        "left_out": 1,
+        "file": str(own(home)),
+    }
+    assert [probe.prompt for probe in read_probes(own(home), categories=CATEGORIES)] == ["question 8"]

@@ -73,10 +73,12 @@ def _words(text: str) -> int:
     return sum(1 for _ in _WORD.finditer(text))
 
 
-def _sentences(text: str) -> int:
+def _sentences(text: str) -> list[str]:
+    """Return the sentences; what follows the last end of a sentence counts as one if it has a word."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    parts = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     rest = text[ends[-1] :] if ends else text
-    return len(ends) + bool(_WORD.search(rest))
+    return [*parts, rest] if _WORD.search(rest) else parts
 
 
 def _paragraphs(text: str) -> int:
@@ -93,6 +95,11 @@ def _is_count(wanted: Any) -> str | None:
     if good and (isinstance(wanted, int) or (len(whole) == 2 and whole[0] <= whole[1])):
         return None
     return "must be a whole number, or [least, most]"
+
+
+def _is_counts_in_order(wanted: Any) -> str | None:
+    good = isinstance(wanted, list) and wanted and all(type(one) is int and one >= 0 for one in wanted)
+    return None if good else "must be a list of whole numbers"
 
 
 # ------------------------------------------------------------------------------------------------ what must occur
@@ -170,11 +177,13 @@ def _ends_with(text: str, wanted: str) -> bool:
 _Check = Callable[[str, Any], bool]
 _MET: Mapping[str, _Check] = {
     "words": lambda text, wanted: _within(_words(text), wanted),
-    "sentences": lambda text, wanted: _within(_sentences(text), wanted),
+    "sentences": lambda text, wanted: _within(len(_sentences(text)), wanted),
     "lines": lambda text, wanted: _within(len(_lines(text)), wanted),
     "paragraphs": lambda text, wanted: _within(_paragraphs(text), wanted),
     "characters": lambda text, wanted: _within(len(text), wanted),
     "line_words": lambda text, wanted: all(_within(_words(line), wanted) for line in _lines(text)),
+    "words_by_line": lambda text, wanted: [_words(line) for line in _lines(text)] == wanted,
+    "words_by_sentence": lambda text, wanted: [_words(one) for one in _sentences(text)] == wanted,
     "includes": _includes,
     "excludes": _excludes,
     "without": _without,
@@ -222,6 +231,7 @@ def _is_counts(wanted: Any) -> str | None:
 
 _FORM: Mapping[str, Callable[[Any], str | None]] = {
     **dict.fromkeys(("words", "sentences", "lines", "paragraphs", "characters", "line_words"), _is_count),
+    **dict.fromkeys(("words_by_line", "words_by_sentence"), _is_counts_in_order),
     "includes": _is_list_of_forms,
     "excludes": _is_list_of_words,
     "without": _is_list,

@@ -177,6 +177,11 @@ def _texts(value: Any) -> list[str]:
     return [str(one) for one in (value if isinstance(value, list) else [value])]
 
 
+def _several(value: Any) -> list[str]:
+    """Return a list of texts, which may be written as one text with commas."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else _texts(value)
+
+
 def _word_count(value: Any) -> Row:
     if isinstance(value, dict):
         return {"words": [value.get("min", 0), value.get("max", 10**6)]}
@@ -185,12 +190,10 @@ def _word_count(value: Any) -> Row:
 
 _CONSTRAINTS: Mapping[Any, Callable[[Any], Row]] = {
     **dict.fromkeys(("contains", "icontains"), lambda value: {"includes": _texts(value)}),
-    **dict.fromkeys(("contains-all", "icontains-all"), lambda value: {"includes": _texts(value)}),
-    **dict.fromkeys(("contains-any", "icontains-any"), lambda value: {"includes": [_texts(value)]}),
-    **dict.fromkeys(
-        ("not-contains", "not-icontains", "not-contains-any", "not-icontains-any"),
-        lambda value: {"without": _texts(value)},
-    ),
+    **dict.fromkeys(("contains-all", "icontains-all"), lambda value: {"includes": _several(value)}),
+    **dict.fromkeys(("contains-any", "icontains-any"), lambda value: {"includes": [_several(value)]}),
+    **dict.fromkeys(("not-contains", "not-icontains"), lambda value: {"without": _texts(value)}),
+    **dict.fromkeys(("not-contains-any", "not-icontains-any"), lambda value: {"without": _several(value)}),
     "starts-with": lambda value: {"starts_with": str(value)},
     "is-json": lambda value: {"format": "json"} if value is None else {},
     "word-count": _word_count,
@@ -239,7 +242,9 @@ def _is_likelihood(call: Sequence[Any]) -> bool:
 
 
 def _asked(prompt: str | list[Any]) -> Row:
-    """Return a prompt, or the messages of a chat, which lm-eval writes as JSON."""
+    """Return a prompt, or the messages of a chat, which lm-eval writes as JSON, also as a list of one text."""
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
+        prompt = prompt[0]
     if isinstance(prompt, str) and prompt.startswith("[{"):
         try:
             prompt = orjson.loads(prompt)

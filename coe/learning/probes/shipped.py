@@ -26,7 +26,7 @@ MAX_SEED = 1_000_000
 
 def shipped_rows(categories: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of all shipped probes, of `categories` only where given; templates are not drawn."""
-    folder = importlib.resources.files("coe.learning.probes") / "shipped"
+    folder = importlib.resources.files("coe.learning.probes") / "categories"
     for file in sorted(folder.iterdir(), key=lambda one: one.name):
         if file.name.endswith(".jsonl"):
             rows = (orjson.loads(line) for line in file.read_bytes().splitlines())
