@@ -48,6 +48,7 @@ RECORDS = st.builds(RoutingRecord, **{name: values(hint) for name, hint in HINTS
 COLLECTIONS = {
     "candidates": tuple,
     "left_out": tuple,
+    "dropped": tuple,
     "passages": tuple,
     "probabilities": dict,
     "utility": tuple,
