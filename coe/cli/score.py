@@ -13,6 +13,7 @@ import typer
 
 from coe.cli.common import Config, Json, settings_for
 from coe.jobs.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
+from coe.learning.evaluation.isolation import installed
 from coe.learning.evaluation.passage_gain import GAINS_FILE
 from coe.learning.evaluation.probes import DIFFICULTIES, Probe, read_probes
 from coe.learning.evaluation.tables import require_parquet
@@ -72,7 +73,8 @@ def score(
     With --recipe, chains and fuses of experts.yaml are scored, and of the experts only those that --expert names. Each
     answer takes a call to every member. The judge of a cascade grades the answers of all members but the last ones.
 
-    The sandbox needs bubblewrap (apt-get install bubblewrap). Where it does not isolate, no request is sent.
+    The sandbox needs bubblewrap (apt-get install bubblewrap). Where it does not isolate, no request is sent. Without
+    it, the default probes that run code are left out.
     """
     require_parquet()
     settings = settings_for(config)
@@ -82,7 +84,7 @@ def score(
     experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = _declared(registry, judge, "--judge") if judge else None
     seed = folder_seed(out) if seed is None else seed
-    read = _read(probes, registry, settings.config, seed)
+    read = _read(probes, registry, settings.config, seed, runs_code=unsafe or installed())
     if judging is None and any(probe.checker == "judge" for probe in read):
         raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
     passages = asyncio.run(probes_with_passages(settings, registry, read)) if retrieval == "both" else ()
@@ -96,11 +98,19 @@ def score(
         raise typer.Exit(1)
 
 
-def _read(path: Path | None, registry: Registry, config: Path, seed: int) -> list[Probe]:
-    """Return the probes of a file; without one the shipped and the own ones, and print the categories without any."""
+def _read(path: Path | None, registry: Registry, config: Path, seed: int, *, runs_code: bool) -> list[Probe]:
+    """Return the probes of a file; without one the shipped and the own ones.
+
+    Prints what these leave out: categories without any, and code where it cannot run.
+    """
     if path is not None:
         return read_probes(path, categories=registry.category_names, seed=seed)
     found = default_probes(own_file(config), registry.category_names, seed)
+    if not runs_code and any(probe.checker == "code" for probe in found):
+        found = [probe for probe in found if probe.checker != "code"]
+        print_error(
+            "note: probes that run code are left out; the sandbox needs bubblewrap (apt-get install bubblewrap)"
+        )
     if bare := [name for name in registry.category_names if not any(probe.category == name for probe in found)]:
         print_error(f"note: no probes for {', '.join(bare)}; add some with `coe probes add`")
     return found

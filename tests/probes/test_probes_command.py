@@ -170,6 +170,20 @@ async def test_score_names_the_categories_without_probes(home: Path, server: Ans
     assert "note: no probes for sums, past, cooking" in (await score()).stderr
 
 
+@pytest.mark.anyio
+async def test_without_bubblewrap_the_default_probes_that_run_code_are_left_out(
+    home: Path, server: AnsweringServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.cli.score.installed", lambda: False)
+    declare(home, server.port)
+    path = home / "experts.yaml"
+    path.write_text(path.read_text().replace("name: math", "name: code"))
+    result = await score()
+    assert result.exit_code == 0
+    assert "note: probes that run code are left out; the sandbox needs bubblewrap" in result.stderr
+    assert json.loads(result.stdout)["experts"]["one"]["categories"]["code"]["n"] == 7
+
+
 KEYS = "access: {keys: [{name: k, tenant: a, sha256: '" + "0" * 64 + "'}]}\n"
 
 
