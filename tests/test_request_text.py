@@ -242,5 +242,8 @@ def test_the_newest_requests_are_those_since_the_last_answer() -> None:
     assert read_request(chat_of([*first, user("Factor 12."), user("3x = 6.")])).newest == "3x = 6.\nFactor 12."
     assert read_request(chat_of([*first, user("go on")])).newest == ""
     assert CONTRACT[:50] in read_request(chat_of([*first, user(f"Summarise this:\n\n{CONTRACT}")])).newest
+    funnier = user("make it funnier")
+    assert read_request(chat_of([*first, *[funnier, answer] * 6, funnier])).has_task
+    assert not read_request(chat_of([user("hello"), answer, funnier])).has_task
     looped = read_request(chat_of([*first, {"role": "tool", "content": "x"}, user("Solve 3x = 6.")]))
     assert (looped.newest, looped.continues, looped.in_loop) == ("", True, True)

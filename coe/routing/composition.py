@@ -299,9 +299,9 @@ class Composition:
         """Call the candidates in order until one sends a first chunk, before `deadline` (event loop clock).
 
         In a loop of tool calls the expert is neither hedged nor replaced by its stand-in: another one is called only
-        if it fails.
-        Counts into `attempts`. The `prediction` helps recipes to weigh answers. Raises an ExpertError or InvalidRequest
-        if none answers.
+        if it fails. Counts into `attempts`. The `prediction` helps recipes to weigh answers.
+
+        Raises an ExpertError or InvalidRequest if none answers.
         """
         policy = self.registry.policy
         if not self.recipes.keys().isdisjoint(decision.candidates):

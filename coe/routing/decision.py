@@ -68,11 +68,10 @@ def decide(
 
     Only eligible experts count, and arms of recipes with a measured quality; of these, those that speak the language,
     if any does. A pinned expert or recipe is selected whatever its health; `recipe` (`RequestOptions.recipe`) pins one
-    too, or excludes all. The `previous` expert of a conversation stays, unless another one is better by more than
-    `sticky_margin` and the switching cost, and the request does not continue the task of the last answer. Below the
-    confidence threshold (declared, or else trained) the general expert is selected, otherwise the expert of highest
-    utility. An expert that is down is replaced (a fallback); an overloaded one is, if the other is worse by at most
-    `max_quality_loss`.
+    too, or excludes all. The `previous` expert of a conversation stays if the request continues its task, or unless
+    another one is better by more than `sticky_margin` and the switching cost. Below the confidence threshold (declared,
+    or else trained) the general expert is selected, otherwise the expert of highest utility. An expert that is down is
+    replaced (a fallback); an overloaded one is, if the other is worse by at most `max_quality_loss`.
 
     `extra_price`, shape (n_experts,) in units of quality, is added to the plan's expected prices; it is negative where
     passages are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from

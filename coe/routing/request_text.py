@@ -81,7 +81,8 @@ class RoutedText:
 
     `newest` are the requests since the last answer alone, with the material that they are about; empty if there is no
     answer or no request since. `continues` is true if the newest turn has no topic of its own, so that it continues the
-    task of the last answer. `in_loop` is true if the turn has results of tools that the last answer called.
+    task of the last answer. `in_loop` is true if the turn has results of tools that the last answer called. `has_task`
+    is true if an earlier request has a topic: after a greeting, there is no task to continue.
     """
 
     text: str
@@ -89,10 +90,11 @@ class RoutedText:
     newest: str = ""
     continues: bool = False
     in_loop: bool = False
+    has_task: bool = False
 
     def of_topic(self, *, opens: bool) -> RoutedText:
         """Return the text for a newest request that opens a topic, which is routed alone, or does not."""
-        return replace(self, text=self.newest) if opens else replace(self, continues=True)
+        return replace(self, text=self.newest) if opens else replace(self, continues=self.has_task)
 
 
 NO_TEXT = RoutedText("")
@@ -140,6 +142,7 @@ def read_request(chat: Chat) -> RoutedText:
         "" if in_loop else "\n".join(texts[:count]),
         in_loop or (newest > 0 and not count),
         in_loop,
+        count > 0 and any(has_topic(chat.messages[index].text) for index in turns if index < newest),
     )
 
 
