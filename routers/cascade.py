@@ -215,8 +215,8 @@ class CascadeRouter:
 
 
 def _shared_words(features: FastFeatures, language: str) -> float:
-    """Return the share of terms (0 to 1) that the English heads know, which limits their confidence in a text of another
-    language; 1 for English."""
+    """Return the share of terms (0 to 1) that the English heads know, which limits their confidence in a text of
+    another language; 1 for English."""
     return 1.0 if language == ENGLISH else features.similarity[1]
 
 
