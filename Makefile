@@ -1,11 +1,14 @@
 # Two commands matter: `make serve` and `make test`. Each sets itself up first; a second run skips what is done.
-.PHONY: serve test test-vllm setup check docs reference clean
+.PHONY: serve test test-clients test-vllm setup check docs reference clean
 
 serve: setup
 	@.venv/bin/coe up
 
 test: setup
 	@scripts/test
+
+test-clients: setup
+	@scripts/test-clients
 
 test-vllm: setup
 	@scripts/test-vllm
@@ -23,4 +26,4 @@ reference: setup
 	@.venv/bin/python -m scripts.reference
 
 clean:
-	rm -rf .venv .venv-vllm build/docs build/doctrees
+	rm -rf .venv .venv-clients .venv-vllm build/docs build/doctrees

@@ -10,19 +10,27 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import Cause
 
-Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
-"""APIs of clients and experts: four of OpenAI's, and Anthropic's Messages."""
+PassThroughApi = Literal[
+    "rerank", "score", "tokenize", "moderations", "audio/speech", "audio/transcriptions", "audio/translations",
+    "images/generations", "images/edits", "images/variations",
+]  # fmt: skip
+"""APIs whose requests and answers pass through unread; named by their paths."""
+PASS_THROUGH_APIS: frozenset[PassThroughApi] = frozenset(get_args(PassThroughApi))
+Api = Literal["chat", "completions", "responses", "messages", "embeddings", PassThroughApi]
+"""APIs of clients and experts: OpenAI's and Anthropic's for text, and those that pass through."""
+TEXT_APIS: frozenset[Api] = frozenset(("chat", "completions", "responses", "messages"))
+"""APIs whose answers are texts of a language model."""
 Capability = Literal["tools", "json_schema", "images", "audio", "files", "json_object", "n", "logprobs", "echo"]
 OPTIONAL_CAPABILITIES: frozenset[Capability] = frozenset(("files", "json_object", "n", "logprobs", "echo"))
 """Capabilities that count once some expert declares them. Servers that lack one usually ignore the field."""
-Reason = Literal["routed", "explored", "uncertain", "sticky", "pinned", "spilled", "fallback", "cached"]
+Reason = Literal["routed", "explored", "uncertain", "sticky", "escalated", "pinned", "spilled", "fallback", "cached"]
 RetrievalMode = Literal["auto", "on", "off"]
 """When passages are retrieved for a request: if the gate expects a gain, always, or never."""
 Purpose = Literal["score", "chat"]
@@ -44,10 +52,14 @@ ENGLISH, UNDETERMINED = "en", "und"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Role and text of one message; text parts are joined by newlines."""
+    """Role and text of one message; text parts are joined by newlines.
+
+    `call_id` is the id of the tool call whose result a message of role `tool` is; empty if unknown.
+    """
 
     role: str
     text: str
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +261,13 @@ class Call:
 class Usage:
     """Token counts of one response, updated while it streams; None if the expert did not report them.
 
-    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`. `events`
-    counts the events of a stream, each of which holds at least one token. `parts` are the members' names and usages for
-    the answer of a recipe, and empty for one of an expert.
+    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`, and
+    `reasoning_tokens` those of reasoning, a part of `output_tokens`. `events` counts the events of a stream, each of
+    which holds at least one token. `parts` are the members' names and usages for the answer of a recipe, and empty for
+    one of an expert.
     """
 
-    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens")
+    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens", "reasoning_tokens")
 
     parts: tuple[tuple[str, Usage], ...] = ()
 
@@ -262,6 +275,7 @@ class Usage:
         self.input_tokens: int | None = None
         self.cached_tokens: int | None = None
         self.output_tokens: int | None = None
+        self.reasoning_tokens: int | None = None
         self.events = 0
 
 

@@ -104,6 +104,10 @@ class InvalidRequest(RequestError, code="invalid_request"):
             self.code = code
 
 
+class ThreadUnsupported(InvalidRequest, code="thread_unsupported_request"):
+    """A Messages request whose conversation a server would store. Clients then send it whole."""
+
+
 class BodyTooLarge(InvalidRequest, code="body_too_large"):
     """The body exceeds the declared limit."""
 
@@ -126,6 +130,10 @@ class UnknownRequest(InvalidRequest, code="feedback_unknown_request"):
 
 class RecordNotFound(InvalidRequest, code="record_not_found"):
     """The routing log has no record of that request."""
+
+
+class ResponseNotFound(InvalidRequest, code="response_not_found"):
+    """No answer of this id is stored for the tenant or API key."""
 
 
 class NotClassified(InvalidRequest, code="not_classified"):
@@ -202,6 +210,10 @@ class Draining(_Temporary, code="draining"):
 
 class LogUnavailable(_Temporary, code="log_unavailable"):
     """The routing log cannot look up a request or store feedback now."""
+
+
+class ResponsesUnavailable(_Temporary, code="responses_unavailable"):
+    """The store of earlier answers, to which the request refers, does not reply."""
 
 
 class DocumentsUnavailable(_Temporary, code="documents_unavailable"):

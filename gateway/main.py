@@ -63,6 +63,7 @@ from gateway.process.reload import Reader, Reload, watched_file_states
 from gateway.process.signals import Drain, handle_signals
 from gateway.request.audits import Audits
 from gateway.request.cache_step import CacheStep, check_cache, open_cache
+from gateway.request.stored_step import StoredStep, check_stored_responses, open_stored_step
 from gateway.serving_state import ServingState, Wiring
 
 _log = logging.getLogger("gateway")
@@ -71,6 +72,7 @@ SPOOL = "spool.sqlite"
 ENCODER_THREADS = 2
 """Threads for sentence encoder passes, each on one core; more would compete with the experts for the cores."""
 CACHE_DEGRADED = "1 while Redis is away and nothing is answered from the cache."
+STORED_DEGRADED = "1 while answers of the Responses API cannot be stored or read."
 LIMITS_DEGRADED = "1 while Redis or the file of counts is away and this gateway counts limits for itself."
 ARTIFACTS_BEHIND = "1 while this gateway cannot load the shared artifacts in use."
 
@@ -96,6 +98,7 @@ def prepare(settings: Settings) -> None:
     check_exposure(settings, registry.access)
     check_counters(registry.access, workers=settings.workers)
     check_cache(registry.cache)
+    check_stored_responses(registry.stored_responses)
     for spec in registry.experts:
         endpoints_of(spec, settings.endpoints)
     check_tracing(settings)
@@ -192,6 +195,7 @@ async def open_parts(
         behind = await stack.enter_async_context(sync_artifacts(settings, registry.artifacts, task_failed=failed))
         metrics.gauge("coe_artifacts_behind", ARTIFACTS_BEHIND, behind, largest=True)
         cache = await _open_cache(stack, registry, metrics)
+        stored = await _open_stored_step(stack, registry, settings, metrics)
         recent, signals = RecentRequests(), ImplicitSignals(feedback_writer.put)
         audits = await stack.enter_async_context(Audits(current, store=feedback_writer.put, metrics=metrics))
         yield Parts(
@@ -207,6 +211,7 @@ async def open_parts(
             solver=await stack.enter_async_context(PlanSolver(settings)),
             tracing=observation.tracing,
             cache=cache,
+            stored=stored,
             reload=reload,
         )
 
@@ -263,6 +268,20 @@ async def _open_cache(stack: AsyncExitStack, registry: Registry, metrics: Metric
         "coe_cache_degraded", CACHE_DEGRADED, lambda: cache is not None and cache.answers.degraded, largest=True
     )
     return cache
+
+
+async def _open_stored_step(
+    stack: AsyncExitStack, registry: Registry, settings: Settings, metrics: Metrics
+) -> StoredStep | None:
+    """Open the store of answers that clients may refer to, None if none is declared."""
+    step = await stack.enter_async_context(open_stored_step(registry.stored_responses, settings.home))
+    metrics.gauge(
+        "coe_stored_responses_degraded",
+        STORED_DEGRADED,
+        lambda: step is not None and step.store.degraded,
+        largest=True,
+    )
+    return step
 
 
 @asynccontextmanager

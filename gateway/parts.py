@@ -19,13 +19,14 @@ from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reload
 from gateway.request.cache_step import CacheStep
 from gateway.request.line import Observer
+from gateway.request.stored_step import StoredStep
 from gateway.serving_state import ServingState
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The opened parts of one application. `tracing` is None without a collector, `cache` if none is declared, `reload`
-    in tests without files."""
+    """The opened parts of one application. `tracing` is None without a collector, `cache` and `stored` if none is
+    declared, `reload` in tests without files."""
 
     current: ServingState
     observers: Sequence[Observer]
@@ -39,4 +40,5 @@ class Parts:
     solver: PlanSolver
     tracing: Tracing | None = None
     cache: CacheStep | None = None
+    stored: StoredStep | None = None
     reload: Reload | None = None

@@ -67,6 +67,23 @@ def load_document_encoder(folder: Path, *, threads: int = 1) -> DocumentEncoder:
     return DocumentEncoder(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
 
 
+def export_encoder(encoder: str, *, out: Path, threads: int = 1, cache: Path | None = None) -> Encoder:
+    """Export a sentence encoder to the folder `out`, in int8 as most routers serve it, and load it.
+
+    `encoder` and `cache` as in `build`.
+    """
+    from routers.cascade import NETWORK, TOKENIZER
+    from routers.training.embedding_cache import export_with_cache, open_encoder
+    from routers.training.export import locate_encoder, quantise
+
+    out.mkdir(parents=True, exist_ok=True)
+    exported, network, tokenizer = out / "encoder.fp32.onnx", out / NETWORK, out / TOKENIZER
+    export_with_cache(locate_encoder(encoder), network=exported, tokenizer=tokenizer, cache=cache)
+    quantise(exported, out=network)
+    exported.unlink()
+    return open_encoder(network, tokenizer, threads=threads, cache=cache)
+
+
 def build(
     examples: Sequence[Example],
     *,
@@ -105,6 +122,7 @@ __all__ = [
     "Example",
     "build",
     "check",
+    "export_encoder",
     "load",
     "load_document_encoder",
     "load_encoder",

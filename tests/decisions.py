@@ -6,7 +6,7 @@ import numpy as np
 
 from coe.core import Api, Chat, Decision, Health, Message, Prediction
 from coe.mapping.problem import declared_assignment
-from coe.routing.decision import decide
+from coe.routing.decision import Previous, decide
 from tests.fakes import registry_of
 
 CATEGORIES = ("code", "art", "general")
@@ -30,7 +30,9 @@ def chat_of(
 def decided(
     chat: Chat,
     *posterior: float,
-    previous: str | None = None,
+    previous: str = "",
+    continues: bool = False,
+    switching_cost: float = 0.0,
     confidence_threshold: float = 0.0,
     in_distribution: float = 1.0,
     health_by_expert: dict[str, Health] | None = None,
@@ -45,7 +47,7 @@ def decided(
         registry=registry,
         assignment=declared_assignment(registry, CATEGORIES),
         confidence_threshold=confidence_threshold,
-        previous=previous,
+        previous=Previous(previous, continues, switching_cost=switching_cost),
         health_by_expert=health_by_expert or {},
         uniform=uniform,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from coe.mapping.problem import declared_assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
+from coe.routing.affinity import Affinity
 from coe.routing.classification import Overlays
 from coe.routing.composition import Composition
 from coe.runtime.active_state import DocumentIndex
@@ -38,6 +39,7 @@ from gateway.process.jobs import Jobs, PlanSolver
 from gateway.request.audits import Audits
 from gateway.request.cache_step import open_cache
 from gateway.request.line import Observer
+from gateway.request.stored_step import open_stored_step
 from gateway.serving_state import Serving, ServingState
 from routers import prompt_digest
 from tests.list_log import ListLog
@@ -254,12 +256,15 @@ async def gateway_of(
     jobs: Any = None,
     solver: Any = None,
     spool: Path | None = None,
+    stored: Path | None = None,
     real_experts: Mapping[str, Expert] = MappingProxyType({}),
+    affinity: Affinity | None = None,
     **scripts: Any,
 ) -> AsyncIterator[Gateway]:
     """The real app, started, with scripted experts: `gateway_of(coder=ExpertUnavailable(...))`. `versions` is what it
     says it was made of, by kind of artifact; `jobs` and `solver` stand in for the processes beside it. `spool` is the
-    file where feedback waits while the log fails; `real_experts` replace scripted ones."""
+    file where feedback waits while the log fails, `stored` the folder of stored responses; `real_experts` replace
+    scripted ones."""
     registry = registry or registry_of()
     experts: dict[str, Expert] = {**scripted_experts(registry, scripts), **real_experts}
     log, router = ListLog([]), WordRouter()
@@ -274,6 +279,7 @@ async def gateway_of(
                 assignment=assignment or declared_assignment(registry, router.categories),
                 experts=experts,
                 threads=threads,
+                affinity=affinity,
                 overlays=overlays,
                 retrieval=retrieval,
                 recipes=build_recipes(registry, experts, categories=len(router.categories)),
@@ -286,6 +292,7 @@ async def gateway_of(
             async with (
                 FeedbackWriter(log, log, spool=spool, count=metrics.record_feedback, **QUICKLY) as writer,
                 open_cache(registry.cache) as cache,
+                open_stored_step(registry.stored_responses, stored) if stored else nullcontext() as step,
             ):
                 signals = ImplicitSignals(writer.put)
                 audits = Audits(current, store=writer.put, metrics=metrics)
@@ -300,7 +307,7 @@ async def gateway_of(
                 async with audits, Jobs(where) as own_jobs, PlanSolver(where) as own_solver:
                     helped = jobs or own_jobs, solver or own_solver
                     stores = (log, log, writer, recent)
-                    yield Parts(current, (*keep, *observers), metrics, *stores, where, *helped, tracing, cache)
+                    yield Parts(current, (*keep, *observers), metrics, *stores, where, *helped, tracing, cache, step)
 
     app = create_app(parts)
     async with app.router.lifespan_context(app):

@@ -1,13 +1,9 @@
 """decide(): eligibility, pins, uncertainty and fallback order; affinity and the routed text."""
 
-from dataclasses import replace
-
 import pytest
 
-from coe.core import RequestOptions
 from coe.errors import InvalidRequest, ModelNotFound
 from coe.mapping.problem import relative_cost
-from coe.routing.affinity import Affinity, conversation_key, is_follow_up
 from coe.routing.request_text import routing_text, shorten
 from tests.decisions import chat_of, decided
 from tests.fakes import registry_of
@@ -107,6 +103,13 @@ def test_a_follow_up_stays_with_its_expert_unless_another_is_clearly_better() ->
     assert (clear.expert, clear.reason) == ("coder", "routed")
 
 
+def test_a_request_that_continues_a_task_stays_whatever_the_utilities() -> None:
+    decision = decided(chat_of("x"), 0.98, 0.01, 0.01, previous="painter", continues=True)
+    assert (decision.expert, decision.reason) == ("painter", "sticky")
+    unknown = decided(chat_of("x"), 0.98, 0.01, 0.01, continues=True)
+    assert (unknown.expert, unknown.reason) == ("coder", "routed")
+
+
 def test_an_uncertain_follow_up_stays_with_its_expert() -> None:
     decision = decided(
         chat_of("x"), 0.4, 0.25, 0.35, previous="painter", policy={"confidence_threshold": 0.5, "sticky_margin": 0}
@@ -117,67 +120,6 @@ def test_an_uncertain_follow_up_stays_with_its_expert() -> None:
 def test_a_previous_expert_that_is_not_eligible_does_not_stay() -> None:
     chat = chat_of("x", needs=frozenset({"tools"}))
     assert decided(chat, 0.5, 0.4, 0.1, previous="painter").candidates == ("coder",)
-
-
-def test_a_conversation_is_identified_by_its_session_or_its_first_messages() -> None:
-    first, later = chat_of("S kind", "hello"), chat_of("S kind", "hello", "A hi", "and now?")
-    assert (
-        conversation_key(first, RequestOptions())
-        == conversation_key(later, RequestOptions())
-        != conversation_key(chat_of("S kind", "bye"), RequestOptions())
-    )
-    one, another = RequestOptions("s1"), RequestOptions("s2")
-    assert conversation_key(first, one) == conversation_key(chat_of("else"), one) != conversation_key(first, another)
-    for mine in (RequestOptions("s1", tenant="acme"), RequestOptions(tenant="acme")):
-        theirs = replace(mine, tenant="other")
-        assert (
-            conversation_key(first, mine)
-            != conversation_key(first, theirs)
-            != conversation_key(first, RequestOptions(mine.session))
-        )
-    assert not is_follow_up(first, None)
-    assert is_follow_up(later, None)
-    assert is_follow_up(first, "s1")
-
-
-def test_the_least_recently_used_conversations_are_evicted() -> None:
-    affinity, chat = Affinity(limit=2), chat_of("hello")
-    for session in "abac":
-        affinity.put(chat, conversation_key(chat, RequestOptions(session)), "coder")
-    assert [affinity.get(chat, RequestOptions(session)) for session in "abc"] == ["coder", None, "coder"]
-
-
-class SharedAffinityStub:
-    """A SharedAffinity with one expert for every conversation, which counts lookups."""
-
-    def __init__(self, expert: str | None) -> None:
-        self.expert, self.lookups, self.published = expert, 0, list[str]()
-
-    def publish(self, key: bytes, expert: str) -> None:
-        self.published.append(expert)
-
-    async def lookup(self, key: bytes) -> str | None:
-        self.lookups += 1
-        return self.expert
-
-
-@pytest.mark.anyio
-async def test_the_shared_affinity_is_looked_up_only_after_another_gateways_response() -> None:
-    shared = SharedAffinityStub("painter")
-    affinity = Affinity(shared=shared)
-    turns = [chat_of("one"), chat_of("one", "A 1", "two"), chat_of("one", "A 1", "two", "A 2", "three")]
-    fifth = chat_of("one", "A 1", "two", "A 2", "three", "A 3", "four", "A 4", "five")
-    for chat in turns:
-        await affinity.refresh(chat, RequestOptions())
-        affinity.put(chat, conversation_key(chat, RequestOptions()), "coder")
-    assert (shared.lookups, shared.published, affinity.get(turns[2], RequestOptions())) == (0, ["coder"] * 3, "coder")
-    await affinity.refresh(fifth, RequestOptions())  # the fourth response came from another gateway
-    assert (shared.lookups, affinity.get(fifth, RequestOptions())) == (1, "painter")
-    shared.expert = None
-    await affinity.refresh(turns[1], RequestOptions())
-    assert (shared.lookups, affinity.get(fifth, RequestOptions())) == (2, "painter"), (
-        "an unknown conversation keeps its entry"
-    )
 
 
 def test_relative_cost_is_by_price_or_else_by_size_and_an_unknown_size_counts_as_the_largest() -> None:

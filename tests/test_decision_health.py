@@ -98,7 +98,7 @@ names = st.sampled_from(["coder", "painter", "generalist"])
 @given(
     st.lists(st.floats(0.01, 1), min_size=3, max_size=3),
     st.dictionaries(names, st.builds(Health, st.booleans(), st.sampled_from([0.0, 0.5, 1.0, 3.0]))),
-    st.none() | names,
+    st.just("") | names,
     st.sampled_from(["auto", "coder", "generalist"]),
     st.sampled_from([frozenset(), frozenset({"tools"})]),
     st.floats(0, 1),
@@ -106,7 +106,7 @@ names = st.sampled_from(["coder", "painter", "generalist"])
 def test_a_decision_is_valid_whatever_the_health_of_experts(
     masses: list[float],
     health_by_expert: dict[str, Health],
-    previous: str | None,
+    previous: str,
     model: str,
     needs: frozenset[str],
     loss: float,

@@ -99,6 +99,13 @@ def test_the_shipped_optional_sections_show_the_defaults() -> None:
         ),
         ("version: 1", "version: 1\nlimits: {max_body_mb: .inf}", "experts.yaml:2: limits.max_body_mb: input should"),
         ("    model: m", "    model: m\n    parameters: {stream: true}", "experts.yaml:8: parameters may not set"),
+        (
+            "    runtime: external",
+            "    apis: [chat, score]\n    runtime: litellm",
+            "experts.yaml:8: 'small' has runtime litellm, which does not reach score; use runtime external",
+        ),
+        ("    model: m", "    model: m\n    stream_idle_timeout: 0", "experts.yaml:8: experts.0.stream_idle_timeout:"),
+        ("version: 1", "version: 1\npolicy: {keep_alive_interval: 0}", "experts.yaml:2: policy.keep_alive_interval:"),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_the_nearest_valid_name(
@@ -183,7 +190,7 @@ def test_the_digest_follows_the_declaration_and_not_the_secret(tmp_path: Path) -
 
 
 def test_a_plan_stays_valid_when_timeouts_and_attempts_change(tmp_path: Path) -> None:
-    timeouts = "timeout: 9, first_token_timeout: 8, response_timeout: 8, stream_idle_timeout: 7"
+    timeouts = "timeout: 9, first_token_timeout: 8, response_timeout: 8, stream_idle_timeout: 7, keep_alive_interval: 5"
     policy = f"policy: {{max_attempts: 2, hedge: true, {timeouts}}}"
     assert load(tmp_path, GOOD).digest == load(tmp_path, f"{GOOD}{policy}\n").digest
 

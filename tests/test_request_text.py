@@ -9,7 +9,7 @@ import pytest
 from benchmarks.boilerplate import chat_of
 from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, MODULE, PROJECT, WRAPPERS, Messages, opencode, user
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, split_message
-from coe.routing.phrases import has_topic, is_instruction, is_nudge, refers_to_context
+from coe.routing.phrases import has_topic, is_instruction, is_nudge, opens_topic, refers_to_context
 from coe.routing.request_text import MAX_LEFT_OUT, REASONS, read_request, routing_text
 
 HAIKU = "Write a haiku about rain."
@@ -212,3 +212,35 @@ def test_a_block_of_any_length_is_skipped_and_a_long_text_keeps_its_ends() -> No
 def test_wording(judges: Callable[[str], bool], true: list[str], false: list[str]) -> None:
     assert all(map(judges, true))
     assert not any(map(judges, false))
+
+
+@pytest.mark.parametrize(
+    ("request_", "general", "opens"),
+    [
+        ("Write a haiku about rain and the sea", 0.01, True),
+        ("When did Rome fall?", 0.02, True),
+        ("写一首关于春天和雨的诗", 0.1, True),
+        ("请再简短一点", 0.1, False),
+        ("a friendlier tone would be nice", 0.4, False),
+        ("make it funnier", 0.02, False),
+        ("why?", 0.3, False),
+        ("no, the other one please", 0.2, False),
+        ("", 0.0, False),
+    ],
+)
+def test_a_request_opens_a_topic_by_its_words_and_the_probability_of_general(
+    request_: str, general: float, opens: bool
+) -> None:
+    assert opens_topic(request_, general) is opens
+
+
+def test_the_newest_requests_are_those_since_the_last_answer() -> None:
+    answer = {"role": "assistant", "content": "Done."}
+    first = [user(HAIKU), answer]
+    assert read_request(chat_of([user(HAIKU)])).newest == ""
+    assert read_request(chat_of([*first, user("Solve 3x = 6.")])).newest == "Solve 3x = 6."
+    assert read_request(chat_of([*first, user("Factor 12."), user("3x = 6.")])).newest == "3x = 6.\nFactor 12."
+    assert read_request(chat_of([*first, user("go on")])).newest == ""
+    assert CONTRACT[:50] in read_request(chat_of([*first, user(f"Summarise this:\n\n{CONTRACT}")])).newest
+    looped = read_request(chat_of([*first, {"role": "tool", "content": "x"}, user("Solve 3x = 6.")]))
+    assert (looped.newest, looped.continues, looped.in_loop) == ("", True, True)

@@ -21,9 +21,9 @@ from coe.cli import (
     benchmark,
     check,
     index,
-    key,
     log,
     plan,
+    probes,
     promote,
     retrain,
     score,
@@ -68,13 +68,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("check")(check.check)
-app.command("key")(key.key)
+app.command("key")(check.key)
 app.command("up")(up.up)
 app.command("serve")(up.serve)
 app.command("chat")(ask.chat)
 app.command("route")(ask.route)
 app.command("train")(train.train)
 app.command("score")(score.score)
+app.add_typer(probes.app, name="probes")
 app.command("plan")(plan.plan)
 app.command("solve")(plan.solve_lines)
 app.command("benchmark")(benchmark.benchmark)

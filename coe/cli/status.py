@@ -14,6 +14,7 @@ from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.cli.common import Config, Json, settings_for
 from coe.jobs.status_report import status_report
 from coe.learning.monitoring.traffic_report import publish_traffic_report
+from coe.learning.paired_scores import Difference
 from coe.terminal import print_json, print_line, printable
 
 Publish = Annotated[bool, typer.Option("--publish", help="Also publish the alarms in the gateways' /metrics.")]
@@ -92,7 +93,8 @@ def _savings_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     plan = compared["plan"]
     lines.append(("this plan", f"{_dollars(plan['dollars'])} at quality {plan['quality']:.3f} on these requests"))
     for one in compared["always"]:
-        difference = f"quality {one['quality']:.3f}, {-one['difference']:+.3f} ± {one['error']:.3f}"
+        level = " (level)" if Difference(one["difference"], one["error"]).verdict == "level" else ""
+        difference = f"quality {one['quality']:.3f}, {-one['difference']:+.3f} ± {one['error']:.3f}{level}"
         saved = "" if one["saved"] is None else f"; the plan saves {_dollars(one['saved'])}"
         lines.append((f"always {one['expert']}", f"{_dollars(one['dollars'])}, {difference}{saved}"))
     return [*lines, *(("not known", sentence) for sentence in found["unknown"])]

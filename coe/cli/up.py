@@ -104,6 +104,7 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
     from coe.fleet.fleet import Fleet
     from coe.fleet.planning import endpoint_of, local_servers, server_config
     from coe.fleet.process import end_orphans
+    from coe.fleet.specs import Timeouts
 
     servers, endpoints = local_servers(
         registry.experts,
@@ -127,7 +128,8 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
         socket = await stack.enter_async_context(residency_socket(settings, registry, servers))
         await _serve(stack, settings, registry, socket)
         await asyncio.Event().wait()
-    fleet = await stack.enter_async_context(Fleet(servers, report=print_line))
+    timeouts = Timeouts.after(registry.policy.timeout)
+    fleet = await stack.enter_async_context(Fleet(servers, report=print_line, timeouts=timeouts))
     await _serve(stack, settings, registry)
     by_address = {f"{spec.root}/v1": spec for spec in servers}
     serving = [expert for expert in registry.experts if expert.name in endpoints]
@@ -266,12 +268,17 @@ async def residency_socket(
     from coe.fleet.residency.devices import plan_devices
     from coe.fleet.residency.residency import Residency
     from coe.fleet.residency.socket_server import serve_residency
+    from coe.fleet.specs import Timeouts
 
     assert registry.residency is not None
     pinned = {GENERAL: registry.general_expert} | registry.assignment
     assignment = {category: registry.expert(name).expert_name for category, name in pinned.items()}
     residency = Residency(
-        plan_devices(registry, servers), assignment=assignment, max_wait=registry.residency.max_wait, report=print_line
+        plan_devices(registry, servers),
+        assignment=assignment,
+        max_wait=registry.residency.max_wait,
+        report=print_line,
+        timeouts=Timeouts.after(registry.policy.timeout),
     )
     with TemporaryDirectory(prefix="coe-") as folder:  # the path of a socket must be short
         address = Path(folder) / "residency.sock"

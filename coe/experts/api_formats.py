@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from coe.core import Api, Usage
+from coe.core import PASS_THROUGH_APIS, Api, Usage
 from coe.experts.http import sse
 
 Fields = Mapping[str, Any]
@@ -39,6 +39,7 @@ class ApiFormat:
     """
 
     path: str
+    """Below the server's base URL; with a slash before it, below its root."""
     answer_field: str
     done: Callable[[bytes], bool]
     finished: Callable[[bytes], bool]
@@ -88,6 +89,9 @@ def record_usage(usage: Usage, counts: Any) -> None:
     completion = counts.get("completion_tokens", counts.get("output_tokens"))
     if _is_count(completion):
         usage.output_tokens = completion
+        details = counts.get("completion_tokens_details", counts.get("output_tokens_details"))
+        reasoning = details.get("reasoning_tokens") if isinstance(details, dict) else None
+        usage.reasoning_tokens = min(reasoning, completion) if _is_count(reasoning) else None
 
 
 def is_empty_answer(usage: Usage) -> bool:
@@ -154,6 +158,15 @@ _CHAT = ApiFormat(
     preamble=sse.has_no_choice,
     end=sse.DONE,
 )
+_PASS_THROUGH = ApiFormat(
+    path="",
+    answer_field="",
+    done=sse.never,
+    finished=sse.never,
+    failure=sse.never,
+    usages=_chat_usages,
+    system_prompt_fields=_no_prompt,
+)
 API_FORMATS: Mapping[Api, ApiFormat] = {
     "chat": _CHAT,
     "completions": replace(_CHAT, path="completions", system_prompt_fields=_no_prompt),
@@ -187,4 +200,6 @@ API_FORMATS: Mapping[Api, ApiFormat] = {
         usages=_chat_usages,
         system_prompt_fields=_no_prompt,
     ),
+    **{api: replace(_PASS_THROUGH, path=api) for api in PASS_THROUGH_APIS},
+    "tokenize": replace(_PASS_THROUGH, path="/tokenize"),  # vLLM has it beside /v1
 }

@@ -7,7 +7,6 @@ last byte. Experts behind litellm are imported when they are needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
 from typing import Protocol
 
 from coe.core import Call, Expert, Health, Reply
@@ -19,6 +18,7 @@ from coe.experts.recipes.final_answers.answers import final_answer
 from coe.experts.recipes.policy import RecipePolicy, default_policy
 from coe.experts.recipes.writing.expert import WritingExpert
 from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply
+from coe.experts.translation.expert import TranslatedExpert
 from coe.experts.variants import build_variants
 from coe.registry import ExpertSpec, Registry
 from coe.registry.recipes import RecipeSpec
@@ -117,7 +117,9 @@ def _build(
 
 
 def _served(spec: ExpertSpec, endpoint: Endpoint, session: Client, residency: ResidencyHold | None) -> Expert:
-    expert = HttpExpert(spec, endpoint, session=session, translation=cache(partial(_through_litellm, spec, endpoint)))
+    expert: Expert = HttpExpert(spec, endpoint, session=session)
+    if "chat" in spec.supported_apis:
+        expert = TranslatedExpert(expert, spec)
     if residency is None or spec.addresses:
         return expert
     return ResidentExpert(expert, stand_in=spec.stand_in, residency=residency)
@@ -126,8 +128,7 @@ def _served(spec: ExpertSpec, endpoint: Endpoint, session: Client, residency: Re
 def _through_litellm(spec: ExpertSpec, endpoint: Endpoint | None) -> Expert:
     from coe.experts.litellm.expert import LitellmExpert
 
-    expert: Expert = LitellmExpert(spec, endpoint)
-    return expert
+    return TranslatedExpert(LitellmExpert(spec, endpoint), spec)
 
 
 class ResidencyHold(Protocol):

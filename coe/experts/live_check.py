@@ -46,6 +46,10 @@ _REQUESTS: Mapping[Api, Fields] = {
     "messages": {"messages": _GREETING, "max_tokens": 1},
     "responses": {"input": "Hi", "max_output_tokens": 16},  # the fewest that OpenAI allows
     "embeddings": {"input": "Hi"},
+    "rerank": {"query": "Hi", "documents": ["Hi"]},
+    "score": {"text_1": "Hi", "text_2": "Hi"},
+    "tokenize": {"prompt": "Hi"},
+    "moderations": {"input": "Hi"},
 }
 _ELSEWHERE: frozenset[Cause] = frozenset({"not_found", "invalid_response", "unexpected_status"})
 """Causes for which the API may be at another path of the same server."""
@@ -106,17 +110,26 @@ class _Check:
         self._base_url = expert.endpoints[index].base_url.rstrip("/") if expert.endpoints else ""
         self._model = expert.endpoints[index].model if expert.endpoints else expert.spec.model
         self._session = session
-        self._api: Api = next(api for api in _REQUESTS if api in expert.spec.supported_apis)
+        self._api: Api | None = next((api for api in _REQUESTS if api in expert.spec.supported_apis), None)
+        """None if the expert answers with audio or images alone."""
 
     async def run(self) -> Finding:
         began = time.monotonic()
         try:
+            if self._api is None:
+                return await self._listed(began)
             await self._request(_REQUESTS[self._api])
         except (ExpertError, InvalidRequest) as error:
             return await self._finding(error)
         except Exception as error:  # report the class alone: the message may hold anything
             _log.debug("the check of expert %s failed", self._spec.name, exc_info=True)
             return self._problem("error", type(error).__name__)
+        return Finding(self._spec.name, self._replica.address, ms=(time.monotonic() - began) * 1000)
+
+    async def _listed(self, began: float) -> Finding:
+        """The result for a server that is not sent a request, because that would cost more than a token."""
+        if await self._list_models(join_path(self._base_url, "models")) is None:
+            return self._problem("not_found", "lists no models")
         return Finding(self._spec.name, self._replica.address, ms=(time.monotonic() - began) * 1000)
 
     async def _request(self, fields: Fields) -> None:
@@ -129,6 +142,7 @@ class _Check:
             await self._stream({**unlimited, "max_completion_tokens": 16})  # reasoning models accept this name alone
 
     async def _stream(self, fields: Fields) -> None:
+        assert self._api is not None
         call = Call(fields, False, ANSWER_TIMEOUT, ANSWER_TIMEOUT, api=self._api)
         reply = await self._replica.expert.stream(call)
         try:

@@ -186,6 +186,8 @@ class ReplicatedExpert:
 
     async def stream(self, call: Call) -> Reply:
         """Calls the best replica; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest."""
+        if self.spec.stream_idle_timeout is not None:
+            call = replace(call, stream_idle_timeout=self.spec.stream_idle_timeout)
         failure: ExpertUnreachable | None = None
         tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
         if len(tried) == len(self.replicas):

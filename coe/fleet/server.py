@@ -12,6 +12,7 @@ import re
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -186,15 +187,21 @@ class Server:
     async def wait_for_failure(self) -> str:
         """Waits until the server dies or stops answering, and returns a description. Call it after `start`."""
         assert self._process is not None, "wait_for_failure() follows start()"
-        max_missed_checks = 0
-        while max_missed_checks < self._timeouts.max_missed_checks:
-            code = await self._process.exited_within(self._timeouts.check_interval)
-            if code is not None:
-                return describe_exit(code)
-            truncate_log(self.spec.log)
-            alive = await probe.is_alive(self.spec, session=self._session, time_limit=self._timeouts.check_timeout)
-            max_missed_checks = 0 if alive else max_missed_checks + 1
-        return f"failed {max_missed_checks} health checks in a row"
+        timeouts, missed_checks = self._timeouts, 0
+        progress = probe.ProgressCheck(
+            self.spec, session=self._session, interval=timeouts.progress_interval, limit=timeouts.progress_timeout
+        )
+        async with aclosing(progress):
+            while missed_checks < timeouts.max_missed_checks:
+                code = await self._process.exited_within(timeouts.check_interval)
+                if code is not None:
+                    return describe_exit(code)
+                truncate_log(self.spec.log)
+                alive = await probe.is_alive(self.spec, session=self._session, time_limit=timeouts.check_timeout)
+                missed_checks = 0 if alive else missed_checks + 1
+                if progress.overdue():
+                    return f"answered no request for {timeouts.progress_timeout:g} s, although it says it is healthy"
+        return f"failed {missed_checks} health checks in a row"
 
     async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
         """Serves these LoRA folders too, now and after every restart. Returns the new names. Raises FleetError for one

@@ -26,6 +26,7 @@ from coe.jobs.plan_basis import plan_basis
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.estimation.logged_uses import LoggedUses, uses_report
 from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
+from coe.learning.paired_scores import Difference
 from coe.learning.plots import plot_calibration, plot_sweep
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_report
 from coe.mapping import (
@@ -135,9 +136,13 @@ def make_plan(
         "feedback": _feedback_report(evidence, basis, before, assignment),
         "sample": _sample_use(problem, assignment, basis.traffic),
     }
-    for row in report["assignment"]:
+    errors = _paired_errors(basis, assignment)
+    for row, error in zip(report["assignment"], errors, strict=True):
         row["pinned"] = row["category"] in registry.assignment
         row["margin"] = None if row["pinned"] else row["margin"]  # there was no choice
+        second = row["runner_up"]
+        known = Difference(row["margin"] or 0.0, error[problem.experts.index(second)] if second else float("nan"))
+        row["margin_error"] = known.to_json()["standard_error"]
     return report | ({"gate": gate} if gate else {})
 
 
@@ -239,11 +244,18 @@ def _logged_uses(settings: Settings, registry: Registry, seconds: float) -> Logg
         return None
 
 
+def _paired_errors(basis: PlanInputs, assignment: Assignment) -> NDArray[np.float64]:
+    """By category and expert, the standard error of its difference from the chosen expert; NaN if it is unknown."""
+    found = basis.paired_error(assignment)
+    return np.full(basis.problem.quality.shape, np.nan) if found is None else np.array(found)
+
+
 def _against(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
     """The plan, then each single expert serving all planned categories.
 
     Quality is the lower bound that the plan trusts, cost is in US dollars per thousand requests. Pins and limits do not
-    hold for single experts.
+    hold for single experts. `less_plan` is the expert's quality less the plan's; its standard error is that of paired
+    means, null where a category has too few prompts.
     """
     problem = basis.problem
     bounds = basis.table.lower(deviations=basis.deviations, pseudo_count=basis.pseudo_count)
@@ -253,8 +265,20 @@ def _against(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
         "quality": planned_quality(problem, assignment),
         "cost": planned_use(problem, assignment).get("mean_cost"),
     }
-    rows = zip(problem.experts, single, cost, strict=True)
-    return [plan, *({"expert": name, "quality": quality, "cost": cost} for name, quality, cost in rows)]
+    errors = np.sqrt((problem.weights**2) @ _paired_errors(basis, assignment) ** 2).tolist()
+    rows = zip(problem.experts, single, cost, errors, strict=True)
+    return [
+        plan,
+        *(
+            {
+                "expert": name,
+                "quality": quality,
+                "cost": cost,
+                "less_plan": Difference(quality - plan["quality"], error).to_json(),
+            }
+            for name, quality, cost, error in rows
+        ),
+    ]
 
 
 CALIBRATION_FILE = "calibration.png"

@@ -357,7 +357,8 @@ def _column(probes: Sequence[Probe], keys: Sequence[str], journal: Journal) -> d
         "scored": len(cells),
         "missing": len(keys) - len(cells),
         "mean": _average(mean, [cell.score for cell in cells]),
-        "categories": _by_category(found),
+        "categories": _grouped(found, lambda probe: probe.category),
+        "difficulties": _grouped(found, lambda probe: probe.difficulty),
         "latency_ms_p50": _average(median, [cell.latency_ms for cell in cells], 1),
         "input_tokens": sum(cell.input_tokens or 0 for cell in cells),
         "output_tokens": sum(cell.output_tokens or 0 for cell in cells),
@@ -368,11 +369,13 @@ def _column(probes: Sequence[Probe], keys: Sequence[str], journal: Journal) -> d
     }
 
 
-def _by_category(found: Sequence[tuple[Probe, Cell]]) -> dict[str, dict[str, Any]]:
+def _grouped(found: Sequence[tuple[Probe, Cell]], name_of: Callable[[Probe], str]) -> dict[str, dict[str, Any]]:
+    """Return the number and the mean of the scores by a name of the probes; those without a name do not count."""
     groups: dict[str, list[float | None]] = {}
     for probe, cell in found:
-        groups.setdefault(probe.category, []).append(cell.score)
-    return {category: {"n": len(scores), "mean": _average(mean, scores)} for category, scores in sorted(groups.items())}
+        if name := name_of(probe):
+            groups.setdefault(name, []).append(cell.score)
+    return {name: {"n": len(scores), "mean": _average(mean, scores)} for name, scores in sorted(groups.items())}
 
 
 def _average(of: Callable[[list[float]], float], values: Sequence[float | None], digits: int = 4) -> float | None:

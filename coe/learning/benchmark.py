@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import GENERAL, Router
+from coe.core import GENERAL, Encoder, Neighbour, Prediction, Router
 from coe.errors import DataError
+from coe.learning.arena import arena_choice, arena_score, staying
+from coe.learning.benchmark_report import SplitResult, benchmark_report
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
-from coe.learning.frontier import FrontierPoint, average, hull_area, trace
-from coe.learning.recipes.benchmark import SplitComparison, compare, recipe_report
+from coe.learning.frontier import trace
+from coe.learning.recipes.benchmark import compare, recipe_report
 from coe.learning.recipes.fit import Answers
+from coe.learning.residual import Residual, fit_residual
 from coe.mapping import Assignment, Problem, expected_utility, solve
 from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
 
@@ -78,26 +80,32 @@ MIN_TRAINING_PROMPTS = 8
 """Distinct training prompts that a label needs; a rarer one joins its category, or the general one."""
 MAX_TIMED_PROMPTS = 200
 """Prompts whose routing time is measured."""
+ROBUSTNESS_PROMPTS = 200
+"""Held-out prompts that are perturbed, over all splits."""
 
 TrainRouter = Callable[[Sequence[tuple[str, str]], Path], Router]
 """Maps (prompt, category) pairs and an empty folder to a router as it is served."""
 PrepareText = Callable[[str], str]
 """Returns the part of a prompt that a router is trained on, may be empty; prompts with equal parts are one."""
-Encode = Callable[[Path, Sequence[str]], Floats]
-"""Maps the folder of a trained router and texts to unit-length vectors, shape (n_texts, dimensions)."""
 Progress = Callable[[str, float], None]
 
 
-@dataclass(frozen=True, slots=True)
-class SplitResult:
-    """The result of one seed: each method's mean score and size, the frontiers of three methods, and routing times in
-    ms."""
+class OneCategory:
+    """A router for data with one category: every prompt is of it, with certainty."""
 
-    score: dict[str, float]
-    size: dict[str, float]
-    traces: dict[str, list[FrontierPoint]]
-    route_ms: list[float]
-    recipes: SplitComparison | None = None
+    version = ""
+
+    def __init__(self, category: str) -> None:
+        self.categories: tuple[str, ...] = (category,)
+
+    def predict_fast(self, text: str, *, force: bool = False) -> Prediction:
+        return Prediction(np.ones(1, dtype=np.float32), "fast")
+
+    def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
+        return [self.predict_fast(text) for text in texts]
+
+    def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
+        return []
 
 
 def benchmark(
@@ -105,76 +113,91 @@ def benchmark(
     *,
     train_router: TrainRouter,
     prepare: PrepareText,
-    encode: Encode,
+    encoder: Encoder,
     work: Path,
     seeds: Sequence[int] = SEEDS,
     recorded: RecordedAnswers | None = None,
+    arena: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train and tune on the larger part of random 70/30 splits by `seeds`, and score on the other part.
 
-    Routers are trained into folders of `work`. The baselines use the vectors of the first router's encoder, which are
-    stored there. Returns a JSON-able report: mean and standard deviation over splits of each method, the share of the
-    gap between best single model and oracle that CoE closes, its frontier, hull areas and routing time. With the
-    `recorded` answers it also compares single experts with recipes (`coe.learning.recipes.benchmark`). Sizes, frontier
-    and areas are null or empty where a model's size is not known. Raises DataError when the data cannot be split.
+    Routers are trained into folders of `work`; data with one category needs none, and CoE then selects the best single
+    model. Returns a JSON-able report: each method's mean with its standard error, its paired differences from the best
+    single model and from CoE, the share of the gap between best single model and oracle that CoE closes, its frontier,
+    hull areas and routing time. With the `recorded` answers it also compares single experts with recipes
+    (`coe.learning.recipes.benchmark`). `arena` adds scores of quality against cost, and robustness. Sizes,
+    frontier, areas and these scores are null or empty where a model's size is not known.
+    Raises DataError when the data cannot be split.
     """
-    if len(set(data.categories)) < 2:
-        raise DataError(f"{data.benchmark}: all prompts have one category; routing takes two")
     report = progress or (lambda stage, share: None)
     texts, splits = [prepare(prompt) for prompt in data.prompts], []
+    if len(set(texts) - {""}) < 2 * MIN_TRAINING_PROMPTS:
+        raise DataError(f"{data.benchmark}: fewer than {2 * MIN_TRAINING_PROMPTS} different prompts; score more")
+    report("embed", 0.0)
+    embeddings = encoder.features(data.prompts)
     for number, seed in enumerate(seeds):
         report(f"split {number + 1} of {len(seeds)}", number / len(seeds))
-        splits.append(_run_split(data, texts, recorded, train_router=train_router, encode=encode, work=work, seed=seed))
+        splits.append(
+            _run_split(
+                data,
+                texts,
+                (embeddings, encoder.dimensions),
+                recorded,
+                train_router=train_router,
+                work=work,
+                seed=seed,
+                arena=ROBUSTNESS_PROMPTS // len(seeds) if arena else 0,
+            )
+        )
     report("done", 1.0)
-    found = _report(data, splits, seeds)
+    found = benchmark_report(data, splits, seeds)
     compared = [split.recipes for split in splits if split.recipes is not None]
     return found | ({"recipes": recipe_report(compared)} if compared else {})
-
-
-def _vectors(data: Quality, encode: Encode, work: Path, router: Path) -> Floats:
-    """Embeddings of all prompts, read from `work` where the same prompts were embedded before."""
-    path = work / f"vectors-{data.digest[:16]}.npy"
-    if path.is_file():
-        return np.asarray(np.load(path, allow_pickle=False))
-    vectors = np.asarray(encode(router, data.prompts), dtype=np.float32)
-    np.save(path, vectors)
-    return vectors
 
 
 def _run_split(
     data: Quality,
     texts: Sequence[str],
+    embedded: tuple[NDArray[np.float32], int],
     recorded: RecordedAnswers | None,
     *,
     train_router: TrainRouter,
-    encode: Encode,
     work: Path,
     seed: int,
+    arena: int,
 ) -> SplitResult:
-    """The result of one seed; `texts` are the prepared prompts."""
+    """The result of one seed; `texts` are the prepared prompts, `embedded` the embeddings of all and the dimensions of
+    their sentence vectors, which come first. `arena` is the number of prompts that are perturbed, 0 for no arena."""
     shuffled = np.random.default_rng(seed).permutation(len(data.prompts))
     train, test = np.split(shuffled, [round(TRAIN_SHARE * len(shuffled))])
     folder = work / f"router-{data.digest[:16]}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     router, assignment, labelled = _train(data, texts, train, train_router, folder)
-    vectors = _vectors(data, encode, work, folder)
     posteriors = np.stack([p.probabilities for p in router.predict([data.prompts[i] for i in test])])
+    embeddings, dimensions = embedded
+    vectors = embeddings[:, :dimensions]
     value = {
         "coe": np.stack([expected_utility(assignment, posterior) for posterior in posteriors]),
         "knn": tuned(knn_baseline, vectors[train], data.scores[train], vectors[test], grid=KNN_GRID, seed=seed),
         "ridge": tuned(ridge_baseline, vectors[train], data.scores[train], vectors[test], grid=RIDGE_GRID, seed=seed),
     }
+    value["residual"] = value["coe"] + _residual(data, labelled, assignment, embedded)(embeddings[test])
     choice = {name: expects.argmax(axis=1) for name, expects in value.items()}
     choice["coe_hard"] = assignment.quality[posteriors.argmax(axis=1)].argmax(axis=1)
     choice |= _bounds(data, train, test)
     scores, everyone = data.scores[test], np.arange(len(test))
     known = bool(np.isfinite(data.active_b).all())
     return SplitResult(
-        score={"random": float(scores.mean())} | {n: float(scores[everyone, c].mean()) for n, c in choice.items()},
+        prompts=test,
+        score={"random": scores.mean(axis=1)} | {name: scores[everyone, chosen] for name, chosen in choice.items()},
         size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
         traces={name: trace(expects, scores, data.active_b) for name, expects in value.items()} if known else {},
-        route_ms=_route_ms(router, assignment, [data.prompts[i] for i in test[:MAX_TIMED_PROMPTS]]),
+        route_ms=[]
+        if len(router.categories) == 1
+        else _route_ms(router, assignment, [data.prompts[i] for i in test[:MAX_TIMED_PROMPTS]]),
+        arena=_arena(data, value | {"best_single": _single(data, train, len(test))}, scores) if arena and known else {},
+        stays=staying(_decide(router, assignment), [data.prompts[i] for i in test[:arena]]) if arena else {},
         recipes=None
         if recorded is None
         else compare(
@@ -184,6 +207,38 @@ def _run_split(
             quality=assignment.quality,
         ),
     )
+
+
+def _single(data: Quality, train: NDArray[np.int64], count: int) -> Floats:
+    """The training means of the models for each of `count` prompts, with which a price selects one model for all."""
+    return np.tile(data.scores[train].mean(axis=0), (count, 1))
+
+
+def _arena(data: Quality, value: Mapping[str, Floats], scores: Floats) -> dict[str, float]:
+    """The arena score of each method, whose expected scores are `value`, on prompts with these scores."""
+    found, prompts = {}, np.arange(len(scores))
+    for name, expects in value.items():
+        chosen = arena_choice(expects, data.active_b)
+        quality, cost = float(scores[prompts, chosen].mean()), float(data.active_b[chosen].mean())
+        found[name] = arena_score(quality, cost, costs=data.active_b)
+    return found
+
+
+def _decide(router: Router, assignment: Assignment) -> Callable[[Sequence[str]], NDArray[np.int64]]:
+    def decide(prompts: Sequence[str]) -> NDArray[np.int64]:
+        predictions = router.predict(prompts)
+        return np.array([expected_utility(assignment, one.probabilities).argmax() for one in predictions], np.int64)
+
+    return decide
+
+
+def _residual(
+    data: Quality, labelled: Mapping[int, int], assignment: Assignment, embedded: tuple[NDArray[np.float32], int]
+) -> Residual:
+    """The residual of the `labelled` training prompts, whose category is given by index."""
+    rows, categories = np.array(list(labelled)), np.array(list(labelled.values()))
+    embeddings, dimensions = embedded
+    return fit_residual(embeddings[rows], data.scores[rows], assignment.quality[categories], dimensions=dimensions)
 
 
 def _answers(
@@ -202,6 +257,8 @@ def _train(
 ) -> tuple[Router, Assignment, dict[int, int]]:
     """A router and an assignment for the training part, made as by `coe train` and `coe plan`, and the category of each
     training prompt that they were measured on."""
+    if len(set(data.categories)) == 1:
+        return _assigned(data, train, [data.categories[0]] * len(train), OneCategory(data.categories[0]))
     coarse = [data.coarse[i] for i in train if data.coarse]
     labels = _merge_rare_labels([texts[i] for i in train], [data.categories[i] for i in train], coarse)
     if len(set(labels) - {""}) < 2:
@@ -210,7 +267,13 @@ def _train(
         )
         raise DataError(f"{message}; score more prompts, or sort them into fewer categories")
     pairs = [(data.prompts[i], label) for i, label in zip(train, labels, strict=True)]
-    router = train_router([pair for pair in pairs if pair[1]], folder)
+    return _assigned(data, train, labels, train_router([pair for pair in pairs if pair[1]], folder))
+
+
+def _assigned(
+    data: Quality, train: NDArray[np.int64], labels: Sequence[str], router: Router
+) -> tuple[Router, Assignment, dict[int, int]]:
+    """The router, the assignment by its categories, and the category of each training prompt that it knows."""
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
     table = tabulate_prompts(known, data.models, scores, categories=router.categories)
@@ -266,38 +329,3 @@ def _route_ms(router: Router, assignment: Assignment, prompts: Sequence[str]) ->
         expected_utility(assignment, prediction.probabilities).argmax()
         times.append(1000.0 * (time.perf_counter() - began))
     return times
-
-
-# ----------------------------------------------------------------------------------------------- the report
-
-METHODS = ("random", "best_single", "knn", "ridge", "coe_hard", "coe", "class_map_on_test", "oracle")
-
-
-def _report(data: Quality, splits: Sequence[SplitResult], seeds: Sequence[int]) -> dict[str, Any]:
-    methods = {name: _summary([s.score[name] for s in splits], [s.size[name] for s in splits]) for name in METHODS}
-    mean = {name: float(found["mean"] or 0.0) for name, found in methods.items()}
-    gap = mean["oracle"] - mean["best_single"]
-    traces = {name: average([s.traces[name] for s in splits]) for name in splits[0].traces}
-    times = np.concatenate([s.route_ms for s in splits])
-    return {
-        "benchmark": data.benchmark,
-        "prompts": len(data.prompts),
-        "left_out": data.left_out,
-        "models": len(data.models),
-        "splits": len(splits),
-        "seeds": list(seeds),
-        "methods": methods,
-        "gap_closed": (mean["coe"] - mean["best_single"]) / gap if gap > 0 else None,
-        "frontier": [asdict(point) for point in traces.get("coe", ())],
-        "hull_area": {name: hull_area(points, data.active_b) for name, points in traces.items()},
-        "route_ms": {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))},
-    }
-
-
-def _summary(scores: Sequence[float], sizes: Sequence[float]) -> dict[str, float | None]:
-    size = float(np.mean(sizes))
-    return {
-        "mean": float(np.mean(scores)),
-        "std": float(np.std(scores)),
-        "mean_active_b": size if np.isfinite(size) else None,
-    }

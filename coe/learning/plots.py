@@ -26,7 +26,9 @@ def plot_benchmark(report: Mapping[str, Any], path: Path) -> None:
         points = sorted(report["frontier"], key=lambda point: point["mean_active_b"])
         axes.plot([p["mean_active_b"] for p in points], [p["mean"] for p in points], marker=".", label="CoE, by price")
         for name, found in sized.items():
-            axes.errorbar(found["mean_active_b"], found["mean"], yerr=found["std"], fmt="o", capsize=2, label=name)
+            axes.errorbar(
+                found["mean_active_b"], found["mean"], yerr=found["standard_error"], fmt="o", capsize=2, label=name
+            )
         axes.set_xlabel("mean active parameters, billions")
         axes.set_ylabel("mean score")
         axes.legend(fontsize="small")

@@ -85,14 +85,14 @@ class PlanInputs:
         data = self._to_json() | {
             "value_of_expert": values,
             "frontiers": {row: [asdict(point) for point in frontier] for row, frontier in by_row.items()},
-            "paired_error": None if plan is None else self._paired_error(plan),
+            "paired_error": None if plan is None else self.paired_error(plan),
         }
         # orjson writes null for a number that is not finite
         (folder / PLAN_FILE).write_bytes(orjson.dumps(data, option=orjson.OPT_SORT_KEYS))
         if self.traffic is not None:
             np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
 
-    def _paired_error(self, plan: Assignment) -> list[list[float]] | None:
+    def paired_error(self, plan: Assignment) -> list[list[float]] | None:
         """By category and expert, the standard error of its mean score less that of the chosen expert, on the prompts
         that both answered; NaN where they are too few.
 

@@ -60,10 +60,11 @@ LOG_TABLES = (
 
 class Database:
     """A file whose `tables` are statements that a new file is created with. After a failure it is opened again at the
-    next call."""
+    next call. Unless `durable`, a power cut may lose what was written last."""
 
-    def __init__(self, path: Path, *, tables: Sequence[str]) -> None:
+    def __init__(self, path: Path, *, tables: Sequence[str], durable: bool = True) -> None:
         self.path = path
+        self._synchronous = "FULL" if durable else "NORMAL"
         self._tables = tables
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sqlite-{path.name}")
         self._connection: sqlite3.Connection | None = None
@@ -107,7 +108,7 @@ class Database:
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             _enable_wal(connection)
-            connection.execute("PRAGMA synchronous = FULL")  # one fsync a batch; a power cut loses no finished write
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")  # FULL: one fsync a batch
             self._create_tables(connection)
         except BaseException:
             connection.close()

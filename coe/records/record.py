@@ -122,6 +122,10 @@ class RoutingRecord:
         tuple[str, ...],
         FieldInfo("Parts of the messages that were not routed; stored only with the routed text.", private=True),
     ] = ()
+    dropped: Annotated[
+        tuple[str, ...],
+        FieldInfo("Types of tools and items that the translation to the expert's API left out (`x-coe-dropped`)."),
+    ] = ()
     embedding: Annotated[
         bytes | None,
         FieldInfo(

@@ -16,6 +16,7 @@ from coe.registry.sections import (
     Policy,
     ResidencySpec,
     RetrievalSpec,
+    StoredResponsesSpec,
 )
 from coe.registry.specs import Category, Registry
 
@@ -47,6 +48,7 @@ __all__ = [
     "ResidencySpec",
     "ResolvedModel",
     "RetrievalSpec",
+    "StoredResponsesSpec",
     "load",
     "load_with_expert",
     "schema",

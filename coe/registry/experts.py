@@ -5,10 +5,19 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from coe.core import Api, Capability
+from coe.core import TEXT_APIS, Api, Capability
+from coe.registry.capabilities import AUTO, CAPABILITIES_SCHEMA, lookup
 from coe.registry.sections import Count, Flag, Name, Positive, StrictModel, Url
 
 _DEFAULT_APIS: dict[str, frozenset[Api]] = {
@@ -103,8 +112,8 @@ class ExpertSpec(StrictModel):
     base_urls: tuple[Url, ...] = ()
     """URLs of several replicas of the external server, in place of base_url."""
     apis: frozenset[Api] | None = None
-    """APIs that the server supports. Default: chat; for transformers also completions, for vllm all but embeddings. For
-    an expert with chat only, CoE translates the Responses and Messages APIs."""
+    """APIs that the server supports. Default: chat; for transformers also completions, for vllm the four for text. For
+    an expert with chat only, CoE translates Responses and Messages. `rerank` and below pass through unread."""
     api_key: SecretStr | None = None
     """API key of the server. Write ${NAME} and keep the key in the environment."""
     system_prompt: str | None = None
@@ -132,8 +141,10 @@ class ExpertSpec(StrictModel):
     """With `residency`: an expert that answers while this one is woken, such as a smaller or quantised model."""
     context_length: Count = 8192
     """Largest number of tokens of prompt and answer together."""
-    capabilities: frozenset[Capability] = frozenset()
-    """Capabilities of the model. Requests that need a missing one go to other experts. `files` (PDF), `json_object`,
+    capabilities: Annotated[frozenset[Capability], WithJsonSchema(dict(CAPABILITIES_SCHEMA))] = frozenset()
+    """Capabilities of the model, or `auto` to look them up in the options of a vLLM server and in litellm's table of
+    models; an unknown model then gets requests with tools or a JSON schema, and its server may refuse them. Requests
+    that need a missing capability go to other experts. `files` (PDF), `json_object`,
     `n` (several answers), `logprobs` and `echo` are optional: requests that need one go to the experts that declare it,
     or to any expert if none does. An expert with json_schema has json_object too."""
     languages: frozenset[Language] | None = None
@@ -146,6 +157,8 @@ class ExpertSpec(StrictModel):
     """Parameters used per token, in billions."""
     memory_gb: Positive | None = None
     """Memory of the local server in GB."""
+    stream_idle_timeout: Positive | None = None
+    """Longest pause within a stream of this expert, in seconds. Default: that of `policy`."""
     latency_ms: Positive | None = None
     """Usual time of a response in milliseconds, for `budget.mean_latency_ms` until `coe score` measures it."""
     prices: Prices = Prices()
@@ -153,6 +166,14 @@ class ExpertSpec(StrictModel):
     variants: tuple[VariantSpec, ...] = ()
     """Further ways to call the expert, each with a quality and uses of its own that `coe score` measures and `coe plan`
     chooses by. They share the server, its health and its memory."""
+
+    @field_validator("capabilities", mode="before")
+    @classmethod
+    def _look_up(cls, declared: Any, info: ValidationInfo) -> Any:
+        """Replace `auto` by what is known. The fields that it depends on are validated before."""
+        if declared != AUTO or not info.data.keys() >= {"runtime", "model", "options"}:
+            return declared
+        return lookup(info.data["runtime"], info.data["model"], info.data["options"])
 
     @property
     def expert_name(self) -> str:
@@ -188,7 +209,7 @@ class ExpertVariant(ExpertSpec):
             "name": f"{expert.name}{VARIANT_SEPARATOR}{variant.name}",
             "parameters": {**expert.parameters, **variant.parameters},
             "prices": expert.prices if variant.prices is None else variant.prices,
-            "apis": expert.supported_apis - {"embeddings"},
+            "apis": expert.supported_apis & TEXT_APIS,
             "variants": (),
         }
         return cls.model_construct(**fields, variant_of=expert.name, variant=variant)

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from coe.core import GENERAL
+from coe.core import GENERAL, PASS_THROUGH_APIS
 from coe.errors import ConfigError
 from coe.registry import yaml_source
 from coe.registry.aliases import AUTO, alias_problems
@@ -130,6 +130,10 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
         yield ("categories",), f"a category named {GENERAL!r} is required, for uncertain requests"
     if registry.policy.cost_weight_limits[0] > registry.policy.cost_weight_limits[1]:
         yield ("policy", "cost_weight_limits"), "cost_weight_limits must be [lowest, highest]"
+    for index, name in enumerate(registry.policy.escalate_stuck_to):
+        if name not in registry.single_names:
+            where = ("policy", "escalate_stuck_to", index)
+            yield where, f"unknown expert {name!r}{_nearest(name, registry.single_names)}"
     for index, expert in enumerate(registry.experts):
         yield from ((("experts", index, *keys), problem) for keys, problem in _expert_problems(expert))
         names = tuple(variant.name for variant in expert.variants)
@@ -187,6 +191,9 @@ def _expert_problems(expert: ExpertSpec) -> Problems:
     if key is not None and (not key or not key.isprintable() or not key.isascii()):
         yield ("api_key",), f"the api_key of {expert.name!r} is empty or holds characters that are not printable"
     yield from _parameter_problems(expert.parameters, _RESERVED_PARAMETERS)
+    if expert.runtime == "litellm" and (beyond := sorted(expert.supported_apis & PASS_THROUGH_APIS)):
+        message = f"{expert.name!r} has runtime litellm, which does not reach {', '.join(beyond)}; use runtime external"
+        yield ("apis",), message
     if expert.variants and "chat" not in expert.supported_apis:
         yield ("variants",), f"{expert.name!r} does not support the chat API, which variants need; remove them"
     for index, variant in enumerate(expert.variants):

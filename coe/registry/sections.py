@@ -63,12 +63,15 @@ class Policy(StrictModel):
     """Below this confidence the general expert answers. Default: the threshold that training found."""
     sticky_margin: Annotated[float, Field(ge=0)] = 0.2
     """A follow-up keeps its conversation's expert unless another one is better by more than this, in expected quality
-    minus price."""
+    minus price. The price of the prompt cache that would be lost is added, if `prices.cached_input` is declared."""
     cost_weight: Probability = 0.0
     """Weight of cost against quality: 0 best quality, 1 cheapest. It is the expected quality to give up for an expert
     that costs nothing instead of the most expensive one."""
     cost_weight_limits: tuple[Probability, Probability] = (0.0, 1.0)
     """Lowest and highest cost_weight that a request may set with the header x-coe-cost-weight."""
+    escalate_stuck_to: tuple[ArmName, ...] = ()
+    """Experts that continue an agent's session that is stuck with another expert, the weakest first. A session is
+    escalated once, to the next expert of the list. Default: none."""
     max_quality_loss: Probability = 0.02
     """If an expert is overloaded, its request goes to another expert that is worse by at most this, in expected quality
     minus price."""
@@ -92,6 +95,9 @@ class Policy(StrictModel):
     """Seconds until a complete response that is not streamed."""
     stream_idle_timeout: Positive = 60.0
     """Longest pause within a stream, in seconds."""
+    keep_alive_interval: Positive = 10.0
+    """Seconds without a byte after which a stream gets a comment (Messages: a `ping` event), so that no proxy closes
+    it. It begins with the response headers, once no other expert can take over."""
 
 
 class BudgetSpec(StrictModel):
@@ -242,6 +248,21 @@ class CacheSpec(StrictModel):
     """Largest size of all answers together, in bytes. The least recently used answers are deleted first."""
     when: Literal["deterministic", "always"] = "deterministic"
     """Requests that use the cache. `deterministic`: those with `temperature: 0` or a `seed`. `always`: all."""
+
+
+class StoredResponsesSpec(StrictModel):
+    """Answers of the Responses API that clients may refer to later, by `previous_response_id`, by an item's id, or by
+    GET and DELETE /v1/responses/ID. Requests with `store: false` are not stored. Tenants, and API keys without one, are
+    separate."""
+
+    store: Annotated[str, Field(pattern=r"^(sqlite|none|rediss?://.+)$")] = "sqlite"
+    """Store of the answers: `sqlite` (a file in the state folder, for all gateway processes of one machine),
+    redis://HOST:PORT/DB (all gateways together), or `none`."""
+    lifetime: Annotated[float, Field(gt=0, le=365 * 86400)] = 86400.0
+    """Seconds for which an answer is stored after its last use."""
+    max_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 64 * 2**20
+    """Largest size of the answers of one tenant or API key together, in bytes. The least recently used answers are
+    deleted first."""
 
 
 class LogSpec(StrictModel):

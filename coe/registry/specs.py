@@ -29,6 +29,7 @@ from coe.registry.sections import (
     Policy,
     ResidencySpec,
     RetrievalSpec,
+    StoredResponsesSpec,
     StrictModel,
 )
 
@@ -45,9 +46,10 @@ class Category(StrictModel):
     includes them."""
 
 
-_HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas")
+_HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas", "stream_idle_timeout")
 """Keys of an expert that no plan depends on."""
 _CALLING_KEYS = (
+    "escalate_stuck_to",
     "max_attempts",
     "max_calls",
     "max_stream_hold",
@@ -56,6 +58,7 @@ _CALLING_KEYS = (
     "first_token_timeout",
     "response_timeout",
     "stream_idle_timeout",
+    "keep_alive_interval",
 )
 
 
@@ -102,6 +105,8 @@ class Registry(StrictModel):
     """API keys, allowed origins and host names."""
     cache: CacheSpec | None = None
     """Cache of answers to identical requests. Default: off."""
+    stored_responses: StoredResponsesSpec = StoredResponsesSpec()
+    """Answers of the Responses API that clients may refer to. Default: one day, in a file."""
     log: LogSpec = LogSpec()
     """Settings of the routing log."""
     artifacts: Annotated[str, Field(pattern=r"^(folder|rediss?://.+)$")] = "folder"
@@ -198,6 +203,11 @@ class Registry(StrictModel):
         return (*self.single_arms, *self.recipe_arms)
 
     @cached_property
+    def restricts_languages(self) -> bool:
+        """True if some expert declares the languages that it speaks."""
+        return any(expert.languages is not None for expert in self.experts)
+
+    @cached_property
     def arm_names(self) -> tuple[str, ...]:
         """The names of all arms; also of recipes whose members are not declared, for the checks of a declaration."""
         arms = (recipe.arm(n) for recipe in self.declared_recipes for n in range(1, recipe.levels + 1))
@@ -252,8 +262,8 @@ class Registry(StrictModel):
     def digest(self) -> str:
         """Short SHA-256 digest of everything that a plan depends on, without secrets.
 
-        It leaves out the sections aliases, operating_points, access, cache, limits, log, artifacts, retrieval and
-        residency, and the policy's timeouts, attempts and exploration. Records hold the exploration rate themselves.
+        It leaves out the sections aliases, operating_points, access, cache, stored_responses, limits, log, artifacts,
+        retrieval and residency, and the policy's timeouts, attempts and exploration. Records hold that rate themselves.
         """
         plain = self.model_dump(
             mode="json",
@@ -264,6 +274,7 @@ class Registry(StrictModel):
                 "operating_points": True,
                 "access": True,
                 "cache": True,
+                "stored_responses": True,
                 "limits": True,
                 "log": True,
                 "artifacts": True,

@@ -2,88 +2,58 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Protocol
 
-from coe.core import Chat, RequestOptions
+from coe.routing.conversation import Conversation
 
 MAX_CONVERSATIONS = 50_000
-"""Conversations in memory, about 15 MB. The least recently used are evicted."""
-_MAX_KEY_CHARACTERS = 2000
-"""Characters of each message that identify a conversation."""
+"""Conversations in memory, about 20 MB. The least recently used are evicted."""
 
 
 class SharedAffinity(Protocol):
-    """Affinity that several gateways share. Neither method fails; `lookup` is fast and returns None if unknown."""
+    """Affinity that several gateways share. No method fails; `lookup` is fast and returns None if unknown."""
 
-    def publish(self, key: bytes, expert: str) -> None: ...
+    def publish(self, keys: Sequence[bytes], expert: str, *, superseded: Sequence[bytes]) -> None:
+        """Store the expert under these keys. The `superseded` keys are needed for a short time only."""
 
-    async def lookup(self, key: bytes) -> str | None: ...
+    async def lookup(self, keys: Sequence[bytes]) -> str | None:
+        """Return the expert of the first key that is known."""
 
 
 class Affinity:
     """The last expert of each recent conversation, in this process's memory. A lost entry is harmless.
 
-    With `shared`, every entry is published there, and looked up before a follow-up to another gateway's response.
+    With `shared`, every entry is published there, and looked up for a follow-up to another gateway's answer.
     """
 
     def __init__(self, *, limit: int = MAX_CONVERSATIONS, shared: SharedAffinity | None = None) -> None:
-        self._experts: OrderedDict[bytes, tuple[str, int]] = OrderedDict()
+        self._experts: OrderedDict[bytes, str] = OrderedDict()
         self._limit = limit
         self._shared = shared
 
-    def get(self, chat: Chat, options: RequestOptions) -> str | None:
-        """Return the conversation's expert; None for a new conversation."""
-        if not is_follow_up(chat, options.session):
+    async def find(self, conversation: Conversation) -> str | None:
+        """Return the expert of the conversation's last answer; None for a new conversation."""
+        keys = conversation.earlier
+        if not keys:
             return None
-        known = self._experts.get(conversation_key(chat, options))
-        return known and known[0]
+        if (known := self._experts.get(keys[0])) is not None and keys[0] not in conversation.answer:
+            return known
+        if self._shared is not None and (expert := await self._shared.lookup(keys)) is not None:
+            return expert
+        return next((self._experts[key] for key in keys if key in self._experts), None)
 
-    async def refresh(self, chat: Chat, options: RequestOptions) -> None:
-        """Look up the conversation in the shared affinity, unless its last response came from this process."""
-        if self._shared is None or not is_follow_up(chat, options.session):
-            return
-        key, responses = conversation_key(chat, options), _response_count(chat) - 1
-        known = self._experts.get(key)
-        if known is not None and known[1] == responses:
-            return
-        if (expert := await self._shared.lookup(key)) is not None:
-            self._store(key, expert, responses)
-
-    def put(self, chat: Chat, key: bytes, expert: str) -> None:
-        """Store the expert that answers the conversation of this key."""
-        self._store(key, expert, _response_count(chat))
-        if self._shared is not None:
-            self._shared.publish(key, expert)
-
-    def _store(self, key: bytes, expert: str, responses: int) -> None:
-        self._experts[key] = (expert, responses)
-        self._experts.move_to_end(key)
-        if len(self._experts) > self._limit:
+    def put(self, conversation: Conversation, expert: str) -> None:
+        """Store the expert that answers. The entry of the answer before it is the first to be evicted from now on."""
+        superseded = [key for key in conversation.earlier[:1] if key not in conversation.answer]
+        for key in conversation.answer:
+            self._experts[key] = expert
+            self._experts.move_to_end(key)
+        for key in superseded:
+            if key in self._experts:
+                self._experts.move_to_end(key, last=False)
+        while len(self._experts) > self._limit:
             self._experts.popitem(last=False)
-
-
-def conversation_key(chat: Chat, options: RequestOptions) -> bytes:
-    """Identify a conversation by the client's session id, or else by its messages up to the first user message.
-
-    The digest includes the tenant, so that no tenant can guess the key of another's conversation.
-    """
-    digest = hashlib.blake2b(f"{options.tenant or ''}\0".encode(), digest_size=16)
-    if options.session is not None:
-        digest.update(b"session\0" + options.session.encode())
-        return digest.digest()
-    for message in chat.messages:
-        digest.update(f"{message.role}\0{message.text[:_MAX_KEY_CHARACTERS]}\0".encode("utf-8", "replace"))
-        if message.role == "user":
-            break
-    return digest.digest()
-
-
-def is_follow_up(chat: Chat, session: str | None) -> bool:
-    """True if the chat continues a conversation: it has a response already, or the client sends a session id."""
-    return session is not None or any(message.role == "assistant" for message in chat.messages)
-
-
-def _response_count(chat: Chat) -> int:
-    return sum(message.role == "assistant" for message in chat.messages)
+        if self._shared is not None and conversation.answer:
+            self._shared.publish(conversation.answer, expert, superseded=superseded)

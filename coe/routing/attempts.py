@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -41,14 +42,16 @@ class Attempts:
 
     `count` is the number of requests sent to experts, where a recipe counts as one. `causes` maps each failed expert to
     the cause of its first failure. `recipe_log` has the calls of recipes, None if no recipe may be called.
+    `sole_expert` is the name of the expert that is being called if no other expert can take over, else empty.
     """
 
-    __slots__ = ("causes", "count", "recipe_log")
+    __slots__ = ("causes", "count", "recipe_log", "sole_expert")
 
     def __init__(self) -> None:
         self.count = 0
         self.causes: dict[str, Cause] = {}
         self.recipe_log: RecipeLog | None = None
+        self.sole_expert = ""
 
 
 async def call_experts(
@@ -77,8 +80,9 @@ async def call_experts(
         attempt = schedule.next()
         if attempt is None:
             attempt, pause = schedule.retry(deadline - loop.time())
+            schedule.note_sole_expert(attempt)
             await asyncio.sleep(pause)
-        schedule.start()
+        schedule.start(attempt)
         hedge_after = attempt.expert.health.ttft_p95 if hedge and call.stream else None
         if hedge_after is not None:
             if accepted := await _call_hedged(schedule, attempt, hedge_after):
@@ -114,7 +118,7 @@ class _Schedule:
 
     def __init__(self, call: Call, experts: Sequence[Expert], max_attempts: int, attempts: Attempts) -> None:
         self._call = call
-        self._candidates = iter(experts)
+        self._candidates = deque(experts)
         self._replica_retry: _Attempt | None = None
         self._sole_candidate = len(experts) == 1
         self._excluded: frozenset[str] = frozenset()
@@ -131,9 +135,10 @@ class _Schedule:
             return None
         attempt, self._replica_retry = self._replica_retry, None
         if attempt is None:
-            expert = next(self._candidates, None)
+            if not self._candidates:
+                return None
             call = replace(self._call, exclude=self._excluded) if self._excluded else self._call
-            attempt = _Attempt(expert, call) if expert is not None else None
+            attempt = _Attempt(self._candidates.popleft(), call)
         return attempt
 
     def next_hedge(self, attempt: _Attempt) -> _Attempt | None:
@@ -142,10 +147,18 @@ class _Schedule:
             return attempt.retry(exclude=self._excluded)
         return self.next()
 
-    def start(self) -> None:
-        """Count an attempt."""
+    def start(self, attempt: _Attempt, *, beside: _Attempt | None = None) -> None:
+        """Count an attempt, which may run in parallel with another one."""
         self._remaining -= 1
         self._attempts.count += 1
+        self.note_sole_expert(attempt, beside=beside)
+
+    def note_sole_expert(self, attempt: _Attempt, *, beside: _Attempt | None = None) -> None:
+        """Note in the attempts whether another expert can take over if this attempt fails."""
+        others = [beside] if beside else []
+        others += [failed for failed, error in self._retryable if error.request_sent and error.retry_after is not None]
+        sole = not self._candidates and all(other.expert is attempt.expert for other in others)
+        self._attempts.sole_expert = attempt.expert.name if sole else ""
 
     def failed(self, attempt: _Attempt, error: _Failure, *, first_pending: bool = False) -> None:
         """Note a failed attempt. Raises the error if no further attempt can help.
@@ -236,7 +249,7 @@ async def _call_hedged(schedule: _Schedule, attempt: _Attempt, hedge_after: floa
     try:
         done, pending = await asyncio.wait(tasks, timeout=hedge_after)
         if pending and (second := schedule.next_hedge(attempt)) is not None:
-            schedule.start()
+            schedule.start(second, beside=attempt)
             tasks.append(asyncio.create_task(race.run(second)))
             pending.add(tasks[-1])
         while race.winner is None:

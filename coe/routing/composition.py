@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import (
+    GENERAL,
     LOAD_SHED,
     UNDETERMINED,
     Call,
@@ -34,16 +35,25 @@ from coe.mapping import Assignment, decision_risk
 from coe.mapping.problem import relative_cost
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
-from coe.routing.affinity import Affinity, conversation_key
+from coe.routing.affinity import Affinity
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays
-from coe.routing.decision import decide, ineligibility, with_fallback
+from coe.routing.conversation import Conversation, newest_turn
+from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
+from coe.routing.eligibility import ineligibility
+from coe.routing.phrases import opens_topic
 from coe.routing.request_text import RoutedText, read_request
+from coe.routing.stuck import is_stuck
 
 MIN_DECISION_RISK = 0.3
 """Probability that a more accurate posterior selects another expert, from which on an encoder pass pays. On public
 prompts, passes at a lower risk changed the choice to a worse expert as often as to a better one."""
+ESCALATED_MARK = "!"
+"""End of an affinity entry of a session that was escalated."""
+CHARACTERS_PER_TOKEN = 4
+"""Estimate for the tokens of a chat."""
 NO_RETRIEVAL = RetrievalResult()
+NO_CONVERSATION = Conversation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,8 @@ class Composition:
             router, overlays=overlays or Overlays(), threads=threads, encoder_timeout=registry.router.encoder_timeout
         )
         self._retrieval = retrieval
+        self._highest_price = max(spec.prices.input + spec.prices.output for spec in registry.single_arms) or 1.0
+        self._general = router.categories.index(GENERAL)
 
     @property
     def routed_arms(self) -> tuple[str, ...]:
@@ -105,13 +117,22 @@ class Composition:
         )
 
     async def classify(self, chat: Chat, tenant: str | None) -> tuple[RoutedText, Prediction]:
-        """Return the routed text and its posterior, with the tenant's overlay if there is one."""
-        routed = read_request(chat)
-        return routed, await self.classify_text(routed.text, chat, tenant)
+        """Return the routed text and its posterior, with the tenant's overlay if there is one.
 
-    async def classify_text(self, text: str, chat: Chat, tenant: str | None) -> Prediction:
-        """Classify a text that `read_request` made from the chat."""
-        fast = self._classifier.predict_fast(text, tenant)
+        The newest request of a conversation is routed alone if it opens a topic, which the fast heads help to decide.
+        """
+        routed, fast = read_request(chat), None
+        if routed.newest and chat.model == AUTO:
+            alone = self._classifier.predict_fast(routed.newest, tenant)
+            opens = opens_topic(routed.newest, float(alone.probabilities[self._general]))
+            routed, fast = routed.of_topic(opens=opens), alone if opens else None
+        return routed, await self.classify_text(routed.text, chat, tenant, fast=fast)
+
+    async def classify_text(
+        self, text: str, chat: Chat, tenant: str | None, *, fast: Prediction | None = None
+    ) -> Prediction:
+        """Classify a text that `read_request` made from the chat; `fast` is its fast prediction, if already known."""
+        fast = fast or self._classifier.predict_fast(text, tenant)
         if fast.stage != LOAD_SHED:
             return fast
         if not self._needs_encoder(chat, fast):
@@ -138,11 +159,57 @@ class Composition:
             or decision_risk(self.assignment, prediction.probabilities, eligible) > MIN_DECISION_RISK
         )
 
-    def assign(self, chat: Chat, prediction: Prediction, options: RequestOptions) -> Decision:
-        """Decide with the conversation's previous expert and, if declared, with exploration. Changes no state."""
-        explores = self.registry.policy.exploration.rate > 0
+    async def find_previous(
+        self, chat: Chat, conversation: Conversation, routed: RoutedText, options: RequestOptions
+    ) -> Previous:
+        """Return the expert of the conversation's last answer, and what the request means for it."""
+        found = await self.affinity.find(conversation) or ""
+        expert, escalated = found.removesuffix(ESCALATED_MARK), found.endswith(ESCALATED_MARK)
+        if expert not in self._arms:
+            return Previous("", routed.continues, routed.in_loop)
+        cost = 0.0 if routed.continues else self._switching_cost(chat, expert, options.cost_weight)
+        escalate_to = "" if escalated or not routed.in_loop else self._escalation(chat, expert)
+        return Previous(expert, routed.continues, routed.in_loop, cost, escalate_to, escalated)
+
+    def _escalation(self, chat: Chat, expert: str) -> str:
+        """Return the expert that continues the session if it is stuck with this one; empty if none is declared."""
+        declared = self.registry.policy.escalate_stuck_to
+        following = declared[declared.index(expert) + 1 :] if expert in declared else declared
+        return following[0] if following and chat.model == AUTO and is_stuck(chat) else ""
+
+    def _switching_cost(self, chat: Chat, expert: str, cost_weight: float) -> float:
+        """Return the price of the expert's prefix cache in expected quality, as the plan and the cost weight value it.
+
+        All of the chat before its newest turn counts as cached, if the expert has a price for cached tokens. In the
+        plan, a dollar has the price of the row `mean_cost`. The cost weight is the quality of the most expensive
+        expert's price, so the discount on this share of the request counts in proportion.
+        """
+        prices, dual = self.registry.arm(expert).prices, self.assignment.duals.get("mean_cost", 0.0)
+        discount = prices.input - prices.cached
+        if discount <= 0 or not (dual or cost_weight) or not chat.characters:
+            return 0.0
+        characters = sum(len(message.text) for message in chat.messages[: newest_turn(chat.messages)[0]])
+        per_thousand_requests = characters / CHARACTERS_PER_TOKEN * discount / 1000
+        relative = characters / chat.characters * discount / self._highest_price
+        return dual * per_thousand_requests + cost_weight * relative
+
+    def assign(
+        self,
+        chat: Chat,
+        prediction: Prediction,
+        options: RequestOptions,
+        *,
+        previous: Previous = NO_PREVIOUS,
+    ) -> Decision:
+        """Decide, if declared with exploration, but never in a loop of tool calls. Changes no state."""
+        explores = self.registry.policy.exploration.rate > 0 and not previous.in_loop
         uniform = random.random() if explores else None  # noqa: S311 (no secret depends on it)
-        return self.decide(chat, prediction, options, previous=self.affinity.get(chat, options), uniform=uniform)
+        return self.decide(chat, prediction, options, previous=previous, uniform=uniform)
+
+    def assign_general(self, chat: Chat, options: RequestOptions) -> Decision:
+        """Decide on a request that passes through: as for a certain text of the category `general`."""
+        posterior = np.array([name == GENERAL for name in self.router.categories], dtype=np.float32)
+        return self.decide(chat, Prediction(posterior, "pass_through"), options)
 
     def decide(
         self,
@@ -150,7 +217,7 @@ class Composition:
         prediction: Prediction,
         options: RequestOptions,
         *,
-        previous: str | None = None,
+        previous: Previous = NO_PREVIOUS,
         uniform: float | None = None,
     ) -> Decision:
         """Call `coe.routing.decision.decide` with this composition's parts; same parameters and errors."""
@@ -193,9 +260,10 @@ class Composition:
         decision: Decision,
         options: RequestOptions,
         *,
-        text: str,
+        routed: RoutedText,
         prediction: Prediction,
         tenant: str | None,
+        previous: Previous = NO_PREVIOUS,
     ) -> tuple[Chat, Decision, RetrievalResult]:
         """Insert passages into the chat if the gate opens. Never fails.
 
@@ -207,12 +275,13 @@ class Composition:
         specs = [self.registry.arm(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
         context = min(spec.context_length for spec in specs)
         expert = self.registry.expert_names.index(first_expert(self.registry.arm(decision.expert)))
-        question = RetrievalRequest(chat, text, prediction, expert, context, tenant, options.retrieval)
+        question = RetrievalRequest(chat, routed.text, prediction, expert, context, tenant, options.retrieval)
         counted_on = retrieval.net_gain(prediction, options.retrieval) is not None
         chat_with_passages, result = await retrieval.retrieve(question)
         inserted = result.status in ("used", "withheld")
         if counted_on and not inserted and decision.reason in ("routed", "spilled", "fallback"):
-            decision = self.assign(chat, prediction, replace(options, retrieval="off"))
+            options = replace(options, retrieval="off")
+            decision = self.assign(chat, prediction, options, previous=previous)
         return chat_with_passages, decision, result
 
     async def call(
@@ -224,9 +293,13 @@ class Composition:
         deadline: float,
         attempts: Attempts,
         prediction: Prediction | None = None,
+        conversation: Conversation = NO_CONVERSATION,
+        previous: Previous = NO_PREVIOUS,
     ) -> RoutedReply:
         """Call the candidates in order until one sends a first chunk, before `deadline` (event loop clock).
 
+        In a loop of tool calls the expert is neither hedged nor replaced by its stand-in: another one is called only
+        if it fails.
         Counts into `attempts`. The `prediction` helps recipes to weigh answers. Raises an ExpertError or InvalidRequest
         if none answers.
         """
@@ -234,7 +307,8 @@ class Composition:
         if not self.recipes.keys().isdisjoint(decision.candidates):
             attempts.recipe_log = RecipeLog()
         order = one_arm_of_each_expert(decision.candidates, self.registry)
-        conversation = conversation_key(chat, options) if chat.messages else b""  # embeddings have no conversation
+        escalated = previous.escalated or decision.reason == "escalated"
+        stays = previous.in_loop and previous.expert == decision.expert
         call = Call(
             chat.fields,
             chat.stream,
@@ -242,9 +316,9 @@ class Composition:
             policy.stream_idle_timeout,
             api=chat.api,
             headers=options.forwarded_headers,
-            conversation=conversation,
+            conversation=conversation.prefix,
             category=decision.category,
-            stand_in=self.registry.arm(order[1]).expert_name if len(order) > 1 else "",
+            stand_in=self.registry.arm(order[1]).expert_name if len(order) > 1 and not stays else "",
             wake_deadline=min(deadline, asyncio.get_running_loop().time() + self.registry.wake_timeout),
             tenant=options.tenant or "",
             posterior=prediction.probabilities if prediction else None,
@@ -257,12 +331,11 @@ class Composition:
             max_attempts=policy.max_attempts,
             deadline=deadline,
             attempts=attempts,
-            hedge=policy.hedge,
+            hedge=policy.hedge and not stays,
         )
         if expert != decision.expert:
             decision = with_fallback(decision, expert, cause=attempts.causes.get(decision.expert, "hedged"))
-        if conversation:
-            self.affinity.put(chat, conversation, expert)
+        self.affinity.put(conversation, f"{expert}{ESCALATED_MARK}" if escalated else expert)
         return RoutedReply(decision, reply)
 
 

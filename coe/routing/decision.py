@@ -16,26 +16,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import (
-    NO_RECIPE,
-    OPTIONAL_CAPABILITIES,
-    UNDETERMINED,
-    Capability,
     Chat,
     Decision,
     Health,
     Prediction,
     Reason,
 )
-from coe.errors import Cause, InvalidRequest, ModelNotFound
-from coe.experts.variants import contradiction
+from coe.errors import Cause
 from coe.mapping import Assignment, expected_price, expected_utility
-from coe.registry import AUTO, ArmSpec, ExpertSpec, ExpertVariant, Policy, Registry
+from coe.registry import Policy, Registry
+from coe.routing.eligibility import eligible_arms, pinned_arm
 
-MAX_CHARACTERS_PER_TOKEN = 8
-"""No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
-_TRANSLATED_APIS = frozenset({"responses", "messages"})
-"""APIs that are translated for an expert with chat only."""
 _HEALTHY = Health()
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """The expert of a conversation's last answer, empty if it is unknown or there is none.
+
+    `continues`: the request has no topic of its own (`RoutedText.continues`), so the expert stays whatever the
+    utilities. `in_loop`: it has the results of tools that the answer called, so the expert stays also if overloaded.
+    `switching_cost` is the price of the prefix cache that another expert does not have, in expected quality.
+    `escalate_to` is the expert that continues a stuck session, else empty. `escalated`: the session was stuck before.
+    """
+
+    expert: str = ""
+    continues: bool = False
+    in_loop: bool = False
+    switching_cost: float = 0.0
+    escalate_to: str = ""
+    escalated: bool = False
+
+
+NO_PREVIOUS = Previous()
 
 
 def decide(
@@ -45,7 +58,7 @@ def decide(
     registry: Registry,
     assignment: Assignment,
     confidence_threshold: float = 0.0,
-    previous: str | None = None,
+    previous: Previous = NO_PREVIOUS,
     extra_price: NDArray[np.float64] | None = None,
     health_by_expert: Mapping[str, Health] = MappingProxyType({}),
     uniform: float | None = None,
@@ -56,9 +69,10 @@ def decide(
     Only eligible experts count, and arms of recipes with a measured quality; of these, those that speak the language,
     if any does. A pinned expert or recipe is selected whatever its health; `recipe` (`RequestOptions.recipe`) pins one
     too, or excludes all. The `previous` expert of a conversation stays, unless another one is better by more than
-    `sticky_margin`. Below the confidence threshold (declared, or else trained) the general expert is selected,
-    otherwise the expert of highest utility. An expert that is down is replaced (a fallback); an overloaded one is, if
-    the other is worse by at most `max_quality_loss`.
+    `sticky_margin` and the switching cost, and the request does not continue the task of the last answer. Below the
+    confidence threshold (declared, or else trained) the general expert is selected, otherwise the expert of highest
+    utility. An expert that is down is replaced (a fallback); an overloaded one is, if the other is worse by at most
+    `max_quality_loss`.
 
     `extra_price`, shape (n_experts,) in units of quality, is added to the plan's expected prices; it is negative where
     passages are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from
@@ -67,10 +81,10 @@ def decide(
     Raises ModelNotFound or InvalidRequest if no expert can take the request.
     """
     category, confidence = assignment.categories[prediction.best], prediction.confidence
-    if pinned := _pinned_arm(chat, registry, recipe):
+    if pinned := pinned_arm(chat, registry, recipe):
         return Decision(pinned, category, confidence, "pinned", (pinned,))
     utilities, prices = _utilities_and_prices(assignment, prediction, extra_price)
-    eligible = _with_language(_eligible(chat, registry, utilities, recipe), prediction.language, registry)
+    eligible = eligible_arms(chat, registry, utilities, recipe, language=prediction.language)
     if registry.variants:
         utilities = _with_experts_of_variants(utilities, eligible, registry)
     policy = registry.policy
@@ -78,7 +92,9 @@ def decide(
     general = registry.general_expert if confidence < threshold else None
     candidates = _Candidates.of(eligible, utilities, health_by_expert)
     expert, reason = _select(candidates, policy, previous=previous, general=general)
-    propensity, avoided = 1.0, _avoided(candidates, policy, previous=previous, general=general)
+    propensity, avoided = 1.0, ""
+    if reason != "escalated":
+        avoided = _avoided(candidates, policy, previous=previous, general=general)
     if avoided:
         reason = "fallback"
     if uniform is not None and reason == "routed":
@@ -135,169 +151,6 @@ def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
     return replace(decision, expert=expert, reason="fallback", fallback_from=first, cause=why)
 
 
-def _pinned_arm(chat: Chat, registry: Registry, recipe: str) -> str:
-    """Return the expert or arm that the request demands, empty if it demands none.
-
-    Raises ModelNotFound or InvalidRequest if it is unknown or cannot take the chat.
-    """
-    if chat.model == AUTO:
-        if recipe in ("", NO_RECIPE):
-            return ""
-        model = recipe
-        check_recipe(recipe, registry)
-    else:
-        model = chat.model
-        check_model(chat, registry)
-        if recipe not in ("", model) and not (recipe == NO_RECIPE and model in registry.single_names):
-            message = f"model {model!r} and x-coe-recipe {recipe!r} contradict each other: send model {AUTO!r}"
-            raise InvalidRequest(message, param="x-coe-recipe")
-    pinned = registry.arm_of_model[model]
-    spec = registry.arm(pinned)
-    if reason := ineligibility(chat, spec):
-        raise InvalidRequest(f"{reason}{_remedy(chat, [spec])}", param="model", code="no_capable_expert")
-    return pinned
-
-
-def _eligible(chat: Chat, registry: Registry, utilities: Mapping[str, float], recipe: str) -> list[str]:
-    """Return the names of the eligible experts and arms. Raises InvalidRequest if no expert can take the chat."""
-    eligible = _eligible_experts(chat, registry)
-    if registry.recipe_arms and recipe != NO_RECIPE:
-        eligible += _eligible_arms(chat, registry, utilities)
-    return _with_optional_capabilities(eligible, chat, registry) if chat.needs else eligible
-
-
-def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
-    """Return the names of the eligible experts. Raises InvalidRequest if none can take the chat."""
-    eligible = [spec.name for spec in registry.single_arms if not ineligibility(chat, spec)]
-    if not eligible:
-        reasons = "; ".join(ineligibility(chat, spec) for spec in registry.single_arms)
-        experts = sorted(registry.experts, key=lambda expert: expert.name != registry.general_expert)
-        message = f"no expert can take this request: {reasons}{_remedy(chat, experts)}"
-        raise InvalidRequest(message, code="no_capable_expert")
-    if chat.api == "embeddings" and len(eligible) > 1:
-        message = f"vectors of different models are not comparable: set model to one of {', '.join(eligible)}"
-        raise InvalidRequest(message, param="model", code="ambiguous_model")
-    if chat.api == "responses":
-        _check_stored_state(chat)
-    return eligible
-
-
-def _with_optional_capabilities(eligible: list[str], chat: Chat, registry: Registry) -> list[str]:
-    """Return those of the eligible that declare the optional capabilities of a chat, each as far as any does."""
-    for need in sorted(chat.needs & OPTIONAL_CAPABILITIES):
-        sufficient = {need, "json_schema"} if need == "json_object" else {need}
-        capabilities = {name: registry.arm(name).capabilities for name in eligible}
-        if any(need in found for found in capabilities.values()):
-            eligible = [name for name, found in capabilities.items() if not sufficient.isdisjoint(found)]
-    return eligible
-
-
-def _with_language(eligible: list[str], language: str, registry: Registry) -> list[str]:
-    """Return those of the eligible that speak the language; all if none does or it is not identified."""
-    if language in ("", UNDETERMINED):
-        return eligible
-    declared = {name: registry.arm(name).languages for name in eligible}
-    speaking = [name for name, languages in declared.items() if languages is None or language in languages]
-    return speaking or eligible
-
-
-def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
-    """Return the line of experts.yaml with which an expert could take a chat; empty if it lacks no capability."""
-    for spec in specs:
-        if isinstance(spec, ExpertSpec) and _missing_capabilities(chat, spec):
-            needed = ", ".join(sorted(spec.capabilities | (chat.needs - OPTIONAL_CAPABILITIES)))
-            return (
-                f". If its model supports this, say so in experts.yaml: add `capabilities: [{needed}]` to the expert "
-                f"{spec.expert_name!r}{'' if len(specs) == 1 else ' or another'}"
-            )
-    return ""
-
-
-def _check_stored_state(chat: Chat) -> None:
-    """Raise InvalidRequest for a chat that depends on state that an earlier answer stored on one server."""
-    for name in ("previous_response_id", "conversation"):
-        if chat.fields.get(name):
-            message = f"{name} is known to one expert only: write its name as model (the model of the earlier answer)"
-            raise InvalidRequest(message, param="model")
-
-
-def _eligible_arms(chat: Chat, registry: Registry, utilities: Mapping[str, float]) -> list[str]:
-    """Return the eligible arms of recipes whose quality was measured for the category."""
-    if single_expert_reason(chat):
-        return []
-    return [
-        arm.name
-        for arm in registry.recipe_arms
-        if utilities.get(arm.name, -np.inf) > -np.inf and not ineligibility(chat, arm)
-    ]
-
-
-def check_model(chat: Chat, registry: Registry) -> None:
-    """Raise ModelNotFound for a model name that is not declared."""
-    if chat.model != AUTO and chat.model not in registry.arm_of_model:
-        raise ModelNotFound(
-            f"the model {chat.model!r} does not exist here; known: {', '.join(registry.listed_models)}. For clients "
-            "with a fixed model name, declare an alias in experts.yaml, such as aliases: {gpt-*: auto}",
-            param="model",
-        )
-
-
-def check_recipe(recipe: str, registry: Registry) -> None:
-    """Raise ModelNotFound for a value of x-coe-recipe that names no recipe."""
-    names = [one.name for one in registry.declared_recipes]
-    if recipe not in (*names, *(arm.name for arm in registry.recipe_arms)):
-        known = ", ".join((NO_RECIPE, *names))
-        raise ModelNotFound(f"the recipe {recipe!r} does not exist here; known: {known}", param="x-coe-recipe")
-
-
-def single_expert_reason(chat: Chat) -> str:
-    """Return why a chat goes to single experts only; empty if a recipe can take it."""
-    if chat.api != "chat":
-        return f"recipes do not support the {chat.api} API"
-    fields = chat.fields
-    if (choices := fields.get("n")) is not None and choices != 1:
-        return "recipes give one answer, not n"
-    if fields.get("logprobs") or fields.get("top_logprobs"):
-        return "recipes give no log probabilities"
-    modalities = fields.get("modalities")
-    if fields.get("audio") or (isinstance(modalities, list) and "audio" in modalities):
-        return "recipes give no audio"
-    return ""
-
-
-def _missing_capabilities(chat: Chat, spec: ExpertSpec | ArmSpec) -> frozenset[Capability]:
-    """Return the capabilities that an expert must have for a chat and does not declare."""
-    return chat.needs - spec.capabilities - OPTIONAL_CAPABILITIES if chat.needs else chat.needs
-
-
-def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
-    """Return why an expert or arm cannot take a chat; empty if it can."""
-    if isinstance(spec, ArmSpec):
-        if reason := single_expert_reason(chat):
-            return f"{spec.name}: {reason}"
-        if reason := next(filter(None, (_contradicted(chat, member) for member in spec.members)), ""):
-            return reason
-    elif chat.api not in spec.supported_apis and not (chat.api in _TRANSLATED_APIS and "chat" in spec.supported_apis):
-        return f"{spec.name} does not support the {chat.api} API"
-    elif reason := _contradicted(chat, spec):
-        return reason
-    if missing := _missing_capabilities(chat, spec):
-        return f"{spec.name} has no {', no '.join(sorted(missing))}"
-    if chat.characters > spec.context_length * MAX_CHARACTERS_PER_TOKEN:
-        return (
-            f"{spec.name} has a context of {spec.context_length} tokens and the chat has {chat.characters} characters"
-        )
-    return ""
-
-
-def _contradicted(chat: Chat, spec: ExpertSpec) -> str:
-    """Return why a variant cannot take a chat that sets one of its parameters otherwise; empty if it can."""
-    if not isinstance(spec, ExpertVariant) or not (field := contradiction(chat, spec)):
-        return ""
-    remedy = f"leave {field} out of the request, or request {spec.variant_of!r}"
-    return f"{spec.name} sets {field} to another value than the request; {remedy}"
-
-
 @dataclass(frozen=True, slots=True)
 class _Candidates:
     """The eligible experts by `utility`.
@@ -334,18 +187,20 @@ def _one_arm_of_each_recipe(order: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(by_recipe.values())
 
 
-def _select(
-    candidates: _Candidates, policy: Policy, *, previous: str | None, general: str | None
-) -> tuple[str, Reason]:
+def _select(candidates: _Candidates, policy: Policy, *, previous: Previous, general: str | None) -> tuple[str, Reason]:
     """Return the selected expert and the reason. `general` is None unless the request is uncertain."""
     utility, free = candidates.utility, candidates.free
+    if previous.escalate_to in candidates.selectable:
+        return previous.escalate_to, "escalated"
     expert, reason = _prefer(candidates.selectable, utility, policy, previous=previous, general=general)
+    if previous.in_loop and reason == "sticky":
+        return expert, reason
     if expert not in free and free and utility[expert] - utility[free[0]] <= policy.max_quality_loss:
         return free[0], "spilled"
     return expert, reason
 
 
-def _avoided(candidates: _Candidates, policy: Policy, *, previous: str | None, general: str | None) -> str:
+def _avoided(candidates: _Candidates, policy: Policy, *, previous: Previous, general: str | None) -> str:
     """Return the expert that would be preferred if all were up, if it is down and another one is up; else ""."""
     if len(candidates.selectable) == len(candidates.ranked):
         return ""
@@ -360,13 +215,15 @@ def _prefer(
     utility: Mapping[str, float],
     policy: Policy,
     *,
-    previous: str | None,
+    previous: Previous,
     general: str | None,
 ) -> tuple[str, Reason]:
     """Return the preferred expert among `ranked`, regardless of its load, and the reason."""
     best = ranked[0]
-    if previous in ranked and (general or utility[best] - utility[previous] <= policy.sticky_margin):
-        return previous, "sticky"
+    if previous.expert in ranked:
+        loss = utility[best] - utility[previous.expert]
+        if previous.continues or general or loss <= policy.sticky_margin + previous.switching_cost:
+            return previous.expert, "sticky"
     return (general, "uncertain") if general in ranked else (best, "routed")
 
 

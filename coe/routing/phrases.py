@@ -6,6 +6,7 @@ characters.
 
 from __future__ import annotations
 
+import math
 import re
 
 MAX_CHARACTERS = 600
@@ -14,6 +15,12 @@ MIN_TOPIC_WORDS = 2
 """Words with a meaning of their own from which on a request is understood without its context."""
 MIN_UNSPACED_CHARACTERS = 5
 """Length from which on a run of Chinese, Japanese or Thai characters counts as several words."""
+UNSPACED_WORD_CHARACTERS = 3
+"""Characters of such a run that count as one word."""
+MAX_OWN_WORDS = 4
+"""Words with a meaning of their own that count towards a new topic."""
+TOPIC_SCORE = 5.17
+"""Score from which on a request opens a topic, at a probability of 0.7."""
 MAX_COURTESY_CHARACTERS = 80
 MIN_LONG_NUDGE_WORDS = 12
 MAX_FOREIGN_SHARE = 0.12
@@ -21,6 +28,8 @@ MAX_FOREIGN_SHARE = 0.12
 
 _WORD = re.compile(r"[^\W\d_]+")
 _FORMULA = re.compile(r"\w\s{0,2}[=+*/^]\s{0,2}\d|\d\s{0,2}[-+*/^=]\s{0,2}\w")
+_NAME = re.compile(r"\d|(?<=[a-z,;:] )[A-Z][a-z]+|(?<=[a-z] )[A-Z]{2,}")
+"""A number, or a word with a capital letter within a sentence."""
 _UNSPACED = re.compile(rf"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]{{{MIN_UNSPACED_CHARACTERS}}}")
 
 
@@ -70,6 +79,32 @@ _PROCESS_WORDS = _words("""
     """)
 """Words about carrying on with a task, as a user or an agent's harness writes them between two steps."""
 
+_ANSWER_WORDS = _words("""
+    abbreviation abstract advantages advice advocate agree almost altro always ambiguous analogy andere anderes
+    angle apologise apply argue auch autre autrement average background ballpark based basically basics beginner
+    beginners beginning beispiel big bigger bold boring boss breve brief briefly brutally budget capital case
+    clarify clearer cliché close colleague combine commas compare comprends compromise concentrate concrete
+    conditions confident confused confusing connects cons context contradict contradicts convincing copy
+    correction corto court critic curto cut darker das decided deeper define depends depth der deuxième die
+    difference different differently difficult direct disadvantages disagree disagrees disclaimer downsides drags
+    drop du earlier easier effort ein eine einfacher ejemplo elaborate elsewhere emoji emojis ending enough
+    enthusiasm entiendo esempio essential essentials est estimate everyday exact except exemple expand expert far
+    favor figures fit flow focus formal formatting former fresh friend friendlier front funnier funny geht genauer
+    gist graag halfway heading headings helpful helps highlight honest honestly hurry hype ideas idiot illustrate
+    imagine including informal interesting intro introduction ist je joke kannst key kidding korter kürzer la
+    latter le learn leave lecture left length les letter lighter little lost made mais mal match matter matters
+    max meant meglio mejor melhor mentioned merge metaphor middle minimum minute mistake más ne necessary nice
+    nicht noch number numbers often oops opening opinion order original otro page pages parte partie pas people
+    perfecto perspective pick picture più plain plus pode polish por possible pourquoi practice preamble precise
+    prefer pros puedes puoi quick quiz quotes qué readable reading realistically reasoning recap recommend
+    recommendation reicht related repeating rephrase replace rest revert revisit robotic roughly round said saying
+    send serious sicher side simplify skip slow slowly somewhere sound sounds special specific spice split stiff
+    stronger style suggestion suggestions suppose surprise swap tad takeaway technical term terms theory tighten
+    time times tips title told tone top trick tried trop typo un unclear undo une useless vague verstehe von vorne
+    warum watch weak weakest wording worse worst worth zoom última ещё короче пожалуйста почему пример
+    """)
+"""Words about an answer: its tone, length, parts and alternatives, as in "make the ending less formal"."""
+
 _INSTRUCTIONS = _words("""
     add analyse analyze answer arrange brainstorm build calculate change check classify clean compare complete compose
     compute continue convert correct count create critique debug define delete deploy derive describe design detect
@@ -88,9 +123,14 @@ _TRANSLATIONS = _words(
     "translate übersetze übersetz traduis traduisez traduire traduce traduzca traducir traduci traduza vertaal"
 )
 _POINTERS = _words("this that it these those them")
+_REFERENCES = _POINTERS | _words("""
+    its one ones other others same again more less first second third last previous above before former latter
+    """)
+"""Words that refer to what was said before."""
 _COURTESIES = _words("please can could would will you i want need to help me kindly now hey hi hello bitte")
 _TOPICLESS = _FUNCTION_WORDS | _HANDLING_WORDS
 _NUDGING = _TOPICLESS | _PROCESS_WORDS
+_CONTEXTUAL = _NUDGING | _ANSWER_WORDS
 
 
 def has_topic(text: str) -> bool:
@@ -103,6 +143,26 @@ def has_topic(text: str) -> bool:
     text = text[:MAX_CHARACTERS].lower()
     words = set(_WORD.findall(text)) - _NUDGING
     return len(words) >= MIN_TOPIC_WORDS or any(found.search(text) for found in (_FORMULA, _UNSPACED))
+
+
+def opens_topic(text: str, general: float) -> bool:
+    """True if the newest request of a conversation has a topic of its own, so that its context does not matter.
+
+    `general` is the probability of the category `general` for the request alone. The weights are those of a logistic
+    regression on conversations whose topic changed or did not (docs/experiments/topic-changes.md).
+    """
+    text = text[:MAX_CHARACTERS]
+    words = set(_WORD.findall(text.lower()))
+    if not words:
+        return False
+    own = sum(
+        max(1, len(word) // UNSPACED_WORD_CHARACTERS) if _UNSPACED.match(word) else 1 for word in words - _CONTEXTUAL
+    )
+    has_name = any(found[0].lower() not in _CONTEXTUAL for found in _NAME.finditer(text))
+    references = len(words & _REFERENCES) / len(words)
+    bounded = min(max(general, 0.001), 0.999)
+    score = 2.05 * min(own, MAX_OWN_WORDS) + 2.75 * has_name - 5.3 * references
+    return score - 0.17 * math.log(bounded / (1 - bounded)) > TOPIC_SCORE
 
 
 def refers_to_context(text: str) -> bool:

@@ -15,7 +15,8 @@ from coe.errors import NotClassified
 from coe.records.record import RoutingRecord
 from coe.registry import AUTO
 from coe.routing.composition import Composition
-from coe.routing.decision import MAX_CHARACTERS_PER_TOKEN
+from coe.routing.decision import NO_PREVIOUS, Previous
+from coe.routing.eligibility import MAX_CHARACTERS_PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDec
     Raises NotClassified if the request ended before classification, and the errors of `decide`.
     """
     if not record.probabilities:
-        raise NotClassified(f"request {record.request_id} ended before it had a category ({record.outcome})")
+        raise NotClassified(f"the router did not classify request {record.request_id} ({record.outcome})")
     chat = _logged_chat(record)
     if record.prompt is not None:
         source: Literal["prompt", "posterior"] = "prompt"
@@ -45,7 +46,7 @@ async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDec
     else:
         source, prediction = "posterior", _logged_prediction(composition, record)
     options = RequestOptions(cost_weight=record.cost_weight, retrieval="off" if record.retrieval == "off" else "auto")
-    previous = record.candidates[0] if record.reason == "sticky" else None
+    previous = Previous(record.candidates[0], continues=True) if record.reason == "sticky" else NO_PREVIOUS
     return ReplayedDecision(source, prediction, composition.decide(chat, prediction, options, previous=previous))
 
 

@@ -7,10 +7,11 @@ system prompt if the request says little, and bounds the length. `message_parts`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from coe.core import Chat
+from coe.routing.conversation import newest_turn
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, MessageParts, split_message
 from coe.routing.phrases import has_topic, is_instruction, is_nudge, refers_to_context
 
@@ -25,6 +26,8 @@ MIN_USER_CHARACTERS = 40
 MAX_MATERIAL_CHARACTERS = 1200
 """Length of the material of a request without a topic, such as "summarise this". With one, the material is left out:
 even 100 characters of it decided most predictions."""
+TOOL_ROLES = ("tool", "function")
+"""Roles of messages with the result of a tool."""
 MAX_LEFT_OUT = 40
 """Parts that are reported, of the newest messages first."""
 MAX_NEWEST_TURNS, MAX_OLDEST_TURNS = 40, 10
@@ -74,10 +77,22 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class RoutedText:
-    """The text for the router, about 5,000 characters at most, and what it leaves out."""
+    """The text for the router, about 5,000 characters at most, and what it leaves out.
+
+    `newest` are the requests since the last answer alone, with the material that they are about; empty if there is no
+    answer or no request since. `continues` is true if the newest turn has no topic of its own, so that it continues the
+    task of the last answer. `in_loop` is true if the turn has results of tools that the last answer called.
+    """
 
     text: str
     left_out: tuple[LeftOut, ...] = ()
+    newest: str = ""
+    continues: bool = False
+    in_loop: bool = False
+
+    def of_topic(self, *, opens: bool) -> RoutedText:
+        """Return the text for a newest request that opens a topic, which is routed alone, or does not."""
+        return replace(self, text=self.newest) if opens else replace(self, continues=True)
 
 
 NO_TEXT = RoutedText("")
@@ -95,6 +110,8 @@ def read_request(chat: Chat) -> RoutedText:
     left_out: list[LeftOut] = []
     limit = next(limits)
     turns = _user_turns(chat)
+    newest, end = newest_turn(chat.messages)
+    count = 0
     for index in turns:
         text = chat.messages[index].text
         parts = split_message(text)
@@ -107,6 +124,8 @@ def read_request(chat: Chat) -> RoutedText:
             for cut in parts.cuts
         ]
         texts += [shorten(parts.request, limit), material] if material else [shorten(parts.request, limit)]
+        if index >= newest > 0:
+            count = len(texts)
         if (limit := next(limits, 0)) == 0:
             break
     if not texts:
@@ -114,7 +133,14 @@ def read_request(chat: Chat) -> RoutedText:
     if sum(map(len, texts)) < MIN_USER_CHARACTERS and _needs_system_prompt("\n".join(texts)):
         system = [message for message in chat.messages[:1] if message.role != "user"]
         texts += [message.text[:MAX_SYSTEM_PROMPT_CHARACTERS] for message in system]
-    return RoutedText("\n".join(text for text in texts if text), tuple(left_out[:MAX_LEFT_OUT]))
+    in_loop = newest > 0 and any(message.role in TOOL_ROLES for message in chat.messages[newest:end])
+    return RoutedText(
+        "\n".join(text for text in texts if text),
+        tuple(left_out[:MAX_LEFT_OUT]),
+        "" if in_loop else "\n".join(texts[:count]),
+        in_loop or (newest > 0 and not count),
+        in_loop,
+    )
 
 
 def _needs_system_prompt(text: str) -> bool:

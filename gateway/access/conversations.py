@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Self
 
@@ -25,13 +25,22 @@ WRITE_DELAY_SECONDS = 0.05
 """Delay until an answer that began here is known to the other gateways."""
 EXPIRY_SECONDS = 3600
 """Seconds that a silent conversation is remembered: prefix caches forget it sooner. About 130 bytes each in Redis."""
+SUPERSEDED_EXPIRY_SECONDS = 300
+"""The same for an answer that the conversation went on from: it is looked up only to regenerate the next one."""
 MAX_PENDING_WRITES = 10_000
-"""Conversations that wait to be written; the oldest are dropped."""
+"""Entries that wait to be written; the oldest are dropped."""
 EXCHANGE_TIMEOUT_SECONDS = 1.0
 """Time limit of one exchange with Redis, connecting included."""
 RETRY_SECONDS = 1.0
 """Interval of attempts to reach a Redis that is down."""
-_SET_ALL = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'EX', ARGV[1]) end"
+_SUPERSEDED = ""
+"""Value of a pending write that only shortens the life of an entry."""
+_WRITE_ALL = """
+for i, key in ipairs(KEYS) do
+  if ARGV[i + 2] == '' then redis.call('EXPIRE', key, ARGV[2])
+  else redis.call('SET', key, ARGV[i + 2], 'EX', ARGV[1]) end
+end
+"""
 """One command for all writes: the client library takes two to three times as long for one command each."""
 
 
@@ -54,7 +63,7 @@ class RedisAffinity:
         self._task_failed = task_failed
         self._redis = limits_client(url)
         self._writes: dict[bytes, str] = {}
-        self._lookups: dict[bytes, asyncio.Future[str | None]] = {}
+        self._lookups: dict[tuple[bytes, ...], asyncio.Future[str | None]] = {}
         self._wake = asyncio.Event()
         self._write_scheduled = self._unavailable = False
         self._task: asyncio.Task[None] | None = None
@@ -74,23 +83,26 @@ class RedisAffinity:
             await self._exchange()
         await self._redis.aclose()
 
-    def publish(self, key: bytes, expert: str) -> None:
-        self._writes.pop(key, None)
-        self._writes[key] = expert
-        if len(self._writes) > MAX_PENDING_WRITES:
+    def publish(self, keys: Sequence[bytes], expert: str, *, superseded: Sequence[bytes] = ()) -> None:
+        """Store the expert under these keys. The `superseded` keys are needed for a short time only."""
+        for key, value in (*((key, _SUPERSEDED) for key in superseded), *((key, expert) for key in keys)):
+            self._writes.pop(key, None)
+            self._writes[key] = value
+        while len(self._writes) > MAX_PENDING_WRITES:
             del self._writes[next(iter(self._writes))]
         if not self._write_scheduled:
             self._write_scheduled = True
             asyncio.get_running_loop().call_later(WRITE_DELAY_SECONDS, self._wake.set)
 
-    async def lookup(self, key: bytes) -> str | None:
-        """The expert of that conversation; None if unknown, or if Redis does not reply within
+    async def lookup(self, keys: Sequence[bytes]) -> str | None:
+        """The expert of the first key that is known; None if none is, or if Redis does not reply within
         LOOKUP_TIMEOUT_SECONDS."""
         if self._unavailable:
             return None
-        if key not in self._lookups:
-            self._lookups[key] = asyncio.get_running_loop().create_future()
-        reply = self._lookups[key]
+        wanted = tuple(keys)
+        if wanted not in self._lookups:
+            self._lookups[wanted] = asyncio.get_running_loop().create_future()
+        reply = self._lookups[wanted]
         self._wake.set()
         await asyncio.wait((reply,), timeout=LOOKUP_TIMEOUT_SECONDS)
         return reply.result() if reply.done() else None
@@ -110,10 +122,10 @@ class RedisAffinity:
         """Sends all pending writes and lookups. Does not fail."""
         writes, self._writes, self._write_scheduled = self._writes, {}, False
         lookups, self._lookups = self._lookups, {}
-        replies: Iterable[bytes | None] = ()
+        replies: Mapping[bytes, bytes | None] = {}
         try:
             async with asyncio.timeout(EXCHANGE_TIMEOUT_SECONDS):
-                replies = await self._send(writes, lookups)
+                replies = await self._send(writes, dict.fromkeys(key for keys in lookups for key in keys))
             if self._unavailable:
                 _log.warning("conversations: Redis is back")
             self._unavailable = False
@@ -122,23 +134,23 @@ class RedisAffinity:
                 _log.warning("conversations: %r; until Redis is back each gateway remembers its own", error)
             self._unavailable = True
         finally:
-            for reply, expert in zip(lookups.values(), replies, strict=False):
-                reply.set_result(None if expert is None else expert.decode(errors="replace"))
-            for reply in lookups.values():
+            for keys, reply in lookups.items():
+                expert = next(filter(None, (replies.get(key) for key in keys)), None)
                 if not reply.done():
-                    reply.set_result(None)
+                    reply.set_result(None if expert is None else expert.decode(errors="replace"))
 
-    async def _send(self, writes: Mapping[bytes, str], lookups: Iterable[bytes]) -> list[bytes | None]:
-        """One round trip. Returns the replies to the lookups, in order."""
-        pipeline, keys = self._redis.client.pipeline(transaction=False), [_redis_key(key) for key in lookups]
+    async def _send(self, writes: Mapping[bytes, str], lookups: Iterable[bytes]) -> dict[bytes, bytes | None]:
+        """One round trip. Returns the reply to each lookup."""
+        pipeline, keys = self._redis.client.pipeline(transaction=False), list(lookups)
         if writes:
-            pipeline.eval(_SET_ALL, len(writes), *map(_redis_key, writes), EXPIRY_SECONDS, *writes.values())
+            lifetimes = EXPIRY_SECONDS, SUPERSEDED_EXPIRY_SECONDS
+            pipeline.eval(_WRITE_ALL, len(writes), *map(_redis_key, writes), *lifetimes, *writes.values())
         if keys:
-            pipeline.mget(keys)
+            pipeline.mget(map(_redis_key, keys))
         else:  # otherwise nothing may be sent, and a Redis that is down would seem to be back
             pipeline.ping()
         replies = (await pipeline.execute())[-1]
-        return replies if keys else []
+        return dict(zip(keys, replies, strict=True)) if keys else {}
 
 
 def _redis_key(key: bytes) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 
 import orjson
 
-from coe.core import Api, Chat
+from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Chat
 from coe.errors import InvalidRequest
 from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
+from coe.experts.http.form import FormBody
 from gateway.dialects.parsing import ANSWER_COUNTS, TEXT_PARTS, prompts_of
 
 CHARACTERS_PER_TOKEN = 4
@@ -29,6 +30,9 @@ MAX_REFERENCE_CHARACTERS = 2000
 """Longest link, or name of a stored file."""
 AUDIO_CHARACTERS_PER_TOKEN = 2000
 """Characters of an audio file's base64 per token: OpenAI counts ten tokens a second, which are 16 kB of MP3."""
+
+AUDIO_BYTES_PER_TOKEN = 1500
+"""The same for the bytes of the file, of which base64 makes a third more."""
 
 _PROMPT_NAMES: Mapping[Api, str] = {"completions": "prompt", "embeddings": "input"}
 _PROMPT_FIELDS: Mapping[Api, tuple[str, ...]] = {
@@ -48,6 +52,8 @@ _AUDIO_TYPES = frozenset(("input_audio", "audio", "audio_url"))
 
 def input_tokens(chat: Chat) -> float:
     """Tokens of the whole input. Raises InvalidRequest for a body that is nested too deeply to be sent on."""
+    if chat.api in PASS_THROUGH_APIS:
+        return _passed_tokens(chat.fields)
     prompts = _prompts(chat)
     if prompts:  # `chat.characters` are those of the longest, which the context bounds
         suffix = chat.fields.get("suffix")
@@ -65,7 +71,7 @@ def input_tokens(chat: Chat) -> float:
 
 def output_tokens(chat: Chat) -> float:
     """The maximum that the request allows, for its `n` answers together."""
-    if chat.api == "embeddings":
+    if chat.api not in TEXT_APIS:
         return 0
     fields = chat.fields
     longest: float = max(
@@ -73,6 +79,11 @@ def output_tokens(chat: Chat) -> float:
     )
     answers: float = max([value for name in ANSWER_COUNTS if (value := fields.get(name)) is not None], default=1)
     return min(longest * answers * (len(_prompts(chat)) or 1), MAX_TOKEN_COUNT)
+
+
+def _passed_tokens(fields: Mapping[str, Any]) -> float:
+    """Tokens of a request that passes through: of a form, those of its files as audio."""
+    return fields.size / AUDIO_BYTES_PER_TOKEN if isinstance(fields, FormBody) else _json_tokens(dict(fields))
 
 
 def _prompts(chat: Chat) -> list[str | list[Any]]:

@@ -13,7 +13,7 @@ from coe.core import NO_RECIPE, Chat
 from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.experts.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import AUTO, Prices, RecipeSpec
-from coe.routing.decision import single_expert_reason
+from coe.routing.eligibility import single_expert_reason
 from gateway.access.estimate import CHARACTERS_PER_TOKEN
 from gateway.access.limits import Amounts
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from coe.core import Chat, RequestOptions
+from coe.core import TEXT_APIS, Chat, RequestOptions
 from coe.registry import CacheSpec
 from gateway.dialects.parsing import TEXT_PARTS
 
@@ -39,7 +39,7 @@ def is_cacheable(chat: Chat, options: RequestOptions, spec: CacheSpec) -> bool:
     """Return whether the request uses the cache. It parses nothing and reads each message once."""
     if not options.cache or options.session is not None or options.purpose is not None:
         return False
-    if chat.api == "embeddings" or chat.needs - _TEXT_NEEDS or chat.fields.get("modalities") not in _TEXT_ONLY:
+    if chat.api not in TEXT_APIS or chat.needs - _TEXT_NEEDS or chat.fields.get("modalities") not in _TEXT_ONLY:
         return False
     if spec.when == "deterministic" and not is_deterministic(chat):
         return False

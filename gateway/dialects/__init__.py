@@ -8,6 +8,7 @@ from typing import Protocol
 
 from coe.core import Api, Chat
 from coe.errors import RequestError
+from coe.experts.http import sse
 
 
 class Parse(Protocol):
@@ -26,3 +27,7 @@ class Dialect:
     error_body: Callable[[RequestError], bytes]
     error_event: Callable[[RequestError], bytes]
     """An error as the last event of a stream."""
+    keep_alive: bytes = sse.COMMENT
+    """What a silent stream carries; clients of the API ignore it."""
+    forms: bool = False
+    """True if a body may be a multipart form."""

@@ -37,7 +37,9 @@ def parse(body: bytes | bytearray, model: str = "") -> Chat:
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("messages must be a list of at least one message", param="messages")
-    parsed = [message_of(message, "messages", index, ROLES, needs) for index, message in enumerate(messages)]
+    parsed = [
+        message_of(message, "messages", index, ROLES, needs, "tool_call_id") for index, message in enumerate(messages)
+    ]
     return chat_of(fields, parsed, needs, api="chat", model=model)
 
 

@@ -10,9 +10,19 @@ from typing import Any
 import orjson
 
 from coe.core import Chat, Message
-from coe.errors import InvalidRequest, RequestError
+from coe.errors import InvalidRequest, RequestError, ThreadUnsupported
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import Needs, add_format_need, chat_of, fields_of, message_of, model_of, text_of, type_of
+from gateway.dialects.parsing import (
+    Needs,
+    add_format_need,
+    call_id_of,
+    chat_of,
+    fields_of,
+    message_of,
+    model_of,
+    text_of,
+    type_of,
+)
 from gateway.errors import status_of
 
 ROLES = ("user", "assistant", "system")
@@ -49,13 +59,15 @@ def _parse(body: bytes | bytearray, model: str = "") -> Chat:
 
 def error_body(error: RequestError) -> bytes:
     """Anthropic's error body."""
-    return refusal(status_of(error), str(error))
+    details = {"error_code": error.code} if isinstance(error, ThreadUnsupported) else None
+    return refusal(status_of(error), str(error), details)
 
 
-def refusal(status: int, message: str) -> bytes:
-    """Anthropic's error body for an HTTP status."""
+def refusal(status: int, message: str, details: dict[str, str] | None = None) -> bytes:
+    """Anthropic's error body for an HTTP status. `details` is for clients' code."""
     kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
+    error: dict[str, Any] = {"type": kind, "message": message}
+    return orjson.dumps({"type": "error", "error": error | {"details": details} if details else error})
 
 
 def _error_event(error: RequestError) -> bytes:
@@ -68,16 +80,18 @@ def _messages(message: Any, index: int, needs: Needs) -> list[Message]:
     if not isinstance(content, list):
         return [message_of(message, "messages", index, ROLES, needs)]
     path = f"messages[{index}].content"
-    results, own_blocks = [], []
+    results, own_blocks, call_id = [], [], ""
     for position, block in enumerate(content):
         if type_of(block, path, position) == "tool_result":
             results.append(text_of(block.get("content"), f"{path}[{position}].content", needs))
+            call_id = call_id or call_id_of(block, "tool_use_id")
         else:
             own_blocks.append(block)
     own = message_of({**message, "content": own_blocks}, "messages", index, ROLES, needs)
     if not results:
         return [own]
-    return [Message("tool", "\n".join(results)), *([own] if own.text else [])]
+    return [Message("tool", "\n".join(results), call_id), *([own] if own.text else [])]
 
 
-MESSAGES = Dialect("messages", _parse, error_body, _error_event)
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+MESSAGES = Dialect("messages", _parse, error_body, _error_event, keep_alive=PING)

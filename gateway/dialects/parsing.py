@@ -27,6 +27,8 @@ _PART_NEEDS: dict[str, Capability] = {
     "document": "files",
 }
 TEXT_PARTS = ("text", "input_text", "output_text")
+TOOL_ROLES = ("tool", "function")
+"""Roles of tool results, whatever their form in a dialect."""
 ANSWER_COUNTS = ("n", "best_of")
 """Fields that multiply the number of answers."""
 
@@ -54,6 +56,8 @@ def chat_of(
     """The routing view of a parsed body. `characters` defaults to those of all messages."""
     _check_counts(fields)
     messages = tuple(messages)
+    if "tools" not in needs and any(message.role in TOOL_ROLES for message in messages):
+        needs.add("tools")  # results of tools in a request without `tools`, such as one for a summary
     if characters is None:
         characters = sum([len(message.text) for message in messages])
     return Chat(model, messages, stream_of(fields), frozenset(needs), characters, fields, api)
@@ -96,18 +100,28 @@ def stream_of(fields: dict[str, Any]) -> bool:
     return stream
 
 
-def message_of(item: Any, field: str, index: int, roles: tuple[str, ...], needs: Needs) -> Message:
-    """The message at `field[index]`: a role and its content, which is text, a list of parts, or null."""
+def message_of(
+    item: Any, field: str, index: int, roles: tuple[str, ...], needs: Needs, call_field: str = ""
+) -> Message:
+    """The message at `field[index]`: a role and its content, which is text, a list of parts, or null. `call_field`
+    names the field with the id of the tool call that a message answers."""
     if isinstance(item, dict):
         role, content = item.get("role"), item.get("content")
         if role in roles:
+            call_id = call_id_of(item, call_field) if role == "tool" else ""
             if isinstance(content, str):
-                return Message(role, content)
-            return Message(role, text_of(content, f"{field}[{index}].content", needs))
+                return Message(role, content, call_id)
+            return Message(role, text_of(content, f"{field}[{index}].content", needs), call_id)
         path = f"{field}[{index}].role"
         raise InvalidRequest(f"{path} must be one of {', '.join(roles)}", param=path)
     path = f"{field}[{index}]"
     raise InvalidRequest(f"{path} must be an object with role and content", param=path)
+
+
+def call_id_of(item: dict[str, Any], field: str) -> str:
+    """The id of the tool call that an item answers; empty if it has none."""
+    call_id = item.get(field)
+    return call_id if isinstance(call_id, str) else ""
 
 
 def text_of(content: Any, path: str, needs: Needs) -> str:

@@ -12,7 +12,17 @@ import orjson
 from coe.core import Chat, Message
 from coe.errors import InvalidRequest, RequestError
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import Needs, add_format_need, chat_of, fields_of, message_of, model_of, text_of, type_of
+from gateway.dialects.parsing import (
+    Needs,
+    add_format_need,
+    call_id_of,
+    chat_of,
+    fields_of,
+    message_of,
+    model_of,
+    text_of,
+    type_of,
+)
 from gateway.errors import body_of
 
 ROLES = ("system", "developer", "user", "assistant")
@@ -23,7 +33,11 @@ TOOL_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 def _parse(body: bytes | bytearray, model: str = "") -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
-    fields = fields_of(body)
+    return read(fields_of(body), model=model)
+
+
+def read(fields: dict[str, Any], model: str = "") -> Chat:
+    """The routing view of a parsed body. Raises InvalidRequest that names the field."""
     model = model or model_of(fields)
     if fields.get("background"):
         raise InvalidRequest("background answers could not be fetched later: leave background out", param="background")
@@ -61,11 +75,18 @@ def _messages(fields: dict[str, Any], needs: Needs) -> list[Message]:
 
 
 def _message(item: Any, index: int, needs: Needs) -> Message | None:
-    """The message or tool output of an item; None for other items: calls, reasoning, references."""
+    """The message, tool call or tool output of an item; None for other items.
+
+    A call is an empty message of the assistant. So are reasoning, and a reference to an earlier item of an answer.
+    """
     if isinstance(item, dict) and item.get("type", "message") == "message":
         return message_of(item, "input", index, ROLES, needs)
-    if type_of(item, "input", index) in TOOL_OUTPUTS:
-        return Message("tool", text_of(item.get("output"), f"input[{index}].output", needs))
+    kind = type_of(item, "input", index)
+    if kind.endswith("_call_output"):
+        text = text_of(item.get("output"), f"input[{index}].output", needs) if kind in TOOL_OUTPUTS else ""
+        return Message("tool", text, call_id_of(item, "call_id"))
+    if kind.endswith("_call") or kind in ("reasoning", "item_reference"):
+        return Message("assistant", "")
     return None
 
 

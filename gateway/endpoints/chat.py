@@ -22,10 +22,18 @@ from gateway.request.line import DEPLOYMENT, Line
 
 
 def _line(parts: Parts, *, dialect: Dialect) -> Line:
-    return Line(parts.current, dialect=dialect, observers=parts.observers, tracing=parts.tracing, cache=parts.cache)
+    stored = parts.stored if dialect is RESPONSES else None
+    return Line(
+        parts.current,
+        dialect=dialect,
+        observers=parts.observers,
+        tracing=parts.tracing,
+        cache=parts.cache,
+        stored=stored,
+    )
 
 
-def _operation(
+def line_operation(
     name: str,
     summary: str,
     dialect: Dialect,
@@ -35,6 +43,7 @@ def _operation(
     streams: bool = True,
     also: tuple[str, ...] = (),
 ) -> Operation:
+    """An operation that a Line serves in this dialect."""
     content: dict[str, Schema] = {JSON: ref(f"{name}Response")} | ({EVENTS: TEXT} if streams else {})
     line: Callable[[Parts], Line] = partial(_line, dialect=dialect)
     return Operation(
@@ -54,23 +63,23 @@ def _operation(
     )
 
 
-def _azure(name: str) -> tuple[str, ...]:
+def azure_paths(name: str) -> tuple[str, ...]:
     """Paths of Azure OpenAI's clients: the v1 form, and the one with the model as deployment."""
     return f"/openai/v1/{name}", f"/openai/deployments/{{{DEPLOYMENT}:path}}/{name}"
 
 
 OPERATIONS = (
-    _operation("Chat", "OpenAI's Chat Completions", CHAT, also=_azure("chat/completions")),
-    _operation("Completion", "OpenAI's legacy Completions", COMPLETIONS, also=_azure("completions")),
-    _operation("Responses", "OpenAI's Responses", RESPONSES, also=("/openai/v1/responses", "/openai/responses")),
-    _operation(
+    line_operation("Chat", "OpenAI's Chat Completions", CHAT, also=azure_paths("chat/completions")),
+    line_operation("Completion", "OpenAI's legacy Completions", COMPLETIONS, also=azure_paths("completions")),
+    line_operation("Responses", "OpenAI's Responses", RESPONSES, also=("/openai/v1/responses", "/openai/responses")),
+    line_operation(
         "Messages",
         "Anthropic's Messages",
         MESSAGES,
         request_headers=CALL_HEADERS + ANTHROPIC_HEADERS,
         error="AnthropicError",
     ),
-    _operation("Embeddings", "OpenAI's Embeddings", EMBEDDINGS, streams=False, also=_azure("embeddings")),
+    line_operation("Embeddings", "OpenAI's Embeddings", EMBEDDINGS, streams=False, also=azure_paths("embeddings")),
 )
 
 

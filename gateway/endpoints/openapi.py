@@ -50,6 +50,11 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-coe-variant": ("Variant", "The variant of the expert that answers, where it is one.", TEXT),
     "x-coe-steps": ("Steps", "Number of steps of the recipe that began.", {"type": "integer", "minimum": 1}),
     "x-coe-calls": ("Calls", "Number of calls of the recipe to experts.", {"type": "integer", "minimum": 1}),
+    "x-coe-dropped": (
+        "Dropped",
+        "Types of tools and items of the request that have no counterpart in the API of the expert's server.",
+        TEXT,
+    ),
     "x-coe-cache": (
         "Cache",
         "Whether the answer is from the cache, where the request uses it.",
@@ -180,7 +185,8 @@ def _entry(one: Operation, keys: bool) -> Schema:
         entry["parameters"] = parameters
     if one.body is not None:
         name = one.body if isinstance(one.body, str) else one.body.__name__
-        entry["requestBody"] = {"required": True, "content": {JSON: {"schema": ref(name)}}}
+        content = {media_type: {"schema": ref(name)} for media_type in one.body_types}
+        entry["requestBody"] = {"required": True, "content": content}
     if keyed:  # OpenAPI 3.1 has the roles that are required here, whatever the scheme
         roles = [] if one.scope == "any_key" else [one.scope]
         entry["security"] = [{"bearer": roles}, {"apiKey": roles}, {"azureKey": roles}]

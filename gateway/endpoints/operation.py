@@ -106,6 +106,8 @@ class Operation:
     scope: Authorization = "admin"
     body: type[BaseModel] | str | None = None
     """The model of the request body, or the name of its schema component."""
+    body_types: tuple[str, ...] = (JSON,)
+    """Media types of the body."""
     query: type[BaseModel] | None = None
     """The model of the query string."""
     request_headers: tuple[str, ...] = ()

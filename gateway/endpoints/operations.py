@@ -14,7 +14,17 @@ from starlette.routing import Route
 from coe.core import Scope
 from coe.errors import RequestError
 from coe.registry import Registry
-from gateway.endpoints import chat, documents, feedback, health, models, openapi, route
+from gateway.endpoints import (
+    chat,
+    documents,
+    feedback,
+    health,
+    models,
+    openapi,
+    pass_through,
+    route,
+    stored_responses,
+)
 from gateway.endpoints.admin import artifacts, experts, mapping, records, stats
 from gateway.endpoints.chat import CHAT_SCHEMAS
 from gateway.endpoints.operation import OBJECT, Operation, Schema, json_response, operation, operations_of
@@ -44,7 +54,16 @@ def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | None) -
     return answer
 
 
-_SCHEMAS: Schema = CHAT_SCHEMAS | route.SCHEMAS | feedback.SCHEMAS | documents.SCHEMAS | models.SCHEMAS | health.SCHEMAS
+_SCHEMAS: Schema = (
+    CHAT_SCHEMAS
+    | pass_through.SCHEMAS
+    | route.SCHEMAS
+    | feedback.SCHEMAS
+    | documents.SCHEMAS
+    | models.SCHEMAS
+    | health.SCHEMAS
+    | stored_responses.SCHEMAS
+)
 
 
 class OpenApi:
@@ -66,9 +85,10 @@ class OpenApi:
 _RESOURCES: tuple[type, ...] = (
     *(documents.Documents, stats.Stats, stats.Status, records.Records, mapping.Map, artifacts.Artifacts),
     *(experts.Experts, experts.Onboarding, models.Models, health.Health, OpenApi),
+    stored_responses.StoredResponses,
 )
 OPERATIONS: tuple[Operation, ...] = (
-    *(*chat.OPERATIONS, *route.OPERATIONS, *feedback.OPERATIONS),
+    *(*chat.OPERATIONS, *pass_through.OPERATIONS, *route.OPERATIONS, *feedback.OPERATIONS),
     *(one for resource in _RESOURCES for one in operations_of(resource)),
 )
 

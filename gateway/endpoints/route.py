@@ -20,7 +20,8 @@ from coe.core import Chat, Decision, Prediction, RequestOptions
 from coe.errors import CAUSES
 from coe.registry import Registry
 from coe.routing.composition import Composition
-from coe.routing.decision import check_model
+from coe.routing.conversation import read_conversation
+from coe.routing.eligibility import check_model
 from coe.routing.request_text import REASONS, RoutedText
 from gateway.access.estimate import input_tokens
 from gateway.dialects.chat import CHAT
@@ -71,8 +72,9 @@ class _Decisions:
     async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
         routed, prediction = await composition.classify(chat, options.tenant)
-        await composition.affinity.refresh(chat, options)
-        decision = composition.assign(chat, prediction, options)
+        conversation = read_conversation(chat, options)
+        previous = await composition.find_previous(chat, conversation, routed, options)
+        decision = composition.assign(chat, prediction, options, previous=previous)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
         explained = await self._explainer.explain(composition, routed, prediction, decision) if options.explain else {}
         return {

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 from typing import Any
 from urllib.parse import urlsplit
 
-from coe.core import Api
+from coe.core import PASS_THROUGH_APIS, Api
 from coe.registry import ExpertSpec
 from coe.routing.composition import first_expert
 
@@ -39,8 +39,14 @@ PATHS: dict[Api, str] = {
     "responses": "/v1/responses",
     "messages": "/v1/messages",
     "embeddings": "/v1/embeddings",
+    **{api: f"/v1/{api}" for api in PASS_THROUGH_APIS},
+    "tokenize": "/tokenize",
 }
-_OPERATIONS: dict[Api, str] = {"completions": "text_completion", "embeddings": "embeddings"}
+_OPERATIONS: dict[Api, str] = {
+    "completions": "text_completion",
+    "embeddings": "embeddings",
+    **{api: api for api in PASS_THROUGH_APIS},
+}
 """All others are `chat`."""
 
 

@@ -151,6 +151,7 @@ def check_reloadable(old: Registry, new: Registry) -> None:
             ("artifacts", old.artifacts, new.artifacts),
             ("access.counters", old.access.counters, new.access.counters),
             ("cache.store", old.cache and old.cache.store, new.cache and new.cache.store),
+            ("stored_responses", old.stored_responses, new.stored_responses),
             ("cache.max_bytes", old.cache and old.cache.max_bytes, new.cache and new.cache.max_bytes),
         )
         if previous != after

@@ -218,13 +218,13 @@ class ActiveRequest:
             if kind is asyncio.CancelledError:
                 raise self._take_reason() from None
 
-    async def admit(self, scope: Scope, receive: Receive) -> bytes | bytearray:
-        """Read the body, then wait for a permit. In this order, because a body that never comes must not hold a
-        permit, and a client that leaves is noticed only after its body. Raises what `read_json_body` does, or
-        Overloaded."""
+    async def admit(self, scope: Scope, receive: Receive, *, forms: bool = False) -> bytes | bytearray:
+        """Read the body, which may be a form with `forms`, then wait for a permit. In this order, because a body that
+        never comes must not hold a permit, and a client that leaves is noticed only after its body. Raises what
+        `read_json_body` does, or Overloaded."""
         limits = self._admission.limits
         size, values = int(limits.max_body_mb * 2**20), limits.max_json_values
-        body = await read_json_body(scope, receive, limit=size, max_values=values, reservation=self)
+        body = await read_json_body(scope, receive, limit=size, max_values=values, reservation=self, forms=forms)
         self._admission.body_arrived(self)
         self.deadline = self._started + self._timeout
         self._watcher = self._loop.create_task(self._watch(receive))

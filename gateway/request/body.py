@@ -151,6 +151,23 @@ class JsonScan:
         self.values += commas + CONTAINER_WEIGHT * (len(structure) - commas)
 
 
+class FormScan:
+    """Counts the bytes of a form, which is held as it arrived and once more as it is sent."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    @property
+    def memory(self) -> int:
+        return INITIAL_COPIES * self.size
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Count the next bytes."""
+        self.size += len(data)
+
+
 def _width(window: bytes, *, escapes: bool) -> int:
     """Return the bytes of memory that the widest character takes."""
     if escapes and (b"\\ud" in window or b"\\uD" in window):
@@ -160,6 +177,7 @@ def _width(window: bytes, *, escapes: bool) -> int:
     return 2 if escapes and b"\\u" in window else 1
 
 
+FORM = b"multipart/form-data"
 BODY_TIMEOUT = 30.0
 """Seconds in which a whole body must arrive."""
 DEFAULT_MAX_VALUES = 500_000
@@ -198,8 +216,9 @@ async def read_json_body(
     limit: int,
     max_values: int = DEFAULT_MAX_VALUES,
     reservation: BodyReservation | None = None,
+    forms: bool = False,
 ) -> bytes | bytearray:
-    """Read the whole body, at most `limit` bytes and `max_values` JSON values.
+    """Read the whole body, at most `limit` bytes and `max_values` JSON values. With `forms` it may be a multipart form.
 
     The client must declare the media type: for a page of any origin, a browser sends text/plain or an undeclared type
     without a preflight request. Raises an InvalidRequest, BodyMemoryFull, or ClientLeftError.
@@ -210,7 +229,8 @@ async def read_json_body(
             media_type = value.partition(b";")[0].strip().lower()
         elif name == b"content-length" and value.isdigit():
             declared = int(value)
-    if media_type != b"application/json":
+    is_form = forms and media_type == FORM
+    if media_type != b"application/json" and not is_form:
         sent = repr(media_type.decode("latin-1")[:64]) if media_type else "a body without a media type"
         raise WrongMediaType(f"send the header content-type: application/json, not {sent}")
     if declared > limit:
@@ -223,11 +243,12 @@ async def read_json_body(
         if len(chunk) > limit:
             raise _too_large(limit)
         return chunk
-    return await _read(first, receive, limit=limit, scan=JsonScan(max_values=max_values), reservation=reservation)
+    scan = FormScan() if is_form else JsonScan(max_values=max_values)
+    return await _read(first, receive, limit=limit, scan=scan, reservation=reservation)
 
 
 async def _read(
-    message: Message, receive: Receive, *, limit: int, scan: JsonScan, reservation: BodyReservation | None
+    message: Message, receive: Receive, *, limit: int, scan: JsonScan | FormScan, reservation: BodyReservation | None
 ) -> bytes | bytearray:
     """Read the body that begins with `message` into one buffer; joining a list of chunks would hold it twice."""
     body = bytearray()

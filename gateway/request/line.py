@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,11 +18,13 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from coe.core import Chat, RecipeUsage, Reply, RequestOptions
+from coe.core import PASS_THROUGH_APIS, Chat, RecipeUsage, Reply, RequestOptions
 from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.routing.composition import RoutedReply
+from coe.routing.conversation import Conversation, read_conversation
+from coe.routing.decision import NO_PREVIOUS, Previous
 from gateway.access import UNLIMITED
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
@@ -32,7 +34,9 @@ from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
 from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
+from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.options import read_options, resolve_model
+from gateway.request.stored_step import StoredStep
 from gateway.request.trace import Trace
 from gateway.serving_state import Serving, ServingState
 
@@ -43,6 +47,7 @@ ERROR_EVENT_TIMEOUT = 1.0
 
 DEPLOYMENT = "model"
 """Parameter of a path that names the model in place of the body."""
+JSON = "application/json"
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
@@ -60,12 +65,14 @@ class Line:
         observers: Sequence[Observer],
         tracing: Tracing | None = None,
         cache: CacheStep | None = None,
+        stored: StoredStep | None = None,
     ) -> None:
         self._state = state
         self._dialect = dialect
         self._observers = observers if cache is None else (*observers, cache.observe)
         self._tracing = tracing
         self._cache = cache
+        self._stored = stored
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = Trace(self._state.serving, api=self._dialect.api)
@@ -85,6 +92,8 @@ class Line:
                 message = "internal error; the gateway's own log names it under this request id"
                 await self._refuse(RequestError(message), trace, send)
         finally:  # 8 record
+            if self._stored is not None and trace.stored is not None:
+                self._stored.release(trace.stored)
             for observe in self._observers:
                 try:
                     observe(trace)
@@ -99,7 +108,7 @@ class Line:
             trace.allowance = access.allowance(trace.caller)
             async with trace.allowance:
                 with trace.step("admit"):  # 1
-                    body = await request.admit(scope, receive)
+                    body = await request.admit(scope, receive, forms=self._dialect.forms)
                 with trace.step("parse"):  # 2
                     deployment = scope.get("path_params", {}).get(DEPLOYMENT, "")
                     chat = await request.parse(partial(self._dialect.parse, model=deployment), body)
@@ -108,15 +117,34 @@ class Line:
                     trace.chat, trace.options = chat, options
                     body_bytes = len(body)
                     del body  # the parsed chat replaces it in memory
+                    if self._stored is not None:
+                        registry = trace.serving.registry
+                        found = await self._stored.continued(chat, trace.caller, registry, body_bytes=body_bytes)
+                        trace.chat, trace.stored = found
+                        chat = trace.chat
                 reply: Reply | None = None
                 if self._cache is not None:
                     reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
-                if reply is None:
-                    await trace.allowance.reserve(chat, options.recipe)
-                    reply = await _answer(trace, chat, options, request)
-                    del chat
-                with trace.step("relay"):  # 7
-                    await _relay(reply, trace, request, send)
+                with self._keep_alive(trace, send) if chat.stream else nullcontext() as stream:
+                    if reply is None:
+                        await trace.allowance.reserve(chat, options.recipe)
+                        reply = await _answer(trace, chat, options, request)
+                        del chat
+                    with trace.step("relay"):  # 7
+                        shown = self._shown(reply, trace)
+                        await _relay(shown, trace, request, send if stream is None else stream.send)
+
+    def _shown(self, reply: Reply, trace: Trace) -> Reply:
+        """The reply as the client gets it: with citations of passages, and stored if the request may refer to it."""
+        if passages := trace.retrieval_result.passages:
+            reply = cited(reply, passages, trace.api)
+        if self._stored is not None and trace.stored is not None:
+            reply = self._stored.relayed(reply, trace.stored)
+        return reply
+
+    def _keep_alive(self, trace: Trace, send: Send) -> KeepAlive:
+        interval = trace.serving.registry.policy.keep_alive_interval
+        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval)
 
     def _options(self, trace: Trace, scope: Scope) -> RequestOptions:
         """The options of the request's headers. Raises InvalidRequest."""
@@ -128,7 +156,9 @@ class Line:
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
         """Send the error: as the response, or as an event of the stream whose headers are out."""
-        if trace.reply is not None and trace.reply.media_type == EVENT_STREAM:
+        if trace.reply is not None and trace.reply.media_type not in (JSON, EVENT_STREAM):
+            return  # a part of the answer is out: the server closes the connection, so that the client notices
+        if trace.stream_begun:
             event = {"type": "http.response.body", "body": self._dialect.error_event(error), "more_body": False}
             with suppress(TimeoutError):
                 async with asyncio.timeout(ERROR_EVENT_TIMEOUT):
@@ -141,23 +171,14 @@ class Line:
 
 async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: ActiveRequest) -> Reply:
     """Steps 3 to 6: the reply of the expert that answers."""
-    composition = trace.serving.composition
-    with trace.step("classify"):  # 3
-        trace.routed, trace.prediction = await composition.classify(chat, trace.caller.tenant)
-    with trace.step("assign"):  # 4
-        await composition.affinity.refresh(chat, options)
-        trace.decision = composition.assign(chat, trace.prediction, options)
-    with trace.step("gate"):  # 5
-        chat, trace.decision, trace.retrieval_result = await composition.retrieve(
-            chat,
-            trace.decision,
-            options,
-            text=trace.routed.text,
-            prediction=trace.prediction,
-            tenant=trace.caller.tenant,
-        )
+    conversation, previous = Conversation(), NO_PREVIOUS
+    if chat.api in PASS_THROUGH_APIS:
+        with trace.step("assign"):
+            trace.decision = trace.serving.composition.assign_general(chat, options)
+    else:
+        chat, conversation, previous = await _decide(trace, chat, options)
     with trace.step("call"):  # 6
-        answer = await _call(trace, chat, options, deadline=request.deadline)
+        answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
     trace.answered(answer)
     assert trace.allowance is not None
     trace.allowance.charge(answer.reply.usage, trace.prices)
@@ -168,12 +189,49 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
     return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
 
 
-async def _call(trace: Trace, chat: Chat, options: RequestOptions, *, deadline: float) -> RoutedReply:
+async def _decide(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Chat, Conversation, Previous]:
+    """Steps 3 to 5: the chat, with passages if the gate opens; its conversation, and who answered there before."""
+    composition = trace.serving.composition
+    with trace.step("classify"):  # 3
+        trace.routed, trace.prediction = await composition.classify(chat, trace.caller.tenant)
+    with trace.step("assign"):  # 4
+        conversation = read_conversation(chat, options)
+        previous = await composition.find_previous(chat, conversation, trace.routed, options)
+        trace.decision = composition.assign(chat, trace.prediction, options, previous=previous)
+    with trace.step("gate"):  # 5
+        chat, trace.decision, trace.retrieval_result = await composition.retrieve(
+            chat,
+            trace.decision,
+            options,
+            routed=trace.routed,
+            prediction=trace.prediction,
+            tenant=trace.caller.tenant,
+            previous=previous,
+        )
+    return chat, conversation, previous
+
+
+async def _call(
+    trace: Trace,
+    chat: Chat,
+    options: RequestOptions,
+    conversation: Conversation,
+    previous: Previous,
+    *,
+    deadline: float,
+) -> RoutedReply:
     """Call the experts. If a recipe is interrupted, the answers of its members so far are charged."""
     assert trace.decision is not None
     try:
         return await trace.serving.composition.call(
-            chat, trace.decision, options, deadline=deadline, attempts=trace.attempts, prediction=trace.prediction
+            chat,
+            trace.decision,
+            options,
+            deadline=deadline,
+            attempts=trace.attempts,
+            prediction=trace.prediction,
+            conversation=conversation,
+            previous=previous,
         )
     except BaseException:
         if trace.allowance is not None and (log := trace.attempts.recipe_log) is not None:
@@ -186,8 +244,7 @@ async def _call(trace: Trace, chat: Chat, options: RequestOptions, *, deadline: 
 async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send) -> None:
     """Send the reply to its end and close it. Raises the ExpertError that breaks it off."""
     try:
-        passages = trace.retrieval_result.passages
-        await relay(cited(reply, passages, trace.api) if passages else reply, send, headers=trace.headers())
+        await relay(reply, send, headers=trace.headers())
         request.complete()
         trace.outcome = "ok"
     finally:
@@ -199,12 +256,11 @@ async def relay(reply: Reply, send: Send, *, headers: Headers) -> None:
 
     `send` waits for the socket: a client that reads slowly slows down the expert and uses no memory of this process.
     """
-    if reply.media_type != EVENT_STREAM:
+    if reply.media_type == JSON:
         body = b"".join([chunk async for chunk in reply.chunks()])
         await respond(send, status=200, body=body, headers=headers)
         return
-    start = [(b"content-type", EVENT_STREAM.encode()), (b"cache-control", b"no-cache"), *headers]
-    await send({"type": "http.response.start", "status": 200, "headers": start})
+    await send(stream_head(headers, media_type=reply.media_type))
     async with aclosing(reply.chunks()) as chunks:
         async for chunk in chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import (
+    PASS_THROUGH_APIS,
     Api,
     Chat,
     Decision,
@@ -31,8 +32,10 @@ from coe.core import (
     Usage,
 )
 from coe.errors import ExpertError, RequestError
+from coe.experts.http.sse import EVENT_STREAM
+from coe.experts.translation.expert import dropped_parts, is_translated
 from coe.records.record import RecipeCall, RoutingRecord
-from coe.registry import MAX_MODEL_CHARACTERS, Prices
+from coe.registry import MAX_MODEL_CHARACTERS, ExpertSpec, Prices
 from coe.registry.experts import VARIANT_SEPARATOR
 from coe.retrieval.retrieval import RetrievalResult
 from coe.routing.attempts import Attempts
@@ -42,6 +45,7 @@ from coe.routing.request_text import NO_TEXT, RoutedText, read_request
 from gateway.access import Allowance, Caller
 from gateway.cache.answer import CachedAnswer, CacheUse
 from gateway.serving_state import Serving
+from gateway.stored_responses.conversation import StoredUse
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
@@ -107,6 +111,10 @@ class Trace:
     spans: Spans | None = None
     cache: CacheUse | None = None
     """None if the request does not use the answer cache."""
+    dropped: tuple[str, ...] = ()
+    """Types of what the translation to the expert's API left out."""
+    stored: StoredUse | None = None
+    """None unless the request's answer can be referred to later."""
 
     def __post_init__(self) -> None:
         admit = StepTimer()
@@ -152,13 +160,23 @@ class Trace:
         """Record the expert's accepted answer."""
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
-        self.prices = self.serving.registry.arm(answer.decision.expert).prices
+        arm = self.serving.registry.arm(answer.decision.expert)
+        self.prices = arm.prices
+        if isinstance(arm, ExpertSpec) and is_translated(arm, self.api) and self.chat is not None:
+            self.dropped = dropped_parts(self.api, self.chat.fields)
 
     def replayed(self, answer: CachedAnswer, reply: Reply) -> None:
         """Record an answer from the cache. No expert is called, so nothing is charged."""
         assert self.chat is not None
         self.status, self.reply = 200, reply
         self.routed, self.prediction, self.decision = read_request(self.chat), answer.prediction, answer.decision
+
+    @property
+    def stream_begun(self) -> bool:
+        """True if the client gets, or is about to get, the headers of a stream: a failure is an event of it."""
+        if self.reply is not None:
+            return self.reply.media_type == EVENT_STREAM
+        return self.status == 200 and self.chat is not None and self.chat.stream
 
     @property
     def cached(self) -> CachedAnswer | None:
@@ -203,30 +221,10 @@ class Trace:
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""
         found = [(b"x-request-id", self.request_id.encode())]
-        if (decision := self.decision) is not None:
-            expert, _, variant = self.expert.partition(VARIANT_SEPARATOR)
-            found += [
-                (b"x-coe-expert", expert.encode()),
-                (b"x-coe-category", decision.category.encode()),
-                (b"x-coe-confidence", b"%.3f" % decision.confidence),
-                (b"x-coe-reason", decision.reason.encode()),
-                (b"x-coe-router", self.serving.composition.router.version.encode()),
-                (b"x-coe-attempts", b"%d" % self.attempts.count),
-                (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
-            ]
-            optional = (
-                (b"x-coe-language", self.prediction.language if self.prediction is not None else ""),
-                (b"x-coe-variant", variant),
-                (b"x-coe-fallback-from", decision.fallback_from),
-                (b"x-coe-cause", decision.cause),
-            )
-            found += [(name, value.encode()) for name, value in optional if value]
-            if (log := self.recipe_log) is not None:
-                found += [
-                    (b"x-coe-recipe", log.recipe.encode()),
-                    (b"x-coe-steps", b"%d" % log.steps),
-                    (b"x-coe-calls", b"%d" % len(log.calls)),
-                ]
+        if self.decision is not None:
+            found += self._decision_headers(self.decision)
+        if self.dropped:
+            found.append((b"x-coe-dropped", ", ".join(self.dropped).encode()))
         if self.cache is not None:
             found.append((b"x-coe-cache", self.cache.result.encode()))
         if self.ended_ms("gate") is not None:
@@ -235,6 +233,44 @@ class Trace:
             found += self.allowance.headers()
         if self.options is not None and self.options.explain:
             found.append((b"server-timing", self._server_timing()))
+        return found
+
+    def early_headers(self) -> list[tuple[bytes, bytes]]:
+        """The response headers while the answer has not begun, and no other expert can take over."""
+        decided, sole = self.decision, self.attempts.sole_expert
+        if decided is not None and sole != decided.expert:
+            cause = self.attempts.causes.get(decided.expert, "hedged")
+            self.decision = with_fallback(decided, sole, cause=cause)
+        try:
+            return self.headers()
+        finally:
+            self.decision = decided  # the answer, or its failure, decides what is recorded
+
+    def _decision_headers(self, decision: Decision) -> list[tuple[bytes, bytes]]:
+        """The headers about the decision and its calls."""
+        expert, _, variant = self.expert.partition(VARIANT_SEPARATOR)
+        found = [
+            (b"x-coe-expert", expert.encode()),
+            (b"x-coe-category", decision.category.encode()),
+            (b"x-coe-confidence", b"%.3f" % decision.confidence),
+            (b"x-coe-reason", decision.reason.encode()),
+            (b"x-coe-router", self.serving.composition.router.version.encode()),
+            (b"x-coe-attempts", b"%d" % self.attempts.count),
+            (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
+        ]
+        optional = (
+            (b"x-coe-language", self.prediction.language if self.prediction is not None else ""),
+            (b"x-coe-variant", variant),
+            (b"x-coe-fallback-from", decision.fallback_from),
+            (b"x-coe-cause", decision.cause),
+        )
+        found += [(name, value.encode()) for name, value in optional if value]
+        if (log := self.recipe_log) is not None:
+            found += [
+                (b"x-coe-recipe", log.recipe.encode()),
+                (b"x-coe-steps", b"%d" % log.steps),
+                (b"x-coe-calls", b"%d" % len(log.calls)),
+            ]
         return found
 
     def _retrieval_header(self) -> bytes:
@@ -283,7 +319,9 @@ class Trace:
         )
 
     def _cost_of(self, usage: Usage, prices: Prices) -> float | None:
-        output_tokens = 0 if self.api == "embeddings" else usage.output_tokens  # embedding servers report none
+        output_tokens = usage.output_tokens
+        if self.api == "embeddings" or (output_tokens is None and self.api in PASS_THROUGH_APIS):
+            output_tokens = 0  # such servers report none
         if usage.input_tokens is None or output_tokens is None:
             return None
         return prices.cost(usage.input_tokens, output_tokens, usage.cached_tokens or 0)
@@ -329,6 +367,7 @@ class Trace:
             cost=self.cost,
             prompt=self.routed.text or None if registry.log.store_prompts else None,
             left_out=tuple(map(str, self.routed.left_out)) if registry.log.store_prompts else (),
+            dropped=self.dropped,
             recipe=log.recipe if (log := self.recipe_log) else "",
             recipe_stop=log.stop if log else "",
             steps=tuple(map(recorded_call, log.calls)) if log else (),

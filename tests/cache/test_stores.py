@@ -12,7 +12,7 @@ from redis import Redis
 from coe.errors import ConfigError
 from gateway.cache import redis as redis_cache
 from gateway.cache.memory import ENTRY_OVERHEAD_BYTES, AnswerCache, MemoryAnswerCache
-from gateway.cache.redis import MAX_PENDING_BYTES, PREFIX, RedisAnswerCache
+from gateway.cache.redis import MAX_PENDING_BYTES, RedisAnswerCache
 from tests.access.samples import Clock
 from tests.records.redis_server import RedisServer
 
@@ -123,8 +123,8 @@ async def test_redis_keeps_the_size_of_what_it_has_and_nothing_for_ever(redis_ur
         await found(cache, 1, None)
         await stored(cache, 2, b"b" * 50, ttl=0.2)
         with Redis.from_url(redis_url) as client:
-            assert client.hget(PREFIX + "sizes", "total") == b"%d" % (50 + ENTRY_OVERHEAD_BYTES)
-            assert client.zrange(PREFIX + "used", 0, -1) == [key_of(2).hex().encode()]
+            assert client.hget("coe:{answers}:1:sizes", "total") == b"%d" % (50 + ENTRY_OVERHEAD_BYTES)
+            assert client.zrange("coe:{answers}:1:used", 0, -1) == [key_of(2).hex().encode()]
             async with asyncio.timeout(5):
                 while client.dbsize():
                     await asyncio.sleep(0.01)

@@ -179,7 +179,11 @@ def speaking(path: str) -> Registry:
     """One expert that speaks all APIs."""
     one = {"name": "generalist", "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
     apis = ["chat", "completions", "responses", "messages", "embeddings"]
-    return cached(experts=[one | {"apis": apis}], assignment={"general": "generalist"}, cache={"when": "always"})
+    return cached(
+        experts=[one | {"apis": apis, "capabilities": ["tools"]}],
+        assignment={"general": "generalist"},
+        cache={"when": "always"},
+    )
 
 
 async def post(gateway: Gateway, path: str, **fields: Any) -> Response:

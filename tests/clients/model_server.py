@@ -83,10 +83,12 @@ class ModelServer:
     async def _responses(self, request: web.Request) -> web.StreamResponse:
         body = await self._read(request)
         content = [{"type": "output_text", "text": REPLY, "annotations": []}]
-        item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": content}
+        item_id = f"msg_{len(self.seen)}"
+        item = {"id": item_id, "type": "message", "role": "assistant", "status": "completed", "content": content}
         answer = {
-            "id": "resp_1",
+            "id": f"resp_{len(self.seen)}",
             "object": "response",
+            "previous_response_id": body.get("previous_response_id"),
             "created_at": 1,
             "status": "completed",
             "model": body["model"],
@@ -104,7 +106,7 @@ class ModelServer:
         events += [
             {
                 "type": "response.output_text.delta",
-                "item_id": "msg_1",
+                "item_id": item_id,
                 "output_index": 0,
                 "content_index": 0,
                 "delta": w,

@@ -112,11 +112,8 @@ def test_a_translated_conversation_continues_after_tool_results(
     [
         ({"tool_choice": "auto"}, "tool_choice must be an object"),
         ({"tools": "weather"}, "tools must be a list"),
-        ({"messages": _asked({"type": "search_result", "source": "s", "title": "t", "content": []})}, "search_result"),
-        (
-            {"messages": _asked({"type": "document", "source": {"type": "text", "data": "plum"}})},
-            r"send messages\[0\].content\[0\] as a block of type text",
-        ),
+        ({"messages": _asked({"type": "image", "source": {"type": "file", "file_id": "f"}})}, "does not accept: image"),
+        ({"messages": _asked({"type": "document", "source": {"type": "url", "url": "u"}})}, "must have its data"),
     ],
 )
 def test_fields_that_the_translation_would_lose_are_rejected(

@@ -193,29 +193,41 @@ def test_a_translated_response_keeps_parallel_tool_calls_reasoning_and_a_schema(
     assert parsed.output_parsed == Person(name="Ada", age=36)
 
 
-def test_a_translated_response_with_server_state_or_built_in_tools_is_rejected(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="keeps no state") as raised:
-        client.responses.create(model="chatty", input="hi", previous_response_id="resp_1")
+def test_a_translated_response_without_what_the_client_sent_is_rejected(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="conversations are not stored") as raised:
+        client.responses.create(model="chatty", input="hi", conversation="conv_1")
     assert raised.value.code == "unsupported_api"
-    with pytest.raises(openai.BadRequestError, match="no built-in tools"):
-        client.responses.create(model="chatty", input="hi", tools=[{"type": "web_search"}])
-    with pytest.raises(openai.BadRequestError, match="send the item itself"):
-        client.responses.create(model="chatty", input=[{"type": "item_reference", "id": "msg_1"}])
     with pytest.raises(openai.BadRequestError, match="reasoning must be an object"):
         client.responses.create(model="chatty", input="hi", reasoning="high")  # type: ignore[arg-type]
 
 
-def test_logprobs_that_a_translated_response_would_lose_are_rejected(
-    client: openai.OpenAI, upstream: ModelServer
-) -> None:
-    before = len(upstream.seen)
-    for name, value in (("top_logprobs", 2), ("include", ["message.output_text.logprobs"])):
-        with pytest.raises(openai.BadRequestError, match=f"omit {name}") as raised:
-            client.responses.create(**{"model": "chatty", "input": "hi", name: value})  # type: ignore[call-overload]
-        assert raised.value.param == name
-    assert len(upstream.seen) == before
-    fields: Any = {"top_logprobs": 0, "include": ["reasoning.encrypted_content"]}
-    assert client.responses.create(model="chatty", input="hi", **fields).output_text == REPLY
+@pytest.mark.parametrize("model", ["auto", "native", "chatty", "claude"])
+def test_a_response_is_continued_read_and_deleted(client: openai.OpenAI, upstream: ModelServer, model: str) -> None:
+    first = client.responses.create(model=model, input="hi")
+    second = client.responses.create(model=model, input="go on", previous_response_id=first.id)
+    assert (second.output_text, second.previous_response_id) == (REPLY, first.id)
+    path, body = upstream.seen[-1]
+    conversation = body.get("input") or body["messages"]
+    assert (len(conversation), "previous_response_id" in body) == (3, False)
+    assert path == ("/v1/responses" if model in ("auto", "native") else "/v1/messages" if model == "claude" else path)
+    assert client.responses.retrieve(first.id).output_text == REPLY
+    item: Any = {"type": "item_reference", "id": first.output[0].id}
+    client.responses.create(model=model, input=[{"role": "user", "content": "hi"}, item])
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+
+
+def test_built_in_tools_are_left_out_of_a_translated_response(client: openai.OpenAI, upstream: ModelServer) -> None:
+    assert client.responses.create(model="chatty", input="hi", tools=[{"type": "web_search"}]).output_text == REPLY
+    assert "tools" not in upstream.seen[-1][1]
+
+
+def test_a_translated_response_has_logprobs(client: openai.OpenAI, upstream: ModelServer) -> None:
+    response = client.responses.create(model="chatty", input="hi", top_logprobs=2)
+    assert (upstream.seen[-1][1]["logprobs"], upstream.seen[-1][1]["top_logprobs"]) == (True, 2)
+    part: Any = response.output[0].content[0]  # type: ignore[union-attr, index]
+    assert [logprob.token for logprob in part.logprobs] == ["The"]
 
 
 def test_legacy_completions_are_answered_by_experts_that_speak_them(client: openai.OpenAI) -> None:

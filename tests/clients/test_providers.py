@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from coe.core import Call
+from coe.core import Call, Expert
 from coe.errors import (
     ConfigError,
     ExpertBusy,
@@ -20,8 +22,11 @@ from coe.errors import (
     ExpertUnavailable,
     InvalidRequest,
 )
+from coe.experts.http.client import Client
+from coe.experts.http.expert import HttpExpert
 from coe.experts.litellm import expert as litellm
 from coe.experts.litellm.expert import LitellmExpert
+from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.clients.model_server import REPLY, ModelServer
@@ -50,9 +55,16 @@ def provider(server: ModelServer, model: str = "anthropic/claude-x", **declared:
     return LitellmExpert(ExpertSpec.model_validate(spec), Endpoint(base, model))
 
 
-def translated(url: str, **declared: Any) -> LitellmExpert:
-    spec = {"name": "clever", "model": "m", "runtime": "external", "base_url": url, **declared}
-    return LitellmExpert(ExpertSpec.model_validate(spec), Endpoint(url, "m"))
+def translated(url: str, session: Client, **declared: Any) -> Expert:
+    fields = {"name": "clever", "model": "m", "runtime": "external", "base_url": url, **declared}
+    spec = ExpertSpec.model_validate(fields)
+    return TranslatedExpert(HttpExpert(spec, Endpoint(url, "m"), session=session), spec)
+
+
+@pytest.fixture
+async def session(anyio_backend: str) -> AsyncIterator[Client]:
+    async with Client() as session:
+        yield session
 
 
 def call(*, api: Any = "chat", stream: bool = False, first: float = 60.0, chunk: float = 60.0, **fields: Any) -> Call:
@@ -62,7 +74,7 @@ def call(*, api: Any = "chat", stream: bool = False, first: float = 60.0, chunk:
     )
 
 
-async def answer(expert: LitellmExpert, asked: Call) -> str:
+async def answer(expert: Expert, asked: Call) -> str:
     reply = await expert.stream(asked)
     try:
         chunks = [chunk async for chunk in reply.chunks()]
@@ -114,10 +126,15 @@ async def test_a_client_cannot_steer_litellm(server: ModelServer) -> None:
     ("fault", "error"), [(400, ExpertRejected), (401, ExpertUnavailable), (429, ExpertBusy), (500, ExpertUnavailable)]
 )
 async def test_each_fault_has_its_error(
-    server: ModelServer, fault: int, error: type[ExpertError], stream: bool, caplog: pytest.LogCaptureFixture
+    server: ModelServer,
+    session: Client,
+    fault: int,
+    error: type[ExpertError],
+    stream: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    expert = translated(server.url, api_key=KEY)
+    expert = translated(server.url, session, api_key=KEY)
     messages = [{"role": "user", "content": f"please fail {fault}"}]
     for asked in (
         call(api="messages", messages=messages, stream=stream),
@@ -145,9 +162,11 @@ async def test_an_exception_inside_litellm_does_not_make_the_server_unhealthy(
 @pytest.mark.parametrize(
     ("api", "fields"), [("chat", {}), ("messages", {}), ("responses", {"input": "stall"})], ids=lambda value: str(value)
 )
-async def test_closing_a_stream_stops_the_server(server: ModelServer, api: str, fields: dict[str, Any]) -> None:
+async def test_closing_a_stream_stops_the_server(
+    server: ModelServer, session: Client, api: str, fields: dict[str, Any]
+) -> None:
     given = fields or {"messages": [{"role": "user", "content": "stall"}]}
-    expert = provider(server) if api == "chat" else translated(server.url)
+    expert = provider(server) if api == "chat" else translated(server.url, session)
     reading = asyncio.create_task(_read(expert, call(api=api, stream=True, **given)))
     while not server.seen:
         assert not reading.done()
@@ -158,7 +177,7 @@ async def test_closing_a_stream_stops_the_server(server: ModelServer, api: str, 
     await asyncio.wait_for(server.dropped.wait(), 5)
 
 
-async def _read(expert: LitellmExpert, asked: Call) -> None:
+async def _read(expert: Expert, asked: Call) -> None:
     reply = await expert.stream(asked)
     try:
         async for _ in reply.chunks():
@@ -167,11 +186,13 @@ async def _read(expert: LitellmExpert, asked: Call) -> None:
         await reply.aclose()
 
 
-async def test_a_server_that_sends_nothing_or_falls_silent_is_disconnected(server: ModelServer) -> None:
+async def test_a_server_that_sends_nothing_or_falls_silent_is_disconnected(
+    server: ModelServer, session: Client
+) -> None:
     stall = [{"role": "user", "content": "stall"}]
-    await answer(translated(server.url), call(api="messages", messages=HI))  # so that litellm is imported
+    await answer(provider(server), call(messages=HI))  # so that litellm is imported
     with pytest.raises(ExpertTimeout, match="fell silent"):
-        await _read(translated(server.url), call(api="responses", stream=True, input="stall", chunk=0.1))
+        await _read(translated(server.url, session), call(api="responses", stream=True, input="stall", chunk=0.1))
     await asyncio.wait_for(server.dropped.wait(), 5)
     server.dropped.clear()
     with pytest.raises(ExpertTimeout, match="no first chunk"):
@@ -179,31 +200,28 @@ async def test_a_server_that_sends_nothing_or_falls_silent_is_disconnected(serve
     await asyncio.wait_for(server.dropped.wait(), 5)
 
 
-async def test_a_closed_port_is_unavailable() -> None:
+async def test_a_closed_port_is_unavailable(session: Client) -> None:
     with pytest.raises(ExpertUnavailable):
-        await translated("http://127.0.0.1:9/v1").stream(call(api="messages", messages=HI))
+        await translated("http://127.0.0.1:9/v1", session).stream(call(api="messages", messages=HI))
 
 
-async def test_requests_that_cannot_be_translated_are_rejected(server: ModelServer) -> None:
-    expert = translated(server.url)
-    for asked in (
-        call(api="responses", input="hi", previous_response_id="resp_1"),
-        call(api="messages", messages=HI, tools=[{"type": "web_search_20250305", "name": "web_search"}]),
-        call(api="completions", prompt="hi"),
-    ):
-        with pytest.raises(InvalidRequest) as raised:
-            await expert.stream(asked)
-        assert raised.value.code == "unsupported_api"
+async def test_a_provider_is_called_for_no_other_api(server: ModelServer) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        await provider(server).stream(call(api="completions", prompt="hi"))
+    assert raised.value.code == "unsupported_api"
     assert not server.seen
+
+
+def test_litellm_is_not_imported_before_it_is_called_and_configured() -> None:
+    """Its import fetches a price list from the network unless the environment forbids it."""
+    code = "import sys, coe.experts.litellm.expert; sys.exit('litellm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 async def test_without_litellm_the_error_names_the_remedy(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(litellm, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'coe\[providers\]'"):
         provider(server)
-    with pytest.raises(InvalidRequest, match=r"pip install 'coe\[providers\]'") as raised:
-        translated(server.url)
-    assert raised.value.code == "unsupported_api"
 
 
 async def test_an_exception_without_a_status_is_an_invalid_response_without_its_text(server: ModelServer) -> None:

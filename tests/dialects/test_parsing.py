@@ -53,7 +53,7 @@ def turns(found: Chat) -> list[tuple[str, str]]:
                     {"role": "user", "content": [{"type": "tool_result", "content": [{"type": "image", "source": {}}]}]}
                 ]
             },
-            {"images"},
+            {"images", "tools"},
         ),
     ],
 )
@@ -78,10 +78,13 @@ def test_a_responses_body_is_instructions_and_items() -> None:
         ("system", "be kind"),
         ("user", "first"),
         ("assistant", "answer"),
+        ("assistant", ""),
+        ("assistant", ""),
         ("tool", "result"),
         ("tool", "other"),
         ("user", "then"),
     ]
+    assert [message.call_id for message in found.messages if message.role == "tool"] == ["c", "d"]
     assert found.stream
     assert found.characters == len("be kindfirstanswerresultotherthen")
     assert found.fields["vendor"] == {"kept": 1}

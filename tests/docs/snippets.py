@@ -38,11 +38,12 @@ PROGRAMS = frozenset(
             "git",
             "helm",
             "kubectl",
+            "claude",
             "nginx",
             "nvidia-smi",
         ),
         *("ollama", "openssl", "promtool", "ray", "redis-cli", "redis-server", "uv", "vllm", "ruff", "pytest", "mypy"),
-        *("scripts/check", "scripts/test", "scripts/test-vllm", ".ci/run"),
+        *("scripts/check", "scripts/test", "scripts/test-clients", "scripts/test-vllm", ".ci/run"),
     }
 )
 """Programs that snippets may use beside those whose words are checked; a name that is misspelt is not among them."""

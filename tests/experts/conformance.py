@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pydantic import SecretStr
+
 from coe.core import Expert
 from coe.experts import Replica, ReplicatedExpert
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.experts.litellm.expert import LitellmExpert
+from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 
@@ -25,7 +28,12 @@ def _replicated(spec: ExpertSpec, endpoint: Endpoint, session: Client) -> Expert
 
 
 def _litellm(spec: ExpertSpec, endpoint: Endpoint, _: Client) -> Expert:
-    return LitellmExpert(spec, endpoint)
+    provider = {"runtime": "litellm", "model": f"custom_openai/{endpoint.model}", "api_key": SecretStr("none")}
+    return LitellmExpert(spec.model_copy(update=provider), endpoint)
 
 
-MAKERS: dict[str, Maker] = {"http": _http, "replicated": _replicated, "litellm": _litellm}
+def _translated(spec: ExpertSpec, endpoint: Endpoint, session: Client) -> Expert:
+    return TranslatedExpert(_http(spec, endpoint, session), spec)
+
+
+MAKERS: dict[str, Maker] = {"http": _http, "replicated": _replicated, "litellm": _litellm, "translated": _translated}

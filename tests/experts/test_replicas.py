@@ -63,6 +63,15 @@ async def whole(expert: ReplicatedExpert, call: Call = CALL) -> list[bytes]:
     return chunks
 
 
+@pytest.mark.parametrize(("declared", "expected"), [({}, 5), ({"stream_idle_timeout": 90}, 90)])
+async def test_the_longest_pause_within_a_stream_is_the_experts_own_if_it_declares_one(
+    declared: dict[str, Any], expected: float
+) -> None:
+    expert, (server,), _ = made(WHOLE, **declared)
+    await whole(expert)
+    assert server.calls[0].stream_idle_timeout == expected
+
+
 async def test_the_expert_relays_its_replicas_reply_and_counts_it_in_flight_to_the_last_byte() -> None:
     expert, (server,), _ = made(WHOLE)
     reply = await expert.stream(CALL)

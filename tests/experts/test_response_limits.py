@@ -31,10 +31,8 @@ EVENT_STREAM, JSON = "text/event-stream", "application/json"
 TINY = b'data: {"choices":[{"delta":{"content":"hi"},"finish_reason":null}]}\n\n'
 NOVA = "bedrock/converse/amazon.nova-lite-v1:0"
 ASKED = [  # one for each way in which litellm comes by a client
-    ("translated", "messages"),
-    ("translated", "responses"),
     ("openai/m", "chat"),
-    ("openai/m", "responses"),
+    ("custom_openai/m", "chat"),
     ("azure/m", "chat"),
     ("anthropic/m", "chat"),
     ("ollama_chat/m", "chat"),
@@ -92,9 +90,9 @@ async def spring(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 
 async def ask(spring: Spring, model: str, api: Any, *, stream: bool = False) -> None:
-    base, runtime = (f"{spring.url}/v1", "external") if model == "translated" else (spring.url, "litellm")
-    declared = {"name": "clever", "model": model, "runtime": runtime, "base_url": base, "api_key": "sk-secret"}
-    fields = {"messages": [{"role": "user", "content": "hi"}]} if api in ("chat", "messages") else {"input": "hi"}
+    base = f"{spring.url}/v1" if model.startswith("custom_openai/") else spring.url
+    declared = {"name": "clever", "model": model, "runtime": "litellm", "base_url": base, "api_key": "sk-secret"}
+    fields = {"messages": [{"role": "user", "content": "hi"}]} if api == "chat" else {"input": "hi"}
     expert = LitellmExpert(ExpertSpec.model_validate(declared), Endpoint(base, model))
     reply = await expert.stream(Call({"model": "auto", "stream": stream, **fields}, stream, 60, 60, api))
     try:
@@ -140,7 +138,7 @@ async def test_an_event_is_read_up_to_its_limit(spring: Spring, model: str, api:
     assert spring.sent < MAX_EVENT_BYTES + ON_ITS_WAY
 
 
-@pytest.mark.parametrize(("model", "api"), [("translated", "messages"), ("ollama_chat/m", "chat")])
+@pytest.mark.parametrize(("model", "api"), [("custom_openai/m", "chat"), ("ollama_chat/m", "chat")])
 async def test_a_stream_of_another_type_has_the_limit_of_a_plain_response(spring: Spring, model: str, api: str) -> None:
     spring.drop = b" "
     with pytest.raises(ExpertInvalidResponse, match="an answer longer than it may be"):

@@ -36,10 +36,12 @@ Refuse = Callable[[dict[str, Any]], tuple[int, str] | None]
 class Server:
     """Streams `chunks`, with counts where they are requested; `refuse` may give a status and a reason instead."""
 
-    def __init__(self, refuse: Refuse = lambda _: None, *, last: bytes = LAST, counts: bytes = COUNTS) -> None:
+    def __init__(
+        self, refuse: Refuse = lambda _: None, *, last: bytes = LAST, counts: bytes = COUNTS, end: bytes = DONE
+    ) -> None:
         self.bodies: list[dict[str, Any]] = []
         self._raise_no_stream = refuse
-        self._last, self._counts = last, counts
+        self._last, self._counts, self._end = last, counts, end
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -51,7 +53,7 @@ class Server:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         counts = self._counts if (body.get("stream_options") or {}).get("include_usage") else b""
-        for chunk in (WORD, self._last, counts, DONE):
+        for chunk in (WORD, self._last, counts, self._end):
             await response.write(chunk)
         return response
 
@@ -118,6 +120,29 @@ async def test_token_counts_beside_a_choice_are_relayed() -> None:
         reply = await ask()
         assert await whole(reply) == WORD + BOTH + DONE
     assert reply.usage.output_tokens == 5
+
+
+EMPTY = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
+
+
+@pytest.mark.parametrize("end", [DONE, b""], ids=["done", "omitted"])
+async def test_a_client_that_requested_counts_gets_their_event_if_the_server_sends_them_beside_a_choice(
+    end: bytes,
+) -> None:
+    async with asking(Server(last=BOTH, counts=b"", end=end)) as ask:
+        reply = await ask(stream_options=ASKED)
+        assert await whole(reply) == WORD + BOTH + EMPTY + DONE
+    assert reply.usage.output_tokens == 5
+
+
+async def test_running_counts_add_no_second_event() -> None:
+    async with asking(Server(last=BOTH)) as ask:
+        assert await whole(await ask(stream_options=ASKED)) == WORD + BOTH + COUNTS + DONE
+
+
+async def test_counts_without_a_list_of_choices_are_hidden_too() -> None:
+    async with asking(Server(counts=COUNTS.replace(b"[]", b"null"))) as ask:
+        assert await whole(await ask()) == WORD + LAST + DONE
 
 
 async def test_a_stream_of_token_counts_alone_ends_properly() -> None:
@@ -193,7 +218,7 @@ async def test_token_counts_split_into_single_bytes_are_hidden_too() -> None:
         errors=errors,
         rewriter=rewriter,
         stream_idle_timeout=5.0,
-        hide_usage=True,
+        with_usage=False,
     )
     await reply.begin()
     assert await whole(reply) == WORD + LAST + DONE

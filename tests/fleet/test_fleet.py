@@ -6,15 +6,21 @@ import asyncio
 import signal
 import socket
 import sys
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
+from aiohttp import web
 
 from coe.errors import FleetError
 from coe.fleet import server
 from coe.fleet.fleet import Fleet
+from coe.fleet.probe import ProgressCheck
+from coe.fleet.specs import Timeouts
+from coe.registry.sections import Policy
 from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, ask
 from tests.fleet.fake_server import FAMILY_SIZE
 
@@ -91,6 +97,47 @@ async def test_a_server_that_freezes_is_restarted(fakes: Fakes) -> None:
 async def test_a_server_that_reports_itself_unhealthy_is_restarted(fakes: Fakes) -> None:
     async with Fleet([fakes.spec("sick")], report=fakes.report, timeouts=replace(QUICK, max_missed_checks=2)):
         await fakes.wait_for_line("failed 2 health checks in a row")
+
+
+async def test_a_server_that_says_it_is_healthy_and_answers_no_request_is_restarted(fakes: Fakes) -> None:
+    spec = fakes.spec()
+    eager = replace(QUICK, progress_interval=0.05, progress_timeout=0.3)
+    async with Fleet([spec], report=fakes.report, timeouts=eager):
+        await ask(spec, "/stick")
+        await fakes.wait_for_line("is ready", times=2)
+    assert fakes.lines[1].startswith(
+        "server 'fake' answered no request for 0.3 s, although it says it is healthy; restarting"
+    )
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+async def test_a_server_that_answers_makes_progress_whatever_it_answers(fakes: Fakes, status: int) -> None:
+    answered = 0
+
+    async def answer(_: web.Request) -> web.Response:
+        nonlocal answered
+        answered += 1
+        return web.json_response({"choices": [{}]}, status=status)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    spec = fakes.spec(port=runner.addresses[0][1])
+    async with (
+        aiohttp.ClientSession() as session,
+        aclosing(ProgressCheck(spec, session=session, interval=0, limit=DEADLINE)) as progress,
+    ):
+        while answered < 3:
+            assert not progress.overdue()
+            await asyncio.sleep(0.001)
+    await runner.cleanup()
+
+
+def test_a_server_has_longer_for_a_token_than_any_request_of_the_gateway() -> None:
+    assert Timeouts.after(900).progress_timeout > 900
+    assert Timeouts().progress_timeout > Policy().timeout
 
 
 async def test_a_server_whose_supervisor_is_killed_dies_with_it_and_is_restarted(fakes: Fakes) -> None:

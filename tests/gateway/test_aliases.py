@@ -94,6 +94,25 @@ async def test_only_a_pinned_expert_can_use_state_of_its_server(field: str) -> N
     assert pinned.status == 200
 
 
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+async def test_only_a_pinned_expert_that_speaks_messages_can_hold_a_thread(thread: dict[str, str]) -> None:
+    """Anthropic's SDKs recognise the refusal by `error_code` and send the whole conversation."""
+    body = {"model": "auto", "max_tokens": 9, "messages": [{"role": "user", "content": "code"}], "thread": thread}
+    experts = [
+        {"name": name, "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1", "apis": apis}
+        for name, apis in (("coder", ["chat", "messages"]), ("painter", ["chat"]), ("generalist", ["messages"]))
+    ]
+    async with gateway_of(registry_of(experts=experts), coder=(ANSWERS["/v1/messages"],)) as gateway:
+        routed, translated, pinned, unthreaded = [
+            await gateway.post("/v1/messages", orjson.dumps(body | changed))
+            for changed in ({}, {"model": "painter"}, {"model": "coder"}, {"thread": None})
+        ]
+    assert routed.status == translated.status == 400
+    details = [response.json["error"]["details"] for response in (routed, translated)]
+    assert details == [{"error_code": "thread_unsupported_request"}] * 2
+    assert pinned.status == unthreaded.status == 200
+
+
 async def test_the_decision_of_a_dry_run_has_the_resolved_model() -> None:
     async with gateway_of(declared()) as gateway:
         body = orjson.dumps({"model": "claude-x", "messages": [{"role": "user", "content": "code"}]})

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from coe import registry
+from coe.errors import ConfigError
 from gateway.dialects import Dialect
 from gateway.dialects.chat import CHAT, COMPLETIONS
 from gateway.dialects.messages import MESSAGES
@@ -41,6 +42,13 @@ HI = {"messages": [{"role": "user", "content": "code"}]}
         (CHAT, HI | {"response_format": {"type": "json_object"}}, {"json_object"}),
         (CHAT, HI | {"response_format": {"type": "json_schema", "json_schema": {}}}, {"json_schema"}),
         (CHAT, user({"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}), {"files"}),
+        (CHAT, {"messages": [*HI["messages"], {"role": "tool", "tool_call_id": "c", "content": "4"}]}, {"tools"}),
+        (
+            MESSAGES,
+            {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "4"}]}]},
+            {"tools"},
+        ),
+        (RESPONSES, {"input": [{"type": "function_call_output", "call_id": "c", "output": "4"}]}, {"tools"}),
         (COMPLETIONS, {"prompt": "code", "echo": True, "logprobs": 0}, {"echo", "logprobs"}),
         (COMPLETIONS, {"prompt": "code", "best_of": 3, "echo": False}, {"n"}),
         (MESSAGES, user(pdf()), {"files"}),
@@ -136,3 +144,55 @@ async def test_requests_that_need_several_answers_are_cached_as_before() -> None
     async with gateway_of(registry_of(cache={"when": "always"}), coder=(answer,)) as gateway:
         found = [(await gateway.chat("code", n=2, logprobs=True)).headers["x-coe-cache"] for _ in range(2)]
     assert found == ["miss", "hit"]
+
+
+VLLM = {"json_schema", "json_object", "n", "logprobs", "echo"}
+
+
+@pytest.mark.parametrize(
+    ("expert", "capabilities"),
+    [
+        ({"runtime": "external", "model": "gpt-4.1-mini"}, {"tools", "json_schema", "images", "files"}),
+        ({"runtime": "litellm", "model": "openai/gpt-4.1-mini"}, {"tools", "json_schema", "images", "files"}),
+        ({"runtime": "external", "model": "our-own"}, {"tools", "json_schema"}),
+        ({"runtime": "transformers", "model": "m"}, {"tools", "json_schema"}),
+        ({"runtime": "vllm", "model": "gpt-4.1-mini"}, VLLM),
+        (
+            {
+                "runtime": "vllm",
+                "model": "m",
+                "options": {"enable-auto-tool-choice": True, "tool-call-parser": "hermes"},
+            },
+            {*VLLM, "tools"},
+        ),
+    ],
+)
+def test_automatic_capabilities_are_looked_up(expert: dict[str, Any], capabilities: set[str]) -> None:
+    where = {"base_url": LOCAL["base_url"]} if expert["runtime"] == "external" else {}
+    auto, own = (
+        registry_of(experts=[{"name": "coder", **expert, **where, "capabilities": given}]).experts[0]
+        for given in ("auto", ["audio"])
+    )
+    assert auto.capabilities == capabilities
+    assert own.capabilities == {"audio"}  # what is declared wins
+
+
+def test_a_capability_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "experts.yaml"
+    file.write_text(
+        SHIPPED.read_text().replace(
+            "    context_length: 8192 ", "    capabilities: automatic\n    context_length: 8192 "
+        )
+    )
+    with pytest.raises(ConfigError, match=r"experts\.yaml:\d+: experts\.0\.capabilities"):
+        registry.load(file, environ={})
+
+
+@pytest.mark.anyio
+async def test_a_model_of_unknown_capabilities_is_tried_with_tools_if_declared_so() -> None:
+    experts = [{"name": name, **LOCAL} for name in ("coder", "painter", "generalist")]
+    experts[0]["capabilities"] = "auto"
+    async with gateway_of(registry_of(experts=experts)) as gateway:
+        response = await gateway.chat("code", tools=[TOOL])
+        assert (response.status, response.headers["x-coe-expert"]) == (200, "coder")
+        assert gateway.records[-1].candidates == ("coder",)

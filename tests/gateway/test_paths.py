@@ -72,7 +72,7 @@ async def test_the_deployment_in_azures_path_is_the_model(deployment: str, exper
             "/openai/deployments/painter/embeddings", orjson.dumps({"input": "x"}), query="api-version=1"
         )
         missing = await gateway.post("/openai/deployments/mistral/chat/completions", orjson.dumps(CHAT))
-        other = await gateway.post("/openai/deployments/gpt-4/audio/speech", b"{}")
+        other = await gateway.post("/openai/deployments/gpt-4/audio/other", b"{}")
     assert embeddings.headers["x-coe-expert"] == "painter"
     assert (missing.status, missing.error["code"]) == (404, "model_not_found")
     assert other.status == 404

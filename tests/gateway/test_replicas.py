@@ -19,7 +19,7 @@ from coe.cli import app
 from coe.core import RequestOptions
 from coe.mapping import Assignment
 from coe.registry import load
-from coe.routing.affinity import conversation_key
+from coe.routing.conversation import read_conversation
 from gateway.dialects.chat import parse
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer
@@ -58,9 +58,9 @@ class Replicas:
             return response.status, dict(response.headers)
 
     async def know(self, expert: str, opening: str, session: str | None = None) -> None:
-        """Until that is known to be the expert of the conversation which begins so, or is that session."""
+        """Until that is known to be the expert that answered this opening, in that session if there is one."""
         chat = parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": opening}]}))
-        name = f"coe:with:{conversation_key(chat, RequestOptions(session, tenant='bob')).hex()}"
+        name = f"coe:with:{read_conversation(chat, RequestOptions(session, tenant='bob')).answer[-1].hex()}"
         async with asyncio.timeout(10), Redis.from_url(self.redis, decode_responses=True) as redis:
             while await redis.get(name) != expert:
                 await asyncio.sleep(0.01)

@@ -11,6 +11,7 @@ import pytest
 
 from coe.core import Prediction
 from coe.errors import ExpertUnavailable, RetrievalError
+from coe.routing.request_text import RoutedText
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.retrieval.gates import ScriptedRetrieval, gate_of, passage
 
@@ -141,7 +142,7 @@ async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alo
 async def test_a_tenant_sees_only_its_own_and_shared_documents() -> None:
     scripted = ScriptedRetrieval(gate=gate_of(3.0))
     scripted.retriever.own = {"acme": [passage("Acme's secret.")]}
-    question = {"text": "general: what?", "prediction": Prediction(*uniform()), "tenant": None}
+    question = {"routed": RoutedText("general: what?"), "prediction": Prediction(*uniform()), "tenant": None}
     async with gateway_of(retrieval=scripted.retrieval) as gateway:
         composition, options = gateway.serving_state.serving.composition, wishes_of("on")
         chat = chat_of("general: what?")

@@ -16,16 +16,16 @@ pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not installed(), reason=MISS
 async def heard(conversations: RedisAffinity, key: bytes) -> str:
     """What is known in the end."""
     async with asyncio.timeout(5):
-        while (expert := await conversations.lookup(key)) is None:
+        while (expert := await conversations.lookup([key])) is None:
             await asyncio.sleep(0.01)
     return expert
 
 
 async def test_what_one_gateway_answered_another_knows_for_an_hour(redis_server: RedisServer) -> None:
     async with RedisAffinity(redis_server.url) as one, RedisAffinity(redis_server.url) as other:
-        assert await other.lookup(b"k") is None
-        one.publish(b"k", "painter")
-        one.publish(b"k", "coder")
+        assert await other.lookup([b"k"]) is None
+        one.publish([b"k"], "painter")
+        one.publish([b"k"], "coder")
         assert await heard(other, b"k") == "coder"
         asked = await asyncio.gather(*(heard(other, b"k") for _ in range(50)))
         assert asked == ["coder"] * 50
@@ -35,7 +35,7 @@ async def test_what_one_gateway_answered_another_knows_for_an_hour(redis_server:
 
 async def test_one_that_stops_tells_what_it_knows(redis_server: RedisServer) -> None:
     async with RedisAffinity(redis_server.url) as one:
-        one.publish(b"k", "coder")
+        one.publish([b"k"], "coder")
     async with RedisAffinity(redis_server.url) as other:
         assert await heard(other, b"k") == "coder"
 
@@ -46,19 +46,19 @@ async def test_a_redis_that_is_away_knows_nothing_and_is_found_again(
     monkeypatch.setattr("gateway.access.conversations.RETRY_SECONDS", 0.05)
     monkeypatch.setattr("gateway.access.conversations.EXCHANGE_TIMEOUT_SECONDS", 0.2)
     async with RedisAffinity(redis_server.url) as one:
-        one.publish(b"k", "coder")
+        one.publish([b"k"], "coder")
         assert await heard(one, b"k") == "coder"
         redis_server.signal(signal.SIGSTOP)
-        assert await one.lookup(b"k") is None
+        assert await one.lookup([b"k"]) is None
         redis_server.signal(signal.SIGCONT)
         assert await heard(one, b"k") == "coder"
         redis_server.kill()
-        assert await one.lookup(b"k") is None
+        assert await one.lookup([b"k"]) is None
         redis_server.start()
-        one.publish(b"l", "painter")
+        one.publish([b"l"], "painter")
         async with asyncio.timeout(5):
-            while await one.lookup(b"l") is None:
-                one.publish(b"l", "painter")  # what was reported meanwhile may be lost
+            while await one.lookup([b"l"]) is None:
+                one.publish([b"l"], "painter")  # what was reported meanwhile may be lost
                 await asyncio.sleep(0.01)
 
 

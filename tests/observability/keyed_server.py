@@ -16,6 +16,7 @@ from granian.server import Server
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
+from coe.core import PASS_THROUGH_APIS
 from coe.registry import Registry
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.lancedb.store import LanceStore
@@ -24,7 +25,7 @@ from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.retrieval.samples import WordEncoder
 
-APIS = ["chat", "completions", "responses", "messages", "embeddings"]
+APIS = ["chat", "completions", "responses", "messages", "embeddings", *sorted(PASS_THROUGH_APIS)]
 SCOPES = ["chat", "route", "feedback", "admin"]
 
 

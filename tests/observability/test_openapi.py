@@ -14,7 +14,7 @@ import orjson
 import pytest
 from starlette.routing import Route
 
-from gateway.endpoints import chat
+from gateway.endpoints import chat, pass_through
 from gateway.endpoints.operations import OPERATIONS, document
 from gateway.observability.tracing import PATHS
 from tests.access.samples import key_of
@@ -50,7 +50,9 @@ async def test_every_endpoint_is_in_the_document_and_nothing_else() -> None:
 
 
 def test_traces_name_the_paths_that_there_are() -> None:
-    assert {one.resource.keywords["dialect"].api: one.path for one in chat.OPERATIONS} == PATHS
+    assert {
+        one.resource.keywords["dialect"].api: one.path for one in (*chat.OPERATIONS, *pass_through.OPERATIONS)
+    } == PATHS
 
 
 def test_security_is_stated_only_where_keys_are_declared() -> None:

@@ -17,6 +17,7 @@ from coe.errors import DataError
 from coe.learning.benchmark import benchmark, knn_baseline, ridge_baseline, tuned
 from coe.learning.evaluation.quality import Quality
 from coe.learning.frontier import FrontierPoint, hull, hull_area
+from coe.learning.paired_scores import Difference, clustered_mean, paired_difference
 from coe.learning.plots import plot_benchmark, plot_sweep, plot_training
 from coe.mapping import ParetoRow
 from routers.examples import MAX_PROMPT_CHARACTERS, normalize_prompt
@@ -60,12 +61,25 @@ def made_up(*, rare: int = 0) -> Quality:
     )
 
 
-def encode(router: Path, texts: Sequence[str]) -> NDArray[np.float32]:
-    return np.array([[1.0, 0.0] if text.startswith("code") else [0.0, 1.0] for text in texts], dtype=np.float32)
+class CodeOrNot:
+    """An encoder whose vectors say whether a text is about code."""
+
+    dimensions = 2
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.features(texts)[:, :2]
+
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.calls.append(len(texts))
+        vectors = [[1.0, 0.0] if text.startswith("code") else [0.0, 1.0] for text in texts]
+        return np.array([[*vector, *vector] for vector in vectors], dtype=np.float32)
 
 
 def run(data: Quality, work: Path, **options: Any) -> dict[str, Any]:
-    given: dict[str, Any] = {"train_router": lambda pairs, folder: FirstWord(pairs), "encode": encode} | options
+    given: dict[str, Any] = {"train_router": lambda pairs, folder: FirstWord(pairs), "encoder": CodeOrNot()} | options
     return benchmark(data, prepare=normalize_prompt, work=work, **given)
 
 
@@ -76,9 +90,11 @@ def test_the_report_has_the_documented_shape_and_is_json(tmp_path: Path) -> None
     assert (report["left_out"], report["seeds"]) == (3, [0, 1, 2, 3, 4])
     assert list(report["methods"]) == [
         *("random", "best_single", "knn", "ridge"),
-        *("coe_hard", "coe", "class_map_on_test", "oracle"),
+        *("coe_hard", "coe", "residual", "class_map_on_test", "oracle"),
     ]
-    assert all(set(found) == {"mean", "std", "mean_active_b"} for found in report["methods"].values())
+    for name, found in report["methods"].items():
+        assert set(found) == {"mean", "standard_error", "std", "mean_active_b", "against"}
+        assert set(found["against"]) == {"best_single", "coe"} - {name}
     assert all(set(point) == {"price", "mean", "mean_active_b"} for point in report["frontier"])
     assert 0 < report["route_ms"]["p50"] <= report["route_ms"]["p99"]
 
@@ -97,9 +113,9 @@ def test_routing_by_category_earns_what_the_right_experts_earn(tmp_path: Path) -
 
 def test_the_frontier_ends_at_the_smallest_model(tmp_path: Path) -> None:
     report = run(made_up(), tmp_path)
-    assert report["frontier"][0]["mean"] == report["methods"]["coe"]["mean"]
+    assert report["frontier"][0]["mean"] == pytest.approx(report["methods"]["coe"]["mean"])
     assert report["frontier"][-1]["mean_active_b"] == 7.0
-    assert set(report["hull_area"]) == {"coe", "knn", "ridge"}
+    assert set(report["hull_area"]) == {"coe", "residual", "knn", "ridge"}
 
 
 def test_nothing_about_size_is_invented_where_a_size_is_not_known(tmp_path: Path) -> None:
@@ -162,15 +178,9 @@ def test_prompts_of_which_training_reads_the_same_or_nothing_are_no_different_on
 
 
 def test_prompts_are_embedded_once(tmp_path: Path) -> None:
-    calls = []
-
-    def counted(router: Path, texts: Sequence[str]) -> NDArray[np.float32]:
-        calls.append(len(texts))
-        return encode(router, texts)
-
-    for _ in range(2):
-        run(made_up(), tmp_path, encode=counted, seeds=(0,))
-    assert calls == [400]
+    encoder = CodeOrNot()
+    run(made_up(), tmp_path, encoder=encoder, seeds=(0, 1))
+    assert encoder.calls == [400]
 
 
 def test_the_same_seeds_give_the_same_scores(tmp_path: Path) -> None:
@@ -179,11 +189,61 @@ def test_the_same_seeds_give_the_same_scores(tmp_path: Path) -> None:
     assert run(made_up(), tmp_path, seeds=(3,))["methods"] != first
 
 
-def test_data_of_one_category_cannot_be_benchmarked(tmp_path: Path) -> None:
-    data = made_up()
-    one = Quality(data.benchmark, data.prompts, ("x",) * 400, data.models, data.scores, data.active_b, 0)
-    with pytest.raises(DataError, match="one category"):
-        run(one, tmp_path)
+def one_category() -> Quality:
+    return replace(made_up(), categories=("x",) * 400)
+
+
+def test_data_of_one_category_is_measured_without_a_router(tmp_path: Path) -> None:
+    def train(pairs: Sequence[tuple[str, str]], folder: Path) -> FirstWord:
+        raise AssertionError("there is nothing to classify")
+
+    report = run(one_category(), tmp_path, train_router=train)
+    mean = {name: found["mean"] for name, found in report["methods"].items()}
+    assert mean["coe"] == mean["coe_hard"] == mean["best_single"]
+    assert mean["knn"] > mean["best_single"] + 0.2  # the vectors tell code from law
+    assert mean["residual"] > mean["best_single"] + 0.2
+    assert (report["categories"], report["route_ms"]) == (1, None)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_the_arena_scores_quality_against_cost_and_perturbs_prompts(tmp_path: Path) -> None:
+    report = run(made_up(), tmp_path, arena=True)
+    assert set(report["arena"]) == {"coe", "residual", "knn", "ridge", "best_single"}
+    assert all(0 < one["score"] < 1 for one in report["arena"].values())
+    assert report["arena"]["best_single"]["less_coe"]["verdict"] == "worse"
+    assert set(report["robustness"]) == {"typos", "case", "rewording", "chatter", "all"}
+    assert report["robustness"]["chatter"]["share"] < 1  # FirstWord reads the first word only
+    without = run(made_up(), tmp_path, seeds=(0,))
+    assert (without["arena"], without["robustness"]) == ({}, None)
+
+
+def test_too_few_prompts_of_one_category_are_an_error(tmp_path: Path) -> None:
+    data = one_category()
+    few = replace(data, prompts=data.prompts[:15], categories=data.categories[:15], scores=data.scores[:15])
+    with pytest.raises(DataError, match="made up: fewer than 16 different prompts"):
+        run(few, tmp_path)
+
+
+def test_a_difference_is_paired_by_prompt_and_level_below_two_errors(tmp_path: Path) -> None:
+    against = {name: found["against"] for name, found in run(made_up(), tmp_path)["methods"].items()}
+    assert against["random"]["coe"]["verdict"] == "worse"
+    assert against["coe"]["best_single"]["verdict"] == "better"
+    assert against["coe_hard"]["coe"] == {"difference": 0.0, "standard_error": 0.0, "verdict": "level"}
+    assert Difference(0.019, 0.01).verdict == "level"
+    assert Difference(-0.021, 0.01).verdict == "worse"
+    assert Difference(0.3, float("nan")).verdict == "level"
+
+
+def test_the_error_of_a_mean_counts_a_prompt_of_several_splits_once() -> None:
+    rng = np.random.default_rng(0)
+    prompts, values = np.arange(500), rng.random(500)
+    once, thrice = (clustered_mean([values] * n, [prompts] * n) for n in (1, 3))
+    assert once.error == pytest.approx(values.std(ddof=1) / 500**0.5)
+    assert thrice.value == pytest.approx(once.value)
+    assert thrice.error == pytest.approx(once.error)
+    pair = paired_difference([values + 0.1], [values], [prompts])
+    assert pair.value == pytest.approx(0.1)
+    assert pair.error == pytest.approx(0.0, abs=1e-12)
 
 
 def test_ridge_recovers_a_linear_relation_and_neighbours_a_local_one() -> None:

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
 import orjson
 
-from coe.core import Api, Call, Expert, Health, Reply
+from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults
 from coe.experts.descriptors import NoDescriptor
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.http import sse
+from coe.experts.http.assembled import AssembledReply
 from coe.experts.http.client import Client, Response, Target, Unreachable
+from coe.experts.http.form import FormBody
+from coe.experts.http.relayed import RelayedReply
 from coe.experts.http.replies import ModelNameRewriter, PlainReply, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
-from coe.urls import join_path
+from coe.urls import join_path, remove_suffix
 
 MAX_REFUSAL_BYTES = 2**16
 """Bytes of an error body that are read."""
@@ -38,33 +43,23 @@ _DEFAULT_VERSION = {"anthropic-version": "2023-06-01"}
 
 class HttpExpert:
     """Calls one `endpoint`, each call in its own API. Adds the declared system prompt, default parameters, model name
-    and key.
-
-    `translation` returns the expert that answers in the APIs which the server does not speak. Without it, their
-    requests go to the server too.
+    and key. Its server must speak the API of a call.
     """
 
     health = Health()
 
-    def __init__(
-        self,
-        spec: ExpertSpec,
-        endpoint: Endpoint,
-        *,
-        session: Client,
-        translation: Callable[[], Expert] | None = None,
-    ) -> None:
+    def __init__(self, spec: ExpertSpec, endpoint: Endpoint, *, session: Client) -> None:
         self.name = spec.name
         self._base_url = endpoint.base_url
         self._model = endpoint.model
         self._rewriter = ModelNameRewriter(server_name=endpoint.model, client_name=spec.name)
         self._defaults = {api: api_format.defaults(spec.parameters) for api, api_format in API_FORMATS.items()}
-        if spec.supported_apis != {"embeddings"}:
-            self._defaults["embeddings"] = {}  # the declared parameters are meant for chats
+        if spec.supported_apis & TEXT_APIS:  # the declared parameters are meant for these
+            self._defaults |= {api: {} for api in self._defaults if api not in TEXT_APIS}
         self._system_prompt = spec.system_prompt
         self._session = session
-        self._translation = translation
-        self._supported_apis = spec.supported_apis
+        self._queues = spec.runtime == "transformers"
+        """True if the server works on one request at a time, and on a plain one until it is complete."""
         self._key = spec.api_key.get_secret_value() if spec.api_key else ""
         self._targets: dict[Api, Target] = {}
         self._without_usage_option: set[Api] = set()
@@ -75,13 +70,14 @@ class HttpExpert:
         """Calls the server; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for the
         body."""
         api = call.api
-        if self._translation is not None and api not in self._supported_apis:
-            return await self._translation().stream(call)
         headers = {**_DEFAULT_VERSION, **call.headers} if api == "messages" else call.headers
+        if api in PASS_THROUGH_APIS:
+            form = call.fields.content_type if isinstance(call.fields, FormBody) else "application/json"
+            headers = {**headers, "content-type": form}
         response: Response | None = None
         try:
             async with asyncio.timeout(call.first_token_timeout) as limit:
-                response = await self._accepted(call, headers)
+                response = await self._accepted(self._sent(call), headers)
                 reply = self._reply(call, response)
                 await reply.begin()
                 return reply
@@ -99,6 +95,12 @@ class HttpExpert:
             if isinstance(error, OSError):
                 raise self._errors.connection_lost("broke off the connection") from error
             raise
+
+    def _sent(self, call: Call) -> Call:
+        """The call as the server gets it: as a stream if an abandoned plain request would block it."""
+        if call.stream or not self._queues or call.api not in APIS_WITH_STREAM_OPTIONS:
+            return call
+        return replace(call, stream=True, fields={**call.fields, "stream": True})
 
     async def _accepted(self, call: Call, headers: Mapping[str, str]) -> Response:
         """Returns a response with status 200, or raises the refusal as an ExpertError. If the server rejects the option
@@ -129,11 +131,14 @@ class HttpExpert:
 
     def _target(self, api: Api) -> Target:
         if (target := self._targets.get(api)) is None:
-            url = join_path(self._base_url, API_FORMATS[api].path)
-            target = self._targets[api] = Target(url, _headers(api, self._key))
+            path = API_FORMATS[api].path
+            base = remove_suffix(self._base_url, "/v1") if path.startswith("/") else self._base_url
+            target = self._targets[api] = Target(join_path(base, path.removeprefix("/")), _headers(api, self._key))
         return target
 
     def _body(self, call: Call, *, add_usage: bool) -> bytes:
+        if isinstance(call.fields, FormBody):
+            return call.fields.with_model(self._model)
         defaults = self._defaults[call.api]
         if call.parameters is not None:
             defaults = {
@@ -159,19 +164,27 @@ class HttpExpert:
             and not _shows_usage(call)
         )
 
-    def _reply(self, call: Call, response: Response) -> PlainReply | StreamedReply:
+    def _reply(self, call: Call, response: Response) -> PlainReply | StreamedReply | AssembledReply | RelayedReply:
         api_format, errors, rewriter = API_FORMATS[call.api], self._errors, self._rewriter
-        if not call.stream:
+        if call.api in PASS_THROUGH_APIS:
+            return RelayedReply(
+                response, errors=errors, rewriter=rewriter, stream_idle_timeout=call.stream_idle_timeout
+            )
+        assembled = not call.stream and self._sent(call).stream
+        if not call.stream and not assembled:
             return PlainReply(response, api_format=api_format, errors=errors, rewriter=rewriter)
-        return StreamedReply(
+        if self._queues:
+            api_format = replace(api_format, preamble=sse.has_no_content)  # it sends the role to waiting requests
+        stream = StreamedReply(
             response,
             api_format=api_format,
             errors=errors,
             rewriter=rewriter,
-            stream_idle_timeout=call.stream_idle_timeout,
+            stream_idle_timeout=call.first_token_timeout if assembled else call.stream_idle_timeout,
             choices=_choices(call),
-            hide_usage=call.api in APIS_WITH_STREAM_OPTIONS and not _shows_usage(call),
+            with_usage=_shows_usage(call) if call.api in APIS_WITH_STREAM_OPTIONS and not assembled else None,
         )
+        return AssembledReply(stream, errors=errors) if assembled else stream
 
 
 async def _refusal_body(response: Response) -> bytes:
@@ -197,7 +210,7 @@ def _choices(call: Call) -> int:
 
 
 def _headers(api: Api, key: str) -> dict[str, str]:
-    headers = {"content-type": "application/json"}
+    headers = {} if api in PASS_THROUGH_APIS else {"content-type": "application/json"}
     if key:
         headers["authorization"] = f"Bearer {key}"
         if api == "messages":

@@ -92,7 +92,11 @@ class PlainReply:
 
 class StreamedReply:
     """A response that arrives as server-sent events. `begin` reads up to the first event with content, `chunks` the
-    rest. Adds the event that ends the stream if the server omits it."""
+    rest. Adds the event that ends the stream if the server omits it.
+
+    `with_usage` is whether the client requested the event with token counts and no choice, None for an API without that
+    option. It is removed if it was not requested, and added if the server sent the counts in another event only.
+    """
 
     media_type = "text/event-stream"
 
@@ -105,7 +109,7 @@ class StreamedReply:
         rewriter: ModelNameRewriter,
         stream_idle_timeout: float,
         choices: int = 1,
-        hide_usage: bool = False,
+        with_usage: bool | None = None,
     ) -> None:
         self._response = response
         self._api_format = api_format
@@ -117,7 +121,8 @@ class StreamedReply:
         self._multiline = False
         self._finished = False
         self._choices = choices
-        self._hide_usage = hide_usage
+        self._with_usage = with_usage
+        self._usage_event = b""
         self._ended_choices: set[str] = set()
         self._done = False
         self._trailing_data = False
@@ -205,10 +210,10 @@ class StreamedReply:
             yield self._end_event()
 
     def _end_event(self) -> bytes:
-        """The event that the server omitted."""
+        """The events that the server omitted."""
         if not self._finished:
             raise self._errors.connection_lost("ended the stream before the answer was complete")
-        return self._api_format.end
+        return self._usage_event + self._api_format.end
 
     async def aclose(self) -> None:
         if not self._done:
@@ -245,7 +250,14 @@ class StreamedReply:
     def _process(self, events: bytes) -> bytes:
         """Records what the events report, and returns those that the client should see."""
         counted = self._record(events)
-        return sse.remove_usage(events) if counted and self._hide_usage else events
+        if self._with_usage is False:
+            return sse.remove_usage(events) if counted else events
+        if self._with_usage:
+            if counted:
+                self._usage_event = sse.usage_event(events)
+            if self._done and self._usage_event:
+                return sse.insert_before_end(events, self._usage_event)
+        return events
 
     def _record(self, events: bytes) -> bool:
         """Records token counts and finished choices. Returns whether token counts are among the events."""

@@ -33,6 +33,8 @@ def dumps(value: Any) -> bytes:
 
 EVENT_STREAM = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": keep-alive\n\n"
+"""A comment, which every client of server-sent events ignores."""
 MAX_EVENT_BYTES = 16 * 2**20
 """Bytes of one event."""
 _DONE = re.compile(rb"^data: *\[DONE\]", re.MULTILINE)
@@ -120,6 +122,21 @@ def has_no_choice(event: Any) -> bool:
     """True if a chunk has no choice, or `null` choices: Azure sends content filter results first, others token counts
     last."""
     return isinstance(event, dict) and not event.get("choices", True) and not event.get("error")
+
+
+def has_no_content(event: Any) -> bool:
+    """True if a chunk has no choice, or the role alone, which some servers send before they begin with the answer."""
+    if has_no_choice(event):
+        return True
+    choices = event.get("choices") if isinstance(event, dict) else None
+    return isinstance(choices, list) and bool(choices) and all(map(_role_alone, choices))
+
+
+def _role_alone(choice: Any) -> bool:
+    delta = choice.get("delta") if isinstance(choice, dict) else None
+    if not isinstance(delta, dict) or choice.get("finish_reason"):
+        return False
+    return all(name == "role" or not value for name, value in delta.items())
 
 
 def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> Any:
@@ -213,7 +230,23 @@ def remove_usage(events: bytes) -> bytes:
 
 def _only_usage(event: bytes) -> bool:
     found = next(_parsed(b'"usage"', event.splitlines()), None) if _USAGE.search(event) else None
-    return found is not None and found.get("choices") == [] and isinstance(found.get("usage"), dict)
+    return found is not None and not found.get("choices", True) and isinstance(found.get("usage"), dict)
+
+
+def usage_event(events: bytes) -> bytes:
+    """The event with token counts and no choice that OpenAI's API has, made of the last counts among the events. Empty
+    if there are none, or if a server sent this event itself."""
+    for event in _parsed(b'"usage"', reversed(events.splitlines())):
+        if isinstance(event.get("usage"), dict):
+            return b"data: %b\n\n" % dumps({**event, "choices": []}) if event.get("choices", True) else b""
+    return b""
+
+
+def insert_before_end(events: bytes, event: bytes) -> bytes:
+    """Inserts an event before [DONE]; at the end without it."""
+    end = _DONE.search(events)
+    at = end.start() if end else len(events)
+    return b"".join((events[:at], event, events[at:]))
 
 
 def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -226,6 +259,11 @@ def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(found, dict):
                 yield found
+
+
+def chunks_of(events: bytes) -> Iterator[dict[str, Any]]:
+    """Yields the JSON objects of all events but [DONE]."""
+    yield from _parsed(b"{", events.splitlines())
 
 
 def error_event(body: bytes) -> bytes:

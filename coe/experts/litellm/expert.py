@@ -1,8 +1,8 @@
 """Calls an expert through litellm, which supports providers that have no OpenAI-compatible or Anthropic API.
 
-litellm also translates Responses and Messages for servers that speak chat only. Its import takes seconds and its calls
-milliseconds, so it runs in an event loop in a thread of its own, the background loop. Its replies are serialized again
-here, since litellm returns objects and not bytes. `coe.experts.factory` imports this module only when it is needed.
+It is called for chat and embeddings. Its import takes seconds and its calls milliseconds, so it runs in an event loop
+in a thread of its own, the background loop. Its replies are serialized again here, since litellm returns objects and
+not bytes. `coe.experts.factory` imports this module only when it is needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 import orjson
 
 from coe.core import Api, Call, Health, Reply, Usage
-from coe.errors import ConfigError, ExpertError, InvalidRequest
+from coe.errors import ConfigError, ExpertError
 from coe.experts.api_formats import API_FORMATS, is_empty_answer, record_usage
 from coe.experts.descriptors import out_of_descriptors
 from coe.experts.error_mapping import ErrorMapping, connection_cause
@@ -48,36 +48,30 @@ EntryPoint: TypeAlias = Callable[..., Awaitable[Any]]
 
 
 class LitellmExpert:
-    """Calls the declared provider; for an expert of another runtime, its OpenAI-compatible server at `endpoint`.
-
-    Raises ConfigError (a declared provider) or InvalidRequest (a translation) if litellm is not installed.
-    """
+    """Calls the declared provider, at `endpoint` if it is not the provider's own. Raises ConfigError if litellm is not
+    installed."""
 
     health = Health()
 
     def __init__(self, spec: ExpertSpec, endpoint: Endpoint | None = None) -> None:
-        provider = spec.runtime == "litellm"
         if find_spec("litellm") is None:
-            if provider:
-                raise ConfigError(f"expert {spec.name!r} has runtime litellm, which is not installed: {REMEDY}")
-            message = f"expert {spec.name!r} speaks chat only and the translation is not installed here: {REMEDY}"
-            raise InvalidRequest(message, code="unsupported_api")
+            raise ConfigError(f"expert {spec.name!r} has runtime litellm, which is not installed: {REMEDY}")
         self.name = spec.name
         self.spec = spec
         key = spec.api_key.get_secret_value() if spec.api_key else ""
         self.errors = ErrorMapping(spec.name, key=key, base_url=endpoint.base_url if endpoint else "")
         self._settings: dict[str, Any] = {
-            "model": spec.model if provider or endpoint is None else f"custom_openai/{endpoint.model}",
+            "model": spec.model,
             "api_base": endpoint.base_url if endpoint else None,
-            "api_key": key or (None if provider else "none"),  # its OpenAI client requires one
+            "api_key": key or None,
             "drop_params": True,  # a field that the routed provider lacks must not fail the request
             "max_retries": 0,
             "num_retries": 0,
         }
 
     async def stream(self, call: Call) -> Reply:
-        """Calls the provider; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for a
-        request that cannot be translated."""
+        """Calls the provider; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for
+        another API."""
         arguments = {**litellm_arguments(call, self.spec), **self._settings}
         arguments["timeout"] = call.first_token_timeout + call.stream_idle_timeout  # a backstop: those below end before
         if headers := forwarded_headers(call, self.spec):
@@ -295,16 +289,11 @@ async def _load_entry_points() -> None:
 
 @cache
 def _entry_points() -> dict[Api, EntryPoint]:
-    """Imports and configures litellm: quiet, and without network access. Returns one function for each API.
-
-    Messages are translated to chat even if the provider speaks Messages: litellm's own path imports its proxy, and
-    continues to read a stream that the client has left.
-    """
+    """Imports and configures litellm: quiet, and without network access. Returns one function for each API."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # in its default mode it reads .env files
     import litellm
-    from litellm.llms.anthropic.messages.adapters.handler import LiteLLMMessagesToCompletionTransformationHandler
     from litellm.llms.custom_httpx.http_handler import HTTPHandler
 
     from coe.experts.litellm.response_limits import limit_clients
@@ -317,9 +306,4 @@ def _entry_points() -> dict[Api, EntryPoint]:
     warnings.filterwarnings("ignore", message="Pydantic serializer warnings")  # they quote model output
     for name in _LOGGERS:  # they log prompts, and URLs with keys
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    return {
-        "chat": litellm.acompletion,
-        "responses": litellm.aresponses,
-        "messages": LiteLLMMessagesToCompletionTransformationHandler.async_anthropic_messages_handler,
-        "embeddings": litellm.aembedding,
-    }
+    return {"chat": litellm.acompletion, "embeddings": litellm.aembedding}

@@ -12,8 +12,6 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import httpx
-import litellm
-from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler, HTTPHandler
 
 from coe.experts.http.expert import MAX_REFUSAL_BYTES
 from coe.experts.http.replies import MAX_ANSWER_BYTES
@@ -113,6 +111,9 @@ C = TypeVar("C", httpx.AsyncClient, httpx.Client)
 def limit_clients() -> None:
     """Bounds every client that litellm creates from now on, drops those it has, and gives one to OpenAI's library,
     which would create its own."""
+    import litellm
+    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler, HTTPHandler
+
     AsyncHTTPHandler.create_client = _with_limits(AsyncHTTPHandler.create_client, _limit_async)  # type: ignore[method-assign]
     HTTPHandler.create_client = _with_limits(HTTPHandler.create_client, _limit)  # type: ignore[method-assign]
     litellm.in_memory_llm_clients_cache.flush_cache()  # type: ignore[no-untyped-call]

@@ -168,7 +168,8 @@ async def running_cluster(
     if requests:
         print_line(f"starting {len(requests)} expert server{'s' if len(requests) > 1 else ''} on the cluster")
     running = {server_config(request.experts[0]): request.key for request in requests}
-    async with ClusterFleet(requests, ray=ray, report=print_line) as fleet:
+    timeouts = Timeouts.after(registry.policy.timeout)
+    async with ClusterFleet(requests, ray=ray, report=print_line, timeouts=timeouts) as fleet:
         published = PublishedFleet(fleet, running=running, publish=publish)
         published.publish([expert for expert in registry.experts if server_config(expert) in running])
         yield published

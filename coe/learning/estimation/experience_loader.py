@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coe.core import GENERAL
+from coe.core import GENERAL, PASS_THROUGH_APIS
 from coe.errors import DataError
 from coe.learning.estimation.experience import NONE, Experience, certainty_rank, reward
 from coe.records import open_feedback, open_log
@@ -87,6 +87,8 @@ class _RingBuffer:
         chosen = self.expert.get(record.expert)
         if record.outcome not in ("ok", "aborted"):
             self.left_out["failed"] += 1
+        elif record.api in PASS_THROUGH_APIS:
+            self.left_out["not classified"] += 1
         elif chosen is None:
             self.left_out["of an expert that is not declared"] += 1
         else:

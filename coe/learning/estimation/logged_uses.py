@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.core import TEXT_APIS
 from coe.mapping import LOGGED_MEASURES, MeasuredUses, PlanInputs
 from coe.mapping.score_table import ScoreTable
 from coe.records.record import RecipeCall, RoutingRecord
@@ -174,8 +175,8 @@ def _unusable(record: RoutingRecord, categories: Mapping[str, int]) -> str:
         return "failed or aborted"
     if not record.attempts:
         return "answered without a call"
-    if record.api == "embeddings":
-        return "embeddings"
+    if record.api not in TEXT_APIS:
+        return "embeddings" if record.api == "embeddings" else "not answered with text"
     return "" if record.category in categories else "of a category that is not planned"
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import re
 
+from coe.experts.recipes.final_answers.answers import json_form
 from coe.experts.recipes.final_answers.choices import chosen
 from coe.experts.recipes.final_answers.numbers import last_number
+from coe.experts.recipes.final_answers.programs import fenced_blocks
 from coe.experts.recipes.final_answers.wording import SPACED, normalised
 
 TOLERANCE = 1e-4
@@ -41,6 +43,16 @@ def numeric(answer: str, reference: str, *, tolerance: float = TOLERANCE) -> flo
     """
     found, expected = last_number(answer), last_number(reference)
     return float(any(_close(a, b, tolerance) for a in found for b in expected))
+
+
+def same_json(answer: str, reference: str) -> float:
+    """1.0 when the JSON in an answer has the reference's values: in the last fenced block, or between the first and
+    the last bracket."""
+    blocks = list(fenced_blocks(answer))
+    text = blocks[-1].text if blocks else answer
+    starts = [place for place in (text.find("{"), text.find("[")) if place >= 0]
+    found = text[min(starts) : max(text.rfind("}"), text.rfind("]")) + 1] if starts else ""
+    return float((value := json_form(found)) is not None and value == json_form(reference.strip()))
 
 
 def _close(value: float, expected: float, tolerance: float) -> bool:

@@ -1,4 +1,7 @@
-"""Reads probes from JSON Lines or parquet: prompts with a category and a checker that scores an answer."""
+"""Reads probes from JSON Lines or parquet: prompts with a category and a checker that scores an answer.
+
+A probe with `draw` is a template: it is drawn anew for every seed.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,14 @@ from coe.experts.recipes.final_answers.numbers import unclear
 from coe.experts.recipes.final_answers.wording import normalised
 from coe.learning.evaluation import checkers
 from coe.learning.evaluation.tables import numbered_rows
+from coe.learning.probes.constraints import json_in, problem_in
+from coe.learning.probes.templates import drawn
 from coe.routing.request_text import routing_text
 
-Checker = Literal["exact", "choice", "numeric", "contains", "code", "judge"]
+Checker = Literal["exact", "choice", "numeric", "contains", "json", "constraints", "code", "judge"]
 CHECKERS: tuple[str, ...] = get_args(Checker)
-CHECKER_VERSION = 4
+DIFFICULTIES = ("easy", "medium", "hard")
+CHECKER_VERSION = 5
 """Part of every probe's digest; raise it when a checker's verdicts change, so that old scores are not reused."""
 MAX_PROBLEMS = 20
 """Bad lines that one error names."""
@@ -36,8 +42,9 @@ class Probe:
 
     `messages` is what is sent; `prompt` is the one text that stands for it in quality data (what a router would read).
     `reference` is the right answer, `tests` the Python asserts of a `code` probe, `tolerance` the relative error that a
-    `numeric` answer may have. The checker `grade` reads the reply of a cascade's judge. `digest` covers all that the
-    score depends on, so not the category.
+    `numeric` answer may have, `constraints` the conditions of a `constraints` probe. The checker `grade` reads the
+    reply of a cascade's judge. `digest` covers all that the score depends on, so neither the category nor the
+    `difficulty`, which is one of DIFFICULTIES or "".
     """
 
     prompt_id: str
@@ -49,12 +56,15 @@ class Probe:
     tests: str | None = field(repr=False)
     tolerance: float
     digest: str
+    difficulty: str = ""
+    constraints: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
-def read_probes(path: Path, *, categories: Collection[str]) -> list[Probe]:
+def read_probes(path: Path, *, categories: Collection[str], seed: int = 0) -> list[Probe]:
     """All probes of a file, in order. Raises DataError with one line `file:line: problem` for each mistake.
 
-    `categories` are the declared ones; a probe of any other category could never be routed.
+    `categories` are the declared ones; a probe of any other category could never be routed. Templates are drawn with
+    `seed`.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected JSON Lines or parquet with one probe a line")
@@ -63,7 +73,7 @@ def read_probes(path: Path, *, categories: Collection[str]) -> list[Probe]:
     seen: dict[str, int] = {}
     for number, row in numbered_rows(path):
         try:
-            probe = _probe(row, categories)
+            probe = probe_of(row, categories, seed)
             if (earlier := seen.setdefault(probe.prompt_id, number)) != number:
                 raise ValueError(f"the same id or prompt as line {earlier}; give each probe an `id` of its own")
             probes.append(probe)
@@ -79,15 +89,18 @@ def read_probes(path: Path, *, categories: Collection[str]) -> list[Probe]:
     return probes
 
 
-def _probe(row: Any, categories: Collection[str]) -> Probe:
-    """Raises ValueError that names the mistake in a row and the remedy."""
+def probe_of(row: Any, categories: Collection[str], seed: int = 0) -> Probe:
+    """Return the probe of a row. Raises ValueError that names the mistake in the row and the remedy."""
     if not isinstance(row, dict):
         raise ValueError("expected an object with prompt, category, checker and reference or tests")
     row = {key: value for key, value in row.items() if value is not None}  # parquet has every column in every row
+    if "draw" in row:
+        row = drawn(row, seed)
     messages = _messages(row)
     checker = _checker(row)
     reference, tests, tolerance = _reference(row, checker), _tests(row, checker), _tolerance(row, checker)
-    judged = [CHECKER_VERSION, messages, checker, reference, tests, tolerance]
+    constraints = _constraints(row, checker)
+    judged = [CHECKER_VERSION, messages, checker, reference, tests, tolerance, constraints]
     return Probe(
         prompt_id=_prompt_id(row, messages),
         messages=messages,
@@ -98,6 +111,8 @@ def _probe(row: Any, categories: Collection[str]) -> Probe:
         tests=tests,
         tolerance=tolerance,
         digest=_digest(judged),
+        difficulty=_difficulty(row),
+        constraints=constraints,
     )
 
 
@@ -142,7 +157,7 @@ def _reference(row: Mapping[str, Any], checker: Checker) -> str | None:
     reference = row.get("reference")
     if isinstance(reference, (int, float)) and not isinstance(reference, bool):
         reference = f"{reference}"
-    if reference is None and checker in ("code", "judge"):
+    if reference is None and checker in ("code", "judge", "constraints"):
         return None
     if not isinstance(reference, str) or not reference.strip():
         raise ValueError(f"checker {checker!r} needs a `reference`: the right answer as text")
@@ -152,6 +167,8 @@ def _reference(row: Mapping[str, Any], checker: Checker) -> str | None:
         raise ValueError("`reference` of a choice must be one letter from A to J")
     if checker == "numeric" and (why := unclear(reference)):
         raise ValueError(f"`reference` of a numeric probe {why}")
+    if checker == "json" and json_in(reference) is None:
+        raise ValueError("`reference` of a json probe must be a JSON object or list, as text")
     return reference
 
 
@@ -177,6 +194,24 @@ def _tolerance(row: Mapping[str, Any], checker: Checker) -> float:
     if checker == "numeric" and (not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1):
         raise ValueError("`tolerance` is a relative error from 0 to 1")
     return tolerance if checker == "numeric" else checkers.TOLERANCE
+
+
+def _constraints(row: Mapping[str, Any], checker: Checker) -> Mapping[str, Any] | None:
+    if checker != "constraints":
+        return None
+    constraints = row.get("constraints")
+    if isinstance(constraints, dict):  # parquet has every key in every row
+        constraints = {name: wanted for name, wanted in constraints.items() if wanted is not None}
+    if why := problem_in(constraints):
+        raise ValueError(why)
+    return constraints
+
+
+def _difficulty(row: Mapping[str, Any]) -> str:
+    difficulty = row.get("difficulty", "")
+    if difficulty not in ("", *DIFFICULTIES):
+        raise ValueError(f"`difficulty` must be one of {', '.join(DIFFICULTIES)}")
+    return str(difficulty)
 
 
 def _category(row: Mapping[str, Any], categories: Collection[str]) -> str:

@@ -28,6 +28,7 @@ from coe.learning.evaluation.answers import CUT_REASON, MemberUse, ProbeAnswer, 
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.sandbox import Sandbox
+from coe.learning.probes.constraints import meets
 from coe.mapping import ANSWER_FIELDS
 from coe.registry import ExpertSpec, RecipeSpec
 
@@ -262,7 +263,7 @@ async def _score(probe: Probe, expert: Expert, blank: Cell, run: ScoringRun) -> 
         return replace(cell, score=float(verdict.passed), note=verdict.why)
     if probe.checker == "judge":
         return await _judged(probe, answer, cell, run.judge)
-    return replace(cell, score=_checked(probe, answer.text))
+    return replace(cell, score=checked(probe, answer.text))
 
 
 async def _judged(probe: Probe, answer: ProbeAnswer, cell: Cell, judge: Judge | None) -> Cell:
@@ -275,9 +276,19 @@ async def _judged(probe: Probe, answer: ProbeAnswer, cell: Cell, judge: Judge | 
     return replace(cell, score=judgement.score, consistent=judgement.consistent)
 
 
-def _checked(probe: Probe, answer: str) -> float:
+def checked(probe: Probe, answer: str) -> float:
+    """Return the score of an answer, without its reasoning, by a checker that is a pure function."""
+    if probe.checker == "constraints":
+        assert probe.constraints is not None
+        return meets(answer, probe.constraints)
     assert probe.reference is not None
+    text = without_reasoning(answer)
     if probe.checker == "numeric":
-        return checkers.numeric(answer, probe.reference, tolerance=probe.tolerance)
-    plain = {"exact": checkers.exact, "choice": checkers.choice, "contains": checkers.contains}
-    return plain[probe.checker](answer, probe.reference)
+        return checkers.numeric(text, probe.reference, tolerance=probe.tolerance)
+    plain = {
+        "exact": checkers.exact,
+        "choice": checkers.choice,
+        "contains": checkers.contains,
+        "json": checkers.same_json,
+    }
+    return plain[probe.checker](text, probe.reference)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.core import PASS_THROUGH_APIS
 from coe.errors import Cause
 from coe.learning.monitoring.drift import TrafficSample
 from coe.records.record import RoutingRecord
@@ -84,7 +85,7 @@ class Traffic:
 
     def _add(self, record: RoutingRecord) -> None:
         request = None
-        if record.category in self.categories:
+        if record.category in self.categories and record.api not in PASS_THROUGH_APIS:
             category, confidence = _router_decision(record)
             index = self.categories.index(category)
             request = SampledRequest(index, confidence, record.embedding, record.prompt or "", record.request_id)

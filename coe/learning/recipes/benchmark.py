@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from coe.experts.recipes.agreement import Array
+from coe.learning.paired_scores import Difference
 from coe.learning.recipes.arms import Arm, cost_by_category, propose_arms, quality_by_category
 from coe.learning.recipes.fit import Answers, replayed
 
@@ -137,18 +138,20 @@ def recipe_report(splits: Sequence[SplitComparison]) -> dict[str, Any]:
     }
 
 
-def _at(splits: Sequence[SplitComparison], units: Sequence[float], share: float) -> Mapping[str, float]:
+def _at(splits: Sequence[SplitComparison], units: Sequence[float], share: float) -> Mapping[str, Any]:
     return _paired([split.gain(share * unit) for split, unit in zip(splits, units, strict=True)])
 
 
-def _paired(scores: Sequence[tuple[float, float]]) -> Mapping[str, float]:
-    """Return the mean of both, their paired difference, and its standard error over splits."""
+def _paired(scores: Sequence[tuple[float, float]]) -> Mapping[str, Any]:
+    """Return the mean of both, their paired difference, its standard error over splits, and what it shows."""
     single, recipes = np.array(scores).T
     gain = recipes - single
     error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("nan")
+    found = Difference(float(gain.mean()), error)
     return {
         "single": float(single.mean()),
         "recipes": float(recipes.mean()),
-        "gain": float(gain.mean()),
-        "standard_error": error,
+        "gain": found.value,
+        "standard_error": found.error,
+        "verdict": found.verdict,
     }

@@ -1,0 +1,296 @@
+"""`coe probes`: lists and shows the probes of `coe score`, and adds one's own: by hand, from files, from the log."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from coe.cli.common import Config, Json, duration_seconds, settings_for
+from coe.errors import DataError
+from coe.jobs.record_files import RatingIndex
+from coe.learning.estimation.experience_loader import open_logs
+from coe.learning.evaluation.probes import DIFFICULTIES, Probe, probe_of, read_probes
+from coe.learning.evaluation.tables import numbered_rows
+from coe.learning.probes.imports import Skipped, cases_of, format_of
+from coe.learning.probes.shipped import own_file, shipped_rows
+from coe.records import missing_file
+from coe.records.record import RoutingRecord
+from coe.registry import Registry, load
+from coe.terminal import print_error, print_json, print_line
+
+SHOWN_CHARACTERS = 90
+MAX_SHOWN_REASONS = 10
+
+
+class Format(StrEnum):
+    """A format of files to import."""
+
+    CSV = "csv"
+    PROMPTFOO = "promptfoo"
+    LM_EVAL = "lm-eval"
+
+
+app = typer.Typer(
+    no_args_is_help=True, help="List, show, add and import probes: prompts with checkers, for `coe score`."
+)
+Category = Annotated[str, typer.Option("--category", help="A category of experts.yaml.")]
+Into = Annotated[Path | None, typer.Option("--to", help="File of own probes [default: probes.jsonl by experts.yaml].")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Numbers of templates.")]
+
+
+@app.command("list")
+def list_probes(category: Category = "", config: Config = None, json: Json = False) -> None:
+    """Count the probes by category and difficulty; with --category, list those of one."""
+    registry, own = _declared(config)
+    rows = [row for row in _rows(registry, own) if category in ("", row["category"])]
+    if json:
+        print_json({"probes": [{key: row.get(key) for key in _LISTED} | {"template": "draw" in row} for row in rows]})
+    elif category:
+        for row in rows:
+            print_line(f"{row['id']!s:24} {row.get('difficulty', '-'):7} {row['checker']:11} {_first_line(row)}")
+    else:
+        print_line(f"{'category':20} {'probes':>6} {'easy':>6} {'medium':>6} {'hard':>6} {'templates':>9} {'own':>5}")
+        for name in registry.category_names:
+            print_line(_counts(name, [row for row in rows if row["category"] == name]))
+
+
+_LISTED = ("id", "category", "difficulty", "checker", "prompt", "own")
+
+
+def _counts(name: str, rows: list[dict[str, Any]]) -> str:
+    levels = Counter(row.get("difficulty") for row in rows)
+    by_level = " ".join(f"{levels[level]:6}" for level in DIFFICULTIES)
+    templates, own = sum("draw" in row for row in rows), sum(row["own"] for row in rows)
+    return f"{name:20} {len(rows):6} {by_level} {templates:9} {own:5}"
+
+
+def _first_line(row: dict[str, Any]) -> str:
+    text = row["prompt"] if "prompt" in row else row["messages"][-1]["content"]
+    return str(text).split("\n")[0][:SHOWN_CHARACTERS]
+
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The id, as `coe probes list --category` shows it.")]
+
+
+@app.command("show")
+def show(wanted: Id, seed: Seed = 0, config: Config = None, json: Json = False) -> None:
+    """Show a probe: what is sent, and what an answer is checked against. A template is drawn with --seed."""
+    registry, own = _declared(config)
+    row = next((row for row in _rows(registry, own) if str(row["id"]) == wanted), None)
+    if row is None:
+        raise DataError(f"no probe has the id {wanted!r}; `coe probes list --category NAME` lists them")
+    probe = probe_of(row, registry.category_names, seed)
+    shown = _fields(probe)
+    if json:
+        print_json(shown)
+        return
+    for name, value in shown.items():
+        print_line(f"{name}: {value if isinstance(value, str) else orjson.dumps(value).decode()}")
+
+
+def _fields(probe: Probe) -> dict[str, Any]:
+    fields = ("prompt_id", "category", "difficulty", "prompt", "checker", "reference", "tests", "constraints")
+    return {name: value for name in fields if (value := getattr(probe, name)) not in (None, "")}
+
+
+Prompt = Annotated[str, typer.Option("--prompt", help="What is sent.")]
+Checker = Annotated[str, typer.Option("--checker", help="exact, contains, choice, numeric, json, constraints, ...")]
+Reference = Annotated[str | None, typer.Option("--reference", help="The right answer.")]
+Tests = Annotated[str | None, typer.Option("--tests", help="Python asserts of a code probe.")]
+Constraints = Annotated[str | None, typer.Option("--constraints", help="JSON object of a constraints probe.")]
+Difficulty = Annotated[str | None, typer.Option("--difficulty", help="easy, medium or hard.")]
+OwnId = Annotated[str | None, typer.Option("--id", help="A name of its own [default: a digest of the prompt].")]
+
+
+@app.command("add")
+def add(
+    prompt: Prompt,
+    category: Category,
+    checker: Checker,
+    reference: Reference = None,
+    tests: Tests = None,
+    constraints: Constraints = None,
+    difficulty: Difficulty = None,
+    name: OwnId = None,
+    to: Into = None,
+    config: Config = None,
+) -> None:
+    """Add a probe to the own ones. It is checked first; nothing is written if it is wrong."""
+    registry, own = _declared(config, to)
+    row: dict[str, Any] = {"id": name, "prompt": prompt, "category": category, "difficulty": difficulty}
+    row |= {"checker": checker, "reference": reference, "tests": tests, "constraints": _parsed(constraints)}
+    row = {key: value for key, value in row.items() if value is not None}
+    try:
+        identity = probe_of(row, registry.category_names).prompt_id
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if identity in _known(own, registry):
+        raise DataError(f"{own}: has a probe with this id or prompt already; give another --id")
+    _append(own, [row])
+    print_line(f"probe {identity} is in {own}")
+
+
+def _parsed(constraints: str | None) -> Any:
+    try:
+        return None if constraints is None else orjson.loads(constraints)
+    except orjson.JSONDecodeError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--constraints") from None
+
+
+ImportedFile = Annotated[Path, typer.Argument(metavar="FILE", help="A CSV, promptfoo YAML or lm-eval samples file.")]
+FormatOption = Annotated[Format | None, typer.Option("--format", help="[default: by the suffix of FILE]")]
+Default = Annotated[str, typer.Option("--category", help="Category of the cases that name none.")]
+
+
+@app.command("import")
+def import_probes(
+    file: ImportedFile,
+    form: FormatOption = None,
+    category: Default = "",
+    to: Into = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Import probes from a CSV table, a promptfoo configuration, or samples of lm-eval (--log_samples).
+
+    A case that no checker can score, or that is there already, is left out with the reason. Exit 1 if none is imported.
+    """
+    registry, own = _declared(config, to)
+    name = form.value if form else format_of(file)
+    if name is None:
+        raise typer.BadParameter("its suffix names no format; choose csv, promptfoo or lm-eval", param_hint="--format")
+    known, rows, left_out = _known(own, registry), [], []
+    for place, case in cases_of(file, name):
+        try:
+            rows.append(_accepted(case, category, registry, known))
+        except ValueError as error:
+            left_out.append(f"{place}: {error}")
+    if rows:
+        _append(own, rows)
+    if json:
+        print_json({"imported": len(rows), "left_out": left_out, "file": str(own)})
+    else:
+        _report(left_out, lambda line: print_error(f"left out: {line}"))
+        print_line(f"{len(rows)} probes imported into {own}, {len(left_out)} left out")
+    if not rows:
+        raise typer.Exit(1)
+
+
+def _accepted(case: dict[str, Any] | Skipped, category: str, registry: Registry, known: set[str]) -> dict[str, Any]:
+    """Return a good row and add it to `known`. Raises ValueError with the reason for any other case."""
+    if isinstance(case, Skipped):
+        raise ValueError(case.why)
+    row = ({"category": category} if category else {}) | case
+    identity = probe_of(row, registry.category_names).prompt_id
+    if identity in known:
+        raise ValueError("a probe with this id or prompt is there already")
+    known.add(identity)
+    return row
+
+
+Since = Annotated[str, typer.Option("--since", help="Requests not older than this, for example 12h or 30d.")]
+Tenants = Annotated[list[str] | None, typer.Option("--tenant", help="A tenant that agrees; may be repeated.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many probes at most, the newest first.")]
+
+
+@app.command("from-log")
+def from_log(
+    since: Since = "30d",
+    tenant: Tenants = None,
+    limit: Limit = 100,
+    to: Into = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Turn requests that users liked, or whose category they corrected, into probes for `coe score --judge`.
+
+    The log has their text only where `log.store_prompts` is set. Where experts.yaml declares API keys, only requests of
+    the tenants that --tenant names are read. Exit 1 if there are none.
+    """
+    registry, own = _declared(config, to)
+    if registry.access.keys and not tenant:
+        raise typer.BadParameter("name each tenant that agrees to the use of its requests", param_hint="--tenant")
+    settings, known = settings_for(config), _known(own, registry)
+    first = time.time() - duration_seconds(since, option="--since")
+    if missing := missing_file(registry.log.url, base=settings.home):
+        raise DataError(f"{missing}: there is no routing log yet")
+    with open_logs(registry.log.url, base=settings.home) as logs:
+        ratings = RatingIndex(event for page in logs.feedback(since=first) for event in page)
+        chosen = _good_requests(logs.records(since=first, until=time.time()), ratings, tenant)
+        newest = deque(chosen, maxlen=limit)
+    rows, left_out = [], 0
+    for row in newest:
+        try:
+            rows.append(_accepted(row, "", registry, known))
+        except ValueError:  # there already, or a category that is declared no more
+            left_out += 1
+    if rows:
+        _append(own, rows)
+    if json:
+        print_json({"added": len(rows), "left_out": left_out, "file": str(own)})
+    else:
+        print_line(f"{len(rows)} probes added to {own}, {left_out} left out: there already, or of no declared category")
+    if not rows:
+        raise typer.Exit(1)
+
+
+GOOD_SCORE = 0.8
+"""Score from which on a request counts as liked."""
+
+
+def _good_requests(
+    pages: Iterable[Iterable[RoutingRecord]], ratings: RatingIndex, tenants: list[str] | None
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for every request with its text that was liked, or whose category was corrected."""
+    for record in (record for page in pages for record in page):
+        rating = ratings.of(record)
+        is_liked = rating.feedback_value is not None and rating.feedback_value >= GOOD_SCORE
+        if not record.prompt or (tenants and record.tenant not in tenants):
+            continue
+        if is_liked or rating.feedback_category:
+            category = rating.feedback_category or record.category
+            yield {"prompt": record.prompt, "category": category, "checker": "judge"}
+
+
+def _report(reasons: list[str], show_line: Callable[[str], None]) -> None:
+    for line in reasons[:MAX_SHOWN_REASONS]:
+        show_line(line)
+    if len(reasons) > MAX_SHOWN_REASONS:
+        show_line(f"and {len(reasons) - MAX_SHOWN_REASONS} more; --json lists all")
+
+
+def _declared(config: Path | None, to: Path | None = None) -> tuple[Registry, Path]:
+    """Return the declared experts.yaml and the file of own probes."""
+    settings = settings_for(config)
+    return load(settings.config, environ=settings.environ), to or own_file(settings.config)
+
+
+def _rows(registry: Registry, own: Path) -> Iterable[dict[str, Any]]:
+    """Return the rows of shipped and own probes, all with an id. Raises DataError for mistakes in the own ones."""
+    shipped = (row | {"own": False} for row in shipped_rows(registry.category_names))
+    if not _known(own, registry):
+        return shipped
+    probes = read_probes(own, categories=registry.category_names)
+    mine = zip((row for _, row in numbered_rows(own)), probes, strict=True)
+    return [*shipped, *({"id": probe.prompt_id} | row | {"own": True} for row, probe in mine)]
+
+
+def _known(own: Path, registry: Registry) -> set[str]:
+    """Return the ids of the own probes. Raises DataError for mistakes in their file."""
+    if not own.is_file() or not own.stat().st_size:
+        return set()
+    return {probe.prompt_id for probe in read_probes(own, categories=registry.category_names)}
+
+
+def _append(own: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add lines to the file of own probes, after a line break if its last line lacks one."""
+    whole = not own.exists() or own.read_bytes()[-1:] in (b"", b"\n")
+    with own.open("ab") as file:
+        file.write((b"" if whole else b"\n") + b"".join(orjson.dumps(row) + b"\n" for row in rows))

@@ -1,0 +1,107 @@
+"""A plain answer that is assembled from the server's stream.
+
+`transformers serve` finishes a plain request even if its client has left, and requests wait in one queue: abandoned
+ones would block it for minutes. It stops a stream whose connection is closed. So `HttpExpert` requests a stream from it
+for plain requests too. The answer has the shape that the server gives plain answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from coe.experts.error_mapping import ErrorMapping
+from coe.experts.http import sse
+from coe.experts.http.replies import MAX_ANSWER_BYTES, StreamedReply
+
+_TEXTS = ("content", "reasoning_content", "refusal")
+"""Fields of a delta that hold pieces of a text."""
+
+
+class AssembledReply:
+    """A plain reply over `stream`, a reply in Chat Completions or legacy Completions. `begin` reads all of it."""
+
+    media_type = "application/json"
+
+    def __init__(self, stream: StreamedReply, *, errors: ErrorMapping) -> None:
+        self._stream = stream
+        self._errors = errors
+        self._body = b""
+        self.usage = stream.usage
+
+    async def begin(self) -> None:
+        await self._stream.begin()
+        answer, size = Assembly(), 0
+        try:
+            async with aclosing(self._stream.chunks()) as chunks:
+                async for events in chunks:
+                    size += len(events)
+                    if size > MAX_ANSWER_BYTES:
+                        raise self._errors.invalid_response("an answer longer than it may be")
+                    answer.add(events)
+            self._body = sse.dumps(answer.plain())
+        except (AttributeError, LookupError, TypeError, ValueError):
+            raise self._errors.invalid_response("events that are not of this API") from None
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        yield self._body
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class Assembly:
+    """Joins the chunks of a stream into one answer."""
+
+    def __init__(self) -> None:
+        self._answer: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+
+    def add(self, events: bytes) -> None:
+        """Add complete events. Raises ValueError, TypeError or LookupError if they are no chunks of an answer."""
+        for chunk in sse.chunks_of(events):
+            self._answer |= {name: value for name, value in chunk.items() if name != "choices" and value is not None}
+            for piece in chunk.get("choices") or ():
+                self._add_choice(piece)
+
+    def _add_choice(self, piece: dict[str, Any]) -> None:
+        index = piece.get("index", 0)
+        choice = self._choices.setdefault(index, {"index": index, "finish_reason": None})
+        if "text" in piece:
+            choice["text"] = choice.get("text", "") + (piece["text"] or "")
+        if (delta := piece.get("delta")) is not None:
+            _add_delta(choice.setdefault("message", {"role": "assistant", "content": ""}), delta)
+        choice["finish_reason"] = piece.get("finish_reason") or choice["finish_reason"]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the answer. Raises LookupError if there was no choice."""
+        answer = {name: value for name, value in self._answer.items() if value != ""}  # transformers: an empty name
+        kind = str(answer.pop("object", ""))
+        choices = [self._choices[index] for index in sorted(self._choices)]
+        if not choices:
+            raise LookupError("no choice")
+        return {**answer, "object": kind.removesuffix(".chunk"), "choices": choices}
+
+
+def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    for name, value in delta.items():
+        if name == "tool_calls":
+            for piece in value or ():
+                _add_call(message.setdefault("tool_calls", []), piece)
+        elif name in _TEXTS:
+            if value:
+                message[name] = message.get(name, "") + value
+        elif value is not None:
+            message[name] = value
+
+
+def _add_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
+    """Add a piece of a tool call, whose arguments may arrive in several."""
+    index = piece["index"]
+    if index == len(calls):
+        calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+    call, function = calls[index], piece.get("function") or {}
+    call["id"] = piece.get("id") or call["id"]
+    call["function"]["name"] += function.get("name") or ""
+    call["function"]["arguments"] += function.get("arguments") or ""

@@ -1,0 +1,219 @@
+"""`TranslatedExpert` answers Responses and Messages with an expert whose server speaks chat only.
+
+Requests in other APIs, and in those that the server speaks, pass unchanged. The answer's deltas are translated as they
+arrive, with one builder for plain answers and streams.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Protocol
+
+import orjson
+
+from coe.core import Api, Call, Expert, Health, Reply, Usage
+from coe.errors import ExpertRejected, InvalidRequest
+from coe.experts.error_mapping import ErrorMapping
+from coe.experts.http import sse
+from coe.experts.http.replies import PlainReply
+from coe.experts.translation import messages_request, responses_request
+from coe.experts.translation.chat_answer import ChatReader, Delta
+from coe.experts.translation.messages_answer import MessageBuilder
+from coe.experts.translation.responses_answer import ResponseBuilder
+from coe.registry import ExpertSpec
+
+_log = logging.getLogger("coe.experts")
+
+Event = dict[str, Any]
+_OPTIONAL = ("reasoning_effort", "verbosity")
+"""Fields of chat without which a request is sent again if a server rejects their value."""
+_LENGTH, _NEWER_LENGTH = "max_tokens", "max_completion_tokens"
+"""OpenAI's newer models reject the former; many other servers ignore the latter."""
+_CLAUDE_HEADERS = ("anthropic-version", "anthropic-beta")
+
+
+TRANSLATED_APIS: tuple[Api, ...] = ("responses", "messages")
+MAX_DROPPED = 10
+"""Types that `dropped_parts` names."""
+_TYPE = re.compile(r"[a-z0-9_]{1,40}")
+
+
+class Builder(Protocol):
+    """Builds an answer in another API. The methods return the events of the stream."""
+
+    def begin(self) -> list[Event]: ...
+
+    def add(self, delta: Delta) -> list[Event]: ...
+
+    def end(self, usage: Usage) -> list[Event]: ...
+
+
+class TranslatedExpert:
+    """Wraps `expert`, which answers in `spec.supported_apis`."""
+
+    health = Health()
+
+    def __init__(self, expert: Expert, spec: ExpertSpec) -> None:
+        self.name = expert.name
+        self._expert = expert
+        self._claude = spec.runtime == "litellm" and "claude" in spec.model
+        self._translated_apis = frozenset(api for api in TRANSLATED_APIS if is_translated(spec, api))
+        self._errors = ErrorMapping(spec.name, key="")
+        self._rejected: set[tuple[str, str]] = set()
+        """Names and values of optional fields that the server rejects; at most a few, as values are from lists."""
+
+    async def stream(self, call: Call) -> Reply:
+        """Raises what the expert raises, and InvalidRequest for a request that cannot be translated."""
+        if call.api not in self._translated_apis:
+            return await self._expert.stream(call)
+        builder: ResponseBuilder | MessageBuilder
+        if call.api == "responses":
+            body, builder = responses_request.chat_fields(call.fields), ResponseBuilder(call.fields, model=self.name)
+        else:
+            body = messages_request.chat_fields(call.fields, claude=self._claude)
+            builder = MessageBuilder(call.fields, model=self.name)
+        headers = call.headers
+        if not self._claude:
+            headers = {name: value for name, value in headers.items() if name not in _CLAUDE_HEADERS}
+        reply = await self._accepted(replace(call, api="chat", fields=body, headers=headers))
+        if call.stream:
+            return _StreamedReply(reply, builder, self._errors)
+        return await self._whole(reply, builder)
+
+    async def aclose(self) -> None:
+        await self._expert.aclose()
+
+    async def _accepted(self, call: Call) -> Reply:
+        """The reply to the call. What a server rejects by name, and is not needed or has another name, is changed."""
+        for name in _OPTIONAL:
+            if (name, str(call.fields.get(name))) in self._rejected:
+                call = _without(call, name)
+        if (_LENGTH, "") in self._rejected:
+            call = _with_newer_length(call)
+        while True:
+            try:
+                return await self._expert.stream(call)
+            except ExpertRejected as error:
+                changed = self._changed(call, str(error))
+                if changed is None:
+                    raise
+                call = changed
+
+    def _changed(self, call: Call, refusal: str) -> Call | None:
+        """The call without what the server rejects; None if it rejects something else. Each change happens once."""
+        if _NEWER_LENGTH in refusal and _LENGTH in call.fields:
+            self._rejected.add((_LENGTH, ""))
+            return _with_newer_length(call)
+        for name in _OPTIONAL:
+            if name in refusal and name in call.fields:
+                value = str(call.fields[name])
+                if (name, value) not in self._rejected:
+                    _log.warning("expert %s rejects %s=%s, which is left out from now on", self.name, name, value)
+                self._rejected.add((name, value))
+                return _without(call, name)
+        return None
+
+    async def _whole(self, reply: Reply, builder: ResponseBuilder | MessageBuilder) -> Reply:
+        try:
+            async with aclosing(reply.chunks()) as chunks:
+                body = b"".join([chunk async for chunk in chunks])
+            builder.add(ChatReader().whole(sse.loads(body)))
+        except ValueError as error:
+            raise self._errors.invalid_response(f"something that is no chat answer ({error})") from None
+        finally:
+            await reply.aclose()
+        builder.end(reply.usage)
+        answer = builder.response if isinstance(builder, ResponseBuilder) else builder.message
+        return _PlainReply(_dumps(answer), reply.usage)
+
+
+def is_translated(spec: ExpertSpec, api: Api) -> bool:
+    """Returns whether an expert's requests in this API are translated. litellm is called for chat only."""
+    return api in TRANSLATED_APIS and (spec.runtime == "litellm" or api not in spec.supported_apis)
+
+
+def dropped_parts(api: Api, fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the types of what the translation of a valid request leaves out, each once and at most MAX_DROPPED. A
+    type that is no word is `other`, since it could hold anything."""
+    find: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = {
+        "responses": responses_request.dropped_parts,
+        "messages": messages_request.dropped_parts,
+    }.get(api)
+    try:
+        kinds = () if find is None else find(fields)
+    except InvalidRequest:
+        return ()
+    words = (kind if _TYPE.fullmatch(kind) else "other" for kind in kinds)
+    return tuple(dict.fromkeys(words))[:MAX_DROPPED]
+
+
+class _PlainReply:
+    """A translated answer in one piece."""
+
+    media_type = PlainReply.media_type
+
+    def __init__(self, body: bytes, usage: Usage) -> None:
+        self.usage = usage
+        self._body = body
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        yield self._body
+
+    async def aclose(self) -> None:
+        """Does nothing: the connection was released."""
+
+
+class _StreamedReply:
+    """A translated stream."""
+
+    media_type = sse.EVENT_STREAM
+
+    def __init__(self, reply: Reply, builder: Builder, errors: ErrorMapping) -> None:
+        self.usage = reply.usage
+        self._reply = reply
+        self._builder = builder
+        self._errors = errors
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        reader, opening = ChatReader(), self._builder.begin()
+        async with aclosing(self._reply.chunks()) as chunks:
+            async for chunk in chunks:
+                events, opening = opening, []
+                try:
+                    for delta in reader.deltas(chunk):
+                        events += self._builder.add(delta)
+                except ValueError as error:
+                    raise self._errors.invalid_response(f"a broken event stream ({error})") from None
+                if events:
+                    yield b"".join(map(_event, events))
+        yield b"".join(map(_event, [*opening, *self._builder.end(self.usage)]))
+
+    async def aclose(self) -> None:
+        await self._reply.aclose()
+
+
+def _without(call: Call, name: str) -> Call:
+    return replace(call, fields={key: value for key, value in call.fields.items() if key != name})
+
+
+def _with_newer_length(call: Call) -> Call:
+    if _LENGTH not in call.fields:
+        return call
+    return replace(
+        _without(call, _LENGTH), fields={**_without(call, _LENGTH).fields, _NEWER_LENGTH: call.fields[_LENGTH]}
+    )
+
+
+def _event(event: Event) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), _dumps(event))
+
+
+def _dumps(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except (TypeError, orjson.JSONEncodeError):  # lone surrogates, which some servers write
+        return sse.dumps(value)

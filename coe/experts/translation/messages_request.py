@@ -1,0 +1,197 @@
+"""Translates a request of Anthropic's Messages API into one of Chat Completions.
+
+Tools that Anthropic's servers run themselves, and the blocks that record their use, are left out and reported by
+`dropped_parts`. Blocks that chat cannot carry and the answer depends on are refused with InvalidRequest. For
+Anthropic's own models behind litellm (`claude`), thinking, its signatures and cache breakpoints are kept, which litellm
+accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from coe.errors import InvalidRequest
+from coe.experts.http import sse
+from coe.experts.translation.conversation import Conversation, image_part, text_part
+from coe.experts.translation.settings import PASSED_FIELDS, add_effort, effort_of_budget, output_format
+
+Fields = Mapping[str, Any]
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+_THINKING = ("thinking", "redacted_thinking")
+_TYPES: Mapping[str, type] = {"stop_sequences": list, "tool_choice": dict, "thinking": dict, "output_config": dict}
+
+
+def chat_fields(fields: Fields, *, claude: bool = False) -> dict[str, Any]:
+    """Returns the body for chat. Raises InvalidRequest that names the field."""
+    for name, kind in _TYPES.items():
+        if fields.get(name) is not None and not isinstance(fields[name], kind):
+            raise InvalidRequest(f"{name} must be {'a list' if kind is list else 'an object'}", param=name)
+    conversation = _Reader(claude)
+    if fields.get("system"):
+        conversation.add_message({"role": "system", "content": fields["system"]}, "system")
+    for index, message in enumerate(fields["messages"]):
+        conversation.add_message(message, f"messages[{index}].content")
+    body: dict[str, Any] = {"messages": conversation.messages, "stream": bool(fields.get("stream"))}
+    body |= {name: fields[name] for name in (*PASSED_FIELDS, "max_tokens") if fields.get(name) is not None}
+    if fields.get("stop_sequences"):
+        body["stop"] = fields["stop_sequences"]
+    _add_tools(body, fields, claude)
+    config = fields.get("output_config") or {}
+    _add_thinking(body, fields.get("thinking") or {}, config.get("effort"), claude)
+    form = config.get("format") or fields.get("output_format")
+    if isinstance(form, dict) and form.get("type") == "json_schema":
+        body["response_format"] = output_format({"schema": form.get("schema"), "strict": True})
+    return body
+
+
+def dropped_parts(fields: Fields) -> tuple[str, ...]:
+    """Returns the types of the tools, blocks and fields that `chat_fields` leaves out."""
+    tools = [str(tool.get("type")) for tool in _tools(fields) if not _is_function(tool)]
+    contents = [message.get("content") for message in fields.get("messages") or ()]
+    blocks = [block for content in contents if isinstance(content, list) for block in content]
+    kinds = [kind for block in blocks if _is_server_block(kind := str(block.get("type")))]
+    return (*tools, *kinds, *(name for name in ("mcp_servers", "container") if fields.get(name)))
+
+
+class _Reader:
+    """Reads messages into a conversation."""
+
+    def __init__(self, claude: bool) -> None:
+        self._conversation = Conversation()
+        self._claude = claude
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return self._conversation.messages
+
+    def add_message(self, message: Fields, path: str) -> None:
+        """Adds one message: tool results first, as chat requires, then what is left."""
+        content, parts = message.get("content"), []
+        if isinstance(content, str) or content is None:
+            content = [text_part(content or "")]
+        for index, block in enumerate(content):
+            where, kind = f"{path}[{index}]", block.get("type")
+            if kind == "tool_result":
+                found = self._parts(block.get("content"), f"{where}.content")
+                self._conversation.add_result(_text(block, "tool_use_id", where), found)
+            elif kind in _THINKING and self._claude:
+                self._conversation.add_thinking(block)
+            elif kind not in ("tool_use", *_THINKING) and not _is_server_block(str(kind)):
+                parts.append(self._part(block, where))
+        if parts:
+            self._conversation.add(message["role"], parts)
+        for index, block in enumerate(content):
+            if block.get("type") == "tool_use":
+                self._add_call(block, f"{path}[{index}]")
+
+    def _add_call(self, block: Fields, where: str) -> None:
+        arguments = sse.dumps(block.get("input") or {}).decode()
+        self._conversation.add_call(_text(block, "id", where), _text(block, "name", where), arguments)
+
+    def _parts(self, content: Any, path: str) -> list[dict[str, Any]]:
+        if content is None or isinstance(content, str):
+            return [text_part(content or "")]
+        if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
+            raise InvalidRequest(f"{path} must be text or a list of blocks", param=path)
+        kept = [(index, block) for index, block in enumerate(content) if block.get("type") != "tool_reference"]
+        return [self._part(block, f"{path}[{index}]") for index, block in kept]
+
+    def _part(self, block: Fields, where: str) -> dict[str, Any]:
+        kind, source = block.get("type"), block.get("source")
+        source = source if isinstance(source, dict) else {}
+        if kind == "text":
+            part = text_part(_text(block, "text", where))
+        elif kind == "image" and source.get("type") in ("base64", "url"):
+            part = image_part(_url(source, where))
+        elif kind == "document":
+            part = self._document(block, source, where)
+        elif kind == "search_result":
+            texts = [part["text"] for part in self._parts(block.get("content"), where) if part["type"] == "text"]
+            part = text_part("\n".join([str(block.get("title") or ""), str(source or block.get("source")), *texts]))
+        else:
+            message = f"{where} is of a type that this model's server does not accept: {kind} {source.get('type', '')}"
+            raise InvalidRequest(message.strip(), param=f"{where}.type", code="unsupported_api")
+        if self._claude and block.get("cache_control"):
+            part["cache_control"] = block["cache_control"]
+        return part
+
+    def _document(self, block: Fields, source: Fields, where: str) -> dict[str, Any]:
+        if (form := source.get("type")) == "text":
+            return text_part(_text(source, "data", f"{where}.source"))
+        if form == "content":
+            parts = self._parts(source.get("content"), f"{where}.source.content")
+            return text_part("\n".join(part["text"] for part in parts if part["type"] == "text"))
+        if form == "base64":
+            name = block.get("title") or "document.pdf"
+            return {"type": "file", "file": {"filename": name, "file_data": _url(source, where)}}
+        message = f"{where} must have its data: this model's server does not fetch documents"
+        raise InvalidRequest(message, param=f"{where}.source.type", code="unsupported_api")
+
+
+def _add_tools(body: dict[str, Any], fields: Fields, claude: bool) -> None:
+    functions = [_function(tool, claude) for tool in _tools(fields) if _is_function(tool)]
+    if not functions:
+        return
+    body["tools"], choice = functions, fields.get("tool_choice") or {}
+    kind, names = choice.get("type"), [one["function"]["name"] for one in functions]
+    if kind in _CHOICES:
+        body["tool_choice"] = _CHOICES[kind]
+    elif kind == "tool":
+        if choice.get("name") not in names:
+            message = f"tool_choice forces a tool that this model cannot call: {choice.get('name')}"
+            raise InvalidRequest(message, param="tool_choice", code="unsupported_api")
+        body["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
+    if choice.get("disable_parallel_tool_use"):
+        body["parallel_tool_calls"] = False
+
+
+def _function(tool: Fields, claude: bool) -> dict[str, Any]:
+    function = {name: tool[name] for name in ("name", "description", "strict") if tool.get(name) is not None}
+    whole: dict[str, Any] = {"type": "function", "function": {**function, "parameters": tool["input_schema"]}}
+    if claude and tool.get("cache_control"):
+        whole["cache_control"] = tool["cache_control"]
+    return whole
+
+
+def _tools(fields: Fields) -> list[dict[str, Any]]:
+    tools = fields.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise InvalidRequest("tools must be a list of objects", param="tools")
+    return tools
+
+
+def _is_function(tool: Fields) -> bool:
+    """Whether the client runs a tool and declares what it takes."""
+    return isinstance(tool.get("input_schema"), dict) and isinstance(tool.get("name"), str)
+
+
+def _is_server_block(kind: str) -> bool:
+    """Whether a block records the use of a tool that Anthropic's servers run."""
+    return kind in ("server_tool_use", "mcp_tool_use", "container_upload") or (
+        kind.endswith("_tool_result") and kind != "tool_result"
+    )
+
+
+def _add_thinking(body: dict[str, Any], thinking: Fields, effort: Any, claude: bool) -> None:
+    kind = thinking.get("type")
+    if claude and kind is not None:
+        body["thinking"] = thinking
+    elif kind == "disabled":
+        return  # chat has no field that every server takes for it
+    elif effort is not None:
+        add_effort(body, effort, "output_config.effort")
+    elif kind == "enabled":
+        body["reasoning_effort"] = effort_of_budget(thinking.get("budget_tokens"))
+
+
+def _url(source: Fields, where: str) -> str:
+    if source.get("type") == "url":
+        return _text(source, "url", f"{where}.source")
+    return f"data:{source.get('media_type')};base64,{_text(source, 'data', f'{where}.source')}"
+
+
+def _text(block: Fields, name: str, where: str) -> str:
+    if not isinstance(value := block.get(name), str):
+        raise InvalidRequest(f"{where}.{name} must be text", param=f"{where}.{name}")
+    return value

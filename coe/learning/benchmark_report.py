@@ -1,0 +1,108 @@
+"""The report of `coe benchmark`: means of methods over splits, their standard errors and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.learning.arena import PERTURBATIONS
+from coe.learning.evaluation.quality import Quality
+from coe.learning.frontier import FrontierPoint, average, hull_area
+from coe.learning.paired_scores import clustered_mean, paired_difference
+from coe.learning.recipes.benchmark import SplitComparison
+
+
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    """The result of one seed.
+
+    `prompts` (n_held_out,) are the indices of the held-out prompts, and `score` has each method's scores on them, of
+    the same shape. `size` is each method's mean active parameters in billions. `traces` are the frontiers of three
+    methods. `route_ms` are routing times; none with one category, where nothing is classified. `arena` are scores of
+    quality against cost by method, and `stays` tells by perturbation which decisions stay; empty unless requested.
+    """
+
+    prompts: NDArray[np.int64]
+    score: dict[str, NDArray[np.float64]]
+    size: dict[str, float]
+    traces: dict[str, list[FrontierPoint]]
+    route_ms: list[float]
+    arena: dict[str, float]
+    stays: dict[str, list[bool]]
+    recipes: SplitComparison | None = None
+
+
+METHODS = ("random", "best_single", "knn", "ridge", "coe_hard", "coe", "residual", "class_map_on_test", "oracle")
+
+
+def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequence[int]) -> dict[str, Any]:
+    """The JSON-able report of the splits by `seeds`, without the comparison of recipes."""
+    methods = {name: _summary(splits, name) for name in METHODS}
+    mean = {name: float(found["mean"] or 0.0) for name, found in methods.items()}
+    gap = mean["oracle"] - mean["best_single"]
+    traces = {name: average([s.traces[name] for s in splits]) for name in splits[0].traces}
+    times = np.concatenate([s.route_ms for s in splits])
+    return {
+        "benchmark": data.benchmark,
+        "categories": len(set(data.categories)),
+        "prompts": len(data.prompts),
+        "left_out": data.left_out,
+        "models": len(data.models),
+        "splits": len(splits),
+        "seeds": list(seeds),
+        "methods": methods,
+        "gap_closed": (mean["coe"] - mean["best_single"]) / gap if gap > 0 else None,
+        "frontier": [asdict(point) for point in traces.get("coe", ())],
+        "hull_area": {name: hull_area(points, data.active_b) for name, points in traces.items()},
+        "route_ms": {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))}
+        if len(times)
+        else None,
+        "arena": {name: _over_splits([one.arena for one in splits], name) for name in splits[0].arena},
+        "robustness": _robustness(splits) if splits[0].stays else None,
+    }
+
+
+def _over_splits(splits: Sequence[Mapping[str, float]], name: str) -> dict[str, Any]:
+    """The mean arena score of a method, and its paired difference from CoE's, with standard errors over splits."""
+    everyone = [np.arange(len(splits))]
+    scores, coe = (np.array([one[which] for one in splits]) for which in (name, "coe"))
+    less_coe = paired_difference([scores], [coe], everyone)
+    error = clustered_mean([scores], everyone).error
+    return {
+        "score": float(scores.mean()),
+        "standard_error": error if np.isfinite(error) else None,
+        "less_coe": less_coe.to_json(),
+    }
+
+
+def _robustness(splits: Sequence[SplitResult]) -> dict[str, Any]:
+    """By perturbation, and over all, the share of decisions that stay, with its standard error by prompt."""
+    kinds = {name: np.concatenate([one.stays[name] for one in splits]).astype(np.float64) for name in PERTURBATIONS}
+    kinds["all"] = np.mean(list(kinds.values()), axis=0)
+    found = {name: clustered_mean([values], [np.arange(len(values))]) for name, values in kinds.items()}
+    return {name: {"share": one.value, "standard_error": one.error} for name, one in found.items()}
+
+
+RIVALS = ("best_single", "coe")
+"""Methods that every method is compared with, on the same prompts."""
+
+
+def _summary(splits: Sequence[SplitResult], name: str) -> dict[str, Any]:
+    """Mean, standard error and size of a method, and its paired differences from RIVALS."""
+    prompts, scores = [one.prompts for one in splits], [one.score[name] for one in splits]
+    size, mean = float(np.mean([one.size[name] for one in splits])), clustered_mean(scores, prompts)
+    return {
+        "mean": mean.value,
+        "standard_error": mean.error if np.isfinite(mean.error) else None,
+        "std": float(np.std([one.mean() for one in scores])),
+        "mean_active_b": size if np.isfinite(size) else None,
+        "against": {
+            rival: paired_difference(scores, [one.score[rival] for one in splits], prompts).to_json()
+            for rival in RIVALS
+            if rival != name
+        },
+    }

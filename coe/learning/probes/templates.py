@@ -1,0 +1,179 @@
+"""Draws probes from templates: fresh numbers for each seed, so that no model can have learnt the answers.
+
+A template is a probe with `draw`, which maps names to a range or a list of choices. `${...}` in its texts is an
+expression of these names. Expressions are arithmetic in Python's notation and a few functions; they are interpreted
+node by node, so that a probe file cannot run code.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Any
+
+MAX_DRAWS = 2_000
+"""Draws until `where` holds; then the template is at fault."""
+_MAX_EXPONENT = 64
+_MAX_BASE = 10**12
+_MAX_CHARACTERS = 500
+_PLACE = re.compile(r"\$\{([^{}]{1,400}?)(?::([-+,.\d]{0,6}[dfeg]))?\}")
+_BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: lambda base, exponent: operator.pow(_bounded(base, _MAX_BASE), _bounded(exponent)),
+}
+_COMPARED: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+_CALLED: Mapping[str, Callable[..., Any]] = {
+    "abs": abs,
+    "round": round,
+    "min": min,
+    "max": max,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "sqrt": math.sqrt,
+    "exp": math.exp,
+    "log": math.log,
+    "log10": math.log10,
+    "sin": math.sin,
+    "cos": math.cos,
+    "tan": math.tan,
+    "radians": math.radians,
+    "gcd": math.gcd,
+    "lcm": math.lcm,
+    "comb": lambda n, k: math.comb(_bounded(n), k),
+    "factorial": lambda n: math.factorial(_bounded(n)),
+}
+
+
+def drawn(row: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return a probe's row with `draw`, `let` and `where` replaced by values; the same for the same seed and id.
+
+    Its id, where it has one, ends in the seed. Raises ValueError that names the mistake in the template.
+    """
+    random = Random(f"{seed}:{row.get('id', row.get('prompt'))}")  # noqa: S311  # no secret
+    values = _values(row, random)
+    filled: dict[str, Any] = {
+        key: _filled(value, values) for key, value in row.items() if key not in ("draw", "let", "where")
+    }
+    if "id" in row:
+        filled["id"] = f"{row['id']}-{seed}"
+    return filled
+
+
+def _values(row: Mapping[str, Any], random: Random) -> dict[str, Any]:
+    """Return the drawn and the computed values. Raises ValueError."""
+    if not isinstance(row["draw"], dict) or not row["draw"]:
+        raise ValueError("`draw` must map names to [least, most], [least, most, step] or a list of texts")
+    where = row.get("where", "True")
+    for _ in range(MAX_DRAWS):
+        values = {name: _one(name, choices, random) for name, choices in row["draw"].items()}
+        for name, expression in (row.get("let") or {}).items():
+            values[name] = evaluate(expression, values)
+        if evaluate(where, values):
+            return values
+    raise ValueError(f"`where` did not hold for any of {MAX_DRAWS} draws")
+
+
+def _one(name: str, choices: Any, random: Random) -> Any:
+    if isinstance(choices, list) and choices and all(isinstance(one, str) for one in choices):
+        return random.choice(choices)
+    numbers = isinstance(choices, list) and all(type(one) in (int, float) for one in choices)
+    if not numbers or len(choices) not in (2, 3) or choices[0] > choices[1] or (len(choices) == 3 and choices[2] <= 0):
+        raise ValueError(f"`draw.{name}` must be [least, most], [least, most, step] or a list of texts")
+    least, most, step = (*choices, 1)[:3]
+    value = least + step * random.randint(0, math.floor((most - least) / step + 1e-9))
+    return round(value, 9) if isinstance(value, float) else value
+
+
+def _filled(value: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(value, str):
+        return _PLACE.sub(lambda place: _shown(evaluate(place[1], values), place[2]), value)
+    if isinstance(value, dict):
+        return {_filled(key, values): _filled(part, values) for key, part in value.items()}
+    return [_filled(part, values) for part in value] if isinstance(value, list) else value
+
+
+def _shown(value: Any, form: str | None) -> str:
+    if form:
+        return format(value, form)
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return str(value)
+
+
+def evaluate(expression: str, values: Mapping[str, Any]) -> Any:
+    """Return the value of an arithmetic expression of `values`. Raises ValueError for anything else."""
+    if not isinstance(expression, str) or len(expression) > _MAX_CHARACTERS:
+        raise ValueError(f"an expression of a template is text of at most {_MAX_CHARACTERS} characters")
+    try:
+        return _value(ast.parse(expression.strip(), mode="eval").body, values)
+    except (ArithmeticError, LookupError, RecursionError, SyntaxError, TypeError) as error:
+        raise ValueError(f"cannot evaluate {expression!r}: {error}") from None
+
+
+def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
+    match node:
+        case ast.Constant(value=int() | float() | str() as constant):
+            return constant
+        case ast.Name(id=name) if name in values:
+            return values[name]
+        case ast.BinOp() if type(node.op) in _BINARY:
+            left, right = _value(node.left, values), _value(node.right, values)
+            if isinstance(left, str) or isinstance(right, str):
+                raise ValueError("texts cannot be calculated with")
+            return _BINARY[type(node.op)](left, right)
+        case ast.UnaryOp(op=ast.USub()):
+            return -_value(node.operand, values)
+        case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _CALLED:
+            return _CALLED[name](*(_value(part, values) for part in node.args))
+        case ast.List() | ast.Tuple():
+            return [_value(part, values) for part in node.elts]
+        case ast.Subscript():
+            return _value(node.value, values)[_value(node.slice, values)]
+    return _decided(node, values)
+
+
+def _decided(node: ast.expr, values: Mapping[str, Any]) -> Any:
+    """Return the value of a condition, or of `a if b else c`. Raises ValueError for any other node."""
+    match node:
+        case ast.UnaryOp(op=ast.Not()):
+            return not _value(node.operand, values)
+        case ast.BoolOp():
+            parts = (bool(_value(part, values)) for part in node.values)
+            return all(parts) if isinstance(node.op, ast.And) else any(parts)
+        case ast.Compare():
+            return _is_true(node, values)
+        case ast.IfExp():
+            return _value(node.body if _value(node.test, values) else node.orelse, values)
+    raise ValueError(f"{ast.unparse(node)!r} is not allowed in an expression of a template")
+
+
+def _is_true(node: ast.Compare, values: Mapping[str, Any]) -> bool:
+    sides: Sequence[Any] = [_value(part, values) for part in (node.left, *node.comparators)]
+    for op, left, right in zip(node.ops, sides, sides[1:], strict=False):
+        if type(op) not in _COMPARED:
+            raise ValueError("expressions of templates compare by ==, !=, <, <=, > and >= only")
+        if not _COMPARED[type(op)](left, right):
+            return False
+    return True
+
+
+def _bounded(number: Any, most: int = _MAX_EXPONENT) -> Any:
+    if abs(number) > most:
+        raise ValueError(f"powers, factorials and combinations are limited to {_MAX_BASE:,} ** {_MAX_EXPONENT}")
+    return number

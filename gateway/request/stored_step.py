@@ -1,0 +1,239 @@
+"""The stored responses in the line of a request: the conversation before it, and the storage of its answer.
+
+`StoredStep.continued` runs after a request is parsed: it replaces `previous_response_id` and item references by the
+items that are stored, so that any expert can answer. `relayed` stores the answer before its end is sent, so that a
+client can refer to it at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from coe.core import Chat, Reply
+from coe.errors import BodyTooLarge, InvalidRequest, ResponseNotFound, ResponsesUnavailable
+from coe.experts.http import sse
+from coe.experts.http.sse import EVENT_STREAM
+from coe.experts.translation.expert import is_translated
+from coe.registry import ExpertSpec, Registry, StoredResponsesSpec
+from gateway.access import Caller
+from gateway.dialects import responses
+from gateway.stored_responses.conversation import (
+    MAX_ID_CHARACTERS,
+    Item,
+    StoredResponse,
+    StoredUse,
+    is_id,
+    item_name,
+    items_of,
+    references,
+    resolved,
+    response_name,
+)
+from gateway.stored_responses.redis_store import RedisResponseStore
+from gateway.stored_responses.store import FILE, ResponseStore, SqliteResponseStore
+
+_log = logging.getLogger("gateway")
+NONE, SQLITE = "none", "sqlite"
+"""Values of `stored_responses.store` that are no address."""
+MAX_HELD_BYTES = 64 * 2**20
+"""Bytes of request bodies that a process keeps until their answers are stored; answers to others are not stored."""
+REMEDY = (
+    "it was never stored (`store: false`), has expired, was deleted, or belongs to another API key; send the "
+    "conversation in `input`"
+)
+_ENDS = sse.EventTypes("response.completed", "response.incomplete")
+_NO_ID = (b'"previous_response_id":null', b'"previous_response_id": null')
+
+
+def check_stored_responses(spec: StoredResponsesSpec) -> None:
+    """Raises ConfigError for an invalid address."""
+    if spec.store not in (NONE, SQLITE):
+        RedisResponseStore(spec.store, lifetime=spec.lifetime, max_bytes=spec.max_bytes)
+
+
+@asynccontextmanager
+async def open_stored_step(spec: StoredResponsesSpec, home: Path) -> AsyncIterator[StoredStep | None]:
+    """The declared store, None without one. Raises ConfigError for an invalid address."""
+    store: ResponseStore
+    limits: Any = {"lifetime": spec.lifetime, "max_bytes": spec.max_bytes}
+    if spec.store == NONE:
+        yield None
+        return
+    if spec.store == SQLITE:
+        store = SqliteResponseStore.open(home / FILE, **limits)
+    else:
+        store = RedisResponseStore(spec.store, **limits)
+    try:
+        yield StoredStep(store)
+    finally:
+        await store.aclose()
+
+
+class StoredStep:
+    """The stored responses of a process."""
+
+    def __init__(self, store: ResponseStore) -> None:
+        self.store = store
+        self._held_bytes = 0
+
+    async def continued(
+        self, chat: Chat, caller: Caller, registry: Registry, *, body_bytes: int
+    ) -> tuple[Chat, StoredUse]:
+        """Returns the chat with the conversation that it continues. Raises InvalidRequest for an unknown id, and
+        ResponsesUnavailable."""
+        use, items, fields = StoredUse(caller.tenant or ""), items_of(chat.fields), dict(chat.fields)
+        previous_id = fields.get("previous_response_id")
+        use.input = items
+        keeps_state = _keeps_state(chat, registry)
+        if previous_id is not None:
+            head = await self._response(use.owner, previous_id)
+            if head is not None:
+                use.previous, use.previous_id = (*head.previous, previous_id), previous_id
+                items = [*await self._history(use.owner, head), *items]
+                del fields["previous_response_id"]
+            elif not keeps_state:
+                raise _unknown_response(previous_id)
+        if wanted := references(items):
+            items = await self._resolved(use.owner, items, wanted, must=not keeps_state)
+        if previous_id is not None or wanted:
+            fields["input"] = items
+            _check_size(items, registry)
+            chat = responses.read(fields, model=chat.model)
+        if fields.get("store") is not False and self._held_bytes + body_bytes <= MAX_HELD_BYTES:
+            use.body_bytes = body_bytes
+            self._held_bytes += body_bytes
+        return chat, use
+
+    def release(self, use: StoredUse) -> None:
+        """Gives up the request."""
+        self._held_bytes -= use.body_bytes
+        use.body_bytes, use.input = 0, ()
+
+    def relayed(self, reply: Reply, use: StoredUse) -> Reply:
+        """Returns a reply that stores its answer."""
+        return _StoringReply(reply, use, self)
+
+    async def response(self, caller: Caller, response_id: str) -> StoredResponse:
+        """Returns a stored answer. Raises ResponseNotFound and ResponsesUnavailable."""
+        found = await self._response(caller.tenant or "", response_id)
+        if found is None:
+            raise not_found(response_id)
+        return found
+
+    async def delete(self, caller: Caller, response_id: str) -> None:
+        """Deletes an answer and its items. Raises ResponseNotFound and ResponsesUnavailable."""
+        found = await self.response(caller, response_id)
+        items = [item_name(item["id"]) for item in found.response["output"] if is_id(item.get("id"))]
+        await self.store.delete(caller.tenant or "", [response_name(response_id), *items])
+
+    async def keep(self, use: StoredUse, response: dict[str, Any]) -> None:
+        """Stores an answer. If the store is unavailable, the answer is not stored, and the gauge and the log say so."""
+        if use.previous_id:
+            response["previous_response_id"] = use.previous_id
+        entries = StoredResponse(response, use.input, use.previous).entries()
+        if not entries:
+            return
+        was_degraded = self.store.degraded
+        try:
+            await self.store.put(use.owner, entries)
+        except ResponsesUnavailable as error:
+            if not was_degraded:
+                _log.warning("an answer was not stored: %s", error)
+
+    async def _response(self, owner: str, response_id: Any) -> StoredResponse | None:
+        if not is_id(response_id):
+            raise InvalidRequest("previous_response_id must be an id", param="previous_response_id")
+        (found,) = await self.store.get(owner, [response_name(response_id)])
+        return None if found is None else StoredResponse.from_bytes(found)
+
+    async def _history(self, owner: str, head: StoredResponse) -> list[Item]:
+        """The items before a request that continues `head`."""
+        items: list[Item] = []
+        names = [response_name(one) for one in head.previous]
+        for name, found in zip(head.previous, await self.store.get(owner, names) if names else [], strict=True):
+            if found is None:
+                raise _unknown_response(name)
+            items += StoredResponse.from_bytes(found).items
+        return [*items, *head.items]
+
+    async def _resolved(self, owner: str, items: list[Item], wanted: list[str], *, must: bool) -> list[Item]:
+        values = await self.store.get(owner, [item_name(one) for one in wanted if is_id(one)])
+        known = zip([one for one in wanted if is_id(one)], values, strict=True)
+        found = {name: sse.loads(value) for name, value in known if value is not None}
+        missing = next((one for one in wanted if one not in found), None)
+        if missing is not None and must:
+            raise _unknown_item(missing)
+        return resolved(items, found)
+
+
+class _StoringReply:
+    """Passes a reply on. Its answer is stored before its last chunk is passed."""
+
+    def __init__(self, reply: Reply, use: StoredUse, step: StoredStep) -> None:
+        self.media_type, self.usage = reply.media_type, reply.usage
+        self._reply = reply
+        self._use = use
+        self._step = step
+        self._id = b'"previous_response_id":' + orjson.dumps(use.previous_id)
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        use = self._use
+        async with aclosing(self._reply.chunks()) as chunks:
+            async for chunk in chunks:
+                if use.body_bytes and (response := self._answer(chunk)) is not None:
+                    await self._step.keep(use, response)
+                yield self._echoed(chunk) if use.previous_id else chunk
+
+    def _answer(self, chunk: bytes) -> dict[str, Any] | None:
+        """The complete answer, if the chunk has it."""
+        try:
+            if self.media_type != EVENT_STREAM:
+                answer = sse.loads(chunk)
+            else:
+                answer = next((event.get("response") for event in _ENDS.find(chunk)), None)
+        except ValueError:
+            return None
+        return answer if isinstance(answer, dict) else None
+
+    def _echoed(self, chunk: bytes) -> bytes:
+        """The expert got the conversation in place of the id, so it has returned none."""
+        for without in _NO_ID:
+            chunk = chunk.replace(without, self._id)
+        return chunk
+
+    async def aclose(self) -> None:
+        await self._reply.aclose()
+
+
+def not_found(response_id: str) -> ResponseNotFound:
+    """Returns the error for an unknown answer."""
+    return ResponseNotFound(f"no answer {response_id!r} is stored: {REMEDY}", param="id")
+
+
+def _unknown_response(response_id: str) -> InvalidRequest:
+    message = f"no answer {response_id!r} is stored: {REMEDY}"
+    return InvalidRequest(message, param="previous_response_id", code="previous_response_not_found")
+
+
+def _unknown_item(item_id: str) -> InvalidRequest:
+    message = f"no item {item_id[:MAX_ID_CHARACTERS]!r} is stored: {REMEDY}"
+    return InvalidRequest(message, param="input", code="item_not_found")
+
+
+def _keeps_state(chat: Chat, registry: Registry) -> bool:
+    """Whether the client pinned an expert whose own server may know the ids."""
+    arm = registry.arm_of_model.get(chat.model)
+    spec = None if arm is None else registry.arm(arm)
+    return isinstance(spec, ExpertSpec) and not is_translated(spec, "responses")
+
+
+def _check_size(items: list[Item], registry: Registry) -> None:
+    limit = registry.limits.max_body_mb
+    if len(orjson.dumps(items)) > limit * 1e6:
+        raise BodyTooLarge(f"the conversation has more than {limit:g} MB; send what is still needed in `input`")

@@ -1,0 +1,106 @@
+"""The conversation that a Responses request continues, from the answers that are stored.
+
+An answer is stored with the input items of its request and the ids of the answers before it, so that two lookups give a
+whole conversation and nothing is stored twice. Each item of its output is stored under its own id too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import orjson
+
+from coe.experts.http import sse
+
+Item = dict[str, Any]
+MAX_ID_CHARACTERS = 200
+MAX_TURNS = 1_000
+"""Answers of one conversation."""
+MAX_ENTRY_BYTES = 16 * 2**20
+"""Bytes of one stored answer with its input; longer ones are not stored."""
+REFERENCE = "item_reference"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """An answer, the input items of its request as they were sent, and the ids of the answers before it, the oldest
+    first."""
+
+    response: Mapping[str, Any]
+    input: Sequence[Item]
+    previous: tuple[str, ...]
+
+    @property
+    def items(self) -> list[Item]:
+        """The input and the output, as a later request would send them."""
+        return [*self.input, *self.response["output"]]
+
+    def entries(self) -> dict[str, bytes]:
+        """Returns what is stored, by name; empty for an answer without an id, or one that is too long."""
+        output = self.response.get("output")
+        if not is_id(self.response.get("id")) or not isinstance(output, list) or len(self.previous) >= MAX_TURNS:
+            return {}
+        head = {"response": self.response, "input": self.input, "previous": self.previous}
+        items = {item_name(item["id"]): _dumps(item) for item in output if is_id(item.get("id"))}
+        entries = {response_name(self.response["id"]): _dumps(head), **items}
+        return entries if sum(map(len, entries.values())) <= MAX_ENTRY_BYTES else {}
+
+    @classmethod
+    def from_bytes(cls, stored: bytes) -> Self:
+        """Returns the stored answer."""
+        found = sse.loads(stored)
+        return cls(found["response"], found["input"], tuple(found["previous"]))
+
+
+class StoredUse:
+    """What one request needs to store its answer. `body_bytes` is 0 for an answer that is not stored."""
+
+    __slots__ = ("body_bytes", "input", "owner", "previous", "previous_id")
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.input: Sequence[Item] = ()
+        self.previous: tuple[str, ...] = ()
+        self.previous_id = ""
+        """The id that was replaced by the conversation; the answer has it."""
+        self.body_bytes = 0
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value can be an id of an answer or item."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARACTERS
+
+
+def response_name(response_id: str) -> str:
+    """Returns the name under which an answer is stored."""
+    return f"r:{response_id}"
+
+
+def item_name(item_id: str) -> str:
+    """Returns the name under which an item is stored."""
+    return f"i:{item_id}"
+
+
+def items_of(fields: Mapping[str, Any]) -> list[Item]:
+    """Returns the input of a valid request as items."""
+    given = fields["input"]
+    return [{"role": "user", "content": given}] if isinstance(given, str) else given
+
+
+def references(items: Iterable[Item]) -> list[str]:
+    """Returns the ids of the items that are referred to, each once."""
+    return list(dict.fromkeys(str(item.get("id")) for item in items if item.get("type") == REFERENCE))
+
+
+def resolved(items: Iterable[Item], found: Mapping[str, Item]) -> list[Item]:
+    """Returns the items, with those that are referred to in place of the references, as far as they are found."""
+    return [found.get(str(item.get("id")), item) if item.get("type") == REFERENCE else item for item in items]
+
+
+def _dumps(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except (TypeError, orjson.JSONEncodeError):  # lone surrogates
+        return sse.dumps(value)

@@ -1,0 +1,153 @@
+"""`ResponseStore`, the store of values by owner and name, and the one in a SQLite file.
+
+An owner is a tenant or an API key; the names of one owner mean nothing to another. Several processes of one machine may
+share the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, Self, TypeVar
+
+from coe.errors import LogError, ResponsesUnavailable
+from coe.records.database import Database
+
+T = TypeVar("T")
+TIMEOUT_SECONDS = 2.0
+"""Time limit of one call."""
+RETRY_AFTER = 1.0
+ENTRY_OVERHEAD_BYTES = 256
+"""Bytes that an entry takes beside its value."""
+MAX_EXPIRED = 1_000
+"""Expired entries that one call deletes."""
+RENEWED_SHARE = 0.05
+"""Share of the lifetime after which a use renews an entry: a renewal writes the whole entry."""
+FILE = "stored-responses.sqlite"
+_TABLES = (
+    """CREATE TABLE entries (
+        owner TEXT NOT NULL,
+        name TEXT NOT NULL,
+        expires REAL NOT NULL,
+        size INTEGER NOT NULL,
+        value BLOB NOT NULL,
+        PRIMARY KEY (owner, name)
+    )""",
+    "CREATE INDEX entries_expires ON entries (owner, expires)",
+    "CREATE INDEX entries_expired ON entries (expires)",
+    "CREATE TABLE owners (owner TEXT PRIMARY KEY, size INTEGER NOT NULL)",
+    """CREATE TRIGGER entered AFTER INSERT ON entries BEGIN
+        INSERT INTO owners VALUES (new.owner, new.size)
+        ON CONFLICT (owner) DO UPDATE SET size = size + new.size;
+    END""",
+    """CREATE TRIGGER deleted AFTER DELETE ON entries BEGIN
+        UPDATE owners SET size = size - old.size WHERE owner = old.owner;
+    END""",
+)
+
+
+class ResponseStore(Protocol):
+    """Stores values for `lifetime` seconds after their last use. The values of an owner together have a bounded size;
+    the least recently used ones are deleted first. Every call is bounded in time and raises ResponsesUnavailable."""
+
+    degraded: bool
+    """True while the last call failed."""
+
+    async def get(self, owner: str, names: Sequence[str]) -> list[bytes | None]: ...
+
+    async def put(self, owner: str, entries: Mapping[str, bytes]) -> None: ...
+
+    async def delete(self, owner: str, names: Sequence[str]) -> int: ...
+
+    async def aclose(self) -> None: ...
+
+
+class SqliteResponseStore:
+    """A ResponseStore in a file that only its user may read."""
+
+    degraded = False
+
+    def __init__(self, path: Path, *, lifetime: float, max_bytes: int, clock: Callable[[], float] = time.time) -> None:
+        self._database = Database(path, tables=_TABLES, durable=False)
+        self._path = path
+        self._lifetime = lifetime
+        self._max_bytes = max_bytes
+        self._clock = clock
+
+    async def get(self, owner: str, names: Sequence[str]) -> list[bytes | None]:
+        expires = self._clock() + self._lifetime
+        recent = expires - RENEWED_SHARE * self._lifetime
+
+        def read(connection: sqlite3.Connection) -> list[bytes | None]:
+            found = [self._get(connection, owner, name) for name in names]
+            renew = "UPDATE entries SET expires = ? WHERE owner = ? AND name = ? AND expires BETWEEN ? AND ?"
+            connection.executemany(renew, [(expires, owner, name, self._clock(), recent) for name in names])
+            return found
+
+        return await self._run(read)
+
+    def _get(self, connection: sqlite3.Connection, owner: str, name: str) -> bytes | None:
+        query = "SELECT value FROM entries WHERE owner = ? AND name = ? AND expires > ?"
+        row = connection.execute(query, (owner, name, self._clock())).fetchone()
+        return None if row is None else bytes(row[0])
+
+    async def put(self, owner: str, entries: Mapping[str, bytes]) -> None:
+        now = self._clock()
+
+        def write(connection: sqlite3.Connection) -> None:
+            expired = "DELETE FROM entries WHERE rowid IN (SELECT rowid FROM entries WHERE expires <= ? LIMIT ?)"
+            connection.execute(expired, (now, MAX_EXPIRED))
+            for name, value in entries.items():
+                connection.execute("DELETE FROM entries WHERE owner = ? AND name = ?", (owner, name))
+                row = (owner, name, now + self._lifetime, len(value) + ENTRY_OVERHEAD_BYTES, value)
+                connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", row)
+            self._make_room(connection, owner)
+
+        await self._run(write)
+
+    def _make_room(self, connection: sqlite3.Connection, owner: str) -> None:
+        row = connection.execute("SELECT size FROM owners WHERE owner = ?", (owner,)).fetchone()
+        excess = (row[0] if row else 0) - self._max_bytes
+        oldest = "SELECT rowid, size FROM entries WHERE owner = ? ORDER BY expires, rowid"
+        rows = []
+        for rowid, size in connection.execute(oldest, (owner,)) if excess > 0 else ():
+            rows.append((rowid,))
+            if (excess := excess - size) <= 0:
+                break
+        connection.executemany("DELETE FROM entries WHERE rowid = ?", rows)
+
+    async def delete(self, owner: str, names: Sequence[str]) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            delete = "DELETE FROM entries WHERE owner = ? AND name = ? AND expires > ?"
+            return sum(connection.execute(delete, (owner, name, self._clock())).rowcount for name in names)
+
+        return await self._run(work)
+
+    async def aclose(self) -> None:
+        await self._database.aclose()
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                result = await self._database.write(work)
+        except (LogError, TimeoutError) as error:
+            self.degraded = True
+            raise unavailable(str(error) or f"{self._path} does not reply") from None
+        self.degraded = False
+        return result
+
+    @classmethod
+    def open(cls, path: Path, *, lifetime: float, max_bytes: int) -> Self:
+        """Return the store in this file. Other users of the machine cannot read a new file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        return cls(path, lifetime=lifetime, max_bytes=max_bytes)
+
+
+def unavailable(problem: str) -> ResponsesUnavailable:
+    """Returns the error for a store that failed."""
+    message = f"the store of earlier answers is unavailable ({problem}); try again, or send the conversation in `input`"
+    return ResponsesUnavailable(message, retry_after=RETRY_AFTER)

@@ -1,0 +1,122 @@
+"""Each constraint on answers that meet it and on answers that miss it by little."""
+
+from typing import Any
+
+import pytest
+
+from coe.learning.evaluation.checkers import same_json
+from coe.learning.probes.constraints import meets, problem_in
+from coe.learning.probes.languages import language_of
+
+POEM = "Rain on the roof\nOver the hill\nSun comes again\nEvening is still"
+
+
+@pytest.mark.parametrize(
+    ("constraints", "right", "wrong"),
+    [
+        ({"words": 3}, "One two-part word.", "One two part word."),
+        ({"words": [2, 3]}, "it's fine", "it's"),
+        ({"sentences": 2}, "So we wait... Yes!", "So. We wait... Yes!"),
+        ({"sentences": 2}, "It costs 3.50 euros. Fine", "It costs 3. 50 euros. Fine"),
+        ({"sentences": 2}, "你好。再见！", "你好。"),
+        ({"lines": 4}, POEM, POEM + "\nand more"),
+        ({"paragraphs": 2}, "one\n \ntwo", "one\ntwo"),
+        ({"characters": [1, 5]}, "12345", "123456"),
+        ({"line_words": [3, 4]}, POEM, POEM + "\nand"),
+        ({"words_by_line": [1, 2]}, "One\n\ntwo words", "Two words\none"),
+        ({"words_by_sentence": [1, 2, 1]}, "Go. Two words! End", "Go. Two words, end"),
+        ({"includes": ["rain", ["sun", "moon"]]}, POEM, "Rain and sunlight"),
+        ({"excludes": ["the"]}, "a theme", "The theme"),
+        ({"without": ["z", ","]}, POEM, "Zebra"),
+        ({"order": ["rain", "sun", "evening"]}, POEM, "sun, rain, evening"),
+        ({"occurrences": {"the": 2}}, POEM, "the others, then"),
+        ({"initials": "rose"}, "**R**ain\n> Over\n- Sun\n\nEvening", "Rain\nOver\nSun"),
+        ({"starts_with": "Dear Ms Lee"}, "Dear Ms. Lee, thanks".replace(".", ""), "Hello, dear Ms Lee"),
+        ({"ends_with": "the end"}, "So it was. **The end.**", "The end was near"),
+        ({"format": "bullets"}, "- one\n- two", "- one\ntwo"),
+        ({"format": "numbered"}, "1. one\n2. two", "1. one\n3. two"),
+        ({"format": "json"}, '```json\n{"a": 1}\n```', 'Here it is: {"a": 1}'),
+        ({"keys": ["a", "b"]}, '{"b": 1, "a": 2}', '{"a": 2}'),
+        ({"case": "lower"}, "all small.", "All small."),
+        ({"case": "upper"}, "ALL 3 LARGE", "ALL 3 large"),
+        ({"language": "de"}, "Das ist ein Satz mit vielen Wörtern.", "This is a sentence of many words."),
+    ],
+)
+def test_a_constraint_accepts_what_meets_it_and_nothing_else(
+    constraints: dict[str, Any], right: str, wrong: str
+) -> None:
+    assert problem_in(constraints) is None
+    assert meets(right, constraints) == 1.0
+    assert meets(f"<think>z, no{wrong}</think>\n{right}", constraints) == 1.0
+    assert meets(wrong, constraints) == 0.0
+    assert meets("", constraints) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("The cat is on the mat and it was asleep.", "en"),
+        ("Le chat est sur la table et il dort.", "fr"),
+        ("El gato está en la mesa y no se mueve.", "es"),
+        ("Il gatto è sul tavolo e non si muove più.", "it"),
+        ("O gato está na mesa e não quer sair de lá.", "pt"),
+        ("De kat ligt op de tafel en wil niet van zijn plek.", "nl"),
+        ("Katten är på bordet och den vill inte gå ner.", "sv"),
+        ("Кошка лежит на столе.", "ru"),
+        ("猫在桌子上睡觉。", "zh"),
+        ("猫はテーブルの上で寝ています。", "ja"),
+        ("고양이가 탁자 위에서 자고 있다.", "ko"),
+        ("القطة نائمة على الطاولة", "ar"),
+        ("123", None),
+    ],
+)
+def test_a_language_is_recognised_from_a_sentence(text: str, code: str | None) -> None:
+    assert language_of(text) == code
+
+
+@pytest.mark.parametrize(
+    ("constraints", "why"),
+    [
+        ({}, "an object with some of words"),
+        ({"word": 3}, "did you mean 'words'?"),
+        ({"words": "3"}, "`constraints.words` must be a whole number"),
+        ({"lines": [5, 2]}, "must be a whole number, or [least, most]"),
+        ({"words_by_line": 3}, "must be a list of whole numbers"),
+        ({"includes": ["..."]}, "list of texts"),
+        ({"includes": [[]]}, "list of texts"),
+        ({"excludes": "the"}, "must be a list of texts"),
+        ({"occurrences": {"the": -1}}, "must map words to counts"),
+        ({"language": "german"}, "must be one of ar, de"),
+        ({"format": "xml"}, "must be one of json"),
+        ({"initials": "!"}, "not only punctuation"),
+    ],
+)
+def test_bad_constraints_are_named_with_the_remedy(constraints: dict[str, Any], why: str) -> None:
+    assert why in (problem_in(constraints) or "")
+
+
+@pytest.mark.parametrize("chunk", [".", "a", "a-", "- ", "{", "1. ", "*", "\n", "'a", "```\n", "a\n\n"])
+def test_an_answer_built_to_slow_constraints_down_is_checked_in_time(chunk: str) -> None:
+    """Patterns that backtrack take minutes over these."""
+    text = chunk * (400_000 // len(chunk)) + "x"
+    names = ("words", "sentences", "lines", "paragraphs", "line_words")
+    for constraints in ({name: 10**6} for name in names):
+        assert meets(text, constraints) == 0.0
+    assert meets(text, {"words_by_sentence": [1], "includes": ["y"], "occurrences": {"y": 1}, "format": "json"}) == 0.0
+    assert same_json(text, '{"a": 1}') == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ('{"a": 1, "b": [2, 3]}', 1.0),
+        ('Here it is:\n```json\n{"b": [2, 3.0], "a": 1}\n```\nDone.', 1.0),
+        ('The result is {"b": [2, 3], "a": 1}.', 1.0),
+        ('{"a": "1", "b": [2, 3]}', 0.0),
+        ('{"a": 1, "b": [3, 2]}', 0.0),
+        ('{"a": 1}', 0.0),
+        ("none", 0.0),
+    ],
+)
+def test_json_is_compared_by_its_values(answer: str, score: float) -> None:
+    assert same_json(answer, '{"a": 1, "b": [2, 3]}') == score

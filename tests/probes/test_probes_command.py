@@ -1,0 +1,238 @@
+"""`coe probes` and `coe score` without a file of probes, as a user runs them."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+from pyarrow import parquet
+from typer.testing import CliRunner, Result
+
+from coe.cli import app
+from coe.learning.evaluation.probes import read_probes
+from coe.learning.probes.shipped import shipped_probes
+from coe.records import open_feedback, open_log
+from coe.records.feedback import Feedback, FeedbackKind
+from tests.cli.test_cli import record_of
+from tests.score.answering import AnsweringServer
+
+OPENERS = (open_log, open_feedback)
+CATEGORIES = ("math", "humanities", "general", "cooking")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    declare(tmp_path, 9)
+    return tmp_path
+
+
+def declare(folder: Path, port: int) -> None:
+    categories = ", ".join(f"{{name: {name}, description: d, examples: [a b, c d]}}" for name in CATEGORIES)
+    (folder / "experts.yaml").write_text(
+        f"version: 1\ncategories: [{categories}]\nexperts: [{{name: one, model: m, runtime: external, "
+        f"base_url: 'http://127.0.0.1:{port}/v1'}}]\nassignment: {{general: one}}\n"
+    )
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, ["probes", *words])
+
+
+def add(*words: str) -> Result:
+    return run("add", "--prompt", "How long does an egg boil?", "--category", "cooking", *words)
+
+
+def own(home: Path) -> Path:
+    return home / "probes.jsonl"
+
+
+def test_probes_are_counted_listed_and_shown(home: Path) -> None:
+    counts = run("list").output.splitlines()
+    assert counts[1].split() == ["math", "40", "13", "14", "13", "20", "0"]
+    assert counts[4].split() == ["cooking", "0", "0", "0", "0", "0", "0"]
+    listed = run("list", "--category", "humanities").output.splitlines()
+    assert len(listed) == 40
+    assert listed[0].split()[:3] == ["humanities-01", "easy", "contains"]
+    shown = json.loads(run("show", "math-21", "--seed", "7", "--json").output)
+    expected = next(probe for probe in shipped_probes(["math"], 7) if probe.prompt_id == "math-21-7")
+    assert (shown["prompt"], shown["reference"]) == (expected.prompt, expected.reference)
+    assert run("show", "math-99").exit_code == 1
+
+
+def test_an_added_probe_is_read_listed_and_shown(home: Path) -> None:
+    assert add("--checker", "numeric", "--reference", "10", "--difficulty", "easy", "--id", "egg").exit_code == 0
+    own(home).write_bytes(own(home).read_bytes().rstrip())  # as an editor may leave it
+    constraints = '{"words": [2, 3]}'
+    assert (
+        run(
+            *("add", "--prompt", "Name a soup.", "--category", "cooking"),
+            *("--checker", "constraints", "--constraints", constraints),
+        ).exit_code
+        == 0
+    )
+    probes = read_probes(own(home), categories=CATEGORIES)
+    assert [probe.checker for probe in probes] == ["numeric", "constraints"]
+    assert probes[1].constraints == {"words": [2, 3]}
+    assert run("list").output.splitlines()[4].split() == ["cooking", "2", "1", "0", "0", "0", "2"]
+    assert "How long does an egg boil?" in run("show", "egg").output
+    assert "Name a soup." in run("show", probes[1].prompt_id).output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--checker", "numeric", "--reference", "ten"),
+        ("--checker", "numerc", "--reference", "10"),
+        ("--checker", "constraints", "--constraints", "{"),
+        ("--checker", "numeric", "--reference", "10", "--difficulty", "simple"),
+    ],
+)
+def test_a_wrong_probe_is_not_written(home: Path, words: tuple[str, ...]) -> None:
+    assert add(*words).exit_code == 2
+    assert not own(home).exists()
+
+
+def test_a_probe_is_added_once(home: Path) -> None:
+    words = ("--checker", "numeric", "--reference", "10")
+    assert add(*words).exit_code == 0
+    assert add(*words).exit_code == 1
+    assert len(own(home).read_bytes().splitlines()) == 1
+
+
+def test_an_import_reports_what_it_leaves_out_and_repeats_nothing(home: Path) -> None:
+    (home / "cases.csv").write_text("prompt,reference,category\na?,1,math\nb?,x,sport\nc?,2,\na?,3,math\n")
+    found = json.loads(run("import", "cases.csv", "--category", "cooking", "--json").output)
+    assert (found["imported"], len(found["left_out"])) == (2, 2)
+    assert "cases.csv:3: `category` must be one that experts.yaml declares" in found["left_out"][0]
+    assert "cases.csv:5: a probe with this id or prompt is there already" in found["left_out"][1]
+    assert [probe.category for probe in read_probes(own(home), categories=CATEGORIES)] == ["math", "cooking"]
+    before = own(home).read_bytes()
+    assert run("import", "cases.csv", "--category", "cooking").exit_code == 1
+    assert own(home).read_bytes() == before
+    assert run("import", "cases.txt").exit_code == 2
+
+
+@pytest.fixture
+async def server(anyio_backend: str) -> AsyncIterator[AnsweringServer]:
+    async with AnsweringServer({"m": lambda text: "10"}).running() as server:
+        yield server
+
+
+async def score(*words: str) -> Result:
+    command = ["score", "--out", "quality", "--json", *words]
+    return await anyio.to_thread.run_sync(lambda: CliRunner().invoke(app, command))
+
+
+def asked(server: AnsweringServer) -> list[str]:
+    found = [body["messages"][-1]["content"] for body in server.bodies]
+    server.bodies.clear()
+    return found
+
+
+@pytest.mark.anyio
+async def test_score_uses_shipped_and_own_probes_and_keeps_the_numbers_of_a_folder(
+    home: Path, server: AnsweringServer
+) -> None:
+    declare(home, server.port)
+    add("--checker", "numeric", "--reference", "10", "--difficulty", "easy")
+    first = await score()
+    assert first.exit_code == 0, first.output
+    report = json.loads(first.stdout)
+    assert report["probes"] == 121
+    column = report["experts"]["one"]
+    assert column["categories"]["cooking"] == {"n": 1, "mean": 1.0}
+    assert [column["difficulties"][level]["n"] for level in ("easy", "medium", "hard")] == [40, 42, 39]
+    assert len(asked(server)) == 121
+    prompts = parquet.read_table("quality/prompts.parquet").to_pydict()
+    assert set(prompts["benchmark"]) == {"shipped"}
+    assert (await score()).exit_code == 0
+    assert asked(server) == []  # the same numbers, all scored
+    seed = int((home / "quality" / "seed").read_text())
+    await score("--seed", str(seed + 1))
+    fresh = asked(server)
+    assert 19 <= len(fresh) <= 20
+    assert not set(fresh) & set(prompts["prompt"])
+
+
+@pytest.mark.anyio
+async def test_score_names_the_categories_without_probes(home: Path, server: AnsweringServer) -> None:
+    declare(home, server.port)
+    result = await score()
+    assert result.exit_code == 0
+    assert "note: no probes for cooking" in result.stderr
+    path = home / "experts.yaml"
+    text = path.read_text().replace("name: math", "name: sums").replace("name: humanities", "name: past")
+    path.write_text(text)
+    assert "note: no probes for sums, past, cooking" in (await score()).stderr
+
+
+KEYS = "access: {keys: [{name: k, tenant: a, sha256: '" + "0" * 64 + "'}]}\n"
+
+
+def logged(home: Path) -> None:
+    """Ten requests of two tenants: liked, disliked, scored, corrected, unrated, without text, and of a command."""
+    rated: dict[int, tuple[FeedbackKind, float | str]] = {
+        0: ("thumb", 1),
+        1: ("thumb", -1),
+        2: ("score", 0.9),
+        3: ("score", 0.5),
+        4: ("category", "cooking"),
+        6: ("thumb", 1),
+        7: ("thumb", 1),
+        8: ("thumb", 1),
+        9: ("category", "sport"),
+    }
+    texts = {number: f"question {number}" for number in range(10) if number != 6}
+
+    async def append() -> None:
+        log, feedback = (open_one("sqlite:///routing-log.sqlite", base=home / ".coe") for open_one in OPENERS)
+        tenants = ["b" if number == 8 else "a" for number in range(10)]
+        await log.append(
+            [
+                record_of(number, prompt=texts.get(number), tenant=tenants[number], category="math", purpose=purpose)
+                for number in range(10)
+                for purpose in ("score" if number == 7 else "",)
+            ]
+        )
+        await feedback.append(
+            [
+                Feedback(f"e{number}", f"req_{number}", time.time(), kind, value, tenant=tenants[number])
+                for number, (kind, value) in rated.items()
+            ]
+        )
+        await log.aclose()
+        await feedback.aclose()
+
+    asyncio.run(append())
+
+
+def test_liked_and_corrected_requests_of_tenants_that_agree_become_probes(home: Path) -> None:
+    (home / "experts.yaml").write_text((home / "experts.yaml").read_text() + KEYS)
+    assert run("from-log", "--tenant", "a").exit_code == 1  # no log
+    logged(home)
+    assert run("from-log").exit_code == 2
+    assert not own(home).exists()
+    found = json.loads(run("from-log", "--tenant", "a", "--json").output)
+    assert (found["added"], found["left_out"]) == (3, 1)
+    probes = read_probes(own(home), categories=CATEGORIES)
+    assert [(probe.prompt, probe.category, probe.checker) for probe in probes] == [
+        ("question 0", "math", "judge"),
+        ("question 2", "math", "judge"),
+        ("question 4", "cooking", "judge"),
+    ]
+    assert run("from-log", "--tenant", "a").exit_code == 1  # all there already
+    assert json.loads(run("from-log", "--tenant", "b", "--json").output)["added"] == 1
+
+
+def test_without_keys_all_requests_may_become_probes_up_to_the_limit(home: Path) -> None:
+    logged(home)
+    assert json.loads(run("from-log", "--limit", "2", "--json").output) == {
+        "added": 1,
+        "left_out": 1,
+        "file": str(own(home)),
+    }
+    assert [probe.prompt for probe in read_probes(own(home), categories=CATEGORIES)] == ["question 8"]

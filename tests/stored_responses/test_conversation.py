@@ -1,0 +1,42 @@
+"""What is stored of an answer, and what is too long or has no id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.stored_responses import conversation
+from gateway.stored_responses.conversation import MAX_TURNS, StoredResponse, references, resolved
+
+ITEM = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}
+ANSWER: dict[str, Any] = {"id": "resp_1", "output": [ITEM, {"type": "compaction"}]}
+INPUT = [{"role": "user", "content": "hi \ud800"}]
+
+
+def test_an_answer_is_stored_with_its_items_and_read_again() -> None:
+    stored = StoredResponse(ANSWER, INPUT, ("resp_0",))
+    entries = stored.entries()
+    assert set(entries) == {"r:resp_1", "i:msg_1"}
+    assert StoredResponse.from_bytes(entries["r:resp_1"]) == stored
+    assert stored.items == [*INPUT, *ANSWER["output"]]
+
+
+@pytest.mark.parametrize("wrong", [{}, {"id": ""}, {"id": 5}, {"id": "x" * 201}, {"output": None}])
+def test_an_answer_without_id_or_output_is_not_stored(wrong: dict[str, Any]) -> None:
+    answer = {**ANSWER, **wrong} if wrong else {"output": []}
+    assert StoredResponse(answer, INPUT, ()).entries() == {}
+
+
+def test_long_answers_and_conversations_are_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert StoredResponse(ANSWER, INPUT, ("resp_0",) * (MAX_TURNS - 1)).entries()
+    assert StoredResponse(ANSWER, INPUT, ("resp_0",) * MAX_TURNS).entries() == {}
+    monkeypatch.setattr(conversation, "MAX_ENTRY_BYTES", 300)
+    assert StoredResponse(ANSWER, INPUT, ()).entries()
+    assert StoredResponse(ANSWER, [{"role": "user", "content": "x" * 200}], ()).entries() == {}
+
+
+def test_references_are_replaced_as_far_as_they_are_found() -> None:
+    items = [{"type": "item_reference", "id": name} for name in ("msg_1", "msg_2", "msg_1")]
+    assert references(items) == ["msg_1", "msg_2"]
+    assert resolved(items, {"msg_1": ITEM}) == [ITEM, items[1], ITEM]

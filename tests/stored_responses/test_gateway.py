@@ -1,0 +1,307 @@
+"""Answers that clients refer to, through the whole gateway in process, with OpenAI's own client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import orjson
+import pytest
+
+from coe.core import Call, Health, Reply, Usage
+from coe.registry import Registry
+from gateway.request import stored_step
+from tests.access.samples import key_of
+from tests.experts.translation.chat_expert import ChatExpert, translated
+from tests.fakes import Gateway, gateway_of, registry_of
+
+pytestmark = pytest.mark.anyio
+NATIVE = {"capabilities": ["tools"], "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
+
+
+class NativeExpert:
+    """A server that speaks Responses: `resp_1`, `resp_2` and so on. It returns null for the id it did not get."""
+
+    health = Health()
+    name = "coder"
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    async def stream(self, call: Call) -> Reply:
+        self.calls.append(call)
+        number = len(self.calls)
+        item = {"id": f"msg_{number}", "type": "message", "role": "assistant", "status": "completed"}
+        item["content"] = [{"type": "output_text", "text": f"answer {number}", "annotations": []}]  # type: ignore[assignment]
+        answer = {
+            "id": f"resp_{number}",
+            "object": "response",
+            "created_at": 1,
+            "status": "completed",
+            "model": "coder",
+            "output": [item],
+            "previous_response_id": None,
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+        }
+        return _Native(answer, stream=call.stream)
+
+    async def aclose(self) -> None: ...
+
+
+class _Native:
+    def __init__(self, answer: dict[str, Any], *, stream: bool) -> None:
+        self.media_type = "text/event-stream" if stream else "application/json"
+        self.usage = Usage()
+        kinds = ("created", "completed") if stream else ()
+        events = [{"type": f"response.{kind}", "response": answer, "sequence_number": 0} for kind in kinds]
+        self._chunks = [b"data: %b\n\n" % orjson.dumps(event) for event in events] or [orjson.dumps(answer)]
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        for chunk in self._chunks:
+            yield chunk
+
+    async def aclose(self) -> None: ...
+
+
+def declared(store: str = "sqlite", **changes: Any) -> Registry:
+    experts = [{"name": "coder", **NATIVE, "apis": ["chat", "responses"]}, {"name": "painter", **NATIVE}]
+    experts += [{"name": "generalist", **NATIVE}]
+    return registry_of(experts=experts, stored_responses={"store": store}, **changes)
+
+
+class Served:
+    """A gateway and its client. `chat` answers as `generalist`, translated, `native` as `coder`."""
+
+    def __init__(self, gateway: Gateway, chat: ChatExpert, native: NativeExpert) -> None:
+        self.gateway, self.chat, self.native = gateway, chat, native
+        transport = httpx.ASGITransport(app=gateway.app)
+        self.client = openai.AsyncOpenAI(
+            base_url="http://localhost/v1",
+            api_key="none",
+            max_retries=0,
+            http_client=httpx.AsyncClient(transport=transport),
+        )
+
+    @property
+    def sent(self) -> list[tuple[str, str]]:
+        """Role and text of the messages of the last chat call."""
+        return [(message["role"], message["content"]) for message in self.chat.calls[-1].fields["messages"]]
+
+
+@asynccontextmanager
+async def served(folder: Path, registry: Registry | None = None, *deltas: dict[str, Any]) -> AsyncIterator[Served]:
+    chat, native = ChatExpert(*(deltas or ({"content": "Paris."},)), name="generalist"), NativeExpert()
+    experts = {"generalist": translated(chat), "coder": native}
+    async with gateway_of(registry or declared(), stored=folder, real_experts=experts) as gateway:
+        found = Served(gateway, chat, native)
+        async with found.client:
+            yield found
+
+
+async def test_a_translated_answer_is_continued_read_and_deleted(tmp_path: Path) -> None:
+    async with served(tmp_path) as one:
+        first = await one.client.responses.create(model="auto", input="general: capital?", instructions="Be brief.")
+        second = await one.client.responses.create(model="auto", input="And?", previous_response_id=first.id)
+        assert one.sent == [("user", "general: capital?"), ("assistant", "Paris."), ("user", "And?")]
+        assert second.previous_response_id == first.id
+        third = await one.client.responses.create(model="generalist", input="Go on", previous_response_id=second.id)
+        assert [text for _, text in one.sent] == ["general: capital?", "Paris.", "And?", "Paris.", "Go on"]
+        read = await one.client.responses.retrieve(second.id)
+        assert read.model_dump() == second.model_dump()
+        await one.client.responses.delete(second.id)
+        for gone in (second.id, "resp_unknown"):
+            with pytest.raises(openai.NotFoundError, match="has expired, was deleted") as missing:
+                await one.client.responses.retrieve(gone)
+            assert missing.value.code == "response_not_found"
+        with pytest.raises(openai.NotFoundError):
+            await one.client.responses.delete(second.id)
+        with pytest.raises(openai.BadRequestError, match="send the conversation in `input`") as lost:
+            await one.client.responses.create(model="auto", input="x", previous_response_id=third.id)
+        assert (lost.value.code, lost.value.param) == ("previous_response_not_found", "previous_response_id")
+
+
+async def test_a_stream_is_stored_before_its_end_and_names_what_it_continues(tmp_path: Path) -> None:
+    async with served(tmp_path) as one:
+        ids: list[str] = []
+        for text in ("one", "two", "three"):
+            more = {"previous_response_id": ids[-1]} if ids else {}
+            stream = await one.client.responses.create(model="auto", input=text, stream=True, **more)  # type: ignore[call-overload]
+            async for event in stream:
+                if event.type in ("response.created", "response.completed"):
+                    assert event.response.previous_response_id == (ids[-1] if ids else None)
+                    last = event.response.id
+            ids.append(last)
+        assert [text for role, text in one.sent if role == "user"] == ["one", "two", "three"]
+        assert (await one.client.responses.retrieve(ids[1])).previous_response_id == ids[0]
+
+
+async def test_items_are_referred_to_as_the_ai_sdk_does(tmp_path: Path) -> None:
+    call = {"index": 0, "id": "call_0", "function": {"name": "look", "arguments": "{}"}}
+    registry = declared()
+    async with served(tmp_path, registry, {"reasoning": "hm"}, {"tool_calls": [call]}) as one:
+        tool: Any = {"type": "function", "name": "look", "parameters": {}}
+        first = await one.client.responses.create(model="generalist", input="look", tools=[tool])
+        items: Any = [
+            {"role": "user", "content": "look"},
+            *({"type": "item_reference", "id": item.id} for item in first.output),
+            {"type": "function_call_output", "call_id": "call_0", "output": "seen"},
+        ]
+        second = await one.client.responses.create(model="generalist", input=items, tools=[tool])
+        user, assistant, result = one.chat.calls[-1].fields["messages"]
+        assert assistant["tool_calls"][0]["function"]["name"] == "look"
+        assert (user["content"], result["content"]) == ("look", "seen")
+        more: Any = {"previous_response_id": second.id, "tools": [tool]}
+        await one.client.responses.create(model="generalist", input="and?", **more)
+        assert [message["role"] for message in one.chat.calls[-1].fields["messages"]] == [
+            *("user", "assistant", "tool", "assistant", "user"),
+        ]
+        unknown: Any = [{"type": "item_reference", "id": "msg_unknown"}]
+        with pytest.raises(openai.BadRequestError, match="no item 'msg_unknown' is stored") as missing:
+            await one.client.responses.create(model="generalist", input=unknown)
+        assert missing.value.code == "item_not_found"
+
+
+async def test_an_answer_with_store_false_is_not_stored(tmp_path: Path) -> None:
+    async with served(tmp_path) as one:
+        first = await one.client.responses.create(model="auto", input="hi")
+        hidden = await one.client.responses.create(model="auto", input="x", previous_response_id=first.id, store=False)
+        assert (hidden.store, len(one.sent)) == (False, 3)
+        with pytest.raises(openai.NotFoundError):
+            await one.client.responses.retrieve(hidden.id)
+
+
+async def test_a_server_of_its_own_state_gets_ids_that_it_may_know(tmp_path: Path) -> None:
+    async with served(tmp_path) as one:
+        await one.client.responses.create(model="coder", input="hi", previous_response_id="resp_of_the_server")
+        items: Any = [{"type": "item_reference", "id": "msg_of_the_server"}]
+        await one.client.responses.create(model="coder", input=items)
+        assert one.native.calls[0].fields["previous_response_id"] == "resp_of_the_server"
+        assert one.native.calls[1].fields["input"] == items
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_conversation_moves_between_servers(tmp_path: Path, stream: bool) -> None:
+    async with served(tmp_path) as one:
+        body = {"model": "coder", "input": "code", "stream": stream}
+        assert (await one.gateway.post("/v1/responses", orjson.dumps(body))).status == 200
+        other = await one.client.responses.create(model="generalist", input="general", previous_response_id="resp_1")
+        assert one.sent == [("user", "code"), ("assistant", "answer 1"), ("user", "general")]
+        back = await one.client.responses.create(model="coder", input="code", previous_response_id=other.id)
+        fields = one.native.calls[-1].fields
+        assert "previous_response_id" not in fields
+        assert [item.get("role") for item in fields["input"]] == ["user", "assistant", "user", "assistant", "user"]
+        assert back.previous_response_id == other.id
+
+
+async def test_keys_and_tenants_are_separate(tmp_path: Path) -> None:
+    keys = [
+        key_of("alice", tenant="acme"),
+        key_of("bob", tenant="acme"),
+        key_of("carol"),
+    ]
+    registry = declared(access={"keys": [key.model_dump() for key in keys]})
+    async with served(tmp_path, registry) as one:
+        clients = {name: one.client.with_options(api_key=name) for name in ("alice", "bob", "carol")}
+        first = await clients["alice"].responses.create(model="generalist", input="hi")
+        assert (await clients["bob"].responses.retrieve(first.id)).id == first.id
+        with pytest.raises(openai.NotFoundError):
+            await clients["carol"].responses.retrieve(first.id)
+        with pytest.raises(openai.NotFoundError):
+            await clients["carol"].responses.delete(first.id)
+        with pytest.raises(openai.BadRequestError):
+            await clients["carol"].responses.create(model="generalist", input="x", previous_response_id=first.id)
+        item: Any = [{"type": "item_reference", "id": first.output[0].id}]
+        with pytest.raises(openai.BadRequestError):
+            await clients["carol"].responses.create(model="generalist", input=item)
+
+
+async def test_gateways_share_a_file_and_a_redis(tmp_path: Path, redis_url: str) -> None:
+    for store in ("sqlite", redis_url):
+        async with served(tmp_path, declared(store)) as one, served(tmp_path, declared(store)) as other:
+            first = await one.client.responses.create(model="auto", input="hi")
+            second = await other.client.responses.create(model="auto", input="x", previous_response_id=first.id)
+            assert (await one.client.responses.retrieve(second.id)).previous_response_id == first.id
+
+
+async def test_without_a_store_the_error_names_the_line(tmp_path: Path) -> None:
+    async with served(tmp_path, declared("none")) as one:
+        first = await one.client.responses.create(model="generalist", input="hi")
+        with pytest.raises(openai.NotFoundError, match=r"stored_responses\.store is none"):
+            await one.client.responses.retrieve(first.id)
+        with pytest.raises(openai.BadRequestError, match="send the conversation in `input`"):
+            await one.client.responses.create(model="generalist", input="x", previous_response_id=first.id)
+    assert files_of(tmp_path) == []
+
+
+def files_of(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def test_a_store_that_is_away_fails_only_what_needs_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with served(tmp_path, declared("redis://127.0.0.1:1/0")) as one:
+        assert (await one.client.responses.create(model="auto", input="hi")).output_text == "Paris."
+        assert "an answer was not stored" in caplog.text
+        with pytest.raises(openai.InternalServerError) as away:
+            await one.client.responses.create(model="auto", input="x", previous_response_id="resp_1")
+        assert away.value.status_code == 503
+        assert away.value.code == "responses_unavailable"
+        assert away.value.response.headers["retry-after"] == "1"
+        with pytest.raises(openai.InternalServerError):
+            await one.client.responses.retrieve("resp_1")
+
+
+async def test_a_long_conversation_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    registry = declared(limits={"max_body_mb": 0.01})
+    async with served(tmp_path, registry) as one:
+        first = await one.client.responses.create(model="auto", input="x" * 9_000)
+        with pytest.raises(openai.APIStatusError, match="send what is still needed in `input`") as long:
+            await one.client.responses.create(model="auto", input="y" * 2_000, previous_response_id=first.id)
+        assert long.value.status_code == 413
+
+
+async def test_bodies_are_kept_up_to_a_limit_and_given_up_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path) as one:
+        monkeypatch.setattr(stored_step, "MAX_HELD_BYTES", 500)
+        for _ in range(20):
+            kept = await one.client.responses.create(model="auto", input="hi")
+        assert (await one.client.responses.retrieve(kept.id)).id == kept.id
+        large = await one.client.responses.create(model="auto", input="x" * 500)
+        with pytest.raises(openai.NotFoundError):
+            await one.client.responses.retrieve(large.id)
+
+
+@pytest.mark.parametrize(
+    ("model", "tools", "dropped"),
+    [
+        ("generalist", [{"type": "web_search"}, {"type": "web_search"}, {"type": "Ü\r\nx: y"}], "web_search, other"),
+        ("generalist", [], None),
+        ("coder", [{"type": "web_search"}], None),
+    ],
+)
+async def test_what_the_translation_leaves_out_is_in_a_header_and_the_record(
+    tmp_path: Path, model: str, tools: Any, dropped: str | None
+) -> None:
+    experts = [{"name": "coder", **NATIVE, "apis": ["chat", "responses"]}, {"name": "generalist", **NATIVE}]
+    registry = registry_of(experts=experts, assignment={"code": "coder", "art": "coder", "general": "generalist"})
+    async with served(tmp_path, registry) as one:
+        body = {"model": model, "input": "hi", "tools": tools}
+        response = await one.gateway.post("/v1/responses", orjson.dumps(body))
+        assert response.status == 200
+        assert response.headers.get("x-coe-dropped") == dropped
+        assert one.gateway.records[0].dropped == (tuple(dropped.split(", ")) if dropped else ())
+
+
+@pytest.mark.parametrize("wrong", [5, "", "x" * 201, ["resp_1"]])
+async def test_an_id_that_is_none_is_refused(tmp_path: Path, wrong: Any) -> None:
+    async with served(tmp_path) as one:
+        body = {"model": "auto", "input": "hi", "previous_response_id": wrong}
+        response = await one.gateway.post("/v1/responses", orjson.dumps(body))
+        assert (response.status, response.error["param"]) == (400, "previous_response_id")

@@ -1,0 +1,149 @@
+"""What every ResponseStore does, in SQLite and in a real Redis; and what happens while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from coe.errors import ConfigError, ResponsesUnavailable
+from gateway.stored_responses import redis_store, store
+from gateway.stored_responses.redis_store import RedisResponseStore
+from gateway.stored_responses.store import ENTRY_OVERHEAD_BYTES, ResponseStore, SqliteResponseStore
+from tests.access.samples import Clock
+from tests.records.redis_server import RedisServer
+
+pytestmark = pytest.mark.anyio
+MAX_BYTES = 10_000
+LIFETIME = 3600.0
+QUARTER = b"x" * (MAX_BYTES // 4 - ENTRY_OVERHEAD_BYTES)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, a store that is there replies in time."""
+    monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", 5.0)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def responses(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[ResponseStore]:
+    opened: ResponseStore
+    if request.param == "sqlite":
+        opened = SqliteResponseStore(tmp_path / "r.sqlite", lifetime=LIFETIME, max_bytes=MAX_BYTES, clock=clock)
+    else:
+        opened = RedisResponseStore(request.getfixturevalue("redis_url"), lifetime=LIFETIME, max_bytes=MAX_BYTES)
+    yield opened
+    await opened.aclose()
+
+
+async def test_values_are_returned_in_order_to_their_owner_only(responses: ResponseStore) -> None:
+    await responses.put("a", {"1": b"one", "2": bytes(range(256))})
+    await responses.put("b", {"1": b"other"})
+    assert await responses.get("a", ["2", "none", "1"]) == [bytes(range(256)), None, b"one"]
+    assert await responses.get("b", ["1", "2"]) == [b"other", None]
+    assert await responses.get("", ["1"]) == [None]
+    assert not responses.degraded
+
+
+async def test_a_value_is_replaced_and_deleted(responses: ResponseStore) -> None:
+    for number in range(20):
+        await responses.put("a", {"1": b"%d" % number + QUARTER})
+    await responses.put("a", {"2": b"two"})
+    assert await responses.get("a", ["1", "2"]) == [b"19" + QUARTER, b"two"]
+    assert await responses.delete("b", ["1"]) == 0
+    assert await responses.delete("a", ["1", "none"]) == 1
+    assert await responses.get("a", ["1", "2"]) == [None, b"two"]
+
+
+async def test_the_least_recently_used_values_of_the_owner_make_room(responses: ResponseStore, clock: Clock) -> None:
+    await responses.put("b", {"1": QUARTER})
+    for name in "1234":
+        await responses.put("a", {name: QUARTER})
+        clock.ahead += LIFETIME / 10
+        await asyncio.sleep(0.002)  # Redis orders by its own milliseconds
+    assert await responses.get("a", ["1"]) == [QUARTER]  # used: now 2 is the oldest
+    clock.ahead += 1
+    await responses.put("a", {"5": QUARTER})
+    assert await responses.get("a", list("12345")) == [QUARTER, None, QUARTER, QUARTER, QUARTER]
+    assert await responses.get("b", ["1"]) == [QUARTER]
+
+
+async def test_a_value_lives_its_time_after_the_last_use(tmp_path: Path, clock: Clock) -> None:
+    file = SqliteResponseStore(tmp_path / "r.sqlite", lifetime=LIFETIME, max_bytes=MAX_BYTES, clock=clock)
+    await file.put("a", {"used": b"1", "idle": b"2"})
+    clock.ahead += LIFETIME * 0.75
+    assert await file.get("a", ["used"]) == [b"1"]
+    clock.ahead += LIFETIME * 0.5
+    assert await file.get("a", ["used", "idle"]) == [b"1", None]
+    await file.put("a", {"new": b"3"})
+    assert await file._database.read(lambda one: one.execute("SELECT count(*) FROM entries").fetchone()) == (2,)
+    await file.aclose()
+
+
+async def test_a_value_lives_its_time_in_redis(redis_url: str) -> None:
+    shared = RedisResponseStore(redis_url, lifetime=LIFETIME, max_bytes=MAX_BYTES)
+    await shared.put("a", {"1": b"1"})
+    (key,) = [one async for one in shared._redis.client.scan_iter("*:1:1")]
+    assert LIFETIME - 5 <= await shared._redis.client.ttl(key) <= LIFETIME
+    await shared._redis.client.expire(key, 5)
+    await shared.get("a", ["1"])
+    assert await shared._redis.client.ttl(key) > 5
+    await shared.aclose()
+
+
+async def test_two_processes_share_a_file_which_others_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "r.sqlite"
+    one = SqliteResponseStore.open(path, lifetime=LIFETIME, max_bytes=MAX_BYTES)
+    other = SqliteResponseStore.open(path, lifetime=LIFETIME, max_bytes=MAX_BYTES)
+    await one.put("a", {"1": b"1"})
+    assert await other.get("a", ["1"]) == [b"1"]
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    await one.aclose()
+    await other.aclose()
+
+
+async def test_a_file_that_cannot_be_written_is_unavailable_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "r.sqlite").write_bytes(b"no database" * 100)
+    file = SqliteResponseStore(tmp_path / "r.sqlite", lifetime=LIFETIME, max_bytes=MAX_BYTES)
+    with pytest.raises(ResponsesUnavailable, match="try again, or send the conversation in `input`") as failed:
+        await file.put("a", {"1": b"1"})
+    assert failed.value.retry_after == store.RETRY_AFTER
+    assert file.degraded
+    await file.aclose()
+
+
+async def test_redis_that_is_away_is_asked_again_after_a_pause(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = RedisResponseStore(redis_server.url, lifetime=LIFETIME, max_bytes=MAX_BYTES)
+    await shared.put("a", {"1": b"1"})
+    monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", 0.05)
+    redis_server.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(ResponsesUnavailable):
+            await shared.get("a", ["1"])
+        assert shared.degraded
+        monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", 5.0)
+        with pytest.raises(ResponsesUnavailable):  # at once: Redis is stopped, and a call would take 5 s
+            await shared.get("a", ["1"])
+    finally:
+        redis_server.signal(signal.SIGCONT)
+    shared._retry_at = 0.0
+    assert await shared.get("a", ["1"]) == [b"1"]
+    assert not shared.degraded
+    await shared.aclose()
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"stored_responses\.store"):
+        RedisResponseStore("redis://h:port/0", lifetime=LIFETIME, max_bytes=MAX_BYTES)
