@@ -5,7 +5,7 @@
 FOLDER is the artifact of a router trained on the starter prompts with the extra `multilingual`. The own prompts are
 `benchmarks/language_prompts.jsonl`: 20 each of 12 topics in nine languages, none of them a starter prompt. DIR/category
 holds train.parquet; its arena_hard_v2 rows count as foreign if their identified language is not English. Accuracy has
-its standard error. Times are of one thread, with a warm cache; memory is that of a new process.
+its standard error. Times are processor times of one thread; memory is that of a new process.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def share(right: NDArray[np.bool_]) -> float:
 
 
 def times(router: CascadeRouter, texts: Sequence[str]) -> dict[str, float]:
-    """Milliseconds of a prediction. The ratio to an English encoder pass holds on a busy machine too."""
+    """Milliseconds of processor time. The ratio to an English encoder pass holds on a busy machine too."""
     router.predict(texts[:3])
     router.encoder.encode([ENGLISH_PROMPT])
     foreign = [milliseconds(lambda text=text: router.predict([text])) for text in texts]  # type: ignore[misc]
@@ -122,9 +122,9 @@ def times(router: CascadeRouter, texts: Sequence[str]) -> dict[str, float]:
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    began = time.thread_time()
     call()
-    return (time.perf_counter() - began) * 1000
+    return (time.thread_time() - began) * 1000
 
 
 def memory(folder: Path, foreign: str) -> dict[str, float]:

@@ -159,7 +159,9 @@ class CascadeRouter:
                 [texts[i] for i in rows], features=[features[i] for i in rows], embeddings=known
             )
             for index, prediction in zip(rows, encoder(outputs), strict=True):
-                predictions[index] = replace(prediction, language=languages.get(index, ENGLISH))
+                language = languages.get(index, ENGLISH)
+                in_distribution = prediction.in_distribution * _shared_words(features[index], language)
+                predictions[index] = replace(prediction, in_distribution=in_distribution, language=language)
         return predictions
 
     def _multilingual_predictions(self, texts: Mapping[int, str]) -> Iterator[tuple[int, Prediction]]:
@@ -181,7 +183,8 @@ class CascadeRouter:
         text is for the multilingual stage."""
         posterior = self.ensemble.fast_posterior(features.lexical, features.static)
         language = UNDETERMINED if features.foreign else ENGLISH
-        prediction = Prediction(posterior, FAST, self.in_distribution.fast.of(features.similarity), language=language)
+        in_distribution = self.in_distribution.fast.of(features.similarity) * _shared_words(features, language)
+        prediction = Prediction(posterior, FAST, in_distribution, language=language)
         confident = prediction.confidence >= self.ensemble.threshold
         if features.foreign and self._multilingual is not None and self._multilingual.usable:
             confident = False
@@ -209,6 +212,12 @@ class CascadeRouter:
             "knn": votes,
         }
         return HeadOutputs(logits, vectors, projected, similarity)
+
+
+def _shared_words(features: FastFeatures, language: str) -> float:
+    """Return the share of terms (0 to 1) that the English heads know, which limits their confidence in a text of
+    another language; 1 for English."""
+    return 1.0 if language == ENGLISH else features.similarity[1]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

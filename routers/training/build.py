@@ -98,15 +98,10 @@ def train(
     (out / CONFIG).unlink(missing_ok=True)  # written last: a folder without it is not a router
     with timer.stage("export"):
         export_with_cache(source, network=out / NETWORK, tokenizer=out / TOKENIZER, cache=cache)
-    all_texts, multilingual = training_set, None
-    if not unusable():
-        foreign = foreign_texts(all_texts.texts, out / TOKENIZER)
-        training_set = english_part(all_texts, foreign) or all_texts
-        with timer.stage("multilingual") as report, single_blas_thread():
-            head, multilingual = train_multilingual(
-                all_texts, foreign, tokenizer=out / TOKENIZER, seed=seed, threads=threads, cache=cache, report=report
-            )
-            write_arrays(out / MULTILINGUAL_HEAD, head.arrays())
+    count = len(training_set.texts)
+    training_set, multilingual = write_multilingual_head(
+        training_set, out=out, seed=seed, threads=threads, cache=cache, timer=timer
+    )
     open_network = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, cache=cache, runner=runner)
     embeddings, quantisation = embed_texts(training_set, out=out, open_network=open_network, seed=seed, timer=timer)
     with timer.stage("distil") as report:
@@ -127,7 +122,7 @@ def train(
     config |= {"ensemble": asdict(ensemble), "in_distribution": asdict(in_distribution)}
     write_json(out / CONFIG, config)
     return {
-        "examples": len(all_texts.texts),
+        "examples": count,
         "dropped": training_set.dropped,
         "quantisation": quantisation,
         "encoder": {"dimensions": data.dimensions, "width": data.embeddings.shape[1]},
@@ -137,6 +132,26 @@ def train(
         "bytes": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
         "seconds": timer.seconds,
     }
+
+
+def write_multilingual_head(
+    training_set: TrainingSet, *, out: Path, seed: int, threads: int, cache: Path | None, timer: StageTimer
+) -> tuple[TrainingSet, dict[str, Any] | None]:
+    """Train the head for texts that are not English, if the extra `multilingual` can be used here.
+
+    Returns the texts for the English heads, and the held-out metrics of the written head; all texts and None without
+    one.
+    """
+    (out / MULTILINGUAL_HEAD).unlink(missing_ok=True)
+    if unusable():
+        return training_set, None
+    foreign = foreign_texts(training_set.texts, out / TOKENIZER)
+    with timer.stage("multilingual") as report, single_blas_thread():
+        head, metrics = train_multilingual(
+            training_set, foreign, tokenizer=out / TOKENIZER, seed=seed, threads=threads, cache=cache, report=report
+        )
+        write_arrays(out / MULTILINGUAL_HEAD, head.arrays())
+    return english_part(training_set, foreign) or training_set, metrics
 
 
 def embed_texts(

