@@ -136,6 +136,8 @@ def benchmark(
         raise DataError(f"{data.benchmark}: fewer than {2 * MIN_TRAINING_PROMPTS} different prompts; score more")
     report("embed", 0.0)
     embeddings = encoder.features(data.prompts)
+    if embeddings.shape[1] % encoder.dimensions:  # the inner layers have another width than the sentence vector
+        embeddings = embeddings[:, : encoder.dimensions]
     for number, seed in enumerate(seeds):
         report(f"split {number + 1} of {len(seeds)}", number / len(seeds))
         splits.append(

@@ -3,8 +3,8 @@
 The target is a prompt's scores less those of its category in the table, centred over the experts, since only
 differences matter. The kernel is exp(SHARPNESS * (cosine - 1)) on embeddings whose layers are centred and of unit
 length. Its strength is chosen by the leave-one-out squared error where decisions are made: of the differences between
-the table's choice and the experts close to it. The error over all experts chooses a weaker penalty, which costs quality
-on held-out prompts (docs/experiments/residual-models.md).
+the table's choice and the experts close to it. The error over all experts chooses a weaker penalty, with which the
+residual promises more than it holds among these (docs/experiments/residual-models.md).
 """
 
 from __future__ import annotations

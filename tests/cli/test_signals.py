@@ -30,12 +30,13 @@ def announce():
     time.sleep(120)
 
 def build(*_, out, **__):
+    out.mkdir(parents=True, exist_ok=True)
     (out / "half").touch()
     {at_work}
     time.sleep(120)
 
 foreground.RESEND_SECONDS = 0.1
-routers.build = build
+routers.build = routers.export_encoder = build
 main()
 """
 ROUND = """

@@ -183,6 +183,15 @@ def test_prompts_are_embedded_once(tmp_path: Path) -> None:
     assert encoder.calls == [400]
 
 
+def test_an_encoder_whose_layers_have_another_width_is_used_by_its_sentence_vector(tmp_path: Path) -> None:
+    class Wider(CodeOrNot):
+        def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            return np.pad(super().features(texts), ((0, 0), (0, 1)))
+
+    report = run(made_up(), tmp_path, encoder=Wider(), seeds=(0,))
+    assert report["methods"]["residual"]["mean"] >= report["methods"]["coe"]["mean"] - 0.02
+
+
 def test_the_same_seeds_give_the_same_scores(tmp_path: Path) -> None:
     first, second = (run(made_up(), tmp_path, seeds=(1, 2))["methods"] for _ in range(2))
     assert first == second
