@@ -24,6 +24,7 @@ STREAM = BODY[:-1] + b',"stream":true}'
 JSON = {"content-type": "application/json"}
 SAFELISTED = ("", "text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded")
 """What a page may send to any origin without a preflight request; the first one is a Blob's."""
+AZURE = ("/v1", "/openai/v1", "/openai/deployments/auto")
 WITH_BODIES = (
     CHAT,
     "/v1/completions",
@@ -40,7 +41,15 @@ WITH_BODIES = (
     *(f"/openai/v1/{name}" for name in ("chat/completions", "completions", "responses", "embeddings")),
     *(f"/openai/deployments/auto/{name}" for name in ("chat/completions", "completions", "embeddings")),
     "/openai/responses",
+    *("/v1/rerank", "/rerank", "/v2/rerank", "/v1/score", "/score", "/tokenize", "/v1/tokenize"),
+    *(f"{prefix}/{name}" for prefix in AZURE for name in ("audio/speech", "images/generations", "moderations")),
 )
+FORMS = tuple(
+    f"{prefix}/{name}"
+    for prefix in AZURE
+    for name in ("audio/transcriptions", "audio/translations", "images/edits", "images/variations")
+)
+"""Endpoints that also accept a form, which a page may send to any origin."""
 APP = "https://app.example.com"
 ALLOWED = registry_of(access={"allowed_origins": [APP]})
 
@@ -63,6 +72,20 @@ async def test_a_body_needs_the_media_type_that_only_a_preflight_request_permits
     assert "send the header content-type: application/json" in response.json["error"]["message"]
 
 
+@pytest.mark.parametrize("path", FORMS)
+async def test_forms_of_another_sites_page_are_refused_and_other_types_need_a_preflight(path: str) -> None:
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    body = b'--x\r\ncontent-disposition: form-data; name="model"\r\n\r\ncoder\r\n--x--\r\n'
+    async with gateway_of() as gateway:
+        foreign = await gateway.post(
+            path, body, headers={**form, "host": "127.0.0.1:8080", "origin": "https://evil.example"}
+        )
+        plain = await gateway.post(path, BODY, headers={"content-type": "text/plain"})
+        assert not gateway.experts["coder"].calls
+    assert (foreign.status, foreign.error["code"]) == (403, "cross_origin_request")
+    assert plain.status == 415
+
+
 async def test_every_endpoint_with_a_body_is_tried_above() -> None:
     async with gateway_of() as gateway:
         routes = (route for route in gateway.app.routes if isinstance(route, Route))
@@ -70,7 +93,7 @@ async def test_every_endpoint_with_a_body_is_tried_above() -> None:
     others = {"/v1/documents", "/v1/documents/search", "/v1/records/{id}/decision"}  # need a store; has no body
     tried = {
         path.replace("/router/", "/{kind}/").replace("/deployments/auto/", "/deployments/{model:path}/")
-        for path in WITH_BODIES
+        for path in WITH_BODIES + FORMS
     }
     assert posts - others == tried
 
