@@ -164,7 +164,8 @@ def _choose(state: DeviceState) -> tuple[list[ServerState], list[ServerState], f
     """The servers to load next, in order; those to evict for them; and when the next one may be worth its price."""
     wanted = [s for s in state.servers if s.tier in ("asleep", "stopped") and (s.waiting or s.redirected)]
     checks = [s.retry_at for s in wanted if s.retry_at > state.now]
-    wanted = [s for s in wanted if s.retry_at <= state.now and _fits(s, state)]
+    most = _unpinned(state)
+    wanted = [s for s in wanted if s.retry_at <= state.now and (s.profile.pinned or s.profile.memory <= most)]
     if not wanted:
         return [], [], min(checks, default=None)
     offered = sum(s.rate * s.load_seconds for s in state.servers if s.tier not in ("awake", "draining"))
@@ -208,10 +209,9 @@ def _worth_at(server: ServerState, state: DeviceState, offered: float) -> float:
     return min(paid, oldest + GATHER_LIMIT * state.max_wait - server.load_seconds)
 
 
-def _fits(server: ServerState, state: DeviceState) -> bool:
-    """Whether the device could hold it beside the pinned servers. Else its requests wait until their timeout."""
-    pinned = sum(s.profile.memory for s in state.servers if s.profile.pinned and s is not server)
-    return server.profile.memory <= state.memory - pinned + _PRECISION
+def _unpinned(state: DeviceState) -> float:
+    """GB beside the pinned servers. Requests for a server that needs more wait until their timeout."""
+    return state.memory - sum(s.profile.memory for s in state.servers if s.profile.pinned) + _PRECISION
 
 
 def _prefetched(state: DeviceState) -> ServerState | None:

@@ -78,8 +78,8 @@ class Forecast:
 
 Ticket = int
 """Identifies one request from its arrival to its end."""
-_MAX_ROUNDS = 4
-"""Plans made for one event: carrying out the first may allow the next."""
+_MAX_ROUNDS = 2
+"""Plans made for one event: the second admits requests to the servers that the first resumed."""
 LATEST_LOAD_WEIGHT = 0.5
 """Weight of the latest load time in the moving average."""
 MAX_LOAD_CHANGE = 4.0
@@ -197,7 +197,7 @@ class Scheduler:
             schedule = self._policy(self.state(now, rates))
             for action in schedule.actions:
                 self._apply(action, now, orders, admitted)
-            if not schedule.actions:
+            if not any(action.verb == "resume" for action in schedule.actions):
                 break
         return orders, admitted, schedule.next_check
 
