@@ -1,14 +1,15 @@
 """Expert switches and waits of residency policies, simulated on traces with more experts than fit on a device.
 
-    python benchmarks/residency.py [--json FILE] [--kind poisson] [--rate 4] [--length 600] [--experts 150] [--seeds 2]
-                                   [--max-wait 90] [--loads FILE --memory GB]
+    python benchmarks/residency.py [--json FILE] [--kind poisson] [--policies coe lru] [--rate 4] [--length 600]
+                                   [--experts 150] [--seeds 2] [--max-wait 90] [--loads FILE --memory GB]
 
 Policy and scheduler state are those of the service (coe.fleet.residency); only servers and time are simulated. A wait
 lasts from a request's arrival to the start of its processing. Policies:
 
     fcfs_lru  requests begin in the order of arrival; the idle expert used longest ago leaves (the CoE paper's)
     lru       the same, but a request for an expert that is awake need not wait for those before it
-    coe       the service's: collated by expert, eviction by expected use
+    lfu_da    as lru, but the idle expert of fewest requests of late leaves
+    coe       the service's: by urgency, once a load is worth its price
     offline   the service's, with knowledge of the next requests
 
 Sizes and times of experts are stated below, or those of real servers that load_times.py has measured (`--loads`), each
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 import orjson
 from residency_loads import MEMORY, Host, read_loads
-from residency_policies import Oracle, in_order
+from residency_policies import Oracle, frequency, in_order
 from residency_traces import KINDS, Asked, Traffic
 
 from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerProfile, plan
@@ -40,6 +41,10 @@ HOST_MEMORY = 2048.0
 """GB of the host's RAM for experts asleep: enough."""
 SLOTS = 8
 """Requests that one expert works on at a time; more queue at its server."""
+
+
+def _check(now: float) -> None:
+    """The event of a time at which the policy wants to decide again."""
 
 
 class Run:
@@ -74,10 +79,13 @@ class Run:
             self._put_to_sleep(one)
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = 0
+        self._next_check: float | None = None
         self._queues: dict[str, deque[int]] = {one.key: deque() for one in made}
         self._busy = dict.fromkeys(self._queues, 0)
         self._tiers: dict[str, str] = {}
         self.waits: list[float] = []
+        self.begun = 0
+        """Requests whose work began before the last one arrived."""
 
     def _put_to_sleep(self, one: ServerProfile) -> None:
         if one.sleeps and self._scheduler.state(0.0).host_free >= one.host_memory:
@@ -92,6 +100,8 @@ class Run:
             self._at(request.at, partial(self._request_arrived, ticket))
         while self._events:
             now, _, event = heapq.heappop(self._events)
+            if event is _check and now != self._next_check:
+                continue  # a later decision has set another
             event(now)
             self._carry_out(now)
         assert len(self.waits) == len(self._trace)
@@ -114,8 +124,9 @@ class Run:
             self._begin(key, now)
         for order in orders:
             self._order(order, before[order.key], now)
-        if next_check is not None and not orders:
-            self._at(next_check, lambda _: None)
+        if next_check is not None and next_check != self._next_check:
+            self._at(next_check, _check)
+        self._next_check = next_check
 
     def _order(self, order: Action, tier: str, now: float) -> None:
         load = self._loads[order.key]
@@ -132,6 +143,7 @@ class Run:
             ticket = self._queues[key].popleft()
             self._busy[key] += 1
             self.waits.append(now - self._trace[ticket].at)
+            self.begun += now <= self._trace[-1].at
             self._at(now + self._trace[ticket].work, partial(self._done, ticket, key))
 
     def _done(self, ticket: int, key: str, now: float) -> None:
@@ -171,18 +183,24 @@ def forecast() -> Forecast:
     return Forecast({}, now=0.0)
 
 
-def simulate(trace: Sequence[Asked], experts: int, *, seed: int, max_wait: float, host: Host) -> dict[str, Run]:
-    oracle: Any = Oracle(trace, ahead=max_wait)
-    runs = {
-        "fcfs_lru": (partial(in_order, strict=True), forecast()),
-        "lru": (partial(in_order, strict=False), forecast()),
-        "coe": (plan, forecast()),
-        "offline": (plan, oracle),
-    }
-    return {
-        name: Run(trace, experts, seed=seed, policy=policy, forecast=known, max_wait=max_wait, host=host).run()
-        for name, (policy, known) in runs.items()
-    }
+POLICIES: dict[str, Callable[[DeviceState], Schedule]] = {
+    "fcfs_lru": partial(in_order, strict=True),
+    "lru": partial(in_order, strict=False),
+    "lfu_da": partial(in_order, strict=False, evicts=frequency),
+    "coe": plan,
+    "offline": plan,
+}
+
+
+def simulate(
+    names: Sequence[str], trace: Sequence[Asked], experts: int, *, seed: int, max_wait: float, host: Host
+) -> dict[str, Run]:
+    runs = {}
+    for name in names:
+        known: Any = Oracle(trace, ahead=max_wait) if name == "offline" else forecast()
+        run = Run(trace, experts, seed=seed, policy=POLICIES[name], forecast=known, max_wait=max_wait, host=host)
+        runs[name] = run.run()
+    return runs
 
 
 def summary(switches: int, waits: Sequence[float]) -> dict[str, Any]:
@@ -190,51 +208,58 @@ def summary(switches: int, waits: Sequence[float]) -> dict[str, Any]:
     return {"switches": switches, "p50_wait_s": round(float(p50), 2), "p95_wait_s": round(float(p95), 2)}
 
 
-def measure(kinds: Sequence[str], traffics: Sequence[Traffic], max_wait: float, host: Host) -> dict[str, Any]:
+def measure(
+    names: Sequence[str], kinds: Sequence[str], traffics: Sequence[Traffic], max_wait: float, host: Host
+) -> dict[str, Any]:
     """By policy: switches and waits over all traces, and under `traces` those of each kind."""
     runs: dict[str, dict[str, list[Run]]] = {}
     bounds: dict[str, int] = {}
     for kind in kinds:
         for traffic in traffics:
             trace = list(KINDS[kind](traffic))
-            done = simulate(trace, traffic.experts, seed=traffic.seed, max_wait=max_wait, host=host)
+            done = simulate(names, trace, traffic.experts, seed=traffic.seed, max_wait=max_wait, host=host)
             for name, run in done.items():
                 runs.setdefault(name, {}).setdefault(kind, []).append(run)
-            longest = max(done["coe"].waits)
-            least = bound(trace, traffic.experts, seed=traffic.seed, longest=longest, host=host)
-            bounds[kind] = bounds.get(kind, 0) + least
+            if "coe" in done:
+                longest = max(done["coe"].waits)
+                least = bound(trace, traffic.experts, seed=traffic.seed, longest=longest, host=host)
+                bounds[kind] = bounds.get(kind, 0) + least
     report: dict[str, Any] = {}
     for name, by_kind in runs.items():
         every = [run for found in by_kind.values() for run in found]
         report[name] = _summed(every) | {"traces": {kind: _summed(found) for kind, found in by_kind.items()}}
-    report["offline"]["bound"] = sum(bounds.values())
+    if bounds:
+        report["coe"]["bound"] = sum(bounds.values())
     for kind, number in bounds.items():
-        report["offline"]["traces"][kind]["bound"] = number
+        report["coe"]["traces"][kind]["bound"] = number
     return report
 
 
 def _summed(runs: Sequence[Run]) -> dict[str, Any]:
     waits = np.concatenate([run.waits for run in runs])
-    return summary(sum(run.switches for run in runs), waits) | {"longest_wait_s": round(float(waits.max()), 1)}
+    begun = sum(run.begun for run in runs) / len(waits)
+    more = {"longest_wait_s": round(float(waits.max()), 1), "mean_wait_s": round(float(waits.mean()), 2)}
+    return summary(sum(run.switches for run in runs), waits) | more | {"begun_in_trace": round(begun, 4)}
 
 
 def show(report: dict[str, Any]) -> None:
-    for kind in report["coe"]["traces"]:
-        print(f"\n{kind:12} switches  fewer  p50 wait  p95 wait   longest (s)")
-        base = report["fcfs_lru"]["traces"][kind]["switches"]
+    for kind in next(iter(report.values()))["traces"]:
+        print(f"\n{kind:12} switches  mean wait  p50 wait  p95 wait   longest (s)  begun in the trace")
         for name, reported in report.items():
             one = reported["traces"][kind]
             print(
-                f"{name:12} {one['switches']:8} {1 - one['switches'] / base:6.1%} {one['p50_wait_s']:9.2f} "
-                f"{one['p95_wait_s']:9.2f} {one['longest_wait_s']:9.1f}"
+                f"{name:12} {one['switches']:8} {one['mean_wait_s']:10.2f} {one['p50_wait_s']:9.2f} "
+                f"{one['p95_wait_s']:9.2f} {one['longest_wait_s']:9.1f} {one['begun_in_trace']:13.1%}"
             )
-        print(f"{'bound':12} {report['offline']['traces'][kind]['bound']:8}")
+            if "bound" in one:
+                print(f"{'bound':12} {one['bound']:8}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--kind", choices=[*KINDS, "all"], default="all")
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second")
     parser.add_argument("--length", type=float, default=600.0, help="seconds")
     parser.add_argument("--experts", type=int, default=150)
@@ -246,7 +271,7 @@ def main() -> None:
     kinds = list(KINDS) if given.kind == "all" else [given.kind]
     traffics = [Traffic(given.experts, given.rate, given.length, seed) for seed in range(given.seeds)]
     host = Host(given.memory, read_loads(given.loads) if given.loads else ())
-    report = measure(kinds, traffics, given.max_wait, host)
+    report = measure(given.policies, kinds, traffics, given.max_wait, host)
     show(report)
     if given.json:
         given.json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from residency_traces import Asked
 
 from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerState
 
 
-def in_order(state: DeviceState, *, strict: bool) -> Schedule:
-    """Requests in the order of arrival; `strict`: none overtakes one whose expert is not awake."""
+def recency(server: ServerState) -> float:
+    """LRU."""
+    return server.last_used
+
+
+def frequency(server: ServerState) -> float:
+    """LFU with dynamic aging: by the requests of late, older ones count less."""
+    return server.rate
+
+
+def in_order(state: DeviceState, *, strict: bool, evicts: Callable[[ServerState], float] = recency) -> Schedule:
+    """Requests in the order of arrival; `strict`: none overtakes one whose expert is not awake. Idle servers leave in
+    the order of `evicts`."""
     actions: list[Action] = []
     loading = any(server.tier in ("loading", "unloading") for server in state.servers)
     lines = ([(at, index) for at in server.waiting] for index, server in enumerate(state.servers) if server.waiting)
@@ -22,18 +33,20 @@ def in_order(state: DeviceState, *, strict: bool) -> Schedule:
             actions.append(Action("admit", server.key, 1))
             continue
         if not loading:
-            actions += _load(server, state, busy={action.key for action in actions})
+            actions += _load(server, state, busy={action.key for action in actions}, evicts=evicts)
             loading = True
         if strict:
             break
     return Schedule(tuple(actions))
 
 
-def _load(target: ServerState, state: DeviceState, *, busy: set[str]) -> list[Action]:
-    """Wake it where there is room, else put the idle that were used longest ago to sleep; nothing while too few are."""
+def _load(
+    target: ServerState, state: DeviceState, *, busy: set[str], evicts: Callable[[ServerState], float]
+) -> list[Action]:
+    """Wake it where there is room, else put the first idle ones to sleep; nothing while too few are."""
     free, host, orders = state.free, state.host_free, []
     idle = [s for s in state.servers if s.tier == "awake" and not s.in_flight and s.key not in busy]
-    for server in sorted(idle, key=lambda one: one.last_used):
+    for server in sorted(idle, key=evicts):
         if free >= target.profile.memory:
             break
         free += server.device_memory

@@ -91,8 +91,35 @@ def correlated(traffic: Traffic) -> Iterator[Asked]:
         yield traffic.asked(rng, float(at), expert)
 
 
+def daily(traffic: Traffic) -> Iterator[Asked]:
+    """A day's cycle in the length of the trace: the rate swings by 80 % about its mean, and each category has its peak
+    at another hour."""
+    rng = np.random.default_rng(traffic.seed)
+    share, category_of = traffic.popularity, traffic.category_of
+    for at in np.sort(rng.uniform(0, traffic.length, size=rng.poisson(2 * traffic.rate * traffic.length))):
+        hour = 2 * np.pi * at / traffic.length
+        if rng.uniform() * 2 > 1 + 0.8 * np.sin(hour - np.pi / 2):
+            continue
+        liked = share * (1 + 0.8 * np.sin(hour - 2 * np.pi * category_of / CATEGORIES))
+        yield traffic.asked(rng, float(at), int(rng.choice(traffic.experts, p=liked / liked.sum())))
+
+
+def shifting(traffic: Traffic) -> Iterator[Asked]:
+    """As poisson, but the popularity of the experts is drawn anew three times."""
+    rng = np.random.default_rng(traffic.seed)
+    times = np.cumsum(rng.exponential(1 / traffic.rate, size=round(traffic.rate * traffic.length)))
+    share, phase = traffic.popularity, 0
+    for at in times:
+        if int(4 * at / traffic.length) != phase:
+            phase = int(4 * at / traffic.length)
+            share = share[rng.permutation(traffic.experts)]
+        yield traffic.asked(rng, float(at), int(rng.choice(traffic.experts, p=share)))
+
+
 KINDS: dict[str, Callable[[Traffic], Iterator[Asked]]] = {
     "poisson": poisson,
     "bursty": bursty,
     "correlated": correlated,
+    "daily": daily,
+    "shifting": shifting,
 }

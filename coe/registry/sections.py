@@ -132,8 +132,8 @@ class ResidencySpec(StrictModel):
     sleep_memory_gb: Annotated[float, Field(ge=0)] = 0.0
     """RAM in GB for sleeping vLLM experts, divided evenly among the devices. Experts that do not fit are stopped."""
     max_wait: Positive = 30.0
-    """Longest wait in seconds of a request for a sleeping expert. Requests are collected meanwhile, which saves
-    switches. The time for loading is added if several experts have requests."""
+    """Scale in seconds of the wait of a request for a sleeping expert. A busy device gathers requests for up to 1.5
+    times as long, which saves switches. Its turn among other experts is added under overload."""
     wait_timeout: Positive = 120.0
     """Seconds after which a request that still waits goes to the next expert that is awake, or fails with 503."""
 

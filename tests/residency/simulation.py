@@ -37,6 +37,7 @@ class Simulation:
     def run(self, requests: Sequence[tuple[float, str, float]]) -> None:
         events: list[tuple[float, int, str, int | str]] = []
         count = 0
+        planned: float | None = None
 
         def at(when: float, kind: str, what: int | str) -> None:
             nonlocal count
@@ -47,6 +48,8 @@ class Simulation:
             at(arrival, "arrives", ticket)
         while events:
             now, _, kind, what = heapq.heappop(events)
+            if kind == "decide" and now != planned:
+                continue  # a later decision has set another time
             self._happens(kind, what, now, requests)
             orders, admitted, next_check = self.scheduler.decide(now)
             self._check(orders, now)
@@ -55,8 +58,9 @@ class Simulation:
                 at(now + requests[ticket][2], "ends", ticket)
             for order in orders:
                 at(now + (LOAD_SECONDS if order.verb == "load" else UNLOAD_SECONDS), order.verb, order.key)
-            if next_check is not None:
+            if next_check is not None and next_check != planned:
                 at(next_check, "decide", "")
+            planned = next_check
 
     def _happens(self, kind: str, what: int | str, now: float, requests: Sequence[tuple[float, str, float]]) -> None:
         if isinstance(what, int):

@@ -7,11 +7,13 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.fleet.residency.policy import Action, DeviceState, ServerProfile, ServerState, plan
+from coe.fleet.residency.policy import GATHER_LIMIT, Action, DeviceState, Schedule, ServerProfile, ServerState, plan
 from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, Simulation, scheduler_of
 
 A, B, C = (ServerProfile(key, 10.0) for key in "abc")
 WORK = 4.0
+POPULAR = ServerState(A, "awake", rate=0.5, load_seconds=2.0)
+RARE = ServerState(B, "stopped", waiting=(0.0,), load_seconds=2.0)
 
 
 def state(*servers: ServerState, memory: float = 10.0, host_memory: float = 0.0, now: float = 0.0) -> DeviceState:
@@ -39,17 +41,21 @@ def test_an_idle_server_of_less_demand_is_evicted() -> None:
     assert orders(ServerState(A, "awake"), ServerState(B, "stopped", waiting=(0.0,))) == [("stop", "a")]
 
 
-def test_a_server_of_higher_forecast_demand_stays_until_the_other_is_overdue() -> None:
-    popular = ServerState(A, "awake", rate=0.5)
-    rare = ServerState(B, "stopped", waiting=(0.0,), load_seconds=2.0)
-    assert plan(state(popular, rare)) == replace(plan(state(popular)), next_check=8.0)
-    assert orders(popular, rare, now=8.0) == [("stop", "a")]
+def test_a_load_that_evicts_a_popular_server_waits_until_it_is_worth_its_price() -> None:
+    """Offered load without the popular one: 0.5 x 2 s. Price: 10 x 0.4 x 1² = 4 s of wait, of which the load is 2."""
+    assert plan(state(POPULAR, RARE)) == Schedule(next_check=2.0)
+    assert orders(POPULAR, RARE, now=1.9) == []
+    assert orders(POPULAR, RARE, now=2.0) == [("stop", "a")]
 
 
-def test_waiting_requests_count_as_much_as_forecast_ones() -> None:
-    rare = ServerState(B, "stopped", waiting=(0.0,) * 6)
-    assert orders(ServerState(A, "awake", rate=0.25), rare) == [("stop", "a")]
-    assert orders(ServerState(A, "awake", rate=0.35), rare) == []
+def test_a_request_never_gathers_others_for_longer_than_the_gather_limit() -> None:
+    most_popular = replace(POPULAR, rate=50.0)
+    assert plan(state(most_popular, RARE)).next_check == GATHER_LIMIT * 10.0 - 2.0
+    assert orders(most_popular, RARE, now=GATHER_LIMIT * 10.0 - 2.0) == [("stop", "a")]
+
+
+def test_the_waits_of_all_requests_of_a_server_pay_for_its_load() -> None:
+    assert orders(POPULAR, replace(RARE, waiting=(0.0,) * 2)) == [("stop", "a")]
 
 
 def test_the_server_of_least_demand_is_evicted_and_ties_by_least_recent_use() -> None:
@@ -59,13 +65,18 @@ def test_the_server_of_least_demand_is_evicted_and_ties_by_least_recent_use() ->
     assert orders(*older, wanted, memory=20.0) == [("stop", "a")]
 
 
-def test_a_busy_server_is_drained_once_another_is_overdue() -> None:
-    busy, due = ServerState(A, "awake", in_flight=1), ServerState(B, "stopped", waiting=(0.0,))
-    assert orders(busy, due, now=1.0) == []
-    assert orders(busy, due, now=9.0) == [("drain", "a")]
+def test_a_busy_server_is_drained_once_the_load_is_worth_its_price() -> None:
+    busy = replace(POPULAR, in_flight=1)
+    assert orders(busy, RARE, now=1.0) == []
+    assert orders(busy, RARE, now=9.0) == [("drain", "a")]
     draining = replace(busy, tier="draining", waiting=(5.0,))
-    assert orders(draining, due, now=9.5) == []
-    assert orders(replace(draining, in_flight=0), due, now=9.5) == [("stop", "a")]
+    assert orders(draining, RARE, now=9.5) == []
+    assert orders(replace(draining, in_flight=0), RARE, now=9.5) == [("stop", "a")]
+
+
+def test_idle_servers_are_evicted_before_busy_ones() -> None:
+    busy, idle = ServerState(A, "awake", in_flight=1, rate=0.1), ServerState(C, "awake", rate=0.2)
+    assert orders(busy, idle, RARE, memory=20.0, now=9.0) == [("stop", "c")]
 
 
 def test_a_plan_does_not_unload_a_server_that_it_admits_requests_to() -> None:
@@ -88,9 +99,13 @@ def test_a_draining_server_resumes_if_its_memory_is_no_longer_needed() -> None:
     assert orders(ServerState(A, "draining", in_flight=1), ServerState(B, "stopped")) == [("resume", "a")]
 
 
-def test_the_longest_overdue_server_is_loaded_first() -> None:
-    early, late = ServerState(B, "stopped", waiting=(1.0,)), ServerState(C, "stopped", waiting=(2.0,) * 9)
+def test_the_most_urgent_server_is_loaded_first() -> None:
+    """Urgency: the cubed waits, by load seconds."""
+    early, late = ServerState(B, "stopped", waiting=(1.0,)), ServerState(C, "stopped", waiting=(2.0,))
     assert orders(late, early, now=20.0) == [("load", "b")]
+    assert orders(replace(late, waiting=(2.0,) * 9), early, now=20.0) == [("load", "c")]
+    assert orders(replace(late, waiting=(18.0,) * 9), early, now=20.0) == [("load", "b")]
+    assert orders(late, replace(early, load_seconds=10.0), now=20.0) == [("load", "c")]
 
 
 def test_a_pinned_server_is_never_evicted() -> None:
@@ -98,8 +113,36 @@ def test_a_pinned_server_is_never_evicted() -> None:
     assert orders(pinned, ServerState(B, "stopped", waiting=(0.0,)), now=100.0) == []
 
 
-def test_a_device_loads_one_server_at_a_time() -> None:
-    assert orders(ServerState(A, "loading"), ServerState(B, "stopped", waiting=(0.0,)), memory=30.0) == []
+def test_a_device_loads_one_server_at_a_time_and_makes_room_for_the_next() -> None:
+    wanted = ServerState(B, "stopped", waiting=(0.0,))
+    assert orders(ServerState(A, "loading"), wanted, memory=30.0) == []
+    assert orders(ServerState(A, "loading"), ServerState(C, "awake"), wanted, memory=20.0) == [("stop", "c")]
+
+
+def test_a_server_that_the_device_cannot_hold_does_not_keep_others_from_loading() -> None:
+    larger = ServerState(replace(A, memory=11.0), "stopped", waiting=(0.0,))
+    assert orders(larger, RARE, now=20.0) == [("load", "b")]
+    assert orders(larger, ServerState(C, "awake"), now=20.0) == []
+
+
+def test_the_server_that_is_cheapest_to_have_back_is_evicted() -> None:
+    slow = ServerState(A, "awake", rate=0.1, load_seconds=30.0)
+    quick = ServerState(C, "awake", rate=0.2, load_seconds=0.1)
+    assert orders(slow, quick, RARE, memory=20.0, now=20.0) == [("stop", "c")]
+
+
+def test_load_times_are_learned_by_tier_and_one_outlier_is_bounded() -> None:
+    scheduler = scheduler_of([replace(A, sleeps=True)], memory=10.0)
+    for began, seconds in ((0.0, 4.0), (100.0, 86400.0), (1e6, -5.0)):
+        before = scheduler.load_seconds("a")
+        scheduler.request_arrived(1, "a", began)
+        assert [order.verb for order in scheduler.decide(began)[0]] == ["load"]
+        scheduler.server_loaded("a", began + seconds)
+        scheduler.request_ended(1, began + seconds)
+        scheduler.server_unloaded("a", "stopped")
+        assert before / 4 <= scheduler.load_seconds("a") <= before * 4
+    scheduler.server_unloaded("a", "asleep")
+    assert scheduler.load_seconds("a") == LOAD_SECONDS
 
 
 def test_an_evicted_server_sleeps_if_ram_is_free_and_else_stops_with_a_less_used_sleeper() -> None:
@@ -116,12 +159,11 @@ def test_sleeping_servers_are_stopped_if_their_device_memory_is_needed() -> None
     assert orders(sleeper, ServerState(B, "stopped", waiting=(0.0,)), memory=11.0) == [("stop", "a")]
 
 
-def test_a_forecast_server_is_prefetched_but_not_in_place_of_one_of_similar_demand() -> None:
+def test_a_forecast_server_is_prefetched_into_free_memory_only() -> None:
     assert orders(ServerState(A, "stopped", rate=0.2), ServerState(B, "stopped", rate=0.3), memory=20.0) == [
         ("load", "b")
     ]
-    assert orders(ServerState(A, "awake", rate=0.2), ServerState(B, "stopped", rate=0.3)) == []
-    assert orders(ServerState(A, "awake", rate=0.1), ServerState(B, "stopped", rate=0.3)) == [("stop", "a")]
+    assert orders(ServerState(A, "awake"), ServerState(B, "stopped", rate=0.3)) == []
     assert orders(ServerState(A, "stopped", rate=0.01)) == []
 
 
@@ -156,7 +198,13 @@ def test_memory_stays_in_budget_busy_servers_stay_loaded_and_no_request_starves(
     simulation.run(requests)
     assert len(simulation.waits) == len(requests)
     turn = WORK + 2 * UNLOAD_SECONDS + LOAD_SECONDS
-    assert all(wait <= max_wait + (len(profiles) + 1) * turn for wait in simulation.waits.values())
+    assert all(wait <= GATHER_LIMIT * max_wait + (len(profiles) + 1) * turn for wait in simulation.waits.values())
+
+
+def test_one_request_is_served_under_endless_overload_by_others() -> None:
+    simulation = Simulation(scheduler_of([ServerProfile(key, 10.0) for key in "abcde"], memory=10.0, max_wait=5.0))
+    simulation.run([(20.0, "e", 1.0), *((0.1 * number, "abcd"[number % 4], 1.0) for number in range(3000))])
+    assert simulation.waits[0] <= 60.0
 
 
 def test_two_servers_that_share_a_device_do_not_evict_each_other_on_every_request() -> None:

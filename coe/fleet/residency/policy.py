@@ -1,27 +1,32 @@
 """The scheduling policy of one device: `plan` maps a `DeviceState` to a `Schedule` of `Action`s. A pure function.
 
-Requests for an awake server are admitted at once. Other requests wait, and the device loads one server at a time:
+Requests for an awake server are admitted at once. Other requests wait until their server is loaded, one at a time. One
+load serves every request that waits for that server, as one transmission does in pull-based broadcast scheduling, so
+its rules apply:
 
-1. The server whose oldest waiting request would soon have waited `max_wait`; the longest overdue first. It may take
-   memory even from busy servers: these drain (accept nothing new) and unload when they are idle.
-2. Else the server of greatest *demand*, if memory is free, or if its demand is more than `DEMAND_MARGIN` times that of
-   the idle servers that it would evict.
+1. *Order*: by urgency, the sum of the cubed waits of a server's requests by its load seconds. The sum of waits by size
+   is the index of Longest Wait First, and nearly the Whittle index (Raissi-Dehkordi and Baras 2002); with a convex cost
+   of a wait it is the generalised c-mu rule (Van Mieghem 1995), and bounds the long waits as well (Chekuri, Im and
+   Moseley 2009, arXiv 0906.2395).
+2. *When*: a load has a price in seconds of wait. A server is loaded once its requests have waited so long in sum, the
+   rule of dynamic acknowledgement (Dooly, Goldman and Scott 2001), or once one has waited `GATHER_LIMIT` x `max_wait`.
+   The price grows with the *offered load* of the device: the load seconds a second that it would need if every request
+   for a server that is not awake had a load of its own. A device that can keep up loads at once; one that cannot
+   gathers requests.
+3. *Eviction*: first the servers that would cost least to have back for their memory: request rate x load seconds / GB
+   (as GreedyDual-Size-Frequency, Cherkasova 1998). Idle ones come before busy ones, which drain: they accept nothing
+   new and unload once they are idle.
+4. *Ahead*: room for the next `LOOKAHEAD` servers is made while another still loads.
 
-Demand is the number of requests that a server has or will get within `max_wait`: waiting, redirected to its stand-in,
-in flight, and forecast. So a rare expert waits until its requests have gathered or grown old, and does not evict one
-that is about to be needed. A small `max_wait` loads whatever is requested at once. The servers of least demand are
-evicted first, ties by least recent use. A server with requests in flight is never unloaded.
-
-When no waiting request needs a server, one with a forecast demand of at least 1 is prefetched. Serving whole queues
-before a switch is the exhaustive discipline of polling systems; expected demand in place of recency is after Jain et
-al. 2024 (arXiv 2412.01868) and CoServe (Suo et al. 2025, arXiv 2503.02354).
+A server with requests in flight is never unloaded. When none is wanted, a server with a forecast of at least one
+request within `max_wait` is prefetched into free memory.
 
 Memory is in GB, times in seconds of a monotonic clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,8 +56,8 @@ class ServerState:
 
     `waiting` holds the arrival times of its waiting requests, oldest first. `redirected` counts the requests that its
     stand-in answered since it was last awake. `rate` is the forecast in requests a second, `load_seconds` the expected
-    time until it would be awake. After a failed start it is not loaded before `retry_at`. `from_sleep` marks an
-    unloading server that was asleep before.
+    time until it would be awake; for one that is awake, from the tier that it would rest in. After a failed start it is
+    not loaded before `retry_at`. `from_sleep` marks an unloading server that was asleep before.
     """
 
     profile: ServerProfile
@@ -83,8 +88,8 @@ class ServerState:
 class DeviceState:
     """One device at one moment.
 
-    `memory` and `host_memory` are budgets. `max_wait` is how long a request may wait so that later requests for the
-    same expert can join it.
+    `memory` and `host_memory` are budgets. `max_wait` scales how long a request may wait so that later requests for
+    the same expert can join it.
     """
 
     now: float
@@ -123,96 +128,161 @@ class Schedule:
     next_check: float | None = None
 
 
-DEMAND_MARGIN = 2.0
-"""Factor by which the demand of a server that is not overdue must exceed that of the servers it evicts. Without it, two
-servers of equal demand would evict each other all the time."""
+GATHER_LIMIT = 1.5
+"""Multiple of `max_wait` after which a request has waited long enough for others to join it. The rest of twice
+`max_wait` is for its turn among the others."""
+PRICE, PRICE_LIMIT = 0.4, 2.5
+"""Price of a load by `max_wait`, at an offered load of 1, and at most. It grows with the square of the offered load."""
+WAIT_EXPONENT = 3
+"""Exponent of the cost of a wait. Greater ones favour the oldest requests, smaller ones the longest queues."""
+LOOKAHEAD = 4
+"""Servers that room is made for at a time."""
+BUSY_FACTOR = 20.0
+"""Factor on the cost of evicting a server with requests in flight: its memory is free only when they end."""
+_PRECISION = 1e-9
+"""GB below which a lack of memory is a rounding error."""
+_SHORTEST_CHECK = 0.1
+"""Seconds between two checks at least: prices change meanwhile."""
 
 
 def plan(state: DeviceState) -> Schedule:
     """Returns the actions for this moment. Call it again after carrying them out, and after every event."""
     actions = [Action("admit", s.key, len(s.waiting)) for s in state.servers if s.tier == "awake" and s.waiting]
-    if any(s.tier in ("loading", "unloading") for s in state.servers):
-        return Schedule(tuple(actions))  # the device loads one at a time: two would share its bandwidth
-    target, evicted = _next_load(state)
+    targets, evicted, next_check = _choose(state)
     keys = {server.key for server in evicted}
     actions += [Action("resume", s.key) for s in state.servers if s.tier == "draining" and s.key not in keys]
-    if target is None:
-        return Schedule(tuple(actions), _next_check(state))
-    if not evicted:
-        return Schedule((*actions, Action("load", target.key)))
-    return Schedule((*actions, *_evict(state, evicted)))
+    actions += _evict(state, evicted)
+    if any(server.tier == "loading" for server in state.servers):  # one at a time: two would share its bandwidth
+        return Schedule(tuple(actions), next_check)
+    target = targets[0] if targets else _prefetched(state)
+    if target is not None and _lacking(target) <= state.free + _PRECISION:
+        actions.append(Action("load", target.key))
+    return Schedule(tuple(actions), next_check)
 
 
-def demand(server: ServerState, state: DeviceState) -> float:
-    """Requests that a server has or will get within `max_wait`."""
-    return len(server.waiting) + server.redirected + server.in_flight + server.rate * state.max_wait
+def _choose(state: DeviceState) -> tuple[list[ServerState], list[ServerState], float | None]:
+    """The servers to load next, in order; those to evict for them; and when the next one may be worth its price."""
+    wanted = [s for s in state.servers if s.tier in ("asleep", "stopped") and (s.waiting or s.redirected)]
+    checks = [s.retry_at for s in wanted if s.retry_at > state.now]
+    most = _unpinned(state)
+    wanted = [s for s in wanted if s.retry_at <= state.now and (s.profile.pinned or s.profile.memory <= most)]
+    if not wanted:
+        return [], [], min(checks, default=None)
+    offered = sum(s.rate * s.load_seconds for s in state.servers if s.tier not in ("awake", "draining"))
+    available = state.free + sum(_freed_memory(s) for s in state.servers if s.tier == "unloading")
+    victims = sorted(_evictable(state), key=_eviction_order)
+    targets: list[ServerState] = []
+    evicted: list[ServerState] = []
+    for server in sorted(wanted, key=lambda s: -_urgency(s, state.now)):
+        leaving = _leaving(victims[len(evicted) :], _lacking(server) - available)
+        if leaving is None or len(targets) == LOOKAHEAD:
+            break
+        lost = sum(s.rate * s.load_seconds for s in leaving)
+        worth_at = _worth_at(server, state, offered + lost)
+        if worth_at > state.now:
+            checks.append(max(worth_at, state.now + _SHORTEST_CHECK))
+            continue
+        targets.append(server)
+        evicted += leaving
+        available += sum(map(_freed_memory, leaving)) - _lacking(server)
+    return targets, evicted, min(checks, default=None)
 
 
-def _next_load(state: DeviceState) -> tuple[ServerState | None, Sequence[ServerState]]:
-    """The server to load next, if any, and the servers to evict for it."""
-    loadable = [s for s in state.servers if s.tier in ("asleep", "stopped") and s.retry_at <= state.now]
-    due = [s for s in loadable if s.waiting and _load_due(s, state) <= state.now]
-    for server in sorted(due, key=lambda s: _load_due(s, state)):
-        if (evicted := _evictions(server, state, busy=True)) is not None:
-            return server, evicted
-    requested = [s for s in loadable if s.waiting or s.redirected]
-    prefetched = [s for s in loadable if not (s.waiting or s.redirected) and demand(s, state) >= 1.0]
-    for group in (requested, prefetched):
-        for server in sorted(group, key=lambda s: -demand(s, state)):
-            evicted = _evictions(server, state, busy=False)
-            if evicted is not None and demand(server, state) > DEMAND_MARGIN * sum(demand(s, state) for s in evicted):
-                return server, evicted
-    return None, ()
+def _urgency(server: ServerState, now: float) -> float:
+    """Cost of the waits of a server's requests, as of when it could be awake, by its load seconds."""
+    seconds = max(server.load_seconds, 1e-3)
+    return sum((now + seconds - arrived) ** WAIT_EXPONENT for arrived in _arrivals(server, now)) / seconds
 
 
-def _load_due(server: ServerState, state: DeviceState) -> float:
-    """When to begin loading so that the oldest waiting request does not wait longer than `max_wait`."""
-    return server.waiting[0] + state.max_wait - server.load_seconds
+def _arrivals(server: ServerState, now: float) -> Iterable[float]:
+    """When its requests arrived. Those that the stand-in answered count as if they had just come."""
+    return (*server.waiting, *([now] * server.redirected))
 
 
-def _evictions(target: ServerState, state: DeviceState, *, busy: bool) -> Sequence[ServerState] | None:
-    """The servers to evict for `target`, least demand first; empty if memory is free, None if all are not enough."""
-    free = state.free + target.device_memory
+def _worth_at(server: ServerState, state: DeviceState, offered: float) -> float:
+    """When a load is worth its price, if no more requests arrive and the price stays."""
+    price = state.max_wait * min(PRICE_LIMIT, PRICE * offered**2)
+    arrivals = _arrivals(server, state.now)
+    waited = sum(state.now + server.load_seconds - arrived for arrived in arrivals)
+    paid = state.now + (price - waited) / (len(server.waiting) + server.redirected)
+    oldest = min(arrivals, default=state.now)
+    return min(paid, oldest + GATHER_LIMIT * state.max_wait - server.load_seconds)
+
+
+def _unpinned(state: DeviceState) -> float:
+    """GB beside the pinned servers. Requests for a server that needs more wait until their timeout."""
+    return state.memory - sum(s.profile.memory for s in state.servers if s.profile.pinned) + _PRECISION
+
+
+def _prefetched(state: DeviceState) -> ServerState | None:
+    """The server of highest forecast that fits into free memory, if nobody waits for another."""
+    if any(s.waiting and s.tier not in ("awake", "draining") for s in state.servers):
+        return None
+    likely = [
+        s
+        for s in state.servers
+        if s.tier in ("asleep", "stopped") and s.retry_at <= state.now and s.rate * state.max_wait >= 1.0
+    ]
+    return max((s for s in likely if _lacking(s) <= state.free), key=lambda s: s.rate, default=None)
+
+
+def _lacking(server: ServerState) -> float:
+    """GB that the server needs beyond what it occupies."""
+    return server.profile.memory - server.device_memory
+
+
+def _busy(server: ServerState) -> bool:
+    """In use, or about to be: the same plan admits the waiting requests of an awake server."""
+    return server.in_flight > 0 or (server.tier == "awake" and len(server.waiting) > 0)
+
+
+def _leaving(victims: Sequence[ServerState], lacking: float) -> list[ServerState] | None:
+    """The first victims that free `lacking` GB; None if all are not enough."""
     chosen: list[ServerState] = []
-    for server in sorted(_evictable(target, state, busy=busy), key=lambda s: _eviction_order(s, state)):
-        if free >= target.profile.memory:
+    for server in victims:
+        if lacking <= _PRECISION:
             break
         chosen.append(server)
-        free += _freed_memory(server)
-    return chosen if free >= target.profile.memory else None
+        lacking -= _freed_memory(server)
+    return chosen if lacking <= _PRECISION else None
 
 
-def _evictable(target: ServerState, state: DeviceState, *, busy: bool) -> Iterator[ServerState]:
+def _evictable(state: DeviceState) -> Iterator[ServerState]:
     for server in state.servers:
-        if server.tier in ("awake", "draining") and not server.profile.pinned:
-            if busy or not (server.in_flight or server.waiting):
+        if server.tier in ("awake", "draining"):
+            if not server.profile.pinned:
                 yield server
-        elif server.tier == "asleep" and server is not target and server.profile.asleep_memory:
+        elif server.tier == "asleep" and server.profile.asleep_memory and not (server.waiting or server.redirected):
             yield server
 
 
-def _eviction_order(server: ServerState, state: DeviceState) -> tuple[int, float, float]:
-    """Draining servers first, sleeping ones last; then by demand and by time of last use."""
+def _eviction_order(server: ServerState) -> tuple[int, float, float]:
+    """Draining servers first, sleeping ones last; then by the cost of having it back, and by time of last use."""
     rank = {"draining": 0, "awake": 1}.get(server.tier, 2)
-    return rank, demand(server, state), server.last_used
+    return rank, return_cost(server) * (BUSY_FACTOR if _busy(server) else 1.0), server.last_used
+
+
+def return_cost(server: ServerState) -> float:
+    """Load seconds a second that it would cost to have the server back for each request, by GB."""
+    return server.rate * server.load_seconds / max(server.profile.memory, _PRECISION)
 
 
 def _freed_memory(server: ServerState) -> float:
     """GB that unloading the server frees."""
-    asleep_memory = server.profile.asleep_memory if server.profile.sleeps and server.tier != "asleep" else 0.0
-    return server.device_memory - asleep_memory
+    asleep = server.tier == "asleep" or (server.tier == "unloading" and server.from_sleep)
+    keeps = server.profile.asleep_memory if server.profile.sleeps and not asleep else 0.0
+    return server.device_memory - keeps
 
 
 def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Action]:
     """Unloads idle servers and drains busy ones. If the host's RAM has no space for a server, it is stopped. The
-    sleeping server of least demand is then stopped too, if its demand is lower, so that there is space the next
+    sleeping server that costs least to have back is then stopped too, if it costs less, so that there is space the next
     time."""
     host = state.host_free
-    asleep = sorted(
-        (s for s in state.servers if s.tier == "asleep" and s not in evicted), key=lambda s: demand(s, state)
-    )
+    idle = (s for s in state.servers if s.tier == "asleep" and not s.waiting and s not in evicted)
+    asleep = sorted(idle, key=return_cost)
     for server in evicted:
-        if server.in_flight or (server.tier == "awake" and server.waiting):  # this plan admits its waiting requests
+        if _busy(server):
             if server.tier == "awake":
                 yield Action("drain", server.key)
         elif server.tier != "asleep" and server.profile.sleeps and host >= server.profile.host_memory:
@@ -220,12 +290,5 @@ def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Actio
             yield Action("sleep", server.key)
         else:
             yield Action("stop", server.key)
-            if server.profile.sleeps and asleep and demand(asleep[0], state) < demand(server, state):
+            if server.profile.sleeps and asleep and return_cost(asleep[0]) < return_cost(server):
                 yield Action("stop", asleep.pop(0).key)
-
-
-def _next_check(state: DeviceState) -> float | None:
-    """The next time at which a load becomes due or a failed server may be retried."""
-    times = [_load_due(s, state) for s in state.servers if s.tier in ("asleep", "stopped") and s.waiting]
-    times += [s.retry_at for s in state.servers if s.waiting]
-    return min((time for time in times if time > state.now), default=None)

@@ -78,10 +78,13 @@ class Forecast:
 
 Ticket = int
 """Identifies one request from its arrival to its end."""
-_MAX_ROUNDS = 4
-"""Plans made for one event: carrying out the first may allow the next."""
+_MAX_ROUNDS = 2
+"""Plans made for one event: the second admits requests to the servers that the first resumed."""
 LATEST_LOAD_WEIGHT = 0.5
 """Weight of the latest load time in the moving average."""
+MAX_LOAD_CHANGE = 4.0
+"""Factor by which one load time may differ from what was expected, in the moving average. A load during which the
+machine was suspended does not count in full."""
 
 
 @dataclass(slots=True)
@@ -99,6 +102,11 @@ class _ServerRecord:
     loading_since: tuple[Tier, float] | None = None
     from_sleep: bool = False
     switches: int = 0
+
+    @property
+    def load_seconds(self) -> float:
+        rest: Tier = "asleep" if self.profile.sleeps else "stopped"
+        return self.load_times[self.tier if self.tier in self.load_times else rest]
 
 
 class Scheduler:
@@ -156,7 +164,7 @@ class Scheduler:
         server = self._servers[key]
         if server.loading_since is not None:
             tier, began = server.loading_since
-            server.load_times[tier] += LATEST_LOAD_WEIGHT * (now - began - server.load_times[tier])
+            server.load_times[tier] = _learned(server.load_times[tier], now - began)
         server.tier, server.loading_since, server.redirected, server.retry_at = "awake", None, 0, 0.0
 
     def server_unloaded(self, key: str, tier: Tier) -> None:
@@ -184,11 +192,12 @@ class Scheduler:
         """Returns the orders to carry out (load, sleep, stop), the admitted tickets, and when to decide again."""
         orders: list[Action] = []
         admitted: list[Ticket] = []
+        rates = self._forecast.rates(now)
         for _ in range(_MAX_ROUNDS):
-            schedule = self._policy(self.state(now))
+            schedule = self._policy(self.state(now, rates))
             for action in schedule.actions:
                 self._apply(action, now, orders, admitted)
-            if not schedule.actions:
+            if not any(action.verb == "resume" for action in schedule.actions):
                 break
         return orders, admitted, schedule.next_check
 
@@ -217,21 +226,26 @@ class Scheduler:
         return self._servers[key].tier
 
     def load_seconds(self, key: str) -> float:
-        """Expected seconds until a server is awake, from its present tier."""
-        server = self._servers[key]
-        return server.load_times.get(server.tier, server.load_times["asleep" if server.profile.sleeps else "stopped"])
+        """Expected seconds until a server is awake: from its present tier, or from the one that it rests in."""
+        return self._servers[key].load_seconds
 
     def status(self, key: str) -> dict[str, Any]:
         """The tier, waiting requests and switches of one server, for operators."""
         server = self._servers[key]
         return {"tier": server.tier, "waiting": len(server.waiting), "switches": server.switches}
 
-    def state(self, now: float) -> DeviceState:
-        """A frozen snapshot for the policy."""
+    def state(self, now: float, rates: Mapping[str, float] | None = None) -> DeviceState:
+        """A frozen snapshot for the policy; `rates` are those of the forecast at this time."""
         memory, host_memory, max_wait = self._budget
-        rates = self._forecast.rates(now)
+        rates = self._forecast.rates(now) if rates is None else rates
         servers = tuple(_server_state(server, rates.get(key, 0.0)) for key, server in self._servers.items())
         return DeviceState(now, memory, host_memory, max_wait, servers)
+
+
+def _learned(expected: float, seconds: float) -> float:
+    """The expected load time after one load took `seconds`."""
+    seconds = min(max(seconds, expected / MAX_LOAD_CHANGE), expected * MAX_LOAD_CHANGE)
+    return expected + LATEST_LOAD_WEIGHT * (seconds - expected)
 
 
 def _server_state(server: _ServerRecord, rate: float) -> ServerState:
@@ -243,7 +257,7 @@ def _server_state(server: _ServerRecord, rate: float) -> ServerState:
         in_flight=len(server.in_flight),
         rate=rate,
         last_used=server.last_used,
-        load_seconds=server.load_times.get(server.tier, 0.0),
+        load_seconds=server.load_seconds,
         retry_at=server.retry_at,
         from_sleep=server.from_sleep,
     )
