@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.request_walk --home FOLDER [--repeat 2000]
 
 FOLDER is a state folder with a router (trained there first where it has none). The gateway runs in this process with
-the experts.yaml of this repository; one local server stands in for every expert. A profile hook records each function
-call of the request's own task. Lines are counted over whole files, and over the called functions alone. `--repeat`
+the experts.yaml of this repository; one external server stands in for every expert. A profile hook records each
+function call of the request's own task. Lines are counted over whole files, and over the called functions alone. `--repeat`
 then measures requests without the hook: the median of rounds, in microseconds a request.
 """
 
@@ -31,7 +31,6 @@ import orjson
 from starlette.applications import Starlette
 
 from benchmarks.harness import ANSWER, ROOT, trained
-from coe.registry import load
 from coe.settings import Settings
 from gateway.app import create_app
 from gateway.main import open_parts
@@ -155,10 +154,11 @@ def main() -> None:
     trained(options.home)
     with expert_server() as url, TemporaryDirectory() as folder:
         (Path(folder) / "artifacts").symlink_to((options.home / "artifacts").absolute())
-        registry = load(ROOT / "experts.yaml", environ={})
-        served = {name: {"base_url": url, "model": "m"} for name in registry.expert_names}
-        environ = {"COE_HOME": folder, "COE_ENDPOINTS": orjson.dumps(served).decode(), "COE_CHECK_EXPERTS": "0"}
-        asyncio.run(run(Settings.read(environ, config=ROOT / "experts.yaml"), options.repeat))
+        declared = (ROOT / "experts.yaml").read_text(encoding="utf-8")
+        config = Path(folder) / "experts.yaml"
+        config.write_text(declared.replace("runtime: transformers", f"runtime: external\n    base_url: {url}"))
+        environ = {"COE_HOME": folder, "COE_CHECK_EXPERTS": "0"}
+        asyncio.run(run(Settings.read(environ, config=config), options.repeat))
 
 
 if __name__ == "__main__":
