@@ -4,8 +4,8 @@
 
 FOLDER is a state folder with a router (trained there first where it has none). The gateway runs in this process with
 the experts.yaml of this repository; one external server stands in for every expert. A profile hook records each
-function call of the request's own task. Lines are counted over whole files, and over the called functions alone. `--repeat`
-then measures requests without the hook: the median of rounds, in microseconds a request.
+function call of the request's own task. Lines are counted over whole files, and over the called functions alone.
+`--repeat` then measures requests without the hook: the median of rounds, in microseconds a request.
 """
 
 from __future__ import annotations
