@@ -166,11 +166,10 @@ class CascadeRouter:
 
     def _multilingual_predictions(self, texts: Mapping[int, str]) -> Iterator[tuple[int, Prediction]]:
         """Yield the predictions of texts that are probably not English by their keys; none without the stage."""
-        stage = self._multilingual
-        posteriors = None if stage is None or not texts else stage.posteriors(list(texts.values()))
-        if stage is not None and posteriors is not None:
-            for (index, text), row in zip(texts.items(), posteriors, strict=True):
-                yield index, Prediction(row, MULTILINGUAL, language=stage.identify(text))
+        found = self._multilingual.classify(list(texts.values())) if self._multilingual and texts else None
+        if found is not None:
+            for index, row, language in zip(texts, *found, strict=True):
+                yield index, Prediction(row, MULTILINGUAL, language=language)
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """Return the nearest exemplars in the encoder's space, nearest first."""

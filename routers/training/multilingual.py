@@ -45,7 +45,7 @@ REGULARIZATIONS = (0.3, 1.0, 3.0)
 TOLERANCE = 1e-5
 """Of the fits; with less, small values of C stop early."""
 BACKGROUND_TEXTS = 64
-"""Shipped foreign prompts that help to find the direction, in every training set."""
+"""Shipped foreign prompts, and as many English ones, that help to find the direction, in every training set."""
 MIN_JUDGED_TEXTS = 50
 """With fewer foreign texts, the head is calibrated on all."""
 BATCH_TEXTS = 16
@@ -126,10 +126,10 @@ def train_multilingual(
     (probe,) = encode([PROBE_TEXT])
     threaded = ThreadedEncoder(encode, threads, len(probe))
     rows = _sample(training_set, foreign)
-    background = _background(training_set, tokenizer)
+    background, background_foreign = _background(training_set, tokenizer)
     texts = [*(training_set.texts[row] for row in rows), *background]
     vectors = _embed(threaded, texts, cache=cache, report=report)
-    others = np.concatenate((foreign[rows], np.ones(len(background), dtype=bool)))
+    others = np.concatenate((foreign[rows], background_foreign))
     direction = language_direction(vectors[others], vectors[~others])
     own = without_direction(vectors[: len(rows)], direction)
     linear, metrics = _fit(own, training_set.labels[rows], foreign[rows], len(training_set.categories), seed=seed)
@@ -157,12 +157,17 @@ def _sample(training_set: TrainingSet, foreign: Mask) -> NDArray[np.int64]:
     return np.sort(np.array(rows, dtype=np.int64))
 
 
-def _background(training_set: TrainingSet, tokenizer: Path) -> list[str]:
-    """Return at most BACKGROUND_TEXTS foreign prompts that ship with this package and are not in the training set."""
+def _background(training_set: TrainingSet, tokenizer: Path) -> tuple[list[str], Mask]:
+    """Return shipped prompts that are not in the training set, and which of them are foreign.
+
+    They are at most BACKGROUND_TEXTS of each kind, so that a training set of one kind has a direction too.
+    """
     known = set(training_set.texts)
     texts = [example.prompt for example in starter_examples() if example.prompt not in known]
-    foreign = [text for text, is_other in zip(texts, foreign_texts(texts, tokenizer), strict=True) if is_other]
-    return foreign[:: max(1, len(foreign) // BACKGROUND_TEXTS)][:BACKGROUND_TEXTS]
+    foreign = foreign_texts(texts, tokenizer)
+    kinds = (np.flatnonzero(foreign), np.flatnonzero(~foreign))
+    rows = [row for kind in kinds for row in kind[:: max(1, len(kind) // BACKGROUND_TEXTS)][:BACKGROUND_TEXTS]]
+    return [texts[row] for row in rows], foreign[rows]
 
 
 def language_direction(foreign: Floats, english: Floats) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from routers.multilingual import (
     PROBE_TEXT,
     MultilingualHead,
     MultilingualStage,
+    _one_openmp_thread,
     truncate_bytes,
     without_direction,
 )
@@ -217,9 +219,57 @@ def test_another_encoder_than_in_training_is_refused(router: CascadeRouter, capl
     head = head_over_topics(router.categories)
     other = MultilingualHead(head.linear, head.direction, np.eye(5, dtype=np.float32)[4])
     stage = MultilingualStage(other, open_encoder=TopicEncoder, identify=lambda text: "de")
-    assert stage.posteriors(["x"]) is None
+    assert stage.classify(["x"]) is None
     assert not stage.usable
     assert "other vectors" in caplog.text
+
+
+def test_a_damaged_identifier_disables_the_stage_and_fails_no_request(
+    built: Built, router: CascadeRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    def identify(text: str) -> str:
+        raise EOFError("identifier model ended early")
+
+    stage = MultilingualStage(head_over_topics(router.categories), open_encoder=TopicEncoder, identify=identify)
+    broken = with_stage(built, stage)
+    for _ in range(2):
+        (prediction,) = broken.predict([GERMAN["cooking"]])
+        assert (prediction.stage in ("fast", "encoder"), prediction.language) == (True, "und")
+    assert not stage.usable
+    assert ["ended early" in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("part", ["encoder", "identifier"])
+def test_a_stage_that_fails_in_service_is_disabled_and_fails_no_request(
+    part: str, built: Built, router: CascadeRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(TopicEncoder):
+        def __call__(self, texts: Sequence[str]) -> Floats:
+            if part == "encoder" and GERMAN["football"] in texts:
+                raise RuntimeError("defect")
+            return super().__call__(texts)
+
+    def identify(text: str) -> str:
+        if part == "identifier" and text == GERMAN["football"]:
+            raise RuntimeError("defect")
+        return "de"
+
+    stage = MultilingualStage(head_over_topics(router.categories), open_encoder=Failing, identify=identify)
+    broken = with_stage(built, stage)
+    (before,) = broken.predict([GERMAN["cooking"]])
+    assert before.stage == "multilingual"
+    for name in ("football", "cooking"):
+        (prediction,) = broken.predict([GERMAN[name]])
+        assert (prediction.stage in ("fast", "encoder"), prediction.language) == (True, "und")
+    assert not stage.usable
+    assert ["defect" in record.message for record in caplog.records] == [True]
+
+
+def test_another_thread_may_change_the_environment_while_the_encoder_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with _one_openmp_thread():
+        assert os.environ.pop("OMP_NUM_THREADS") == "1"
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_an_adapted_router_maps_the_categories_of_foreign_texts(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,6 +364,31 @@ def test_topics_learned_in_english_hold_in_another_language(built: Built) -> Non
     assert [training_set.categories[row.argmax()] for row in posterior] == list(GERMAN)
     assert metrics["accuracy"] > 0.9
     assert abs(head.direction[LANGUAGE_AXIS]) > 0.8
+
+
+def test_a_training_set_without_english_texts_is_trained(built: Built) -> None:
+    german = [routers.Example(f"{text} {i}", name) for name, text in GERMAN.items() for i in range(4)]
+    training_set = build_training_set(german)
+
+    def encode(texts: Sequence[str]) -> Floats:
+        rows = [[*(text.startswith(name) for name in GERMAN.values()), not text.isascii()] for text in texts]
+        vectors = np.array([[*row, 1.0] for row in rows], dtype=np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    head, metrics = train_multilingual(
+        training_set,
+        np.ones(len(german), dtype=bool),
+        tokenizer=built[0] / "tokenizer.json",
+        seed=0,
+        threads=2,
+        cache=None,
+        report=lambda share: None,
+        encode=encode,
+    )
+    assert metrics["foreign"] == metrics["texts"] == len(german)
+    assert head.direction.argmax() == LANGUAGE_AXIS or head.direction.argmin() == LANGUAGE_AXIS
+    posterior = head.posterior(encode(list(GERMAN.values())))
+    assert [training_set.categories[row.argmax()] for row in posterior] == list(GERMAN)
 
 
 def test_a_category_without_english_texts_keeps_all_texts_in_the_english_heads() -> None:
