@@ -91,6 +91,14 @@ class RedisEntries:
         found: list[bytes | None] = await self._redis.run(pipeline.execute())
         return found
 
+    async def sizes(self, names: Sequence[str], *, group: str = "") -> list[int]:
+        """Returns the bytes of each value, 0 for those that are not there."""
+        pipeline = self._redis.client.pipeline(transaction=False)
+        for name in names:
+            pipeline.strlen(self._keys(name, group)[0])
+        found: list[int] = await self._redis.run(pipeline.execute())
+        return found
+
     async def put(self, name: str, value: bytes, *, ttl: float, group: str = "") -> None:
         """Stores a value for `ttl` seconds, and deletes others of the group if there is no room."""
         size = len(value) + ENTRY_OVERHEAD_BYTES

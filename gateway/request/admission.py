@@ -12,16 +12,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from starlette.types import Receive, Scope
 
-from coe.core import Chat
 from coe.errors import DeadlineExceeded, Draining, Overloaded, RequestError
 from coe.registry import Limits
 from gateway.request.body import BODY_TIMEOUT, SMALL_BODY, ClientLeftError, LargeBodies, body_too_slow, read_json_body
 from gateway.request.fair_shares import FairShares
 
+T = TypeVar("T")
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 """Bounds of the Retry-After of a refused request."""
 RATE_WINDOW = 5.0
@@ -245,11 +245,9 @@ class ActiveRequest:
         if not self.granted.result():  # an exception set on the future would keep the request alive in a cycle
             raise self._admission.overloaded("and the place in the queue went to a caller with fewer waiting")
 
-    async def parse(self, parse: Callable[[bytes | bytearray], Chat], body: bytes | bytearray) -> Chat:
-        """The routing view of the body. Raises InvalidRequest."""
-        if len(body) <= SMALL_BODY:
-            return parse(body)
-        return await self._admission.large_bodies.parse(parse, body)
+    async def parse(self, parse: Callable[[], T], *, size: int) -> T:
+        """Returns what `parse` reads from a body of `size` bytes. Raises InvalidRequest."""
+        return parse() if size <= SMALL_BODY else await self._admission.large_bodies.parse(parse)
 
     def reserve_memory(self, size: int) -> None:
         """Reserve memory for the body until it has `size` bytes in all. Raises BodyMemoryFull."""

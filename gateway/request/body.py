@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
-from coe.core import Chat
 from coe.errors import BodyMemoryFull, BodyTooLarge, BodyTooSlow, InvalidRequest, WrongMediaType
 from coe.registry import Limits
 from gateway.request.fair_shares import FairShares
 
+T = TypeVar("T")
 SMALL_BODY = 2**16
 """Bytes of the largest body that is not scanned and for which no memory is reserved."""
 BYTES_PER_SECOND = 100e6
@@ -77,14 +77,14 @@ class LargeBodies:
         if wait > 0:
             await asyncio.sleep(wait)
 
-    async def parse(self, parse: Callable[[bytes | bytearray], Chat], body: bytes | bytearray) -> Chat:
+    async def parse(self, parse: Callable[[], T]) -> T:
         """Parse one body at a time, with a pause between two. Parsing one blocks the event loop, and so does
         serializing the previous one for its expert."""
         async with self._parsing:
             await asyncio.sleep(PARSE_PAUSE)
-            chat = parse(body)
+            parsed = parse()
             await asyncio.sleep(0)
-        return chat
+        return parsed
 
 
 class JsonScan:

@@ -111,7 +111,7 @@ class Line:
                     body = await request.admit(scope, receive, forms=self._dialect.forms)
                 with trace.step("parse"):  # 2
                     deployment = scope.get("path_params", {}).get(DEPLOYMENT, "")
-                    chat = await request.parse(partial(self._dialect.parse, model=deployment), body)
+                    chat = await request.parse(partial(self._dialect.parse, body, model=deployment), size=len(body))
                     trace.requested_model = chat.model
                     chat, options = resolve_model(chat, options, trace.serving.registry, scope["headers"])
                     trace.chat, trace.options = chat, options
@@ -119,7 +119,9 @@ class Line:
                     del body  # the parsed chat replaces it in memory
                     if self._stored is not None:
                         registry = trace.serving.registry
-                        found = await self._stored.continued(chat, trace.caller, registry, body_bytes=body_bytes)
+                        found = await self._stored.continued(
+                            chat, trace.caller, registry, request, body_bytes=body_bytes
+                        )
                         trace.chat, trace.stored = found
                         chat = trace.chat
                 reply: Reply | None = None
@@ -292,7 +294,7 @@ class DryRun:
                 allowance = access.request_allowance(caller)
                 async with allowance:
                     body = await request.admit(scope, receive)
-                    chat = await request.parse(self._dialect.parse, body)
+                    chat = await request.parse(partial(self._dialect.parse, body), size=len(body))
                     chat, options = resolve_model(chat, options, serving.registry, scope["headers"])
                     answer = await self._answer(serving, chat, options)
             await respond(send, status=200, body=orjson.dumps(answer), headers=allowance.headers())

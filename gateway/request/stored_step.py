@@ -8,8 +8,10 @@ client can refer to it at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from coe.errors import BodyTooLarge, InvalidRequest, ResponseNotFound, Responses
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import is_translated
-from coe.registry import ExpertSpec, Registry, StoredResponsesSpec
+from coe.registry import ExpertSpec, Limits, Registry, StoredResponsesSpec
 from gateway.access import Caller
 from gateway.dialects import responses
+from gateway.request.admission import ActiveRequest
+from gateway.request.body import INITIAL_COPIES, SMALL_BODY, JsonScan
 from gateway.stored_responses.conversation import (
     MAX_ID_CHARACTERS,
     Item,
@@ -43,6 +47,8 @@ NONE, SQLITE = "none", "sqlite"
 """Values of `stored_responses.store` that are no address."""
 MAX_HELD_BYTES = 64 * 2**20
 """Bytes of request bodies that a process keeps until their answers are stored; answers to others are not stored."""
+MAX_REFERENCES = 2_000
+"""References to items in one conversation."""
 REMEDY = (
     "it was never stored (`store: false`), has expired, was deleted, or belongs to another API key; send the "
     "conversation in `input`"
@@ -83,30 +89,29 @@ class StoredStep:
         self._held_bytes = 0
 
     async def continued(
-        self, chat: Chat, caller: Caller, registry: Registry, *, body_bytes: int
+        self, chat: Chat, caller: Caller, registry: Registry, request: ActiveRequest, *, body_bytes: int
     ) -> tuple[Chat, StoredUse]:
-        """Returns the chat with the conversation that it continues. Raises InvalidRequest for an unknown id, and
-        ResponsesUnavailable."""
-        use, items, fields = StoredUse(caller.tenant or ""), items_of(chat.fields), dict(chat.fields)
-        previous_id = fields.get("previous_response_id")
-        use.input = items
+        """Returns the chat with the conversation that it continues, whose memory is that of `request`. Raises
+        InvalidRequest for an unknown id, BodyTooLarge, BodyMemoryFull and ResponsesUnavailable."""
+        use, sent, fields = StoredUse(caller.tenant or ""), items_of(chat.fields), dict(chat.fields)
+        previous_id, items = fields.get("previous_response_id"), sent
         keeps_state = _keeps_state(chat, registry)
+        loading = _Loading(self.store, use.owner, request, registry.limits, size=body_bytes)
         if previous_id is not None:
-            head = await self._response(use.owner, previous_id)
+            head = await _head(loading, previous_id)
             if head is not None:
                 use.previous, use.previous_id = (*head.previous, previous_id), previous_id
-                items = [*await self._history(use.owner, head), *items]
+                items = [*await _history(loading, head), *sent]
                 del fields["previous_response_id"]
             elif not keeps_state:
                 raise _unknown_response(previous_id)
         if wanted := references(items):
-            items = await self._resolved(use.owner, items, wanted, must=not keeps_state)
+            items = await _resolved(loading, items, wanted, must=not keeps_state)
         if previous_id is not None or wanted:
             fields["input"] = items
-            _check_size(items, registry)
-            chat = responses.read(fields, model=chat.model)
+            chat = await request.parse(partial(responses.read, fields, model=chat.model), size=loading.size)
         if fields.get("store") is not False and self._held_bytes + body_bytes <= MAX_HELD_BYTES:
-            use.body_bytes = body_bytes
+            use.input, use.body_bytes = sent, body_bytes
             self._held_bytes += body_bytes
         return chat, use
 
@@ -121,10 +126,10 @@ class StoredStep:
 
     async def response(self, caller: Caller, response_id: str) -> StoredResponse:
         """Returns a stored answer. Raises ResponseNotFound and ResponsesUnavailable."""
-        found = await self._response(caller.tenant or "", response_id)
+        (found,) = await self.store.get(caller.tenant or "", [response_name(response_id)])
         if found is None:
             raise not_found(response_id)
-        return found
+        return StoredResponse.of(sse.loads(found))
 
     async def delete(self, caller: Caller, response_id: str) -> None:
         """Deletes an answer and its items. Raises ResponseNotFound and ResponsesUnavailable."""
@@ -146,30 +151,82 @@ class StoredStep:
             if not was_degraded:
                 _log.warning("an answer was not stored: %s", error)
 
-    async def _response(self, owner: str, response_id: Any) -> StoredResponse | None:
-        if not is_id(response_id):
-            raise InvalidRequest("previous_response_id must be an id", param="previous_response_id")
-        (found,) = await self.store.get(owner, [response_name(response_id)])
-        return None if found is None else StoredResponse.from_bytes(found)
 
-    async def _history(self, owner: str, head: StoredResponse) -> list[Item]:
-        """The items before a request that continues `head`."""
-        items: list[Item] = []
-        names = [response_name(one) for one in head.previous]
-        for name, found in zip(head.previous, await self.store.get(owner, names) if names else [], strict=True):
-            if found is None:
-                raise _unknown_response(name)
-            items += StoredResponse.from_bytes(found).items
-        return [*items, *head.items]
+class _Loading:
+    """Loads the stored values of one conversation under the limits of a request body.
 
-    async def _resolved(self, owner: str, items: list[Item], wanted: list[str], *, must: bool) -> list[Item]:
-        values = await self.store.get(owner, [item_name(one) for one in wanted if is_id(one)])
-        known = zip([one for one in wanted if is_id(one)], values, strict=True)
-        found = {name: sse.loads(value) for name, value in known if value is not None}
-        missing = next((one for one in wanted if one not in found), None)
-        if missing is not None and must:
-            raise _unknown_item(missing)
-        return resolved(items, found)
+    `size` is the bytes of the conversation so far. Sizes are compared with the limit before a value is fetched, so that
+    neither long histories nor repeated references take memory before they are refused.
+    """
+
+    def __init__(self, store: ResponseStore, owner: str, request: ActiveRequest, limits: Limits, *, size: int) -> None:
+        self.size = size
+        self._store, self._owner, self._request, self._limits = store, owner, request, limits
+        self._scan = JsonScan(max_values=limits.max_json_values)
+        self._body_memory = request.memory
+
+    async def load(self, uses: Mapping[str, int]) -> list[Any]:
+        """Returns the parsed values, None for those that are not stored. `uses` is how often the conversation has each
+        name. Raises BodyTooLarge, BodyMemoryFull, InvalidRequest for too many JSON values, and ResponsesUnavailable."""
+        if not uses:
+            return []
+        names = list(uses)
+        sizes = await self._store.sizes(self._owner, names)
+        size = sum(size * count for size, count in zip(sizes, uses.values(), strict=True))
+        self.size += size
+        limit = self._limits.max_body_mb
+        if self.size > limit * 2**20:
+            raise BodyTooLarge(f"the conversation has more than {limit:g} MiB; send what is still needed in `input`")
+        self._reserve(self._scan.memory + INITIAL_COPIES * size)
+        values = await self._store.get(self._owner, names)
+        for value, count in zip(values, uses.values(), strict=True):
+            for _ in range(count):
+                self._scan.feed(value or b"")
+            if self.size > SMALL_BODY:
+                await self._request.pace(count * len(value or b""))
+        self._reserve(self._scan.memory)
+        return await self._request.parse(partial(_parsed, values), size=size)
+
+    def _reserve(self, memory: int) -> None:
+        if self.size > SMALL_BODY:
+            self._request.reserve_memory(self._body_memory + memory)
+
+
+def _parsed(values: list[bytes | None]) -> list[Any]:
+    return [None if value is None else sse.loads(value) for value in values]
+
+
+async def _head(loading: _Loading, response_id: Any) -> StoredResponse | None:
+    """The answer that a request continues."""
+    if not is_id(response_id):
+        raise InvalidRequest("previous_response_id must be an id", param="previous_response_id")
+    (found,) = await loading.load({response_name(response_id): 1})
+    return None if found is None else StoredResponse.of(found)
+
+
+async def _history(loading: _Loading, head: StoredResponse) -> list[Item]:
+    """The items before a request that continues `head`."""
+    items: list[Item] = []
+    found = await loading.load({response_name(one): 1 for one in head.previous})
+    for response_id, value in zip(head.previous, found, strict=True):
+        if value is None:
+            raise _unknown_response(response_id)
+        items += StoredResponse.of(value).items
+    return [*items, *head.items]
+
+
+async def _resolved(loading: _Loading, items: list[Item], wanted: Counter[str], *, must: bool) -> list[Item]:
+    """The items, with those that are stored in place of the references."""
+    if wanted.total() > MAX_REFERENCES:
+        message = f"the conversation has more than {MAX_REFERENCES} references to items; send the items in `input`"
+        raise InvalidRequest(message, param="input")
+    known = {one: count for one, count in wanted.items() if is_id(one)}
+    values = await loading.load({item_name(one): count for one, count in known.items()})
+    found = {name: value for name, value in zip(known, values, strict=True) if value is not None}
+    missing = next((one for one in wanted if one not in found), None)
+    if missing is not None and must:
+        raise _unknown_item(missing)
+    return resolved(items, found)
 
 
 class _StoringReply:
@@ -231,9 +288,3 @@ def _keeps_state(chat: Chat, registry: Registry) -> bool:
     arm = registry.arm_of_model.get(chat.model)
     spec = None if arm is None else registry.arm(arm)
     return isinstance(spec, ExpertSpec) and not is_translated(spec, "responses")
-
-
-def _check_size(items: list[Item], registry: Registry) -> None:
-    limit = registry.limits.max_body_mb
-    if len(orjson.dumps(items)) > limit * 1e6:
-        raise BodyTooLarge(f"the conversation has more than {limit:g} MB; send what is still needed in `input`")

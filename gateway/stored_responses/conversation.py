@@ -1,11 +1,13 @@
 """The conversation that a Responses request continues, from the answers that are stored.
 
-An answer is stored with the input items of its request and the ids of the answers before it, so that two lookups give a
-whole conversation and nothing is stored twice. Each item of its output is stored under its own id too.
+An answer is stored with the input items of its request and the ids of the answers before it, not with the conversation
+before it: two lookups give the whole conversation. The items of its output are stored a second time, each under its own
+id, for references to items.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -48,9 +50,8 @@ class StoredResponse:
         return entries if sum(map(len, entries.values())) <= MAX_ENTRY_BYTES else {}
 
     @classmethod
-    def from_bytes(cls, stored: bytes) -> Self:
-        """Returns the stored answer."""
-        found = sse.loads(stored)
+    def of(cls, found: Mapping[str, Any]) -> Self:
+        """Returns the answer of a parsed entry."""
         return cls(found["response"], found["input"], tuple(found["previous"]))
 
 
@@ -89,9 +90,9 @@ def items_of(fields: Mapping[str, Any]) -> list[Item]:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
-def references(items: Iterable[Item]) -> list[str]:
-    """Returns the ids of the items that are referred to, each once."""
-    return list(dict.fromkeys(str(item.get("id")) for item in items if item.get("type") == REFERENCE))
+def references(items: Iterable[Item]) -> Counter[str]:
+    """Returns the ids of the items that are referred to, and how often each is."""
+    return Counter(str(item.get("id")) for item in items if item.get("type") == REFERENCE)
 
 
 def resolved(items: Iterable[Item], found: Mapping[str, Item]) -> list[Item]:

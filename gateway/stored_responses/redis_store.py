@@ -46,6 +46,11 @@ class RedisResponseStore:
             return []
         return await self._within_limit(lambda: self._entries.get(names, group=_group(owner), ttl=self._lifetime))
 
+    async def sizes(self, owner: str, names: Sequence[str]) -> list[int]:
+        if not names:
+            return []
+        return await self._within_limit(lambda: self._entries.sizes(names, group=_group(owner)))
+
     async def put(self, owner: str, entries: Mapping[str, bytes]) -> None:
         async def work() -> None:
             for name, value in entries.items():

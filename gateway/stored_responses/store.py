@@ -58,6 +58,9 @@ class ResponseStore(Protocol):
 
     async def get(self, owner: str, names: Sequence[str]) -> list[bytes | None]: ...
 
+    async def sizes(self, owner: str, names: Sequence[str]) -> list[int]:
+        """Returns the bytes of each value, 0 for those that are not there. It is no use of them."""
+
     async def put(self, owner: str, entries: Mapping[str, bytes]) -> None: ...
 
     async def delete(self, owner: str, names: Sequence[str]) -> int: ...
@@ -93,6 +96,15 @@ class SqliteResponseStore:
         query = "SELECT value FROM entries WHERE owner = ? AND name = ? AND expires > ?"
         row = connection.execute(query, (owner, name, self._clock())).fetchone()
         return None if row is None else bytes(row[0])
+
+    async def sizes(self, owner: str, names: Sequence[str]) -> list[int]:
+        query = "SELECT size FROM entries WHERE owner = ? AND name = ? AND expires > ?"
+
+        def read(connection: sqlite3.Connection) -> list[int]:
+            rows = [connection.execute(query, (owner, name, self._clock())).fetchone() for name in names]
+            return [0 if row is None else row[0] - ENTRY_OVERHEAD_BYTES for row in rows]
+
+        return await self._run(read)
 
     async def put(self, owner: str, entries: Mapping[str, bytes]) -> None:
         now = self._clock()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from coe.experts.http import sse
 from gateway.stored_responses import conversation
 from gateway.stored_responses.conversation import MAX_TURNS, StoredResponse, references, resolved
 
@@ -18,7 +19,7 @@ def test_an_answer_is_stored_with_its_items_and_read_again() -> None:
     stored = StoredResponse(ANSWER, INPUT, ("resp_0",))
     entries = stored.entries()
     assert set(entries) == {"r:resp_1", "i:msg_1"}
-    assert StoredResponse.from_bytes(entries["r:resp_1"]) == stored
+    assert StoredResponse.of(sse.loads(entries["r:resp_1"])) == stored
     assert stored.items == [*INPUT, *ANSWER["output"]]
 
 
@@ -38,5 +39,5 @@ def test_long_answers_and_conversations_are_not_stored(monkeypatch: pytest.Monke
 
 def test_references_are_replaced_as_far_as_they_are_found() -> None:
     items = [{"type": "item_reference", "id": name} for name in ("msg_1", "msg_2", "msg_1")]
-    assert references(items) == ["msg_1", "msg_2"]
+    assert references(items) == {"msg_1": 2, "msg_2": 1}
     assert resolved(items, {"msg_1": ITEM}) == [ITEM, items[1], ITEM]

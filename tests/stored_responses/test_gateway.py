@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ import pytest
 
 from coe.core import Call, Health, Reply, Usage
 from coe.registry import Registry
-from gateway.request import stored_step
+from gateway.request import admission, stored_step
+from gateway.request.stored_step import StoredStep
+from gateway.stored_responses.conversation import StoredUse
+from gateway.stored_responses.store import SqliteResponseStore
 from tests.access.samples import key_of
-from tests.experts.translation.chat_expert import ChatExpert, translated
+from tests.experts.translation.chat_expert import ChatExpert, ChatReply, translated
 from tests.fakes import Gateway, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -263,6 +266,87 @@ async def test_a_long_conversation_is_refused_with_its_remedy(tmp_path: Path) ->
         with pytest.raises(openai.APIStatusError, match="send what is still needed in `input`") as long:
             await one.client.responses.create(model="auto", input="y" * 2_000, previous_response_id=first.id)
         assert long.value.status_code == 413
+
+
+async def test_repeated_references_and_long_histories_are_refused_before_they_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    fetch = SqliteResponseStore.get
+
+    async def get(store: SqliteResponseStore, owner: str, names: Sequence[str]) -> list[bytes | None]:
+        fetched.extend(names)
+        return await fetch(store, owner, names)
+
+    registry = declared(limits={"max_body_mb": 0.05})
+    async with served(tmp_path, registry, {"content": "x" * 9_000}) as one:
+        first = await one.client.responses.create(model="generalist", input="hi")
+        last = first
+        for _ in range(3):
+            last = await one.client.responses.create(model="generalist", input="hi", previous_response_id=last.id)
+        monkeypatch.setattr(SqliteResponseStore, "get", get)
+        reference: Any = {"type": "item_reference", "id": first.output[0].id}
+        assert (await one.client.responses.create(model="generalist", input=[reference] * 4)).output_text
+        assert [text for _, text in one.sent] == ["x" * 9_000] * 4
+        fetched.clear()
+        with pytest.raises(openai.APIStatusError, match=r"more than 0\.05 MiB") as long:
+            await one.client.responses.create(model="generalist", input=[reference] * 6)
+        assert (long.value.status_code, fetched) == (413, [])
+        with pytest.raises(openai.APIStatusError, match=r"more than 0\.05 MiB"):
+            await one.client.responses.create(model="generalist", input="z" * 25_000, previous_response_id=last.id)
+        assert fetched == [f"r:{last.id}"]
+        monkeypatch.setattr(stored_step, "MAX_REFERENCES", 300)
+        with pytest.raises(openai.BadRequestError, match="more than 300 references") as many:
+            await one.client.responses.create(model="generalist", input=[{**reference, "id": "x"}] * 301)
+        assert many.value.param == "input"
+
+
+async def test_a_stored_conversation_takes_the_memory_of_large_bodies_until_the_expert_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = declared(limits={"max_body_mb": 0.2, "body_memory_mb": 1})
+    for module in (admission, stored_step):
+        monkeypatch.setattr(module, "SMALL_BODY", 1_000)
+    held: list[int] = []
+    call, chunks = ChatExpert.stream, ChatReply.chunks
+
+    async with served(tmp_path, registry) as one:
+        state = one.gateway.serving_state
+
+        async def stream(expert: ChatExpert, sent: Call) -> Reply:
+            held.append(state.admission.body_memory)
+            return await call(expert, sent)
+
+        async def answering(reply: ChatReply) -> AsyncGenerator[bytes, None]:
+            async for chunk in chunks(reply):
+                yield chunk
+            held.append(state.admission.body_memory)
+
+        first = await one.client.responses.create(model="generalist", input="x" * 5_000)
+        second = await one.client.responses.create(model="generalist", input="y" * 5_000, previous_response_id=first.id)
+        monkeypatch.setattr(ChatExpert, "stream", stream)
+        monkeypatch.setattr(ChatReply, "chunks", answering)
+        body = {"model": "generalist", "input": "hi", "previous_response_id": second.id, "stream": True}
+        assert (await one.gateway.post("/v1/responses", orjson.dumps(body))).status == 200
+        assert held[0] > 20_000
+        assert held[1:] == [0]
+
+
+async def test_the_input_is_kept_only_for_an_answer_that_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    relayed = StoredStep.relayed
+
+    def relay(step: StoredStep, reply: Reply, use: StoredUse) -> Reply:
+        kept.append(use.input)
+        return relayed(step, reply, use)
+
+    monkeypatch.setattr(StoredStep, "relayed", relay)
+    async with served(tmp_path) as one:
+        for store in (True, False):
+            await one.client.responses.create(model="generalist", input="hi", store=store)
+    assert kept == [[{"role": "user", "content": "hi"}], ()]
 
 
 async def test_bodies_are_kept_up_to_a_limit_and_given_up_at_the_end(

@@ -51,6 +51,8 @@ async def test_values_are_returned_in_order_to_their_owner_only(responses: Respo
     assert await responses.get("a", ["2", "none", "1"]) == [bytes(range(256)), None, b"one"]
     assert await responses.get("b", ["1", "2"]) == [b"other", None]
     assert await responses.get("", ["1"]) == [None]
+    assert await responses.sizes("a", ["2", "none", "1"]) == [256, 0, 3]
+    assert await responses.sizes("b", []) == []
     assert not responses.degraded
 
 
