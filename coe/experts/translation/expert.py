@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
@@ -88,34 +88,32 @@ class TranslatedExpert:
         await self._expert.aclose()
 
     async def _accepted(self, call: Call) -> Reply:
-        """The reply to the call. What a server rejects by name, and is not needed or has another name, is changed."""
+        """The reply to the call. What a server rejects by name, and is not needed or has another name, is changed. A
+        change is kept for later calls only once it helped: servers quote requests in their errors."""
         for name in _OPTIONAL:
             if (name, str(call.fields.get(name))) in self._rejected:
                 call = _without(call, name)
         if (_LENGTH, "") in self._rejected:
             call = _with_newer_length(call)
+        changes: list[tuple[str, str]] = []
         while True:
             try:
-                return await self._expert.stream(call)
+                reply = await self._expert.stream(call)
             except ExpertRejected as error:
-                changed = self._changed(call, str(error))
+                changed = _changed(call, error)
                 if changed is None:
                     raise
-                call = changed
+                call, change = changed
+                changes += () if change is None else (change,)
+            else:
+                self._remember(changes)
+                return reply
 
-    def _changed(self, call: Call, refusal: str) -> Call | None:
-        """The call without what the server rejects; None if it rejects something else. Each change happens once."""
-        if _NEWER_LENGTH in refusal and _LENGTH in call.fields:
-            self._rejected.add((_LENGTH, ""))
-            return _with_newer_length(call)
-        for name in _OPTIONAL:
-            if name in refusal and name in call.fields:
-                value = str(call.fields[name])
-                if (name, value) not in self._rejected:
-                    _log.warning("expert %s rejects %s=%s, which is left out from now on", self.name, name, value)
-                self._rejected.add((name, value))
-                return _without(call, name)
-        return None
+    def _remember(self, changes: Iterable[tuple[str, str]]) -> None:
+        for name, value in changes:
+            if value and (name, value) not in self._rejected:
+                _log.warning("expert %s rejects %s=%s, which is left out from now on", self.name, name, value)
+            self._rejected.add((name, value))
 
     async def _whole(self, reply: Reply, builder: ResponseBuilder | MessageBuilder) -> Reply:
         try:
@@ -194,6 +192,21 @@ class _StreamedReply:
 
     async def aclose(self) -> None:
         await self._reply.aclose()
+
+
+def _changed(call: Call, error: ExpertRejected) -> tuple[Call, tuple[str, str] | None] | None:
+    """The call without what the server rejects, and what to remember; None if it rejects something else. Each change
+    happens once.
+
+    A text may quote the request, so the `param` of an error decides where there is one. The newer name of the limit is
+    remembered from that alone: servers that ignore this name would lose the limits of all clients.
+    """
+    if _NEWER_LENGTH in str(error) and _LENGTH in call.fields and error.param in (None, _LENGTH):
+        return _with_newer_length(call), (_LENGTH, "") if error.param else None
+    for name in _OPTIONAL:
+        if name in (error.param or str(error)) and name in call.fields:
+            return _without(call, name), (name, str(call.fields[name]))
+    return None
 
 
 def _without(call: Call, name: str) -> Call:

@@ -345,11 +345,41 @@ async def test_a_setting_that_the_server_rejects_is_left_out_from_then_on(caplog
 
 async def test_a_server_of_the_newer_name_of_the_limit_gets_that() -> None:
     text = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
-    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected(text, expert="clever", status=400)])
+    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected(text, expert="clever", status=400, param="max_tokens")])
     expert = translated(chat)
     for _ in range(2):
         await expert.stream(_call(max_output_tokens=7))
     assert [call.fields.get("max_completion_tokens") for call in chat.calls] == [None, 7, 7]
+
+
+async def test_a_client_whose_text_a_server_quotes_changes_no_later_request() -> None:
+    text = "HTTP 400: bad content: 'reasoning_effort verbosity max_completion_tokens'"
+    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected(text, expert="clever", status=400)] * 4)
+    expert = translated(chat)
+    fields: dict[str, Any] = {"reasoning": {"effort": "low"}, "text": {"verbosity": "low"}, "max_output_tokens": 7}
+    with pytest.raises(ExpertRejected):
+        await expert.stream(_call(**fields))
+    await expert.stream(_call(**fields))
+    last = chat.calls[-1].fields
+    assert (last["reasoning_effort"], last["verbosity"], last["max_tokens"]) == ("low", "low", 7)
+
+
+async def test_a_server_that_ignores_the_newer_limit_keeps_the_older_one_whatever_its_errors_quote() -> None:
+    text = "HTTP 400: max_tokens=99999 is too large for 'max_completion_tokens'"
+    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected(text, expert="clever", status=400)])
+    expert = translated(chat)
+    await expert.stream(_call(max_output_tokens=99999))
+    await expert.stream(_call(max_output_tokens=7))
+    assert chat.calls[-1].fields["max_tokens"] == 7
+
+
+@pytest.mark.parametrize("param", ["messages", "temperature"])
+async def test_a_rejection_that_names_another_field_is_not_repeated(param: str) -> None:
+    text = "HTTP 400: no: 'reasoning_effort max_completion_tokens'"
+    chat = ChatExpert({}, errors=[ExpertRejected(text, expert="clever", status=400, param=param)])
+    with pytest.raises(ExpertRejected):
+        await translated(chat).stream(_call(reasoning={"effort": "low"}, max_output_tokens=7))
+    assert len(chat.calls) == 1
 
 
 async def test_another_rejection_is_not_repeated() -> None:
