@@ -70,19 +70,27 @@ class TranslatedExpert:
         """Raises what the expert raises, and InvalidRequest for a request that cannot be translated."""
         if call.api not in self._translated_apis:
             return await self._expert.stream(call)
-        builder: ResponseBuilder | MessageBuilder
-        if call.api == "responses":
-            body, builder = responses_request.chat_fields(call.fields), ResponseBuilder(call.fields, model=self.name)
-        else:
-            body = messages_request.chat_fields(call.fields, claude=self._claude)
-            builder = MessageBuilder(call.fields, model=self.name)
+        try:
+            body, builder = self._request(call)
+            opening = b"".join(map(_event, builder.begin())) if call.stream else b""
+        except TypeError:  # a field in which the API has something else
+            raise InvalidRequest("the request has a field of a wrong type") from None
+        except RecursionError:
+            raise _too_deep() from None
         headers = call.headers
         if not self._claude:
             headers = {name: value for name, value in headers.items() if name not in _CLAUDE_HEADERS}
         reply = await self._accepted(replace(call, api="chat", fields=body, headers=headers))
         if call.stream:
-            return _StreamedReply(reply, builder, self._errors)
+            return _StreamedReply(reply, builder, self._errors, opening=opening)
         return await self._whole(reply, builder)
+
+    def _request(self, call: Call) -> tuple[dict[str, Any], ResponseBuilder | MessageBuilder]:
+        """The body for chat, and the builder of the answer."""
+        if call.api == "responses":
+            return responses_request.chat_fields(call.fields), ResponseBuilder(call.fields, model=self.name)
+        body = messages_request.chat_fields(call.fields, claude=self._claude)
+        return body, MessageBuilder(call.fields, model=self.name)
 
     async def aclose(self) -> None:
         await self._expert.aclose()
@@ -170,25 +178,27 @@ class _StreamedReply:
 
     media_type = sse.EVENT_STREAM
 
-    def __init__(self, reply: Reply, builder: Builder, errors: ErrorMapping) -> None:
+    def __init__(self, reply: Reply, builder: Builder, errors: ErrorMapping, *, opening: bytes) -> None:
         self.usage = reply.usage
+        self._opening = opening
         self._reply = reply
         self._builder = builder
         self._errors = errors
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        reader, opening = ChatReader(), self._builder.begin()
+        reader, opening = ChatReader(), self._opening
         async with aclosing(self._reply.chunks()) as chunks:
             async for chunk in chunks:
-                events, opening = opening, []
+                events: list[Event] = []
                 try:
                     for delta in reader.deltas(chunk):
                         events += self._builder.add(delta)
                 except ValueError as error:
                     raise self._errors.invalid_response(f"a broken event stream ({error})") from None
-                if events:
-                    yield b"".join(map(_event, events))
-        yield b"".join(map(_event, [*opening, *self._builder.end(self.usage)]))
+                if opening or events:
+                    yield opening + b"".join(map(_event, events))
+                opening = b""
+        yield opening + b"".join(map(_event, self._builder.end(self.usage)))
 
     async def aclose(self) -> None:
         await self._reply.aclose()
@@ -228,5 +238,12 @@ def _event(event: Event) -> bytes:
 def _dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
-    except (TypeError, orjson.JSONEncodeError):  # lone surrogates, which some servers write
-        return sse.dumps(value)
+    except TypeError:  # lone surrogates, which some servers write, or deep nesting
+        try:
+            return sse.dumps(value)
+        except RecursionError:  # what a response repeats of its request
+            raise _too_deep() from None
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest("the body is nested too deeply", code="invalid_json")

@@ -225,6 +225,7 @@ async def test_claude_behind_litellm_keeps_thinking_with_its_signature_and_cache
         ({"tools": "look"}, "tools"),
         ({"tools": ["look"]}, "tools"),
         ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tools": [LOOK], "tool_choice": {"type": []}}, "tool_choice.type"),
         ({"thinking": 5}, "thinking"),
         ({"output_config": {"effort": "utmost"}}, "output_config.effort"),
         ({"tools": [LOOK], "tool_choice": {"type": "tool", "name": "web_search"}}, "tool_choice"),

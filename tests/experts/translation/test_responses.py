@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -301,6 +302,7 @@ async def test_logprobs_and_citations_are_kept() -> None:
         ({"tools": [5]}, "tools[0]"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "tools": 5}}, "tool_choice.tools"),
         ({"reasoning": "high"}, "reasoning"),
         ({"reasoning": {"effort": "utmost"}}, "reasoning.effort"),
         ({"text": []}, "text"),
@@ -313,6 +315,30 @@ async def test_what_cannot_be_translated_is_refused_by_its_name(fields: dict[str
         await answer(chat, "responses", **fields)
     assert refused.value.param == param
     assert not chat.calls
+
+
+def _nested(depth: int) -> list[dict[str, Any]]:
+    """Requests with this depth in what becomes text, and in what only the response repeats."""
+    deep: Any = orjson.loads(b"[" * depth + b"]" * depth)
+    call = {"type": "custom_tool_call", "call_id": "a", "name": "run", "input": deep}
+    return [{"input": [call]}, {"tools": [{"type": "web_search", "filters": deep}]}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_deep_nesting_is_translated_or_refused(stream: bool) -> None:
+    chat = ChatExpert({"content": "hi"})
+    for fields in _nested(500):
+        assert await answer(chat, "responses", stream=stream, **fields)
+    for fields in _nested(1000):
+        with pytest.raises(InvalidRequest, match="nested too deeply"):
+            await answer(chat, "responses", stream=stream, **fields)
+
+
+@pytest.mark.parametrize("api", ["messages", "responses"])
+async def test_a_wrong_type_that_no_check_names_is_refused(api: Any) -> None:
+    fields = {"input": [{"role": "user", "content": 5}]} if api == "responses" else {"messages": 5}
+    with pytest.raises(InvalidRequest, match="wrong type"):
+        await answer(ChatExpert({"content": "hi"}), api, **fields)
 
 
 async def test_an_answer_in_another_form_is_an_invalid_response() -> None:
