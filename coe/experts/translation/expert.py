@@ -21,7 +21,7 @@ from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
 from coe.experts.http.replies import PlainReply
 from coe.experts.translation import messages_request, responses_request
-from coe.experts.translation.chat_answer import ChatReader, Delta
+from coe.experts.translation.chat_answer import CallOrder, ChatReader, Delta
 from coe.experts.translation.messages_answer import MessageBuilder
 from coe.experts.translation.responses_answer import ResponseBuilder
 from coe.registry import ExpertSpec
@@ -186,19 +186,21 @@ class _StreamedReply:
         self._errors = errors
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        reader, opening = ChatReader(), self._opening
+        reader, order, opening = ChatReader(), CallOrder(), self._opening
         async with aclosing(self._reply.chunks()) as chunks:
             async for chunk in chunks:
                 events: list[Event] = []
                 try:
-                    for delta in reader.deltas(chunk):
-                        events += self._builder.add(delta)
+                    for read in reader.deltas(chunk):
+                        for delta in order.add(read):
+                            events += self._builder.add(delta)
                 except ValueError as error:
                     raise self._errors.invalid_response(f"a broken event stream ({error})") from None
                 if opening or events:
                     yield opening + b"".join(map(_event, events))
                 opening = b""
-        yield opening + b"".join(map(_event, self._builder.end(self.usage)))
+        events = [event for delta in order.end() for event in self._builder.add(delta)]
+        yield opening + b"".join(map(_event, [*events, *self._builder.end(self.usage)]))
 
     async def aclose(self) -> None:
         await self._reply.aclose()

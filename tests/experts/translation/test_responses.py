@@ -41,6 +41,8 @@ TOOLS: Any = [
     },
     {"type": "web_search"},
 ]
+FIRST, SECOND, THIRD = (call_delta(n, "look", *parts) for n, parts in enumerate([('{"a"', ":1}"), ("{", "}"), ("{}",)]))
+INTERLEAVED = [FIRST[0], SECOND[0], THIRD[0], FIRST[1], THIRD[1], SECOND[1], FIRST[2], SECOND[2]]
 ANSWERS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "text": ([{"role": "assistant", "content": ""}, {"content": "Par"}, {"content": "is."}], "stop"),
     "reasoning": ([{"reasoning_content": "Fra"}, {"reasoning_content": "nce."}, {"content": "Paris."}], "stop"),
@@ -50,6 +52,7 @@ ANSWERS: dict[str, tuple[list[dict[str, Any]], str]] = {
         [{"content": "Let me see."}, *call_delta(0, "look", '{"a"', ":1}"), *call_delta(1, "look", "{}")],
         "tool_calls",
     ),
+    "interleaved calls": (INTERLEAVED, "tool_calls"),
     "custom": (call_delta(0, "patch", '{"input":"*** ', 'Begin"}'), "tool_calls"),
     "namespace": (call_delta(0, "crm__find", "{}"), "tool_calls"),
     "nothing": ([], "stop"),
@@ -343,11 +346,23 @@ async def test_a_wrong_type_that_no_check_names_is_refused(api: Any) -> None:
 
 async def test_an_answer_in_another_form_is_an_invalid_response() -> None:
     late = {"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]}
-    chat = ChatExpert(*call_delta(0, "look", "{"), *call_delta(1, "look", "{}"), late)
+    chat = ChatExpert(*call_delta(0, "look", "{}"), *call_delta(1, "look", "{}"), late)
     with pytest.raises(ExpertInvalidResponse, match="out of order"):
         await answer(chat, "responses", stream=True)
     with pytest.raises(ExpertInvalidResponse, match="no chat answer"):
         await answer(_WithoutChoice(), "responses")
+
+
+async def test_a_text_within_a_call_follows_it_and_a_complete_call_ends_at_once() -> None:
+    opening, begin, end = call_delta(0, "look", '{"a"', ":1}")
+    chat = ChatExpert(opening, begin, {"content": "Ah"}, end, {"content": "."}, *call_delta(1, "look", "{}"))
+    events = await answer(chat, "responses", stream=True)
+    kinds = [event["type"] for event in events]
+    assert [item["type"] for item in events[-1]["response"]["output"]] == ["function_call", "message", "function_call"]
+    assert kinds.count("response.output_text.delta") == 2
+    chat = ChatExpert(*call_delta(0, "look", "{}"), *call_delta(1, "look", "{", "}"))
+    pieces = [event for event in await answer(chat, "responses", stream=True) if event["type"].endswith("delta")]
+    assert [(piece["output_index"], piece["delta"]) for piece in pieces] == [(0, "{}"), (1, "{"), (1, "}")]
 
 
 class _WithoutChoice(ChatExpert):
