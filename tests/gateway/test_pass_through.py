@@ -158,6 +158,7 @@ async def test_a_form_without_a_model_gets_one(form: bytes) -> None:
         (b"--b\r\nx: y\r\n\r\n\r\n--b--", "has no name"),
         (FORM.replace(b"language", b"model") % b"special", "model twice"),
         (FORM.replace(b"--b\r\n--b-1x\r\n", b"--b\r\n--b-1xy\r\n") % b"special", "part of its content"),
+        (b"--\xff--", "does not begin with a boundary"),
         (b"--b\r\n" + b'content-disposition: form-data; name="a"\r\n\r\n\r\n--b\r\n' * 300, "more than 256 parts"),
     ],
 )

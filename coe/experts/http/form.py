@@ -11,9 +11,10 @@ MAX_FIELD_BYTES = 2**16
 """Bytes of a part that counts as a field; longer ones are files."""
 MAX_HEADER_BYTES = 2**13
 """Bytes of the headers of a part."""
-_BOUNDARY = re.compile(rb"--([0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-])\r\n")
+_DELIMITER = rb"--([0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-])"
+_BOUNDARY = re.compile(_DELIMITER + rb"\r\n")
 """The first line of a form (RFC 2046, section 5.1.1)."""
-_EMPTY = re.compile(rb"--([^\r\n]{1,70})--\s*\Z")
+_EMPTY = re.compile(_DELIMITER + rb"--\s*\Z")
 """A form without parts."""
 _DISPOSITION = re.compile(rb"^content-disposition:\s*form-data\b(.*)$", re.IGNORECASE | re.MULTILINE)
 _NAME = re.compile(rb';\s*name="?([^";\r\n]*)"?', re.IGNORECASE)

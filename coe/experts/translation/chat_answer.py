@@ -7,7 +7,7 @@ Servers deviate from OpenAI's form: reasoning has several names, calls lack thei
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coe.experts.http import sse
@@ -100,6 +100,84 @@ class ChatReader:
         if isinstance(arguments, dict):
             arguments = sse.dumps(arguments).decode()
         return CallDelta(number, _text(call.get("id")), name, _text(arguments))
+
+
+class CallOrder:
+    """Orders the deltas of a stream: nothing follows a tool call before its arguments are complete.
+
+    Servers may interleave the pieces of parallel calls, or write text between them. The other APIs write one item after
+    the other. What waits is a part of the answer, so its size has the answer's limits.
+    """
+
+    def __init__(self) -> None:
+        self._open: int | None = None
+        """The number of the call whose pieces pass."""
+        self._arguments: list[str] = []
+        self._texts: list[Delta] = []
+        self._calls: dict[int, list[CallDelta]] = {}
+        """The pieces of calls that wait."""
+        self._ended: set[int] = set()
+
+    def add(self, delta: Delta) -> list[Delta]:
+        """Returns what can be written now."""
+        if self._open is None and not delta.calls:
+            return [delta]
+        ordered, text = [], replace(delta, calls=())
+        if text != _NOTHING:
+            self._texts.append(text)
+            if len(self._texts) == 1:  # otherwise the open call was not complete, and few pieces complete one
+                ordered += self._advance()
+        for call in delta.calls:
+            ordered += self._add_call(call)
+        return ordered
+
+    def end(self) -> list[Delta]:
+        """Returns what waits at the end of the stream."""
+        return self._advance(at_end=True)
+
+    def _add_call(self, call: CallDelta) -> list[Delta]:
+        if call.number == self._open:
+            self._arguments.append(call.arguments)
+        elif call.number in self._calls:
+            self._calls[call.number].append(call)
+            return []
+        elif call.number not in self._ended:
+            self._calls[call.number] = [call]
+            return self._advance()
+        elif not call.arguments.strip():
+            return []
+        return [Delta(calls=(call,))]
+
+    def _advance(self, *, at_end: bool = False) -> list[Delta]:
+        """Opens the next call if the open one is complete, and so on. Returns what can be written."""
+        ordered: list[Delta] = []
+        while self._open is None or at_end or self._is_complete():
+            if self._open is not None:
+                self._ended.add(self._open)
+                self._open = None
+            ordered += self._texts
+            self._texts = []
+            if not self._calls:
+                break
+            self._open = next(iter(self._calls))
+            first, *_ = pieces = self._calls.pop(self._open)
+            self._arguments = ["".join(piece.arguments for piece in pieces)]
+            ordered.append(Delta(calls=(replace(first, arguments=self._arguments[0]),)))
+        return ordered
+
+    def _is_complete(self) -> bool:
+        """Whether the arguments of the open call are complete. Without any, they may come."""
+        arguments = "".join(self._arguments)
+        if not arguments.rstrip().endswith("}"):
+            return False
+        try:
+            sse.loads(arguments.encode("utf-8", "surrogatepass"))
+        except ValueError:
+            return False
+        return True
+
+
+_NOTHING = Delta()
 
 
 def _text(value: Any) -> str:

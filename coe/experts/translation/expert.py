@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
 from coe.experts.http.replies import PlainReply
 from coe.experts.translation import messages_request, responses_request
-from coe.experts.translation.chat_answer import ChatReader, Delta
+from coe.experts.translation.chat_answer import CallOrder, ChatReader, Delta
 from coe.experts.translation.messages_answer import MessageBuilder
 from coe.experts.translation.responses_answer import ResponseBuilder
 from coe.registry import ExpertSpec
@@ -70,52 +70,58 @@ class TranslatedExpert:
         """Raises what the expert raises, and InvalidRequest for a request that cannot be translated."""
         if call.api not in self._translated_apis:
             return await self._expert.stream(call)
-        builder: ResponseBuilder | MessageBuilder
-        if call.api == "responses":
-            body, builder = responses_request.chat_fields(call.fields), ResponseBuilder(call.fields, model=self.name)
-        else:
-            body = messages_request.chat_fields(call.fields, claude=self._claude)
-            builder = MessageBuilder(call.fields, model=self.name)
+        try:
+            body, builder = self._request(call)
+            opening = b"".join(map(_event, builder.begin())) if call.stream else b""
+        except TypeError:  # a field in which the API has something else
+            raise InvalidRequest("the request has a field of a wrong type") from None
+        except RecursionError:
+            raise _too_deep() from None
         headers = call.headers
         if not self._claude:
             headers = {name: value for name, value in headers.items() if name not in _CLAUDE_HEADERS}
         reply = await self._accepted(replace(call, api="chat", fields=body, headers=headers))
         if call.stream:
-            return _StreamedReply(reply, builder, self._errors)
+            return _StreamedReply(reply, builder, self._errors, opening=opening)
         return await self._whole(reply, builder)
+
+    def _request(self, call: Call) -> tuple[dict[str, Any], ResponseBuilder | MessageBuilder]:
+        """The body for chat, and the builder of the answer."""
+        if call.api == "responses":
+            return responses_request.chat_fields(call.fields), ResponseBuilder(call.fields, model=self.name)
+        body = messages_request.chat_fields(call.fields, claude=self._claude)
+        return body, MessageBuilder(call.fields, model=self.name)
 
     async def aclose(self) -> None:
         await self._expert.aclose()
 
     async def _accepted(self, call: Call) -> Reply:
-        """The reply to the call. What a server rejects by name, and is not needed or has another name, is changed."""
+        """The reply to the call. What a server rejects by name, and is not needed or has another name, is changed. A
+        change is kept for later calls only once it helped: servers quote requests in their errors."""
         for name in _OPTIONAL:
             if (name, str(call.fields.get(name))) in self._rejected:
                 call = _without(call, name)
         if (_LENGTH, "") in self._rejected:
             call = _with_newer_length(call)
+        changes: list[tuple[str, str]] = []
         while True:
             try:
-                return await self._expert.stream(call)
+                reply = await self._expert.stream(call)
             except ExpertRejected as error:
-                changed = self._changed(call, str(error))
+                changed = _changed(call, error)
                 if changed is None:
                     raise
-                call = changed
+                call, change = changed
+                changes += () if change is None else (change,)
+            else:
+                self._remember(changes)
+                return reply
 
-    def _changed(self, call: Call, refusal: str) -> Call | None:
-        """The call without what the server rejects; None if it rejects something else. Each change happens once."""
-        if _NEWER_LENGTH in refusal and _LENGTH in call.fields:
-            self._rejected.add((_LENGTH, ""))
-            return _with_newer_length(call)
-        for name in _OPTIONAL:
-            if name in refusal and name in call.fields:
-                value = str(call.fields[name])
-                if (name, value) not in self._rejected:
-                    _log.warning("expert %s rejects %s=%s, which is left out from now on", self.name, name, value)
-                self._rejected.add((name, value))
-                return _without(call, name)
-        return None
+    def _remember(self, changes: Iterable[tuple[str, str]]) -> None:
+        for name, value in changes:
+            if value and (name, value) not in self._rejected:
+                _log.warning("expert %s rejects %s=%s, which is left out from now on", self.name, name, value)
+            self._rejected.add((name, value))
 
     async def _whole(self, reply: Reply, builder: ResponseBuilder | MessageBuilder) -> Reply:
         try:
@@ -172,28 +178,47 @@ class _StreamedReply:
 
     media_type = sse.EVENT_STREAM
 
-    def __init__(self, reply: Reply, builder: Builder, errors: ErrorMapping) -> None:
+    def __init__(self, reply: Reply, builder: Builder, errors: ErrorMapping, *, opening: bytes) -> None:
         self.usage = reply.usage
+        self._opening = opening
         self._reply = reply
         self._builder = builder
         self._errors = errors
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        reader, opening = ChatReader(), self._builder.begin()
+        reader, order, opening = ChatReader(), CallOrder(), self._opening
         async with aclosing(self._reply.chunks()) as chunks:
             async for chunk in chunks:
-                events, opening = opening, []
+                events: list[Event] = []
                 try:
-                    for delta in reader.deltas(chunk):
-                        events += self._builder.add(delta)
+                    for read in reader.deltas(chunk):
+                        for delta in order.add(read):
+                            events += self._builder.add(delta)
                 except ValueError as error:
                     raise self._errors.invalid_response(f"a broken event stream ({error})") from None
-                if events:
-                    yield b"".join(map(_event, events))
-        yield b"".join(map(_event, [*opening, *self._builder.end(self.usage)]))
+                if opening or events:
+                    yield opening + b"".join(map(_event, events))
+                opening = b""
+        events = [event for delta in order.end() for event in self._builder.add(delta)]
+        yield opening + b"".join(map(_event, [*events, *self._builder.end(self.usage)]))
 
     async def aclose(self) -> None:
         await self._reply.aclose()
+
+
+def _changed(call: Call, error: ExpertRejected) -> tuple[Call, tuple[str, str] | None] | None:
+    """The call without what the server rejects, and what to remember; None if it rejects something else. Each change
+    happens once.
+
+    A text may quote the request, so the `param` of an error decides where there is one. The newer name of the limit is
+    remembered from that alone: servers that ignore this name would lose the limits of all clients.
+    """
+    if _NEWER_LENGTH in str(error) and _LENGTH in call.fields and error.param in (None, _LENGTH):
+        return _with_newer_length(call), (_LENGTH, "") if error.param else None
+    for name in _OPTIONAL:
+        if name in (error.param or str(error)) and name in call.fields:
+            return _without(call, name), (name, str(call.fields[name]))
+    return None
 
 
 def _without(call: Call, name: str) -> Call:
@@ -215,5 +240,12 @@ def _event(event: Event) -> bytes:
 def _dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
-    except (TypeError, orjson.JSONEncodeError):  # lone surrogates, which some servers write
-        return sse.dumps(value)
+    except TypeError:  # lone surrogates, which some servers write, or deep nesting
+        try:
+            return sse.dumps(value)
+        except RecursionError:  # what a response repeats of its request
+            raise _too_deep() from None
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest("the body is nested too deeply", code="invalid_json")

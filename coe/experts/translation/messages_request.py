@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coe.errors import InvalidRequest
-from coe.experts.http import sse
-from coe.experts.translation.conversation import Conversation, image_part, text_part
+from coe.experts.translation.conversation import Conversation, image_part, json_text, text_part
 from coe.experts.translation.settings import PASSED_FIELDS, add_effort, effort_of_budget, output_format
 
 Fields = Mapping[str, Any]
@@ -86,7 +85,7 @@ class _Reader:
                 self._add_call(block, f"{path}[{index}]")
 
     def _add_call(self, block: Fields, where: str) -> None:
-        arguments = sse.dumps(block.get("input") or {}).decode()
+        arguments = json_text(block.get("input") or {})
         self._conversation.add_call(_text(block, "id", where), _text(block, "name", where), arguments)
 
     def _parts(self, content: Any, path: str) -> list[dict[str, Any]]:
@@ -135,6 +134,8 @@ def _add_tools(body: dict[str, Any], fields: Fields, claude: bool) -> None:
         return
     body["tools"], choice = functions, fields.get("tool_choice") or {}
     kind, names = choice.get("type"), [one["function"]["name"] for one in functions]
+    if kind is not None and not isinstance(kind, str):
+        raise InvalidRequest("tool_choice.type must be text", param="tool_choice.type")
     if kind in _CHOICES:
         body["tool_choice"] = _CHOICES[kind]
     elif kind == "tool":

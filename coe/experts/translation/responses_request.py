@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from coe.errors import InvalidRequest
-from coe.experts.translation.conversation import Conversation, image_part, text_part
+from coe.experts.translation.conversation import Conversation, image_part, json_text, text_part
 from coe.experts.translation.settings import PASSED_FIELDS, add_effort, output_format
 from coe.experts.translation.tools import INPUT, chat_choice, chat_name, read_tools
 
@@ -77,7 +75,7 @@ def _add_item(conversation: Conversation, item: Fields, path: str) -> None:
         conversation.add(_ROLES.get(role, role), _parts(item.get("content"), f"{path}.content"))
     elif kind in ("function_call", "custom_tool_call"):
         name = chat_name(_text(item, "name", path), str(item.get("namespace") or ""))
-        arguments = item.get("arguments") if kind == "function_call" else _dumps({INPUT: item.get("input")})
+        arguments = item.get("arguments") if kind == "function_call" else json_text({INPUT: item.get("input")})
         conversation.add_call(_text(item, "call_id", path), name, str(arguments or "{}"))
     elif kind in _RESULTS:
         conversation.add_result(_text(item, "call_id", path), _parts(item.get("output"), f"{path}.output"))
@@ -144,10 +142,6 @@ def _text(item: Fields, name: str, path: str) -> str:
     if not isinstance(value := item.get(name), str):
         raise InvalidRequest(f"{path}.{name} must be text", param=f"{path}.{name}")
     return value
-
-
-def _dumps(value: Any) -> str:
-    return orjson.dumps(value).decode()
 
 
 def _unsupported(message: str, param: str) -> InvalidRequest:

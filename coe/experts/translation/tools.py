@@ -78,7 +78,10 @@ def chat_choice(choice: Any, tools: Tools) -> Mapping[str, Any]:
     if not tools.functions:
         return {}
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        allowed = {_chosen(one) for one in choice.get("tools") or () if isinstance(one, dict)}
+        named = choice.get("tools") or []
+        if not isinstance(named, list):
+            raise InvalidRequest("tool_choice.tools must be a list", param="tool_choice.tools")
+        allowed = {_chosen(one) for one in named if isinstance(one, dict)}
         functions = [one for one in functions if one["function"]["name"] in allowed]
         choice = choice.get("mode")
         if not functions:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coe.core import Usage
 from coe.errors import InvalidRequest
 from coe.experts.translation import messages_request, responses_request
-from coe.experts.translation.chat_answer import ChatReader
+from coe.experts.translation.chat_answer import CallOrder, ChatReader
 from coe.experts.translation.expert import dropped_parts
 from coe.experts.translation.messages_answer import MessageBuilder
 from coe.experts.translation.responses_answer import ResponseBuilder
@@ -91,11 +91,12 @@ choices = st.dictionaries(st.sampled_from(["delta", "message", "finish_reason", 
 @given(sent=st.lists(choices | answers, max_size=5))
 def test_any_chat_answer_is_translated_or_a_value_error(sent: list[Any]) -> None:
     for builder in (ResponseBuilder({}, model="m"), MessageBuilder({}, model="m")):
-        reader = ChatReader()
+        reader, order = ChatReader(), CallOrder()
         with suppress(ValueError):
             for choice in sent:
                 for delta in reader.deltas(b"data: %b\n\n" % orjson.dumps({"choices": [choice]})):
-                    orjson.dumps(builder.add(delta))
+                    orjson.dumps([builder.add(one) for one in order.add(delta)])
+            orjson.dumps([builder.add(one) for one in order.end()])
             orjson.dumps(builder.end(Usage()))
         with suppress(ValueError):
             ChatReader().whole({"choices": sent})

@@ -12,7 +12,7 @@ from coe.core import Call
 from coe.errors import InvalidRequest
 from coe.experts.translation.expert import dropped_parts
 from tests.experts.translation.chat_expert import ChatExpert, answer, sent, translated
-from tests.experts.translation.test_responses import call_delta
+from tests.experts.translation.test_responses import INTERLEAVED, call_delta
 
 pytestmark = pytest.mark.anyio
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
@@ -41,6 +41,15 @@ ANSWERS: dict[str, tuple[list[dict[str, Any]], str, str, list[dict[str, Any]]]] 
             {"type": "text", "text": "Ah."},
             {"type": "tool_use", "id": "call_0", "name": "look", "input": {"a": 1}},
             {"type": "tool_use", "id": "call_1", "name": "look", "input": {}},
+        ],
+    ),
+    "interleaved calls": (
+        INTERLEAVED,
+        "tool_calls",
+        "tool_use",
+        [
+            {"type": "tool_use", "id": f"call_{number}", "name": "look", "input": arguments}
+            for number, arguments in enumerate([{"a": 1}, {}, {}])
         ],
     ),
     "calls that end as a text": (
@@ -225,6 +234,7 @@ async def test_claude_behind_litellm_keeps_thinking_with_its_signature_and_cache
         ({"tools": "look"}, "tools"),
         ({"tools": ["look"]}, "tools"),
         ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tools": [LOOK], "tool_choice": {"type": []}}, "tool_choice.type"),
         ({"thinking": 5}, "thinking"),
         ({"output_config": {"effort": "utmost"}}, "output_config.effort"),
         ({"tools": [LOOK], "tool_choice": {"type": "tool", "name": "web_search"}}, "tool_choice"),

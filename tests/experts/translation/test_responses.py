@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -40,6 +41,8 @@ TOOLS: Any = [
     },
     {"type": "web_search"},
 ]
+FIRST, SECOND, THIRD = (call_delta(n, "look", *parts) for n, parts in enumerate([('{"a"', ":1}"), ("{", "}"), ("{}",)]))
+INTERLEAVED = [FIRST[0], SECOND[0], THIRD[0], FIRST[1], THIRD[1], SECOND[1], FIRST[2], SECOND[2]]
 ANSWERS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "text": ([{"role": "assistant", "content": ""}, {"content": "Par"}, {"content": "is."}], "stop"),
     "reasoning": ([{"reasoning_content": "Fra"}, {"reasoning_content": "nce."}, {"content": "Paris."}], "stop"),
@@ -49,6 +52,7 @@ ANSWERS: dict[str, tuple[list[dict[str, Any]], str]] = {
         [{"content": "Let me see."}, *call_delta(0, "look", '{"a"', ":1}"), *call_delta(1, "look", "{}")],
         "tool_calls",
     ),
+    "interleaved calls": (INTERLEAVED, "tool_calls"),
     "custom": (call_delta(0, "patch", '{"input":"*** ', 'Begin"}'), "tool_calls"),
     "namespace": (call_delta(0, "crm__find", "{}"), "tool_calls"),
     "nothing": ([], "stop"),
@@ -301,6 +305,7 @@ async def test_logprobs_and_citations_are_kept() -> None:
         ({"tools": [5]}, "tools[0]"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "tools": 5}}, "tool_choice.tools"),
         ({"reasoning": "high"}, "reasoning"),
         ({"reasoning": {"effort": "utmost"}}, "reasoning.effort"),
         ({"text": []}, "text"),
@@ -315,13 +320,49 @@ async def test_what_cannot_be_translated_is_refused_by_its_name(fields: dict[str
     assert not chat.calls
 
 
+def _nested(depth: int) -> list[dict[str, Any]]:
+    """Requests with this depth in what becomes text, and in what only the response repeats."""
+    deep: Any = orjson.loads(b"[" * depth + b"]" * depth)
+    call = {"type": "custom_tool_call", "call_id": "a", "name": "run", "input": deep}
+    return [{"input": [call]}, {"tools": [{"type": "web_search", "filters": deep}]}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_deep_nesting_is_translated_or_refused(stream: bool) -> None:
+    chat = ChatExpert({"content": "hi"})
+    for fields in _nested(500):
+        assert await answer(chat, "responses", stream=stream, **fields)
+    for fields in _nested(1000):
+        with pytest.raises(InvalidRequest, match="nested too deeply"):
+            await answer(chat, "responses", stream=stream, **fields)
+
+
+@pytest.mark.parametrize("api", ["messages", "responses"])
+async def test_a_wrong_type_that_no_check_names_is_refused(api: Any) -> None:
+    fields = {"input": [{"role": "user", "content": 5}]} if api == "responses" else {"messages": 5}
+    with pytest.raises(InvalidRequest, match="wrong type"):
+        await answer(ChatExpert({"content": "hi"}), api, **fields)
+
+
 async def test_an_answer_in_another_form_is_an_invalid_response() -> None:
     late = {"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]}
-    chat = ChatExpert(*call_delta(0, "look", "{"), *call_delta(1, "look", "{}"), late)
+    chat = ChatExpert(*call_delta(0, "look", "{}"), *call_delta(1, "look", "{}"), late)
     with pytest.raises(ExpertInvalidResponse, match="out of order"):
         await answer(chat, "responses", stream=True)
     with pytest.raises(ExpertInvalidResponse, match="no chat answer"):
         await answer(_WithoutChoice(), "responses")
+
+
+async def test_a_text_within_a_call_follows_it_and_a_complete_call_ends_at_once() -> None:
+    opening, begin, end = call_delta(0, "look", '{"a"', ":1}")
+    chat = ChatExpert(opening, begin, {"content": "Ah"}, end, {"content": "."}, *call_delta(1, "look", "{}"))
+    events = await answer(chat, "responses", stream=True)
+    kinds = [event["type"] for event in events]
+    assert [item["type"] for item in events[-1]["response"]["output"]] == ["function_call", "message", "function_call"]
+    assert kinds.count("response.output_text.delta") == 2
+    chat = ChatExpert(*call_delta(0, "look", "{}"), *call_delta(1, "look", "{", "}"))
+    pieces = [event for event in await answer(chat, "responses", stream=True) if event["type"].endswith("delta")]
+    assert [(piece["output_index"], piece["delta"]) for piece in pieces] == [(0, "{}"), (1, "{"), (1, "}")]
 
 
 class _WithoutChoice(ChatExpert):
@@ -345,11 +386,41 @@ async def test_a_setting_that_the_server_rejects_is_left_out_from_then_on(caplog
 
 async def test_a_server_of_the_newer_name_of_the_limit_gets_that() -> None:
     text = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
-    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected(text, expert="clever", status=400)])
+    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected(text, expert="clever", status=400, param="max_tokens")])
     expert = translated(chat)
     for _ in range(2):
         await expert.stream(_call(max_output_tokens=7))
     assert [call.fields.get("max_completion_tokens") for call in chat.calls] == [None, 7, 7]
+
+
+async def test_a_client_whose_text_a_server_quotes_changes_no_later_request() -> None:
+    text = "HTTP 400: bad content: 'reasoning_effort verbosity max_completion_tokens'"
+    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected(text, expert="clever", status=400)] * 4)
+    expert = translated(chat)
+    fields: dict[str, Any] = {"reasoning": {"effort": "low"}, "text": {"verbosity": "low"}, "max_output_tokens": 7}
+    with pytest.raises(ExpertRejected):
+        await expert.stream(_call(**fields))
+    await expert.stream(_call(**fields))
+    last = chat.calls[-1].fields
+    assert (last["reasoning_effort"], last["verbosity"], last["max_tokens"]) == ("low", "low", 7)
+
+
+async def test_a_server_that_ignores_the_newer_limit_keeps_the_older_one_whatever_its_errors_quote() -> None:
+    text = "HTTP 400: max_tokens=99999 is too large for 'max_completion_tokens'"
+    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected(text, expert="clever", status=400)])
+    expert = translated(chat)
+    await expert.stream(_call(max_output_tokens=99999))
+    await expert.stream(_call(max_output_tokens=7))
+    assert chat.calls[-1].fields["max_tokens"] == 7
+
+
+@pytest.mark.parametrize("param", ["messages", "temperature"])
+async def test_a_rejection_that_names_another_field_is_not_repeated(param: str) -> None:
+    text = "HTTP 400: no: 'reasoning_effort max_completion_tokens'"
+    chat = ChatExpert({}, errors=[ExpertRejected(text, expert="clever", status=400, param=param)])
+    with pytest.raises(ExpertRejected):
+        await translated(chat).stream(_call(reasoning={"effort": "low"}, max_output_tokens=7))
+    assert len(chat.calls) == 1
 
 
 async def test_another_rejection_is_not_repeated() -> None:
