@@ -51,7 +51,13 @@ def list_probes(category: Category = "", config: Config = None, json: Json = Fal
     registry, own = _declared(config)
     rows = [row for row in _rows(registry, own) if category in ("", row["category"])]
     if json:
-        print_json({"probes": [{key: row.get(key) for key in _LISTED} | {"template": "draw" in row} for row in rows]})
+        print_json(
+            {
+                "probes": [
+                    {key: row.get(key) for key in _LISTED} | {"template": row.get("draw") is not None} for row in rows
+                ]
+            }
+        )
     elif category:
         for row in rows:
             print_line(f"{row['id']!s:24} {row.get('difficulty', '-'):7} {row['checker']:11} {_first_line(row)}")
@@ -67,7 +73,7 @@ _LISTED = ("id", "category", "difficulty", "checker", "prompt", "own")
 def _counts(name: str, rows: list[dict[str, Any]]) -> str:
     levels = Counter(row.get("difficulty") for row in rows)
     by_level = " ".join(f"{levels[level]:6}" for level in DIFFICULTIES)
-    templates, own = sum("draw" in row for row in rows), sum(row["own"] for row in rows)
+    templates, own = sum(row.get("draw") is not None for row in rows), sum(row["own"] for row in rows)
     return f"{name:20} {len(rows):6} {by_level} {templates:9} {own:5}"
 
 
@@ -83,7 +89,7 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The id, as `coe probes li
 def show(wanted: Id, seed: Seed = 0, config: Config = None, json: Json = False) -> None:
     """Show a probe: what is sent, and what an answer is checked against. A template is drawn with --seed."""
     registry, own = _declared(config)
-    row = next((row for row in _rows(registry, own) if str(row["id"]) == wanted), None)
+    row = next((row for row in reversed(_rows(registry, own)) if str(row["id"]) == wanted), None)
     if row is None:
         raise DataError(f"no probe has the id {wanted!r}; `coe probes list --category NAME` lists them")
     probe = probe_of(row, registry.category_names, seed)
@@ -272,14 +278,20 @@ def _declared(config: Path | None, to: Path | None = None) -> tuple[Registry, Pa
     return load(settings.config, environ=settings.environ), to or own_file(settings.config)
 
 
-def _rows(registry: Registry, own: Path) -> Iterable[dict[str, Any]]:
-    """Return the rows of shipped and own probes, all with an id. Raises DataError for mistakes in the own ones."""
-    shipped = (row | {"own": False} for row in shipped_rows(registry.category_names))
-    if not _known(own, registry):
-        return shipped
-    probes = read_probes(own, categories=registry.category_names)
-    mine = zip((row for _, row in numbered_rows(own)), probes, strict=True)
-    return [*shipped, *({"id": probe.prompt_id} | row | {"own": True} for row, probe in mine)]
+def _rows(registry: Registry, own: Path) -> list[dict[str, Any]]:
+    """Return the rows of shipped and own probes, all with an id; own ones replace shipped ones as in `coe score`.
+
+    A template replaces only a template, since the ids of drawn probes end in the seed. Raises DataError for mistakes
+    in the own ones.
+    """
+    rows = [row | {"own": False} for row in shipped_rows(registry.category_names)]
+    if _known(own, registry):
+        probes = read_probes(own, categories=registry.category_names)
+        mine = zip((row for _, row in numbered_rows(own)), probes, strict=True)
+        rows += [
+            row | {"own": True, "id": probe.prompt_id if row.get("id") is None else row["id"]} for row, probe in mine
+        ]
+    return list({(str(row["id"]), row.get("draw") is not None): row for row in rows}.values())
 
 
 def _known(own: Path, registry: Registry) -> set[str]:

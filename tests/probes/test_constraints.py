@@ -19,6 +19,12 @@ POEM = "Rain on the roof\nOver the hill\nSun comes again\nEvening is still"
         ({"sentences": 2}, "So we wait... Yes!", "So. We wait... Yes!"),
         ({"sentences": 2}, "It costs 3.50 euros. Fine", "It costs 3. 50 euros. Fine"),
         ({"sentences": 2}, "你好。再见！", "你好。"),
+        ({"words": 5}, "Saturday at 3:00 p.m. sharp", "Saturday at 3: 00 p.m. sharp"),
+        ({"words": 4}, "1,000 or 2.5 U.S.", "1,000 or 2. 5 U.S."),
+        ({"words": 3}, "e.g. plan A.", "e.g. plan A. B"),
+        ({"sentences": 1}, "Mr. Lee, Mrs. Ray and Prof. Dr. May met at St. Paul", "He met a Mr. Lee. They spoke"),
+        ({"sentences": 2}, 'At 3 p.m. we left. "Stop!" he said.', "At 3 p.m. We left. He said so."),
+        ({"sentences": 2}, "no capitals. none at all.", "no Capitals. none at all."),
         ({"lines": 4}, POEM, POEM + "\nand more"),
         ({"paragraphs": 2}, "one\n \ntwo", "one\ntwo"),
         ({"characters": [1, 5]}, "12345", "123456"),
@@ -26,6 +32,7 @@ POEM = "Rain on the roof\nOver the hill\nSun comes again\nEvening is still"
         ({"words_by_line": [1, 2]}, "One\n\ntwo words", "Two words\none"),
         ({"words_by_sentence": [1, 2, 1]}, "Go. Two words! End", "Go. Two words, end"),
         ({"includes": ["rain", ["sun", "moon"]]}, POEM, "Rain and sunlight"),
+        ({"substrings": ["{", ["art’s", "IT'S"]]}, "bit's {", "bits {"),
         ({"excludes": ["the"]}, "a theme", "The theme"),
         ({"without": ["z", ","]}, POEM, "Zebra"),
         ({"order": ["rain", "sun", "evening"]}, POEM, "sun, rain, evening"),
@@ -84,6 +91,8 @@ def test_a_language_is_recognised_from_a_sentence(text: str, code: str | None) -
         ({"words_by_line": 3}, "must be a list of whole numbers"),
         ({"includes": ["..."]}, "list of texts"),
         ({"includes": [[]]}, "list of texts"),
+        ({"substrings": []}, "list of texts"),
+        ({"substrings": [["a", ""]]}, "list of texts"),
         ({"excludes": "the"}, "must be a list of texts"),
         ({"occurrences": {"the": -1}}, "must map words to counts"),
         ({"language": "german"}, "must be one of ar, de"),
@@ -95,7 +104,9 @@ def test_bad_constraints_are_named_with_the_remedy(constraints: dict[str, Any], 
     assert why in (problem_in(constraints) or "")
 
 
-@pytest.mark.parametrize("chunk", [".", "a", "a-", "- ", "{", "1. ", "*", "\n", "'a", "```\n", "a\n\n"])
+@pytest.mark.parametrize(
+    "chunk", [".", "a", "a-", "- ", "{", "[", '{"', "a.", "1,", "Dr. a", "1. ", "*", "\n", "'a", "```\n", "a\n\n"]
+)
 def test_an_answer_built_to_slow_constraints_down_is_checked_in_time(chunk: str) -> None:
     """Patterns that backtrack take minutes over these."""
     text = chunk * (400_000 // len(chunk)) + "x"
@@ -115,6 +126,12 @@ def test_an_answer_built_to_slow_constraints_down_is_checked_in_time(chunk: str)
         ('{"a": "1", "b": [2, 3]}', 0.0),
         ('{"a": 1, "b": [3, 2]}', 0.0),
         ('{"a": 1}', 0.0),
+        ('From [1] and {x}: {"a": 1, "b": [2, 3]}. See [2] and [the notes].', 1.0),
+        ('First {"a": 2}, corrected: {"a": 1, "b": [2, 3]} }', 1.0),
+        ('{"a": 1, "b": [2, 3]}, or rather {"a": 2}', 0.0),
+        ('{"result": {"a": 1, "b": [2, 3]}}', 0.0),
+        ('[{"a": 1, "b": [2, 3]}]', 0.0),
+        ('{"a": 1, "b": [2, 3]} {"a": NaN}', 1.0),
         ("none", 0.0),
     ],
 )

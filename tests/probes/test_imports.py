@@ -8,6 +8,7 @@ import pytest
 
 from coe.errors import DataError
 from coe.learning.evaluation.probes import probe_of
+from coe.learning.probes.constraints import meets
 from coe.learning.probes.imports import Skipped, cases_of, with_checker
 
 PROMPTFOO = """
@@ -49,13 +50,13 @@ def test_promptfoo_assertions_become_checkers(tmp_path: Path) -> None:
         "prompt": "Translate to French: Hello",
         "category": "multilingual",
         "difficulty": "easy",
-        "checker": "contains",
-        "reference": "bonjour",
+        "checker": "constraints",
+        "constraints": {"substrings": ["bonjour"]},
     }
     assert rows[1] == {
         "prompt": "Translate to German: Hello",
         "checker": "constraints",
-        "constraints": {"includes": [["Hallo", "Guten Tag"]], "without": ["Hello"], "words": [0, 3]},
+        "constraints": {"substrings": [["Hallo", "Guten Tag"]], "without": ["Hello"], "words": [0, 3]},
     }
     assert rows[2] == {"prompt": "Translate to French: Hello", "checker": "exact", "reference": "Bonjour"}
     reasons = [row.why for row in rows[3:] if isinstance(row, Skipped)]
@@ -67,6 +68,61 @@ def test_promptfoo_assertions_become_checkers(tmp_path: Path) -> None:
     for row in rows[:3]:
         assert isinstance(row, dict)
         probe_of({"category": "general"} | row, ("general", "multilingual"))
+
+
+def test_variables_are_replaced_in_assertions_too(tmp_path: Path) -> None:
+    path = tmp_path / "promptfooconfig.yaml"
+    path.write_text("""
+prompts: ["Say {{word}}"]
+defaultTest: {vars: {word: oui}, assert: [{type: contains, value: "{{ word }}"}]}
+tests:
+  - assert: [{type: not-contains-any, value: ["{{word}}!", "no"]}]
+  - {vars: {word: non}, assert: [{type: word-count, value: 1}]}
+""")
+    row, other = cases(path, "promptfoo")
+    assert isinstance(row, dict)
+    assert isinstance(other, dict)
+    assert row["constraints"] == {"substrings": ["oui"], "without": ["oui!", "no"]}
+    assert other["constraints"] == {"substrings": ["non"], "words": 1}
+
+
+@pytest.mark.parametrize("kind", ["contains", "icontains", "contains-all", "icontains-any"])
+def test_promptfoo_searches_inside_words_with_and_without_not(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "promptfooconfig.yaml"
+    path.write_text(f"prompts: [x]\ntests: [{{assert: [{{type: {kind}, value: sun}}]}}]")
+    (row,) = cases(path, "promptfoo")
+    assert isinstance(row, dict)
+    assert meets("A sunny day", row["constraints"]) == 1.0
+    assert meets("A rainy day", row["constraints"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("test", "why"),
+    [
+        ("{assert: [{type: equals, value: 'file://x.txt'}]}", "reads a file"),
+        ("{assert: [{type: contains-any, value: ['a', '{{b}}']}]}", "without an inline value"),
+        ("{assert: [{type: starts-with, value: '{% if a %}'}]}", "without an inline value"),
+        ("{vars: {q: [a, b]}, assert: [{type: equals, value: a}]}", "a list or an object"),
+        ("{vars: {q: {a: b}}, assert: [{type: equals, value: a}]}", "a list or an object"),
+        ("{vars: 'file://x.yaml', assert: [{type: equals, value: a}]}", "the variables or the metadata are not inline"),
+        ("{metadata: 3, assert: [{type: equals, value: a}]}", "the variables or the metadata are not inline"),
+        ("{assert: 3}", "the assertions are not inline"),
+        ("{assert: [{type: [equals], value: a}]}", "no checker for the assertion ['equals']"),
+        (
+            "{assert: [{type: word-count, value: {min: 2}}, {type: word-count, value: {max: 3}}]}",
+            "more than one assertion about words",
+        ),
+        ("{assert: [{type: contains}]}", "no checker for the assertion 'contains' with None"),
+    ],
+)
+def test_a_promptfoo_test_that_is_not_inline_is_left_out(tmp_path: Path, test: str, why: str) -> None:
+    path = tmp_path / "promptfooconfig.yaml"
+    path.write_text(f"prompts: [x]\ntests: [{test}]")
+    (case,) = cases(path, "promptfoo")
+    assert isinstance(case, Skipped)
+    assert why in case.why
+    path.write_text(f"prompts: [x]\ndefaultTest: 'file://x.yaml'\ntests: [{test}]")
+    assert cases(path, "promptfoo") == [Skipped("the test or the default test is not inline")]
 
 
 def test_columns_of_a_table_are_the_fields_of_a_probe(tmp_path: Path) -> None:

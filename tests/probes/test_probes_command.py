@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from coe.cli import app
 from coe.learning.evaluation.probes import read_probes
-from coe.learning.probes.shipped import shipped_probes
+from coe.learning.probes.shipped import default_probes, shipped_probes
 from coe.records import open_feedback, open_log
 from coe.records.feedback import Feedback, FeedbackKind
 from tests.cli.test_cli import record_of
@@ -80,6 +80,25 @@ def test_an_added_probe_is_read_listed_and_shown(home: Path) -> None:
     assert run("list").output.splitlines()[4].split() == ["cooking", "2", "1", "0", "0", "0", "2"]
     assert "How long does an egg boil?" in run("show", "egg").output
     assert "Name a soup." in run("show", probes[1].prompt_id).output
+
+
+def test_an_own_probe_replaces_the_shipped_one_of_its_id_as_in_a_score(home: Path) -> None:
+    rows = [
+        {"id": "humanities-01", "prompt": "Mine?", "category": "humanities", "checker": "exact", "reference": "x"},
+        {"id": "math-21", "prompt": "Mine ${a}?", "category": "math", "checker": "numeric", "reference": "${a}"}
+        | {"draw": {"a": [1, 9]}},
+        {"id": None, "prompt": "One?", "category": "cooking", "checker": "numeric", "reference": "1"},
+        {"id": None, "prompt": "Two?", "category": "cooking", "checker": "numeric", "reference": "2"},
+    ]
+    own(home).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    counts = [line.split() for line in run("list").output.splitlines()]
+    assert [(line[1], line[-1]) for line in (counts[1], counts[2], counts[4])] == [("40", "1"), ("40", "1"), ("2", "2")]
+    listed = json.loads(run("list", "--json").output)["probes"]
+    scored = default_probes(own(home), CATEGORIES, 0)
+    assert len(listed) == len(scored)
+    assert {str(row["id"]) for row in listed} == {probe.prompt_id.removesuffix("-0") for probe in scored}
+    assert "Mine?" in run("show", "humanities-01").output
+    assert "Mine " in run("show", "math-21").output
 
 
 @pytest.mark.parametrize(

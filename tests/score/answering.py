@@ -111,4 +111,14 @@ class AnsweringServer:
         answer = self.models[body["model"]](body["messages"][-1]["content"])
         if isinstance(answer, int):
             return web.json_response({"error": {"message": "because I say so"}}, status=answer)
+        if body.get("stream"):  # the gateway streams plain requests to `transformers serve`
+            return web.Response(body=_events(completion(answer)), content_type="text/event-stream")
         return web.json_response(completion(answer))
+
+
+def _events(answer: dict[str, Any]) -> bytes:
+    """Return a completion as one event of a stream, and its end."""
+    (choice,) = answer["choices"]
+    delta = {"index": 0, "delta": choice["message"], "finish_reason": choice["finish_reason"]}
+    chunk = answer | {"object": "chat.completion.chunk", "choices": [delta]}
+    return b"data: " + orjson.dumps(chunk) + b"\n\ndata: [DONE]\n\n"

@@ -5,17 +5,21 @@ Answers are free text in many languages. `coe.experts.recipes` finds the letter 
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from typing import NoReturn
 
 from coe.experts.recipes.final_answers.answers import json_form
 from coe.experts.recipes.final_answers.choices import chosen
 from coe.experts.recipes.final_answers.numbers import last_number
 from coe.experts.recipes.final_answers.programs import fenced_blocks
-from coe.experts.recipes.final_answers.wording import SPACED, normalised
+from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, SPACED, normalised
 
 TOLERANCE = 1e-4
 """Default relative error of a numeric answer; two whole numbers must be equal."""
+MAX_OPENINGS = 1_000
+"""Opening brackets without JSON that are tried."""
 
 
 def exact(answer: str, reference: str) -> float:
@@ -46,13 +50,35 @@ def numeric(answer: str, reference: str, *, tolerance: float = TOLERANCE) -> flo
 
 
 def same_json(answer: str, reference: str) -> float:
-    """1.0 when the JSON in an answer has the reference's values: in the last fenced block, or between the first and
-    the last bracket."""
+    """1.0 when the JSON in an answer has the reference's values: the last object, or list, as the reference is one, of
+    the last fenced block or else of the answer. Objects and lists inside others do not count."""
     blocks = list(fenced_blocks(answer))
     text = blocks[-1].text if blocks else answer
-    starts = [place for place in (text.find("{"), text.find("[")) if place >= 0]
-    found = text[min(starts) : max(text.rfind("}"), text.rfind("]")) + 1] if starts else ""
-    return float((value := json_form(found)) is not None and value == json_form(reference.strip()))
+    expected = json_form(reference.strip())
+    return float(expected is not None and _last_json(text[-MAX_READ_CHARACTERS:], expected[0]) == expected)
+
+
+def _last_json(text: str, opening: str) -> str | None:
+    """Return the form of the last JSON value that begins with `opening` and is not part of another one."""
+    found, place, failed = None, 0, 0
+    while failed < MAX_OPENINGS and (bracket := _OPENING.search(text, place)):
+        place = bracket.start()
+        try:
+            _, end = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            place, failed = place + 1, failed + 1
+            continue
+        found = json_form(text[place:end]) if text[place] == opening else found
+        place = end
+    return found
+
+
+def _no_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_OPENING = re.compile(r"[\[{]")
+_DECODER = json.JSONDecoder(parse_constant=_no_json)
 
 
 def _close(value: float, expected: float, tolerance: float) -> bool:

@@ -19,8 +19,11 @@ from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, norma
 from coe.learning.evaluation.checkers import contains
 from coe.learning.probes.languages import LANGUAGES, language_of
 
-_WORD = re.compile(r"\w+(?:['’-]\w+){0,9}")
+_WORD = re.compile(r"[^\W\d_](?:\.[^\W\d_]){1,9}(?!\w)\.?|\w+(?:(?:['’-]|(?<=\d)[.:,](?=\d))\w+){0,9}")
+"""An abbreviation of single letters such as p.m., or a word; 3:00, 1,000 and 2.5 are words."""
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)*_]{0,3}(?=\s|\Z)|[。！？]")
+_TITLE = re.compile(r"\b(?:Dr|Mrs?|Ms|Prof|St)\.\Z")
+_LOWER_CASE_NEXT = re.compile(r"[ \t]+[\"'“‘(*_]{0,3}([^\W\d_])")
 _STRAIGHT = str.maketrans("‘’", "''")
 _BULLET = re.compile(r"[-*•]\s")
 _NUMBER = re.compile(r"(\d{1,3})[.)]\s")
@@ -74,11 +77,23 @@ def _words(text: str) -> int:
 
 
 def _sentences(text: str) -> list[str]:
-    """Return the sentences; what follows the last end of a sentence counts as one if it has a word."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    """Return the sentences; what follows the last end of a sentence counts as one if it has a word.
+
+    A title such as Dr. ends none, and a lower-case letter begins none, except in a text without capitals.
+    """
+    has_capitals = text != text.lower()
+    ends = [match.end() for match in _SENTENCE_END.finditer(text) if not _goes_on(text, match, has_capitals)]
     parts = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     rest = text[ends[-1] :] if ends else text
     return [*parts, rest] if _WORD.search(rest) else parts
+
+
+def _goes_on(text: str, end: re.Match[str], has_capitals: bool) -> bool:
+    """Return whether a sentence goes on after its apparent end."""
+    if _TITLE.search(text, max(0, end.start() - 5), end.start() + 1):
+        return True
+    following = _LOWER_CASE_NEXT.match(text, end.end()) if has_capitals else None
+    return following is not None and following[1].islower()
 
 
 def _paragraphs(text: str) -> int:
@@ -108,6 +123,12 @@ def _is_counts_in_order(wanted: Any) -> str | None:
 def _includes(text: str, wanted: Sequence[str | Sequence[str]]) -> bool:
     each = ([one] if isinstance(one, str) else one for one in wanted)
     return all(any(contains(text, _straight(form)) for form in forms) for forms in each)
+
+
+def _substrings(text: str, wanted: Sequence[str | Sequence[str]]) -> bool:
+    folded = text.casefold()
+    each = ([one] if isinstance(one, str) else one for one in wanted)
+    return all(any(_straight(form).casefold() in folded for form in forms) for forms in each)
 
 
 def _excludes(text: str, wanted: Sequence[str]) -> bool:
@@ -185,6 +206,7 @@ _MET: Mapping[str, _Check] = {
     "words_by_line": lambda text, wanted: [_words(line) for line in _lines(text)] == wanted,
     "words_by_sentence": lambda text, wanted: [_words(one) for one in _sentences(text)] == wanted,
     "includes": _includes,
+    "substrings": _substrings,
     "excludes": _excludes,
     "without": _without,
     "order": _order,
@@ -216,11 +238,16 @@ def _is_list_of_words(wanted: Any) -> str | None:
     return _is_list(wanted) or next((f"has {one!r}: {why}" for one in wanted if (why := _is_text(one))), None)
 
 
-def _is_list_of_forms(wanted: Any) -> str | None:
-    forms = [one if isinstance(one, list) else [one] for one in wanted] if isinstance(wanted, list) else []
-    if not forms or not all(forms) or any(_is_list_of_words(one) for one in forms):
-        return "must be a list of texts, each of which may be a list of equivalent ones"
-    return None
+def _is_list_of_forms(of_each: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
+    """Return the check of a list of texts or lists of alternatives, each of which meets `of_each` as a list."""
+
+    def problem(wanted: Any) -> str | None:
+        forms = [one if isinstance(one, list) else [one] for one in wanted] if isinstance(wanted, list) else []
+        if not forms or not all(forms) or any(of_each(one) for one in forms):
+            return "must be a list of texts, each of which may be a list of equivalent ones"
+        return None
+
+    return problem
 
 
 def _is_counts(wanted: Any) -> str | None:
@@ -232,7 +259,8 @@ def _is_counts(wanted: Any) -> str | None:
 _FORM: Mapping[str, Callable[[Any], str | None]] = {
     **dict.fromkeys(("words", "sentences", "lines", "paragraphs", "characters", "line_words"), _is_count),
     **dict.fromkeys(("words_by_line", "words_by_sentence"), _is_counts_in_order),
-    "includes": _is_list_of_forms,
+    "includes": _is_list_of_forms(_is_list_of_words),
+    "substrings": _is_list_of_forms(_is_list),
     "excludes": _is_list_of_words,
     "without": _is_list,
     "order": _is_list,

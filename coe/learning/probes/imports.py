@@ -21,6 +21,7 @@ from coe.errors import DataError
 from coe.experts.recipes.final_answers.choices import chosen
 from coe.experts.recipes.final_answers.numbers import unclear
 from coe.learning.evaluation.tables import MAX_CSV_FIELD_CHARACTERS, numbered_rows
+from coe.learning.probes.constraints import problem_in
 
 MAX_REFERENCE_WORDS = 12
 """A longer reference is free text, which only a judge could compare."""
@@ -123,31 +124,56 @@ def _promptfoo_cases(path: Path) -> Iterator[tuple[str, Row | Skipped]]:
     if not isinstance(document, dict) or not isinstance(document.get("tests"), list):
         raise DataError(f"{path}: expected a promptfoo configuration with inline `prompts` and `tests`")
     prompts = document.get("prompts")
-    usual = document.get("defaultTest")
-    usual = usual if isinstance(usual, dict) else {}
+    usual = document.get("defaultTest") or {}
     pairs = product(enumerate(prompts if isinstance(prompts, list) else [prompts], 1), enumerate(document["tests"], 1))
     for (of_prompt, prompt), (of_test, test) in pairs:
         yield f"prompts[{of_prompt}], tests[{of_test}]", _promptfoo_row(prompt, test, usual)
 
 
-def _promptfoo_row(prompt: Any, test: Any, usual: Mapping[str, Any]) -> Row | Skipped:
+def _promptfoo_row(prompt: Any, test: Any, usual: Any) -> Row | Skipped:
     if isinstance(prompt, dict):
         prompt = prompt.get("raw")
     if not isinstance(prompt, str) or prompt.startswith("file://"):
         return Skipped("the prompt is no inline text")
-    if not isinstance(test, dict):
-        return Skipped("the test is not inline")
-    values = {**(usual.get("vars") or {}), **(test.get("vars") or {})}
-    text = re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda name: str(values.get(name[1], name[0])), prompt)
-    if "{{" in text or "{%" in text or "file://" in text:
+    if not isinstance(test, dict) or not isinstance(usual, dict):
+        return Skipped("the test or the default test is not inline")
+    variables, metadata = [one.get("vars") or {} for one in (usual, test)], test.get("metadata") or {}
+    asserted = [one.get("assert") or [] for one in (usual, test)]
+    if not all(isinstance(one, dict) for one in (*variables, metadata)):
+        return Skipped("the variables or the metadata are not inline")
+    if not all(isinstance(one, list) for one in asserted):
+        return Skipped("the assertions are not inline")
+    values = variables[0] | variables[1]
+    if any(isinstance(value, list | dict) for value in values.values()):
+        return Skipped("a variable is a list or an object")
+    text = _filled(prompt, values)
+    if _is_open(text):
         return Skipped("the prompt has variables without an inline value")
-    checks = [*(usual.get("assert") or ()), *(test.get("assert") or ())]
-    checks = [one for one in checks if not (isinstance(one, dict) and one.get("type") in _NO_QUALITY)]
-    row = _asserted(checks)
+    row = _asserted(_filled([one for checks in asserted for one in checks if not _is_of_call(one)], values))
     if isinstance(row, Skipped):
         return row
-    metadata = test.get("metadata") or {}
     return {"prompt": text} | {key: metadata[key] for key in ("category", "difficulty") if key in metadata} | row
+
+
+def _is_of_call(check: Any) -> bool:
+    return isinstance(check, dict) and check.get("type") in _NO_QUALITY
+
+
+def _filled(part: Any, values: Mapping[str, Any]) -> Any:
+    """Return a prompt or an assertion with `{{ name }}` replaced by values."""
+    if isinstance(part, str):
+        return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda name: str(values.get(name[1], name[0])), part)
+    if isinstance(part, dict):
+        return {key: _filled(value, values) for key, value in part.items()}
+    return [_filled(one, values) for one in part] if isinstance(part, list) else part
+
+
+def _is_open(part: Any) -> bool:
+    """Return whether a text, or one in a list or an object, has a variable, a block or the path of a file."""
+    if isinstance(part, str):
+        return any(mark in part for mark in ("{{", "{%", "file://"))
+    parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return any(map(_is_open, parts))
 
 
 def _asserted(checks: Sequence[Any]) -> Row | Skipped:
@@ -157,24 +183,25 @@ def _asserted(checks: Sequence[Any]) -> Row | Skipped:
     constraints: dict[str, Any] = {}
     for check in checks:
         kind, value = (check.get("type"), check.get("value")) if isinstance(check, dict) else (None, None)
+        if _is_open(value):
+            return Skipped(f"the assertion {kind!r} has variables without an inline value, or reads a file"[:200])
         if kind == "equals" and len(checks) == 1 and isinstance(value, str | int | float):
             return {"checker": "exact", "reference": str(value)}
-        found = _CONSTRAINTS[kind](value) if kind in _CONSTRAINTS else None
-        if not found:
+        found = _CONSTRAINTS[kind](value) if isinstance(kind, str) and kind in _CONSTRAINTS else None
+        if not found or problem_in(found):
             return Skipped(f"no checker for the assertion {kind!r} with {value!r}"[:200])
         for name, wanted in found.items():
-            if name in constraints and not isinstance(wanted, list):
+            several = name in ("substrings", "without")
+            if name in constraints and not several:
                 return Skipped(f"more than one assertion about {name}")
-            constraints[name] = [*constraints.get(name, ()), *wanted] if name in ("includes", "without") else wanted
-    if list(constraints) == ["includes"] and len(constraints["includes"]) == 1:
-        (only,) = constraints["includes"]
-        if isinstance(only, str):
-            return {"checker": "contains", "reference": only}
+            constraints[name] = [*constraints.get(name, ()), *wanted] if several else wanted
     return {"checker": "constraints", "constraints": constraints}
 
 
 def _texts(value: Any) -> list[str]:
-    return [str(one) for one in (value if isinstance(value, list) else [value])]
+    """Return a text, a number or a list of them as texts; without the parts that are neither."""
+    parts = value if isinstance(value, list) else [value]
+    return [str(one) for one in parts if isinstance(one, str | int | float)]
 
 
 def _several(value: Any) -> list[str]:
@@ -189,12 +216,12 @@ def _word_count(value: Any) -> Row:
 
 
 _CONSTRAINTS: Mapping[Any, Callable[[Any], Row]] = {
-    **dict.fromkeys(("contains", "icontains"), lambda value: {"includes": _texts(value)}),
-    **dict.fromkeys(("contains-all", "icontains-all"), lambda value: {"includes": _several(value)}),
-    **dict.fromkeys(("contains-any", "icontains-any"), lambda value: {"includes": [_several(value)]}),
+    **dict.fromkeys(("contains", "icontains"), lambda value: {"substrings": _texts(value)}),
+    **dict.fromkeys(("contains-all", "icontains-all"), lambda value: {"substrings": _several(value)}),
+    **dict.fromkeys(("contains-any", "icontains-any"), lambda value: {"substrings": [_several(value)]}),
     **dict.fromkeys(("not-contains", "not-icontains"), lambda value: {"without": _texts(value)}),
     **dict.fromkeys(("not-contains-any", "not-icontains-any"), lambda value: {"without": _several(value)}),
-    "starts-with": lambda value: {"starts_with": str(value)},
+    "starts-with": lambda value: {"starts_with": value},
     "is-json": lambda value: {"format": "json"} if value is None else {},
     "word-count": _word_count,
 }

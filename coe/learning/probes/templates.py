@@ -19,8 +19,9 @@ MAX_DRAWS = 2_000
 """Draws until `where` holds; then the template is at fault."""
 _MAX_EXPONENT = 64
 _MAX_BASE = 10**12
+_MAX_BITS = 4_096
 _MAX_CHARACTERS = 500
-_PLACE = re.compile(r"\$\{([^{}]{1,400}?)(?::([-+,.\d]{0,6}[dfeg]))?\}")
+_PLACE = re.compile(r"\$\{([^{}]{1,400}?)(?::([-+]?\d{0,2},?(?:\.\d{1,2})?[dfeg]))?\}")
 _BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -79,10 +80,12 @@ def _values(row: Mapping[str, Any], random: Random) -> dict[str, Any]:
     """Return the drawn and the computed values. Raises ValueError."""
     if not isinstance(row["draw"], dict) or not row["draw"]:
         raise ValueError("`draw` must map names to [least, most], [least, most, step] or a list of texts")
-    where = row.get("where", "True")
+    where, computed = row.get("where", "True"), row.get("let") or {}
+    if not isinstance(computed, dict):
+        raise ValueError("`let` must map names to expressions")
     for _ in range(MAX_DRAWS):
         values = {name: _one(name, choices, random) for name, choices in row["draw"].items()}
-        for name, expression in (row.get("let") or {}).items():
+        for name, expression in computed.items():
             values[name] = evaluate(expression, values)
         if evaluate(where, values):
             return values
@@ -96,7 +99,10 @@ def _one(name: str, choices: Any, random: Random) -> Any:
     if not numbers or len(choices) not in (2, 3) or choices[0] > choices[1] or (len(choices) == 3 and choices[2] <= 0):
         raise ValueError(f"`draw.{name}` must be [least, most], [least, most, step] or a list of texts")
     least, most, step = (*choices, 1)[:3]
-    value = least + step * random.randint(0, math.floor((most - least) / step + 1e-9))
+    try:
+        value = least + step * random.randint(0, math.floor((most - least) / step + 1e-9))
+    except (ArithmeticError, ValueError):
+        raise ValueError(f"`draw.{name}` has too many steps, or a number that is not finite") from None
     return round(value, 9) if isinstance(value, float) else value
 
 
@@ -110,7 +116,10 @@ def _filled(value: Any, values: Mapping[str, Any]) -> Any:
 
 def _shown(value: Any, form: str | None) -> str:
     if form:
-        return format(value, form)
+        try:
+            return format(value, form)
+        except (ArithmeticError, TypeError) as error:
+            raise ValueError(f"cannot write {value!r} as {form!r}: {error}") from None
     if isinstance(value, float):
         return f"{value:.10g}"
     return str(value)
@@ -134,13 +143,13 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
             return values[name]
         case ast.BinOp() if type(node.op) in _BINARY:
             left, right = _value(node.left, values), _value(node.right, values)
-            if isinstance(left, str) or isinstance(right, str):
-                raise ValueError("texts cannot be calculated with")
-            return _BINARY[type(node.op)](left, right)
+            if not isinstance(left, int | float) or not isinstance(right, int | float):
+                raise ValueError("only numbers can be calculated with")
+            return _small(_BINARY[type(node.op)](left, right))
         case ast.UnaryOp(op=ast.USub()):
             return -_value(node.operand, values)
         case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _CALLED:
-            return _CALLED[name](*(_value(part, values) for part in node.args))
+            return _small(_CALLED[name](*(_value(part, values) for part in node.args)))
         case ast.List() | ast.Tuple():
             return [_value(part, values) for part in node.elts]
         case ast.Subscript():
@@ -171,6 +180,12 @@ def _is_true(node: ast.Compare, values: Mapping[str, Any]) -> bool:
         if not _COMPARED[type(op)](left, right):
             return False
     return True
+
+
+def _small(number: Any) -> Any:
+    if isinstance(number, int) and number.bit_length() > _MAX_BITS:
+        raise ValueError(f"whole numbers are limited to {_MAX_BITS:,} bits")
+    return number
 
 
 def _bounded(number: Any, most: int = _MAX_EXPONENT) -> Any:
