@@ -96,7 +96,8 @@ def test_edits_with_lone_surrogates_are_compared_and_deep_ones_are_left_out() ->
 
 
 def declared(*names: str) -> Registry:
-    return registry_of(policy={"escalate_stuck_to": names})
+    experts = [one.model_dump(mode="json") | {"capabilities": ["tools"]} for one in registry_of().experts]
+    return registry_of(experts=experts, policy={"escalate_stuck_to": names})
 
 
 async def chosen(gateway: Gateway, steps: list[Step], **fields: Any) -> tuple[str, str]:
