@@ -63,6 +63,12 @@ def test_the_shipped_optional_sections_show_the_defaults() -> None:
             f"version: 1\naccess: {{keys: [{{name: a, sha256: {DIGEST}}}, {{name: b, sha256: {DIGEST}}}]}}",
             f"experts.yaml:2: the sha256 '{DIGEST}' is already used on line 2",
         ),
+        (
+            "version: 1",
+            f"version: 1\naccess:\n  keys: [{{name: a, tenant: acme, sha256: {DIGEST}}},\n"
+            f"    {{name: acme, sha256: {DIGEST[:-1]}0}}]",
+            "experts.yaml:4: the key 'acme' would share the tenant 'acme' of other keys; declare its tenant",
+        ),
         ("${TEST_KEY}", "${NO_KEY}", "experts.yaml:10: environment variable NO_KEY is not set"),
         ("${TEST_KEY}", "os.environ/NO_KEY", "experts.yaml:10: environment variable NO_KEY is not set"),
         ("version: 1", "version: 2", "experts.yaml:1: version: input should be 1"),

@@ -144,6 +144,11 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
     keys = registry.access.keys
     yield from _duplicates(source, ("access", "keys"), tuple(key.name for key in keys))
     yield from _duplicates(source, ("access", "keys"), tuple(key.sha256 for key in keys), field="sha256")
+    declared_tenants = {key.tenant for key in keys}
+    for index, key in enumerate(keys):
+        if key.tenant is None and key.name in declared_tenants:
+            problem = f"the key {key.name!r} would share the tenant {key.name!r} of other keys; declare its tenant"
+            yield ("access", "keys", index, "name"), problem
     if registry.residency is None:
         yield from _memory_problems(registry)
     yield from _residency_problems(registry)

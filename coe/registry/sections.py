@@ -177,9 +177,9 @@ class Limits(StrictModel):
     queue_timeout: Positive = 10.0
     """Seconds that a request waits in the queue before it fails with 429."""
     max_body_mb: Annotated[float, Field(ge=0.001, le=1024)] = 20.0
-    """Largest size of a request body in MB."""
+    """Largest size of a request body in MiB; with the stored conversation that it continues."""
     body_memory_mb: Annotated[int, Field(ge=1)] = 512
-    """Memory in MB for bodies over 64 KiB until their responses begin, at least 12 times max_body_mb. One key may use
+    """Memory in MiB for bodies over 64 KiB until their responses begin, at least 12 times max_body_mb. One key may use
     half of it."""
     max_json_values: Annotated[int, Field(ge=1000)] = 500_000
     """Largest number of JSON values in a body over 64 KiB. An object or array counts as 10."""
@@ -208,7 +208,8 @@ class ApiKey(StrictModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 digest of the key, hexadecimal. The key itself is not stored."""
     tenant: Name | None = None
-    """Tenant that the key's requests belong to. Default: the key's name."""
+    """Tenant that the key's requests belong to. Default: the key's name, which no other key may declare as its
+    tenant."""
     scopes: frozenset[Scope] = frozenset(("chat", "route", "feedback"))
     """Permissions of the key."""
     limits: KeyLimits = KeyLimits()

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from coe.core import Chat
+from coe.experts.http import sse
 from coe.routing.conversation import newest_turn
 
 MAX_STEPS = 40
@@ -54,9 +55,20 @@ def _edits(fields: Mapping[str, Any]) -> Iterator[bytes]:
     items = fields.get("messages") or fields.get("input")
     for item in items[-MAX_STEPS:] if isinstance(items, list) else ():
         for call in _calls(item) if isinstance(item, dict) else ():
-            edit = orjson.dumps([name := call.get("name"), call.get("arguments", call.get("input"))])
-            if (isinstance(name, str) and _EDIT.search(name)) or b"apply_patch" in edit:
+            edit = _serialized([name := call.get("name"), call.get("arguments", call.get("input"))])
+            if edit and ((isinstance(name, str) and _EDIT.search(name)) or b"apply_patch" in edit):
                 yield edit
+
+
+def _serialized(call: list[Any]) -> bytes:
+    """Return the call as JSON, empty if it is nested too deeply to compare."""
+    try:
+        return orjson.dumps(call)
+    except TypeError:  # lone surrogates, or nesting
+        try:
+            return sse.dumps(call)
+        except RecursionError:
+            return b""
 
 
 def _calls(item: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

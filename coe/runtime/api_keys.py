@@ -121,9 +121,9 @@ def with_admin_key(registry: Registry, settings: Settings) -> Registry:
         return registry
     access = registry.access
     digest = digest_of(_read_key(settings.admin_key_file))
-    if any(key.name == ADMIN_KEY_NAME for key in access.keys):
+    if any(ADMIN_KEY_NAME in (key.name, key.tenant) for key in access.keys):
         raise ConfigError(
-            f"access.keys: COE_ADMIN_KEY_FILE adds a key named {ADMIN_KEY_NAME!r}; rename the declared one"
+            f"access.keys: COE_ADMIN_KEY_FILE adds a key and tenant named {ADMIN_KEY_NAME!r}; rename the declared one"
         )
     added = ApiKey(name=ADMIN_KEY_NAME, sha256=digest, scopes=frozenset(get_args(Scope)))
     return registry.model_copy(update={"access": access.model_copy(update={"keys": (*access.keys, added)})})

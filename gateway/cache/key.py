@@ -18,10 +18,10 @@ from gateway.dialects.parsing import TEXT_PARTS
 
 MAX_BODY_BYTES = 2**20
 """Bytes of a request body; the digest of a larger one would hold up the event loop."""
-_IGNORED_FIELDS = frozenset(
-    ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-)
+_IGNORED_FIELDS = frozenset(("store", "prompt_cache_retention"))
 """Fields that do not change the answer."""
+_ECHOED_FIELDS = frozenset(("user", "metadata", "safety_identifier", "prompt_cache_key"))
+"""Fields that an answer of the Responses API repeats, and that do not change the answers of other APIs."""
 _EXCLUDING_FIELDS = (
     *("tools", "functions", "web_search_options", "search_parameters", "plugins", "mcp_servers", "container"),
     *("store", "previous_response_id", "conversation", "background", "audio"),
@@ -58,7 +58,8 @@ def cache_key(state: bytes, chat: Chat, options: RequestOptions, *, path: str, t
     `model` counts as what it stands for, so that aliases share answers. `state` is the digest of declaration, plan,
     router and the other artifacts in use.
     """
-    body = {name: value for name, value in chat.fields.items() if name not in _IGNORED_FIELDS}
+    ignored = _IGNORED_FIELDS if chat.api == "responses" else _IGNORED_FIELDS | _ECHOED_FIELDS
+    body = {name: value for name, value in chat.fields.items() if name not in ignored}
     body["stream"], body["model"] = chat.stream, chat.model
     headers = [options.recipe, options.cost_weight, options.retrieval, sorted(options.version_headers.items())]
     try:

@@ -10,6 +10,7 @@ from coe.errors import InvalidRequest, ResponseNotFound
 from gateway.endpoints.operation import BOOLEAN, TEXT, Schema, json_response, object_schema, operation, problems, ref
 from gateway.parts import Parts
 from gateway.request.stored_step import StoredStep
+from gateway.stored_responses.conversation import dumps
 
 _PROBLEMS = problems(_404="No such answer is stored.", _503="The store does not reply.")
 _PATH = "/v1/responses/{id}"
@@ -38,10 +39,16 @@ class StoredResponses:
             raise InvalidRequest("earlier answers are not streamed: leave stream out", param="stream")
         caller = self._current.serving.access.identify(request.scope["headers"], "chat")
         found = await self._stored().response(caller, request.path_params["id"])
-        return json_response(found.response)
+        return json_response(dumps(found.response))
 
     @operation(
-        f"DELETE {_PATH}", "deleteResponse", "It is deleted.", ref("ResponseDeleted"), scope="chat", problems=_PROBLEMS
+        f"DELETE {_PATH}",
+        "deleteResponse",
+        "It is deleted.",
+        ref("ResponseDeleted"),
+        scope="chat",
+        problems=_PROBLEMS,
+        also=_ALSO,
     )
     async def delete(self, request: Request) -> Response:
         """Delete an earlier answer."""

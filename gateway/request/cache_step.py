@@ -69,7 +69,7 @@ class CacheStep:
         chat, options, spec = trace.chat, trace.options, trace.serving.registry.cache
         if chat is None or options is None or spec is None or body_bytes > MAX_BODY_BYTES or not trace.caller.cache:
             return None
-        if not is_cacheable(chat, options, spec):
+        if (trace.stored is not None and trace.stored.stateful) or not is_cacheable(chat, options, spec):
             return None
         with trace.step("cache"):
             key = cache_key(self._state_of(trace.serving), chat, options, path=path, tenant=trace.caller.tenant)

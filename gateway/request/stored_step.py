@@ -108,10 +108,10 @@ class StoredStep:
         if wanted := references(items):
             items = await _resolved(loading, items, wanted, must=not keeps_state)
         if previous_id is not None or wanted:
-            fields["input"] = items
+            fields["input"], use.stateful = items, True
             chat = await request.parse(partial(responses.read, fields, model=chat.model), size=loading.size)
         if fields.get("store") is not False and self._held_bytes + body_bytes <= MAX_HELD_BYTES:
-            use.input, use.body_bytes = sent, body_bytes
+            use.input, use.body_bytes, use.stateful = sent, body_bytes, True
             self._held_bytes += body_bytes
         return chat, use
 

@@ -40,13 +40,16 @@ class StoredResponse:
         return [*self.input, *self.response["output"]]
 
     def entries(self) -> dict[str, bytes]:
-        """Returns what is stored, by name; empty for an answer without an id, or one that is too long."""
+        """Returns what is stored, by name; empty for an answer without an id, or one that is too long or too deep."""
         output = self.response.get("output")
         if not is_id(self.response.get("id")) or not isinstance(output, list) or len(self.previous) >= MAX_TURNS:
             return {}
         head = {"response": self.response, "input": self.input, "previous": self.previous}
-        items = {item_name(item["id"]): _dumps(item) for item in output if is_id(item.get("id"))}
-        entries = {response_name(self.response["id"]): _dumps(head), **items}
+        try:
+            items = {item_name(item["id"]): dumps(item) for item in output if is_id(item.get("id"))}
+            entries = {response_name(self.response["id"]): dumps(head), **items}
+        except RecursionError:
+            return {}
         return entries if sum(map(len, entries.values())) <= MAX_ENTRY_BYTES else {}
 
     @classmethod
@@ -58,7 +61,7 @@ class StoredResponse:
 class StoredUse:
     """What one request needs to store its answer. `body_bytes` is 0 for an answer that is not stored."""
 
-    __slots__ = ("body_bytes", "input", "owner", "previous", "previous_id")
+    __slots__ = ("body_bytes", "input", "owner", "previous", "previous_id", "stateful")
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
@@ -67,6 +70,8 @@ class StoredUse:
         self.previous_id = ""
         """The id that was replaced by the conversation; the answer has it."""
         self.body_bytes = 0
+        self.stateful = False
+        """Whether the request depends on stored answers, or its own is stored: the answer cache leaves it out."""
 
 
 def is_id(value: Any) -> bool:
@@ -100,7 +105,8 @@ def resolved(items: Iterable[Item], found: Mapping[str, Item]) -> list[Item]:
     return [found.get(str(item.get("id")), item) if item.get("type") == REFERENCE else item for item in items]
 
 
-def _dumps(value: Any) -> bytes:
+def dumps(value: Any) -> bytes:
+    """Serializes an answer or item. Raises RecursionError if it is nested too deeply."""
     try:
         return orjson.dumps(value)
     except (TypeError, orjson.JSONEncodeError):  # lone surrogates

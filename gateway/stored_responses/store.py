@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
@@ -17,9 +18,13 @@ from coe.errors import LogError, ResponsesUnavailable
 from coe.records.database import Database
 
 T = TypeVar("T")
+_Work = Callable[[sqlite3.Connection], T]
 TIMEOUT_SECONDS = 2.0
 """Time limit of one call."""
 RETRY_AFTER = 1.0
+"""Seconds after a failure during which every call fails at once."""
+MAX_WAITING = 1_000
+"""Calls of a process that run or wait; more fail at once."""
 ENTRY_OVERHEAD_BYTES = 256
 """Bytes that an entry takes beside its value."""
 MAX_EXPIRED = 1_000
@@ -69,11 +74,13 @@ class ResponseStore(Protocol):
 
 
 class SqliteResponseStore:
-    """A ResponseStore in a file that only its user may read."""
-
-    degraded = False
+    """A ResponseStore in a file that only its user may read. Its calls run one after another."""
 
     def __init__(self, path: Path, *, lifetime: float, max_bytes: int, clock: Callable[[], float] = time.time) -> None:
+        self.degraded = False
+        self._retry_at = 0.0
+        self._waiting = 0
+        self._turn = asyncio.Lock()
         self._database = Database(path, tables=_TABLES, durable=False)
         self._path = path
         self._lifetime = lifetime
@@ -81,21 +88,27 @@ class SqliteResponseStore:
         self._clock = clock
 
     async def get(self, owner: str, names: Sequence[str]) -> list[bytes | None]:
-        expires = self._clock() + self._lifetime
-        recent = expires - RENEWED_SHARE * self._lifetime
+        now = self._clock()
+        query = "SELECT value, expires FROM entries WHERE owner = ? AND name = ? AND expires > ?"
 
-        def read(connection: sqlite3.Connection) -> list[bytes | None]:
-            found = [self._get(connection, owner, name) for name in names]
-            renew = "UPDATE entries SET expires = ? WHERE owner = ? AND name = ? AND expires BETWEEN ? AND ?"
-            connection.executemany(renew, [(expires, owner, name, self._clock(), recent) for name in names])
-            return found
+        def read(connection: sqlite3.Connection) -> list[tuple[bytes, float] | None]:
+            return [connection.execute(query, (owner, name, now)).fetchone() for name in names]
 
-        return await self._run(read)
+        rows = await self._run(self._database.read, read)
+        recent = now + (1 - RENEWED_SHARE) * self._lifetime
+        old = [name for name, row in zip(names, rows, strict=True) if row is not None and row[1] <= recent]
+        if old:
+            with suppress(ResponsesUnavailable):  # the values are read; `degraded` reports the failure
+                await self._renew(owner, old, expires=now + self._lifetime)
+        return [None if row is None else row[0] for row in rows]
 
-    def _get(self, connection: sqlite3.Connection, owner: str, name: str) -> bytes | None:
-        query = "SELECT value FROM entries WHERE owner = ? AND name = ? AND expires > ?"
-        row = connection.execute(query, (owner, name, self._clock())).fetchone()
-        return None if row is None else bytes(row[0])
+    async def _renew(self, owner: str, names: Sequence[str], *, expires: float) -> None:
+        renewed = "UPDATE entries SET expires = ? WHERE owner = ? AND name = ?"
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.executemany(renewed, [(expires, owner, name) for name in names])
+
+        await self._run(self._database.write, write)
 
     async def sizes(self, owner: str, names: Sequence[str]) -> list[int]:
         query = "SELECT size FROM entries WHERE owner = ? AND name = ? AND expires > ?"
@@ -104,7 +117,7 @@ class SqliteResponseStore:
             rows = [connection.execute(query, (owner, name, self._clock())).fetchone() for name in names]
             return [0 if row is None else row[0] - ENTRY_OVERHEAD_BYTES for row in rows]
 
-        return await self._run(read)
+        return await self._run(self._database.read, read)
 
     async def put(self, owner: str, entries: Mapping[str, bytes]) -> None:
         now = self._clock()
@@ -118,7 +131,7 @@ class SqliteResponseStore:
                 connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", row)
             self._make_room(connection, owner)
 
-        await self._run(write)
+        await self._run(self._database.write, write)
 
     def _make_room(self, connection: sqlite3.Connection, owner: str) -> None:
         row = connection.execute("SELECT size FROM owners WHERE owner = ?", (owner,)).fetchone()
@@ -136,18 +149,25 @@ class SqliteResponseStore:
             delete = "DELETE FROM entries WHERE owner = ? AND name = ? AND expires > ?"
             return sum(connection.execute(delete, (owner, name, self._clock())).rowcount for name in names)
 
-        return await self._run(work)
+        return await self._run(self._database.write, work)
 
     async def aclose(self) -> None:
         await self._database.aclose()
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(self, call: Callable[[_Work[T]], Awaitable[T]], work: _Work[T]) -> T:
+        if self._waiting >= MAX_WAITING:
+            raise unavailable(f"{MAX_WAITING} calls wait for it")
+        self._waiting += 1
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                result = await self._database.write(work)
+            async with asyncio.timeout(TIMEOUT_SECONDS), self._turn:
+                if self.degraded and time.monotonic() < self._retry_at:
+                    raise unavailable(f"{self._path} failed less than {RETRY_AFTER:g} s ago")
+                result = await call(work)
         except (LogError, TimeoutError) as error:
-            self.degraded = True
+            self.degraded, self._retry_at = True, time.monotonic() + RETRY_AFTER
             raise unavailable(str(error) or f"{self._path} does not reply") from None
+        finally:
+            self._waiting -= 1
         self.degraded = False
         return result
 

@@ -191,6 +191,15 @@ async def post(gateway: Gateway, path: str, **fields: Any) -> Response:
     return await gateway.post(path, orjson.dumps(body), headers={"content-type": "application/json"})
 
 
+@pytest.mark.parametrize("name", ["user", "safety_identifier", "prompt_cache_key", "metadata"])
+async def test_what_an_answer_of_responses_repeats_is_in_its_key(name: str) -> None:
+    one: dict[str, Any] = {name: {"a": "1"} if name == "metadata" else "1"}
+    for path, found in (("/v1/responses", "miss"), ("/v1/messages", "hit")):
+        async with gateway_of(speaking(path), generalist=(orjson.dumps(COMPLETE[path]),)) as gateway:
+            sent = [await post(gateway, path, **fields) for fields in ({}, one, one, {"prompt_cache_retention": "24h"})]
+        assert [each.headers["x-coe-cache"] for each in sent] == ["miss", found, "hit", "hit"]
+
+
 @pytest.mark.parametrize("path", TEXT_REQUESTS)
 async def test_the_other_chat_apis_use_the_cache(path: str) -> None:
     async with gateway_of(speaking(path), generalist=(orjson.dumps(COMPLETE[path]),)) as gateway:

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
-from coe.registry import load
+from coe.registry import ApiKey, load
 from coe.settings import Settings
 from gateway.access import access_of, create_admin_key, with_admin_key
 from gateway.access.local import MemoryLimiter
@@ -61,10 +61,11 @@ def test_the_key_has_all_scopes_beside_those_that_are_declared(tmp_path: Path) -
     assert with_admin_key(registry, Settings.read({})) is registry
 
 
-def test_a_declared_key_of_the_same_name_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("declared", [key_of("admin"), key_of(tenant="admin")])
+def test_a_declared_key_or_tenant_of_the_same_name_is_refused(tmp_path: Path, declared: ApiKey) -> None:
     create_admin_key(settings(tmp_path))
     with pytest.raises(ConfigError, match="rename the declared one"):
-        with_admin_key(registry_of(access={"keys": [key_of("admin").model_dump()]}), settings(tmp_path))
+        with_admin_key(registry_of(access={"keys": [declared.model_dump()]}), settings(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "short", "a" * 500, "with a space in between it", "caf\u00e9" * 10])

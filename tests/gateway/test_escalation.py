@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -84,8 +85,19 @@ def test_calls_of_any_form_are_read() -> None:
     assert not is_stuck(CHAT.parse(orjson.dumps(body)))
 
 
+def test_edits_with_lone_surrogates_are_compared_and_deep_ones_are_left_out() -> None:
+    body = messages_body([EDIT, FAIL, EDIT])
+    chat = MESSAGES.parse(orjson.dumps(body))
+    deep = orjson.loads(b"[" * 1_000 + b"]" * 1_000)
+    for arguments, stuck in (("\ud800", True), (deep, False)):
+        for message in (1, 5):
+            body["messages"][message]["content"][0]["input"] = arguments
+        assert is_stuck(replace(chat, fields=body)) is stuck
+
+
 def declared(*names: str) -> Registry:
-    return registry_of(policy={"escalate_stuck_to": names})
+    experts = [one.model_dump(mode="json") | {"capabilities": ["tools"]} for one in registry_of().experts]
+    return registry_of(experts=experts, policy={"escalate_stuck_to": names})
 
 
 async def chosen(gateway: Gateway, steps: list[Step], **fields: Any) -> tuple[str, str]:

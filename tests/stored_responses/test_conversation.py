@@ -37,6 +37,14 @@ def test_long_answers_and_conversations_are_not_stored(monkeypatch: pytest.Monke
     assert StoredResponse(ANSWER, [{"role": "user", "content": "x" * 200}], ()).entries() == {}
 
 
+def test_an_answer_that_is_nested_too_deeply_is_not_stored() -> None:
+    for depth, is_stored in ((300, True), (1_000, False)):
+        nested: Any = "end"
+        for _ in range(depth):
+            nested = [nested]
+        assert bool(StoredResponse({**ANSWER, "metadata": nested}, INPUT, ()).entries()) is is_stored
+
+
 def test_references_are_replaced_as_far_as_they_are_found() -> None:
     items = [{"type": "item_reference", "id": name} for name in ("msg_1", "msg_2", "msg_1")]
     assert references(items) == {"msg_1": 2, "msg_2": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import orjson
 import pytest
 
 from coe.core import Call, Health, Reply, Usage
+from coe.experts.http import sse
 from coe.registry import Registry
 from gateway.request import admission, stored_step
 from gateway.request.stored_step import StoredStep
@@ -34,12 +36,13 @@ class NativeExpert:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.text = "answer"
 
     async def stream(self, call: Call) -> Reply:
         self.calls.append(call)
         number = len(self.calls)
         item = {"id": f"msg_{number}", "type": "message", "role": "assistant", "status": "completed"}
-        item["content"] = [{"type": "output_text", "text": f"answer {number}", "annotations": []}]  # type: ignore[assignment]
+        item["content"] = [{"type": "output_text", "text": f"{self.text} {number}", "annotations": []}]  # type: ignore[assignment]
         answer = {
             "id": f"resp_{number}",
             "object": "response",
@@ -63,7 +66,7 @@ class _Native:
         self.usage = Usage()
         kinds = ("created", "completed") if stream else ()
         events = [{"type": f"response.{kind}", "response": answer, "sequence_number": 0} for kind in kinds]
-        self._chunks = [b"data: %b\n\n" % orjson.dumps(event) for event in events] or [orjson.dumps(answer)]
+        self._chunks = [b"data: %b\n\n" % sse.dumps(event) for event in events] or [sse.dumps(answer)]
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         for chunk in self._chunks:
@@ -347,6 +350,40 @@ async def test_the_input_is_kept_only_for_an_answer_that_is_stored(
         for store in (True, False):
             await one.client.responses.create(model="generalist", input="hi", store=store)
     assert kept == [[{"role": "user", "content": "hi"}], ()]
+
+
+async def test_stored_answers_and_those_that_continue_them_are_left_out_of_the_answer_cache(tmp_path: Path) -> None:
+    async with served(tmp_path, declared(cache={"when": "always"})) as one:
+
+        async def sent(**fields: Any) -> tuple[str, str | None]:
+            body = {"model": "generalist", "input": [{"role": "user", "content": "hi"}], **fields}
+            response = await one.gateway.post("/v1/responses", orjson.dumps(body))
+            assert response.status == 200
+            return response.json["id"], response.headers.get("x-coe-cache")
+
+        (first, unused), (second, again) = await sent(), await sent()
+        assert (first != second, unused, again) == (True, None, None)
+        await one.client.responses.delete(second)
+        item = (await one.client.responses.retrieve(first)).output[0].id
+        assert [(await sent(store=False))[1] for _ in range(2)] == ["miss", "hit"]
+        assert (await sent(store=False, previous_response_id=first))[1] is None
+        assert (await sent(store=False, input=[{"type": "item_reference", "id": item}]))[1] is None
+
+
+async def test_lone_surrogates_are_stored_continued_read_and_deleted_at_azures_paths(tmp_path: Path) -> None:
+    async with served(tmp_path) as one:
+        one.native.text = "x \ud800"
+        body = b'{"model": "coder", "input": "hi"}'
+        first = await one.gateway.post("/openai/responses", body)
+        assert first.status == 200
+        name = json.loads(first.body)["id"]
+        more = b'{"model": "generalist", "input": "hi", "previous_response_id": "%b"}' % name.encode()
+        assert (await one.gateway.post("/v1/responses", more)).status == 200
+        for prefix in ("/openai", "/openai/v1", "/v1"):
+            read = await one.gateway.post(f"{prefix}/responses/{name}", method="GET")
+            assert (read.status, json.loads(read.body)["output"][0]["content"][0]["text"]) == (200, "x \ud800 1")
+        deleted = await one.gateway.post(f"/openai/v1/responses/{name}", method="DELETE")
+        assert (deleted.status, deleted.json["deleted"]) == (200, True)
 
 
 async def test_bodies_are_kept_up_to_a_limit_and_given_up_at_the_end(

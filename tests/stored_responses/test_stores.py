@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 import stat
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from coe.errors import ConfigError, ResponsesUnavailable
+from coe.records import database
 from gateway.stored_responses import redis_store, store
 from gateway.stored_responses.redis_store import RedisResponseStore
 from gateway.stored_responses.store import ENTRY_OVERHEAD_BYTES, ResponseStore, SqliteResponseStore
@@ -121,6 +124,49 @@ async def test_a_file_that_cannot_be_written_is_unavailable_with_its_remedy(tmp_
         await file.put("a", {"1": b"1"})
     assert failed.value.retry_after == store.RETRY_AFTER
     assert file.degraded
+    await file.aclose()
+
+
+async def test_a_file_that_another_process_writes_is_read_and_tried_again_after_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(store, "TIMEOUT_SECONDS", 60.0)
+    path = tmp_path / "r.sqlite"
+    file = SqliteResponseStore(path, lifetime=LIFETIME, max_bytes=MAX_BYTES, clock=clock)
+    await file.put("a", {"1": b"1"})
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert await file.get("a", ["1"]) == [b"1"]
+    assert not file.degraded
+    clock.ahead += LIFETIME / 2
+    assert await file.get("a", ["1"]) == [b"1"]  # it cannot be renewed
+    assert file.degraded
+    file._retry_at += 60.0
+    with pytest.raises(ResponsesUnavailable, match="failed less than 1 s ago"):
+        await file.put("a", {"1": b"2"})
+    other.execute("ROLLBACK")
+    other.close()
+    file._retry_at = 0.0
+    assert await file.get("a", ["1"]) == [b"1"]
+    assert not file.degraded
+    await file.aclose()
+
+
+async def test_calls_that_wait_for_the_file_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_WAITING", 2)
+    monkeypatch.setattr(store, "TIMEOUT_SECONDS", 60.0)
+    file = SqliteResponseStore(tmp_path / "r.sqlite", lifetime=LIFETIME, max_bytes=MAX_BYTES)
+    free = threading.Event()
+    busy = asyncio.create_task(file._database.read(lambda _: free.wait()))
+    waiting = [asyncio.create_task(file.get("a", ["1"])) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(ResponsesUnavailable, match="2 calls wait for it"):
+        await file.get("a", ["1"])
+    free.set()
+    assert await asyncio.gather(*waiting) == [[None], [None]]
+    assert await file.get("a", ["1"]) == [None]
+    await busy
     await file.aclose()
 
 
