@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from coe.errors import FleetError
@@ -60,7 +61,7 @@ def local_servers(
             )
         else:
             spec = _transformers_server(first, model, address)
-        specs.append(spec)
+        specs.append(replace(spec, apis=frozenset().union(*(expert.supported_apis for expert in group))))
         endpoints |= {expert.name: endpoint_of(expert, spec) for expert in group}
     return specs, {expert.name: endpoints[expert.name] for expert in experts if expert.name in endpoints}
 

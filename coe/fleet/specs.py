@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from coe.core import Api
 from coe.errors import FleetError
 from coe.supervision import next_pause
 
@@ -61,9 +62,10 @@ class ServerSpec:
     """One server process to run.
 
     `key` names it in messages and files. `argv` runs with `env` added to the environment. `model` is the name that
-    requests must use, None for a server without a model that reports its readiness itself (the gateway). `log` receives
-    its output. `ready_timeout` is in seconds, from start to first answer. `host` is its address. `adapters` are the
-    LoRA folders that it serves from the start, by name.
+    requests must use, None for a server without a model that reports its readiness itself (the gateway). `apis` are
+    those that its experts use; the probe requests one of them. `log` receives its output. `ready_timeout` is in
+    seconds, from start to first answer. `host` is its address. `adapters` are the LoRA folders that it serves from the
+    start, by name.
     """
 
     key: str
@@ -75,6 +77,7 @@ class ServerSpec:
     ready_timeout: float
     host: str = HOST
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    apis: frozenset[Api] = frozenset(("chat",))
 
     @property
     def root(self) -> str:
@@ -112,6 +115,9 @@ class LocalExpert(Protocol):
 
     @property
     def gpus(self) -> tuple[int, ...]: ...
+
+    @property
+    def supported_apis(self) -> frozenset[Api]: ...
 
 
 PROGRESS_MARGIN = 60.0

@@ -101,6 +101,15 @@ async def test_a_provider_is_called_in_its_own_api(server: ModelServer, model: s
     assert text.endswith("data: [DONE]\n\n") == stream
 
 
+async def test_claude_gets_the_thinking_and_the_effort_of_a_messages_request(server: ModelServer) -> None:
+    expert = provider(server, "anthropic/claude-opus-4-6")
+    fields = {"thinking": {"type": "adaptive", "display": "omitted"}, "output_config": {"effort": "max"}}
+    asked = call(api="messages", messages=HI, max_tokens=2000, **fields)
+    await answer(TranslatedExpert(expert, expert.spec), asked)
+    body = server.seen[-1][1]
+    assert {name: body[name] for name in fields} == fields
+
+
 async def test_a_client_cannot_steer_litellm(server: ModelServer) -> None:
     steering = {
         "api_base": "http://127.0.0.1:9",

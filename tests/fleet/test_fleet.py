@@ -6,19 +6,22 @@ import asyncio
 import signal
 import socket
 import sys
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
 import pytest
 from aiohttp import web
 
+from coe.core import Api
 from coe.errors import FleetError
 from coe.fleet import server
 from coe.fleet.fleet import Fleet
-from coe.fleet.probe import ProgressCheck
+from coe.fleet.probe import ProgressCheck, is_ready
 from coe.fleet.specs import Timeouts
 from coe.registry.sections import Policy
 from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, ask
@@ -110,29 +113,60 @@ async def test_a_server_that_says_it_is_healthy_and_answers_no_request_is_restar
     )
 
 
-@pytest.mark.parametrize("status", [200, 400, 503])
-async def test_a_server_that_answers_makes_progress_whatever_it_answers(fakes: Fakes, status: int) -> None:
-    answered = 0
+@asynccontextmanager
+async def one_page(path: str, answer: dict[str, Any], status: int = 200) -> AsyncIterator[tuple[int, list[Any]]]:
+    """A server with one page: its port, and the bodies it gets."""
+    bodies: list[Any] = []
 
-    async def answer(_: web.Request) -> web.Response:
-        nonlocal answered
-        answered += 1
-        return web.json_response({"choices": [{}]}, status=status)
+    async def respond(request: web.Request) -> web.Response:
+        bodies.append(await request.json() if request.method == "POST" else None)
+        return web.json_response(answer, status=status)
 
     app = web.Application()
-    app.router.add_post("/v1/chat/completions", answer)
+    app.router.add_route("*", path, respond)
     runner = web.AppRunner(app)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    spec = fakes.spec(port=runner.addresses[0][1])
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield runner.addresses[0][1], bodies
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+async def test_a_server_that_answers_makes_progress_whatever_it_answers(fakes: Fakes, status: int) -> None:
     async with (
+        one_page("/v1/chat/completions", {"choices": [{}]}, status) as (port, bodies),
         aiohttp.ClientSession() as session,
-        aclosing(ProgressCheck(spec, session=session, interval=0, limit=DEADLINE)) as progress,
+        aclosing(ProgressCheck(fakes.spec(port=port), session=session, interval=0, limit=DEADLINE)) as progress,
     ):
-        while answered < 3:
+        while len(bodies) < 3:
             assert not progress.overdue()
             await asyncio.sleep(0.001)
-    await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("api", "path", "answer"),
+    [
+        ("completions", "/v1/completions", {"choices": [{}]}),
+        ("embeddings", "/v1/embeddings", {"data": [{"embedding": [0.123456789] * 20_000}]}),
+        ("rerank", "/v1/rerank", {"results": [{"index": 0}]}),
+        ("score", "/v1/score", {"data": [{"score": 0.5}]}),
+        ("audio/speech", "/health", {}),
+    ],
+)
+async def test_a_server_without_chat_is_probed_with_an_api_of_its_own(
+    fakes: Fakes, api: Api, path: str, answer: dict[str, Any]
+) -> None:
+    async with one_page(path, answer) as (port, bodies), aiohttp.ClientSession() as session:
+        spec = replace(fakes.spec(port=port), apis=frozenset((api,)))
+        assert await is_ready(spec, session=session)
+        async with aclosing(ProgressCheck(spec, session=session, interval=0, limit=DEADLINE)) as progress:
+            while path != "/health" and len(bodies) < 2:
+                assert not progress.overdue()
+                await asyncio.sleep(0.001)
+            assert not progress.overdue()
+    assert path == "/health" or bodies[0]["model"] == spec.model
 
 
 def test_a_server_has_longer_for_a_token_than_any_request_of_the_gateway() -> None:

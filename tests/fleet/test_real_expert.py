@@ -14,7 +14,7 @@ import orjson
 import psutil
 import pytest
 
-from coe.core import Call
+from coe.core import Api, Call
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.fleet.fleet import Fleet
@@ -35,6 +35,7 @@ class Declared:
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     adapter: str | None = None
     gpus: tuple[int, ...] = ()
+    supported_apis: frozenset[Api] = frozenset(("chat",))
 
 
 def ask(session: aiohttp.ClientSession, served: Endpoint, text: str, *, tokens: int, stream: bool):

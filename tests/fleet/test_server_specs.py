@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
+from coe.core import Api
 from coe.errors import FleetError
 from coe.fleet.planning import local_servers
 from coe.fleet.specs import ServerSpec
@@ -23,6 +24,7 @@ class Declared:
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     adapter: str | None = None
     gpus: tuple[int, ...] = ()
+    supported_apis: frozenset[Api] = frozenset(("chat",))
 
 
 @pytest.fixture
@@ -57,6 +59,12 @@ def test_declared_options_replace_the_defaults(python: Path) -> None:
     options = {"continuous_batching": True, "device": "cuda:0", "compile": False, "cb-num-blocks": 8}
     [spec], _ = plan(Declared("small", options=options), python=python)
     assert spec.argv[7:] == (*("--device", "cuda:0", "--continuous-batching", "--no-compile", "--cb-num-blocks", "8"),)
+
+
+def test_the_probe_of_a_server_may_use_the_apis_of_all_its_experts(python: Path) -> None:
+    ranker = Declared("rank", runtime="vllm", supported_apis=frozenset(("rerank",)))
+    [spec], _ = plan(ranker, replace(ranker, name="score", supported_apis=frozenset(("score",))), python=python)
+    assert spec.apis == {"rerank", "score"}
 
 
 def test_a_vllm_expert_is_served_under_its_name(python: Path) -> None:

@@ -178,6 +178,9 @@ def _add_thinking(body: dict[str, Any], thinking: Fields, effort: Any, claude: b
     kind = thinking.get("type")
     if claude and kind is not None:
         body["thinking"] = thinking
+        add_effort(body, effort, "output_config.effort")
+        if effort is not None:  # litellm makes it output_config.effort again, beside this thinking
+            body["reasoning_effort"] = effort
     elif kind == "disabled":
         return  # chat has no field that every server takes for it
     elif effort is not None:

@@ -213,6 +213,7 @@ async def test_claude_behind_litellm_keeps_thinking_with_its_signature_and_cache
         ],
         "tools": [{**LOOK, **cached}],
         "thinking": thinking,
+        "output_config": {"effort": "max"},
     }
     headers = {"anthropic-beta": "b"}
     reply = await expert.stream(Call(fields, False, 5, 5, "messages", headers=headers))
@@ -220,7 +221,7 @@ async def test_claude_behind_litellm_keeps_thinking_with_its_signature_and_cache
     call = chat.calls[0]
     assert call.headers == headers
     assert call.fields["thinking"] == thinking
-    assert "reasoning_effort" not in call.fields
+    assert call.fields["reasoning_effort"] == "max"
     assert call.fields["tools"][0]["cache_control"] == cached["cache_control"]
     system, _, assistant, _ = call.fields["messages"]
     assert system["content"] == [{"type": "text", "text": "s", **cached}]
