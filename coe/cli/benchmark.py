@@ -117,6 +117,7 @@ def _show_arena(report: Mapping[str, Any]) -> None:
         for name, one in found.items():
             less_coe = "-" if name == "coe" else _difference(one["less_coe"])
             print_line(f"{name:18} {one['score']:7.4f} {_number(one['standard_error'])} {less_coe:>26}")
+        print_line("error: over splits, corrected for the prompts that they share; level by a t test of these")
     if shares := report["robustness"]:
         print_line(
             "decisions that stay: "

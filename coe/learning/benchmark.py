@@ -155,7 +155,7 @@ def benchmark(
     report("done", 1.0)
     found = benchmark_report(data, splits, seeds)
     compared = [split.recipes for split in splits if split.recipes is not None]
-    return found | ({"recipes": recipe_report(compared)} if compared else {})
+    return found | ({"recipes": recipe_report(compared, [split.prompts for split in splits])} if compared else {})
 
 
 def _run_split(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from coe.learning.arena import PERTURBATIONS
 from coe.learning.evaluation.quality import Quality
 from coe.learning.frontier import FrontierPoint, average, hull_area
-from coe.learning.paired_scores import clustered_mean, paired_difference
+from coe.learning.paired_scores import Difference, clustered_mean, level_errors, paired_difference, resampled_error
 from coe.learning.recipes.benchmark import SplitComparison
 
 
@@ -46,6 +46,7 @@ def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequen
     gap = mean["oracle"] - mean["best_single"]
     traces = {name: average([s.traces[name] for s in splits]) for name in splits[0].traces}
     times = np.concatenate([s.route_ms for s in splits])
+    held_out = len(splits[0].prompts) / len(data.prompts)
     return {
         "benchmark": data.benchmark,
         "categories": len(set(data.categories)),
@@ -61,29 +62,33 @@ def benchmark_report(data: Quality, splits: Sequence[SplitResult], seeds: Sequen
         "route_ms": {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))}
         if len(times)
         else None,
-        "arena": {name: _over_splits([one.arena for one in splits], name) for name in splits[0].arena},
+        "arena": {name: _over_splits([one.arena for one in splits], name, held_out) for name in splits[0].arena},
         "robustness": _robustness(splits) if splits[0].stays else None,
     }
 
 
-def _over_splits(splits: Sequence[Mapping[str, float]], name: str) -> dict[str, Any]:
-    """The mean arena score of a method, and its paired difference from CoE's, with standard errors over splits."""
-    everyone = [np.arange(len(splits))]
+def _over_splits(splits: Sequence[Mapping[str, float]], name: str, held_out: float) -> dict[str, Any]:
+    """The mean arena score of a method, and its paired difference from CoE's, with standard errors over splits.
+
+    A score is of all prompts of a split, so errors cannot be clustered by prompt. `held_out` is the share of prompts in
+    a split's test part.
+    """
     scores, coe = (np.array([one[which] for one in splits]) for which in (name, "coe"))
-    less_coe = paired_difference([scores], [coe], everyone)
-    error = clustered_mean([scores], everyone).error
+    error = resampled_error(scores, held_out)
+    found = Difference(float((scores - coe).mean()), resampled_error(scores - coe, held_out), level_errors(len(splits)))
     return {
         "score": float(scores.mean()),
         "standard_error": error if np.isfinite(error) else None,
-        "less_coe": less_coe.to_json(),
+        "less_coe": found.to_json(),
     }
 
 
 def _robustness(splits: Sequence[SplitResult]) -> dict[str, Any]:
     """By perturbation, and over all, the share of decisions that stay, with its standard error by prompt."""
-    kinds = {name: np.concatenate([one.stays[name] for one in splits]).astype(np.float64) for name in PERTURBATIONS}
-    kinds["all"] = np.mean(list(kinds.values()), axis=0)
-    found = {name: clustered_mean([values], [np.arange(len(values))]) for name, values in kinds.items()}
+    prompts = [one.prompts[: len(next(iter(one.stays.values())))] for one in splits]
+    kinds = {name: [np.array(one.stays[name], dtype=np.float64) for one in splits] for name in PERTURBATIONS}
+    kinds["all"] = [np.mean(values, axis=0) for values in zip(*kinds.values(), strict=True)]
+    found = {name: clustered_mean(values, prompts) for name, values in kinds.items()}
     return {name: {"share": one.value, "standard_error": one.error} for name, one in found.items()}
 
 

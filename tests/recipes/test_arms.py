@@ -7,7 +7,7 @@ import pytest
 
 from coe.experts.recipes.agreement import NO_ANSWER
 from coe.learning.recipes.arms import cost_by_category, declared_arms, propose_arms, quality_by_category
-from coe.learning.recipes.benchmark import compare, recipe_report
+from coe.learning.recipes.benchmark import Trace, compare, recipe_report
 from coe.learning.recipes.fit import Answers
 from tests.recipes.recorded import halves, recorded_answers
 
@@ -72,11 +72,30 @@ def test_costs_follow_the_category() -> None:
 def test_recipes_gain_at_a_budget_and_the_report_says_by_how_much() -> None:
     train, test = halves(POOL)
     found = compare(train, test, test.posterior, quality=quality_of(train), max_calls=4)
-    report = recipe_report([found, found])
+    report = recipe_report([found, found], [np.arange(len(test.labels))] * 2)
     assert report["at_shares_of_best_single"]["0.5"]["gain"] > 0.03
     assert report["no_budget"]["recipes"] > report["no_budget"]["single"]
     assert report["cost_share_for_best_single_quality"] < 0.9
     assert report["worst_gain"] > -0.01
+
+
+def test_the_error_of_a_gain_counts_a_prompt_of_several_splits_once() -> None:
+    train, test = halves(POOL)
+    found = compare(train, test, test.posterior, quality=quality_of(train), max_calls=4)
+    prompts = np.arange(len(test.labels))
+    once, thrice = (recipe_report([found] * n, [prompts] * n) for n in (1, 3))
+    gain = found.recipes.at(0.5 * found.best_cost) - found.single.at(0.5 * found.best_cost)
+    for report in (once, thrice):
+        half = report["at_shares_of_best_single"]["0.5"]
+        assert half["standard_error"] == pytest.approx(gain.std(ddof=1) / len(gain) ** 0.5)
+        assert half["gain"] == pytest.approx(gain.mean())
+
+
+def test_a_budget_between_two_prices_mixes_them() -> None:
+    trace = Trace(np.array([4.0, 2.0, 1.0]), np.array([[1, 1], [1, 0], [0, 0]], dtype=np.float32))
+    for cost, scores in ((9.0, [1, 1]), (4.0, [1, 1]), (3.0, [1, 0.5]), (1.5, [0.5, 0]), (0.5, [0, 0])):
+        assert trace.at(cost).tolist() == scores
+    assert (trace.cost_to_reach(0.5), trace.cost_to_reach(1.1)) == (2.0, float("inf"))
 
 
 def test_free_text_that_never_agrees_does_not_lose_against_single_experts() -> None:
@@ -94,12 +113,13 @@ def test_free_text_that_never_agrees_does_not_lose_against_single_experts() -> N
         for one in (train, test)
     ]
     found = compare(*unreadable, test.posterior, quality=quality_of(train), max_calls=4)
-    assert recipe_report([found])["worst_gain"] > -0.002
+    assert recipe_report([found], [np.arange(len(unreadable[1].labels))])["worst_gain"] > -0.002
 
 
 def test_where_nothing_has_a_known_cost_only_plans_without_a_budget_are_compared() -> None:
     train, test = (replace(half, costs=np.zeros_like(half.costs)) for half in halves(POOL))
-    report = recipe_report([compare(train, test, test.posterior, quality=quality_of(train), max_calls=4)])
+    found = compare(train, test, test.posterior, quality=quality_of(train), max_calls=4)
+    report = recipe_report([found], [np.arange(len(test.labels))])
     assert report["no_budget"]["gain"] > 0
     assert report["worst_gain"] == report["no_budget"]["gain"]
     assert "at_shares_of_best_single" not in report

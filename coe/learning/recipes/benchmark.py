@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
-from coe.learning.paired_scores import Difference
+from coe.learning.paired_scores import paired_difference
 from coe.learning.recipes.arms import Arm, cost_by_category, propose_arms, quality_by_category
 from coe.learning.recipes.fit import Answers, replayed
 
@@ -24,6 +25,32 @@ MULTIPLES = (0.5, 1.0, 1.6, 2.0, 4.0)
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 """Budgets as shares of the cost of the best single model."""
 MAX_CALLS = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """The routed test prompts at each price, lowest price first.
+
+    `costs` (n_prices,) are means over the prompts, `scores` has shape (n_prices, n_prompts).
+    """
+
+    costs: Array
+    scores: NDArray[np.float32]
+
+    def at(self, cost: float) -> Array:
+        """Return the scores (n_prompts,) at a budget: what mixing the two neighbouring prices earns."""
+        order = np.argsort(self.costs, kind="stable")
+        position = float(np.interp(cost, self.costs[order], np.arange(len(order))))
+        low = int(position)
+        share = position - low
+        below, above = self.scores[order[[low, min(low + 1, len(order) - 1)]]].astype(np.float64)
+        mixed: Array = (1 - share) * below + share * above
+        return mixed
+
+    def cost_to_reach(self, score: float) -> float:
+        """Return the smallest cost with at least this mean score; infinite if no price reaches it."""
+        reached = self.costs[self.scores.mean(axis=1, dtype=np.float64) >= score]
+        return float(reached.min()) if len(reached) else float("inf")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,29 +65,25 @@ class Columns:
     scores: Array
     costs: Array
 
-    def trace(self, posterior: Array, unit: float) -> Array:
-        """Return (cost, score) of the routed test prompts at each price, lowest price first."""
+    def trace(self, posterior: Array, unit: float) -> Trace:
+        """Route the test prompts at each price. `unit` is a typical cost of an answer."""
         prompts = np.arange(len(posterior))
-        points = []
-        for price in PRICES:
+        costs, scores = np.zeros(len(PRICES)), np.zeros((len(PRICES), len(prompts)), dtype=np.float32)
+        for row, price in enumerate(PRICES):
             chosen = (posterior @ (self.quality - price / unit * self.cost)).argmax(axis=1)
-            points.append((self.costs[prompts, chosen].mean(), self.scores[prompts, chosen].mean()))
-        return np.array(points)
+            costs[row], scores[row] = self.costs[prompts, chosen].mean(), self.scores[prompts, chosen]
+        return Trace(costs, scores)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitComparison:
     """Both plans on one split: their traces, the best single model's cost and score, and the proposed recipes."""
 
-    single: Array
-    recipes: Array
+    single: Trace
+    recipes: Trace
     best_cost: float
     best_score: float
     proposed: tuple[str, ...]
-
-    def gain(self, cost: float) -> tuple[float, float]:
-        """Return the scores of single experts and of recipes at a budget."""
-        return _score_at(self.single, cost), _score_at(self.recipes, cost)
 
 
 def compare(
@@ -100,24 +123,13 @@ def _with_arms(single: Columns, train: Answers, test: Answers, arms: Sequence[Ar
     )
 
 
-def _score_at(trace: Array, cost: float) -> float:
-    """Return the score at a budget: what mixing the two neighbouring prices earns."""
-    order = np.argsort(trace[:, 0], kind="stable")
-    return float(np.interp(cost, trace[order, 0], trace[order, 1]))
+def recipe_report(splits: Sequence[SplitComparison], prompts: Sequence[NDArray[np.integer]]) -> dict[str, Any]:
+    """Return the JSON-able report: paired gains at each budget with their standard errors, clustered by prompt.
 
-
-def cost_to_reach(trace: Array, score: float) -> float:
-    """Return the smallest cost on the trace with at least this score; infinite if no price reaches it."""
-    reached = trace[trace[:, 1] >= score]
-    return float(reached[:, 0].min()) if len(reached) else float("inf")
-
-
-def recipe_report(splits: Sequence[SplitComparison]) -> dict[str, Any]:
-    """Return the JSON-able report: paired gains at each budget with their standard errors over splits.
-
-    `worst_gain` is the lowest mean gain over all compared budgets.
+    `prompts` has the indices of each split's test prompts (n_prompts,). `worst_gain` is the lowest mean gain over all
+    compared budgets.
     """
-    unlimited = _paired([(float(split.single[0, 1]), float(split.recipes[0, 1])) for split in splits])
+    unlimited = _paired([(split.single.scores[0], split.recipes.scores[0]) for split in splits], prompts)
     found = {
         "no_budget": unlimited,
         "best_single": float(np.mean([split.best_score for split in splits])),
@@ -127,30 +139,35 @@ def recipe_report(splits: Sequence[SplitComparison]) -> dict[str, Any]:
     best = [split.best_cost for split in splits]
     if not all(best):  # nothing has a known cost, so there is no budget to compare at
         return found
-    free = [float(split.single[0, 0]) for split in splits]
-    swept = [_at(splits, free, float(share)) for share in np.geomspace(0.05, 4.0, 40)]
-    reach = [cost_to_reach(split.recipes, split.best_score) / split.best_cost for split in splits]
+
+    def at(units: Sequence[float], share: float) -> Mapping[str, Any]:
+        budgets = [share * unit for unit in units]
+        pairs = [(one.single.at(cost), one.recipes.at(cost)) for one, cost in zip(splits, budgets, strict=True)]
+        return _paired(pairs, prompts)
+
+    free = [float(split.single.costs[0]) for split in splits]
+    swept = [at(free, float(share)) for share in np.geomspace(0.05, 4.0, 40)]
+    reach = [split.recipes.cost_to_reach(split.best_score) / split.best_cost for split in splits]
     return found | {
-        "at_multiples_of_one_expert": {f"{share:g}": _at(splits, free, share) for share in MULTIPLES},
-        "at_shares_of_best_single": {f"{share:g}": _at(splits, best, share) for share in SHARES},
+        "at_multiples_of_one_expert": {f"{share:g}": at(free, share) for share in MULTIPLES},
+        "at_shares_of_best_single": {f"{share:g}": at(best, share) for share in SHARES},
         "cost_share_for_best_single_quality": float(np.median(reach)),
         "worst_gain": min(unlimited["gain"], *(one["gain"] for one in swept)),
     }
 
 
-def _at(splits: Sequence[SplitComparison], units: Sequence[float], share: float) -> Mapping[str, Any]:
-    return _paired([split.gain(share * unit) for split, unit in zip(splits, units, strict=True)])
+def _paired(
+    scores: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]], prompts: Sequence[NDArray[np.integer]]
+) -> Mapping[str, Any]:
+    """Return the means of both, their paired difference, its standard error by prompt, and what it shows.
 
-
-def _paired(scores: Sequence[tuple[float, float]]) -> Mapping[str, Any]:
-    """Return the mean of both, their paired difference, its standard error over splits, and what it shows."""
-    single, recipes = np.array(scores).T
-    gain = recipes - single
-    error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("nan")
-    found = Difference(float(gain.mean()), error)
+    `scores` has for each split the prompts' scores of single experts and of recipes.
+    """
+    single, recipes = ([np.asarray(pair[side], dtype=np.float64) for pair in scores] for side in (0, 1))
+    found = paired_difference(recipes, single, prompts)
     return {
-        "single": float(single.mean()),
-        "recipes": float(recipes.mean()),
+        "single": float(np.concatenate(single).mean()),
+        "recipes": float(np.concatenate(recipes).mean()),
         "gain": found.value,
         "standard_error": found.error,
         "verdict": found.verdict,
