@@ -133,7 +133,7 @@ class ResponseBuilder:
         assert self._open is not None
         item = self._open
         item.pieces.append(text)
-        item.logprobs += logprobs
+        item.logprobs.extend(logprobs)
         if item.is_custom:  # the input is inside JSON, which is complete at the end only
             return []
         extra = {"logprobs": list(logprobs)} if item.kind == "output_text" else {}
@@ -187,7 +187,7 @@ class _Item:
         self.text_event, self.part_event = _TEXT_EVENTS[kind], _PART_EVENTS.get(kind, "")
         self.index = 0
         self.pieces: list[str] = []
-        self.logprobs: tuple[Mapping[str, Any], ...] = ()
+        self.logprobs: list[Mapping[str, Any]] = []
         self.annotations: list[Mapping[str, Any]] = []
         self.position: dict[str, int] = {}
         if kind == "reasoning":
