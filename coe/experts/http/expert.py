@@ -15,7 +15,7 @@ import orjson
 
 from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
-from coe.experts.api_formats import API_FORMATS, applicable_defaults
+from coe.experts.api_formats import API_FORMATS, applicable_defaults, without_own_ids
 from coe.experts.descriptors import NoDescriptor
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
@@ -148,6 +148,8 @@ class HttpExpert:
         body = {**applicable_defaults(defaults, call.fields), **call.fields, "model": self._model}
         if add_usage:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        if call.api == "responses" and "input" in body:
+            body["input"] = without_own_ids(body["input"])
         if self._system_prompt:
             body |= API_FORMATS[call.api].system_prompt_fields(call.fields, self._system_prompt)
         try:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coe.core import Usage
+from coe.experts.api_formats import OWN_ITEM
 from coe.experts.http import sse
 from coe.experts.translation.chat_answer import CallDelta, Delta
 from coe.experts.translation.tools import INPUT, ToolName, read_tools
@@ -132,7 +133,7 @@ class ResponseBuilder:
         assert self._open is not None
         item = self._open
         item.pieces.append(text)
-        item.logprobs += logprobs
+        item.logprobs.extend(logprobs)
         if item.is_custom:  # the input is inside JSON, which is complete at the end only
             return []
         extra = {"logprobs": list(logprobs)} if item.kind == "output_text" else {}
@@ -186,14 +187,14 @@ class _Item:
         self.text_event, self.part_event = _TEXT_EVENTS[kind], _PART_EVENTS.get(kind, "")
         self.index = 0
         self.pieces: list[str] = []
-        self.logprobs: tuple[Mapping[str, Any], ...] = ()
+        self.logprobs: list[Mapping[str, Any]] = []
         self.annotations: list[Mapping[str, Any]] = []
         self.position: dict[str, int] = {}
         if kind == "reasoning":
-            item = {"id": _new_id("rs"), "type": kind, "summary": []}
+            item = {"id": _item_id("rs"), "type": kind, "summary": []}
             self.position = {"summary_index": 0}
         elif item is None:
-            item = {"id": _new_id("msg"), "type": "message", "role": "assistant", "content": []}
+            item = {"id": _item_id("msg"), "type": "message", "role": "assistant", "content": []}
             self.position = {"content_index": 0}
         self.item: dict[str, Any] = {**item, "status": "in_progress"}
 
@@ -202,7 +203,7 @@ class _Item:
         kind, prefix, content = (
             ("custom_tool_call", "ctc", INPUT) if name.custom else ("function_call", "fc", "arguments")
         )
-        item = {"id": _new_id(prefix), "type": kind, "call_id": call_id, "name": name.name, content: ""}
+        item = {"id": _item_id(prefix), "type": kind, "call_id": call_id, "name": name.name, content: ""}
         return cls(kind, item | ({"namespace": name.namespace} if name.namespace else {}))
 
     def opening(self) -> dict[str, Any]:
@@ -271,3 +272,8 @@ def _usage(usage: Usage) -> dict[str, Any] | None:
 
 def _new_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex}"
+
+
+def _item_id(prefix: str) -> str:
+    """The id of an item. No other server gets it (`without_own_ids`)."""
+    return f"{prefix}{OWN_ITEM}{uuid.uuid4().hex}"

@@ -166,6 +166,16 @@ async def test_a_loop_with_images_documents_and_server_tools_becomes_a_chat() ->
     assert dropped_parts("messages", {"messages": messages, "tools": [LOOK, SEARCH]}) == dropped
 
 
+async def test_the_error_of_a_result_and_tools_without_a_schema_are_left_out() -> None:
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "no such file", "is_error": True}
+    bash = {"type": "bash_20250124", "name": "bash"}
+    fields = {"messages": [{"role": "user", "content": [result]}], "tools": [LOOK, bash]}
+    body = await sent("messages", **fields)
+    assert body["messages"] == [{"role": "tool", "tool_call_id": "a", "content": "no such file"}]
+    assert [tool["function"]["name"] for tool in body["tools"]] == ["look"]
+    assert dropped_parts("messages", fields) == ("bash_20250124",)
+
+
 @pytest.mark.parametrize(
     ("fields", "effort"),
     [

@@ -10,9 +10,9 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from coe.core import Call, Reply
-from coe.errors import ExpertInvalidResponse, ExpertRejected, InvalidRequest
+from coe.errors import ExpertInvalidResponse, InvalidRequest
 from coe.experts.translation.expert import dropped_parts
-from tests.experts.translation.chat_expert import ChatExpert, ChatReply, answer, sent, translated
+from tests.experts.translation.chat_expert import ChatExpert, ChatReply, answer, sent
 
 pytestmark = pytest.mark.anyio
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -369,73 +369,3 @@ class _WithoutChoice(ChatExpert):
     async def stream(self, call: Call) -> Reply:
         self.replies.append(ChatReply([b'{"choices":[]}'], "application/json"))
         return self.replies[-1]
-
-
-async def test_a_setting_that_the_server_rejects_is_left_out_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
-    rejected = ExpertRejected("HTTP 400: Unrecognized request argument: reasoning_effort", expert="clever", status=400)
-    chat = ChatExpert({"content": "hi"}, errors=[rejected])
-    expert = translated(chat)
-    for effort, calls in (("low", 2), ("low", 3), ("high", 4)):
-        call = _call(reasoning={"effort": effort})
-        async for _ in (await expert.stream(call)).chunks():
-            pass
-        assert len(chat.calls) == calls
-    assert ["reasoning_effort" in call.fields for call in chat.calls] == [True, False, False, True]
-    assert "rejects reasoning_effort=low" in caplog.text
-
-
-async def test_a_server_of_the_newer_name_of_the_limit_gets_that() -> None:
-    text = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
-    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected(text, expert="clever", status=400, param="max_tokens")])
-    expert = translated(chat)
-    for _ in range(2):
-        await expert.stream(_call(max_output_tokens=7))
-    assert [call.fields.get("max_completion_tokens") for call in chat.calls] == [None, 7, 7]
-
-
-async def test_a_client_whose_text_a_server_quotes_changes_no_later_request() -> None:
-    text = "HTTP 400: bad content: 'reasoning_effort verbosity max_completion_tokens'"
-    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected(text, expert="clever", status=400)] * 4)
-    expert = translated(chat)
-    fields: dict[str, Any] = {"reasoning": {"effort": "low"}, "text": {"verbosity": "low"}, "max_output_tokens": 7}
-    with pytest.raises(ExpertRejected):
-        await expert.stream(_call(**fields))
-    await expert.stream(_call(**fields))
-    last = chat.calls[-1].fields
-    assert (last["reasoning_effort"], last["verbosity"], last["max_tokens"]) == ("low", "low", 7)
-
-
-async def test_a_server_that_ignores_the_newer_limit_keeps_the_older_one_whatever_its_errors_quote() -> None:
-    text = "HTTP 400: max_tokens=99999 is too large for 'max_completion_tokens'"
-    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected(text, expert="clever", status=400)])
-    expert = translated(chat)
-    await expert.stream(_call(max_output_tokens=99999))
-    await expert.stream(_call(max_output_tokens=7))
-    assert chat.calls[-1].fields["max_tokens"] == 7
-
-
-@pytest.mark.parametrize("param", ["messages", "temperature"])
-async def test_a_rejection_that_names_another_field_is_not_repeated(param: str) -> None:
-    text = "HTTP 400: no: 'reasoning_effort max_completion_tokens'"
-    chat = ChatExpert({}, errors=[ExpertRejected(text, expert="clever", status=400, param=param)])
-    with pytest.raises(ExpertRejected):
-        await translated(chat).stream(_call(reasoning={"effort": "low"}, max_output_tokens=7))
-    assert len(chat.calls) == 1
-
-
-async def test_another_rejection_is_not_repeated() -> None:
-    chat = ChatExpert({"content": "hi"}, errors=[ExpertRejected("HTTP 400: no", expert="clever", status=400)])
-    with pytest.raises(ExpertRejected):
-        await translated(chat).stream(_call(reasoning={"effort": "low"}))
-    assert len(chat.calls) == 1
-
-
-def _call(**fields: Any) -> Call:
-    return Call({"model": "auto", "input": "hi", **fields}, False, 5, 5, "responses")
-
-
-async def test_apis_that_the_server_speaks_pass_unchanged() -> None:
-    chat = ChatExpert({"content": "hi"})
-    call = _call()
-    await translated(chat, apis=["chat", "responses"]).stream(call)
-    assert chat.calls == [call]
