@@ -304,6 +304,16 @@ async def test_repeated_references_and_long_histories_are_refused_before_they_ar
         assert many.value.param == "input"
 
 
+async def test_a_stored_conversation_has_the_largest_number_of_json_values_of_a_body(tmp_path: Path) -> None:
+    async with served(tmp_path, declared(limits={"max_json_values": 1_000})) as one:
+        items: Any = [{"role": "user", "content": "hi"}] * 40
+        first = await one.client.responses.create(model="generalist", input=items)
+        second = await one.client.responses.create(model="generalist", input=items, previous_response_id=first.id)
+        with pytest.raises(openai.BadRequestError, match="more than 1000 JSON values") as many:
+            await one.client.responses.create(model="generalist", input="x", previous_response_id=second.id)
+        assert many.value.code == "too_many_values"
+
+
 async def test_a_stored_conversation_takes_the_memory_of_large_bodies_until_the_expert_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
