@@ -12,6 +12,7 @@ import pytest
 
 from coe.core import RequestOptions
 from coe.errors import ExpertUnavailable
+from coe.registry import Registry
 from coe.routing.affinity import Affinity
 from coe.routing.conversation import read_conversation
 from gateway.access import conversations
@@ -96,6 +97,12 @@ class Loop:
         return {"instructions": clock, "input": items}
 
 
+def declared(**policy: Any) -> Registry:
+    """Experts that all take tools, as a request with the history of a loop needs them."""
+    experts = [one.model_dump(mode="json") | {"capabilities": ["tools"]} for one in registry_of().experts]
+    return registry_of(experts=experts, policy=policy)
+
+
 async def sent(gateway: Gateway, loop: Loop) -> str:
     response = await gateway.post(PATHS[loop.api], loop.body())
     assert response.status == 200, response.body
@@ -124,7 +131,7 @@ async def run(gateway: Gateway, loop: Loop, *, steps: int) -> list[str]:
 async def test_no_loop_of_a_thousand_changes_its_expert() -> None:
     policy = {"sticky_margin": 0.0, "exploration": {"rate": 0.5, "max_quality_loss": 1.0}}
     switched, apis = list[tuple[int, list[str]]](), tuple(APIS)
-    async with gateway_of(registry_of(policy=policy)) as gateway:
+    async with gateway_of(declared(**policy)) as gateway:
         for number in range(LOOPS):
             loop = Loop(number, apis[number % 3])
             found = await run(gateway, loop, steps=1 + number % 3)
@@ -138,7 +145,7 @@ async def test_no_loop_of_a_thousand_changes_its_expert() -> None:
 
 @pytest.mark.parametrize("api", APIS)
 async def test_a_follow_up_without_a_topic_stays_after_a_fallback(api: str) -> None:
-    async with gateway_of(registry_of(policy={"sticky_margin": 0.0})) as gateway:
+    async with gateway_of(declared(sticky_margin=0.0)) as gateway:
         for number in range(0, 40, 4):
             loop = Loop(number, api)
             (*_, answered) = await run(gateway, loop, steps=1)
@@ -185,8 +192,8 @@ async def test_a_loop_goes_on_at_another_gateway_with_the_same_redis(
     async with (
         open_affinity(redis_url) as first,
         open_affinity(redis_url) as second,
-        gateway_of(affinity=first) as one,
-        gateway_of(affinity=second) as other,
+        gateway_of(declared(), affinity=first) as one,
+        gateway_of(declared(), affinity=second) as other,
     ):
         for number in range(0, 24, 4):  # each with a fallback in its first step
             loop = Loop(number, api)
@@ -205,7 +212,7 @@ async def written(affinity: Affinity, loop: Loop) -> None:
 
 
 async def test_an_open_loop_neither_spills_nor_explores_but_leaves_an_expert_that_fails() -> None:
-    async with gateway_of(registry_of(policy={"max_quality_loss": 1.0})) as gateway:
+    async with gateway_of(declared(max_quality_loss=1.0)) as gateway:
         loop = Loop(1, "chat")
         begun = await sent(gateway, loop)
         expert = gateway.experts[begun]
@@ -222,7 +229,7 @@ async def test_an_open_loop_neither_spills_nor_explores_but_leaves_an_expert_tha
 
 
 async def test_an_open_loop_waits_for_its_expert_without_a_stand_in_and_without_a_hedge() -> None:
-    async with gateway_of(registry_of(policy={"hedge": True})) as gateway:
+    async with gateway_of(declared(hedge=True)) as gateway:
         loop = Loop(1, "chat")
         begun = await sent(gateway, loop)
         expert = gateway.experts[begun]
@@ -232,8 +239,9 @@ async def test_an_open_loop_waits_for_its_expert_without_a_stand_in_and_without_
         expert.health, expert.script = slow, begin
         body = orjson.dumps({**orjson.loads(loop.body()), "stream": True})
         asking = asyncio.create_task(gateway.post(PATHS["chat"], body))
-        while len(expert.calls) < 2:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while len(expert.calls) < 2:
+                await asyncio.sleep(0)
         for _ in range(100):
             await asyncio.sleep(0)
         begin.set()
