@@ -21,7 +21,6 @@ from coe.records.record import RoutingRecord
 from coe.settings import Settings
 from tests.cli.logged_service import LoggedService
 from tests.learning.test_status_report import URL, logged, settings, traffic
-from tests.score.answering import completion
 
 __all__ = ["settings"]
 DECLARED = """\
@@ -96,13 +95,19 @@ async def run(seen: list[Mapping[str, str]], folder: Path, monkeypatch: pytest.M
         if request.path == "/health/live":
             return web.Response()
         seen.append({name.lower(): value for name, value in request.headers.items()})
-        if not (await request.json()).get("stream"):
-            return web.json_response(completion("r"))
+        assert (await request.json())["stream"]  # also a plain call of a local expert
         response = web.StreamResponse(
-            headers={"x-coe-expert": "own", "x-coe-category": "general", "x-coe-confidence": "1"}
+            headers={
+                "content-type": "text/event-stream",
+                "x-coe-expert": "own",
+                "x-coe-category": "general",
+                "x-coe-confidence": "1",
+            }
         )
         await response.prepare(request)
-        await response.write(b'data: {"choices": [{"delta": {"content": "hello"}}]}\n\ndata: [DONE]\n\n')
+        await response.write(b'data: {"choices": [{"index": 0, "delta": {"content": "hello"}}]}\n\n')
+        await response.write(b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n')
+        await response.write(b"data: [DONE]\n\n")
         return response
 
     server = web.Application()
