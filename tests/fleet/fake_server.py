@@ -56,12 +56,20 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, {"error": f"no model {body['model']}"})
         elif self.mode == "no-chat":
             self.reply(200, {"hello": "world"})
+        elif body.get("stream"):
+            chunk = {"index": 0, "delta": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}
+            self.answer(
+                200, "text/event-stream", f"data: {json.dumps({'choices': [chunk]})}\n\ndata: [DONE]\n\n".encode()
+            )
         else:
             self.reply(200, {"choices": [{"message": {"role": "assistant", "content": "Hi"}}]})
 
     def reply(self, status: int, body: object) -> None:
-        data = json.dumps(body).encode()
+        self.answer(status, "application/json", json.dumps(body).encode())
+
+    def answer(self, status: int, media_type: str, data: bytes) -> None:
         self.send_response(status)
+        self.send_header("content-type", media_type)
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

@@ -257,7 +257,7 @@ def test_metrics_are_json_and_count_what_was_dropped(built: Built) -> None:
     assert 0 < metrics["confidence_threshold"] < 1
     assert metrics["rejected"] <= 0.05 < metrics["rejected_out_of_scope"]
     assert metrics["quantisation"]["kept"] in ("int8", "fp32")
-    assert metrics["bytes"].keys() == set(FILES)
+    assert metrics["bytes"].keys() - {"multilingual.npz"} == set(FILES)  # that one needs an extra
 
 
 @pytest.mark.parametrize(("lost", "kept"), [(0.0, "int8"), (0.0025, "int8"), (0.005, "fp32")])
