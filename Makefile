@@ -1,5 +1,5 @@
 # Two commands matter: `make serve` and `make test`. Each sets itself up first; a second run skips what is done.
-.PHONY: serve test test-clients test-vllm setup check docs reference clean
+.PHONY: serve test test-clients test-vllm test-llama-cpp setup check docs reference wheel image clean
 
 serve: setup
 	@.venv/bin/coe up
@@ -13,6 +13,9 @@ test-clients: setup
 test-vllm: setup
 	@scripts/test-vllm
 
+test-llama-cpp: setup
+	@scripts/test-llama-cpp
+
 setup:
 	@scripts/setup
 
@@ -25,5 +28,11 @@ docs: setup
 reference: setup
 	@.venv/bin/python -m scripts.reference
 
+wheel: setup
+	@scripts/wheel
+
+image:
+	@scripts/image gateway
+
 clean:
-	rm -rf .venv .venv-clients .venv-vllm build/docs build/doctrees
+	rm -rf .venv .venv-clients .venv-vllm .llama-cpp build dist

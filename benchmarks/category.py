@@ -1,10 +1,11 @@
 """Category routing: accuracy of each head and of the cascade, out-of-scope detection, and the starter prompts.
 
-    python benchmarks/category.py --data DIR [--starter FILE] [--json FILE] [--plot FILE]
+    python benchmarks/category.py --data DIR [--starter FILE [--without STYLE]...] [--json FILE] [--plot FILE]
 
 DIR holds train.parquet (source, prompt, category, label, split). Part 1 trains on four fifths of a balanced sample and
 tests on the rest; part 2 trains on all in-scope CLINC and banking rows and separates CLINC's out-of-scope rows from its
-validation rows; part 3 trains on the starter file alone. The plot shows part 1's reliability, and risk and coverage.
+validation rows; part 3 trains on the starter file alone, without the prompts of each STYLE, and tests on them too. The
+plot shows part 1's reliability, and risk and coverage.
 """
 
 from __future__ import annotations
@@ -31,13 +32,18 @@ Row = dict[str, str]
 EACH = 400
 SEED = 0
 PLAIN_NAMES = {"commonsense": "everyday", "assistant_command": "everyday", "engineering_cs": "code"}
-LEFT_OUT = ("banking_support", "out_of_scope")
+LANGUAGES = "multilingual"
+"""Public questions in other languages: a language is no topic, so that this label is none (benchmarks.languages)."""
+MAX_SHORT_CHARACTERS = 70
+"""About the length of CLINC's rows."""
+LEFT_OUT = ("banking_support", "out_of_scope", LANGUAGES)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--starter", type=Path)
+    parser.add_argument("--without", action="append", default=[], metavar="STYLE")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
@@ -47,7 +53,7 @@ def main() -> None:
         "out_of_scope": lambda: out_of_scope(rows),
     }
     if options.starter:
-        parts["starter"] = lambda: starter(rows, options.starter)
+        parts["starter"] = lambda: starter(rows, options.starter, without=options.without)
     report = {}
     for name, part in parts.items():
         report[name] = part()
@@ -87,7 +93,7 @@ def trained(rows: Sequence[Row], folder: Path) -> tuple[CascadeRouter, dict[str,
 
 
 def balanced(rows: Sequence[Row]) -> dict[str, Any]:
-    drawn = sample([row for row in rows if row["category"] != "out_of_scope"], each=EACH)
+    drawn = sample([row for row in rows if row["category"] not in ("out_of_scope", LANGUAGES)], each=EACH)
     names = sorted({row["category"] for row in drawn})
     labels = np.array([names.index(row["category"]) for row in drawn])
     rest, held = folds(labels, seed=SEED)[0]
@@ -212,8 +218,10 @@ def plain_category(row: Row) -> str | None:
     return PLAIN_NAMES.get(row["category"], row["category"])
 
 
-def starter(rows: Sequence[Row], file: Path) -> dict[str, Any]:
+def starter(rows: Sequence[Row], file: Path, *, without: Sequence[str]) -> dict[str, Any]:
     examples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    left_out = [row for row in examples if row.get("style") in without]
+    examples = [row for row in examples if row.get("style") not in without]
     mapped = [{**row, "category": name} for row in rows if (name := plain_category(row))]
     with tempfile.TemporaryDirectory() as folder:
         router, metrics = trained(examples, Path(folder))
@@ -227,9 +235,29 @@ def starter(rows: Sequence[Row], file: Path) -> dict[str, Any]:
             for name in ("accuracy", "escalated", "ece", "confidence_threshold", "rejected", "accuracy_by_category")
         },
         "public": recalls(router, sample(mapped, each=EACH), confidence_threshold=metrics["confidence_threshold"]),
+        "out_of_scope": familiarity(router, sample(mapped, each=EACH), rows),
         "arena_hard_v2": recalls(router, arena, confidence_threshold=metrics["confidence_threshold"]),
         "arena_hard_v2_ascii": recalls(router, english, confidence_threshold=metrics["confidence_threshold"]),
+        "left_out": recalls(router, left_out, confidence_threshold=metrics["confidence_threshold"]) if left_out else {},
     }
+
+
+def familiarity(router: CascadeRouter, inside: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
+    """AUROC of separating public prompts from CLINC's out-of-scope rows, by length too, which knows no topic."""
+    outside = [row for row in rows if row["category"] == "out_of_scope"]
+    short = [row for row in inside if len(row["prompt"]) <= MAX_SHORT_CHARACTERS]
+    report = {}
+    for name, part in (("all", inside), ("short", short)):
+        texts = [row["prompt"] for row in (*part, *outside)]
+        inlier = np.arange(len(texts)) < len(part)
+        outputs = router.head_outputs(texts)
+        probability = softmax(logarithmic_pool(list(outputs.logits.values()), router.ensemble.encoder)).max(axis=1)
+        served = np.array([prediction.confidence for prediction in router.predict(texts)])
+        lengths = np.array([len(text) for text in texts], dtype=np.float32)
+        scores = {"served": served, "similarity": outputs.similarity, "maximum_probability": probability}
+        report[name] = {key: auroc(score, inlier) for key, score in (scores | {"length": lengths}).items()}
+        report[name]["rows"] = len(part)
+    return report
 
 
 def recalls(router: CascadeRouter, rows: Sequence[Row], *, confidence_threshold: float) -> dict[str, Any]:

@@ -11,7 +11,8 @@ that sends the next request after each response.
 
 In the gateway, routing, a declared key with its limits, metrics and the routing log (SQLite) are on; several workers
 share the key's limits through Redis. Prompts rotate over the starter prompts, which the router has learned, or over
-FILE (JSONL, field prompt): of fresh ones a third goes through the sentence encoder.
+FILE (JSONL, field prompt): of fresh ones a third goes through the sentence encoder. An eighth of the starter
+prompts is not English and takes a pass of the multilingual encoder (23 ms of one core): give FILE to leave them out.
 
 Peers are looked for on PATH, beside this Python, and where `--peer-bin` says; one that is not there, or does not start,
 is left out. Each has its own packages, best apart from the project's:

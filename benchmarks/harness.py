@@ -208,25 +208,34 @@ def trained(home: Path) -> None:
 
 @contextmanager
 def gateway(
-    folder: Path, *, workers: int, home: Path, base_url: str, keys: str = ACCESS
+    folder: Path,
+    *,
+    workers: int,
+    home: Path,
+    base_url: str,
+    keys: str = ACCESS,
+    port: int = GATEWAY_PORT,
+    checkout: Path = ROOT,
 ) -> Iterator[tuple[psutil.Process, float]]:
     """The gateway with keys, limits, metrics and log on, every expert at `base_url`; and the seconds until ready.
-    `keys` is the section `access` of its experts.yaml."""
+    `keys` is the section `access` of its experts.yaml. `checkout` is the folder whose code serves."""
     state = folder / "state"
     trained(home)
     shutil.copytree(home / "artifacts", state / "artifacts")
     config = folder / "experts.yaml"
-    text = (ROOT / "experts.yaml").read_text(encoding="utf-8")
+    text = (checkout / "experts.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^    context_length:.*\n", "", text, flags=re.MULTILINE)
     served = f"    runtime: external\n    base_url: {base_url}\n    context_length: 100000000"
     text = text.replace("    runtime: transformers", served)
     access = keys + (f"  counters: redis://127.0.0.1:{REDIS_PORT}/0\n" if workers > 1 else "")
     config.write_text(re.sub(r"^access:\n(?:  .*\n)*", access, text, flags=re.MULTILINE))
-    env = os.environ | {"COE_HOME": str(state), "COE_WORKERS": str(workers), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "coe.cli", "serve", "--config", str(config), "--port", str(GATEWAY_PORT)]
+    env = os.environ | {"COE_HOME": str(state), "COE_WORKERS": str(workers)}
+    env["PYTHONPATH"] = str(checkout)
+    command = [sys.executable, "-m", "coe.cli", "serve", "--config", str(config), "--port", str(port)]
     with redis() if workers > 1 else nullcontext():  # workers share what each key has used
         begin = time.monotonic()
-        with running(command, ready=f"http://127.0.0.1:{GATEWAY_PORT}/health/ready", env=env) as process:
+        ready = f"http://127.0.0.1:{port}/health/ready"
+        with running(command, ready=ready, env=env, folder=checkout) as process:
             yield process, time.monotonic() - begin
 
 
@@ -254,10 +263,15 @@ def redis() -> Iterator[None]:
 
 @contextmanager
 def running(
-    command: Sequence[str], *, ready: str, env: dict[str, str] | None = None, output: int | None = None
+    command: Sequence[str],
+    *,
+    ready: str,
+    env: dict[str, str] | None = None,
+    output: int | None = None,
+    folder: Path = ROOT,
 ) -> Iterator[psutil.Process]:
-    """Run a server until the block ends; enters once `ready` answers."""
-    process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=output, stderr=output)
+    """Run a server in `folder` until the block ends; enters once `ready` answers."""
+    process = subprocess.Popen(command, env=env, cwd=folder, stdout=output, stderr=output)
     try:
         _until_answers(ready, process)
         yield psutil.Process(process.pid)

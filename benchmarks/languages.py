@@ -3,9 +3,11 @@
     python benchmarks/languages.py --router FOLDER --data DIR/category [--json FILE]
 
 FOLDER is the artifact of a router trained on the starter prompts with the extra `multilingual`. The own prompts are
-`benchmarks/language_prompts.jsonl`: 20 each of 12 topics in nine languages, none of them a starter prompt. DIR/category
-holds train.parquet; its arena_hard_v2 rows count as foreign if their identified language is not English. Accuracy has
-its standard error. Times are processor times of one thread; memory is that of a new process.
+`benchmarks/language_prompts.jsonl`: 20 each of 12 topics in nine languages, none of them a starter prompt; the fresh
+ones, language_prompts_fresh.jsonl, were written after the head was chosen: one a category and language. The third ones,
+language_prompts_third.jsonl, are half of 210 prompts whose other half are starter prompts. DIR/category holds
+train.parquet; its arena_hard_v2 rows count as foreign if their identified language is not English. Accuracy has its
+standard error. Times are processor times of one thread; memory is that of a new process.
 """
 
 from __future__ import annotations
@@ -27,8 +29,11 @@ from coe.core import Prediction
 from routers.calibration import expected_calibration_error
 from routers.cascade import MULTILINGUAL, CascadeRouter, load_cascade
 from routers.languages import LanguageIdentifier
+from routers.multilingual import PROBE_TEXT
 
 PROMPTS = Path(__file__).with_name("language_prompts.jsonl")
+FRESH_PROMPTS = Path(__file__).with_name("language_prompts_fresh.jsonl")
+THIRD_PROMPTS = Path(__file__).with_name("language_prompts_third.jsonl")
 ENGLISH_PROMPT = "Which documents do I need to register a small company?"
 Row = dict[str, str]
 
@@ -40,11 +45,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     router = load_cascade(options.router, threads=1)
-    own = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
+    own, fresh, third = (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        for file in (PROMPTS, FRESH_PROMPTS, THIRD_PROMPTS)
+    )
     parts: dict[str, Callable[[], Any]] = {
         "own": lambda: topics(router, own, by="language"),
+        "fresh": lambda: topics(router, fresh, by="language"),
+        "third": lambda: topics(router, third, by="language"),
         "own_without_the_extra": lambda: topics(without_stage(options.router), own),
-        "milliseconds": lambda: times(router, [row["prompt"] for row in own]),
+        "milliseconds": lambda: times(options.router, [row["prompt"] for row in own]),
         "rss_mb": lambda: memory(options.router, own[0]["prompt"]),
     }
     if options.data:
@@ -106,14 +116,23 @@ def share(right: NDArray[np.bool_]) -> float:
     return round(float(right.mean()), 4)
 
 
-def times(router: CascadeRouter, texts: Sequence[str]) -> dict[str, float]:
+def times(folder: Path, texts: Sequence[str]) -> dict[str, float]:
     """Milliseconds of processor time. The ratio to an English encoder pass holds on a busy machine too."""
-    router.predict(texts[:3])
+    router = load_cascade(folder, threads=1)  # one that has seen none of the texts
+    router.predict([PROBE_TEXT])
     router.encoder.encode([ENGLISH_PROMPT])
-    foreign = [milliseconds(lambda text=text: router.predict([text])) for text in texts]  # type: ignore[misc]
+    foreign, repeated = (
+        [milliseconds(lambda text=text: router.predict([text])) for text in texts]  # type: ignore[misc]
+        for _ in range(2)
+    )
     english = [milliseconds(lambda: router.encoder.encode([ENGLISH_PROMPT])) for _ in range(200)]
     fast = [milliseconds(lambda i=i: router.predict_fast(f"{ENGLISH_PROMPT} {i}", force=True)) for i in range(500)]  # type: ignore[misc]
-    medians = {"foreign": foreign, "english_encoder_pass_of_12_tokens": english, "english_fast": fast}
+    medians = {
+        "foreign": foreign,
+        "foreign_repeated": repeated,
+        "english_encoder_pass_of_12_tokens": english,
+        "english_fast": fast,
+    }
     return {
         **{f"{name}_p50": round(float(np.median(found)), 3) for name, found in medians.items()},
         "foreign_p90": round(float(np.percentile(foreign, 90)), 3),

@@ -2,15 +2,16 @@
 
     python benchmarks/load_times.py --json FILE [--rounds 3] [--vllm-bin .venv-vllm/bin]
 
-`benchmarks/residency.py --loads FILE` simulates with them. Both run SmolLM2-135M-Instruct on the processor: vLLM, where
-scripts/test-vllm has made its environment, and `transformers serve`, which does not sleep. Medians of the rounds; a
-start is up to the first one-token answer, a stop until no process is left.
+`benchmarks/residency.py --loads FILE` simulates with them. All run SmolLM2-135M-Instruct on the processor: vLLM, where
+scripts/test-vllm has made its environment, `transformers serve`, and `llama-server` if it is on PATH; these two do not
+sleep. Medians of the rounds; a start is up to the first one-token answer, a stop until no process is left.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import sys
 import tempfile
 import time
@@ -23,11 +24,11 @@ import orjson
 import psutil
 
 from coe.fleet import probe
+from coe.fleet.engines.admin import EngineClient
 from coe.fleet.planning import local_servers
 from coe.fleet.process import FLEET_VARIABLE
 from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec, Timeouts
-from coe.fleet.vllm.client import VllmClient
 from coe.registry import ExpertSpec
 
 VLLM = {"dtype": "bfloat16", "enforce-eager": True, "max-model-len": 1024, "max-num-seqs": 4}
@@ -56,20 +57,20 @@ def memory_gb(logs: Path) -> float:
 async def once(spec: ServerSpec, *, sleeps: bool) -> dict[str, float | None]:
     async with probe.open_probe_session() as session:
         server = Server(spec, session=session, report=lambda _: None, timeouts=Timeouts())
-        vllm = VllmClient(spec.root, session=session)
+        client = spec.open_client(spec.root, session)
         found: dict[str, float | None] = {}
         try:
             found["start_s"] = await seconds(server.start())
             found["memory_gb"] = memory_gb(spec.log.parent)
-            found["sleep_s"] = await seconds(vllm.sleep()) if sleeps else None
-            found["wake_s"] = await seconds(_woken(vllm, spec, session)) if sleeps else None
+            found["sleep_s"] = await seconds(client.sleep(level=1)) if sleeps else None
+            found["wake_s"] = await seconds(_woken(client, spec, session)) if sleeps else None
         finally:
             found["stop_s"] = await seconds(server.stop())
     return found
 
 
-async def _woken(vllm: VllmClient, spec: ServerSpec, session: Any) -> None:
-    await vllm.wake()
+async def _woken(client: EngineClient, spec: ServerSpec, session: Any) -> None:
+    await client.wake(level=1)
     while not await probe.is_ready(spec, session=session):  # noqa: ASYNC110  a server's state
         await asyncio.sleep(0.05)
 
@@ -80,6 +81,9 @@ def measure(rounds: int, vllm_bin: Path | None, folder: Path) -> dict[str, dict[
     }
     if vllm_bin is not None:
         declared["vllm"] = (ExpertSpec(name="vllm", model=MODEL, runtime="vllm", options=VLLM), vllm_bin / "python")
+    if shutil.which("llama-server"):
+        llama = ExpertSpec(name="llama.cpp", model=MODEL, runtime="llama.cpp", options={"ctx-size": 1024})
+        declared["llama.cpp"] = (llama, Path(sys.executable))
     report = {}
     for name, (expert, python) in declared.items():
         specs, _ = local_servers([expert], cache=folder / "models", logs=folder / "logs", python=python)

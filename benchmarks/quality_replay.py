@@ -111,9 +111,9 @@ class Traffic:
         """The next `count` requests by an assignment; feedback of the poisoner is turned round where `flipped`."""
         for number in range(len(self.rewards), min(len(self.rewards) + count, len(self.order))):
             row, tenant = self.order[number], f"t{self._tenants[number]}"
-            utility = expected_utility(assignment, self.scored_prompts.posterior[row])
+            utility = expected_utility(assignment, self.scored_prompts.posterior[row]).tolist()
             chosen, propensity = choose(utility, rate=RATE, loss=LOSS, uniform=float(self._random.random()))
-            self.explored += utility[chosen] < utility.max()
+            self.explored += utility[chosen] < max(utility)
             reward = float(self.scored_prompts.scores[row, chosen])
             self.rewards.append(reward)
             self.records.append(self._record(number, row, chosen, propensity, tenant))

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from coe.experts.recipes.policy import RecipePolicy
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.evaluation.recorded_answers import read_answers
-from coe.learning.recipes.fit import Answers, RecipeFit, replayed
+from coe.learning.recipes.answers import Answers
+from coe.learning.recipes.fit import RecipeFit, replayed
 from coe.learning.recipes.guarantee import accepted_thresholds
 
 PRICES = (0.0005, 0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02)
@@ -73,9 +74,9 @@ def _answers(folder: Path, benchmark: str, members: list[str]) -> Answers:
 
 def _outcome(policy: RecipePolicy, answers: Answers) -> tuple[NDArray[np.float64], float]:
     """Return the loss on each prompt against the last member, and the cost as a share of its cost."""
-    scores, called = replayed(policy, answers)
-    cost = float((answers.costs * called).sum() / answers.costs[:, -1].sum())
-    return answers.scores[:, -1] - scores, cost
+    found = replayed(policy, answers)
+    cost = float(found.costs(answers).sum() / answers.costs[:, -1].sum())
+    return answers.scores[:, -1] - found.scores, cost
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """Expert switches and waits of residency policies, simulated on traces with more experts than fit on a device.
 
     python benchmarks/residency.py [--json FILE] [--kind poisson] [--policies coe lru] [--rate 4] [--length 600]
-                                   [--experts 150] [--seeds 2] [--max-wait 90] [--loads FILE --memory GB]
+                                   [--experts 150] [--seeds 2] [--first-seed 0] [--max-wait 90]
+                                   [--loads FILE --memory GB]
 
 Policy and scheduler state are those of the service (coe.fleet.residency); only servers and time are simulated. A wait
 lasts from a request's arrival to the start of its processing. Policies:
 
     fcfs_lru  requests begin in the order of arrival; the idle expert used longest ago leaves (the CoE paper's)
     lru       the same, but a request for an expert that is awake need not wait for those before it
+    lru_ahead as lru, but experts leave for the next one while another still loads
     lfu_da    as lru, but the idle expert of fewest requests of late leaves
     coe       the service's: by urgency, once a load is worth its price
     offline   the service's, with knowledge of the next requests
+    swap      llama-swap's: one expert at a time, in the order of arrival; only if it is named
 
 Sizes and times of experts are stated below, or those of real servers that load_times.py has measured (`--loads`), each
 in turn. `bound` is a number of switches that no policy goes below unless somebody waits longer than `coe` lets anybody
@@ -20,9 +23,7 @@ wait.
 from __future__ import annotations
 
 import argparse
-import heapq
 from bisect import bisect_left, bisect_right
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,25 +31,20 @@ from typing import Any
 
 import numpy as np
 import orjson
-from residency_loads import MEMORY, Host, read_loads
-from residency_policies import Oracle, frequency, in_order
+from residency_loads import MEMORY, Host, Load, read_loads
+from residency_policies import Oracle, frequency, in_order, in_order_ahead, swap
 from residency_traces import KINDS, Asked, Traffic
 
-from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerProfile, plan
-from coe.fleet.residency.scheduler import Forecast, Scheduler
+from coe.fleet.residency.policy import DeviceState, Schedule, ServerProfile, plan
+from coe.fleet.residency.scheduler import Forecast
+from coe.fleet.residency.simulation import SimulatedRequest, SimulatedServer, Simulation
 
 HOST_MEMORY = 2048.0
 """GB of the host's RAM for experts asleep: enough."""
-SLOTS = 8
-"""Requests that one expert works on at a time; more queue at its server."""
-
-
-def _check(now: float) -> None:
-    """The event of a time at which the policy wants to decide again."""
 
 
 class Run:
-    """One policy on one trace. `waits` is in seconds, in the order in which work began."""
+    """One policy on one trace. `waits` are in seconds, until work begins."""
 
     def __init__(
         self,
@@ -61,99 +57,46 @@ class Run:
         max_wait: float,
         host: Host,
     ) -> None:
+        loads = {str(index): load for index, load in enumerate(host.loads(experts, seed=seed))}
+        servers = [_server(key, load) for key, load in loads.items()]
         self._trace = trace
-        self._loads = {str(index): load for index, load in enumerate(host.loads(experts, seed=seed))}
-        made = [
-            ServerProfile(key, one.memory_gb, sleeps=one.sleeps, host_memory=one.memory_gb if one.sleeps else 0.0)
-            for key, one in self._loads.items()
-        ]
-        self._scheduler = Scheduler(
-            [(one, self._loads[one.key].wake_s, self._loads[one.key].start_s) for one in made],
+        self._simulation = Simulation(
+            servers,
+            [SimulatedRequest(one.at, str(one.expert), str(one.category), one.work) for one in trace],
             memory=host.memory,
             host_memory=HOST_MEMORY,
             max_wait=max_wait,
             forecast=forecast,
             policy=policy,
+            asleep=loads,  # all have run before, as long as there is RAM
         )
-        for one in made:  # all have run before, as long as there is RAM
-            self._put_to_sleep(one)
-        self._events: list[tuple[float, int, Callable[[float], None]]] = []
-        self._count = 0
-        self._next_check: float | None = None
-        self._queues: dict[str, deque[int]] = {one.key: deque() for one in made}
-        self._busy = dict.fromkeys(self._queues, 0)
-        self._tiers: dict[str, str] = {}
-        self.waits: list[float] = []
-        self.begun = 0
-        """Requests whose work began before the last one arrived."""
-
-    def _put_to_sleep(self, one: ServerProfile) -> None:
-        if one.sleeps and self._scheduler.state(0.0).host_free >= one.host_memory:
-            self._scheduler.server_unloaded(one.key, "asleep")
 
     @property
     def switches(self) -> int:
-        return self._scheduler.switches
+        return self._simulation.switches
+
+    @property
+    def waits(self) -> list[float]:
+        return self._simulation.begun
+
+    @property
+    def begun(self) -> int:
+        """Requests whose work began before the last one arrived."""
+        last = self._trace[-1].at
+        return sum(one.at + wait <= last for one, wait in zip(self._trace, self.waits, strict=True))
 
     def run(self) -> Run:
-        for ticket, request in enumerate(self._trace):
-            self._at(request.at, partial(self._request_arrived, ticket))
-        while self._events:
-            now, _, event = heapq.heappop(self._events)
-            if event is _check and now != self._next_check:
-                continue  # a later decision has set another
-            event(now)
-            self._carry_out(now)
-        assert len(self.waits) == len(self._trace)
+        self._simulation.run()
         return self
 
-    def _at(self, when: float, event: Callable[[float], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._events, (when, self._count, event))
 
-    def _request_arrived(self, ticket: int, now: float) -> None:
-        request = self._trace[ticket]
-        self._scheduler.request_arrived(ticket, str(request.expert), now, category=str(request.category))
-
-    def _carry_out(self, now: float) -> None:
-        before = {server.key: server.tier for server in self._scheduler.state(now).servers}
-        orders, admitted, next_check = self._scheduler.decide(now)
-        for ticket in admitted:
-            key = str(self._trace[ticket].expert)
-            self._queues[key].append(ticket)
-            self._begin(key, now)
-        for order in orders:
-            self._order(order, before[order.key], now)
-        if next_check is not None and next_check != self._next_check:
-            self._at(next_check, _check)
-        self._next_check = next_check
-
-    def _order(self, order: Action, tier: str, now: float) -> None:
-        load = self._loads[order.key]
-        if order.verb == "load":
-            took = load.wake_s if tier == "asleep" else load.start_s
-            self._at(now + took, partial(self._scheduler.server_loaded, order.key))
-        else:
-            rest = "asleep" if order.verb == "sleep" else "stopped"
-            took = load.sleep_s if order.verb == "sleep" else load.stop_s
-            self._at(now + took, lambda _: self._scheduler.server_unloaded(order.key, rest))
-
-    def _begin(self, key: str, now: float) -> None:
-        while self._queues[key] and self._busy[key] < SLOTS:
-            ticket = self._queues[key].popleft()
-            self._busy[key] += 1
-            self.waits.append(now - self._trace[ticket].at)
-            self.begun += now <= self._trace[-1].at
-            self._at(now + self._trace[ticket].work, partial(self._done, ticket, key))
-
-    def _done(self, ticket: int, key: str, now: float) -> None:
-        self._busy[key] -= 1
-        self._scheduler.request_ended(ticket, now)
-        self._begin(key, now)
+def _server(key: str, load: Load) -> SimulatedServer:
+    profile = ServerProfile(key, load.memory_gb, sleeps=load.sleeps, host_memory=load.memory_gb if load.sleeps else 0.0)
+    return SimulatedServer(profile, load.wake_s, load.start_s, load.sleep_s, load.stop_s)
 
 
 def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float, host: Host) -> int:
-    """Switches that are needed if nobody waits longer than `longest` seconds, whatever the policy knows.
+    """Switches that are needed if no request waits longer than `longest` seconds, whatever the policy knows.
 
     In a stretch of time from a to b, every expert asked for from a to b - longest is awake at some time; those that do
     not fit beside each other at a must be woken within. The bound adds up the best partition into stretches.
@@ -186,10 +129,14 @@ def forecast() -> Forecast:
 POLICIES: dict[str, Callable[[DeviceState], Schedule]] = {
     "fcfs_lru": partial(in_order, strict=True),
     "lru": partial(in_order, strict=False),
+    "lru_ahead": in_order_ahead,
     "lfu_da": partial(in_order, strict=False, evicts=frequency),
     "coe": plan,
     "offline": plan,
+    "swap": swap,
 }
+DEFAULT_POLICIES = tuple(name for name in POLICIES if name != "swap")
+"""`swap` holds one expert at a time, so that it does not end within reason on the default traces."""
 
 
 def simulate(
@@ -259,17 +206,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--kind", choices=[*KINDS, "all"], default="all")
-    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(DEFAULT_POLICIES))
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second")
     parser.add_argument("--length", type=float, default=600.0, help="seconds")
     parser.add_argument("--experts", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=0, help="choices were made on 11 to 13")
     parser.add_argument("--max-wait", type=float, default=90.0, help="as declared, seconds")
     parser.add_argument("--loads", type=Path, metavar="FILE", help="measured ones, of load_times.py")
     parser.add_argument("--memory", type=float, default=MEMORY, help="GB of the device")
     given = parser.parse_args()
     kinds = list(KINDS) if given.kind == "all" else [given.kind]
-    traffics = [Traffic(given.experts, given.rate, given.length, seed) for seed in range(given.seeds)]
+    traffics = [
+        Traffic(given.experts, given.rate, given.length, given.first_seed + seed) for seed in range(given.seeds)
+    ]
     host = Host(given.memory, read_loads(given.loads) if given.loads else ())
     report = measure(given.policies, kinds, traffics, given.max_wait, host)
     show(report)

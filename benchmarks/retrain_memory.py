@@ -92,7 +92,7 @@ def batch(
     posteriors = random.dirichlet(np.full(len(names), 0.15), BATCH)
     for number, posterior in enumerate(posteriors, start=first):
         index, propensity = choose(
-            expected_utility(assignment, posterior), rate=RATE, loss=LOSS, uniform=float(random.random())
+            expected_utility(assignment, posterior).tolist(), rate=RATE, loss=LOSS, uniform=float(random.random())
         )
         tenant, when = f"tenant-{random.integers(TENANTS)}", began + number / 10
         record = RoutingRecord(

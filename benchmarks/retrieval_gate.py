@@ -88,7 +88,7 @@ async def end_to_end(data: Path, router: Any, encoder: Any, *, work: Path, ask: 
     store = open_store("lancedb:///store", base=work, encoder=encoder_id(encoder))
     docs = rows_of(data / "retrieval" / "docs.parquet")
     if ask:
-        await Indexer(store, encoder).add(_texts(docs))
+        await Indexer(store, encoder).add(document_texts(docs))
     questions = questions_of(rows_of(data / "retrieval" / "questions_train.parquet"))
     found = await asked(questions, store, encoder, folder=work, ask=ask)
     await store.aclose()
@@ -106,7 +106,8 @@ async def end_to_end(data: Path, router: Any, encoder: Any, *, work: Path, ask: 
     }
 
 
-async def _texts(docs: list[dict[str, Any]]) -> AsyncIterator[SourceText]:
+async def document_texts(docs: list[dict[str, Any]]) -> AsyncIterator[SourceText]:
+    """Yield the documents of docs.parquet."""
     for doc in docs:
         yield SourceText(DocumentKey(doc["doc_id"], doc["source"]), doc["text"], doc["doc_id"])
 

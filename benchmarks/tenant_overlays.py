@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from coe.core import Prediction
-from coe.jobs.overlay_round import judge_overlays
+from coe.jobs.rounds.overlay_round import judge_overlays
 from coe.learning.estimation.experience import Experience
 from coe.routing.classification import Overlays
 

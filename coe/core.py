@@ -2,7 +2,8 @@
 
 A request passes through these types in order: `Chat` and `RequestOptions` (parsed request), `Prediction` (category
 posterior), `Decision` (which expert), `Call` (request to that expert), `Reply` (its accepted response). `Router`,
-`Encoder`, `Expert` and `Reply` are the interfaces that other packages implement. This module imports `coe.errors` only.
+`Encoder`, `Expert` and `Reply` are the interfaces that other packages implement. This module imports `coe.errors`,
+`coe.frozen` and `coe.usage` only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import Cause
+from coe.frozen import fast_init
+from coe.usage import RecipeLog, Usage
 
 PassThroughApi = Literal[
     "rerank", "score", "tokenize", "moderations", "audio/speech", "audio/transcriptions", "audio/translations",
@@ -29,7 +32,7 @@ TEXT_APIS: frozenset[Api] = frozenset(("chat", "completions", "responses", "mess
 """APIs whose answers are texts of a language model."""
 Capability = Literal["tools", "json_schema", "images", "audio", "files", "json_object", "n", "logprobs", "echo"]
 OPTIONAL_CAPABILITIES: frozenset[Capability] = frozenset(("files", "json_object", "n", "logprobs", "echo"))
-"""Capabilities that count once some expert declares them. Servers that lack one usually ignore the field."""
+"""Capabilities that restrict routing only if an expert declares them. Other servers usually ignore the field."""
 Reason = Literal["routed", "explored", "uncertain", "sticky", "escalated", "pinned", "spilled", "fallback", "cached"]
 RetrievalMode = Literal["auto", "on", "off"]
 """When passages are retrieved for a request: if the gate expects a gain, always, or never."""
@@ -50,6 +53,7 @@ ENGLISH, UNDETERMINED = "en", "und"
 # ----------------------------------------------------------------------------------------------- request
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class Message:
     """Role and text of one message; text parts are joined by newlines.
@@ -62,6 +66,7 @@ class Message:
     call_id: str = ""
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class Chat:
     """The part of a request body that routing reads. The raw body is kept unchanged beside it.
@@ -85,6 +90,21 @@ class Chat:
         return replace(self, messages=messages, fields={})
 
 
+@fast_init
+@dataclass(frozen=True, slots=True)
+class ExpertRule:
+    """Experts that may receive a request. All others are never called for it, in no step and by no recipe.
+
+    `experts` are the names and patterns that the API key `key` permits; None permits all. With `only_local`, only
+    experts that run locally (`ExpertSpec.is_local`) may receive it.
+    """
+
+    key: str = ""
+    experts: tuple[str, ...] | None = None
+    only_local: bool = False
+
+
+@fast_init
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
     """Options of a request from its headers and API key.
@@ -94,7 +114,7 @@ class RequestOptions:
     (version and betas of the client's API) are forwarded to the expert. `explain` requests the explanation of the
     decision in the response. `tenant` is the tenant of the API key. `purpose` is None for a user's request. `recipe` is
     the name of the recipe to use, NO_RECIPE for single experts only, or empty if the plan decides. `cache` is False if
-    the answer cache must not be used.
+    the answer cache must not be used. `rule` limits the experts; None if all may receive the request.
     """
 
     session: str | None = None
@@ -108,6 +128,7 @@ class RequestOptions:
     purpose: Purpose | None = None
     recipe: str = ""
     cache: bool = True
+    rule: ExpertRule | None = None
 
     @property
     def forwarded_headers(self) -> Mapping[str, str]:
@@ -118,6 +139,7 @@ class RequestOptions:
 # ----------------------------------------------------------------------------------------------- classification
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """Category posterior of one text.
@@ -196,6 +218,7 @@ class Router(Protocol):
 # ----------------------------------------------------------------------------------------------- decision and response
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The selected expert and the reason.
@@ -221,6 +244,7 @@ class Decision:
     cause: Cause | Literal[""] = ""
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request to one expert: the client's parsed body and its timeouts in seconds.
@@ -234,10 +258,13 @@ class Call:
     `stand_in` (an expert that is awake and may answer instead) is available.
 
     `parameters` are those of the expert's variant, in the names of Chat Completions; they override the expert's own
-    defaults. None for the expert itself.
+    defaults. None for the expert itself. With `renames_limit`, the limit of the answer's tokens is CoE's own, and goes
+    out under the name that the expert's server accepts.
 
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
+
+    An expert adds to `dropped` the types of items that it left out, because its server cannot read them.
     """
 
     fields: Mapping[str, Any]
@@ -256,139 +283,8 @@ class Call:
     deadline: float = math.inf
     recipe_log: RecipeLog | None = field(default=None, repr=False)
     parameters: Mapping[str, Any] | None = None
-
-
-class Usage:
-    """Token counts of one response, updated while it streams; None if the expert did not report them.
-
-    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`, and
-    `reasoning_tokens` those of reasoning, a part of `output_tokens`. `events` counts the events of a stream, each of
-    which holds at least one token. `parts` are the members' names and usages for the answer of a recipe, and empty for
-    one of an expert.
-    """
-
-    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens", "reasoning_tokens")
-
-    parts: tuple[tuple[str, Usage], ...] = ()
-
-    def __init__(self) -> None:
-        self.input_tokens: int | None = None
-        self.cached_tokens: int | None = None
-        self.output_tokens: int | None = None
-        self.reasoning_tokens: int | None = None
-        self.events = 0
-
-
-class MemberCall:
-    """One call of a recipe to a member, updated while it runs.
-
-    - `step`: number of the step, from 0.
-    - `outcome`: `answered`, `unreadable` (a complete answer without a final answer that can be compared), `unverified`
-      (returned without complete comparison), `cancelled`, or the cause of the failure. Of a judge: `graded`, `ungraded`
-      (its reply has no grade), or `skipped` (not called, as no call was left).
-    - `usage`: None until the member has begun to answer.
-    - `ms`: duration in milliseconds.
-    - `answer_class`: index of the first call with the same final answer; None without one.
-    - `confidence`: probability that the answer is right, by the last comparison; None before one. Of a judge, the
-      probability that the answer is right that it graded.
-    - `accepted`: whether this answer was returned.
-    - `drafts`: number of earlier answers in its request; 0 also where none was left or had room.
-    """
-
-    __slots__ = ("accepted", "answer_class", "confidence", "drafts", "expert", "ms", "outcome", "step", "usage")
-
-    def __init__(self, expert: str, step: int) -> None:
-        self.expert = expert
-        self.step = step
-        self.outcome: str = "cancelled"
-        self.usage: Usage | None = None
-        self.ms = 0.0
-        self.answer_class: int | None = None
-        self.confidence: float | None = None
-        self.accepted = False
-        self.drafts = 0
-
-
-RecipeStop = Literal[
-    "", "accepted", "last_step", "stream_hold", "held_bytes", "deadline", "unavailable", "failed", "cancelled"
-]
-"""Why a recipe stopped; empty while it runs. `accepted`: its policy accepted an answer before the last step;
-`last_step`: all steps were called, and compared or written. The next four return an unverified answer: the stream was
-held as long as allowed, the held answers reached the memory limit, the deadline was near, or no member of the last step
-answered. `failed`: no member answered."""
-
-
-AuditResult = Literal["agreed", "differed", "failed", "skipped_unavailable"]
-"""`failed`: no member of the last step answered. `skipped_unavailable`: they share a device and are asleep."""
-
-
-class RecipeAudit(Protocol):
-    """Compares an answer that a recipe accepted early with the answer after its last step. It holds the request.
-
-    `calls` are its own calls, which the client's usage does not contain. `readable` is False if the accepted answer has
-    no answer class, so that it cannot be compared. `available` is False while a member that it calls is down or
-    overloaded. `run` calls the members, once, and returns the outcome.
-    """
-
-    calls: list[MemberCall]
-
-    @property
-    def readable(self) -> bool: ...
-
-    @property
-    def available(self) -> bool: ...
-
-    async def run(self) -> AuditResult: ...
-
-
-class RecipeLog:
-    """The calls of the recipes of one request in order, and the reason why the last recipe stopped.
-
-    `audit_rate` is the probability with which this answer is audited, 0 if it cannot be, and `audited` is the draw.
-    `audit` calls the remaining members; None after the last step, where nothing is left to call.
-    """
-
-    __slots__ = ("audit", "audit_rate", "audited", "calls", "recipe", "stop")
-
-    def __init__(self) -> None:
-        self.recipe = ""
-        self.calls: list[MemberCall] = []
-        self.stop: RecipeStop = ""
-        self.audit_rate = 0.0
-        self.audited = False
-        self.audit: RecipeAudit | None = None
-
-    @property
-    def accepted(self) -> MemberCall | None:
-        """The call whose answer is returned; None without one."""
-        return next((call for call in self.calls if call.accepted), None)
-
-    @property
-    def steps(self) -> int:
-        """Number of steps that were begun."""
-        return len({call.step for call in self.calls})
-
-
-class RecipeUsage(Usage):
-    """The sum over the calls of a recipe that have begun to answer. `refresh` computes it from their present counts."""
-
-    def __init__(self, log: RecipeLog) -> None:
-        super().__init__()
-        self._log = log
-        self.refresh()
-
-    def refresh(self) -> None:
-        self.parts = tuple((call.expert, call.usage) for call in self._log.calls if call.usage is not None)
-        usages = [usage for _, usage in self.parts]
-        self.input_tokens = _sum_of_known([usage.input_tokens for usage in usages])
-        self.cached_tokens = _sum_of_known([usage.cached_tokens for usage in usages])
-        self.output_tokens = _sum_of_known([usage.output_tokens for usage in usages])
-        self.events = sum(usage.events for usage in usages)
-
-
-def _sum_of_known(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
+    renames_limit: bool = False
+    dropped: set[str] | None = field(default=None, repr=False)
 
 
 class Reply(Protocol):

@@ -12,6 +12,23 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+DISTRIBUTION = "composition-of-experts"
+"""Name on the package index, where `coe` is another project."""
+
+
+def pip_install(extra: str) -> str:
+    """Return the command that installs CoE with the packages of `extra`."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+_TRAINING_MODULES = "matplotlib onnx onnx_ir onnxscript pyarrow scipy sentence_transformers sklearn torch"
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """Return the message for a missing package of the extra `train`; None for another one, which is a defect."""
+    name = (error.name or "").partition(".")[0]
+    return f"this needs {name}; run `{pip_install('train')}`" if name in _TRAINING_MODULES.split() else None
+
 
 class CoEError(Exception):
     """Base of all errors raised on purpose. The message names the place, the problem and the remedy."""
@@ -156,6 +173,22 @@ class ArtifactRefused(InvalidRequest, code="artifact_refused"):
     """The version is damaged or does not match experts.yaml, or there is no version to roll back to."""
 
 
+class ConfigInvalid(InvalidRequest, code="config_invalid"):
+    """A new experts.yaml has a problem."""
+
+
+class ConfigRefused(InvalidRequest, code="config_refused"):
+    """experts.yaml cannot be shown or changed here; the message has the reason."""
+
+
+class KeyNotFound(InvalidRequest, code="key_not_found"):
+    """No API key of that name was issued."""
+
+
+class KeyRefused(InvalidRequest, code="key_refused"):
+    """An API key cannot be issued or revoked; the message has the reason and the remedy."""
+
+
 class NothingMeasured(InvalidRequest, code="nothing_measured"):
     """The assignment in use was declared, not planned from scores, or the record of its scores is missing."""
 
@@ -218,6 +251,10 @@ class ResponsesUnavailable(_Temporary, code="responses_unavailable"):
 
 class DocumentsUnavailable(_Temporary, code="documents_unavailable"):
     """The document store is unavailable or too slow, or was built with another encoder."""
+
+
+class KeysUnavailable(_Temporary, code="keys_unavailable"):
+    """The store of issued API keys cannot be read or written now."""
 
 
 class JobUnavailable(_Temporary, code="job_unavailable"):

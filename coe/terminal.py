@@ -28,8 +28,14 @@ INDENT = "\n  "
 
 
 def printable(text: str) -> str:
-    """The text with control characters as `\\u001b`; line breaks and tabs stay. Of JSON the value stays the same."""
+    """Escape control characters as `\\u001b`, except line breaks and tabs. The value of a JSON text does not change."""
     return text if text.isprintable() else text.translate(_ESCAPES)
+
+
+def dollars(amount: float) -> str:
+    """An amount of US dollars for readers, as in $1,235, $12.35, $0.00012 and -$3."""
+    size = abs(amount)
+    return f"{'-' if amount < 0 else ''}${f'{size:,.0f}' if size >= 1000 else f'{size:.4g}'}"
 
 
 class PrintableFormatter(logging.Formatter):

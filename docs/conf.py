@@ -1,15 +1,16 @@
 """Configuration of the documentation site, which Sphinx builds with `make docs`. Everything that a page needs to be
 shown is in the built folder, so the site works without a network."""
 
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
 from sphinx.addnodes import pending_xref
 
+from coe import __version__
+
 project = "CoE"
 author = "The CoE authors"
-release = version = version_of("coe")
+release = version = __version__
 
 extensions = ["myst_parser"]
 exclude_patterns = ["**/README.md"]

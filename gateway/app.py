@@ -37,8 +37,8 @@ from gateway.ui import page_routes
 
 EXPOSED_HEADERS = (*ROUTING_HEADERS, *LIMIT_HEADERS, "retry-after")
 """Response headers that scripts of allowed origins may read."""
-SLASH_COUNTS = ("/ui/", "/v1/documents/")
-"""Beginnings of paths in which a slash at the end is part of a name."""
+SIGNIFICANT_SLASH_PREFIXES = ("/ui/", "/v1/documents/")
+"""Path prefixes under which a trailing slash is significant. Elsewhere it is ignored."""
 DEPLOYMENTS = "/openai/deployments/"
 """Beginning of the paths that name the model, as Azure OpenAI's clients build them."""
 MAX_COMPARED_CHARACTERS = 100
@@ -104,7 +104,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
         async with open_parts() as parts:
             routes = operation_routes(parts)
             app.serve(routes)
-            _show_state(parts)
+            _register_state_metrics(parts)
             app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
             _show_worker_crashes(app, parts.metrics)
             try:
@@ -121,9 +121,9 @@ class _App(Starlette):
 
     middleware: CrossOriginMiddleware
     lines: Mapping[str, Line] = {}
-    """Those of fixed paths."""
+    """Chat request handlers by path, for paths without parameters."""
     deployments: Sequence[tuple[re.Pattern[str], Line]] = ()
-    """Those of paths that name the model."""
+    """Chat request handlers of Azure paths, which contain the model, with the pattern of the path."""
     paths: frozenset[str] = frozenset()
     """Paths of all operations."""
     active = 0
@@ -147,7 +147,9 @@ class _App(Starlette):
     async def dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request that passed the browser policy. A slash at the end of its path is ignored."""
         path: str = scope["path"]
-        if path[-1:] == "/" and ((bare := path.rstrip("/") or "/") in self.paths or not path.startswith(SLASH_COUNTS)):
+        if path[-1:] == "/" and (
+            (bare := path.rstrip("/") or "/") in self.paths or not path.startswith(SIGNIFICANT_SLASH_PREFIXES)
+        ):
             scope["path"] = bare
         if scope["method"] == "POST" and (line := self._line(scope)):
             self.active += 1
@@ -169,14 +171,17 @@ class _App(Starlette):
         return None
 
     async def wait_for_records(self) -> None:
-        """Wait until no line has a request. The server considers a request over before its record is queued."""
+        """Wait until all chat requests have queued their records, at most RECORD_TIMEOUT.
+
+        The server considers a request complete after its last byte, before its record is queued.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(RECORD_TIMEOUT):
                 while self.active:  # noqa: ASYNC110  (once, at shutdown)
                     await asyncio.sleep(0.005)
 
 
-def _show_state(parts: Parts) -> None:
+def _register_state_metrics(parts: Parts) -> None:
     StateMetrics(parts.current).register(parts.metrics, parts.current.admission)
     failed = "1 while what is declared or promoted could not be loaded."
     parts.metrics.gauge(RELOAD_FAILED, failed, lambda: parts.current.reload_error is not None, largest=True)

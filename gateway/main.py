@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -32,8 +33,10 @@ from coe.registry import Registry
 from coe.runtime.active_state import ActiveState, check_active_state, load_active_state
 from coe.runtime.artifact_sync import sync_artifacts, sync_once
 from coe.runtime.consequences import consequences_of, log_consequences
+from coe.runtime.issued_keys import access_with, check_issued
+from coe.runtime.key_store import open_key_store
 from coe.settings import Settings
-from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter
+from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter, watching_issued_keys
 from gateway.access.conversations import open_affinity
 from gateway.app import create_app
 from gateway.observability.logs import log_uncaught
@@ -74,6 +77,7 @@ ENCODER_THREADS = 2
 CACHE_DEGRADED = "1 while Redis is away and nothing is answered from the cache."
 STORED_DEGRADED = "1 while answers of the Responses API cannot be stored or read."
 LIMITS_DEGRADED = "1 while Redis or the file of counts is away and this gateway counts limits for itself."
+ISSUED_KEYS_DEGRADED = "1 while issued API keys cannot be read; they are refused after 5 minutes."
 ARTIFACTS_BEHIND = "1 while this gateway cannot load the shared artifacts in use."
 
 
@@ -139,20 +143,23 @@ def build_app(settings: Settings, workers: Path | None = None) -> Starlette:
 async def open_worker(
     settings: Settings, *, workers: Path | None = None, read: Reader = load_active_state, check: bool = False
 ) -> AsyncIterator[Parts]:
-    """The parts of a worker process, which handles its parent's signals and closes connections of clients that do not
-    read."""
-    async with open_parts(settings, workers=workers, read=read, check=check) as parts:
-        assert parts.reload is not None
-        drain = Drain(parts.current, lame_duck=settings.drain)
-        failed = parts.metrics.task_failed
-        stalled = parts.current.serving.registry.policy.stream_idle_timeout
-        async with (
-            handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort),
-            resetting_stalled_clients(after=stalled, task_failed=failed),
-            trimming_memory(task_failed=failed),
-        ):
-            tune_gc()
-            yield parts
+    """The parts of a worker process, which handles its parent's signals, closes connections of clients that do not
+    read, and computes matrix products in the calling thread."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):  # OpenBLAS's own threads busy-wait for milliseconds after a product
+        async with open_parts(settings, workers=workers, read=read, check=check) as parts:
+            assert parts.reload is not None
+            drain = Drain(parts.current, lame_duck=settings.drain)
+            failed = parts.metrics.task_failed
+            stalled = parts.current.serving.registry.policy.stream_idle_timeout
+            async with (
+                handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort),
+                resetting_stalled_clients(after=stalled, task_failed=failed),
+                trimming_memory(task_failed=failed),
+            ):
+                tune_gc()
+                yield parts
 
 
 @asynccontextmanager
@@ -179,6 +186,8 @@ async def open_parts(
         add_feedback_metrics(metrics, feedback_writer)
         wiring = await _open_wiring(stack, settings, registry, session, threads, metrics)
         current = ServingState(wiring.serving(in_use))
+        wiring.issued.on_change = lambda: current.replace(wiring.with_issued(current.serving))
+        await current.serving.composition.warm()
         TrafficMetrics(settings.artifacts / TRAFFIC_REPORT_FILE, current).register(metrics)
         await stack.enter_async_context(
             running_health_checks(lambda: wiring.experts.values(), session=session, task_failed=failed)
@@ -213,6 +222,9 @@ async def open_parts(
             cache=cache,
             stored=stored,
             reload=reload,
+            residency=wiring.residency,
+            issued=wiring.issued,
+            session=session,
         )
 
 
@@ -254,9 +266,22 @@ async def _open_wiring(
     counters, failed = registry.access.counters, metrics.task_failed
     limiter = await stack.enter_async_context(open_limiter(counters, home=settings.home, task_failed=failed))
     metrics.gauge("coe_limits_degraded", LIMITS_DEGRADED, lambda: limiter.degraded, largest=True)
+    store = open_key_store(counters, home=settings.home)
+    issued = await stack.enter_async_context(watching_issued_keys(store, task_failed=failed))
+    check_issued(registry, issued.keys, now=time.time())
+    check_counters(access_with(registry, issued.keys), workers=settings.workers)
+    metrics.gauge("coe_issued_keys_degraded", ISSUED_KEYS_DEGRADED, lambda: issued.degraded, largest=True)
     residency = await stack.enter_async_context(open_residency(settings, metrics))
     affinity = await stack.enter_async_context(open_affinity(counters, task_failed=failed))
-    wiring = Wiring(settings, session=session, threads=threads, limiter=limiter, affinity=affinity, residency=residency)
+    wiring = Wiring(
+        settings,
+        session=session,
+        threads=threads,
+        limiter=limiter,
+        affinity=affinity,
+        issued=issued,
+        residency=residency,
+    )
     stack.push_async_callback(wiring.aclose)
     return wiring
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from coe.experts import ResidencyHold
+from coe.experts.http.client import Client
 from coe.records import FeedbackWriter
 from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.settings import Settings
+from gateway.access import IssuedKeyWatch
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import RecentRequests
 from gateway.observability.tracing import Tracing
@@ -26,7 +29,7 @@ from gateway.serving_state import ServingState
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The opened parts of one application. `tracing` is None without a collector, `cache` and `stored` if none is
-    declared, `reload` in tests without files."""
+    declared, `reload`, `issued` and `session` in tests without them, `residency` if no experts share a device."""
 
     current: ServingState
     observers: Sequence[Observer]
@@ -42,3 +45,6 @@ class Parts:
     cache: CacheStep | None = None
     stored: StoredStep | None = None
     reload: Reload | None = None
+    residency: ResidencyHold | None = None
+    issued: IssuedKeyWatch | None = None
+    session: Client | None = None

@@ -1,8 +1,9 @@
-"""The state that requests are served with. A reload replaces it as a whole; a request keeps the state it began with.
+"""The immutable state that requests are served with; a reload replaces it, and running requests keep the old one.
 
-`Wiring` builds a state from what is in use, at the start and for every reload, and holds what all states of a process
-share. Experts that a reload does not change keep their connections, breakers and measured latencies. What a reload
-replaces is closed when no request can use it any more.
+`Serving` is one such state. `ServingState` holds the current one. `Wiring` builds a `Serving` from the `ActiveState`
+(declaration and artifacts in use), at the start and for every reload, and holds the connections, threads and limits
+that all states share. Experts that a reload does not change keep their connections, breakers and measured latencies.
+Replaced experts and stores are closed after the timeout of the last request that may use them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS
 from coe.artifacts.store import ArtifactStore
@@ -25,7 +26,7 @@ from coe.routing.affinity import Affinity
 from coe.routing.composition import Composition
 from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use
 from coe.settings import Settings
-from gateway.access import Access, Limiter, access_of
+from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
 from gateway.request.admission import Admission
 
 _log = logging.getLogger("gateway")
@@ -78,7 +79,8 @@ class ServingState:
 
 
 class Wiring:
-    """Shared by all states of a process: HTTP client, threads, usage of API keys, and conversation affinity."""
+    """Shared by all states of a process: HTTP client, threads, issued API keys, usage of keys, and conversation
+    affinity."""
 
     def __init__(
         self,
@@ -88,13 +90,15 @@ class Wiring:
         threads: Executor,
         limiter: Limiter,
         affinity: Affinity,
+        issued: IssuedKeyWatch,
         residency: ResidencyHold | None = None,
     ) -> None:
         self._settings = settings
         self._session = session
         self._threads = threads
         self._limiter = limiter
-        self._residency = residency
+        self.issued = issued
+        self.residency = residency
         self._affinity = affinity
         self.experts: dict[str, ReplicatedExpert] = {}
         """The experts of the latest state."""
@@ -108,7 +112,7 @@ class Wiring:
         gate."""
         registry = in_use.registry
         experts = build_experts(
-            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self._residency
+            registry, self._settings.served(), session=self._session, previous=self.experts, residency=self.residency
         )
         gate = ArtifactStore(self._settings.artifacts, GATE).in_use()
         retrieval = retrieval_in_use(self._settings, in_use, threads=self._threads)
@@ -129,10 +133,9 @@ class Wiring:
         versions = {**in_use.versions, GATE: gate}
         loaded = {OVERLAYS: bool(in_use.overlays.version), GATE: bool(retrieval and retrieval.gate)}
         unused = frozenset(kind for kind, is_loaded in loaded.items() if versions.get(kind) and not is_loaded)
-        access = access_of(registry, self._limiter, routed=composition.routed_arms, host=self._settings.host)
         serving = Serving(
             composition,
-            access,
+            self._access(composition),
             in_use.index,
             versions,
             unused,
@@ -149,6 +152,19 @@ class Wiring:
         self._retire_replaced(experts, in_use.index)
         self._request_timeout = registry.policy.timeout
         return serving
+
+    def with_issued(self, serving: Serving) -> Serving:
+        """The same state with the API keys that are issued now."""
+        return replace(serving, access=self._access(serving.composition))
+
+    def _access(self, composition: Composition) -> Access:
+        return access_of(
+            composition.registry,
+            self._limiter,
+            issued=self.issued.keys,
+            routed=composition.routed_arms,
+            host=self._settings.host,
+        )
 
     def _retire_replaced(self, experts: dict[str, ReplicatedExpert], index: DocumentIndex | None) -> None:
         """Close what the new state does not use once the requests in progress have reached their timeout."""

@@ -8,7 +8,7 @@ both stages. This module also loads a router's folder and checks that its files 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,7 +28,7 @@ from routers.tokens import WordCachedTokenizer, load_tokenizer
 if TYPE_CHECKING:
     from routers.encoders import OnnxEncoder
 
-FORMAT = 5
+FORMAT = 6
 """Version of the folder's layout. Folders of another format are rejected."""
 CONFIG, TOKENIZER, NETWORK = "router.json", "tokenizer.json", "encoder.onnx"
 LEXICAL, STATIC, SEMANTIC = "lexical.npz", "static.npz", "semantic.npz"
@@ -56,7 +56,7 @@ class EnsembleWeights:
 
     def fast_posterior(self, lexical: Floats, static: Floats) -> Floats:
         """Return the posterior from logits (n_categories,) or (n_texts, n_categories), in the same shape."""
-        return softmax(np.float32(self.fast[0]) * lexical + np.float32(self.fast[1]) * static)
+        return softmax(self.fast[0] * lexical + self.fast[1] * static)
 
     def encoder_posterior(self, heads: Sequence[Floats]) -> Floats:
         """Return the posterior (n_texts, n_categories) from the logits of all heads."""
@@ -147,10 +147,13 @@ class CascadeRouter:
         predictions = [fast(one) for one in features]
         languages = {index: UNDETERMINED for index, one in enumerate(features) if one.foreign}
         done = set[int]()
-        for index, prediction in self._multilingual_predictions({index: texts[index] for index in languages}):
-            languages[index] = prediction.language
-            if prediction.language != ENGLISH:
-                predictions[index] = multilingual(prediction)
+        for index in languages:
+            found = self._multilingual.classify(texts[index]) if self._multilingual is not None else None
+            if found is None:
+                continue
+            languages[index], posterior = found
+            if posterior is not None:
+                predictions[index] = multilingual(Prediction(posterior, MULTILINGUAL, language=languages[index]))
                 done.add(index)
         rows = [i for i, one in enumerate(predictions) if embeddings is not None or one.stage == LOAD_SHED]
         if rows := [index for index in rows if index not in done]:
@@ -163,13 +166,6 @@ class CascadeRouter:
                 in_distribution = prediction.in_distribution * _shared_words(features[index], language)
                 predictions[index] = replace(prediction, in_distribution=in_distribution, language=language)
         return predictions
-
-    def _multilingual_predictions(self, texts: Mapping[int, str]) -> Iterator[tuple[int, Prediction]]:
-        """Yield the predictions of texts that are probably not English by their keys; none without the stage."""
-        found = self._multilingual.classify(list(texts.values())) if self._multilingual and texts else None
-        if found is not None:
-            for index, row, language in zip(texts, *found, strict=True):
-                yield index, Prediction(row, MULTILINGUAL, language=language)
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """Return the nearest exemplars in the encoder's space, nearest first."""
@@ -263,7 +259,7 @@ def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> C
     return CascadeRouter(
         categories=categories,
         version=version,
-        fast_heads=FastHeads(lexical, StaticVectors(static["tokens"]), LinearHead.from_arrays(static), centroids),
+        fast_heads=FastHeads(lexical, StaticVectors.from_arrays(static), LinearHead.from_arrays(static), centroids),
         static_centroids=centroids,
         encoder=encoder,
         linear=LinearHead.from_arrays(semantic),
@@ -302,8 +298,7 @@ def _incomplete(folder: Path, error: Exception) -> ArtifactError:
 def _read_tables(folder: Path) -> dict[str, Arrays]:
     return {
         LEXICAL: read_arrays(folder / LEXICAL, "weights", "idf", "dense", "bias"),
-        STATIC: read_arrays(folder / STATIC, "weights", "bias", "centroids", "means")
-        | read_arrays(folder / STATIC, "tokens", widen=False),
+        STATIC: read_arrays(folder / STATIC, "tokens", "scales", "weights", "bias", "centroids", "means"),
         SEMANTIC: read_arrays(folder / SEMANTIC, "weights", "bias", "vectors", "labels", "axes", "centre", "means"),
     }
 
@@ -324,6 +319,7 @@ def _check_shapes(
     expected = {
         LEXICAL: (lexical["weights"].shape, (features.rows, classes)),
         STATIC: ((len(static["tokens"]), len(static["bias"])), (vocabulary, classes)),
+        f"{STATIC}: scales": (static["scales"].shape, (vocabulary,)),
         SEMANTIC: (semantic["weights"].shape, (encoder.width, classes)),
         f"{SEMANTIC}: axes": (semantic["axes"].shape, (encoder.dimensions, semantic["vectors"].shape[1])),
         f"{SEMANTIC}: labels": (semantic["labels"].shape, semantic["vectors"].shape[:1]),

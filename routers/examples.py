@@ -52,9 +52,10 @@ def prompt_digest(prompt: str) -> str:
 
 
 def starter_examples() -> list[Example]:
-    """Load the labelled prompts that ship with this package."""
+    """Load the labelled prompts that ship with this package. Their `style`, which some have, is for experiments."""
     file = importlib.resources.files("routers") / "starter" / "prompts.jsonl"
-    return [Example(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return [Example(row["prompt"], row["category"]) for row in rows]
 
 
 def build_training_set(examples: Sequence[Example]) -> TrainingSet:

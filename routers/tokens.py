@@ -23,6 +23,8 @@ FAST_CHARACTERS = 512
 MAX_CACHED_WORDS = 30_000
 """About 6 MB."""
 MAX_CACHED_WORD_CHARACTERS = 32
+MAX_WORDS_OUTSIDE_ASCII = 8
+"""English texts have a few, such as those with an apostrophe or a dash of typography."""
 _WORD = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
 
 
@@ -55,9 +57,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
 class WordCachedTokenizer:
     """Maps a text to its token ids, int64 (n_tokens,), without special tokens. Thread-safe.
 
-    Of an uncased BERT tokenizer, the tokens of an ASCII word do not depend on its neighbours, so they are cached by
-    word. Two differences to the plain tokenizer in such texts: a written-out special token is ordinary text, and a
-    control character ends a word.
+    An uncased BERT tokenizer splits words between white space, and ASCII words within them, independently of their
+    neighbours, so token ids are cached by word. A text with many words outside ASCII is encoded whole, as most of them
+    would be new. Other texts differ from the plain tokenizer in two ways: a special token such as [SEP] in the text is
+    ordinary text, and a control character ends a word.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -67,11 +70,22 @@ class WordCachedTokenizer:
         self._ids_by_word: dict[str, bytes] = {}
 
     def __call__(self, text: str) -> NDArray[np.int64]:
-        if not (self._cacheable and text.isascii()):
+        words = self._words(text) if self._cacheable else None
+        if words is None:
             return np.frombuffer(self._encode(text), dtype=np.int64)
         cached, add = self._ids_by_word.get, self._add_to_cache
-        ids = [cached(word) or add(word) for word in _WORD.findall(text.lower())]
-        return np.frombuffer(b"".join(ids), dtype=np.int64)
+        return np.frombuffer(b"".join([cached(word) or add(word) for word in words]), dtype=np.int64)
+
+    def _words(self, text: str) -> list[str] | None:
+        """Return the words of a text; None if too many of them are not ASCII."""
+        if text.isascii():
+            return _WORD.findall(text.lower())
+        parts, words = text.split(), list[str]()
+        if sum([not part.isascii() for part in parts]) > MAX_WORDS_OUTSIDE_ASCII:
+            return None
+        for part in parts:
+            words += _WORD.findall(part.lower()) if part.isascii() else [part]
+        return words
 
     def _add_to_cache(self, word: str) -> bytes:
         ids = self._encode(word)

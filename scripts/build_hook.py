@@ -1,5 +1,10 @@
-"""A wheel carries what the page at /ui takes from others; a build that cannot fetch it fails."""
+"""Adds to a wheel what is not in the repository: the libraries of the page at /ui, and the trained starter router.
 
+A build that cannot fetch the libraries fails. The router is that of the folder in WHEEL_ROUTER, which `scripts/wheel`
+sets: any other build has none, also where an earlier one has left a router behind.
+"""
+
+import os
 import runpy
 from pathlib import Path
 from typing import Any
@@ -7,7 +12,9 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class VendorHook(BuildHookInterface):  # type: ignore[type-arg]
+class WheelHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version != "editable":  # scripts/setup fetches it then
             runpy.run_path(str(Path(self.root) / "scripts" / "vendor.py"))["vendor"]()
+            if router := os.environ.get("WHEEL_ROUTER"):
+                build_data["force_include"][router] = "routers/starter/router"

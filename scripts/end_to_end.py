@@ -136,9 +136,13 @@ def _run_readme_example(clone: Path, port: int) -> None:
 
 
 def _check_log(clone: Path, experts: set[str]) -> None:
-    time.sleep(1.0)  # records are written in the background
-    lines = _run(str(clone / ".venv" / "bin" / "coe"), "log", "--json", cwd=clone).splitlines()
-    records = [json.loads(line) for line in lines]
+    records: list[dict[str, Any]] = []
+    for _ in range(50):  # records are written in the background
+        lines = _run(str(clone / ".venv" / "bin" / "coe"), "log", "--json", cwd=clone).splitlines()
+        records = [json.loads(line) for line in lines]
+        if {record["expert"] for record in records} >= experts:
+            break
+        time.sleep(0.2)
     _expect({record["expert"] for record in records} >= experts, f"the log lacks one of {experts}")
     _expect({record["outcome"] for record in records} == {"ok"}, f"not all went well: {records}")
     reported = _run(str(clone / ".venv" / "bin" / "coe"), "route", "Prove that sqrt(2) is irrational", cwd=clone)

@@ -3,10 +3,18 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from redis import Redis
 
 from tests.records.redis_server import RedisServer, running
+
+# The same examples in each run, without a deadline: a run fails for a change, not by chance or on a busy machine.
+# `pytest --hypothesis-profile default` searches for new ones.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 
-from coe.core import Call, Expert, Health, Neighbour, Prediction, Usage
+from coe.core import Call, Expert, Health, Neighbour, Prediction
 from coe.experts import build_recipes
 from coe.mapping import Assignment
 from coe.mapping.problem import declared_assignment
@@ -27,8 +27,11 @@ from coe.routing.affinity import Affinity
 from coe.routing.classification import Overlays
 from coe.routing.composition import Composition
 from coe.runtime.active_state import DocumentIndex
+from coe.runtime.issued_keys import IssuedKeys
+from coe.runtime.key_store import NOTHING, Stored
 from coe.settings import Settings
-from gateway.access import access_of
+from coe.usage import Usage
+from gateway.access import IssuedKeyWatch, access_of
 from gateway.access.local import MemoryLimiter
 from gateway.app import create_app
 from gateway.observability.metrics import Metrics
@@ -241,6 +244,21 @@ def scripted_experts(registry: Registry, scripts: Mapping[str, Any]) -> dict[str
     return {name: ScriptedExpert(name, *([scripts[name]] if name in scripts else [])) for name in registry.expert_names}
 
 
+class ListKeyStore:
+    """Issued keys in memory."""
+
+    stored = NOTHING
+
+    async def read(self, known: str) -> Stored | None:
+        return None if known == self.stored.version else self.stored
+
+    async def write(self, known: str, keys: IssuedKeys) -> str | None:
+        self.stored = Stored(f"{self.stored.version}.", keys)
+        return self.stored.version
+
+    async def aclose(self) -> None: ...
+
+
 @asynccontextmanager
 async def gateway_of(
     registry: Registry | None = None,
@@ -307,7 +325,9 @@ async def gateway_of(
                 async with audits, Jobs(where) as own_jobs, PlanSolver(where) as own_solver:
                     helped = jobs or own_jobs, solver or own_solver
                     stores = (log, log, writer, recent)
-                    yield Parts(current, (*keep, *observers), metrics, *stores, where, *helped, tracing, cache, step)
+                    issued = IssuedKeyWatch(ListKeyStore())
+                    seen = (*keep, *observers)
+                    yield Parts(current, seen, metrics, *stores, where, *helped, tracing, cache, step, issued=issued)
 
     app = create_app(parts)
     async with app.router.lifespan_context(app):

@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.core import Call, Expert, Health, Reply, Usage
+from coe.core import Call, Expert, Health, Reply
 from coe.errors import ExpertRejected
 from coe.routing.attempts import Attempts, call_experts
+from coe.usage import Usage
 
 CALL = Call({}, True, 5, 5, conversation=b"talk")
 

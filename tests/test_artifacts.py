@@ -195,3 +195,42 @@ def test_versions_of_today_are_never_cleared_away(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path, "router")
     versions = {published(store, f"candidate {number}").manifest.version for number in range(MIN_KEPT_VERSIONS + 3)}
     assert {path.name for path in (tmp_path / "router").iterdir() if path.is_dir()} == versions
+
+
+def test_a_packaged_version_comes_into_use_where_there_is_none_and_is_replaced_by_a_later_one(tmp_path: Path) -> None:
+    store, first, second = ArtifactStore(tmp_path, "router"), packaged(tmp_path, "one"), packaged(tmp_path, "two")
+    store.adopt(first.folder, why="shipped")
+    store.adopt(first.folder, why="shipped")
+    assert store.in_use() == first.manifest.version
+    assert [(move.by, move.was) for move in store.history()] == [("packaged", None)]
+    store.adopt(second.folder, why="shipped")
+    assert store.in_use() == second.manifest.version
+
+
+def test_a_packaged_version_never_replaces_one_that_was_trained_or_chosen(tmp_path: Path) -> None:
+    store, first, second = ArtifactStore(tmp_path, "router"), packaged(tmp_path, "one"), packaged(tmp_path, "two")
+    store.adopt(first.folder, why="shipped")
+    trained = published(store, "trained").manifest.version
+    store.promote(trained, by="train")
+    store.adopt(second.folder, why="shipped")
+    assert store.in_use() == trained
+    store.promote(first.manifest.version, by="rollback")
+    store.adopt(second.folder, why="shipped")
+    assert store.in_use() == first.manifest.version
+    (tmp_path / "router" / "history.jsonl").write_text("damaged\n")
+    store.adopt(second.folder, why="shipped")
+    assert store.in_use() == first.manifest.version
+
+
+def test_a_damaged_packaged_version_changes_nothing(tmp_path: Path) -> None:
+    store, shipped = ArtifactStore(tmp_path, "router"), packaged(tmp_path, "one")
+    (shipped.folder / "weights.bin").write_text("changed")
+    with pytest.raises(ArtifactError, match=r"weights\.bin: missing or changed"):
+        store.adopt(shipped.folder, why="shipped")
+    assert store.in_use() is None
+    assert store.versions() == ()
+
+
+def packaged(folder: Path, content: str) -> Artifact:
+    """A version as it lies in an installation."""
+    return published(ArtifactStore(folder / "wheel", "router"), content)

@@ -28,7 +28,11 @@ def chat_of(*turns: str | tuple[str, str], fields: dict[str, Any] | None = None)
 
 
 def keys(*turns: str | tuple[str, str], fields: dict[str, Any] | None = None, **options: Any) -> Conversation:
-    return read_conversation(chat_of(*turns, fields=fields), RequestOptions(**options))
+    """The keys, which do not depend on what the classification has read before."""
+    chat, request = chat_of(*turns, fields=fields), RequestOptions(**options)
+    found = read_conversation(chat, request)
+    assert found == read_conversation(chat, request, read_request(chat).requests)
+    return found
 
 
 def follows(later: Conversation, earlier: Conversation) -> bool:

@@ -1,11 +1,17 @@
 """decide(): eligibility, pins, uncertainty and fallback order; affinity and the routed text."""
 
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pytest
 
+from coe.core import Prediction
 from coe.errors import InvalidRequest, ModelNotFound
-from coe.mapping.problem import relative_cost
+from coe.mapping.problem import declared_assignment, relative_cost
+from coe.routing.decision import decide
 from coe.routing.request_text import routing_text, shorten
-from tests.decisions import chat_of, decided
+from tests.decisions import CATEGORIES, chat_of, decided
 from tests.fakes import registry_of
 
 
@@ -28,6 +34,18 @@ def test_an_uncertain_request_goes_to_the_general_expert_and_keeps_the_other_can
     decision = decided(chat_of("x"), 0.4, 0.35, 0.25, policy={"confidence_threshold": 0.5})
     assert decision.reason == "uncertain"
     assert decision.candidates == ("generalist", "coder", "painter")
+
+
+def test_an_uncertain_request_goes_to_the_planned_expert_of_general() -> None:
+    registry = registry_of(assignment={})
+    declared = declared_assignment(registry, CATEGORIES)
+    assert set(declared.choice) == {"coder"}  # the first expert, until a plan decides
+    planned = replace(declared, choice=("coder", "coder", "painter"), quality=np.full((3, 3), 0.5))
+    prediction = Prediction(np.array([0.4, 0.3, 0.3], dtype=np.float32), "test")
+    parts: Any = {"registry": registry, "confidence_threshold": 0.5}
+    before = decide(chat_of("x"), prediction, assignment=declared, **parts)
+    now = decide(chat_of("x"), prediction, assignment=planned, **parts)
+    assert [(one.expert, one.reason) for one in (before, now)] == [("coder", "uncertain"), ("painter", "uncertain")]
 
 
 def test_an_out_of_distribution_text_is_uncertain_however_clear_its_category_seems() -> None:

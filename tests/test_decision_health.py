@@ -1,7 +1,7 @@
 """decide() when experts are down, overloaded, or do not support the client's API."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.core import Api, Health
@@ -94,7 +94,6 @@ def test_only_experts_that_support_the_api_are_candidates() -> None:
 names = st.sampled_from(["coder", "painter", "generalist"])
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(0.01, 1), min_size=3, max_size=3),
     st.dictionaries(names, st.builds(Health, st.booleans(), st.sampled_from([0.0, 0.5, 1.0, 3.0]))),

@@ -116,7 +116,7 @@ experts = st.lists(st.builds(SteppedExpert, st.just("x"), scripts, health_by_exp
 
 
 @given(experts, st.integers(1, 4), st.integers(0, 40), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_cancellation_at_any_moment_leaks_no_task_call_or_reply(
     experts: list[SteppedExpert], max_attempts: int, moment: int, hedge: bool
 ) -> None:

@@ -1,19 +1,29 @@
-"""Load shedding: when a request may wait for the sentence encoder, by a clock that the test sets."""
+"""Encoder passes: when a request may wait for one, by a clock that the test sets, and which results are kept."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 
+from coe.core import UNDETERMINED, Prediction
+from coe.routing import classification
 from coe.routing.classification import (
     ENCODER_BACKOFF_FACTOR,
     MAX_BACKOFF_SECONDS,
     MAX_ENCODER_PASSES,
     SLOW_ENCODER_PASS_SECONDS,
     SLOW_MULTILINGUAL_PASS_SECONDS,
+    Classifier,
     LoadShedding,
+    Overlays,
 )
+from tests.fakes import WordRouter
 
 
 class Clock:
@@ -72,3 +82,47 @@ def test_a_failed_pass_is_no_longer_counted() -> None:
         with pytest.raises(ValueError, match="x"), load_shedding.encoder_pass():
             raise ValueError("x")
     assert load_shedding.has_capacity
+
+
+@pytest.mark.anyio
+async def test_results_of_the_latest_encoder_passes_are_kept_whatever_the_white_space_around_the_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(classification, "MAX_CACHED_RESULTS", 2)
+    monkeypatch.setattr(classification, "LoadShedding", partial(LoadShedding, clock=Clock()))
+    passes: list[str] = []
+
+    class CountingRouter(WordRouter):
+        def predict(self, texts: Sequence[str], *, embeddings: Any = None) -> list[Prediction]:
+            passes.extend(texts)
+            return super().predict(texts)
+
+    with ThreadPoolExecutor(1) as threads:
+        classifier = Classifier(CountingRouter(), overlays=Overlays(), threads=threads, encoder_timeout=None)
+
+        async def stage(text: str) -> str:
+            return (await classifier.refine(classifier.predict_fast(text, None), text, None)).stage
+
+        assert [await stage(text) for text in ("\tponder code ", "ponder art", " ponder code\n")] == ["predict"] * 3
+        assert passes == ["ponder code", "ponder art"]
+        await stage("ponder general")  # in place of the art, which was used least recently
+        assert [await stage(text) for text in ("ponder code", "ponder art")] == ["predict"] * 2
+        assert passes[2:] == ["ponder general", "ponder art"]
+
+
+@pytest.mark.anyio
+async def test_a_result_without_a_language_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The multilingual stage failed or is absent: the next request tries again."""
+    monkeypatch.setattr(classification, "LoadShedding", partial(LoadShedding, clock=Clock()))
+    passes: list[str] = []
+
+    class FailingStage(WordRouter):
+        def predict(self, texts: Sequence[str], *, embeddings: Any = None) -> list[Prediction]:
+            passes.extend(texts)
+            return [replace(found, language=UNDETERMINED) for found in super().predict(texts)]
+
+    with ThreadPoolExecutor(1) as threads:
+        classifier = Classifier(FailingStage(), overlays=Overlays(), threads=threads, encoder_timeout=None)
+        for _ in range(2):
+            await classifier.refine(classifier.predict_fast("ponder code", None), "ponder code", None)
+    assert passes == ["ponder code"] * 2

@@ -39,6 +39,17 @@ def test_the_shipped_file_is_right_and_has_the_promised_categories() -> None:
     assert len(shipped.category_names) == 14
 
 
+@pytest.mark.parametrize("section", ["", "assignment:\n", "assignment: {}\n", "assignment: {code: small}\n"])
+def test_general_needs_no_assignment_and_goes_to_the_first_expert_that_supports_chat(
+    tmp_path: Path, section: str
+) -> None:
+    vectors = "experts:\n  - {name: vectors, model: v, runtime: external, base_url: 'http://h', apis: [embeddings]}\n"
+    text = GOOD.partition("assignment:")[0].replace("experts:\n", vectors) + section
+    declared = load(tmp_path, text)
+    assert (declared.expert_names[0], declared.general_expert) == ("vectors", "small")
+    assert declared.assignment == ({"code": "small"} if "code" in section else {})
+
+
 def test_the_shipped_optional_sections_show_the_defaults() -> None:
     shipped = registry.load(SHIPPED, environ={})
     for section in ("router", "policy", "limits", "access", "log"):
@@ -84,7 +95,11 @@ def test_the_shipped_optional_sections_show_the_defaults() -> None:
         ),
         ("runtime: external", "runtime: vllm", "experts.yaml:9: 'small' is a local expert and gets its own address"),
         ("name: small", "name: auto", "experts.yaml:6: the name 'auto' is reserved"),
-        ("  general: small\n", "", "experts.yaml:11: assign an expert to 'general'"),
+        (
+            "    runtime: external",
+            "    apis: [embeddings]\n    runtime: external",
+            "experts.yaml:14: 'small' answers 'general', so it must support the chat API",
+        ),
         ("    model: m\n", "", "experts.yaml:6: experts.0.model is missing"),
         ("    model: m", "    model: m\n    model: n", "experts.yaml:8: found duplicate key"),
         ("version: 1", "version: [1", "experts.yaml:2:"),
@@ -316,3 +331,37 @@ def test_an_alias_may_stand_for_a_variant_recipe_or_arm_and_replaces_none(tmp_pa
 def test_no_plan_depends_on_aliases(tmp_path: Path) -> None:
     text = GOOD.replace("version: 1", "version: 1\naliases: {gpt-*: auto}\noperating_points: {fast: {cost_weight: 1}}")
     assert load(tmp_path, text).digest == load(tmp_path, GOOD).digest
+
+
+_KEY = f"access: {{keys: [{{name: k, sha256: '{DIGEST}', RULE}}]}}\n"
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        ("experts: [smal]", "experts.yaml:14: unknown expert 'smal'; did you mean 'small'?"),
+        ("experts: ['gpt-*']", "experts.yaml:14: no expert matches 'gpt-*'; known: small"),
+        ("experts: [both]", "experts.yaml:14: 'both' is a recipe; name its members, which permits the recipe too"),
+        ("experts: []", "experts.yaml:14: access.keys.0.experts: tuple should have at least 1 item"),
+        ("only_local: true", "experts.yaml:14: the key 'k' may use no expert that runs locally"),
+    ],
+)
+def test_a_key_whose_rule_fits_no_expert_is_refused(tmp_path: Path, rule: str, problem: str) -> None:
+    text = GOOD + _KEY.replace("RULE", rule)
+    if "both" in rule:
+        text += "recipes: [{name: both, chain: [small, small]}]\n"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert str(caught.value).startswith(problem)
+
+
+def test_an_external_server_of_ones_own_is_local_by_declaration(tmp_path: Path) -> None:
+    declared = GOOD.replace("    base_url:", "    local: true\n    base_url:") + _KEY.replace(
+        "RULE", "only_local: true"
+    )
+    assert load(tmp_path, declared).experts[0].is_local
+    assert load(tmp_path, declared).digest == load(tmp_path, GOOD).digest  # no plan depends on it
+    with pytest.raises(
+        ConfigError, match="`local` is for runtime external; 'small' has runtime litellm, of a provider"
+    ):
+        load(tmp_path, declared.replace("runtime: external", "runtime: litellm"))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from re import _constants as sre_constants  # type: ignore[attr-defined]
+from re import _parser as sre_parser  # type: ignore[attr-defined]
+from typing import Any
 
 import pytest
 
 from benchmarks.boilerplate import chat_of
 from benchmarks.boilerplate_wrappers import CONTRACT, LEAFLET, MODULE, PROJECT, WRAPPERS, Messages, opencode, user
+from coe.routing import courtesies
+from coe.routing.courtesies import without_courtesies
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, split_message
 from coe.routing.phrases import has_topic, is_instruction, is_nudge, opens_topic, refers_to_context
 from coe.routing.request_text import MAX_LEFT_OUT, REASONS, read_request, routing_text
@@ -58,6 +64,90 @@ def test_each_structure_is_left_out_and_named(message: str, kind: str) -> None:
 @pytest.mark.parametrize(
     "message",
     [
+        f"Hi there! Hope all is well with you. {HAIKU}",
+        f"hey, {HAIKU}",
+        f"My sister asked me this and I had no idea. Could you please help?\n\n{HAIKU}",
+        f"{HAIKU} Thanks in advance!\nBest regards,\nMaria Lopez",
+        f"Bonjour, {HAIKU} Merci!",
+        f"Could you please {HAIKU}",
+        f"<system-reminder>run it</system-reminder>Hello! {HAIKU}",
+    ],
+)
+def test_courtesies_are_left_out(message: str) -> None:
+    assert text_of(message) == HAIKU
+    assert "courtesy" in kinds_of(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Hello!",
+        "Thanks, that was exactly it.",
+        "Can you help me with this? It does not work.",
+        "I have three. You take one. How many are left?",
+        "My knee hurts. What can I do?",
+        "I have a question about my landlord. He wants the deposit.",
+        "If the U.S. dollar falls, who wins?",
+        "Which one is right?\nA. Paris\nB. Lyon",
+        "The value of i + i^2 + ... + i^2023 is",
+        "Let\n\\[x = 2\\]. Find x^2.",
+        "Can you eat raw potatoes?",
+        "Write a thank-you note that starts with: thank you so much, Anna",
+    ],
+)
+def test_words_with_a_topic_are_no_courtesies(message: str) -> None:
+    assert text_of(message) == message
+
+
+@pytest.mark.parametrize("opening", ["I would like to know", "Could you tell me", "do you know", "Tell me"])
+def test_a_reported_question_is_routed_as_the_question(opening: str) -> None:
+    assert text_of(f"{opening} why bread rises.") == "why bread rises."
+
+
+@pytest.mark.parametrize(
+    "unit", ["hi, ", "Thanks! ", "a", "?", "!", " ", "\n", ". ", "hi ", ":) ", "please ", "tell me "]
+)
+def test_the_courtesies_of_a_hostile_message_are_removed_up_to_a_bound(unit: str) -> None:
+    message = f"hi {unit * (100_000 // len(unit))} {HAIKU}"
+    assert without_courtesies(message).endswith(HAIKU)
+    assert len(without_courtesies(message).lstrip()) > (98_000 if unit.strip() else len(HAIKU) - 1)
+
+
+def test_no_search_for_courtesies_backtracks_without_a_bound() -> None:
+    """Backtracking over a run of marks or spaces takes quadratic time: only possessive repeats may be unbounded."""
+    patterns = [found.pattern for found in vars(courtesies).values() if isinstance(found, re.Pattern)]
+    assert len(patterns) > 6
+    assert all(
+        bound <= courtesies.MAX_SENTENCE_CHARACTERS for one in patterns for bound in bounds(sre_parser.parse(one))
+    )
+
+
+def bounds(parsed: Any) -> Iterator[int]:
+    """Yield the bounds of the repeats that can backtrack."""
+    for kind, value in parsed:
+        if kind in (sre_constants.MAX_REPEAT, sre_constants.MIN_REPEAT):
+            yield value[1]
+        for inner in value if isinstance(value, tuple) else [value]:
+            for one in inner if isinstance(inner, list) else [inner]:
+                if isinstance(one, sre_parser.SubPattern):
+                    yield from bounds(one)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Hello, World program in C++",
+        "I feel terrible today. What should I take for a fever?",
+        "I am so tired lately. Which vitamins could I lack?",
+    ],
+)
+def test_what_may_be_the_topic_is_no_courtesy(message: str) -> None:
+    assert text_of(message) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
         "<system-reminder>\nrun the linter\n</system-reminder>",
         "Observation: my tomato plants have yellow leaves",
         "```\nprint(1)\n```",
@@ -67,7 +157,7 @@ def test_each_structure_is_left_out_and_named(message: str, kind: str) -> None:
         "<div>\n<p>centre this</p>\n</div>",
         "<system-reminder> without an end, and a request",
         "# Title\n\nShort text\n\n## Part\n\nThe end of it.",
-        "Dear all:\n\n" + "The meeting about the new office is on Monday in the large room. " * 8,
+        "Notice to all tenants:\n\n" + "The meeting about the new office is on Monday in the large room. " * 8,
     ],
 )
 def test_a_message_without_a_request_beside_its_parts_is_routed_whole(message: str) -> None:
@@ -84,6 +174,17 @@ def test_a_request_without_a_topic_is_routed_with_the_head_of_its_material() -> 
 
 def test_a_translation_is_one_whatever_is_translated() -> None:
     assert text_of(f"Translate to German: {CONTRACT}") == "Translate to German:"
+    assert text_of("Please translate to German: The licensee shall pay.") == "Please translate to German:"
+    assert text_of("Translate into Spanish\n\nThe licensee shall pay.") == "Translate into Spanish"
+    assert text_of("Translate to Greek and Turkish, please: hello") == "Translate to Greek and Turkish, please:"
+    for whole in (
+        "Compare: the licensee shall pay.",
+        "Translate this function to Rust:\n\ndef f(x): return x",
+        "Translate the word problem into an equation: A train leaves at nine.",
+        "Translate this query to Polish notation: 1 + 2",
+        "Translate the Turkish tax form and compute the total: 12 lira",
+    ):
+        assert text_of(whole) == whole
     assert text_of(f"<document>{CONTRACT}</document>\nTranslate this.") == "Translate this."
 
 

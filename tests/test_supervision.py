@@ -194,7 +194,9 @@ def stalls(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) 
 
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
     patch.setattr(gateway.process.reload.Reload, "_run", work)
-    return object.__new__(gateway.process.reload.Reload).watching(since=(), task_failed=failed)
+    found = object.__new__(gateway.process.reload.Reload)
+    found._warming = None
+    return found.watching(since=(), task_failed=failed)
 
 
 def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:

@@ -12,10 +12,13 @@ import os
 from pathlib import Path
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Replaces a small file atomically: readers see the old or the new content. The new one is on disk on return."""
+def replace_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
+    """Replaces a small file atomically: readers see the old or the new content. The new one is on disk on return, with
+    the permissions `mode`, by default those of a new file."""
     draft = path.with_name(f".{path.name}-{os.getpid()}")
     with draft.open("wb") as file:
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -13,7 +13,7 @@ from coe.errors import ArtifactError
 
 MAX_HISTORY_LINES = 1000
 """Newest lines that are kept."""
-PromotedBy = Literal["train", "plan", "retrain", "hand", "rollback"]
+PromotedBy = Literal["train", "plan", "retrain", "packaged", "hand", "rollback"]
 
 
 @dataclass(frozen=True, slots=True)

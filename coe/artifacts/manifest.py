@@ -1,4 +1,4 @@
-"""The manifest of a published folder: what it holds, and a check that it still does.
+"""The manifest of an artifact folder: lists its files with their digests, and verifies them.
 
 A version is the digest of the file hashes, the data and the categories, so equal contents have equal versions.
 """
@@ -27,8 +27,11 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Contents and origin of a folder. `files` maps names to SHA-256; `version` is the digest of files, categories and
-    `data`."""
+    """Contents and origin of an artifact folder.
+
+    `files` maps file names to SHA-256 digests. `data` is the digest of what the artifact was made from, such as the
+    training prompts or the declaration. `version` is the digest of `files`, `categories` and `data`.
+    """
 
     kind: str
     version: str

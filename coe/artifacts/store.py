@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,7 +74,8 @@ class SharedArtifacts(Protocol):
 class ArtifactStore:
     """The artifacts of one kind under a root folder.
 
-    With a `share`, a promotion takes effect on all machines: there first, so that a failure changes nothing.
+    With a `share`, a promotion takes effect on all machines. The share is written before the local pointer, so that a
+    failure of the share changes nothing.
     """
 
     def __init__(self, root: Path, kind: str, share: SharedArtifacts | None = None) -> None:
@@ -135,6 +137,27 @@ class ArtifactStore:
         self.published(version)
         self._set_in_use(version, by, why)
 
+    def adopt(self, folder: Path, *, why: str) -> None:
+        """Publishes a verified copy of a packaged version. Puts it into use, on this machine only, if no version or an
+        earlier packaged version is in use. Raises ArtifactError if it is damaged."""
+        version = read_manifest(folder).version
+        self._add(version, lambda draft: shutil.copytree(folder, draft, dirs_exist_ok=True))
+        with self._locked():
+            was = self.in_use()
+            if was != version and self.may_adopt_packaged():
+                move = Promotion(datetime.now(UTC).timestamp(), version, was, "packaged", why)
+                self._write_pointer(version, serialized_history((*self.history(), move)))
+
+    def may_adopt_packaged(self) -> bool:
+        """Returns whether no version is in use, or one that `adopt` put there; False if the history is damaged."""
+        if self.in_use() is None:
+            return True
+        try:
+            move = self.last_move()
+        except ArtifactError:
+            return False
+        return move is not None and move.by == "packaged"
+
     def clear(self, *, by: PromotedBy = "hand", why: str = "") -> None:
         """Puts no version into use; published versions stay."""
         self._set_in_use(None, by, why)
@@ -176,13 +199,13 @@ class ArtifactStore:
         return moves[-1] if moves else None
 
     def fetch_shared(self) -> None:
-        """Copies the version in use elsewhere into the folder, verified. Raises ArtifactError."""
+        """Downloads the version that the share has in use into the folder, and verifies it. Raises ArtifactError."""
         state = None if self._share is None else self._share.state(self._kind)
         if state is not None and state.version is not None:
             self._fetch(state.version)
 
     def apply_shared(self) -> None:
-        """Sets the pointer as elsewhere, if that version is in the folder. Raises ArtifactError."""
+        """Sets the pointer to the version that the share has in use, if the folder holds it. Raises ArtifactError."""
         if self._share is None:
             return
         with self._locked():
@@ -193,10 +216,15 @@ class ArtifactStore:
                 self._write_pointer(state.version, checked_history(state.history, self._kind))
 
     def _fetch(self, version: str) -> None:
-        if self._share is None or self._has(version):
+        if self._share is not None:
+            self._add(version, partial(self._share.fetch, self._kind, version))
+
+    def _add(self, version: str, write: Callable[[Path], object]) -> None:
+        """Adds a version that is published elsewhere; `write` writes its files into a folder."""
+        if self._has(version):
             return
         with self.draft() as draft:
-            self._share.fetch(self._kind, version, draft)
+            write(draft)
             read_artifact(draft)
             for path in draft.iterdir():
                 sync(path)

@@ -9,34 +9,39 @@ from __future__ import annotations
 import errno
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from coe import __version__
 from coe.cli import (
     ask,
     benchmark,
     check,
+    engine,
     index,
+    init,
+    key,
     log,
     plan,
     probes,
-    promote,
-    retrain,
     score,
     status,
-    train,
     up,
 )
-from coe.errors import CoEError
-from coe.terminal import PrintableFormatter, print_error, printable
+from coe.cli.learning import categories, promote, retrain, train, tune
+from coe.errors import CoEError, missing_package
+from coe.terminal import PrintableFormatter, print_error, print_line, printable
 
 
 class PrintableGroup(TyperGroup):
-    """A group of commands whose usage errors are printable; they repeat words of the command line."""
+    """A group of commands whose usage errors are printable; they repeat words of the command line.
+
+    Help lists the commands by panel, as plain text: rich's markup would remove `[default: ...]`.
+    """
 
     def make_context(self, *args: Any, **more: Any) -> Any:
         with _printable_errors():
@@ -45,6 +50,18 @@ class PrintableGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _printable_errors():
             return super().invoke(ctx)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each panel, in the order of the first command of each."""
+        commands = {name: command for name in self.list_commands(ctx) if (command := self.get_command(ctx, name))}
+        limit = formatter.width - 6 - max(map(len, commands), default=0)
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name, command in commands.items():
+            panel = getattr(command, "rich_help_panel", None) or "Commands"
+            panels.setdefault(panel, []).append((name, command.get_short_help_str(limit)))
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
 
 
 _UsageError: Any = typer.BadParameter.__base__
@@ -60,32 +77,111 @@ def _printable_errors() -> Iterator[None]:
         raise
 
 
+EXAMPLES: Mapping[str, Sequence[str]] = {
+    "init": (
+        "coe init",
+        "coe init --endpoint http://gpu-1:8000/v1 --provider openai --model 'gpt-5*' --model 'Qwen/*'",
+        "coe init --endpoint https://llm.example.com/v1 --key-env EXAMPLE_API_KEY --yes",
+    ),
+    "check": ("coe check", "coe check draft.yaml", "coe check --live"),
+    "key": ("coe key shop --tenant retail", "coe key shop --issue --limit dollars_per_day=25", "coe key shop --revoke"),
+    "engine": ("coe engine list", "coe engine install llama.cpp"),
+    "up": ("coe up", "coe up draft.yaml --port 9000"),
+    "chat": ("coe chat 'What is 17 * 23?'", "coe chat --model coder 'Write a test for this function'"),
+    "route": ("coe route 'Prove that 17 is prime'", "coe route --input prompts.jsonl --output decisions.jsonl"),
+    "spend": ("coe spend", "coe spend --by key,category --since 30d"),
+    "history": ("coe history", "coe history --since 7d --json"),
+    "log": ("coe log --follow", "coe log --since 1h --outcome expert_timeout", "coe log export log.parquet --since 7d"),
+    "tune": ("coe tune --budget 2.00", "coe tune my-probes.jsonl --minutes 10 --yes"),
+    "score": ("coe score --out scores", "coe score my-probes.jsonl --out scores --expert coder --judge writer"),
+    "plan": ("coe plan scores", "coe plan scores --dry-run --sweep mean_cost=0.5,1,2 --plot sweep.png"),
+    "train": ("coe train", "coe train --data prompts.jsonl"),
+    "retrain": ("coe retrain --dry-run", "coe retrain --probes scores --every 6h"),
+    "promote": ("coe promote router", "coe promote assignment --why 'new prices'"),
+    "index": ("coe index add docs/ handbook.pdf", "coe index search 'refund policy'"),
+}
+"""Examples of the main verbs, for their help and the reference."""
+
+
+FIRST_STEPS = """\b
+First steps:
+  coe init   write experts.yaml
+  coe up     start the gateway
+  coe chat   send a message"""
+
+
+def _epilog(verb: str) -> str | None:
+    """Return the examples as a block that help does not wrap."""
+    return "\b\nExamples:\n  " + "\n  ".join(EXAMPLES[verb]) if verb in EXAMPLES else None
+
+
 app = typer.Typer(
     cls=PrintableGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    epilog=FIRST_STEPS,
 )
-app.command("check")(check.check)
-app.command("key")(check.key)
-app.command("up")(up.up)
-app.command("serve")(up.serve)
-app.command("chat")(ask.chat)
-app.command("route")(ask.route)
-app.command("train")(train.train)
-app.command("score")(score.score)
-app.add_typer(probes.app, name="probes")
-app.command("plan")(plan.plan)
-app.command("solve")(plan.solve_lines)
-app.command("benchmark")(benchmark.benchmark)
-app.add_typer(log.app, name="log")
-app.add_typer(index.app, name="index")
-app.command("retrain")(retrain.retrain)
-app.command("promote")(promote.promote)
-app.command("rollback")(promote.rollback)
-app.command("versions")(promote.versions)
-app.command("status")(status.status)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print_line(f"coe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def coe(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """One OpenAI-compatible endpoint in front of many models. `coe VERB --help` describes each verb."""
+
+
+_PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
+    "Set up": {"init": init.init, "check": check.check, "key": key.key, "engine": engine.app},
+    "Run": {
+        "up": up.up,
+        "serve": up.serve,
+        "chat": ask.chat,
+        "route": ask.route,
+        "status": status.status,
+        "spend": status.spend,
+        "history": status.history,
+        "log": log.app,
+    },
+    "Measure and plan": {
+        "tune": tune.tune,
+        "probes": probes.app,
+        "score": score.score,
+        "plan": plan.plan,
+        "solve": plan.solve_lines,
+        "benchmark": benchmark.benchmark,
+    },
+    "Learn": {
+        "categories": categories.app,
+        "train": train.train,
+        "retrain": retrain.retrain,
+        "promote": promote.promote,
+        "rollback": promote.rollback,
+        "versions": promote.versions,
+    },
+    "Documents": {"index": index.app},
+}
+"""The verbs by panel of the help."""
+
+
+def _add_verbs() -> None:
+    for panel, verbs in _PANELS.items():
+        for name, verb in verbs.items():
+            if isinstance(verb, typer.Typer):
+                app.add_typer(verb, name=name, rich_help_panel=panel, epilog=_epilog(name))
+            else:
+                app.command(name, rich_help_panel=panel, epilog=_epilog(name))(verb)
+
+
+_add_verbs()
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a full or read-only disk, which may come without a file name."""
@@ -103,6 +199,11 @@ def main() -> None:
         app()
     except CoEError as error:
         print_error(str(error))
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if (message := missing_package(error)) is None:
+            raise
+        print_error(message)
         sys.exit(1)
     except OSError as error:
         if error.filename is None and error.errno not in DISK_ERRORS:

@@ -38,6 +38,8 @@ Output = Annotated[
 Explain = Annotated[
     bool, typer.Option("--explain", help="Also show the text that is routed, and what it leaves out of the messages.")
 ]
+Key = Annotated[str, typer.Option("--key", help="Name of an API key, whose rules for experts apply.")]
+OnlyLocal = Annotated[bool, typer.Option("--only-local", help="Only experts that run locally may answer.")]
 Model = Annotated[str, typer.Option("--model", help="auto, or the name of an expert.")]
 
 
@@ -48,11 +50,13 @@ def route(
     config: Config = None,
     json: Json = False,
     explain: Explain = False,
+    key: Key = "",
+    only_local: OnlyLocal = False,
 ) -> None:
     """Show which expert a request would go to, and why."""
     if (text is None) == (source is None):
         raise typer.BadParameter("give either a TEXT or --input FILE")
-    route_request = _open_router(config)
+    route_request = _open_router(config, key, only_local)
     if text is not None:
         routed = route_request({"messages": [{"role": "user", "content": text}]})
         if json:
@@ -70,26 +74,38 @@ def route(
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A decision, the probability of each category, and the text that they were made from."""
+    """A decision, the probability of each category, the text that they were made from, and the experts that a rule
+    excludes with the reason."""
 
     decision: Decision
     posterior: Mapping[str, float]
     text: RoutedText
+    excluded: Mapping[str, str]
 
 
 RouteRequest = Callable[[dict[str, Any]], Routed]
 """Decides the fields of a request."""
 
 
-def _open_router(config: Path | None) -> RouteRequest:
+def _open_router(config: Path | None, key: str, is_only_local: bool) -> RouteRequest:
     from coe.mapping.problem import relative_cost
     from coe.routing.decision import decide
+    from coe.routing.eligibility import excluded_experts, only_local
     from coe.routing.request_text import read_request
     from coe.runtime.active_state import load_active_state
+    from coe.runtime.api_keys import rule_of
     from gateway.dialects.chat import parse
 
     in_use = load_active_state(settings_for(config))
     registry, router = in_use.registry, in_use.router
+    declared = next((one for one in registry.access.keys if one.name == key), None)
+    if key and declared is None:
+        known = ", ".join(one.name for one in registry.access.keys) or "none"
+        raise typer.BadParameter(f"no such key in access.keys; known: {known}", param_hint="--key")
+    rule = None if declared is None else rule_of(declared)
+    if is_only_local:
+        rule = only_local(rule)
+    excluded = excluded_experts(registry, rule)
     charge = registry.policy.cost_weight * relative_cost(registry, in_use.assignment.experts)
 
     def route_request(fields: dict[str, Any]) -> Routed:
@@ -103,8 +119,10 @@ def _open_router(config: Path | None) -> RouteRequest:
             assignment=in_use.assignment,
             confidence_threshold=in_use.confidence_threshold,
             extra_price=charge,
+            rule=rule,
         )
-        return Routed(decision, dict(zip(router.categories, prediction.probabilities.tolist(), strict=True)), text)
+        posterior = dict(zip(router.categories, prediction.probabilities.tolist(), strict=True))
+        return Routed(decision, posterior, text, excluded)
 
     return route_request
 
@@ -126,7 +144,10 @@ def _route_file(path: Path, route_request: RouteRequest, *, explain: bool) -> li
 
 def _to_json(routed: Routed, *, explain: bool) -> dict[str, Any]:
     decision, text = routed.decision, routed.text
-    explanation = {"text": text.text, "left_out": [asdict(part) for part in text.left_out]} if explain else {}
+    explanation: dict[str, Any] = {}
+    if explain:
+        explanation = {"text": text.text, "left_out": [asdict(part) for part in text.left_out]}
+        explanation["excluded"] = dict(routed.excluded)
     return {
         "expert": decision.expert,
         "category": decision.category,
@@ -136,6 +157,9 @@ def _to_json(routed: Routed, *, explain: bool) -> dict[str, Any]:
         "probabilities": {name: round(p, 4) for name, p in routed.posterior.items()},
         **explanation,
     }
+
+
+_EXCLUDED = {"key": "not in the list of the key", "not_local": "does not run locally"}
 
 
 def _print(routed: Routed, *, explain: bool) -> None:
@@ -151,6 +175,8 @@ def _print(routed: Routed, *, explain: bool) -> None:
         print_line(f"text        {routed.text.text}")
         for part in routed.text.left_out:
             print_line(f"not routed  {part} ({REASONS[part.kind]})")
+        for name, why in routed.excluded.items():
+            print_line(f"excluded    {name} ({_EXCLUDED[why]})")
 
 
 def chat(text: Text = None, model: Model = "auto", config: Config = None) -> None:

@@ -1,7 +1,6 @@
-"""`coe check` and `coe key`: both are about experts.yaml.
+"""`coe check`: validates experts.yaml, and lists what follows for the router and the plan in use.
 
-`coe check` validates it, lists what follows for the router and the plan in use, and with `--live` requests one token
-from every expert, as `coe up` does at its start. `coe key` makes an API key and prints the entry with its digest.
+With `--live` it requests one token from every expert, as `coe up` does at its start.
 """
 
 from __future__ import annotations
@@ -13,16 +12,17 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from pydantic import ValidationError
 
 from coe import registry
-from coe.cli.common import Config, Json, settings_for
-from coe.errors import ArtifactError, ConfigError
+from coe.artifacts.kinds import GATE, ROUTER
+from coe.artifacts.store import ArtifactStore
+from coe.cli.common import Config, ConfigFile, Json, settings_for
+from coe.errors import ArtifactError, ConfigError, DataError
 from coe.experts import build_experts
 from coe.experts.http.client import Client
 from coe.experts.live_check import Finding, check_experts
 from coe.mapping import Consequence
-from coe.registry import ApiKey, Registry, yaml_source
+from coe.registry import Registry, yaml_source
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_json, print_line
 
@@ -33,11 +33,17 @@ Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema of
 Live = Annotated[bool, typer.Option("--live", help="Request one token from every expert, and report what is wrong.")]
 
 
-def check(config: Config = None, json: Json = False, schema: Schema = False, live: Live = False) -> None:
+def check(
+    file: ConfigFile = None,
+    config: Config = None,
+    json: Json = False,
+    schema: Schema = False,
+    live: Live = False,
+) -> None:
     """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name.
 
     Then it lists what a start or reload with this file will do with the plan and the router in use, and when `coe plan`
-    should be run again. `--config` may name a draft beside the file in use. With `--live` it also requests one token
+    should be run again. FILE may be a draft beside the file in use. With `--live` it also requests one token
     from every expert, and exits with 1 where one does not answer.
     """
     if schema:
@@ -45,12 +51,13 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
         return
     from coe.runtime.consequences import consequences_of
 
-    settings = settings_for(config)
+    settings = settings_for(config, file)
     try:
         declared = registry.load(settings.config, environ=settings.environ)
-        _check_local_experts(declared, settings)
+        check_local_experts(declared, settings)
+        _check_categories(declared, settings)
         consequences = consequences_of(settings, declared)
-    except (ConfigError, ArtifactError) as error:
+    except (ConfigError, ArtifactError, DataError) as error:
         if not json:
             raise
         print_json({"ok": False, "problems": error.problems if isinstance(error, ConfigError) else [str(error)]})
@@ -63,6 +70,7 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
         "variants": [variant.name for variant in declared.variants],
         "recipes": {recipe.name: recipe.steps for recipe in declared.declared_recipes},
         "digest": declared.digest,
+        "notes": notes_on(declared, settings),
     }
     if live:
         summary["live"] = [asdict(one) | {"ok": one.ok} for one in findings]
@@ -71,11 +79,13 @@ def check(config: Config = None, json: Json = False, schema: Schema = False, liv
         print_json(summary | {"consequences": [asdict(one) for one in consequences], "replan": replan})
     else:
         _show(declared, settings, consequences, findings)
+        for note in summary["notes"]:
+            print_line(f"note: {note}")
     if not summary["ok"]:
         raise typer.Exit(1)
 
 
-def _check_local_experts(declared: Registry, settings: Settings) -> None:
+def check_local_experts(declared: Registry, settings: Settings) -> None:
     """Check what local experts need of this machine; raises ConfigError. A gateway alone does not need it."""
     from coe.fleet.validation import find_problems
 
@@ -86,6 +96,40 @@ def _check_local_experts(declared: Registry, settings: Settings) -> None:
     ]
     if problems:
         raise ConfigError(*problems)
+
+
+def _check_categories(declared: Registry, settings: Settings) -> None:
+    """Check that the router in use, or else training at the first start, accepts each category.
+
+    Raises ConfigError with the lines, or DataError.
+    """
+    from coe.jobs.training_data import training_problems
+    from coe.runtime.active_state import untrained_categories
+
+    if declared.artifacts != "folder":
+        return
+    store = ArtifactStore(settings.artifacts, ROUTER)
+    if (version := store.in_use()) is not None:
+        found = untrained_categories(declared, store.manifest(version).categories)
+    else:
+        found = training_problems(declared, base=settings.config.parent)
+    source = yaml_source.read(settings.config)
+    if problems := [f"{source.at(('categories', index))}: {what}" for index, what in found.items()]:
+        raise ConfigError(*problems)
+
+
+def notes_on(declared: Registry, settings: Settings) -> list[str]:
+    """Return what is valid and has an effect that is easily missed."""
+    retrieval = declared.retrieval
+    if declared.cache is None or retrieval.store is None or retrieval.default_similarity >= 1:
+        return []
+    if declared.artifacts != "folder" or ArtifactStore(settings.artifacts, GATE).in_use() is not None:
+        return []
+    return [
+        "cache stores no answer of a request with text while no retrieval gate is fitted, because each one is searched "
+        "for passages: fit a gate with `coe plan quality`, set retrieval.default_similarity to 1, or send "
+        "x-coe-retrieval: off"
+    ]
 
 
 def _show(
@@ -139,58 +183,3 @@ def _served(settings: Settings) -> Mapping[str, tuple[Endpoint, ...]]:
         return served
     file = settings.home / ENDPOINTS_FILE
     return replace(settings, endpoints_file=file).served() if file.exists() else {}
-
-
-Name = Annotated[str, typer.Argument(help="The name that logs and records show instead of the key.")]
-Tenant = Annotated[str | None, typer.Option("--tenant", help="The tenant of its requests [default: the name].")]
-Scopes = Annotated[
-    list[str] | None,
-    typer.Option("--scope", help="chat, route, feedback or admin; may be repeated [default: all but admin]."),
-]
-
-
-def key(name: Name, tenant: Tenant = None, scope: Scopes = None, json: Json = False) -> None:
-    """Make an API key. It is printed once and stored nowhere; experts.yaml holds its digest."""
-    from coe.runtime.api_keys import digest_of, new_key
-
-    new = new_key()
-    entry: dict[str, str | list[str]] = {"name": name, "sha256": digest_of(new)}
-    if tenant is not None:
-        entry["tenant"] = tenant
-    if scope:
-        entry["scopes"] = scope
-    try:
-        ApiKey.model_validate(entry)
-    except ValidationError as error:
-        raise typer.BadParameter(_reason(error)) from None
-    if json:
-        print_json({"key": new, "entry": entry})
-    else:
-        print_line(_key_text(new, entry))
-
-
-def _key_text(new: str, entry: dict[str, str | list[str]]) -> str:
-    rest = [f"      {field}: {_yaml(value)}" for field, value in list(entry.items())[1:]]
-    return "\n".join(
-        [
-            new,
-            "",
-            "Pass it to its user; it cannot be shown again. In experts.yaml:",
-            "",
-            "access:",
-            "  keys:",
-            f"    - name: {_yaml(entry['name'])}",
-            *rest,
-        ]
-    )
-
-
-def _yaml(value: str | list[str]) -> str:
-    """Names are quoted, since YAML reads some as numbers or booleans."""
-    return f"[{', '.join(value)}]" if isinstance(value, list) else f'"{value}"'
-
-
-def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-    return f"{place}: {first['msg']}"

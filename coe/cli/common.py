@@ -5,17 +5,36 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coe.jobs.engine import Engine
 from coe.settings import Settings
 
+if TYPE_CHECKING:
+    from coe.records.record import RoutingRecord
+    from coe.registry import Registry
+
 Config = Annotated[
     Path | None, typer.Option("--config", help="The configuration [default: COE_CONFIG or experts.yaml].")
 ]
+_DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
+
+
+def _declaration(path: Path | None) -> Path | None:
+    """Refuse a file of data in the place of the configuration. Raises BadParameter."""
+    if path is not None and path.suffix in _DATA_SUFFIXES:
+        raise typer.BadParameter(f"{path} is no configuration; data have an option of their own, see --help")
+    return path
+
+
+ConfigFile = Annotated[
+    Path | None, typer.Argument(metavar="FILE", callback=_declaration, help="The configuration, as --config.")
+]
+"""For verbs without other arguments; those with arguments of their own have --config alone."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 EngineOption = Annotated[
     Engine, typer.Option("--engine", help="Where embedding and fits run: in this process, or on a Ray cluster.")
@@ -24,9 +43,11 @@ IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def settings_for(config: Path | None) -> Settings:
-    """The process's settings, with the configuration given on the command line."""
-    return Settings.read(config=config)
+def settings_for(config: Path | None, file: Path | None = None) -> Settings:
+    """The process's settings, with the configuration given as --config or as an argument. Raises BadParameter."""
+    if config is not None and file is not None and config != file:
+        raise typer.BadParameter(f"{file} and --config {config} are two configurations; leave out one")
+    return Settings.read(config=config or file)
 
 
 def writable_file(path: Path | None) -> Path | None:
@@ -68,3 +89,18 @@ def duration_seconds(text: str, *, option: str) -> int:
     if match is None:
         raise typer.BadParameter("write a number and s, m, h or d, such as 15m", param_hint=option)
     return int(match[1]) * _UNIT_SECONDS[match[2]]
+
+
+def agreed_requests(registry: Registry, tenants: Collection[str] | None) -> Callable[[RoutingRecord], bool]:
+    """Return the filter of logged requests whose text may be used for more than their answer: those of the tenants that
+    agree, or of all without API keys; none that may not reach every expert, since such a text leaves the log.
+
+    Raises BadParameter if API keys are declared and no tenant is named.
+    """
+    if registry.access.keys and not tenants:
+        raise typer.BadParameter("name each tenant that agrees to the use of its requests", param_hint="--tenant")
+
+    def is_agreed(record: RoutingRecord) -> bool:
+        return (not tenants or record.tenant in tenants) and not record.limited
+
+    return is_agreed

@@ -211,7 +211,7 @@ def _line(record: RoutingRecord, audit: str = "") -> str:
 
 
 def _recipe(record: RoutingRecord) -> str:
-    """The calls of a recipe: who gave which answer (A, B, ...) with what probability; * is the returned one."""
+    """Return a recipe's calls as text: expert, answer class (A, B, ...), probability; * marks the returned answer."""
     classes = list(dict.fromkeys(call.answer_class for call in record.steps if call.answer_class is not None))
     calls = []
     for call in record.steps:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, duration_seconds, settings_for
+from coe.cli.common import Config, Json, agreed_requests, duration_seconds, settings_for
 from coe.errors import DataError
 from coe.jobs.record_files import RatingIndex
 from coe.learning.estimation.experience_loader import open_logs
@@ -218,18 +218,18 @@ def from_log(
     """Turn requests that users liked, or whose category they corrected, into probes for `coe score --judge`.
 
     The log has their text only where `log.store_prompts` is set. Where experts.yaml declares API keys, only requests of
-    the tenants that --tenant names are read. Exit 1 if there are none.
+    the tenants that --tenant names are read. Requests that not every expert may receive, and all of keys with a list of
+    experts, are left out. Exit 1 if there are none.
     """
     registry, own = _declared(config, to)
-    if registry.access.keys and not tenant:
-        raise typer.BadParameter("name each tenant that agrees to the use of its requests", param_hint="--tenant")
+    is_agreed = agreed_requests(registry, tenant)
     settings, known = settings_for(config), _known(own, registry)
     first = time.time() - duration_seconds(since, option="--since")
     if missing := missing_file(registry.log.url, base=settings.home):
         raise DataError(f"{missing}: there is no routing log yet")
     with open_logs(registry.log.url, base=settings.home) as logs:
         ratings = RatingIndex(event for page in logs.feedback(since=first) for event in page)
-        chosen = _good_requests(logs.records(since=first, until=time.time()), ratings, tenant)
+        chosen = _good_requests(logs.records(since=first, until=time.time()), ratings, is_agreed)
         newest = deque(chosen, maxlen=limit)
     rows, left_out = [], 0
     for row in newest:
@@ -252,15 +252,13 @@ GOOD_SCORE = 0.8
 
 
 def _good_requests(
-    pages: Iterable[Iterable[RoutingRecord]], ratings: RatingIndex, tenants: list[str] | None
+    pages: Iterable[Iterable[RoutingRecord]], ratings: RatingIndex, is_agreed: Callable[[RoutingRecord], bool]
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for every request with its text that was liked, or whose category was corrected."""
+    """Yield a row for every agreed request with its text that was liked, or whose category was corrected."""
     for record in (record for page in pages for record in page):
         rating = ratings.of(record)
         is_liked = rating.feedback_value is not None and rating.feedback_value >= GOOD_SCORE
-        if not record.prompt or (tenants and record.tenant not in tenants):
-            continue
-        if is_liked or rating.feedback_category:
+        if record.prompt and is_agreed(record) and (is_liked or rating.feedback_category):
             category = rating.feedback_category or record.category
             yield {"prompt": record.prompt, "category": category, "checker": "judge"}
 

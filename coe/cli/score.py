@@ -84,7 +84,7 @@ def score(
     experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = _declared(registry, judge, "--judge") if judge else None
     seed = folder_seed(out) if seed is None else seed
-    read = _read(probes, registry, settings.config, seed, runs_code=unsafe or installed())
+    read = requested_probes(probes, registry, settings.config, seed, runs_code=unsafe or installed())
     if judging is None and any(probe.checker == "judge" for probe in read):
         raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
     passages = asyncio.run(probes_with_passages(settings, registry, read)) if retrieval == "both" else ()
@@ -98,7 +98,7 @@ def score(
         raise typer.Exit(1)
 
 
-def _read(path: Path | None, registry: Registry, config: Path, seed: int, *, runs_code: bool) -> list[Probe]:
+def requested_probes(path: Path | None, registry: Registry, config: Path, seed: int, *, runs_code: bool) -> list[Probe]:
     """Return the probes of a file; without one the shipped and the own ones.
 
     Prints what these leave out: categories without any, and code where it cannot run.

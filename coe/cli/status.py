@@ -1,4 +1,5 @@
-"""`coe status`: shows what is in use, how traffic goes, drift, alarms and the last learning rounds."""
+"""`coe status` shows what is in use, how traffic goes, drift, alarms and the last learning rounds; `coe spend` sums the
+dollars of the routing log, and `coe history` shows traffic over time."""
 
 from __future__ import annotations
 
@@ -11,20 +12,29 @@ from typing import Annotated, Any
 import typer
 
 from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.cli.common import Config, Json, settings_for
+from coe.cli.common import Config, ConfigFile, Json, duration_seconds, settings_for
+from coe.errors import DataError
 from coe.jobs.status_report import status_report
+from coe.learning.estimation.experience_loader import open_logs
+from coe.learning.monitoring.history import BUCKETS, Period, TrafficHistory, read_history
+from coe.learning.monitoring.spend import DIMENSIONS, Dimension, Spend
 from coe.learning.monitoring.traffic_report import publish_traffic_report
 from coe.learning.paired_scores import Difference
-from coe.terminal import print_json, print_line, printable
+from coe.records import missing_file
+from coe.registry import load
+from coe.terminal import dollars, print_json, print_line, printable
 
 Publish = Annotated[bool, typer.Option("--publish", help="Also publish the alarms in the gateways' /metrics.")]
 
+By = Annotated[str, typer.Option("--by", help="What to sum by, separated by commas: key, tenant, expert, category.")]
+Since = Annotated[str, typer.Option("--since", help="Requests not older than this, for example 12h, 7d or 30d.")]
 
-def status(publish: Publish = False, config: Config = None, json: Json = False) -> None:
+
+def status(file: ConfigFile = None, publish: Publish = False, config: Config = None, json: Json = False) -> None:
     """Show what is in use, the last day's traffic, drift, alarms, and the last learning rounds."""
     from coe.runtime.artifact_sync import sync_once
 
-    settings = settings_for(config)
+    settings = settings_for(config, file)
     sync_once(settings)
     report = status_report(settings, now=time.time())
     if publish:
@@ -33,6 +43,102 @@ def status(publish: Publish = False, config: Config = None, json: Json = False) 
         print_json(report)
     else:
         _show(report)
+
+
+def spend(
+    file: ConfigFile = None, by: By = "expert", since: Since = "7d", config: Config = None, json: Json = False
+) -> None:
+    """Show what the requests in the routing log cost, and what always calling one expert would have cost."""
+    dimensions, seconds = _dimensions(by), duration_seconds(since, option="--since")
+    settings, now = settings_for(config, file), time.time()
+    registry = load(settings.config, environ=settings.environ)
+    if missing := missing_file(registry.log.url, base=settings.home):
+        raise DataError(f"{missing}: there is no routing log yet; the gateway creates it with the first request")
+    found = Spend(registry, dimensions)
+    with open_logs(registry.log.url, base=settings.home) as logs:
+        found.observe(logs.all(since=now - seconds, until=now))
+        found.add_audits(logs.feedback(since=now - seconds))
+        report = {"since": now - seconds, "until": now, **found.report(), "damaged": logs.damaged}
+    if json or not sys.stdout.isatty():
+        print_json(report)
+    else:
+        _show_spend(report)
+
+
+PeriodOption = Annotated[Period, typer.Option("--since", help="The last hour, day or week.")]
+
+
+def history(file: ConfigFile = None, since: PeriodOption = "1d", config: Config = None, json: Json = False) -> None:
+    """Show traffic, errors, latency, satisfaction and cost over time, from a sample of the routing log."""
+    settings, (count, seconds) = settings_for(config, file), BUCKETS[since]
+    registry = load(settings.config, environ=settings.environ)
+    if missing := missing_file(registry.log.url, base=settings.home):
+        raise DataError(f"{missing}: there is no routing log yet; the gateway creates it with the first request")
+    found = TrafficHistory(time.time() - count * seconds, count=count, seconds=seconds)
+    with open_logs(registry.log.url, base=settings.home) as logs:
+        read_history(logs, found)
+        report = {**found.report(), "damaged": logs.damaged}
+    if json or not sys.stdout.isatty():
+        print_json(report)
+    else:
+        _show_history(report)
+
+
+def _show_history(report: Mapping[str, Any]) -> None:
+    print_line(f"{'from':16} {'requests':>9} {'failed':>8} {'p50 ms':>8} {'p95 ms':>8} {'rating':>7} {'dollars':>10}")
+    for index, bucket in enumerate(report["buckets"]):
+        total, begin = bucket["total"], datetime.fromtimestamp(report["start"] + index * report["seconds"], UTC)
+        if total["requests"]:
+            times = (total[f"first_token_{part}_ms"] for part in ("p50", "p95"))
+            p50, p95 = ("-" if value is None else f"{value:.0f}" for value in times)
+            rating = "-" if total["satisfaction"] is None else f"{total['satisfaction']:.2f}"
+            mark = " (estimated from a sample)" if bucket["sampled"] else ""
+            print_line(
+                f"{begin:%Y-%m-%d %H:%M} {total['requests']:9,.0f} {total['failed']:8,.0f} {p50:>8} {p95:>8} "
+                f"{rating:>7} {_dollars(total['dollars']):>10}{mark}"
+            )
+
+
+def _dimensions(by: str) -> tuple[Dimension, ...]:
+    named = [name.strip() for name in by.split(",")]
+    if wrong := [name for name in named if name not in DIMENSIONS]:
+        raise typer.BadParameter(f"{wrong[0]!r} is none of {', '.join(DIMENSIONS)}", param_hint="--by")
+    return tuple(name for name in DIMENSIONS if name in named)
+
+
+def _show_spend(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table, total = Table(box=None, pad_edge=False), report["total"]
+    for name in (*report["by"], "dollars", "requests", "input tokens", "output tokens"):
+        table.add_column(name, justify="left" if name in report["by"] else "right")
+    for row in (*report["rows"], {**dict.fromkeys(report["by"], ""), report["by"][0]: "total", **total}):
+        names = [Text(printable(row[name] or "-")) for name in report["by"]]
+        counts = (f"{row[name]:,}" for name in ("requests", "input_tokens", "output_tokens"))
+        table.add_row(*names, _dollars(row["dollars"]), *counts)
+    Console().print(table)
+    for line in _spend_lines(report):
+        print_line(line)
+
+
+def _spend_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return the lines below the table: unknown costs, audits, and the baselines."""
+    total, audits, always = report["total"], report["audits"], report["always"]
+    lines = [f"{total['unpriced']:,} answered requests have no known cost"] if total["unpriced"] else []
+    if audits["requests"]:
+        lines.append(f"audits beside these: {_dollars(audits['dollars'])} for {audits['requests']:,} answers")
+    if always["unknown"]:
+        lines.append(f"without `prices` in experts.yaml, so of unknown cost: {', '.join(always['unknown'])}")
+    if not any(one["dollars"] for one in always["experts"]):
+        return [*lines, "nothing to compare: no request has known tokens and a known price"]
+    lines.append(f"the {always['requests']:,} requests with known tokens cost {_dollars(always['dollars'])}")
+    for one in always["experts"]:
+        saved = one["saved"]
+        less = f"{_dollars(saved)} more" if saved >= 0 else f"{_dollars(-saved)} less"
+        lines.append(f"always {one['expert']} would have cost {_dollars(one['dollars'])}, {less}")
+    return [*lines, f"note: {report['note']}"]
 
 
 def _show(report: Mapping[str, Any]) -> None:
@@ -55,7 +161,8 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [("config", report["in_use"]["config"])]
     lines += [(kind, _in_use(report["in_use"][kind])) for kind in ARTIFACT_KINDS]
     lines += [("experts.yaml", one["sentence"]) for one in report["consequences"]]
-    lines += [(f"expert {name}", _residency(state)) for name, state in report["residency"].items()]
+    for device in report["residency"]:
+        lines += _residency_lines(device)
     lines += _traffic_lines(report["traffic"])
     lines += _savings_lines(report["savings"])
     lines.append(("drift", drift["reference"]))
@@ -101,9 +208,7 @@ def _savings_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _dollars(amount: float | None) -> str:
-    if amount is None:
-        return "unknown cost"
-    return f"-${-amount:.4g}" if amount < 0 else f"${amount:.4g}"
+    return "unknown cost" if amount is None else dollars(amount)
 
 
 def _in_use(used: Mapping[str, Any]) -> str:
@@ -111,9 +216,19 @@ def _in_use(used: Mapping[str, Any]) -> str:
     return f"{used['version'] or 'none, or as declared'}{since}"
 
 
-def _residency(state: Mapping[str, Any]) -> str:
-    waiting = f", {state['waiting']} requests waiting" if state["waiting"] else ""
-    return f"{state['tier']}, woken {state['switches']} times{waiting}"
+def _residency_lines(device: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A device that experts share: its memory, the next decision, and each server with who waits and why."""
+    used = f"{device['occupied_gb']:g} of {device['memory_gb']:g} GB in use; next {device['next']['sentence']}"
+    return [
+        (f"device {device['device']}", used),
+        *((f"expert {', '.join(one['experts'])}", _server(one)) for one in device["servers"]),
+    ]
+
+
+def _server(one: Mapping[str, Any]) -> str:
+    waiting = f", {one['waiting']} waiting, the oldest for {one['oldest_wait_s']:.1f} s" if one["waiting"] else ""
+    reason = f": {one['reason']}" if one["reason"] else ""
+    return f"{one['tier']}, loaded {one['switches']} times, a load takes {one['load_s']:.1f} s{waiting}{reason}"
 
 
 def _shares(shares: Mapping[str, float]) -> str:

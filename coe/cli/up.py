@@ -23,7 +23,7 @@ import typer
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
-from coe.cli.common import Config, settings_for
+from coe.cli.common import Config, ConfigFile, settings_for
 from coe.core import GENERAL
 from coe.errors import CoEError, FleetError
 from coe.jobs.engine import Engine
@@ -32,8 +32,8 @@ from coe.settings import Endpoint, Settings
 from coe.terminal import print_line
 
 if TYPE_CHECKING:
+    from coe.fleet.adapter_sync import AdapterSync, Servers
     from coe.fleet.specs import LocalExpert, ServerSpec
-    from coe.fleet.vllm.adapters import AdapterSync, Servers
 
 DRAIN_SECONDS = 55.0
 """Time that a stopped gateway has to end; it uses up to 30 for requests in flight and 20 for records."""
@@ -46,16 +46,22 @@ ServerEngine = Annotated[
 ]
 
 
-def serve(host: Host = None, port: Port = None, config: Config = None) -> None:
+def serve(file: ConfigFile = None, host: Host = None, port: Port = None, config: Config = None) -> None:
     """Run the gateway alone, for experts that run elsewhere."""
     from gateway.main import serve as run
 
-    run(_with_address(settings_for(config), host, port))
+    run(_with_address(settings_for(config, file), host, port))
 
 
-def up(host: Host = None, port: Port = None, config: Config = None, engine: ServerEngine = Engine.LOCAL) -> None:
+def up(
+    file: ConfigFile = None,
+    host: Host = None,
+    port: Port = None,
+    config: Config = None,
+    engine: ServerEngine = Engine.LOCAL,
+) -> None:
     """Start the local experts and the gateway, and keep them running until Ctrl-C or SIGTERM."""
-    settings = _with_address(settings_for(config), host, port)
+    settings = _with_address(settings_for(config, file), host, port)
     with contextlib.ExitStack() as stack:
         ray = None
         if engine is Engine.RAY:
@@ -82,7 +88,7 @@ async def _up(settings: Settings, ray: Any = None) -> None:
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
     check_exposure(settings, registry.access)
     check_port(settings)
-    await _ensure_router(settings)
+    await _ensure_router(settings, registry)
     async with contextlib.AsyncExitStack() as stack:
         if ray is not None:
             await _run_on_cluster(stack, settings, registry, ray)
@@ -102,7 +108,7 @@ async def _run_on_cluster(stack: contextlib.AsyncExitStack, settings: Settings, 
 
 async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Settings, registry: Registry) -> None:
     from coe.fleet.fleet import Fleet
-    from coe.fleet.planning import endpoint_of, local_servers, server_config
+    from coe.fleet.planning import endpoint_of, group_by_server, local_servers
     from coe.fleet.process import end_orphans
     from coe.fleet.specs import Timeouts
 
@@ -112,6 +118,7 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
         logs=settings.logs,
         python=Path(sys.executable),
         report=print_line,
+        engines=settings.engines,
         base_folder=settings.config.parent,
     )
     if ended := await asyncio.to_thread(end_orphans, settings.logs):
@@ -131,12 +138,11 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
     timeouts = Timeouts.after(registry.policy.timeout)
     fleet = await stack.enter_async_context(Fleet(servers, report=print_line, timeouts=timeouts))
     await _serve(stack, settings, registry)
-    by_address = {f"{spec.root}/v1": spec for spec in servers}
     serving = [expert for expert in registry.experts if expert.name in endpoints]
-    running = {server_config(expert): by_address[endpoints[expert.name].base_url] for expert in serving}
+    running = dict(zip(group_by_server(registry.experts), servers, strict=True))
 
     def write(experts: Sequence[LocalExpert]) -> None:
-        _write_endpoints(settings, {one.name: (endpoint_of(one, running[server_config(one)]),) for one in experts})
+        _write_endpoints(settings, {one.name: (endpoint_of(one, running[one.server_key]),) for one in experts})
 
     await _adapter_sync(settings, fleet, write).watch({shared: spec.key for shared, spec in running.items()}, serving)
 
@@ -172,7 +178,7 @@ async def _check(registry: Registry, settings: Settings) -> None:
 
 
 def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[LocalExpert]], None]) -> AdapterSync:
-    from coe.fleet.vllm.adapters import AdapterSync
+    from coe.fleet.adapter_sync import AdapterSync
 
     def read() -> Sequence[LocalExpert]:
         return load(settings.config, environ=settings.environ).experts
@@ -196,15 +202,16 @@ def _stop_on_signals() -> None:
         loop.add_signal_handler(number, task.cancel)
 
 
-async def _ensure_router(settings: Settings) -> None:
-    """Train the router on first start, in a child process: serving does not need what training imports."""
+async def _ensure_router(settings: Settings, registry: Registry) -> None:
+    """Train the router on first start unless the packaged one fits, in a child process: serving does not need what
+    training imports."""
     from coe.runtime.artifact_sync import sync_once
 
     sync_once(settings)
-    if ArtifactStore(settings.artifacts, "router").current() is not None:
+    if ArtifactStore(settings.artifacts, "router").current() is not None or _packaged_router_fits(registry):
         return
-    print_line("training the category router (first start only, about a minute)")
-    command = (sys.executable, "-m", "coe.cli", "train", "--config", str(settings.config))
+    print_line("training the category router (first start only, one to two minutes)")
+    command = (sys.executable, "-P", "-m", "coe.cli", "train", "--config", str(settings.config))
     process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
     try:
         code = await process.wait()
@@ -217,13 +224,28 @@ async def _ensure_router(settings: Settings) -> None:
         raise FleetError("the router could not be trained; see the error above")
 
 
+def _packaged_router_fits(registry: Registry) -> bool:
+    """Return whether the gateway will put the packaged router into use; print why not."""
+    from coe.runtime import packaged_router
+    from coe.runtime.active_state import check_fit
+
+    try:
+        if (shipped := packaged_router.find(registry)) is None:
+            return False
+        check_fit(registry, shipped)
+    except CoEError as error:
+        print_line(f"note: {error}")
+        return False
+    return True
+
+
 def _gateway(settings: Settings, socket: Path | None = None) -> ServerSpec:
     from coe.fleet.specs import ServerSpec
 
     listen = ("--host", settings.host, "--port", str(settings.port), "--config", str(settings.config))
     return ServerSpec(
         key="gateway",
-        argv=(sys.executable, "-m", "coe.cli", "serve", *listen),
+        argv=(sys.executable, "-P", "-m", "coe.cli", "serve", *listen),
         host=_reachable(settings),
         port=settings.port,
         env={
@@ -266,6 +288,7 @@ async def residency_socket(
 ) -> AsyncIterator[Path]:
     """Run the residency scheduler until the block ends; yields its socket. Raises FleetError for a failed start."""
     from coe.fleet.residency.devices import plan_devices
+    from coe.fleet.residency.load_times import LOAD_TIMES_FILE, LoadTimes
     from coe.fleet.residency.residency import Residency
     from coe.fleet.residency.socket_server import serve_residency
     from coe.fleet.specs import Timeouts
@@ -273,12 +296,14 @@ async def residency_socket(
     assert registry.residency is not None
     pinned = {GENERAL: registry.general_expert} | registry.assignment
     assignment = {category: registry.expert(name).expert_name for category, name in pinned.items()}
+    load_times = LoadTimes(settings.home / LOAD_TIMES_FILE, registry.experts, report=print_line)
     residency = Residency(
-        plan_devices(registry, servers),
+        plan_devices(registry, servers, load_times),
         assignment=assignment,
         max_wait=registry.residency.max_wait,
         report=print_line,
         timeouts=Timeouts.after(registry.policy.timeout),
+        load_times=load_times,
     )
     with TemporaryDirectory(prefix="coe-") as folder:  # the path of a socket must be short
         address = Path(folder) / "residency.sock"

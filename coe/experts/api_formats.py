@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from coe.core import PASS_THROUGH_APIS, Api, Usage
+from coe.core import PASS_THROUGH_APIS, Api
 from coe.experts.http import sse
+from coe.usage import Usage
 
 Fields = Mapping[str, Any]
 LENGTH_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 """Request fields that limit the number of output tokens."""
+CHAT_LENGTH_FIELDS = ("max_tokens", "max_completion_tokens")
+"""Those of Chat Completions."""
 OWN_ITEM = "_coe"
 """Follows the prefix in the ids of Responses items that CoE itself writes, such as `msg_coe...`."""
 MAX_TOKEN_COUNT = 2**48
@@ -66,7 +69,7 @@ def without_own_ids(items: Any) -> Any:
 
 
 def _is_own(item: Any) -> bool:
-    """Whether CoE wrote an item. A reference is nothing without its id."""
+    """True if CoE wrote an item. References are left as they are: without its id a reference means nothing."""
     return (
         isinstance(item, dict)
         and isinstance(name := item.get("id"), str)

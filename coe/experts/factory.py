@@ -7,10 +7,11 @@ last byte. Experts behind litellm are imported when they are needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from coe.core import Call, Expert, Health, Reply
 from coe.errors import ConfigError
+from coe.experts.foreign_items import ForeignItems
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.experts.recipes.expert import RecipeExpert
@@ -21,7 +22,7 @@ from coe.experts.replicas import Replica, ReplicatedExpert, TrackedReply
 from coe.experts.translation.expert import TranslatedExpert
 from coe.experts.variants import build_variants
 from coe.registry import ExpertSpec, Registry
-from coe.registry.recipes import RecipeSpec
+from coe.registry.recipes import RecipeSpec, cap_in_force
 from coe.settings import Endpoint
 
 
@@ -70,10 +71,11 @@ def build_recipes(
             continue
         for level in range(1, recipe.levels + 1):
             name = recipe.arm(level)
+            policy = _fitted_policy(fitted, recipe, level) or default_policy(recipe, categories=categories)
             arms[name] = RecipeExpert(
                 name,
                 members,
-                policy=_fitted_policy(fitted, recipe, level) or default_policy(recipe, categories=categories),
+                policy=_with_caps_in_force(policy, registry),
                 categories=categories,
                 final_answer=final_answer,
                 limits=registry.policy,
@@ -92,6 +94,12 @@ def _fitted_policy(fitted: Mapping[str, RecipePolicy], recipe: RecipeSpec, level
     """Return the policy of a level, or of the next safer one: `max_loss` may have ruled out the cheaper ones."""
     safer = (fitted.get(recipe.arm(one)) for one in range(level, recipe.levels + 1))
     return next((policy for policy in safer if policy is not None), None)
+
+
+def _with_caps_in_force(policy: RecipePolicy, registry: Registry) -> RecipePolicy:
+    """Return the policy with caps no higher than the limits that its members declare. A proposed recipe may have been
+    fitted before they were declared, and a cap replaces the declared limit in a request."""
+    return policy.with_caps({name: cap_in_force(cap, registry.expert(name)) for name, cap in policy.max_tokens.items()})
 
 
 def endpoints_of(spec: ExpertSpec, started: Mapping[str, tuple[Endpoint, ...]]) -> tuple[Endpoint, ...]:
@@ -118,6 +126,8 @@ def _build(
 
 def _served(spec: ExpertSpec, endpoint: Endpoint, session: Client, residency: ResidencyHold | None) -> Expert:
     expert: Expert = HttpExpert(spec, endpoint, session=session)
+    if "responses" in spec.supported_apis:
+        expert = ForeignItems(expert)
     if "chat" in spec.supported_apis:
         expert = TranslatedExpert(expert, spec)
     if residency is None or spec.addresses:
@@ -137,6 +147,9 @@ class ResidencyHold(Protocol):
     async def acquire(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
         """Waits until the expert is awake, at most until `deadline` (event loop clock), and not at all if the expert
         `stand_in` is awake. Returns the function that releases it. Raises ExpertAsleep."""
+
+    async def report(self) -> list[dict[str, Any]]:
+        """Return the state of each device and the reasons for it. Raises ExpertAsleep if the fleet does not answer."""
 
 
 class ResidentExpert:

@@ -1,7 +1,8 @@
-"""Checks replicas in the background: health pages of failed servers, and queue lengths of vLLM servers.
+"""Checks replicas in the background: health pages of failed servers, and queue lengths of inference servers.
 
 A server whose breaker is open gets its health page polled; once it recovers, its breaker may try a request at once. For
-a closed one, `vllm:num_requests_waiting` of its metrics page feeds load-aware selection.
+a closed one, the queue length on its metrics page feeds load-aware selection, under the name that vLLM, SGLang or
+llama.cpp gives it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ CONCURRENCY = 32
 """Pages requested at a time."""
 NOT_CONNECTED = -1
 """In place of a status: this process could not connect, which is not the server's fault."""
-_WAITING = re.compile(rb"\nvllm:num_requests_waiting(?:\{[^\n]*\})? ([0-9.]+)")
+_QUEUE_NAMES = rb"vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred"
+_WAITING = re.compile(rb"\n(?:" + _QUEUE_NAMES + rb")(?:\{[^\n]*\})? ([0-9.]+)")
+_METRIC_PREFIXES = (b"vllm:", b"sglang:", b"llamacpp:")
 _log = logging.getLogger(__name__)
 
 
@@ -115,7 +118,7 @@ class HealthChecks:
             return
         replica.alive = status > 0
         if 200 <= status < 500:
-            observed.shows = status == 200 and b"vllm:" in page
+            observed.shows = status == 200 and any(prefix in page for prefix in _METRIC_PREFIXES)
         replica.queue_length = queue_length(page) if status == 200 and observed.shows else None
 
     async def _page(self, url: str) -> tuple[int, bytes]:
@@ -131,7 +134,7 @@ class HealthChecks:
 
 
 def queue_length(page: bytes) -> int:
-    """The sum of the queue lengths on a page of vLLM's metrics."""
+    """The sum of the queue lengths on a page of metrics."""
     try:
         return int(sum(float(number) for number in _WAITING.findall(b"\n" + page)))
     except (ValueError, OverflowError):

@@ -30,6 +30,9 @@ ANSWER_TIMEOUT = 30.0
 """Seconds for the one token."""
 LIST_TIMEOUT = 5.0
 """Seconds for the list of models."""
+MAX_ANSWER_BYTES = 64 * 1024
+"""Bytes of an answer that are read for its text."""
+MAX_ANSWER_CHARACTERS = 200
 MAX_LIST_BYTES = 2**20
 MAX_LISTED = 500
 """Listed names that are compared with the declared one."""
@@ -39,12 +42,14 @@ MAX_NAMES = 5
 """Listed names that a finding mentions."""
 CONCURRENCY = 8
 """Servers checked at a time."""
-_GREETING = [{"role": "user", "content": "Hi"}]
+MAX_ANSWER_TOKENS = 16
+"""The fewest that OpenAI allows for some models and APIs; others are requested to answer with one."""
+GREETING = [{"role": "user", "content": "Hi"}]
 _REQUESTS: Mapping[Api, Fields] = {
-    "chat": {"messages": _GREETING, "max_tokens": 1},
+    "chat": {"messages": GREETING, "max_tokens": 1},
     "completions": {"prompt": "Hi", "max_tokens": 1},
-    "messages": {"messages": _GREETING, "max_tokens": 1},
-    "responses": {"input": "Hi", "max_output_tokens": 16},  # the fewest that OpenAI allows
+    "messages": {"messages": GREETING, "max_tokens": 1},
+    "responses": {"input": "Hi", "max_output_tokens": MAX_ANSWER_TOKENS},
     "embeddings": {"input": "Hi"},
     "rerank": {"query": "Hi", "documents": ["Hi"]},
     "score": {"text_1": "Hi", "text_2": "Hi"},
@@ -66,6 +71,9 @@ class Finding:
     problem: str = ""
     remedy: str = ""
     ms: float = 0.0
+    first_token_ms: float = 0.0
+    answer: str = ""
+    """The beginning of the answer; like `first_token_ms` of a stream only."""
 
     @property
     def ok(self) -> bool:
@@ -79,13 +87,17 @@ class Finding:
         return f"expert {self.expert} at {self.address}: {self.problem} ({self.cause}); {self.remedy}"
 
 
-async def check_experts(experts: Iterable[ReplicatedExpert], *, session: Client) -> list[Finding]:
-    """Requests one token from every server of the experts. Returns findings in their order. Raises nothing."""
+async def check_experts(
+    experts: Iterable[ReplicatedExpert], *, session: Client, streams: bool = False
+) -> list[Finding]:
+    """Requests one token from every server of the experts. Returns findings in their order. Raises nothing.
+
+    With `streams`, chat is requested as a stream, so that findings have the time to the first token and the answer."""
     limit = asyncio.Semaphore(CONCURRENCY)
 
     async def checked(expert: ReplicatedExpert, index: int) -> Finding:
         async with limit:
-            return await _Check(expert, index, session).run()
+            return await _Check(expert, index, session, streams=streams).run()
 
     return await asyncio.gather(
         *(checked(expert, index) for expert in experts for index in range(len(expert.replicas)))
@@ -104,12 +116,15 @@ def log_findings(findings: Sequence[Finding]) -> None:
 class _Check:
     """The check of one server."""
 
-    def __init__(self, expert: ReplicatedExpert, index: int, session: Client) -> None:
+    def __init__(self, expert: ReplicatedExpert, index: int, session: Client, *, streams: bool) -> None:
         self._spec: ExpertSpec = expert.spec
         self._replica: Replica = expert.replicas[index]
         self._base_url = expert.endpoints[index].base_url.rstrip("/") if expert.endpoints else ""
         self._model = expert.endpoints[index].model if expert.endpoints else expert.spec.model
         self._session = session
+        self._first_token_ms = 0.0
+        self._streams = streams
+        self._answer = bytearray()
         self._api: Api | None = next((api for api in _REQUESTS if api in expert.spec.supported_apis), None)
         """None if the expert answers with audio or images alone."""
 
@@ -124,7 +139,13 @@ class _Check:
         except Exception as error:  # report the class alone: the message may hold anything
             _log.debug("the check of expert %s failed", self._spec.name, exc_info=True)
             return self._problem("error", type(error).__name__)
-        return Finding(self._spec.name, self._replica.address, ms=(time.monotonic() - began) * 1000)
+        return Finding(
+            self._spec.name,
+            self._replica.address,
+            ms=(time.monotonic() - began) * 1000,
+            first_token_ms=self._first_token_ms,
+            answer=redacted(_chat_text(bytes(self._answer))),
+        )
 
     async def _listed(self, began: float) -> Finding:
         """The result for a server that is not sent a request, because that would cost more than a token."""
@@ -139,15 +160,22 @@ class _Check:
             if not any(error.param == name or name in str(error) for name in LENGTH_FIELDS):
                 raise
             unlimited = {name: value for name, value in fields.items() if name not in LENGTH_FIELDS}
-            await self._stream({**unlimited, "max_completion_tokens": 16})  # reasoning models accept this name alone
+            await self._stream(
+                {**unlimited, "max_completion_tokens": MAX_ANSWER_TOKENS}
+            )  # reasoning models accept this name alone
 
     async def _stream(self, fields: Fields) -> None:
         assert self._api is not None
-        call = Call(fields, False, ANSWER_TIMEOUT, ANSWER_TIMEOUT, api=self._api)
+        began, streams = time.monotonic(), self._streams and self._api == "chat"
+        fields = {**fields, "stream": True} if streams else fields
+        call = Call(fields, streams, ANSWER_TIMEOUT, ANSWER_TIMEOUT, api=self._api)
         reply = await self._replica.expert.stream(call)
+        if streams:
+            self._first_token_ms = (time.monotonic() - began) * 1000
         try:
-            async for _ in reply.chunks():
-                pass
+            async for chunk in reply.chunks():
+                if streams:
+                    self._answer += chunk[: MAX_ANSWER_BYTES - len(self._answer)]
         finally:
             await reply.aclose()
 
@@ -200,6 +228,18 @@ class _Check:
         except (OSError, ValueError):
             return None
         return _names(status, page)
+
+
+def _chat_text(events: bytes) -> str:
+    """The text of a chat stream's events, at most MAX_ANSWER_CHARACTERS; events that are cut off are left out."""
+    parts: list[str] = []
+    for line in events.splitlines():
+        try:
+            delta = orjson.loads(line.removeprefix(b"data:"))["choices"][0]["delta"]
+            parts.append(delta.get("content") or delta.get("reasoning_content") or "")
+        except (ValueError, TypeError, LookupError, AttributeError):
+            continue  # an empty line, a comment, or `[DONE]`
+    return "".join(map(str, parts))[:MAX_ANSWER_CHARACTERS]
 
 
 def _names(status: int, page: bytes) -> list[str] | None:

@@ -24,8 +24,8 @@ _Failure = tuple[str, bool]
 """The caller, and whether the failure concerns all callers."""
 
 MAX_CONSECUTIVE_FAILURES = 5
-"""Failures in a row that open it. A dead server fails at once and each failure costs a caller an attempt, but healthy
-servers refuse or reset a single connection now and then."""
+"""Consecutive failures that open the breaker. The number is small because each failure costs a caller an attempt, and
+above one because healthy servers occasionally refuse or reset a connection."""
 WINDOW_SIZE = 20
 """Outcomes that the failure rate is computed over. They are counted, not timed, so that the rate means the same at any
 traffic."""
@@ -42,16 +42,16 @@ MAX_THROTTLE = 60.0
 CALLER_MEMORY = 2 * MAX_COOL_DOWN
 """Seconds for which a caller counts as using the server. Longer than an open breaker keeps it away."""
 MIN_OTHER_FAILURES = 2
-"""Failures in the window that callers other than the worst one must have met, if several callers use the server. A
-single one is chance, and would open the breaker whenever another caller's bad requests fill the window."""
+"""Minimum failures in the window of callers other than the one with most failures, if several callers use the server.
+With a minimum of one, a chance failure of any caller would let one caller's bad requests open the breaker for all."""
 QUIET_PERIOD = 10.0
 """Seconds without a failure before a success ends an incident. An expert that fails now and then thus logs at most one
 start and one end in that time."""
 MIN_FAILURES = 3
 """Failures that make an incident an alarm: fewer may come from one odd request."""
-MAX_TIMES = 256
+MAX_SAMPLES = 256
 """Streams whose times are stored."""
-MIN_TIMES = 20
+MIN_SAMPLES = 20
 """Streams before the 95th percentile is reported: with fewer it is the slowest one."""
 _P95_INTERVAL = 16
 """Streams between two computations of the percentile; sorting for each would cost every request 10 µs."""
@@ -72,17 +72,35 @@ class Breaker:
 
     If several callers use the server, failures that a single request can provoke open it only if they come from several
     callers. The same holds for a failed trial: after one caller's failure another caller may try at once. Failures that
-    concern all callers (`concerns_all`) count whoever meets them. A 429 throttles its own caller, and all callers once
-    another one gets a 429 meanwhile. Memory is bounded: the callers of the last WINDOW_SIZE outcomes, the latest
+    concern all callers (`caller_independent`) count for every caller. A 429 throttles its own caller, and all callers
+    once another one gets a 429 meanwhile. Memory is bounded: the callers of the last WINDOW_SIZE outcomes, the latest
     caller, and the latest throttled one.
 
     Not thread-safe: it belongs to one event loop. `clock` is in seconds and monotonic.
     """
 
-    __slots__ = ("_caller", "_caller_at", "_caller_throttled_until", "_clock", "_closed_at", "_cool_down",
-                 "_failed_at", "_failed_trial_caller", "_generation", "_open", "_open_until", "_other_caller_at",
-                 "_streak", "_throttled_caller", "_throttled_until", "_trial", "_trial_began", "_window",
-                 "concerns_all", "healthy")  # fmt: skip
+    __slots__ = (
+        "_caller",
+        "_caller_at",
+        "_caller_throttled_until",
+        "_clock",
+        "_closed_at",
+        "_consecutive_failures",
+        "_cool_down",
+        "_failed_at",
+        "_failed_trial_caller",
+        "_generation",
+        "_open",
+        "_open_until",
+        "_other_caller_at",
+        "_throttled_caller",
+        "_throttled_until",
+        "_trial",
+        "_trial_began",
+        "_window",
+        "caller_independent",
+        "healthy",
+    )  # fmt: skip
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -95,7 +113,7 @@ class Breaker:
         self._throttled_caller: str | None = None  # until _caller_throttled_until
         self._cool_down = COOL_DOWN / 2
         self._closed_at = clock()
-        self._streak = 0
+        self._consecutive_failures = 0
         self._window: deque[_Failure | None] = deque(maxlen=WINDOW_SIZE)  # None: an answer
         self._failed_at = _NEVER
         self._caller = ""
@@ -103,7 +121,7 @@ class Breaker:
         self._failed_trial_caller: str | None = None
         self.healthy = True
         """Closed, not throttled, and no failure since the last success. The fast path for the usual case."""
-        self.concerns_all = False
+        self.caller_independent = False
         """True if the failure that last opened it concerns every caller."""
 
     @property
@@ -115,8 +133,11 @@ class Breaker:
         return "rate_limited" if now < self._throttled_until else "closed"
 
     def ready(self, now: float, caller: str | None = None) -> bool:
-        """True if a request of `caller` may begin now. After a failed trial that proved nothing about other callers,
-        its own caller waits for a cool-down."""
+        """True if a request of `caller` may begin now.
+
+        The caller of a failed trial waits for one cool-down. Other callers need not wait if its own request may have
+        caused the failure.
+        """
         if self.healthy:
             return True
         return self.wait(now, caller) <= 0
@@ -132,8 +153,8 @@ class Breaker:
         return max(deadline - now, 0.0)
 
     def _next_trial(self) -> float:
-        """When the next trial is due. A running trial keeps others away for one cool-down, not until it ends: a plain
-        response arrives in one piece, and healthy servers take minutes for some."""
+        """Return the time of the next trial. A running trial blocks others for one cool-down only, not until it ends,
+        because a response that is not streamed may take a healthy server minutes."""
         return self._trial_began + self._cool_down if self._trial else self._open_until
 
     def failed_recently(self, now: float) -> bool:
@@ -158,7 +179,7 @@ class Breaker:
             self._closed_at = self._clock()
             self._window.clear()
             self._failed_trial_caller = None
-            self._streak = MAX_CONSECUTIVE_FAILURES - 1
+            self._consecutive_failures = MAX_CONSECUTIVE_FAILURES - 1
 
     def succeeded(self, generation: int) -> None:
         """The response was complete, or the server rightly rejected the request."""
@@ -166,24 +187,26 @@ class Breaker:
             return
         if not self.healthy:
             self.answered(generation)
-            self._streak = 0
+            self._consecutive_failures = 0
             self._failed_at = _NEVER
             self.healthy = self._clock() >= max(self._throttled_until, self._caller_throttled_until)
         self._window.append(None)
 
-    def failed(self, generation: int, *, caller: str = "", concerns_all: bool = False) -> None:
-        """The server refused, broke off, timed out or sent an invalid response. `concerns_all`: no request can provoke
-        this failure, so every caller would meet it."""
+    def failed(self, generation: int, *, caller: str = "", caller_independent: bool = False) -> None:
+        """Record that the server refused, broke off, timed out or sent an invalid response.
+
+        `caller_independent` is True if no request can provoke this failure, so every caller would meet it.
+        """
         if generation != self._generation:
             return
         self.healthy = False
         now = self._failed_at = self._clock()
-        self._window.append((caller, concerns_all))
-        self._streak += 1
+        self._window.append((caller, caller_independent))
+        self._consecutive_failures += 1
         if self._open:
-            self._trial_failed(now, caller, concerns_all)
+            self._trial_failed(now, caller, caller_independent)
         elif self._over_threshold() and not self._provoked_by_one_caller(now, caller):
-            self._trip(now, concerns_all)
+            self._trip(now, caller_independent)
 
     def cancelled(self, generation: int) -> None:
         """The caller cancelled the request, which is no outcome of the server."""
@@ -191,10 +214,11 @@ class Breaker:
             self._trial = False
 
     def throttle(self, seconds: float, *, caller: str = "") -> None:
-        """The server answered 429 to a request of `caller`, with a Retry-After of `seconds`."""
+        """Record a 429 to a request of `caller`, with a Retry-After of `seconds`."""
         self.healthy = False
         now = self._clock()
         end = now + min(seconds, MAX_THROTTLE)
+        # All callers are throttled if this is the only caller, or if a second caller gets a 429 while one is throttled.
         if not self._has_other_callers(now, caller) or (
             now < self._caller_throttled_until and caller != self._throttled_caller
         ):
@@ -211,7 +235,7 @@ class Breaker:
 
     def _over_threshold(self) -> bool:
         return (
-            self._streak >= MAX_CONSECUTIVE_FAILURES
+            self._consecutive_failures >= MAX_CONSECUTIVE_FAILURES
             or len(self._window) - self._window.count(None) >= MAX_WINDOW_FAILURES
         )
 
@@ -220,28 +244,32 @@ class Breaker:
         if not self._has_other_callers(now, caller):
             return False
         failures = [failure for failure in self._window if failure is not None]
-        by_caller = Counter(caller for caller, concerns_all in failures if not concerns_all)
+        by_caller = Counter(caller for caller, caller_independent in failures if not caller_independent)
         return len(failures) - max(by_caller.values(), default=0) < MIN_OTHER_FAILURES
 
     def _has_other_callers(self, now: float, caller: str) -> bool:
         """True if another caller than this one used the server lately."""
         return now - (self._other_caller_at if caller == self._caller else self._caller_at) < CALLER_MEMORY
 
-    def _trial_failed(self, now: float, caller: str, concerns_all: bool) -> None:
-        if concerns_all or self._failed_trial_caller not in (None, caller) or not self._has_other_callers(now, caller):
-            self._trip(now, concerns_all)
+    def _trial_failed(self, now: float, caller: str, caller_independent: bool) -> None:
+        if (
+            caller_independent
+            or self._failed_trial_caller not in (None, caller)
+            or not self._has_other_callers(now, caller)
+        ):
+            self._trip(now, caller_independent)
         else:
             self._trial, self._failed_trial_caller = False, caller
 
-    def _trip(self, now: float, concerns_all: bool) -> None:
+    def _trip(self, now: float, caller_independent: bool) -> None:
         fresh = not self._open and now - self._closed_at >= COOL_DOWN_RESET
         self._cool_down = COOL_DOWN if fresh else min(2 * self._cool_down, MAX_COOL_DOWN)
         self._open, self._trial, self._failed_trial_caller = True, False, None
         self._open_until = now + self._cool_down
         self._generation += 1
         self._window.clear()
-        self._streak = 0
-        self.concerns_all = concerns_all
+        self._consecutive_failures = 0
+        self.caller_independent = caller_independent
 
 
 @dataclass(slots=True)
@@ -313,40 +341,45 @@ class Incidents:
 
 
 class FirstTokenTimes:
-    """Seconds to the first token of the last MAX_TIMES streams, and their 95th percentile."""
+    """Seconds to the first token of the last MAX_SAMPLES streams, and their 95th percentile."""
 
-    __slots__ = ("_count", "_next", "_p95", "_times", "_tokens")
+    __slots__ = ("_abandon_budget", "_count", "_next", "_p95", "_times")
 
     def __init__(self) -> None:
-        self._tokens = ABANDONED_BURST
+        self._abandon_budget = (
+            ABANDONED_BURST  # of a token bucket, as in gRPC's retry throttling; not tokens of an answer
+        )
         self._times: list[float] = []
         self._next = 0
         self._p95: float | None = None
         self._count = 0
 
     def record_abandoned(self, seconds: float) -> None:
-        """A stream was abandoned after `seconds` without a token, because another expert answered first or the client
-        left. If that was late, it counts as a time: without the slowest streams the percentile would fall and more
-        would count as slow."""
+        """Record a stream that was abandoned after `seconds` without a token: another expert answered first, or the
+        client left.
+
+        A time above the 95th percentile is recorded like that of a complete stream. Without the slowest streams the
+        percentile would fall, and more streams would count as slow.
+        """
         if self._p95 is not None and seconds > self._p95:
-            self._tokens = max(self._tokens - 1.0 - ABANDONED_SHARE, 0.0)
+            self._abandon_budget = max(self._abandon_budget - 1.0 - ABANDONED_SHARE, 0.0)
             self.record(seconds)
 
     def record(self, seconds: float) -> None:
         """Records the time of one stream."""
-        self._tokens = min(self._tokens + ABANDONED_SHARE, ABANDONED_BURST)
-        if len(self._times) < MAX_TIMES:
+        self._abandon_budget = min(self._abandon_budget + ABANDONED_SHARE, ABANDONED_BURST)
+        if len(self._times) < MAX_SAMPLES:
             self._times.append(seconds)
         else:
             self._times[self._next] = seconds
-            self._next = (self._next + 1) % MAX_TIMES
+            self._next = (self._next + 1) % MAX_SAMPLES
         self._count += 1
-        if self._count >= MIN_TIMES and (self._p95 is None or self._count % _P95_INTERVAL == 0):
+        if self._count >= MIN_SAMPLES and (self._p95 is None or self._count % _P95_INTERVAL == 0):
             ordered = sorted(self._times)
             self._p95 = ordered[int(0.95 * (len(ordered) - 1))]
 
     @property
     def p95(self) -> float | None:
-        """Seconds within which 95 % of the streams began. None before MIN_TIMES streams, or if too many were
+        """Seconds within which 95 % of the streams began. None before MIN_SAMPLES streams, or if too many were
         abandoned."""
-        return self._p95 if self._tokens >= 1.0 else None
+        return self._p95 if self._abandon_budget >= 1.0 else None

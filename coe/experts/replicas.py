@@ -98,7 +98,7 @@ class Replica:
         self.incidents.failed(error, address=self.address)
         if error.unhealthy:
             self.cause = error.cause
-            self.breaker.failed(generation, caller=caller, concerns_all=error.caller_independent)
+            self.breaker.failed(generation, caller=caller, caller_independent=error.caller_independent)
         else:
             self.breaker.succeeded(generation)
         if isinstance(error, ExpertBusy) and error.retry_after is not None:
@@ -189,14 +189,16 @@ class ReplicatedExpert:
         if self.spec.stream_idle_timeout is not None:
             call = replace(call, stream_idle_timeout=self.spec.stream_idle_timeout)
         failure: ExpertUnreachable | None = None
-        tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
+        tried: tuple[Replica, ...] = ()
+        if call.exclude:
+            tried = tuple(replica for replica in self.replicas if replica.address in call.exclude)
         if len(tried) == len(self.replicas):
             raise self._all_excluded(call)
         while call.first_token_timeout > 0 and (ready := self._ready(tried, call.tenant)):
             replica = ready[0] if len(ready) == 1 else self._best(ready, call.conversation)
             began = self._clock()
             try:
-                return await self._stream_from(replica, call)
+                return await (self._timed(replica, call) if call.stream else replica.stream(call))
             except ExpertUnreachable as error:
                 failure, tried = error, (*tried, replica)
                 call = replace(call, first_token_timeout=call.first_token_timeout - (self._clock() - began))
@@ -208,11 +210,9 @@ class ReplicatedExpert:
             failure.unavailable_servers = frozenset(replica.address for replica in tried if replica.root)
         raise failure or self._none_ready(call.tenant)
 
-    async def _stream_from(self, replica: Replica, call: Call) -> Reply:
+    async def _timed(self, replica: Replica, call: Call) -> Reply:
         """Calls one replica and records the time to the first token of a stream. A plain response arrives in one piece,
         so its time depends on its length."""
-        if not call.stream:
-            return await replica.stream(call)
         began = self._clock()
         try:
             reply = await replica.stream(call)
@@ -224,8 +224,12 @@ class ReplicatedExpert:
 
     def _ready(self, exclude: Collection[Replica], caller: str | None = None) -> Sequence[Replica]:
         """The replicas that a request of `caller` may use now."""
-        if not exclude and all(replica.breaker.healthy for replica in self.replicas):
-            return self.replicas
+        if not exclude:
+            for replica in self.replicas:  # a generator takes twice as long, and every request checks every expert
+                if not replica.breaker.healthy:
+                    break
+            else:
+                return self.replicas
         now = self._clock()
         ready = [replica for replica in self.replicas if replica.breaker.ready(now, caller)]
         if 2 * len(ready) < len(self.replicas) > 1:
@@ -240,7 +244,10 @@ class ReplicatedExpert:
     def _load(self, ready: Sequence[Replica]) -> float:
         if self._limit is not None:
             return sum(map(_outstanding, ready)) / (self._limit * len(ready)) if ready else 0.0
-        return 1.0 if ready and all(replica.queue_length for replica in ready) else 0.0
+        for replica in ready:
+            if not replica.queue_length:
+                return 0.0
+        return 1.0 if ready else 0.0
 
     def _best(self, ready: Sequence[Replica], conversation: bytes) -> Replica:
         if ready is not self.replicas:
@@ -278,7 +285,7 @@ class ReplicatedExpert:
 def _possibly_healthy(replica: Replica) -> bool:
     """True if its breaker is open for failures that a single request can provoke, and its health check did not fail."""
     breaker = replica.breaker
-    return replica.state in ("open", "half_open") and not breaker.concerns_all and replica.alive is not False
+    return replica.state in ("open", "half_open") and not breaker.caller_independent and replica.alive is not False
 
 
 def preferred_replica(replicas: Sequence[Replica], conversation: bytes) -> Replica:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from math import prod
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from coe.errors import FleetError
+from coe.fleet.engines import environments
 from coe.fleet.specs import Flag
-
-RESERVED_FLAGS = frozenset({"host", "port", "served-model-name", "model", "lora-modules"})
-"""Flags that CoE sets from the rest of the declaration."""
-_PARALLEL_FLAGS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
-
-
-def normalized(options: Mapping[str, Flag]) -> dict[str, Flag]:
-    """The options with their names as on the command line."""
-    return {name.replace("_", "-").removeprefix("--"): value for name, value in options.items()}
 
 
 def to_argv(options: Mapping[str, Flag]) -> tuple[str, ...]:
@@ -33,18 +25,26 @@ def _flag_argv(name: str, value: Flag) -> Iterator[str]:
         yield str(value)
 
 
-def parallel_size(options: Mapping[str, Flag]) -> int:
-    """The number of devices that the options spread a model over; 1 by default."""
-    return prod(size for name in _PARALLEL_FLAGS if isinstance(size := options.get(name), int))
+def bin_folders(engines: Path | None, runtime: str, python: Path | None = None) -> tuple[Path, ...]:
+    """The folders in which the commands of a runtime are looked for: its own environment, then that of `python`, which
+    is this interpreter by default."""
+    own = None if engines is None else environments.bin_folder(engines, runtime)
+    beside = Path(python or sys.executable).parent
+    return (beside,) if own is None else (own, beside)
 
 
-def find_command(name: str, *, expert: str, bin_folder: Path, extra: str) -> Path:
-    """Finds a command beside the Python interpreter or on PATH. Raises FleetError with the install command."""
-    base_folder = bin_folder / name
-    found = base_folder if base_folder.is_file() else shutil.which(name)
+def locate_command(name: str, folders: Sequence[Path]) -> Path | None:
+    """A command in one of the folders or on PATH; None if it is nowhere."""
+    found = next((folder / name for folder in folders if (folder / name).is_file()), None) or shutil.which(name)
+    return None if found is None else Path(found)
+
+
+def find_command(name: str, *, expert: str, folders: Sequence[Path], install: str) -> Path:
+    """As `locate_command`. Raises FleetError with the way to install it."""
+    found = locate_command(name, folders)
     if found is None:
         raise FleetError(
-            f"expert {expert!r}: the command {name!r} is neither in {bin_folder} nor on PATH; "
-            f"install it with `pip install '{extra}'`, or declare the expert as external"
+            f"expert {expert!r}: the command {name!r} is neither in {' nor in '.join(map(str, folders))} nor on PATH; "
+            f"install it with {install}, or declare the expert as external"
         )
-    return Path(found)
+    return found

@@ -66,7 +66,7 @@ async def is_ready(spec: ServerSpec, *, session: aiohttp.ClientSession) -> bool:
         return await _get_below(spec, "/health/ready", session=session, max_status=300, client_timeout=_NO_TIMEOUT)
     request = _request(spec)
     if request is None:
-        return await _get_below(spec, "/health", session=session, max_status=300, client_timeout=_NO_TIMEOUT)
+        return await _get_below(spec, spec.health_path, session=session, max_status=300, client_timeout=_NO_TIMEOUT)
     body = {"model": spec.model, **request.fields}
     try:
         async with session.post(f"{spec.root}{request.path}", json=body, timeout=_NO_TIMEOUT) as response:
@@ -110,7 +110,7 @@ async def is_alive(spec: ServerSpec, *, session: aiohttp.ClientSession, time_lim
     """Returns True if the server's event loop answers its health page within `time_limit` seconds. A completion would
     queue behind real work, so a busy server would seem frozen."""
     return await _get_below(
-        spec, "/health", session=session, max_status=500, client_timeout=aiohttp.ClientTimeout(total=time_limit)
+        spec, spec.health_path, session=session, max_status=500, client_timeout=aiohttp.ClientTimeout(total=time_limit)
     )
 
 
@@ -159,7 +159,7 @@ async def _get_below(
 ) -> bool:
     """Returns True if a page answers with a status below `max_status`."""
     try:
-        async with session.get(f"http://{spec.host}:{spec.port}{path}", timeout=client_timeout) as response:
+        async with session.get(f"{spec.root}{path}", timeout=client_timeout) as response:
             return response.status < max_status
     except (aiohttp.ClientError, OSError):  # TimeoutError is an OSError
         return False

@@ -22,9 +22,9 @@ import aiohttp
 
 from coe.errors import FleetError
 from coe.fleet import probe
+from coe.fleet.engines.admin import EngineClient
 from coe.fleet.process import ServerProcess, describe_exit
-from coe.fleet.specs import ServerSpec, Timeouts
-from coe.fleet.vllm.client import LORA_UPDATING_VARIABLE, VllmClient
+from coe.fleet.specs import ATTACHED, ServerSpec, Timeouts
 
 MAX_LOG_BYTES = 10 * 2**20
 """Size at which a log is truncated."""
@@ -145,7 +145,7 @@ class Server:
         return self._process is not None and self._process.exit_code is None
 
     async def start(self, *, keep_log: bool = False) -> None:
-        """Starts the server; returns once it has answered. Raises FleetError; call `stop` then too."""
+        """Start the server and wait until it is ready. Raises FleetError; the caller must call `stop` even then."""
         begin = time.monotonic()
         self._log_start = log_size(self.spec.log) if keep_log else 0
         self._process = ServerProcess(self.spec, grace=self._timeouts.grace, keep_log=keep_log)
@@ -157,11 +157,15 @@ class Server:
         self._report(f"{self._name} is ready after {time.monotonic() - begin:.1f} s")
 
     async def _wait_until_ready(self, process: ServerProcess) -> None:
-        while not await probe.is_ready(self.spec, session=self._session):
+        while not (self._is_attached() and await probe.is_ready(self.spec, session=self._session)):
             truncate_log(self.spec.log)
             code = await process.exited_within(_PROBE_INTERVAL)
             if code is not None:
                 raise self._failure(f"{describe_exit(code)} before it was ready")
+
+    def _is_attached(self) -> bool:
+        """False while the process of an attached server has yet to load the model: the server answers before that."""
+        return not self.spec.attached or ATTACHED in log_since(self.spec.log, self._log_start)
 
     def _failure(self, what: str) -> FleetError:
         spec = self.spec
@@ -207,21 +211,24 @@ class Server:
         """Serves these LoRA folders too, now and after every restart. Returns the new names. Raises FleetError for one
         that cannot be loaded and is then ignored."""
         new = {name: folder for name, folder in adapters.items() if self.spec.adapters.get(name) != folder}
-        if new and LORA_UPDATING_VARIABLE not in self.spec.env:
+        if new and not self.spec.loads_adapters:
             raise FleetError(
                 f"{self._name} cannot load the adapter {next(iter(new))!r}: it was started without LoRA; start again, "
                 "or declare `enable-lora: true` in its options from the start"
             )
         for name, folder in new.items():
-            await VllmClient(self.spec.root, session=self._session).load_adapter(name, folder)
+            await self._client().load_adapter(name, folder)
             self.spec = replace(self.spec, adapters={**self.spec.adapters, name: folder})
         return list(new)
 
     async def unload_adapter(self, name: str) -> None:
         """Stops serving an adapter, now and after every restart. Raises FleetError."""
-        await VllmClient(self.spec.root, session=self._session).unload_adapter(name)
+        await self._client().unload_adapter(name)
         adapters = {other: folder for other, folder in self.spec.adapters.items() if other != name}
         self.spec = replace(self.spec, adapters=adapters)
+
+    def _client(self) -> EngineClient:
+        return self.spec.open_client(self.spec.root, self._session)
 
     async def stop(self) -> None:
         """Ends it and every process that it started. May be repeated."""

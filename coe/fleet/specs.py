@@ -15,6 +15,8 @@ from typing import Protocol
 
 from coe.core import Api
 from coe.errors import FleetError
+from coe.fleet.engines.admin import ClientFactory, StopOnlyClient
+from coe.registry.experts import ServerKey
 from coe.supervision import next_pause
 
 HOST = "127.0.0.1"
@@ -44,17 +46,30 @@ def is_free(port: int, *, host: str = HOST) -> bool:
     return True
 
 
+def root_of(host: str, port: int) -> str:
+    """The URL of the pages at an address; IPv6 addresses get their brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 Flag = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """The address of a server, its log file, and the folder where its command may be installed."""
+    """The address of a server, its log file, and the folders where its command may be installed."""
 
     host: str
     port: int
     log: Path
-    bin_folder: Path
+    bin_folders: tuple[Path, ...]
+
+
+START_SECONDS = (20.0, 1.0)
+"""Expected time from stopped to awake before any measurement: seconds, and seconds a GB."""
+
+
+ATTACHED = "attached\n"
+"""Line in the log of a process that has loaded its model in a server which runs already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +80,10 @@ class ServerSpec:
     requests must use, None for a server without a model that reports its readiness itself (the gateway). `apis` are
     those that its experts use; the probe requests one of them. `log` receives its output. `ready_timeout` is in
     seconds, from start to first answer. `host` is its address. `adapters` are the LoRA folders that it serves from the
-    start, by name.
+    start, by name; with `loads_adapters` it loads more while it runs. `open_client` makes the client that controls it.
+    `health_path` is the page that an idle event loop answers at once. With `attached` the address is that of a server
+    which runs already: the process loads a model there, writes `ATTACHED` and unloads it when it is ended.
+    `start_seconds` is the time from start to awake that is expected before any measurement: seconds, and seconds a GB.
     """
 
     key: str
@@ -78,11 +96,16 @@ class ServerSpec:
     host: str = HOST
     adapters: Mapping[str, Path] = field(default_factory=dict)
     apis: frozenset[Api] = frozenset(("chat",))
+    loads_adapters: bool = False
+    open_client: ClientFactory = StopOnlyClient
+    health_path: str = "/health"
+    attached: bool = False
+    start_seconds: tuple[float, float] = START_SECONDS
 
     @property
     def root(self) -> str:
         """The URL of its pages."""
-        return f"http://{self.host}:{self.port}"
+        return root_of(self.host, self.port)
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -94,8 +117,10 @@ class ServerSpec:
 class LocalExpert(Protocol):
     """A declared expert, as planning reads it.
 
+    `base_url` is the address of a server that runs already, None for one to start.
     `options` are command line flags, a boolean set or negated. `adapter` is a LoRA folder on top of the model. `gpus`
-    are the devices its server may use, all if empty.
+    are the devices its server may use, all if empty. `sleep_level` is None for a server that is stopped instead.
+    Experts with an equal `server_key` share a server.
     """
 
     @property
@@ -108,6 +133,9 @@ class LocalExpert(Protocol):
     def runtime(self) -> str: ...
 
     @property
+    def base_url(self) -> str | None: ...
+
+    @property
     def options(self) -> Mapping[str, Flag]: ...
 
     @property
@@ -115,6 +143,12 @@ class LocalExpert(Protocol):
 
     @property
     def gpus(self) -> tuple[int, ...]: ...
+
+    @property
+    def sleep_level(self) -> int | None: ...
+
+    @property
+    def server_key(self) -> ServerKey: ...
 
     @property
     def supported_apis(self) -> frozenset[Api]: ...

@@ -11,8 +11,8 @@ the *thread* that forked the supervisor, not its process, so start it from the t
 pool's. An exec wrapper could set the same signal for the server alone, since workers do not inherit it. A preexec
 function would run Python between fork and exec in a process that has threads.
 
-Not covered: SIGKILL of the supervisor itself ends the server too, but not the server's workers. Elsewhere than on Linux
-the parent's death by SIGKILL goes unnoticed.
+Not covered: SIGKILL of the supervisor itself ends the server, but not the server's workers. On other systems than
+Linux, the supervisor does not notice that its parent was killed by SIGKILL.
 
 If the parent may end its children by SIGKILL (Ray), one supervisor runs another whose PARENT is 0. The inner one gets
 SIGKILL together with the outer one until it has requested SIGTERM instead, so neither is lost.

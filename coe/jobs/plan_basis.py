@@ -34,7 +34,7 @@ from coe.mapping import (
     declared_uses,
     round_traffic,
 )
-from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
+from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
 from coe.mapping.uses import scaled_like_members
 from coe.registry import Registry
 from coe.settings import Settings
@@ -83,36 +83,30 @@ def plan_basis(
     measured with the `logged` ones. Enough logged requests of the router in use also give the weights of categories and
     the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
     """
-    data = read_quality(folder, benchmark=benchmark, only=registry.single_names)
-    for note in data.notes:
-        print_error(f"note: {note}")
-    hosts = {name: registry.expert(name).expert_name for name in registry.single_names}
-    experts = tuple(name for name in registry.single_names if {name, hosts[name]} <= set(data.models))
+    data = read_quality(folder, benchmark=benchmark, only=registry.single_names, partly=True)
+    experts = _scored_experts(data, registry)
     categories = tuple(name for name in registry.category_names if registry.assignment.get(name, experts[0]) in experts)
     rows = _planned_rows(folder, data, categories)
     labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
-    with note_if_slow("fitting recipes"):
-        recipes = columns_of_recipes(folder, data, registry, rows=rows, experts=experts, categories=categories)
+    recipes, all_scores = _with_recipes(
+        folder, data, registry, scores, rows=rows, experts=experts, categories=categories
+    )
     columns = (*experts, *recipes.arms)
-    all_scores = np.hstack((scores, recipes.scores)) if recipes.arms else scores
-    measured, pseudo_count = tabulate_softly(categories, columns, member, all_scores), fit_pseudo_count(labels, scores)
+    measured = tabulate_partly(categories, columns, member, all_scores)
+    pseudo_count = fit_pseudo_count(labels, scores)
     reassigned = tuple(name for name in evidence.reassigned if name in categories)
     feedback = evidence.feedback.over(categories, columns) if reassigned and evidence.feedback is not None else None
     quality = _Bounds(deviations, pseudo_count).of_plan(measured, recipes, feedback, np.isin(categories, reassigned))
-    weights = np.maximum(measured.count.max(axis=1), 1.0)  # a category without probes has traffic too
-    router = ArtifactStore(settings.artifacts, ROUTER).in_use() or ""
-    mix = None if logged is None else logged.traffic.over(categories, router=router)
-    if mix is not None:
-        weights = mix[0]
-    uses = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
+    mix = _logged_mix(settings, logged, categories)
+    weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
+    scored = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
+    uses = scored
     if logged is not None:
-        scored, uses = (
-            uses,
-            uses.updated({name: table.over(categories, experts) for name, table in logged.tables(experts).items()}),
-        )
+        tables = {name: one.over(categories, experts) for name, one in logged.tables(experts).items()}
+        uses = scored.updated(_without_waits(tables, registry))
         recipes = _with_logged_uses(recipes, registry, before=scored, after=uses)
     problem = declared_problem(
         registry, measured, quality=quality, weights=weights, measured_uses=uses, recipes=recipes
@@ -132,6 +126,55 @@ def plan_basis(
         prompt_scores=(member.argmax(axis=1), all_scores),
     )
     return basis, LeftOut.of(registry, data, measured), recipes
+
+
+def _without_waits(tables: Mapping[str, ScoreTable], registry: Registry) -> dict[str, ScoreTable]:
+    """Return the tables without logged times of experts that share a device: these include waits of the plan then in
+    use, and `coe.jobs.expected_waits` adds those of the new plan."""
+
+    def shares_device(name: str) -> bool:
+        return registry.device_of(registry.expert(registry.expert(name).expert_name)) is not None
+
+    def kept(table: ScoreTable) -> ScoreTable:
+        shared = np.array([shares_device(name) for name in table.experts], dtype=np.bool_)
+        mean, variance = (np.where(shared, np.nan, values) for values in (table.mean, table.variance))
+        return replace(table, mean=mean, variance=variance, count=np.where(shared, 0.0, table.count))
+
+    times = ("latency_ms", "first_token_ms")
+    return {name: kept(table) if name in times else table for name, table in tables.items()}
+
+
+def _scored_experts(data: Quality, registry: Registry) -> tuple[str, ...]:
+    """Return the experts and variants with scores, a variant only if its expert has some too; print the notes."""
+    for note in data.notes:
+        print_error(f"note: {note}")
+    hosts = {name: registry.expert(name).expert_name for name in registry.single_names}
+    return tuple(name for name in registry.single_names if {name, hosts[name]} <= set(data.models))
+
+
+def _with_recipes(
+    folder: Path,
+    data: Quality,
+    registry: Registry,
+    scores: NDArray[np.float64],
+    *,
+    rows: Sequence[int],
+    experts: Sequence[str],
+    categories: Sequence[str],
+) -> tuple[RecipeColumns, NDArray[np.float64]]:
+    """Fit the recipes on the prompts that all experts were scored on.
+
+    Returns their columns, and the scores (n_rows, n_experts + n_arms) of experts and arms, NaN where missing.
+    """
+    whole = np.flatnonzero(np.isfinite(scores).all(axis=1))
+    with note_if_slow("fitting recipes"):
+        complete = [rows[row] for row in whole.tolist()]
+        recipes = columns_of_recipes(folder, data, registry, rows=complete, experts=experts, categories=categories)
+    all_scores = np.full((len(rows), len(experts) + len(recipes.arms)), np.nan)
+    all_scores[:, : len(experts)] = scores
+    if recipes.arms:
+        all_scores[whole, len(experts) :] = recipes.scores
+    return recipes, all_scores
 
 
 def _with_logged_uses(
@@ -200,6 +243,16 @@ class _Bounds:
         """Return the bounds of scores and feedback together."""
         strength = min(self.pseudo_count, MAX_PSEUDO_COUNT)
         return merged(measured, feedback).lower(deviations=self.deviations, pseudo_count=strength)
+
+
+def _logged_mix(
+    settings: Settings, logged: LoggedUses | None, categories: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Return the weights of categories and the sample of posteriors of logged requests that the router in use
+    classified; None if there are too few."""
+    if logged is None:
+        return None
+    return logged.traffic.over(categories, router=ArtifactStore(settings.artifacts, ROUTER).in_use() or "")
 
 
 def _traffic(

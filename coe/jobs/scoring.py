@@ -2,16 +2,16 @@
 
 Every score is a cell of a journal, keyed by what it depends on, so an interrupted run continues where it stopped.
 Recipes that write are scored like experts, under the name of their arm, by the code that serves them. External experts
-are reached directly, local ones through the gateway. With passages, each probe is also scored as the retrieval gate
-would send it, and the pairs of scores go into a file that `coe plan` fits the gate on.
+are reached directly, local ones and those of litellm through the gateway. With passages, each probe is also scored as
+the retrieval gate would send it, and the pairs of scores go into a file that `coe plan` fits the gate on.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
@@ -166,7 +166,7 @@ def run_scoring(
         asyncio.run(_score_missing(scoring, settings, journal, progress))
     except KeyboardInterrupt:
         stopped = True
-    _write(scoring, journal, out, benchmark=benchmark)
+    write_tables(scoring, journal, out, benchmark=benchmark)
     report = score_report(scoring.probes, requested, journal, reused=reused)
     report |= _passage_report(scoring, journal, report["missing"])
     report |= _grade_report(scoring, journal, report["missing"])
@@ -175,24 +175,13 @@ def run_scoring(
 
 async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal, progress: Progress) -> None:
     from coe.experts.factory import writing_expert
-    from coe.experts.http.client import Client
-    from coe.experts.http.expert import HttpExpert
 
     missing = {name: scoring.missing(name, journal) for name in scoring.columns}
     probes = [probe for column in missing.values() for probe in column.values()]
     if not probes and not _missing_grades(scoring, journal):
         return
-    sandbox, limits, judge = Sandbox(unsafe=scoring.unsafe), RetryLimits(), None
-    if any(probe.checker == "code" for probe in probes):
-        await sandbox.check()
-        if scoring.unsafe:
-            print_error("warning: code of experts runs without a sandbox (--unsafe)")
-    async with Client() as session:
-        specs = _called(scoring)
-        await _check_gateway(specs, settings, session)
-        experts: dict[str, Expert] = {
-            spec.name: HttpExpert(*_endpoint(spec, settings), session=session) for spec in specs
-        }
+    sandbox, limits, judge = await checked_sandbox(probes, unsafe=scoring.unsafe), RetryLimits(), None
+    async with called_experts(scoring, settings) as experts:
         arms = {one.arm(1): writing_expert(scoring.registry, one, experts) for one in scoring.recipes if one.writes}
         if scoring.judge:
             judge = Judge(experts[scoring.judge.name], limits=limits, concurrency=scoring.concurrency)
@@ -205,6 +194,33 @@ async def _score_missing(scoring: Scoring, settings: Settings, journal: Journal,
         with progress({name: len(column) for name, column in grading.items()}) as (advance, report):
             run = replace(run, report=report, advance=advance, kept=frozenset())
             await score_columns([ExpertColumn(Grader(experts[name]), column) for name, column in grading.items()], run)
+
+
+async def checked_sandbox(probes: Sequence[Probe], *, unsafe: bool) -> Sandbox:
+    """The sandbox, checked if one of the probes runs code."""
+    sandbox = Sandbox(unsafe=unsafe)
+    if any(probe.checker == "code" for probe in probes):
+        await sandbox.check()
+        if unsafe:
+            print_error("warning: code of experts runs without a sandbox (--unsafe)")
+    return sandbox
+
+
+@asynccontextmanager
+async def called_experts(
+    scoring: Scoring, settings: Settings, *, sends_once: bool = False
+) -> AsyncIterator[dict[str, Expert]]:
+    """The experts that a run calls, by name. Raises ExpertUnavailable where the gateway is needed and not there.
+
+    With `sends_once`, connections are not reused: a request on one that breaks may be sent twice.
+    """
+    from coe.experts.http.client import Client
+    from coe.experts.http.expert import HttpExpert
+
+    async with Client(reuses=not sends_once) as session:
+        specs = _called(scoring)
+        await _check_gateway(specs, settings, session)
+        yield {spec.name: HttpExpert(*_endpoint(spec, settings), session=session) for spec in specs}
 
 
 def _missing_grades(scoring: Scoring, journal: Journal) -> dict[str, dict[str, Probe]]:
@@ -234,7 +250,7 @@ def _called(scoring: Scoring) -> list[ExpertSpec]:
 
 def _endpoint(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoint]:
     """An expert's address and the fields to add to its requests; the gateway adds the declared ones itself."""
-    if spec.addresses:
+    if _is_external(spec):
         return spec, Endpoint(spec.addresses[0], spec.model)
     if spec.name in settings.endpoints:
         return spec, settings.endpoints[spec.name][0]
@@ -243,26 +259,33 @@ def _endpoint(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoin
     return bare, Endpoint(f"{_gateway_url(settings)}/v1", spec.name)
 
 
+def _is_external(spec: ExpertSpec) -> bool:
+    """True if the server of an expert speaks an API of CoE's; litellm translates, whatever the address is."""
+    return bool(spec.addresses) and spec.runtime != "litellm"
+
+
 async def _check_gateway(specs: Sequence[ExpertSpec], settings: Settings, session: Client) -> None:
     """Raises ExpertUnavailable where the gateway is needed and does not answer."""
     from coe.experts.http.client import Target
 
-    local = [spec.name for spec in specs if not spec.addresses and spec.name not in settings.endpoints]
-    if not local:
+    behind = [spec.name for spec in specs if not _is_external(spec) and spec.name not in settings.endpoints]
+    if not behind:
         return
     url = _gateway_url(settings)
     try:
         (await session.send(Target(f"{url}/health/live", {}, method="GET"))).close()
     except OSError:
-        message = f"{', '.join(local)}: run locally, and nothing answers at {url}; is `coe up` running?"
-        raise ExpertUnavailable(message, expert=local[0]) from None
+        message = (
+            f"{', '.join(behind)}: reached through the gateway, and nothing answers at {url}; is `coe up` running?"
+        )
+        raise ExpertUnavailable(message, expert=behind[0]) from None
 
 
 def _gateway_url(settings: Settings) -> str:
     return f"http://{settings.host}:{settings.port}"
 
 
-def _write(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> None:
+def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: str) -> None:
     """Write all scores and answers that the journal has for these probes, those of experts outside this run too."""
     arms = {recipe.arm(1): recipe for recipe in scoring.registry.declared_recipes if recipe.writes}
     cells = [

@@ -14,8 +14,8 @@ import numpy as np
 from coe.artifacts.kinds import ARTIFACT_KINDS, ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError
-from coe.fleet.residency.client import fetch_tiers
-from coe.jobs.round import read_round_states
+from coe.fleet.residency.client import fetch_report
+from coe.jobs.rounds.round import read_round_states
 from coe.learning.estimation.experience_loader import load_experience, open_logs
 from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.monitoring.alarms import (
@@ -79,12 +79,13 @@ def _in_use(settings: Settings, kind: str) -> dict[str, Any]:
     return {"version": store.in_use(), "since": move.time if move else None, "by": move.by if move else None}
 
 
-def _residency(settings: Settings) -> dict[str, Any]:
-    """By expert that shares a device: its tier, waiting requests and switches; empty where no `coe up` manages any."""
+def _residency(settings: Settings) -> list[dict[str, Any]]:
+    """By device that experts share: who is awake, waits and loads, and what is decided next; empty where no `coe up`
+    manages any."""
     try:
-        return asyncio.run(fetch_tiers(settings.residency_link.readlink()))
+        return asyncio.run(fetch_report(settings.residency_link.readlink()))
     except OSError:  # no link, or no process behind it; TimeoutError is one
-        return {}
+        return []
 
 
 def _savings(settings: Settings, in_use: ActiveState, logged: LoggedUses) -> dict[str, Any]:
@@ -185,8 +186,7 @@ def _proposals(traffic: Traffic, in_use: ActiveState) -> list[dict[str, Any]]:
         exemplars = [latest[rows[index]] for index in proposal.exemplars]
         shown = [one.prompt for one in exemplars if one.prompt]
         return {
-            **asdict(proposal),
-            "sentence": proposal.sentence,
+            **proposal.to_json(),
             "exemplars": [one.request_id for one in exemplars],
             "entry": category_entry(shown, prompts) if shown else None,
         }

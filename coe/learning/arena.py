@@ -1,4 +1,4 @@
-"""A score of quality against cost, and the share of decisions that stay when a prompt is written otherwise.
+"""RouterArena's score of quality and cost, and the robustness of routing decisions to perturbed prompts.
 
 The score is that of RouterArena (Lu et al. 2025, arXiv 2510.00202): a weighted harmonic mean of quality and of cost on
 a logarithmic scale. RouterArena's scale is in dollars of its own models; here it reaches from the cheapest to the
@@ -34,9 +34,9 @@ def arena_score(quality: float, cost: float, *, costs: Floats) -> float:
 
 
 def arena_choice(value: Floats, costs: Floats) -> NDArray[np.int64]:
-    """Return the model of each prompt (n_prompts,) at the price where a method expects its highest score.
+    """Return the model chosen for each prompt (n_prompts,) at the price that maximizes the expected arena score.
 
-    `value` (n_prompts, n_models) are the qualities that it expects. The scores of the prompts are not used.
+    `value` (n_prompts, n_models) are predicted qualities. The measured scores are not used, so this is no oracle.
     """
     prompts, best, chosen = np.arange(len(value)), -1.0, value.argmax(axis=1)
     for price in PRICES:
@@ -77,7 +77,7 @@ def _with_typos(prompt: str, rng: random.Random) -> str:
     return "".join(words)
 
 
-def _in_other_case(prompt: str, rng: random.Random) -> str:
+def _change_case(prompt: str, rng: random.Random) -> str:
     return prompt.lower() if rng.random() < 0.5 else prompt.upper()
 
 
@@ -96,7 +96,7 @@ def _with_chatter(prompt: str, rng: random.Random) -> str:
 
 PERTURBATIONS: Mapping[str, Callable[[str, random.Random], str]] = {
     "typos": _with_typos,
-    "case": _in_other_case,
+    "case": _change_case,
     "rewording": _reworded,
     "chatter": _with_chatter,
 }

@@ -22,11 +22,12 @@ from coe.learning.benchmark_report import SplitResult, benchmark_report
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.frontier import trace
+from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.benchmark import compare, recipe_report
-from coe.learning.recipes.fit import Answers
 from coe.learning.residual import Residual, fit_residual
 from coe.mapping import Assignment, Problem, expected_utility, solve
 from coe.mapping.score_table import fit_pseudo_count, tabulate_prompts
+from coe.routing.request_text import prompt_text
 
 Floats = NDArray[np.floating]
 PredictScores = Callable[[Floats, Floats, Floats, float], NDArray[np.float64]]
@@ -176,7 +177,7 @@ def _run_split(
     folder = work / f"router-{data.digest[:16]}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     router, assignment, labelled = _train(data, texts, train, train_router, folder)
-    posteriors = np.stack([p.probabilities for p in router.predict([data.prompts[i] for i in test])])
+    posteriors = np.stack([p.probabilities for p in router.predict([prompt_text(data.prompts[i]) for i in test])])
     embeddings, dimensions = embedded
     vectors = embeddings[:, :dimensions]
     value = {
@@ -228,7 +229,7 @@ def _arena(data: Quality, value: Mapping[str, Floats], scores: Floats) -> dict[s
 
 def _decide(router: Router, assignment: Assignment) -> Callable[[Sequence[str]], NDArray[np.int64]]:
     def decide(prompts: Sequence[str]) -> NDArray[np.int64]:
-        predictions = router.predict(prompts)
+        predictions = router.predict([prompt_text(prompt) for prompt in prompts])
         return np.array([expected_utility(assignment, one.probabilities).argmax() for one in predictions], np.int64)
 
     return decide

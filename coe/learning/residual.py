@@ -1,10 +1,12 @@
-"""The residual: what a prompt's embedding says about its scores beyond the class table, by kernel ridge regression.
+"""Residual model: predicts each expert's score on a prompt beyond the mean of its category, by kernel ridge regression.
 
-The target is a prompt's scores less those of its category in the table, centred over the experts, since only
-differences matter. The kernel is exp(SHARPNESS * (cosine - 1)) on embeddings whose layers are centred and of unit
-length. Its strength is chosen by the leave-one-out squared error where decisions are made: of the differences between
-the table's choice and the experts close to it. The error over all experts chooses a weaker penalty, with which the
-residual promises more than it holds among these (docs/experiments/residual-models.md).
+The target is a prompt's scores minus the score table's scores for its category, centred over the experts, because only
+differences between experts matter. The kernel is exp(SHARPNESS * (cosine - 1)) on embeddings whose layers are centred
+and scaled to unit length.
+
+The ridge penalty (`strength`) minimizes the leave-one-out squared error of the differences between the table's choice
+and its rivals, because only these differences change a decision. Minimizing the error over all experts selects a
+weaker penalty, which overestimates the differences among rivals (docs/experiments/residual-models.md).
 """
 
 from __future__ import annotations
@@ -18,20 +20,20 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 SHARPNESS = 6.0
-STRENGTHS = (4.0, 8.0, 16.0, 32.0)
+PENALTIES = (4.0, 8.0, 16.0, 32.0)
 """Ridge penalties to choose from; the kernel of a prompt with itself is 1."""
-COMPETING = 0.1
-"""Quality by which an expert may be below the table's choice and still be its rival; the second best always is."""
-MAX_READINGS = 4096
+MAX_RIVAL_GAP = 0.1
+"""Maximum distance in quality below the table's choice at which an expert is a rival. The second best always is one."""
+MAX_TRAINING_PROMPTS = 4096
 """Training prompts that are kept; of more, a random sample."""
 MAX_AXES = 256
 """Principal axes of the embeddings that are kept; they carry nine tenths of the variance of three layers of MiniLM."""
-MIN_ERRORS = 2.0
+MIN_GAIN_STANDARD_ERRORS = 2.0
 """Standard errors by which the error must fall for a residual to be used at all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Readings:
+class EmbeddingProjection:
     """Maps embeddings to centred unit layers along principal axes.
 
     `centre` has shape (layers, dimensions), `axes` (layers x dimensions, n_axes).
@@ -61,13 +63,14 @@ def _unit_layers(embeddings: NDArray[np.floating], centre: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Residual:
-    """Adds `kernel(reading, known) @ weights` to expected quality.
+    """A fitted residual model: `kernel(readings(embeddings), known) @ weights` is added to expected quality.
 
-    `known` (n_readings, n_axes) are the training prompts' readings, `weights` has shape (n_readings, n_experts); both
-    have no rows where no residual is shown to help. `strength` is the chosen penalty, infinite for none.
+    `known` (n_training, n_axes) are the projected training prompts and `weights` (n_training, n_experts) their
+    coefficients. Both have no rows if no penalty reduced the error enough. `strength` is the chosen penalty, infinite
+    for none.
     """
 
-    readings: Readings
+    readings: EmbeddingProjection
     known: Floats
     weights: Floats
     strength: float
@@ -85,18 +88,18 @@ def fit_residual(
     Both have shape (n_prompts, n_experts); the expected ones are the table's for the prompt's category. Takes some
     n_prompts^3 operations.
     """
-    rows = np.sort(np.random.default_rng(seed).permutation(len(scores))[:MAX_READINGS])
-    readings = Readings.of(embeddings[rows], dimensions)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(scores))[:MAX_TRAINING_PROMPTS])
+    readings = EmbeddingProjection.of(embeddings[rows], dimensions)
     known, table = readings(embeddings[rows]), expected[rows]
     target = scores[rows] - table
     target = target - target.mean(axis=1, keepdims=True)
     kernel, best = _kernel(known, known), (float("inf"), np.zeros_like(target))
     least, without = 0.0, _errors(target, table)
-    for strength in STRENGTHS:
+    for strength in PENALTIES:
         inverse = np.linalg.inv(kernel + strength * np.eye(len(rows)))
         weights = inverse @ target
         saved = without - _errors(weights / np.diag(inverse)[:, None], table)
-        if saved.sum() > max(least, MIN_ERRORS * float(np.sqrt((saved**2).sum()))):
+        if saved.sum() > max(least, MIN_GAIN_STANDARD_ERRORS * float(np.sqrt((saved**2).sum()))):
             least, best = float(saved.sum()), (strength, weights)
     strength, weights = best
     if np.isinf(strength):
@@ -113,6 +116,6 @@ def _errors(error: Floats, table: Floats) -> Floats:
     prompts, choice = np.arange(len(table)), table.argmax(axis=1)
     best = table[prompts, choice][:, None]
     second = np.sort(table, axis=1)[:, -2:][:, :1]
-    is_rival = table >= np.minimum(best - COMPETING, second)
+    is_rival = table >= np.minimum(best - MAX_RIVAL_GAP, second)
     differences = error - error[prompts, choice][:, None]
     return np.asarray(np.where(is_rival, differences**2, 0.0).sum(axis=1))

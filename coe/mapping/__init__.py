@@ -5,6 +5,7 @@ from coe.mapping.consequences import Consequence
 from coe.mapping.effective_plan import EffectivePlan, effective_plan
 from coe.mapping.plan import (
     ParetoRow,
+    best_choice,
     frontiers,
     marginal_values,
     planned_quality,
@@ -50,6 +51,7 @@ __all__ = [
     "PublishedPlan",
     "TimeBudget",
     "Uses",
+    "best_choice",
     "common_part",
     "current_problem",
     "decision_risk",

@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from coe.core import GENERAL
 from coe.errors import ArtifactError
 
 VERSION = 2
@@ -31,6 +32,7 @@ class Assignment:
       budget rows of the row's dual times the expert's use.
     - `choice`, `runner_up`, `margin`: per category; the margin is the difference in utility.
     - `hosted`: the experts that the plan keeps running.
+    - `is_priced`: True if some price is not 0.
     - `unmeasured`, shape (n_categories, n_experts), None if empty: experts that may serve the category and were never
       scored. Their quality is -inf, so that only exploration selects them.
     """
@@ -46,7 +48,7 @@ class Assignment:
     duals: Mapping[str, float]
     unmeasured: NDArray[np.bool_] | None = None
     _value: NDArray[np.float64] = field(init=False, repr=False)
-    _is_priced: bool = field(init=False, repr=False)
+    is_priced: bool = field(init=False, repr=False)
     _exclusion: NDArray[np.float64] = field(init=False, repr=False)
     _unmeasured_names: tuple[frozenset[str], ...] = field(init=False, repr=False)
 
@@ -63,12 +65,17 @@ class Assignment:
         for name, array in arrays.items():
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        object.__setattr__(self, "_is_priced", bool(self.price.any()))
+        object.__setattr__(self, "is_priced", bool(self.price.any()))
         object.__setattr__(self, "duals", MappingProxyType(dict(self.duals)))
         names = (frozenset[str](),) * len(self.categories)
         if (rows := self.unmeasured) is not None:
             names = tuple(frozenset(name for name, one in zip(self.experts, row, strict=True) if one) for row in rows)
         object.__setattr__(self, "_unmeasured_names", names)
+
+    @property
+    def general_expert(self) -> str:
+        """The expert or arm that answers `general`, and uncertain requests."""
+        return self.choice[self.categories.index(GENERAL)]
 
     def unmeasured_experts(self, category: int) -> frozenset[str]:
         """Return the experts that may serve the category of this index and were never scored."""
@@ -179,14 +186,14 @@ def expected_utility(assignment: Assignment, posterior: NDArray[np.floating]) ->
 
     An expert that may not serve the most likely category gets -inf; in other categories it counts with quality 0.
     """
-    exclusion = assignment._exclusion[int(posterior.argmax())]
-    utility: NDArray[np.float64] = posterior @ assignment._value + exclusion
+    utility: NDArray[np.float64] = posterior @ assignment._value
+    utility += assignment._exclusion[posterior.argmax()]
     return utility
 
 
 def expected_price(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the price of each expert, shape (n_experts,), for a posterior (n_categories,)."""
-    if not assignment._is_priced:
+    if not assignment.is_priced:
         return np.zeros(len(assignment.experts))
     price: NDArray[np.float64] = posterior @ assignment.price
     return price

@@ -223,7 +223,7 @@ def _pins(plan: PublishedPlan, registry: Registry, effective: Assignment) -> Ite
         before, pin = then.get(name), now.get(name)
         if before == pin or name not in plan.assignment.categories:
             continue
-        if name == GENERAL:
+        if name == GENERAL and pin is not None:
             was = f", no longer {before!r}" if before else ""
             sentence = f"the general expert is {pin!r} now{was}: uncertain requests go to it immediately"
             yield Consequence("general_changed", name, sentence, replan=True)

@@ -3,12 +3,12 @@
 The result is the effective plan. `coe.runtime.active_state` computes it for the gateway and for jobs. The module is
 pure: it reads no file. The rules are:
 
-- An expert that the plan lacks serves no category until it is scored, except by pins and exploration.
-- The categories of an expert that is no longer declared go to the best of the others.
-- An arm of a recipe that the plan lacks, or whose members changed, is selected by pins only.
-- A category that the plan lacks goes to its pinned expert, or else to the general expert.
-- Prices follow the declared uses; those of arms are the planned ones.
-- An arm stays if its recipe is declared with the steps, and for a chain or fuse the instruction, that were planned.
+- A declared expert that is not in the plan serves no category until it is scored, except by pins and exploration.
+- The categories of an expert that is no longer declared go to the best remaining expert.
+- A recipe arm that is not in the plan, or whose members changed, is selected by pins only.
+- A category that is not in the plan goes to its pinned expert, or else to the expert of `general`.
+- Prices of experts are computed from the declared uses; prices of arms stay as planned.
+- An arm stays if its recipe still declares the planned steps, and for a chain or fuse the planned instruction.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from coe.core import GENERAL
 from coe.errors import ArtifactError
 from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping.assignment import Assignment
@@ -73,9 +74,9 @@ def check_overlap(plan: PublishedPlan, registry: Registry) -> None:
 def reprice(plan: PublishedPlan, registry: Registry) -> Array:
     """Return the prices by the plan's duals and the present uses, shape (n_categories, n_columns) of the declaration.
 
-    An expert of unknown use gets the largest use. A price that is equal up to rounding keeps its exact value, so that
-    an unchanged declaration gives the published assignment. So do all planned prices if the plan has no record, without
-    which the measured uses are unknown, and those of arms.
+    An expert of unknown use gets the largest use. Three kinds of prices keep their published value: prices that are
+    equal up to rounding, so that an unchanged declaration gives the published assignment; prices of arms; and all
+    prices if the plan has no record, because the measured uses are then unknown.
     """
     assignment, uses = plan.assignment, plan.uses(registry, registry.category_names)
     names, arms = registry.single_names, plan.arms(registry)
@@ -102,6 +103,7 @@ class _AssignmentBuilder:
         self._experts = (*registry.single_names, *plan.arms(registry))
         self._price = reprice(plan, registry)
         self._planned_pins = planned_pins(plan, registry)
+        self._general = self._general_expert()
         planned, record = plan.assignment, plan.record
         known, names = (planned.categories, planned.experts), (registry.category_names, self._experts)
         self._quality = align(planned.quality, known, names, missing=-np.inf)
@@ -142,15 +144,21 @@ class _AssignmentBuilder:
             unmeasured=unmeasured if unmeasured.any() else None,
         )
 
+    def _general_expert(self) -> str:
+        """Return the expert of `general`: the pinned one, or the planned one, or the default."""
+        planned = dict(zip(self._plan.categories, self._plan.choice, strict=True)).get(GENERAL)
+        pinned, names = GENERAL in self._registry.assignment, self._registry.single_names
+        return planned if planned in names and not pinned else self._registry.general_expert
+
     def _quality_row(self, row: int, category: str) -> Array:
         """Return the qualities of a category, -inf for the experts that may not serve it."""
-        pin, general = self._registry.assignment.get(category), self._registry.general_expert
+        pin = self._registry.assignment.get(category)
         if category not in self._plan.categories:
-            return self._pinned(row, pin or general)
+            return self._pinned(row, pin or self._general)
         planned = np.asarray(self._quality[row])
         if pin == self._planned_pins.get(category) and np.isfinite(planned).any():
             return planned.copy()
-        return self._unpinned(row, general) if pin is None else self._pinned(row, pin)
+        return self._unpinned(row) if pin is None else self._pinned(row, pin)
 
     def _pinned(self, row: int, expert: str) -> Array:
         column = self._experts.index(expert)
@@ -158,13 +166,13 @@ class _AssignmentBuilder:
         quality[column] = self._estimate(row, column)
         return quality
 
-    def _unpinned(self, row: int, general: str) -> Array:
+    def _unpinned(self, row: int) -> Array:
         """Allow the measured experts that the plan hosts, or else all measured ones."""
         measured = np.isfinite(self._bounds[row])
         hosted = measured & np.array([name in self._plan.hosted for name in self._experts])
         allowed = hosted if hosted.any() else measured
         if not allowed.any():
-            return self._pinned(row, general)
+            return self._pinned(row, self._general)
         return np.where(allowed, self._bounds[row], -np.inf)
 
     def _estimate(self, row: int, column: int) -> float:

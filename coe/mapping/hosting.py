@@ -32,14 +32,14 @@ class HostingSearch:
 
     def search(self) -> Hosted:
         """Return the experts to host: a greedy choice, improved by forcing columns in while that helps."""
-        hosted = self._filled(np.zeros(len(self._memory), dtype=np.bool_))
+        hosted = self._add_greedily(np.zeros(len(self._memory), dtype=np.bool_))
         best = self._scores(hosted[None, :])[0]
         for _ in range(MAX_PASSES):
             before = best
             for column in range(len(self._memory)):
                 required = self._required[column]
                 if (required & ~hosted).any() and self._memory @ required <= self._limit:
-                    tried = self._filled(self._ejected(hosted | required, required))
+                    tried = self._add_greedily(self._evict_until_fits(hosted | required, required))
                     score = self._scores(tried[None, :])[0]
                     if score > best + 1e-9:
                         hosted, best = tried, score
@@ -54,8 +54,8 @@ class HostingSearch:
             [self._weights @ self._value[:, one].max(axis=1, initial=self._lowest) for one in usable], dtype=np.float64
         )
 
-    def _filled(self, hosted: Hosted) -> Hosted:
-        """Host more: repeatedly the column that adds most value per memory and still fits."""
+    def _add_greedily(self, hosted: Hosted) -> Hosted:
+        """Return `hosted` with columns added greedily: each time the one that adds most value per GB and still fits."""
         while True:
             needed = (self._required & ~hosted) @ self._memory
             fits = (self._required & ~hosted).any(axis=1) & (self._memory @ hosted + needed <= self._limit)
@@ -70,8 +70,8 @@ class HostingSearch:
             chosen = columns[int((added / np.maximum(needed[columns], 1e-9)).argmax())]
             hosted = hosted | self._required[chosen]
 
-    def _ejected(self, hosted: Hosted, forced: Hosted) -> Hosted:
-        """Host less until the limit is kept: repeatedly without the expert that loses least value per memory."""
+    def _evict_until_fits(self, hosted: Hosted, forced: Hosted) -> Hosted:
+        """Return `hosted` with experts removed until it fits: each time the one that loses least value per GB."""
         while self._memory @ hosted > self._limit:
             experts = np.flatnonzero(hosted & ~forced & (self._memory > 0))
             rest = np.repeat(hosted[None, :], len(experts), axis=0)

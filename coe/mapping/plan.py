@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 
 import numpy as np
@@ -50,6 +50,19 @@ def solve(problem: Problem, *, traffic: NDArray[np.floating] | None = None) -> A
         hosted=tuple(name for name, there in zip(problem.experts, plan.hosted, strict=True) if there),
         duals=duals,
     )
+
+
+def best_choice(problem: Problem, quality: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the expert's index of each category in the best plan of another `quality`.
+
+    `quality` has shape (..., n_categories, n_experts), the result one dimension less. Raises ConfigError if the budget
+    is infeasible.
+    """
+    if not problem.budget.rows():
+        return np.asarray(quality.argmax(axis=-1))
+    tables = quality.reshape(-1, *quality.shape[-2:])
+    found = [require_solution(replace(problem, quality=table)).choice for table in tables]
+    return np.array(found).reshape(quality.shape[:-1])
 
 
 def runner_up(experts: Sequence[str], utility: NDArray[np.float64], column: int) -> tuple[str | None, float]:

@@ -17,7 +17,6 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.core import GENERAL
 from coe.errors import ConfigError, DataError
 from coe.mapping.assignment import Assignment
 from coe.mapping.score_table import ScoreTable
@@ -256,9 +255,7 @@ def relative_cost(registry: Registry, arms: Sequence[str] | None = None) -> Arra
 
 def declared_assignment(registry: Registry, categories: tuple[str, ...]) -> Assignment:
     """Return the assignment of experts.yaml over the router's categories."""
-    return Assignment.declared(
-        categories, registry.single_names, registry.assignment, general=registry.assignment[GENERAL]
-    )
+    return Assignment.declared(categories, registry.single_names, registry.assignment, general=registry.general_expert)
 
 
 def _answer_digests(expert: ExpertSpec) -> dict[str, str]:

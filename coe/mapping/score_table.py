@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+Array = NDArray[np.float64]
 PSEUDO_COUNT = 10.0
 """Default strength of shrinkage towards the additive estimate, in prompts; `fit_pseudo_count` fits it to scores."""
 BACKFITTING_ITERATIONS = 30
+PROMPT_SHRINKAGE = 0.25
+"""Variance of a score within its prompt and expert over the variance between prompts, where scores are filled in."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,23 +125,67 @@ def tabulate_softly(
     return ScoreTable(tuple(categories), tuple(experts), mean, np.maximum(variance, 0.0), count)
 
 
+def tabulate_partly(
+    categories: Sequence[str], experts: Sequence[str], member: NDArray[np.float64], scores: NDArray[np.floating]
+) -> ScoreTable:
+    """Build the table from prompts that only a part of the experts was scored on.
+
+    `member`, shape (n_prompts, n_categories), has a 1 for the category of each prompt. An expert's mean is that over
+    all prompts of the category, its missing scores filled in, so that one that got the easy prompts gains nothing.
+    Counts and variances are those of the measured scores. Of complete scores, the table is that of `tabulate_softly`.
+    """
+    table = tabulate_softly(categories, experts, member, scores)
+    if np.isfinite(scores).all():
+        return table
+    mean = table.mean.copy()
+    for row in range(len(table.categories)):
+        known = np.isfinite(cell := scores[member[:, row] > 0])
+        cell, known = cell[known.any(axis=1)], known[known.any(axis=1)]
+        if len(cell):
+            prompt, expert = _effects(cell, known, shrinkage=PROMPT_SHRINKAGE)
+            filled = np.where(known, cell, prompt[:, None] + expert).mean(axis=0)
+            mean[row] = np.where(table.count[row] > 0, np.clip(filled, 0.0, 1.0), np.nan)
+    return replace(table, mean=mean)
+
+
+def _effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float) -> tuple[Array, Array]:
+    """Return an effect of each prompt and one of each expert, whose sum approximates the `known` scores.
+
+    The effects of prompts are around 0 and shrunk towards it, as if each had so many more scores. One pass is exact for
+    complete scores.
+    """
+    prompt, expert = np.zeros(len(scores)), np.zeros(scores.shape[1])
+    values, columns = np.where(known, scores, 0.0), np.maximum(known.sum(axis=0), 1)
+    for _ in range(1 if known.all() and not shrinkage else BACKFITTING_ITERATIONS):
+        expert = (values - known * prompt[:, None]).sum(axis=0) / columns
+        prompt = (values - known * expert).sum(axis=1) / (known.sum(axis=1) + shrinkage)
+    return prompt, expert
+
+
 def fit_pseudo_count(categories: Sequence[str], scores: NDArray[np.floating]) -> float:
     """Fit the strength of shrinkage: the variance of one score within a cell over the variance between cells.
 
-    Empirical Bayes by moments (one-way analysis of variance) on scores of shape (n_prompts, n_experts). Each prompt is
-    centred first, because its difficulty does not affect the choice of expert. If categories do not distinguish
-    experts, the result is very large, so that every category gets the best expert overall.
+    Empirical Bayes by moments (analysis of variance) on scores of shape (n_prompts, n_experts), NaN where missing. The
+    effects of prompts and experts are removed first, because the difficulty of a prompt does not affect the choice of
+    expert. If categories do not distinguish experts, the result is very large, so that every category gets the best
+    expert overall.
     """
     names, rows = np.unique(np.asarray(categories, dtype=object).astype(str), return_inverse=True)
-    count = np.bincount(rows).astype(np.float64)
-    if len(names) < 2 or len(rows) <= len(names):
+    known, experts = np.isfinite(scores), scores.shape[1]
+    used = known.sum(axis=1) > 1
+    cells = (len(names) - 1) * (experts - 1)
+    free = int(known[used].sum() - used.sum() - (experts - 1)) - cells
+    if cells < 1 or free < 1:
         return PSEUDO_COUNT
-    centred = scores - scores.mean(axis=1, keepdims=True)
-    centred = centred - centred.mean(axis=0)
-    total = np.zeros((len(names), scores.shape[1]))
-    np.add.at(total, rows, centred)
-    explained = float((total**2 / count[:, None]).sum())
-    within = (float((centred**2).sum()) - explained) / (len(rows) - len(names))
-    typical = (count.sum() - (count**2).sum() / count.sum()) / (len(names) - 1)
-    between = (explained / (len(names) - 1) - within) / typical
+    prompt, expert = _effects(scores[used], known[used], shrinkage=0.0)
+    rest = np.where(known[used], scores[used] - prompt[:, None] - expert, 0.0)
+    total, count = np.zeros((len(names), experts)), np.zeros((len(names), experts))
+    np.add.at(total, rows[used], rest)
+    seen = known[used].sum(axis=1, keepdims=True)
+    np.add.at(count, rows[used], known[used] * (1 - 1 / seen) * experts / (experts - 1))  # what centring leaves
+    explained = float(np.divide(total**2, count, out=np.zeros_like(total), where=count > 0).sum())
+    within = (float((rest**2).sum()) - explained) / free
+    size = np.maximum(count.sum(axis=0), 1.0)
+    typical = float((size - (count**2).sum(axis=0) / size).mean()) / (len(names) - 1)
+    between = (explained / cells - within) / max(typical, 1e-12)
     return float(np.clip(within / max(between, 1e-12), 1e-3, 1e6))

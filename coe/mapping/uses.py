@@ -77,7 +77,8 @@ class MeasuredUses:
     """Mean tokens and latency of an answer by category and expert.
 
     Arrays have shape (n_categories, n_experts). The column of an expert is NaN in all rows if nothing was measured.
-    `cached_tokens` are a part of `input_tokens`, NaN where only scores measured the expert; so is `first_token_ms`.
+    `cached_tokens` is a part of `input_tokens`. `cached_tokens` and `first_token_ms` are NaN if only scores, and no
+    log, measured the expert.
     """
 
     categories: tuple[str, ...]
@@ -116,9 +117,9 @@ class MeasuredUses:
     def updated(self, logged: Mapping[str, ScoreTable]) -> MeasuredUses:
         """Return the means with those of the routing log, by measure of LOGGED_MEASURES over the same names.
 
-        A cell of the log is shrunk towards what scores measured, scaled by the expert's ratio of log to scores; that
-        ratio is shrunk towards 1. Without scores it is shrunk towards the expert's mean. The cached share of the input
-        is shrunk towards that of all the expert's requests.
+        A cell of the log is shrunk towards the mean from scores times the expert's ratio of log to scores; the ratio is
+        shrunk towards 1. A cell without scores is shrunk towards the expert's mean. The cached share of the input is
+        shrunk towards the cached share of all requests to the expert.
         """
         found = {
             name: shrunk_mean(logged[name], prior=getattr(self, name)) for name in LOGGED_MEASURES if name != _CACHED
@@ -174,9 +175,9 @@ _CACHED = "cached_tokens"
 def shrunk_mean(table: ScoreTable, *, prior: Array | None = None) -> Array:
     """Return the means of positive values by cell, shrunk towards the mean of each column; shape of the table.
 
-    Tokens and latencies vary in proportion to their mean, so a cell's logarithm is shrunk, as if the column's mean were
-    a number of further values. That number is the variance within cells over the variance between cells, both of the
-    logarithm (empirical Bayes, as `fit_pseudo_count`). A column without values is NaN.
+    Tokens and latencies vary in proportion to their mean, so the logarithm of a cell is shrunk. The column's mean
+    counts as a number of additional values (pseudo-count): the variance within cells divided by the variance between
+    cells, both of the logarithm (empirical Bayes, as in `fit_pseudo_count`). A column without values is NaN.
 
     With a `prior` of the table's shape (NaN where unknown), cells are shrunk towards the prior times a factor of the
     column, by a strength of at least MIN_LOG_STRENGTH values; a column without values is the prior.
@@ -281,11 +282,11 @@ def declared_uses(
 def scaled_like_members(
     use: Array, members: Sequence[Sequence[int]], calls: Sequence[Array], *, before: Array, after: Array
 ) -> Array:
-    """Scale a use of arms of recipes, shape (n_categories, n_arms), as that of their members has changed.
+    """Scale a use of recipe arms, shape (n_categories, n_arms), by the change of their members' use.
 
-    `members` are the columns of each arm's members in `before` and `after`, (n_categories, n_experts), and `calls` the
-    mean calls of each member, (n_categories, n_members), which weight the change. Without a use before, nothing is
-    scaled.
+    `before` and `after` are the members' uses, shape (n_categories, n_experts), and `members` the columns of each arm's
+    members in them. `calls`, the mean calls of each member (n_categories, n_members), weight the change. An arm whose
+    members had no use before is not scaled.
     """
     factors = []
     for columns, made in zip(members, calls, strict=True):

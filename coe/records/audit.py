@@ -26,10 +26,11 @@ AuditOutcome = Literal[
     "skipped_unavailable",
     "skipped_unreadable",
 ]
-"""`last_step`: all members had been called, so nothing was compared. `failed`: no member of the last step answered, or
-not in time. `cancelled`: the process ended. Skipped: too many audits run, the process is about to end, the request's
-body is large, the answer was not delivered completely, a member is down, overloaded or asleep, or the answer has no
-answer class."""
+"""`last_step`: all members had been called, so nothing was compared. `failed`: no member of the last step answered in
+time. `cancelled`: the process ended. `skipped_busy`: too many audits run. `skipped_draining`: the process is about to
+end. `skipped_large_body`: the request's body is large. `skipped_not_delivered`: the client did not get the whole
+answer. `skipped_unavailable`: a member is down, overloaded or asleep. `skipped_unreadable`: the answer has no answer
+class."""
 AUDIT_OUTCOMES: tuple[AuditOutcome, ...] = get_args(AuditOutcome)
 SKIPPED = frozenset(outcome for outcome in AUDIT_OUTCOMES if outcome.startswith("skipped_"))
 """Outcomes of draws that were given up before answers were compared."""

@@ -117,7 +117,7 @@ def _exactly(kind: type, expected: str) -> Callable[[Any], Any]:
 
 
 _text = _exactly(str, "a text")
-_whole = _exactly(int, "a whole number")
+_integer = _exactly(int, "a whole number")
 _flag = _exactly(bool, "true or false")
 
 
@@ -174,7 +174,7 @@ _NUMBER: Schema = {"type": ["number", "null"]}
 FIELD_TYPES: dict[Any, FieldType] = {
     str: FieldType("text", {"type": "string"}, "", _text),
     bool: FieldType("boolean", {"type": "boolean"}, False, _flag),
-    int: FieldType("integer", {"type": "integer"}, 0, _whole),
+    int: FieldType("integer", {"type": "integer"}, 0, _integer),
     float: FieldType("number", {"type": "number"}, 0.0, _number),
     bytes: FieldType("base64", {"type": "string", "contentEncoding": "base64"}, b"", _bytes),
     tuple[str, ...]: FieldType("list of texts", {"type": "array", "items": {"type": "string"}}, (), _texts),
@@ -189,6 +189,7 @@ FIELD_TYPES: dict[Any, FieldType] = {
 """Every type of a field, with or without None."""
 CALL_FIELDS = fields_of(RecipeCall)
 """The table of one call of a recipe."""
+# Added after the table, because the fields of RecipeCall are looked up in it.
 FIELD_TYPES[tuple[RecipeCall, ...]] = FieldType(
     "list of calls", {"type": "array", "items": schema_of(CALL_FIELDS)}, (), _calls
 )
@@ -216,7 +217,7 @@ def encode(record: RoutingRecord) -> bytes:
 
 def to_json(values: RoutingRecord | Mapping[str, Any]) -> bytes:
     """A record, or some fields of one by name, as JSON. Raises TypeError."""
-    return orjson.dumps(values, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(values, default=_to_jsonable, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def decode(line: bytes | str) -> RoutingRecord:
@@ -246,7 +247,7 @@ def _record(values: dict[str, Any]) -> RoutingRecord:
     return RoutingRecord(**read_values(FIELDS, values))
 
 
-def _plain(value: object) -> object:
+def _to_jsonable(value: object) -> object:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, Mapping):

@@ -59,8 +59,8 @@ LOG_TABLES = (
 
 
 class Database:
-    """A file whose `tables` are statements that a new file is created with. After a failure it is opened again at the
-    next call. Unless `durable`, a power cut may lose what was written last."""
+    """A file whose `tables` are statements that a new file is created with. It is opened again at the next call after a
+    failure, or if it was deleted or replaced. Unless `durable`, a power cut may lose what was written last."""
 
     def __init__(self, path: Path, *, tables: Sequence[str], durable: bool = True) -> None:
         self.path = path
@@ -68,6 +68,8 @@ class Database:
         self._tables = tables
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sqlite-{path.name}")
         self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
+        """Device and inode of the file before it was opened; None for a new one, which is then opened once more."""
         self._closed = False
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -92,6 +94,9 @@ class Database:
 
     def _transact(self, work: Callable[[sqlite3.Connection], T], begin: str) -> T:
         try:
+            if (file := _file_at(self.path)) is None or file != self._opened:
+                self._close()
+                self._opened = file
             connection = self._connection or self._open()
             self._connection = connection
             connection.execute(begin)
@@ -137,6 +142,14 @@ class Database:
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -1,4 +1,4 @@
-"""One request's record in the routing log, and the protocol of the log. Imports no other module of CoE.
+"""One request's record in the routing log, and the protocol of the log. Imports `coe.frozen` only.
 
 RoutingRecord is the only list of fields: `coe.records.codec` derives every stored and documented form from it.
 """
@@ -9,6 +9,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
+
+from coe.frozen import fast_init
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,8 @@ class RecipeCall:
     outcome: Annotated[
         str,
         FieldInfo(
-            "`answered`, `unreadable`, `unverified`, `cancelled`, or the cause of the failure; of a judge `graded` or "
-            "`skipped`."
+            "`answered`, `unreadable`, `cut_off` by the recipe's `max_tokens`, `unverified`, `cancelled`, or the cause "
+            "of the failure; of a judge `graded` or `skipped`."
         ),
     ]
     input_tokens: Annotated[int | None, FieldInfo("Input tokens, as the member counted them.")] = None
@@ -53,8 +55,10 @@ class RecipeCall:
         int, FieldInfo("Number of earlier answers in its request; 0 if it answered from the conversation alone.")
     ] = 0
     cached_tokens: Annotated[int | None, FieldInfo("Input tokens that the member read from its prompt cache.")] = None
+    max_tokens: Annotated[int | None, FieldInfo("Cap of the recipe on the answer's tokens; null without one.")] = None
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class RoutingRecord:
     """One routed request's record, schema version 1. Times are Unix seconds, durations milliseconds.
@@ -124,7 +128,7 @@ class RoutingRecord:
     ] = ()
     dropped: Annotated[
         tuple[str, ...],
-        FieldInfo("Types of tools and items that the translation to the expert's API left out (`x-coe-dropped`)."),
+        FieldInfo("Types of tools and items that were left out, as the server cannot read them (`x-coe-dropped`)."),
     ] = ()
     embedding: Annotated[
         bytes | None,
@@ -202,6 +206,18 @@ class RoutingRecord:
             api="list",
         ),
     ] = ""
+    only_local: Annotated[
+        bool,
+        FieldInfo("True if only local experts may have received the request; its text is never stored.", api="list"),
+    ] = False
+    excluded: Annotated[
+        tuple[str, ...],
+        FieldInfo("Experts and variants that the list of the API key or `only_local` excluded."),
+    ] = ()
+    limited: Annotated[
+        bool,
+        FieldInfo("True if the API key has a list of experts or `only_local`, or the request `x-coe-only-local`."),
+    ] = False
     plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""
     schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1
 
@@ -251,7 +267,9 @@ class RoutingLog(Protocol):
     returns an empty page with the same cursor when nothing is new. `back` goes backward from a cursor, newest first,
     and returns an empty cursor when nothing older is left; it scans a bounded number of entries a call, and may return
     few or no records with a cursor to continue from. `find` returns one record, None if it does not exist or was
-    deleted.
+    deleted. `cursor_at` returns a cursor for `read` shortly before the first record since a time, in Unix seconds,
+    without reading any record. `count` returns the number of records from one cursor to another one, without reading
+    them.
     """
 
     async def append(self, records: Sequence[RoutingRecord]) -> None: ...
@@ -263,5 +281,9 @@ class RoutingLog(Protocol):
     async def back(self, query: LogQuery) -> LogPage: ...
 
     async def find(self, request_id: str) -> RoutingRecord | None: ...
+
+    async def cursor_at(self, time: float) -> str: ...
+
+    async def count(self, after: str, before: str) -> int: ...
 
     async def aclose(self) -> None: ...

@@ -191,6 +191,19 @@ class SqliteLog:
 
         return await self._database.read(work)
 
+    async def cursor_at(self, time: float) -> str:
+        first = "SELECT min(seq) FROM records INDEXED BY records_time WHERE time >= ?"
+
+        def work(connection: sqlite3.Connection) -> str:
+            seq = connection.execute(first, (time,)).fetchone()[0]
+            return str(newest_row(connection) if seq is None else seq - 1)
+
+        return await self._database.read(work)
+
+    async def count(self, after: str, before: str) -> int:
+        place = str(self._database.path)
+        return max(0, parse_cursor(before, place=place) - parse_cursor(after, place=place))  # row numbers have no gaps
+
     async def aclose(self) -> None:
         await self._database.aclose()
 

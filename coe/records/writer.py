@@ -141,13 +141,13 @@ class BackgroundWriter(Generic[T]):
 
     async def _write_once(self) -> bool:
         """Writes one batch from the queue and one from the spool. Returns whether there is more to do at once."""
-        if not await self._store_next():
+        if not await self._store_batch():
             return False
         if self._closing.is_set():  # spooled entries are safe on disk, so closing does not deliver them
             return bool(self._queue)
         return await self._deliver_spooled() or len(self._queue) >= self._batch
 
-    async def _store_next(self) -> bool:
+    async def _store_batch(self) -> bool:
         """Moves one batch from the queue into the log or the spool, or back to the queue if both fail."""
         if self.stuck:
             return False

@@ -2,7 +2,7 @@
 
 from coe.registry.aliases import AUTO, MAX_MODEL_CHARACTERS, POINT_PREFIX, ModelNames, OperatingPoint, ResolvedModel
 from coe.registry.experts import ExpertSpec, ExpertVariant, Prices
-from coe.registry.loader import ENTRY_NAME, load, load_with_expert, schema
+from coe.registry.loader import ENTRY_NAME, load, load_text, load_with_expert, schema
 from coe.registry.recipes import AUTO_RECIPES, RECIPE_LEVELS, ArmSpec, RecipeSpec
 from coe.registry.sections import (
     AccessSpec,
@@ -11,6 +11,7 @@ from coe.registry.sections import (
     CacheSpec,
     DeviceSpec,
     KeyLimits,
+    KeySpec,
     Limits,
     LogSpec,
     Policy,
@@ -37,6 +38,7 @@ __all__ = [
     "ExpertSpec",
     "ExpertVariant",
     "KeyLimits",
+    "KeySpec",
     "Limits",
     "LogSpec",
     "ModelNames",
@@ -50,6 +52,7 @@ __all__ = [
     "RetrievalSpec",
     "StoredResponsesSpec",
     "load",
+    "load_text",
     "load_with_expert",
     "schema",
 ]

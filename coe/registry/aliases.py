@@ -1,8 +1,7 @@
 """Names that clients may send as `model`: `aliases` and `operating_points` of experts.yaml, and their resolution.
 
-An alias is a name, or a pattern in which `*` stands for any characters. A declared name wins over an alias, an exact
-alias over a pattern, and of several patterns the one with the longest text before its first `*`, then the one with the
-most characters besides `*`.
+An alias is a name, or a pattern in which `*` stands for any characters. Precedence, highest first: a declared name; an
+exact alias; the pattern with the longest prefix before its first `*`; the pattern with the most characters besides `*`.
 """
 
 from __future__ import annotations
@@ -91,6 +90,7 @@ def matches(pattern: str, name: str) -> bool:
 
 def overlap(one: str, other: str) -> bool:
     """Return whether some name matches both patterns."""
+    # Dynamic programming: row[end] is True if some text matches both `one` up to `char` and `other[:end]`.
     row = [not other[:end].strip("*") for end in range(len(other) + 1)]
     for char in one:
         above, row = row, [row[0] and char == "*"]
@@ -118,7 +118,7 @@ def alias_problems(
             remedy = f"write {final!r}" if final in models else "write a model"
             yield ("aliases", name), f"the target {target!r} is an alias itself, and aliases do not chain; {remedy}"
         else:
-            yield ("aliases", name), f"unknown model {target!r}{_nearest(target, models)}"
+            yield ("aliases", name), f"unknown model {target!r}{nearest(target, models)}"
     yield from _contradictions(aliases)
 
 
@@ -141,7 +141,7 @@ def _contradictions(aliases: Mapping[str, str]) -> Problems:
             )
 
 
-def _nearest(word: str, known: Collection[str]) -> str:
+def nearest(word: str, known: Collection[str]) -> str:
     """Return the end of a message: the most similar known model, or all of them."""
     close = get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Looks up what a model and its server can do, for experts with `capabilities: auto`.
+"""Looks up what a model and its server can do: for experts with `capabilities: auto`, and for `coe init`.
 
 The sources are the options of a vLLM server and litellm's table of models, which is read as a file: litellm itself is
 not imported. Nothing is requested from a server, so that a declaration always means the same.
@@ -6,7 +6,9 @@ not imported. Nothing is requested from a server, so that a declaration always m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -14,12 +16,9 @@ from typing import Any, get_args
 import orjson
 
 from coe.core import Capability
+from coe.registry.runtimes import RUNTIMES, TRIED
 
 AUTO = "auto"
-TRIED: frozenset[Capability] = frozenset({"tools", "json_schema"})
-"""Capabilities that an unknown model gets: such requests are tried, and its server's refusal reaches the client."""
-_VLLM: frozenset[Capability] = frozenset({"json_schema", "json_object", "n", "logprobs", "echo"})
-"""What every vLLM server can do."""
 _FLAGS: Mapping[str, Capability] = {
     "supports_function_calling": "tools",
     "supports_response_schema": "json_schema",
@@ -36,16 +35,60 @@ CAPABILITIES_SCHEMA: Mapping[str, Any] = {
 }
 
 
-def lookup(runtime: str, model: str, options: Mapping[str, Any]) -> frozenset[Capability]:
+class ModelTable:
+    """litellm's table of models, read when it is first needed. One serves all experts of a declaration."""
+
+    @cached_property
+    def entries(self) -> Mapping[str, Any]:
+        """An entry by name of model; none if litellm is not installed."""
+        return _litellm_table()
+
+
+def lookup(runtime: str, model: str, options: Mapping[str, Any], table: ModelTable) -> frozenset[Capability]:
     """Return the capabilities of an expert's model and server, those to try if they are unknown."""
-    if runtime == "vllm":
-        calls_tools = options.get("enable-auto-tool-choice") and options.get("tool-call-parser")
-        return _VLLM | {"tools"} if calls_tools else _VLLM
-    if runtime == "transformers":
-        return TRIED
-    table = _models_of_litellm()
-    found = next((table[name] for name in _names(model) if name in table), None)
-    return TRIED if found is None else frozenset(_FLAGS[flag] for flag in _FLAGS if found.get(flag) is True)
+    known = RUNTIMES[runtime].capabilities
+    if known is not None:
+        return known(options)
+    found = known_model(table.entries, _names(model))
+    return TRIED if found is None else found.capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """The entry of a model in litellm's table, without what it leaves open.
+
+    `mode` is the kind of API, such as chat or embedding; empty if unknown. `context_length` counts input tokens. Prices
+    are in US dollars per million tokens. `retired` is the date of its deprecation, YYYY-MM-DD; empty without one.
+    """
+
+    mode: str
+    capabilities: frozenset[Capability]
+    context_length: int | None
+    input_price: float | None
+    output_price: float | None
+    cached_input_price: float | None
+    retired: str
+
+
+def known_model(table: Mapping[str, Any], names: Iterable[str]) -> KnownModel | None:
+    """Return the entry of the first name that the table has."""
+    entry = next((table[name] for name in names if name in table), None)
+    if entry is None:
+        return None
+    context = entry.get("max_input_tokens")
+    return KnownModel(
+        mode=str(entry.get("mode") or ""),
+        capabilities=frozenset(_FLAGS[flag] for flag in _FLAGS if entry.get(flag) is True),
+        context_length=context if isinstance(context, int) and context > 0 else None,
+        input_price=_per_million(entry.get("input_cost_per_token")),
+        output_price=_per_million(entry.get("output_cost_per_token")),
+        cached_input_price=_per_million(entry.get("cache_read_input_token_cost")),
+        retired=str(entry.get("deprecation_date") or ""),
+    )
+
+
+def _per_million(price: Any) -> float | None:
+    return price * 1e6 if isinstance(price, int | float) and price >= 0 else None
 
 
 def _names(model: str) -> Iterator[str]:
@@ -55,8 +98,8 @@ def _names(model: str) -> Iterator[str]:
         yield model.partition("/")[2]
 
 
-def _models_of_litellm() -> Mapping[str, Any]:
-    """Return litellm's table; empty if litellm is not installed or has none."""
+def _litellm_table() -> Mapping[str, Any]:
+    """Return litellm's table, an entry by name of model; empty if litellm is not installed or has none."""
     package = find_spec("litellm")
     for folder in (package.submodule_search_locations or ()) if package else ():
         try:

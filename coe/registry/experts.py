@@ -1,9 +1,13 @@
-"""The model of an entry of `experts` in experts.yaml, with its prices and its variants, the ways to call it."""
+"""Schema of an entry of `experts` in experts.yaml (`ExpertSpec`), with its prices and variants."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from ipaddress import ip_address
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -17,16 +21,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from coe.core import TEXT_APIS, Api, Capability
-from coe.registry.capabilities import AUTO, CAPABILITIES_SCHEMA, lookup
+from coe.registry.capabilities import AUTO, CAPABILITIES_SCHEMA, ModelTable, lookup
+from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES, RuntimeName
 from coe.registry.sections import Count, Flag, Name, Positive, StrictModel, Url
-
-_DEFAULT_APIS: dict[str, frozenset[Api]] = {
-    "transformers": frozenset({"chat", "completions"}),  # its Responses API always streams (5.24)
-    "vllm": frozenset({"chat", "completions", "responses", "messages"}),
-    "external": frozenset({"chat"}),
-    "litellm": frozenset({"chat"}),
-}
-
+from coe.registry.yaml_source import KeyPath
 
 _CODES = """
     ace af am an ar as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr fuv fy ga
@@ -38,7 +36,7 @@ LANGUAGES = frozenset(_CODES.split())
 """ISO 639 codes of the languages that the gateway identifies."""
 
 
-def _identified(code: str) -> str:
+def _check_language(code: str) -> str:
     """Reject a language that no request has."""
     if code not in LANGUAGES:
         known = ", ".join(sorted(one for one in LANGUAGES if one[0] == code[:1])) or "en, de, zh, ..."
@@ -48,7 +46,7 @@ def _identified(code: str) -> str:
     return code
 
 
-Language = Annotated[str, Field(min_length=2, max_length=3), AfterValidator(_identified)]
+Language = Annotated[str, Field(min_length=2, max_length=3), AfterValidator(_check_language)]
 
 
 class Prices(StrictModel):
@@ -96,24 +94,44 @@ class VariantSpec(StrictModel):
     """Prices of the variant. Default: those of the expert."""
 
 
+class ServerKey(NamedTuple):
+    """Identity of a local server: experts with equal keys share one, adapters included.
+
+    `model` is its canonical name. `address` is HOST:PORT of a server that runs already, empty for one to start.
+    `options` are words, in the order of their names. `sleep_level` is None where it needs no options of the server.
+    """
+
+    runtime: str
+    model: str
+    address: str
+    options: tuple[str, ...]
+    gpus: tuple[int, ...]
+    sleep_level: int | None
+
+
 class ExpertSpec(StrictModel):
     """One expert: a model, how to run or reach it, and its defaults."""
 
     name: Name
     """Name of the expert. A client that sends it as `model` pins this expert."""
     model: str = Field(min_length=1)
-    """Model folder, the embedded default SmolLM2-135M-Instruct, the external server's name of the model, or
-    `provider/model` for runtime litellm."""
-    runtime: Literal["transformers", "vllm", "external", "litellm"]
-    """The way to reach the model: a local server that CoE starts (transformers, vllm), an OpenAI-compatible server that
-    already runs (external), or any other provider (litellm)."""
+    """Model folder or hub name, the embedded default SmolLM2-135M-Instruct, a GGUF file for llama.cpp, the name that
+    Ollama or the external server gives it, or `provider/model` for runtime litellm."""
+    runtime: RuntimeName
+    """The way to reach the model: a local server that CoE starts (transformers, vllm, llama.cpp, sglang, ollama), an
+    OpenAI-compatible server that already runs (external), or any other provider (litellm)."""
     base_url: Url | None = None
-    """URL of an external OpenAI-compatible server, including /v1."""
+    """URL of an external OpenAI-compatible server, including /v1. With runtime ollama: of an Ollama that runs on this
+    machine, in which CoE loads and unloads the model instead of starting a server."""
     base_urls: tuple[Url, ...] = ()
     """URLs of several replicas of the external server, in place of base_url."""
+    local: bool = False
+    """The external server is your own, so that it may receive requests that only local experts may receive. Experts
+    whose server CoE starts are local without it."""
     apis: frozenset[Api] | None = None
-    """APIs that the server supports. Default: chat; for transformers also completions, for vllm the four for text. For
-    an expert with chat only, CoE translates Responses and Messages. `rerank` and below pass through unread."""
+    """APIs that the server supports. Default: chat; for servers that CoE starts also completions, for vllm and
+    llama.cpp the four for text. Where Responses and Messages are missing, CoE translates them. `rerank` and below pass
+    through unread."""
     api_key: SecretStr | None = None
     """API key of the server. Write ${NAME} and keep the key in the environment."""
     system_prompt: str | None = None
@@ -121,13 +139,13 @@ class ExpertSpec(StrictModel):
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Defaults for body fields that the request does not set, such as temperature or max_tokens."""
     options: dict[str, Flag] = Field(default_factory=dict)
-    """Command-line options of the local server, such as max-model-len: 4096."""
+    """Command-line options of the local server, such as max-model-len: 4096. For runtime ollama they are environment
+    variables: context-length is OLLAMA_CONTEXT_LENGTH."""
     adapter: str | None = Field(default=None, min_length=1)
     """Folder of a LoRA adapter in PEFT format for `model`, relative to this file (runtime vllm). Experts with the same
     model, options and gpus share a server, which loads and unloads adapters without a restart."""
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """GPUs of the local vLLM server, numbered as by nvidia-smi. Several GPUs hold the model together (tensor
-    parallelism)."""
+    """GPUs of the local server, numbered as by nvidia-smi. Several GPUs hold the model together."""
     replicas: Count = 1
     """Number of servers of this expert in the cluster, for `coe up --engine ray`."""
     device: Name | None = None
@@ -135,14 +153,14 @@ class ExpertSpec(StrictModel):
     pinned: bool = False
     """With `residency`: the expert is always awake."""
     sleep_level: Literal[1, 2] | None = None
-    """With `residency` and runtime vllm: sleep instead of stop. Level 1 keeps the weights in RAM and wakes in about a
-    second; level 2 discards them. The server's options need enable-sleep-mode: true."""
+    """With `residency` and runtime vllm, sglang or ollama: sleep instead of stop. Level 1 keeps the weights in RAM and
+    wakes in about a second; level 2 discards them (ollama: 2 only). vLLM's options need enable-sleep-mode: true."""
     stand_in: Name | None = None
     """With `residency`: an expert that answers while this one is woken, such as a smaller or quantised model."""
     context_length: Count = 8192
     """Largest number of tokens of prompt and answer together."""
     capabilities: Annotated[frozenset[Capability], WithJsonSchema(dict(CAPABILITIES_SCHEMA))] = frozenset()
-    """Capabilities of the model, or `auto` to look them up in the options of a vLLM server and in litellm's table of
+    """Capabilities of the model, or `auto` to look them up in the options of a local server and in litellm's table of
     models; an unknown model then gets requests with tools or a JSON schema, and its server may refuse them. Requests
     that need a missing capability go to other experts. `files` (PDF), `json_object`,
     `n` (several answers), `logprobs` and `echo` are optional: requests that need one go to the experts that declare it,
@@ -173,7 +191,8 @@ class ExpertSpec(StrictModel):
         """Replace `auto` by what is known. The fields that it depends on are validated before."""
         if declared != AUTO or not info.data.keys() >= {"runtime", "model", "options"}:
             return declared
-        return lookup(info.data["runtime"], info.data["model"], info.data["options"])
+        table = info.context if isinstance(info.context, ModelTable) else ModelTable()
+        return lookup(info.data["runtime"], info.data["model"], info.data["options"], table)
 
     @property
     def expert_name(self) -> str:
@@ -182,13 +201,56 @@ class ExpertSpec(StrictModel):
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The declared base URLs, one per replica; empty for a local expert."""
+        """The declared base URLs, one per replica; empty for a local expert, whose address `coe up` publishes."""
+        if self.runtime in LOCAL_RUNTIMES:
+            return ()
         return (self.base_url,) if self.base_url else self.base_urls
+
+    @property
+    def is_local(self) -> bool:
+        """True if requests to it stay on machines of the operator."""
+        return self.local or self.runtime in LOCAL_RUNTIMES
+
+    @property
+    def server_key(self) -> ServerKey:
+        """Identity of its local server, the same for all ways to write the model, the address and the options."""
+        return ServerKey(
+            self.runtime,
+            _full_name(self.model) if self.runtime == "ollama" else self.model,
+            "" if self.base_url is None else _canonical_address(self.base_url),
+            tuple(f"{name}={value!r}" for name, value in sorted(normalized_options(self.options).items())),
+            self.gpus,
+            self.sleep_level if RUNTIMES[self.runtime].sleep_options else None,
+        )
+
+    @property
+    def has_known_price(self) -> bool:
+        """False if calls may cost money that nothing declares. Without `prices`, CoE's own servers cost nothing."""
+        return self.runtime in LOCAL_RUNTIMES or "prices" in self.model_fields_set
 
     @cached_property
     def supported_apis(self) -> frozenset[Api]:
         """APIs that its server supports."""
-        return self.apis if self.apis is not None else _DEFAULT_APIS[self.runtime]
+        return self.apis if self.apis is not None else RUNTIMES[self.runtime].apis
+
+
+def normalized_options(options: Mapping[str, Flag]) -> dict[str, Flag]:
+    """Return the options of a server with their names as on the command line."""
+    return {name.replace("_", "-").removeprefix("--"): value for name, value in options.items()}
+
+
+def _full_name(model: str) -> str:
+    """Return the name of a model of Ollama with its tag, which is `latest` by default."""
+    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+
+
+def _canonical_address(url: str) -> str:
+    """Return HOST:PORT of a server; `localhost` is 127.0.0.1."""
+    parts = urlsplit(url)
+    host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
+    with suppress(ValueError):  # a name
+        host = ip_address(host).compressed
+    return f"{host}:{parts.port or 80}"
 
 
 VARIANT_SEPARATOR = ":"
@@ -212,8 +274,57 @@ class ExpertVariant(ExpertSpec):
             "apis": expert.supported_apis & TEXT_APIS,
             "variants": (),
         }
-        return cls.model_construct(**fields, variant_of=expert.name, variant=variant)
+        declared = set(fields)
+        if variant.prices is None and "prices" not in expert.model_fields_set:
+            declared.remove("prices")
+        return cls.model_construct(declared, **fields, variant_of=expert.name, variant=variant)
 
     @property
     def expert_name(self) -> str:
         return self.variant_of
+
+
+def address_problems(expert: ExpertSpec) -> Iterator[tuple[KeyPath, str]]:
+    """Yield keys relative to the expert, and what is wrong with its addresses."""
+    name = expert.name
+    if expert.base_url and expert.base_urls:
+        yield ("base_urls",), "write base_url for one server or base_urls for several, not both"
+    elif expert.runtime == "external" and not expert.addresses:
+        yield (), f"expert {name!r} is external, so it needs a base_url"
+    elif expert.runtime in LOCAL_RUNTIMES and (expert.base_url or expert.base_urls):
+        yield from _local_address_problems(expert)
+    elif expert.runtime in ("external", "litellm") and expert.replicas > 1:
+        yield ("replicas",), f"{name!r} is not a local expert; list its replicas in base_urls"
+    elif expert.local and expert.runtime != "external":
+        remedy = "which is local anyway" if expert.runtime in LOCAL_RUNTIMES else "of a provider"
+        yield ("local",), f"`local` is for runtime external; {name!r} has runtime {expert.runtime}, {remedy}; remove it"
+    elif expert.runtime == "litellm" and len(expert.addresses) > 1:
+        yield ("base_urls",), "an expert of runtime litellm has one base_url at most"
+
+
+def _local_address_problems(expert: ExpertSpec) -> Iterator[tuple[KeyPath, str]]:
+    """Accept the address of an Ollama on this machine: its memory is that of the declared devices, and requests that
+    only local experts may receive stay here."""
+    name = expert.name
+    if expert.runtime != "ollama" or not expert.base_url:
+        key = "base_url" if expert.base_url else "base_urls"
+        yield (key,), f"{name!r} is a local expert and gets its own address; use runtime: external instead"
+    elif not _is_ollama_here(expert.base_url):
+        remedy = "write http://127.0.0.1:11434/v1, or use runtime: external for another machine"
+        yield ("base_url",), f"{name!r} has runtime ollama, whose base_url is an Ollama of this machine; {remedy}"
+    elif expert.replicas > 1:
+        yield ("replicas",), f"{name!r} is one model in the Ollama at base_url; remove `replicas`"
+
+
+def _is_ollama_here(url: str) -> bool:
+    parts = urlsplit(url)
+    is_ollama = parts.scheme == "http" and parts.path.rstrip("/") == "/v1" and parts.username is None
+    return is_ollama and _is_here(parts.hostname or "")
+
+
+def _is_here(host: str) -> bool:
+    """Return True for addresses of this machine; other names, such as 127.0.0.1.example, may resolve to any host."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

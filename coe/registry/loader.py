@@ -7,27 +7,29 @@ Problems are lines `file:line: problem`, with the most similar known key. Checks
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from coe.core import GENERAL, PASS_THROUGH_APIS
 from coe.errors import ConfigError
 from coe.registry import yaml_source
+from coe.registry.access import key_problems
 from coe.registry.aliases import AUTO, alias_problems
-from coe.registry.experts import ExpertSpec
-from coe.registry.recipes import MIN_JUDGE_CONTEXT, PROPOSED_PREFIX, RecipeSpec
+from coe.registry.capabilities import ModelTable
+from coe.registry.experts import ExpertSpec, ServerKey, address_problems
+from coe.registry.hints import nearest, problems_of
+from coe.registry.recipes import MIN_JUDGE_CONTEXT, PROPOSED_PREFIX, RecipeSpec, cap_problems
+from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
 from coe.registry.specs import Registry
 from coe.registry.yaml_source import KeyPath, YamlSource
 
 ENTRY_NAME = "entry"
 """Stands for the file name in problems of an entry that is not part of a file."""
 MAX_ENTRY_DEPTH = 12
-_LOCAL_RUNTIMES = ("transformers", "vllm")
 _RESIDENCY_KEYS = ("device", "pinned", "sleep_level", "stand_in")
 """Keys of an expert that need the section `residency`."""
 _RESERVED_RECIPE_NAMES = (AUTO, "off")
@@ -48,6 +50,11 @@ Problems = Iterator[tuple[KeyPath, str]]
 def load(path: Path, *, environ: Mapping[str, str]) -> Registry:
     """Read and validate a declaration. Raises ConfigError with all problems, each `file:line: problem`."""
     return _validated(*yaml_source.substitute_variables(yaml_source.read(path), environ))
+
+
+def load_text(text: str, file: str, *, environ: Mapping[str, str]) -> Registry:
+    """Validate a declaration that is not in a file yet; `file` is its name in problems. Raises as `load`."""
+    return _validated(*yaml_source.substitute_variables(yaml_source.parse(text, file), environ))
 
 
 def load_with_expert(path: Path, entry: str, *, environ: Mapping[str, str]) -> Registry:
@@ -80,46 +87,15 @@ def _validated(source: YamlSource, problems: list[str]) -> Registry:
     if not isinstance(source.value, dict):
         raise ConfigError(f"{source.file}:1: expected the keys {', '.join(Registry.model_fields)}")
     try:  # a section whose keys are all commented out is null and gets its defaults
-        registry = Registry.model_validate({key: item for key, item in source.value.items() if item is not None})
+        declared = {key: item for key, item in source.value.items() if item is not None}
+        registry = Registry.model_validate(declared, context=ModelTable())
     except ValidationError as error:
-        problems += [f"{source.at(one['loc'])}: {_message(**one)}" for one in error.errors()]
+        problems += [f"{source.at(path)}: {problem}" for path, problem in problems_of(Registry, error.errors())]
         raise ConfigError(*problems) from None
     problems += [f"{source.at(path)}: {problem}" for path, problem in _cross_checks(source, registry)]
     if problems:
         raise ConfigError(*problems)
     return registry
-
-
-def _message(*, loc: KeyPath, type: str, msg: str, **_: Any) -> str:  # noqa: A002  pydantic's name
-    """A problem of a single value, from the fields of pydantic's error."""
-    key = ".".join(map(str, loc))
-    if type == "extra_forbidden":
-        return f"unknown key {str(loc[-1])!r}{_nearest(str(loc[-1]), _known_keys(loc[:-1]))}"
-    return f"{key} is missing" if type == "missing" else f"{key}: {msg[0].lower()}{msg[1:]}"
-
-
-def _known_keys(path: KeyPath) -> list[str]:
-    """Return the keys that the model at a path defines."""
-    model: Any = Registry
-    for step in path:
-        if isinstance(step, str) and step in model.model_fields:
-            model = _model_in(model.model_fields[step].annotation)
-            if model is None:
-                return []
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the first model in the annotation of a field."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for part in get_args(annotation) if (model := _model_in(part)) is not None), None)
-
-
-def _nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """Return the end of an error message for an unknown word: the most similar known word, or all of them."""
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}" if known else ""
 
 
 def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
@@ -133,7 +109,7 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
     for index, name in enumerate(registry.policy.escalate_stuck_to):
         if name not in registry.single_names:
             where = ("policy", "escalate_stuck_to", index)
-            yield where, f"unknown expert {name!r}{_nearest(name, registry.single_names)}"
+            yield where, f"unknown expert {name!r}{nearest(name, registry.single_names)}"
     for index, expert in enumerate(registry.experts):
         yield from ((("experts", index, *keys), problem) for keys, problem in _expert_problems(expert))
         names = tuple(variant.name for variant in expert.variants)
@@ -144,11 +120,7 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
     keys = registry.access.keys
     yield from _duplicates(source, ("access", "keys"), tuple(key.name for key in keys))
     yield from _duplicates(source, ("access", "keys"), tuple(key.sha256 for key in keys), field="sha256")
-    declared_tenants = {key.tenant for key in keys}
-    for index, key in enumerate(keys):
-        if key.tenant is None and key.name in declared_tenants:
-            problem = f"the key {key.name!r} would share the tenant {key.name!r} of other keys; declare its tenant"
-            yield ("access", "keys", index, "name"), problem
+    yield from key_problems(registry)
     if registry.residency is None:
         yield from _memory_problems(registry)
     yield from _residency_problems(registry)
@@ -175,23 +147,23 @@ def _assignment_problems(registry: Registry) -> Problems:
         if category not in registry.category_names:
             yield (
                 ("assignment", category),
-                f"unknown category {category!r}{_nearest(category, registry.category_names)}",
+                f"unknown category {category!r}{nearest(category, registry.category_names)}",
             )
         if expert_name not in registry.single_names:
             where = ("assignment", category)
-            yield where, f"unknown expert {expert_name!r}{_nearest(expert_name, registry.single_names)}"
-    if GENERAL not in registry.assignment:
-        yield ("assignment",), f"assign an expert to {GENERAL!r}; it answers uncertain requests"
-    general = registry.assignment.get(GENERAL)
+            yield where, f"unknown expert {expert_name!r}{nearest(expert_name, registry.single_names)}"
+    general = registry.general_expert
     if any(expert.name == general and "chat" not in expert.supported_apis for expert in registry.single_arms):
-        yield ("assignment", GENERAL), f"{general!r} answers {GENERAL!r}, so it must support the chat API"
+        is_assigned = GENERAL in registry.assignment
+        place: KeyPath = ("assignment", GENERAL) if is_assigned else ("experts",)
+        yield place, f"{general!r} answers {GENERAL!r}, so it must support the chat API"
 
 
 def _expert_problems(expert: ExpertSpec) -> Problems:
     """Yield keys relative to the expert."""
     if expert.name == AUTO:
         yield ("name",), f"the name {AUTO!r} is reserved; choose another name"
-    yield from _address_problems(expert)
+    yield from address_problems(expert)
     key = None if expert.api_key is None else expert.api_key.get_secret_value()
     if key is not None and (not key or not key.isprintable() or not key.isascii()):
         yield ("api_key",), f"the api_key of {expert.name!r} is empty or holds characters that are not printable"
@@ -216,21 +188,6 @@ def _parameter_problems(parameters: Mapping[str, Any], reserved: frozenset[str])
         yield ("parameters",), f"parameters may not set {', '.join(wrong)}; they come from the request"
 
 
-def _address_problems(expert: ExpertSpec) -> Problems:
-    name = expert.name
-    if expert.base_url and expert.base_urls:
-        yield ("base_urls",), "write base_url for one server or base_urls for several, not both"
-    elif expert.runtime == "external" and not expert.addresses:
-        yield (), f"expert {name!r} is external, so it needs a base_url"
-    elif expert.runtime in _LOCAL_RUNTIMES and expert.addresses:
-        key = "base_url" if expert.base_url else "base_urls"
-        yield (key,), f"{name!r} is a local expert and gets its own address; use runtime: external instead"
-    elif expert.runtime in ("external", "litellm") and expert.replicas > 1:
-        yield ("replicas",), f"{name!r} is not a local expert; list its replicas in base_urls"
-    elif expert.runtime == "litellm" and len(expert.addresses) > 1:
-        yield ("base_urls",), "an expert of runtime litellm has one base_url at most"
-
-
 def _recipe_problems(source: YamlSource, registry: Registry) -> Problems:
     names = tuple(str(index) if recipe is None else recipe.name for index, recipe in enumerate(registry.recipes))
     yield from _duplicates(source, ("recipes",), names)
@@ -240,6 +197,7 @@ def _recipe_problems(source: YamlSource, registry: Registry) -> Problems:
                 *_recipe_name_problems(recipe, registry),
                 *_step_problems(recipe),
                 *_member_problems(recipe, registry),
+                *cap_problems(recipe, {name: registry.expert(name) for name in registry.single_names}),
             )
             yield from ((("recipes", index, *keys), problem) for keys, problem in found)
 
@@ -296,7 +254,7 @@ def _judge_problems(recipe: RecipeSpec) -> Problems:
 def _writing_problems(recipe: RecipeSpec, kind: str) -> Problems:
     """Check the keys of a chain or fuse, relative to the recipe."""
     name = recipe.name
-    for key in ("signal", "judge", "tools", "max_loss", "audit_rate"):
+    for key in ("signal", "judge", "max_tokens", "tools", "max_loss", "audit_rate"):
         if key in recipe.model_fields_set:
             yield (key,), f"{name!r} is a {kind}, which always calls all members, so `{key}` has no effect; remove it"
     if recipe.chain and recipe.by is not None:
@@ -345,7 +303,7 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
             circle = "a recipe cannot contain itself" if member == recipe.name else f"{member!r} is a recipe"
             yield where, f"{circle}; the members are experts: {', '.join(registry.single_names)}"
         else:
-            yield where, f"unknown expert {member!r}{_nearest(member, registry.single_names)}"
+            yield where, f"unknown expert {member!r}{nearest(member, registry.single_names)}"
         seen.add(member)
     if len(recipe.called) > registry.policy.max_calls:
         calls = "makes" if recipe.writes else "may make"
@@ -358,11 +316,7 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
 
 def _memory_problems(registry: Registry) -> Problems:
     """Check the budget for memory. Experts of one model share a process, whose memory counts once."""
-    servers: dict[tuple[str, ...], float] = {}
-    for expert in registry.experts:
-        if expert.runtime in _LOCAL_RUNTIMES:
-            key = (expert.runtime, expert.model, repr(sorted(expert.options.items())), repr(expert.gpus))
-            servers[key] = max(servers.get(key, 0.0), expert.memory_gb or 0.0)
+    servers = _server_memory(expert for expert in registry.experts if expert.runtime in LOCAL_RUNTIMES)
     needed, allowed = sum(servers.values()), registry.budget.memory_gb
     if allowed is not None and needed > allowed:
         yield (
@@ -389,12 +343,15 @@ def _residency_problems(registry: Registry) -> Problems:
         )
     if registry.policy.hedge:
         yield ("policy", "hedge"), "hedge would wake another expert for every wait; residency needs hedge: false"
+    if split := [*_split_server_problems(registry)]:
+        yield from split
+        return
     yield from _device_memory_problems(registry)
 
 
 def _residency_problem(expert: ExpertSpec, registry: Registry) -> tuple[str, str] | None:
     """Return the wrong key of an expert and the problem."""
-    local = expert.runtime in _LOCAL_RUNTIMES
+    local = expert.runtime in LOCAL_RUNTIMES
     used = next((key for key in _RESIDENCY_KEYS if getattr(expert, key)), None)
     residency = registry.residency
     if used and (residency is None or (not local and used != "stand_in")):
@@ -413,9 +370,23 @@ def _residency_problem(expert: ExpertSpec, registry: Registry) -> tuple[str, str
         return "replicas", "an expert that shares a device has one server; leave out `replicas` or `residency`"
     if expert.memory_gb is None:
         return "name", "an expert that shares a device needs memory_gb: the memory of its server while awake"
-    if expert.sleep_level and expert.runtime != "vllm":
-        return "sleep_level", "only vLLM servers can sleep; others are stopped"
+    if expert.sleep_level and expert.sleep_level not in (levels := RUNTIMES[expert.runtime].sleep_levels):
+        remedy = f"write {', '.join(map(str, sorted(levels)))}" if levels else "remove it: they are stopped instead"
+        return "sleep_level", f"{expert.runtime} servers cannot sleep at level {expert.sleep_level}; {remedy}"
     return None
+
+
+def _split_server_problems(registry: Registry) -> Problems:
+    """Check that all experts of a server name its device."""
+    first: dict[ServerKey, ExpertSpec] = {}
+    for index, expert in enumerate(registry.experts):
+        other = first.setdefault(expert.server_key, expert)
+        if (device := registry.device_of(expert)) != registry.device_of(other):
+            yield (
+                ("experts", index, "device"),
+                f"{expert.name!r} is on {device!r} and shares the server of {other.name!r}, which is on "
+                f"{registry.device_of(other)!r}; name the same device",
+            )
 
 
 def _device_memory_problems(registry: Registry) -> Problems:
@@ -423,9 +394,10 @@ def _device_memory_problems(registry: Registry) -> Problems:
     assert registry.residency is not None
     for index, device in enumerate(registry.residency.devices):
         where = ("residency", "devices", index, "memory_gb")
-        sizes = [(e.memory_gb, e) for e in registry.experts if e.memory_gb and registry.device_of(e) == device.name]
-        pinned = {_server_key(expert): size for size, expert in sizes if expert.pinned}
-        free = device.memory_gb - sum(pinned.values())
+        here = [expert for expert in registry.experts if registry.device_of(expert) == device.name]
+        servers, pinned = _server_memory(here), {expert.server_key for expert in here if expert.pinned}
+        sizes = [(servers[expert.server_key], expert) for expert in here]
+        free = device.memory_gb - sum(servers[key] for key in pinned)
         largest, name = max(((size, expert.name) for size, expert in sizes), key=lambda one: one[0], default=(0.0, ""))
         if largest > device.memory_gb:
             yield (
@@ -434,13 +406,16 @@ def _device_memory_problems(registry: Registry) -> Problems:
                 "more, or that expert a smaller or quantised model",
             )
             continue
-        unpinned = ((size, expert.name) for size, expert in sizes if _server_key(expert) not in pinned)
+        unpinned = ((size, expert.name) for size, expert in sizes if expert.server_key not in pinned)
         largest, name = max(unpinned, key=lambda one: one[0], default=(0.0, ""))
         if free < 0 or largest > free:
             needed = f", and {name!r} needs {largest:g}" if name else ""
             yield where, f"the pinned experts leave {free:g} GB of {device.name!r}{needed}; pin fewer"
 
 
-def _server_key(expert: ExpertSpec) -> tuple[str, str, tuple[int, ...]]:
-    """Experts with the same key share a server."""
-    return expert.model, str(expert.options), expert.gpus
+def _server_memory(experts: Iterable[ExpertSpec]) -> dict[ServerKey, float]:
+    """Return the GB of each server, which its experts share."""
+    memory: dict[ServerKey, float] = {}
+    for expert in experts:
+        memory[expert.server_key] = max(memory.get(expert.server_key, 0.0), expert.memory_gb or 0.0)
+    return memory

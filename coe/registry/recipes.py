@@ -9,7 +9,9 @@ writes: the answers of a step are part of the request of the next one. `ArmSpec`
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -17,7 +19,9 @@ from pydantic_core import PydanticCustomError
 
 from coe.core import Api, Capability
 from coe.registry.experts import ExpertSpec, Prices
+from coe.registry.hints import nearest
 from coe.registry.sections import ArmName, Name, Probability, StrictModel
+from coe.registry.yaml_source import KeyPath
 
 RECIPE_LEVELS = 3
 """Arms of a recipe with several steps. Level 1 stops earliest, so it is the cheapest."""
@@ -78,6 +82,10 @@ class RecipeSpec(StrictModel):
     that a judge gives to the best answer after each step but the last."""
     judge: ArmName | None = None
     """With `signal: judge`: the expert that grades. It is not a member."""
+    max_tokens: Mapping[ArmName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Of a cascade or vote in steps: caps of members' answers in output tokens. An answer that is not finished by then
+    is cut off and counts as none. The members of the last step, and of all steps in a stream, have no cap while
+    there is no answer to return instead."""
     tools: Literal["single", "agreement"] = "single"
     """Requests with tools: `single` leaves them to single experts. With `agreement`, a cascade or vote takes them, and
     members that call the same tools with equal arguments agree."""
@@ -110,6 +118,11 @@ class RecipeSpec(StrictModel):
     def members(self) -> tuple[str, ...]:
         """The names of all members, in the order of the calls."""
         return tuple(name for step in self.steps for name in step)
+
+    def caps_of(self, members: Iterable[str]) -> tuple[float, ...]:
+        """Return the cap of each of these members, inf without one; empty if none has one."""
+        caps = tuple(float(self.max_tokens.get(name, math.inf)) for name in members)
+        return caps if any(map(math.isfinite, caps)) else ()
 
     @property
     def judgements(self) -> int:
@@ -154,6 +167,43 @@ class RecipeSpec(StrictModel):
         return f"{self.name}@{level}"
 
 
+def cap_problems(recipe: RecipeSpec, experts: Mapping[str, ExpertSpec]) -> Iterator[tuple[KeyPath, str]]:
+    """Check the caps of a cascade or vote over declared experts, with keys relative to the recipe."""
+    if not recipe.max_tokens or recipe.writes:
+        return
+    name, key = recipe.name, "max_tokens"
+    for member, cap in recipe.max_tokens.items():
+        if member not in recipe.members:
+            yield (key, member), f"{member!r} is no member of {name!r}{nearest(member, recipe.members)}"
+        elif member in experts and (limit := _output_limit(experts[member])) <= cap:
+            present = f"the {limit} tokens that `parameters` of {member!r} allow"
+            yield (key, member), f"the cap is no lower than {present}; lower it, or remove it"
+    if len(recipe.steps) == 1:
+        yield (key,), f"{name!r} has one step, so nothing could replace an answer that is cut off; remove {key}"
+    if recipe.judge is not None:
+        yield (key,), f"a judge grades whole answers; remove {key} from {name!r}, or its judge"
+    if recipe.max_loss is not None:
+        yield (key,), f"max_loss is a bound against whole answers of the last step; remove it or {key} from {name!r}"
+
+
+def cap_in_force(cap: float, spec: ExpertSpec) -> float:
+    """Return the cap of a member in tokens, no higher than the limit that it declares.
+
+    It is infinite if the declared thinking budget is not below the cap: providers refuse such a request.
+    """
+    thinking = spec.parameters.get("thinking")
+    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+    if isinstance(budget, int) and budget >= cap:
+        return math.inf
+    return min(cap, _output_limit(spec))
+
+
+def _output_limit(spec: ExpertSpec) -> float:
+    """Return the lowest limit of output tokens in the declared parameters, infinite without one."""
+    limits = (spec.parameters.get(field) for field in ("max_tokens", "max_completion_tokens"))
+    return min((limit for limit in limits if isinstance(limit, int)), default=math.inf)
+
+
 def _item(item: Any) -> Any:
     """Convert the item `auto` to None, which the type of an item allows for it alone."""
     if not isinstance(item, dict | RecipeSpec) and item != AUTO_RECIPES:
@@ -184,7 +234,8 @@ class ArmSpec:
 
     Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
     `members` their declarations in the order of the calls. `writing` is `RecipeSpec.writing`, `judge` the name of the
-    judge, empty without one. `takes_tools` is True with `tools: agreement`.
+    judge, empty without one, and `judge_spec` its declaration. `takes_tools` is True with `tools: agreement`.
+    `max_tokens` are the caps of members by name.
     """
 
     name: str
@@ -195,11 +246,18 @@ class ArmSpec:
     writing: str = ""
     judge: str = ""
     takes_tools: bool = False
+    judge_spec: ExpertSpec | None = None
+    max_tokens: Mapping[str, int] = field(default_factory=dict)
     stand_in: None = None
     supported_apis: frozenset[Api] = frozenset({"chat"})
 
     prices: Prices = Prices()  # noqa: RUF009  (immutable)
     """Nothing: each call costs its member's own prices."""
+
+    @property
+    def called(self) -> tuple[ExpertSpec, ...]:
+        """The declarations of all experts that receive the request: the members and the judge."""
+        return self.members if self.judge_spec is None else (*self.members, self.judge_spec)
 
     @property
     def expert_name(self) -> str:

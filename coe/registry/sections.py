@@ -4,6 +4,7 @@ base class."""
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -30,9 +31,16 @@ def _reachable(url: str) -> str:
     return url
 
 
+def _in_utc(moment: datetime) -> datetime:
+    """Return the moment with a time zone, UTC where none is written."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")]
 """Name of an expert, or EXPERT:VARIANT."""
+ExpertPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9*][A-Za-z0-9*._:-]{0,128}$")]
+"""Name of an expert or variant, or a pattern in which `*` stands for any characters."""
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+"), AfterValidator(_reachable)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -110,7 +118,8 @@ class BudgetSpec(StrictModel):
     mean_cost: Positive | None = None
     """Largest mean cost in US dollars per thousand requests."""
     mean_latency_ms: Positive | None = None
-    """Largest mean latency per request in milliseconds, as `coe score` measured it or else as `latency_ms` declares."""
+    """Largest mean latency per request in milliseconds, as `coe score` measured it or else as `latency_ms` declares.
+    Expected waits for experts that share devices count, once the routing log shows the rate of requests."""
     max_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Largest share of requests for one expert."""
 
@@ -130,10 +139,11 @@ class ResidencySpec(StrictModel):
     devices: tuple[DeviceSpec, ...] = Field(min_length=1)
     """Devices that the experts share."""
     sleep_memory_gb: Annotated[float, Field(ge=0)] = 0.0
-    """RAM in GB for sleeping vLLM experts, divided evenly among the devices. Experts that do not fit are stopped."""
+    """RAM in GB for experts that sleep with their weights in RAM, divided evenly among the devices. Experts that
+    do not fit are stopped."""
     max_wait: Positive = 30.0
-    """Scale in seconds of the wait of a request for a sleeping expert. A busy device gathers requests for up to 1.5
-    times as long, which saves switches. Its turn among other experts is added under overload."""
+    """Longest time in seconds that a busy device gathers requests for a sleeping expert, which saves switches. Under
+    overload, a request then also waits for its turn among other experts."""
     wait_timeout: Positive = 120.0
     """Seconds after which a request that still waits goes to the next expert that is awake, or fails with 503."""
 
@@ -200,13 +210,15 @@ class KeyLimits(StrictModel):
     """Largest cost per calendar month (UTC) in US dollars."""
 
 
-class ApiKey(StrictModel):
-    """One API key. `coe key NAME` creates a key and prints its entry."""
+MAX_PATTERNS = 100
+"""Names and patterns of the experts of one key; each is compared with each expert."""
+
+
+class KeySpec(StrictModel):
+    """What an API key may do, for how long, and within which limits."""
 
     name: Name
     """Name of the key in logs and records."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """SHA-256 digest of the key, hexadecimal. The key itself is not stored."""
     tenant: Name | None = None
     """Tenant that the key's requests belong to. Default: the key's name, which no other key may declare as its
     tenant."""
@@ -214,9 +226,25 @@ class ApiKey(StrictModel):
     """Permissions of the key."""
     limits: KeyLimits = KeyLimits()
     """Limits of the key."""
+    experts: Annotated[tuple[ExpertPattern, ...], Field(min_length=1, max_length=MAX_PATTERNS)] | None = None
+    """Experts that the key may use, by name or by a pattern with `*`, at most 100; an expert's name includes its
+    variants. All others are refused, and so are recipes that call one of them. Default: all experts."""
+    only_local: bool = False
+    """Requests of the key reach only experts that run locally: those whose server CoE starts, or declared with `local:
+    true`. The routing log never stores their text."""
     cache: bool = True
     """With the section `cache`: false makes the key private. Its requests are not answered from the cache, and their
     answers are not stored."""
+    expires: Annotated[datetime, AfterValidator(_in_utc)] | None = None
+    """Date, or date and time, from which requests with the key are refused; without a time zone in UTC. Default:
+    never."""
+
+
+class ApiKey(KeySpec):
+    """One API key. `coe key NAME` creates a key and prints its entry."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 digest of the key, hexadecimal. The key itself is not stored."""
 
 
 class AccessSpec(StrictModel):
@@ -225,7 +253,7 @@ class AccessSpec(StrictModel):
     keys: tuple[ApiKey, ...] = ()
     """API keys."""
     counters: Annotated[str, Field(pattern=r"^(memory|rediss?://.+)$")] = "memory"
-    """Store of the usage of keys: `memory` (each gateway separately, saved in its state folder) or
+    """Store of the usage of keys, and of issued keys: `memory` (each gateway separately, saved in its state folder) or
     redis://HOST:PORT/DB (all gateways together)."""
     allowed_origins: tuple[Origin, ...] = ()
     """Origins of web pages that may call the API, besides the gateway's own, such as https://app.example.com. Without
@@ -304,6 +332,10 @@ class RetrievalSpec(StrictModel):
     """Largest size of all passages together, in estimated tokens. An expert with a short context gets fewer."""
     min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.2
     """Smallest cosine similarity of a passage to the question. Passages below it are left out."""
+    default_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.45
+    """Smallest cosine similarity of the best passage for which a request gets passages while no gate is fitted. It
+    depends on the encoder; the default is for the starter router's. 1 disables it: only requests with x-coe-retrieval:
+    on then get passages."""
     timeout: Positive = 0.5
     """Seconds for retrieval. If the store is slower, the request continues without passages."""
     price: RetrievalPrice = RetrievalPrice()

@@ -13,12 +13,13 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 import orjson
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from coe.core import GENERAL
 from coe.registry.aliases import AUTO, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
 from coe.registry.experts import ExpertSpec, ExpertVariant
 from coe.registry.recipes import PROPOSED_PREFIX, ArmSpec, RecipeItems, RecipeSpec
+from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.sections import (
     AccessSpec,
     BudgetSpec,
@@ -70,6 +71,9 @@ class RouterSpec(StrictModel):
     training_data: str | None = None
     """Training data for the first start: a JSONL or parquet file with the columns prompt and category, relative to this
     file. Default: the shipped starter prompts."""
+    extra_training_data: str | None = None
+    """Training data beside training_data or the starter prompts: a file of the same form, relative to this file. `coe
+    train --add` adds a file once."""
     encoder_timeout: Annotated[float, Field(ge=0)] | None = None
     """Seconds for the sentence encoder on an uncertain conversation. After that the fast prediction decides. 0 disables
     the encoder. Default: no limit."""
@@ -84,8 +88,11 @@ class Registry(StrictModel):
     """Kinds of requests. One of them must be named `general`."""
     experts: tuple[ExpertSpec, ...] = Field(min_length=1)
     """Models that answer requests."""
-    assignment: dict[str, str]
-    """Expert of each category. The one of `general` is required; without a plan it answers categories left out."""
+    assignment: Annotated[dict[str, str], BeforeValidator(lambda given: {} if given is None else given)] = Field(
+        default_factory=dict
+    )
+    """Expert of each category, whatever a plan says. `coe plan` decides the categories left out; without a plan, the
+    expert of `general` answers these, and `general` goes to the first expert that supports chat."""
     recipes: RecipeItems = ()
     """Experts made of experts. The item `auto`, or `auto` alone, makes `coe plan` propose recipes."""
     aliases: dict[AliasName, str] = Field(default_factory=dict)
@@ -157,15 +164,18 @@ class Registry(StrictModel):
         """True if `coe plan` may propose recipes."""
         return None in self.recipes
 
-    def with_proposed(self, steps: Mapping[str, tuple[tuple[str, ...], ...]]) -> Registry:
-        """Return the declaration with the recipes that its plan proposed, by their steps; itself without `auto`.
+    def with_proposed(
+        self, steps: Mapping[str, tuple[tuple[str, ...], ...]], max_tokens: Mapping[str, Mapping[str, int]]
+    ) -> Registry:
+        """Return the declaration with the recipes that its plan proposed, by their steps and caps; itself without
+        `auto`.
 
         Names that are declared, and recipes with members that are not, are left out. The digest stays that of the file.
         """
         declared = {*self.single_names, *(recipe.name for recipe in self.declared_recipes)}
         known = set(self.single_names)
         added = [
-            RecipeSpec(name=name, cascade=found)
+            RecipeSpec(name=name, cascade=found, max_tokens=max_tokens.get(name, {}))
             for name, found in steps.items()
             if name.startswith(PROPOSED_PREFIX)
             and name not in declared
@@ -191,6 +201,8 @@ class Registry(StrictModel):
                 recipe.writing,
                 recipe.judge or "",
                 recipe.tools == "agreement",
+                None if recipe.judge is None else self.expert(recipe.judge),
+                recipe.max_tokens,
             )
             for recipe in self.declared_recipes
             for level in range(1, recipe.levels + 1)
@@ -243,20 +255,22 @@ class Registry(StrictModel):
         """All values of `model`, with aliases and operating points."""
         return ModelNames(self.arm_of_model, self.aliases, self.operating_points)
 
-    @property
+    @cached_property
     def wake_timeout(self) -> float:
         """Seconds that a request waits for sleeping experts in total; infinite without residency."""
         return math.inf if self.residency is None else self.residency.wait_timeout
 
     def device_of(self, expert: ExpertSpec) -> str | None:
         """The device of a local expert; None for other experts and without residency."""
-        if self.residency is None or expert.runtime not in ("transformers", "vllm"):
+        if self.residency is None or expert.runtime not in LOCAL_RUNTIMES:
             return None
         return expert.device or self.residency.devices[0].name
 
     @property
     def general_expert(self) -> str:
-        return self.assignment[GENERAL]
+        """The expert of `general` until a plan decides: the assigned one, or else the first that supports chat."""
+        chat = (expert.name for expert in self.experts if "chat" in expert.supported_apis)
+        return self.assignment.get(GENERAL) or next(chat, self.experts[0].name)
 
     @cached_property
     def digest(self) -> str:
@@ -268,7 +282,7 @@ class Registry(StrictModel):
         plain = self.model_dump(
             mode="json",
             exclude={
-                "experts": {"__all__": {"api_key", "capabilities", "apis", "languages", *_HOSTING_KEYS}},
+                "experts": {"__all__": {"api_key", "capabilities", "apis", "languages", "local", *_HOSTING_KEYS}},
                 "policy": {"exploration", *_CALLING_KEYS},
                 "aliases": True,
                 "operating_points": True,

@@ -163,7 +163,8 @@ def read(path: Path) -> YamlSource:
             text = file.read(4 * MAX_CHARACTERS + 1).decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such file; `coe` reads experts.yaml from this folder, or the file that --config names"
+            f"{path}: no such file; `coe init` writes one. `coe` reads experts.yaml from this folder, or the file that "
+            "--config names"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from coe.errors import ConfigError
+from coe.errors import ConfigError, pip_install
 from coe.retrieval.passages import DocumentStore, EncoderId, Passage, Retriever
 
 __all__ = ["DocumentStore", "EncoderId", "Passage", "Retriever", "open_store"]
@@ -27,7 +27,7 @@ def open_store(url: str, *, base: Path, encoder: EncoderId) -> DocumentStore:
         from coe.retrieval.lancedb.store import LanceStore
 
         if find_spec("lancedb") is None:
-            raise ConfigError("retrieval.store: lancedb is not installed; install it: pip install 'coe[documents]'")
+            raise ConfigError(f"retrieval.store: lancedb is not installed; install it: {pip_install('documents')}")
         return LanceStore(base / _folder(url), encoder)
     if scheme in ("redis", "rediss"):
         from coe.retrieval.redis.store import RedisStore

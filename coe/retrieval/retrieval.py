@@ -1,7 +1,8 @@
 """Step 5 of a request: decide whether passages are worth their cost, find them in time and insert them.
 
 `Retrieval` connects the gate, the document store, the encoder and the router. The gate is consulted three times: on the
-router's posterior, after encoding the question, and after the search. A failure or a timeout never fails the request.
+router's posterior, after encoding the question, and after the search. Until a gate is fitted, the best passage's cosine
+decides (`RetrievalSpec.default_similarity`). A failure or a timeout never fails the request.
 With `exploration_rate`, some requests become exploration trials, from which the gate learns what passages change.
 """
 
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -42,6 +43,9 @@ DEFAULT_RESPONSE_TOKENS = 512
 """Context reserved for a response whose length the request does not limit."""
 CONTEXT_SHARE = 0.9
 """Part of the context length that is filled, because token counts are estimates."""
+WARM_TEXT = "first search"
+WARM_SECONDS = 15.0
+"""Time limit of the search at the start, which imports the store's library, connects and opens the index."""
 WITHHELD_SHARE = 0.5
 """Exploration trials whose passages are withheld."""
 
@@ -81,9 +85,10 @@ class RetrievalRequest:
 
 
 class Retrieval:
-    """Gate, store, encoder and router together. Owns none of them. For one event loop.
+    """The retrieval step: decides by the gate, searches the store and inserts passages. For one event loop.
 
-    `version` is the gate's; `uniform` draws from [0, 1) for exploration trials.
+    It does not close the gate, store, encoder, router or thread pool. `version` is that of the gate; `uniform` draws
+    from [0, 1) for exploration trials.
     """
 
     def __init__(
@@ -123,6 +128,20 @@ class Retrieval:
             return net
         return np.maximum(net, 0.0) if net.max() > 0 else None
 
+    async def warm(self) -> None:
+        """Search once without the requests' timeout, so that the first request is not the one that imports the store's
+        library and opens the index. A failure is logged: requests go on without passages."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(WARM_SECONDS):
+                (vector,) = await loop.run_in_executor(self._threads, self._encoder.encode, [WARM_TEXT])
+                collections = self._declared.collections
+                await self._retriever.search(WARM_TEXT, vector, collections=collections, limit=1)
+        except TimeoutError:
+            _log.warning("the document store did not answer a first search within %g s", WARM_SECONDS)
+        except Exception as error:  # a store may raise anything
+            _log.warning("the document store failed the first search: %s", error)
+
     async def retrieve(self, request: RetrievalRequest) -> tuple[Chat, RetrievalResult]:
         """Return the chat and the outcome. The chat includes passages if they are worth their price and are found
         within the timeout."""
@@ -159,7 +178,7 @@ class Retrieval:
     async def _search_and_insert(self, request: RetrievalRequest, *, trial: bool) -> tuple[Chat, RetrievalResult]:
         """Encode the question, search and insert. The gate decides again before and after the search, except in an
         exploration trial, which runs to the end and then withholds the passages of a random half."""
-        declared, always = self._declared, trial or request.mode == "on"
+        declared, always = self._declared, trial or request.mode == "on" or self.gate is None
         loop = asyncio.get_running_loop()
         vector, posterior = await loop.run_in_executor(self._threads, self._encode, request)
         estimate = self._estimate(request, posterior, vector)
@@ -173,6 +192,8 @@ class Retrieval:
             limit=declared.max_passages,
         )
         similar = [passage for passage in found if passage.score >= declared.min_similarity]
+        if self.gate is None and request.mode == "auto" and not self._passes_default(similar):
+            return request.chat, _result("skipped" if similar else "empty", estimate)
         budget = min(declared.max_tokens, _free_context(request))
         block = format_passages(similar, budget=budget) if similar else None
         if block is None:
@@ -211,8 +232,14 @@ class Retrieval:
             found = gate.estimate(posterior, request.text, vector, cosine=cosine)
         return _ExpertEstimate(float(found.helps[expert]), float(found.gain[expert]))
 
+    def _passes_default(self, passages: Sequence[Passage]) -> bool:
+        """Return whether the best passage is near enough without a gate."""
+        return max((one.score for one in passages), default=-1.0) >= self._declared.default_similarity
+
     def _is_promising(self, request: RetrievalRequest, estimate: _ExpertEstimate | None) -> bool:
-        if self.gate is None or request.expert is None or estimate is None:
+        if self.gate is None:
+            return self._declared.default_similarity < 1
+        if request.expert is None or estimate is None:
             return False
         improvement = self.gate.expected_improvement(estimate.gain, request.expert, self._thresholds.search)
         return improvement > self._thresholds.encode

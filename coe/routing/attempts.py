@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from coe.core import Call, Expert, RecipeLog, Reply
+from coe.core import Call, Expert, Reply
 from coe.errors import (
     Cause,
     ExpertBusy,
@@ -23,6 +23,7 @@ from coe.errors import (
     ExpertUnavailable,
     InvalidRequest,
 )
+from coe.usage import RecipeLog
 
 MAX_RETRY_PAUSE_SECONDS = 10.0
 """Longest wait for an expert that sent Retry-After."""
@@ -43,13 +44,15 @@ class Attempts:
     `count` is the number of requests sent to experts, where a recipe counts as one. `causes` maps each failed expert to
     the cause of its first failure. `recipe_log` has the calls of recipes, None if no recipe may be called.
     `sole_expert` is the name of the expert that is being called if no other expert can take over, else empty.
+    `dropped` has the types of items that an expert left out (`Call.dropped`).
     """
 
-    __slots__ = ("causes", "count", "recipe_log", "sole_expert")
+    __slots__ = ("causes", "count", "dropped", "recipe_log", "sole_expert")
 
     def __init__(self) -> None:
         self.count = 0
         self.causes: dict[str, Cause] = {}
+        self.dropped: set[str] = set()
         self.recipe_log: RecipeLog | None = None
         self.sole_expert = ""
 

@@ -12,7 +12,9 @@ An `Overlay` is a tenant's own linear head on the global router's posterior (mat
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
@@ -42,6 +44,9 @@ ENCODER_BACKOFF_FACTOR = 4.0
 """After a slow encoder pass, passes are skipped for this multiple of its duration: at most a fifth of the time."""
 MAX_BACKOFF_SECONDS = 1.0
 """Longest time without passes, since the first pass also loads the multilingual encoder."""
+MAX_CACHED_RESULTS = 1024
+"""Latest texts whose encoder results are kept: about 500 kB. A loop of tool calls repeats its request, and popular
+prompts come again."""
 SHORT_CIRCUIT = "short_circuit"
 """Stage of an uncertain fast prediction where an encoder pass would not change the decision."""
 
@@ -80,7 +85,9 @@ class LoadShedding:
 class Classifier:
     """A router with tenants' overlays. For one event loop; owns none of its parts.
 
-    `encoder_timeout` limits an encoder pass in seconds: None is no limit, 0 disables encoder passes.
+    `encoder_timeout` limits an encoder pass in seconds: None is no limit, 0 disables encoder passes. The results of the
+    latest MAX_CACHED_RESULTS passes that identified the language are kept by the digest of their text, without white
+    space around it.
     """
 
     def __init__(self, router: Router, *, overlays: Overlays, threads: Executor, encoder_timeout: float | None) -> None:
@@ -90,6 +97,8 @@ class Classifier:
         self._encoder_timeout = encoder_timeout
         self._load_shedding = LoadShedding()
         self._multilingual_load_shedding = LoadShedding(slow=SLOW_MULTILINGUAL_PASS_SECONDS)
+        self._results: OrderedDict[bytes, Prediction] = OrderedDict()
+        """Latest encoder results before overlays, the most recently used last."""
 
     def predict_fast(self, text: str, tenant: str | None) -> Prediction:
         """Return the fast prediction with the tenant's overlay, of stage LOAD_SHED if it is uncertain.
@@ -101,17 +110,34 @@ class Classifier:
         return self.overlays.apply(fast, tenant)
 
     async def refine(self, fast: Prediction, text: str, tenant: str | None) -> Prediction:
-        """Return the prediction of an encoder pass in a thread; `fast` without capacity or after the timeout."""
-        foreign = fast.language == UNDETERMINED
-        load_shedding = self._multilingual_load_shedding if foreign else self._load_shedding
-        if self._encoder_timeout == 0 or not load_shedding.has_capacity:
+        """Return the encoder's prediction with the tenant's overlay; `fast` without capacity or after the timeout."""
+        if self._encoder_timeout == 0:
             return fast
+        text = text.strip()
+        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if (refined := self._results.get(key)) is None:
+            refined = await self._encoder_pass(text, foreign=fast.language == UNDETERMINED)
+            if refined is None:
+                return fast
+            if refined.language == UNDETERMINED:  # the multilingual stage is absent or failed
+                return self.overlays.apply(refined, tenant)
+            self._results[key] = refined
+            if len(self._results) > MAX_CACHED_RESULTS:
+                self._results.popitem(last=False)
+        self._results.move_to_end(key)
+        return self.overlays.apply(refined, tenant)
+
+    async def _encoder_pass(self, text: str, *, foreign: bool) -> Prediction | None:
+        """Return the prediction of an encoder pass in a thread; None without capacity or after the timeout."""
+        load_shedding = self._multilingual_load_shedding if foreign else self._load_shedding
+        if not load_shedding.has_capacity:
+            return None
         with load_shedding.encoder_pass(), suppress(TimeoutError):
             async with asyncio.timeout(self._encoder_timeout):
                 running = asyncio.get_running_loop().run_in_executor(self._threads, self._router.predict, (text,))
                 (refined,) = await running
-            return self.overlays.apply(refined, tenant)
-        return fast
+            return refined
+        return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

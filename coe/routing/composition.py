@@ -23,14 +23,15 @@ from coe.core import (
     Chat,
     Decision,
     Expert,
+    ExpertRule,
     Health,
     Prediction,
-    RecipeLog,
     Reply,
     RequestOptions,
     Router,
 )
 from coe.experts.variants import build_variants
+from coe.frozen import fast_init
 from coe.mapping import Assignment, decision_risk
 from coe.mapping.problem import relative_cost
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
@@ -40,10 +41,11 @@ from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays
 from coe.routing.conversation import Conversation, newest_turn
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
-from coe.routing.eligibility import ineligibility
+from coe.routing.eligibility import exclusion, ineligibility
 from coe.routing.phrases import opens_topic
 from coe.routing.request_text import RoutedText, read_request
 from coe.routing.stuck import is_stuck
+from coe.usage import RecipeLog
 
 MIN_DECISION_RISK = 0.3
 """Probability that a more accurate posterior selects another expert, from which on an encoder pass pays. On public
@@ -56,6 +58,7 @@ NO_RETRIEVAL = RetrievalResult()
 NO_CONVERSATION = Conversation()
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class RoutedReply:
     """A reply whose first chunk has arrived, and the decision with the expert that sent it."""
@@ -116,7 +119,14 @@ class Composition:
             if is_possible and name in self.recipes
         )
 
-    async def classify(self, chat: Chat, tenant: str | None) -> tuple[RoutedText, Prediction]:
+    async def warm(self) -> None:
+        """Prepare the document store for the first request; without documents nothing is done."""
+        if self._retrieval is not None:
+            await self._retrieval.warm()
+
+    async def classify(
+        self, chat: Chat, tenant: str | None, rule: ExpertRule | None = None
+    ) -> tuple[RoutedText, Prediction]:
         """Return the routed text and its posterior, with the tenant's overlay if there is one.
 
         The newest request of a conversation is routed alone if it opens a topic, which the fast heads help to decide.
@@ -126,16 +136,25 @@ class Composition:
             alone = self._classifier.predict_fast(routed.newest, tenant)
             opens = opens_topic(routed.newest, float(alone.probabilities[self._general]))
             routed, fast = routed.of_topic(opens=opens), alone if opens else None
-        return routed, await self.classify_text(routed.text, chat, tenant, fast=fast)
+        return routed, await self.classify_text(routed.text, chat, tenant, fast=fast, rule=rule)
 
     async def classify_text(
-        self, text: str, chat: Chat, tenant: str | None, *, fast: Prediction | None = None
+        self,
+        text: str,
+        chat: Chat,
+        tenant: str | None,
+        *,
+        fast: Prediction | None = None,
+        rule: ExpertRule | None = None,
     ) -> Prediction:
-        """Classify a text that `read_request` made from the chat; `fast` is its fast prediction, if already known."""
+        """Classify a text that `read_request` made from the chat; `fast` is its fast prediction, if already known.
+
+        The encoder is used if it might change the choice between the experts that the `rule` permits.
+        """
         fast = fast or self._classifier.predict_fast(text, tenant)
         if fast.stage != LOAD_SHED:
             return fast
-        if not self._needs_encoder(chat, fast):
+        if not self._needs_encoder(chat, fast, rule):
             return replace(fast, stage=SHORT_CIRCUIT)
         return await self._classifier.refine(fast, text, tenant)
 
@@ -143,13 +162,15 @@ class Composition:
         """Apply the tenant's overlay to a posterior of the router."""
         return self._classifier.overlays.apply(prediction, tenant)
 
-    def _needs_encoder(self, chat: Chat, prediction: Prediction) -> bool:
+    def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
         """True if a more accurate posterior might change the selected expert or the retrieval."""
         if self._retrieval is not None:
             return True
         if chat.model != AUTO:
             return False
         eligible = [index for index, spec in enumerate(self._specs) if not ineligibility(chat, spec)]
+        if rule is not None:
+            eligible = [index for index in eligible if not exclusion(rule, self._specs[index])]
         if len(eligible) < 2:
             return False
         if prediction.language == UNDETERMINED:  # the fast heads know English
@@ -168,13 +189,16 @@ class Composition:
         if expert not in self._arms:
             return Previous("", routed.continues, routed.in_loop)
         cost = 0.0 if routed.continues else self._switching_cost(chat, expert, options.cost_weight)
-        escalate_to = "" if escalated or not routed.in_loop else self._escalation(chat, expert)
+        escalate_to = "" if escalated or not routed.in_loop else self._escalation(chat, expert, options.rule)
         return Previous(expert, routed.continues, routed.in_loop, cost, escalate_to, escalated)
 
-    def _escalation(self, chat: Chat, expert: str) -> str:
-        """Return the expert that continues the session if it is stuck with this one; empty if none is declared."""
+    def _escalation(self, chat: Chat, expert: str, rule: ExpertRule | None) -> str:
+        """Return the expert that continues the session if it is stuck with this one: the next declared one that the
+        rule permits; empty if there is none."""
         declared = self.registry.policy.escalate_stuck_to
         following = declared[declared.index(expert) + 1 :] if expert in declared else declared
+        if rule is not None:
+            following = tuple(name for name in following if not exclusion(rule, self.registry.arm(name)))
         return following[0] if following and chat.model == AUTO and is_stuck(chat) else ""
 
     def _switching_cost(self, chat: Chat, expert: str, cost_weight: float) -> float:
@@ -232,13 +256,16 @@ class Composition:
             health_by_expert=self._health(),
             uniform=uniform,
             recipe=options.recipe,
+            rule=options.rule,
         )
 
     def _health(self) -> dict[str, Health]:
         """Return the health of everything that routing may select."""
         health = {name: expert.health for name, expert in self.experts.items()}
-        health |= {arm.name: health[arm.variant_of] for arm in self.registry.variants}
-        health |= {arm.name: arm.health for arm in self._routed_recipes}
+        for variant in self.registry.variants:
+            health[variant.name] = health[variant.variant_of]
+        for arm in self._routed_recipes:
+            health[arm.name] = arm.health
         return health
 
     def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64] | None:
@@ -324,18 +351,22 @@ class Composition:
             posterior=prediction.probabilities if prediction else None,
             deadline=deadline,
             recipe_log=attempts.recipe_log,
+            dropped=attempts.dropped,
         )
         expert, reply = await call_experts(
             call,
             [self._arms[name] for name in order],
-            max_attempts=policy.max_attempts,
+            max_attempts=1 if options.purpose == "score" else policy.max_attempts,  # its command retries, and counts
             deadline=deadline,
             attempts=attempts,
             hedge=policy.hedge and not stays,
         )
         if expert != decision.expert:
             decision = with_fallback(decision, expert, cause=attempts.causes.get(decision.expert, "hedged"))
-        self.affinity.put(conversation, f"{expert}{ESCALATED_MARK}" if escalated else expert)
+        answered_by = f"{expert}{ESCALATED_MARK}" if escalated else expert
+        self.affinity.put(conversation, answered_by)
+        if "tools" in chat.needs:
+            reply = self.affinity.noting_calls(reply, chat.api, conversation, answered_by)
         return RoutedReply(decision, reply)
 
 

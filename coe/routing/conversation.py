@@ -8,6 +8,8 @@ harness adds. Such a key follows a conversation through branches and regenerated
 An id from the client identifies a conversation only if it is meant to: `x-session-id` and the field `conversation`.
 `prompt_cache_key`, `metadata.user_id`, `user` and `safety_identifier` may name a user, an application or a session, so
 they only separate: conversations of different ids never share a key. All keys contain the tenant.
+
+Conversations of equal turns and ids share keys until a tool is called: the ids of the calls in an answer are keys too.
 """
 
 from __future__ import annotations
@@ -15,15 +17,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from coe.core import Chat, Message, RequestOptions
+from coe.frozen import fast_init
 from coe.routing.message_parts import split_message
 
 MAX_TURNS = 5
 """Latest turns that identify an answer. A client may cut off older ones."""
 MAX_ANSWERS = 3
 """Latest answers that a request may follow. Clients insert answers of their own, and split those with several calls."""
+MAX_CALLS = 4
+"""Calls of an answer that identify it."""
 MAX_MESSAGES = 200
 """Messages that are read from the end of a chat."""
 MAX_OPENING_MESSAGES = 10
@@ -33,41 +39,53 @@ MAX_TURN_CHARACTERS = 2000
 MAX_ID_CHARACTERS = 512
 """Characters of an id from the client."""
 _SEPARATING_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
+_ID_FIELDS = ("metadata", *_SEPARATING_FIELDS)
+_NO_IDS = ("",) * len(_ID_FIELDS)
+"""The separating ids of most requests."""
 _KEY_BYTES = 16
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """The keys of a request.
 
     `answer` are the keys for the expert that answers it. `earlier` are the keys under which the expert of the answer
     before it may be known, the surest first; empty if it begins a conversation. `prefix` is the same for all requests
-    of a conversation, and empty for embeddings.
+    of a conversation, and empty for embeddings. `scope` is what all keys contain. The first `latest` of the `earlier`
+    keys are of the newest answer.
     """
 
     answer: tuple[bytes, ...] = ()
     earlier: tuple[bytes, ...] = ()
     prefix: bytes = b""
+    scope: bytes = b""
+    latest: int = 1
+
+    def call_key(self, call_id: str) -> bytes:
+        """Return the key of an answer that calls a tool with this id."""
+        return _call_key(self.scope, call_id)
 
 
-def read_conversation(chat: Chat, options: RequestOptions) -> Conversation:
-    """Return the keys of a request."""
+def read_conversation(
+    chat: Chat, options: RequestOptions, requests: Mapping[int, str] = MappingProxyType({})
+) -> Conversation:
+    """Return the keys of a request. `requests` are those of some of its messages (`RoutedText.requests`)."""
     messages = chat.messages
     if not messages:
         return Conversation()
     scope = f"{options.tenant or ''}\0".encode()
     session = options.session or _id(chat.fields, "conversation")
     by_session = (_key(scope, ["session", session]),) if session else ()
-    scope += "".join(f"{value}\0" for value in (session, *_separating_ids(chat.fields))).encode("utf-8", "replace")
-    turns, answers = _latest_turns(messages)
-    ends = [len(messages), *answers]
-    before = [[text for index, text in turns if index < end][:MAX_TURNS] for end in ends]
-    answer, earlier = (
-        tuple(dict.fromkeys(_key(scope, ["turns", *texts]) for texts in some if texts))
-        for some in (before[:1], before[1:])
-    )
-    prefix = by_session[0] if by_session else _key(scope, ["opening", _opening(messages, dict(turns))])
-    return Conversation(answer + by_session, earlier + by_session, prefix)
+    scope += "\0".join([session, *_separating_ids(chat.fields), ""]).encode("utf-8", "replace")
+    turns, answers = _latest_turns(messages, requests)
+    answer = (_key(scope, ["turns", *[text for _, text in turns[:MAX_TURNS]]]),) if turns else ()
+    before = [[text for index, text in turns if index < end][:MAX_TURNS] for end in answers]
+    results = [text for index, text in turns if answers and index > answers[0] and messages[index].role != "user"]
+    called = [_call_key(scope, call_id) for call_id in results[:MAX_CALLS]]
+    earlier = dict.fromkeys([*called, *[_key(scope, ["turns", *texts]) for texts in before if texts]])
+    prefix = by_session[0] if by_session else _key(scope, ["opening", _opening(messages, turns, requests)])
+    return Conversation(answer + by_session, (*earlier, *by_session), prefix, scope, len(called) + 1)
 
 
 def newest_turn(messages: Sequence[Message]) -> tuple[int, int]:
@@ -84,7 +102,7 @@ def _end(messages: Sequence[Message]) -> int:
     return end
 
 
-def _latest_turns(messages: Sequence[Message]) -> tuple[list[tuple[int, str]], list[int]]:
+def _latest_turns(messages: Sequence[Message], requests: Mapping[int, str]) -> tuple[list[tuple[int, str]], list[int]]:
     """Return the latest turns with their indexes, and the index at which each of the latest answers begins, newest
     first."""
     turns: list[tuple[int, str]] = []
@@ -96,28 +114,35 @@ def _latest_turns(messages: Sequence[Message]) -> tuple[list[tuple[int, str]], l
             if is_first and len(answers) < MAX_ANSWERS:
                 answers.append(index)
                 needed = len(turns) + MAX_TURNS
-        elif text := _turn(messages[index]):
+        elif text := _turn(messages, index, requests):
             turns.append((index, text))
             if len(turns) >= needed and (len(answers) == MAX_ANSWERS or len(turns) >= MAX_ANSWERS * MAX_TURNS):
                 break
     return turns, answers
 
 
-def _turn(message: Message) -> str:
+def _turn(messages: Sequence[Message], index: int, requests: Mapping[int, str]) -> str:
     """Return the text that identifies a turn; empty if nothing does."""
+    message = messages[index]
     if message.role == "user":
-        return split_message(message.text).request[:MAX_TURN_CHARACTERS]
+        request = requests.get(index)
+        return (split_message(message.text).request if request is None else request)[:MAX_TURN_CHARACTERS]
     return message.call_id[:MAX_ID_CHARACTERS]
 
 
-def _opening(messages: Sequence[Message], known: Mapping[int, str]) -> str:
-    """Return the first request of a chat, or else its first text of the user. `known` are texts of turns by index."""
+def _opening(messages: Sequence[Message], turns: Sequence[tuple[int, str]], requests: Mapping[int, str]) -> str:
+    """Return the first request of a chat, or else its first text of the user."""
+    known = {**requests, **dict(turns)}
     users = [index for index, message in enumerate(messages[:MAX_OPENING_MESSAGES]) if message.role == "user"]
-    requests = (known[index] if index in known else _turn(messages[index]) for index in users)
-    return next(filter(None, requests), messages[users[0]].text[:MAX_TURN_CHARACTERS] if users else "")
+    for index in users:
+        if text := _turn(messages, index, known):
+            return text
+    return messages[users[0]].text[:MAX_TURN_CHARACTERS] if users else ""
 
 
-def _separating_ids(fields: Mapping[str, Any]) -> list[str]:
+def _separating_ids(fields: Mapping[str, Any]) -> Sequence[str]:
+    if fields.keys().isdisjoint(_ID_FIELDS):
+        return _NO_IDS
     metadata = fields.get("metadata")
     user = _id(metadata, "user_id") if isinstance(metadata, dict) else ""
     return [user, *(_id(fields, name) for name in _SEPARATING_FIELDS)]
@@ -131,8 +156,10 @@ def _id(fields: Mapping[str, Any], name: str) -> str:
     return value[:MAX_ID_CHARACTERS] if isinstance(value, str) else ""
 
 
+def _call_key(scope: bytes, call_id: str) -> bytes:
+    return _key(scope, ["call", call_id[:MAX_ID_CHARACTERS]])
+
+
 def _key(scope: bytes, texts: Sequence[str]) -> bytes:
-    digest = hashlib.blake2b(scope, digest_size=_KEY_BYTES)
-    for text in texts:
-        digest.update(text.encode("utf-8", "replace") + b"\0")
-    return digest.digest()
+    data = scope + "\0".join([*texts, ""]).encode("utf-8", "replace")
+    return hashlib.blake2b(data, digest_size=_KEY_BYTES).digest()

@@ -8,8 +8,11 @@ for a share of requests, with exact propensities.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from types import MappingProxyType
 
 import numpy as np
@@ -18,11 +21,13 @@ from numpy.typing import NDArray
 from coe.core import (
     Chat,
     Decision,
+    ExpertRule,
     Health,
     Prediction,
     Reason,
 )
 from coe.errors import Cause
+from coe.frozen import fast_init
 from coe.mapping import Assignment, expected_price, expected_utility
 from coe.registry import Policy, Registry
 from coe.routing.eligibility import eligible_arms, pinned_arm
@@ -30,6 +35,7 @@ from coe.routing.eligibility import eligible_arms, pinned_arm
 _HEALTHY = Health()
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class Previous:
     """The expert of a conversation's last answer, empty if it is unknown or there is none.
@@ -63,45 +69,44 @@ def decide(
     health_by_expert: Mapping[str, Health] = MappingProxyType({}),
     uniform: float | None = None,
     recipe: str = "",
+    rule: ExpertRule | None = None,
 ) -> Decision:
     """Select the expert and the fallback order.
 
     Only eligible experts count, and arms of recipes with a measured quality; of these, those that speak the language,
-    if any does. A pinned expert or recipe is selected whatever its health; `recipe` (`RequestOptions.recipe`) pins one
-    too, or excludes all. The `previous` expert of a conversation stays if the request continues its task, or unless
-    another one is better by more than `sticky_margin` and the switching cost. Below the confidence threshold (declared,
-    or else trained) the general expert is selected, otherwise the expert of highest utility. An expert that is down is
-    replaced (a fallback); an overloaded one is, if the other is worse by at most `max_quality_loss`.
+    if any does. No expert that `rule` excludes is a candidate. A pinned expert or recipe is selected whatever its
+    health; `recipe` (`RequestOptions.recipe`) pins one too, or excludes all. The `previous` expert of a conversation
+    stays if the request continues its task, or unless another one is better by more than `sticky_margin` and the
+    switching cost. Below the confidence threshold (declared, or else trained) the expert of `general` is selected,
+    otherwise the expert of highest utility. An expert that is down is replaced (a fallback); an overloaded one is, if
+    the other is worse by at most `max_quality_loss`.
 
     `extra_price`, shape (n_experts,) in units of quality, is added to the plan's expected prices; it is negative where
     passages are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from
     [0, 1), makes routed requests explore as declared; the decision then has the exact propensity.
 
-    Raises ModelNotFound or InvalidRequest if no expert can take the request.
+    Raises ModelNotFound, Forbidden or InvalidRequest if no expert can take the request.
     """
     category, confidence = assignment.categories[prediction.best], prediction.confidence
-    if pinned := pinned_arm(chat, registry, recipe):
+    if pinned := pinned_arm(chat, registry, recipe, rule):
         return Decision(pinned, category, confidence, "pinned", (pinned,))
     utilities, prices = _utilities_and_prices(assignment, prediction, extra_price)
-    eligible = eligible_arms(chat, registry, utilities, recipe, language=prediction.language)
+    eligible = eligible_arms(chat, registry, utilities, recipe, language=prediction.language, rule=rule)
     if registry.variants:
         utilities = _with_experts_of_variants(utilities, eligible, registry)
     policy = registry.policy
-    threshold = confidence_threshold if policy.confidence_threshold is None else policy.confidence_threshold
-    general = registry.general_expert if confidence < threshold else None
+    general = None
+    if confidence < (confidence_threshold if policy.confidence_threshold is None else policy.confidence_threshold):
+        general = assignment.general_expert
     candidates = _Candidates.of(eligible, utilities, health_by_expert)
     expert, reason = _select(candidates, policy, previous=previous, general=general)
-    propensity, avoided = 1.0, ""
-    if reason != "escalated":
-        avoided = _avoided(candidates, policy, previous=previous, general=general)
-    if avoided:
+    propensity = 1.0
+    if avoided := "" if reason == "escalated" else _avoided(candidates, policy, previous=previous, general=general):
         reason = "fallback"
     if uniform is not None and reason == "routed":
         unmeasured = assignment.unmeasured_experts(prediction.best)
         expert, reason, propensity = _explore(expert, candidates, policy, uniform=uniform, unmeasured=unmeasured)
-    order = candidates.fallback_order(expert, stand_in=registry.arm(expert).stand_in)
-    if registry.recipe_arms:
-        order = _one_arm_of_each_recipe(order)
+    order = _order(candidates, expert, registry)
     return Decision(
         expert,
         category,
@@ -109,22 +114,30 @@ def decide(
         reason,
         order,
         propensity,
-        utility=tuple(utilities[name] for name in order),
-        price=tuple(prices[name] for name in order) if any(prices.values()) else (),
+        utility=tuple([utilities[name] for name in order]),
+        price=tuple([prices[name] for name in order]) if any(prices.values()) else (),
         fallback_from=avoided,
         cause=(health_by_expert[avoided].cause or "circuit_open") if avoided else "",
     )
 
 
+def _order(candidates: _Candidates, expert: str, registry: Registry) -> tuple[str, ...]:
+    """Return the selected expert and its fallbacks."""
+    order = candidates.fallback_order(expert, stand_in=registry.arm(expert).stand_in)
+    return _one_arm_of_each_recipe(order) if registry.recipe_arms else order
+
+
 def _utilities_and_prices(
     assignment: Assignment, prediction: Prediction, extra_price: NDArray[np.float64] | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the expected utility and price of each column of the assignment by name."""
+    """Return the expected utility and price of each column of the assignment by name; no prices if all are 0."""
+    names = assignment.experts
     utility = expected_utility(assignment, prediction.probabilities)
+    if extra_price is None and not assignment.is_priced:
+        return dict(zip(names, utility.tolist(), strict=True)), {}
     price = expected_price(assignment, prediction.probabilities)
     if extra_price is not None:
         utility, price = utility - extra_price, price + extra_price
-    names = assignment.experts
     return dict(zip(names, utility.tolist(), strict=True)), dict(zip(names, price.tolist(), strict=True))
 
 
@@ -150,6 +163,7 @@ def with_fallback(decision: Decision, expert: str, *, cause: Cause) -> Decision:
     return replace(decision, expert=expert, reason="fallback", fallback_from=first, cause=why)
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class _Candidates:
     """The eligible experts by `utility`.
@@ -167,15 +181,23 @@ class _Candidates:
     def of(
         cls, eligible: Sequence[str], utility: Mapping[str, float], health_by_expert: Mapping[str, Health]
     ) -> _Candidates:
-        ranked = sorted((name for name in utility if name in eligible), key=utility.__getitem__, reverse=True)
-        up = tuple(name for name in ranked if health_by_expert.get(name, _HEALTHY).up)
-        down = tuple(name for name in ranked if name not in up)
-        free = tuple(name for name in up if health_by_expert.get(name, _HEALTHY).load < 1)
-        return cls(utility, (*up, *down), up or down, free)
+        up: list[str] = []
+        down: list[str] = []
+        free: list[str] = []
+        for name in sorted([name for name in utility if name in eligible], key=utility.__getitem__, reverse=True):
+            health = health_by_expert.get(name, _HEALTHY)
+            if not health.up:
+                down.append(name)
+                continue
+            up.append(name)
+            if health.load < 1:
+                free.append(name)
+        return cls(utility, (*up, *down), tuple(up or down), tuple(free))
 
     def fallback_order(self, first: str, *, stand_in: str | None) -> tuple[str, ...]:
         """Return all candidates: the selected one, its stand-in, then the others by rank."""
-        return first, *sorted((name for name in self.ranked if name != first), key=(stand_in or first).__ne__)
+        others = [name for name in self.ranked if name != first]
+        return first, *(sorted(others, key=stand_in.__ne__) if stand_in else others)
 
 
 def _one_arm_of_each_recipe(order: tuple[str, ...]) -> tuple[str, ...]:
@@ -236,19 +258,31 @@ def _explore(
     names = tuple(dict.fromkeys((best, *candidates.free)))
     exploration = policy.exploration
     lowest = candidates.utility[best] - exploration.max_quality_loss
-    utility = np.array([lowest if name in unmeasured else candidates.utility[name] for name in names])
-    if np.isneginf(candidates.utility[best]):  # the plan allows none of the eligible experts for this category
+    utility = [lowest if name in unmeasured else candidates.utility[name] for name in names]
+    if candidates.utility[best] == -math.inf:  # the plan allows none of the eligible experts for this category
         return best, "routed", 1.0
     index, propensity = choose(utility, rate=exploration.rate, loss=exploration.max_quality_loss, uniform=uniform)
     return names[index], "explored" if index else "routed", propensity
 
 
-def choose(utility: NDArray[np.floating], *, rate: float, loss: float, uniform: float) -> tuple[int, float]:
-    """Return the index of the selected expert and its propensity; `uniform` is drawn from [0, 1)."""
-    probabilities = propensities(utility, rate=rate, loss=loss)
-    bounds = np.cumsum(probabilities)
-    index = int(np.searchsorted(bounds, uniform * bounds[-1], side="right"))
-    return index, float(probabilities[index])
+def choose(utility: Sequence[float], *, rate: float, loss: float, uniform: float) -> tuple[int, float]:
+    """Return the index of the selected expert and its propensity; `uniform` is drawn from [0, 1).
+
+    The propensities are exactly those of `propensities`, whose arrays would take ten times as long for one request.
+    """
+    best = max(utility)
+    ties = utility.count(best)
+    explored = [best > one >= best - loss and one > -math.inf for one in utility]
+    count = sum(explored)
+    mass = rate if count else 0.0
+    best_probability, other_probability = (1.0 - mass) / ties, mass / max(count, 1)
+    probabilities = [
+        best_probability if one == best else other_probability if other else 0.0
+        for one, other in zip(utility, explored, strict=True)
+    ]
+    bounds = list(accumulate(probabilities))
+    index = bisect_right(bounds, uniform * bounds[-1])
+    return index, probabilities[index]
 
 
 def propensities(utility: NDArray[np.floating], *, rate: float, loss: float) -> NDArray[np.float64]:

@@ -1,44 +1,106 @@
-"""Which experts and arms can take a chat, and why the others cannot. Pure, like `coe.routing.decision`, which calls it.
+"""Eligibility of experts and arms for a chat, and the reasons of those that are not eligible. Pure.
 
 A request may pin an expert or recipe. All others go to the experts that support its API, have the capabilities that it
-needs and enough context, and speak its language.
+needs and enough context, and speak its language. An `ExpertRule` (API key or header) excludes experts before all this:
+no expert that it excludes becomes a candidate, as a fallback, hedge, stand-in or member of a recipe either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
-from coe.core import NO_RECIPE, OPTIONAL_CAPABILITIES, TEXT_APIS, UNDETERMINED, Capability, Chat
-from coe.errors import InvalidRequest, ModelNotFound, ThreadUnsupported
+from coe.core import NO_RECIPE, OPTIONAL_CAPABILITIES, TEXT_APIS, UNDETERMINED, Capability, Chat, ExpertRule
+from coe.errors import Forbidden, InvalidRequest, ModelNotFound, ThreadUnsupported
 from coe.experts.variants import contradiction
 from coe.registry import AUTO, ArmSpec, ExpertSpec, ExpertVariant, Registry
+from coe.registry.access import is_named
 
 MAX_CHARACTERS_PER_TOKEN = 8
 """No tokenizer exceeds this on real text, so a longer chat certainly does not fit into the context."""
 _TRANSLATED_APIS = frozenset({"responses", "messages"})
 """APIs that are translated for an expert with chat only."""
+Exclusion = Literal["", "key", "not_local"]
+"""Why a rule excludes an expert: the API key does not permit it, or it does not run locally; empty if it does not."""
+_ONLY_LOCAL = ExpertRule(only_local=True)
 
 
-def pinned_arm(chat: Chat, registry: Registry, recipe: str) -> str:
+def only_local(rule: ExpertRule | None) -> ExpertRule:
+    """Return a rule that permits the local experts of another rule, or all local experts."""
+    return _ONLY_LOCAL if rule is None else replace(rule, only_local=True)
+
+
+def exclusion(rule: ExpertRule, arm: ExpertSpec | ArmSpec) -> Exclusion:
+    """Return why a rule excludes an expert or arm. An expert that a recipe calls, its judge included, excludes it."""
+    called = arm.called if isinstance(arm, ArmSpec) else (arm,)
+    if (names := rule.experts) is not None and not all(any(is_named(one, name) for name in names) for one in called):
+        return "key"
+    return "not_local" if rule.only_local and not all(one.is_local for one in called) else ""
+
+
+def excluded_experts(registry: Registry, rule: ExpertRule | None) -> dict[str, Exclusion]:
+    """Return the experts and variants that a rule excludes, and why."""
+    if rule is None:
+        return {}
+    return {spec.name: why for spec in registry.single_arms if (why := exclusion(rule, spec))}
+
+
+def permitted_models(registry: Registry, rule: ExpertRule | None) -> tuple[str, ...]:
+    """Return the values of `model` that a list can show to a caller with this rule."""
+    if rule is None:
+        return registry.listed_models
+    return tuple(name for name in registry.listed_models if permits_model(registry, rule, name))
+
+
+def permits_model(registry: Registry, rule: ExpertRule | None, name: str) -> bool:
+    """Return whether a name is a known value of `model`, and a request with this rule may send it."""
+    found = registry.models.resolve(name)
+    if rule is None or found is None or found.model == AUTO:
+        return found is not None
+    return not exclusion(rule, registry.arm(registry.arm_of_model[found.model]))
+
+
+def _check_local(arm: ExpertSpec | ArmSpec, registry: Registry, rule: ExpertRule, *, param: str) -> None:
+    """Raise Forbidden for a request that demands an arm which its rule excludes."""
+    if exclusion(rule, arm):
+        name = arm.recipe if isinstance(arm, ArmSpec) else arm.name
+        raise Forbidden(
+            f"{name!r} does not run locally, and only local experts may receive this request; request one of "
+            f"{', '.join(permitted_models(registry, rule))}. {_local_remedy(rule)}",
+            param=param,
+            code="expert_not_local",
+        )
+
+
+def _local_remedy(rule: ExpertRule) -> str:
+    """Return the end of an error message about a request for local experts."""
+    source = f"x-coe-only-local or the API key {rule.key!r}" if rule.key else "the header x-coe-only-local"
+    return f"The rule is from {source}; a server of your own needs `local: true` in experts.yaml"
+
+
+def pinned_arm(chat: Chat, registry: Registry, recipe: str, rule: ExpertRule | None = None) -> str:
     """Return the expert or arm that the request demands, empty if it demands none.
 
-    Raises ModelNotFound or InvalidRequest if it is unknown or cannot take the chat.
+    Raises ModelNotFound, Forbidden or InvalidRequest if it is unknown, excluded by the rule, or cannot take the chat.
     """
     if chat.model == AUTO:
         if recipe in ("", NO_RECIPE):
             return ""
         model = recipe
-        check_recipe(recipe, registry)
+        check_recipe(recipe, registry, rule)
     else:
         model = chat.model
-        check_model(chat, registry)
+        check_model(model, registry, rule)
         if recipe not in ("", model) and not (recipe == NO_RECIPE and model in registry.single_names):
             message = f"model {model!r} and x-coe-recipe {recipe!r} contradict each other: send model {AUTO!r}"
             raise InvalidRequest(message, param="x-coe-recipe")
     pinned = registry.arm_of_model[model]
     spec = registry.arm(pinned)
+    if rule is not None:
+        _check_local(spec, registry, rule, param="x-coe-recipe" if chat.model == AUTO else "model")
     if reason := ineligibility(chat, spec):
         raise InvalidRequest(f"{reason}{_remedy(chat, [spec])}", param="model", code="no_capable_expert")
     if isinstance(spec, ExpertSpec) and chat.api not in spec.supported_apis:
@@ -47,23 +109,33 @@ def pinned_arm(chat: Chat, registry: Registry, recipe: str) -> str:
 
 
 def eligible_arms(
-    chat: Chat, registry: Registry, utilities: Mapping[str, float], recipe: str, *, language: str
+    chat: Chat,
+    registry: Registry,
+    utilities: Mapping[str, float],
+    recipe: str,
+    *,
+    language: str,
+    rule: ExpertRule | None = None,
 ) -> list[str]:
-    """Return the names of the eligible experts and arms. Raises InvalidRequest if no expert can take the chat."""
-    eligible = _eligible_experts(chat, registry)
+    """Return the names of the eligible experts and arms. Raises InvalidRequest if no expert can take the chat,
+    Forbidden if the rule excludes all."""
+    eligible = _eligible_experts(chat, registry, rule)
     if registry.recipe_arms and recipe != NO_RECIPE:
-        eligible += _eligible_recipes(chat, registry, utilities)
+        eligible += _eligible_recipes(chat, registry, utilities, rule)
     if chat.needs:
         eligible = _with_optional_capabilities(eligible, chat, registry)
     return _with_language(eligible, language, registry) if registry.restricts_languages else eligible
 
 
-def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
-    """Return the names of the eligible experts. Raises InvalidRequest if none can take the chat."""
-    eligible = [spec.name for spec in registry.single_arms if not ineligibility(chat, spec)]
+def _eligible_experts(chat: Chat, registry: Registry, rule: ExpertRule | None) -> list[str]:
+    """Return the names of the eligible experts. Raises InvalidRequest if none can take the chat, Forbidden if the rule
+    excludes all."""
+    permitted = registry.single_arms if rule is None else _permitted_experts(registry, rule)
+    eligible = [spec.name for spec in permitted if not ineligibility(chat, spec)]
     if not eligible:
-        reasons = "; ".join(ineligibility(chat, spec) for spec in registry.single_arms)
-        experts = sorted(registry.experts, key=lambda expert: expert.name != registry.general_expert)
+        reasons = "; ".join(ineligibility(chat, spec) for spec in permitted)
+        experts = [spec for spec in permitted if not isinstance(spec, ExpertVariant)] or list(permitted)
+        experts.sort(key=lambda expert: expert.name != registry.general_expert)
         message = f"no expert can take this request: {reasons}{_remedy(chat, experts)}"
         raise InvalidRequest(message, code="no_capable_expert")
     if chat.api == "embeddings" and len(eligible) > 1:
@@ -72,6 +144,18 @@ def _eligible_experts(chat: Chat, registry: Registry) -> list[str]:
     if chat.api in _TRANSLATED_APIS:
         _check_stored_state(chat)
     return eligible
+
+
+def _permitted_experts(registry: Registry, rule: ExpertRule) -> tuple[ExpertSpec, ...]:
+    """Return the experts and variants that a rule does not exclude. Raises Forbidden if there is none."""
+    permitted = tuple(spec for spec in registry.single_arms if not exclusion(rule, spec))
+    if permitted:
+        return permitted
+    if rule.only_local:
+        message = f"only local experts may receive this request, and it may use none. {_local_remedy(rule)}"
+        raise Forbidden(message, code="expert_not_local")
+    message = f"no declared expert is in the list of the API key {rule.key!r}; change access.keys.experts"
+    raise Forbidden(message, code="expert_not_permitted")
 
 
 def _with_optional_capabilities(eligible: list[str], chat: Chat, registry: Registry) -> list[str]:
@@ -94,8 +178,12 @@ def _with_language(eligible: list[str], language: str, registry: Registry) -> li
 
 
 def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
-    """Return the line of experts.yaml with which an expert could take a chat; empty if it lacks nothing that is
-    declared."""
+    """Return the model that a recipe's request could name instead, or the line of experts.yaml with which an expert
+    could take a chat; empty if it lacks nothing that is declared."""
+    if isinstance(arm := specs[0], ArmSpec):
+        takes_none = "tools" in chat.needs and not arm.takes_tools and not arm.writing
+        declared = ", or declare `tools: agreement` for the recipe" if takes_none else ""
+        return f"; request {AUTO!r} or an expert, such as {arm.members[0].name!r}{declared}"
     if chat.api not in TEXT_APIS and not any(chat.api in spec.supported_apis for spec in specs):
         added = sorted(specs[0].supported_apis | {chat.api}) if len(specs) == 1 else [chat.api]
         return f". If an expert's server supports it, say so in experts.yaml: `apis: [{', '.join(added)}]`"
@@ -128,32 +216,53 @@ def _check_thread(chat: Chat) -> None:
         raise ThreadUnsupported(message, param="thread")
 
 
-def _eligible_recipes(chat: Chat, registry: Registry, utilities: Mapping[str, float]) -> list[str]:
+def _eligible_recipes(
+    chat: Chat, registry: Registry, utilities: Mapping[str, float], rule: ExpertRule | None
+) -> list[str]:
     """Return the eligible arms of recipes whose quality was measured for the category."""
     if single_expert_reason(chat):
         return []
     return [
         arm.name
         for arm in registry.recipe_arms
-        if utilities.get(arm.name, -np.inf) > -np.inf and not ineligibility(chat, arm)
+        if utilities.get(arm.name, -np.inf) > -np.inf
+        and not (rule is not None and exclusion(rule, arm))
+        and not ineligibility(chat, arm)
     ]
 
 
-def check_model(chat: Chat, registry: Registry) -> None:
-    """Raise ModelNotFound for a model name that is not declared."""
-    if chat.model != AUTO and chat.model not in registry.arm_of_model:
-        raise ModelNotFound(
-            f"the model {chat.model!r} does not exist here; known: {', '.join(registry.listed_models)}. For clients "
-            "with a fixed model name, declare an alias in experts.yaml, such as aliases: {gpt-*: auto}",
-            param="model",
-        )
+def check_model(model: str, registry: Registry, rule: ExpertRule | None = None, *, sent: str = "") -> None:
+    """Raise ModelNotFound for a model that is not declared, or that the list of the API key excludes.
+
+    Both have the same error, so that a key cannot discover what it may not use. The message quotes the name as the
+    client `sent` it, such as an alias, and lists what the rule permits.
+    """
+    if model == AUTO or _exists(model, registry, rule):
+        return
+    what, known = f"the model {sent or model!r} does not exist here", ", ".join(permitted_models(registry, rule))
+    if rule is not None and rule.experts is not None:
+        message = f"{what}, or the API key {rule.key!r} may not use it; permitted: {known}"
+        raise ModelNotFound(f"{message}. The operator can add it to access.keys.experts", param="model")
+    raise ModelNotFound(
+        f"{what}; known: {known}. For clients with a fixed model name, declare an alias in experts.yaml, such as "
+        "aliases: {gpt-*: auto}",
+        param="model",
+    )
 
 
-def check_recipe(recipe: str, registry: Registry) -> None:
-    """Raise ModelNotFound for a value of x-coe-recipe that names no recipe."""
+def _exists(model: str, registry: Registry, rule: ExpertRule | None) -> bool:
+    """Return whether an expert, variant, recipe or arm is declared and not excluded by the list of the API key."""
+    arm = registry.arm_of_model.get(model)
+    return arm is not None and (rule is None or exclusion(rule, registry.arm(arm)) != "key")
+
+
+def check_recipe(recipe: str, registry: Registry, rule: ExpertRule | None = None) -> None:
+    """Raise ModelNotFound for a value of x-coe-recipe that names no recipe, or one that the list of the API key
+    excludes, with the same error. The message lists what the rule permits."""
     names = [one.name for one in registry.declared_recipes]
-    if recipe not in (*names, *(arm.name for arm in registry.recipe_arms)):
-        known = ", ".join((NO_RECIPE, *names))
+    declared = (*names, *(arm.name for arm in registry.recipe_arms))
+    if recipe not in declared or not _exists(recipe, registry, rule):
+        known = ", ".join((NO_RECIPE, *(name for name in names if permits_model(registry, rule, name))))
         raise ModelNotFound(f"the recipe {recipe!r} does not exist here; known: {known}", param="x-coe-recipe")
 
 
@@ -174,7 +283,7 @@ def single_expert_reason(chat: Chat) -> str:
 
 def _missing_capabilities(chat: Chat, spec: ExpertSpec | ArmSpec) -> frozenset[Capability]:
     """Return the capabilities that an expert must have for a chat and does not declare."""
-    return chat.needs - spec.capabilities - OPTIONAL_CAPABILITIES if chat.needs else chat.needs
+    return chat.needs - spec.capabilities - OPTIONAL_CAPABILITIES
 
 
 def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
@@ -186,9 +295,9 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
             return reason
     elif chat.api not in spec.supported_apis and not (chat.api in _TRANSLATED_APIS and "chat" in spec.supported_apis):
         return f"{spec.name} does not support the {chat.api} API"
-    elif reason := _contradicted(chat, spec):
+    elif isinstance(spec, ExpertVariant) and (reason := _contradicted(chat, spec)):
         return reason
-    if missing := _missing_capabilities(chat, spec):
+    if chat.needs and (missing := _missing_capabilities(chat, spec)):
         return f"{spec.name} has no {', no '.join(sorted(missing))}"
     if chat.characters > spec.context_length * MAX_CHARACTERS_PER_TOKEN:
         return (

@@ -1,8 +1,8 @@
 """Splits a user message into the request, the material it is about, and what a client or an agent's harness added.
 
 Structure decides, not the names of products: tag-delimited blocks, fenced and named files, tool results, lines about
-the environment, documents of instructions, quoted conversations, and the labels of ReAct prompts. Every search is
-bounded or linear, so a hostile message takes milliseconds at most.
+the environment, documents of instructions, quoted conversations, and the labels of ReAct prompts; only for courtesies
+words decide (`courtesies`). Every search is bounded or linear, so a hostile message takes milliseconds at most.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from coe.routing.phrases import has_topic, is_instruction
+from coe.routing.courtesies import without_courtesies
+from coe.routing.phrases import has_topic, is_instruction, is_translation, names_language
 
-CutKind = Literal["block", "file", "quote", "tool result", "environment", "document", "history", "scaffold", "material"]
+CutKind = Literal[
+    "block", "file", "quote", "tool result", "environment", "courtesy", "document", "history", "scaffold", "material"
+]
 """The kind of a part that does not count as the request."""
 
 PLAIN_CHARACTERS = 160
@@ -34,6 +37,7 @@ MAX_FILE_NAME_LINE = 300
 MAX_CLOSING_CHARACTERS = 1500
 """Length of a document's last paragraph up to which it may be the request."""
 
+_MARK = re.compile(r"[\n<:]")
 _OPEN = re.compile(r"<([A-Za-z][\w.:-]{0,63})(?:\s[^<>]{0,300})?>")
 _CLOSE_AT_END = re.compile(r"</([A-Za-z][\w.:-]{0,63})>\s*\Z")
 _TAG_WORD = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z]+")
@@ -94,7 +98,7 @@ _ASKED = re.compile(
 _SPEAKER = re.compile(r"^[ \t*#\[]{0,8}(user|human|assistant|ai|bot)[ \t*\]]{0,4}:", re.IGNORECASE | re.MULTILINE)
 _INSTRUCTION_FILE = re.compile(r"[\w.-]{1,60}\.(?:md|mdc|rst)\b|\.\w{1,20}rules\b", re.IGNORECASE)
 _LIST_ITEM = re.compile(r"\s|[-*|#<>]|\d{1,3}[.)]\s")
-_COLON = re.compile(r"[^\n:]{3,200}:(?=\s)")
+_COLON = re.compile(r"[^\n:]{3,200}+:(?=\s)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,8 @@ class MessageParts:
 def split_message(text: str) -> MessageParts:
     """Split a user message into its parts."""
     parts = MessageParts(text)
-    if len(text) <= PLAIN_CHARACTERS and not any(mark in text for mark in "\n<:"):
+    if len(text) <= PLAIN_CHARACTERS and not _MARK.search(text):
+        _courtesies(parts)
         return parts
     parts.request = _without_blocks(text, parts).strip()
     if parts.cuts and _only_headings(parts.request):
@@ -308,6 +313,12 @@ def _history(parts: MessageParts) -> None:
     parts.keep(text[turns[last].end() : end], "history", "")
 
 
+def _courtesies(parts: MessageParts) -> None:
+    """Greetings and small talk before the request, thanks after it."""
+    if (request := without_courtesies(parts.request)) is not parts.request:
+        parts.keep(request, "courtesy", "")
+
+
 def _document(parts: MessageParts) -> None:
     """A Markdown document with the request before or after it; of an instruction file nothing else counts."""
     text = parts.request
@@ -332,13 +343,13 @@ def _document(parts: MessageParts) -> None:
 
 
 def _material(parts: MessageParts) -> None:
-    """An instruction in the head or at the end, and the long text that it is about."""
+    """An instruction in the head or at the end, and the long text that it is about; of any length to translate it."""
     text = parts.request
-    if len(text) < MIN_MATERIAL_CHARACTERS:
-        return
     head = _head_of(text)
-    if head and len(text) - len(head) >= MIN_MATERIAL_CHARACTERS // 2 and is_instruction(head) and has_topic(head):
+    if head and (_has_long_material(text, head) or (is_translation(head) and names_language(head))):
         parts.keep(head, "material", "after the instruction", material=text[len(head) :].strip())
+        return
+    if len(text) < MIN_MATERIAL_CHARACTERS:
         return
     begin = text.rfind("\n\n") + 2
     closing = text[begin:].strip()
@@ -347,12 +358,18 @@ def _material(parts: MessageParts) -> None:
         parts.keep(closing, "material", "before the instruction", material=text[:begin].strip())
 
 
+def _has_long_material(text: str, head: str) -> bool:
+    """True if `head` is an instruction with a topic, and the rest of the text is long enough to be its material."""
+    if len(text) < MIN_MATERIAL_CHARACTERS or len(text) - len(head) < MIN_MATERIAL_CHARACTERS // 2:
+        return False
+    return is_instruction(head) and has_topic(head)
+
+
 def _head_of(text: str) -> str:
     """The first line or, if shorter, what precedes its first colon; empty if it is too long for an instruction."""
-    line, _, rest = text.partition("\n")
-    colon = _COLON.match(text)
-    if colon:
+    if colon := _COLON.match(text):
         return colon[0]
+    line, _, rest = text.partition("\n")
     return line if rest.startswith("\n") and len(line) <= MAX_INSTRUCTION_CHARACTERS else ""
 
 
@@ -361,6 +378,7 @@ _SPLITS: tuple[Callable[[MessageParts], None], ...] = (
     _lines,
     _scaffold,
     _history,
+    _courtesies,
     _document,
     _material,
 )

@@ -33,11 +33,11 @@ _NAME = re.compile(r"\d|(?<=[a-z,;:] )[A-Z][a-z]+|(?<=[a-z] )[A-Z]{2,}")
 _UNSPACED = re.compile(rf"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]{{{MIN_UNSPACED_CHARACTERS}}}")
 
 
-def _words(text: str) -> frozenset[str]:
+def words_of(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_FUNCTION_WORDS = _words("""
+FUNCTION_WORDS = words_of("""
     a about above after again all also am an and another any anything are as at back be because been before being below
     best better between both but by can cannot could d did do does doing don done down each either else end even every
     everything few first for from further get give given go going good got had has have having he help her here him his
@@ -51,7 +51,7 @@ _FUNCTION_WORDS = _words("""
     """)
 """Words without a meaning of their own, as in "what is wrong with this?"."""
 
-_HANDLING_WORDS = _words("""
+_HANDLING_WORDS = words_of("""
     add alternative alternatives answer argument attached bit bullet bullets certain change changes check checklist
     choose clear code common complete consider content contents correct correctly cost data describe detail details
     document documents everything exactly example examples exception exceptions explain explanation file files five fix
@@ -63,7 +63,7 @@ _HANDLING_WORDS = _words("""
     """)
 """Words for handling whatever the context is about, as in "summarise the following text"."""
 
-_PROCESS_WORDS = _words("""
+_PROCESS_WORDS = words_of("""
     abort action actions agent all allowed already approach appropriate ask asked asking assistance assume automatically
     autonomously available blocked call called calling calls carry carrying claim command commands completed completely
     completing conclude continue continued continuing current currently decide directly empty ensure environment error
@@ -79,7 +79,7 @@ _PROCESS_WORDS = _words("""
     """)
 """Words about carrying on with a task, as a user or an agent's harness writes them between two steps."""
 
-_ANSWER_WORDS = _words("""
+_ANSWER_WORDS = words_of("""
     abbreviation abstract advantages advice advocate agree almost altro always ambiguous analogy andere anderes
     angle apologise apply argue auch autre autrement average background ballpark based basically basics beginner
     beginners beginning beispiel big bigger bold boring boss breve brief briefly brutally budget capital case
@@ -105,7 +105,7 @@ _ANSWER_WORDS = _words("""
     """)
 """Words about an answer: its tone, length, parts and alternatives, as in "make the ending less formal"."""
 
-_INSTRUCTIONS = _words("""
+_INSTRUCTIONS = words_of("""
     add analyse analyze answer arrange brainstorm build calculate change check classify clean compare complete compose
     compute continue convert correct count create critique debug define delete deploy derive describe design detect
     determine develop discuss draft draw edit evaluate examine expand explain extend extract find fix format generate
@@ -119,16 +119,28 @@ _INSTRUCTIONS = _words("""
     """)
 """First words of an instruction, after courtesies."""
 
-_TRANSLATIONS = _words(
+_TRANSLATIONS = words_of(
     "translate übersetze übersetz traduis traduisez traduire traduce traduzca traducir traduci traduza vertaal"
 )
-_POINTERS = _words("this that it these those them")
-_REFERENCES = _POINTERS | _words("""
+_LANGUAGE_NAMES = words_of("""
+    afrikaans albanian amharic arabic armenian basque bengali bulgarian cantonese catalan chinese croatian czech danish
+    dutch english estonian farsi finnish french gaelic galician georgian german greek gujarati hebrew hindi hungarian
+    icelandic indonesian irish italian japanese kannada khmer korean kurdish lao latin latvian lithuanian malay
+    malayalam mandarin marathi mongolian nepali norwegian pashto persian polish portuguese punjabi romanian russian
+    sanskrit serbian slovak slovenian spanish swahili swedish tagalog tamil telugu thai turkish ukrainian urdu
+    vietnamese welsh yiddish yoruba zulu
+    allemand alemán anglais arabe chinois chino coréen coreano deutsch deutsche englisch englische español espagnol
+    francés français französisch französische inglés inglese inglês italien italiano italienisch italienische japonais
+    japonés japanisch nederlands polnisch portugais português portugués russe russisch ruso spanisch spanische tedesco
+    türkisch
+    """)
+_POINTERS = words_of("this that it these those them")
+_REFERENCES = _POINTERS | words_of("""
     its one ones other others same again more less first second third last previous above before former latter
     """)
 """Words that refer to what was said before."""
-_COURTESIES = _words("please can could would will you i want need to help me kindly now hey hi hello bitte")
-_TOPICLESS = _FUNCTION_WORDS | _HANDLING_WORDS
+_COURTESIES = words_of("please can could would will you i want need to help me kindly now hey hi hello bitte")
+_TOPICLESS = FUNCTION_WORDS | _HANDLING_WORDS
 _NUDGING = _TOPICLESS | _PROCESS_WORDS
 _CONTEXTUAL = _NUDGING | _ANSWER_WORDS
 
@@ -138,7 +150,7 @@ def has_topic(text: str) -> bool:
 
     A translation is one too, whatever is translated.
     """
-    if _instruction(text) in _TRANSLATIONS:
+    if is_translation(text):
         return True
     text = text[:MAX_CHARACTERS].lower()
     words = set(_WORD.findall(text)) - _NUDGING
@@ -178,6 +190,21 @@ def is_nudge(text: str) -> bool:
     words = _WORD.findall(text.lower())
     foreign = sum(word not in _NUDGING for word in words)
     return foreign == 0 or (len(words) >= MIN_LONG_NUDGE_WORDS and foreign <= MAX_FOREIGN_SHARE * len(words))
+
+
+def is_translation(text: str) -> bool:
+    """True if a text starts with the instruction to translate, after courtesies."""
+    return _instruction(text) in _TRANSLATIONS
+
+
+def names_language(text: str) -> bool:
+    """True if an instruction names a natural language, unlike "translate this to Rust" and "... to Polish notation"."""
+    words = _WORD.findall(text[:MAX_CHARACTERS].lower())
+    following = (*words[1:], "")
+    return any(
+        word in _LANGUAGE_NAMES and (not after or after in FUNCTION_WORDS or after in _LANGUAGE_NAMES)
+        for word, after in zip(words, following, strict=True)
+    )
 
 
 def is_instruction(text: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from coe.core import GENERAL, Api, Capability, Chat, Decision, Prediction, RequestOptions
+from coe.core import GENERAL, Api, Capability, Chat, Decision, ExpertRule, Prediction, RequestOptions
 from coe.errors import NotClassified
 from coe.records.record import RoutingRecord
 from coe.registry import AUTO
@@ -40,12 +40,17 @@ async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDec
     if not record.probabilities:
         raise NotClassified(f"the router did not classify request {record.request_id} ({record.outcome})")
     chat = _logged_chat(record)
+    rule = _logged_rule(composition, record)
     if record.prompt is not None:
         source: Literal["prompt", "posterior"] = "prompt"
-        prediction = await composition.classify_text(record.prompt, chat, record.tenant)
+        prediction = await composition.classify_text(record.prompt, chat, record.tenant, rule=rule)
     else:
         source, prediction = "posterior", _logged_prediction(composition, record)
-    options = RequestOptions(cost_weight=record.cost_weight, retrieval="off" if record.retrieval == "off" else "auto")
+    options = RequestOptions(
+        cost_weight=record.cost_weight,
+        retrieval="off" if record.retrieval == "off" else "auto",
+        rule=rule,
+    )
     previous = Previous(record.candidates[0], continues=True) if record.reason == "sticky" else NO_PREVIOUS
     return ReplayedDecision(source, prediction, composition.decide(chat, prediction, options, previous=previous))
 
@@ -64,6 +69,14 @@ def _logged_prediction(composition: Composition, record: RoutingRecord) -> Predi
     posterior /= max(float(posterior.sum()), 1e-9)
     prediction = Prediction(posterior, record.stage, record.in_distribution, language=record.language)
     return composition.apply_overlay(prediction, record.tenant)
+
+
+def _logged_rule(composition: Composition, record: RoutingRecord) -> ExpertRule | None:
+    """Return the rule that excludes the experts that were excluded then; None if none was."""
+    if not record.excluded and not record.only_local:
+        return None
+    names = (name for name in composition.registry.single_names if name not in record.excluded)
+    return ExpertRule(record.key or "", tuple(names), record.only_local)
 
 
 def _logged_chat(record: RoutingRecord) -> Chat:

@@ -1,4 +1,4 @@
-"""The text of a chat that is routed: what the user asks for, without what a client or an agent's harness added.
+"""Extracts the text to classify from a chat: the user's request, without text that a client or agent harness added.
 
 `read_request` is pure. It takes the last user message with a request first, shortens older ones, adds the head of the
 system prompt if the request says little, and bounds the length. `message_parts` splits each message.
@@ -7,11 +7,12 @@ system prompt if the request says little, and bounds the length. `message_parts`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from coe.core import Chat
-from coe.routing.conversation import newest_turn
+from coe.core import Chat, Message
+from coe.frozen import fast_init
+from coe.routing.conversation import MAX_TURN_CHARACTERS, newest_turn
 from coe.routing.message_parts import MAX_MESSAGE_CHARACTERS, MessageParts, split_message
 from coe.routing.phrases import has_topic, is_instruction, is_nudge, refers_to_context
 
@@ -41,6 +42,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "quote": "quoted lines",
         "tool result": "a tool's result, sent as the user's message",
         "environment": "lines about the date, the folder or the system",
+        "courtesy": "a greeting, small talk or thanks",
         "document": "a document of instructions",
         "history": "a quoted conversation",
         "scaffold": "labels of an agent's prompt",
@@ -49,14 +51,14 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "blank": "no text",
     }
 )
-"""What each kind of part is."""
+"""The meaning of each kind of part."""
 
 MAX_READ_CHARACTERS = 100_000
 """Characters of user messages that are searched for parts in a chat; its first one is searched in any case."""
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class OmittedPart:
     """A part of a user message that does not count as the request.
 
     `message` is the index of the message, `kind` a key of REASONS, `name` the tag or label, and `characters` the
@@ -75,6 +77,7 @@ class LeftOut:
         return f"message {self.message}: {what} {how}, {self.characters} characters"
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class RoutedText:
     """The text for the router, about 5,000 characters at most, and what it leaves out.
@@ -82,18 +85,20 @@ class RoutedText:
     `newest` are the requests since the last answer alone, with the material that they are about; empty if there is no
     answer or no request since. `continues` is true if the newest turn has no topic of its own, so that it continues the
     task of the last answer. `in_loop` is true if the turn has results of tools that the last answer called. `has_task`
-    is true if an earlier request has a topic: after a greeting, there is no task to continue.
+    is true if an earlier request has a topic: after a greeting, there is no task to continue. `requests` are the
+    beginnings of the requests that were read, by the index of their message.
     """
 
     text: str
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[OmittedPart, ...] = ()
     newest: str = ""
     continues: bool = False
     in_loop: bool = False
     has_task: bool = False
+    requests: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     def of_topic(self, *, opens: bool) -> RoutedText:
-        """Return the text for a newest request that opens a topic, which is routed alone, or does not."""
+        """Return the text to route: the newest request alone if it opens a new topic (`opens`), else the whole text."""
         return replace(self, text=self.newest) if opens else replace(self, continues=self.has_task)
 
 
@@ -105,11 +110,18 @@ def routing_text(chat: Chat) -> str:
     return read_request(chat).text
 
 
+def prompt_text(prompt: str) -> str:
+    """Return the text for the router of a chat that consists of this user message."""
+    message = (Message("user", prompt),)
+    return routing_text(Chat("auto", message, stream=False, needs=frozenset(), characters=len(prompt), fields={}))
+
+
 def read_request(chat: Chat) -> RoutedText:
     """Return the text for the router and what it leaves out."""
     limits = iter((MAX_LAST_TURN_CHARACTERS, *MAX_OLDER_TURN_CHARACTERS))
     texts: list[str] = []
-    left_out: list[LeftOut] = []
+    left_out: list[OmittedPart] = []
+    requests: dict[int, str] = {}
     limit = next(limits)
     turns = _user_turns(chat)
     newest, end = newest_turn(chat.messages)
@@ -117,12 +129,13 @@ def read_request(chat: Chat) -> RoutedText:
     for index in turns:
         text = chat.messages[index].text
         parts = split_message(text)
-        if reason := _no_request(parts, is_older=bool(texts), is_only=len(turns) == 1):
+        requests[index] = parts.request[:MAX_TURN_CHARACTERS]
+        if reason := _omission_kind(parts, is_older=bool(texts), is_only=len(turns) == 1):
             left_out += _all_left_out(index, text, parts, reason)
             continue
         material = _material_of(parts, is_older=bool(texts))
         left_out += [
-            LeftOut(index, cut.kind, cut.name, cut.characters, shortened=bool(material) and cut.is_material)
+            OmittedPart(index, cut.kind, cut.name, cut.characters, shortened=bool(material) and cut.is_material)
             for cut in parts.cuts
         ]
         texts += [shorten(parts.request, limit), material] if material else [shorten(parts.request, limit)]
@@ -143,6 +156,7 @@ def read_request(chat: Chat) -> RoutedText:
         in_loop or (newest > 0 and not count),
         in_loop,
         count > 0 and any(has_topic(chat.messages[index].text) for index in turns if index < newest),
+        requests,
     )
 
 
@@ -167,8 +181,8 @@ def _user_turns(chat: Chat) -> list[int]:
     return read + turns[-1:]
 
 
-def _no_request(parts: MessageParts, *, is_older: bool, is_only: bool) -> str:
-    """Why a message does not count; empty if it does."""
+def _omission_kind(parts: MessageParts, *, is_older: bool, is_only: bool) -> str:
+    """Return the kind of part (a key of REASONS) for which a message is not a request; empty if it is one."""
     if not parts.request:
         return parts.cuts[0].kind if parts.cuts else "blank"
     if (
@@ -180,9 +194,9 @@ def _no_request(parts: MessageParts, *, is_older: bool, is_only: bool) -> str:
     return "nudge" if not is_only and not parts.material and is_nudge(parts.request) else ""
 
 
-def _all_left_out(index: int, text: str, parts: MessageParts, reason: str) -> list[LeftOut]:
-    cuts = [LeftOut(index, cut.kind, cut.name, cut.characters) for cut in parts.cuts]
-    return [*cuts, LeftOut(index, reason, "", len(parts.request))] if parts.request or not cuts else cuts
+def _all_left_out(index: int, text: str, parts: MessageParts, reason: str) -> list[OmittedPart]:
+    cuts = [OmittedPart(index, cut.kind, cut.name, cut.characters) for cut in parts.cuts]
+    return [*cuts, OmittedPart(index, reason, "", len(parts.request))] if parts.request or not cuts else cuts
 
 
 def _material_of(parts: MessageParts, *, is_older: bool) -> str:

@@ -7,7 +7,7 @@ router, which a parent process may do before it forks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
+from coe.runtime import packaged_router
 from coe.runtime.api_keys import with_admin_key
 from coe.settings import Settings
 
@@ -79,10 +80,12 @@ class ActiveState:
     """The fitted policies of the recipes' arms in the plan, over the router's categories."""
 
 
-def load_active_state(settings: Settings, previous: ActiveState | None = None) -> ActiveState:
+def load_active_state(
+    settings: Settings, previous: ActiveState | None = None, *, packaged: bool = False
+) -> ActiveState:
     """Loads everything, except the router of `previous` if its artifact and the declared categories are unchanged.
-    Raises ConfigError or ArtifactError with the remedy."""
-    registry, artifact = check_router(settings)
+    `packaged` is that of `check_router`. Raises ConfigError or ArtifactError with the remedy."""
+    registry, artifact = check_router(settings, packaged=packaged, is_reload=previous is not None)
     if previous is not None and previous.folder != artifact.folder:
         previous = None  # another router: nothing is shared with it
     if previous is not None and previous.registry.categories == registry.categories:
@@ -91,7 +94,7 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
         router = load_router(registry, artifact)
     versions = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ASSIGNMENT, OVERLAYS)}
     planned = assignment_in_use(settings, registry, router.categories)
-    registry = registry.with_proposed(planned.policies.steps)
+    registry = registry.with_proposed(planned.policies.steps, planned.policies.max_tokens)
     overlays = overlays_in_use(settings, router)
     if registry.retrieval.store is None:
         index = None
@@ -114,22 +117,35 @@ def load_active_state(settings: Settings, previous: ActiveState | None = None) -
 
 
 def check_active_state(settings: Settings) -> tuple[Registry, Artifact]:
-    """The declaration and the router's artifact, checked with the plan and the document store, without loading
-    anything. Raises ConfigError or ArtifactError with the remedy."""
-    registry, artifact = check_router(settings)
+    """The declaration and the router's artifact, checked for the start of a gateway with the plan and the document
+    store, without loading anything. Raises ConfigError or ArtifactError with the remedy."""
+    registry, artifact = check_router(settings, packaged=True)
     assignment_in_use(settings, registry, registry.category_names)
     if registry.retrieval.store is not None:  # connects to nothing; the address and the library are checked
         open_store(registry.retrieval.store, base=settings.home, encoder=EncoderId("", 0))
     return registry, artifact
 
 
-def check_router(settings: Settings) -> tuple[Registry, Artifact]:
-    """The declaration and the router's artifact, checked. Raises ConfigError or ArtifactError with the remedy."""
+def check_router(settings: Settings, *, packaged: bool = False, is_reload: bool = False) -> tuple[Registry, Artifact]:
+    """The declaration and the router's artifact, checked. Raises ConfigError or ArtifactError with the remedy.
+
+    If none was trained, that is the router that this version ships. With `packaged` it comes into use: only the start
+    of a gateway or of a learning round, which may have a machine of its own, does this. Other commands read it where it
+    is, and change nothing. A reload needs a router in use: where artifacts are shared, it would undo that there is none
+    on the other machines.
+    """
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
-    artifact = ArtifactStore(settings.artifacts, ROUTER).current()
+    store = ArtifactStore(settings.artifacts, ROUTER)
+    if packaged and (shipped := packaged_router.find(registry)) is not None and store.may_adopt_packaged():
+        check_fit(registry, shipped)
+        routers.check(shipped.folder)
+        store.adopt(shipped.folder, why=packaged_router.WHY)
+    artifact = store.current()
+    if artifact is None and not is_reload:
+        artifact = packaged_router.find(registry)
     if artifact is None:
         raise ArtifactError(
-            f"{settings.artifacts}: no router is trained yet; run `coe train`, or `coe up`, which does it"
+            f"{settings.artifacts}: no router is trained yet; run `coe train`, or `coe up`, which puts one into use"
         )
     check_fit(registry, artifact)
     routers.check(artifact.folder)
@@ -144,20 +160,30 @@ def load_router(registry: Registry, artifact: Artifact) -> Router:
 def check_fit(registry: Registry, artifact: Artifact) -> None:
     """Raises ArtifactError for a router without any declared category, ConfigError for a new category with too few
     examples."""
-    router, trained = f"router {artifact.manifest.version}", set(artifact.manifest.categories)
+    packaged = artifact.folder == packaged_router.FOLDER
+    router = "the packaged router" if packaged else f"router {artifact.manifest.version}"
+    trained = set(artifact.manifest.categories)
     declared = set(registry.category_names) - {GENERAL}
     if declared and not declared & trained:
         known = ", ".join(sorted(trained))
         raise ArtifactError(
             f"{router} knows none of the categories in experts.yaml (it knows {known}); run `coe train`"
         )
-    if without_examples := [
-        name for name, texts in category_texts(registry).items() if name in declared - trained and not texts
-    ]:
+    if without_examples := [registry.categories[index].name for index in untrained_categories(registry, trained)]:
         raise ConfigError(
             f"{router} was not trained on {', '.join(without_examples)}: give each {MIN_EXAMPLES} examples or more in "
             "experts.yaml, or run `coe train`"
         )
+
+
+def untrained_categories(registry: Registry, trained: Collection[str]) -> dict[int, str]:
+    """Return the index of each category that a router of the `trained` ones cannot classify, and the problem."""
+    return {
+        index: f"category {one.name!r} is new to the router in use and has {len(one.examples)} examples; give it "
+        f"{MIN_EXAMPLES} or more, or run `coe train`"
+        for index, one in enumerate(registry.categories)
+        if one.name not in (GENERAL, *trained) and len(one.examples) < MIN_EXAMPLES
+    }
 
 
 def category_texts(registry: Registry) -> dict[str, tuple[str, ...]]:

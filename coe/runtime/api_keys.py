@@ -9,15 +9,17 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from coe.artifacts.atomic_files import sync
-from coe.core import Scope
+from coe.core import ExpertRule, Scope
 from coe.errors import ConfigError, Forbidden, Unauthorized
 from coe.registry import ApiKey, Registry
+from coe.runtime.issued_keys import date_of
 from coe.settings import Settings
 
 MAX_KEY_BYTES = 256
@@ -30,11 +32,12 @@ _KEY_HEADERS = (b"x-api-key", b"api-key")
 @dataclass(frozen=True, slots=True)
 class Caller:
     """The name of the request's API key and its tenant, both None if no keys are declared. `cache` is False for a key
-    that does not use the answer cache."""
+    that does not use the answer cache. `rule` limits the experts of the key's requests, None for all experts."""
 
     key: str | None = None
     tenant: str | None = None
     cache: bool = True
+    rule: ExpertRule | None = None
 
 
 def new_key() -> str:
@@ -48,14 +51,16 @@ def digest_of(key: str) -> str:
 
 
 class KeyRing:
-    """The declared keys, found by digest. Without any, every caller may do everything."""
+    """The keys, found by digest. Without any, every caller may do everything. `clock` returns Unix seconds."""
 
-    def __init__(self, keys: Sequence[ApiKey]) -> None:
+    def __init__(self, keys: Sequence[ApiKey], *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._known = {
             bytes.fromhex(key.sha256): (
                 bytes.fromhex(key.sha256),
                 key.scopes,
-                Caller(key.name, key.tenant or key.name, key.cache),
+                Caller(key.name, key.tenant or key.name, key.cache, rule_of(key)),
+                key.expires,
             )
             for key in keys
         }
@@ -68,11 +73,19 @@ class KeyRing:
         sent = hashlib.sha256(_sent_key(headers)).digest()
         found = self._known.get(sent)
         if found is None or not hmac.compare_digest(found[0], sent):
-            raise Unauthorized("this API key is not known; ask whoever runs this service for one")
-        _, scopes, caller = found
+            raise Unauthorized("this API key is not known; request one from the operator of this service")
+        _, scopes, caller, expires = found
+        if expires is not None and expires.timestamp() <= self._clock():
+            raise Unauthorized(f"the API key {caller.key!r} expired on {date_of(expires)}; request a new one")
         if scope is not None and scope not in scopes:
             raise Forbidden(f"the API key {caller.key!r} lacks the scope {scope!r}; it has {', '.join(sorted(scopes))}")
         return caller
+
+
+def rule_of(key: ApiKey) -> ExpertRule | None:
+    """The rule that a key declares for its experts, None without one."""
+    limited = key.experts is not None or key.only_local
+    return ExpertRule(key.name, key.experts, key.only_local) if limited else None
 
 
 def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -11,6 +11,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
 from coe.mapping import Consequence
 from coe.registry import Registry
+from coe.runtime import packaged_router
 from coe.runtime.active_state import check_fit, read_plan
 from coe.settings import Settings
 
@@ -18,16 +19,16 @@ _log = logging.getLogger("gateway")
 
 
 def consequences_of(settings: Settings, registry: Registry) -> tuple[Consequence, ...]:
-    """All consequences of a declaration; none if everything in use was made for it.
+    """Return the consequences of differences between a declaration and the artifacts in use; empty without any.
 
-    Raises ArtifactError or ConfigError, with the remedy, for what would prevent a start.
+    Raises ArtifactError or ConfigError, with the remedy, for a difference that would prevent a start.
     """
-    router = ArtifactStore(settings.artifacts, ROUTER).current()
+    router = ArtifactStore(settings.artifacts, ROUTER).current() or packaged_router.find(registry)
     plan = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     found = list[Consequence]()
     if router is not None:
         check_fit(registry, router)
-        found += _router(registry, router)
+        found += _router_consequences(registry, router)
     if plan is not None:
         found += read_plan(registry, plan).consequences
     if router is not None:
@@ -41,15 +42,16 @@ def log_consequences(found: Sequence[Consequence]) -> None:
         _log.log(logging.WARNING if one.replan else logging.INFO, "%s", one.sentence)
 
 
-def _router(registry: Registry, artifact: Artifact) -> Iterator[Consequence]:
+def _router_consequences(registry: Registry, artifact: Artifact) -> Iterator[Consequence]:
     trained = artifact.manifest.categories
     for name in registry.category_names:
         if name not in trained and name != GENERAL:
             sentence = f"category {name!r}: the router knows it by its examples alone until `coe train` is run"
             yield Consequence("router", name, sentence)
-    for name in trained:
-        if name not in registry.category_names:
-            yield Consequence("router", name, f"category {name!r}: its requests count as {GENERAL!r}")
+    left = [name for name in trained if name not in registry.category_names]
+    if left:
+        named = f"category {left[0]!r}: its" if len(left) == 1 else f"categories {', '.join(left)}: their"
+        yield Consequence("router", ", ".join(left), f"{named} requests count as {GENERAL!r}")
 
 
 def _overlays(settings: Settings, registry: Registry, router: Artifact) -> Iterator[Consequence]:

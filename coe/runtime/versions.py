@@ -44,20 +44,20 @@ def promote(settings: Settings, store: ArtifactStore, kind: str, version: str, *
     """Puts a version into use. Raises ArtifactError or ConfigError, with nothing changed, if it is damaged or a gateway
     with this experts.yaml would refuse it."""
     was = store.in_use()
-    check_fits(settings, kind, store.published(version))
+    check_promotable(settings, kind, store.published(version))
     store.promote(version, by="hand", why=why)
     return VersionChange(kind, was, version)
 
 
 def roll_back(settings: Settings, store: ArtifactStore, kind: str, *, why: str) -> VersionChange:
-    """Restores the previous version; repeated, the one before. Raises like `promote`, and if there is no previous
-    version."""
+    """Restores the version that was in use before the last promotion. A second call restores the one before that.
+    Raises like `promote`, and ArtifactError if there is no previous version."""
     was = store.in_use()
     version = rollback_target(store, kind)
     if version is None:
         store.clear(by="rollback", why=why)
     else:
-        check_fits(settings, kind, store.published(version))
+        check_promotable(settings, kind, store.published(version))
         store.promote(version, by="rollback", why=why)
     return VersionChange(kind, was, version)
 
@@ -73,7 +73,7 @@ def rollback_target(store: ArtifactStore, kind: str) -> str | None:
     return move.was
 
 
-def check_fits(settings: Settings, kind: str, artifact: Artifact) -> None:
+def check_promotable(settings: Settings, kind: str, artifact: Artifact) -> None:
     """Raises ArtifactError or ConfigError for a version that a gateway with this experts.yaml would refuse."""
     declared = load(settings.config, environ=settings.environ)
     if kind == ROUTER:
@@ -91,8 +91,8 @@ def check_fits(settings: Settings, kind: str, artifact: Artifact) -> None:
 
 MAX_LISTED = 100
 """Newest versions and moves of a kind that are listed."""
-TRAINING_JOBS = ("train", "plan", "retrain")
-"""Jobs that make versions; the other moves put an existing version into use."""
+ORIGINS = ("train", "plan", "retrain", "packaged")
+"""Moves that bring a new version; the other ones put an existing version into use."""
 CORRECTION_DIGESTS = "corrections"
 """A router's metric: digests of all prompts that it learned from traffic, shown as their number."""
 REPORT = "report.json"
@@ -117,8 +117,8 @@ class VersionCatalog:
         self._summaries = {version: self._summaries.get(version) or self._summary(version) for version in published}
         newest = sorted(self._summaries.values(), key=lambda one: str(one["created"] or ""), reverse=True)
         moves, damage = self._moves()
-        # Moves come newest first, so the job that first put a version into use is its origin.
-        origins = {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in TRAINING_JOBS}
+        # Moves come newest first, so the first move that brought a version is its origin.
+        origins = {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in ORIGINS}
         newest = [one | {"origin": origins.get(one["version"])} for one in newest]
         return {
             "kind": self.kind,

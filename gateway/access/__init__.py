@@ -8,6 +8,7 @@ that stay keep their counts.
 from coe.runtime.api_keys import Caller, create_admin_key, with_admin_key
 from gateway.access.access import UNLIMITED, Access, Allowance, access_of, check_counters, open_limiter
 from gateway.access.browsers import check_exposure
+from gateway.access.issued import IssuedKeyWatch, watching_issued_keys
 from gateway.access.limits import Limiter
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "Access",
     "Allowance",
     "Caller",
+    "IssuedKeyWatch",
     "Limiter",
     "access_of",
     "check_counters",
     "check_exposure",
     "create_admin_key",
     "open_limiter",
+    "watching_issued_keys",
     "with_admin_key",
 ]

@@ -7,16 +7,20 @@ it afterwards, and writes the rate-limit headers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from coe.core import Chat, Scope, Usage
-from coe.errors import ConfigError, RequestError
-from coe.registry import AccessSpec, Prices, RecipeSpec, Registry
+from coe.core import Chat, ExpertRule, Scope
+from coe.errors import ConfigError, Forbidden, RequestError
+from coe.registry import AccessSpec, ApiKey, KeyLimits, Prices, RecipeSpec, Registry
+from coe.routing.eligibility import exclusion
 from coe.runtime.api_keys import Caller, KeyRing
+from coe.runtime.issued_keys import IssuedKeys, access_with
 from coe.supervision import TaskFailed, ignore_failure
+from coe.usage import Usage
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.estimate import input_tokens, output_tokens
 from gateway.access.limits import MEMORY, MINUTE, Account, Amounts, Limiter, limit_error, meters_of
@@ -25,11 +29,18 @@ from gateway.access.pricing import Pricing
 from gateway.access.redis import RedisLimiter, limits_client
 
 ONE_REQUEST = Amounts(1, 0, 0)
-_HEADER_NAMES = {"requests_per_minute": b"requests", "tokens_per_minute": b"tokens"}
+_HEADER_NAMES = {
+    f"{unit}_per_minute": tuple(f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset"))
+    for unit in ("requests", "tokens")
+}
+"""The names of the headers about the limit, the remaining amount and the reset of each meter that has them."""
 
 
 class Allowance:
-    """An allowance without limits. `async with` holds what one request may use; entering raises LimitReached."""
+    """What one request may use: an async context that reserves amounts on entry and charges the used ones on exit.
+
+    This base class has no limits and does nothing. Entering a limited allowance may raise LimitReached.
+    """
 
     __slots__ = ()
 
@@ -43,8 +54,8 @@ class Allowance:
         InvalidRequest for more than a limit ever allows."""
 
     def charge(self, usage: Usage, prices: Prices) -> None:
-        """An expert answers: the exit charges what `usage` counts by then. Without an answer it charges no tokens. The
-        parts of a recipe's usage are charged by their members' own prices."""
+        """Set the usage and prices that the exit of the context charges, because an expert answers. Without a call of
+        this method no tokens are charged. Each part of a recipe's usage is charged by its member's own prices."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The remaining amounts, as OpenAI's x-ratelimit headers."""
@@ -73,12 +84,12 @@ class RequestAllowance(Allowance):
     def headers(self) -> list[tuple[bytes, bytes]]:
         found = []
         for meter, remaining in zip(self._account.meters, self._account.remaining(), strict=True):
-            if (what := _HEADER_NAMES.get(meter.name)) is not None:
+            if (names := _HEADER_NAMES.get(meter.name)) is not None:
                 missing = max(0.0, meter.limit - remaining)
                 found += [
-                    (b"x-ratelimit-limit-" + what, b"%d" % meter.limit),
-                    (b"x-ratelimit-remaining-" + what, b"%d" % max(0.0, remaining)),
-                    (b"x-ratelimit-reset-" + what, _duration(missing * MINUTE / meter.limit)),
+                    (names[0], b"%d" % meter.limit),
+                    (names[1], b"%d" % max(0.0, remaining)),
+                    (names[2], _duration(missing * MINUTE / meter.limit)),
                 ]
         return found
 
@@ -168,8 +179,9 @@ class Access:
 
     `prices` are the experts' prices by name. Money is reserved by the price of the expert that a request pins, or by
     the highest prices for a routed request; for a recipe, by those of all its members. `recipes` has the
-    declaration by recipe and arm, `routed` the arms that routing may select. `host` is the address that the gateway
-    listens on.
+    declaration by recipe and arm, `routed` the arms that routing may select. `permitted` returns the experts and arms
+    of a key's rule; it runs at the key's first request, since keys may be many. `host` is the address that the gateway
+    listens on. `keys` are those that count, declared and issued.
     """
 
     def __init__(
@@ -180,17 +192,36 @@ class Access:
         prices: Mapping[str, Prices] | None = None,
         recipes: Mapping[str, RecipeSpec] | None = None,
         routed: Collection[str] = (),
+        permitted: Callable[[ExpertRule], Collection[str]] | None = None,
         host: str = "127.0.0.1",
     ) -> None:
         self.browsers = BrowserPolicy(spec.allowed_origins, spec.allowed_hosts, host=host)
+        self.keys = spec.keys
         self._keys = KeyRing(spec.keys)
         self._accounts = (limiter or MemoryLimiter()).accounts(spec.keys)
-        self._pricing = Pricing.of(prices or {}, recipes or {}, routed)
+        self._pricing_of = partial(Pricing.of, prices or {}, recipes or {}, routed)
+        self._pricing = self._pricing_of()
+        self._permitted = permitted
+        self._pricing_by_key = dict[str, Pricing]()
         self._minimum = Amounts(1, 1, min((one.input for one in (prices or {}).values()), default=0.0) / 1e6)
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
         """The caller, whose key must have `scope` (None: any known key). Raises Unauthorized or Forbidden."""
         return self._keys.identify(headers, scope)
+
+    def identify_unrestricted(self, headers: Iterable[tuple[bytes, bytes]]) -> ApiKey:
+        """The caller's key, if it has all scopes and no restriction. Raises Unauthorized or Forbidden, also where no
+        keys are declared."""
+        name = self._keys.identify(headers, "admin").key
+        key = next((key for key in self.keys if key.name == name), None)
+        what = "this needs an API key with all scopes, and without limits, experts, only_local and expires"
+        if key is None:
+            scopes = " ".join(f"--scope {scope}" for scope in get_args(Scope))
+            raise Forbidden(f"{what}. No such key is declared; make one with `coe key admin {scopes}`")
+        restricted = key.limits != KeyLimits() or key.experts is not None or key.only_local or key.expires is not None
+        if restricted or key.scopes < frozenset(get_args(Scope)):
+            raise Forbidden(f"{what}; {key.name!r} is restricted")
+        return key
 
     def is_admin(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Returns whether the caller's key has the admin scope, for all tenants."""
@@ -205,7 +236,15 @@ class Access:
         raises LimitReached where nothing remains."""
         if caller.key is None or (account := self._accounts.get(caller.key)) is None:
             return UNLIMITED
-        return TokenAllowance(account, caller.key, minimum=self._minimum, pricing=self._pricing)
+        pricing = self._pricing_for(caller.key, caller.rule)
+        return TokenAllowance(account, caller.key, minimum=self._minimum, pricing=pricing)
+
+    def _pricing_for(self, key: str, rule: ExpertRule | None) -> Pricing:
+        if rule is None or self._permitted is None:
+            return self._pricing
+        if (found := self._pricing_by_key.get(key)) is None:
+            found = self._pricing_by_key[key] = self._pricing_of(self._permitted(rule))
+        return found
 
     def request_allowance(self, caller: Caller) -> Allowance:
         """The allowance of a request that calls no expert: it counts as one request without tokens and money."""
@@ -213,12 +252,25 @@ class Access:
         return UNLIMITED if account is None else RequestAllowance(account)
 
 
-def access_of(registry: Registry, limiter: Limiter, *, routed: Collection[str] = (), host: str = "127.0.0.1") -> Access:
-    """The Access of a declaration over `limiter`. `routed` are the arms of recipes that routing may select."""
+def access_of(
+    registry: Registry,
+    limiter: Limiter,
+    *,
+    issued: IssuedKeys = (),
+    routed: Collection[str] = (),
+    host: str = "127.0.0.1",
+) -> Access:
+    """The Access of a declaration and the issued keys over `limiter`. `routed` are the arms of recipes that routing may
+    select."""
+    spec = access_with(registry, issued)
     prices = {expert.name: expert.prices for expert in registry.single_arms}
     recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
     recipes |= {arm.name: recipes[arm.recipe] for arm in registry.recipe_arms}
-    return Access(registry.access, limiter, prices=prices, recipes=recipes, routed=routed, host=host)
+
+    def permitted(rule: ExpertRule) -> Collection[str]:
+        return [arm.name for arm in registry.arms if not exclusion(rule, arm)]
+
+    return Access(spec, limiter, prices=prices, recipes=recipes, routed=routed, permitted=permitted, host=host)
 
 
 @asynccontextmanager
@@ -243,6 +295,6 @@ def check_counters(spec: AccessSpec, *, workers: int) -> None:
         limits_client(spec.counters)
     elif workers > 1 and any(meters_of(key.limits) for key in spec.keys):
         raise ConfigError(
-            f"access.counters: {workers} worker processes would each count the limits of access.keys for themselves; "
+            f"access.counters: {workers} worker processes would each count the limits of API keys for themselves; "
             "write counters: redis://HOST:6379/0, or set COE_WORKERS=1"
         )

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from coe.errors import InvalidRequest, LimitReached, RequestError
 from coe.registry import ApiKey, KeyLimits
+from coe.terminal import dollars
 
 Name = Literal[
     "concurrent_requests", "requests_per_minute", "tokens_per_minute", "dollars_per_day", "dollars_per_month"
@@ -87,11 +88,14 @@ def meters_of(limits: KeyLimits) -> tuple[Meter, ...]:
 
 def limit_error(key: str, meter: Meter, amount: float, *, wait: float) -> RequestError:
     """The error for a meter that lacks `amount` for `wait` seconds, or always."""
-    limit = f"{meter.name} of the API key {key!r} ({'$' if meter.unit == 2 else ''}{meter.limit:g})"
+    most = dollars(meter.limit) if meter.unit == 2 else f"{meter.limit:g}"
+    limit = f"{meter.name} of the API key {key!r} ({most})"
     if amount > meter.limit:
-        message = f"this request may use {amount:.4g}, more than the {limit} ever allows; lower max_tokens"
+        use = dollars(amount) if meter.unit == 2 else f"{amount:,.0f}"
+        message = f"this request may use {use}, more than the {limit} ever allows; lower max_tokens"
         return InvalidRequest(message, param="max_tokens", code="request_exceeds_limit")
-    message = f"the {limit} is used up; try again in {max(wait, 0.001):.3g} s"
+    seconds = f"{wait:,.0f}" if wait >= 100 else f"{max(wait, 0.001):.3g}"
+    message = f"the {limit} is used up; try again in {seconds} s"
     return LimitReached(message, retry_after=wait)
 
 

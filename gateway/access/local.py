@@ -12,6 +12,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -105,23 +106,28 @@ class MemoryAccount:
         now, counters = self._clock(), self._counters
         for meter, counter in counters:
             amount = amounts[meter.unit]
-            if not is_available(counter.remaining(now), amount, counter.limit):
+            remaining = counter.remaining(now)
+            if amount > remaining and not is_available(remaining, amount, counter.limit):
                 raise limit_error(self._key, meter, amount, wait=counter.retry_after(amount, now))
         windows = []
         for meter, counter in counters:
-            counter.consume(amounts[meter.unit])
             windows.append(counter.window)
-            if counter.kind != "slots":
-                self._limiter.record(self._key, meter, counter.window, amounts[meter.unit])
+            if amount := amounts[meter.unit]:
+                counter.consume(amount)
+                if counter.kind != "slots":
+                    self._limiter.record(self._key, meter, counter.window, amount)
         return MemoryReservation(counters, amounts, windows)
 
     def settle(self, reservation: MemoryReservation, used: Amounts) -> None:
         now, reserved = self._clock(), reservation.amounts
         for (meter, counter), window in zip(reservation.counters, reservation.windows, strict=True):
-            counter.remaining(now)
-            counter.settle(reserved[meter.unit], used[meter.unit], window)
-            if counter.kind != "slots" and used[meter.unit] != reserved[meter.unit]:
-                self._limiter.record(self._key, meter, window, used[meter.unit] - reserved[meter.unit])
+            before, after = reserved[meter.unit], used[meter.unit]
+            if counter.kind == "slots":
+                counter.settle(before, after, window)
+            elif before != after:
+                counter.remaining(now)
+                counter.settle(before, after, window)
+                self._limiter.record(self._key, meter, window, after - before)
 
     def remaining(self) -> list[float]:
         now = self._clock()
@@ -157,8 +163,10 @@ class StoredUse(NamedTuple):
         return max(0.0, self.used - max(0.0, now - self.at) * meter.limit / MINUTE)
 
 
-class UseChange(NamedTuple):
-    """The use of a limit by one process since its last change; negative where a reservation was returned."""
+@dataclass(slots=True)
+class UseChange:
+    """The use of a limit by one process since its last change, which grows until it is written; negative where a
+    reservation was returned."""
 
     meter: Meter
     window: int
@@ -266,9 +274,13 @@ class DurableLimiter(MemoryLimiter):
 
     def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
         """Remembers a use, or a return where the amount is negative, for the next write."""
-        changes = self._pending.setdefault((key, meter.name), {})
-        previous = changes.get(window)
-        changes[window] = UseChange(meter, window, amount if previous is None else previous.amount + amount)
+        meter_key = key, meter.name
+        if (changes := self._pending.get(meter_key)) is None:
+            changes = self._pending[meter_key] = {}
+        if (change := changes.get(window)) is None:
+            changes[window] = UseChange(meter, window, amount)
+        else:
+            change.amount += amount
 
     def used(self, key: str, meter: Meter, window: int) -> float:
         """The use of a newly declared limit, according to the file."""
@@ -311,7 +323,7 @@ class DurableLimiter(MemoryLimiter):
     def _requeue(self, pending: PendingChanges) -> None:
         for (key, _), window_changes in pending.items():
             for change in window_changes.values():
-                self.record(key, *change)
+                self.record(key, change.meter, change.window, change.amount)
 
     def _apply_total(self, meter_key: MeterKey, total: StoredUse) -> None:
         """Counts what other processes spent, too."""

@@ -93,10 +93,19 @@ class Pricing:
     routed: WorstCase = WorstCase()
 
     @classmethod
-    def of(cls, experts: Mapping[str, Prices], recipes: Mapping[str, RecipeSpec], routed: Collection[str]) -> Pricing:
-        """Return the pricing for `recipes` by recipe and arm. `routed` are the arms that routing may select."""
+    def of(
+        cls,
+        experts: Mapping[str, Prices],
+        recipes: Mapping[str, RecipeSpec],
+        routed: Collection[str],
+        permitted: Collection[str] | None = None,
+    ) -> Pricing:
+        """Return the pricing for `recipes` by recipe and arm. `routed` are the arms that routing may select;
+        `permitted` the experts and arms that the key may use, None for all."""
         worst = {name: WorstCase.of_expert(prices) for name, prices in experts.items()}
-        highest = WorstCase.largest([*worst.values()] or [WorstCase()])
+        possible = [one for name, one in worst.items() if permitted is None or name in permitted]
+        highest = WorstCase.largest(possible or [WorstCase()])
+        routed = [name for name in routed if permitted is None or name in permitted]
         worst |= {name: WorstCase.of_recipe(recipe, experts) for name, recipe in recipes.items()}
         return cls(experts, worst, highest, WorstCase.largest([highest, *(worst[name] for name in routed)]))
 

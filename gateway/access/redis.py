@@ -36,9 +36,11 @@ MAX_CONNECTIONS = 8
 # KEYS: the key's counts (hash), its slots by gateway (hash). ARGV: the gateway, the seconds for which its slots are
 # leased, then seven arguments a meter:
 #   kind (bucket, window, slots), name, limit, number of the calendar window
-#   returned: what is returned first, negative for a debt; for slots the number that the gateway holds now
-#   least, most: what must be there, or nothing is granted of any meter; what is granted if it is there
-# Returns the first meter that lacks its least (0: none), then for each meter what was granted and what remains.
+#   returned: the amount that the gateway releases (negative: spent beyond its lease); for slots: how many it holds
+#   least: the minimum to grant; if any meter has less, nothing is granted of any meter
+#   most: the amount to grant if the meter has enough
+# Returns the number of the first meter that has less than `least` (0: none), then for each meter the granted and the
+# remaining amount.
 # Counts are floats. Redis would truncate returned numbers to integers, so they are returned as text.
 # A bucket refills by the server's clock, so gateways need not agree on the time; they name the calendar window.
 REFILL = """
@@ -110,9 +112,9 @@ def limits_client(url: str) -> RedisClient:
 
 
 class RedisLimiter:
-    """A Limiter whose gateways never allow more together than one alone would.
+    """A Limiter over counts in Redis: all gateways together allow no more than one gateway alone would.
 
-    Enter it for as long as it serves: a task returns what is not needed, renews slots, and reconnects to Redis.
+    It is an async context manager. A background task returns unused amounts, renews slots, and reconnects to Redis.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Leases: the part of a shared limit that one gateway fetches from Redis in advance and spends request by request.
 
 A unit is either left in Redis, available in the lease of one gateway, or spent, so the sum never exceeds the limit. If
-a refill gets no reply, units that it may have granted count as spent, and units that it may have returned as returned.
+a refill gets no reply, its outcome is unknown. Units that it may have granted then count as spent, and units that it
+returned are not used again.
 AmountLease holds tokens, requests a minute or money; SlotLease holds concurrent requests. `SharedAccount` has one lease
 for each meter of a key.
 """
@@ -36,8 +37,8 @@ class AmountLease:
         self.declare(meter)
         self.window = 0
         self.available = 0.0
-        self._unreported = 0.0  # spent and not reported to Redis; negative: to be returned
-        self._in_flight = 0.0  # returned by the running refill; negative: reported as spent
+        self._unreported = 0.0  # positive: spent, to be reported to Redis; negative: unused, to be returned to it
+        self._in_flight = 0.0  # in the running refill, with the opposite sign: positive: returned; negative: reported
 
     def declare(self, meter: Meter) -> None:
         """Replaces the meter; the counts stay."""
@@ -88,8 +89,8 @@ class AmountLease:
         return max(0.0, self.available - keep) + abs(self._unreported)
 
     def refill_arguments(self, amount: float, *, keep: float, now: float) -> list[Argument]:
-        """Arguments of the refill script for this meter: grant at least `amount`, `keep` if there is enough, and accept
-        what is beyond."""
+        """Arguments of the refill script for this meter. They return what is available beyond `keep`, and request at
+        least `amount` and, if Redis has enough, `keep`."""
         self._update(now)
         keep = max(amount, keep)
         returned = max(0.0, self.available - keep)

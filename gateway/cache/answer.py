@@ -1,4 +1,4 @@
-"""A cached answer: its bytes and what a record needs of the request that filled the cache; and when it is complete.
+"""Cached answers: their stored form, the capture of a reply while it is relayed, and the test for completeness.
 
 The stored form is one line of JSON, then the answer's bytes.
 """
@@ -15,14 +15,15 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.core import Api, Decision, Prediction, Reply, Usage
+from coe.core import Api, Decision, Prediction, Reply
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
+from coe.usage import Usage
 
 MAX_ANSWER_BYTES = 2**20
 """Bytes of an answer that is stored."""
 MAX_CAPTURED_BYTES = 64 * 2**20
-"""Bytes of answers on their way that a process keeps; answers beyond are not stored."""
+"""Maximum bytes of answers in progress that a process holds. An answer that would exceed it is not cached."""
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
 """Errors of reading an answer or an entry that does not have the expected form."""
 _RESPONSE_COMPLETED = sse.EventTypes("response.completed")
@@ -131,9 +132,9 @@ class CapturedBytes:
 
 
 class CacheUse:
-    """One request's use of the cache: its key, and either the answer that was found or the answer on its way.
+    """Cache state of one request: its key, and the cached answer (hit) or the captured bytes of its reply (miss).
 
-    The bytes of an answer are dropped if it is longer than MAX_ANSWER_BYTES, or all together than MAX_CAPTURED_BYTES.
+    Captured bytes are dropped if one answer exceeds MAX_ANSWER_BYTES or all of a process exceed MAX_CAPTURED_BYTES.
     """
 
     __slots__ = ("_chunks", "_size", "_total", "answer", "choices", "key")

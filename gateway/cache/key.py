@@ -1,4 +1,4 @@
-"""Which requests use the answer cache, and the key of their answers.
+"""Decides whether a request may use the answer cache, and computes its cache key.
 
 A key is the SHA-256 digest of everything that the answer depends on: tenant, path, body, headers, and the state that
 the request is served with. A request uses the cache only if nothing else can change its answer: no tools, no state on a
@@ -62,6 +62,8 @@ def cache_key(state: bytes, chat: Chat, options: RequestOptions, *, path: str, t
     body = {name: value for name, value in chat.fields.items() if name not in ignored}
     body["stream"], body["model"] = chat.stream, chat.model
     headers = [options.recipe, options.cost_weight, options.retrieval, sorted(options.version_headers.items())]
+    if (rule := options.rule) is not None:  # a request must not get the answer of an expert that its rule excludes
+        headers.append([rule.experts, rule.only_local])
     try:
         identity = orjson.dumps([tenant, chat.api, path, headers, body], option=orjson.OPT_SORT_KEYS)
     except TypeError:  # orjson reads deeper nesting than it writes

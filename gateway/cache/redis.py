@@ -49,7 +49,7 @@ def cache_client(url: str) -> RedisClient:
 
 
 class RedisAnswerCache:
-    """An AnswerCache while it is entered."""
+    """An AnswerCache in Redis and an async context manager; call its methods only inside the context."""
 
     def __init__(self, url: str, max_bytes: int, *, task_failed: TaskFailed = ignore_failure) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""
@@ -74,7 +74,7 @@ class RedisAnswerCache:
         with suppress(asyncio.CancelledError):
             await self._task
         if not self.degraded:
-            await self._exchange()
+            await self._flush()
         await self._redis.aclose()
 
     async def get(self, key: bytes) -> bytes | None:
@@ -108,13 +108,13 @@ class RedisAnswerCache:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            await self._exchange()
+            await self._flush()
             if self.degraded:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._wake.set()
 
-    async def _exchange(self) -> None:
-        """Stores what waits, or only asks whether Redis is there. Does not fail; drops what waits if Redis is down."""
+    async def _flush(self) -> None:
+        """Pings Redis and writes the pending answers. Never raises: if Redis is down, drops the pending answers."""
         try:
             await self._within_time_limit(self._redis.run(self._redis.client.ping()))
             while self._pending:

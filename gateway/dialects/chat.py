@@ -15,9 +15,9 @@ from gateway.dialects.parsing import (
     add_field_needs,
     add_format_need,
     chat_of,
-    fields_of,
-    message_of,
     model_of,
+    parse_message,
+    parse_object,
     prompts_of,
 )
 from gateway.errors import body_of
@@ -27,7 +27,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 def parse(body: bytes | bytearray, model: str = "") -> Chat:
     """The routing view of a chat. Raises InvalidRequest that names the field."""
-    fields = fields_of(body)
+    fields = parse_object(body)
     model = model or model_of(fields)
     needs: Needs = set()
     if fields.get("tools") or fields.get("functions"):
@@ -38,14 +38,15 @@ def parse(body: bytes | bytearray, model: str = "") -> Chat:
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("messages must be a list of at least one message", param="messages")
     parsed = [
-        message_of(message, "messages", index, ROLES, needs, "tool_call_id") for index, message in enumerate(messages)
+        parse_message(message, "messages", index, ROLES, needs, "tool_call_id")
+        for index, message in enumerate(messages)
     ]
     return chat_of(fields, parsed, needs, api="chat", model=model)
 
 
 def _parse_completion(body: bytes | bytearray, model: str = "") -> Chat:
     """All prompts as one user message."""
-    fields = fields_of(body)
+    fields = parse_object(body)
     model = model or model_of(fields)
     prompts = prompts_of(fields.get("prompt"), "prompt")
     text = "\n".join([prompt for prompt in prompts if isinstance(prompt, str)])
@@ -58,7 +59,7 @@ def _parse_completion(body: bytes | bytearray, model: str = "") -> Chat:
 def _parse_embeddings(body: bytes | bytearray, model: str = "") -> Chat:
     """A chat without messages, as long as its longest input. The input does not influence routing: vectors of different
     models do not mix."""
-    fields = fields_of(body)
+    fields = parse_object(body)
     model = model or model_of(fields)
     if fields.get("stream"):
         raise InvalidRequest("embeddings do not stream: leave stream out", param="stream")

@@ -17,9 +17,9 @@ from gateway.dialects.parsing import (
     add_format_need,
     call_id_of,
     chat_of,
-    fields_of,
-    message_of,
     model_of,
+    parse_message,
+    parse_object,
     text_of,
     type_of,
 )
@@ -39,7 +39,7 @@ _ERROR_TYPES = {
 
 def _parse(body: bytes | bytearray, model: str = "") -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
-    fields = fields_of(body)
+    fields = parse_object(body)
     model = model or model_of(fields)
     needs: Needs = set()
     if fields.get("tools"):
@@ -78,7 +78,7 @@ def _messages(message: Any, index: int, needs: Needs) -> list[Message]:
     """One message, or two if tool results precede the user's own text."""
     content = message.get("content") if isinstance(message, dict) else None
     if not isinstance(content, list):
-        return [message_of(message, "messages", index, ROLES, needs)]
+        return [parse_message(message, "messages", index, ROLES, needs)]
     path = f"messages[{index}].content"
     results, own_blocks, call_id = [], [], ""
     for position, block in enumerate(content):
@@ -87,7 +87,7 @@ def _messages(message: Any, index: int, needs: Needs) -> list[Message]:
             call_id = call_id or call_id_of(block, "tool_use_id")
         else:
             own_blocks.append(block)
-    own = message_of({**message, "content": own_blocks}, "messages", index, ROLES, needs)
+    own = parse_message({**message, "content": own_blocks}, "messages", index, ROLES, needs)
     if not results:
         return [own]
     return [Message("tool", "\n".join(results), call_id), *([own] if own.text else [])]

@@ -1,7 +1,7 @@
 """Parses what the dialects have in common: the JSON object of a body, its model, counts, messages and content parts.
 
-Checks cover only what routing reads and what multiplies the bill; the expert judges the rest. Every error is an
-InvalidRequest that names the field.
+Only fields that routing reads, and counts that multiply the cost, are validated; the expert's server validates the
+rest. Every error is an InvalidRequest that names the field.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ANSWER_COUNTS = ("n", "best_of")
 """Fields that multiply the number of answers."""
 
 
-def fields_of(body: bytes | bytearray) -> dict[str, Any]:
+def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     """The JSON object of a body."""
     try:
         fields = orjson.loads(body)
@@ -64,7 +64,7 @@ def chat_of(
 
 
 def _check_counts(fields: dict[str, Any]) -> None:
-    """Raises InvalidRequest for a number that multiplies what is billed and is none: some servers read "64" as 64."""
+    """Raises InvalidRequest for a count that is no number. Counts multiply the cost; some servers accept "64"."""
     for name in LENGTH_FIELDS:
         if (value := fields.get(name)) is not None:
             _check_count(value, name, minimum=0)
@@ -100,7 +100,7 @@ def stream_of(fields: dict[str, Any]) -> bool:
     return stream
 
 
-def message_of(
+def parse_message(
     item: Any, field: str, index: int, roles: tuple[str, ...], needs: Needs, call_field: str = ""
 ) -> Message:
     """The message at `field[index]`: a role and its content, which is text, a list of parts, or null. `call_field`
@@ -130,10 +130,10 @@ def text_of(content: Any, path: str, needs: Needs) -> str:
         return content or ""
     if not isinstance(content, list):
         raise InvalidRequest(f"{path} must be text, a list of parts, or null", param=path)
-    return "\n".join(texts_of(content, path, needs))
+    return "\n".join(parse_parts(content, path, needs))
 
 
-def texts_of(parts: list[Any], path: str, needs: Needs) -> list[str]:
+def parse_parts(parts: list[Any], path: str, needs: Needs) -> list[str]:
     """The texts among typed parts."""
     texts = []
     for index, part in enumerate(parts):

@@ -14,7 +14,7 @@ from coe.experts.http import sse
 from coe.experts.http.form import FormBody
 from coe.registry import AUTO
 from gateway.dialects import Dialect
-from gateway.dialects.parsing import fields_of
+from gateway.dialects.parsing import parse_object
 from gateway.errors import body_of
 
 FORM_APIS: frozenset[PassThroughApi] = frozenset(
@@ -25,7 +25,7 @@ FORM_APIS: frozenset[PassThroughApi] = frozenset(
 
 def _parse(body: bytes | bytearray, model: str = "", *, api: PassThroughApi) -> Chat:
     """A chat without messages. A request without a model is one for `auto`."""
-    fields = _form(body) if api in FORM_APIS and body[:2] == b"--" else fields_of(body)
+    fields = _form(body) if api in FORM_APIS and body[:2] == b"--" else parse_object(body)
     declared: Any = fields.get("model")
     name = model or (AUTO if declared is None else declared)
     if not isinstance(name, str) or not name:

@@ -17,9 +17,9 @@ from gateway.dialects.parsing import (
     add_format_need,
     call_id_of,
     chat_of,
-    fields_of,
-    message_of,
     model_of,
+    parse_message,
+    parse_object,
     text_of,
     type_of,
 )
@@ -33,7 +33,7 @@ TOOL_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 def _parse(body: bytes | bytearray, model: str = "") -> Chat:
     """The routing view of a body. Raises InvalidRequest that names the field."""
-    return read(fields_of(body), model=model)
+    return read(parse_object(body), model=model)
 
 
 def read(fields: dict[str, Any], model: str = "") -> Chat:
@@ -80,7 +80,7 @@ def _message(item: Any, index: int, needs: Needs) -> Message | None:
     A call is an empty message of the assistant. So are reasoning, and a reference to an earlier item of an answer.
     """
     if isinstance(item, dict) and item.get("type", "message") == "message":
-        return message_of(item, "input", index, ROLES, needs)
+        return parse_message(item, "input", index, ROLES, needs)
     kind = type_of(item, "input", index)
     if kind.endswith("_call_output"):
         text = text_of(item.get("output"), f"input[{index}].output", needs) if kind in TOOL_OUTPUTS else ""

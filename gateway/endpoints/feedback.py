@@ -19,6 +19,7 @@ import orjson
 from pydantic import ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
+from coe.core import ExpertRule
 from coe.errors import (
     BodyTooLarge,
     BodyTooSlow,
@@ -33,6 +34,7 @@ from coe.errors import (
 from coe.records import Pending
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback, FeedbackKind
 from coe.registry import Registry
+from coe.routing.eligibility import permits_model
 from gateway.access import Caller
 from gateway.endpoints.operation import BOOLEAN, JSON, TEXT, Operation, Schema, Success, object_schema, problems, ref
 from gateway.errors import body_of, headers_of, respond, status_of
@@ -118,7 +120,7 @@ class FeedbackEndpoint:
                 event = validated(FeedbackRequest, await _body(scope, receive)).event(caller, now=time.time())
                 is_admin = serving.access.is_admin(scope["headers"])
                 pending = await self._checked(event, is_admin=is_admin)
-                _check_name(event, serving.registry)
+                _check_name(event, serving.registry, caller.rule)
                 await self._store(pending)
             await respond(send, status=200 if pending.checked else 202, body=_stored(pending))
         except RequestError as error:
@@ -185,10 +187,16 @@ async def _body(scope: Scope, receive: Receive) -> bytes | bytearray:
         raise BodyTooLarge(f"the body is larger than the {MAX_BODY_BYTES // 1024} KiB that feedback may be") from None
 
 
-def _check_name(event: Feedback, registry: Registry) -> None:
-    """Raises InvalidRequest for an expert, recipe or category that is not declared."""
-    known = {"preferred": registry.model_names, "category": registry.category_names}.get(event.kind)
-    if known is not None and event.value not in known:
+def _check_name(event: Feedback, registry: Registry, rule: ExpertRule | None) -> None:
+    """Raises InvalidRequest for a category that is not declared, and for an expert or recipe that the caller may not
+    use, with the same error as for one that is not declared."""
+    if event.kind == "preferred":
+        known = tuple(name for name in registry.model_names if permits_model(registry, rule, name))
+    elif event.kind == "category":
+        known = registry.category_names
+    else:
+        return
+    if event.value not in known:
         raise InvalidRequest(f"{event.kind}: {event.value!r} is none of {', '.join(known)}", param=event.kind)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from coe import __version__
 from gateway.endpoints.operation import (
     BOOLEAN,
     COUNT,
@@ -108,7 +108,7 @@ class Health:
         vary = {"vary": "accept"}
         if "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("ui/", status_code=307, headers=vary)  # relative: works behind a proxy's prefix
-        response = json_response({"name": "Composition of Experts", "version": version("coe"), **_LINKS})
+        response = json_response({"name": "Composition of Experts", "version": __version__, **_LINKS})
         response.headers.update(vary)
         return response
 

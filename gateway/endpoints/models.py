@@ -11,7 +11,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe.core import ExpertRule
 from coe.registry import AUTO, Registry
+from coe.routing.eligibility import exclusion, permits_model, permitted_models
 from gateway.dialects.messages import refusal
 from gateway.endpoints.operation import (
     BOOLEAN,
@@ -58,11 +60,12 @@ class Models:
         self._current, self._declaration = parts.current, parts.settings.config
 
     @operation("GET /v1/models", "listModels", "The models.", ref("Models"), scope="any_key", also=_LIST_PATHS)
-    async def list(self, _: Request) -> Response:
-        """List the values of `model`."""
+    async def list(self, request: Request) -> Response:
+        """List the values of `model` that the API key may send."""
         registry, created = self._current.serving.registry, self._created()
-        names = registry.listed_models
-        models = [_model(name, registry, created) for name in names]
+        rule = self._rule(request)
+        names = permitted_models(registry, rule)
+        models = [_model(name, registry, created, rule) for name in names]
         page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
         return json_response({"object": "list", "data": models, **page})
 
@@ -78,13 +81,17 @@ class Models:
     async def get(self, request: Request) -> Response:
         """Read one model. A name that an alias with `*` matches is one too."""
         name, registry = request.path_params["model"], self._current.serving.registry
-        if registry.models.resolve(name) is not None:
-            return json_response(_model(name, registry, self._created()))
-        message = f"the model {name!r} does not exist here; known: {', '.join(registry.listed_models)}"
+        rule = self._rule(request)
+        if permits_model(registry, rule, name):
+            return json_response(_model(name, registry, self._created(), rule))
+        message = f"the model {name!r} does not exist here; known: {', '.join(permitted_models(registry, rule))}"
         if "anthropic-version" in request.headers:
             return json_response(refusal(404, message), status=404)
         body = error_body(message, kind="invalid_request_error", code="model_not_found", param="model")
         return json_response(body, status=404)
+
+    def _rule(self, request: Request) -> ExpertRule | None:
+        return self._current.serving.access.identify(request.scope["headers"], None).rule
 
     def _created(self) -> int:
         try:
@@ -93,7 +100,7 @@ class Models:
             return 0
 
 
-def _model(name: str, registry: Registry, created: int) -> dict[str, Any]:
+def _model(name: str, registry: Registry, created: int, rule: ExpertRule | None) -> dict[str, Any]:
     found = registry.models.resolve(name)
     assert found is not None
     return {
@@ -105,7 +112,7 @@ def _model(name: str, registry: Registry, created: int) -> dict[str, Any]:
         "owned_by": "coe",
         "display_name": _display_name(name, found.model, registry),
         "root": found.model,
-        "context_length": _context_length(found.model, registry),
+        "context_length": _context_length(found.model, registry, rule),
     }
 
 
@@ -118,8 +125,9 @@ def _display_name(name: str, model: str, registry: Registry) -> str:
     return f"{name} (automatic routing)" if model == AUTO else f"{name} ({model})"
 
 
-def _context_length(model: str, registry: Registry) -> int:
-    """Tokens that fit. Routing selects an expert with enough context, so the largest one counts."""
+def _context_length(model: str, registry: Registry, rule: ExpertRule | None) -> int:
+    """Tokens that fit. Routing selects an expert with enough context, so the largest permitted one counts."""
     if model != AUTO:
         return registry.arm(registry.arm_of_model[model]).context_length
-    return max(arm.context_length for arm in registry.single_arms)
+    permitted = [arm for arm in registry.single_arms if rule is None or not exclusion(rule, arm)]
+    return max((arm.context_length for arm in permitted), default=0)

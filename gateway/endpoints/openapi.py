@@ -1,24 +1,25 @@
 """Writes the OpenAPI 3.1 document from the operations, good enough to generate clients from.
 
-What depends on the declaration: authorization, where keys are declared, and the limits of headers. No expert is named.
+Two parts depend on the declaration: authorization, present if API keys are declared, and the limits of header values.
+The document names no expert.
 The headers of the chat APIs are components of the document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from coe.core import NO_RECIPE, Purpose, RetrievalMode
+from coe import __version__
+from coe.core import NO_RECIPE, Purpose, RetrievalMode, Scope
 from coe.errors import CAUSES
 from coe.registry import AUTO, Registry
 from gateway.endpoints.operation import JSON, TEXT, Operation, Schema, Success, ref
 from gateway.request.options import MAX_RECIPE_CHARACTERS, MAX_VERSION_CHARACTERS
 
-DECISION_HEADERS = ("Session", "CostWeight", "Timeout", "Retrieval", "Recipe", "Explain")
+DECISION_HEADERS = ("Session", "CostWeight", "Timeout", "Retrieval", "Recipe", "OnlyLocal", "Explain")
 """Request headers that a decision depends on."""
 CALL_HEADERS = (*DECISION_HEADERS, "Cache", "Purpose", "Trace")
 """Request headers of all chat APIs."""
@@ -26,8 +27,8 @@ ANTHROPIC_HEADERS = ("Version", "Beta")
 
 _SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _RETRIEVAL_TEXT = (
-    "Outcome of the retrieval gate (none, off, shut, empty, failed, open); where open, the number of passages and of "
-    "their tokens."
+    "Result of retrieval (none, off, skipped, empty, failed, withheld, used). If used, also the number of passages and "
+    "of their tokens."
 )
 _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-request-id": ("RequestId", "Id of the request in the routing log.", TEXT),
@@ -52,7 +53,7 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-coe-calls": ("Calls", "Number of calls of the recipe to experts.", {"type": "integer", "minimum": 1}),
     "x-coe-dropped": (
         "Dropped",
-        "Types of tools and items of the request that have no counterpart in the API of the expert's server.",
+        "Types of tools and items of the request that were left out, because the expert's server cannot read them.",
         TEXT,
     ),
     "x-coe-cache": (
@@ -81,6 +82,7 @@ def request_headers(registry: Registry) -> Schema:
     low, high = registry.policy.cost_weight_limits
     version = {"type": "string", "maxLength": MAX_VERSION_CHARACTERS, "pattern": "^[ -~]*$"}
     return {
+        "IfMatch": _header("if-match", "ETag of the text that was edited.", TEXT) | {"required": True},
         "Session": _header("x-session-id", "Id of the conversation, which keeps it on its expert.", TEXT),
         "CostWeight": _header(
             "x-coe-cost-weight",
@@ -108,6 +110,11 @@ def request_headers(registry: Registry) -> Schema:
             "returns, to administrators, the routed text and what it leaves out, the nearest training examples and "
             "what each expert was rated by.",
             {"type": "string", "enum": ["0", "1"]},
+        ),
+        "OnlyLocal": _header(
+            "x-coe-only-local",
+            "true for a request that only local experts may receive. Its text is not stored in the routing log.",
+            {"type": "string", "enum": ["true", "false"]},
         ),
         "Cache": _header(
             "x-coe-cache",
@@ -165,7 +172,7 @@ def document(operations: Iterable[Operation], schemas: Mapping[str, Schema], reg
         }
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Composition of Experts", "version": version("coe")},
+        "info": {"title": "Composition of Experts", "version": __version__},
         "paths": paths,
         "components": components,
     }
@@ -188,7 +195,8 @@ def _entry(one: Operation, keys: bool) -> Schema:
         content = {media_type: {"schema": ref(name)} for media_type in one.body_types}
         entry["requestBody"] = {"required": True, "content": content}
     if keyed:  # OpenAPI 3.1 has the roles that are required here, whatever the scheme
-        roles = [] if one.scope == "any_key" else [one.scope]
+        all_scopes: list[str] = sorted(get_args(Scope))
+        roles = {"any_key": [], "unrestricted": all_scopes}.get(one.scope, [one.scope])
         entry["security"] = [{"bearer": roles}, {"apiKey": roles}, {"azureKey": roles}]
     return entry
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from starlette.requests import Request
@@ -25,7 +25,7 @@ from gateway.endpoints import (
     route,
     stored_responses,
 )
-from gateway.endpoints.admin import artifacts, experts, mapping, records, stats
+from gateway.endpoints.admin import artifacts, config, experts, keys, mapping, records, residency, spend, stats
 from gateway.endpoints.chat import CHAT_SCHEMAS
 from gateway.endpoints.operation import OBJECT, Operation, Schema, json_response, operation, operations_of
 from gateway.errors import body_of, headers_of, status_of
@@ -36,13 +36,16 @@ from gateway.serving_state import Serving, ServingState
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | None) -> Endpoint:
+def guarded(endpoint: Endpoint, current: ServingState, *, scope: Scope | Literal["unrestricted"] | None) -> Endpoint:
     """Wraps `endpoint` for callers whose key has `scope` (None: any known key); others get 401 or 403. A RequestError
     that it raises becomes the response."""
 
     async def answer(request: Request) -> Response:
         try:
-            current.serving.access.identify(request.scope["headers"], scope)
+            if scope == "unrestricted":
+                current.serving.access.identify_unrestricted(request.scope["headers"])
+            else:
+                current.serving.access.identify(request.scope["headers"], scope)
             return await endpoint(request)
         except ClientLeftError:
             return Response(status_code=400)
@@ -83,8 +86,17 @@ class OpenApi:
 
 
 _RESOURCES: tuple[type, ...] = (
-    *(documents.Documents, stats.Stats, stats.Status, records.Records, mapping.Map, artifacts.Artifacts),
-    *(experts.Experts, experts.Onboarding, models.Models, health.Health, OpenApi),
+    *(
+        documents.Documents,
+        stats.Stats,
+        stats.Status,
+        spend.Spending,
+        residency.Devices,
+        records.Records,
+        mapping.Map,
+        artifacts.Artifacts,
+    ),
+    *(experts.Experts, experts.Onboarding, keys.Keys, config.Config, models.Models, health.Health, OpenApi),
     stored_responses.StoredResponses,
 )
 OPERATIONS: tuple[Operation, ...] = (

@@ -18,7 +18,7 @@ from gateway.endpoints.operation import JSON, Operation, Schema, Success, ref
 
 FORM = "multipart/form-data"
 ANY_TYPE = "*/*"
-_TEXT_HEADERS = ("Timeout", "Purpose", "Trace")
+_TEXT_HEADERS = ("Timeout", "OnlyLocal", "Purpose", "Trace")
 _SUMMARIES: dict[PassThroughApi, tuple[str, str]] = {
     "rerank": ("Rerank", "Scores of documents for a query, as of Jina, Cohere and vLLM"),
     "score": ("Score", "Similarity of pairs of texts, as of vLLM"),

@@ -21,7 +21,7 @@ from coe.errors import CAUSES
 from coe.registry import Registry
 from coe.routing.composition import Composition
 from coe.routing.conversation import read_conversation
-from coe.routing.eligibility import check_model
+from coe.routing.eligibility import excluded_experts
 from coe.routing.request_text import REASONS, RoutedText
 from gateway.access.estimate import input_tokens
 from gateway.dialects.chat import CHAT
@@ -58,10 +58,9 @@ def count_tokens_endpoint(parts: Parts) -> DryRun:
     return DryRun(parts.current, dialect=MESSAGES, permission="chat", answer=_token_count)
 
 
-async def _token_count(serving: Serving, chat: Chat, _: RequestOptions) -> dict[str, Any]:
+async def _token_count(serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
     """An estimate, since each expert has its own tokenizer. A system prompt that an expert adds and retrieved passages
     are not counted."""
-    check_model(chat, serving.registry)
     return {"input_tokens": math.ceil(input_tokens(chat))}
 
 
@@ -71,12 +70,15 @@ class _Decisions:
 
     async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
-        routed, prediction = await composition.classify(chat, options.tenant)
-        conversation = read_conversation(chat, options)
+        routed, prediction = await composition.classify(chat, options.tenant, options.rule)
+        conversation = read_conversation(chat, options, routed.requests)
         previous = await composition.find_previous(chat, conversation, routed, options)
         decision = composition.assign(chat, prediction, options, previous=previous)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
-        explained = await self._explainer.explain(composition, routed, prediction, decision) if options.explain else {}
+        explained = {}
+        if options.explain:
+            explained = await self._explainer.explain(composition, routed, prediction, decision)
+            explained["excluded"] = excluded_experts(composition.registry, options.rule)
         return {
             "model": chat.model,
             "cost_weight": options.cost_weight,
@@ -110,7 +112,7 @@ class Explainer:
     async def explain(
         self, composition: Composition, routed: RoutedText, prediction: Prediction, decision: Decision
     ) -> dict[str, Any]:
-        """The fields that a decision has beside those of every caller."""
+        """Return the additional fields of a decision that x-coe-explain adds for administrators."""
         health_by_expert = {name: expert.health for name, expert in composition.experts.items()}
         return {
             "in_distribution": round(prediction.in_distribution, 4),

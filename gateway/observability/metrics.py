@@ -18,8 +18,8 @@ from uuid import uuid4
 import orjson
 from prometheus_client.process_collector import ProcessCollector
 
-from coe.core import Usage
 from coe.records.feedback import FeedbackKind
+from coe.usage import Usage
 from gateway.request.trace import Trace
 
 Labels = tuple[str, ...]
@@ -32,8 +32,8 @@ and the sum."""
 class MetricFamily:
     """One metric with its cells.
 
-    A `live` family counts only while its process lives; others are kept after its end. Over several processes cells are
-    added, or with `largest` their maximum is taken.
+    The values of a `live` family are dropped when its process ends; those of others are kept. Values of several
+    processes are added, or with `largest` their maximum is taken.
     """
 
     name: str
@@ -203,7 +203,11 @@ def _as_dict(family: MetricFamily) -> dict[str, object]:
 
 _ROUTING_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
 _RESPONSE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_WAIT_BUCKETS = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _NO_LABELS: Labels = ()
+MAX_KEY_LABELS = 500
+"""API keys with a time series of their own, the first ones that cost something."""
+OTHER_KEYS: Labels = ("(other)",)
 EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -224,6 +228,10 @@ class Metrics:
         cached = "Input tokens that the experts read from their prompt caches, a part of coe_tokens_total."
         self._cached_tokens = counter("coe_cached_tokens_total", cached, expert)
         self._cost = counter("coe_cost_dollars_total", "Cost by the experts' declared prices.", expert)
+        by_key = "Cost by the experts' declared prices, by API key; audits are charged to none."
+        self._key_cost = counter("coe_key_cost_dollars_total", by_key, ("key",))
+        by_category = "Cost by the experts' declared prices, by category."
+        self._category_cost = counter("coe_category_cost_dollars_total", by_category, ("category",))
         routing = "Time from arrival to the decision."
         self._routing_seconds = histogram("coe_routing_seconds", routing, _ROUTING_BUCKETS)
         first = "Time from arrival to the first token."
@@ -247,6 +255,8 @@ class Metrics:
         self._task_failures = counter("coe_background_task_failures_total", failures, ("task",))
         wait = "Waits until an expert that shares a device is awake."
         self._residency_wait = histogram("coe_expert_wait_seconds", wait, _RESPONSE_BUCKETS, expert)
+        by_tier = "Waits by the expert's tier at arrival, and whether the request was granted or refused."
+        self._tier_wait = histogram("coe_residency_wait_seconds", by_tier, _WAIT_BUCKETS, ("tier", "outcome"))
         total = "Time from arrival to the last byte."
         self._request_seconds = histogram("coe_request_seconds", total, _RESPONSE_BUCKETS)
 
@@ -266,9 +276,20 @@ class Metrics:
         self._routing_seconds.observe(_NO_LABELS, trace.routing_ms / 1000)
         self._record_retrieval(trace)
         if (first := trace.first_token_ms) is not None:
-            self._record_answer(trace, (decision.expert,), first)
+            self._first_token.observe((decision.expert,), first / 1000)
+            if trace.attempts.count == 1:
+                self._upstream_seconds.observe((decision.expert,), (first - trace.routing_ms) / 1000)
             if decision.fallback_from:
                 self._fallbacks.add((decision.fallback_from, decision.cause))
+        if cost := self._record_calls(trace):
+            self._category_cost.add((decision.category,), cost)
+            self._key_cost.add(self._key_label(trace.caller.key), cost)
+
+    def _key_label(self, key: str | None) -> Labels:
+        """The label of an API key; OTHER_KEYS for those beyond MAX_KEY_LABELS."""
+        labels = (key or "",)
+        known = self._key_cost.cells
+        return labels if labels in known or len(known) < MAX_KEY_LABELS else OTHER_KEYS
 
     def _record_retrieval(self, trace: Trace) -> None:
         retrieval = trace.retrieval_result
@@ -278,10 +299,9 @@ class Metrics:
         if retrieval.tokens:
             self._passage_tokens.add(_NO_LABELS, retrieval.tokens)
 
-    def _record_answer(self, trace: Trace, expert: Labels, first_ms: float) -> None:
-        self._first_token.observe(expert, first_ms / 1000)
-        if trace.attempts.count == 1:
-            self._upstream_seconds.observe(expert, (first_ms - trace.routing_ms) / 1000)
+    def _record_calls(self, trace: Trace) -> float:
+        """Counts the tokens and dollars of each call. Returns the sum of the dollars that are known."""
+        dollars = 0.0
         for name, usage, cost in trace.calls_used():
             if usage.input_tokens:
                 self._tokens.add((name, "input"), usage.input_tokens)
@@ -291,10 +311,14 @@ class Metrics:
                 self._cached_tokens.add((name,), usage.cached_tokens)
             if cost:
                 self._cost.add((name,), cost)
+                dollars += cost
+        return dollars
 
-    def record_residency_wait(self, expert: str, seconds: float) -> None:
-        """Counts one wait for an expert to be awake."""
-        self._residency_wait.observe((expert,), seconds)
+    def record_residency_wait(self, expert: str, tier: str, outcome: str, seconds: float) -> None:
+        """Counts one wait for an expert to be awake; `tier` is its tier at arrival, `outcome` granted or refused."""
+        self._tier_wait.observe((tier, outcome), seconds)
+        if outcome == "granted":
+            self._residency_wait.observe((expert,), seconds)
 
     def record_refusal(self, code: str) -> None:
         """Counts one request that was refused for its Host or Origin header."""

@@ -24,6 +24,7 @@ from typing import Self
 import numpy as np
 
 from coe.core import Encoder
+from coe.frozen import fast_init
 from coe.records import Pending, RecordWriter
 from coe.records.feedback import Feedback, FeedbackKind
 from coe.records.record import RoutingLog, RoutingRecord
@@ -90,7 +91,7 @@ class Recorder:
         if trace.decision is None:
             return
         record, text = trace.record(), trace.routed.text
-        if self._encoder is None or not text or len(self._pending) >= MAX_PENDING_EMBEDDINGS:
+        if self._encoder is None or not text or trace.only_local or len(self._pending) >= MAX_PENDING_EMBEDDINGS:
             self._writer.put(record)
             return
         task = asyncio.ensure_future(self._embed(self._encoder, record, text))
@@ -181,6 +182,7 @@ MAX_CONVERSATIONS = 10_000
 """Latest conversations that are remembered, about 300 bytes each."""
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class _LastAnswer:
     """The last answer to a conversation: its request, its time in Unix seconds, and the number of retries before it."""

@@ -113,7 +113,7 @@ Cells = dict[Labels, float]
 
 
 class TrafficMetrics:
-    """The report at `path`, read again if the file changed."""
+    """Gauges from the traffic report at `path`, which is read again if the file has changed."""
 
     def __init__(self, path: Path, current: ServingState) -> None:
         self._path, self._current = path, current
@@ -187,16 +187,16 @@ async def open_residency(settings: Settings, metrics: Metrics) -> AsyncIterator[
     """A connection to the `coe up` that started this gateway; None if all experts are always loaded. The metrics exist
     in either case."""
     if settings.residency_socket is None:
-        _add_metrics(metrics, None)
+        _add_residency_metrics(metrics, None)
         yield None
         return
     async with connected_client(settings.residency_socket, task_failed=metrics.task_failed) as client:
-        _add_metrics(metrics, client)
-        client.on_granted = metrics.record_residency_wait
+        _add_residency_metrics(metrics, client)
+        client.on_wait = metrics.record_residency_wait
         yield client
 
 
-def _add_metrics(metrics: Metrics, client: ResidencyClient | None) -> None:
+def _add_residency_metrics(metrics: Metrics, client: ResidencyClient | None) -> None:
     def by_expert(key: str) -> dict[Labels, float]:
         return {(name,): float(state[key]) for name, state in client.tiers.items()} if client else {}
 

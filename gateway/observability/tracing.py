@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from coe.core import RequestOptions
-from coe.errors import ConfigError
+from coe.errors import ConfigError, pip_install
 from coe.settings import Settings
 from coe.urls import redact_url
 from gateway.request.trace import Spans, Trace
@@ -170,7 +170,7 @@ def check_tracing(settings: Settings) -> None:
         except ImportError as error:
             raise ConfigError(
                 f"environment: traces are to go to {redact_url(settings.traces)} and OpenTelemetry is not installed; "
-                "run `pip install 'coe[otel]'`, or unset OTEL_EXPORTER_OTLP_ENDPOINT"
+                f"run `{pip_install('otel')}`, or unset OTEL_EXPORTER_OTLP_ENDPOINT"
             ) from error
 
 

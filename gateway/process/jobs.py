@@ -1,6 +1,7 @@
 """Runs commands of `coe` in processes of their own, because a serving process must not import what they need.
 
-Jobs runs one command at a time. PlanSolver keeps its process for the next request.
+Jobs runs one command at a time. Reports caches what such commands report. PlanSolver keeps its process for the next
+request.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -17,7 +19,7 @@ from typing import Any, Self
 
 import orjson
 
-from coe.errors import InvalidRequest, JobUnavailable, NotInstalled
+from coe.errors import InvalidRequest, JobUnavailable, NotInstalled, pip_install
 from coe.settings import Settings
 
 RETRY_AFTER_SECONDS = 5.0
@@ -79,12 +81,48 @@ class Jobs:
         raise JobUnavailable(f"`{verb}` failed: {error_tail(errors)}", retry_after=RETRY_AFTER_SECONDS)
 
 
+REPORT_SECONDS = 120.0
+"""Time limit of the job of a report."""
+CACHE_SECONDS = 60.0
+"""A report is returned again for this long, since it reads the log."""
+MAX_REPORTS = 12
+"""Reports of different arguments that are cached."""
+
+
+class Reports:
+    """Caches the reports of jobs. Concurrent requests for one report share its job; failures are not cached."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self._tasks: dict[tuple[str, ...], tuple[asyncio.Task[tuple[float, Any]], float]] = {}
+
+    async def get(self, *arguments: str, needs: tuple[str, ...] = ()) -> tuple[float, Any]:
+        """The Unix time of the report and the report of `coe ARGUMENTS`. Raises as `Jobs.run`."""
+        now = time.monotonic()
+        task, began = self._tasks.pop(arguments, (None, 0.0))
+        if task is None or (task.done() and (_failed(task) or now - began >= CACHE_SECONDS)):
+            task, began = asyncio.create_task(self._compute(arguments, needs), name=f"coe-{arguments[0]}"), now
+            while len(self._tasks) >= MAX_REPORTS:
+                del self._tasks[next(iter(self._tasks))]
+        self._tasks[arguments] = task, began
+        return await asyncio.shield(task)  # a client that disconnects cancels it for no other
+
+    async def _compute(self, arguments: tuple[str, ...], needs: tuple[str, ...]) -> tuple[float, Any]:
+        found = await self._jobs.run(*arguments, seconds=REPORT_SECONDS, needs=needs)
+        return time.time(), found
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    """True for a task that ended without a result; a cancelled one has no exception."""
+    return task.cancelled() or task.exception() is not None
+
+
 def check_installed(verb: str, needs: tuple[str, ...]) -> None:
     """Raises NotInstalled, with the remedy, if a package is missing."""
     if missing := [name for name in needs if find_spec(name) is None]:
         raise NotInstalled(
             f"`coe {verb}` needs {', '.join(missing)}, which is not installed where this gateway runs; "
-            "pip install 'coe[train]' there, or run it elsewhere"
+            f"{pip_install('train')} there, or run it elsewhere"
         )
 
 
@@ -93,7 +131,7 @@ def start_command(settings: Settings, *arguments: str, stdin: int) -> subprocess
     takes time."""
     nice = ("nice", "-n", "10") if shutil.which("nice") else ()
     return subprocess.Popen(  # noqa: S603  commands and existing versions only
-        [*nice, sys.executable, "-m", "coe.cli", *arguments, "--config", str(settings.config)],
+        [*nice, sys.executable, "-P", "-m", "coe.cli", *arguments, "--config", str(settings.config)],
         env={**os.environ, "COE_HOME": str(settings.home)},
         stdin=stdin,
         stdout=subprocess.PIPE,
@@ -115,8 +153,10 @@ SOLVER_RETRY_SECONDS = 1.0
 
 
 class PlanSolver:
-    """One process, one request at a time. A user who moves a slider sends many: of those that wait, the newest is
-    solved and the others are refused."""
+    """Solves plans under other budgets in one child process, one request at a time.
+
+    A slider in the dashboard sends many requests: of those that wait, the newest is solved, the others are refused.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -20,13 +21,16 @@ from coe.artifacts.store import POINTER
 from coe.errors import CoEError, ConfigError
 from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
 from coe.registry import ExpertSpec, Registry
+from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.runtime.active_state import ActiveState
 from coe.runtime.consequences import log_consequences
+from coe.runtime.declaration_edit import without_values
+from coe.runtime.issued_keys import access_with, check_issued
 from coe.settings import Settings
-from coe.supervision import TaskFailed, ignore_failure, supervised
+from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
 from gateway.access import check_counters, check_exposure
 from gateway.process.gc_tuning import trim_memory
-from gateway.serving_state import ServingState, Wiring
+from gateway.serving_state import Serving, ServingState, Wiring
 
 POLL_SECONDS = 0.5
 """Interval of checks of the files."""
@@ -67,6 +71,12 @@ class Reload:
         self._started_with = in_use.registry
         self._files = _watched_files(settings)
         self._requested = asyncio.Event()
+        self._warming: asyncio.Task[None] | None = None
+        self._config_digest: bytes | None = None
+
+    def serves(self, config: bytes) -> bool:
+        """Returns whether the state in use was read from this content of experts.yaml."""
+        return hashlib.sha256(config).digest() == self._config_digest
 
     def request(self) -> None:
         """Checks now, and reloads even if no file changed."""
@@ -79,15 +89,18 @@ class Reload:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            tasks = [one for one in (task, self._warming) if one is not None]
+            for one in tasks:
+                one.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, since: FileStates) -> None:
         states = _file_states(self._files)
         digests = await asyncio.to_thread(_digests, self._files)
         if states != since:
-            await self._apply()
+            await self._apply(digests[0])
+        else:
+            self._config_digest = digests[0]
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
@@ -100,7 +113,7 @@ class Reload:
             states = await self._settled_states()
             previous, digests = digests, await asyncio.to_thread(_digests, self._files)
             if requested or digests != previous:
-                await self._apply()
+                await self._apply(digests[0])
 
     async def _settled_states(self) -> FileStates:
         states = _file_states(self._files)
@@ -110,31 +123,47 @@ class Reload:
             if states == previous:
                 return states
 
-    async def _apply(self) -> None:
+    async def _apply(self, config_digest: bytes | None) -> None:
         try:
             in_use = await asyncio.to_thread(self._read, self._settings, self._in_use)
-            self._check(in_use.registry)
+            self.check(in_use.registry)
             serving = self._wiring.serving(in_use)
         except CoEError as error:
-            self._report_failure(str(error))
-        except Exception as error:  # a bug in what is new is no reason to stop serving what works
-            self._report_failure(repr(error))
+            await self._report_failure(str(error))
+        except Exception as error:  # a bug while loading the new state must not end the reload task
+            await self._report_failure(repr(error))
         else:
             if in_use.consequences != self._in_use.consequences:
                 log_consequences(in_use.consequences)
+            is_indexed_anew = in_use.index is not None and in_use.index is not self._in_use.index
             self._in_use = in_use
             self._current.replace(serving)
-            self._current.reload_error = None
+            if is_indexed_anew:
+                self._warm(serving)
+            self._current.reload_error, self._config_digest = None, config_digest
             router, plan = serving.composition.router.version, serving.plan or "as declared"
-            await asyncio.to_thread(trim_memory)  # what the former router took
+            await asyncio.to_thread(trim_memory)  # returns the memory of the previous router to the system
             _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
 
-    def _check(self, registry: Registry) -> None:
+    def _warm(self, serving: Serving) -> None:
+        """Search a new document index once beside the requests: a store that hangs must not delay a revoked key."""
+        if self._warming is not None:
+            self._warming.cancel()
+        self._warming = asyncio.create_task(serving.composition.warm(), name="coe-warm")
+        self._warming.add_done_callback(log_failure)
+
+    def check(self, registry: Registry) -> None:
+        """Raises ConfigError for a declaration that this process cannot take over."""
         check_reloadable(self._started_with, registry)
         check_exposure(self._settings, registry.access)
-        check_counters(registry.access, workers=self._settings.workers)
+        issued = self._wiring.issued.keys
+        check_issued(registry, issued, now=time.time())
+        check_counters(access_with(registry, issued), workers=self._settings.workers)
 
-    def _report_failure(self, cause: str) -> None:
+    async def _report_failure(self, cause: str) -> None:
+        with suppress(OSError, UnicodeDecodeError):  # without the file there is no value of it in the cause
+            text = await asyncio.to_thread(self._settings.config.read_text)
+            cause = without_values(cause, text, self._settings.environ)
         self._current.reload_error = cause
         _log.error("not reloaded, the last good state serves on: %s", cause)
 
@@ -156,7 +185,7 @@ def check_reloadable(old: Registry, new: Registry) -> None:
         )
         if previous != after
     ]
-    started = {spec.name: _server(spec) for spec in old.experts if spec.runtime in ("transformers", "vllm")}
+    started = {spec.name: _server(spec) for spec in old.experts if spec.runtime in LOCAL_RUNTIMES}
     changed += [
         f"the server of expert {spec.name!r}"
         for spec in new.experts

@@ -15,10 +15,10 @@ from time import perf_counter
 from types import TracebackType
 from typing import Self
 
-from coe.core import RecipeAudit, RecipeLog
 from coe.records import Pending
 from coe.records.audit import AuditDetail, AuditOutcome
 from coe.records.feedback import Feedback
+from coe.usage import RecipeAudit, RecipeLog
 from gateway.observability.metrics import Metrics
 from gateway.request.trace import Trace, recorded_call
 from gateway.serving_state import ServingState

@@ -26,8 +26,8 @@ BYTES_PER_SECOND = 100e6
 """Rate at which large bodies are read. A large body costs about 3 ns of processor time a byte, so this rate leaves two
 thirds of a processor to other requests."""
 MIN_MEMORY_IN_BODIES = 12
-"""Memory for large bodies, at least, in bodies of the largest size allowed. One caller gets half of it, and a body
-beyond ASCII needs six times its size."""
+"""Minimum memory for large bodies, as a multiple of the maximum body size. A body that is not ASCII needs up to six
+times its size, and one caller gets half of the memory, so 12 admits any single body."""
 RETRY_SECONDS = 1.0
 """Retry-After of a refusal for lack of memory."""
 PARSE_PAUSE = 0.02
@@ -129,8 +129,9 @@ class JsonScan:
         escapes = b"\\" in window
         if self.width < 4:
             self.width = max(self.width, _width(window, escapes=escapes))
-        if self._escaped:
+        if self._escaped:  # the last window ended with the backslash of an escape
             window = window[1:]
+        # An odd number of backslashes at the end escapes the first character of the next window.
         trailing = len(window) - len(window.rstrip(b"\\")) if escapes else 0
         self._escaped = trailing % 2 == 1
         if b'"' not in window:
@@ -139,7 +140,7 @@ class JsonScan:
             return
         if escapes:
             window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
-        chunks = window.split(b'"')
+        chunks = window.split(b'"')  # every second chunk is outside of strings
         self._count(b"".join(chunks[self._in_string :: 2]))
         quotes = len(chunks) - 1
         self.values += quotes // 2
@@ -196,7 +197,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class ClientLeftError(Exception):
-    """The client closed the connection or reads no more, so nobody waits for the answer."""
+    """The client closed the connection or reads no more, so the answer is not needed."""
 
 
 class BodyReservation(Protocol):

@@ -26,12 +26,11 @@ from gateway.serving_state import Serving
 MEMORY = "memory"
 """The value of `cache.store` for a store in each process."""
 _STORED_REASONS: frozenset[Reason] = frozenset(("routed", "uncertain", "sticky", "pinned"))
-"""Reasons of answers that are stored: not of those by another expert than the plan's choice."""
+"""Decision reasons whose answers are stored. Fallback, spill, exploration and escalation answer with another expert."""
 _STORED_RETRIEVAL = ("none", "off", "skipped")
-"""Results of retrieval that do not depend on the documents, if the store was not searched."""
+"""Retrieval results that do not depend on the documents, if the store was not searched (retrieval time 0)."""
 
-
-_STORED_OUTCOMES = ("answered", "unreadable", "graded")
+_STORED_OUTCOMES = ("answered", "unreadable", "cut_off", "graded")
 """Outcomes of a recipe's calls, if none failed."""
 
 
@@ -138,7 +137,7 @@ def _answer_of(stored: bytes | None, categories: int) -> CachedAnswer | None:
 
 
 def _is_storable(trace: Trace) -> bool:
-    """Whether the same request would be decided and answered like this one."""
+    """Return True if an equal request would get the same decision and answer, so that the answer may be stored."""
     decision, prediction, retrieval, log = trace.decision, trace.prediction, trace.retrieval_result, trace.recipe_log
     assert decision is not None
     assert prediction is not None
@@ -146,7 +145,7 @@ def _is_storable(trace: Trace) -> bool:
         decision.reason in _STORED_REASONS
         and prediction.stage != LOAD_SHED
         and retrieval.status in _STORED_RETRIEVAL
-        and not retrieval.ms  # the time of a search
+        and not retrieval.ms  # the store was searched, so the answer depends on its documents
         and (log is None or (log.stop in VERIFIED and all(call.outcome in _STORED_OUTCOMES for call in log.calls)))
     )
 

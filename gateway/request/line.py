@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from coe.core import PASS_THROUGH_APIS, Chat, RecipeUsage, Reply, RequestOptions
+from coe.core import PASS_THROUGH_APIS, Chat, Reply, RequestOptions
 from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
@@ -112,18 +112,16 @@ class Line:
                 with trace.step("parse"):  # 2
                     deployment = scope.get("path_params", {}).get(DEPLOYMENT, "")
                     chat = await request.parse(partial(self._dialect.parse, body, model=deployment), size=len(body))
-                    trace.requested_model = chat.model
+                    trace.chat, trace.requested_model = chat, chat.model
                     chat, options = resolve_model(chat, options, trace.serving.registry, scope["headers"])
                     trace.chat, trace.options = chat, options
                     body_bytes = len(body)
                     del body  # the parsed chat replaces it in memory
                     if self._stored is not None:
-                        registry = trace.serving.registry
-                        found = await self._stored.continued(
-                            chat, trace.caller, registry, request, body_bytes=body_bytes
+                        chat, trace.stored = await self._stored.continued(
+                            chat, options, trace.serving.registry, request, body_bytes=body_bytes
                         )
-                        trace.chat, trace.stored = found
-                        chat = trace.chat
+                        trace.chat = chat
                 reply: Reply | None = None
                 if self._cache is not None:
                     reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
@@ -151,7 +149,7 @@ class Line:
     def _options(self, trace: Trace, scope: Scope) -> RequestOptions:
         """The options of the request's headers. Raises InvalidRequest."""
         serving, caller = trace.serving, trace.caller
-        options = read_options(scope, serving.registry.policy, tenant=caller.tenant, api=trace.api)
+        options = read_options(scope, serving.registry.policy, tenant=caller.tenant, api=trace.api, rule=caller.rule)
         if options.purpose and not serving.access.is_admin(scope["headers"]):
             options = replace(options, purpose=None)  # an ordinary key cannot hide its requests from reports
         return options if self._tracing is None else self._tracing.begin(trace, options)
@@ -183,7 +181,8 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
         answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
     trace.answered(answer)
     assert trace.allowance is not None
-    trace.allowance.charge(answer.reply.usage, trace.prices)
+    assert trace.usage is not None
+    trace.allowance.charge(trace.usage, trace.prices)  # its parts count on until the answer is complete
     if request.memory:  # the expert has the large body
         trace.chat = chat = chat.without_content()
         trace.drop_audit_body()
@@ -195,9 +194,9 @@ async def _decide(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Ch
     """Steps 3 to 5: the chat, with passages if the gate opens; its conversation, and who answered there before."""
     composition = trace.serving.composition
     with trace.step("classify"):  # 3
-        trace.routed, trace.prediction = await composition.classify(chat, trace.caller.tenant)
+        trace.routed, trace.prediction = await composition.classify(chat, trace.caller.tenant, options.rule)
     with trace.step("assign"):  # 4
-        conversation = read_conversation(chat, options)
+        conversation = read_conversation(chat, options, trace.routed.requests)
         previous = await composition.find_previous(chat, conversation, trace.routed, options)
         trace.decision = composition.assign(chat, trace.prediction, options, previous=previous)
     with trace.step("gate"):  # 5
@@ -236,10 +235,8 @@ async def _call(
             previous=previous,
         )
     except BaseException:
-        if trace.allowance is not None and (log := trace.attempts.recipe_log) is not None:
-            usage = RecipeUsage(log)
-            if usage.parts:
-                trace.allowance.charge(usage, trace.prices)
+        if trace.allowance is not None and (usage := trace.usage) is not None:
+            trace.allowance.charge(usage, trace.prices)
         raise
 
 
@@ -287,7 +284,7 @@ class DryRun:
         access = serving.access
         try:
             caller = access.identify(scope["headers"], self._permission)
-            options = read_options(scope, serving.registry.policy, tenant=caller.tenant)
+            options = read_options(scope, serving.registry.policy, tenant=caller.tenant, rule=caller.rule)
             if options.explain and self._explains:  # the answer holds training examples and the experts' health
                 access.identify(scope["headers"], "admin")
             with self._state.admission.open(caller.key, timeout=options.timeout) as request:

@@ -13,9 +13,11 @@ from typing import Any, get_args
 
 from starlette.types import Scope
 
-from coe.core import Api, Chat, Purpose, RequestOptions, RetrievalMode
+from coe.core import NO_RECIPE, Api, Chat, ExpertRule, Purpose, RequestOptions, RetrievalMode
 from coe.errors import HeadersTooLarge, InvalidRequest
-from coe.registry import AUTO, Policy, Registry
+from coe.registry import Policy, Registry
+from coe.registry.aliases import ResolvedModel
+from coe.routing.eligibility import check_model, check_recipe, only_local
 
 MAX_SESSION_CHARACTERS = 128
 MAX_HEADER_BYTES = 32 * 1024
@@ -28,16 +30,20 @@ _CHOICES: Mapping[bytes, tuple[str, Mapping[bytes, Any]]] = {
     b"x-coe-retrieval": ("retrieval", {word.encode(): word for word in get_args(RetrievalMode)}),
     b"x-coe-explain": ("explain", {b"0": False, b"1": True}),
     b"x-coe-cache": ("cache", {b"on": True, b"off": False}),
+    b"x-coe-only-local": ("only_local", {b"true": True, b"false": False}),
     b"x-coe-purpose": ("purpose", {word.encode(): word for word in get_args(Purpose)}),
 }
-"""Headers with a fixed set of values, and the field of RequestOptions that each sets."""
+"""Headers with a fixed set of values, and the option that each sets."""
 _TRACE_CONTEXT = (b"traceparent", b"tracestate")
 _VERSIONS = (b"anthropic-version", b"anthropic-beta")
 """Headers of a Messages request that its expert's server receives too. No other client header reaches a server."""
 
 
-def read_options(scope: Scope, policy: Policy, *, tenant: str | None = None, api: Api = "chat") -> RequestOptions:
-    """Read x-session-id, the x-coe-* headers, the trace context and, for the Messages API, Anthropic's versions.
+def read_options(
+    scope: Scope, policy: Policy, *, tenant: str | None = None, api: Api = "chat", rule: ExpertRule | None = None
+) -> RequestOptions:
+    """Read x-session-id, the x-coe-* headers, the trace context and, for the Messages API, Anthropic's versions. The
+    `rule` of the API key can only become stricter.
 
     Raises InvalidRequest for an unknown choice, a number outside the declared limits, or an invalid version.
     """
@@ -56,7 +62,9 @@ def read_options(scope: Scope, policy: Policy, *, tenant: str | None = None, api
             timeout = min(_number(value, "x-coe-timeout", 0.001, 86400.0), policy.timeout)
         elif name in _CHOICES:
             field, values = _CHOICES[name]
-            choices[field] = _choice(value, name.decode(), values)
+            choice = _choice(value, name.decode(), values)
+            # of repeated headers the last one wins, but none lifts the mark that another one sets
+            choices[field] = choice or choices.get(field, False) if field == "only_local" else choice
         elif name == b"x-coe-recipe" and value:
             choices["recipe"] = _recipe(value)
         elif name in _TRACE_CONTEXT and value.isascii():  # the standard demands ASCII, and HTTP clients fail on more
@@ -65,19 +73,25 @@ def read_options(scope: Scope, policy: Policy, *, tenant: str | None = None, api
             _add_version(versions, name.decode(), value.decode("latin-1"))
     if size > MAX_HEADER_BYTES:
         raise HeadersTooLarge(f"the headers are longer than {MAX_HEADER_BYTES // 1024} KiB together")
-    return RequestOptions(session, cost_weight, timeout, trace, tenant=tenant, version_headers=versions, **choices)
+    rule = only_local(rule) if choices.pop("only_local", False) else rule
+    return RequestOptions(
+        session, cost_weight, timeout, trace, tenant=tenant, version_headers=versions, rule=rule, **choices
+    )
 
 
 def resolve_model(
     chat: Chat, options: RequestOptions, registry: Registry, headers: Iterable[tuple[bytes, bytes]]
 ) -> tuple[Chat, RequestOptions]:
     """Replace an alias or operating point by the model that it stands for, and set the point's cost weight unless the
-    request has a header for it. A name that is not known stays: the decision refuses it."""
-    if chat.model == AUTO:
-        return chat, options
-    found = registry.models.resolve(chat.model)
-    if found is None:
-        return chat, options
+    request has a header for it.
+
+    Raises ModelNotFound for a model or recipe that does not exist for the caller. This is the first use of the names,
+    so no other error, price or stored answer shows that an excluded one exists.
+    """
+    found = registry.models.resolve(chat.model) or ResolvedModel(chat.model)
+    check_model(found.model, registry, options.rule, sent=chat.model)
+    if options.recipe not in ("", NO_RECIPE, found.model):
+        check_recipe(options.recipe, registry, options.rule)
     if found.cost_weight is not None and all(name != b"x-coe-cost-weight" for name, _ in headers):
         options = replace(options, cost_weight=found.cost_weight)
     return chat if found.model == chat.model else replace(chat, model=found.model), options

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from coe.core import Chat, Reply
+from coe.core import Chat, ExpertRule, Reply, RequestOptions
 from coe.errors import BodyTooLarge, InvalidRequest, ResponseNotFound, ResponsesUnavailable
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
@@ -29,6 +29,7 @@ from gateway.request.admission import ActiveRequest
 from gateway.request.body import INITIAL_COPIES, SMALL_BODY, JsonScan
 from gateway.stored_responses.conversation import (
     MAX_ID_CHARACTERS,
+    REFERENCE,
     Item,
     StoredResponse,
     StoredUse,
@@ -50,9 +51,12 @@ MAX_HELD_BYTES = 64 * 2**20
 MAX_REFERENCES = 2_000
 """References to items in one conversation."""
 REMEDY = (
-    "it was never stored (`store: false`), has expired, was deleted, or belongs to another API key; send the "
-    "conversation in `input`"
+    "it was never stored (`store: false`), has expired, was deleted, belongs to another API key, or is of a request "
+    "with x-coe-only-local, which only such a request may continue; send the conversation in `input`"
 )
+_KEY, _ONLY_LOCAL = " key ", " only-local"
+"""Parts of owners: before the name of an API key with a list of experts, and at the end for answers to requests for
+local experts only. Names of tenants and keys have no space."""
 _ENDS = sse.EventTypes("response.completed", "response.incomplete")
 _NO_ID = (b'"previous_response_id":null', b'"previous_response_id": null')
 
@@ -89,14 +93,19 @@ class StoredStep:
         self._held_bytes = 0
 
     async def continued(
-        self, chat: Chat, caller: Caller, registry: Registry, request: ActiveRequest, *, body_bytes: int
+        self, chat: Chat, options: RequestOptions, registry: Registry, request: ActiveRequest, *, body_bytes: int
     ) -> tuple[Chat, StoredUse]:
         """Returns the chat with the conversation that it continues, whose memory is that of `request`. Raises
-        InvalidRequest for an unknown id, BodyTooLarge, BodyMemoryFull and ResponsesUnavailable."""
-        use, sent, fields = StoredUse(caller.tenant or ""), items_of(chat.fields), dict(chat.fields)
+        InvalidRequest for an unknown id, BodyTooLarge, BodyMemoryFull and ResponsesUnavailable.
+
+        The answers of an API key with a list of experts, and answers to requests for local experts only, have owners of
+        their own: a request that is not limited in the same way could send them to any expert."""
+        rule = options.rule
+        owners = _owners(options.tenant, rule, only_local=rule is not None and rule.only_local)
+        use, sent, fields = StoredUse(owners[0]), items_of(chat.fields), dict(chat.fields)
         previous_id, items = fields.get("previous_response_id"), sent
         keeps_state = _keeps_state(chat, registry)
-        loading = _Loading(self.store, use.owner, request, registry.limits, size=body_bytes)
+        loading = _Loading(self.store, owners, request, registry.limits, size=body_bytes)
         if previous_id is not None:
             head = await _head(loading, previous_id)
             if head is not None:
@@ -126,16 +135,21 @@ class StoredStep:
 
     async def response(self, caller: Caller, response_id: str) -> StoredResponse:
         """Returns a stored answer. Raises ResponseNotFound and ResponsesUnavailable."""
-        (found,) = await self.store.get(caller.tenant or "", [response_name(response_id)])
-        if found is None:
-            raise not_found(response_id)
-        return StoredResponse.of(sse.loads(found))
+        return (await self._find(caller, response_id))[1]
 
     async def delete(self, caller: Caller, response_id: str) -> None:
         """Deletes an answer and its items. Raises ResponseNotFound and ResponsesUnavailable."""
-        found = await self.response(caller, response_id)
+        owner, found = await self._find(caller, response_id)
         items = [item_name(item["id"]) for item in found.response["output"] if is_id(item.get("id"))]
-        await self.store.delete(caller.tenant or "", [response_name(response_id), *items])
+        await self.store.delete(owner, [response_name(response_id), *items])
+
+    async def _find(self, caller: Caller, response_id: str) -> tuple[str, StoredResponse]:
+        """Returns a stored answer with its owner. Raises ResponseNotFound and ResponsesUnavailable."""
+        for owner in _owners(caller.tenant, caller.rule, only_local=True):
+            (found,) = await self.store.get(owner, [response_name(response_id)])
+            if found is not None:
+                return owner, StoredResponse.of(sse.loads(found))
+        raise not_found(response_id)
 
     async def keep(self, use: StoredUse, response: dict[str, Any]) -> None:
         """Stores an answer. If the store is unavailable, the answer is not stored, and the gauge and the log say so."""
@@ -159,9 +173,11 @@ class _Loading:
     neither long histories nor repeated references take memory before they are refused.
     """
 
-    def __init__(self, store: ResponseStore, owner: str, request: ActiveRequest, limits: Limits, *, size: int) -> None:
+    def __init__(
+        self, store: ResponseStore, owners: Sequence[str], request: ActiveRequest, limits: Limits, *, size: int
+    ) -> None:
         self.size = size
-        self._store, self._owner, self._request, self._limits = store, owner, request, limits
+        self._store, self._owners, self._request, self._limits = store, owners, request, limits
         self._scan = JsonScan(max_values=limits.max_json_values)
         self._body_memory = request.memory
 
@@ -170,26 +186,41 @@ class _Loading:
         name. Raises BodyTooLarge, BodyMemoryFull, InvalidRequest for too many JSON values, and ResponsesUnavailable."""
         if not uses:
             return []
-        names = list(uses)
-        sizes = await self._store.sizes(self._owner, names)
-        size = sum(size * count for size, count in zip(sizes, uses.values(), strict=True))
+        found: dict[str, tuple[str, int]] = {}  # the owner and size of each value that is stored
+        for owner in self._owners:
+            missing = [name for name in uses if name not in found]
+            sizes = await self._store.sizes(owner, missing) if missing else []
+            found |= {name: (owner, size) for name, size in zip(missing, sizes, strict=True) if size}
+        size = sum(size * uses[name] for name, (_, size) in found.items())
         self.size += size
         limit = self._limits.max_body_mb
         if self.size > limit * 2**20:
             raise BodyTooLarge(f"the conversation has more than {limit:g} MiB; send what is still needed in `input`")
         self._reserve(self._scan.memory + INITIAL_COPIES * size)
-        values = await self._store.get(self._owner, names)
-        for value, count in zip(values, uses.values(), strict=True):
-            for _ in range(count):
+        stored: dict[str, bytes | None] = {}
+        for owner in self._owners:
+            names = [name for name, (its_owner, _) in found.items() if its_owner == owner]
+            values = await self._store.get(owner, names) if names else []
+            stored |= zip(names, values, strict=True)
+        for name, value in stored.items():
+            for _ in range(uses[name]):
                 self._scan.feed(value or b"")
             if self.size > SMALL_BODY:
-                await self._request.pace(count * len(value or b""))
+                await self._request.pace(uses[name] * len(value or b""))
         self._reserve(self._scan.memory)
-        return await self._request.parse(partial(_parsed, values), size=size)
+        return await self._request.parse(partial(_parsed, [stored.get(name) for name in uses]), size=size)
 
     def _reserve(self, memory: int) -> None:
         if self.size > SMALL_BODY:
             self._request.reserve_memory(self._body_memory + memory)
+
+
+def _owners(tenant: str | None, rule: ExpertRule | None, *, only_local: bool) -> list[str]:
+    """The owners of the answers that a request under this rule may refer to. The first one owns its own answer."""
+    owners = [tenant or ""]
+    if rule is not None and rule.experts is not None:
+        owners.insert(0, f"{owners[0]}{_KEY}{rule.key}")
+    return [*(f"{owner}{_ONLY_LOCAL}" for owner in owners), *owners] if only_local else owners
 
 
 def _parsed(values: list[bytes | None]) -> list[Any]:
@@ -220,6 +251,8 @@ async def _resolved(loading: _Loading, items: list[Item], wanted: Counter[str], 
     if wanted.total() > MAX_REFERENCES:
         message = f"the conversation has more than {MAX_REFERENCES} references to items; send the items in `input`"
         raise InvalidRequest(message, param="input")
+    if must and not all(is_id(item.get("id")) for item in items if item.get("type") == REFERENCE):
+        raise InvalidRequest("an item_reference in input must have the id of an item", param="input")
     known = {one: count for one, count in wanted.items() if is_id(one)}
     values = await loading.load({item_name(one): count for one, count in known.items()})
     found = {name: value for name, value in zip(known, values, strict=True) if value is not None}
@@ -284,7 +317,7 @@ def _unknown_item(item_id: str) -> InvalidRequest:
 
 
 def _keeps_state(chat: Chat, registry: Registry) -> bool:
-    """Whether the client pinned an expert whose own server may know the ids."""
+    """True if the client pinned an expert whose own server may know the ids."""
     arm = registry.arm_of_model.get(chat.model)
     spec = None if arm is None else registry.arm(arm)
     return isinstance(spec, ExpertSpec) and not is_translated(spec, "responses")

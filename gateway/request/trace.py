@@ -1,7 +1,7 @@
-"""Records what is learned about one request: its steps and their times, its decision, its answer, its outcome.
+"""The state of one request: its steps with their times, decision, reply and outcome.
 
-The line fills in a `Trace` step by step; the trace itself executes nothing. It becomes the response headers, the
-metrics, the spans, the access log and the record in the routing log.
+The request pipeline (`gateway.request.line`) fills in a `Trace` step by step. The response headers, metrics,
+OpenTelemetry spans, access log and routing record are derived from it. It executes no step itself.
 """
 
 from __future__ import annotations
@@ -18,19 +18,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import (
-    PASS_THROUGH_APIS,
-    Api,
-    Chat,
-    Decision,
-    MemberCall,
-    Prediction,
-    Reason,
-    RecipeLog,
-    Reply,
-    RequestOptions,
-    Usage,
-)
+from coe.core import PASS_THROUGH_APIS, Api, Chat, Decision, Prediction, Reason, Reply, RequestOptions
 from coe.errors import ExpertError, RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import dropped_parts, is_translated
@@ -41,7 +29,9 @@ from coe.retrieval.retrieval import RetrievalResult
 from coe.routing.attempts import Attempts
 from coe.routing.composition import NO_RETRIEVAL, RoutedReply
 from coe.routing.decision import with_fallback
+from coe.routing.eligibility import excluded_experts
 from coe.routing.request_text import NO_TEXT, RoutedText, read_request
+from coe.usage import MemberCall, RecipeLog, RecipeUsage, Usage
 from gateway.access import Allowance, Caller
 from gateway.cache.answer import CachedAnswer, CacheUse
 from gateway.serving_state import Serving
@@ -112,7 +102,7 @@ class Trace:
     cache: CacheUse | None = None
     """None if the request does not use the answer cache."""
     dropped: tuple[str, ...] = ()
-    """Types of what the translation to the expert's API left out."""
+    """Types of what was left out, because the expert's server cannot read it."""
     stored: StoredUse | None = None
     """None unless the request's answer can be referred to later."""
 
@@ -164,6 +154,8 @@ class Trace:
         self.prices = arm.prices
         if isinstance(arm, ExpertSpec) and is_translated(arm, self.api) and self.chat is not None:
             self.dropped = dropped_parts(self.api, self.chat.fields)
+        elif self.attempts.dropped:
+            self.dropped = tuple(sorted(self.attempts.dropped))
 
     def replayed(self, answer: CachedAnswer, reply: Reply) -> None:
         """Record an answer from the cache. No expert is called, so nothing is charged."""
@@ -201,6 +193,12 @@ class Trace:
             self.attempts.recipe_log.audit = None
 
     @property
+    def only_local(self) -> bool:
+        """True if only local experts may receive the request. Its text is not stored, as jobs send stored texts to any
+        expert."""
+        return self.options is not None and self.options.rule is not None and self.options.rule.only_local
+
+    @property
     def recipe_log(self) -> RecipeLog | None:
         """The calls of the recipes that were called, None if none was."""
         log = self.attempts.recipe_log
@@ -236,7 +234,7 @@ class Trace:
         return found
 
     def early_headers(self) -> list[tuple[bytes, bytes]]:
-        """The response headers while the answer has not begun, and no other expert can take over."""
+        """Return the headers to send before the answer begins, once no other expert can take over."""
         decided, sole = self.decision, self.attempts.sole_expert
         if decided is not None and sole != decided.expert:
             cause = self.attempts.causes.get(decided.expert, "hedged")
@@ -244,7 +242,7 @@ class Trace:
         try:
             return self.headers()
         finally:
-            self.decision = decided  # the answer, or its failure, decides what is recorded
+            self.decision = decided  # changed for the headers only; `answered` or `failed` sets the recorded decision
 
     def _decision_headers(self, decision: Decision) -> list[tuple[bytes, bytes]]:
         """The headers about the decision and its calls."""
@@ -274,7 +272,7 @@ class Trace:
         return found
 
     def _retrieval_header(self) -> bytes:
-        """The gate's status; if open, also the number of passages and their approximate tokens."""
+        """Return the retrieval status; if it is `used`, also the number of passages and their approximate tokens."""
         result = self.retrieval_result
         if result.status != "used":
             return result.status.encode()
@@ -291,17 +289,22 @@ class Trace:
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens of the answer received so far."""
-        return self.reply.usage if self.reply else None
+        """Tokens of the answer received so far, and of the members of a recipe that were called before an expert
+        answered in its place; without an answer, of these members alone."""
+        own = None if self.reply is None else self.reply.usage
+        if (log := self.recipe_log) is None or (own is not None and own.parts):
+            return own
+        members = RecipeUsage(log)
+        if not members.parts:
+            return own
+        return members if own is None else RecipeUsage(log, (self.expert, own))
 
     @property
     def cost(self) -> float | None:
-        """US dollars by the experts' declared prices; None without an answer or if its tokens are unknown."""
-        if (usage := self.usage) is None:
-            return None
-        if usage.parts:
-            return sum(cost or 0.0 for _, _, cost in self.calls_used())
-        return self._cost_of(usage, self.prices)
+        """US dollars by the experts' declared prices; None without an answer or if the tokens of a call are unknown."""
+        costs = [cost for _, _, cost in self.calls_used()]
+        known = [cost for cost in costs if cost is not None]
+        return sum(known) if costs and len(known) == len(costs) else None
 
     def calls_used(self) -> Iterator[tuple[str, Usage, float | None]]:
         """Yields the expert, usage and cost of each call that answers or answered: several for a recipe."""
@@ -333,6 +336,7 @@ class Trace:
         exploration, retrieval = registry.policy.exploration, self.retrieval_result
         names = composition.router.categories
         first_token_ms = self.first_token_ms
+        stores_text = registry.log.store_prompts and not self.only_local
         return RoutingRecord(
             request_id=self.request_id,
             time=self.time,
@@ -365,8 +369,11 @@ class Trace:
             tenant=self.caller.tenant,
             key=self.caller.key,
             cost=self.cost,
-            prompt=self.routed.text or None if registry.log.store_prompts else None,
-            left_out=tuple(map(str, self.routed.left_out)) if registry.log.store_prompts else (),
+            prompt=self.routed.text or None if stores_text else None,
+            left_out=tuple(map(str, self.routed.left_out)) if stores_text else (),
+            only_local=self.only_local,
+            limited=options is not None and options.rule is not None,
+            excluded=tuple(excluded_experts(registry, options.rule)) if options and options.rule else (),
             dropped=self.dropped,
             recipe=log.recipe if (log := self.recipe_log) else "",
             recipe_stop=log.stop if log else "",
@@ -376,14 +383,14 @@ class Trace:
             cache=self.cache.result if self.cache is not None else "",
             plan=self.serving.plan,
             assignment=composition.assignment_digest,
-            utility=tuple(round(utility, 4) for utility in decision.utility),
-            price=tuple(round(price, 4) for price in decision.price),
+            utility=tuple([round(utility, 4) for utility in decision.utility]),
+            price=tuple([round(price, 4) for price in decision.price]),
             exploration=(exploration.rate, exploration.max_quality_loss) if exploration.rate else None,
             retrieval=retrieval.status,
             gate=retrieval.probability,
             gain=retrieval.gain,
             trial=retrieval.trial,
-            passages=tuple(passage.id for passage in retrieval.passages),
+            passages=tuple([passage.id for passage in retrieval.passages]),
             passage_tokens=retrieval.tokens,
             retrieval_ms=round(retrieval.ms, 3),
             needs=tuple(sorted(self.chat.needs)) if self.chat else None,
@@ -413,6 +420,7 @@ def recorded_call(call: MemberCall) -> RecipeCall:
         call.accepted,
         call.drafts,
         usage.cached_tokens if usage else None,
+        call.max_tokens,
     )
 
 
@@ -422,7 +430,8 @@ def new_request_id(now: float) -> str:
 
 
 def _named(categories: tuple[str, ...], posterior: NDArray[np.float32]) -> dict[str, float]:
-    return {name: round(p, 5) for name, p in zip(categories, posterior.tolist(), strict=True)}
+    """The probabilities to five digits; `round` takes twice as long, as it goes through decimal digits."""
+    return {name: int(p * 1e5 + 0.5) / 1e5 for name, p in zip(categories, posterior.tolist(), strict=True)}
 
 
 @dataclass(frozen=True, slots=True)

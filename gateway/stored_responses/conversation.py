@@ -1,8 +1,8 @@
 """The conversation that a Responses request continues, from the answers that are stored.
 
-An answer is stored with the input items of its request and the ids of the answers before it, not with the conversation
-before it: two lookups give the whole conversation. The items of its output are stored a second time, each under its own
-id, for references to items.
+An answer is stored with the input items of its request and the ids of the previous answers, not with the previous
+conversation. Two lookups therefore give the whole conversation: one for the answer, one for all previous answers. Each
+output item is also stored under its own id, because requests may refer to items.
 """
 
 from __future__ import annotations
@@ -39,6 +39,20 @@ class StoredResponse:
         """The input and the output, as a later request would send them."""
         return [*self.input, *self.response["output"]]
 
+    @property
+    def input_items(self) -> list[Item]:
+        """The input as `input_items` lists it: every item has an id of its own, and a message has a list of parts."""
+        seen, listed = {item["id"] for item in self.input if is_id(item.get("id"))}, []
+        free = set(seen)  # ids that no listed item has yet; the first item with an id keeps it, a second gets a new one
+        for index, item in enumerate(self.input):
+            own, name = item.get("id"), f"{self.response['id']}_input_{index}"
+            while name in seen:
+                name += "_"
+            if is_id(own) and own in free:  # otherwise it is null, or a second reference to one item
+                free.remove(name := str(own))
+            listed.append(_listed(item, name))
+        return listed
+
     def entries(self) -> dict[str, bytes]:
         """Returns what is stored, by name; empty for an answer without an id, or one that is too long or too deep."""
         output = self.response.get("output")
@@ -68,14 +82,15 @@ class StoredUse:
         self.input: Sequence[Item] = ()
         self.previous: tuple[str, ...] = ()
         self.previous_id = ""
-        """The id that was replaced by the conversation; the answer has it."""
+        """`previous_response_id` of the request. The request is sent with the conversation instead; the answer repeats
+        the id."""
         self.body_bytes = 0
         self.stateful = False
-        """Whether the request depends on stored answers, or its own is stored: the answer cache leaves it out."""
+        """True if the request depends on stored answers, or its own is stored: the answer cache leaves it out."""
 
 
 def is_id(value: Any) -> bool:
-    """Whether a value can be an id of an answer or item."""
+    """True if a value can be the id of an answer or item."""
     return isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARACTERS
 
 
@@ -93,6 +108,17 @@ def items_of(fields: Mapping[str, Any]) -> list[Item]:
     """Returns the input of a valid request as items."""
     given = fields["input"]
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
+
+
+def _listed(item: Item, name: str) -> Item:
+    if "role" not in item:
+        return {**item, "id": name}
+    content = item.get("content")
+    if isinstance(content, str):
+        kind = "output_text" if item["role"] == "assistant" else "input_text"
+        content = [{"type": kind, "text": content}]
+    declared = {"type": item.get("type") or "message", "status": item.get("status") or "completed"}
+    return {**item, **declared, "id": name, "content": content}
 
 
 def references(items: Iterable[Item]) -> Counter[str]:

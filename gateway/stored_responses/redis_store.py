@@ -81,5 +81,5 @@ class RedisResponseStore:
 
 
 def _group(owner: str) -> str:
-    """The owner in keys, where braces would mean something."""
+    """Return the owner's digest for Redis keys, in which braces of the name would act as a hash tag."""
     return hashlib.sha256(owner.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""`ResponseStore`, the store of values by owner and name, and the one in a SQLite file.
+"""`ResponseStore`, the Protocol of a key-value store of Responses API answers by owner, and its SQLite implementation.
 
 An owner is a tenant or an API key; the names of one owner mean nothing to another. Several processes of one machine may
 share the file.
@@ -64,7 +64,7 @@ class ResponseStore(Protocol):
     async def get(self, owner: str, names: Sequence[str]) -> list[bytes | None]: ...
 
     async def sizes(self, owner: str, names: Sequence[str]) -> list[int]:
-        """Returns the bytes of each value, 0 for those that are not there. It is no use of them."""
+        """Returns the size of each value in bytes, 0 for a missing one. Does not renew the lifetime of the values."""
 
     async def put(self, owner: str, entries: Mapping[str, bytes]) -> None: ...
 

@@ -1,8 +1,8 @@
 """The fast heads: logits of the lexical and the static head, for every request in about 0.1 ms.
 
 `StaticVectors` are token vectors distilled from the sentence encoder, as in model2vec: every token is encoded alone,
-the vectors are reduced by PCA, and frequent tokens get lower weights (smooth inverse frequency, Arora et al. 2017). The
-vector of a text is the sum of its tokens' vectors at unit length.
+the vectors of its last and inner layers side by side are reduced by PCA, and frequent tokens get lower weights (smooth
+inverse frequency, Arora et al. 2017). The vector of a text is the sum of its tokens' vectors at unit length.
 
 `FastHeads` serves both heads in one pass, with everything about a token side by side in memory. It computes the same as
 LexicalHead, StaticVectors and LinearHead, which training uses, in a third of the time. Between two requests the CPU
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +28,29 @@ from routers.tokens import FAST_CHARACTERS, truncate_middle
 DIMENSIONS = 256
 SMOOTHING = 1e-3
 """Tokens more frequent than this share of all tokens lose at least half their weight."""
+MAX_LEVEL = 31
+"""Largest absolute value in the table of static vectors. 63 levels compress to 5.3 MB, 255 to 7.0 MB, at the same
+accuracy (docs/experiments/router-size.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class StaticVectors:
-    """`tokens` (vocabulary, dimensions), float32, weighted by token frequency."""
+    """`tokens` (vocabulary, dimensions), int8, times `scales` (vocabulary,), weighted by token frequency."""
 
-    tokens: NDArray[np.float32]
+    tokens: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, vectors: Floats) -> Self:
+        """Quantise float vectors (vocabulary, dimensions)."""
+        largest = np.abs(vectors).max(axis=1)
+        scales = (np.where(largest > 0, largest, 1) / MAX_LEVEL).astype(np.float16).astype(np.float32)
+        levels = np.rint(vectors / np.maximum(scales, np.float32(1e-9))[:, None])
+        return cls(levels.clip(-MAX_LEVEL, MAX_LEVEL).astype(np.int8), scales)
 
     def vector(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the unit vector (dimensions,) of a text with these token ids; zero without tokens."""
-        total: NDArray[np.float32] = self.tokens[ids].sum(axis=0)
+        total: NDArray[np.float32] = self.scales[ids] @ self.tokens[ids].astype(np.float32)
         length = float(total @ total) ** 0.5
         return total / length if length else total
 
@@ -46,7 +59,12 @@ class StaticVectors:
         return np.stack([self.vector(ids) for ids in texts])
 
     def arrays(self) -> Arrays:
-        return {"tokens": self.tokens}
+        """Return the tables; a column of `tokens` lies together, which compresses better."""
+        return {"tokens": np.asfortranarray(self.tokens), "scales": self.scales}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        return cls(np.ascontiguousarray(arrays["tokens"]), arrays["scales"])
 
 
 def distil(
@@ -57,8 +75,7 @@ def distil(
     vectors = encode_tokens(np.arange(len(frequencies)))
     reduced = _pca(vectors, dimensions=min(DIMENSIONS, vectors.shape[1]))
     share = frequencies / max(1, int(frequencies.sum()))
-    tokens = reduced * (SMOOTHING / (SMOOTHING + share))[:, None]
-    return StaticVectors(tokens=tokens.astype(np.float16).astype(np.float32))
+    return StaticVectors.of((reduced * (SMOOTHING / (SMOOTHING + share))[:, None]).astype(np.float32))
 
 
 def _pca(vectors: NDArray[np.float32], *, dimensions: int) -> NDArray[np.float32]:
@@ -96,8 +113,7 @@ class FastHeads:
     """Computes the FastFeatures of a text. Thread-safe.
 
     The last result is cached, because an encoder pass usually follows the fast prediction of the same text. Term
-    weights stay float16. Static vectors are int8 with one scale for each token: half the memory, summed in a third of
-    the time. The error is at most 1/254 of a token's largest component and moves posteriors by .001.
+    weights stay float16, and static vectors int8: less memory, summed in a third of the time.
     """
 
     def __init__(
@@ -107,8 +123,9 @@ class FastHeads:
         self._tokenizer = lexical.features.tokenizer
         self._classes = len(lexical.bias)
         self._terms = np.column_stack((lexical.weights, lexical.idf, lexical.known)).astype(np.float16)
-        self._int8_vectors, scales = _quantise(static.tokens)
-        self._token_columns = np.column_stack((scales, lexical.features.function_words))
+        self._dimensions = static.tokens.shape[1]
+        self._tokens = np.column_stack((static.tokens, lexical.features.function_words.astype(np.int8)))
+        self._token_weights = np.column_stack((static.scales, np.ones_like(static.scales)))
         self._directions = np.concatenate((linear.weights.T, centroids.centroids))
         self._static_bias = linear.bias
         self._lexical_bias = lexical.bias
@@ -126,15 +143,15 @@ class FastHeads:
 
     def _compute(self, text: str) -> FastFeatures:
         ids = self._tokenizer(text)
-        columns = self._token_columns.take(ids, axis=0)
-        vector = columns[:, 0] @ self._int8_vectors.take(ids, axis=0).astype(np.float32)
-        length = float(vector @ vector) ** 0.5
+        tokens = self._tokens.take(ids, axis=0).astype(np.float32)
+        weighted, counted = self._token_weights.take(ids, axis=0).T @ tokens  # one product for sums and counts
+        vector, function_words = weighted[: self._dimensions], counted[self._dimensions :] / max(1, len(ids))
+        length = float(vector.dot(vector)) ** 0.5
         if length:
-            vector = vector / np.float32(length)
+            vector /= length
         along = self._directions @ vector
-        static = along[: self._classes] + self._static_bias
-        nearest = float(np.maximum.reduce(along[self._classes :]))
-        function_words = np.add.reduce(columns[:, 1:], axis=0) / np.float32(max(1, len(ids)))
+        static, cosines = along[: self._classes] + self._static_bias, along[self._classes :]
+        nearest = float(cosines[cosines.argmax()])
         writing_systems = None if text.isascii() else self._features.writing_systems(text)
         lexical, known_share = self._lexical(ids, writing_systems, function_words)
         foreign = is_foreign(writing_systems, *function_words.tolist())
@@ -152,30 +169,28 @@ class FastHeads:
             return logits, 0.0
         rows, repeats = _count_distinct(ids, self._features.bigrams(ids))
         terms = self._terms.take(rows, axis=0).astype(np.float32)
-        tfidf = self._log_counts.take(repeats, mode="clip") * terms[:, -2]
+        tfidf = terms[:, -2] if repeats is None else self._log_counts.take(repeats, mode="clip") * terms[:, -2]
         squares = tfidf * tfidf
         norm = float(np.add.reduce(squares))
-        logits = logits + function_words @ self._function_word_weights
-        logits += (tfidf @ terms[:, :-2]) / np.float32(norm**0.5)
-        return logits, float(squares @ terms[:, -1]) / norm
+        weighted = tfidf @ terms[:, :-2]
+        weighted /= norm**0.5
+        weighted += logits
+        weighted += function_words @ self._function_word_weights
+        return weighted, float(squares.dot(terms[:, -1])) / norm
 
 
-def _quantise(vectors: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """Return int8 vectors (n, dimensions) and their scales (n,)."""
-    largest = np.abs(vectors).max(axis=1).astype(np.float32)
-    scales = (np.where(largest > 0, largest, 1) / (2**7 - 1)).astype(np.float32)
-    return np.rint(vectors / scales[:, None]).astype(np.int8), scales
-
-
-def _count_distinct(ids: NDArray[np.int64], bigrams: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct values of both arrays, and the count of each minus one."""
+def _count_distinct(
+    ids: NDArray[np.int64], bigrams: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return the distinct values of both arrays, and the count of each minus one; None if all are distinct."""
     values = np.concatenate((ids, bigrams))
     values.sort()
-    first = np.empty(len(values) + 1, dtype=bool)
-    first[0] = first[-1] = True
-    np.not_equal(values[1:], values[:-1], out=first[1:-1])
-    starts = first.nonzero()[0]
-    return values.take(starts[:-1]), starts[1:] - starts[:-1] - 1
+    last = (values[1:] != values[:-1]).nonzero()[0]
+    if len(last) == len(values) - 1:
+        return values, None
+    ends = np.empty(len(last) + 2, dtype=np.int64)
+    ends[0], ends[1:-1], ends[-1] = -1, last, len(values) - 1
+    return values.take(ends[1:]), ends[1:] - ends[:-1] - 1
 
 
 MAX_CENTROIDS = 512

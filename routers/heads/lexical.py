@@ -84,6 +84,9 @@ class WritingSystems:
 
 HASH_BUCKETS = 1 << 16
 """Rows that token bigrams are hashed into."""
+# NumPy converts a Python number at every call, which takes longer than a sum over a short text.
+_FIRST_FACTOR, _SECOND_FACTOR = np.array(0x9E3779B1), np.array(0x85EBCA6B)
+_DROPPED_BITS, _LAST_BUCKET = np.array(7), np.array(HASH_BUCKETS - 1)
 N_DENSE = len(WRITING_SYSTEM_NAMES) + 2
 """Dense features: shares of letters by writing system, share of foreign and of English function words."""
 
@@ -94,6 +97,7 @@ class LexicalFeatures:
     def __init__(self, tokenizer: WordCachedTokenizer) -> None:
         self.tokenizer = tokenizer
         self.rows = tokenizer.vocabulary_size + HASH_BUCKETS
+        self._vocabulary_size = np.array(tokenizer.vocabulary_size)
         self.writing_systems = WritingSystems()
         self.function_words = np.zeros((tokenizer.vocabulary_size, 2), dtype=np.float32)
         self.function_words[tokenizer.vocabulary_ids(FOREIGN_WORDS.split()), 0] = 1.0
@@ -106,8 +110,12 @@ class LexicalFeatures:
 
     def bigrams(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the row of every bigram in `ids`."""
-        hashed = ((ids[:-1] * 0x9E3779B1 + ids[1:] * 0x85EBCA6B) >> 7) & (HASH_BUCKETS - 1)
-        return hashed + self.tokenizer.vocabulary_size
+        rows: NDArray[np.int64] = ids[:-1] * _FIRST_FACTOR
+        rows += ids[1:] * _SECOND_FACTOR
+        rows >>= _DROPPED_BITS
+        rows &= _LAST_BUCKET
+        rows += self._vocabulary_size
+        return rows
 
     def dense(self, text: str, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the dense features, shape (N_DENSE,)."""

@@ -22,6 +22,9 @@ from routers.files import Arrays
 NEIGHBOURS = 20
 SHARPNESS = 15.0
 """Neighbours weigh exp(SHARPNESS * cosine)."""
+EXEMPLAR_STEP = 1 / 256
+"""Written exemplars are multiples of this, so that they compress to half; a cosine changes by 0.0016
+(docs/experiments/router-size.md)."""
 SIMILARITY_NEIGHBOURS = 3
 """A text's similarity to the training data is the mean cosine to this many nearest exemplars."""
 VOTE_SMOOTHING = 0.02
@@ -84,7 +87,9 @@ class KnnHead:
         return replace(self, vectors=self.vectors[others], labels=self.labels[others], digests=())
 
     def arrays(self) -> Arrays:
-        return {"axes": self.axes, "vectors": self.vectors, "labels": self.labels.astype(np.int32)}
+        """Return the table to write, with `vectors` rounded to multiples of EXEMPLAR_STEP."""
+        rounded = np.rint(self.vectors / np.float32(EXEMPLAR_STEP)) * np.float32(EXEMPLAR_STEP)
+        return {"axes": self.axes, "vectors": rounded, "labels": self.labels.astype(np.int32)}
 
 
 def fit_knn(vectors: NDArray[np.float32], labels: NDArray[np.int64], *, classes: int) -> KnnHead:

@@ -44,8 +44,9 @@ from routers.training.tuning import training_metrics, tune
 
 QUANTISATION_SAMPLE_TEXTS = 2000
 """Texts on which int8 is compared with fp32, at most."""
-MAX_QUANTISATION_LOSS = 0.003
-"""Held-out accuracy that int8 may cost."""
+MAX_QUANTISATION_LOSS = 0.006
+"""Held-out accuracy of the linear head that int8 may cost. The cascade loses less: it has three more heads, and most
+texts do not need the encoder (docs/experiments/quantisation.md)."""
 COMPARISON_REPEATS = 8
 """Random divisions into folds that the comparison averages over. One division alone is off by up to .005."""
 
@@ -73,7 +74,7 @@ class StageTimer:
 @contextmanager
 def single_blas_thread() -> Iterator[None]:
     """Limit BLAS to one thread. With two, which mostly wait for each other, small fits take twenty times as long."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):
         yield
@@ -223,7 +224,7 @@ def compute_training_data(
     special = load_tokenizer(out / TOKENIZER).encode("").ids
     start, end = special[: len(special) // 2], special[len(special) // 2 :]
     tokens = distil(
-        lambda ids: encoder.embed_ids([[*start, int(i), *end] for i in ids], report)[:, : encoder.dimensions],
+        lambda ids: encoder.embed_ids([[*start, int(i), *end] for i in ids], report),  # with the inner layers
         np.bincount(np.concatenate(ids), minlength=tokenizer.vocabulary_size),
     )
     return TrainingData(

@@ -37,7 +37,7 @@ from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer,
 from routers.training.embedding_cache import CachedEncoder
 from routers.training.fitting import folds
 
-MAX_ENGLISH_EACH = 100
+MAX_ENGLISH_EACH = 60
 """English texts of a category. With 60 to all 260, accuracy in other languages is the same
 (docs/experiments/languages.md), and each takes as long as two passes of the English encoder."""
 REGULARIZATIONS = (0.3, 1.0, 3.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ _PAGE = """\
 # Command line
 
 `coe` reads [experts.yaml](experts-yaml.md) and the [environment](environment.md). It exits with 0 on success, with 1
-when something failed, and with 2 for bad usage.
+when something failed, and with 2 for bad usage. `coe --version` prints the version. `coe --install-completion` installs
+completion for the current shell.
 
 | command | purpose |
 |---|---|
@@ -61,6 +63,8 @@ def _command(path: str, leaf: Any) -> str:
     for kind, found in (("argument", arguments), ("option", records)):
         if rows := [(code(names), text) for names, text in filter(None, found)]:
             parts.append(table((kind, "meaning"), rows) + "\n")
+    if examples := (leaf.epilog or "").partition("Examples:\n")[2]:
+        parts.append(f"```bash\n{textwrap.dedent(examples)}\n```\n")
     return "\n".join(parts)
 
 

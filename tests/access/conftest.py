@@ -7,10 +7,17 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from gateway.access import redis
 from gateway.access.limits import Limiter
 from gateway.access.local import KEY_USAGE_FILE, DurableLimiter, MemoryLimiter
 from gateway.access.redis import RedisLimiter
 from tests.access.samples import Clock
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, a Redis that is there replies in time."""
+    monkeypatch.setattr(redis, "REFILL_TIMEOUT_SECONDS", 10.0)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from coe.registry import ApiKey, KeyLimits
@@ -30,6 +32,13 @@ def key_of(
 def account_of(limiter: Limiter, **limits: float) -> Account:
     """The one account of a key with these limits."""
     return limiter.accounts([key_of(limits=limits)])["alice"]
+
+
+@contextmanager
+def refilling(a_minute: float) -> Iterator[Callable[[], float]]:
+    """Yields what a bucket has refilled since the block began: a busy machine takes seconds for a few requests."""
+    began = time.monotonic()
+    yield lambda: (time.monotonic() - began) * a_minute / 60
 
 
 ONE = Amounts(1, 0, 0)

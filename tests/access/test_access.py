@@ -6,9 +6,9 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.core import Usage
 from coe.errors import ExpertRejected
 from coe.registry import Prices, Registry
+from coe.usage import Usage
 from gateway.access import access_of
 from gateway.access.access import TokenAllowance
 from gateway.access.limits import Account, Amounts

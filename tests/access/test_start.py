@@ -2,18 +2,25 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
+import orjson
 import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ConfigError
-from coe.registry import AccessSpec
+from coe.registry import AccessSpec, ApiKey, KeyLimits, KeySpec, load
+from coe.runtime.issued_keys import issue
+from coe.runtime.key_store import change, open_key_store
 from coe.settings import Settings
 from gateway.access import check_counters, check_exposure
+from gateway.main import open_parts
 from tests.access.samples import key_of
+from tests.fakes import registry_of
+from tests.gateway import words_server
 from tests.gateway.test_main import settings_of
 
 KEYED = AccessSpec(keys=(key_of(limits={"requests_per_minute": 1}),))
@@ -89,6 +96,38 @@ def test_coe_key_prints_json_and_never_the_same_key_twice() -> None:
     assert first["entry"] == {"name": "ci", "sha256": hashlib.sha256(first["key"].encode()).hexdigest()}
 
 
-@pytest.mark.parametrize("words", [("bad name",), ("ci", "--scope", "root"), ("ci", "--tenant", "a b"), ()])
+@pytest.mark.parametrize("words", [("bad name",), ("ci", "--scope", "root"), ("ci", "--tenant", "a b"), ("--issue",)])
 def test_coe_key_refuses_what_experts_yaml_would(words: tuple[str, ...]) -> None:
     run(*words, code=2)
+
+
+@pytest.mark.anyio
+async def test_a_start_and_a_reload_count_issued_keys_of_the_store(tmp_path: Path) -> None:
+    def settings_with(*declared: ApiKey, **environ: str) -> Settings:
+        registry = registry_of(access=AccessSpec(keys=declared))
+        (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
+        return Settings.read(environ, config=tmp_path / "experts.yaml")
+
+    async def refused(settings: Settings, match: str) -> None:
+        with pytest.raises(ConfigError, match=match):
+            async with open_parts(settings, read=words_server.read):
+                pass
+
+    root = key_of("root", scopes={"admin", "chat"})
+    settings = settings_with(root)
+    store = open_key_store("memory", home=settings.home)
+    spec = KeySpec(name="shop", limits=KeyLimits(requests_per_minute=1))
+    make = partial(issue, load(settings.config, environ={}), spec=spec, sha256="0" * 64, by=None, by_name="", now=0.0)
+    await change(store, lambda issued: make(issued=issued))
+    await store.aclose()
+    await refused(settings_with(root, COE_WORKERS="2"), "2 worker processes would each count")
+    await refused(settings_with(key_of("app")), "no declared key has the scope admin")
+    await refused(settings_with(root, key_of("app", tenant="shop")), "would share the tenant 'shop'")
+    async with open_parts(settings_with(root), read=words_server.read) as parts:
+        assert parts.reload is not None
+        parts.reload.check(load(settings.config, environ={}))
+        for keys, match in (((key_of("app"),), "scope admin"), ((root, key_of("app", tenant="shop")), "share the ten")):
+            registry = parts.current.serving.registry
+            access = registry.access.model_copy(update={"keys": keys})
+            with pytest.raises(ConfigError, match=match):
+                parts.reload.check(registry.model_copy(update={"access": access}))

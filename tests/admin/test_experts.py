@@ -45,12 +45,13 @@ async def listed(gateway: Gateway) -> dict[str, Any]:
 
 async def test_recipes_are_listed_with_their_members_and_arms() -> None:
     recipes: list[dict[str, Any]] = [
-        {"name": "careful", "cascade": [["coder", "painter"], "generalist"]},
+        {"name": "careful", "cascade": [["coder", "painter"], "generalist"], "max_tokens": {"generalist": 400}},
         {"name": "panel", "vote": ["coder", "painter"]},
     ]
     async with gateway_of(registry_of(recipes=recipes)) as gateway:
         careful, panel = (await gateway.post("/v1/recipes", method="GET")).json["data"]
     assert (careful["id"], careful["steps"]) == ("careful", [["coder", "painter"], ["generalist"]])
+    assert (careful["max_tokens"], panel["max_tokens"]) == ({"generalist": 400}, {})
     assert careful["arms"] == ["careful@1", "careful@2", "careful@3"]
     assert (panel["steps"], panel["arms"]) == ([["coder", "painter"]], ["panel@1"])
     async with gateway_of() as gateway:

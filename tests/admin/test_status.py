@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from coe.errors import JobUnavailable, NotInstalled
+from gateway.process.jobs import MAX_REPORTS, Reports
 from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, Response, gateway_of
 
@@ -42,3 +43,24 @@ async def test_a_failed_report_is_an_error_and_the_next_request_tries_again(erro
         again = await status(gateway)
     assert (failed.status, failed.error["message"]) == (status_code, str(error))
     assert again.status == 200
+
+
+async def test_a_report_whose_task_was_cancelled_is_computed_again() -> None:
+    jobs = ScriptedJobs({"alarms": []})
+    jobs.go.clear()
+    reports = Reports(jobs)
+    first = asyncio.create_task(reports.get("spend"))
+    await asyncio.sleep(0)
+    next(task for task in asyncio.all_tasks() if task.get_name() == "coe-spend").cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    jobs.go.set()
+    assert (await reports.get("spend"))[1] == {"alarms": []}
+
+
+async def test_reports_of_other_arguments_are_cached_up_to_a_limit() -> None:
+    jobs = ScriptedJobs({})
+    reports = Reports(jobs)
+    for number in (*range(MAX_REPORTS + 1), MAX_REPORTS, 0):
+        await reports.get("spend", str(number))
+    assert [arguments[1] for arguments in jobs.asked] == [str(number) for number in (*range(MAX_REPORTS + 1), 0)]

@@ -57,7 +57,7 @@ async def stored(cache: AnswerCache, number: int, value: bytes, *, ttl: float = 
 
 async def found(cache: AnswerCache, number: int, value: bytes | None) -> None:
     """Waits until the cache has this value."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await cache.get(key_of(number)) != value:
             await asyncio.sleep(0.002)
 
@@ -79,9 +79,9 @@ async def test_the_latest_value_of_a_key_counts_and_takes_its_room_once(cache: A
 
 
 async def test_a_value_expires(cache: AnswerCache, clock: Clock) -> None:
-    await stored(cache, 1, b"short", ttl=0.3)
+    await stored(cache, 1, b"short", ttl=1.0)
     await stored(cache, 2, b"long")
-    clock.ahead = 1.0
+    clock.ahead = 2.0
     await found(cache, 1, None)
     assert await cache.get(key_of(2)) == b"long"
 
@@ -119,13 +119,13 @@ async def test_gateways_share_answers_and_none_is_lost_when_one_stops(redis_url:
 
 async def test_redis_keeps_the_size_of_what_it_has_and_nothing_for_ever(redis_url: str) -> None:
     async with RedisAnswerCache(redis_url, MAX_BYTES) as cache:
-        await stored(cache, 1, b"a" * 100, ttl=0.2)
+        await stored(cache, 1, b"a" * 100, ttl=0.5)
         await found(cache, 1, None)
-        await stored(cache, 2, b"b" * 50, ttl=0.2)
+        await stored(cache, 2, b"b" * 50, ttl=1.5)
         with Redis.from_url(redis_url) as client:
             assert client.hget("coe:{answers}:1:sizes", "total") == b"%d" % (50 + ENTRY_OVERHEAD_BYTES)
             assert client.zrange("coe:{answers}:1:used", 0, -1) == [key_of(2).hex().encode()]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while client.dbsize():
                     await asyncio.sleep(0.01)
 
@@ -138,7 +138,7 @@ async def test_a_redis_that_is_away_is_a_miss_and_is_found_again(redis_server: R
         assert cache.degraded
         cache.put(key_of(1), b"lost", ttl=LONG)
         redis_server.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while cache.degraded:
                 await asyncio.sleep(0.01)
         assert await cache.get(key_of(1)) is None
@@ -151,19 +151,19 @@ async def test_a_frozen_redis_delays_one_lookup_by_the_limit_and_no_further_one(
 ) -> None:
     monkeypatch.setattr(redis_cache, "LOOKUP_TIMEOUT_SECONDS", 0.05)
     async with RedisAnswerCache(redis_server.url, MAX_BYTES) as cache:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while cache.degraded or await cache.get(key_of(1)) is None:
                 cache.put(key_of(1), b"before", ttl=LONG)
                 await asyncio.sleep(0.01)
         redis_server.signal(signal.SIGSTOP)
         try:
-            async with asyncio.timeout(2):  # far below the time that Redis stays frozen
+            async with asyncio.timeout(20):  # far below the time that Redis stays frozen
                 assert await asyncio.gather(*(cache.get(key_of(1)) for _ in range(50))) == [None] * 50
                 assert cache.degraded
                 assert [await cache.get(key_of(1)) for _ in range(1000)] == [None] * 1000
         finally:
             redis_server.signal(signal.SIGCONT)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await cache.get(key_of(1)) != b"before":
                 await asyncio.sleep(0.01)
 

@@ -112,7 +112,7 @@ class LoggedService:
             category, tenant = int(random.integers(len(names))), TENANTS[int(random.integers(len(TENANTS)))]
             posterior = np.full(len(names), 0.03)
             posterior[category] = 1.0 - 0.03 * (len(names) - 1)
-            utility = expected_utility(assignment, posterior)
+            utility = expected_utility(assignment, posterior).tolist()
             index, propensity = choose(utility, rate=RATE, loss=LOSS, uniform=float(random.random()))
             expert, when = assignment.experts[index], self.began + number / 10
             chance = TRUTH[expert].get(names[category], 0.2)
@@ -123,7 +123,7 @@ class LoggedService:
                 category=names[category],
                 confidence=float(posterior.max()),
                 expert=expert,
-                reason="routed" if utility[index] == utility.max() else "explored",
+                reason="routed" if utility[index] == max(utility) else "explored",
                 propensity=propensity,
                 candidates=(expert, *(name for name in assignment.experts if name != expert)),
                 probabilities=dict(zip(names, posterior.tolist(), strict=True)),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,25 @@ def test_check_prints_every_problem_and_fails(
         main()
     assert exit_.value.code == 1
     assert "experts.yaml:2: unknown key 'x'" in capsys.readouterr().err
+
+
+def test_a_package_that_training_lacks_is_named_with_its_extra_and_another_one_is_a_defect(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["coe", "check", "--config", str(config)])
+    for module, shown in (("sklearn.svm", "pip install 'composition-of-experts[train]'"), ("starlette", None)):
+        error = ModuleNotFoundError(f"No module named {module!r}", name=module)
+        monkeypatch.setattr("coe.cli.check.registry.load", raising(error))
+        with pytest.raises(SystemExit if shown else ModuleNotFoundError):
+            main()
+        assert shown is None or f"this needs sklearn; run `{shown}`" in capsys.readouterr().err
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_bad_usage_exits_with_2() -> None:

@@ -27,7 +27,7 @@ from tests.routers.conftest import WORDS, sentences
 
 pytestmark = pytest.mark.anyio
 
-SOON = 10.0
+SOON = 60.0
 """Seconds after which waiting is given up."""
 AT_ONCE = 20
 

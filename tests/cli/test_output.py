@@ -16,7 +16,7 @@ from coe.registry import load
 def coe(*words: str | bytes | Path, **variables: str) -> tuple[int, str]:
     """Exit code, and what the command complained of."""
     done = subprocess.run(
-        [sys.executable, "-m", "coe.cli", *words], capture_output=True, env={**os.environ, **variables}, timeout=60
+        [sys.executable, "-m", "coe.cli", *words], capture_output=True, env={**os.environ, **variables}, timeout=240
     )
     return done.returncode, done.stderr.decode()
 
@@ -76,5 +76,5 @@ def test_an_unreadable_tag_is_reported_with_the_file(config: Path, tag: str) -> 
 def test_output_of_libraries_does_not_mix_with_the_command_s_output() -> None:
     begin = "import os; from coe.cli.common import keep_stdout_clean; keep_stdout_clean()"
     script = f"{begin}; os.write(1, b'noise\\n'); print('said')"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert (done.stdout, done.stderr) == ("said\n", "noise\n")

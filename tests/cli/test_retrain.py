@@ -151,7 +151,7 @@ def test_a_log_without_requests_or_feedback_changes_nothing_and_is_no_failure(se
 def test_a_declaration_that_changes_during_a_round_stops_the_promotion(
     service: LoggedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coe.jobs import plan_round
+    from coe.jobs.rounds import plan_round
 
     service.serve(400)
     plain = plan_round.judge_plan

@@ -42,7 +42,7 @@ main()
 ROUND = """
 import shutil, time
 from coe.cli import main
-from coe.jobs.round import Candidate
+from coe.jobs.rounds.round import Candidate
 
 def write_report(candidate, folder):
     (folder / "half").touch()
@@ -92,7 +92,7 @@ def test_sigterm_ends_a_job_and_leaves_no_partial_files(verb: str, at_work: str,
         assert job.stdout.readline() == "begun\n"
         assert list(place.rglob("half"))
         job.send_signal(signal.SIGTERM)
-        assert job.wait(30) == 128 + signal.SIGTERM
+        assert job.wait(240) == 128 + signal.SIGTERM
     assert not list(place.rglob("half"))
     assert not list((place / "temporary").iterdir())
 
@@ -107,7 +107,7 @@ def test_a_round_that_gets_sigterm_twice_leaves_no_draft_and_releases_the_lock(s
         job.send_signal(signal.SIGTERM)
         assert job.stdout.readline() == "leaving\n"
         job.send_signal(signal.SIGTERM)  # as `timeout` does
-        assert job.wait(30) == 128 + signal.SIGTERM
+        assert job.wait(240) == 128 + signal.SIGTERM
     assert not list(service.config.parent.rglob(".draft-*"))
     with Redis.from_url(service.url) as client:
         assert client.get(LOCK_KEY) is None

@@ -50,7 +50,7 @@ def gateway(upstream: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def _until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=5):

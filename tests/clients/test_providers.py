@@ -183,7 +183,7 @@ async def test_closing_a_stream_stops_the_server(
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    await asyncio.wait_for(server.dropped.wait(), 5)
+    await asyncio.wait_for(server.dropped.wait(), 60)
 
 
 async def _read(expert: Expert, asked: Call) -> None:
@@ -202,11 +202,11 @@ async def test_a_server_that_sends_nothing_or_falls_silent_is_disconnected(
     await answer(provider(server), call(messages=HI))  # so that litellm is imported
     with pytest.raises(ExpertTimeout, match="fell silent"):
         await _read(translated(server.url, session), call(api="responses", stream=True, input="stall", chunk=0.1))
-    await asyncio.wait_for(server.dropped.wait(), 5)
+    await asyncio.wait_for(server.dropped.wait(), 60)
     server.dropped.clear()
     with pytest.raises(ExpertTimeout, match="no first chunk"):
         await provider(server).stream(call(messages=stall, stream=True, first=0.2))
-    await asyncio.wait_for(server.dropped.wait(), 5)
+    await asyncio.wait_for(server.dropped.wait(), 60)
 
 
 async def test_a_closed_port_is_unavailable(session: Client) -> None:
@@ -229,7 +229,7 @@ def test_litellm_is_not_imported_before_it_is_called_and_configured() -> None:
 
 async def test_without_litellm_the_error_names_the_remedy(server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(litellm, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"pip install 'coe\[providers\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'composition-of-experts\[providers\]'"):
         provider(server)
 
 

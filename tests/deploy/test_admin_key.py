@@ -99,7 +99,7 @@ def test_the_gateways_keep_their_key_in_a_volume_and_prometheus_reads_it_there()
     scrape = YAML(typ="safe").load(ROOT / "deploy" / "compose" / "prometheus.yml")["scrape_configs"][0]
     path = scrape["authorization"]["credentials_file"]
     folder = str(Path(path).parent)
-    for name in ("gateway", "gateway-cpu"):
+    for name in ("gateway", "gateway-api", "gateway-cpu"):
         service = services()[name]
         assert service["environment"]["COE_ADMIN_KEY_FILE"] == path
         assert f"key:{folder}" in service["volumes"]

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
+from coe.artifacts.manifest import Artifact, Manifest
 from coe.cli import app
-from coe.registry import load
+from coe.errors import ConfigError
+from coe.registry import Registry, load
+from coe.runtime.active_state import check_fit
 
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
-OURS = ("gateway", "gateway-cpu", "retrain")
+OURS = ("gateway", "gateway-api", "gateway-cpu", "retrain")
 
 
 def services() -> dict[str, Any]:
@@ -98,9 +102,34 @@ def test_every_declared_expert_has_its_server_under_the_name_it_is_asked_by() ->
             assert int(words[words.index("--max-model-len") + 1]) == expert.context_length
 
 
+def test_the_profile_for_hosted_models_passes_on_the_keys_that_its_experts_name() -> None:
+    environ = services()["gateway-api"]["environment"]
+    declared = ROOT / "deploy" / "compose" / Path(environ["COE_CONFIG"]).name
+    named = set(re.findall(r"\$\{(\w+)\}", re.sub(r"#.*", "", declared.read_text())))
+    assert named
+    assert {name for name, value in environ.items() if value is None} >= named
+    registry = load(declared, environ=dict.fromkeys(named, "key"))
+    assert all(expert.prices for expert in registry.experts)
+    check_fit(registry, trained_on(load(ROOT / "experts.yaml", environ={})))
+    with pytest.raises(ConfigError, match=rf"api\.yaml:\d+: .*({'|'.join(named)})"):
+        load(declared, environ={})
+
+
+def test_each_extra_of_the_images_is_declared() -> None:
+    (extras,) = re.findall(r"^ARG EXTRAS=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(extras.split(",")) == {"providers", "documents", "multilingual", "otel"}
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+def trained_on(registry: Registry) -> Artifact:
+    """The artifact of a router for these categories, as the images hold it."""
+    return Artifact(Path(), Manifest("router", "0" * 12, "", registry.category_names, "", {}, {}))
+
+
 def test_the_scrape_target_is_what_either_gateway_is_called() -> None:
     scrape = YAML(typ="safe").load(ROOT / "deploy" / "compose" / "prometheus.yml")
     (target,) = scrape["scrape_configs"][0]["static_configs"][0]["targets"]
     assert target == "gateway:8080"
-    for name in ("gateway", "gateway-cpu"):
+    for name in ("gateway", "gateway-api", "gateway-cpu"):
         assert services()[name]["networks"]["default"]["aliases"] == ["gateway"]

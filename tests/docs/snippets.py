@@ -43,7 +43,14 @@ PROGRAMS = frozenset(
             "nvidia-smi",
         ),
         *("ollama", "openssl", "promtool", "ray", "redis-cli", "redis-server", "uv", "vllm", "ruff", "pytest", "mypy"),
-        *("scripts/check", "scripts/test", "scripts/test-clients", "scripts/test-vllm", ".ci/run"),
+        *(
+            "scripts/check",
+            "scripts/test",
+            "scripts/test-clients",
+            "scripts/test-vllm",
+            "scripts/test-llama-cpp",
+            ".ci/run",
+        ),
     }
 )
 """Programs that snippets may use beside those whose words are checked; a name that is misspelt is not among them."""
@@ -189,7 +196,7 @@ def _make(arguments: list[str]) -> Iterator[str]:
 def _pip(arguments: list[str]) -> Iterator[str]:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for word in arguments:
-        if found := re.fullmatch(r"(?:coe|\.)\[([\w,]+)\]", word):
+        if found := re.fullmatch(r"(?:composition-of-experts|\.)\[([\w,]+)\]", word):
             yield from (f"no extra {extra}" for extra in found[1].split(",") if extra not in declared)
 
 

@@ -71,7 +71,7 @@ def test_every_page_is_in_the_navigation() -> None:
         ("console", "$ coe chek", "No such command"),
         ("sh", "ceo check", "unknown program ceo"),
         ("bash", "make serv", "no target serv"),
-        ("bash", "pip install 'coe[rai]'", "no extra rai"),
+        ("bash", "pip install 'composition-of-experts[rai]'", "no extra rai"),
         ("bash", "python benchmarks/gatewai.py", "no benchmarks/gatewai.py"),
         ("bash", "python -m benchmarks.gatewai", "no module benchmarks.gatewai"),
         ("bash", "python -m benchmarks.gateway --ruonds 3", "no option --ruonds"),

@@ -1,6 +1,6 @@
 """The circuit breaker: when it opens, how trials close it, and its invariants."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.experts.outcomes import (
@@ -246,7 +246,6 @@ NAMES = (
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 70)), max_size=150))
 def test_one_trial_at_a_time_is_sent_and_every_breaker_recovers(steps: list[tuple[str, int]]) -> None:
     traffic = Traffic()

@@ -9,11 +9,12 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
-from coe.core import Api, Usage
+from coe.core import Api
 from coe.experts import build_experts
 from coe.experts.api_formats import record_usage
 from coe.experts.http.client import Client
 from coe.registry import Prices
+from coe.usage import Usage
 from gateway.access.access import Pricing, TokenAllowance
 from gateway.access.limits import Amounts
 from gateway.access.local import MemoryLimiter

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.core import Call
@@ -104,7 +104,6 @@ def test_a_servers_text_is_reduced_to_one_line_without_secrets(text: str, line: 
     assert redacted(text) == (text if line is None else line)
 
 
-@settings(deadline=None)
 @given(st.text(), st.text())
 def test_a_redacted_line_is_bounded_and_never_holds_the_key(before: str, after: str) -> None:
     line = redacted(f"{before}{KEY}{after}", secrets=(KEY,))

@@ -7,11 +7,12 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from coe.experts.http import client as client_module
 from coe.experts.http.client import MAX_UNREAD_BYTES, WRITE_SIZE, Client, Target, Unreachable
 
 pytestmark = pytest.mark.anyio
@@ -94,6 +95,43 @@ async def test_a_connection_is_reused_after_a_response_was_read_to_its_end() -> 
         assert connections == 2
 
 
+async def test_without_reuse_every_request_has_a_connection_of_its_own() -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                await request_of(reader)
+                writer.write(OK)
+
+    async with serving(serve) as url, Client(reuses=False) as client:
+        target = Target(url, {})
+        assert [await whole(client, target) for _ in range(2)] == [b"ok"] * 2
+        assert (connections, len(target.idle)) == (2, 0)
+
+
+async def test_an_idle_connection_is_closed_after_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "IDLE_TIMEOUT", 0.05)
+    closed = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                await request_of(reader)
+                writer.write(OK)
+        closed.set()
+
+    async with serving(serve) as url, Client() as client:
+        target = Target(url, {})
+        for _ in range(3):
+            await whole(client, target)
+        assert len(target.idle) == 1
+        await asyncio.wait_for(closed.wait(), 60)
+        assert not target.idle
+
+
 async def test_a_kept_connection_that_the_server_closed_is_replaced_transparently() -> None:
     connections = 0
 
@@ -137,6 +175,33 @@ async def test_bytes_before_a_connection_loss_are_read_before_it_is_raised() -> 
         with pytest.raises(ConnectionError):
             await response.chunk()
         response.release()
+
+
+@pytest.mark.parametrize("drips", [False, True])
+async def test_a_server_that_falls_silent_is_not_waited_for_longer_than_allowed(drips: bool) -> None:
+    """Bytes that complete nothing do not prolong the wait, earlier bytes do."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(5):
+            await asyncio.sleep(0.25)
+            writer.write(b"3\r\nhel\r\n")
+        while drips and not writer.is_closing():
+            await asyncio.sleep(0.01)
+            writer.write(b"0")  # the next chunk's size, without its end
+        await reader.read()
+
+    async with serving(serve) as url, Client() as client:
+        response = await client.send(Target(url, {}), b"{}")
+        received = b""
+        while len(received) < 5 * 3:
+            received += await response.chunk(1.0)
+        assert received == b"hel" * 5
+        async with asyncio.timeout(60):
+            with pytest.raises(TimeoutError):
+                await response.chunk(1.0)
+        response.close()
 
 
 async def test_backpressure_pauses_a_server_whose_response_is_not_read() -> None:

@@ -101,7 +101,7 @@ async def test_without_a_first_chunk_in_time_the_connection_is_closed(
 ) -> None:
     with pytest.raises(ExpertTimeout, match="no first chunk within" if stream else "no answer within"):
         await whole(serving("silent"), call(stream=stream, first=0.2))
-    await asyncio.wait_for(server.dropped.wait(), 5)
+    await asyncio.wait_for(server.dropped.wait(), 60)
 
 
 async def test_cancelling_before_the_first_chunk_stops_the_server(serving: Serving, server: FaultyServer) -> None:
@@ -111,7 +111,7 @@ async def test_cancelling_before_the_first_chunk_stops_the_server(serving: Servi
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    await asyncio.wait_for(server.dropped.wait(), 5)
+    await asyncio.wait_for(server.dropped.wait(), 60)
 
 
 async def test_closing_a_reply_midway_stops_the_server(serving: Serving, server: FaultyServer) -> None:
@@ -121,7 +121,7 @@ async def test_closing_a_reply_midway_stops_the_server(serving: Serving, server:
     await chunks.aclose()
     await reply.aclose()
     await reply.aclose()
-    await asyncio.wait_for(server.dropped.wait(), 5)
+    await asyncio.wait_for(server.dropped.wait(), 60)
 
 
 @pytest.mark.parametrize("model", ["truncated", "torn", "fails-late"])

@@ -47,6 +47,7 @@ async def test_at_the_connection_limit_an_idle_connection_is_closed_for_a_new_on
         one, two = Target(first, {}), Target(second, {})
         for target in (one, two, one, one):
             assert await whole(client, target, b"{}") == b"ok"
+            assert sum(len(target.idle) for target in (one, two)) == 1
 
 
 async def test_at_the_connection_limit_no_connection_is_opened_if_all_are_in_use() -> None:

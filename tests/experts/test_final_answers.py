@@ -204,14 +204,14 @@ JSON = st.recursive(
 
 
 @given(RESPONSES)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_the_form_of_a_form_is_itself_and_nothing_raises(text: str) -> None:
     found = final_answer(text)
     assert found is None or (found and final_answer(found) == found)
 
 
 @given(RESPONSES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_stated_form_is_read_back(text: str) -> None:
     found = final_answer(text)
     if found is not None and number_form(found) == found:
@@ -237,7 +237,6 @@ def test_whole_numbers_are_equal_only_when_they_are(one: int, other: int) -> Non
 
 
 @given(JSON.filter(lambda value: isinstance(value, list | dict)))
-@settings(deadline=None)
 def test_equal_json_has_equal_forms(value: object) -> None:
     texts = [json.dumps(value), json.dumps(value, indent=2), json.dumps(value, sort_keys=True, ensure_ascii=False)]
     texts += [f"```json\n{texts[1]}\n```", f"Here:\n\n```\n{texts[0]}\n```\nThat is all."]

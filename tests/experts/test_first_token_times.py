@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coe.experts.outcomes import MAX_TIMES, MIN_TIMES, FirstTokenTimes
+from coe.experts.outcomes import MAX_SAMPLES, MIN_SAMPLES, FirstTokenTimes
 
 
 def test_the_percentile_covers_the_latest_times_only() -> None:
@@ -11,7 +11,7 @@ def test_the_percentile_covers_the_latest_times_only() -> None:
     for number in range(1000):
         times.record(1.0 if number < 600 else number % 100 / 100)
     assert times.p95 == pytest.approx(0.94, abs=0.02)
-    for _ in range(MAX_TIMES):
+    for _ in range(MAX_SAMPLES):
         times.record(3.0)
     assert times.p95 == 3.0
 
@@ -32,7 +32,7 @@ def test_abandoned_streams_do_not_lower_the_percentile() -> None:
 
 def test_an_expert_that_became_slower_gets_a_new_percentile() -> None:
     times = FirstTokenTimes()
-    for _ in range(MAX_TIMES):
+    for _ in range(MAX_SAMPLES):
         times.record(0.01)
     asked_twice = 0
     for _ in range(200):
@@ -48,7 +48,7 @@ def test_an_expert_that_became_slower_gets_a_new_percentile() -> None:
 
 def test_too_many_abandoned_streams_suspend_the_percentile() -> None:
     times = FirstTokenTimes()
-    for _ in range(MIN_TIMES):
+    for _ in range(MIN_SAMPLES):
         times.record(0.01)
     for _ in range(10):
         assert times.p95 is not None

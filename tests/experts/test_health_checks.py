@@ -52,7 +52,8 @@ def trip(replica: Replica) -> None:
 
 def test_the_queues_of_all_engines_are_added_up() -> None:
     assert queue_length(PAGE.encode()) == 5
-    assert queue_length(b"vllm:num_requests_waiting 4.0\n") == 4
+    for name in ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred"):
+        assert queue_length(f"{name} 4.0\n".encode()) == 4
     assert queue_length(b"") == queue_length(b"vllm:num_requests_waiting 1.2.3\n") == 0
 
 

@@ -215,7 +215,8 @@ async def test_a_stopping_gateway_does_not_wait_for_the_check() -> None:
 
 def test_coe_check_live_exits_with_1_and_names_the_expert(tmp_path: Path) -> None:
     at = {"runtime": "external", "model": "m", "base_url": f"{closed_port()}/v1"}
-    declared = registry_of(experts=[{"name": "coder", **at}], assignment={"general": "coder"})
+    categories = [{"name": name, "description": name} for name in ("code", "general")]
+    declared = registry_of(categories=categories, experts=[{"name": "coder", **at}], assignment={"general": "coder"})
     file = tmp_path / "experts.yaml"
     file.write_bytes(orjson.dumps(declared.model_dump(mode="json", exclude_none=True)))
     runner = CliRunner()

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from coe.core import Api, Call, Usage
+from coe.core import Api, Call
 from coe.errors import ExpertError, ExpertUnavailable
 from coe.experts.api_formats import API_FORMATS, record_usage
 from coe.experts.http.client import Client
 from coe.experts.http.expert import HttpExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
+from coe.usage import Usage
 from tests.experts.faulty_server import FaultyServer
 from tests.experts.other_apis import SAMPLES
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.core import Call
@@ -19,7 +19,7 @@ from coe.errors import (
     ExpertUnreachable,
     InvalidRequest,
 )
-from coe.experts.outcomes import MAX_CONSECUTIVE_FAILURES, MIN_TIMES
+from coe.experts.outcomes import MAX_CONSECUTIVE_FAILURES, MIN_SAMPLES
 from coe.experts.replicas import LOAD_BOUND, Replica, ReplicatedExpert, preferred_replica
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -237,7 +237,6 @@ async def test_a_conversation_stays_on_its_replica_until_it_fails() -> None:
     assert len(servers[own].calls) == 6
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.binary(min_size=1, max_size=20))
 def test_conversation_affinity_keeps_the_load_bound(outstanding: list[int], conversation: bytes) -> None:
     replicas = replicas_of(outstanding)
@@ -285,7 +284,7 @@ def test_without_a_declared_limit_an_expert_is_overloaded_if_every_replica_has_a
 
 async def test_the_p95_of_the_first_token_is_known_after_enough_streams() -> None:
     expert, _, _ = made(WHOLE)
-    for _ in range(MIN_TIMES - 1):
+    for _ in range(MIN_SAMPLES - 1):
         await whole(expert)
     assert expert.health.ttft_p95 is None
     await whole(expert)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.core import Usage
 from coe.experts.api_formats import record_usage, with_system_prompt
 from coe.experts.http.sse import EventBuffer, before, done, error, finished, first_event, join_data_lines, usage
+from coe.usage import Usage
 
 
 @given(

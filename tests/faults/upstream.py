@@ -4,6 +4,7 @@ can also break HTTP."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import random
 import sys
@@ -129,10 +130,19 @@ async def serve(reader: asyncio.StreamReader, writer: Writer, rng: random.Random
         writer.transport.abort()
 
 
+async def listen(port: int, rng: random.Random) -> asyncio.Server:
+    """Listens at a port that a connection of another process may have taken since the last run."""
+    while True:
+        try:
+            return await asyncio.start_server(lambda reader, writer: serve(reader, writer, rng), "127.0.0.1", port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            await asyncio.sleep(0.1)
+
+
 async def main(port: int, seed: int) -> None:
-    rng = random.Random(seed)
-    server = await asyncio.start_server(lambda reader, writer: serve(reader, writer, rng), "127.0.0.1", port)
-    async with server:
+    async with await listen(port, random.Random(seed)) as server:
         await server.serve_forever()
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from coe.fleet.engines.vllm_client import VllmClient
 from coe.fleet.specs import ServerSpec, Timeouts, free_port
-from coe.fleet.vllm.client import LORA_UPDATING_VARIABLE
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
-DEADLINE = 20.0
+DEADLINE = 60.0
 QUICK = Timeouts(
     check_interval=0.05,
     check_timeout=0.3,
@@ -41,10 +41,12 @@ class Fakes:
             key=key,
             argv=(sys.executable, str(FAKE_SERVER), str(port), mode, str(self.folder / f"{key}.pids")),
             port=port,
-            env={"OMP_NUM_THREADS": "3", LORA_UPDATING_VARIABLE: "1"},
+            env={"OMP_NUM_THREADS": "3"},
             model="a-model",
             log=self.folder / "logs" / f"{key}.log",
             ready_timeout=ready_timeout,
+            loads_adapters=True,
+            open_client=VllmClient,
         )
 
     def report(self, line: str) -> None:

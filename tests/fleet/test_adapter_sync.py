@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from coe.errors import ConfigError, FleetError
+from coe.fleet import adapter_sync
+from coe.fleet.adapter_sync import AdapterSync
 from coe.fleet.fleet import Fleet
-from coe.fleet.planning import server_config
 from coe.fleet.specs import LocalExpert
-from coe.fleet.vllm import adapters
-from coe.fleet.vllm.adapters import AdapterSync
 from coe.registry import ExpertSpec
 from tests.fleet.adapters import adapter
 from tests.fleet.fake_fleet import QUICK, Fakes, ask
@@ -61,15 +60,15 @@ async def following(
     tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, *, lora: bool = True
 ) -> AsyncIterator[tuple[Declared, Fleet]]:
     for pause in ("POLL_INTERVAL", "RETRY_INTERVAL", "UNLOAD_DELAY"):
-        monkeypatch.setattr(adapters, pause, 0.02)
+        monkeypatch.setattr(adapter_sync, pause, 0.02)
     declared, spec = Declared(tmp_path, fakes), fakes.spec()
-    spec = spec if lora else replace(spec, env={"OMP_NUM_THREADS": "1"})
+    spec = replace(spec, loads_adapters=lora)
     declared.declare()
     async with Fleet([spec], report=fakes.report, timeouts=QUICK) as fleet:
         follower = AdapterSync(
             fleet, config=tmp_path / "experts.yaml", read=declared.read, publish=declared.tell, report=fakes.report
         )
-        task = asyncio.create_task(follower.watch({server_config(BASE): spec.key}, [BASE]))
+        task = asyncio.create_task(follower.watch({BASE.server_key: spec.key}, [BASE]))
         try:
             yield declared, fleet
         finally:

@@ -81,7 +81,12 @@ def fakes(nodes: Nodes) -> Iterator[Fakes]:
 def requests_for(folder: Path, *experts: ExpertSpec) -> list[ServerRequest]:
     return list(
         server_requests(
-            experts, base_folder=folder, models=folder / "models", logs=folder / "logs", cluster_has_gpus=False
+            experts,
+            base_folder=folder,
+            models=folder / "models",
+            logs=folder / "logs",
+            engines=folder / "engines",
+            cluster_has_gpus=False,
         )
     )
 
@@ -243,7 +248,7 @@ def test_resources_follow_from_the_declaration(tmp_path: Path) -> None:
     named = BASE.model_copy(update={"name": "named", "model": "org/third", "gpus": (2, 5), "memory_gb": 40.0})
     rented = BASE.model_copy(update={"name": "rented", "runtime": "external", "replicas": 1})
     plain = BASE.model_copy(update={"memory_gb": 3.0})
-    places = {"base_folder": tmp_path, "models": tmp_path, "logs": tmp_path}
+    places = {"base_folder": tmp_path, "models": tmp_path, "logs": tmp_path, "engines": tmp_path}
     found = list(server_requests([plain, spread, named, rented], **places, cluster_has_gpus=False))
     assert [one.name for one in found] == ["base-1", "base-2", "spread-1", "spread-2", "named-1", "named-2"]
     assert [one.resources for one in found[::2]] == [
@@ -272,5 +277,8 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
         return imported(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", refusing)
-    with pytest.raises(ClusterError, match=r"pip install 'coe\[ray\]'"), contextlib.ExitStack() as stack:
+    with (
+        pytest.raises(ClusterError, match=r"pip install '.*\[ray\]'"),
+        contextlib.ExitStack() as stack,
+    ):
         stack.enter_context(ray_cluster())

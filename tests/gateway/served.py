@@ -115,11 +115,14 @@ def chat(model: str, *, stream: bool = False, text: str = "hi") -> dict[str, Any
 
 
 def declared_for(upstream: str, **changes: Any) -> dict[str, Any]:
-    """One expert per fault, each named by it; the clients pin them."""
+    """One expert per fault, each named by it; the clients pin them. The one without a fault has prices."""
     experts = [
         {"name": model.replace(":", "-"), "model": model, "runtime": "external", "base_url": upstream}
         for model in MODELS
     ]
+    for expert in experts:
+        if expert["name"] == "good":
+            expert["prices"] = {"input": 1.0, "output": 1.0}
     return {
         "version": 1,
         "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
@@ -167,10 +170,11 @@ async def _started(settings: dict[str, str], stderr: IO[bytes] | None = None) ->
 
 
 async def until_ready(served: Served) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             try:
                 if (await served.ready())["http"] == 200:
                     return
             except aiohttp.ClientConnectionError:
+                assert served.process.returncode is None, f"the gateway ended at its start: {served.process.returncode}"
                 await asyncio.sleep(0.02)

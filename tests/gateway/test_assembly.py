@@ -11,8 +11,9 @@ from coe.experts.http.client import Client
 from coe.mapping.problem import declared_assignment
 from coe.routing.affinity import Affinity
 from coe.runtime.active_state import ActiveState
+from coe.runtime.key_store import SqliteKeyStore
 from coe.settings import Settings
-from gateway.access import open_limiter
+from gateway.access import IssuedKeyWatch, open_limiter
 from gateway.serving_state import Wiring
 from tests.fakes import WordRouter, registry_of
 
@@ -37,7 +38,8 @@ async def test_unchanged_experts_go_on_and_others_are_closed_when_no_request_can
     async with Client() as session, open_limiter("memory", home=tmp_path) as limiter:
         with ThreadPoolExecutor(1) as threads:
             parts = {"session": session, "threads": threads, "limiter": limiter, "affinity": Affinity()}
-            assembly = Wiring(Settings.read({}), **parts)
+            issued = IssuedKeyWatch(SqliteKeyStore(tmp_path / "keys.sqlite"))
+            assembly = Wiring(Settings.read({}), issued=issued, **parts)
             assembly.serving(in_use_of(policy={"timeout": 60}))
             before = dict(assembly.experts)
             experts = [dict(spec.model_dump(exclude_none=True, exclude={"api_key"})) for spec in registry_of().experts]

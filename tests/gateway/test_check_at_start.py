@@ -1,4 +1,4 @@
-"""The check of the experts at the start of `coe serve` and `coe up`."""
+"""The start of a worker process: the check of the experts, also by `coe up`, and the limits of its libraries."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import orjson
 import pytest
+from threadpoolctl import threadpool_info
 
 from coe.cli import up
 from coe.errors import ConfigError
 from coe.settings import Settings
-from gateway.main import open_parts
+from gateway.main import open_parts, open_worker
 from tests.experts.fault_servers import answering, closed_port, servers
 from tests.gateway import words_server
 from tests.gateway.gateway_over import registry_over
@@ -25,7 +26,7 @@ def settings_in(folder: Path, **environ: str) -> Settings:
 
 
 async def lines_until(caplog: pytest.LogCaptureFixture, end: str) -> list[str]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not any(end in record.getMessage() for record in caplog.records):
             await asyncio.sleep(0.01)
     return [record.getMessage() for record in caplog.records if record.name == "coe.experts.live_check"]
@@ -59,3 +60,15 @@ def test_the_check_can_be_turned_off(tmp_path: Path) -> None:
     assert not settings_in(tmp_path, COE_CHECK_EXPERTS="0").check_experts
     with pytest.raises(ConfigError, match="COE_CHECK_EXPERTS"):
         settings_in(tmp_path, COE_CHECK_EXPERTS="maybe")
+
+
+async def test_a_worker_computes_matrix_products_in_the_calling_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.main.tune_gc", lambda: None)
+    registry = registry_over({"generalist": f"{closed_port()}/v1"})
+    (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
+    async with open_worker(settings_in(tmp_path), read=words_server.read):
+        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert pools
+    assert {pool["num_threads"] for pool in pools} == {1}

@@ -13,6 +13,7 @@ import pytest
 from coe.core import Prediction
 from coe.errors import ExpertUnavailable
 from coe.experts.http.sse import EVENT_STREAM
+from gateway.request.admission import WATCH_DELAY
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
 from tests.gateway.served import serving
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
 EVENT = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
 BODY = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
-SOON = {"content-type": "application/json", "x-coe-timeout": "0.05"}
+SOON = {"content-type": "application/json", "x-coe-timeout": "0.3"}
 ONE = {"concurrent_requests": 1}
 
 
@@ -30,7 +31,7 @@ async def test_an_answer_that_does_not_begin_in_time_is_504_and_the_expert_stops
         response = await gateway.post(CHAT, BODY, headers=SOON)
     assert response.status == 504
     assert response.error["code"] == "deadline_exceeded"
-    assert "within the 0.05 s this request had" in response.error["message"]
+    assert "within the 0.3 s this request had" in response.error["message"]
     assert gateway.experts["coder"].cancelled
     assert (gateway.records[0].outcome, gateway.records[0].attempts) == ("deadline_exceeded", 1)
     assert response.headers["x-coe-attempts"] == "1"
@@ -47,6 +48,16 @@ async def test_a_client_that_leaves_before_the_answer_begins_has_its_attempts_re
     (record,) = gateway.records
     assert (record.outcome, record.attempts) == ("aborted", sum(len(one.calls) for one in gateway.experts.values()))
     assert record.attempts > 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_before_it_is_watched_stops_a_slow_expert(stream: bool) -> None:
+    """The watch for a client that leaves begins WATCH_DELAY after the request, and must notice an earlier leave too."""
+    async with gateway_of(coder=asyncio.Event()) as gateway:
+        gateway.leave.set()  # behind the body, so before the expert is called
+        await gateway.chat("code", stream=stream)
+    assert gateway.experts["coder"].cancelled
+    assert gateway.records[0].outcome == "aborted"
 
 
 async def test_an_answer_that_does_not_end_in_time_ends_with_an_error_event() -> None:
@@ -75,7 +86,7 @@ async def test_the_wait_for_a_permit_counts() -> None:
 
 
 async def test_more_time_than_declared_is_not_given() -> None:
-    async with gateway_of(registry_of(policy={"timeout": 0.05}), coder=asyncio.Event()) as gateway:
+    async with gateway_of(registry_of(policy={"timeout": 0.3}), coder=asyncio.Event()) as gateway:
         response = await gateway.post(CHAT, BODY, headers=SOON | {"x-coe-timeout": "100"})
     assert response.status == 504
 
@@ -114,6 +125,7 @@ async def test_a_client_that_leaves_while_its_request_waits_gives_up_its_place()
         second = asyncio.ensure_future(gateway.chat("art"))
         while not gateway.serving_state.admission.queued:
             await asyncio.sleep(0)
+        await asyncio.sleep(2 * WATCH_DELAY)  # or the second is answered after the first left, before it is watched
         gateway.leave.set()
         await asyncio.gather(first, second)
         assert gateway.serving_state.admission.queued == gateway.serving_state.admission.in_use == 0
@@ -129,7 +141,7 @@ class Gate:
 
         def predict(router: WordRouter, texts: Any) -> list[Prediction]:
             self.reached.set()
-            self.open.wait(5)
+            self.open.wait(60)
             return [router._look(text, "predict") for text in texts]
 
         monkeypatch.setattr(WordRouter, "predict", predict)
@@ -139,7 +151,7 @@ async def test_a_client_that_leaves_during_the_encoder_pass_causes_no_call(monke
     gate = Gate(monkeypatch)
     async with gateway_of() as gateway:
         task = asyncio.ensure_future(gateway.chat("ponder code"))
-        await asyncio.to_thread(gate.reached.wait, 5)
+        await asyncio.to_thread(gate.reached.wait, 60)
         gateway.leave.set()
         response: Response = await task
         gate.open.set()
@@ -172,7 +184,7 @@ async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp
         before = served.workers[0].memory_info().rss
         with socket.create_connection(("127.0.0.1", served.port)) as client:
             client.sendall(served.raw("floods", stream=True))
-            await asyncio.wait_for(served.upstream.dropped.wait(), 20)
+            await asyncio.wait_for(served.upstream.dropped.wait(), 60)
             (record,) = await served.records(1)
             assert record.outcome == "aborted"
             assert served.upstream.sent < 50_000_000
@@ -190,18 +202,21 @@ async def test_a_client_that_does_not_send_its_whole_body_in_time_does_not_keep_
 
 async def test_a_client_that_leaves_with_the_whole_answer_in_hand_did_not_abort_it() -> None:
     """Closing an expert's reply may take a moment, in which the client is free to go."""
-    async with gateway_of(coder=[EVENT]) as gateway:
-        closing = asyncio.Event()
+    late, watched = asyncio.Event(), False
+    async with gateway_of(coder=[EVENT, late]) as gateway:
 
         async def close(self: ScriptedReply) -> None:
+            nonlocal watched
+            watched = len(asyncio.all_tasks()) > tasks
             gateway.leave.set()
             while len(asyncio.all_tasks()) > tasks:  # the watcher has seen it
                 await asyncio.sleep(0)
-            closing.set()
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ScriptedReply, "aclose", close)
+            patch.setattr("gateway.request.admission.WATCH_DELAY", 0.001)
             tasks = len(asyncio.all_tasks())
+            asyncio.get_running_loop().call_later(0.05, late.set)
             await gateway.chat("code", stream=True)
-        assert closing.is_set()
+    assert watched
     assert gateway.records[0].outcome == "ok"

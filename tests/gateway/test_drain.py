@@ -9,7 +9,7 @@ import orjson
 import psutil
 import pytest
 
-from gateway.process.signals import Drain
+from gateway.process.signals import WRITE_SECONDS, Drain
 from tests.fakes import gateway_of
 from tests.gateway.served import Served, serving
 
@@ -45,7 +45,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 async def ended(served: Served) -> int:
-    return await asyncio.wait_for(served.process.wait(), 20)
+    return await asyncio.wait_for(served.process.wait(), 60)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -67,7 +67,7 @@ async def test_an_answer_is_recorded_though_its_server_ends_it_late(tmp_path: Pa
         rests = await asyncio.gather(*(response.read() for response in streams))
         assert all(rest.endswith(b"data: [DONE]\n\n") for rest in rests)
         assert await ended(served) == 0
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             records = await served.records(STREAMS)
     assert [record.outcome for record in records] == ["ok"] * STREAMS
 
@@ -95,7 +95,7 @@ async def test_of_connections_that_were_open_idle_ones_are_closed_and_arriving_r
         while not await refuses(served):
             pass
         arriving_writer.write(request[20:])
-        async with asyncio.timeout(5):  # while the stream goes on
+        async with asyncio.timeout(60):  # while the stream goes on
             refused, _ = await asyncio.gather(arriving.read(), idle.read())
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nconnection: close\r\n" in refused
@@ -123,7 +123,8 @@ async def test_an_idle_gateway_ends_at_once_on_ctrl_c(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
         for process in (*served.workers, served.process):  # as a terminal does
             process.send_signal(signal.SIGINT)
-        assert await asyncio.wait_for(served.process.wait(), 2) == 0
+        # Below every wait of the shutdown, and many times what it takes on a busy machine.
+        assert await asyncio.wait_for(served.process.wait(), 0.9 * WRITE_SECONDS) == 0
 
 
 async def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ async def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
         assert await ended(served) == 128 + signal.SIGTERM
         with pytest.raises(aiohttp.ClientError):
             await stream.read()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while any(map(lives, workers)):
                 await asyncio.sleep(0.01)
 

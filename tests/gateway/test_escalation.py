@@ -15,6 +15,7 @@ from coe.routing.stuck import is_stuck
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
+from tests.access.samples import key_of
 from tests.fakes import Gateway, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -95,13 +96,14 @@ def test_edits_with_lone_surrogates_are_compared_and_deep_ones_are_left_out() ->
         assert is_stuck(replace(chat, fields=body)) is stuck
 
 
-def declared(*names: str) -> Registry:
+def declared(*names: str, **changes: Any) -> Registry:
     experts = [one.model_dump(mode="json") | {"capabilities": ["tools"]} for one in registry_of().experts]
-    return registry_of(experts=experts, policy={"escalate_stuck_to": names})
+    return registry_of(experts=experts, policy={"escalate_stuck_to": names}, **changes)
 
 
-async def chosen(gateway: Gateway, steps: list[Step], **fields: Any) -> tuple[str, str]:
-    response = await gateway.post("/v1/chat/completions", orjson.dumps(chat_body(steps) | fields))
+async def chosen(gateway: Gateway, steps: list[Step], *, key: str = "", **fields: Any) -> tuple[str, str]:
+    headers = {"content-type": "application/json"} | ({"x-api-key": key} if key else {})
+    response = await gateway.post("/v1/chat/completions", orjson.dumps(chat_body(steps) | fields), headers=headers)
     return response.headers["x-coe-expert"], response.headers["x-coe-reason"]
 
 
@@ -135,6 +137,14 @@ async def test_the_next_expert_of_the_list_continues(names: tuple[str, ...], exp
         for count in (1, 2):
             await chosen(gateway, [FAIL] * count)
         assert await chosen(gateway, [FAIL] * 3) == expected
+
+
+async def test_an_expert_that_the_key_excludes_is_passed_over() -> None:
+    keys = [key_of("alice", experts=["coder", "generalist"]).model_dump(mode="json")]
+    async with gateway_of(declared("painter", "generalist", access={"keys": keys})) as gateway:
+        for count in (0, 1, 2):
+            await chosen(gateway, [FAIL] * count, key="alice")
+        assert await chosen(gateway, [FAIL] * 3, key="alice") == ("generalist", "escalated")
 
 
 async def test_pinned_and_unknown_sessions_and_experts_that_are_down_are_left_out() -> None:

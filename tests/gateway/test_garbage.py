@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
 EVENT = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n'
 KEY = {"content-type": "application/json", "x-api-key": "sesame"}
-SOON = KEY | {"x-coe-timeout": "0.02"}
+SOON = KEY | {"x-coe-timeout": "0.3"}
 
 
 @pytest.fixture

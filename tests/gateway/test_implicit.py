@@ -37,7 +37,7 @@ async def ask(gateway: Gateway, text: str, *, key: str | None = None, session: s
 
 async def reported(gateway: Gateway, count: int) -> list[tuple[str, str]]:
     """Kind and request of the signals, once there are so many."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(gateway.log.events) < count:
             await asyncio.sleep(0.001)
     return [(event.kind, event.request_id) for event in gateway.log.events]
@@ -119,7 +119,7 @@ async def test_signals_wait_while_the_log_is_away() -> None:
     async with gateway_of() as gateway:
         gateway.log.fails = LogError("away")
         asked = [await ask(gateway, LONG) for _ in range(4)]
-        await asyncio.wait_for(gateway.log.asked.wait(), 5)
+        await asyncio.wait_for(gateway.log.asked.wait(), 60)
         gateway.log.fails = None
     assert [event.request_id for event in gateway.log.events] == asked[:3]
 
@@ -132,7 +132,7 @@ async def test_a_real_client_that_leaves_mid_stream_leaves_a_signal(tmp_path: Pa
             response.close()
         log = open_feedback("sqlite:///routing-log.sqlite", base=tmp_path / ".coe")
         events: tuple[Feedback, ...] = ()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not events:
                 await asyncio.sleep(0.05)
                 events = (await log.read()).events

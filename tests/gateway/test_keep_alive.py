@@ -47,7 +47,7 @@ def declared(**policy: Any) -> Registry:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -139,10 +139,10 @@ async def test_an_expert_that_may_be_retried_can_take_over() -> None:
 
 @pytest.mark.parametrize("api", PATHS)
 async def test_a_failure_behind_early_headers_is_an_event_of_the_stream(api: Api) -> None:
-    async with gateway_of(declared(timeout=0.2), coder=asyncio.Event()) as gateway:
+    async with gateway_of(declared(timeout=0.5), coder=asyncio.Event()) as gateway:
         response = await gateway.post(PATHS[api], body(api))
     assert response.status == 200
-    assert b"deadline" in response.chunks[-1] or b"within the 0.2 s" in response.chunks[-1]
+    assert b"deadline" in response.chunks[-1] or b"within the 0.5 s" in response.chunks[-1]
     record = gateway.records[0]
     assert (record.outcome, record.expert) == ("deadline_exceeded", "coder")
 
@@ -161,7 +161,7 @@ async def test_a_client_that_leaves_after_early_headers_stops_the_expert() -> No
 async def test_over_a_socket_a_silent_stream_is_kept_alive_until_its_error(
     tmp_path: Path, model: str, answered: int
 ) -> None:
-    policy = {"max_attempts": 1, "keep_alive_interval": 0.05, "first_token_timeout": 1, "stream_idle_timeout": 1}
+    policy = {"max_attempts": 1, "keep_alive_interval": 0.05, "first_token_timeout": 2, "stream_idle_timeout": 2}
     async with serving(tmp_path, policy=policy) as served, served.ask(model, stream=True) as response:
         assert (response.status, response.content_type) == (200, EVENT_STREAM)
         *events, last, end = (await response.read()).split(b"\n\n")

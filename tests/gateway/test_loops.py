@@ -143,6 +143,48 @@ async def test_no_loop_of_a_thousand_changes_its_expert() -> None:
     assert reasons["explored"] > LOOPS / 20
 
 
+def calling(api: str, call_id: str) -> bytes:
+    """An answer that calls a tool."""
+    arguments: dict[str, Any] = {"name": "f", "arguments": "{}"}
+    call = {"id": call_id, "type": "function", "function": arguments}
+    return orjson.dumps(
+        {
+            "chat": {"choices": [{"message": {"role": "assistant", "content": None, "tool_calls": [call]}}]},
+            "responses": {"output": [{"type": "function_call", "id": "fc_1", "call_id": call_id, **arguments}]},
+            "messages": {"content": [{"type": "tool_use", "id": call_id, "name": "f", "input": {}}]},
+        }[api]
+    )
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_equal_loops_at_the_same_time_are_told_apart_by_the_ids_of_their_calls(api: str) -> None:
+    async with gateway_of(declared(sticky_margin=0.0)) as gateway:
+        loops = [Loop(1, api), Loop(1, api)]
+        for number, loop in enumerate(loops):
+            loop.fields = {"tools": [{"type": "function", "name": "f", "function": {"name": "f"}}]}
+            loop.number = 10 + number
+        scripts: dict[str, Any] = {
+            name: (calling(api, f"call_{10 + n}_0_0"),) for n, name in enumerate(EXPERTS.values())
+        }
+        first = await sent_by(gateway, loops[0], scripts["coder"])
+        gateway.experts[first].script = ExpertUnavailable("down", expert=first)
+        second = await sent_by(gateway, loops[1], scripts["painter"], but=first)
+        gateway.experts[first].script = (b"{}",)
+        assert first != second
+        for loop in loops:
+            loop.random.seed(0)
+            loop.step()
+        assert [await sent(gateway, loop) for loop in loops] == [first, second]
+
+
+async def sent_by(gateway: Gateway, loop: Loop, answer: Any, *, but: str = "") -> str:
+    """Send a step of a loop, which any expert but this one answers so."""
+    for name, expert in gateway.experts.items():
+        if name != but:
+            expert.script = answer
+    return await sent(gateway, loop)
+
+
 @pytest.mark.parametrize("api", APIS)
 async def test_a_follow_up_without_a_topic_stays_after_a_fallback(api: str) -> None:
     async with gateway_of(declared(sticky_margin=0.0)) as gateway:
@@ -206,7 +248,7 @@ async def test_a_loop_goes_on_at_another_gateway_with_the_same_redis(
 async def written(affinity: Affinity, loop: Loop) -> None:
     """Until the answer that this request of the loop follows is known to the gateway."""
     conversation = read_conversation(APIS[loop.api].parse(loop.body()), RequestOptions())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await affinity.find(conversation) is None:
             await asyncio.sleep(0.01)
 
@@ -239,7 +281,7 @@ async def test_an_open_loop_waits_for_its_expert_without_a_stand_in_and_without_
         expert.health, expert.script = slow, begin
         body = orjson.dumps({**orjson.loads(loop.body()), "stream": True})
         asking = asyncio.create_task(gateway.post(PATHS["chat"], body))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(expert.calls) < 2:
                 await asyncio.sleep(0)
         for _ in range(100):

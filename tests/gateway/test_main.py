@@ -14,6 +14,7 @@ from coe.mapping import Assignment
 from coe.runtime.active_state import category_texts, check_active_state
 from coe.settings import Settings
 from gateway.main import check_port, prepare
+from routers.cascade import FORMAT
 
 DECLARED = """\
 version: 1
@@ -30,7 +31,7 @@ def settings_of(tmp_path: Path, runtime: str = EXTERNAL, *, trained: tuple[str, 
     if trained:
         store = ArtifactStore(settings.artifacts, "router")
         with store.draft() as draft:
-            (draft / "router.json").write_text('{"format": 5}')
+            (draft / "router.json").write_text(f'{{"format": {FORMAT}}}')
             artifact = store.publish(draft, categories=trained, data="", metrics={})
         store.promote(artifact.manifest.version)
     return settings
@@ -82,7 +83,7 @@ def test_a_router_of_an_older_format_is_refused_before_the_port_opens(tmp_path: 
         (draft / "router.json").write_text('{"format": 1}')
         artifact = store.publish(draft, categories=("code", "general"), data="", metrics={})
     store.promote(artifact.manifest.version)
-    with pytest.raises(ArtifactError, match="format 1, not 5; train the router again"):
+    with pytest.raises(ArtifactError, match="format 1, not 6; train the router again"):
         prepare(settings)
 
 

@@ -15,11 +15,11 @@ import pytest
 
 from coe.artifacts.kinds import OVERLAYS
 from coe.artifacts.store import ArtifactStore
-from coe.cli.promote import Kind, promote, rollback
+from coe.cli.learning.promote import Kind, promote, rollback
 from coe.core import Prediction
 from coe.errors import ArtifactError
-from coe.jobs.overlay_round import OverlayRound
-from coe.jobs.round import open_job, run_round
+from coe.jobs.rounds.overlay_round import OverlayRound
+from coe.jobs.rounds.round import open_job, run_round
 from coe.learning.estimation.experience_loader import load_experience
 from coe.records.record import RoutingRecord
 from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 
 CATEGORIES = WordRouter.categories
 KEYS = [key_of(name, tenant=name).model_dump(mode="json") for name in ("alice", "bob")]
-SOON = 5.0
+SOON = 60.0
 
 
 def swapping(tenant: str) -> Overlay:
@@ -104,7 +104,7 @@ async def test_one_tenants_corrections_change_its_own_decisions_and_no_other_ten
 ) -> None:
     monkeypatch.setattr("coe.runtime.active_state.load_active_state", words_server.read)
     for module in ("coe.runtime.active_state", "coe.runtime.versions"):
-        monkeypatch.setattr(f"{module}.check_router", lambda settings: (None, None))
+        monkeypatch.setattr(f"{module}.check_router", lambda settings, **_: (None, None))
         monkeypatch.setattr(f"{module}.load_router", lambda *_: WordRouter())
     assignment = {"code": "good", "art": "slow-start", "general": "good"}
     async with serving(tmp_path, access={"keys": KEYS}, assignment=assignment) as served:

@@ -17,7 +17,7 @@ from tests.gateway.served import Served, serving
 
 pytestmark = pytest.mark.anyio
 
-SOON = 10.0
+SOON = 60.0
 """Seconds after which waiting for a reload is given up."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
+from coe.errors import ExpertUnavailable
 from gateway.observability import observers
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -22,11 +23,13 @@ KEYS = registry_of(
 )
 
 
-async def ask(gateway: Gateway, purpose: str | None, *, key: str | None = None, path: str = "") -> Response:
+async def ask(
+    gateway: Gateway, purpose: str | None, *, key: str | None = None, path: str = "", model: str = "auto"
+) -> Response:
     headers = {"content-type": "application/json"}
     headers |= {"x-coe-purpose": purpose} if purpose is not None else {}
     headers |= {"x-api-key": key} if key else {}
-    body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": TEXT}]})
+    body = orjson.dumps({"model": model, "messages": [{"role": "user", "content": TEXT}]})
     return await gateway.post(path or "/v1/chat/completions", body, headers=headers)
 
 
@@ -54,6 +57,13 @@ async def test_an_ordinary_key_cannot_mark_its_requests_and_is_limited_all_the_s
         assert found[:2] == [("alice", "", "ok")] * 2
         assert found[2][:2] == ("alice", "")
         assert found[3] == ("boss", "score", "ok")
+
+
+@pytest.mark.parametrize(("purpose", "sent"), [("score", 1), (None, 3)])
+async def test_a_request_for_a_score_is_sent_once(purpose: str | None, sent: int) -> None:
+    async with gateway_of(coder=ExpertUnavailable("lost", expert="coder")) as gateway:
+        assert (await ask(gateway, purpose, model="coder")).status == 503
+        assert gateway.records[0].attempts == sent
 
 
 async def test_a_marked_request_is_no_implicit_feedback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from tests.gateway.served import Served, declared_for, serving
 
 pytestmark = pytest.mark.anyio
 
-SOON = 5.0
+SOON = 60.0
 """Seconds after which waiting for a reload is given up."""
 
 

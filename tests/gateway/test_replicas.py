@@ -61,7 +61,7 @@ class Replicas:
         """Until that is known to be the expert that answered this opening, in that session if there is one."""
         chat = parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": opening}]}))
         name = f"coe:with:{read_conversation(chat, RequestOptions(session, tenant='bob')).answer[-1].hex()}"
-        async with asyncio.timeout(10), Redis.from_url(self.redis, decode_responses=True) as redis:
+        async with asyncio.timeout(60), Redis.from_url(self.redis, decode_responses=True) as redis:
             while await redis.get(name) != expert:
                 await asyncio.sleep(0.01)
 
@@ -152,7 +152,7 @@ async def take_over_what_another_machine_promotes(service: Replicas, folder: Pat
     for verb, expert in (("promote", "painter"), ("rollback", "coder")):
         done = await asyncio.to_thread(CliRunner().invoke, app, [verb, "assignment", "--config", str(config)])
         assert done.exit_code == 0, done.output
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for gateway in service.gateways:
                 while (await service.ask("some code", at=gateway.url))[1]["x-coe-expert"] != expert:
                     await asyncio.sleep(0.05)
@@ -187,6 +187,6 @@ async def dies_under_load(service: Replicas) -> None:
 
 
 async def answered(statuses: Counter[int], count: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while statuses.total() < count:
             await asyncio.sleep(0.01)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import orjson
 import pytest
@@ -12,8 +16,13 @@ import pytest
 from coe.core import Prediction
 from coe.errors import ExpertUnavailable, RetrievalError
 from coe.routing.request_text import RoutedText
+from coe.runtime.active_state import ActiveState, DocumentIndex
+from coe.settings import Settings
+from gateway.main import open_parts
+from gateway.process.reload import Reload, watched_file_states
 from tests.fakes import Gateway, Response, gateway_of, registry_of
-from tests.retrieval.gates import ScriptedRetrieval, gate_of, passage
+from tests.gateway import words_server
+from tests.retrieval.gates import FlatEncoder, ListRetriever, ScriptedRetrieval, gate_of, passage
 
 pytestmark = pytest.mark.anyio
 
@@ -69,13 +78,74 @@ async def test_a_shut_gate_asks_neither_encoder_nor_store_and_changes_no_byte() 
     assert said(gateway) == "general: hello"
 
 
-async def test_without_a_store_nothing_is_consulted_and_without_a_gate_only_who_asks_is() -> None:
+async def test_without_a_store_nothing_is_consulted() -> None:
     async with gateway_of() as gateway:
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"] == "none"
-    scripted = ScriptedRetrieval(passage(TOWER), gate=None)
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "by_default", "searches"),
+    [(0.6, 0.6, "used", 1), (0.59, 0.6, "skipped", 1), (0.1, 0.6, "empty", 1), (0.9, 1.0, "none", 0)],
+)
+async def test_until_a_gate_is_fitted_the_best_passages_cosine_decides(
+    score: float, threshold: float, by_default: str, searches: int
+) -> None:
+    passages = (passage("Another tower.", score=0.3), passage(TOWER, score=score))
+    scripted = ScriptedRetrieval(*passages[score < 0.2 :], gate=None, default_similarity=threshold)
     async with gateway_of(retrieval=scripted.retrieval) as gateway:
-        assert (await asked(gateway, "auto")).headers["x-coe-retrieval"] == "none"
+        assert (await asked(gateway, "auto")).headers["x-coe-retrieval"].split(";")[0] == by_default
+        assert scripted.retriever.searches == searches
+        assert (TOWER in said(gateway)) == (by_default == "used")
+        on = (await asked(gateway, "on")).headers["x-coe-retrieval"]
+        assert on.split(";")[0] == ("empty" if score < 0.2 else "used")
+        (first, _) = gateway.records
+        assert (first.retrieval, first.gate, first.gain) == (by_default, None, None)
+
+
+@pytest.mark.parametrize("fails", [None, RetrievalError("gone")])
+async def test_the_store_is_searched_once_before_the_first_request(
+    fails: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted = ScriptedRetrieval(passage(TOWER), gate=None)
+    scripted.retriever.fails = fails
+    await scripted.retrieval.warm()
+    assert (scripted.retriever.searches, scripted.encoder.encoded) == (1, 1)
+    assert ("failed the first search: gone" in caplog.text) == (fails is not None)
+    scripted.retriever.fails = None
+    async with gateway_of(retrieval=scripted.retrieval) as gateway:  # a failure at the start is no back-off
         assert (await asked(gateway, "on")).headers["x-coe-retrieval"].startswith("used")
+
+
+async def test_a_reload_replaces_the_state_while_the_store_of_a_new_index_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted, searched = ScriptedRetrieval(passage(TOWER), gate=None), asyncio.Event()
+
+    async def hang(*_: Any, **__: Any) -> list[Any]:
+        searched.set()
+        return await asyncio.Event().wait() or []
+
+    monkeypatch.setattr(scripted.retriever, "search", hang)
+    settings = Settings.read({}, config=tmp_path / "experts.yaml")
+    async with gateway_of(retrieval=scripted.retrieval) as gateway:
+        current = gateway.serving_state
+        before, new = current.serving, replace(current.serving, versions={})
+
+        def active(index: object) -> Any:
+            return SimpleNamespace(registry=before.registry, consequences=(), index=index)
+
+        wiring: Any = SimpleNamespace(serving=lambda _: new, close_retired=AsyncMock(), issued=SimpleNamespace(keys=()))
+        reload = Reload(
+            current, settings=settings, in_use=active(None), wiring=wiring, read=lambda *_: active("another index")
+        )
+        async with reload.watching(since=watched_file_states(settings)), asyncio.timeout(60):
+            reload.request()
+            await searched.wait()
+            assert current.serving is new
+            reload.request()  # the index is the same one, and the store still hangs
+            current.replace(before)
+            while current.serving is before:
+                await asyncio.sleep(0.01)
 
 
 async def test_a_retrieval_trial_uses_or_withholds_passages_at_random_and_is_recorded() -> None:
@@ -125,7 +195,7 @@ async def test_where_the_passages_do_not_come_the_decision_is_made_without_them(
 
 
 async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alone_for_a_while() -> None:
-    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(3.0), timeout=0.2)
+    scripted = ScriptedRetrieval(passage(TOWER), gate=gate_of(3.0), timeout=0.5)
     scripted.retriever.waits = asyncio.Event()
     async with gateway_of(retrieval=scripted.retrieval) as gateway:
         first, second = await asked(gateway, "on"), await asked(gateway, "on")
@@ -258,3 +328,27 @@ def wishes_of(consent: Any) -> Any:
     from coe.core import RequestOptions
 
     return RequestOptions(retrieval=consent)
+
+
+class Store(ListRetriever):
+    """A store of which a gateway needs no more than searches."""
+
+    async def aclose(self) -> None: ...
+
+
+async def test_a_gateway_warms_its_store_at_the_start_and_the_store_of_a_new_state(tmp_path: Path) -> None:
+    (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry_of().model_dump(mode="json", exclude_none=True)))
+    stores = [Store(), Store()]
+    left = iter(stores)
+
+    def read(settings: Settings, _: ActiveState | None = None) -> ActiveState:
+        index: Any = DocumentIndex(next(left), FlatEncoder())  # type: ignore[arg-type]
+        return replace(words_server.read(settings), index=index)
+
+    async with open_parts(Settings.read({}, config=tmp_path / "experts.yaml"), read=read) as parts:
+        assert [store.searches for store in stores] == [1, 0]
+        assert parts.reload is not None
+        parts.reload.request()
+        async with asyncio.timeout(60):
+            while not stores[1].searches:
+                await asyncio.sleep(0.01)

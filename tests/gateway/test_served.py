@@ -44,7 +44,7 @@ async def test_a_client_that_leaves_mid_stream_stops_the_expert(served: Served) 
     async with served.ask("stalls", stream=True) as response:
         await response.content.readuntil(b"\n\n")
         response.close()
-    await asyncio.wait_for(served.upstream.dropped.wait(), 5)
+    await asyncio.wait_for(served.upstream.dropped.wait(), 60)
     (record,) = await served.records(1)
     assert record.outcome == "aborted"
 
@@ -55,7 +55,7 @@ async def test_a_client_that_leaves_before_the_first_piece_stops_the_expert(serv
     while not served.upstream.seen:
         await asyncio.sleep(0.01)
     task.cancel()
-    await asyncio.wait_for(served.upstream.dropped.wait(), 5)
+    await asyncio.wait_for(served.upstream.dropped.wait(), 60)
     (record,) = await served.records(1)
     assert record.outcome == "aborted"
 
@@ -98,7 +98,7 @@ async def test_sigterm_ends_the_process_and_keeps_the_records(served: Served) ->
         async with served.ask("good") as response:
             assert response.status == 200
     served.process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(served.process.wait(), 20) == 0
+    assert await asyncio.wait_for(served.process.wait(), 60) == 0
     assert len(await served.records(20)) == 20
 
 

@@ -25,6 +25,6 @@ def bearer(key: str) -> dict[str, str]:
 
 
 async def wait_until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0)

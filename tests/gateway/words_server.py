@@ -13,13 +13,14 @@ from coe.artifacts.store import POINTER, ArtifactStore
 from coe.registry import load
 from coe.runtime.active_state import ActiveState, assignment_in_use, overlays_in_use, policies_in_use
 from coe.settings import Settings
+from gateway.access import redis
 from gateway.app import create_app
 from gateway.main import open_worker, workers_folder
-from gateway.process import processes
+from gateway.process import jobs, processes
 from tests.fakes import WordRouter
 
 
-def read(settings: Settings, _: ActiveState | None = None) -> ActiveState:
+def read(settings: Settings, _: ActiveState | None = None, *, packaged: bool = False) -> ActiveState:
     registry = load(settings.config, environ=settings.environ)
     router = WordRouter()
     pointer = settings.artifacts / ROUTER / POINTER
@@ -41,6 +42,9 @@ def read(settings: Settings, _: ActiveState | None = None) -> ActiveState:
 
 
 def build(settings: Settings, workers: Path | None) -> Starlette:
+    # However busy the machine is, a Redis that is there replies in time, and a plan is solved.
+    redis.REFILL_TIMEOUT_SECONDS = 5.0
+    jobs.SOLVE_TIMEOUT_SECONDS = 100.0
     return create_app(partial(open_worker, settings, workers=workers, read=read))
 
 

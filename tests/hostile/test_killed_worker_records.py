@@ -14,12 +14,10 @@ from tests.gateway.served import Served, serving
 pytestmark = pytest.mark.anyio
 
 CLIENTS = 8
-LOAD = 5.0
-"""Seconds of requests before the kill."""
 WRITTEN = 2.0
 """Seconds after which a record must be in the log: a hundred times the writer's interval, for slow disks."""
 LEAST = 100
-"""Requests that the load must have answered, so that the test tells something."""
+"""Requests that are answered before the kill."""
 
 
 async def load(served: Served, answered: dict[str, float]) -> None:
@@ -50,13 +48,14 @@ async def test_a_worker_killed_under_load_loses_only_the_records_of_its_last_mom
     async with serving(tmp_path) as served:
         (worker,) = served.workers
         clients = asyncio.create_task(load(served, answered))
-        await asyncio.sleep(LOAD)
-        at_kill = time.monotonic()
+        early: set[str] = set()
+        async with asyncio.timeout(60):
+            while len(early) < LEAST:
+                await asyncio.sleep(0.1)
+                early = {name for name, at in answered.items() if at <= time.monotonic() - WRITTEN}
         await kill(worker)
         await clients
         missing = answered.keys() - await logged(served)
-    early = {name for name, at in answered.items() if at <= at_kill - WRITTEN}
-    assert len(early) > LEAST
     assert missing & early == set()
 
 
@@ -65,13 +64,14 @@ async def test_once_the_backlog_is_written_a_killed_worker_loses_nothing(tmp_pat
     async with serving(tmp_path) as served:
         (worker,) = served.workers
         clients = asyncio.create_task(load(served, answered))
-        await asyncio.sleep(1)
+        async with asyncio.timeout(60):
+            while len(answered) < LEAST:
+                await asyncio.sleep(0.1)
         clients.cancel()
         with suppress(asyncio.CancelledError):
             await clients
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await served.metric("coe_requests_in_flight") or await served.metric("coe_log_backlog"):
                 await asyncio.sleep(0.05)
         await kill(worker)
-        assert answered
         assert answered.keys() - await logged(served) == set()

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 KEY = "sk-coe-known"
 SENT = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
-DEADLINE = 30
+DEADLINE = 60
 
 
 def keys(**limits: int) -> dict[str, object]:

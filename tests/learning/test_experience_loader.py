@@ -119,7 +119,7 @@ _EVENTS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(events=st.lists(_EVENTS, max_size=6), data=st.data())
 def test_neither_the_order_nor_repetition_of_feedback_matters(events: list[Feedback], data: st.DataObject) -> None:
     again = data.draw(st.permutations(events + events[: len(events) // 2]))

@@ -54,7 +54,7 @@ def test_a_choice_always_has_the_propensity_it_is_reported_with(
 ) -> None:
     values = np.array(utility)
     chances = propensities(values, rate=rate, loss=0.1)
-    index, propensity = choose(values, rate=rate, loss=0.1, uniform=uniform)
+    index, propensity = choose(utility, rate=rate, loss=0.1, uniform=uniform)
     assert chances.sum() == pytest.approx(1.0)
     assert propensity == chances[index]
     assert propensity > 0.0
@@ -62,5 +62,5 @@ def test_a_choice_always_has_the_propensity_it_is_reported_with(
 
 def test_evenly_spread_numbers_choose_each_expert_as_often_as_its_propensity_says() -> None:
     numbers = (np.arange(10_000) + 0.5) / 10_000
-    counts = np.bincount([choose(UTILITY, rate=0.2, loss=0.4, uniform=u)[0] for u in numbers], minlength=5)
+    counts = np.bincount([choose(UTILITY.tolist(), rate=0.2, loss=0.4, uniform=u)[0] for u in numbers], minlength=5)
     np.testing.assert_allclose(counts / 10_000, propensities(UTILITY, rate=0.2, loss=0.4), atol=1e-3)

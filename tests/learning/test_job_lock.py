@@ -15,7 +15,7 @@ from redis import Redis
 from coe.errors import JobError, LogError
 from coe.jobs.job_lock import LOCK_KEY, job_lock
 
-SOON = 10.0
+SOON = 60.0
 """Seconds after which waiting is given up."""
 LEASE = 0.3
 HOLDING = """

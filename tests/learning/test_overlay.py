@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError
-from coe.jobs.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
+from coe.jobs.rounds.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import load_experience
 from coe.routing.classification import Overlay

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
-from coe.jobs.plan_round import plan_markdown, plan_report
+from coe.jobs.rounds.plan_round import plan_markdown, plan_report
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.off_policy import greedy_policy
 from coe.learning.plots import plot_round

@@ -17,12 +17,15 @@ from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from coe.core import PASS_THROUGH_APIS
+from coe.learning.monitoring.history import TrafficHistory
+from coe.learning.monitoring.spend import DIMENSIONS, Spend
 from coe.registry import Registry
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.lancedb.store import LanceStore
 from coe.runtime.active_state import DocumentIndex
 from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, gateway_of, registry_of
+from tests.records.samples import record
 from tests.retrieval.samples import WordEncoder
 
 APIS = ["chat", "completions", "responses", "messages", "embeddings", *sorted(PASS_THROUGH_APIS)]
@@ -49,7 +52,13 @@ class Served:
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         with TemporaryDirectory() as folder:
             store = LanceStore(Path(folder), encoder_id(encoder := WordEncoder()))
-            jobs = ScriptedJobs({"alarms": []})
+            spend = Spend(self._registry, DIMENSIONS)
+            spend.add(record(expert="all", cost=0.5))
+            history = TrafficHistory(0.0, count=1, seconds=60)
+            times = {"since": 0.0, "until": 1.0, "damaged": 0}
+            jobs = ScriptedJobs(
+                {"alarms": []} | times | history.report() | spend.report()
+            )  # of `coe status`, `coe history`, `coe spend`
             async with gateway_of(self._registry, index=DocumentIndex(store, encoder), jobs=jobs) as self._gateway:
                 yield
             await store.aclose()

@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 from tests.gateway.served import serving
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
-OUTSIDE = {"instance", "job", "le"}
-"""Labels that Prometheus adds, and the one of histograms."""
+OUTSIDE = {"instance", "job", "le", "tier"}
+"""Labels that Prometheus adds, the one of histograms, and that of waits, which need experts that share a device."""
 
 
 def dashboard() -> Any:

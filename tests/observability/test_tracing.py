@@ -214,7 +214,7 @@ async def test_a_collector_that_is_gone_costs_requests_nothing_and_the_end_only_
 def test_a_collector_without_the_packages_is_an_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     check_tracing(Settings.read({}))
-    with pytest.raises(ConfigError, match=r"http://c:4318/v1/traces .*`pip install 'coe\[otel\]'"):
+    with pytest.raises(ConfigError, match=r"http://c:4318/v1/traces .*`pip install 'composition-of-experts\[otel\]'"):
         check_tracing(Settings.read({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318/"}))
 
 

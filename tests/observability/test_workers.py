@@ -80,7 +80,7 @@ async def test_a_frozen_worker_does_not_hold_up_the_others(folder: Path, monkeyp
     own = registry()
     own.families()[0].add(())
     async with share_metrics(folder, own) as siblings, process(folder, 10) as frozen:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await shown(own, siblings) != (11, 2):  # it answers within the time while it is not frozen
                 pass
             frozen.send_signal(signal.SIGSTOP)

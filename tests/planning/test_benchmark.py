@@ -229,7 +229,7 @@ def test_the_arena_scores_quality_against_cost_and_perturbs_prompts(tmp_path: Pa
     assert all(0 < one["score"] < 1 for one in report["arena"].values())
     assert report["arena"]["best_single"]["less_coe"]["verdict"] == "worse"
     assert set(report["robustness"]) == {"typos", "case", "rewording", "chatter", "all"}
-    assert report["robustness"]["chatter"]["share"] < 1  # FirstWord reads the first word only
+    assert report["robustness"]["chatter"]["share"] == 1  # courtesies are left out before the router reads a prompt
     without = run(made_up(), tmp_path, seeds=(0,))
     assert (without["arena"], without["robustness"]) == ({}, None)
 
@@ -292,7 +292,7 @@ def test_a_prompt_of_several_splits_counts_once_in_the_gains_of_recipes(
     scores = (np.random.default_rng(1).random((400, 3)) < (0.7, 0.8, 0.7)).astype(np.float64)
     data = replace(made_up(), scores=scores)
     classes = np.where(data.scores > 0, 0, [1, 2, 3])
-    recorded = RecordedAnswers(classes, np.full(classes.shape, 100.0), np.ones(classes.shape, dtype=np.bool_))
+    recorded = RecordedAnswers(classes, np.full(classes.shape, 100.0), *[np.ones(classes.shape, dtype=np.bool_)] * 2)
     once, twice = (run(data, tmp_path, seeds=seeds, recorded=recorded, arena=True) for seeds in ((0,), (0, 0)))
     rows = [report["recipes"]["at_shares_of_best_single"]["0.5"] for report in (once, twice)]
     assert rows[0] == pytest.approx(rows[1])

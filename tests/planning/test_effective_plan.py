@@ -270,6 +270,34 @@ def test_a_pin_less_opens_the_category_to_the_best_by_the_plan() -> None:
     assert pin.sentence == "category 'code' is no longer pinned to 'painter': 'coder' is the best by the plan"
 
 
+def test_a_plan_decides_general_if_it_is_not_assigned_and_a_new_category_follows() -> None:
+    free = declaration(assignment={})
+    plan = published(assignment={})
+    assert serves(plan.assignment) == {**USUAL, "general": "generalist"}
+    better = QUALITY | {"painter": (0.5, 0.8, 0.6, 0.95)}
+    with_travel = {**free, "categories": categories(*CATEGORIES, "travel")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(QUALITY, "painter", better["painter"])
+        plan = published(assignment={})
+    registry = registry_of(**free)
+    assert registry.general_expert == "coder"  # the first one, which has no say here
+    effect = effective_plan(plan, registry)
+    assert (effect.consequences, effect.assignment.general_expert) == ((), "painter")
+    assert serves(effective_plan(plan, registry_of(**with_travel)).assignment)["travel"] == "painter"
+
+
+def test_general_without_its_pin_goes_to_the_best_by_the_plan_and_without_scores_to_the_first_expert() -> None:
+    plan, registry = published(assignment={"general": "coder"}), registry_of(**declaration(assignment={}))
+    effect = effective_plan(plan, registry)
+    assert effect.assignment.general_expert == "generalist"
+    assert effect.consequences[0].sentence.startswith("category 'general' is no longer pinned to 'coder'")
+    record = plan.record
+    assert record is not None
+    bounds = np.where(np.arange(4)[:, None] == 3, np.nan, record.bounds)
+    unscored = replace(plan, record=replace(record, bounds=bounds))
+    assert effective_plan(unscored, registry).assignment.general_expert == "coder"
+
+
 def test_memory_above_the_budget_is_reported() -> None:
     def local(gigabytes: float) -> list[dict[str, Any]]:
         return [

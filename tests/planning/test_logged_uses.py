@@ -111,6 +111,24 @@ def test_a_recipe_counts_for_its_arm_and_for_the_members_of_its_first_step() -> 
     assert found.table("cached_tokens", ["coder"]).mean[0, 0] == 4
 
 
+def test_calls_with_a_cap_do_not_count_as_their_long_answers_are_cut_off() -> None:
+    calls = (
+        RecipeCall("coder", 0, "answered", 10, 20, 30.0, max_tokens=40),
+        RecipeCall("painter", 0, "answered", 10, 90, 30.0),
+    )
+    found = uses_of([answered(expert="careful@2", steps=calls)])
+    assert found.table("output_tokens", ["coder", "painter"]).count[0].tolist() == [0, 1]
+
+
+def test_an_expert_that_answered_for_a_failed_recipe_does_not_count_with_the_recipes_tokens() -> None:
+    calls = (RecipeCall("coder", 0, "answered", 10, 20, 30.0), RecipeCall("painter", 1, "error"))
+    fallback = answered(expert="generalist", fallback_from="polished@1", steps=calls, input_tokens=20, cost=0.5)
+    found = uses_of([fallback])
+    for measure in ("input_tokens", "output_tokens", "dollars"):
+        assert found.table(measure, ["generalist"]).count[0, 0] == 0
+    assert found.table("output_tokens", ["coder"]).mean[0, 0] == 20
+
+
 def test_the_names_of_a_log_are_bounded() -> None:
     found = uses_of(answered(number, expert=f"e{number}") for number in range(MAX_ARMS + 3))
     assert found.left_out == {"of further names": 3}

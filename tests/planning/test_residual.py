@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coe.learning.residual import MAX_AXES, MAX_READINGS, Readings, Residual, fit_residual
+from coe.learning.residual import MAX_AXES, MAX_TRAINING_PROMPTS, EmbeddingProjection, Residual, fit_residual
 
 DIMENSIONS, EXPERTS = 8, 4
 
@@ -49,7 +49,7 @@ def test_without_a_signal_there_is_no_residual() -> None:
 def test_the_left_out_error_is_that_of_a_fit_without_the_prompt() -> None:
     embeddings = prompts(60)
     target = np.random.default_rng(2).normal(size=(60, EXPERTS))
-    readings = Readings.of(embeddings, DIMENSIONS)(embeddings)
+    readings = EmbeddingProjection.of(embeddings, DIMENSIONS)(embeddings)
     kernel = np.exp(6.0 * (readings @ readings.T - 1))
     inverse = np.linalg.inv(kernel + 4.0 * np.eye(60))
     rest = np.arange(60) != 5
@@ -61,17 +61,17 @@ def test_the_left_out_error_is_that_of_a_fit_without_the_prompt() -> None:
 def test_readings_ignore_what_all_prompts_share() -> None:
     embeddings = prompts(100)
     moved = embeddings + np.repeat([3.0, -2.0], DIMENSIONS)
-    fit = Readings.of(embeddings, DIMENSIONS)
+    fit = EmbeddingProjection.of(embeddings, DIMENSIONS)
     np.testing.assert_allclose(
         fit(embeddings) @ fit(embeddings).T,
-        (again := Readings.of(moved, DIMENSIONS)(moved)) @ again.T,
+        (again := EmbeddingProjection.of(moved, DIMENSIONS)(moved)) @ again.T,
         atol=1e-9,
     )
     assert np.linalg.norm(fit(embeddings), axis=1) == pytest.approx(1.0)
 
 
 def test_its_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 4 * (MAX_READINGS * (MAX_AXES + 32) + 3 * 384 * MAX_AXES) < 8e6
-    monkeypatch.setattr("coe.learning.residual.MAX_READINGS", 200)
+    assert 4 * (MAX_TRAINING_PROMPTS * (MAX_AXES + 32) + 3 * 384 * MAX_AXES) < 8e6
+    monkeypatch.setattr("coe.learning.residual.MAX_TRAINING_PROMPTS", 200)
     residual, _ = fitted(signal=0.5)
     assert residual.known.shape == (200, 2 * DIMENSIONS)

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
 import pytest
@@ -206,7 +207,7 @@ async def test_without_bubblewrap_the_default_probes_that_run_code_are_left_out(
 KEYS = "access: {keys: [{name: k, tenant: a, sha256: '" + "0" * 64 + "'}]}\n"
 
 
-def logged(home: Path) -> None:
+def logged(home: Path, **fields: Any) -> None:
     """Ten requests of two tenants: liked, disliked, scored, corrected, unrated, without text, and of a command."""
     rated: dict[int, tuple[FeedbackKind, float | str]] = {
         0: ("thumb", 1),
@@ -226,7 +227,9 @@ def logged(home: Path) -> None:
         tenants = ["b" if number == 8 else "a" for number in range(10)]
         await log.append(
             [
-                record_of(number, prompt=texts.get(number), tenant=tenants[number], category="math", purpose=purpose)
+                record_of(
+                    number, prompt=texts.get(number), tenant=tenants[number], category="math", purpose=purpose, **fields
+                )
                 for number in range(10)
                 for purpose in ("score" if number == 7 else "",)
             ]
@@ -269,3 +272,10 @@ def test_without_keys_all_requests_may_become_probes_up_to_the_limit(home: Path)
         "file": str(own(home)),
     }
     assert [probe.prompt for probe in read_probes(own(home), categories=CATEGORIES)] == ["question 8"]
+
+
+def test_a_request_under_a_rule_becomes_no_probe_even_if_it_excluded_nothing(home: Path) -> None:
+    """An expert that is declared later might not be permitted."""
+    logged(home, limited=True)
+    assert run("from-log").exit_code == 1
+    assert not own(home).exists()

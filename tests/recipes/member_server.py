@@ -13,7 +13,8 @@ INPUT_TOKENS = 7
 
 
 class MemberServer:
-    """Streams one event per word, `pause` seconds apart. A server that is `silent` never answers.
+    """Streams one event per word, `pause` seconds apart, and ends once it `may_end`. A server that is `silent` never
+    answers.
 
     `seen` counts its requests, `left` those whose client closed the connection before the end. `sent` has the bytes of
     every complete answer, `bodies` those of the requests.
@@ -24,6 +25,8 @@ class MemberServer:
         self.words = text.split()
         self.pause = pause
         self.silent = silent
+        self.may_end = asyncio.Event()
+        self.may_end.set()
         self.seen = self.left = 0
         self.sent: list[bytes] = []
         self.bodies: list[dict[str, Any]] = []
@@ -66,8 +69,10 @@ class MemberServer:
         await response.prepare(request)
         events = [self._event([_choice(f"{word} ")]) for word in self.words]
         events += [self._event([_choice(finish="stop")]), self._event([], usage=self.usage), b"data: [DONE]\n\n"]
-        for event in events:
+        for number, event in enumerate(events):
             await asyncio.sleep(self.pause)
+            if number == len(self.words):
+                await self.may_end.wait()
             await response.write(event)
         self.sent.append(b"".join(events))
         with suppress(ConnectionError):

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import numpy as np
 import orjson
 
-from coe.core import Call, RecipeLog, Reply
+from coe.core import Call, Expert, Reply
+from coe.errors import ExpertRejected
 from coe.experts.recipes.expert import RecipeExpert
 from coe.experts.recipes.policy import default_policy
+from coe.experts.translation.expert import TranslatedExpert
 from coe.mapping import Assignment
 from coe.mapping.problem import declared_assignment
-from coe.registry import Policy, RecipeSpec, Registry
-from tests.fakes import ScriptedExpert
+from coe.registry import ExpertSpec, Policy, RecipeSpec, Registry
+from coe.usage import RecipeLog
+from tests.fakes import ScriptedExpert, ScriptedReply
 
 CATEGORIES = 3
 DONE = b"data: [DONE]\n\n"
 
 
-def answer(text: str | None, *, finish: str = "stop", **message: Any) -> tuple[bytes, ...]:
+def answer(text: str | None, *, finish: str | None = "stop", **message: Any) -> tuple[bytes, ...]:
     """A plain chat answer."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
     return (orjson.dumps({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}),)
@@ -45,7 +48,24 @@ def final_answer(text: str) -> str | None:
     return words[-1] if 0 < len(words) <= 5 else None
 
 
-def recipe_of(*members: ScriptedExpert, limits: dict[str, Any] | None = None, **declared: Any) -> RecipeExpert:
+class NewerLimitExpert(ScriptedExpert):
+    """Refuses `max_tokens`, as OpenAI's newer models do."""
+
+    async def stream(self, call: Call) -> ScriptedReply:
+        if "max_tokens" in call.fields:
+            self.calls.append(call)
+            text = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+            raise ExpertRejected(text, expert=self.name, status=400, param="max_tokens")
+        return await super().stream(call)
+
+
+def translated(expert: Expert, **declared: Any) -> TranslatedExpert:
+    """The expert as a recipe has it, behind the translation of other APIs."""
+    spec = {"name": expert.name, "model": "m", "runtime": "external", "base_url": "http://h/v1", **declared}
+    return TranslatedExpert(expert, ExpertSpec.model_validate(spec))
+
+
+def recipe_of(*members: Expert, limits: dict[str, Any] | None = None, **declared: Any) -> RecipeExpert:
     spec = RecipeSpec.model_validate({"name": "careful", **declared})
     return RecipeExpert(
         "careful@2",
@@ -69,8 +89,15 @@ async def bytes_of(reply: Reply) -> bytes:
     return body
 
 
+async def until(condition: Callable[[], Any]) -> None:
+    """Waits until the condition holds; a pause of fixed length would be too short on a busy machine."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 async def next_chunk(chunks: AsyncGenerator[bytes, None]) -> bytes:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         return await anext(chunks)
 
 

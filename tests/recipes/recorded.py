@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from coe.learning.recipes.fit import Answers
+from coe.learning.recipes.answers import Answers
 
 CHOICES = 10
 

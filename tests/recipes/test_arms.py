@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from coe.experts.recipes.agreement import NO_ANSWER
+from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import cost_by_category, declared_arms, propose_arms, quality_by_category
 from coe.learning.recipes.benchmark import Trace, compare, recipe_report
-from coe.learning.recipes.fit import Answers
 from tests.recipes.recorded import halves, recorded_answers
 
 POOL = recorded_answers(

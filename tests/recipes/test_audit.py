@@ -10,11 +10,12 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.core import Call, Health, RecipeLog
+from coe.core import Call, Health
 from coe.errors import ExpertAsleep, ExpertUnavailable
 from coe.records import Pending
 from coe.records.feedback import Feedback, decode_event, encode_event
 from coe.registry import Registry
+from coe.usage import RecipeLog
 from gateway.observability.metrics import Metrics
 from gateway.request import audits
 from gateway.request.trace import Trace
@@ -125,14 +126,14 @@ async def ask(gateway: Gateway, *, headers: dict[str, str] | None = None, **fiel
 
 async def audit_event(gateway: Gateway) -> Feedback:
     """The first event in the feedback log."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not gateway.log.events:
             await asyncio.sleep(0.001)
     return gateway.log.events[0]
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -140,7 +141,7 @@ async def until(condition: Callable[[], object]) -> None:
 async def test_the_client_gets_its_whole_answer_before_the_audit_calls_anybody() -> None:
     last = asyncio.Event()
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X"), generalist=last) as gateway:
-        async with asyncio.timeout(5):  # the last step answers only when it may
+        async with asyncio.timeout(60):  # the last step answers only when it may
             response = await ask(gateway)
         assert (response.status, response.body) == (200, answer("X")[0])
         assert {name: response.headers[f"x-coe-{name}"] for name in ("steps", "calls")} == {"steps": "1", "calls": "2"}
@@ -284,7 +285,7 @@ async def test_few_audits_run_at_a_time_and_further_ones_are_skipped() -> None:
 
 
 async def test_an_audit_that_takes_too_long_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audits.Audits.__init__, "__kwdefaults__", {"timeout": 0.01})
+    monkeypatch.setattr(audits.Audits.__init__, "__kwdefaults__", {"timeout": 0.3})
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X"), generalist=asyncio.Event()) as gateway:
         await ask(gateway)
         event = await audit_event(gateway)

@@ -23,7 +23,12 @@ experts:
   - {name: c, model: m, runtime: external, base_url: "http://localhost:1/v1"}
   - {name: d, model: m, runtime: external, base_url: "http://localhost:1/v1"}
   - {name: vectors, model: m, runtime: external, base_url: "http://localhost:1/v1", apis: [embeddings]}
-  - {name: short, model: m, runtime: external, base_url: "http://localhost:1/v1", context_length: 1024}
+  - name: short
+    model: m
+    runtime: external
+    base_url: "http://localhost:1/v1"
+    context_length: 1024
+    parameters: {max_tokens: 200}
 assignment: {general: a}
 recipes:
 """
@@ -60,6 +65,25 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
             "recipe 'x' may make 4 calls and policy.max_calls allows 3; remove members",
         ),
         ("{name: x, cascade: [a, []]}", "recipes.0.cascade.1: a step calls at least one expert; name one"),
+        ("{name: x, cascade: [a, b], max_tokens: {c: 9}}", "'c' is no member of 'x'; known: a, b"),
+        (
+            "{name: x, cascade: [a, b], max_tokens: {b: 0}}",
+            "recipes.0.max_tokens.b: input should be greater than or equal to 1",
+        ),
+        ("{name: x, vote: [a, b], max_tokens: {b: 9}}", "'x' has one step, so nothing could replace an answer that"),
+        ("{name: x, chain: [a, b], max_tokens: {b: 9}}", "'x' is a chain, which always calls all members"),
+        (
+            "{name: x, cascade: [a, b], max_tokens: {b: 9}, max_loss: 0.1}",
+            "max_loss is a bound against whole answers of the last step; remove it or max_tokens from 'x'",
+        ),
+        (
+            "{name: x, cascade: [a, b], max_tokens: {b: 9}, signal: judge, judge: c}",
+            "a judge grades whole answers; remove max_tokens from 'x', or its judge",
+        ),
+        (
+            "{name: x, cascade: [a, short], max_tokens: {short: 300}}",
+            "the cap is no lower than the 200 tokens that `parameters` of 'short' allow",
+        ),
         ("{name: x, cascade: [a, b], max_loss: 1.5}", "recipes.0.max_loss: input should be less than or equal to 1"),
         ("{name: x, vote: [a, b], max_loss: 0.5}", "'x' calls all members at once, so it stops no earlier"),
         (

@@ -98,17 +98,22 @@ async def test_a_member_that_is_killed_mid_run_causes_no_error(tmp_path: Path) -
 
 
 async def test_a_stream_of_a_slow_member_is_relayed_live_after_the_hold(tmp_path: Path) -> None:
-    a, b = MemberServer("a", "seven " * 40, pause=0.02), MemberServer("b", "8", silent=True)
+    a, b = MemberServer("a", "seven seven"), MemberServer("b", "8", silent=True)
+    a.may_end.clear()
     large = MemberServer("large", "8")
     async with recipes_of(tmp_path, a, b, large, max_stream_hold=0.1) as served:
-        status, answer, headers = await ask(served, stream=True)
-        assert (status, answer, headers["x-coe-expert"]) == (200, a.sent[0], "a")
+        url = f"{served.url}/v1/chat/completions"
+        async with asyncio.timeout(60), served.client.post(url, json=body(stream=True)) as response:
+            begun = await response.content.readany()
+            a.may_end.set()  # it is relayed before it is whole
+            answer = begun + await response.read()
+            assert (response.status, answer, response.headers["x-coe-expert"]) == (200, a.sent[0], "a")
         (record,) = await served.records(1)
         assert (record.recipe_stop, record.outcome) == ("stream_hold", "ok")
         assert [call.outcome for call in record.steps] == ["unverified", "cancelled"]
         assert record.first_token_ms is not None
-        assert record.first_token_ms < 600 < record.total_ms
-        assert b.left == 1
+        while not b.left:
+            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -119,7 +124,7 @@ async def test_a_client_that_leaves_cancels_all_members(tmp_path: Path, stream: 
         while not (a.seen and b.seen):
             await asyncio.sleep(0.005)
         request.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not (a.left and b.left):
                 await asyncio.sleep(0.005)
         (record,) = await served.records(1)
@@ -129,7 +134,7 @@ async def test_a_client_that_leaves_cancels_all_members(tmp_path: Path, stream: 
 async def test_the_deadline_returns_the_held_answer_instead_of_an_error(tmp_path: Path) -> None:
     a, b, large = MemberServer("a", "7"), MemberServer("b", "8"), MemberServer("large", "8", silent=True)
     async with recipes_of(tmp_path, a, b, large) as served:
-        url, headers = f"{served.url}/v1/chat/completions", {"x-coe-timeout": "1"}
+        url, headers = f"{served.url}/v1/chat/completions", {"x-coe-timeout": "3"}
         async with served.client.post(url, json=body(stream=False), headers=headers) as response:
             assert (response.status, await response.read()) == (200, a.sent[0])
         (record,) = await served.records(1)
@@ -203,7 +208,7 @@ async def test_a_client_that_leaves_cancels_the_panel(tmp_path: Path) -> None:
         while not (a.sent and b.seen):
             await asyncio.sleep(0.005)
         request.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not b.left:
                 await asyncio.sleep(0.005)
         (record,) = await served.records(1)

@@ -7,7 +7,7 @@ import pytest
 
 from coe.experts.recipes.agreement import NO_ANSWER, answer_classes, best_answer
 from coe.experts.recipes.policy import replay
-from coe.learning.recipes.fit import RecipeFit, fit_weights, held_out_probabilities
+from coe.learning.recipes.fit import RecipeFit, fit_weights, held_out_probabilities, held_out_weights
 from tests.recipes.recorded import halves, recorded_answers
 
 THREE = recorded_answers({"a": (0.6, 0.5), "b": (0.6, 0.5), "c": (0.6, 0.5)}, {"a": 1.0, "b": 1.0, "c": 1.0})
@@ -27,7 +27,8 @@ def test_a_vote_of_three_beats_each_of_its_members() -> None:
 
 
 def test_answer_probabilities_are_calibrated_on_held_out_prompts() -> None:
-    found = held_out_probabilities(THREE, [0, 1, 2], by_category=True)
+    members = [0, 1, 2]
+    found = held_out_probabilities(THREE, members, held_out_weights(THREE, members, by_category=True))
     chosen = best_answer(found, otherwise=0)
     believed, right = found[np.arange(len(chosen)), chosen], THREE.scores[np.arange(len(chosen)), chosen]
     assert np.ptp(believed) > 0.3

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 
-from coe.core import Health
+from coe.core import Call, Health
 from coe.errors import ExpertUnavailable
 from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.experts.recipes.writing.request import ENVELOPE_TOKENS
@@ -86,6 +86,9 @@ async def test_a_request_that_needs_a_single_expert_cannot_pin_a_chain(fields: d
     async with gateway_of(registry()) as gateway:
         response = await ask(gateway, model="polished", **fields)
         assert (response.status, response.error["code"]) == (400, "no_capable_expert")
+        assert response.error["message"].endswith("; request 'auto' or an expert, such as 'coder'")
+        cascade = await ask(gateway, model="careful", **fields)
+        assert ("or declare `tools: agreement`" in cascade.error["message"]) == ("tools" in fields)
 
 
 async def test_a_judge_is_a_call_of_the_recipe_in_headers_record_usage_and_cost() -> None:
@@ -285,7 +288,7 @@ async def test_a_stream_that_is_held_too_long_is_relayed_while_it_arrives() -> N
         response = Response()
         body = orjson.dumps({"model": "panel", "messages": [{"role": "user", "content": "x"}], "stream": True})
         request = asyncio.create_task(gateway.post("/v1/chat/completions", body, into=response))
-        await asyncio.wait_for(gateway.first_chunk.wait(), 2)
+        await asyncio.wait_for(gateway.first_chunk.wait(), 60)
         assert response.body == event("it")
         go.set()
         await request
@@ -297,12 +300,14 @@ async def test_a_stream_that_is_held_too_long_is_relayed_while_it_arrives() -> N
 # ----------------------------------------------------------------------------------------------- limits of API keys
 
 
-def keyed(**limits: Any) -> Registry:
+def keyed(*recipes: dict[str, Any], **limits: Any) -> Registry:
     local = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
     prices = {"coder": (1e4, 0), "painter": (0, 1e4), "generalist": (2e4, 2e4)}
-    return registry(
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    return registry_of(
+        recipes=recipes or RECIPES,
         experts=[{"name": name, "prices": {"input": i, "output": o}, **local} for name, (i, o) in prices.items()],
-        access={"keys": [{"name": "k", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "limits": limits}]},
+        access={"keys": [{"name": "k", "sha256": digest, "scopes": ["chat", "admin"], "limits": limits}]},
     )
 
 
@@ -326,6 +331,28 @@ async def test_a_key_reserves_the_calls_of_all_members_and_is_charged_the_sum() 
         assert int(two.headers["x-ratelimit-remaining-tokens"]) < 50
         four = await ask(gateway, model="coder", max_tokens=1, headers=headers)
         assert 210 <= int(four.headers["x-ratelimit-remaining-tokens"]) <= 226  # of 250, after 8 + 16 tokens
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_failed_recipe_and_the_expert_that_answers_for_it_are_both_charged(streams: bool) -> None:
+    declared = keyed({"name": "council", "fuse": ["coder", "painter"], "by": "generalist"}, tokens_per_minute=10_000)
+    down = ExpertUnavailable("down", expert="generalist")
+    scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("Y"), "generalist": down}
+    headers = {"authorization": f"Bearer {KEY}"}
+    async with gateway_of(declared, assignment=plan_with("council@1", declared, quality=2.0), **scripts) as gateway:
+        form = {"type": "json_object"}  # a draft does not have it, so none is returned
+        response = await ask(gateway, "code", headers=headers, stream=streams, max_tokens=50, response_format=form)
+        shown = {name: response.headers[f"x-coe-{name}"] for name in ("fallback-from", "expert", "calls")}
+        assert (response.status, shown) == (200, {"fallback-from": "council@1", "expert": "coder", "calls": "3"})
+        (record,) = gateway.records
+        assert (record.recipe_stop, record.input_tokens, record.output_tokens) == ("failed", 9, 15)
+        coder, painter = 3 * 1e4, 5 * 1e4
+        assert record.cost == pytest.approx((2 * coder + painter) / 1e6)
+        metrics = (await gateway.post("/metrics", method="GET", headers=headers)).body.decode()
+        assert 'coe_tokens_total{expert="coder",kind="output"} 10' in metrics
+        assert f'coe_key_cost_dollars_total{{key="k"}} {(2 * coder + painter) / 1e6:g}' in metrics
+        after = await ask(gateway, model="coder", max_tokens=1, headers=headers)
+        assert 10_000 - 24 - 30 < int(after.headers["x-ratelimit-remaining-tokens"]) <= 10_000 - 24
 
 
 async def test_a_key_reserves_the_drafts_that_a_later_step_reads() -> None:
@@ -359,15 +386,37 @@ async def test_a_routed_request_reserves_for_recipes_only_where_a_plan_may_choos
         assert (await ask(gateway, "code", max_tokens=100, headers=off)).status == 200
 
 
+async def test_a_recipe_with_a_call_of_unknown_tokens_has_no_known_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
+    async with gateway_of(keyed(), **scripts) as gateway:
+        stream_of = gateway.experts["painter"].stream
+
+        async def without_usage(call: Call) -> Any:
+            reply: Any = await stream_of(call)
+            reply.usage.input_tokens = reply.usage.output_tokens = None
+            return reply
+
+        monkeypatch.setattr(gateway.experts["painter"], "stream", without_usage)
+        await ask(gateway, model="panel", headers={"authorization": f"Bearer {KEY}"})
+        assert [call.input_tokens for call in gateway.records[0].steps] == [3, None]
+        assert (gateway.records[0].input_tokens, gateway.records[0].cost) == (3, None)
+
+
 async def test_a_client_that_leaves_pays_for_the_answers_that_had_begun() -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     async with gateway_of(keyed(tokens_per_minute=1000), coder=answer("X"), painter=asyncio.Event()) as gateway:
         request = asyncio.create_task(ask(gateway, model="panel", max_tokens=400, headers=headers))
         while not gateway.experts["coder"].replies:
             await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
+        while not gateway.experts["coder"].replies[0].closed:
+            await asyncio.sleep(0.001)
         gateway.leave.set()
         await request
         gateway.leave.clear()
+        (record,) = gateway.records
+        assert (record.input_tokens, record.output_tokens) == (3, 5)
+        assert record.cost == pytest.approx(3 * 1e4 / 1e6)
+        page = (await gateway.post("/metrics", method="GET", headers=headers)).body.decode()
+        assert 'coe_key_cost_dollars_total{key="k"} 0.03\n' in page
         left = await ask(gateway, model="coder", max_tokens=1, headers=headers)
         assert 980 <= int(left.headers["x-ratelimit-remaining-tokens"]) <= 992  # the answer had 3 + 5 tokens

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.core import RecipeLog
 from coe.errors import ExpertTimeout
 from coe.experts.recipes import calls as recipe_calls
 from coe.experts.recipes.agreement import NO_ANSWER
@@ -17,8 +16,20 @@ from coe.experts.recipes.judge import MAX_GRADED_CHARACTERS, default_rule, grade
 from coe.experts.recipes.policy import replay
 from coe.experts.recipes.policy_file import ArmPolicies
 from coe.learning.recipes.judged import fit_logistic
+from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert
-from tests.recipes.members import CATEGORIES, answer, bytes_of, call_of, calls_of, recipe_of, stream
+from tests.recipes.members import (
+    CATEGORIES,
+    NewerLimitExpert,
+    answer,
+    bytes_of,
+    call_of,
+    calls_of,
+    recipe_of,
+    stream,
+    translated,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 JUDGED: dict[str, Any] = {"cascade": ["small", "large"], "signal": "judge", "judge": "referee"}
@@ -28,6 +39,14 @@ ESSAY = "one two three four five six"
 
 def members(**scripts: object) -> list[ScriptedExpert]:
     return [ScriptedExpert(name, script) for name, script in scripts.items()]
+
+
+async def test_a_judge_that_refuses_max_tokens_grades_all_the_same() -> None:
+    small, large = members(small=answer("X"), large=answer("Y"))
+    log = RecipeLog()
+    referee = translated(NewerLimitExpert("referee", answer("9")))
+    await bytes_of(await recipe_of(small, large, referee, **JUDGED).stream(call_of(log=log)))
+    assert calls_of(log) == [("small", 0, "answered", True), ("referee", 0, "graded", False)]
 
 
 @pytest.mark.parametrize(("grade", "accepted"), [("8", True), ("10", True), ("7", False), ("0", False)])
@@ -125,8 +144,8 @@ async def test_a_slow_judge_ends_with_the_hold_of_the_stream_and_with_the_deadli
         script = stream("X") if streamed else answer("X")
         small, large, referee = members(small=script, large=answer("Y"), referee=asyncio.Event())
         log = RecipeLog()
-        recipe = recipe_of(small, large, referee, limits={"max_stream_hold": 0.05}, **JUDGED)
-        reply = await recipe.stream(call_of(stream=streamed, log=log, seconds=0.4))
+        recipe = recipe_of(small, large, referee, limits={"max_stream_hold": 0.4}, **JUDGED)
+        reply = await recipe.stream(call_of(stream=streamed, log=log, seconds=1.2))
         assert await bytes_of(reply) == b"".join(script)
         assert calls_of(log) == [("small", 0, "unverified", True), ("referee", 0, "cancelled", False)]
         assert (log.stop, referee.cancelled, large.calls) == (stop, True, [])
@@ -137,7 +156,7 @@ async def test_a_client_that_leaves_cancels_the_judge() -> None:
     small, large, referee = members(small=answer("X"), large=answer("Y"), referee=asyncio.Event())
     log = RecipeLog()
     call = asyncio.create_task(recipe_of(small, large, referee, **JUDGED).stream(call_of(log=log)))
-    await asyncio.sleep(0.01)
+    await until(lambda: referee.calls)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call

@@ -40,7 +40,7 @@ def test_twice_the_bound_is_found(rate: float) -> None:
     assert (largest_capital(true_rate=2 * rate, rate=rate, seed=2) >= LIMIT).mean() > 0.99
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.floats(0.001, 0.99),
     st.integers(0, 300),

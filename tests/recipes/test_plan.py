@@ -112,6 +112,21 @@ def test_the_planned_cost_of_an_arm_is_what_its_calls_cost(config: Path) -> None
     assert set(policies) == {"careful@1", "careful@2", "careful@3"} <= set(report["prices"])
 
 
+def test_a_declared_cap_lowers_the_planned_cost(config: Path) -> None:
+    rows = [json.loads(line) for line in (config.parent / "answers.jsonl").read_text().splitlines()]
+    long = [row for row in rows if row["model"] == "large" and int(row["prompt_id"]) % 5 == 0]
+    for row in long:
+        row["output_tokens"] = 300
+    write_table(config.parent / "answers.jsonl", rows)
+    config.write_text(DECLARED + CAREFUL.replace("}]", ", max_tokens: {large: 200}}]"))
+    assert plan(config)["recipe_max_tokens"] == {"careful": {"large": 200}}
+    problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
+    calls, column = problem.uses.calls["careful@3"][:2], problem.experts.index("careful@3")
+    assert problem.uses.cost is not None
+    expected = calls @ np.array([1.0, 1.0, 12 * (0.8 * 1 + 0.2 * 2)])
+    assert problem.uses.cost[:2, column] == pytest.approx(expected, rel=0.05)
+
+
 def test_an_unchanged_declaration_keeps_the_arms_and_changed_steps_drop_them(config: Path) -> None:
     plan(config)
     found = read_published(published(config), "v1")

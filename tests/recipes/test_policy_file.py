@@ -57,7 +57,7 @@ def test_a_damaged_file_is_refused_with_the_remedy(damage, message: str) -> None
 
 def test_a_file_of_a_former_version_is_refused_with_the_remedy() -> None:
     found = orjson.loads(STORED.to_json()) | {"version": 1}
-    with pytest.raises(ArtifactError, match=r"version 1, not 2.*make it again with `coe plan`"):
+    with pytest.raises(ArtifactError, match=r"version 1, not 3.*make it again with `coe plan`"):
         ArmPolicies.from_json(orjson.dumps(found))
 
 

@@ -5,8 +5,9 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.core import Call, RecipeLog
+from coe.core import Call
 from coe.experts.recipes.response_format import in_demanded_form
+from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert
 from tests.recipes.members import answer, bytes_of, call_of, calls_of, recipe_of
 

@@ -9,14 +9,15 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.core import Call, Health, RecipeLog
+from coe.core import Call, Health
 from coe.errors import ExpertRejected, ExpertTimeout, ExpertUnavailable
 from coe.experts.recipes import calls as recipe_calls
 from coe.experts.recipes.writing.expert import WritingExpert
 from coe.registry import ExpertSpec, Policy, RecipeSpec
 from coe.registry.recipes import CHAIN_INSTRUCTION, FUSE_INSTRUCTION
+from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert
-from tests.recipes.members import answer, bytes_of, call_of, calls_of, event, next_chunk, stream
+from tests.recipes.members import answer, bytes_of, call_of, calls_of, event, next_chunk, stream, until
 
 pytestmark = pytest.mark.anyio
 CHAIN = {"chain": ["a", "b"]}
@@ -75,7 +76,7 @@ async def test_the_panel_answers_at_the_same_time_and_one_expert_writes_from_the
     a, b, c, large = members(a=go, b=answer("Y"), c=answer("Z"), large=answer("so Y"))
     log = RecipeLog()
     call = asyncio.create_task(writing(a, b, c, large, **FUSE).stream(asking(log)))
-    await asyncio.sleep(0.01)
+    await until(lambda: all(one.calls for one in (a, b, c)))
     assert [len(one.calls) for one in (a, b, c, large)] == [1, 1, 1, 0]
     go.set()
     assert await bytes_of(await call) == answer("so Y")[0]
@@ -327,7 +328,7 @@ async def test_near_the_deadline_the_latest_draft_goes_out(
     scripts: dict[str, object] = {"a": answer("X"), "b": answer("Y"), "c": answer("Z"), slow: asyncio.Event()}
     a, b, c = members(**scripts)
     log = RecipeLog()
-    reply = await writing(a, b, c, chain=["a", "b", "c"]).stream(asking(log, streamed=streamed, seconds=0.2))
+    reply = await writing(a, b, c, chain=["a", "b", "c"]).stream(asking(log, streamed=streamed, seconds=0.8))
     body = await bytes_of(reply)
     assert (b'"X"' if slow == "b" else b'"Y"') in body
     assert (log.stop, log.calls[-1].outcome) == ("deadline", "cancelled")
@@ -342,7 +343,7 @@ async def test_a_client_that_leaves_cancels_every_call(waits: str) -> None:
     a, b = members(**scripts)
     log = RecipeLog()
     call = asyncio.create_task(writing(a, b, **CHAIN).stream(asking(log)))
-    await asyncio.sleep(0.01)
+    await until(lambda: {"a": a, "b": b}[waits].calls)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call

@@ -110,5 +110,5 @@ class WatchedLog:
             await self._inner.aclose()
 
     async def _until(self, condition: Any) -> None:
-        async with asyncio.timeout(10), self._changed:
+        async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(condition)

@@ -90,7 +90,7 @@ asyncio.run(main())
 def test_processes_that_create_and_fill_one_log_together_lose_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", APPEND, str(Path(__file__).parents[2]), str(tmp_path)]
     writers = [subprocess.Popen([*command, str(start)]) for start in (0, 300, 600, 600)]
-    assert [writer.wait(timeout=30) for writer in writers] == [0, 0, 0, 0]
+    assert [writer.wait(timeout=240) for writer in writers] == [0, 0, 0, 0]
     with sqlite3.connect(tmp_path / "log.db") as connection:
         found = [key for (key,) in connection.execute("SELECT request_id FROM records ORDER BY request_id")]
     connection.close()

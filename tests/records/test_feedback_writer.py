@@ -40,7 +40,7 @@ async def spooled(path: Path) -> tuple[Pending, ...]:
 
 
 async def wait_for_events(log: ListLog, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(log.events) < count:
             await asyncio.sleep(0.001)
 
@@ -122,7 +122,7 @@ async def test_where_log_and_spool_fail_every_waiting_event_is_refused_at_once(t
     async with writer_of(
         log, tmp_path / "file" / "spool.db", batch=2, first_retry=60.0, max_retry=60.0, close_timeout=0.1
     ) as writer:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             found = await asyncio.gather(
                 *(writer.keep(Pending(event(number))) for number in range(9)), return_exceptions=True
             )
@@ -143,7 +143,7 @@ async def test_what_waits_when_the_context_ends_is_written(tmp_path: Path) -> No
     async with writer_of(log, tmp_path / "spool.db", interval=60.0) as writer:
         waiting = asyncio.create_task(writer.keep(Pending(event(1))))
         await asyncio.sleep(0)
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 60)
     assert log.events == [event(1)]
 
 

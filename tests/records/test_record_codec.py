@@ -49,6 +49,7 @@ COLLECTIONS = {
     "candidates": tuple,
     "left_out": tuple,
     "dropped": tuple,
+    "excluded": tuple,
     "passages": tuple,
     "probabilities": dict,
     "utility": tuple,

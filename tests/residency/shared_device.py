@@ -28,7 +28,7 @@ class SharedDevice:
             profile = ServerProfile(name, SIZE, sleeps=sleeps)
             servers.append(ScheduledServer(profile, fakes.spec(mode, key=name), 1 if sleeps else None))
         self.specs = {server.key: server.spec for server in servers}
-        self.device_spec = Device(memory, 0.0, tuple(servers), {server.key: server.key for server in servers})
+        self.device_spec = Device(memory, 0.0, tuple(servers), {server.key: server.key for server in servers}, "d")
 
     @property
     def endpoints(self) -> dict[str, Endpoint]:

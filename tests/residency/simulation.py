@@ -6,8 +6,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from coe.fleet.residency.policy import Action, ServerProfile
-from coe.fleet.residency.scheduler import Forecast, Scheduler
+from coe.fleet.residency.policy import Action, DeviceState, ServerProfile
+from coe.fleet.residency.scheduler import RATES_AGE, Forecast, Scheduler
 
 LOAD_SECONDS, UNLOAD_SECONDS = 2.0, 0.5
 
@@ -33,6 +33,7 @@ class Simulation:
     scheduler: Scheduler
     waits: dict[int, float] = field(default_factory=dict)
     orders: list[Action] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
 
     def run(self, requests: Sequence[tuple[float, str, float]]) -> None:
         events: list[tuple[float, int, str, int | str]] = []
@@ -66,6 +67,7 @@ class Simulation:
         if isinstance(what, int):
             if kind == "arrives":
                 self.scheduler.request_arrived(what, requests[what][1], now)
+                self.arrivals.append(now)
             else:
                 self.scheduler.request_ended(what, now)
         elif kind == "load":
@@ -76,6 +78,8 @@ class Simulation:
     def _check(self, orders: Sequence[Action], now: float) -> None:
         state = self.scheduler.state(now)
         self.orders += orders
+        assert state.servers == tuple(self.scheduler._server_state(one.key, now) for one in state.servers), "stale"
+        self._check_rates(state, now)
         assert sum(server.device_memory for server in state.servers) <= state.memory + 1e-9
         assert (
             sum(server.profile.host_memory for server in state.servers if server.tier == "asleep")
@@ -86,3 +90,11 @@ class Simulation:
         for order in orders:
             server = servers[order.key]
             assert order.verb == "load" or not (server.in_flight or server.profile.pinned), "left with work in flight"
+
+    def _check_rates(self, state: DeviceState, now: float) -> None:
+        """A kept rate may lack half of what the latest requests add: what they add for the others of their category."""
+        forecast = self.scheduler._forecast
+        rates, latest = forecast.rates(now), sum(now - arrival <= RATES_AGE for arrival in self.arrivals)
+        for server in state.servers:
+            exact = rates.get(server.key, 0.0)
+            assert abs(server.rate - exact) <= 0.5 * latest / forecast.period(now) + 0.05 * exact, "stale rate"

@@ -14,7 +14,7 @@ from coe.registry import Registry, load
 
 def declared(tmp_path: Path, *, residency: dict[str, Any] | None, **changes: Any) -> Registry:
     experts = [
-        {"name": "small", "model": "m", "runtime": "vllm", "memory_gb": 10},
+        {"name": "small", "model": "m", "runtime": "vllm", "memory_gb": 10, **changes.pop("small", {})},
         {"name": "large", "model": "n", "runtime": "vllm", "memory_gb": 40, **changes.pop("large", {})},
     ]
     document = {
@@ -50,7 +50,17 @@ def devices(*memory: float, **more: Any) -> dict[str, Any]:
             "the stand-in 'smal' is not another expert; known: small, large",
         ),
         (devices(50), {"large": {"stand_in": "large"}}, "is not another expert"),
-        (devices(50), {"large": {"runtime": "transformers", "sleep_level": 1}}, "only vLLM servers can sleep"),
+        (
+            devices(50),
+            {"large": {"runtime": "transformers", "sleep_level": 1}},
+            "transformers servers cannot sleep at level 1; remove it",
+        ),
+        (
+            devices(50),
+            {"large": {"runtime": "llama.cpp", "sleep_level": 2}},
+            "llama.cpp servers cannot sleep at level 2",
+        ),
+        (devices(50), {"large": {"runtime": "ollama", "sleep_level": 1}}, "cannot sleep at level 1; write 2"),
         (devices(50, wait_timeout=5, max_wait=30), {}, r"wait_timeout must be at least max_wait \(30\)"),
         (devices(50), {"policy": {"hedge": True}}, "residency needs hedge: false"),
         (devices(50), {"large": {"replicas": 2}}, "has one server; leave out `replicas` or `residency`"),
@@ -63,6 +73,38 @@ def test_invalid_residency_declarations_are_rejected(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         declared(tmp_path, residency=residency, **changes)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("ollama", "qwen", "http://127.0.0.1:11434/v1"), ("ollama", "qwen:latest", "http://localhost:11434/v1/")),
+        (("ollama", "qwen", "http://[::1]:11434/v1"), ("ollama", "qwen", "http://[0:0:0:0:0:0:0:1]:11434/v1")),
+        (("vllm", "m", {"max_model_len": 8, "seed": 1}), ("vllm", "m", {"seed": 1, "--max-model-len": 8})),
+    ],
+)
+def test_experts_of_one_server_need_its_memory_once_and_one_device(
+    tmp_path: Path, one: tuple[str, str, Any], other: tuple[str, str, Any]
+) -> None:
+    def experts(*placed: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": f"e{number}",
+                "runtime": runtime,
+                "model": model,
+                "memory_gb": 10 - number,
+                "pinned": True,
+                "device": device,
+                "options" if runtime == "vllm" else "base_url": more,
+            }
+            for number, (device, (runtime, model, more)) in enumerate(zip(placed, (one, other), strict=True))
+        ]
+
+    general = {"assignment": {"general": "e0"}, "budget": {"memory_gb": 10}}
+    found = declared(tmp_path, residency=devices(10), experts=experts("gpu0", "gpu0"), **general)
+    assert found.experts[0].server_key == found.experts[1].server_key
+    with pytest.raises(ConfigError, match="'e1' is on 'gpu1' and shares the server of 'e0', which is on 'gpu0'"):
+        declared(tmp_path, residency=devices(10, 10), experts=experts("gpu0", "gpu1"), **general)
 
 
 def test_with_residency_the_experts_may_need_more_memory_than_the_device_has(tmp_path: Path) -> None:

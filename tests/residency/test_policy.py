@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.fleet.residency.policy import GATHER_LIMIT, Action, DeviceState, Schedule, ServerProfile, ServerState, plan
+from coe.fleet.residency.policy import PRICE, PRICE_LIMIT, Action, DeviceState, ServerProfile, ServerState, plan
+from coe.fleet.residency.scheduler import Forecast
 from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, Simulation, scheduler_of
 
 A, B, C = (ServerProfile(key, 10.0) for key in "abc")
@@ -42,20 +44,40 @@ def test_an_idle_server_of_less_demand_is_evicted() -> None:
 
 
 def test_a_load_that_evicts_a_popular_server_waits_until_it_is_worth_its_price() -> None:
-    """Offered load without the popular one: 0.5 x 2 s. Price: 10 x 0.4 x 1² = 4 s of wait, of which the load is 2."""
-    assert plan(state(POPULAR, RARE)) == Schedule(next_check=2.0)
-    assert orders(POPULAR, RARE, now=1.9) == []
-    assert orders(POPULAR, RARE, now=2.0) == [("stop", "a")]
+    """Offered load without the popular one: 0.5 x 2 s. Price: 10 x PRICE x 1 s of wait, of which the load is 2."""
+    due = 10.0 * PRICE - 2.0
+    assert plan(state(POPULAR, RARE)).next_check == pytest.approx(due)
+    assert orders(POPULAR, RARE, now=due - 0.1) == []
+    assert orders(POPULAR, RARE, now=due + 1e-6) == [("stop", "a")]
 
 
-def test_a_request_never_gathers_others_for_longer_than_the_gather_limit() -> None:
-    most_popular = replace(POPULAR, rate=50.0)
-    assert plan(state(most_popular, RARE)).next_check == GATHER_LIMIT * 10.0 - 2.0
-    assert orders(most_popular, RARE, now=GATHER_LIMIT * 10.0 - 2.0) == [("stop", "a")]
+def test_a_request_never_gathers_others_for_longer_than_the_limit() -> None:
+    most_popular, limit = replace(POPULAR, rate=50.0), PRICE_LIMIT * 10.0 - 2.0
+    assert plan(state(most_popular, RARE)).next_check == pytest.approx(limit)
+    assert orders(most_popular, RARE, now=limit + 1e-6) == [("stop", "a")]
+
+
+def test_a_device_with_time_to_spare_loads_at_once() -> None:
+    assert orders(replace(POPULAR, rate=0.24), RARE) == [("stop", "a")]
+    assert orders(replace(POPULAR, rate=0.4), RARE) == []
 
 
 def test_the_waits_of_all_requests_of_a_server_pay_for_its_load() -> None:
-    assert orders(POPULAR, replace(RARE, waiting=(0.0,) * 2)) == [("stop", "a")]
+    assert orders(POPULAR, replace(RARE, waiting=(0.0,) * 2)) == []
+    assert orders(POPULAR, replace(RARE, waiting=(0.0,) * 3)) == [("stop", "a")]
+
+
+def test_the_check_of_a_load_is_not_later_than_it_is_due() -> None:
+    """Between checks no other caller starts it."""
+    waiting, now, checks = replace(RARE, waiting=(-1.0, 0.0, 0.0)), 0.0, 0
+    dear = replace(POPULAR, rate=2.0)
+    while not orders(dear, waiting, now=now):
+        check = plan(state(dear, waiting, now=now)).next_check
+        assert check is not None
+        assert check > now
+        assert orders(dear, waiting, now=check - 0.1) == []
+        now, checks = check, checks + 1
+    assert checks <= 10
 
 
 def test_the_server_of_least_demand_is_evicted_and_ties_by_least_recent_use() -> None:
@@ -93,6 +115,19 @@ def test_a_server_stopped_from_sleep_occupies_its_asleep_memory_only() -> None:
     scheduler.request_arrived(1, "b", 0.0)
     scheduler.decide(0.0)
     assert scheduler.state(0.0).free == 9.0
+
+
+def test_a_load_that_fits_beside_the_most_urgent_server_begins_while_that_one_waits_for_work_to_end() -> None:
+    streams = ServerState(replace(A, memory=7.0), "awake", in_flight=1)
+    first = ServerState(replace(B, memory=7.0), "stopped", waiting=(0.0,))
+    small = ServerState(replace(C, memory=1.0), "stopped", waiting=(5.0,))
+    assert orders(streams, first, small, now=9.0) == [("drain", "a"), ("load", "c")]
+    draining = replace(streams, tier="draining")
+    assert orders(draining, first, replace(small, profile=replace(C, memory=4.0)), now=9.0) == []
+    loads = replace(small, tier="loading")
+    assert orders(draining, first, loads, now=9.0) == []
+    assert orders(streams, first, loads, now=9.0) == []
+    assert orders(replace(draining, in_flight=0), first, loads, now=9.0) == [("stop", "a")]
 
 
 def test_a_draining_server_resumes_if_its_memory_is_no_longer_needed() -> None:
@@ -154,9 +189,43 @@ def test_an_evicted_server_sleeps_if_ram_is_free_and_else_stops_with_a_less_used
     assert orders(leaves, wanted, ServerState(c, "asleep", rate=0.2), host_memory=10.0) == [("stop", "a")]
 
 
-def test_sleeping_servers_are_stopped_if_their_device_memory_is_needed() -> None:
+def test_sleeping_servers_are_stopped_if_their_device_memory_is_needed_and_those_with_waiting_requests_last() -> None:
     sleeper = ServerState(replace(A, sleeps=True, asleep_memory=2.0), "asleep")
-    assert orders(sleeper, ServerState(B, "stopped", waiting=(0.0,)), memory=11.0) == [("stop", "a")]
+    asked = ServerState(replace(C, sleeps=True, asleep_memory=2.0), "asleep", waiting=(5.0,))
+    most_urgent = ServerState(B, "stopped", waiting=(0.0,))
+    assert orders(sleeper, most_urgent, memory=11.0) == [("stop", "a")]
+    assert orders(sleeper, asked, most_urgent, memory=13.0) == [("stop", "a")]
+    assert orders(asked, most_urgent, memory=11.0, now=5.0) == [("stop", "c")]
+    assert orders(asked, most_urgent, memory=11.0, now=5.0, host_memory=50.0) == [("stop", "c")]
+
+
+def test_a_sleeping_server_with_waiting_requests_leaves_for_the_most_urgent_server_only() -> None:
+    loads = ServerState(ServerProfile("d", 10.0), "loading")
+    asked = ServerState(replace(C, sleeps=True, asleep_memory=2.0), "asleep", waiting=(5.0,))
+    assert orders(loads, asked, ServerState(B, "stopped", waiting=(0.0,)), memory=21.0, now=5.0) == []
+
+
+def test_a_server_is_stopped_if_it_would_keep_too_much_asleep() -> None:
+    a, b = (replace(one, memory=9.8, sleeps=True, asleep_memory=0.5, host_memory=9.8) for one in (A, B))
+    wanted = ServerState(b, "stopped", waiting=(0.0,))
+    assert orders(ServerState(a, "awake"), wanted, host_memory=50.0) == [("stop", "a")]
+    assert orders(ServerState(a, "awake"), wanted, host_memory=50.0, memory=10.3) == [("sleep", "a")]
+
+
+def test_only_as_many_servers_as_needed_are_stopped_where_they_could_sleep() -> None:
+    a, c = (replace(one, memory=5.0, sleeps=True, asleep_memory=0.5, host_memory=5.0) for one in (A, C))
+    awake = ServerState(a, "awake", last_used=1.0), ServerState(c, "awake", last_used=2.0)
+    wanted = ServerState(replace(B, memory=9.5), "stopped", waiting=(0.0,))
+    assert orders(*awake, wanted, host_memory=50.0) == [("stop", "a"), ("sleep", "c")]
+
+
+@pytest.mark.parametrize("experts", [2, 4, 5])
+def test_large_servers_that_sleep_take_turns(experts: int) -> None:
+    """An expert loads although the memory that the others keep asleep exceeds what it leaves free."""
+    profiles = [ServerProfile(key, 7.2, sleeps=True, asleep_memory=0.9, host_memory=7.2) for key in "abcde"[:experts]]
+    simulation = Simulation(scheduler_of(profiles, memory=8.0, host_memory=100.0))
+    simulation.run([(float(number), "abcde"[number % experts], 3.0) for number in range(40)])
+    assert len(simulation.waits) == 40
 
 
 def test_a_forecast_server_is_prefetched_into_free_memory_only() -> None:
@@ -178,27 +247,38 @@ def test_requests_answered_by_a_stand_in_count_as_demand() -> None:
     assert orders(ServerState(A, "awake"), ServerState(B, "stopped", redirected=1)) == [("stop", "a")]
 
 
+DEVICE = 21.0
 keys = st.sampled_from("abcde")
 requests = st.lists(st.tuples(st.floats(0.0, 60.0), keys, st.floats(0.01, WORK)), max_size=40)
-sizes = st.lists(st.floats(1.0, 10.0), min_size=5, max_size=5)
+sizes = st.lists(st.floats(1.0, 0.95 * DEVICE), min_size=5, max_size=5)
 
 
-@settings(max_examples=400, deadline=None)
-@given(sizes, requests, st.booleans(), st.floats(0.0, 15.0), st.floats(0.5, 20.0))
+@settings(max_examples=400)
+@given(sizes, st.floats(0.05, 0.2), requests, st.booleans(), st.floats(0.0, 3 * DEVICE), st.floats(0.5, 20.0))
 def test_memory_stays_in_budget_busy_servers_stay_loaded_and_no_request_starves(
-    memories: list[float], requests: list[tuple[float, str, float]], pin: bool, host: float, max_wait: float
+    memories: list[float],
+    asleep_share: float,
+    requests: list[tuple[float, str, float]],
+    pin: bool,
+    host: float,
+    max_wait: float,
 ) -> None:
     profiles = [
         ServerProfile(
-            key, memory, pinned=pin and key == "a", sleeps=index % 2 == 0, asleep_memory=0.1, host_memory=memory
+            key,
+            memory / 2 if pin else memory,  # so that the others fit beside the pinned one
+            pinned=pin and key == "a",
+            sleeps=key != "b",
+            asleep_memory=asleep_share * memory / (2 if pin else 1),
+            host_memory=memory,
         )
-        for index, (key, memory) in enumerate(zip("abcde", memories, strict=True))
+        for key, memory in zip("abcde", memories, strict=True)
     ]
-    simulation = Simulation(scheduler_of(profiles, memory=21.0, host_memory=host, max_wait=max_wait))
+    simulation = Simulation(scheduler_of(profiles, memory=DEVICE, host_memory=host, max_wait=max_wait))
     simulation.run(requests)
     assert len(simulation.waits) == len(requests)
     turn = WORK + 2 * UNLOAD_SECONDS + LOAD_SECONDS
-    assert all(wait <= GATHER_LIMIT * max_wait + (len(profiles) + 1) * turn for wait in simulation.waits.values())
+    assert all(wait <= PRICE_LIMIT * max_wait + (len(profiles) + 1) * turn for wait in simulation.waits.values())
 
 
 def test_one_request_is_served_under_endless_overload_by_others() -> None:
@@ -208,9 +288,11 @@ def test_one_request_is_served_under_endless_overload_by_others() -> None:
 
 
 def test_two_servers_that_share_a_device_do_not_evict_each_other_on_every_request() -> None:
+    """The price is at its limit, 20 s. Requests a second apart pay it once the oldest is 8 to 9 s old when its server
+    is awake (1.5-norm). Each server loads every 12 to 13 s: 34 loads in all. Without a price there are 78."""
     simulation = Simulation(scheduler_of([A, B], memory=10.0, max_wait=20.0))
     simulation.run([(0.5 * number, "ab"[number % 2], 0.1) for number in range(400)])
-    assert sum(order.verb == "load" for order in simulation.orders) <= 30
+    assert sum(order.verb == "load" for order in simulation.orders) <= 36
 
 
 def test_decisions_depend_on_time_differences_only() -> None:
@@ -221,3 +303,24 @@ def test_decisions_depend_on_time_differences_only() -> None:
         simulation.run([(begin + 1.0, "a", 1.0), (begin + 2.0, "b", 1.0), (begin + 3.0, "a", 1.0)])
         waits.append({ticket: round(wait, 3) for ticket, wait in simulation.waits.items()})
     assert waits[0] == waits[1]
+
+
+def test_an_expert_in_its_first_burst_after_quiet_is_not_evicted_as_unused() -> None:
+    scheduler = scheduler_of([A, B], memory=10.0)
+    scheduler.server_loaded("a", 0.0)
+    scheduler.decide(100.0)
+    for ticket in range(50):
+        scheduler.request_arrived(ticket, "a", 100.0 + ticket / 100)
+        scheduler.request_ended(ticket, 100.0 + ticket / 100)
+    scheduler.request_arrived(50, "b", 100.7)
+    rate = scheduler._forecast.rates(100.7)["a"]
+    assert scheduler.state(100.7).servers[0].rate == pytest.approx(rate, rel=0.05)
+    assert scheduler.decide(100.7)[0] == []
+
+
+def test_a_category_without_requests_for_months_does_not_disturb_the_forecast() -> None:
+    forecast = Forecast({"x": "a"}, now=0.0)
+    forecast.record("a", "x", 0.0)
+    forecast.record("b", "y", 1e8)
+    assert forecast.rates(1e8)["a"] == 0.0
+    assert forecast.rates(1e8)["b"] > 0.0

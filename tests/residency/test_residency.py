@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from coe.errors import ExpertAsleep, FleetError
-from coe.fleet.residency.client import ResidencyClient, connected_client, fetch_tiers
+from coe.fleet.residency.client import ResidencyClient, connected_client, fetch_report
 from coe.fleet.residency.residency import Residency
 from tests.fleet.fake_fleet import DEADLINE, Fakes, ask
 from tests.residency.shared_device import SharedDevice
@@ -51,6 +51,7 @@ async def test_a_server_with_requests_in_flight_is_not_unloaded(fakes: Fakes) ->
         waiting = asyncio.create_task(acquire(client, "b"))
         await become(residency, a="draining")
         newcomer = asyncio.create_task(acquire(client, "a"))
+        assert not waiting.done()
         release()
         (await waiting)()
         (await newcomer)()
@@ -154,9 +155,35 @@ async def test_a_frozen_server_is_ended_and_started_again(fakes: Fakes) -> None:
         (await acquire(client, "a"))()
 
 
-async def test_the_tiers_can_be_fetched(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).open() as (_, address):
-        assert await fetch_tiers(address) == {
-            "a": {"tier": "awake", "waiting": 0, "switches": 0},
-            "b": {"tier": "stopped", "waiting": 0, "switches": 0},
-        }
+async def test_the_report_shows_who_waits_loads_and_is_next(fakes: Fakes) -> None:
+    async with (
+        SharedDevice(fakes, {"a": "ok", "b": "ok"}).open() as (residency, address),
+        connected_client(address) as client,
+    ):
+        release = await acquire(client, "a")
+        waiting = asyncio.create_task(acquire(client, "b"))
+        await become(residency, a="draining")
+        (device,) = await fetch_report(address)
+        (for_gateway,) = await client.report()
+        assert all(found == {**found, "device": "d", "occupied_gb": 10.0} for found in (device, for_gateway))
+        a, b = device["servers"]
+        assert (a["reason"], b["waiting"]) == ("finishes its requests in flight (1) and leaves for others", 1)
+        assert b["reason"].endswith("once the requests in flight (1) of leaving experts have ended")
+        assert b["oldest_wait_s"] > 0
+        release()
+        await become(residency, b="loading")
+        (device,) = await fetch_report(address)
+        assert device["servers"][1]["loading"]["from"] == "stopped"
+        (await waiting)()
+
+
+async def test_waits_are_reported_by_the_tier_at_arrival_and_their_outcome(fakes: Fakes) -> None:
+    waits: list[tuple[str, str, str]] = []
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (_, client):
+        client.on_wait = lambda expert, tier, outcome, _: waits.append((expert, tier, outcome))
+        release = await acquire(client, "a")
+        with pytest.raises(ExpertAsleep):
+            await acquire(client, "b", within=0.3)
+        release()
+        (await acquire(client, "b"))()
+    assert waits == [("a", "awake", "granted"), ("b", "stopped", "refused"), ("b", "stopped", "granted")]

@@ -52,7 +52,7 @@ def test_chunks_are_whole_sentences_and_overlap() -> None:
     assert chunks(text, overlap=0) == ["One two three. Four five six. Seven eight.", "Nine ten eleven. Twelve."]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(alphabet=st.sampled_from("ab .!\n-é。"), max_size=400), st.integers(2, 20), st.integers(0, 8))
 def test_no_chunk_is_too_long_and_no_word_is_lost(text: str, tokens: int, overlap: int) -> None:
     found = chunks(text, tokens=tokens, overlap=min(overlap, tokens - 1))

@@ -197,10 +197,10 @@ async def test_another_store_sees_writes(opened: Opened) -> None:
     reader = opened()
     assert not await ask(reader, "leave")
     await filled(opened())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(await ask(reader, "leave")) < 3:
             await asyncio.sleep(0.05)
     await opened().delete([DocumentKey("leave", "handbook")])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(await ask(reader, "leave")) > 2:
             await asyncio.sleep(0.05)

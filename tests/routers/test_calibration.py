@@ -19,8 +19,8 @@ from routers.calibration import (
     risk_coverage,
     softmax,
 )
-from routers.training.fitting import FOLDS, topic_folds
-from routers.training.tuning import pool_weights
+from routers.training.fitting import FOLDS, HeadScores, HeldOutScores, topic_folds
+from routers.training.tuning import pool_weights, simulate_cascade, tune
 
 YES, NO = True, False
 
@@ -190,3 +190,20 @@ def test_the_temperature_of_a_pool_is_fitted_on_new_topics() -> None:
     (weight,) = pool_weights([known], [new], labels)
     assert weight == pytest.approx(1 / fit_temperature(new, labels), rel=0.05)
     assert weight < fit_pool_weights([known], labels)[0] / 1.5
+
+
+def test_with_two_categories_the_encoder_is_called_where_it_separates_unknown_texts_better() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(1000) % 2
+
+    def scores(inside: bool, strength: float) -> HeadScores:
+        logits = np.eye(2)[labels] * strength + rng.normal(0, 0.5, (1000, 2))
+        if not inside:  # the category of the text is left out
+            logits = np.where(np.eye(2)[labels] > 0, -np.inf, logits)
+        heads = [logits.astype(np.float32)] * 4
+        fast = rng.normal(0.5 + 0.25 * inside, 0.2, (1000, 2))  # the encoder's similarity separates better
+        return HeadScores(*heads, fast, rng.normal(0.2 + 0.2 * inside, 0.1, 1000))
+
+    held_out = HeldOutScores(scores(True, 3), scores(False, 3))
+    ensemble, in_distribution = tune(held_out, scores(True, 0.3), labels)
+    assert simulate_cascade(held_out.in_scope, ensemble, in_distribution).escalated.mean() > 0.2

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from routers.encoders import OnnxEncoder
 from routers.training.export import (
+    WORD_STEP,
     export_encoder,
     fuse_head_transposes,
     fuse_projections,
@@ -49,6 +50,16 @@ def test_an_embedding_does_not_depend_on_other_texts_or_threads(
     np.testing.assert_array_equal(encoder.encode(TEXTS), expected[:, : encoder.dimensions])
     assert encoder.encode([]).shape == (0, encoder.dimensions)
     assert encoder.features([]).shape == (0, encoder.width)
+
+
+def test_quantised_word_vectors_keep_every_fourth_level(network: Path) -> None:
+    tables = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(network).graph.initializer}
+    (levels,) = (table for name, table in tables.items() if name.endswith("word_embeddings.weight_quantized"))
+    (zero,) = (table for name, table in tables.items() if name.endswith("word_embeddings.weight_zero_point"))
+    distance = levels.astype(int) - int(zero)
+    inside = distance[(levels > np.iinfo(levels.dtype).min) & (levels < np.iinfo(levels.dtype).max)]
+    assert (inside % WORD_STEP == 0).all()
+    assert len(np.unique(inside)) > 10
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -38,11 +38,11 @@ def tokenizer(built: Built) -> WordCachedTokenizer:
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20])
 def test_the_fused_heads_equal_the_separate_heads(built: Built, tokenizer: WordCachedTokenizer, text: str) -> None:
-    tables = read_arrays(built[0] / STATIC, "tokens", "weights", "bias", "centroids", "means")
+    tables = read_arrays(built[0] / STATIC, "tokens", "scales", "weights", "bias", "centroids", "means")
     lexical = LexicalHead.from_arrays(
         read_arrays(built[0] / LEXICAL, "weights", "idf", "dense", "bias"), LexicalFeatures(tokenizer)
     )
-    static, head = StaticVectors(tables["tokens"]), LinearHead.from_arrays(tables)
+    static, head = StaticVectors.from_arrays(tables), LinearHead.from_arrays(tables)
     centroids = StaticCentroids(centroids=tables["centroids"], means=tables["means"])
     features = FastHeads(lexical, static, head, centroids)(text)
 
@@ -50,7 +50,7 @@ def test_the_fused_heads_equal_the_separate_heads(built: Built, tokenizer: WordC
     ids = tokenizer(truncated)
     logits, known = lexical_score(lexical, truncated, ids)
     np.testing.assert_allclose(features.lexical, logits, atol=1e-5)
-    np.testing.assert_allclose(features.vector, static.vector(ids), atol=1 / 254)  # the error of int8
+    np.testing.assert_allclose(features.vector, static.vector(ids), atol=1e-5)
     np.testing.assert_allclose(features.static, head.logits(features.vector), atol=1e-4)
     assert features.similarity == pytest.approx(((centroids.centroids @ features.vector).max(), known), abs=2e-5)
 

@@ -11,7 +11,7 @@ import pytest
 from routers.encoders import OnnxEncoder
 from routers.heads.fast import StaticVectors, distil
 from routers.heads.lexical import WRITING_SYSTEM_NAMES, LexicalFeatures, WritingSystems, fit_lexical, lexical_matrix
-from routers.heads.semantic import MAX_AXES, KnnHead, fit_knn, fit_linear, sample_exemplars, unit
+from routers.heads.semantic import EXEMPLAR_STEP, MAX_AXES, KnnHead, fit_knn, fit_linear, sample_exemplars, unit
 from routers.tokens import WordCachedTokenizer, load_tokenizer, replace_surrogates, truncate_middle
 from routers.training.fitting import folds
 from tests.routers.conftest import WORDS, lexical_score, sentences
@@ -47,6 +47,21 @@ def test_lone_surrogates_become_readable() -> None:
 def test_token_ids_exclude_special_tokens(tokenizer: WordCachedTokenizer) -> None:
     assert len(tokenizer("bake bread")) == 2
     assert len(tokenizer("")) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What’s the dough’s oven — 200°C, isn't it? “Yes”…",
+        "naïve café\u00a0crème, e\u0301t\u00e9 and ﬁne ½ bread",
+        "translate 'bread' to 中文 and 日本語 🍞🍞, please.",
+        "bake\u2028the\u3000bread\ud800 now",
+        "сколько времени выпекать этот хлеб в моей новой духовке",
+    ],
+)
+def test_words_outside_ascii_have_the_tokens_of_the_plain_tokenizer(tokenizer: WordCachedTokenizer, text: str) -> None:
+    plain = tokenizer._tokenizer.encode(replace_surrogates(text), add_special_tokens=False).ids
+    assert [tokenizer(text).tolist() for _ in range(2)] == [plain] * 2  # the second time from the cache
 
 
 @pytest.mark.parametrize(
@@ -112,8 +127,8 @@ def test_unknown_words_flatten_the_lexical_posterior(tokenizer: WordCachedTokeni
 
 
 def test_static_vectors_are_unit_length_and_zero_for_nothing() -> None:
-    static = StaticVectors(tokens=np.array([[3.0, 4.0], [1.0, 0.0]], dtype=np.float32))
-    np.testing.assert_allclose(static.vector(np.array([0, 0])), [0.6, 0.8])
+    static = StaticVectors.of(np.array([[3.0, 4.0], [1.0, 0.0]], dtype=np.float32))
+    np.testing.assert_allclose(static.vector(np.array([0, 0])), [0.6, 0.8], atol=0.01)
     np.testing.assert_array_equal(static.vector(np.array([], dtype=np.int64)), [0.0, 0.0])
 
 
@@ -124,10 +139,11 @@ def test_distilling_keeps_angles_and_lowers_the_weight_of_frequent_tokens() -> N
     frequencies[0] = 1000
     static = distil(lambda tokens: vectors[tokens], frequencies)
     centred = vectors - vectors.mean(axis=0)
-    lengths = np.linalg.norm(static.tokens, axis=1) / np.linalg.norm(centred, axis=1)
-    np.testing.assert_allclose(lengths[1:], 1.0, rtol=1e-2)
+    distilled = static.tokens * static.scales[:, None]
+    lengths = np.linalg.norm(distilled, axis=1) / np.linalg.norm(centred, axis=1)
+    np.testing.assert_allclose(lengths[1:], 1.0, rtol=2e-2)
     assert lengths[0] < 0.01
-    np.testing.assert_allclose(static.tokens[1] @ static.tokens[2], centred[1] @ centred[2], atol=0.05)
+    np.testing.assert_allclose(distilled[1] @ distilled[2], centred[1] @ centred[2], atol=0.15)
 
 
 def test_a_linear_head_of_two_categories_has_two_columns() -> None:
@@ -194,6 +210,14 @@ def test_neighbours_have_a_bounded_number_of_axes() -> None:
     vectors = np.random.default_rng(0).normal(size=(200, 150)).astype(np.float32)
     head = fit_knn(vectors, np.zeros(200, dtype=np.int64), classes=1)
     assert (head.axes.shape, head.vectors.shape) == ((150, MAX_AXES), (200, MAX_AXES))
+
+
+def test_written_exemplars_are_coarse_and_near_the_fitted_ones() -> None:
+    vectors = unit(np.random.default_rng(0).normal(size=(60, 40)).astype(np.float32))
+    head = fit_knn(vectors, np.arange(60), classes=60)
+    written = head.arrays()["vectors"]
+    assert np.abs(written - head.vectors).max() <= EXEMPLAR_STEP / 2
+    assert (written.astype(np.float16) / EXEMPLAR_STEP % 1 == 0).all()
 
 
 def test_the_first_axes_do_not_dominate() -> None:

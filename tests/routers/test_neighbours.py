@@ -47,8 +47,17 @@ def test_digests_are_of_the_normalized_prompt() -> None:
 
 def test_the_starter_prompts_are_shipped_with_their_categories() -> None:
     found = routers.starter_examples()
-    assert len(found) > 3_000
+    assert len(found) > 5_000
+    assert len({routers.prompt_digest(one.prompt) for one in found}) > 0.998 * len(found)
     assert {"code", "general"} <= {one.category for one in found}
+
+
+@pytest.mark.parametrize("name", ["language_prompts", "language_prompts_fresh", "language_prompts_third"])
+def test_no_test_prompt_in_another_language_is_a_starter_prompt(name: str) -> None:
+    known = {routers.prompt_digest(one.prompt) for one in routers.starter_examples()}
+    file = Path(__file__).parents[2] / "benchmarks" / f"{name}.jsonl"
+    prompts = [json.loads(line)["prompt"] for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [prompt for prompt in prompts if routers.prompt_digest(prompt) in known] == []
 
 
 @pytest.mark.parametrize("name", ["labels", "centre"])

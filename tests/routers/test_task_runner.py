@@ -35,6 +35,7 @@ def test_the_router_is_identical_wherever_tasks_run(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("routers.encoders.TEXTS_PER_TASK", 3)
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # not the cluster of another test, which may be about to end
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     build = partial(routers.build, examples(), encoder=str(tiny_encoder), threads=1)
@@ -67,5 +68,5 @@ def test_without_ray_the_error_names_what_to_install(monkeypatch: pytest.MonkeyP
         return imported(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", refusing)
-    with pytest.raises(ClusterError, match=r"pip install 'coe\[ray\]'"), ray_task_runner():
+    with pytest.raises(ClusterError, match=r"pip install 'composition-of-experts\[ray\]'"), ray_task_runner():
         pass

@@ -18,10 +18,10 @@ AnswerFunction = Callable[[str], str | Exception]
 """From the last message's text to an answer, or an error to raise."""
 
 
-def completion(text: str, *, finish: str = "stop") -> dict[str, Any]:
-    """A chat completion with a text."""
+def completion(text: str, *, finish: str = "stop", written: int = 5) -> dict[str, Any]:
+    """A chat completion with a text, which is billed as `written` tokens."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
-    return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}
+    return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": written}}
 
 
 def probe_of(text: str, **changes: Any) -> Probe:

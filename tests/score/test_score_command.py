@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
+from coe.jobs.scoring import Scoring, called_experts
+from coe.learning.evaluation.answers import RetryLimits, request_answer
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.evaluation.recorded_answers import read_answers
 from coe.learning.evaluation.scoring_run import Journal
+from coe.registry import load
+from coe.settings import Settings
 from tests.score.answering import AnsweringServer
 
 pytestmark = pytest.mark.anyio
@@ -71,7 +75,7 @@ class ScoreCommand:
     async def run(self, *words: str, out: str = "out") -> tuple[int, dict[str, object], str]:
         """Exit code, report and standard error."""
         process = await self.start(*words, out=out)
-        output, complaints = await asyncio.wait_for(process.communicate(), 60)
+        output, complaints = await asyncio.wait_for(process.communicate(), 240)
         assert process.returncode is not None
         return process.returncode, json.loads(output or "{}"), complaints.decode()
 
@@ -95,7 +99,7 @@ async def command(anyio_backend: str, tmp_path: Path) -> AsyncIterator[ScoreComm
 
 
 async def until_noted(command: ScoreCommand, lines: int) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while command.noted() < lines:
             await asyncio.sleep(0.02)
 
@@ -172,7 +176,7 @@ async def test_ctrl_c_writes_the_scores_so_far_and_names_how_to_continue(command
     process = await command.start("--concurrency", "2")
     await until_noted(command, 10)
     process.send_signal(signal.SIGINT)
-    output, complaints = await asyncio.wait_for(process.communicate(), 30)
+    output, complaints = await asyncio.wait_for(process.communicate(), 240)
     report = json.loads(output)
     assert (process.returncode, report["stopped"], report["missing"]) == (1, True, 2 * COUNT - 10)
     assert b"Traceback" not in complaints
@@ -219,8 +223,24 @@ async def test_a_missing_gateway_is_reported_before_any_request(command: ScoreCo
     code, _, output = await command.run()
     command.server.port = port
     assert code == 1
-    assert "own: run locally, and nothing answers at http://127.0.0.1:1; is `coe up` running?" in output
+    assert "own: reached through the gateway, and nothing answers at http://127.0.0.1:1; is `coe up` running?" in output
     assert command.server.bodies == []
+
+
+async def test_an_expert_of_litellm_is_reached_through_the_gateway_whatever_its_address_is(
+    command: ScoreCommand,
+) -> None:
+    path = command.folder / "experts.yaml"
+    path.write_text(path.read_text().replace("model: m-small, runtime: external", "model: openai/m1, runtime: litellm"))
+    registry = load(path, environ={})
+    settings = Settings.read({"COE_PORT": str(command.server.port)}, config=path)
+    command.server.models["small"] = adds
+    scoring = Scoring(registry, (), (), (registry.expert("small"),), None, 1, unsafe=False)
+    async with called_experts(scoring, settings) as experts:
+        messages = [{"role": "user", "content": "What is 1 + 1?"}]
+        answer = await request_answer(experts["small"], messages, limits=RetryLimits(attempts=1))
+    assert answer.text == "It is 2."
+    assert [body["model"] for body in command.server.bodies] == ["small"]
 
 
 async def test_bad_usage_and_bad_data_are_refused(command: ScoreCommand) -> None:

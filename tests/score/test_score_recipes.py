@@ -75,7 +75,7 @@ class Scoring:
             stderr=asyncio.subprocess.PIPE,
             env={"PATH": "/usr/bin:/bin"},
         )
-        output, complaints = await asyncio.wait_for(process.communicate(), 60)
+        output, complaints = await asyncio.wait_for(process.communicate(), 240)
         assert process.returncode is not None
         return process.returncode, json.loads(output or "{}"), complaints.decode()
 

@@ -43,7 +43,7 @@ async def score(folder: Path, *options: str) -> tuple[int | None, str, str]:
         stderr=asyncio.subprocess.PIPE,
         env={"PATH": str(folder), "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
     )
-    output, complaints = await asyncio.wait_for(process.communicate(), 60)
+    output, complaints = await asyncio.wait_for(process.communicate(), 240)
     return process.returncode, output.decode(), complaints.decode()
 
 

@@ -3,111 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import orjson
 import pytest
 
-from coe.core import Call, Health, Reply, Usage
-from coe.experts.http import sse
-from coe.registry import Registry
+from coe.core import Call, Reply
 from gateway.request import admission, stored_step
 from gateway.request.stored_step import StoredStep
 from gateway.stored_responses.conversation import StoredUse
 from gateway.stored_responses.store import SqliteResponseStore
 from tests.access.samples import key_of
-from tests.experts.translation.chat_expert import ChatExpert, ChatReply, translated
-from tests.fakes import Gateway, gateway_of, registry_of
+from tests.experts.translation.chat_expert import ChatExpert, ChatReply
+from tests.fakes import registry_of
+from tests.stored_responses.served import NATIVE, declared, served
 
 pytestmark = pytest.mark.anyio
-NATIVE = {"capabilities": ["tools"], "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
-
-
-class NativeExpert:
-    """A server that speaks Responses: `resp_1`, `resp_2` and so on. It returns null for the id it did not get."""
-
-    health = Health()
-    name = "coder"
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.text = "answer"
-
-    async def stream(self, call: Call) -> Reply:
-        self.calls.append(call)
-        number = len(self.calls)
-        item = {"id": f"msg_{number}", "type": "message", "role": "assistant", "status": "completed"}
-        item["content"] = [{"type": "output_text", "text": f"{self.text} {number}", "annotations": []}]  # type: ignore[assignment]
-        answer = {
-            "id": f"resp_{number}",
-            "object": "response",
-            "created_at": 1,
-            "status": "completed",
-            "model": "coder",
-            "output": [item],
-            "previous_response_id": None,
-            "parallel_tool_calls": True,
-            "tool_choice": "auto",
-            "tools": [],
-        }
-        return _Native(answer, stream=call.stream)
-
-    async def aclose(self) -> None: ...
-
-
-class _Native:
-    def __init__(self, answer: dict[str, Any], *, stream: bool) -> None:
-        self.media_type = "text/event-stream" if stream else "application/json"
-        self.usage = Usage()
-        kinds = ("created", "completed") if stream else ()
-        events = [{"type": f"response.{kind}", "response": answer, "sequence_number": 0} for kind in kinds]
-        self._chunks = [b"data: %b\n\n" % sse.dumps(event) for event in events] or [sse.dumps(answer)]
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        for chunk in self._chunks:
-            yield chunk
-
-    async def aclose(self) -> None: ...
-
-
-def declared(store: str = "sqlite", **changes: Any) -> Registry:
-    experts = [{"name": "coder", **NATIVE, "apis": ["chat", "responses"]}, {"name": "painter", **NATIVE}]
-    experts += [{"name": "generalist", **NATIVE}]
-    return registry_of(experts=experts, stored_responses={"store": store}, **changes)
-
-
-class Served:
-    """A gateway and its client. `chat` answers as `generalist`, translated, `native` as `coder`."""
-
-    def __init__(self, gateway: Gateway, chat: ChatExpert, native: NativeExpert) -> None:
-        self.gateway, self.chat, self.native = gateway, chat, native
-        transport = httpx.ASGITransport(app=gateway.app)
-        self.client = openai.AsyncOpenAI(
-            base_url="http://localhost/v1",
-            api_key="none",
-            max_retries=0,
-            http_client=httpx.AsyncClient(transport=transport),
-        )
-
-    @property
-    def sent(self) -> list[tuple[str, str]]:
-        """Role and text of the messages of the last chat call."""
-        return [(message["role"], message["content"]) for message in self.chat.calls[-1].fields["messages"]]
-
-
-@asynccontextmanager
-async def served(folder: Path, registry: Registry | None = None, *deltas: dict[str, Any]) -> AsyncIterator[Served]:
-    chat, native = ChatExpert(*(deltas or ({"content": "Paris."},)), name="generalist"), NativeExpert()
-    experts = {"generalist": translated(chat), "coder": native}
-    async with gateway_of(registry or declared(), stored=folder, real_experts=experts) as gateway:
-        found = Served(gateway, chat, native)
-        async with found.client:
-            yield found
 
 
 async def test_a_translated_answer_is_continued_read_and_deleted(tmp_path: Path) -> None:
@@ -171,6 +85,29 @@ async def test_items_are_referred_to_as_the_ai_sdk_does(tmp_path: Path) -> None:
         with pytest.raises(openai.BadRequestError, match="no item 'msg_unknown' is stored") as missing:
             await one.client.responses.create(model="generalist", input=unknown)
         assert missing.value.code == "item_not_found"
+
+
+async def test_the_input_items_of_an_answer_are_listed_in_pages(tmp_path: Path) -> None:
+    output = {"id": "fc_out", "type": "function_call_output", "call_id": "c", "output": "42"}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    given: Any = [{"role": "user", "content": "compute"}, call, output]
+    async with served(tmp_path) as one:
+        first = await one.client.responses.create(model="generalist", input="general: before")
+        answer = await one.client.responses.create(model="generalist", input=given, previous_response_id=first.id)
+        listed = one.client.responses.input_items.list
+        page = await listed(answer.id, order="asc", limit=2)
+        assert [item.type for item in page.data] == ["message", "function_call"]
+        assert page.has_more
+        assert page.data[0].content[0].text == "compute"  # type: ignore[union-attr, index]
+        assert [item.id async for item in page] == [*(f"{answer.id}_input_{i}" for i in (0, 1)), "fc_out"]
+        assert (await listed(answer.id)).data[0].id == "fc_out"
+        assert not (await listed(first.id)).has_more
+        with pytest.raises(openai.BadRequestError, match="no input item 'x'"):
+            await listed(answer.id, after="x")
+        with pytest.raises(openai.BadRequestError, match="limit"):
+            await listed(answer.id, limit=101)
+        with pytest.raises(openai.NotFoundError):
+            await listed("resp_unknown")
 
 
 async def test_an_answer_with_store_false_is_not_stored(tmp_path: Path) -> None:
@@ -436,3 +373,9 @@ async def test_an_id_that_is_none_is_refused(tmp_path: Path, wrong: Any) -> None
         body = {"model": "auto", "input": "hi", "previous_response_id": wrong}
         response = await one.gateway.post("/v1/responses", orjson.dumps(body))
         assert (response.status, response.error["param"]) == (400, "previous_response_id")
+        reference = {"model": "auto", "input": [{"type": "item_reference", "id": wrong}]}
+        response = await one.gateway.post("/v1/responses", orjson.dumps(reference))
+        assert (response.status, response.error["message"]) == (
+            400,
+            "an item_reference in input must have the id of an item",
+        )

@@ -79,7 +79,7 @@ async def test_a_key_is_requested_stored_for_the_tab_and_forgotten(browser: Brow
 @needs_browser
 async def test_on_a_phone_the_link_of_the_open_view_is_in_sight(browser: Browser, served: Served) -> None:
     async with visiting(browser, f"{served.url}/ui/#/experts", phone=True) as page:
-        await expect(page.get_by_role("link", name="Experts")).to_be_in_viewport(ratio=1)
+        await expect(page.get_by_role("link", name="Experts", exact=True)).to_be_in_viewport(ratio=1)
         await page.evaluate("location.hash = '#/playground'")
         await expect(page.get_by_role("link", name="Playground")).to_be_in_viewport(ratio=1)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from tests.gateway.served import Served, serving
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
@@ -126,10 +126,17 @@ async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser
     look["experts"][0] |= turns | {"replicas": {"a:1": "open", "b:1": "closed", "c:1": "open"}}
     look["experts"][1] |= turns | {"tier": "switching", "replicas": {"a:1": "open"}}
     later = look | {"time": look["time"] + 1}
-    events = "".join(f"data: {orjson.dumps(one).decode()}\n\n" for one in (look, later))
+    events = ["".join(f"data: {orjson.dumps(one).decode()}\n\n" for one in (look, later))]
+    waits = {"tier": "stopped", "waiting": 4, "oldest_wait_s": 12.5, "reason": "is due after the load under way"}
+    server = waits | {"experts": ["good"], "memory_gb": 10, "in_flight": 0, "load_s": 20.0, "switches": 7}
+    following = {"sentence": "in 4.0 s: stop silent"}
+    device = {"device": "gpu0", "memory_gb": 76, "occupied_gb": 40, "host_memory_gb": 0, "next": following}
     async with visiting(browser, f"{served.url}/ui/#/experts") as page:
         await page.route(
-            "**/v1/stats/stream", lambda route: route.fulfill(body=events, content_type="text/event-stream")
+            "**/v1/stats/stream", lambda route: route.fulfill(body=events[-1], content_type="text/event-stream")
+        )
+        await page.route(
+            "**/v1/residency", lambda route: route.fulfill(json={"devices": [device | {"servers": [server]}]})
         )
         await page.get_by_role("link", name="Live").click()
         row = page.get_by_role("table", name="Experts").get_by_role("row")
@@ -137,7 +144,13 @@ async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser
         await expect(row.filter(has_text="good")).to_contain_text("asleep")
         await expect(row.filter(has_text="silent")).to_contain_text("switching")
         await expect(page.get_by_role("alert")).to_have_count(2)
+        await expect(page.get_by_role("region", name="Device gpu0")).to_contain_text("in 4.0 s: stop silent")
+        waiting = page.get_by_role("table", name="Servers on gpu0").get_by_role("row").filter(has_text="good")
+        await expect(waiting).to_contain_text("12.5 s")
         await check_accessible(page)
+        alone = [one | {"tier": None} for one in look["experts"]]  # a reload has ended the sharing
+        events.append(f"data: {orjson.dumps(later | {'time': look['time'] + 2, 'experts': alone}).decode()}\n\n")
+        await expect(page.get_by_role("region", name="Device gpu0")).to_be_hidden()
 
 
 async def test_quantiles_and_differences_are_right(browser: Browser, served: Served) -> None:
@@ -181,6 +194,37 @@ async def test_every_process_returns_the_same_numbers(served: Served) -> None:
 
     (before,) = await totals()
     await (await served.ask("good")).read()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await totals() != {before + 1}:
             pass
+
+
+async def test_spend_is_read_on_request_and_summed_by_key_expert_and_category(browser: Browser, served: Served) -> None:
+    rows = {"key": ("shop", 4.0, 30), "expert": ("large", 3.0, 10), "category": ("code", 4.0, 30)}
+    nothing = {"requests": 0, "dollars": 0.0}
+    experts = [{"expert": f"large-{n}", "dollars": 9.0 - n / 2, "saved": 4.5 - n / 2} for n in range(12)]
+    always = {"requests": 35, "dollars": 4.5, "experts": experts, "unknown": ["home"]}
+    report = {"total": {"requests": 35, "unpriced": 0, "dollars": 4.5}, "audits": nothing, "always": always}
+
+    async def reply(route: Route) -> None:
+        by = route.request.url.partition("&by=")[2]
+        name, dollars, requests = rows[by]
+        found = report | {"rows": [{by: name, "dollars": dollars, "requests": requests}], "note": "the same tokens"}
+        await route.fulfill(body=orjson.dumps({"object": "spend", "report": found}))
+
+    async with visiting(browser, f"{served.url}/ui/#/live") as page:
+        await page.route("**/v1/spend?since=30d&by=*", reply)
+        card = page.get_by_role("region", name="Spend")
+        await card.get_by_role("combobox", name="Period").select_option(label="last 30 days")
+        await card.get_by_role("button", name="Read the log").click()
+        await expect(card.get_by_role("definition").first).to_have_text("$4.5")
+        for table, first in (("API key", "shop$430"), ("Expert", "large$310"), ("Category", "code$430")):
+            row = card.get_by_role("table", name=f"Dollars by {table}").locator("tbody tr")
+            await expect(row.first).to_have_text(first)
+        baselines = card.get_by_role("table", name="Dollars of always").locator("tbody tr")
+        await expect(baselines.first).to_have_text("large-11$3.5−$1")
+        await expect(baselines).to_have_count(10)
+        await expect(card).to_contain_text("2 more expensive")
+        await expect(card).to_contain_text("of unknown cost: home")
+        await check_accessible(page)
+        await check_no_sideways_scroll(page)

@@ -47,7 +47,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 async def test_a_view_is_there_and_complete(browser: Browser, served: Served, view: str) -> None:
     async with visiting(browser, f"{served.url}/ui/#/{view}") as page:
         await expect(page.get_by_role("heading", level=1)).to_be_visible()
-        await expect(page.get_by_role("status").filter(has_text="Loading")).to_have_count(0, timeout=20_000)
+        await expect(page.get_by_role("status").filter(has_text="Loading")).to_have_count(0)
         if view == "router":  # its gateway routes by a stand-in, which `coe status` cannot load
             await expect(page.get_by_role("alert")).to_contain_text("no router is trained yet")
         else:
@@ -70,7 +70,7 @@ async def test_the_newest_failures_of_an_expert_are_listed(browser: Browser, ser
 
 async def test_another_tab_of_a_view_leaves_the_page_where_it_is(browser: Browser, served: Served) -> None:
     async with visiting(browser, f"{served.url}/ui/#/router", phone=True) as page:
-        await expect(page.get_by_role("alert")).to_be_visible(timeout=20_000)  # all of it is there
+        await expect(page.get_by_role("alert")).to_be_visible()  # all of it is there
         await page.evaluate("scrollTo(0, 150)")
         await page.get_by_role("link", name="Gate").click()
         await expect(page.get_by_role("heading", name="Gate: versions")).to_be_visible()

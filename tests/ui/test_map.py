@@ -51,7 +51,7 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pla
 
 
 async def taken_over(served: Served, version: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             async with served.client.get(f"{served.url}/v1/map") as answer:
                 if (await answer.json())["version"] == version:
@@ -67,7 +67,7 @@ async def shown(page: Page) -> None:
 async def test_a_declared_assignment_explains_how_to_measure(browser: Browser, tmp_path: Path) -> None:
     async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/map") as page:
         await expect(page.get_by_role("heading", name="No scores yet")).to_be_visible()
-        await expect(page.get_by_text("coe plan quality")).to_be_visible()
+        await expect(page.get_by_text("coe tune --budget")).to_be_visible()
         row = page.get_by_role("row", name="code good")
         await expect(row).to_be_visible()
         await check_accessible(page)
@@ -109,7 +109,7 @@ async def test_the_slider_solves_again_and_promotes_nothing(browser: Browser, se
         slider = page.get_by_role("slider")
         await slider.focus()
         await page.keyboard.press("Home")
-        await expect(page.get_by_text("2 of 3 categories change.")).to_be_visible(timeout=20_000)
+        await expect(page.get_by_text("2 of 3 categories change.")).to_be_visible()
         await expect(slider).to_have_attribute("aria-valuetext", "2 B")
         await expect(page.locator(".changes li")).to_have_text(
             ["code: coder → generalist", "art: painter → generalist"]

@@ -54,7 +54,7 @@ async def planned(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         words = ["plan", str(folder), "--config", str(folder / "experts.yaml")]
         result = await asyncio.to_thread(CliRunner().invoke, app, words, catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while "careful@2" not in (await read_map(served))["experts"]:
                 await asyncio.sleep(0.05)
         yield served

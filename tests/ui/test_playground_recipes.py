@@ -51,7 +51,7 @@ async def test_a_recipe_is_shown_beside_its_members_with_tokens_cost_time_and_wh
         await wait_until_answered(page)
         await expect(answers(page)).to_have_count(3)
         for place in range(3):
-            await expect(answers(page).nth(place).locator(".text").first).to_have_text("7")
+            await expect(answers(page).nth(place).locator("coe-markdown")).to_have_text("7")
         table = page.get_by_role("region", name="panel and its members")
         await expect(table.locator("tbody tr strong")).to_have_text(["panel", "coder", "painter"])
         await expect(row(page, "panel")).to_contain_text("All steps were called.")
@@ -91,7 +91,7 @@ async def test_a_member_that_fails_is_shown_and_the_conversation_goes_on_in_each
         await send_prompt(page, "8")
         await wait_until_answered(page)
         await expect(answers(page)).to_have_count(8)
-        await expect(answers(page).nth(4).locator(".text").first).to_have_text("8")
+        await expect(answers(page).nth(4).locator("coe-markdown")).to_have_text("8")
         await page.reload()
         await expect(page.locator(".comparison")).to_have_count(2)
         await expect(page.get_by_label("Compare with")).to_have_value(MEMBERS)

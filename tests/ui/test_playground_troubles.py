@@ -65,6 +65,7 @@ async def test_the_conversation_survives_a_kill_and_restart_of_the_gateway(brows
     async with open_playground(tmp_path) as playground, visiting(browser, playground.url) as page:
         await send_prompt(page, "code one")
         await wait_until_answered(page)
+        await page.wait_for_load_state("networkidle")  # the renderer is loaded too
         await playground.served.kill()
         await send_prompt(page, "code two")
         await expect(page.get_by_role("alert")).to_contain_text("The gateway does not answer.")
@@ -77,9 +78,7 @@ async def test_the_conversation_survives_a_kill_and_restart_of_the_gateway(brows
     assert [one["content"] for one in playground.echo.seen[-1]["messages"]] == ["code one", "code one", "code two"]
 
 
-async def test_the_oldest_messages_are_dropped_when_the_tabs_storage_is_full(
-    browser: Browser, playground: Playground
-) -> None:
+async def test_the_oldest_turns_of_a_large_conversation_are_dropped(browser: Browser, playground: Playground) -> None:
     async with visiting(browser, playground.url) as page:
         for number in range(4):
             await send_prompt(page, f"{number} code " + "y" * 180_000)
@@ -107,7 +106,7 @@ async def test_a_key_without_the_chat_scope_is_explained_and_forgetting_it_forge
         await check_accessible(page)
         await page.get_by_role("button", name="Forget key").click()
         await expect(page.get_by_label("API key")).to_be_visible()
-        assert "secret" not in await page.evaluate("JSON.stringify(sessionStorage)")
+        assert "secret" not in await page.evaluate("JSON.stringify([{ ...sessionStorage }, { ...localStorage }])")
         await page.get_by_label("API key").fill("looker")
         await page.keyboard.press("Enter")
         await expect(page.get_by_text("Send a message.")).to_be_visible()

@@ -97,7 +97,7 @@ async def test_before_training_it_explains_how_to_make_each_kind(browser: Browse
         await expect(page.get_by_text("None yet; run coe train.")).to_be_visible()
         await page.get_by_role("link", name="Assignment").click()
         await expect(page.get_by_text("None yet; run coe plan.")).to_be_visible()
-        await expect(page.get_by_role("alert")).to_contain_text("no router is trained yet", timeout=20_000)
+        await expect(page.get_by_role("alert")).to_contain_text("no router is trained yet")
         await check_accessible(page)
 
 

@@ -58,8 +58,7 @@ WALK: Mapping[str, Callable[[Page], Coroutine[None, None, None]]] = {
 async def walk(browser: Browser, url: str) -> None:
     for name, visit in WALK.items():
         async with visiting(browser, f"{url}/ui/#/{name}") as page:
-            page.set_default_timeout(20_000)
-            await expect(page.get_by_role("heading", level=1)).to_be_visible(timeout=20_000)
+            await expect(page.get_by_role("heading", level=1)).to_be_visible()
             await visit(page)
             await expect(page.get_by_role("alert")).to_have_count(0)
             await check_accessible(page)

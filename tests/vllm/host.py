@@ -20,7 +20,7 @@ def gateway(settings: Settings, turns: Path | None) -> ServerSpec:
     return replace(spec, argv=(sys.executable, "-m", "tests.gateway.words_server"), env={**spec.env, **environ})
 
 
-async def no_training(_: Settings) -> None:
+async def no_training(*_: object) -> None:
     """The router of words has nothing to learn."""
 
 

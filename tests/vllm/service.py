@@ -144,11 +144,9 @@ class Service:
         return [one for one in psutil.process_iter() if str(self.folder) in _mark(one)]
 
     def process(self, word: str) -> psutil.Process:
-        """The vLLM process whose command line holds this word."""
-        family = psutil.Process(self.host.pid).children(recursive=True)
-        return next(
-            one for one in family if word in " ".join(one.cmdline()) and "warden" not in " ".join(one.cmdline())
-        )
+        """The vLLM process whose command line holds this word; not its supervisor, which has that line too."""
+        family = [(one, " ".join(one.cmdline())) for one in psutil.Process(self.host.pid).children(recursive=True)]
+        return next(one for one, line in family if word in line and "supervisor.py" not in line)
 
 
 def _is_of(model: str, response: httpx.Response) -> bool:

@@ -6,24 +6,30 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import aiohttp
 import httpx
 import orjson
 import pytest
 
 from coe.errors import FleetError
+from coe.fleet.engines.vllm_client import VllmClient
 from coe.fleet.probe import open_probe_session
-from coe.fleet.vllm.client import VllmClient
 from tests.vllm.adapter_answers import ADAPTER_ANSWERS
 from tests.vllm.service import SPARE, Service, lines_of, text_of
+
+
+async def is_sleeping(url: str, session: aiohttp.ClientSession) -> bool:
+    async with session.get(f"{url}/is_sleeping") as response:
+        return bool((await response.json())["is_sleeping"])
 
 
 @pytest.mark.anyio
 async def test_a_sleeping_server_holds_requests_and_continues_when_woken(awake: Service) -> None:
     async with open_probe_session() as session:
-        vllm = VllmClient(awake.server, session=session)
+        vllm = VllmClient(awake.server, session)
         for level in (1, 2):
             await vllm.sleep(level=level)
-            assert await vllm.is_sleeping()
+            assert await is_sleeping(awake.server, session)
             async with session.get(f"{awake.server}/health") as health:
                 assert health.status == 200, "so the fleet leaves it alone"
             with ThreadPoolExecutor(1) as threads:
@@ -32,14 +38,14 @@ async def test_a_sleeping_server_holds_requests_and_continues_when_woken(awake: 
                     held.result(1.0)
                 await vllm.wake(level=level)
                 assert ADAPTER_ANSWERS["pirate"].startswith(text_of(held.result(60)))
-            assert not await vllm.is_sleeping()
+            assert not await is_sleeping(awake.server, session)
 
 
 @pytest.mark.anyio
 async def test_an_invalid_adapter_is_refused_with_a_message(awake: Service, tmp_path: Path) -> None:
     async with open_probe_session() as session:
         with pytest.raises(FleetError, match="No adapter found"):
-            await VllmClient(awake.server, session=session).load_adapter("none", tmp_path)
+            await VllmClient(awake.server, session).load_adapter("none", tmp_path)
 
 
 def test_a_full_queue_is_answered_by_another_expert(awake: Service) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from coe.fleet.residency.client import fetch_tiers
+from coe.fleet.residency.client import fetch_report
 from coe.settings import Settings
 from tests.vllm.conftest import OPTIONS
 from tests.vllm.service import SPARE, Service, lines_of, text_of
@@ -49,8 +49,8 @@ def service(model: Path, python: Path, tmp_path_factory: pytest.TempPathFactory)
 def tiers(service: Service) -> dict[str, str]:
     """As `coe status` asks for them."""
     settings = Settings.read({}, config=service.folder / "experts.yaml")
-    tiers_by_expert = asyncio.run(fetch_tiers(settings.residency_link.readlink()))
-    return {name: one["tier"] for name, one in tiers_by_expert.items()}
+    (device,) = asyncio.run(fetch_report(settings.residency_link.readlink()))
+    return {name: one["tier"] for one in device["servers"] for name in one["experts"]}
 
 
 def metric(service: Service, name: str, expert: str) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import ssl
 from collections import deque
 from collections.abc import Mapping
@@ -74,10 +75,11 @@ def _lines(headers: Mapping[str, str]) -> bytes:
 
 class Client:
     """The connections of one process, at most `connections` at a time; beyond that, an idle one is closed for a new
-    one. Close the client in the event loop that used it."""
+    one. Close the client in the event loop that used it. Without `reuses`, a connection serves one request, which is
+    sent once."""
 
-    def __init__(self, *, connections: int = MAX_CONNECTIONS) -> None:
-        self._max_connections = connections
+    def __init__(self, *, connections: int = MAX_CONNECTIONS, reuses: bool = True) -> None:
+        self._max_connections, self._reuses = connections, reuses
         self._connecting = 0
         self._open: set[Connection] = set()
         self.ssl_context: ssl.SSLContext | None = None
@@ -122,6 +124,7 @@ class Client:
         except BaseException:
             connection.abort()
             raise
+        connection.parser.reusable &= self._reuses
         return Response(connection, target)
 
     async def _connect(self, target: Target) -> Connection:
@@ -202,10 +205,10 @@ class Response:
             size += len(chunk)
         return b"".join(chunks)
 
-    async def chunk(self) -> bytes:
+    async def chunk(self, within: float | None = None) -> bytes:
         """Returns the bytes that arrived since the last call, at least one; empty at the end. Raises OSError if it
-        breaks off."""
-        return await self._connection.chunk()
+        breaks off, and TimeoutError if nothing arrives `within` so many seconds."""
+        return await self._connection.chunk(within)
 
     def release(self) -> None:
         """Keeps the connection for another request if the body was read to its end; else closes it."""
@@ -234,14 +237,19 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
-        self._expiry: asyncio.TimerHandle | None = None
+        self._idle_in: deque[Connection] | None = None
+        """The connections among which it is idle."""
+        self._deadline = math.inf
+        """Of the present wait for bytes, or for another exchange, by the event loop's clock."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
 
     # ------------------------------------------------------------------------------------------- for the client
 
     @property
     def idle(self) -> bool:
         """True if it is open and kept for another exchange."""
-        return self._expiry is not None and not self._busy and not self._closed
+        return self._idle_in is not None and not self._closed
 
     async def send(self, head: bytes, body: bytes) -> None:
         """Writes a request and waits for the head of its response."""
@@ -264,14 +272,18 @@ class Connection(asyncio.Protocol):
         if self.parser.headers.get("content-encoding", "identity") != "identity":
             raise ProtocolError("a compressed answer, which was not requested")
 
-    async def chunk(self) -> bytes:
-        """Returns the bytes that arrived since the last call; empty at the end."""
+    async def chunk(self, within: float | None = None) -> bytes:
+        """Returns the bytes that arrived since the last call; empty at the end. Raises TimeoutError if none arrive
+        `within` so many seconds."""
+        if within is not None and not self._chunks:
+            self._set_deadline(within)
         while not self._chunks:
             if self.parser.complete:
                 return b""
             if self._error is not None:
                 raise self._take_error()
             await self._data_available()
+        self._deadline = math.inf
         chunks = self._chunks
         chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
@@ -283,8 +295,7 @@ class Connection(asyncio.Protocol):
 
     def reuse(self) -> bool:
         """Prepares an idle connection for another exchange. False if the server has closed it."""
-        if self._expiry is not None:
-            self._expiry.cancel()
+        self._idle_in, self._deadline = None, math.inf
         self.parser, self.received_any = ResponseParser(), False
         return not self._closed
 
@@ -296,19 +307,22 @@ class Connection(asyncio.Protocol):
             self._busy = False
             self._chunks.clear()
             idle.append(self)
-            self._expiry = self._loop.call_later(IDLE_TIMEOUT, self._expire, idle)
+            self._idle_in = idle
+            self._set_deadline(IDLE_TIMEOUT)
 
     def abort(self) -> None:
         """Closes at once, which the server notices."""
         self._busy = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._idle_in is not None:
+            self._idle_in.remove(self)
+            self._idle_in = None
         if not self._closed:
             self._closed = True
             if self._connected:
                 self._transport.abort()
-
-    def _expire(self, idle: deque[Connection]) -> None:
-        idle.remove(self)
-        self.abort()
 
     def _take_error(self) -> BaseException:
         """Returns what broke the connection and forgets it: its traceback will refer to this connection and the
@@ -316,6 +330,30 @@ class Connection(asyncio.Protocol):
         assert self._error is not None
         error, self._error = self._error, ConnectionResetError("the connection is broken")
         return error
+
+    def _set_deadline(self, seconds: float) -> None:
+        """Limit the present wait. One timer serves all waits, as setting one takes as long as reading an event."""
+        self._deadline = self._loop.time() + seconds
+        if self._timer is not None and self._deadline < self._timer_at:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._timer_at = self._deadline
+        self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+
+    def _check_deadline(self) -> None:
+        self._timer = None
+        if self._deadline == math.inf:
+            return
+        if self._loop.time() < self._deadline:  # another wait has begun since the timer was set
+            self._set_timer()
+        elif self._idle_in is not None:
+            self.abort()
+        elif self._reader is not None and not self._reader.done():
+            self._reader.set_exception(TimeoutError())
 
     async def _data_available(self) -> None:
         self._reader = self._loop.create_future()

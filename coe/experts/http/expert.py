@@ -25,6 +25,7 @@ from coe.experts.http.form import FormBody
 from coe.experts.http.relayed import RelayedReply
 from coe.experts.http.replies import ModelNameRewriter, PlainReply, StreamedReply
 from coe.registry import ExpertSpec
+from coe.registry.runtimes import RUNTIMES
 from coe.settings import Endpoint
 from coe.urls import join_path, remove_suffix
 
@@ -58,8 +59,7 @@ class HttpExpert:
             self._defaults |= {api: {} for api in self._defaults if api not in TEXT_APIS}
         self._system_prompt = spec.system_prompt
         self._session = session
-        self._queues = spec.runtime == "transformers"
-        """True if the server works on one request at a time, and on a plain one until it is complete."""
+        self._queues = RUNTIMES[spec.runtime].queues
         self._key = spec.api_key.get_secret_value() if spec.api_key else ""
         self._targets: dict[Api, Target] = {}
         self._without_usage_option: set[Api] = set()

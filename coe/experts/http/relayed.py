@@ -5,16 +5,15 @@ JSON is read to its end, for its token counts and the model's name. Anything els
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from coe.core import Usage
 from coe.experts.api_formats import record_usage
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
 from coe.experts.http.client import Response
 from coe.experts.http.replies import MAX_ANSWER_BYTES, ModelNameRewriter, PlainReply
+from coe.usage import Usage
 
 DEFAULT_TYPE = "application/octet-stream"
 
@@ -59,8 +58,7 @@ class RelayedReply:
                 yield chunk
                 if self._is_json:
                     return
-                async with asyncio.timeout(self._stream_idle_timeout):
-                    chunk = await self._response.chunk()
+                chunk = await self._response.chunk(self._stream_idle_timeout)
         except TimeoutError:
             raise self._errors.timed_out(f"fell silent for {self._stream_idle_timeout:g} s") from None
         except OSError as error:

@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 
 import orjson
 
-from coe.core import Usage
 from coe.experts.api_formats import ApiFormat, is_empty_answer, record_usage
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
 from coe.experts.http.client import Response
+from coe.usage import Usage
 
 MAX_ANSWER_BYTES = 64 * 2**20
 """Bytes of a plain response."""
@@ -190,8 +190,7 @@ class StreamedReply:
             yield self._rewriter.in_events(self._first_events)
         try:
             while not self._done:
-                async with asyncio.timeout(self._stream_idle_timeout):
-                    chunk = await self._response.chunk()
+                chunk = await self._response.chunk(self._stream_idle_timeout)
                 if not chunk:
                     break
                 if events := self._up_to_end(self._complete_events(chunk)):

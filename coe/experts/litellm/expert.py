@@ -20,8 +20,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import orjson
 
-from coe.core import Api, Call, Health, Reply, Usage
-from coe.errors import ConfigError, ExpertError
+from coe.core import Api, Call, Health, Reply
+from coe.errors import ConfigError, ExpertError, pip_install
 from coe.experts.api_formats import API_FORMATS, is_empty_answer, record_usage
 from coe.experts.descriptors import out_of_descriptors
 from coe.experts.error_mapping import ErrorMapping, connection_cause
@@ -36,9 +36,10 @@ from coe.experts.litellm.translation import (
 )
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
+from coe.usage import Usage
 
 T = TypeVar("T")
-REMEDY = "pip install 'coe[providers]'"
+REMEDY = pip_install("providers")
 SIDE_REQUEST_TIMEOUT = 1.0
 """Seconds for requests that litellm makes beside the call (Ollama: the model's size). All its streams wait
 meanwhile."""

@@ -21,7 +21,7 @@ STATE_FEATURES = 10
 
 
 def answer_classes(answers: Sequence[str | None]) -> NDArray[np.int64]:
-    """Number equal answers alike: the index of the first member with the same answer, NO_ANSWER for None."""
+    """Return the answer class of each answer: the first member with an equal answer, NO_ANSWER for None."""
     seen: dict[str, int] = {}
     return np.array([NO_ANSWER if a is None else seen.setdefault(a, i) for i, a in enumerate(answers)], dtype=np.int64)
 

@@ -10,11 +10,15 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any
 
-from coe.core import Call, Expert, MemberCall, RecipeLog, RecipeStop, RecipeUsage, Usage
+from coe.core import Call, Expert
 from coe.errors import ExpertError, ExpertUnavailable, InvalidRequest
+from coe.experts.api_formats import CHAT_LENGTH_FIELDS
 from coe.experts.recipes.draft import MAX_HELD_BYTES, Draft, FinalAnswer, HeldBytes
 from coe.registry import Policy
+from coe.usage import MemberCall, RecipeLog, RecipeStop, RecipeUsage, Usage
 
 DEADLINE_MARGIN_SECONDS = 0.5
 """Time before the request's deadline at which the best answer so far is returned."""
@@ -71,9 +75,10 @@ class MemberCalls:
             await self.aclose()
             raise
 
-    def start(self, name: str, number: int, call: Call, *, drafts: int = 0) -> Draft:
-        """Call a member in step `number`. Its request has `drafts` earlier answers."""
-        draft = self._start(self._members[name], number, call, self._final_answer)
+    def start(self, name: str, number: int, call: Call, *, drafts: int = 0, max_tokens: float = math.inf) -> Draft:
+        """Call a member in step `number`. Its request has `drafts` earlier answers. `max_tokens` caps its answer."""
+        call, cap = capped_call(call, max_tokens)
+        draft = self._start(self._members[name], number, call, self._final_answer, cap=cap)
         draft.log.drafts = drafts
         self.drafts.append(draft)
         return draft
@@ -82,10 +87,12 @@ class MemberCalls:
         """Call an expert whose answer is not returned, such as a judge."""
         return self._start(expert, number, call, final_answer)
 
-    def _start(self, expert: Expert, number: int, call: Call, final_answer: FinalAnswer) -> Draft:
+    def _start(
+        self, expert: Expert, number: int, call: Call, final_answer: FinalAnswer, *, cap: float = math.inf
+    ) -> Draft:
         log = MemberCall(expert.name, number)
         self.log.calls.append(log)
-        draft = Draft(expert, call, log, held=self._held, final_answer=final_answer)
+        draft = Draft(expert, call, log, held=self._held, final_answer=final_answer, cap=cap)
         self._running.append((draft, asyncio.create_task(draft.read())))
         return draft
 
@@ -137,7 +144,7 @@ class MemberCalls:
     def last_error(self) -> Exception:
         """Return the error of the last call that failed, as an error of this recipe."""
         errors = [draft.error for draft in self.drafts if draft.error is not None]
-        error = errors[-1] if errors else ExpertUnavailable("all calls were cancelled", expert=self._arm)
+        error = errors[-1] if errors else ExpertUnavailable("all calls were cancelled or cut off", expert=self._arm)
         if isinstance(error, ExpertError):
             error.expert = self._arm
         return error
@@ -166,6 +173,23 @@ class MemberCalls:
         error = ExpertUnavailable(message, expert=self._arm)
         error.request_sent = False
         return error
+
+
+def capped_call(call: Call, cap: float) -> tuple[Call, float]:
+    """Return a chat call whose answer has at most `cap` tokens, and the cap: inf if the client's limit is no higher."""
+    fields = capped_fields(call.fields, cap)
+    if fields is call.fields:
+        return call, math.inf
+    return replace(call, fields=fields, renames_limit=True), cap
+
+
+def capped_fields(fields: Mapping[str, Any], cap: float) -> Mapping[str, Any]:
+    """Return the body of a chat request whose answer has at most `cap` tokens; `fields` itself if it has a lower limit
+    or `cap` is infinite."""
+    limits = {name: fields[name] for name in CHAT_LENGTH_FIELDS if fields.get(name) is not None}
+    if math.isinf(cap) or any(isinstance(limit, int | float) and limit <= cap for limit in limits.values()):
+        return fields
+    return {**fields, **dict.fromkeys(limits or CHAT_LENGTH_FIELDS[:1], int(cap))}
 
 
 class RecipeReply:

@@ -16,7 +16,11 @@ from coe.experts.recipes.final_answers.answers import json_form
 
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
 """Errors of reading an answer that does not have the form of Chat Completions."""
-_CUT_OFF = ("length", "content_filter", "tool_calls", "function_call")
+LENGTH_REASONS = ("length", "max_tokens", "model_length")
+"""Finish reasons of an answer that a limit on its tokens has ended, as various servers write them."""
+MAX_LAST_EVENTS = 16
+"""Last events of a stream that are searched for its finish reason; token counts and the end follow it."""
+_CUT_OFF = (*LENGTH_REASONS, "content_filter", "tool_calls", "function_call")
 """Finish reasons of an answer whose text is not a complete answer."""
 _CALLED = ("tool_calls", "function_call", "stop")
 """Finish reasons of an answer whose calls are complete; some servers write `stop`."""
@@ -41,7 +45,7 @@ def _plain_text(answer: dict[str, Any]) -> str | None:
 
 def _streamed_text(events: bytes) -> str | None:
     parts: list[str] = []
-    for choice in _choices(events):
+    for choice in _choices(events.splitlines()):
         delta = choice.get("delta") or {}
         if choice.get("finish_reason") in _CUT_OFF or delta.get("refusal") or delta.get("tool_calls"):
             return None
@@ -49,9 +53,29 @@ def _streamed_text(events: bytes) -> str | None:
     return "".join(parts)
 
 
-def _choices(events: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the choices of all chunks of a stream."""
-    for line in events.splitlines():
+def finish_reason(body: bytes, *, stream: bool) -> str | None:
+    """Return the finish reason; None without one. Of a stream only the last events are read, as it may be long."""
+    try:
+        choices = _choices(_last_lines(body)) if stream else sse.loads(body)["choices"]
+        return next((choice["finish_reason"] for choice in choices if choice.get("finish_reason")), None)
+    except MALFORMED:
+        return None
+
+
+def _last_lines(events: bytes) -> Iterator[bytes]:
+    """Yield the last lines of a stream that are not empty, the last one first."""
+    end, left = len(events), MAX_LAST_EVENTS
+    while end > 0 and left:
+        start = events.rfind(b"\n", 0, end) + 1
+        if line := events[start:end]:
+            left -= 1
+            yield line
+        end = start - 1
+
+
+def _choices(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the choices of the chunks of a stream."""
+    for line in lines:
         if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
             yield from sse.loads(data).get("choices") or ()
 
@@ -79,7 +103,7 @@ def _streamed_message(events: bytes) -> tuple[Mapping[str, Any], Any]:
     calls: dict[int, dict[str, str]] = {}
     function: dict[str, str] = {}
     finish = None
-    for choice in _choices(events):
+    for choice in _choices(events.splitlines()):
         delta = choice.get("delta") or {}
         finish = choice.get("finish_reason") or finish
         for piece in delta.get("tool_calls") or ():

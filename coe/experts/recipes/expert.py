@@ -2,29 +2,42 @@
 
 After each step a `RecipePolicy` compares the final answers and decides whether to go on. A member that fails counts as
 no answer. The recipe stops early and returns its best answer so far, unverified, when a stream was held as long as
-allowed, too many bytes are held, or the deadline is near. Members are the experts that single requests use, so their
-breakers, health and residency apply.
+allowed, too many bytes are held, or the deadline is near. An answer that a cap on its tokens has cut off counts as none
+too, and is never returned. Members are the experts that single requests use, so their breakers, health and residency
+apply.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from coe.core import Call, Expert, Health, MemberCall, RecipeStop, Reply
+from coe.core import Call, Expert, Health, Reply
 from coe.experts.recipes.agreement import NO_ANSWER, answer_classes
 from coe.experts.recipes.audit import Audit
 from coe.experts.recipes.calls import VERIFIED, MemberCalls, RecipeReply
 from coe.experts.recipes.draft import Draft, FinalAnswer
 from coe.experts.recipes.final_answers.answers import without_reasoning
 from coe.experts.recipes.judge import grade_in, grading_fields
-from coe.experts.recipes.policy import RecipePolicy
+from coe.experts.recipes.policy import RecipePolicy, Step
 from coe.experts.recipes.response_format import in_demanded_form
 from coe.registry import Policy
+from coe.usage import MemberCall, RecipeStop
+
+_REASONING = (
+    "reasoning_effort",
+    "reasoning",
+    "thinking",
+    "thinking_budget",
+    "enable_thinking",
+    "chat_template_kwargs",
+)
+"""Fields by which requests of Chat Completions set the reasoning of models of various servers."""
 
 
 class RecipeExpert:
@@ -119,6 +132,7 @@ class _Run:
                 accepted=self._drafts.index(best),
                 posterior=self._posterior,
                 final_answer=self._final_answer,
+                caps_apply=not _sets_reasoning(call.fields),
             )
 
     async def _call_steps(self) -> RecipeStop:
@@ -128,7 +142,7 @@ class _Run:
             if number and (stop := self._calls.stop_before(len(step.members))):
                 return stop
             assert self._call is not None
-            latest = [self._calls.start(name, number, self._call) for name in step.members]
+            latest = self._start(number, step, self._call)
             stop = await self._calls.settle(latest)
             goes_on = self._compare(number)
             if stop:
@@ -138,9 +152,30 @@ class _Run:
                 goes_on, stop = await self._judged(number, goes_on, self._recipe.judge)
                 if stop:
                     return stop
-            if not is_last and not goes_on and any(draft.usable for draft in self._drafts):
+            if not is_last and not goes_on and self._has_answer(latest):
                 return "accepted"
         return "last_step" if any(draft.complete for draft in latest) else "unavailable"
+
+    def _start(self, number: int, step: Step, call: Call) -> list[Draft]:
+        """Call the members of a step, with their caps where they apply.
+
+        A stream under a cap cannot be released before it is complete, as it may be cut off. So caps apply to streams
+        only where an earlier answer can be released when a limit of the request ends the step. They were fitted to
+        answers with the usual reasoning, so a request that sets its own has none.
+        """
+        held = any(draft.answer is not None for draft in self._drafts)
+        applies = (held or not (step.is_last or call.stream)) and not _sets_reasoning(call.fields)
+        caps = step.max_tokens if step.max_tokens and applies else (math.inf,) * len(step.members)
+        return [
+            self._calls.start(name, number, call, max_tokens=cap) for name, cap in zip(step.members, caps, strict=True)
+        ]
+
+    def _has_answer(self, latest: Sequence[Draft]) -> bool:
+        """Return whether an answer may be accepted. If none can be compared and one of the latest step was cut off, the
+        next step is called."""
+        if any(draft.cut_off for draft in latest) and all(draft.answer is None for draft in self._drafts):
+            return False
+        return any(draft.usable for draft in self._drafts)
 
     async def _judged(self, number: int, goes_on: bool, judge: Expert) -> tuple[bool, RecipeStop]:
         """Have the best answer after step `number` graded. Return whether to go on, and why to stop before that.
@@ -161,7 +196,7 @@ class _Run:
             return goes_on, "" if stop == "unavailable" else stop
         timeout = self._recipe.limits.response_timeout
         fields = grading_fields(call.fields, text)
-        plain = replace(call, fields=fields, stream=False, first_token_timeout=timeout)
+        plain = replace(call, fields=fields, renames_limit=True, stream=False, first_token_timeout=timeout)
         grading = calls.start_beside(judge, number, plain, final_answer=grade_in)
         stop = await calls.settle([grading])
         if stop or grading.answer is None:
@@ -217,6 +252,10 @@ class _Run:
             return last[0]  # the judge has rejected the others
         best = max(usable, key=lambda draft: draft.log.confidence or 0.0)
         return best if best.log.confidence else max(usable, key=lambda draft: draft.log.step)
+
+
+def _sets_reasoning(fields: Mapping[str, Any]) -> bool:
+    return any(fields.get(name) is not None for name in _REASONING)
 
 
 def _output_tokens(call: MemberCall) -> float | None:

@@ -6,7 +6,7 @@ another answer is not worth its cost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,7 +31,8 @@ class Step:
 
     `weights` and `typical` (mean of log(1 + output tokens)) cover the members of this step and of all earlier ones.
     `gain`, shape (STATE_FEATURES + n_categories,), are the coefficients of the expected gain of going on, net of its
-    cost; None for the last step. `graded` decides instead where a judge has graded the best answer.
+    cost; None for the last step. `graded` decides instead where a judge has graded the best answer. `max_tokens` is the
+    cap of each of its members' answers, inf without one; empty if none has one.
     """
 
     members: tuple[str, ...]
@@ -39,6 +40,18 @@ class Step:
     typical: Array = field(repr=False)
     gain: Array | None = field(default=None, repr=False)
     graded: GradeRule | None = None
+    max_tokens: tuple[float, ...] = ()
+
+    @property
+    def caps(self) -> Array:
+        """Return the cap of each member's answer in tokens, shape (n_members of this step,)."""
+        return np.array(self.max_tokens or (np.inf,) * len(self.members), dtype=np.float64)
+
+    @property
+    def is_last(self) -> bool:
+        """Return whether no step follows. Its caps apply only where an earlier answer can be compared, so that an
+        answer that was cut off never has to be returned."""
+        return self.gain is None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +80,27 @@ class RecipePolicy:
         always = (None if step.gain is None else np.eye(1, len(step.gain))[0] for step in self.steps)
         steps = tuple(replace(step, gain=gain, graded=None) for step, gain in zip(self.steps, always, strict=True))
         return replace(self, steps=steps, judge="")
+
+    @property
+    def max_tokens(self) -> dict[str, int]:
+        """Return the cap of each member that has one."""
+        caps = [(name, cap) for step in self.steps for name, cap in zip(step.members, step.caps, strict=True)]
+        return {name: int(cap) for name, cap in caps if np.isfinite(cap)}
+
+    @property
+    def caps(self) -> Array:
+        """Return the cap of each member's answer in tokens, shape (n_members,)."""
+        return np.concatenate([step.caps for step in self.steps])
+
+    def with_caps(self, caps: Mapping[str, float]) -> RecipePolicy:
+        """Return the policy with these caps by member, inf without one, in place of its own."""
+        if caps == self.max_tokens:
+            return self
+        limits = (tuple(caps.get(name, np.inf) for name in step.members) for step in self.steps)
+        steps = zip(self.steps, limits, strict=True)
+        return replace(
+            self, steps=tuple(replace(step, max_tokens=own if min(own) < np.inf else ()) for step, own in steps)
+        )
 
     def evaluate(
         self,
@@ -99,11 +133,12 @@ class Replayed:
     """The outcome of a policy on recorded answers.
 
     `member` (n_prompts,) is the position of the returned answer in `RecipePolicy.members`; `calls` (n_prompts,
-    n_members) is True for the members that were called.
+    n_members) is True for the members that were called, and `cut_off` of the same shape where a cap ended the answer.
     """
 
     member: NDArray[np.int64]
     calls: NDArray[np.bool_]
+    cut_off: NDArray[np.bool_]
 
 
 def replay(
@@ -117,25 +152,45 @@ def replay(
 
     `grades` of the same shape are those of its judge, NaN without one.
 
-    Where no answer is readable, the first one of the latest step is returned, as in serving. With a judge, so is that
-    of the last step if none of it is readable, since the judge has rejected the earlier answers.
+    Where no answer is readable, the first one of the latest step is returned, as in serving; if one of that step was
+    cut off, the next step is called first. With a judge, the first of the last step is returned if none of it is
+    readable, since the judge has rejected the earlier answers.
     """
     total = len(classes)
     chosen, calls = np.zeros(total, dtype=np.int64), np.zeros((total, len(policy.members)), dtype=bool)
+    cut_off = np.zeros_like(calls)
     live, seen = np.arange(total), 0
     for number, step in enumerate(policy.steps):
-        calls[live, seen : seen + len(step.members)] = True
-        seen += len(step.members)
-        so_far = classes[live, :seen], tokens[live, :seen], posterior[live]
+        first, seen = seen, seen + len(step.members)
+        calls[live, first:seen] = True
+        held = ~_unreadable(_read(classes, cut_off, live, first))
+        applies = held | (not step.is_last)
+        cut_off[live, first:seen] = applies[:, None] & (tokens[live, first:seen] > step.caps)
+        read = _read(classes, cut_off, live, seen)
+        written = np.minimum(tokens[live, :seen], np.where(cut_off[live, :seen], policy.caps[:seen], np.inf))
+        so_far = read, written, posterior[live]
         probabilities, goes_on = policy.evaluate(number, *so_far)
-        first = seen - len(step.members)
         chosen[live] = best_answer(probabilities, otherwise=first)
         if policy.judge and step.gain is None:
-            chosen[live] = np.where((so_far[0][:, first:] == NO_ANSWER).all(axis=1), first, chosen[live])
+            chosen[live] = np.where(_unreadable(read[:, first:]), first, chosen[live])
         if grades is not None:
             _, goes_on = policy.evaluate(number, *so_far, grades[live, chosen[live]])
+        if step.gain is not None:
+            goes_on = goes_on | (_unreadable(read) & cut_off[live, first:seen].any(axis=1))
         live = live[goes_on]
-    return Replayed(chosen, calls)
+    return Replayed(chosen, calls, cut_off)
+
+
+def _read(
+    classes: NDArray[np.int64], cut_off: NDArray[np.bool_], rows: NDArray[np.int64], members: int
+) -> NDArray[np.int64]:
+    """Return the answer classes of the first members, NO_ANSWER where a cap ended the answer."""
+    return np.where(cut_off[rows, :members], NO_ANSWER, classes[rows, :members])
+
+
+def _unreadable(classes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which prompts have no readable answer."""
+    return np.asarray((classes == NO_ANSWER).all(axis=1))
 
 
 def member_columns(policy: RecipePolicy, experts: Sequence[str]) -> list[int]:
@@ -167,7 +222,7 @@ def default_policy(recipe: RecipeSpec, *, categories: int) -> RecipePolicy:
         gain = None if number + 1 == len(recipe.steps) else _gain(needed, categories)
         graded = None if recipe.judge is None or gain is None else default_rule(categories)
         answer_weights = AnswerWeights(np.array(weights)[:, None], np.zeros(1))
-        steps.append(Step(names, answer_weights, np.zeros(members), gain, graded))
+        steps.append(Step(names, answer_weights, np.zeros(members), gain, graded, recipe.caps_of(names)))
     return RecipePolicy(recipe.name, 0.0, tuple(steps), recipe.judge or "")
 
 

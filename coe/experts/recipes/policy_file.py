@@ -17,7 +17,7 @@ from coe.experts.recipes.policy import RecipePolicy, Step
 from coe.registry import ArmSpec
 
 RECIPES_FILE = "recipes.json"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,18 @@ class ArmPolicies:
         fitted = {one.recipe: tuple(step.members for step in one.steps) for one in self.by_arm.values()}
         return fitted | {one.recipe: one.steps for one in self.written.values()}
 
+    @property
+    def max_tokens(self) -> dict[str, dict[str, int]]:
+        """Return the caps of members by recipe."""
+        return {one.recipe: one.max_tokens for one in self.by_arm.values()}
+
     def has(self, arm: ArmSpec) -> bool:
-        """Return True if a declared arm has the steps, the instruction and the judge that were planned."""
+        """Return True if a declared arm has the steps, the caps, the instruction and the judge that were planned."""
         writing = {one.recipe: one.writing for one in self.written.values()}
         judges = {one.recipe: one.judge for one in self.by_arm.values()}
         planned = self.steps.get(arm.recipe), writing.get(arm.recipe, ""), judges.get(arm.recipe, "")
-        return planned == (arm.steps, arm.writing, arm.judge)
+        caps = self.max_tokens.get(arm.recipe, {})
+        return planned == (arm.steps, arm.writing, arm.judge) and caps == arm.max_tokens
 
     def only(self, arms: Collection[str]) -> ArmPolicies:
         """Return some of the arms."""
@@ -126,6 +132,7 @@ def _step_to_json(step: Step) -> dict[str, Any]:
         "member_weights": step.weights.member.tolist(),
         "none_weights": step.weights.none.tolist(),
         "typical": step.typical.tolist(),
+        "max_tokens": [int(cap) if np.isfinite(cap) else None for cap in step.max_tokens],
         "gain": None if step.gain is None else step.gain.tolist(),
         "graded": None if step.graded is None else _rule_to_json(step.graded),
     }
@@ -145,7 +152,7 @@ def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePoli
             _array(one["member_weights"], (seen, 1 + n_categories)), _array(one["none_weights"], (1 + n_categories,))
         )
         typical, graded = _array(one["typical"], (seen,)), _rule_from_json(one["graded"], n_categories)
-        steps.append(Step(tuple(one["members"]), weights, typical, gain, graded))
+        steps.append(Step(tuple(one["members"]), weights, typical, gain, graded, _caps_from_json(one)))
     if not steps or steps[-1].gain is not None:
         raise ValueError("the last step of a policy must not go on")
     loss, max_loss = (None if found[name] is None else float(found[name]) for name in _LOSSES)
@@ -157,6 +164,13 @@ def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePoli
         loss,
         max_loss,
     )
+
+
+def _caps_from_json(found: Mapping[str, Any]) -> tuple[float, ...]:
+    caps = tuple(np.inf if cap is None else float(cap) for cap in found["max_tokens"])
+    if caps and (len(caps) != len(found["members"]) or not min(caps) > 0):
+        raise ValueError(f"max_tokens {found['max_tokens']}, not a positive number or null for each member")
+    return caps
 
 
 _LOSSES = ("loss_per_difference", "max_loss")

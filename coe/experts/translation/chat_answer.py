@@ -88,7 +88,7 @@ class ChatReader:
         )
 
     def _call(self, call: Mapping[str, Any]) -> CallDelta:
-        """A call without an index begins with its name; what follows belongs to it."""
+        """Return one piece of a tool call. Without an `index`, a piece with a name starts the next call."""
         function = call.get("function")
         function = function if isinstance(function, dict) else {}
         index, name = call.get("index"), _text(function.get("name"))
@@ -103,10 +103,10 @@ class ChatReader:
 
 
 class CallOrder:
-    """Orders the deltas of a stream: nothing follows a tool call before its arguments are complete.
+    """Reorders the deltas of a stream so that the arguments of a tool call are complete before anything follows it.
 
-    Servers may interleave the pieces of parallel calls, or write text between them. The other APIs write one item after
-    the other. What waits is a part of the answer, so its size has the answer's limits.
+    Chat servers may interleave the pieces of parallel calls, or send text between them. The Responses and Messages APIs
+    send one item after the other. Buffered deltas are a part of the answer, so the limits of the answer bound them.
     """
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class CallOrder:
         return ordered
 
     def _is_complete(self) -> bool:
-        """Whether the arguments of the open call are complete. Without any, they may come."""
+        """True if the arguments of the open call are complete. A call without any may still get them."""
         arguments = "".join(self._arguments)
         if not arguments.rstrip().endswith("}"):
             return False

@@ -1,6 +1,7 @@
 """`TranslatedExpert` answers Responses and Messages with an expert whose server speaks chat only.
 
-Requests in other APIs, and in those that the server speaks, pass unchanged. The answer's deltas are translated as they
+Requests in other APIs, and in those that the server speaks, pass unchanged, except for the name of a limit that CoE has
+set itself (`Call.renames_limit`). The answer's deltas are translated as they
 arrive, with one builder for plain answers and streams.
 """
 
@@ -8,14 +9,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
 
 import orjson
 
-from coe.core import Api, Call, Expert, Health, Reply, Usage
+from coe.core import Api, Call, Expert, Health, Reply
 from coe.errors import ExpertRejected, InvalidRequest
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
@@ -25,6 +26,7 @@ from coe.experts.translation.chat_answer import CallOrder, ChatReader, Delta
 from coe.experts.translation.messages_answer import MessageBuilder
 from coe.experts.translation.responses_answer import ResponseBuilder
 from coe.registry import ExpertSpec
+from coe.usage import Usage
 
 _log = logging.getLogger("coe.experts")
 
@@ -63,13 +65,15 @@ class TranslatedExpert:
         self._claude = spec.runtime == "litellm" and "claude" in spec.model
         self._translated_apis = frozenset(api for api in TRANSLATED_APIS if is_translated(spec, api))
         self._errors = ErrorMapping(spec.name, key="")
-        self._rejected: set[tuple[str, str]] = set()
-        """Names and values of optional fields that the server rejects; at most a few, as values are from lists."""
+        self._rejected: set[tuple[str, str]] = {(_LENGTH, "")} if _NEWER_LENGTH in spec.parameters else set()
+        """Names and values of optional fields that the server rejects; at most a few, as values are from lists. A
+        server whose declared limit has the newer name gets that one."""
 
     async def stream(self, call: Call) -> Reply:
         """Raises what the expert raises, and InvalidRequest for a request that cannot be translated."""
         if call.api not in self._translated_apis:
-            return await self._expert.stream(call)
+            limited = call.renames_limit and call.api == "chat"
+            return await (self._accepted(call, optional=()) if limited else self._expert.stream(call))
         try:
             body, builder = self._request(call)
             opening = b"".join(map(_event, builder.begin())) if call.stream else b""
@@ -95,10 +99,10 @@ class TranslatedExpert:
     async def aclose(self) -> None:
         await self._expert.aclose()
 
-    async def _accepted(self, call: Call) -> Reply:
-        """The reply to the call. What a server rejects by name, and is not needed or has another name, is changed. A
+    async def _accepted(self, call: Call, *, optional: Sequence[str] = _OPTIONAL) -> Reply:
+        """The reply to the call. What a server rejects by name, and is `optional` or has another name, is changed. A
         change is kept for later calls only once it helped: servers quote requests in their errors."""
-        for name in _OPTIONAL:
+        for name in optional:
             if (name, str(call.fields.get(name))) in self._rejected:
                 call = _without(call, name)
         if (_LENGTH, "") in self._rejected:
@@ -108,7 +112,7 @@ class TranslatedExpert:
             try:
                 reply = await self._expert.stream(call)
             except ExpertRejected as error:
-                changed = _changed(call, error)
+                changed = _changed(call, error, optional)
                 if changed is None:
                     raise
                 call, change = changed
@@ -143,8 +147,7 @@ def is_translated(spec: ExpertSpec, api: Api) -> bool:
 
 
 def dropped_parts(api: Api, fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the types of what the translation of a valid request leaves out, each once and at most MAX_DROPPED. A
-    type that is no word is `other`, since it could hold anything."""
+    """Returns the types of what the translation of a valid request leaves out."""
     find: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = {
         "responses": responses_request.dropped_parts,
         "messages": messages_request.dropped_parts,
@@ -153,6 +156,12 @@ def dropped_parts(api: Api, fields: Mapping[str, Any]) -> tuple[str, ...]:
         kinds = () if find is None else find(fields)
     except InvalidRequest:
         return ()
+    return reported_types(kinds)
+
+
+def reported_types(kinds: Iterable[str]) -> tuple[str, ...]:
+    """Returns types as headers and records hold them, each once and at most MAX_DROPPED. A type that is no word is
+    `other`, since it could hold anything."""
     words = (kind if _TYPE.fullmatch(kind) else "other" for kind in kinds)
     return tuple(dict.fromkeys(words))[:MAX_DROPPED]
 
@@ -206,7 +215,7 @@ class _StreamedReply:
         await self._reply.aclose()
 
 
-def _changed(call: Call, error: ExpertRejected) -> tuple[Call, tuple[str, str] | None] | None:
+def _changed(call: Call, error: ExpertRejected, optional: Sequence[str]) -> tuple[Call, tuple[str, str] | None] | None:
     """The call without what the server rejects, and what to remember; None if it rejects something else. Each change
     happens once.
 
@@ -215,7 +224,7 @@ def _changed(call: Call, error: ExpertRejected) -> tuple[Call, tuple[str, str] |
     """
     if _NEWER_LENGTH in str(error) and _LENGTH in call.fields and error.param in (None, _LENGTH):
         return _with_newer_length(call), (_LENGTH, "") if error.param else None
-    for name in _OPTIONAL:
+    for name in optional:
         if name in (error.param or str(error)) and name in call.fields:
             return _without(call, name), (name, str(call.fields[name]))
     return None

@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from coe.core import Usage
 from coe.experts.http import sse
 from coe.experts.translation.chat_answer import CallDelta, Delta
+from coe.usage import Usage
 
 Event = dict[str, Any]
 _STOP_REASONS = {

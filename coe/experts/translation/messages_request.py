@@ -163,12 +163,12 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
 
 
 def _is_function(tool: Fields) -> bool:
-    """Whether the client runs a tool and declares what it takes."""
+    """True if the client runs a tool and declares its input."""
     return isinstance(tool.get("input_schema"), dict) and isinstance(tool.get("name"), str)
 
 
 def _is_server_block(kind: str) -> bool:
-    """Whether a block records the use of a tool that Anthropic's servers run."""
+    """True if a block records the use of a tool that Anthropic's servers run."""
     return kind in ("server_tool_use", "mcp_tool_use", "container_upload") or (
         kind.endswith("_tool_result") and kind != "tool_result"
     )

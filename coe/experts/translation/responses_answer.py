@@ -11,11 +11,11 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from coe.core import Usage
 from coe.experts.api_formats import OWN_ITEM
 from coe.experts.http import sse
 from coe.experts.translation.chat_answer import CallDelta, Delta
 from coe.experts.translation.tools import INPUT, ToolName, read_tools
+from coe.usage import Usage
 
 Event = dict[str, Any]
 _DEFAULTS: Mapping[str, Any] = {
@@ -38,7 +38,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "truncation": "disabled",
     "user": None,
 }
-"""What the API returns for a field that the client leaves out."""
+"""Values that the API returns for fields that the client leaves out."""
 _ECHOED = ("prompt_cache_key", "safety_identifier", "conversation", "prompt")
 """Fields that are returned only if they were sent."""
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}

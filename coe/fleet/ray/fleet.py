@@ -15,14 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from coe.errors import ClusterError, ConfigError
+from coe.errors import ClusterError, ConfigError, pip_install
 from coe.fleet.fleet import run_to_completion, run_together
-from coe.fleet.planning import ServerConfig, server_config
 from coe.fleet.ray.server_actor import ServerRequest, server_requests
 from coe.fleet.ray.server_supervisor import ServerSupervisor
 from coe.fleet.specs import LocalExpert, Timeouts
 from coe.fleet.validation import find_problems
 from coe.registry import Registry
+from coe.registry.experts import ServerKey
+from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.settings import Endpoint, Settings
 from coe.supervision import supervised
 from coe.terminal import print_line
@@ -129,7 +130,7 @@ Publish = Callable[[Mapping[str, tuple[Endpoint, ...]]], None]
 class PublishedFleet:
     """A cluster fleet and the experts that it serves: publishes their endpoints when either changes."""
 
-    def __init__(self, fleet: ClusterFleet, *, running: Mapping[ServerConfig, str], publish: Publish) -> None:
+    def __init__(self, fleet: ClusterFleet, *, running: Mapping[ServerKey, str], publish: Publish) -> None:
         self.fleet, self.running = fleet, running
         self._publish = publish
         self.experts: Sequence[LocalExpert] = ()
@@ -141,7 +142,7 @@ class PublishedFleet:
         self._publish_endpoints()
 
     def _publish_endpoints(self) -> None:
-        keys = [self.running[server_config(expert)] for expert in self.experts]
+        keys = [self.running[expert.server_key] for expert in self.experts]
         self._publish(self.fleet.endpoints(self.experts, keys))
 
 
@@ -154,6 +155,10 @@ async def running_cluster(
     base_folder = settings.config.parent
     if registry.residency is not None:
         raise ConfigError("residency is for the devices of one machine; leave it out, or `--engine ray`")
+    for expert in registry.experts:
+        if expert.runtime in LOCAL_RUNTIMES and expert.base_url is not None:
+            what = "is the address of this machine, which the nodes of a cluster do not reach; use runtime: external"
+            raise ConfigError(f"{settings.config.name}: expert {expert.name!r}: base_url: {what}")
     for index, key, what in find_problems(registry.experts, base_folder=base_folder):
         raise ConfigError(f"{settings.config.name}: expert {registry.experts[index].name!r}: {key}: {what}")
     requests = list(
@@ -162,16 +167,17 @@ async def running_cluster(
             base_folder=base_folder,
             models=settings.models,
             logs=settings.logs,
+            engines=settings.engines,
             cluster_has_gpus=bool(ray.cluster_resources().get("GPU")),
         )
     )
     if requests:
         print_line(f"starting {len(requests)} expert server{'s' if len(requests) > 1 else ''} on the cluster")
-    running = {server_config(request.experts[0]): request.key for request in requests}
+    running = {request.experts[0].server_key: request.key for request in requests}
     timeouts = Timeouts.after(registry.policy.timeout)
     async with ClusterFleet(requests, ray=ray, report=print_line, timeouts=timeouts) as fleet:
         published = PublishedFleet(fleet, running=running, publish=publish)
-        published.publish([expert for expert in registry.experts if server_config(expert) in running])
+        published.publish([expert for expert in registry.experts if expert.server_key in running])
         yield published
 
 
@@ -186,7 +192,7 @@ def ray_cluster() -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise ClusterError("ray is not installed; pip install 'coe[ray]', or leave out --engine ray") from None
+        raise ClusterError(f"ray is not installed; {pip_install('ray')}, or leave out --engine ray") from None
     _check_reachable(os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(log_to_driver=False, logging_level="error")

@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coe.fleet import arguments, probe, supervisor
-from coe.fleet.planning import group_by_config, local_servers
+from coe.fleet import probe, supervisor
+from coe.fleet.engines.catalog import ENGINES
+from coe.fleet.planning import group_by_server, local_servers
 from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec, Timeouts
 from coe.registry import ExpertSpec
+from coe.registry.runtimes import RUNTIMES
 
 GB = 2**30
 
@@ -40,28 +42,32 @@ class ServerRequest:
     base_folder: Path
     models: Path
     logs: Path
+    engines: Path
 
 
 def server_requests(
-    experts: Sequence[ExpertSpec], *, base_folder: Path, models: Path, logs: Path, cluster_has_gpus: bool
+    experts: Sequence[ExpertSpec], *, base_folder: Path, models: Path, logs: Path, engines: Path, cluster_has_gpus: bool
 ) -> Iterator[ServerRequest]:
     """Yields one request for each replica of each server. A server has as many replicas as the expert with most."""
-    for group in group_by_config(experts).values():
+    for group in group_by_server(experts).values():
         declared = tuple(expert.model_copy(update={"api_key": None}) for expert in experts if expert in group)
         key = next((expert.name for expert in declared if not expert.adapter), declared[0].name)
         replicas = max(expert.replicas for expert in declared)
         resources = _resources(declared, cluster_has_gpus=cluster_has_gpus)
         for number in range(1, replicas + 1):
             name = f"{key}-{number}" if replicas > 1 else key
-            yield ServerRequest(key, name, declared, resources, base_folder=base_folder, models=models, logs=logs)
+            yield ServerRequest(
+                key, name, declared, resources, base_folder=base_folder, models=models, logs=logs, engines=engines
+            )
 
 
 def _resources(experts: Sequence[ExpertSpec], *, cluster_has_gpus: bool) -> dict[str, float]:
     """One CPU, and as many GPUs as are declared or as the model is spread over; by default one if the cluster has any.
     Without a GPU, the declared memory is RAM."""
     first = experts[0]
-    gpus = len(first.gpus) or arguments.parallel_size(arguments.normalized(first.options))
-    if first.runtime != "vllm" or (not first.gpus and gpus == 1 and not cluster_has_gpus):
+    engine = ENGINES[first.runtime]
+    gpus = len(first.gpus) or engine.devices(engine.flags(first))
+    if not RUNTIMES[first.runtime].gpus or (not first.gpus and gpus == 1 and not cluster_has_gpus):
         gpus = 0
     memory = 0 if gpus else int(GB * max(expert.memory_gb or 0.0 for expert in experts))
     return {name: amount for name, amount in (("CPU", 1), ("GPU", gpus), ("memory", memory)) if amount}
@@ -101,11 +107,12 @@ class ServerActor:
         specs, _ = await asyncio.to_thread(
             local_servers,
             [
-                expert.model_copy(update={"gpus": _gpus() if expert.runtime == "vllm" else ()})
+                expert.model_copy(update={"gpus": _gpus() if RUNTIMES[expert.runtime].gpus else ()})
                 for expert in request.experts
             ],
             cache=request.models,
             logs=request.logs,
+            engines=request.engines,
             python=Path(sys.executable),
             report=self._events.put_nowait,
             base_folder=request.base_folder,

@@ -1,12 +1,14 @@
 """The gateway's client of the residency socket: requests that an expert is loaded, and keeps the latest tiers.
 
 `ResidencyClient` implements `coe.experts.factory.ResidencyHold` over one connection that is opened again when it
-breaks. `coe status` uses `fetch_tiers`. Messages between a gateway process and `coe up` are one JSON object a line:
+breaks. `coe status` uses `fetch_report`. Messages between a gateway process and `coe up` are one JSON object a line:
 
     gateway -> coe up   {"acquire": 7, "expert": "law", "category": "law", "timeout": 60.0, "stand_in": ""}
                         {"end": 7}          the request ended, or no longer waits
-    coe up -> gateway   {"granted": 7}
-                        {"refused": 7, "reason": "...", "retry_after": 12.5}
+                        {"report": 8}       what happens on the devices, and why
+    coe up -> gateway   {"granted": 7, "tier": "asleep"}            with the expert's tier when the request arrived
+                        {"refused": 7, "reason": "...", "retry_after": 12.5, "tier": "asleep"}    no tier: did not wait
+                        {"report": 8, "devices": [...]}             see `coe.fleet.residency.report`
                         {"tiers": {"law": {"tier": "awake", "waiting": 0, "switches": 3}}}     now and at every change
 
 When a connection ends, its requests end too. Only the owner may enter the folder of the socket.
@@ -73,12 +75,13 @@ class ResidencyClient:
         self._address = address
         self._writer: asyncio.StreamWriter | None = None
         self._connected = asyncio.Event()
-        self._responses: dict[int, asyncio.Future[None]] = {}
+        self._responses: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
         self._number = 0
         self.tiers: Mapping[str, Mapping[str, Any]] = {}
         """By expert: tier, waiting and switches, as last received; empty while disconnected."""
-        self.on_granted: Callable[[str, float], None] = lambda _expert, _seconds: None
-        """Called after each successful `acquire` with the expert and the seconds it took."""
+        self.on_wait: Callable[[str, str, str, float], None] = lambda *_: None
+        """Called after each `acquire` that waited, or could have: the expert, its tier at arrival, `granted` or
+        `refused`, and seconds."""
 
     async def acquire(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
         """Waits until the expert is awake, at most until `deadline` (event loop clock). Returns the function that
@@ -94,19 +97,38 @@ class ResidencyClient:
         try:
             writer.write(encode(message))
             async with asyncio.timeout(timeout + RESPONSE_TIMEOUT):
-                await response
+                granted = await response
         except TimeoutError:
             self._end(writer, number)
             raise _asleep(expert, "the fleet that should wake it does not answer", RESPONSE_TIMEOUT) from None
-        except ExpertAsleep as error:
-            raise _asleep(expert, str(error), error.retry_after) from None
+        except _Refused as refused:
+            if refused.tier:
+                self.on_wait(expert, refused.tier, "refused", loop.time() - began)
+            raise _asleep(expert, refused.reason, refused.retry_after) from None
         except BaseException:
             self._end(writer, number)
             raise
         finally:
             self._responses.pop(number, None)
-        self.on_granted(expert, loop.time() - began)
+        self.on_wait(expert, granted["tier"], "granted", loop.time() - began)
         return partial(self._end, writer, number)
+
+    async def report(self) -> list[dict[str, Any]]:
+        """Return the state of each device and the reasons for it. Raises ExpertAsleep if the fleet does not answer."""
+        writer = await self._connection("")
+        self._number += 1
+        response = self._responses[self._number] = asyncio.get_running_loop().create_future()
+        number = self._number
+        try:
+            writer.write(encode({"report": number}))
+            async with asyncio.timeout(RESPONSE_TIMEOUT):
+                return list((await response)["devices"])
+        except TimeoutError:
+            raise _asleep("", "the fleet does not answer", RESPONSE_TIMEOUT) from None
+        except _Refused as refused:
+            raise _asleep("", refused.reason, refused.retry_after) from None
+        finally:
+            self._responses.pop(number, None)
 
     async def _connection(self, expert: str) -> asyncio.StreamWriter:
         try:
@@ -145,32 +167,43 @@ class ResidencyClient:
         writer.close()
         for response in self._responses.values():
             if not response.done():
-                response.set_exception(_asleep("", "the fleet that should wake it has gone", RESPONSE_TIMEOUT))
+                response.set_exception(_Refused("the fleet that should wake it has gone", RESPONSE_TIMEOUT, ""))
 
     def _handle(self, message: Mapping[str, Any]) -> None:
         if "tiers" in message:
             self.tiers = message["tiers"]
             return
-        response = self._responses.get(message.get("granted", message.get("refused", 0)))
+        number = next((message[kind] for kind in ("granted", "refused", "report") if kind in message), 0)
+        response = self._responses.get(number)
         if response is None or response.done():
             return
-        if "granted" in message:
-            response.set_result(None)
+        if "refused" in message:
+            refused = _Refused(message["reason"], message["retry_after"], message.get("tier", ""))
+            response.set_exception(refused)
         else:
-            response.set_exception(_asleep("", message["reason"], message["retry_after"]))
+            response.set_result(message)
 
 
-async def fetch_tiers(address: Path) -> dict[str, Any]:
-    """Returns tier, waiting and switches by expert, as they are now. Raises OSError if nothing listens at `address`."""
+async def fetch_report(address: Path) -> list[dict[str, Any]]:
+    """Return the state of each device and the reasons for it. Raises OSError if nothing answers at `address`."""
     async with asyncio.timeout(RESPONSE_TIMEOUT):
         reader, writer = await asyncio.open_unix_connection(address, limit=MAX_LINE_BYTES)
         try:
+            writer.write(encode({"report": 1}))
             async for message in read_messages(reader):
-                if "tiers" in message:
-                    return dict(message["tiers"])
+                if "report" in message:
+                    return list(message["devices"])
         finally:
             writer.close()
-    return {}
+    return []
+
+
+class _Refused(Exception):
+    """The fleet refused a request. `tier` is the expert's when the request arrived, empty if it did not wait."""
+
+    def __init__(self, reason: str, retry_after: float | None, tier: str) -> None:
+        super().__init__(reason)
+        self.reason, self.retry_after, self.tier = reason, retry_after, tier
 
 
 def _asleep(expert: str, reason: str, retry_after: float | None) -> ExpertAsleep:

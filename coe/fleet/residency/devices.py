@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
-from coe.fleet.planning import group_by_config
-from coe.fleet.residency.policy import ServerProfile
-from coe.fleet.specs import ServerSpec
+from coe.fleet.planning import group_by_server
+from coe.fleet.residency.load_times import LoadTimes
+from coe.fleet.residency.policy import ServerProfile, Tier
+from coe.fleet.specs import START_SECONDS, ServerSpec
 from coe.registry import ExpertSpec, Registry
 
 ASLEEP_SHARE = 0.05
-"""Share of its memory that a sleeping vLLM server keeps on the device (graphs, the CUDA context)."""
-WAKE_SECONDS, START_SECONDS = (1.0, 0.1), (20.0, 1.0)
-"""Expected time to awake, from asleep and from stopped, before any measurement: seconds, and seconds a GB."""
+"""Share of its memory that a sleeping server keeps on the device (graphs, the CUDA context)."""
+WAKE_SECONDS = (1.0, 0.1)
+"""Expected time from asleep to awake before any measurement: seconds, and seconds a GB."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledServer:
-    """A server on a shared device. `sleep_level` is that of vLLM, None if the server is stopped instead."""
+    """A server on a shared device. `sleep_level` is None if the server is stopped instead. `measured` are its load
+    times of earlier runs, in seconds by tier."""
 
     profile: ServerProfile
     spec: ServerSpec
     sleep_level: int | None = None
+    measured: Mapping[Tier, float] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -32,8 +35,19 @@ class ScheduledServer:
     @property
     def load_times(self) -> tuple[float, float]:
         """Expected seconds to awake, from asleep and from stopped."""
-        memory = self.profile.memory
-        return WAKE_SECONDS[0] + WAKE_SECONDS[1] * memory, START_SECONDS[0] + START_SECONDS[1] * memory
+        memory, measured, start = self.profile.memory, self.measured, self.spec.start_seconds
+        return load_seconds(memory, measured, "asleep"), load_seconds(memory, measured, "stopped", start)
+
+
+def load_seconds(
+    memory: float, measured: Mapping[Tier, float], tier: Tier, start: tuple[float, float] = START_SECONDS
+) -> float:
+    """Expected seconds to awake of a server of `memory` GB: those of earlier runs, or assumed ones.
+
+    `start` is the assumed time from stopped to awake: seconds, and seconds a GB.
+    """
+    fixed, per_gb = WAKE_SECONDS if tier == "asleep" else start
+    return measured.get(tier, fixed + per_gb * memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +58,15 @@ class Device:
     host_memory: float
     servers: tuple[ScheduledServer, ...]
     experts: Mapping[str, str]
+    name: str = ""
 
 
-def plan_devices(registry: Registry, specs: Sequence[ServerSpec]) -> list[Device]:
-    """Returns the declared devices. `specs` are the servers that `local_servers` planned for the same experts, in
-    order."""
+def plan_devices(registry: Registry, specs: Sequence[ServerSpec], load_times: LoadTimes | None = None) -> list[Device]:
+    """Returns the declared devices, with the kept `load_times`. `specs` are the servers that `local_servers` planned
+    for the same experts, in order."""
     declared = registry.residency
     assert declared is not None
-    groups = [cast("list[ExpertSpec]", group) for group in group_by_config(registry.experts).values()]
+    groups = [cast("list[ExpertSpec]", group) for group in group_by_server(registry.experts).values()]
     devices = []
     for device in declared.devices:
         here = [
@@ -59,21 +74,30 @@ def plan_devices(registry: Registry, specs: Sequence[ServerSpec]) -> list[Device
             for group, spec in zip(groups, specs, strict=True)
             if registry.device_of(group[0]) == device.name
         ]
-        servers = tuple(_scheduled_server(group, spec) for group, spec in here)
+        servers = tuple(_scheduled_server(group, spec, load_times) for group, spec in here)
         experts = {expert.name: spec.key for group, spec in here for expert in group}
-        devices.append(Device(device.memory_gb, declared.sleep_memory_gb / len(declared.devices), servers, experts))
+        host_memory = declared.sleep_memory_gb / len(declared.devices)
+        devices.append(Device(device.memory_gb, host_memory, servers, experts, device.name))
     return devices
 
 
-def _scheduled_server(group: Sequence[ExpertSpec], spec: ServerSpec) -> ScheduledServer:
-    memory = max(expert.memory_gb or 0.0 for expert in group)
-    level = next((expert.sleep_level for expert in group if expert.sleep_level), None)
-    profile = ServerProfile(
-        spec.key,
+def _scheduled_server(group: Sequence[ExpertSpec], spec: ServerSpec, load_times: LoadTimes | None) -> ScheduledServer:
+    measured = load_times.of(group[0].name) if load_times else {}
+    return ScheduledServer(server_profile(group, spec.key), spec, _sleep_level(group), measured)
+
+
+def server_profile(group: Sequence[ExpertSpec], key: str) -> ServerProfile:
+    """The memory of the server that the experts of `group` share."""
+    memory, level = max(expert.memory_gb or 0.0 for expert in group), _sleep_level(group)
+    return ServerProfile(
+        key,
         memory,
         pinned=any(expert.pinned for expert in group),
         sleeps=level is not None,
         asleep_memory=ASLEEP_SHARE * memory if level else 0.0,
         host_memory=memory if level == 1 else 0.0,
     )
-    return ScheduledServer(profile, spec, level)
+
+
+def _sleep_level(group: Sequence[ExpertSpec]) -> int | None:
+    return next((expert.sleep_level for expert in group if expert.sleep_level), None)

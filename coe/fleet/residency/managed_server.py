@@ -1,7 +1,7 @@
 """Controls one server on a shared device: starts or wakes it, puts it to sleep or stops it, and checks its health.
 
-`Residency` calls it for each order of the scheduler. Health checks run only while the server is awake. Only vLLM
-servers can sleep; others are stopped.
+`Residency` calls it for each order of the scheduler. Health checks run only while the server is awake. A server whose
+engine cannot sleep is stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from coe.fleet import probe
 from coe.fleet.residency.devices import ScheduledServer
 from coe.fleet.server import Server
 from coe.fleet.specs import Timeouts
-from coe.fleet.vllm.client import VllmClient
 from coe.supervision import supervised
 
 FIRST_TOKEN_TIMEOUT = 60.0
@@ -41,7 +40,7 @@ class ManagedServer:
         self._spec, self._sleep_level = scheduled.spec, scheduled.sleep_level or 1
         self._session, self._report, self._timeouts = session, report, timeouts
         self._server = Server(self._spec, session=session, report=report, timeouts=timeouts)
-        self._vllm = VllmClient(self._spec.root, session=session)
+        self._client = self._spec.open_client(self._spec.root, session)
         self._watcher: asyncio.Task[None] | None = None
         self._awake_since: float | None = None
         self._retry_delay = 0.0
@@ -54,7 +53,7 @@ class ManagedServer:
         """Wakes or starts the server; returns once it has answered with a token. Raises FleetError; call `take_down`
         then."""
         if self._server.running:
-            await self._vllm.wake(level=self._sleep_level)
+            await self._client.wake(level=self._sleep_level)
             await self._wait_until_ready()
         else:
             await self._server.start(keep_log=True)
@@ -73,7 +72,7 @@ class ManagedServer:
         await self._unwatch()
         if sleep and self._server.running:
             try:
-                await self._vllm.sleep(level=self._sleep_level)
+                await self._client.sleep(level=self._sleep_level)
                 return "asleep"
             except FleetError as error:
                 self._report(f"server {self.key!r} does not sleep and is stopped: {error}")

@@ -4,19 +4,22 @@ Requests for an awake server are admitted at once. Other requests wait until the
 load serves every request that waits for that server, as one transmission does in pull-based broadcast scheduling, so
 its rules apply:
 
-1. *Order*: by urgency, the sum of the cubed waits of a server's requests by its load seconds. The sum of waits by size
-   is the index of Longest Wait First, and nearly the Whittle index (Raissi-Dehkordi and Baras 2002); with a convex cost
-   of a wait it is the generalised c-mu rule (Van Mieghem 1995), and bounds the long waits as well (Chekuri, Im and
-   Moseley 2009, arXiv 0906.2395).
-2. *When*: a load has a price in seconds of wait. A server is loaded once its requests have waited so long in sum, the
-   rule of dynamic acknowledgement (Dooly, Goldman and Scott 2001), or once one has waited `GATHER_LIMIT` x `max_wait`.
-   The price grows with the *offered load* of the device: the load seconds a second that it would need if every request
-   for a server that is not awake had a load of its own. A device that can keep up loads at once; one that cannot
-   gathers requests.
-3. *Eviction*: first the servers that would cost least to have back for their memory: request rate x load seconds / GB
-   (as GreedyDual-Size-Frequency, Cherkasova 1998). Idle ones come before busy ones, which drain: they accept nothing
-   new and unload once they are idle.
-4. *Ahead*: room for the next `LOOKAHEAD` servers is made while another still loads.
+1. *Order*: by urgency, highest first. Urgency is the sum of the cubed waits of a server's requests divided by its load
+   seconds. With waits that are not cubed, this is the index of Longest Wait First, and nearly the Whittle index
+   (Raissi-Dehkordi and Baras 2002). A convex cost of a wait makes it the generalised c-mu rule (Van Mieghem 1995), and
+   bounds the long waits as well (Chekuri, Im and Moseley 2009, arXiv 0906.2395).
+2. *When*: a load has a price in seconds of wait, at most `max_wait`. A server is loaded once the norm of its requests'
+   waits reaches the price: the rule of dynamic acknowledgement (Dooly, Goldman and Scott 2001), whose cost is the sum
+   or the maximum of the waits, with a norm between the two. The price grows with the *offered load* of the device: the
+   load seconds a second that it would need if every request for a server that is not awake had a load of its own. A
+   device with spare capacity loads at once; an overloaded device batches requests.
+3. *Eviction*: the servers with the lowest reload cost per GB first: request rate x load seconds / GB (as in
+   GreedyDual-Size-Frequency, Cherkasova 1998), idle servers before busy ones. Those that turn out not to be needed,
+   because a larger one is evicted as well, stay. Sleeping servers are stopped if the memory that they keep is needed,
+   those with waiting requests last, and awake ones are stopped if they would keep too much.
+4. *Lookahead*: idle servers are unloaded for the next `LOOKAHEAD` servers while another one still loads. A busy server
+   drains (it accepts no new request and unloads once it is idle) only for the most urgent one, and does not begin to
+   during a load: memory that waits for work to end is idle. What fits beside the most urgent one loads meanwhile.
 
 A server with requests in flight is never unloaded. When none is wanted, a server with a forecast of at least one
 request within `max_wait` is prefetched into free memory.
@@ -26,8 +29,9 @@ Memory is in GB, times in seconds of a monotonic clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Tier = Literal["awake", "draining", "loading", "unloading", "asleep", "stopped"]
@@ -121,26 +125,50 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A server that is not awake and that requests ask for, as the policy weighed it.
+
+    It may load once `waited`, the norm of the waits of its requests as of when it could be awake, reaches `price`: not
+    before `due` if no more requests arrive. `evicts` leave for it. An `obstacle` keeps it from loading: it failed and
+    may not start yet, it is larger than its device, or the servers that may leave do not free enough memory.
+    """
+
+    key: str
+    waited: float = 0.0
+    price: float = 0.0
+    due: float = math.inf
+    evicts: tuple[str, ...] = ()
+    obstacle: Literal["", "failed", "too_large", "no_room"] = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
-    """The actions to take now, and when to plan again if nothing happens before (None: no need)."""
+    """The actions to take now, and when to plan again if nothing happens before (None: no need). `candidates` are the
+    servers that were weighed, those without an obstacle by urgency; they explain the actions."""
 
     actions: tuple[Action, ...] = ()
     next_check: float | None = None
+    candidates: tuple[Candidate, ...] = field(default=(), compare=False)
 
 
-GATHER_LIMIT = 1.5
-"""Multiple of `max_wait` after which a request has waited long enough for others to join it. The rest of twice
-`max_wait` is for its turn among the others."""
-PRICE, PRICE_LIMIT = 0.4, 2.5
-"""Price of a load by `max_wait`, at an offered load of 1, and at most. It grows with the square of the offered load."""
+PRICE, PRICE_LIMIT = 0.38, 1.0
+"""Price of a load as a multiple of `max_wait`: PRICE x the offered load, at most PRICE_LIMIT. A lone request gathers
+others for at most that long. Waiting for its turn among the other loads may then take as long again."""
+SPARE_LOAD = 0.5
+"""Offered load up to which loads are free, since the device has time to spare. The price reaches its line at 1."""
+WAIT_NORM = 1.5
+"""Norm of the waits that pay for a load. 1 would be their sum, which leaves lone requests waiting for long; infinity
+would be the longest wait, so that many requests could wait as long as one."""
 WAIT_EXPONENT = 3
 """Exponent of the cost of a wait. Greater ones favour the oldest requests, smaller ones the longest queues."""
-LOOKAHEAD = 4
-"""Servers that room is made for at a time."""
+LOOKAHEAD = 2
+"""Servers that room is made for at a time. With more, memory stays empty for long before it is used."""
 BUSY_FACTOR = 20.0
 """Factor on the cost of evicting a server with requests in flight: its memory is free only when they end."""
 _PRECISION = 1e-9
 """GB below which a lack of memory is a rounding error."""
+_TIME_PRECISION = 1e-6
+"""Seconds below which a load that is not due yet is due: rounding errors of a norm."""
 _SHORTEST_CHECK = 0.1
 """Seconds between two checks at least: prices change meanwhile."""
 
@@ -148,85 +176,117 @@ _SHORTEST_CHECK = 0.1
 def plan(state: DeviceState) -> Schedule:
     """Returns the actions for this moment. Call it again after carrying them out, and after every event."""
     actions = [Action("admit", s.key, len(s.waiting)) for s in state.servers if s.tier == "awake" and s.waiting]
-    targets, evicted, next_check = _choose(state)
+    targets, evicted, next_check, candidates = _select_loads(state)
     keys = {server.key for server in evicted}
     actions += [Action("resume", s.key) for s in state.servers if s.tier == "draining" and s.key not in keys]
     actions += _evict(state, evicted)
     if any(server.tier == "loading" for server in state.servers):  # one at a time: two would share its bandwidth
-        return Schedule(tuple(actions), next_check)
-    target = targets[0] if targets else _prefetched(state)
-    if target is not None and _lacking(target) <= state.free + _PRECISION:
+        return Schedule(tuple(actions), next_check, candidates)
+    loads = targets or _prefetch_candidates(state)
+    target = next((one for one in loads if _missing_memory(one) <= state.free + _PRECISION), None)
+    if target is not None:
         actions.append(Action("load", target.key))
-    return Schedule(tuple(actions), next_check)
+    return Schedule(tuple(actions), next_check, candidates)
 
 
-def _choose(state: DeviceState) -> tuple[list[ServerState], list[ServerState], float | None]:
-    """The servers to load next, in order; those to evict for them; and when the next one may be worth its price."""
-    wanted = [s for s in state.servers if s.tier in ("asleep", "stopped") and (s.waiting or s.redirected)]
+def _select_loads(
+    state: DeviceState,
+) -> tuple[list[ServerState], list[ServerState], float | None, tuple[Candidate, ...]]:
+    """The servers to load next, in order; those to evict for them; when the next one may be worth its price; and all
+    that were weighed."""
+    wanted = [s for s in state.servers if s.tier in ("asleep", "stopped") and _requested(s)]
     checks = [s.retry_at for s in wanted if s.retry_at > state.now]
-    most = _unpinned(state)
-    wanted = [s for s in wanted if s.retry_at <= state.now and (s.profile.pinned or s.profile.memory <= most)]
+    wanted, candidates = _loadable(wanted, state)
     if not wanted:
-        return [], [], min(checks, default=None)
+        return [], [], min(checks, default=None), tuple(candidates)
     offered = sum(s.rate * s.load_seconds for s in state.servers if s.tier not in ("awake", "draining"))
     available = state.free + sum(_freed_memory(s) for s in state.servers if s.tier == "unloading")
+    loading = any(s.tier == "loading" for s in state.servers)
     victims = sorted(_evictable(state), key=_eviction_order)
+    idle = [s for s in victims if not _needed(s)]
+    first = [s for s in victims if s.tier == "draining" or not _needed(s)] if loading else victims
     targets: list[ServerState] = []
     evicted: list[ServerState] = []
-    for server in sorted(wanted, key=lambda s: -_urgency(s, state.now)):
-        leaving = _leaving(victims[len(evicted) :], _lacking(server) - available)
+    for urgent in sorted((_Waits(server, state.now) for server in wanted), key=lambda one: -one.urgency):
+        server = urgent.server
+        if any(server.key == one.key for one in evicted):  # it leaves for a more urgent one
+            candidates.append(Candidate(server.key, obstacle="no_room"))
+            continue
+        may_leave = idle if targets else [s for s in first if s is not server]
+        leaving = _select_victims(may_leave, _missing_memory(server) - available)
         if leaving is None or len(targets) == LOOKAHEAD:
+            candidates.append(Candidate(server.key, obstacle="no_room"))
             break
-        lost = sum(s.rate * s.load_seconds for s in leaving)
-        worth_at = _worth_at(server, state, offered + lost)
-        if worth_at > state.now:
-            checks.append(max(worth_at, state.now + _SHORTEST_CHECK))
+        lost = sum(s.rate * s.load_seconds for s in leaving if s.tier != "asleep")
+        candidate = _weighed(urgent, leaving, state, offered + lost)
+        candidates.append(candidate)
+        if candidate.due > state.now + _TIME_PRECISION:
+            checks.append(max(candidate.due, state.now + _SHORTEST_CHECK))
             continue
         targets.append(server)
         evicted += leaving
-        available += sum(map(_freed_memory, leaving)) - _lacking(server)
-    return targets, evicted, min(checks, default=None)
+        idle = [s for s in idle if s.key not in candidate.evicts]
+        available += sum(map(_freed_memory, leaving)) - _missing_memory(server)
+    return targets, evicted, min(checks, default=None), tuple(candidates)
 
 
-def _urgency(server: ServerState, now: float) -> float:
-    """Cost of the waits of a server's requests, as of when it could be awake, by its load seconds."""
-    seconds = max(server.load_seconds, 1e-3)
-    return sum((now + seconds - arrived) ** WAIT_EXPONENT for arrived in _arrivals(server, now)) / seconds
+def _loadable(wanted: Sequence[ServerState], state: DeviceState) -> tuple[list[ServerState], list[Candidate]]:
+    """The servers that may load at all, and the others with their obstacles. Requests for a server that is larger than
+    its device wait until their timeout."""
+    max_memory, loadable, others = _unpinned_memory(state), [], []
+    for server in wanted:
+        if server.retry_at > state.now:
+            others.append(Candidate(server.key, due=server.retry_at, obstacle="failed"))
+        elif server.profile.pinned or server.profile.memory <= max_memory:
+            loadable.append(server)
+        else:
+            others.append(Candidate(server.key, obstacle="too_large"))
+    return loadable, others
 
 
-def _arrivals(server: ServerState, now: float) -> Iterable[float]:
-    """When its requests arrived. Those that the stand-in answered count as if they had just come."""
-    return (*server.waiting, *([now] * server.redirected))
+class _Waits:
+    """The waits of a server's requests at the time it could be awake, and its urgency: the sum of the cubed waits
+    divided by its load seconds. Requests that the stand-in answered count as if they had just come."""
+
+    __slots__ = ("server", "urgency", "waits")
+
+    def __init__(self, server: ServerState, now: float) -> None:
+        awake = now + server.load_seconds
+        self.server = server
+        self.waits = [max(awake - arrived, 0.0) for arrived in server.waiting]
+        self.waits += [server.load_seconds] * server.redirected
+        self.urgency = sum([wait**WAIT_EXPONENT for wait in self.waits]) / max(server.load_seconds, 1e-3)
 
 
-def _worth_at(server: ServerState, state: DeviceState, offered: float) -> float:
-    """When a load is worth its price, if no more requests arrive and the price stays."""
-    price = state.max_wait * min(PRICE_LIMIT, PRICE * offered**2)
-    arrivals = _arrivals(server, state.now)
-    waited = sum(state.now + server.load_seconds - arrived for arrived in arrivals)
-    paid = state.now + (price - waited) / (len(server.waiting) + server.redirected)
-    oldest = min(arrivals, default=state.now)
-    return min(paid, oldest + GATHER_LIMIT * state.max_wait - server.load_seconds)
+def _weighed(urgent: _Waits, leaving: Sequence[ServerState], state: DeviceState, offered: float) -> Candidate:
+    """The server with its price, and a time before which the load is not worth it if the price stays: a norm of n waits
+    grows by n to the power of 1 / WAIT_NORM a second at most."""
+    busy = max(0.0, min(offered, (offered - SPARE_LOAD) / (1 - SPARE_LOAD)))
+    price = state.max_wait * min(PRICE_LIMIT, PRICE * busy)
+    waits = urgent.waits
+    waited = sum([wait**WAIT_NORM for wait in waits]) ** (1 / WAIT_NORM)
+    due = state.now + (price - waited) / len(waits) ** (1 / WAIT_NORM)
+    return Candidate(urgent.server.key, waited, price, due, tuple(victim.key for victim in leaving))
 
 
-def _unpinned(state: DeviceState) -> float:
-    """GB beside the pinned servers. Requests for a server that needs more wait until their timeout."""
+def _unpinned_memory(state: DeviceState) -> float:
+    """GB beside the pinned servers."""
     return state.memory - sum(s.profile.memory for s in state.servers if s.profile.pinned) + _PRECISION
 
 
-def _prefetched(state: DeviceState) -> ServerState | None:
-    """The server of highest forecast that fits into free memory, if nobody waits for another."""
+def _prefetch_candidates(state: DeviceState) -> list[ServerState]:
+    """The servers with a forecast of a request within `max_wait`, highest first, if no request waits for another."""
     if any(s.waiting and s.tier not in ("awake", "draining") for s in state.servers):
-        return None
+        return []
     likely = [
         s
         for s in state.servers
         if s.tier in ("asleep", "stopped") and s.retry_at <= state.now and s.rate * state.max_wait >= 1.0
     ]
-    return max((s for s in likely if _lacking(s) <= state.free), key=lambda s: s.rate, default=None)
+    return sorted(likely, key=lambda s: -s.rate)
 
 
-def _lacking(server: ServerState) -> float:
+def _missing_memory(server: ServerState) -> float:
     """GB that the server needs beyond what it occupies."""
     return server.profile.memory - server.device_memory
 
@@ -236,15 +296,36 @@ def _busy(server: ServerState) -> bool:
     return server.in_flight > 0 or (server.tier == "awake" and len(server.waiting) > 0)
 
 
-def _leaving(victims: Sequence[ServerState], lacking: float) -> list[ServerState] | None:
-    """The first victims that free `lacking` GB; None if all are not enough."""
+def _needed(server: ServerState) -> bool:
+    """It serves requests, or requests wait for it. Such a server leaves for the most urgent one only."""
+    return _busy(server) or (server.tier == "asleep" and _requested(server))
+
+
+def _requested(server: ServerState) -> bool:
+    return bool(server.waiting or server.redirected)
+
+
+def _select_victims(victims: Iterable[ServerState], lacking: float) -> list[ServerState] | None:
+    """The first victims that free `lacking` GB, less those that the later ones make superfluous; None if all are not
+    enough. If what they keep while asleep is needed too, the first ones are returned as servers that cannot sleep."""
     chosen: list[ServerState] = []
     for server in victims:
         if lacking <= _PRECISION:
             break
         chosen.append(server)
         lacking -= _freed_memory(server)
-    return chosen if lacking <= _PRECISION else None
+    for index, server in enumerate(chosen):
+        if lacking <= _PRECISION:
+            break
+        chosen[index] = replace(server, profile=replace(server.profile, sleeps=False))
+        lacking -= _freed_memory(chosen[index]) - _freed_memory(server)
+    if lacking > _PRECISION:
+        return None
+    for server in chosen[-2::-1]:
+        if lacking + _freed_memory(server) <= _PRECISION:
+            lacking += _freed_memory(server)
+            chosen = [one for one in chosen if one is not server]
+    return chosen
 
 
 def _evictable(state: DeviceState) -> Iterator[ServerState]:
@@ -252,18 +333,19 @@ def _evictable(state: DeviceState) -> Iterator[ServerState]:
         if server.tier in ("awake", "draining"):
             if not server.profile.pinned:
                 yield server
-        elif server.tier == "asleep" and server.profile.asleep_memory and not (server.waiting or server.redirected):
+        elif server.tier == "asleep" and server.profile.asleep_memory:
             yield server
 
 
 def _eviction_order(server: ServerState) -> tuple[int, float, float]:
-    """Draining servers first, sleeping ones last; then by the cost of having it back, and by time of last use."""
-    rank = {"draining": 0, "awake": 1}.get(server.tier, 2)
-    return rank, return_cost(server) * (BUSY_FACTOR if _busy(server) else 1.0), server.last_used
+    """Draining servers first, sleeping ones last, most of all those with waiting requests; then by the cost of having
+    it back, and by time of last use."""
+    rank = {"draining": 0, "awake": 1}.get(server.tier, 3 if _requested(server) else 2)
+    return rank, reload_cost(server) * (BUSY_FACTOR if _busy(server) else 1.0), server.last_used
 
 
-def return_cost(server: ServerState) -> float:
-    """Load seconds a second that it would cost to have the server back for each request, by GB."""
+def reload_cost(server: ServerState) -> float:
+    """Reload cost per GB: load seconds per second if every request for the server had to load it again."""
     return server.rate * server.load_seconds / max(server.profile.memory, _PRECISION)
 
 
@@ -275,12 +357,14 @@ def _freed_memory(server: ServerState) -> float:
 
 
 def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Action]:
-    """Unloads idle servers and drains busy ones. If the host's RAM has no space for a server, it is stopped. The
-    sleeping server that costs least to have back is then stopped too, if it costs less, so that there is space the next
-    time."""
-    host = state.host_free
-    idle = (s for s in state.servers if s.tier == "asleep" and not s.waiting and s not in evicted)
-    asleep = sorted(idle, key=return_cost)
+    """Unload idle servers and drain busy ones.
+
+    A server that does not fit into the host's RAM is stopped instead of put to sleep. The sleeping server with the
+    lowest reload cost is then stopped as well if its cost is lower, which frees RAM for the next eviction.
+    """
+    host, keys = state.host_free, {server.key for server in evicted}
+    idle = (s for s in state.servers if s.tier == "asleep" and not _requested(s) and s.key not in keys)
+    asleep = sorted(idle, key=reload_cost)
     for server in evicted:
         if _busy(server):
             if server.tier == "awake":
@@ -290,5 +374,6 @@ def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Actio
             yield Action("sleep", server.key)
         else:
             yield Action("stop", server.key)
-            if server.profile.sleeps and asleep and return_cost(asleep[0]) < return_cost(server):
+            lacks_ram = server.tier != "asleep" and server.profile.sleeps
+            if lacks_ram and asleep and reload_cost(asleep[0]) < reload_cost(server):
                 yield Action("stop", asleep.pop(0).key)

@@ -17,7 +17,10 @@ from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.fleet import run_to_completion, run_together
 from coe.fleet.residency.devices import Device
+from coe.fleet.residency.load_times import LoadTimes
 from coe.fleet.residency.managed_server import ManagedServer
+from coe.fleet.residency.policy import Tier
+from coe.fleet.residency.report import device_report
 from coe.fleet.residency.scheduler import Forecast, Scheduler, Ticket
 from coe.fleet.specs import Timeouts
 from coe.supervision import log_failure
@@ -37,9 +40,10 @@ class _WaitingRequest:
 
 
 class _DeviceSchedule:
-    """A device's scheduler and the timer of its next check."""
+    """A device, its scheduler and the timer of its next check."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, device: Device, scheduler: Scheduler) -> None:
+        self.device = device
         self.scheduler = scheduler
         self.next_check: asyncio.TimerHandle | None = None
 
@@ -61,9 +65,13 @@ class Residency:
         max_wait: float,
         report: Callable[[str], None],
         timeouts: Timeouts | None = None,
+        load_times: LoadTimes | None = None,
     ) -> None:
+        """`load_times` keeps what loads took, for the next start and for `coe plan`."""
         self._devices, self._assignment, self._max_wait = devices, assignment, max_wait
         self._report, self._timeouts = report, timeouts or Timeouts()
+        self._load_times = load_times
+        self._by_device: list[_DeviceSchedule] = []
         self._schedules: dict[str, _DeviceSchedule] = {}
         self._servers: dict[str, ManagedServer] = {}
         self._server_of: dict[str, str] = {}
@@ -71,8 +79,8 @@ class Residency:
         self._schedule_of: dict[Ticket, _DeviceSchedule] = {}
         self._tickets = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.on_change: Callable[[], None] = lambda: None
-        """Called after a server's tier has changed."""
+        self.on_change: Callable[[bool], None] = lambda _tiers: None
+        """Called with True after a server's tier has changed, with False when only waiting requests may have."""
 
     # ------------------------------------------------------------------------------------------------ start and stop
 
@@ -104,7 +112,8 @@ class Residency:
             max_wait=self._max_wait,
             forecast=Forecast(assignment, now=self._loop.time()),
         )
-        schedule = _DeviceSchedule(scheduler)
+        schedule = _DeviceSchedule(device, scheduler)
+        self._by_device.append(schedule)
         for server in device.servers:
             self._servers[server.key] = ManagedServer(
                 server, session=self._session, report=self._report, timeouts=self._timeouts
@@ -206,6 +215,24 @@ class Residency:
         """By expert: its `tier`, the number of `waiting` requests, and how often its server was loaded (`switches`)."""
         return {expert: self._schedules[key].scheduler.status(key) for expert, key in self._server_of.items()}
 
+    def tier(self, expert: str) -> Tier:
+        """The tier of an expert; "stopped" for one that is not among those that were started."""
+        key = self._server_of.get(expert)
+        return "stopped" if key is None else self._schedules[key].scheduler.tier(key)
+
+    def report(self) -> list[dict[str, Any]]:
+        """By device: its memory, its servers with who waits and why, and the next decision (`device_report`)."""
+        now, found = self._loop.time(), []
+        for schedule in self._by_device:
+            experts: dict[str, list[str]] = {}
+            for expert, key in schedule.device.experts.items():
+                experts.setdefault(key, []).append(expert)
+            scheduler = schedule.scheduler
+            switches = {key: scheduler.status(key)["switches"] for key in experts}
+            one = device_report(scheduler.state(now), scheduler.loading(), experts=experts, switches=switches)
+            found.append({"device": schedule.device.name} | one)
+        return found
+
     # ------------------------------------------------------------------------------------------------ orders
 
     def _decide(self, schedule: _DeviceSchedule) -> None:
@@ -226,8 +253,7 @@ class Residency:
             request = self._waiting.pop(ticket)
             request.timer.cancel()
             request.granted()
-        if orders:
-            self.on_change()
+        self.on_change(bool(orders))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -241,22 +267,30 @@ class Residency:
         except FleetError as error:
             await self._take_down(schedule, server, f"could not be woken: {error}", refuse=True)
             return
+        began = {one.key: one.tier for one in schedule.scheduler.loading()}
         schedule.scheduler.server_loaded(server.key, self._loop.time())
+        self._keep_load_time(schedule, server.key, began[server.key])
         server.watch(self._on_failure)
         self._decide(schedule)
-        self.on_change()
+        self.on_change(True)
+
+    def _keep_load_time(self, schedule: _DeviceSchedule, key: str, tier: Tier) -> None:
+        """Keeps the learned time, since a single one may be an accident."""
+        if self._load_times is not None:
+            experts = [name for name, server in schedule.device.experts.items() if server == key]
+            self._load_times.record(experts, tier, schedule.scheduler.load_times(key)[tier])
 
     async def _unload(self, schedule: _DeviceSchedule, server: ManagedServer, *, sleep: bool) -> None:
         tier = await server.unload(sleep=sleep)
         schedule.scheduler.server_unloaded(server.key, tier)
         self._decide(schedule)
-        self.on_change()
+        self.on_change(True)
 
     def _on_failure(self, server: ManagedServer, failure: str) -> None:
         schedule = self._schedules[server.key]
         schedule.scheduler.server_failing(server.key)
         self._spawn(self._take_down(schedule, server, failure, refuse=False))
-        self.on_change()
+        self.on_change(True)
 
     async def _take_down(self, schedule: _DeviceSchedule, server: ManagedServer, failure: str, *, refuse: bool) -> None:
         """Ends a failed server and delays its next start. With `refuse` (it did not start) its waiting requests are
@@ -267,4 +301,4 @@ class Residency:
             self.end(ticket)
             request.refused(f"expert {request.expert!r} {failure.splitlines()[0]}", delay)
         self._decide(schedule)
-        self.on_change()
+        self.on_change(True)

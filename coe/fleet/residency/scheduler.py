@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier, plan
+from coe.fleet.residency.report import Loading
 
 RATE_DECAY = 120.0
 """Seconds in which the weight of a request in a traffic rate decays to 1/e."""
@@ -23,6 +24,9 @@ PRIOR_REQUESTS = 1.0
 """Requests that the assigned expert of a category counts for before any traffic."""
 OWN_WEIGHT = 0.5
 """Weight of an expert's own recent traffic against that of its categories."""
+RATES_AGE = 1.0
+"""Seconds after which rates are computed again, which takes longer than the rest of a decision. Until then each request
+counts in full for its expert, so that a burst is seen at once."""
 
 
 class DecayingCount:
@@ -63,14 +67,20 @@ class Forecast:
         self._own.setdefault(expert, DecayingCount(RATE_DECAY, at=now)).add(now)
         self._shares.setdefault(category, {}).setdefault(expert, DecayingCount(SHARE_DECAY, at=now)).add(now)
 
+    def period(self, now: float) -> float:
+        """The seconds that a count stands for: one more request raises a rate by at most 1 / period."""
+        return RATE_DECAY * -math.expm1(-max(now - self._began, MIN_PERIOD) / RATE_DECAY)
+
     def rates(self, now: float) -> dict[str, float]:
         """The forecast by expert; an expert that is absent has rate 0."""
-        period = RATE_DECAY * -math.expm1(-max(now - self._began, MIN_PERIOD) / RATE_DECAY)  # that a count stands for
+        period = self.period(now)
         rates = {expert: OWN_WEIGHT * own.value(now) / period for expert, own in self._own.items()}
         for category, count in self._categories.items():
             rate = (1 - OWN_WEIGHT) * count.value(now) / period
             shares = {expert: share.value(now) for expert, share in self._shares[category].items()}
             total = sum(shares.values())
+            if not total:  # a month without a request: the counts have decayed to nothing
+                continue
             for expert, share in shares.items():
                 rates[expert] = rates.get(expert, 0.0) + rate * share / total
         return rates
@@ -98,10 +108,14 @@ class _ServerRecord:
     redirected: int = 0
     in_flight: set[Ticket] = field(default_factory=set)
     last_used: float = 0.0
-    retry_at: float = 0.0
+    retry_at: float = -math.inf
     loading_since: tuple[Tier, float] | None = None
     from_sleep: bool = False
     switches: int = 0
+    requests: int = 0
+    """Since the rates were computed."""
+    state: ServerState | None = None
+    """As of the last decision; None after a change."""
 
     @property
     def load_seconds(self) -> float:
@@ -131,6 +145,9 @@ class Scheduler:
         self._forecast = forecast
         self._policy = policy
         self._server_of: dict[Ticket, str] = {}
+        self._rates: Mapping[str, float] = {}
+        self._rates_at, self._period = -math.inf, math.inf
+        self._latest_arrival = -math.inf
         self.switches = 0
         """Number of loads of a server."""
 
@@ -138,14 +155,17 @@ class Scheduler:
 
     def request_arrived(self, ticket: Ticket, key: str, now: float, *, category: str = "") -> None:
         """A request for a server arrived; it waits until it is admitted."""
-        server = self._servers[key]
+        server = self._changed(key)
+        server.requests += 1
         server.waiting[ticket] = server.last_used = now
         self._server_of[ticket] = key
+        self._latest_arrival = max(self._latest_arrival, now)
         self._forecast.record(key, category, now)
 
     def request_redirected(self, key: str, now: float, *, category: str = "") -> None:
         """A request arrived for a server that is not awake; its stand-in answers it."""
-        server = self._servers[key]
+        server = self._changed(key)
+        server.requests += 1
         server.redirected += 1
         server.last_used = now
         self._forecast.record(key, category, now)
@@ -154,37 +174,43 @@ class Scheduler:
         """A request ended, or no longer waits. Unknown tickets are ignored."""
         key = self._server_of.pop(ticket, None)
         if key is not None:
-            server = self._servers[key]
+            server = self._changed(key)
             server.waiting.pop(ticket, None)
             server.in_flight.discard(ticket)
             server.last_used = now
 
     def server_loaded(self, key: str, now: float) -> None:
         """A server is awake."""
-        server = self._servers[key]
+        server = self._changed(key)
         if server.loading_since is not None:
             tier, began = server.loading_since
             server.load_times[tier] = _learned(server.load_times[tier], now - began)
-        server.tier, server.loading_since, server.redirected, server.retry_at = "awake", None, 0, 0.0
+        server.tier, server.loading_since, server.redirected, server.retry_at = "awake", None, 0, -math.inf
 
     def server_unloaded(self, key: str, tier: Tier) -> None:
         """A server is `asleep` or `stopped` now."""
-        self._servers[key].tier = tier
+        self._changed(key).tier = tier
 
     def server_failing(self, key: str) -> None:
         """A server is down and is being ended; `server_failed` follows."""
-        server = self._servers[key]
+        server = self._changed(key)
         server.from_sleep, server.tier = False, "unloading"
 
     def server_failed(self, key: str, *, retry_at: float, refuse: bool) -> list[Ticket]:
         """A server is down and must not be loaded before `retry_at`. With `refuse`, drops and returns its waiting
         requests; else they keep waiting."""
-        server = self._servers[key]
+        server = self._changed(key)
         server.tier, server.loading_since, server.redirected, server.retry_at = "stopped", None, 0, retry_at
         refused = list(server.waiting) if refuse else []
         for ticket in refused:
             del self._server_of[ticket], server.waiting[ticket]
         return refused
+
+    def _changed(self, key: str) -> _ServerRecord:
+        """The record of a server that is about to change."""
+        server = self._servers[key]
+        server.state = None
+        return server
 
     # ------------------------------------------------------------------------------------------------ decisions
 
@@ -192,9 +218,8 @@ class Scheduler:
         """Returns the orders to carry out (load, sleep, stop), the admitted tickets, and when to decide again."""
         orders: list[Action] = []
         admitted: list[Ticket] = []
-        rates = self._forecast.rates(now)
         for _ in range(_MAX_ROUNDS):
-            schedule = self._policy(self.state(now, rates))
+            schedule = self._policy(self.state(now))
             for action in schedule.actions:
                 self._apply(action, now, orders, admitted)
             if not any(action.verb == "resume" for action in schedule.actions):
@@ -202,7 +227,7 @@ class Scheduler:
         return orders, admitted, schedule.next_check
 
     def _apply(self, action: Action, now: float, orders: list[Action], admitted: list[Ticket]) -> None:
-        server = self._servers[action.key]
+        server = self._changed(action.key)
         if action.verb == "admit":
             tickets = list(server.waiting)[: action.count]
             for ticket in tickets:
@@ -234,30 +259,53 @@ class Scheduler:
         server = self._servers[key]
         return {"tier": server.tier, "waiting": len(server.waiting), "switches": server.switches}
 
-    def state(self, now: float, rates: Mapping[str, float] | None = None) -> DeviceState:
-        """A frozen snapshot for the policy; `rates` are those of the forecast at this time."""
+    def loading(self) -> list[Loading]:
+        """The loads under way."""
+        found = [(key, server.loading_since, server.load_times) for key, server in self._servers.items()]
+        return [Loading(key, *begun, times[begun[0]]) for key, begun, times in found if begun is not None]
+
+    def load_times(self, key: str) -> dict[Tier, float]:
+        """Expected seconds to awake, by tier."""
+        return dict(self._servers[key].load_times)
+
+    def state(self, now: float) -> DeviceState:
+        """A frozen snapshot for the policy, with a forecast that is less than RATES_AGE old but for new requests."""
         memory, host_memory, max_wait = self._budget
-        rates = self._forecast.rates(now) if rates is None else rates
-        servers = tuple(_server_state(server, rates.get(key, 0.0)) for key, server in self._servers.items())
-        return DeviceState(now, memory, host_memory, max_wait, servers)
+        if not self._rates_at <= now < self._rates_at + RATES_AGE:
+            self._rates, self._rates_at = self._forecast.rates(now), now
+            self._period = self._forecast.period(now)
+            for server in self._servers.values():
+                server.state, server.requests = None, 0
+        if now < self._latest_arrival:  # the clock was set back
+            servers = [self._server_state(key, now) for key in self._servers]
+        else:
+            servers = [server.state or self._keep_state(key, now) for key, server in self._servers.items()]
+        return DeviceState(now, memory, host_memory, max_wait, tuple(servers))
+
+    def _keep_state(self, key: str, now: float) -> ServerState:
+        state = self._servers[key].state = self._server_state(key, now)
+        return state
+
+    def _server_state(self, key: str, now: float) -> ServerState:
+        server = self._servers[key]
+        waiting = tuple(server.waiting.values())
+        if now < self._latest_arrival:  # without this they would wait until the clock catches up
+            waiting = tuple(min(arrived, now) for arrived in waiting)
+        return ServerState(
+            server.profile,
+            server.tier,
+            waiting=waiting,
+            redirected=server.redirected,
+            in_flight=len(server.in_flight),
+            rate=self._rates.get(key, 0.0) + server.requests / self._period,
+            last_used=server.last_used,
+            load_seconds=server.load_seconds,
+            retry_at=server.retry_at,
+            from_sleep=server.from_sleep,
+        )
 
 
 def _learned(expected: float, seconds: float) -> float:
     """The expected load time after one load took `seconds`."""
     seconds = min(max(seconds, expected / MAX_LOAD_CHANGE), expected * MAX_LOAD_CHANGE)
     return expected + LATEST_LOAD_WEIGHT * (seconds - expected)
-
-
-def _server_state(server: _ServerRecord, rate: float) -> ServerState:
-    return ServerState(
-        server.profile,
-        server.tier,
-        waiting=tuple(server.waiting.values()),
-        redirected=server.redirected,
-        in_flight=len(server.in_flight),
-        rate=rate,
-        last_used=server.last_used,
-        load_seconds=server.load_seconds,
-        retry_at=server.retry_at,
-        from_sleep=server.from_sleep,
-    )

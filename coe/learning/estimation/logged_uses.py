@@ -26,6 +26,8 @@ MAX_SAMPLED_POSTERIORS = 10_000
 """Posteriors of a router's requests that are kept, a uniform sample."""
 MAX_ROUTERS = 4
 """Routers whose mix of traffic is kept."""
+MAX_HOURS = 24 * 366
+"""Hours whose requests are counted, the first ones read."""
 MAX_ARMS = 2_000
 """Different names of experts and arms that are counted; the log may hold names that are no longer declared."""
 BILLED = "dollars"
@@ -43,7 +45,7 @@ class LoggedUses:
     `left_out` counts the others by reason. `traffic` has the mix of all requests that routing decided, by router.
 
     A request of a recipe counts for the recipe's arm, and for each member of the first step: the members of later steps
-    get selected requests only.
+    get selected requests only, and the calls with a cap have shortened answers.
     """
 
     def __init__(self, categories: Sequence[str]) -> None:
@@ -51,6 +53,7 @@ class LoggedUses:
         self.left_out: Counter[str] = Counter()
         self.requests: Counter[tuple[str, str]] = Counter()
         self.traffic = TrafficMix(categories)
+        self._hours: Counter[int] = Counter()
         self._row = {name: row for row, name in enumerate(categories)}
         self._sums: dict[str, list[float]] = {}
         """By arm: count, sum and sum of squares, flat from shape (n_measures, n_categories, 3); a list, because numpy
@@ -75,6 +78,10 @@ class LoggedUses:
         """Add a record, or count it under `left_out`."""
         if record.reason not in ("", "pinned", "cached") and not record.purpose:
             self.traffic.add(record.router, record.probabilities)
+        if record.attempts and not record.purpose:
+            hour = int(record.time // 3600)
+            if hour in self._hours or len(self._hours) < MAX_HOURS:
+                self._hours[hour] += 1
         if reason := _unusable(record, self._row):
             self.left_out[reason] += 1
             return
@@ -84,6 +91,16 @@ class LoggedUses:
         self.requests[record.category, record.expert] += 1
         for arm, values in _observations(record):
             self._add(arm, self._row[record.category], values)
+
+    @property
+    def called(self) -> int:
+        """Requests of users that called an expert."""
+        return sum(self._hours.values())
+
+    @property
+    def typical_rate(self) -> float:
+        """Requests a second in the hour of a typical request: the mean of the hourly rates, weighted by requests."""
+        return sum(count * count for count in self._hours.values()) / max(self.called, 1) / 3600
 
     def _add(self, arm: str, row: int, values: Values) -> None:
         if (sums := self._sums.get(arm)) is None:
@@ -182,9 +199,10 @@ def _unusable(record: RoutingRecord, categories: Mapping[str, int]) -> str:
 
 def _observations(record: RoutingRecord) -> Iterator[tuple[str, Values]]:
     """Yield the arms that a record shows, with their measures. Times include those of calls that failed before, so
-    only requests with a single attempt have them."""
+    only requests with a single attempt have them, and tokens those of a recipe that failed before."""
     single = record.attempts == 1
-    known = record.input_tokens is not None and record.output_tokens is not None
+    after_recipe = bool(record.steps and record.fallback_from)
+    known = record.input_tokens is not None and record.output_tokens is not None and not after_recipe
     yield (
         record.expert,
         {
@@ -193,11 +211,12 @@ def _observations(record: RoutingRecord) -> Iterator[tuple[str, Values]]:
             "cached_tokens": (record.cached_tokens or 0) if known else None,
             "first_token_ms": record.first_token_ms if single and record.stream else None,
             "latency_ms": record.total_ms if single else None,
-            BILLED: record.cost,
+            BILLED: None if after_recipe else record.cost,
         },
     )
     for call in record.steps:
-        if call.step == 0 and call.outcome in _COMPLETE and call.input_tokens is not None:
+        uncapped = call.max_tokens is None
+        if call.step == 0 and uncapped and call.outcome in _COMPLETE and call.input_tokens is not None:
             yield call.expert, _call_values(call)
 
 

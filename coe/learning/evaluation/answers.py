@@ -10,9 +10,10 @@ from typing import Any
 
 import orjson
 
-from coe.core import Call, Expert, MemberCall, RecipeLog
+from coe.core import Call, Expert
 from coe.errors import ExpertError, ExpertInvalidResponse, ExpertRejected, ExpertUnavailable
 from coe.registry import Prices
+from coe.usage import MemberCall, RecipeLog
 
 _HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score", "x-coe-cache": "off"}
 """For an expert behind the gateway: add no passages, call the expert, and do not count the request as a user's."""

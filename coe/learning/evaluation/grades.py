@@ -46,7 +46,8 @@ class Grader:
 
     async def stream(self, call: Call) -> Reply:
         """Call the judge. Raises what it raises."""
-        return await self._judge.stream(replace(call, fields={**call.fields, "max_tokens": GRADE_TOKENS}))
+        limited = {**call.fields, "max_tokens": GRADE_TOKENS}
+        return await self._judge.stream(replace(call, fields=limited, renames_limit=True))
 
     async def aclose(self) -> None:
         """Does nothing: the judge belongs to others."""

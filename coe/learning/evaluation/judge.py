@@ -68,6 +68,20 @@ _VERDICT = re.compile(r"\[\[\s*(1|2|tie)\s*\]\]", re.IGNORECASE)
 _GRADED = re.compile(r"\[\[\s*(10|[1-9])\s*(?:/\s*10\s*)?\]\]")
 
 
+VERDICTS = 2
+"""Verdicts on each answer."""
+
+
+def longest_request(question: str, reference: str | None) -> list[dict[str, Any]]:
+    """Return the messages for one verdict on the longest answer, in bytes of UTF-8."""
+    question, answer = shorten(question, MAX_TEXT_CHARACTERS), "\U0010ffff" * MAX_TEXT_CHARACTERS
+    if reference is None:
+        text = _GRADE.format(rubric="\n".join(_RUBRIC), question=question, answer=answer)
+    else:
+        text = _COMPARE.format(question=question, first=answer, second=shorten(reference, MAX_TEXT_CHARACTERS))
+    return [{"role": "user", "content": text}]
+
+
 @dataclass(frozen=True, slots=True)
 class JudgeScore:
     """A score in [0, 1]; `consistent` is False when the two verdicts contradict each other, which counts as a tie."""

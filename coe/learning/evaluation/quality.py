@@ -30,12 +30,13 @@ from coe.registry import ExpertSpec
 class Quality:
     """A pool of models scored on the same prompts.
 
-    `scores` has shape (n_prompts, n_models), 0 to 1, nothing missing; `active_b` (n_models,) is in billions of
-    parameters, NaN where unknown. `left_out` counts prompts that lack a score of some model. `coarse` are the wider
-    categories of prompts with a label, "" where a prompt has none, () where all have none. `strays` holds the prompt_id
-    of each score that belongs to no prompt. `gaps` counts by model the prompts that lack its score, and `unscored`
-    names the requested models without usable scores. `prompt_ids` identify the prompts in the other files. `uses` maps
-    each of MEASURES to values of the shape of `scores`, NaN where unknown; it is empty where nothing was measured.
+    `scores` has shape (n_prompts, n_models), 0 to 1, NaN where missing; nothing is missing unless it was read `partly`.
+    `active_b` (n_models,) is in billions of parameters, NaN where unknown. `left_out` counts prompts that lack a score
+    of some model and are not among the prompts. `coarse` are the wider categories of prompts with a label, "" where a
+    prompt has none, () where all have none. `strays` holds the prompt_id of each score that belongs to no prompt.
+    `gaps` counts by model the prompts that lack its score, and `unscored` names the requested models without usable
+    scores. `prompt_ids` identify the prompts in the other files. `uses` maps each of MEASURES to values of the shape of
+    `scores`, NaN where unknown; it is empty where nothing was measured.
     """
 
     benchmark: str
@@ -80,13 +81,15 @@ def read_quality(
     max_active_b: float | None = None,
     open_only: bool = False,
     only: Sequence[str] = (),
+    partly: bool = False,
 ) -> Quality:
     """Read `prompts`, `scores`, `answers` and `models` (.parquet, .jsonl or .csv each) of one benchmark.
 
     `answers` and `models` may be absent. `max_active_b` keeps models of at most so many billions of active parameters,
     `open_only` those of known size, `only` those named. Of these, one without scores is left out, and so is the one
-    with fewest scores as long as no prompt has been scored for all of them. The category of a prompt is its `label`, or
-    its `category` where there is no label. Raises DataError with the file, the problem and its count.
+    with fewest scores as long as no prompt has been scored for all of them. With `partly`, prompts that lack scores are
+    kept. The category of a prompt is its `label`, or its `category` where there is no label. Raises DataError with the
+    file, the problem and its count.
     """
     folder = Path(folder)
     prompts = read_table(needed_table(folder, "prompts"), needed=("prompt_id", "prompt"))
@@ -99,7 +102,7 @@ def read_quality(
     active_b = _sizes(folder, name if several else None)
     pool = _pool(_scored(folder, scores, only), active_b, max_active_b, open_only, scores.path)
     models, matrix = _complete_scores(scores, number, pool, only)
-    whole = np.asarray(np.isfinite(matrix).all(axis=1))
+    whole = np.asarray(np.isfinite(matrix).all(axis=1)) | partly
     kept = np.flatnonzero(whole).tolist()
     texts, categories, coarse = prompts.texts("prompt"), _categories(prompts), prompts.texts("category")
     prompt_ids = tuple(number)

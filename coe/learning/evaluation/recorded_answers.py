@@ -30,12 +30,13 @@ class RecordedAnswers:
 
     Equal numbers in a row of `classes` are equal answers, -1 where there is none. `tokens` are output tokens; where a
     count is missing, the model's mean stands in (or the mean of all models). `recorded` is True where the table has a
-    row, also one whose answer could not be read.
+    row, also one whose answer could not be read, and `counted` where it has output_tokens.
     """
 
     classes: NDArray[np.int64]
     tokens: NDArray[np.float64]
     recorded: NDArray[np.bool_]
+    counted: NDArray[np.bool_]
 
 
 def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
@@ -61,10 +62,13 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
     texts[rows, columns] = _normalized([answer for row, answer in enumerate(table.texts("answer")) if row in found])
     tokens = np.full(shape, np.nan)
     tokens[rows, columns] = _tokens(table)[list(found)]
+    counted = np.zeros(shape, dtype=bool)
+    counted[rows, columns] = np.isfinite(np.array(table.numbers("output_tokens")))[list(found)]
     return RecordedAnswers(
         classes=np.array([answer_classes(row) for row in texts.tolist()], dtype=np.int64),
         tokens=_filled(tokens, path),
         recorded=recorded,
+        counted=counted,
     )
 
 

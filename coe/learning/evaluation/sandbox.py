@@ -1,9 +1,9 @@
 """A sandbox for code that a model wrote: runs it against its tests and returns a verdict that it cannot forge.
 
-Two processes, each isolated (`isolation`): one runs the answer, the other runs the tests and decides. The tests'
-process requests each operation on the answer's objects through a pipe and compares the results itself
-(`sandbox_child`). Nothing runs where the sandbox does not isolate. docs/guides/measure-and-plan.md states what tests
-can rely on, and the limits.
+A run has two isolated processes (`isolation`): the answer's process runs the answer, and the examiner runs the tests
+and returns the verdict. The examiner requests each operation on the answer's objects through a pipe and compares the
+results itself (`sandbox_child`). Without `unsafe`, nothing runs if the isolation does not work on this machine.
+docs/guides/measure-and-plan.md describes the limits and what tests can rely on.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of the tests, and in one line why they did not pass.
+    """The result of the tests. `why` is the reason, in one line, if they did not pass.
 
-    `unusable` means that the tests do what no process outside the answer's can do: no fault of the answer.
+    `unusable` is True if the tests need an operation that cannot be forwarded to the answer's process. The tests are
+    then at fault, not the answer.
     """
 
     passed: bool
@@ -77,7 +78,7 @@ class Sandbox:
             raise ConfigError(f"code of experts needs a sandbox, and bubblewrap is not installed here: {REMEDY}")
         with isolation.leak_probe() as program:
             tests = isolation.TESTS_BARE if self._unsafe else isolation.TESTS
-            verdict = await self._verdict(program, tests, explained=True)
+            verdict = await self._run_once(program, tests, explained=True)
         if not verdict.passed:
             raise ConfigError(f"the sandbox for code of experts does not work here ({verdict.why}): {REMEDY}")
 
@@ -88,16 +89,16 @@ class Sandbox:
         if len(program) > MAX_PROGRAM_CHARACTERS:
             return Verdict(False, f"the program is longer than {MAX_PROGRAM_CHARACTERS} characters")
         await self.check()
-        return await self._verdict(program, tests)
+        return await self._run_once(program, tests)
 
-    async def _verdict(self, program: str, tests: str, *, explained: bool = False) -> Verdict:
-        """The verdict; `explained` by what a process complained of before it was confined, where it did."""
+    async def _run_once(self, program: str, tests: str, *, explained: bool = False) -> Verdict:
+        """Run both processes and return the verdict. With `explained`, a failure has the last stderr line."""
         bounds = self._bounds
         async with self._slots, contextlib.AsyncExitStack() as stack:
             pipes = [stack.enter_context(_Pipe()) for _ in range(2)]
             requests, results = pipes
-            answer = await self._started("answer", stack, (requests.reading, results.writing))
-            examiner = await self._started("examiner", stack, (results.reading, requests.writing))
+            answer = await self._start_process("answer", stack, (requests.reading, results.writing))
+            examiner = await self._start_process("examiner", stack, (results.reading, requests.writing))
             for pipe in pipes:
                 pipe.close()  # the processes have their own
             report = b""
@@ -109,12 +110,12 @@ class Sandbox:
             if not in_time:
                 why = f"it ran longer than {bounds.wall_seconds:g} s, or wrote where it must not"
                 return Verdict(False, why)
-            verdict = await _decided(report, answer, bounds)
-            if explained and not verdict.passed and (complaint := await _complaint(answer, examiner)):
+            verdict = await _parse_verdict(report, answer, bounds)
+            if explained and not verdict.passed and (complaint := await _last_stderr_line(answer, examiner)):
                 return Verdict(False, complaint)
             return verdict
 
-    async def _started(
+    async def _start_process(
         self, part: Part, stack: contextlib.AsyncExitStack, ends: tuple[int, int]
     ) -> asyncio.subprocess.Process:
         bounds = self._bounds
@@ -179,7 +180,7 @@ async def _status(answer: asyncio.subprocess.Process) -> int | None:
     return None
 
 
-async def _complaint(*processes: asyncio.subprocess.Process) -> str:
+async def _last_stderr_line(*processes: asyncio.subprocess.Process) -> str:
     """The last line on standard error, which a process has only until it is confined."""
     for process in processes:
         assert process.stderr is not None
@@ -192,7 +193,7 @@ async def _complaint(*processes: asyncio.subprocess.Process) -> str:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill the group if it lives, and read its pipes empty, without which they would stay open."""
+    """Kill the process group if it still runs, and drain its pipes so that asyncio closes them."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -201,8 +202,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             await process.communicate()
 
 
-async def _decided(report: bytes, answer: asyncio.subprocess.Process, bounds: Bounds) -> Verdict:
-    """The verdict of the tests' process; the status of the answer's adds no more than why it failed."""
+async def _parse_verdict(report: bytes, answer: asyncio.subprocess.Process, bounds: Bounds) -> Verdict:
+    """Parse the examiner's report. The exit status of the answer's process only adds the reason of a failure."""
     try:
         found = orjson.loads(report)
     except orjson.JSONDecodeError:

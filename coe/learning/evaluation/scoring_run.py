@@ -10,6 +10,7 @@ import asyncio
 import fcntl
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -167,6 +168,10 @@ def declared_fields(spec: ExpertSpec) -> str:
     return orjson.dumps(spec.model_dump(mode="json", include=_SCORE_FIELDS), option=orjson.OPT_SORT_KEYS).decode()
 
 
+class StopScoring(Exception):
+    """An expert may not be called any more in this run; the probe at hand is left for a later one."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertColumn:
     """One expert, or recipe, and its missing probes, by the key of their cell."""
@@ -189,6 +194,8 @@ class ScoringRun:
     advance: Callable[[str], None]
     kept: frozenset[str] = frozenset()
     """Experts whose answers are kept as text."""
+    hold: Callable[[Probe], AbstractContextManager[object]] = nullcontext
+    """Entered while a probe is scored: reserves its verdicts before the answer is requested."""
 
 
 async def score_columns(columns: Sequence[ExpertColumn], run: ScoringRun) -> None:
@@ -214,8 +221,11 @@ async def _score_queue(expert: Expert, queue: _WorkQueue, run: ScoringRun) -> No
         key, probe = item
         blank = Cell(key, probe.prompt_id, expert.name)
         try:
-            cell = await _score(probe, expert, blank, run)
+            with run.hold(probe):
+                cell = await _score(probe, expert, blank, run)
             queue.failures = 0
+        except StopScoring:
+            return
         except RequestError as error:
             cell = replace(blank, code=error.code, error=str(error))
             _note_failure(cell, queue, run, is_outage=isinstance(error, ExpertError) and error.retryable)

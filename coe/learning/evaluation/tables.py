@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from coe.artifacts.atomic_files import replace_file
-from coe.errors import ConfigError, DataError
+from coe.errors import ConfigError, DataError, pip_install
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 MAX_CSV_FIELD_CHARACTERS = 2**31 - 1
@@ -149,7 +149,7 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[i
 def require_parquet() -> None:
     """Raises ConfigError where pyarrow is missing; call it before work whose result is a parquet file."""
     if find_spec("pyarrow") is None:
-        raise ConfigError("parquet files need pyarrow; run: pip install 'coe[train]'")
+        raise ConfigError(f"parquet files need pyarrow; run: {pip_install('train')}")
 
 
 def write_parquet(path: Path, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
@@ -166,16 +166,21 @@ def write_parquet(path: Path, columns: Mapping[str, str], rows: Iterable[Sequenc
 
 def read_prompts(path: Path) -> list[tuple[str, str]]:
     """All (prompt, category) pairs in file order. Raises DataError with the file, the line and the problem."""
+    return [(prompt, category) for _, prompt, category in numbered_prompts(path)]
+
+
+def numbered_prompts(path: Path) -> list[tuple[int, str, str]]:
+    """All (line, prompt, category) rows in file order. Raises DataError with the file, the line and the problem."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    pairs = []
+    found = []
     for number, row in numbered_rows(path, columns=("prompt", "category")):
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "category")):
             raise DataError(f"{path}:{number}: expected text under the keys prompt and category")
-        pairs.append((row["prompt"], row["category"]))
-    if not pairs:
+        found.append((number, row["prompt"], row["category"]))
+    if not found:
         raise DataError(f"{path}: holds no prompts")
-    return pairs
+    return found
 
 
 def pairs_digest(pairs: Iterable[tuple[str, str]]) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +36,25 @@ class CategoryProposal:
     """A cluster of similar requests: its number of requests, their share of the requests considered, and its mean
     silhouette.
 
-    `nearest` is the declared category that most of them were routed to; `exemplars` are the rows nearest to its centre.
+    `overlap` has the shares of the declared categories that they were routed to, the largest first; `nearest` is the
+    first one. `members` are all its rows, and `exemplars` those nearest to its centre.
     """
 
     requests: int
     share: float
     silhouette: float
-    nearest: str
+    overlap: Mapping[str, float]
+    members: tuple[int, ...]
     exemplars: tuple[int, ...]
+
+    @property
+    def nearest(self) -> str:
+        return next(iter(self.overlap))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers, without the rows."""
+        names = ("requests", "share", "silhouette", "nearest", "overlap", "sentence")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def sentence(self) -> str:
@@ -88,8 +100,9 @@ def propose_categories(
             continue
         distance = np.linalg.norm(points[inside] - points[inside].mean(axis=0), axis=1)
         central = tuple(int(row) for row in rows[inside[np.argsort(distance)[:MAX_EXEMPLARS]]])
-        nearest = categories[int(np.bincount(category[rows[inside]], minlength=len(categories)).argmax())]
-        found.append(CategoryProposal(len(inside), len(inside) / considered, silhouette, nearest, central))
+        counts = Counter(categories[row] for row in category[rows[inside]].tolist()).most_common()
+        overlap, members = {name: count / len(inside) for name, count in counts}, tuple(rows[inside].tolist())
+        found.append(CategoryProposal(len(inside), len(inside) / considered, silhouette, overlap, members, central))
     return tuple(sorted(found, key=lambda proposal: -proposal.requests)[:MAX_PROPOSALS])
 
 
@@ -116,9 +129,12 @@ MAX_EXAMPLE_CHARACTERS = 300
 _WORD = re.compile(r"[a-z]{4,24}")
 
 
-def category_entry(exemplars: Sequence[str], others: Sequence[str]) -> str:
-    """YAML for `categories` in experts.yaml, from the prompts of a proposal and prompts of all kinds."""
-    words = distinctive_words(exemplars, others)
+def category_entry(exemplars: Sequence[str], others: Sequence[str], members: Sequence[str] = ()) -> str:
+    """YAML for `categories` in experts.yaml, from the prompts of a proposal and prompts of all kinds.
+
+    `members` are all prompts of the proposal, if they are known; the name has words of these.
+    """
+    words = distinctive_words(members or exemplars, others)
     name = "-".join(words[:2]) or "new-category"
     about = f"Requests about {', '.join(words)} (edit this)" if words else "Describe what these requests have in common"
     lines = [f"- name: {name}", f"  description: {_quoted(about)}", "  examples:"]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
 from coe.experts.recipes.policy import RecipePolicy
-from coe.learning.recipes.fit import Answers, Outcome, RecipeFit
+from coe.learning.recipes.answers import Answers
+from coe.learning.recipes.fit import Outcome, RecipeFit
 from coe.learning.recipes.judged import JudgedFit, Judgements
 from coe.learning.recipes.search import RecipeSearch
 from coe.registry.recipes import PROPOSED_PREFIX
@@ -41,11 +42,19 @@ class Arm:
 
 
 def declared_arms(
-    answers: Answers, recipe: str, steps: Sequence[Sequence[int]], judgements: Judgements | None = None
+    answers: Answers,
+    recipe: str,
+    steps: Sequence[Sequence[int]],
+    judgements: Judgements | None = None,
+    *,
+    caps: Array | None = None,
 ) -> list[Arm]:
-    """Fit the arms of a recipe whose steps are given as columns of `answers`; one arm if it has one step."""
+    """Fit the arms of a recipe whose steps are given as columns of `answers`; one arm if it has one step.
+
+    `caps` (n_experts,) are in tokens, inf without one; a recipe with a judge has none.
+    """
     if judgements is None:
-        fit = RecipeFit(answers, recipe=recipe, steps=steps)
+        fit = RecipeFit(answers, recipe=recipe, steps=steps, caps=caps)
     else:
         fit = JudgedFit(answers, judgements, recipe=recipe, steps=steps)
     unit = _typical_cost(answers)
@@ -70,9 +79,17 @@ def propose_arms(
             sequences.setdefault(sequence, price / unit)
     arms: list[Arm] = []
     for number, (sequence, price) in enumerate(sequences.items()):
-        fit = RecipeFit(answers, recipe=f"{PROPOSED_PREFIX}{number + 1}", steps=[[column] for column in sequence])
+        fit = _fit_of(search, sequence, answers, recipe=f"{PROPOSED_PREFIX}{number + 1}")
         arms += [Arm(*fit.policy(factor * price)) for factor in LEVEL_FACTORS]
     return arms
+
+
+def _fit_of(search: RecipeSearch, sequence: tuple[int, ...], answers: Answers, *, recipe: str) -> RecipeFit:
+    """Fit a sequence that the search has found."""
+    caps = np.full(len(answers.experts), np.inf)
+    members = [search.expert(column) for column in sequence]
+    caps[members] = search.caps[list(sequence)]
+    return RecipeFit(answers, recipe=recipe, steps=[[member] for member in members], caps=caps)
 
 
 def _typical_cost(answers: Answers) -> float:

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
+from coe.experts.recipes.policy import RecipePolicy
 from coe.learning.paired_scores import paired_difference
+from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import Arm, cost_by_category, propose_arms, quality_by_category
-from coe.learning.recipes.fit import Answers, replayed
+from coe.learning.recipes.fit import replayed
 
 PRICES = (0.0, *(float(price) for price in np.geomspace(3e-4, 3.0, 120)))
 """Prices of the budget, in quality per typical cost of an answer, at which both plans are compared."""
@@ -109,7 +111,7 @@ def compare(
         both.trace(posterior, unit),
         float(test.costs[:, best].mean()),
         float(test.scores[:, best].mean()),
-        tuple(dict.fromkeys(" > ".join(arm.policy.members) for arm in arms)),
+        tuple(dict.fromkeys(_shown(arm.policy) for arm in arms)),
     )
 
 
@@ -118,9 +120,15 @@ def _with_arms(single: Columns, train: Answers, test: Answers, arms: Sequence[Ar
     return Columns(
         np.column_stack((single.quality, quality_by_category(train, arms))),
         np.column_stack((single.cost, cost_by_category(train, np.column_stack([arm.outcome.costs for arm in arms])))),
-        np.column_stack((single.scores, *(scores for scores, _ in outcomes))),
-        np.column_stack((single.costs, *((test.costs * called).sum(axis=1) for _, called in outcomes))),
+        np.column_stack((single.scores, *(found.scores for found in outcomes))),
+        np.column_stack((single.costs, *(found.costs(test) for found in outcomes))),
     )
+
+
+def _shown(policy: RecipePolicy) -> str:
+    """Return the members in the order of their calls, with their caps in tokens."""
+    caps = policy.max_tokens
+    return " > ".join(f"{name} (up to {caps[name]} tokens)" if name in caps else name for name in policy.members)
 
 
 def recipe_report(splits: Sequence[SplitComparison], prompts: Sequence[NDArray[np.integer]]) -> dict[str, Any]:

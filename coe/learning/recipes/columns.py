@@ -18,8 +18,9 @@ from coe.experts.recipes.policy_file import WrittenArm
 from coe.learning.evaluation.grades import Grades
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
+from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms, propose_arms, quality_by_category
-from coe.learning.recipes.fit import Answers, against_last_step, replayed
+from coe.learning.recipes.fit import against_last_step, replayed
 from coe.learning.recipes.guarantee import accepted_thresholds, loss_per_difference
 from coe.learning.recipes.judged import Judgements, JudgeUse, ungraded
 from coe.mapping import Uses
@@ -171,7 +172,8 @@ def _usable_prompts(
 class _AnswerTable:
     """Recorded answers of the planned experts, and what each answer cost in the plan's units.
 
-    `cells` are the rows and columns of the quality data that they cover.
+    `cells` are the rows and columns of the quality data that they cover. `output_dollars` is the part of the dollars
+    that is paid for output. An answer that a cap ends takes its share of `latency_ms`.
     """
 
     answers: Answers
@@ -179,6 +181,7 @@ class _AnswerTable:
     cells: tuple[NDArray[np.int64], ...]
     active_b: Array
     dollars: Array
+    output_dollars: Array
     latency_ms: Array
 
     @classmethod
@@ -196,27 +199,31 @@ class _AnswerTable:
         tokens, shape = recorded.tokens[cells], (len(prompts), len(experts))
         unknown = np.full(data.scores.shape, np.nan)
         given, written = _priced_tokens(data.uses.get("input_tokens", unknown)[cells], tokens)
-        dollars = (given * _prices(specs, "input") + written * _prices(specs, "output")) / 1000
+        output_dollars = written * _prices(specs, "output") / 1000
+        dollars = given * _prices(specs, "input") / 1000 + output_dollars
         sizes = np.array([np.nan if spec.active_parameters_b is None else spec.active_parameters_b for spec in specs])
-        costs = dollars if dollars.any() else tokens / 1000 * (sizes if np.isfinite(sizes).all() else 1.0)
+        by_tokens = tokens / 1000 * (sizes if np.isfinite(sizes).all() else 1.0)
         answers = Answers(
             tuple(experts),
             recorded.classes[cells],
             data.scores[cells],
-            costs,
+            dollars if dollars.any() else by_tokens,
             tokens,
             np.array([list(categories).index(data.categories[row]) for row in prompts]),
             len(categories),
+            output_dollars if dollars.any() else by_tokens,
+            counted=tuple(bool(column.all()) for column in recorded.counted[cells].T),
         )
         declared = np.array([np.nan if spec.latency_ms is None else spec.latency_ms for spec in specs])
         latency = filled(data.uses.get("latency_ms", unknown)[cells], declared)
-        return cls(answers, prompts, cells, np.broadcast_to(sizes, shape), dollars, latency)
+        return cls(answers, prompts, cells, np.broadcast_to(sizes, shape), dollars, output_dollars, latency)
 
     def declared(self, recipe: RecipeSpec, judge: JudgeUse | None) -> list[Arm]:
         """Return the arms of a declared recipe; without those whose loss may exceed `max_loss`."""
         steps = [[self.answers.experts.index(name) for name in step] for step in recipe.steps]
         judgements = None if judge is None else judge.judgements
-        arms = declared_arms(self.answers, recipe.name, steps, judgements)
+        caps = np.array(recipe.caps_of(self.answers.experts) or [np.inf] * len(self.answers.experts))
+        arms = declared_arms(self.answers, recipe.name, steps, judgements, caps=caps)
         if recipe.max_loss is None:
             return arms
         return self._within_loss(arms, recipe.name, steps, recipe.max_loss, judgements)
@@ -268,10 +275,12 @@ class _AnswerTable:
             columns = member_columns(arm.policy, self.answers.experts)
             judge, sizes = judges.get(arm.policy.recipe), [len(step.members) for step in arm.policy.steps]
             grades = None if judge is None else judge.judgements.grades
-            called = replayed(arm.policy, self.answers, grades=grades)[1][:, columns]
+            replay = replayed(arm.policy, self.answers, grades=grades)
+            called = replay.called[:, columns]
             judged = called[:, np.cumsum([0, *sizes[:-2]])].sum(axis=1)  # after each step but the last
             for use, found in uses.items():
-                each = of_calls(sizes, np.where(called, getattr(self, use)[:, columns], 0.0), use)
+                made_calls = np.where(called, self._use(use, replay.written)[:, columns], 0.0)
+                each = of_calls(sizes, made_calls, use)
                 found.append(each if judge is None else each + judged * getattr(judge, use))
             made = called if judge is None else np.column_stack((called, judged))
             calls[name] = cost_by_category(self.answers, made.astype(np.float64))
@@ -285,6 +294,12 @@ class _AnswerTable:
             calls=calls,
             left_out=left_out,
         )
+
+    def _use(self, use: str, written: Array) -> Array:
+        """Return a use of each answer (n_prompts, n_experts) if only a share `written` of its tokens was written."""
+        if use == "dollars":
+            return self.dollars - self.output_dollars * (1 - written)
+        return self.latency_ms * written if use == "latency_ms" else self.active_b
 
     def _by_category(self, by_arm: Sequence[Array]) -> Array:
         if not by_arm:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from coe.experts.recipes.agreement import (
     support,
 )
 from coe.experts.recipes.policy import RecipePolicy, Step, member_columns, replay
+from coe.learning.recipes.answers import FOLDS, Answers, answers_in
 
 MEMBER_PENALTY = 0.5
 """Ridge penalty of a member's weight."""
@@ -37,52 +37,7 @@ GAIN_PENALTY = 0.1
 """Ridge penalty of the stopping rule's coefficients."""
 GAIN_CATEGORY_PENALTY = 30.0
 """Ridge penalty of its coefficients of the category."""
-FOLDS = 3
 MAX_ITERATIONS = 60
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """Recorded answers of all experts to the same prompts.
-
-    `classes` (n_prompts, n_experts): equal numbers in a row are equal answers, NO_ANSWER where there is none. `scores`
-    (n_prompts, n_experts) in [0, 1], `costs` (n_prompts, n_experts) of each answer in one unit, `tokens` (n_prompts,
-    n_experts) of output, `labels` (n_prompts,) the index of the category, below `n_categories`.
-    """
-
-    experts: tuple[str, ...]
-    classes: NDArray[np.int64]
-    scores: Array
-    costs: Array
-    tokens: Array
-    labels: NDArray[np.int64]
-    n_categories: int
-
-    @cached_property
-    def posterior(self) -> Array:
-        """Return the true category of each prompt as a posterior, shape (n_prompts, n_categories)."""
-        return np.eye(self.n_categories)[self.labels]
-
-    @cached_property
-    def typical(self) -> Array:
-        """Return the mean of log(1 + output tokens) of each expert, shape (n_experts,)."""
-        return np.asarray(np.log1p(self.tokens).mean(axis=0))
-
-    @cached_property
-    def folds(self) -> NDArray[np.int64]:
-        """Return a fixed random fold of each prompt."""
-        return np.random.default_rng(0).permutation(len(self.labels)) % FOLDS
-
-    def rows(self, chosen: NDArray[np.int64]) -> Answers:
-        """Return the answers to some prompts."""
-        return replace(
-            self,
-            classes=self.classes[chosen],
-            scores=self.scores[chosen],
-            costs=self.costs[chosen],
-            tokens=self.tokens[chosen],
-            labels=self.labels[chosen],
-        )
 
 
 def fit_weights(classes: NDArray[np.int64], scores: Array, posterior: Array | None) -> AnswerWeights:
@@ -125,19 +80,25 @@ def _targets(first: NDArray[np.bool_], scores: Array) -> Array:
     return np.column_stack((earned / np.maximum(total, 1.0), 1.0 - np.minimum(total, 1.0)))
 
 
-def held_out_probabilities(answers: Answers, columns: Sequence[int], *, by_category: bool) -> Array:
-    """Return answer probabilities of the members in `columns`, each prompt by weights fitted on the other folds."""
-    picked = list(columns)
-    found = np.empty((len(answers.labels), len(picked) + 1))
-    for fold in range(FOLDS):
-        train, test = answers.folds != fold, answers.folds == fold
-        posterior = answers.posterior if by_category else None
-        weights = fit_weights(
-            answers.classes[train][:, picked],
-            answers.scores[train][:, picked],
-            None if posterior is None else posterior[train],
+def held_out_weights(answers: Answers, columns: Sequence[int], *, by_category: bool) -> list[AnswerWeights]:
+    """Return for each fold the weights of the members in `columns`, fitted on the other folds."""
+    picked, posterior = list(columns), answers.posterior if by_category else None
+    return [
+        fit_weights(
+            answers.classes[others][:, picked],
+            answers.scores[others][:, picked],
+            None if posterior is None else posterior[others],
         )
-        found[test] = weights.probabilities(answers.classes[test][:, picked], answers.posterior[test])
+        for others in (answers.folds != fold for fold in range(FOLDS))
+    ]
+
+
+def held_out_probabilities(answers: Answers, columns: Sequence[int], weights: Sequence[AnswerWeights]) -> Array:
+    """Return answer probabilities of the members in `columns`, each prompt by the weights of its fold."""
+    found = np.empty((len(answers.labels), len(columns) + 1))
+    for fold, fitted in enumerate(weights):
+        rows = answers.folds == fold
+        found[rows] = fitted.probabilities(answers.classes[rows][:, list(columns)], answers.posterior[rows])
     return found
 
 
@@ -156,23 +117,54 @@ class Outcome:
         return float((self.scores - price * self.costs).mean())
 
 
+class Regressions:
+    """Ridge regressions on the same features, on all prompts or on those outside one fold.
+
+    `features` has shape (n_prompts, n_features), `folds` (n_prompts,). The matrices are inverted once for all targets,
+    as the search of recipes regresses thousands of them.
+    """
+
+    def __init__(self, features: Array, folds: NDArray[np.int64]) -> None:
+        self.features = features
+        penalty = np.full(features.shape[1], GAIN_CATEGORY_PENALTY)
+        penalty[:STATE_FEATURES] = GAIN_PENALTY
+        of_folds = [features[folds == fold] for fold in range(FOLDS)]
+        squares = [part.T @ part for part in of_folds]
+        total = sum(squares, np.diag(penalty))
+        self._inverses = [np.linalg.inv(total - square) for square in (*squares, 0.0)]
+        self._weights = [*((folds != fold).astype(np.float64) for fold in range(FOLDS)), np.ones(len(folds))]
+
+    def fit(self, target: Array, *, without: int) -> Array:
+        """Return the coefficients for `target` (n_prompts,) on all prompts outside the fold `without`; FOLDS is no
+        fold."""
+        return np.asarray(self._inverses[without] @ (self.features.T @ (target * self._weights[without])))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AnsweredSet:
     """The state of a policy once some members have answered.
 
-    `scores` (n_prompts,) of the answer that would be returned, `features` (n_prompts, n_features) for the stopping
-    rule; `unreadable` (n_prompts,) marks prompts without a readable answer; `chosen` (n_prompts,) is the column of that
-    answer.
+    `scores` (n_prompts,) of the answer that would be returned, `regressions` on the features (n_prompts, n_features) of
+    the stopping rule; `unreadable` (n_prompts,) marks prompts without a readable answer; `chosen` (n_prompts,) is the
+    column of that answer. `goes_on` (n_prompts,) marks prompts whose next step is called in any case: no answer is
+    readable, and one of the latest step was cut off.
     """
 
     scores: Array
-    features: Array
+    regressions: Regressions
     unreadable: NDArray[np.bool_]
     chosen: NDArray[np.int64]
+    goes_on: NDArray[np.bool_]
 
-    def latest(self, scores: Array) -> AnsweredSet:
-        """Return the state if `scores` (n_prompts,) are those of the latest answer, which goes out unreadable."""
-        return replace(self, scores=np.where(self.unreadable, scores, self.scores))
+    @property
+    def features(self) -> Array:
+        """Return the features of the stopping rule."""
+        return self.regressions.features
+
+    def latest(self, scores: Array, cut_off: NDArray[np.bool_]) -> AnsweredSet:
+        """Return the state if `scores` and `cut_off` (n_prompts,) are those of the latest answer, which goes out
+        unreadable."""
+        return replace(self, scores=np.where(self.unreadable, scores, self.scores), goes_on=self.unreadable & cut_off)
 
 
 def answered_set(answers: Answers, columns: Sequence[int], probabilities: Array, *, latest: int) -> AnsweredSet:
@@ -185,7 +177,14 @@ def answered_set(answers: Answers, columns: Sequence[int], probabilities: Array,
     length = relative_length(answers.tokens[:, columns], answers.typical[columns])
     features = stop_features(probabilities, answers.posterior, length)
     unreadable = ~(probabilities[:, :-1].max(axis=1) > 0)
-    return AnsweredSet(answers.scores[np.arange(len(chosen)), chosen], features, unreadable, chosen)
+    cut_off = np.zeros_like(answers.classes, dtype=bool) if answers.cut_off is None else answers.cut_off
+    return AnsweredSet(
+        answers.scores[np.arange(len(chosen)), chosen],
+        Regressions(features, answers.folds),
+        unreadable,
+        chosen,
+        unreadable & cut_off[:, columns[latest:]].any(axis=1),
+    )
 
 
 def stop_backwards(
@@ -201,67 +200,74 @@ def stop_backwards(
     `answered` is the state after each step, `costs` (n_prompts,) and `calls` are those of each step. The outcome is
     that of the rules on these prompts; with `folds` (n_prompts,), of rules that were fitted on the other folds.
     """
-    everyone = np.ones(len(costs[0]), dtype=bool)
-    gains = _fit_gains(answered, costs, everyone, price)
-    parts = [(everyone, gains)]
-    if folds is not None:
-        parts = [(folds == f, _fit_gains(answered, costs, folds != f, price)) for f in range(int(folds.max()) + 1)]
-    score, cost, made = (np.empty(len(everyone)) for _ in range(3))
-    for rows, rules in parts:
-        score[rows], cost[rows], made[rows] = _apply(answered, costs, calls, rules, rows)
+    gains = _fit_gains(answered, costs, price, without=FOLDS)
+    if folds is None:
+        return Outcome(*_apply(answered, costs, calls, gains), gains)
+    parts = [_apply(answered, costs, calls, _fit_gains(answered, costs, price, without=fold)) for fold in range(FOLDS)]
+    score, cost, made = (np.choose(folds, found) for found in zip(*parts, strict=True))
     return Outcome(score, cost, made, gains)
 
 
 def _fit_gains(
-    answered: Sequence[AnsweredSet], costs: Sequence[Array], rows: NDArray[np.bool_], price: float
+    answered: Sequence[AnsweredSet], costs: Sequence[Array], price: float, *, without: int
 ) -> tuple[Array, ...]:
-    """Return the coefficients of the net gain of going on after each step but the last, fitted on some prompts.
+    """Return the coefficients of the net gain of going on after each step but the last, fitted outside one fold.
 
     The value of stopping is itself a regression, whose differences are far less noisy than those of single scores.
     """
     gains: list[Array] = []
-    features = [state.features[rows] for state in answered]
-    worth = [f @ _ridge(f, state.scores[rows]) for f, state in zip(features, answered, strict=True)]
+    worth = [one.features @ one.regressions.fit(one.scores, without=without) for one in answered]
     value = worth[-1]
     for number in range(len(answered) - 2, -1, -1):
-        ahead = value - price * costs[number + 1][rows]
-        gain = _ridge(features[number], ahead - worth[number])
-        value = np.where(features[number] @ gain > 0, ahead, worth[number])
+        ahead = value - price * costs[number + 1]
+        gain = answered[number].regressions.fit(ahead - worth[number], without=without)
+        value = np.where(_goes_on(answered[number], gain), ahead, worth[number])
         gains.insert(0, gain)
     return tuple(gains)
 
 
+def _goes_on(state: AnsweredSet, gain: Array) -> NDArray[np.bool_]:
+    return np.asarray((state.features @ gain > 0) | state.goes_on)
+
+
 def _apply(
-    answered: Sequence[AnsweredSet],
-    costs: Sequence[Array],
-    calls: Sequence[int],
-    gains: Sequence[Array],
-    rows: NDArray[np.bool_],
+    answered: Sequence[AnsweredSet], costs: Sequence[Array], calls: Sequence[int], gains: Sequence[Array]
 ) -> tuple[Array, Array, Array]:
-    """Return score, cost and calls of the rules on some prompts."""
-    score = answered[-1].scores[rows]
+    """Return score, cost and calls of the rules on each prompt."""
+    score = answered[-1].scores
     cost, made = np.zeros(len(score)), np.zeros(len(score))
     for number in range(len(answered) - 2, -1, -1):
-        goes_on = answered[number].features[rows] @ gains[number] > 0
-        cost = np.where(goes_on, cost + costs[number + 1][rows], 0.0)
+        goes_on = _goes_on(answered[number], gains[number])
+        cost = np.where(goes_on, cost + costs[number + 1], 0.0)
         made = np.where(goes_on, made + calls[number + 1], 0.0)
-        score = np.where(goes_on, score, answered[number].scores[rows])
-    return score, cost + costs[0][rows], made + calls[0]
+        score = np.where(goes_on, score, answered[number].scores)
+    return score, cost + costs[0], made + calls[0]
 
 
-def _ridge(features: Array, target: Array) -> Array:
-    penalty = np.full(features.shape[1], GAIN_CATEGORY_PENALTY)
-    penalty[:STATE_FEATURES] = GAIN_PENALTY
-    return np.asarray(np.linalg.solve(features.T @ features + np.diag(penalty), features.T @ target))
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplayedAnswers:
+    """The outcome of a policy on recorded answers.
+
+    `scores` (n_prompts,) of the returned answers; `called` (n_prompts, n_experts) is True for the experts that were
+    called, and `written` of the same shape the share of an answer's tokens that was written: 1, less where a cap ended
+    it, 0 if it was not called.
+    """
+
+    scores: Array
+    called: NDArray[np.bool_]
+    written: Array
+
+    def costs(self, answers: Answers) -> Array:
+        """Return the cost of each prompt, shape (n_prompts,)."""
+        return np.asarray((answers.costs_with(self.written) * self.called).sum(axis=1))
 
 
 def replayed(
     policy: RecipePolicy, answers: Answers, posterior: Array | None = None, grades: Array | None = None
-) -> tuple[Array, NDArray[np.bool_]]:
+) -> ReplayedAnswers:
     """Run a policy on recorded answers, with the true categories unless a `posterior` is given.
 
-    `grades` (n_prompts, n_experts) are those of its judge, NaN without one. Returns the score of each prompt, shape
-    (n_prompts,), and which experts were called, (n_prompts, n_experts).
+    `grades` (n_prompts, n_experts) are those of its judge, NaN without one.
     """
     columns = member_columns(policy, answers.experts)
     found = replay(
@@ -271,9 +277,12 @@ def replayed(
         answers.posterior if posterior is None else posterior,
         None if grades is None else grades[:, columns],
     )
-    called = np.zeros(answers.scores.shape, dtype=bool)
+    called, written = np.zeros(answers.scores.shape, dtype=bool), np.zeros(answers.scores.shape)
     called[:, columns] = found.calls
-    return answers.scores[np.arange(len(called)), np.array(columns)[found.member]], called
+    share = np.where(found.cut_off, policy.caps / np.maximum(answers.tokens[:, columns], 1e-9), 1.0)
+    written[:, columns] = np.where(found.calls, share, 0.0)
+    scores = answers.scores[np.arange(len(called)), np.array(columns)[found.member]]
+    return ReplayedAnswers(scores, called, written)
 
 
 def against_last_step(
@@ -300,17 +309,22 @@ def against_last_step(
 class RecipeFit:
     """The fitted weights of one recipe, from which a policy follows for each price.
 
-    `steps` are columns of members that are called at the same time.
+    `steps` are columns of members that are called at the same time, `caps` (n_experts,) the caps on their answers in
+    tokens, inf without one; no caps by default.
     """
 
-    def __init__(self, answers: Answers, *, recipe: str, steps: Sequence[Sequence[int]]) -> None:
-        self._answers, self._recipe, self._steps = answers, recipe, steps
+    def __init__(
+        self, answers: Answers, *, recipe: str, steps: Sequence[Sequence[int]], caps: Array | None = None
+    ) -> None:
+        self._caps = np.full(len(answers.experts), np.inf) if caps is None else caps
+        self._answers = answers = answers_in(answers, steps, self._caps)
+        self._recipe, self._steps = recipe, steps
         self._prefixes = [[column for step in steps[: number + 1] for column in step] for number in range(len(steps))]
         self._answered = [
             answered_set(
                 answers,
                 prefix,
-                held_out_probabilities(answers, prefix, by_category=True),
+                held_out_probabilities(answers, prefix, held_out_weights(answers, prefix, by_category=True)),
                 latest=len(prefix) - len(step),
             )
             for prefix, step in zip(self._prefixes, steps, strict=True)
@@ -326,11 +340,17 @@ class RecipeFit:
         outcome = stop_backwards(
             self._answered, costs, [len(step) for step in self._steps], price=price, folds=self._answers.folds
         )
-        names = [tuple(self._answers.experts[column] for column in step) for step in self._steps]
-        steps = [
-            Step(members, weights, self._answers.typical[prefix], gain)
-            for members, weights, prefix, gain in zip(
-                names, self._weights, self._prefixes, (*outcome.gains, None), strict=True
-            )
-        ]
+        gains = (*outcome.gains, None)
+        steps = [self._step(number, gain) for number, gain in enumerate(gains)]
         return RecipePolicy(self._recipe, price, tuple(steps)), outcome
+
+    def _step(self, number: int, gain: Array | None) -> Step:
+        members = tuple(self._answers.experts[column] for column in self._steps[number])
+        caps = tuple(float(self._caps[column]) for column in self._steps[number])
+        return Step(
+            members,
+            self._weights[number],
+            self._answers.typical[self._prefixes[number]],
+            gain,
+            max_tokens=caps if np.isfinite(caps).any() else (),
+        )

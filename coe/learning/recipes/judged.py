@@ -18,7 +18,8 @@ from coe.experts.recipes.judge import GRADE_TOKENS, GradeRule, graded_features
 from coe.experts.recipes.policy import RecipePolicy
 from coe.learning.evaluation.grades import Grades
 from coe.learning.evaluation.quality import Quality
-from coe.learning.recipes.fit import AnsweredSet, Answers, Outcome, RecipeFit, stop_backwards
+from coe.learning.recipes.answers import Answers
+from coe.learning.recipes.fit import AnsweredSet, Outcome, RecipeFit, Regressions, stop_backwards
 from coe.mapping import MEASURES
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS
 from coe.registry import ExpertSpec, RecipeSpec
@@ -138,7 +139,8 @@ class JudgedFit(RecipeFit):
         grades = self._judgements.grades[np.arange(len(state.chosen)), state.chosen]
         believed = GradeRule(*self._logistic, np.empty(0)).probability(grades)
         top = state.features[:, 1]
-        return replace(state, features=graded_features(state.features, np.where(np.isfinite(grades), believed, top)))
+        features = graded_features(state.features, np.where(np.isfinite(grades), believed, top))
+        return replace(state, regressions=Regressions(features, self._answers.folds))
 
     def _last_state(self) -> AnsweredSet:
         """Return the state after the last step, whose first answer is returned if none of it is readable."""

@@ -17,9 +17,9 @@ from coe.learning.evaluation.grades import read_grades
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recipe_answers import MeasuredArm, read_recipe_answers
 from coe.learning.evaluation.recorded_answers import read_answers
+from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import cost_by_category, expected_quality
 from coe.learning.recipes.columns import MIN_PROMPTS, RecipeColumns, filled, of_calls, recipe_columns
-from coe.learning.recipes.fit import Answers
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ArmSpec, ExpertSpec, RecipeSpec, Registry
 

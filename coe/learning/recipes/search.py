@@ -1,7 +1,8 @@
 """Proposes cascades and votes from recorded answers: which members, in which order, at which price of cost.
 
 For each price, a beam search inserts the member that raises mean quality net of cost most, at any position, up to the
-largest number of calls; then it moves and drops single members. The search ignores categories; fitted policies do not.
+largest number of calls; then it moves and drops single members, and sets caps on their answers. The search ignores
+categories; fitted policies do not.
 """
 
 from __future__ import annotations
@@ -10,27 +11,50 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from coe.learning.recipes.fit import AnsweredSet, Answers, answered_set, held_out_probabilities, stop_backwards
+from coe.experts.recipes.agreement import AnswerWeights, Array
+from coe.learning.recipes.answers import Answers
+from coe.learning.recipes.fit import AnsweredSet, answered_set, held_out_probabilities, held_out_weights, stop_backwards
 
 MAX_CANDIDATES = 16
 """Experts that the search considers: the best ones by quality net of cost at the price, and the cheapest ones."""
 BEAM_WIDTH = 3
 """Sequences that the search extends at the same time."""
+MIN_GAIN = 1e-12
+"""Mean gain below which a change is rounding."""
+CAP_QUANTILES = (0.7, 0.85, 0.95, 0.99)
+"""Caps that the search considers for a member: these quantiles of the lengths of its answers, if they were counted."""
 
 Sequence = tuple[int, ...]
-"""Columns of members in the order of their calls."""
+"""Columns (`RecipeSearch`) in the order of their members' calls."""
 
 
 class RecipeSearch:
     """Searches member sequences on one table of answers.
 
     What follows from the answers of a set of members does not depend on their order, so it is estimated once for all
-    sequences and prices.
+    sequences and prices, and answer weights once for all caps. The columns are the experts without a cap, and behind
+    them the experts with the caps of each level in turn. `n_experts` columns make a level.
     """
 
     def __init__(self, answers: Answers, *, max_calls: int) -> None:
         self._answers, self._max_calls = answers, max_calls
+        self._experts = len(answers.experts)
+        levels = np.ceil(np.quantile(answers.tokens, CAP_QUANTILES, axis=0))
+        self.caps: Array = np.concatenate((np.full(self._experts, np.inf), levels.ravel()))
+        uncapped = answers.columns(list(range(self._experts)) * (1 + len(CAP_QUANTILES)))
+        self._cut_off = uncapped.tokens > self.caps
+        self._columns = uncapped.capped(self.caps, np.ones(uncapped.tokens.shape, dtype=bool))
+        counted = np.tile(np.array(answers.counted or (True,) * self._experts), 1 + len(CAP_QUANTILES))
+        self._offered = counted & (self._columns.costs.mean(axis=0) < uncapped.costs.mean(axis=0))
+        """The columns that save cost, of lengths that were counted: a cap from characters would cut off any model that
+        reasons, whose answers do not show these tokens."""
+        self._offered[: self._experts] = True
         self._sets: dict[frozenset[int], AnsweredSet] = {}
+        self._weights: dict[frozenset[int], list[AnswerWeights]] = {}
+
+    def expert(self, column: int) -> int:
+        """Return the expert of a column."""
+        return column % self._experts
 
     def best_sequence(self, price: float) -> Sequence:
         """Return the best sequence at a price per unit of cost; it has one member if no recipe pays."""
@@ -43,16 +67,32 @@ class RecipeSearch:
             beam = sorted(values, key=lambda sequence: -values[sequence])[:BEAM_WIDTH]
             if values[beam[0]] > best_value:
                 best, best_value = beam[0], values[beam[0]]
-        return self._improve(best, best_value, price)
+        best = self._improve(best, price)
+        self._sets = {key: found for key, found in self._sets.items() if max(key) < self._experts}
+        return best  # sets with caps are many, and other prices need few of them
 
-    def _improve(self, best: Sequence, best_value: float, price: float) -> Sequence:
-        """Move or drop single members as long as that raises the value."""
-        while values := self._values(_moves(best), price):
-            found = max(values, key=lambda sequence: values[sequence])
-            if values[found] <= best_value:
-                break
-            best, best_value = found, values[found]
-        return best
+    def _improve(self, best: Sequence, price: float) -> Sequence:
+        """Move or drop single members, or change their caps, as long as that raises the value.
+
+        A lower cap has to raise it by more than a standard error: there are many caps, and the best of them by chance
+        would cost quality where hardly any cost is to be saved.
+        """
+        net = self._net(best, price)
+        while True:
+            found = {sequence: self._net(sequence, price) - net for sequence in _moves(best) | self._other_caps(best)}
+            raised = {
+                sequence: gain for sequence, gain in found.items() if gain.mean() > self._needed(sequence, best, gain)
+            }
+            if not raised:
+                return best
+            best = max(raised, key=lambda sequence: float(raised[sequence].mean()))
+            net = self._net(best, price)
+
+    def _needed(self, sequence: Sequence, best: Sequence, gain: Array) -> float:
+        """Return the mean gain that a change needs: a standard error of it for a lower cap."""
+        lower = len(sequence) == len(best) and (self.caps[list(sequence)] < self.caps[list(best)]).any()
+        same = [*map(self.expert, sequence)] == [*map(self.expert, best)]
+        return float(gain.std() / np.sqrt(len(gain))) if lower and same else MIN_GAIN
 
     def _candidates(self, price: float) -> list[int]:
         """Return the experts of highest mean quality net of cost at several prices up to this one."""
@@ -62,23 +102,50 @@ class RecipeSearch:
         return list(found)[:MAX_CANDIDATES]
 
     def _values(self, sequences: Iterable[Sequence], price: float) -> dict[Sequence, float]:
-        return {sequence: self._value(sequence, price) for sequence in sequences}
+        return {sequence: float(self._net(sequence, price).mean()) for sequence in sequences}
 
-    def _value(self, sequence: Sequence, price: float) -> float:
-        scores = self._answers.scores
+    def _other_caps(self, sequence: Sequence) -> set[Sequence]:
+        """Return the sequences with another cap of one member; a single member has none."""
+        if len(sequence) == 1:
+            return set()
+        return {
+            (*sequence[:position], other, *sequence[position + 1 :])
+            for position, column in enumerate(sequence)
+            for other in range(self.expert(column), len(self.caps), self._experts)
+            if other != column and self._offered[other]
+        }
+
+    def _net(self, sequence: Sequence, price: float) -> Array:
+        """Return the quality net of cost, shape (n_prompts,). A sequence of one member has no cap."""
+        if len(sequence) == 1:
+            sequence = (self.expert(sequence[0]),)
+        columns, last = self._columns, sequence[-1]
         answered = [
-            self._answered(sequence[: length + 1]).latest(scores[:, column]) for length, column in enumerate(sequence)
+            self._answered(sequence[: length + 1]).latest(columns.scores[:, column], self._cut_off[:, column])
+            for length, column in enumerate(sequence)
         ]
-        costs = [self._answers.costs[:, column] for column in sequence]
-        return stop_backwards(answered, costs, [1] * len(sequence), price=price).net(price)
+        costs = [columns.costs[:, column] for column in sequence]
+        if len(sequence) > 1:  # the last member has no cap where no earlier answer is readable
+            whole, is_whole = self.expert(last), answered[-2].unreadable
+            costs[-1] = np.where(is_whole, columns.costs[:, whole], costs[-1])
+            answered[-1] = answered[-1].latest(columns.scores[:, whole], self._cut_off[:, whole])
+        outcome = stop_backwards(answered, costs, [1] * len(sequence), price=price)
+        return outcome.scores - price * outcome.costs
 
     def _answered(self, members: Sequence) -> AnsweredSet:
         key = frozenset(members)
         if key not in self._sets:
-            columns = sorted(key)
-            probabilities = held_out_probabilities(self._answers, columns, by_category=False)
-            self._sets[key] = answered_set(self._answers, columns, probabilities, latest=0)
+            columns = sorted(key, key=self.expert)
+            self._sets[key] = answered_set(self._columns, columns, self._probabilities(columns), latest=0)
         return self._sets[key]
+
+    def _probabilities(self, columns: list[int]) -> Array:
+        """Return the held-out answer probabilities of some members, by weights of their answers without caps."""
+        experts = [self.expert(column) for column in columns]
+        key = frozenset(experts)
+        if key not in self._weights:
+            self._weights[key] = held_out_weights(self._answers, experts, by_category=False)
+        return held_out_probabilities(self._columns, columns, self._weights[key])
 
 
 def _insertions(sequence: Sequence, candidates: list[int]) -> set[Sequence]:

@@ -2,8 +2,8 @@
 
 It is pure: it computes a candidate and its judgement from experience and the current plan. `moves` tests each move of a
 category. This module splits the round's significance level and replaces the quality rows of the moved categories. It
-then solves the candidate under the declared budget, and judges it as a whole. `coe.jobs.plan_round` uses it. Arrays
-have n requests, m categories and k experts.
+then solves the candidate under the declared budget, and judges it as a whole. `coe.jobs.rounds.plan_round` uses it.
+Arrays have n requests, m categories and k experts.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from typing import Literal, Self
 
 import orjson
 
-from coe.errors import ConfigError, DataError, DocumentError
+from coe.errors import ConfigError, DataError, DocumentError, pip_install
 from coe.retrieval.ingest import converter
 from coe.retrieval.ingest.chunking import normalize_text
 
@@ -111,7 +111,7 @@ class Converter:
             await self._stop()
             for module in ("pypdf", "markdownify"):
                 if importlib.util.find_spec(module) is None:
-                    raise ConfigError(f"{module} is not installed; install it: pip install 'coe[documents]'")
+                    raise ConfigError(f"{module} is not installed; install it: {pip_install('documents')}")
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", converter.__file__),
                 stdin=asyncio.subprocess.PIPE,

@@ -18,6 +18,7 @@ _WARNINGS = {
     "reload_failed": "coe_reload_failed",
     "log_failing": "coe_log_failing",
     "limits_degraded": "coe_limits_degraded",
+    "issued_keys_degraded": "coe_issued_keys_degraded",
     "artifacts_behind": "coe_artifacts_behind",
 }
 

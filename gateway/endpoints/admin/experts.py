@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import re
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -24,24 +26,28 @@ from coe.errors import (
     ConfigError,
     DeadlineExceeded,
     ExpertError,
+    InvalidRequest,
     LogError,
     LogUnavailable,
     ModelNotFound,
     Overloaded,
 )
+from coe.experts import ReplicatedExpert
+from coe.experts.live_check import check_experts
 from coe.experts.outcomes import Incidents
 from coe.mapping import Assignment, read_plan_file
 from coe.records.record import LogQuery, RoutingRecord
 from coe.registry import ExpertSpec, load, load_with_expert, yaml_source
 from gateway.endpoints.admin.counts import Counts, expert_stats, failed
+from gateway.endpoints.admin.serial import PROBLEM_LIST, Serial, parsed_problems
 from gateway.endpoints.operation import (
     BOOLEAN,
     COUNT,
+    NUMBER,
     OBJECT,
     TEXT,
     TEXT_OR_NULL,
     TEXTS,
-    Schema,
     json_response,
     list_schema,
     object_schema,
@@ -53,8 +59,9 @@ from gateway.serving_state import Serving
 
 MAX_FAILURES = 10
 LOG_SECONDS = 5.0
+TEST_PAUSE_SECONDS = 5.0
+"""Time between two tests of an expert in one worker process."""
 MAX_BODY_BYTES = 64 * 1024
-MAX_WAITING = 8
 RETRY_AFTER = 1.0
 
 
@@ -72,30 +79,32 @@ _DECLARED_FIELDS = (
     "concurrent_requests",
 )
 _STATS_FIELDS = ("in_flight", "outcomes", "fallbacks", "tokens", "cost", "first_byte")
-_PROBLEM = re.compile(r"(?s)([^\n]*?):(\d+): (.*)")
-_PROBLEM_LIST: Schema = {
-    "type": "array",
-    "items": object_schema({"where": TEXT, "line": {"type": ["integer", "null"]}, "message": TEXT}),
-}
 _CHECK = object_schema(
     {
         "object": {"const": "expert.check"},
         "ok": BOOLEAN,
-        "problems": _PROBLEM_LIST,
+        "problems": PROBLEM_LIST,
         "unset": TEXTS,
         "name": TEXT_OR_NULL,
     }
 )
 _STEPS = object_schema(
-    {"object": {"const": "expert.steps"}, "id": TEXT, "problems": _PROBLEM_LIST}
+    {"object": {"const": "expert.steps"}, "id": TEXT, "problems": PROBLEM_LIST}
     | dict.fromkeys(("declared", "served", "scored", "planned"), BOOLEAN)
     | {"reload_error": TEXT_OR_NULL, "reachable": {"type": ["boolean", "null"]}, "assigned_categories": TEXTS}
     | {"runtime": TEXT_OR_NULL, "requests": COUNT}
 )
 _RECIPE = object_schema(
     {"object": {"const": "recipe"}, "id": TEXT, "steps": {"type": "array", "items": TEXTS}, "arms": TEXTS}
+    | {"max_tokens": {"type": "object", "additionalProperties": {"type": "integer"}}}
 )
 _TOO_MANY = "Too many requests read experts.yaml."
+
+
+_TEST = object_schema(
+    {"address": TEXT, "ok": BOOLEAN, "answer": TEXT, "ms": NUMBER, "first_token_ms": NUMBER}
+    | {"cause": TEXT_OR_NULL, "problem": TEXT, "remedy": TEXT}
+)
 
 
 class Experts:
@@ -104,6 +113,8 @@ class Experts:
 
     def __init__(self, parts: Parts) -> None:
         self._current, self._metrics, self._log = parts.current, parts.metrics, parts.log
+        self._session = parts.session
+        self._tested: dict[str, float] = {}
 
     @operation("GET /v1/experts", "listExperts", "The experts.", list_schema(OBJECT))
     async def list(self, _: Request) -> Response:
@@ -120,13 +131,14 @@ class Experts:
 
     @operation("GET /v1/recipes", "listRecipes", "The recipes.", list_schema(_RECIPE))
     async def recipes(self, _: Request) -> Response:
-        """List the recipes, declared or proposed by the plan, with the members of each step and the arms."""
+        """List the recipes, declared or proposed by the plan, with steps, caps and arms."""
         data = [
             {
                 "object": "recipe",
                 "id": one.name,
                 "steps": one.steps,
                 "arms": list(map(one.arm, range(1, one.levels + 1))),
+                "max_tokens": one.max_tokens,
             }
             for one in self._current.serving.registry.declared_recipes
         ]
@@ -156,6 +168,40 @@ class Experts:
         names = ("request_id", "time", "outcome", "category", "attempts")
         data = [{name: getattr(record, name) for name in names} for record in found]
         return json_response({"object": "list", "data": data})
+
+    @operation(
+        "POST /v1/experts/{id}/test",
+        "testExpert",
+        "The result for each of its servers.",
+        object_schema({"object": {"const": "expert.test"}, "id": TEXT, "data": {"type": "array", "items": _TEST}}),
+        problems={
+            400: "The expert shares a device, so that a test would switch models.",
+            404: "No such expert.",
+            429: "It was tested less than 5 seconds ago.",
+        },
+    )
+    async def test(self, request: Request) -> Response:
+        """Request one token from each server of an expert, past breakers, limits and the log."""
+        name, serving = request.path_params["id"], self._current.serving
+        expert = serving.composition.experts.get(name)
+        if name not in serving.registry.expert_names or not isinstance(expert, ReplicatedExpert):
+            raise ModelNotFound(f"no expert {name[:64]!r} is declared", param="id")
+        spec = serving.registry.expert(name)
+        if serving.registry.residency is not None and spec.is_local and not spec.addresses:
+            raise InvalidRequest(f"{name!r} shares a device, so a test would switch models; use the playground instead")
+        self._check_pause(name)
+        assert self._session is not None
+        found = await check_experts([expert], session=self._session, streams=True)
+        return json_response(
+            {"object": "expert.test", "id": name, "data": [asdict(one) | {"ok": one.ok} for one in found]}
+        )
+
+    def _check_pause(self, name: str) -> None:
+        """Raises Overloaded for the test of an expert that was tested just before."""
+        now = time.monotonic()
+        if (wait := self._tested.get(name, -math.inf) + TEST_PAUSE_SECONDS - now) > 0:
+            raise Overloaded(f"{name!r} was tested just now; try again in {wait:.1f} s", retry_after=wait)
+        self._tested = {one: at for one, at in self._tested.items() if at + TEST_PAUSE_SECONDS > now} | {name: now}
 
     async def _newest_failures(self, name: str) -> Sequence[RoutingRecord]:
         """One bounded query of the log for each kind of failure."""
@@ -242,8 +288,7 @@ class Onboarding:
     def __init__(self, parts: Parts) -> None:
         self._current, self._metrics, self._settings = parts.current, parts.metrics, parts.settings
         self._plans = ArtifactStore(parts.settings.artifacts, ASSIGNMENT)
-        self._reading = asyncio.Lock()
-        self._waiting = 0
+        self._serial = Serial()
 
     @operation(
         "POST /v1/experts/check",
@@ -256,25 +301,15 @@ class Onboarding:
     async def check(self, request: Request) -> Response:
         """Check experts.yaml with one more expert, whose problems are at `entry`; nothing is written."""
         body = validated(ExpertEntry, await read_body(request, limit=MAX_BODY_BYTES))
-        return json_response({"object": "expert.check", **await self._exclusively(self._check, body.entry)})
+        return json_response({"object": "expert.check", **await self._serial.run(self._check, body.entry)})
 
     @operation("GET /v1/experts/{id}/steps", "readExpertSteps", "The steps.", _STEPS, problems={429: _TOO_MANY})
     async def steps(self, request: Request) -> Response:
         """Progress of adding an expert: declared, served, reachable, scored, planned, assigned."""
         name = request.path_params["id"]
-        declared = await self._exclusively(self._declared)
+        declared = await self._serial.run(self._declared)
         scored = await asyncio.to_thread(self._scored, name)
         return json_response({"object": "expert.steps", "id": name, **await self._steps(name, declared, scored)})
-
-    async def _exclusively(self, work: Any, *arguments: Any) -> Any:
-        if self._waiting >= MAX_WAITING:
-            raise Overloaded("too many checks of experts.yaml are waiting; try again", retry_after=RETRY_AFTER)
-        self._waiting += 1
-        try:
-            async with self._reading:
-                return await asyncio.to_thread(work, *arguments)
-        finally:
-            self._waiting -= 1
 
     def _check(self, entry: str) -> dict[str, Any]:
         environ = self._settings.environ
@@ -282,7 +317,7 @@ class Onboarding:
         try:
             registry = load_with_expert(self._settings.config, entry, environ=environ)
         except ConfigError as error:
-            return {"ok": False, "problems": _parsed_problems(error.problems), "unset": unset, "name": None}
+            return {"ok": False, "problems": parsed_problems(error.problems), "unset": unset, "name": None}
         return {"ok": True, "problems": [], "unset": unset, "name": registry.expert_names[-1]}
 
     def _declared(self) -> tuple[tuple[str, ...], list[str]]:
@@ -316,7 +351,7 @@ class Onboarding:
         requests = sum(found["outcomes"].values())
         return {
             "declared": name in declared[0],
-            "problems": _parsed_problems(declared[1]),
+            "problems": parsed_problems(declared[1]),
             "served": served,
             "reload_error": self._current.reload_error,
             "reachable": True if found["outcomes"].get("ok") or any(alive) else False if False in alive else None,
@@ -330,14 +365,3 @@ class Onboarding:
             "runtime": serving.registry.expert(name).runtime if served else None,
             "requests": requests,
         }
-
-
-def _parsed_problems(found: Sequence[str]) -> list[dict[str, Any]]:
-    """The parts of each `file:line: message`; `where` is `entry` for the entry in the request."""
-    matches = [(_PROBLEM.fullmatch(problem), problem) for problem in found]
-    return [
-        {"where": match[1], "line": int(match[2]), "message": match[3]}
-        if match
-        else {"where": "", "line": None, "message": problem}
-        for match, problem in matches
-    ]

@@ -157,7 +157,7 @@ def _served_map(serving: Serving, stored: _StoredPlan | None) -> dict[str, Any]:
     return {
         "categories": categories,
         "experts": experts,
-        "general": serving.registry.general_expert,
+        "general": assignment.general_expert,
         "pinned": dict(serving.registry.assignment),
         "assignment": [_row(assignment, row) for row in rows],
         "quality_lower_bound": [[value if np.isfinite(value) else None for value in line] for line in quality.tolist()],

@@ -302,8 +302,8 @@ class Records:
 
     def _keys(self, record: RoutingRecord) -> tuple[str | None, ...]:
         """The keys that may have sent feedback on a request: its own, its tenant's and those of administrators."""
-        declared = self._current.serving.registry.access.keys
-        allowed = [key.name for key in declared if (key.tenant or key.name) == record.tenant or "admin" in key.scopes]
+        keys = self._current.serving.access.keys
+        allowed = [key.name for key in keys if (key.tenant or key.name) == record.tenant or "admin" in key.scopes]
         return tuple(dict.fromkeys((None, record.key, *allowed)))
 
     @asynccontextmanager

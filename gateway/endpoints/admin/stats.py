@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 from pydantic import Field
@@ -39,6 +39,7 @@ from gateway.endpoints.operation import (
     query_of,
 )
 from gateway.parts import Parts
+from gateway.process.jobs import Reports
 from gateway.request.body import RequestModel
 
 SEND_SECONDS = 10.0
@@ -129,9 +130,6 @@ class StreamQuery(RequestModel):
     events: Annotated[int, Field(ge=1, le=MAX_EVENTS)] | None = None
 
 
-CACHE_SECONDS = 60.0
-"""A report is returned again for this long, since it reads a week of the log."""
-JOB_SECONDS = 120.0
 _COUNTS: Schema = {"type": "object", "additionalProperties": COUNT}
 _NESTED: Schema = {"type": "object", "additionalProperties": _COUNTS}
 _BUCKETS: Schema = {"type": "array", "items": COUNT}
@@ -210,12 +208,10 @@ class Stats:
 
 
 class Status:
-    """Requests that come while a report is computed share it."""
+    """The report, cached for a minute."""
 
     def __init__(self, parts: Parts) -> None:
-        self._jobs = parts.jobs
-        self._report: asyncio.Task[dict[str, Any]] | None = None
-        self._expires = 0.0
+        self._reports = Reports(parts.jobs)
 
     @operation(
         "GET /v1/status",
@@ -226,12 +222,5 @@ class Status:
     )
     async def get(self, _: Request) -> Response:
         """Report on the last week's traffic: drift, alarms, proposed categories, retraining rounds."""
-        if self._report is None or (self._report.done() and time.monotonic() >= self._expires):
-            self._report = asyncio.create_task(self._compute(), name="coe-status")
-        return json_response(await asyncio.shield(self._report))
-
-    async def _compute(self) -> dict[str, Any]:
-        self._expires = 0.0  # a failure is not cached
-        report = await self._jobs.run("status", seconds=JOB_SECONDS, needs=("scipy", "sklearn"))
-        self._expires = time.monotonic() + CACHE_SECONDS
-        return {"object": "status", "time": time.time(), "report": report}
+        at, report = await self._reports.get("status", needs=("scipy", "sklearn"))
+        return json_response({"object": "status", "time": at, "report": report})

@@ -2,14 +2,16 @@
 
 import { html, nothing, render } from "./vendor/lit-html.js";
 import { api } from "./api.js";
+import * as config from "./views/config.js";
 import * as experts from "./views/experts.js";
+import * as keys from "./views/keys.js";
 import * as live from "./views/live.js";
 import * as log from "./views/log.js";
 import * as map from "./views/map.js";
 import * as playground from "./views/playground.js";
 import * as router from "./views/router.js";
 
-const VIEWS = [playground, live, log, map, router, experts];
+const VIEWS = [playground, live, log, map, router, experts, config, keys];
 const root = document.getElementById("app");
 
 let open = null; // { name, view }: the current view and its state
@@ -36,7 +38,7 @@ function frame() {
             html`<a href="#/${name}" aria-current=${open?.name === name ? "page" : nothing}>${title}</a>`,
         )}
       </nav>
-      ${api.key ? html`<button class="quiet" @click=${() => api.forget()}>Forget key</button>` : nothing}
+      ${api.key ? html`<button class="quiet" title="Deletes the conversations in this browser, too" @click=${() => api.forget()}>Forget key</button>` : nothing}
     </header>
     <main id="main" tabindex="-1" class=${keyRequired || !open ? nothing : open.name}>${keyRequired ? keyForm() : open?.view.template()}</main>
   `;

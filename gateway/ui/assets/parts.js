@@ -1,6 +1,7 @@
 // Elements that several views share: loading states, tables, bars, numbers.
 
 import { html, nothing, svg } from "./vendor/lit-html.js";
+import { api } from "./api.js";
 
 /** A resource in its current state; `empty` (text or template) is shown where `isEmpty` is true of the value. */
 export function shown(found, template, { isEmpty = () => false, empty = "Nothing here yet." } = {}) {
@@ -16,7 +17,7 @@ export function failure(error, retry) {
     return html`<section class="note" role="alert">
       <h2>Permission denied</h2>
       <p>${error.message}</p>
-      <p>Choose “Forget key” above to enter another.</p>
+      ${api.key ? html`<p>Choose “Forget key” above to enter another.</p>` : nothing}
     </section>`;
   }
   return html`<section class="note" role="alert">

@@ -53,7 +53,7 @@ class _Session:
                     os.killpg(process.pid, signal.SIGKILL)
 
     def own_requests(self, before: int) -> list[Seen]:
-        """Return the requests since then, without those for titles and the like, which have no tools."""
+        """Return the requests since then, without those for titles, which have no tools."""
         return [one for one in self.upstream.seen[before:] if one.view.tools]
 
 
@@ -67,6 +67,13 @@ def run_agent(client: Client, expert: str, service: Service, upstream: ScriptedS
     run.reports["stream"] = {"pieces": wire.pieces()}
     run.reports["tools"] = _finish(run, session, service.url, "tools")
     run.reports["cancel"] = _interrupt(run, session, service)
+    return run
+
+
+def run_agent_loop(client: Client, expert: str, url: str, upstream: ScriptedServer, home: Path) -> Run:
+    """Run an agent's tool loop alone, at any address of the API."""
+    run = Run()
+    run.reports["tools"] = _finish(run, _Session(client, expert, upstream, home), url, "tools")
     return run
 
 

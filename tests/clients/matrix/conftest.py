@@ -13,7 +13,7 @@ from tests.clients.matrix.background import in_thread
 from tests.clients.matrix.clients import Client
 from tests.clients.matrix.runs import PROGRAMS, Run, run_program
 from tests.clients.matrix.scripted_server import ScriptedServer
-from tests.clients.matrix.service import Service, running
+from tests.clients.matrix.service import Service, declaration, running
 
 Runs = Callable[[Client, str], Run]
 
@@ -29,7 +29,7 @@ def scripted() -> Iterator[ScriptedServer]:
 @pytest.fixture(scope="session")
 def service(scripted: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The gateway."""
-    with running(tmp_path_factory.mktemp("service"), scripted.root) as service:
+    with running(tmp_path_factory.mktemp("service"), declaration(scripted.root)) as service:
         yield service
 
 

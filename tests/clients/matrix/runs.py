@@ -29,8 +29,8 @@ NO_TELEMETRY = {
     "AI_SDK_LOG_WARNINGS": "false",
 }
 """Variables by which clients send no request to elsewhere."""
-PROGRAM_SECONDS = 90.0
-CLOSE_SECONDS = 10.0
+PROGRAM_SECONDS = 180.0
+CLOSE_SECONDS = 60.0
 """Time within which a cancellation must have reached the server."""
 
 

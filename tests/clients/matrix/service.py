@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from tests.clients.matrix.environment import ROOT, trained_router
 KEY = "sk-of-the-clients-under-test"
 NATIVE, TRANSLATED, GENERAL = "coder", "lawyer", "generalist"
 """Experts: one whose server speaks every API, one whose server speaks Chat Completions alone, and one for the rest."""
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 _IN_FLIGHT = re.compile(r"^coe_(?:requests|expert)_in_flight(?:\{[^}]*\})? ([0-9.]+)$", re.MULTILINE)
 
 
@@ -52,10 +52,10 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, upstream: str) -> Iterator[Service]:
-    """Run `coe up` in a folder until the block ends. `upstream` is the scripted server's address."""
+def running(folder: Path, declared: Mapping[str, Any]) -> Iterator[Service]:
+    """Run `coe up` with this experts.yaml in a folder until the block ends."""
     config, log, port = folder / "experts.yaml", folder / "up.log", free_port()
-    config.write_bytes(orjson.dumps(declaration(upstream)))
+    config.write_bytes(orjson.dumps(declared))
     shutil.copytree(trained_router(), folder / "home" / "artifacts")
     environ = os.environ | {"COE_HOME": str(folder / "home"), "COE_CHECK_EXPERTS": "0"}
     command = (sys.executable, "-m", "coe.cli", "up", "--config", str(config), "--port", str(port))
@@ -73,7 +73,10 @@ def running(folder: Path, upstream: str) -> Iterator[Service]:
 
 
 def declaration(upstream: str) -> dict[str, Any]:
-    """Return experts.yaml: the shipped categories, for which the router is trained, and the three experts."""
+    """Return experts.yaml: the shipped categories, for which the router is trained, and the three experts.
+
+    `upstream` is the scripted server's address.
+    """
     shipped = YAML(typ="safe").load(ROOT / "experts.yaml")
     common = {"runtime": "external", "context_length": 200_000, "capabilities": ["tools"]}
     all_apis = ["chat", "completions", "responses", "messages"]

@@ -7,11 +7,12 @@ from typing import Any
 
 import orjson
 
-from coe.core import Api, Call, Health, Reply, Usage
+from coe.core import Api, Call, Health, Reply
 from coe.errors import ExpertError
 from coe.experts.api_formats import record_usage
 from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
+from coe.usage import Usage
 
 USAGE = {
     "prompt_tokens": 9,

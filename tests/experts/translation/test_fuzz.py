@@ -9,13 +9,13 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.core import Usage
 from coe.errors import InvalidRequest
 from coe.experts.translation import messages_request, responses_request
 from coe.experts.translation.chat_answer import CallOrder, ChatReader
 from coe.experts.translation.expert import dropped_parts
 from coe.experts.translation.messages_answer import MessageBuilder
 from coe.experts.translation.responses_answer import ResponseBuilder
+from coe.usage import Usage
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
 

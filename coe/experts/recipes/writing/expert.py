@@ -12,13 +12,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from coe.core import Call, Expert, Health, RecipeStop, Reply
+from coe.core import Call, Expert, Health, Reply
 from coe.experts.recipes.calls import MemberCalls, RecipeReply
 from coe.experts.recipes.draft import Draft
 from coe.experts.recipes.final_answers.answers import without_reasoning
 from coe.experts.recipes.writing.request import has_form, inner_fields, with_drafts
 from coe.registry import ExpertSpec, Policy
 from coe.registry.recipes import RecipeSpec
+from coe.usage import RecipeStop
 
 
 class WritingExpert:

@@ -27,6 +27,11 @@ export function open({ draw, path, query }) {
     failures.set(id, resource(() => api.get(`v1/experts/${encodeURIComponent(id)}/failures`), draw));
     draw();
   };
+  const tests = new Map();
+  const test = (id) => {
+    tests.set(id, resource(() => api.post(`v1/experts/${encodeURIComponent(id)}/test`), draw));
+    draw();
+  };
   const scroll = () => {
     if (!chosen || scrolledTo === chosen) return;
     const found = document.getElementById(`card-${chosen}`);
@@ -37,7 +42,7 @@ export function open({ draw, path, query }) {
   const cards = ({ data }) => {
     queueMicrotask(scroll);
     return html`<div class="cards">
-      ${data.map((expert) => card(expert, { failures: failures.get(expert.id), ask: () => ask(expert.id), chosen: expert.id === chosen }))}
+      ${data.map((expert) => card(expert, { failures: failures.get(expert.id), ask: () => ask(expert.id), result: tests.get(expert.id), test: () => test(expert.id), chosen: expert.id === chosen }))}
     </div>`;
   };
 

@@ -5,6 +5,9 @@ import { chart } from "../charts.js";
 import { failure, figure, milliseconds, number, percent, bars } from "../parts.js";
 import { History } from "./live/history.js";
 import { flow, rates } from "./live/charts.js";
+import { openPast } from "./live/past.js";
+import { openResidency } from "./live/residency.js";
+import { openSpend } from "./live/spend.js";
 import { Stream } from "./live/stream.js";
 import { difference, failures, margins, quantile, shares, sum, merged } from "./live/counters.js";
 import { expertTable, gatewayFacts, sharesOf } from "./live/tables.js";
@@ -18,6 +21,7 @@ const WARNINGS = {
   reload_failed: "The current declaration or promoted artifacts could not be loaded; the last good state stays in service.",
   log_failing: "The routing log cannot be written; records are waiting.",
   limits_degraded: "Redis unavailable: limits are counted per gateway.",
+  issued_keys_degraded: "Issued API keys cannot be read; after 5 minutes they are refused.",
   artifacts_behind: "This gateway could not load the artifacts that are in use.",
 };
 const STATE_LABELS = {
@@ -34,9 +38,13 @@ let span = "60";
 
 export function open({ draw }) {
   const shown = { rates: null, flow: null, drawn: 0 };
+  const past = openPast(draw);
+  const spend = openSpend(draw);
+  const residency = openResidency(draw);
   const stream = new Stream({
     onSnapshot: (snapshot) => {
       history.add(snapshot);
+      residency.update(snapshot);
       refresh(shown, false);
       draw();
     },
@@ -66,6 +74,7 @@ export function open({ draw }) {
         <button @click=${pause} aria-keyshortcuts="Space">${stream.paused ? "Resume" : "Pause"}</button>
       </div>
       ${stream.state === "refused" ? failure(stream.error, () => stream.retry()) : body(stream, shown, selectSpan)}
+      ${stream.state === "refused" ? nothing : [past.template(), residency.template(), spend.template()]}
     `,
     close: () => {
       document.removeEventListener("keydown", onKey);

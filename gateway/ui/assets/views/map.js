@@ -79,10 +79,11 @@ function unmeasured({ version }) {
     <p>
       ${version
         ? html`Run <code>coe plan</code> again to see expected quality, its bounds and other budgets here.`
-        : html`Score every expert on the same probes, then solve a plan that assigns categories to experts. Pins under
-            <code>assignment</code> in experts.yaml are kept; leave out the categories that the plan may decide.`}
+        : html`<code>coe tune</code> scores the experts on probes, solves a plan that assigns categories to experts, and
+            puts it into use. Pins under <code>assignment</code> in experts.yaml are kept; leave out the categories that
+            the plan may decide.`}
     </p>
-    <pre class="code shell">${version ? "" : "coe score probes.jsonl --out quality\n"}coe plan quality</pre>
+    <pre class="code shell">${version ? "coe plan quality" : "coe tune --budget 2.00"}</pre>
   </section>`;
 }
 
@@ -91,7 +92,7 @@ function qualities(map, at) {
   const all = measured.estimate.flat().filter((value) => value !== null);
   const [low, high] = [Math.min(...all), Math.max(...all)];
   const recipes = recipeOfArm(map);
-  const members = (name) => (recipes.has(name) ? stepsText(recipes.get(name).steps) : "");
+  const members = (name) => (recipes.has(name) ? stepsText(recipes.get(name)) : "");
   const chosen = map.assignment.map(({ expert, runner_up }) => [experts.indexOf(expert), experts.indexOf(runner_up)]);
   const cell = (y, x) => {
     const [estimate, error, count] = [measured.estimate[y][x], measured.error[y][x], measured.count[y][x]];

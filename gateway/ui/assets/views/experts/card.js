@@ -7,8 +7,9 @@ import { breakers, tier } from "../live/tables.js";
 
 const STATES = { closed: "closed", open: "open", half_open: "half-open", rate_limited: "rate limited" };
 
-/** `failures` is the resource of its failures, loaded by `ask` when the list is first opened. */
-export function card(expert, { failures, ask, chosen }) {
+/** `failures` is the resource of its failures, loaded by `ask` when the list is first opened; `result` is that of its last
+ * `test`. */
+export function card(expert, { failures, ask, result, test, chosen }) {
   return html`<section class="card expert ${chosen ? "chosen" : ""}" id="card-${expert.id}" aria-labelledby="expert-${expert.id}">
     <div class="row">
       <h2 id="expert-${expert.id}">${expert.id}</h2>
@@ -43,7 +44,12 @@ export function card(expert, { failures, ask, chosen }) {
       ${expert.tier ? html`<dt>Residency</dt><dd>${number(expert.waiting)} waiting, loaded ${number(expert.switches)} times</dd>` : nothing}
       ${declaredParameters(expert)}
     </dl>
-    ${servers(expert.replicas)} ${assignedCategories(expert.assigned_categories)}
+    ${servers(expert.replicas)}
+    <div class="test" role="status">
+      <button class="quiet" @click=${test} ?disabled=${result?.state === "loading"}>Test<span class="unseen"> ${expert.id}</span></button>
+      ${result ? tested(result) : nothing}
+    </div>
+    ${assignedCategories(expert.assigned_categories)}
     <details class="failures" ?open=${chosen} @toggle=${(event) => event.target.open && ask()}>
       <summary>Recent failures<span class="unseen"> of ${expert.id}</span></summary>
       ${failures ? shown(failures, list, { isEmpty: ({ data }) => !data.length, empty: "None in the log." }) : nothing}
@@ -86,6 +92,17 @@ function servers(replicas) {
         </li>`,
       )}
     </ul>`;
+}
+
+/** The result of a test: one token from each server. */
+function tested({ state, value, error }) {
+  if (state === "loading") return html`<span class="faint">Waiting for the first token…</span>`;
+  if (state === "failed") return html`<span class="bad">${error.message}</span>`;
+  return value.data.map(({ address, ok, answer, ms, first_token_ms: first, cause, problem, remedy }) =>
+    ok
+      ? html`<p>${badge("answers", "good")} <code>${address}</code>${first ? html` first token after ${milliseconds(first)},` : nothing} done after ${milliseconds(ms)}${answer ? html`: “${answer}”` : nothing}</p>`
+      : html`<p>${badge(cause, "bad")} <code>${address}</code> ${problem}; ${remedy}</p>`,
+  );
 }
 
 /** The result of the last health check. */

@@ -60,8 +60,8 @@ const scored = (name, { scored: done }) => ({
   title: "Scored",
   note: done
     ? "The plan in use includes its scores."
-    : "Score it on your probes; existing scores are reused. The step is done once a plan includes the scores.",
-  commands: [`coe score probes.jsonl --out quality --expert ${name}`],
+    : "Score it on the shipped probes and on yours; existing scores are reused. The step is done once a plan includes the scores.",
+  commands: [`coe score --out quality --expert ${name}`],
 });
 
 const planned = (name, { assigned_categories: assigned, planned: plan }) => ({

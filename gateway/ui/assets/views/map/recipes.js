@@ -13,11 +13,11 @@ export const costOf = ({ measured }, y, x) => measured?.uses_by_category.cost?.[
 
 /** All arms, with the recipe's members. */
 export function arms(map) {
-  const rows = map.recipes.flatMap(({ arms: names, steps }) => names.map((name) => ({ name, steps })));
+  const rows = map.recipes.flatMap((recipe) => recipe.arms.map((name) => ({ name, recipe })));
   const categories = (name, role) => map.assignment.filter((row) => row[role] === name).map(({ category }) => category).join(", ") || "–";
   const columns = [
     { title: "Arm", cell: ({ name }) => html`<strong>${name}</strong> ${place(map, name)}` },
-    { title: "Members", cell: ({ steps }) => stepsText(steps) },
+    { title: "Members", cell: ({ recipe }) => stepsText(recipe) },
     { title: "Assigned", cell: ({ name }) => categories(name, "expert") },
     map.measured && { title: "Runner-up", cell: ({ name }) => categories(name, "runner_up") },
     map.measured && { title: "Cost", number: true, cell: ({ name }) => ROWS.mean_cost.text(map.measured.uses.cost?.[map.experts.indexOf(name)]) },

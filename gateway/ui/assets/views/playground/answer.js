@@ -2,9 +2,10 @@
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api } from "../../api.js";
+import "../../markdown.js";
 import { unanswered } from "../../explained.js";
-import { badge } from "../../parts.js";
-import { retry, busy, save, conversation } from "./conversation.js";
+import { badge, dollars, milliseconds, number } from "../../parts.js";
+import { busy, continueWith, conversation, retry, save } from "./conversation.js";
 import { why } from "./why.js";
 
 const STATES = { pending: "Waiting for the first token…", stopped: "Stopped." };
@@ -15,8 +16,11 @@ const decisionOf = (headers) => ({
   cause: headers["x-coe-cause"],
 });
 
-/** With `folded` the explanation is below the response, else in the panel, where `select` shows it. */
-export function answerOf(turn, lane, { folded, selected, select }) {
+/**
+ * With `folded` the explanation is below the response, else in the panel, where `select` shows it. `last` is true for the
+ * answers of the last turn.
+ */
+export function answerOf(turn, lane, { folded, selected, select, last }) {
   const answer = turn.answers[lane];
   if (!answer) return html`<div class="answer faint">Not sent.</div>`;
   const expert = answer.headers["x-coe-expert"];
@@ -32,15 +36,38 @@ export function answerOf(turn, lane, { folded, selected, select }) {
       <strong>${author}</strong>
       ${expert ? html`<span class="faint">${answer.headers["x-coe-category"]}, ${answer.headers["x-coe-reason"]}</span> ${unanswered(decisionOf(answer.headers))}` : nothing}
     </header>
-    ${blocks(answer.text).map(block)}
+    <coe-markdown .text=${answer.text} .complete=${!answer.stop}></coe-markdown>
     ${ending(answer)}
+    ${figures(answer)}
     <footer>
-      ${answer.headers["x-request-id"] && answer.text ? thumbs(answer) : nothing}
-      ${answer.state === "failed" || answer.state === "stopped" ? html`<button class="quiet small" ?disabled=${busy()} @click=${() => retry(turn, lane)}>Retry</button>` : nothing}
+      ${answer.headers["x-request-id"] && answer.text ? thumbs(answer) : nothing} ${again(turn, lane, last)}
+      ${answer.text ? continuing(turn, lane, last) : nothing}
       ${folded ? nothing : html`<button class="quiet small" aria-pressed=${selected ? "true" : "false"} @click=${select}>Why?</button>`}
     </footer>
     ${folded ? html`<details class="folded" ?open=${answer.unfolded} @toggle=${unfold}><summary>Why?</summary>${answer.unfolded ? why(answer) : nothing}</details>` : nothing}
   </article>`;
+}
+
+/** Time to first token, tokens and cost: the record's where it exists. */
+function figures({ measured, record }) {
+  const first = record?.first_token_ms ?? measured.first;
+  if (first == null) return nothing;
+  const tokens = record?.output_tokens == null ? [] : [`${number(record.input_tokens, 6)} + ${number(record.output_tokens, 6)} tokens`, dollars(record.cost)];
+  return html`<p class="faint measured">${[`First token ${milliseconds(first)}`, ...tokens].join(" · ")}</p>`;
+}
+
+function again(turn, lane, last) {
+  const { state } = turn.answers[lane];
+  const failed = state === "failed" || state === "stopped";
+  if (!failed && !(last && state === "done")) return nothing;
+  return html`<button class="quiet small" ?disabled=${busy()} @click=${() => (retry(turn, lane), conversation.draw())}>${failed ? "Retry" : "Regenerate"}</button>`;
+}
+
+function continuing(turn, lane, last) {
+  if (turn.kept === lane) return html`<span class="faint">The conversation continues with this answer.</span>`;
+  if (!last || turn.kept != null || turn.answers.filter((one) => one?.text).length < 2) return nothing;
+  const use = () => (continueWith(turn, lane), conversation.draw());
+  return html`<button class="quiet small" ?disabled=${busy()} @click=${use}>Continue with this</button>`;
 }
 
 function ending({ state, error, text }) {
@@ -53,27 +80,6 @@ function ending({ state, error, text }) {
   if (state === "done" && !text) return html`<p class="faint">The answer is empty.</p>`;
   return STATES[state] ? html`<p class="faint">${STATES[state]}</p>` : nothing;
 }
-
-/** Splits text at ``` fences into blocks; an open fence reaches to the end. */
-export function blocks(text) {
-  const found = [];
-  let rest = text;
-  for (;;) {
-    const fence = /(^|\n)[ \t]*```([^\n`]*)\n/.exec(rest);
-    if (!fence) break;
-    const from = fence.index + fence[0].length;
-    const end = /(^|\n)[ \t]*```[ \t]*(?=\n|$)/.exec(rest.slice(from));
-    found.push({ text: rest.slice(0, fence.index) }, { code: true, language: fence[2].trim(), text: end ? rest.slice(from, from + end.index) : rest.slice(from) });
-    rest = end ? rest.slice(from + end.index + end[0].length).replace(/^\n/, "") : "";
-  }
-  const trimmed = ({ text, ...one }) => (one.code ? { ...one, text } : { text: text.replace(/^\n+|\n+$/g, "") });
-  return [...found, { text: rest }].map(trimmed).filter((one) => one.code || one.text);
-}
-
-const block = ({ code, language, text }) =>
-  code
-    ? html`<figure class="fenced">${language ? html`<figcaption>${language}</figcaption>` : nothing}<pre tabindex="0"><code>${text}</code></pre></figure>`
-    : html`<div class="text" dir="auto">${text}</div>`;
 
 function thumbs(answer) {
   const rate = async (thumb) => {

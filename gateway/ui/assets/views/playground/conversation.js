@@ -1,55 +1,76 @@
-// The state of the conversation: its turns, its settings and the open streams. It outlives the view and, in the tab's
-// session storage, a reload of the page; forgetting the API key deletes it.
+// The open conversation: its turns, its settings and its streams. It outlives the view; the browser keeps it (store.js),
+// and the tab keeps its id and the draft.
 
 import { api } from "../../api.js";
 import { sendChat } from "./request.js";
+import * as store from "./store.js";
 
-const STORAGE_KEY = "coe-playground";
+const TAB = "coe-playground";
 /** The value of "Compare with" that compares a recipe with its members; no expert can have this name. */
 export const MEMBERS = "*members";
 
 const MAX_TURNS = 40;
-const MAX_STORED_CHARACTERS = 1_000_000;
-const DEFAULTS = { model: "auto", second: "", system: "", cost_weight: "", temperature: "", max_tokens: "", retrieval: "auto" };
+const DEFAULTS = { model: "auto", second: "", third: "", system: "", cost_weight: "", temperature: "", max_tokens: "", retrieval: "auto" };
 
-export const conversation = { settings: { ...DEFAULTS }, session: newSession(), turns: [], draft: "", draw: () => {} };
+export const conversation = { id: newId(), settings: { ...DEFAULTS }, session: newSession(), turns: [], draft: "", draw: () => {} };
+
+// The open conversation as this tab last read or wrote it: its content, and the text in the storage, null where none is.
+const synced = { content: "", stored: null };
 
 /**
  * Sends a prompt to `models`; a turn has an answer for each, at least two places, null where nothing was sent. `recipe` is
- * the name of the recipe that the turn compares with its members, or empty.
+ * the name of the recipe that the turn compares with its members, or empty; `kept` is the lane of the answer that the
+ * conversation continues with, null while it continues with each on its own.
  */
 export function send(prompt, models, recipe = "") {
-  const turn = { prompt, recipe, answers: Array(Math.max(2, models.length)).fill(null) };
+  const turn = { prompt, recipe, kept: null, answers: Array(Math.max(2, models.length)).fill(null) };
   const before = conversation.turns.slice();
   conversation.turns = [...before.slice(1 - MAX_TURNS), turn];
-  conversation.draft = "";
   models.forEach((model, lane) => start(turn, lane, model, before));
   save();
 }
 
-/** Sends a prompt again, in place of an answer that failed or was stopped. */
-export function retry(turn, lane) {
-  start(turn, lane, turn.answers[lane].model, conversation.turns.slice(0, conversation.turns.indexOf(turn)));
+/** Sends a changed prompt in place of `turn` and all after it. */
+export function resend(turn, prompt, models, recipe = "") {
+  conversation.turns = conversation.turns.slice(0, conversation.turns.indexOf(turn));
+  send(prompt, models, recipe);
 }
 
-function start(turn, lane, model, before) {
+/** Sends a prompt again, in place of an answer; the response cache is not used. */
+export function retry(turn, lane) {
+  start(turn, lane, turn.answers[lane].model, conversation.turns.slice(0, conversation.turns.indexOf(turn)), { cache: "off" });
+  save();
+}
+
+/** Continues with the answer in one lane: its model, its session and its text. */
+export function continueWith(turn, lane) {
+  turn.kept = lane;
+  conversation.session = sessionOf(lane);
+  conversation.settings = { ...conversation.settings, model: turn.answers[lane].model, second: "", third: "" };
+  save();
+}
+
+const sessionOf = (lane) => (lane ? `${conversation.session}-${lane + 1}` : conversation.session);
+
+function start(turn, lane, model, before, { cache } = {}) {
   const { settings } = conversation;
   const answer = sendChat({
     model,
     messages: [...history(before, lane), { role: "user", content: turn.prompt }],
     settings,
-    session: lane ? `${conversation.session}-${lane + 1}` : conversation.session,
+    session: sessionOf(lane),
+    cache,
     changed: () => conversation.draw(),
     ended: save,
   });
   turn.answers = turn.answers.map((old, place) => (place === lane ? answer : old));
 }
 
-/** The messages of earlier turns: the answers of the same lane, or of the first one that has any. */
+/** The messages of earlier turns: the kept answers, else those of the same lane, or of the first one that has any. */
 function history(turns, lane) {
   const found = conversation.settings.system.trim() ? [{ role: "system", content: conversation.settings.system }] : [];
-  for (const { prompt, answers } of turns) {
-    const given = [answers[lane], ...answers].find((answer) => answer?.text);
+  for (const { prompt, answers, kept } of turns) {
+    const given = [answers[kept ?? lane], ...answers].find((answer) => answer?.text);
     if (given) found.push({ role: "user", content: prompt }, { role: "assistant", content: given.text });
   }
   return found;
@@ -61,10 +82,49 @@ export function stop() {
   for (const { answers } of conversation.turns) for (const answer of answers) answer?.stop?.();
 }
 
-export function clear() {
+/** Opens a new conversation with the same settings; the one that was open is kept. */
+export function startNew() {
+  leave();
+  clear();
+}
+
+/** Opens a kept conversation. False where it is not kept any more. */
+export function reopen(id) {
+  if (id === conversation.id) return true;
+  if (!store.load(id)) {
+    store.drop(id);
+    store.problem.text = "That conversation is not kept any more.";
+    return false;
+  }
+  leave();
+  load(id);
+  saveTab();
+  return true;
+}
+
+function leave() {
   stop();
-  Object.assign(conversation, { session: newSession(), turns: [] });
   save();
+}
+
+function clear() {
+  Object.assign(conversation, { id: newId(), session: newSession(), turns: [] });
+  Object.assign(synced, { content: "", stored: null });
+  saveTab();
+}
+
+/** Deletes one kept conversation, which may be the open one. */
+export function remove(id) {
+  if (id === conversation.id) {
+    stop();
+    clear();
+  }
+  store.drop(id);
+}
+
+export function removeAll() {
+  remove(conversation.id);
+  store.dropAll();
 }
 
 export function set(name, value) {
@@ -72,40 +132,85 @@ export function set(name, value) {
   save();
 }
 
-/** Saves to the tab's session storage, without the oldest turns where it is too large. */
+/** Saves the state of the tab, and the conversation where this tab has changed it. */
 export function save() {
-  const { settings, session, draft } = conversation;
-  const saved = ({ stop: _, ...answer }) => ({ ...answer, state: answer.state === "done" || answer.state === "failed" ? answer.state : "stopped" });
-  let turns = conversation.turns.map(({ prompt, recipe, answers }) => ({ prompt, recipe, answers: answers.map((one) => one && saved(one)) }));
-  for (;;) {
-    const text = JSON.stringify({ settings, session, draft, turns });
-    if (text.length <= MAX_STORED_CHARACTERS || !turns.length) {
-      if (text.length <= MAX_STORED_CHARACTERS) sessionStorage.setItem(STORAGE_KEY, text);
-      return;
-    }
-    turns = turns.slice(1);
-  }
+  saveTab();
+  if (!conversation.turns.length || content() === synced.content) return;
+  const stored = store.stored(conversation.id);
+  if (stored === null && synced.stored !== null) return removedElsewhere();
+  if (stored && stored !== synced.stored) conversation.id = newId(); // another tab has changed it too: both are kept
+  saveTab();
+  if (store.keep(JSON.parse(content()))) synced.content = content();
+  synced.stored = store.stored(conversation.id) ?? null;
+}
+
+/** The conversation as it is stored, as JSON. */
+function content() {
+  const { id, settings, session, turns } = conversation;
+  return JSON.stringify({ id, settings, session, turns: turns.map((turn) => ({ ...turn, answers: turn.answers.map((one) => one && saved(one)) })) });
+}
+
+/** Follows what other tabs did to the open conversation. */
+function follow(allDeleted = false) {
+  const stored = store.stored(conversation.id);
+  if (allDeleted || (stored === null && synced.stored !== null)) removedElsewhere();
+  else if (stored && stored !== synced.stored && !busy() && content() === synced.content) load(conversation.id);
+  conversation.draw();
+}
+
+function removedElsewhere() {
+  if (!conversation.turns.length) return;
+  stop();
+  clear();
+  store.problem.text = "This conversation was removed in another tab.";
+}
+
+function saved({ stop: _, unfolded: __, ...answer }) {
+  return { ...answer, state: answer.state === "done" || answer.state === "failed" ? answer.state : "stopped" };
+}
+
+function saveTab() {
+  const { id, settings, draft } = conversation;
+  sessionStorage.setItem(TAB, JSON.stringify({ id, settings, draft }));
+}
+
+function take({ settings, ...rest }) {
+  Object.assign(conversation, rest, { settings: { ...DEFAULTS, ...settings } });
+}
+
+/** Shows a kept conversation; without effect where there is none. */
+function load(id) {
+  const found = store.load(id);
+  if (!found) return;
+  take(found);
+  Object.assign(synced, { content: content(), stored: store.stored(id) });
 }
 
 function restore() {
   try {
-    const { settings, ...rest } = JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? "{}");
-    Object.assign(conversation, rest, { settings: { ...DEFAULTS, ...settings } });
+    const { id, ...tab } = JSON.parse(sessionStorage.getItem(TAB) ?? "{}");
+    take(tab);
+    if (id) load(id);
   } catch {
-    sessionStorage.removeItem(STORAGE_KEY);
+    sessionStorage.removeItem(TAB);
   }
 }
 
+function newId() {
+  return [...crypto.getRandomValues(new Uint8Array(9))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 function newSession() {
-  const bytes = crypto.getRandomValues(new Uint8Array(9));
-  return `playground-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  return `playground-${newId()}`;
 }
 
 restore();
 addEventListener("pagehide", save);
+addEventListener("pageshow", ({ persisted }) => persisted && follow()); // no events of other tabs before that
+store.onOtherTabs(follow);
 api.addEventListener("key", () => {
   if (api.key) return;
-  stop();
-  Object.assign(conversation, { settings: { ...DEFAULTS }, session: newSession(), turns: [], draft: "" });
-  sessionStorage.removeItem(STORAGE_KEY);
+  removeAll();
+  Object.assign(conversation, { settings: { ...DEFAULTS }, draft: "" });
+  sessionStorage.removeItem(TAB);
 });

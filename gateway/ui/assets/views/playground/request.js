@@ -7,23 +7,26 @@ const NUMBER_SETTINGS = { temperature: Number, max_tokens: Number };
 
 /**
  * Sends a chat and returns the answer, which is filled in while it streams. Calls `changed` at each change and `ended` at
- * the end. Its `state` is pending, streaming, done, stopped or failed (with an `error`); `stop` exists while it can be
- * stopped, and `finish` is the finish reason. `explanation` is the result of `/v1/route`, and `record` the record in the log, once it exists.
+ * the end, and again once the record or the explanation is there. Its `state` is pending, streaming, done, stopped or
+ * failed (with an `error`); `stop` exists while it can be stopped, and `finish` is the finish reason. `explanation` is
+ * the result of `/v1/route`, and `record` the record in the log, once it exists.
  */
-export function sendChat({ model, messages, settings, session, changed, ended }) {
+export function sendChat({ model, messages, settings, session, cache, changed, ended }) {
   const aborter = new AbortController();
   const answer = { model, state: "pending", text: "", headers: {}, error: null, finish: "", record: null, explanation: null, rated: "", measured: {} };
   answer.stop = () => aborter.abort();
-  const request = { body: bodyOf(model, messages, settings), headers: headersOf(settings, session) };
+  const request = { body: bodyOf(model, messages, settings), headers: headersOf(settings, session, cache) };
   const changedSoon = soon(changed);
-  explain(answer, request).then(changedSoon);
-  stream(answer, request, aborter.signal, changedSoon).finally(async () => {
+  const explained = explain(answer, request).then(changedSoon);
+  const keep = () => {
+    changed();
+    ended();
+  };
+  stream(answer, request, aborter.signal, changedSoon).finally(() => {
     delete answer.stop;
-    changed();
-    ended();
-    await loadRecord(answer);
-    changed();
-    ended();
+    keep();
+    loadRecord(answer).then(keep); // not after the explanation, which may be slow
+    explained.then(keep);
   });
   return answer;
 }
@@ -34,9 +37,10 @@ function bodyOf(model, messages, settings) {
   return body;
 }
 
-function headersOf({ cost_weight, retrieval }, session) {
+function headersOf({ cost_weight, retrieval }, session, cache) {
   const headers = { "x-session-id": session, "x-coe-explain": "1", "x-coe-retrieval": retrieval };
   if (cost_weight !== "") headers["x-coe-cost-weight"] = cost_weight;
+  if (cache) headers["x-coe-cache"] = cache;
   return headers;
 }
 

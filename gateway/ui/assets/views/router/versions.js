@@ -54,6 +54,7 @@ export function versions(one, chosen, move) {
     { title: "Version", cell: ({ version }) => link(one, version, chosen) },
     { title: "Created", cell: ({ created }) => (created ? moment(Date.parse(created) / 1000) : "–") },
     { title: "Origin", cell: ({ origin }) => (origin ? (BY[origin] ?? origin) : "–") },
+    { title: "Data", cell: ({ data }) => (data ? html`<code title=${data}>${data.slice(0, 12)}</code>` : "–") },
     ...(FIGURES[one.kind] ?? []),
     { title: "", cell: (row) => action(one, row, move) },
   ];
@@ -76,7 +77,11 @@ const FIGURES = {
     { title: "Prompts", number: true, cell: ({ metrics }) => metrics.examples?.toLocaleString("en") ?? "–" },
   ],
   assignment: [{ title: "Planned quality", number: true, cell: ({ quality }) => quality?.toFixed(3) ?? "–" }],
-  overlays: [{ title: "Tenants", number: true, cell: ({ metrics }) => metrics.tenants ?? "–" }],
+  gate: [{ title: "Quality with the gate", number: true, cell: ({ quality }) => quality?.toFixed(3) ?? "–" }],
+  overlays: [
+    { title: "Mean gain", number: true, cell: ({ quality }) => quality?.toFixed(3) ?? "–" },
+    { title: "Tenants", number: true, cell: ({ metrics }) => metrics.tenants ?? "–" },
+  ],
 };
 
 function link({ kind }, version, chosen) {

@@ -1,0 +1,107 @@
+"""Compare the gateways of several checkouts: requests per second, median latency and processor time of a request.
+
+    .venv/bin/python -m benchmarks.side_by_side NAME=CHECKOUT:STATE [NAME=CHECKOUT:STATE ...]
+        [--pairs 12] [--seconds 2] [--workers 1] [--prompts FILE]
+
+CHECKOUT is a folder with the code (a git worktree), STATE a state folder with a router that this code can load. All
+gateways and a bare pass-through are alive at once and are loaded in turn, since the machine's speed drifts by more than
+most changes gain. Ratios are to the first checkout, paired by round. The processor time is that of all processes of a
+gateway, its log's thread included; without nginx and wrk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median, quantiles
+
+import psutil
+
+from benchmarks.harness import (
+    GATEWAY_PORT,
+    PASSTHROUGH_PORT,
+    STARTER,
+    UPSTREAM_PORT,
+    gateway,
+    load_script,
+    require,
+    running,
+    upstream,
+    wrk,
+)
+
+BARE = "passthrough"
+
+
+def main() -> None:
+    options = _options()
+    require("nginx", "wrk")
+    base_url = f"http://127.0.0.1:{UPSTREAM_PORT}"
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(upstream(folder))
+        script = load_script(folder, options.prompts)
+        command = [sys.executable, "-m", "benchmarks.passthrough", base_url, str(PASSTHROUGH_PORT)]
+        bare = stack.enter_context(running(command, ready=f"http://127.0.0.1:{PASSTHROUGH_PORT}/"))
+        servers = {BARE: (PASSTHROUGH_PORT, bare)}
+        for number, (name, checkout, home) in enumerate(options.checkouts):
+            own, port = folder / name, GATEWAY_PORT + 10 + number
+            own.mkdir()
+            served = gateway(
+                own, workers=options.workers, home=home, base_url=f"{base_url}/v1", port=port, checkout=checkout
+            )
+            servers[name] = (port, stack.enter_context(served)[0])
+        for port, _ in servers.values():
+            wrk(port, script, connections=8, seconds=2)  # warm up
+        rounds = [
+            {name: _burst(*server, script, options.seconds) for name, server in servers.items()}
+            for _ in range(options.pairs)
+        ]
+    first = options.checkouts[0][0]
+    for name in servers:
+        for figure in ("rps", "cpu_us", "p50_ms"):
+            values = [found[name][figure] for found in rounds]
+            ratios = [found[name][figure] / found[first][figure] for found in rounds]
+            low, middle, high = quantiles(ratios, n=4)
+            print(
+                f"{name:12} {figure:6} {median(values):10.4g}  ratio {middle:.3f} (quartiles {low:.3f} to {high:.3f})"
+            )
+
+
+def _burst(port: int, process: psutil.Process, script: Path, seconds: int) -> dict[str, float]:
+    """Load one server at 32 connections, then at one."""
+    before = _processor_seconds(process)
+    many = wrk(port, script, connections=32, seconds=seconds)
+    used = _processor_seconds(process) - before
+    one = wrk(port, script, connections=1, seconds=max(1, seconds // 2))
+    return {"rps": many.rps, "cpu_us": 1e6 * used / (many.rps * seconds), "p50_ms": one.p50}
+
+
+def _processor_seconds(process: psutil.Process) -> float:
+    times = [found.cpu_times() for found in (process, *process.children(recursive=True))]
+    return float(sum(found.user + found.system for found in times))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkouts", nargs="+", type=_checkout, metavar="NAME=CHECKOUT:STATE")
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--prompts", type=Path, default=STARTER)
+    return parser.parse_args()
+
+
+def _checkout(value: str) -> tuple[str, Path, Path]:
+    name, _, folders = value.partition("=")
+    checkout, _, home = folders.partition(":")
+    if not (name and checkout and home):
+        raise argparse.ArgumentTypeError(f"{value!r} is not NAME=CHECKOUT:STATE")
+    return name, Path(checkout).resolve(), Path(home).resolve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Verbs that train, tune, retrain and promote, and those that suggest categories."""

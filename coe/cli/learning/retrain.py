@@ -1,0 +1,134 @@
+"""`coe retrain`: learns from the routing log, and promotes each candidate that a test shows to be better.
+
+The candidates are a plan, a router, overlays and a retrieval gate; each has its own round in `coe/jobs`. With
+`--every` the command repeats until SIGTERM. After each run it publishes the traffic report for the gateways' metrics.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from coe.cli.common import Config, ConfigFile, EngineOption, Json, duration_seconds, keep_stdout_clean, settings_for
+from coe.errors import CoEError
+from coe.jobs.engine import Engine, task_runner
+from coe.jobs.foreground import exit_on_sigterm
+from coe.jobs.rounds.gate_round import GateRound
+from coe.jobs.rounds.overlay_round import OverlayRound
+from coe.jobs.rounds.plan_round import PlanRound
+from coe.jobs.rounds.round import Outcome, Round, open_job, run_round
+from coe.jobs.rounds.router_round import RouterRound
+from coe.jobs.status_report import status_report
+from coe.learning.monitoring.traffic_report import publish_traffic_report
+from coe.settings import Settings
+from coe.terminal import print_error, print_json, print_line
+
+JITTER = 0.1
+"""Largest deviation of a pause from the interval, as a share of it, so that jobs on several machines do not collide."""
+
+Probes = Annotated[Path | None, typer.Option("--probes", help="Folder of measured quality, as `coe score` writes it.")]
+Benchmark = Annotated[str | None, typer.Option("--benchmark", help="The benchmark, where --probes holds several.")]
+Since = Annotated[str, typer.Option("--since", help="Learn from requests not older than this, for example 12h or 30d.")]
+Every = Annotated[str, typer.Option("--every", help="Repeat at this interval, for example 6h, until SIGTERM.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Judge and report, but change nothing.")]
+
+
+def retrain(
+    file: ConfigFile = None,
+    probes: Probes = None,
+    benchmark: Benchmark = None,
+    since: Since = "30d",
+    every: Every = "",
+    dry_run: DryRun = False,
+    engine: EngineOption = Engine.LOCAL,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Learn from the routing log and its feedback; promote only what a test shows to be better."""
+    if benchmark is not None and probes is None:
+        raise typer.BadParameter("needs the folder of measured quality: give --probes too", param_hint="--benchmark")
+    keep_stdout_clean()
+    settings, window = settings_for(config, file), duration_seconds(since, option="--since")
+    run = partial(run_rounds, settings, probes=probes, benchmark=benchmark, window=window, dry_run=dry_run)
+
+    def run_once() -> None:
+        _print(run(engine=engine), json)
+        if not dry_run:
+            try:
+                publish_traffic_report(settings, status_report(settings, now=time.time()))
+            except CoEError as error:  # the rounds' results stand
+                print_error(f"the traffic report was not updated: {error}")
+
+    if every:
+        _repeat(run_once, every)
+    else:
+        with exit_on_sigterm():
+            run_once()
+
+
+def run_rounds(
+    settings: Settings,
+    *,
+    probes: Path | None,
+    benchmark: str | None,
+    window: float,
+    dry_run: bool,
+    engine: Engine,
+) -> list[Outcome]:
+    """Run a round of each kind on the requests of the last `window` seconds.
+
+    A new router ends the run: overlays and gate belong to the router that they were fitted to. Raises JobError where
+    another job holds the lock, or the error of a damaged state.
+    """
+    now = time.time()
+    with (
+        open_job(settings, since=now - window, now=now, dry_run=dry_run) as job,
+        task_runner(engine) as runner,
+        TemporaryDirectory(prefix="coe-vectors-") as cache,
+    ):
+        plan = PlanRound(probes, benchmark)
+        outcomes = [run_round(plan, job)]
+        if plan.experience is not None:
+            router = run_round(RouterRound(plan.experience, runner, Path(cache)), job)
+            outcomes.append(router)
+            if router is None or not router.promoted:
+                rest: tuple[Round, ...] = (OverlayRound(plan.experience), GateRound())
+                outcomes += [run_round(one, job) for one in rest]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _repeat(run_once: Callable[[], None], every: str) -> None:
+    """Run at the interval until SIGTERM or SIGINT, which let a round in progress finish."""
+    interval, stopped = duration_seconds(every, option="--every"), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    while not stopped.is_set():
+        try:
+            run_once()
+        except CoEError as error:  # for example an unreachable Redis, which the next round may reach
+            print_error(f"{error}; next try in about {every}")
+        stopped.wait(interval * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 (no secret depends on it)
+
+
+def _print(outcomes: Iterable[Outcome], json: bool) -> None:
+    if json:
+        print_json({outcome.kind: asdict(outcome) for outcome in outcomes})
+        return
+    for outcome in outcomes:
+        print_line(f"{outcome.kind}: {outcome.sentence}")
+        for move in outcome.report.get("moves", ()):
+            print_line(f"  {move['sentence']}")
+        if outcome.version:
+            print_line(f"  version {outcome.version} is in use; gateways apply it within a second or two")
+        if outcome.folder:
+            print_line(f"  report: {outcome.folder}/report.md")

@@ -1,0 +1,253 @@
+"""`coe tune`: from a checked declaration to a measured plan in use, in one command."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coe.artifacts.store import ArtifactStore
+from coe.cli.check import check_live
+from coe.cli.common import Config, Json, keep_stdout_clean, settings_for
+from coe.cli.learning.tune_progress import show_comparison, tune_progress
+from coe.cli.score import requested_probes
+from coe.errors import DataError, ExpertUnavailable
+from coe.jobs.plan import PlanOptions, make_plan
+from coe.jobs.scoring import Scoring, open_journal, write_tables
+from coe.jobs.tune import LOG_SECONDS, PLAN_DEVIATIONS, Limits, Tuning, price_of_check
+from coe.learning.evaluation.isolation import installed
+from coe.learning.evaluation.recorded_answers import ANSWERS
+from coe.learning.evaluation.tables import require_parquet
+from coe.learning.plots import plot_against
+from coe.learning.probes.shipped import SHIPPED, folder_seed, write_seed
+from coe.learning.tuning.measurements import Estimate
+from coe.learning.tuning.schedule import Goal
+from coe.mapping.uses import ASSUMED_OUTPUT_TOKENS
+from coe.registry import ExpertSpec, Registry, load
+from coe.runtime.artifact_sync import synced_store
+from coe.settings import Settings
+from coe.terminal import print_error, print_json, print_line
+
+PLOT = "plan.svg"
+"""Image of the comparison in the folder of scores."""
+_REASONS = {
+    "settled": "the plan is settled: more scores would hardly change it",
+    "little to gain": "the remaining probes are expected to gain almost nothing",
+    "all scored": "every probe that could change the plan is scored",
+    "no expert answers": "no expert answers any more",
+    "time": "the time is over",
+    "budget": "the budget is spent: any further call could break it",
+    "stopped": "stopped; run again to continue",
+}
+
+_FINISHED = ("settled", "little to gain", "all scored")
+"""Reasons after which `--yes` puts the plan into use; after others, it may rest on few scores."""
+
+Probes = Annotated[
+    Path | None,
+    typer.Argument(help="JSONL or parquet, one probe a line [default: shipped probes, and probes.jsonl if it exists]."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for scores [default: quality in the state folder].")]
+Budget = Annotated[float | None, typer.Option("--budget", min=0, help="US dollars that calls may cost at most.")]
+Minutes = Annotated[float | None, typer.Option("--minutes", min=0, help="No call starts after this time.")]
+Concurrency = Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Probes in flight at each expert.")]
+JudgeName = Annotated[str | None, typer.Option("--judge", help="The expert that judges where no checker can.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: measure, and put a finished plan into use.")]
+
+
+def tune(
+    probes: Probes = None,
+    budget: Budget = None,
+    minutes: Minutes = None,
+    out: Out = None,
+    concurrency: Concurrency = 8,
+    judge: JudgeName = None,
+    yes: Yes = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Measure the experts, plan, compare the plan with each single expert, and put it into use.
+
+    Checks that every expert answers, estimates cost and time, and asks. Then it scores the probes that could change the
+    plan most, and stops when more would not: with a probability of 90 %, the plan is within 0.015 of the best one. No
+    call starts that could cost more than --budget leaves. A stopped run continues where it stopped.
+
+    Local experts must be running (`coe up` in another terminal).
+    """
+    keep_stdout_clean()
+    require_parquet()
+    settings = settings_for(config)
+    registry = load(settings.config, environ=settings.environ)
+    if not yes and not sys.stdin.isatty():
+        message = "there is no terminal to ask on; give it to measure and to put the plan into use"
+        raise typer.BadParameter(message, param_hint="--yes")
+    folder = settings.home / "quality" if out is None else out
+    seed = folder_seed(folder)
+    judging = _judge(registry, judge)
+    read = requested_probes(probes, registry, settings.config, seed, runs_code=installed())
+    if judging is None and any(probe.checker == "judge" for probe in read):
+        raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
+    limits = Limits(budget, None if minutes is None else 60 * minutes)
+    spent = price_of_check(registry, limits)
+    experts = _answering(registry, settings, yes=yes)
+    if judging is not None and judging not in experts:
+        raise ExpertUnavailable(f"tune: the judge {judging.name!r} does not answer", expert=judging.name)
+    scoring = Scoring(registry, read, (), experts, judging, concurrency, unsafe=False)
+    with open_journal(folder) as journal:
+        write_seed(folder, seed)
+        tuning = Tuning.of(scoring, journal, settings, limits=limits, goal=Goal(), seed=seed, spent=spent)
+        if not confirmed(tuning, yes=yes):
+            raise typer.Exit(1)
+        reason = _measure(tuning, settings)
+        benchmark = probes.stem if probes else SHIPPED
+        report = _planned(tuning, settings, folder, benchmark=benchmark, reason=reason, yes=yes, json=json)
+    if json:
+        print_json(report)
+    if reason == "stopped" or not report["in_use"]:
+        raise typer.Exit(1)
+
+
+def _judge(registry: Registry, name: str | None) -> ExpertSpec | None:
+    if name is None:
+        return None
+    if name not in registry.single_names:
+        declared = ", ".join(registry.single_names)
+        raise typer.BadParameter(f"{name!r} is no declared expert; declared: {declared}", param_hint="--judge")
+    return registry.expert(name)
+
+
+def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[ExpertSpec]:
+    """The experts that answer, with their variants. Asks whether to go on without the others.
+
+    Raises DataError if fewer than two answer, and ExpertUnavailable if one does not and `yes` excludes the question.
+    """
+    print_error("checking the experts")
+    findings = asyncio.run(check_live(registry, settings))
+    dead = dict.fromkeys(one.expert for one in findings if not one.ok)
+    for finding in findings:
+        if not finding.ok:
+            print_error(finding.sentence)
+    answering = [spec for spec in registry.single_arms if spec.expert_name not in dead]
+    if len(answering) < 2:
+        raise DataError("tune: a plan takes two experts that answer; declare more, or correct those of experts.yaml")
+    if names := ", ".join(dead):
+        if yes:
+            remedy = "correct them, or remove them from experts.yaml"
+            raise ExpertUnavailable(f"tune: {names} cannot be measured; {remedy}", expert=next(iter(dead)))
+        if not typer.confirm(f"Go on without scores of {names}?", err=True):
+            raise typer.Exit(1)
+    return answering
+
+
+def confirmed(tuning: Tuning, *, yes: bool) -> bool:
+    """Show the estimate and ask. Raises DataError if the cost is unknown and nothing bounds or accepts it."""
+    first, most = tuning.estimates()
+    limits = [f"${tuning.limits.dollars:g}"] if tuning.limits.dollars is not None else []
+    limits += [f"{tuning.limits.seconds / 60:g} min"] if tuning.limits.seconds is not None else []
+    print_error(f"estimate: {_use(first)} for the first probes, {_use(most)} for all that are missing")
+    if names := ", ".join(tuning.unmeasured):
+        print_error(f"assumed: at most {ASSUMED_OUTPUT_TOKENS} output tokens an answer of {names}, not measured yet")
+    print_error(f"limits: {' and '.join(limits)}" if limits else "limits: none; --budget and --minutes set some")
+    if unpriced := tuning.unpriced:
+        names = ", ".join(unpriced)
+        print_error(f"unknown: what calls of {names} cost; declare their `prices` (0 for a server of your own)")
+        if tuning.limits.seconds is None and not yes:
+            raise DataError(f"tune: the cost of {names} is unknown: declare `prices`, or give --minutes or --yes")
+    return yes or not most.calls or typer.confirm("Measure?", err=True)
+
+
+def _use(estimate: Estimate) -> str:
+    return f"{estimate.calls} calls, ${estimate.dollars:.2f}, {estimate.seconds / 60:.1f} min"
+
+
+def _measure(tuning: Tuning, settings: Settings) -> str:
+    """Score; returns the reason for the end. Ctrl-C ends it too, and keeps what was scored."""
+
+    async def measure() -> str:
+        with tune_progress(tuning.status, tuning.limits) as (interval, show, report):
+
+            async def ticking() -> None:
+                while True:
+                    await asyncio.sleep(interval)
+                    show()
+
+            ticker = asyncio.create_task(ticking())
+            try:
+                return await tuning.run(settings, report)
+            finally:
+                ticker.cancel()
+                with suppress(asyncio.CancelledError):
+                    await ticker
+
+    try:
+        return asyncio.run(measure())
+    except KeyboardInterrupt:
+        return "stopped"
+
+
+def _planned(
+    tuning: Tuning,
+    settings: Settings,
+    folder: Path,
+    *,
+    benchmark: str,
+    reason: str,
+    yes: bool,
+    json: bool,
+) -> dict[str, Any]:
+    """Write the scores, plan, show the plan, ask, and put it into use. Returns the report."""
+    scoring, status = tuning.scoring, tuning.status()
+    if not status.known and reason != "stopped":
+        remedy = "see `coe check --live`" if reason == "no expert answers" else "raise --minutes or --budget"
+        raise DataError(f"tune: {_REASONS[reason]}, and no probe is scored yet; {remedy}")
+    write_tables(scoring, tuning.journal, folder, benchmark=benchmark)
+    certainty = (
+        ""
+        if status.certainty is None
+        else f"; within {tuning.goal.tolerance} of the best plan at {status.certainty:.0%}"
+    )
+    print_error(f"{_REASONS[reason]}: {status.scored} scores, ${status.spent:.2f}, {status.seconds:.0f} s{certainty}")
+    report: dict[str, Any] = {"reason": reason, "status": asdict(status), "out": str(folder), "in_use": False}
+    if reason == "stopped":
+        return report
+    store = synced_store(settings, "assignment")
+    plan = _plan(settings, scoring.registry, store, folder, benchmark, dry_run=True)
+    if not json:
+        show_comparison(plan["against"], plan["assignment"])
+    _draw(plan["against"], folder / PLOT)
+    is_right = any((cell.score or 0.0) > 0 for cell in tuning.journal.scored.values())
+    if not is_right:
+        print_error(f"note: no expert answered a probe correctly; {folder / ANSWERS} has what they answered")
+    is_sure = is_right and (reason in _FINISHED or (status.certainty or 0.0) >= tuning.goal.confidence)
+    accepted = is_sure if yes else typer.confirm("Put this plan into use?", err=True)
+    if accepted:
+        plan = _plan(settings, scoring.registry, store, folder, benchmark, dry_run=False)
+        report["in_use"] = True
+        if not json:
+            print_line("the plan is in use; running gateways apply it soon")
+    else:
+        why = "" if is_sure else ", since it is not settled: run again to continue"
+        print_error(f"the plan is not put into use{why}; `coe plan {folder}` puts it into use as it is")
+    return report | {"plan": plan}
+
+
+def _plan(
+    settings: Settings, registry: Registry, store: ArtifactStore, folder: Path, benchmark: str, *, dry_run: bool
+) -> Mapping[str, Any]:
+    options = PlanOptions(benchmark, PLAN_DEVIATIONS, "", (), None, False, dry_run, LOG_SECONDS)
+    return make_plan(settings, registry, store, folder, options)
+
+
+def _draw(rows: list[dict[str, Any]], path: Path) -> None:
+    if find_spec("matplotlib") is None:
+        print_error("note: no image is drawn, since matplotlib is not installed (extra `train`)")
+        return
+    plot_against(rows, path)
+    print_error(f"image: {path}")

@@ -1,0 +1,124 @@
+"""`ForeignItems` sends a Responses conversation to a server that did not write all of it.
+
+Clients send items back as a server wrote them, with ids and encrypted reasoning. After a change of the expert, the new
+server rejects what it does not know (400 or 404). The request is then sent again without the items that this server has
+not accepted before, then without all. What was rejected is remembered, so that the next steps of the conversation take
+one request. What it had accepted is left out only once: a rejection may have another reason, such as a long context.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from coe.core import Call, Expert, Health, Reply
+from coe.errors import ExpertError, ExpertRejected
+from coe.experts.translation.expert import reported_types
+
+_log = logging.getLogger("coe.experts")
+
+Item = Mapping[str, Any]
+MAX_REMEMBERED = 20_000
+"""Ids and encrypted contents that are remembered for one server, about 100 bytes each."""
+_REFERENCE = "item_reference"
+_CLIENT_CALLS = frozenset(
+    ("function_call", "custom_tool_call", "local_shell_call", "shell_call", "apply_patch_call", "computer_call")
+)
+"""Calls of tools that the client runs. All others ran on the server that wrote them."""
+_SERVER_ITEMS = ("reasoning", "compaction", "mcp_")
+"""Beginnings of the types of other items that only the server that wrote them can read."""
+
+
+class ForeignItems:
+    """Wraps `expert`, the server of which speaks the Responses API."""
+
+    health = Health()
+
+    def __init__(self, expert: Expert) -> None:
+        self.name = expert.name
+        self._expert = expert
+        self._accepted: dict[int, bool] = {}
+        """By hash, whether the server accepted or rejected it; the least recently used first."""
+        self._has_warned = False
+
+    async def stream(self, call: Call) -> Reply:
+        """Raises what the expert raises. If it rejects the request without foreign items too, that is its error."""
+        items = call.fields.get("input") if call.api == "responses" else None
+        marks = set(_marks(items)) if isinstance(items, list) else None
+        if not marks:
+            return await self._expert.stream(call)
+        assert isinstance(items, list)
+        attempts = self._attempts(marks)
+        for left_out in attempts:
+            try:
+                reply = await self._expert.stream(_without(call, items, left_out) if left_out else call)
+            except ExpertError as error:
+                is_foreign = isinstance(error, ExpertRejected) or error.cause == "not_found"
+                if left_out is attempts[-1] or not is_foreign:
+                    raise
+                error.drop_frames()
+            else:
+                self._remember(marks, left_out)
+                return reply
+        raise AssertionError("the last attempt returns or raises")
+
+    def _attempts(self, marks: set[int]) -> list[set[int]]:
+        """The marks to leave out of each attempt: those rejected before, all but those accepted before, all."""
+        rejected = {mark for mark in marks if self._accepted.get(mark) is False}
+        unknown = {mark for mark in marks if not self._accepted.get(mark)}
+        return [rejected, *([unknown] if unknown != rejected else []), *([marks] if marks != unknown else [])]
+
+    async def aclose(self) -> None:
+        await self._expert.aclose()
+
+    def _remember(self, marks: set[int], left_out: set[int]) -> None:
+        """Remember what was accepted and what was not. What was accepted earlier and now left out is forgotten, so that
+        the next rejection counts."""
+        if left_out and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "expert %s rejects items that another server wrote; they go without ids, and without reasoning, from "
+                "now on", self.name,
+            )  # fmt: skip
+        for mark in marks:
+            was_accepted = self._accepted.pop(mark, False)
+            if mark not in left_out:
+                self._accepted[mark] = True
+            elif not was_accepted:
+                self._accepted[mark] = False
+        while len(self._accepted) > MAX_REMEMBERED:
+            del self._accepted[next(iter(self._accepted))]
+
+
+def _without(call: Call, items: list[Any], marks: set[int]) -> Call:
+    """Returns the call without these ids, and without the items that only the server that wrote them can read."""
+    kept, dropped = [], []
+    for item in items:
+        if not isinstance(item, dict) or marks.isdisjoint(_marks([item])):
+            kept.append(item)
+        elif _is_readable(item):
+            kept.append({name: value for name, value in item.items() if name != "id"})
+        else:
+            dropped.append(str(item.get("type")))
+    if call.dropped is not None:
+        call.dropped.update(reported_types(dropped))
+    return replace(call, fields={**call.fields, "input": kept})
+
+
+def _marks(items: list[Any]) -> Iterator[int]:
+    """Yields the hash of each id and encrypted content. References stay: without its id, one means nothing."""
+    for item in items:
+        if isinstance(item, dict) and item.get("type") != _REFERENCE:
+            for value in (item.get("id"), item.get("encrypted_content")):
+                if isinstance(value, str) and value:
+                    yield hash(value)
+
+
+def _is_readable(item: Item) -> bool:
+    """True for items that any server can read once they have no id."""
+    kind = str(item.get("type", "message"))
+    if "encrypted_content" in item or kind.startswith(_SERVER_ITEMS):
+        return False
+    return not kind.endswith("_call") or kind in _CLIENT_CALLS

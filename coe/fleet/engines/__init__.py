@@ -1,0 +1,1 @@
+"""Inference engines: one module for each runtime that CoE starts, all with the Protocol of `engine.py`."""

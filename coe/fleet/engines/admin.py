@@ -1,0 +1,104 @@
+"""The administrative API of a running server: sleep and wake, load and unload LoRA adapters.
+
+These endpoints are for the process that started the server, on loopback; no route of the gateway leads to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import orjson
+
+from coe.errors import FleetError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+_NOT_FOUND = 404
+
+
+class EngineClient(Protocol):
+    """Controls one running server. Every method is bounded in time and raises FleetError. `wake` follows a `sleep` that
+    did not fail; adapters may be loaded and unloaded repeatedly."""
+
+    async def sleep(self, *, level: int) -> None:
+        """Lets requests in flight end, then frees the device. Level 1 keeps the weights in RAM, level 2 drops them."""
+
+    async def wake(self, *, level: int) -> None:
+        """Undoes a `sleep` of that level."""
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Serves the LoRA adapter in `folder` as the model `name`, and replaces one of the same name."""
+
+    async def unload_adapter(self, name: str) -> None:
+        """Stops serving `name`; requests in flight complete. An unknown name is no error."""
+
+
+ClientFactory = Callable[[str, "aiohttp.ClientSession"], EngineClient]
+"""Makes the client of the server at a URL such as http://127.0.0.1:20001."""
+
+
+class AdminHttp:
+    """Requests to the administrative API of the server at `root`; each raises FleetError."""
+
+    def __init__(self, root: str, session: aiohttp.ClientSession) -> None:
+        self._root, self._session = root.rstrip("/"), session
+
+    async def _post(self, path: str, body: Any = None, *, time_limit: float, missing: bytes = b"") -> None:
+        """A 404 whose text contains `missing` is no error, unless that is empty."""
+        await self._request("POST", path, body, time_limit=time_limit, missing=missing)
+
+    async def _get(self, path: str, *, time_limit: float) -> Any:
+        """The JSON of a page."""
+        text = await self._request("GET", path, None, time_limit=time_limit)
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
+            raise FleetError(f"{self._root}{path} answered {text[:100]!r}, which is no JSON") from None
+
+    async def _request(self, method: str, path: str, body: Any, *, time_limit: float, missing: bytes = b"") -> bytes:
+        import aiohttp  # not for the gateway, which starts no server
+
+        url, limit = f"{self._root}{path}", aiohttp.ClientTimeout(total=time_limit)
+        try:
+            async with self._session.request(method, url, json=body, timeout=limit) as response:
+                status, text = response.status, await response.content.read(2**16)
+        except TimeoutError:
+            raise FleetError(f"{url} gave no answer within {time_limit:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise FleetError(f"{url} cannot be reached: {error}") from None
+        if status < 400 or (missing and status == _NOT_FOUND and missing in text):
+            return text
+        raise FleetError(f"{url} answered {status}: {_message(text)}")
+
+
+class AdapterlessClient(AdminHttp):
+    """Base of the clients of servers without LoRA adapters."""
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        raise FleetError(f"{self._root} cannot load the adapter {name!r} in {folder}")
+
+    async def unload_adapter(self, name: str) -> None:
+        raise FleetError(f"{self._root} cannot unload the adapter {name!r}")
+
+
+class StopOnlyClient(AdapterlessClient):
+    """The client of a server that can only be stopped: every method of EngineClient raises FleetError."""
+
+    async def sleep(self, *, level: int) -> None:
+        raise FleetError(f"{self._root} cannot sleep at level {level}")
+
+    async def wake(self, *, level: int) -> None:
+        raise FleetError(f"{self._root} cannot wake from level {level}")
+
+
+def _message(text: bytes) -> str:
+    """The message inside an error body."""
+    try:
+        found = orjson.loads(text)
+        error = found["error"] if "error" in found else found["detail"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return text[:300].decode(errors="replace")

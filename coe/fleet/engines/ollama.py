@@ -1,0 +1,145 @@
+"""`ollama serve`: one process for each model, with the models that `ollama pull` has stored; or an Ollama that runs.
+
+It has no flags: options become its environment variables, so `context-length` is OLLAMA_CONTEXT_LENGTH. Sleep unloads
+the model and keeps the process. With `base_url`, a process that only loads and unloads the model (`ollama_keeper`)
+takes the place of the server, so that health checks, restarts and residency are those of every engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from coe.errors import FleetError
+from coe.fleet.engines import ollama_keeper
+from coe.fleet.engines.admin import AdapterlessClient
+from coe.fleet.engines.engine import ModelFolders, command_of, gpu_environment
+from coe.fleet.specs import START_SECONDS, Flag, ListenAddress, LocalExpert, ServerSpec, root_of
+from coe.registry.experts import normalized_options
+
+if TYPE_CHECKING:
+    import aiohttp
+
+READY_TIMEOUT = 600.0
+"""Seconds for the first token: it loads the model."""
+SLEEP_TIMEOUT = 120.0
+WAKE_TIMEOUT = 600.0
+_POLL_INTERVAL = 0.1
+_HOSTED = ("-cloud", ":cloud")
+"""Ends of the names of models that Ollama passes on to its own service."""
+
+
+class Ollama:
+    """As InferenceEngine."""
+
+    command = "ollama"
+    install = "its installer (ollama.com/download)"
+    reserved_flags = frozenset({"host", "keep-alive", "max-loaded-models"})
+    start_seconds = START_SECONDS
+
+    def flags(self, expert: LocalExpert) -> dict[str, Flag]:
+        return normalized_options(expert.options)
+
+    def devices(self, options: Mapping[str, Flag]) -> int:
+        """It splits a model over the GPUs that it sees."""
+        return 1
+
+    def problems(
+        self, expert: LocalExpert, options: Mapping[str, Flag], *, base_folder: Path
+    ) -> Iterator[tuple[str, str]]:
+        if expert.model.endswith(".gguf") or expert.model.startswith((".", "/", "~")):
+            yield "model", f"Ollama serves its own models, not files; import {expert.model!r}, or use runtime llama.cpp"
+        if expert.model.endswith(_HOSTED):
+            yield "model", f"{expert.model!r} runs at Ollama's own service, not here; declare it with runtime: external"
+        if expert.base_url is not None:
+            remedy = "set them where yours starts, or leave out base_url"
+            for key, declared in (("options", options), ("gpus", expert.gpus)):
+                if declared:
+                    yield key, f"`{key}` are for an Ollama that CoE starts; {remedy}"
+
+    def server_spec(
+        self, first: LocalExpert, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
+    ) -> ServerSpec:
+        if first.base_url is not None:
+            return _attached(first, first.base_url, address)
+        declared = {_variable(name): _value(value) for name, value in self.flags(first).items()}
+        return ServerSpec(
+            key=first.name,
+            argv=(command_of(self, first, address), "serve"),
+            host=address.host,
+            port=address.port,
+            env={
+                **declared,
+                "OLLAMA_HOST": f"{address.host}:{address.port}",
+                "OLLAMA_KEEP_ALIVE": "-1",  # residency unloads it, not a timer
+                "OLLAMA_MAX_LOADED_MODELS": "1",
+                **gpu_environment(first.gpus),
+            },
+            model=first.model,
+            log=address.log,
+            ready_timeout=READY_TIMEOUT,
+            health_path="/api/version",
+            open_client=partial(OllamaClient, model=first.server_key.model),
+        )
+
+
+def _attached(first: LocalExpert, base_url: str, address: ListenAddress) -> ServerSpec:
+    """Stands for the model in the Ollama at `base_url`, which is checked when the declaration is loaded."""
+    host, port = _address(base_url)
+    return ServerSpec(
+        key=first.name,
+        argv=(sys.executable, "-P", ollama_keeper.__file__, root_of(host, port), first.server_key.model),
+        host=host,
+        port=port,
+        env={},
+        model=first.model,
+        log=address.log,
+        ready_timeout=READY_TIMEOUT,
+        health_path="/api/version",
+        attached=True,
+        open_client=partial(OllamaClient, model=first.server_key.model),
+    )
+
+
+def _address(base_url: str) -> tuple[str, int]:
+    parts = urlsplit(base_url)
+    return parts.hostname or "", parts.port or 80
+
+
+def _variable(option: str) -> str:
+    return f"OLLAMA_{option.replace('-', '_').upper()}"
+
+
+def _value(value: Flag) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+class OllamaClient(AdapterlessClient):
+    """Controls the Ollama server at a URL: unloads and loads `model`, a name with its tag."""
+
+    def __init__(self, root: str, session: aiohttp.ClientSession, *, model: str) -> None:
+        super().__init__(root, session)
+        self._model = model
+
+    async def sleep(self, *, level: int) -> None:
+        """As EngineClient: returns once the model is no longer among those in memory."""
+        await self._post("/api/generate", {"model": self._model, "keep_alive": 0}, time_limit=SLEEP_TIMEOUT)
+        try:
+            async with asyncio.timeout(SLEEP_TIMEOUT):
+                while await self._loaded():  # noqa: ASYNC110  a server's state
+                    await asyncio.sleep(_POLL_INTERVAL)
+        except TimeoutError:
+            raise FleetError(f"{self._root} still has {self._model!r} in memory after {SLEEP_TIMEOUT:g} s") from None
+
+    async def wake(self, *, level: int) -> None:
+        body = {"model": self._model, "keep_alive": -1, "stream": False}
+        await self._post("/api/generate", body, time_limit=WAKE_TIMEOUT)
+
+    async def _loaded(self) -> bool:
+        page = await self._get("/api/ps", time_limit=SLEEP_TIMEOUT)
+        return ollama_keeper.is_loaded(page, self._model)

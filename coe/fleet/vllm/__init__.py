@@ -1,1 +1,0 @@
-"""vLLM servers: command line, LoRA adapters, sleep mode."""

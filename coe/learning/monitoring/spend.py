@@ -1,0 +1,179 @@
+"""Sums the dollars of the routing log by API key, tenant, expert and category, beside what one expert would have cost.
+
+`Spend` adds records one by one, so its memory does not grow with the log. All requests count, also those of CoE's own
+commands and audits, which `coe status` leaves out. `coe spend` and `GET /v1/spend` report it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from coe.records.feedback import Feedback
+from coe.records.record import RecipeCall, RoutingRecord
+from coe.registry import Registry
+
+Dimension = Literal["key", "tenant", "expert", "category"]
+DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+MAX_ROWS = 2_000
+"""Rows of a report, including OTHER for further combinations. The log may hold names that are no longer declared."""
+OTHER = "(other)"
+SAME_TOKENS = (
+    "an expert's dollars under `always` are those of the same tokens at its present prices; another model may write "
+    "more or less (`coe status` compares the plan by measured tokens and quality)"
+)
+
+
+@dataclass(slots=True)
+class Amounts:
+    """Cost and tokens of some requests. `unpriced` counts those that were answered at a cost that is partly unknown."""
+
+    requests: int = 0
+    unpriced: int = 0
+    dollars: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, dollars: float, input_tokens: int, output_tokens: int, *, unpriced: bool) -> None:
+        """Add one request, or the share of one."""
+        self.requests += 1
+        self.unpriced += unpriced
+        self.dollars += dollars
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
+
+
+class Spend:
+    """Sums by the combinations of the dimensions `by`, and what each declared expert would have cost alone."""
+
+    def __init__(self, registry: Registry, by: Sequence[Dimension]) -> None:
+        self._by = tuple(by)
+        self._prices = {arm.name: arm.prices for arm in registry.single_arms}
+        self._total = Amounts()
+        self._rows: dict[tuple[str, ...], Amounts] = {}
+        self._audits = Amounts()
+        self._without_price = frozenset(arm.name for arm in registry.single_arms if not arm.has_known_price)
+        self._not_compared = [spec.name for spec in registry.experts if not spec.has_known_price]
+        self._always = {spec.name: 0.0 for spec in registry.experts if spec.has_known_price}
+        self._compared, self._compared_dollars = 0, 0.0
+
+    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> None:
+        """Add all records."""
+        for page in pages:
+            for record in page:
+                self.add(record)
+
+    def add(self, record: RoutingRecord) -> None:
+        """Add the record of one request."""
+        is_cached, calls = record.cache == "hit", _calls(record)
+        answered = record.first_token_ms is not None or bool(calls)  # without an answer, members may have answered
+        called = [call.expert for call in calls] or [record.expert]
+        is_known = record.cost is not None and self._without_price.isdisjoint(called)
+        unpriced = answered and not is_cached and not is_known
+        used = (0, 0) if is_cached else (record.input_tokens or 0, record.output_tokens or 0)
+        dollars = 0.0 if is_cached else record.cost
+        if dollars is None:
+            dollars = sum(map(self._dollars_of, calls))
+        self._total.add(dollars, *used, unpriced=unpriced)
+        for expert, share, input_tokens, output_tokens in self._shares(record, calls, dollars, used):
+            names = {"key": record.key, "tenant": record.tenant, "expert": expert, "category": record.category}
+            row = self._row(tuple(names[dimension] or "" for dimension in self._by))
+            row.add(share, input_tokens, output_tokens, unpriced=unpriced)
+        if is_known and not is_cached:
+            self._compare(record, calls, dollars)
+
+    def add_audits(self, pages: Iterable[Sequence[Feedback]]) -> None:
+        """Add the calls of audits, which are no part of a request's record."""
+        for event in (event for page in pages for event in page):
+            if event.audit is not None and event.audit.calls:
+                tokens = [(call.input_tokens or 0, call.output_tokens or 0) for call in event.audit.calls]
+                cost = event.audit.cost
+                self._audits.add(cost or 0.0, *map(sum, zip(*tokens, strict=True)), unpriced=cost is None)
+
+    def _row(self, names: tuple[str, ...]) -> Amounts:
+        if names not in self._rows and len(self._rows) >= MAX_ROWS - 1:
+            names = (OTHER,) * len(names)
+        return self._rows.setdefault(names, Amounts())
+
+    def _shares(
+        self, record: RoutingRecord, calls: Sequence[RecipeCall], dollars: float, used: tuple[int, int]
+    ) -> Iterator[tuple[str, float, int, int]]:
+        """Yield the expert, dollars and tokens of each part of a request: a recipe's cost is that of its members, in
+        proportion to their present prices."""
+        if not calls or "expert" not in self._by:
+            yield record.expert, dollars, *used
+            return
+        prices = [self._dollars_of(call) for call in calls]
+        whole = sum(prices)
+        by_expert: dict[str, list[float]] = {}
+        for call, one in zip(calls, prices, strict=True):
+            sums = by_expert.setdefault(call.expert, [0.0, 0, 0])
+            sums[0] += one / whole if whole else 1 / len(calls)
+            sums[1] += call.input_tokens or 0
+            sums[2] += call.output_tokens or 0
+        for expert, (share, input_tokens, output_tokens) in by_expert.items():
+            yield expert, dollars * share, int(input_tokens), int(output_tokens)
+
+    def _dollars_of(self, call: RecipeCall) -> float:
+        """Return a call's cost at present prices; 0 for an expert that is no longer declared."""
+        if (prices := self._prices.get(call.expert)) is None:
+            return 0.0
+        return prices.cost(call.input_tokens or 0, call.output_tokens or 0, call.cached_tokens or 0)
+
+    def _compare(self, record: RoutingRecord, calls: Sequence[RecipeCall], cost: float) -> None:
+        """Add what each expert would have cost for these tokens; of a recipe, for those of the accepted call."""
+        accepted = next((call for call in calls if call.accepted), None)
+        source = accepted if record.steps else record
+        if source is None or source.input_tokens is None:
+            return
+        self._compared += 1
+        self._compared_dollars += cost
+        tokens = source.input_tokens, source.output_tokens or 0, source.cached_tokens or 0
+        for name in self._always:
+            self._always[name] += self._prices[name].cost(*tokens)
+
+    def report(self) -> dict[str, Any]:
+        """Return the sums, JSON-able: rows and experts with the most dollars first.
+
+        `always` compares on the requests with a known cost and known tokens: `dollars` is what they did cost, `saved`
+        an expert's dollars less these. `unknown` names the experts whose price nothing declares.
+        """
+        rows = sorted(self._rows.items(), key=lambda row: (-row[1].dollars, -row[1].requests, row[0]))
+        experts = [
+            {"expert": name, "dollars": dollars, "saved": dollars - self._compared_dollars}
+            for name, dollars in sorted(self._always.items(), key=lambda one: -one[1])
+        ]
+        return {
+            "by": list(self._by),
+            "total": asdict(self._total),
+            "rows": [dict(zip(self._by, names, strict=True)) | asdict(amounts) for names, amounts in rows],
+            "audits": asdict(self._audits),
+            "always": {"requests": self._compared, "dollars": self._compared_dollars, "experts": experts}
+            | {"unknown": self._not_compared},
+            "note": SAME_TOKENS,
+        }
+
+
+def _calls(record: RoutingRecord) -> list[RecipeCall]:
+    """Return the calls of recipes with known tokens. If they failed and an expert answered in their place, its call is
+    the last one: it used the rest of the record's total."""
+    calls = [call for call in record.steps if call.input_tokens is not None]
+    if not calls or not record.fallback_from or any(call.accepted for call in record.steps):
+        return calls
+
+    def rest(total: int | None, parts: Iterable[int | None]) -> int:
+        return max(0, (total or 0) - sum(part or 0 for part in parts))
+
+    return [
+        *calls,
+        RecipeCall(
+            record.expert,
+            len(calls),
+            "answered",
+            rest(record.input_tokens, (call.input_tokens for call in calls)),
+            rest(record.output_tokens, (call.output_tokens for call in calls)),
+            accepted=True,
+            cached_tokens=rest(record.cached_tokens, (call.cached_tokens for call in calls)),
+        ),
+    ]

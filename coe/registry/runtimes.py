@@ -1,0 +1,105 @@
+"""The runtimes of experts.yaml, and what each offers: declarations are checked and requests routed by this table.
+
+`coe.fleet.engines` runs the servers of the local ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from coe.core import Api, Capability
+
+RuntimeName = Literal["transformers", "vllm", "llama.cpp", "sglang", "ollama", "external", "litellm"]
+Capabilities = frozenset[Capability]
+TRIED: Capabilities = frozenset({"tools", "json_schema"})
+"""Capabilities that an unknown model gets: such requests are tried, and its server's refusal reaches the client."""
+_GUIDED: Capabilities = frozenset({"json_schema", "json_object", "n", "logprobs", "echo"})
+"""Capabilities of every vLLM and SGLang server."""
+_LLAMA_CPP: Capabilities = TRIED | {"json_object", "logprobs"}
+"""Capabilities of every llama.cpp server: templates with tools and grammars are on by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Features of the servers of one runtime.
+
+    - `apis`: supported APIs, unless an expert declares others.
+    - `local`: CoE starts its servers.
+    - `capabilities`: of its servers, from the expert's options; None if they depend on the model alone.
+    - `adapters`: its servers load LoRA adapters.
+    - `gpus`: its servers can be confined to some GPUs.
+    - `sleep_levels`: levels of sleep; without one, residency stops its servers.
+    - `sleep_options`: each level needs other options of the server.
+    - `queues`: its servers work on one request at a time, and on a plain one until it is complete.
+    """
+
+    apis: frozenset[Api] = frozenset({"chat"})
+    local: bool = False
+    capabilities: Callable[[Mapping[str, Any]], Capabilities] | None = None
+    adapters: bool = False
+    gpus: bool = False
+    sleep_levels: frozenset[int] = frozenset()
+    sleep_options: bool = False
+    queues: bool = False
+
+
+def _vllm_capabilities(options: Mapping[str, Any]) -> Capabilities:
+    calls_tools = options.get("enable-auto-tool-choice") and options.get("tool-call-parser")
+    return _GUIDED | {"tools"} if calls_tools else _GUIDED
+
+
+def _llama_cpp_capabilities(options: Mapping[str, Any]) -> Capabilities:
+    """Images need the file of a projector."""
+    images: Capabilities = frozenset({"images"}) if "mmproj" in options else frozenset()
+    return _LLAMA_CPP | images
+
+
+RUNTIMES: Mapping[str, Runtime] = {
+    "transformers": Runtime(
+        apis=frozenset({"chat", "completions"}),  # its Responses API always streams (5.24)
+        local=True,
+        capabilities=lambda _: TRIED,
+        queues=True,
+    ),
+    "vllm": Runtime(
+        apis=frozenset({"chat", "completions", "responses", "messages"}),
+        local=True,
+        capabilities=_vllm_capabilities,
+        adapters=True,
+        gpus=True,
+        sleep_levels=frozenset({1, 2}),
+    ),
+    "llama.cpp": Runtime(
+        apis=frozenset({"chat", "completions", "responses", "messages"}),
+        local=True,
+        capabilities=_llama_cpp_capabilities,
+        gpus=True,
+    ),
+    "sglang": Runtime(
+        apis=frozenset({"chat", "completions"}),
+        local=True,
+        capabilities=lambda options: _GUIDED | {"tools"} if options.get("tool-call-parser") else _GUIDED,
+        gpus=True,
+        sleep_levels=frozenset({1, 2}),
+        sleep_options=True,
+    ),
+    "ollama": Runtime(
+        apis=frozenset({"chat", "completions"}),
+        local=True,
+        capabilities=lambda _: TRIED | {"json_object"},
+        gpus=True,
+        sleep_levels=frozenset({2}),  # the weights return from disk
+    ),
+    "external": Runtime(),
+    "litellm": Runtime(),
+}
+LOCAL_RUNTIMES = frozenset(name for name, runtime in RUNTIMES.items() if runtime.local)
+"""Runtimes whose servers CoE starts on its own machines."""
+assert RUNTIMES.keys() == set(get_args(RuntimeName))
+
+
+def with_feature(feature: str) -> str:
+    """The names of the runtimes whose field `feature` is set, for messages."""
+    return ", ".join(name for name, runtime in RUNTIMES.items() if getattr(runtime, feature))

@@ -1,0 +1,158 @@
+"""Token counts of an answer; the calls of a recipe to its members, why it stopped, and the sum of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+
+class Usage:
+    """Token counts of one response, updated while it streams; None if the expert did not report them.
+
+    `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`, and
+    `reasoning_tokens` those of reasoning, a part of `output_tokens`. `events` counts the events of a stream, each of
+    which holds at least one token. `parts` are the members' names and usages for the answer of a recipe, and empty for
+    one of an expert.
+    """
+
+    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens", "reasoning_tokens")
+
+    parts: tuple[tuple[str, Usage], ...] = ()
+
+    def __init__(self) -> None:
+        self.input_tokens: int | None = None
+        self.cached_tokens: int | None = None
+        self.output_tokens: int | None = None
+        self.reasoning_tokens: int | None = None
+        self.events = 0
+
+
+class MemberCall:
+    """One call of a recipe to a member, updated while it runs.
+
+    - `step`: number of the step, from 0.
+    - `outcome`: `answered`, `unreadable` (a complete answer without a final answer that can be compared), `cut_off` (a
+      cap of the recipe on its tokens ended the answer, which counts as none), `unverified` (returned without complete
+      comparison), `cancelled`, or the cause of the failure. Of a judge: `graded`, `ungraded`
+      (its reply has no grade), or `skipped` (not called, as no call was left).
+    - `usage`: None until the member has begun to answer.
+    - `ms`: duration in milliseconds.
+    - `answer_class`: index of the first call with the same final answer; None without one.
+    - `confidence`: probability that the answer is right, by the last comparison; None before one. Of a judge, the
+      probability that the answer is right that it graded.
+    - `accepted`: whether this answer was returned.
+    - `drafts`: number of earlier answers in its request; 0 also where none was left or had room.
+    - `max_tokens`: cap of the recipe on its tokens; None if it had none, or the client's limit was no higher.
+    """
+
+    __slots__ = (
+        "accepted",
+        "answer_class",
+        "confidence",
+        "drafts",
+        "expert",
+        "max_tokens",
+        "ms",
+        "outcome",
+        "step",
+        "usage",
+    )
+
+    def __init__(self, expert: str, step: int) -> None:
+        self.expert = expert
+        self.step = step
+        self.outcome: str = "cancelled"
+        self.usage: Usage | None = None
+        self.ms = 0.0
+        self.answer_class: int | None = None
+        self.confidence: float | None = None
+        self.accepted = False
+        self.drafts = 0
+        self.max_tokens: int | None = None
+
+
+RecipeStop = Literal[
+    "", "accepted", "last_step", "stream_hold", "held_bytes", "deadline", "unavailable", "failed", "cancelled"
+]
+"""Why a recipe stopped; empty while it runs. `accepted`: its policy accepted an answer before the last step;
+`last_step`: all steps were called, and compared or written. The next four return an unverified answer: the stream was
+held as long as allowed, the held answers reached the memory limit, the deadline was near, or no member of the last step
+answered. `failed`: no member answered."""
+
+
+AuditResult = Literal["agreed", "differed", "failed", "skipped_unavailable"]
+"""`failed`: no member of the last step answered. `skipped_unavailable`: they share a device and are asleep."""
+
+
+class RecipeAudit(Protocol):
+    """Compares an answer that a recipe accepted early with the answer after its last step. It holds the request.
+
+    `calls` are its own calls, which the client's usage does not contain. `readable` is False if the accepted answer has
+    no answer class, so that it cannot be compared. `available` is False while a member that it calls is down or
+    overloaded. `run` calls the members, once, and returns the outcome.
+    """
+
+    calls: list[MemberCall]
+
+    @property
+    def readable(self) -> bool: ...
+
+    @property
+    def available(self) -> bool: ...
+
+    async def run(self) -> AuditResult: ...
+
+
+class RecipeLog:
+    """The calls of the recipes of one request in order, and the reason why the last recipe stopped.
+
+    `audit_rate` is the probability with which this answer is audited, 0 if it cannot be, and `audited` is the draw.
+    `audit` calls the remaining members; None after the last step, where nothing is left to call.
+    """
+
+    __slots__ = ("audit", "audit_rate", "audited", "calls", "recipe", "stop")
+
+    def __init__(self) -> None:
+        self.recipe = ""
+        self.calls: list[MemberCall] = []
+        self.stop: RecipeStop = ""
+        self.audit_rate = 0.0
+        self.audited = False
+        self.audit: RecipeAudit | None = None
+
+    @property
+    def accepted(self) -> MemberCall | None:
+        """The call whose answer is returned; None without one."""
+        return next((call for call in self.calls if call.accepted), None)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that were begun."""
+        return len({call.step for call in self.calls})
+
+
+class RecipeUsage(Usage):
+    """The sum over the calls of a recipe that have begun to answer. `refresh` computes it from their present counts.
+
+    `fallback` is the name and usage of the expert that answers in place of a recipe that failed.
+    """
+
+    def __init__(self, log: RecipeLog, *fallback: tuple[str, Usage]) -> None:
+        super().__init__()
+        self._log = log
+        self._fallback = fallback
+        self.refresh()
+
+    def refresh(self) -> None:
+        calls = tuple((call.expert, call.usage) for call in self._log.calls if call.usage is not None)
+        self.parts = (*calls, *self._fallback)
+        usages = [usage for _, usage in self.parts]
+        self.input_tokens = _sum_of_known([usage.input_tokens for usage in usages])
+        self.cached_tokens = _sum_of_known([usage.cached_tokens for usage in usages])
+        self.output_tokens = _sum_of_known([usage.output_tokens for usage in usages])
+        self.events = sum(usage.events for usage in usages)
+
+
+def _sum_of_known(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None

@@ -1,0 +1,95 @@
+"""The issued API keys as one process knows them: read again every POLL_SECONDS, changed through the store.
+
+A revoked key is refused after at most POLL_SECONDS and one read. A process that cannot read the store keeps the keys
+for MAX_STALE_SECONDS, then refuses all issued keys: one of them may have been revoked meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from coe.errors import LogError
+from coe.runtime.issued_keys import IssuedKeys
+from coe.runtime.key_store import KeyStore, Stored, change
+from coe.supervision import TaskFailed, supervised
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.5
+MAX_STALE_SECONDS = 300.0
+_log = logging.getLogger("gateway")
+
+
+class IssuedKeyWatch:
+    """`keys` are those to be used now, with the revoked ones. `on_change` is called after they changed. `degraded` is
+    True while the store cannot be read."""
+
+    def __init__(self, store: KeyStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._clock = clock
+        self._version = ""
+        self._last_read = clock()
+        self._lock = asyncio.Lock()
+        self.keys: IssuedKeys = ()
+        self.degraded = False
+        self.on_change: Callable[[], None] = lambda: None
+
+    async def refresh(self) -> None:
+        """Read what changed. Does not fail."""
+        async with self._lock:  # a read that began before a change must not undo it here
+            try:
+                found = await self._store.read(self._version)
+            except LogError as error:
+                self._on_failure(error)
+                return
+            if self.degraded:
+                _log.warning("issued API keys can be read again")
+            self.degraded, self._last_read = False, self._clock()
+            if found is not None:
+                self._take(found)
+
+    async def change(self, decide: Callable[[IssuedKeys], tuple[T, IssuedKeys]]) -> T:
+        """Change the stored keys as `coe.runtime.key_store.change`; the change counts here at once."""
+        async with self._lock:
+            result, found = await change(self._store, decide)
+            self._take(found)
+            return result
+
+    async def run(self) -> None:
+        """Read at intervals until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            await self.refresh()
+
+    def _take(self, found: Stored) -> None:
+        self._version = found.version
+        if found.keys != self.keys:
+            self.keys = found.keys
+            self.on_change()
+
+    def _on_failure(self, error: LogError) -> None:
+        if not self.degraded:
+            _log.error("issued API keys cannot be read, the known ones stay for %g s: %s", MAX_STALE_SECONDS, error)
+        self.degraded = True
+        if self.keys and self._clock() - self._last_read > MAX_STALE_SECONDS:
+            _log.error("issued API keys could not be read for %g s, and are refused now", MAX_STALE_SECONDS)
+            self._take(Stored("-", ()))
+
+
+@asynccontextmanager
+async def watching_issued_keys(store: KeyStore, *, task_failed: TaskFailed) -> AsyncIterator[IssuedKeyWatch]:
+    """Read the keys once, then watch them in a task until the block ends."""
+    watch = IssuedKeyWatch(store)
+    await watch.refresh()
+    task = supervised(watch.run, "issued-keys", task_failed=task_failed)
+    try:
+        yield watch
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await store.aclose()

@@ -1,0 +1,407 @@
+"""Issued keys: who may issue what, where they are stored, and how soon a revoked one is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from coe.cli import app
+from coe.core import ExpertRule
+from coe.errors import ConfigError, KeyRefused, LogError, Unauthorized
+from coe.registry import ApiKey, KeySpec, Registry
+from coe.runtime.api_keys import KeyRing, digest_of
+from coe.runtime.issued_keys import MAX_ISSUED, IssuedKeys, check_in_use, check_issued, in_force, issue, revoke
+from coe.runtime.key_store import MAX_ISSUED_BYTES, KeyStore, RedisKeyStore, SqliteKeyStore, change
+from gateway.access import access, access_of
+from gateway.access.issued import MAX_STALE_SECONDS, IssuedKeyWatch
+from gateway.access.local import MemoryLimiter
+from tests.access.samples import Clock, key_of
+from tests.fakes import registry_of
+from tests.gateway.served import Served, serving
+
+ALL = frozenset({"chat", "route", "feedback", "admin"})
+NOW = 1_800_000_000.0
+ROOT = key_of("root", scopes=ALL)
+
+
+def registry_with(*keys: ApiKey) -> Registry:
+    found = registry_of()
+    return found.model_copy(update={"access": found.access.model_copy(update={"keys": keys})})
+
+
+REGISTRY = registry_with(ROOT)
+
+
+def issued(
+    spec: dict[str, Any], *, before: IssuedKeys = (), by: ApiKey | None = ROOT, registry: Registry = REGISTRY
+) -> IssuedKeys:
+    sha256 = digest_of(f"secret of {spec['name']}")
+    return issue(registry, before, KeySpec(**spec), sha256=sha256, by=by, by_name="root", now=NOW)[1]
+
+
+@pytest.mark.parametrize(
+    ("creator", "spec", "reason"),
+    [
+        ({"scopes": {"admin"}}, {"scopes": ["chat"]}, "lacks the scope 'chat'"),
+        ({"scopes": ALL, "limits": {"dollars_per_day": 5}}, {}, "restricted"),
+        ({"scopes": ALL, "only_local": True}, {}, "restricted"),
+        ({"scopes": ALL, "experts": ("coder",)}, {"experts": ["coder"]}, "restricted"),
+        ({"scopes": ALL, "expires": datetime(2030, 1, 1, tzinfo=UTC)}, {}, "expires on 2030-01-01"),
+        ({"scopes": ALL, "expires": datetime(2030, 1, 1, tzinfo=UTC)}, {"expires": "2030-01-02"}, "expires on 2030"),
+        ({"scopes": ALL}, {"experts": ["nobody"]}, "unknown expert 'nobody'"),
+        ({"scopes": ALL}, {"name": "root"}, "taken"),
+        ({"scopes": ALL}, {"expires": "2020-01-01"}, "in the past"),
+    ],
+)
+def test_no_key_is_issued_with_more_rights_than_its_creator_or_with_a_mistake(
+    creator: dict[str, Any], spec: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(KeyRefused, match=reason):
+        issued({"name": "new", **spec}, by=key_of("creator", **creator))
+
+
+def test_names_are_not_used_twice_and_tenants_are_not_shared_by_accident() -> None:
+    first = issued({"name": "a", "tenant": "retail"})
+    _, after = revoke(REGISTRY, first, "a", by_name="root", now=NOW)
+    for name, reason in (("a", "perhaps a revoked one"), ("retail", "would share the tenant")):
+        with pytest.raises(KeyRefused, match=reason):
+            issued({"name": name}, before=after)
+
+
+def test_no_issued_key_has_the_tenant_that_another_key_has_by_default() -> None:
+    registry = registry_with(ROOT, key_of("app"), key_of("web", tenant="retail"))
+    for spec in ({"name": "thief", "tenant": "app"}, {"name": "retail"}):
+        with pytest.raises(KeyRefused, match="would share the tenant"):
+            issued(spec, registry=registry)
+        keys = issued(spec)  # where these keys are not declared
+        assert in_force(registry, keys) == ()
+        with pytest.raises(ConfigError, match=f"would share the tenant.*coe key {spec['name']} --revoke"):
+            check_issued(registry, keys, now=NOW)
+    first = issued({"name": "a"})
+    with pytest.raises(KeyRefused, match="would share the tenant 'a'"):
+        issued({"name": "b", "tenant": "a"}, before=first)
+    _, revoked = revoke(REGISTRY, first, "a", by_name="root", now=NOW)
+    assert issued({"name": "b", "tenant": "a"}, before=revoked)[-1].tenant == "a"  # a new key for the same tenant
+    more = issued({"name": "more", "tenant": "retail"}, registry=registry)  # a declared tenant may be shared
+    assert in_force(registry, more) == more
+
+
+def test_a_key_that_is_over_in_the_store_changes_no_keys() -> None:
+    by = issued({"name": "helper", "scopes": sorted(ALL), "expires": "2030-01-01"})
+    _, after = revoke(REGISTRY, by, "helper", by_name="root", now=NOW)
+    for before in (after, ()):
+        with pytest.raises(KeyRefused, match="not in use any more"):
+            issued({"name": "new", "expires": "2029-01-01"}, before=before, by=by[0])
+    assert len(issued({"name": "new", "expires": "2029-01-01"}, before=by, by=by[0])) == 2
+    with pytest.raises(KeyRefused, match="not in use any more"):
+        check_in_use(by[0], by, now=by[0].expires.timestamp() if by[0].expires else 0.0)
+    check_issued(registry_with(), by, now=by[0].expires.timestamp() if by[0].expires else 0.0)  # expired: none in use
+
+
+def test_the_list_is_bounded_and_only_keys_that_are_over_make_room() -> None:
+    full = tuple(issued({"name": "a"})[0].model_copy(update={"name": f"k{at}"}) for at in range(MAX_ISSUED))
+    with pytest.raises(KeyRefused, match="revoke one first"):
+        issued({"name": "new"}, before=full)
+    _, after = revoke(REGISTRY, full, "k7", by_name="root", now=NOW)
+    names = [key.name for key in issued({"name": "new"}, before=after)]
+    assert len(names) == MAX_ISSUED
+    assert "k7" not in names
+
+
+def test_issued_keys_without_a_declared_administrator_are_refused_and_never_open_the_gateway() -> None:
+    keys = issued({"name": "a", "scopes": ["admin"]})
+    for registry in (registry_with(), registry_with(key_of("app"))):
+        assert in_force(registry, keys) == ()
+        with pytest.raises(ConfigError, match="no declared key has the scope admin"):
+            check_issued(registry, keys, now=NOW)
+        with pytest.raises(KeyRefused, match="coe key NAME --scope admin"):
+            issue(registry, (), KeySpec(name="b"), sha256="0" * 64, by=None, by_name="", now=NOW)
+    access = access_of(REGISTRY, MemoryLimiter(), issued=())
+    with pytest.raises(Unauthorized):
+        access.identify([], "chat")
+
+
+def test_a_declared_key_of_the_same_name_or_digest_wins() -> None:
+    keys = issued({"name": "a"})
+    for declared in (key_of("a", secret="other"), key_of("b", secret="secret of a")):
+        assert in_force(registry_with(ROOT, declared), keys) == ()
+    assert in_force(REGISTRY, keys) == keys
+
+
+def test_an_expired_key_is_refused_from_that_second_on_with_its_date() -> None:
+    clock = Clock()
+    end = datetime.fromtimestamp(int(clock()) + 1000, UTC)
+    ring = KeyRing((key_of("a", expires=end),), clock=clock)
+    sent = [(b"x-api-key", b"a")]
+    assert ring.identify(sent, "chat").key == "a"
+    clock.ahead = 1001
+    with pytest.raises(Unauthorized, match=f"expired on {end:%Y-%m-%d}"):
+        ring.identify(sent, "chat")
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], KeyStore]:
+    if request.param == "sqlite":
+        return lambda: SqliteKeyStore(tmp_path / "keys.sqlite")
+    url = request.getfixturevalue("redis_url")
+    return lambda: RedisKeyStore(url)
+
+
+@pytest.mark.anyio
+async def test_two_administrators_at_once_lose_nothing_and_only_digests_are_stored(
+    open_store: Callable[[], KeyStore],
+) -> None:
+    stores = [open_store(), open_store()]
+    assert await stores[0].read("") is None
+
+    async def add(store: KeyStore, name: str) -> None:
+        await change(store, lambda before: (None, issued({"name": name}, before=before)))
+
+    await asyncio.gather(*(add(store, f"k{at}-{number}") for at, store in enumerate(stores) for number in range(4)))
+    found = await stores[1].read("")
+    assert found is not None
+    assert len(found.keys) == 8
+    assert await stores[0].read(found.version) is None
+    assert await stores[0].write("another", ()) is None
+    assert {key.sha256 for key in found.keys} == {digest_of(f"secret of {key.name}") for key in found.keys}
+    for store in stores:
+        await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_key_that_one_gateway_revokes_is_gone_at_the_next_read_of_another(
+    open_store: Callable[[], KeyStore],
+) -> None:
+    stores = [open_store(), open_store()]
+    first, second = map(IssuedKeyWatch, stores)
+    await first.change(lambda before: (None, issued({"name": "a"}, before=before)))
+    assert in_force(REGISTRY, first.keys)
+    await second.refresh()
+    assert in_force(REGISTRY, second.keys) == in_force(REGISTRY, first.keys)
+    await second.change(lambda before: revoke(REGISTRY, before, "a", by_name="root", now=NOW))
+    await first.refresh()
+    assert in_force(REGISTRY, first.keys) == ()
+    for store in stores:
+        await store.aclose()
+
+
+def delete(folder: Path, pattern: str) -> None:
+    for file in folder.glob(pattern):
+        file.unlink()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", ["deleted", "replaced"])
+async def test_a_file_that_is_deleted_or_replaced_under_a_gateway_revives_no_key(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "keys.sqlite"
+
+    async def elsewhere(at: Path, name: str) -> None:
+        other = SqliteKeyStore(at)
+        await change(other, lambda before: (None, issued({"name": name}, before=before)))
+        await other.aclose()
+
+    await elsewhere(path, "old")
+    store = SqliteKeyStore(path)
+    watch = IssuedKeyWatch(store)
+    await watch.refresh()
+    if what == "deleted":
+        delete(tmp_path, "keys.sqlite*")
+        await watch.refresh()
+        assert watch.keys == ()
+        await elsewhere(path, "new")
+    else:
+        await elsewhere(tmp_path / "backup", "new")
+        (tmp_path / "backup").replace(path)
+    await watch.refresh()
+    assert [key.name for key in watch.keys] == ["new"]
+    await watch.change(lambda before: (None, issued({"name": "here"}, before=before)))
+    found = await store.read("")
+    assert found is not None
+    assert [key.name for key in found.keys] == ["new", "here"]
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_key_whose_confirmation_was_lost_is_issued_all_the_same(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisKeyStore(redis_url)
+    run, lost = store._redis.run, []
+
+    async def losing(command: Any) -> Any:
+        result = await run(command)
+        if result == 1 and not lost:
+            lost.append(result)
+            raise LogError("timeout")
+        return result
+
+    monkeypatch.setattr(store._redis, "run", losing)
+    _, found = await change(store, lambda before: (None, issued({"name": "a"}, before=before)))
+    assert lost
+    assert await store.read("") == found
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_no_key_is_stored_that_would_make_the_list_too_large_to_be_read_or_revoked_in(redis_url: str) -> None:
+    with pytest.raises(ValidationError, match="at most 100"):
+        KeySpec(name="a", experts=("*",) * 101)
+    store = RedisKeyStore(redis_url)
+    key = issued({"name": "a", "experts": ["*" * 129] * 100})[0]
+
+    def many(number: int) -> IssuedKeys:
+        return tuple(key.model_copy(update={"name": f"k{at}"}) for at in range(number))
+
+    fitting = MAX_ISSUED_BYTES // (len(key.model_dump_json()) + 8)
+    await change(store, lambda _: (None, many(fitting)))
+    with pytest.raises(KeyRefused, match="too large"):
+        await change(store, lambda _: (None, many(fitting + 2)))
+    for _ in range(2):
+        await change(store, lambda before: revoke(REGISTRY, before, "k0", by_name="root", now=NOW))
+    found = await store.read("")
+    assert found is not None
+    assert len(found.keys) == fitting
+    await store.aclose()
+
+
+def test_a_change_of_keys_compares_no_patterns_and_a_key_is_priced_by_its_own_experts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = list[str]()
+    exclusion = access.exclusion
+
+    def counted(rule: ExpertRule, arm: Any) -> Any:
+        compared.append(rule.key)
+        return exclusion(rule, arm)
+
+    monkeypatch.setattr(access, "exclusion", counted)
+    keys = issued({"name": "a", "experts": ["coder"], "limits": {"dollars_per_day": 5}})
+    built = access_of(REGISTRY, MemoryLimiter(), issued=(*keys, *issued({"name": "b", "experts": ["coder"]})))
+    assert not compared
+    for _ in range(2):
+        built.allowance(built.identify([(b"x-api-key", b"secret of a")], "chat"))
+    assert compared == ["a"] * len(REGISTRY.arms)
+
+
+class BrokenStore:
+    """Fails once `broken` is set."""
+
+    broken = False
+
+    async def read(self, known: str) -> Any:
+        if self.broken:
+            raise LogError("away")
+        from coe.runtime.key_store import Stored
+
+        return Stored("1", issued({"name": "a"})) if known != "1" else None
+
+    async def write(self, known: str, keys: IssuedKeys) -> str | None:
+        raise LogError("away")
+
+    async def aclose(self) -> None: ...
+
+
+@pytest.mark.anyio
+async def test_keys_that_cannot_be_read_again_are_kept_for_five_minutes_and_then_refused() -> None:
+    store, clock = BrokenStore(), Clock()
+    watch = IssuedKeyWatch(store, clock=clock)
+    await watch.refresh()
+    store.broken = True
+    clock.ahead = MAX_STALE_SECONDS - 1
+    await watch.refresh()
+    assert (len(watch.keys), watch.degraded) == (1, True)
+    clock.ahead = MAX_STALE_SECONDS + 1
+    await watch.refresh()
+    assert watch.keys == ()
+    store.broken = False
+    await watch.refresh()
+    assert (len(watch.keys), watch.degraded) == (1, False)
+
+
+SECRET = "root-secret-of-the-test"
+DECLARED = [
+    {"name": "root", "sha256": hashlib.sha256(SECRET.encode()).hexdigest(), "scopes": sorted(ALL)},
+    {"name": "app", "sha256": hashlib.sha256(b"app-secret").hexdigest()},
+]
+
+
+@asynccontextmanager
+async def asking(served: Served, path: str, key: str, method: str = "GET", **more: Any) -> AsyncIterator[Any]:
+    headers = {"x-api-key": key, "connection": "close"}
+    async with served.client.request(method, f"{served.url}{path}", headers=headers, **more) as response:
+        yield response
+
+
+async def post(served: Served, key: str, **spec: Any) -> tuple[int, Any]:
+    async with asking(served, "/v1/keys", key, "POST", json=spec) as response:
+        return response.status, await response.json()
+
+
+async def until_status(served: Served, key: str, status: int) -> None:
+    """Until twenty requests in a row, each on a connection of its own, are answered so: by both workers."""
+    async with asyncio.timeout(60):
+        row = 0
+        while row < 20:
+            async with served.ask("good", headers={"x-api-key": key}) as response:
+                row = row + 1 if response.status == status else 0
+
+
+@pytest.mark.anyio
+async def test_a_key_is_issued_used_by_all_workers_and_revoked_even_while_experts_yaml_is_broken(
+    tmp_path: Path,
+) -> None:
+    access = {"keys": DECLARED}
+    async with serving(tmp_path, environ={"COE_WORKERS": "2"}, access=access) as served:
+        assert (await post(served, "app-secret", name="x"))[0] == 403
+        assert (await post(served, "nobody", name="x"))[0] == 401
+        foreign = {"x-api-key": SECRET, "origin": "https://evil.example", "sec-fetch-site": "cross-site"}
+        async with served.client.post(f"{served.url}/v1/keys", json={"name": "x"}, headers=foreign) as response:
+            assert response.status == 403
+        status, refused = await post(served, SECRET, name="x", limits={"dollars_per_day": 1})
+        assert (status, refused["error"]["code"]) == (409, "key_refused")  # two workers would count separately
+        _, found = await post(served, SECRET, name="shop", tenant="retail", scopes=["chat"])
+        key = found["key"]
+        assert (key["tenant"], key["created_by"], key["in_use"]) == ("retail", "root", True)
+        await until_status(served, found["secret"], 200)
+        assert found["secret"].encode() not in (tmp_path / ".coe" / "issued-keys.sqlite").read_bytes()
+        served.declare("version: 1\nexperts: [")
+        async with asking(served, "/v1/keys/shop", SECRET, "DELETE") as response:
+            assert (await response.json())["revoked_by"] == "root"
+        await until_status(served, found["secret"], 401)
+        served.declare()
+        async with asking(served, "/v1/keys/app", SECRET, "DELETE") as response:
+            message = (await response.json())["error"]["message"]
+        assert "declared at experts.yaml:1" in message
+        async with asking(served, "/v1/keys", SECRET) as response:
+            names = [(one["name"], one["declared"], one["in_use"]) for one in (await response.json())["data"]]
+        assert names == [("root", True, True), ("app", True, True), ("shop", False, False)]
+
+
+def test_the_command_issues_lists_and_revokes(tmp_path: Path) -> None:
+    from tests.gateway.served import declared_for
+
+    config = tmp_path / "experts.yaml"
+    config.write_text(json.dumps(declared_for("http://127.0.0.1:9/v1", access={"keys": DECLARED})))
+
+    def run(*words: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, ["key", *words, "--config", str(config)])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    made = json.loads(run("shop", "--issue", "--limit", "dollars_per_day=2.5", "--json"))
+    assert made["issued"]["limits"]["dollars_per_day"] == 2.5
+    assert "shop: issued by the command line, chat, feedback, route" in run()
+    assert "taken" in run("shop", "--issue", code=2)
+    run("shop", "--revoke")
+    assert "shop: revoked by the command line" in run()
+    assert "declared in experts.yaml" in run("app", "--revoke", code=2)

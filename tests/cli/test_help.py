@@ -1,0 +1,65 @@
+"""Version, completion, grouped help with examples, and the configuration as an argument."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from coe import __version__
+from coe.cli import EXAMPLES, app
+from tests.cli.conftest import DECLARED
+from tests.docs.command_line import mistakes
+
+
+def run(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    return result.exit_code, result.output
+
+
+def test_the_version_is_printed() -> None:
+    assert run("--version") == (0, f"coe {__version__}\n")
+
+
+def test_help_lists_every_verb_once_under_a_panel() -> None:
+    _, text = run("--help")
+    panels = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert panels == ["Options:", "Set up:", "Run:", "Measure and plan:", "Learn:", "Documents:"]
+    verbs = [command.name for command in app.registered_commands] + [group.name for group in app.registered_groups]
+    assert all(sum(line.startswith(f"  {verb} ") for line in text.splitlines()) == 1 for verb in verbs)
+    assert "[default: COE_CONFIG or experts.yaml]" in " ".join(run("check", "--help")[1].split())
+
+
+@pytest.mark.parametrize("verb", EXAMPLES)
+def test_the_examples_of_a_verb_are_in_its_help_and_are_valid(verb: str) -> None:
+    text = run(verb, "--help")[1]
+    for example in EXAMPLES[verb]:
+        assert f"    {example}\n" in text
+        assert [*mistakes(shlex.split(example)[1:])] == []
+
+
+def test_shells_complete_verbs() -> None:
+    environ = {**os.environ, "_COE_COMPLETE": "complete_bash", "COMP_WORDS": "coe che", "COMP_CWORD": "1"}
+    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'coe'; from coe.cli import main; main()"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["check"]
+
+
+def test_the_configuration_may_be_an_argument(config: Path) -> None:
+    draft = config.with_name("draft.yaml")
+    draft.write_text(DECLARED)
+    assert "draft.yaml: good" in run("check", str(draft))[1]
+    assert run("check", str(draft), "--config", str(draft))[0] == 0
+    status, text = run("check", str(draft), "--config", str(config))
+    assert (status, "leave out one" in " ".join(text.split())) == (2, True)
+
+
+@pytest.mark.parametrize("verb", ["check", "up", "serve", "status", "spend", "train", "retrain"])
+def test_data_in_the_place_of_the_configuration_are_refused(verb: str) -> None:
+    status, text = run(verb, "prompts.jsonl")
+    assert (status, "no configuration" in " ".join(text.split())) == (2, True)

@@ -1,0 +1,414 @@
+"""Requests for local experts only, and lists of experts per key: no request reaches an expert that is excluded."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from coe.core import Call, Chat, ExpertRule, Health, Message, RequestOptions
+from coe.errors import (
+    ExpertBusy,
+    ExpertInvalidResponse,
+    ExpertTimeout,
+    ExpertUnavailable,
+    RequestError,
+)
+from coe.experts import build_recipes
+from coe.mapping import Assignment
+from coe.mapping.problem import declared_assignment
+from coe.registry import Registry
+from coe.routing import attempts
+from coe.routing.attempts import Attempts
+from coe.routing.composition import Composition
+from coe.routing.conversation import read_conversation
+from tests.access.samples import key_of
+from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
+from tests.recipes.members import answer
+
+pytestmark = pytest.mark.anyio
+REQUESTS = 10_000
+BATCH = 1_000
+SECRET, PUBLIC = "secret", "public"
+EXTERNAL = {"model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
+APIS = ["chat", "responses", "embeddings", "rerank"]
+EXPERTS = [
+    {"name": "coder", "capabilities": ["tools"], "apis": APIS, **EXTERNAL, "local": True},
+    {"name": "tiny", "model": "m", "runtime": "transformers"},
+    {"name": "painter", "capabilities": ["images"], "apis": APIS, **EXTERNAL},
+    {
+        "name": "generalist",
+        "apis": APIS,
+        **EXTERNAL,
+        "variants": [{"name": "low", "parameters": {"reasoning_effort": "low"}}],
+    },
+]
+RECIPES = [
+    {"name": "mixed", "cascade": ["coder", "generalist"], "audit_rate": 1.0},
+    {"name": "graded", "cascade": ["coder", "tiny"], "signal": "judge", "judge": "painter"},
+    {"name": "inside", "cascade": ["tiny", "coder"], "audit_rate": 1.0},
+    {"name": "written", "chain": ["tiny", "generalist:low"]},
+]
+LOCAL = {"coder", "tiny"}
+REMOTE_MODELS = ("painter", "generalist", "generalist:low", "mixed", "graded", "written")
+POLICY = {
+    "hedge": True,
+    "exploration": {"rate": 0.5, "max_quality_loss": 1.0},
+    "escalate_stuck_to": ["generalist"],
+    "max_attempts": 5,
+}
+
+
+def declared(**changes: Any) -> Registry:
+    return registry_of(**{"experts": EXPERTS, "recipes": RECIPES} | changes)
+
+
+def measured(registry: Registry) -> Assignment:
+    """A plan that prefers what is remote, in which routing may select every arm."""
+    names = tuple(registry.arm_names)
+    plan = declared_assignment(registry, WordRouter.categories)
+    row = np.array([0.5 if name.partition("@")[0] in LOCAL else 0.9 for name in names])
+    quality = np.tile(row, (len(plan.categories), 1))
+    return replace(plan, experts=names, quality=quality, price=np.zeros_like(quality), unmeasured=None)
+
+
+class FaultyExpert:
+    """An expert that fails at random, and notes the texts that reach it. Its breaker opens and closes at random, it is
+    often full, and every stream is late, so that requests are hedged."""
+
+    def __init__(self, name: str, chance: random.Random) -> None:
+        self.name = name
+        self.received = {SECRET: 0, PUBLIC: 0}
+        self._chance = chance
+
+    @property
+    def health(self) -> Health:
+        return Health(self._chance.random() < 0.7, self._chance.choice((0.0, 0.5, 1.0, 2.0)), 2, 0.0)
+
+    async def stream(self, call: Call) -> ScriptedReply:
+        text = str(call.fields)
+        for word in self.received:
+            self.received[word] += word in text
+        await asyncio.sleep(0)
+        errors = (ExpertUnavailable, ExpertBusy, ExpertTimeout, ExpertInvalidResponse)
+        if self._chance.random() < 0.5:
+            raise self._chance.choice(errors)("injected", expert=self.name)
+        return ScriptedReply(answer(self._chance.choice("XY")), stream=call.stream)
+
+    async def aclose(self) -> None: ...
+
+
+def request_of(number: int, chance: random.Random) -> tuple[Chat, RequestOptions]:
+    """A request with one of the ways to be marked, or a public one; of a conversation of several turns."""
+    kind = chance.choice(("header", "header", "key", "key", "both", "both", "public"))
+    word = PUBLIC if kind == "public" else SECRET
+    rule = {
+        "header": ExpertRule(only_local=True),
+        "key": ExpertRule("alice", ("coder", "tiny", "painter"), True),
+        "both": ExpertRule("bob", ("*",), True),
+        "public": None,
+    }[kind]
+    api = chance.choice(("chat", "chat", "chat", "responses", "embeddings", "rerank"))
+    model = chance.choice(("auto", "auto", "auto", "coder", "inside", *REMOTE_MODELS))
+    texts = (
+        f"turn of conversation {number % 50} code",
+        f"{word} {chance.choice(('code', 'art', 'general', 'ponder'))}",
+    )
+    roles = ("user", "assistant", "user")
+    messages = tuple(Message(role, text) for role, text in zip(roles, (texts[0], "done", texts[1]), strict=True))
+    fields = {"messages": [{"role": one.role, "content": one.text} for one in messages]}
+    stream = api in ("chat", "responses") and chance.random() < 0.5
+    options = RequestOptions(f"s{number % 50}", chance.random(), rule=rule)
+    return Chat(model, messages, stream, frozenset(), 100, fields, api), options  # type: ignore[arg-type]
+
+
+async def answered(composition: Composition, chat: Chat, options: RequestOptions) -> str:
+    """Send one request through all steps and its audit; return who answered, or the code of the error."""
+    prediction, log = None, Attempts()
+    try:
+        if chat.api == "rerank":
+            decision = composition.assign_general(chat, options)
+            conversation, previous = read_conversation(chat, options), None
+        else:
+            routed, prediction = await composition.classify(chat, None)
+            conversation = read_conversation(chat, options)
+            previous = await composition.find_previous(chat, conversation, routed, options)
+            decision = composition.assign(chat, prediction, options, previous=previous)
+        extra: dict[str, Any] = {} if previous is None else {"previous": previous}
+        deadline = asyncio.get_running_loop().time() + 60
+        found = await composition.call(
+            chat, decision, options, deadline=deadline, attempts=log, conversation=conversation,
+            prediction=prediction, **extra,
+        )  # fmt: skip
+        async for _ in found.reply.chunks():
+            pass
+        await found.reply.aclose()
+        if log.recipe_log is not None and log.recipe_log.audit is not None:
+            await log.recipe_log.audit.run()
+    except RequestError as error:
+        return error.code
+    return found.decision.expert
+
+
+async def test_of_10_000_marked_requests_none_leaves_the_local_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "FIRST_RETRY_PAUSE_SECONDS", 0.0)
+    chance, registry = random.Random(22), declared(policy=POLICY)
+    experts = {name: FaultyExpert(name, chance) for name in registry.expert_names}
+    with ThreadPoolExecutor(1) as threads:
+        composition = Composition(
+            registry,
+            router=WordRouter(),
+            assignment=measured(registry),
+            experts=experts,
+            threads=threads,
+            recipes=build_recipes(registry, experts, categories=len(WordRouter.categories)),
+        )
+        marked, outcomes = 0, set[str]()
+        while marked < REQUESTS:
+            requests = [request_of(number, chance) for number in range(BATCH)]
+            marked += sum(options.rule is not None for _, options in requests)
+            outcomes |= set(await asyncio.gather(*(answered(composition, *one) for one in requests)))
+    received = {name: expert.received for name, expert in experts.items()}
+    assert all(received[name][SECRET] == 0 for name in received if name not in LOCAL), received
+    assert all(received[name][SECRET] > 100 for name in LOCAL)
+    assert all(count[PUBLIC] > 100 for count in received.values())  # the same faults do reach them without a mark
+    assert outcomes >= {"expert_not_local", "expert_unavailable", "model_not_found", *LOCAL, "inside@2"}, outcomes
+
+
+MARKED = {"content-type": "application/json", "x-coe-only-local": "true"}
+KEYS = [
+    key_of("alice", experts=["coder", "gen*"]).model_dump(mode="json"),
+    key_of("bob", only_local=True).model_dump(mode="json"),
+    key_of("carol").model_dump(mode="json"),
+]
+CHAT = "/v1/chat/completions"
+
+
+def keyed(**changes: Any) -> Registry:
+    return declared(access={"keys": KEYS}, **changes)
+
+
+def headers_of(key: str, **more: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}", "content-type": "application/json", **more}
+
+
+async def ask(
+    gateway: Gateway, text: str = "hello general", *, headers: dict[str, str], path: str = CHAT, **fields: Any
+) -> Response:
+    body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
+    return await gateway.post(path, orjson.dumps(body), headers=headers)
+
+
+async def test_the_header_keeps_a_request_on_local_experts_and_its_text_out_of_the_log() -> None:
+    async with gateway_of(declared(log={"store_prompts": True})) as gateway:
+        response = await ask(gateway, headers=MARKED)
+        assert (response.status, response.headers["x-coe-expert"]) == (200, "coder")
+        assert (await ask(gateway, headers={**MARKED, "x-coe-only-local": "false"})).status == 200
+        marked, public = gateway.records
+        assert (marked.only_local, marked.prompt, marked.left_out) == (True, None, ())
+        assert marked.excluded == ("painter", "generalist", "generalist:low")
+        assert (public.only_local, public.prompt, public.excluded) == (False, "hello general", ())
+        assert (marked.limited, public.limited) == (True, False)
+
+
+@pytest.mark.parametrize("model", REMOTE_MODELS)
+async def test_a_marked_request_for_what_is_not_local_is_refused_with_the_remedy(model: str) -> None:
+    async with gateway_of(declared()) as gateway:
+        response = await ask(gateway, headers=MARKED, model=model)
+        assert (response.status, response.error["code"], response.error["param"]) == (403, "expert_not_local", "model")
+        assert "auto, coder, tiny, inside" in response.error["message"]
+        by_header = await ask(gateway, headers={**MARKED, "x-coe-recipe": "mixed"})
+        assert (by_header.status, by_header.error["param"]) == (403, "x-coe-recipe")
+        assert all(expert.calls == [] for expert in gateway.experts.values())  # type: ignore[attr-defined]
+
+
+async def test_a_failing_local_expert_ends_a_marked_request_with_its_error() -> None:
+    down = {name: ExpertUnavailable("down", expert=name) for name in LOCAL}
+    async with gateway_of(declared(), **down) as gateway:
+        response = await ask(gateway, headers=MARKED)
+        assert (response.status, response.error["code"]) == (503, "expert_unavailable")
+        assert gateway.experts["generalist"].calls == gateway.experts["painter"].calls == []
+
+
+async def test_without_a_local_expert_a_marked_request_is_refused() -> None:
+    async with gateway_of(registry_of()) as gateway:
+        response = await ask(gateway, headers=MARKED)
+        assert (response.status, response.error["code"]) == (403, "expert_not_local")
+        assert "`local: true` in experts.yaml" in response.error["message"]
+        response = await ask(gateway, headers={**MARKED, "x-coe-only-local": "yes"})
+        assert (response.status, response.error["param"]) == (400, "x-coe-only-local")
+
+
+async def test_operations_that_pass_through_and_embeddings_obey_the_mark() -> None:
+    async with gateway_of(declared()) as gateway:
+        rerank = {"query": "q", "documents": ["d"]}
+        assert (await ask(gateway, headers=MARKED, path="/v1/rerank", **rerank)).status == 200
+        assert (await ask(gateway, headers=MARKED, path="/v1/rerank", model="painter", **rerank)).status == 403
+        assert (await ask(gateway, headers=MARKED, path="/v1/embeddings", input="x")).status == 200
+        assert len(gateway.experts["coder"].calls) == 2
+        assert gateway.experts["painter"].calls == []
+
+
+async def test_a_key_sees_and_uses_only_its_experts() -> None:
+    async with gateway_of(keyed(aliases={"gpt-*": "painter", "claude": "painter"})) as gateway:
+        listed = await gateway.post("/v1/models", method="GET", headers=headers_of("alice"))
+        assert [one["id"] for one in listed.json["data"]] == ["auto", "coder", "generalist", "generalist:low", "mixed"]
+        one = await gateway.post("/v1/models/painter", method="GET", headers=headers_of("alice"))
+        assert one.status == 404
+        assert "painter" not in one.error["message"].partition("known:")[2]
+        for model in ("painter", "tiny", "graded", "inside", "written"):
+            refused = await ask(gateway, model=model, headers=headers_of("alice"))
+            assert (refused.status, refused.error["code"]) == (404, "model_not_found")
+            assert "permitted: auto, coder, generalist, generalist:low, mixed" in refused.error["message"]
+        by_alias = await ask(gateway, model="gpt-4o", headers=headers_of("alice"))
+        assert (by_alias.status, "painter" in by_alias.error["message"]) == (404, False)
+        routed = await ask(gateway, "art", headers=headers_of("alice"))  # the plan's expert is painter
+        assert routed.headers["x-coe-expert"] in ("coder", "generalist")
+        assert gateway.records[-1].excluded == ("tiny", "painter")
+        assert (await ask(gateway, model="painter", headers=headers_of("carol"))).status == 200
+        calls = {name: len(expert.calls) for name, expert in gateway.experts.items()}
+        assert (calls["painter"], calls["tiny"]) == (1, 0)
+
+
+async def test_the_encoder_is_not_used_for_a_choice_between_excluded_experts() -> None:
+    keys = [key_of("alice", experts=["coder"]), key_of("carol", experts=["*"])]
+    registry = registry_of(access={"keys": [key.model_dump(mode="json") for key in keys]})
+    async with gateway_of(registry) as gateway:
+        for key in ("alice", "carol"):
+            await ask(gateway, "ponder art", headers=headers_of(key))
+    assert [(one.stage, one.excluded) for one in gateway.records] == [
+        ("short_circuit", ("painter", "generalist")),
+        ("predict", ()),
+    ]
+    assert all(one.limited for one in gateway.records)  # also the one of a list that permits all
+
+
+async def test_the_header_cannot_lift_the_rule_of_a_key() -> None:
+    async with gateway_of(keyed()) as gateway:
+        headers = headers_of("bob", **{"x-coe-only-local": "false"})
+        assert (await ask(gateway, headers=headers)).headers["x-coe-expert"] == "coder"
+        assert (await ask(gateway, model="generalist", headers=headers)).status == 403
+        both = await ask(gateway, headers=headers_of("alice", **{"x-coe-only-local": "true"}))
+        assert gateway.records[-1].excluded == ("tiny", "painter", "generalist", "generalist:low")
+        assert both.headers["x-coe-expert"] == "coder"
+
+
+async def test_an_unmarked_request_cannot_continue_a_marked_answer(tmp_path: Path) -> None:
+    """The gateway itself would send the stored conversation to any expert."""
+    reply = orjson.dumps(
+        {"id": "resp_1", "object": "response", "status": "completed",
+         "output": [{"id": "msg_1", "type": "message", "role": "assistant", "content": []}]}
+    )  # fmt: skip
+    async with gateway_of(declared(), stored=tmp_path, coder=(reply,), generalist=(reply,)) as gateway:
+        path = "/v1/responses"
+        first = {"model": "auto", "input": "secret general"}
+        assert (await gateway.post(path, orjson.dumps(first), headers=MARKED)).status == 200
+        later = {"model": "auto", "input": "and then?", "previous_response_id": "resp_1"}
+        by_item = {"model": "auto", "input": [{"type": "item_reference", "id": "msg_1"}]}
+        for body in (later, by_item):
+            refused = await gateway.post(path, orjson.dumps(body))
+            assert refused.status == 400
+            assert "x-coe-only-local" in refused.error["message"]
+        assert (await gateway.post(path, orjson.dumps(later), headers=MARKED)).status == 200
+        assert gateway.experts["generalist"].calls == []
+        assert "secret general" in str(gateway.experts["coder"].calls[-1].fields)
+        assert (await gateway.post(f"{path}/resp_1", method="GET")).status == 200
+        assert (await gateway.post(f"{path}/resp_1", method="DELETE")).status == 200
+        assert (await gateway.post(f"{path}/resp_1", method="GET")).status == 404
+
+
+async def test_a_marked_request_may_continue_an_unmarked_answer_and_makes_a_marked_one(tmp_path: Path) -> None:
+    def reply(number: int) -> bytes:
+        output = {"id": f"msg_{number}", "type": "message", "role": "assistant", "content": []}
+        return orjson.dumps({"id": f"resp_{number}", "object": "response", "status": "completed", "output": [output]})
+
+    path = "/v1/responses"
+    async with gateway_of(declared(), stored=tmp_path, coder=(reply(2),), generalist=(reply(1),)) as gateway:
+
+        async def respond(text: str, headers: dict[str, str] | None, **fields: Any) -> Response:
+            return await gateway.post(path, orjson.dumps({"model": "auto", "input": text} | fields), headers=headers)
+
+        assert (await respond("open general", None)).headers["x-coe-expert"] == "generalist"
+        marked = await respond("secret general", MARKED, previous_response_id="resp_1")
+        assert (marked.status, marked.headers["x-coe-expert"]) == (200, "coder")
+        gateway.experts["coder"].script = (reply(3),)  # type: ignore[attr-defined]
+        again = await respond("and then?", MARKED, previous_response_id="resp_2")  # its history has both kinds
+        assert again.status == 200
+        sent = str(gateway.experts["coder"].calls[-1].fields)  # type: ignore[attr-defined]
+        assert ("open general" in sent, "secret general" in sent) == (True, True)
+        for previous in ("resp_2", "resp_3"):
+            assert (await respond("and then?", None, previous_response_id=previous)).status == 400
+        assert (await respond("and then?", None, previous_response_id="resp_1")).status == 200
+
+
+async def test_the_answers_of_a_key_with_a_list_belong_to_it(tmp_path: Path) -> None:
+    """Another key of its tenant would send the stored conversation to experts beyond the list."""
+
+    def reply(number: int) -> bytes:
+        output = {"id": f"msg_{number}", "type": "message", "role": "assistant", "content": []}
+        return orjson.dumps({"id": f"resp_{number}", "object": "response", "status": "completed", "output": [output]})
+
+    keys = [key_of("alice", tenant="acme", experts=["coder"]), key_of("carol", tenant="acme")]
+    keys += [key_of("dave", tenant="acme", experts=["*"])]
+    registry = declared(access={"keys": [key.model_dump(mode="json") for key in keys]})
+    path = "/v1/responses"
+    async with gateway_of(registry, stored=tmp_path, coder=(reply(1),), generalist=(reply(2),)) as gateway:
+
+        async def respond(key: str, *, local: bool = False, **fields: Any) -> Response:
+            mark = {"x-coe-only-local": "true"} if local else {}
+            body = {"model": "auto", "input": "hello general", **fields}
+            return await gateway.post(path, orjson.dumps(body), headers=headers_of(key, **mark))
+
+        assert (await respond("alice", input="secret general")).headers["x-coe-expert"] == "coder"
+        for other in ("carol", "dave"):
+            for method in ("GET", "DELETE"):
+                found = await gateway.post(f"{path}/resp_1", method=method, headers=headers_of(other))
+                assert found.status == 404
+            for local in (False, True):
+                refused = await respond(other, local=local, previous_response_id="resp_1")
+                assert (refused.status, refused.error["code"]) == (400, "previous_response_not_found")
+                by_item = await respond(other, local=local, input=[{"type": "item_reference", "id": "msg_1"}])
+                assert (by_item.status, by_item.error["code"]) == (400, "item_not_found")
+        assert gateway.experts["generalist"].calls == []
+
+        assert (await respond("carol")).headers["x-coe-expert"] == "generalist"
+        gateway.experts["coder"].script = (reply(3),)  # type: ignore[attr-defined]
+        assert (await respond("alice", previous_response_id="resp_2")).status == 200
+        assert (await respond("carol", previous_response_id="resp_3")).status == 400
+        gateway.experts["coder"].script = (reply(4),)  # type: ignore[attr-defined]
+        assert (await respond("alice", local=True, previous_response_id="resp_3")).status == 200
+        assert (await respond("alice", previous_response_id="resp_4")).status == 400
+        assert (await respond("alice", previous_response_id="resp_1")).status == 200
+
+
+async def test_the_answer_cache_is_separate_for_each_rule() -> None:
+    """An answer of an expert that the request may not reach is not returned either."""
+    async with gateway_of(declared(cache={}), generalist=(answer("remote")), coder=(answer("local"))) as gateway:
+        public = await ask(gateway, temperature=0, headers={"content-type": "application/json"})
+        marked = await ask(gateway, temperature=0, headers=MARKED)
+        assert (public.headers["x-coe-cache"], marked.headers["x-coe-cache"]) == ("miss", "miss")
+        assert marked.headers["x-coe-expert"] == "coder"
+
+
+async def test_a_key_without_the_expensive_experts_does_not_reserve_their_prices() -> None:
+    experts = [{**one, "prices": {"input": 1e6 if one["name"] == "painter" else 1.0}} for one in EXPERTS]
+    keys = [key_of(name, experts=names, limits={"dollars_per_day": 1.0}).model_dump(mode="json")
+            for name, names in (("alice", ["coder"]), ("bob", None))]  # fmt: skip
+    async with gateway_of(declared(experts=experts, recipes=[], access={"keys": keys})) as gateway:
+        assert (await ask(gateway, headers=headers_of("alice"))).status == 200
+        assert (await ask(gateway, headers=headers_of("bob"))).status == 400
+
+
+async def test_the_explanation_of_a_decision_names_what_is_excluded_and_why() -> None:
+    async with gateway_of(declared()) as gateway:
+        answer = await ask(gateway, headers={**MARKED, "x-coe-explain": "1"}, path="/v1/route")
+        assert answer.json["excluded"] == dict.fromkeys(("painter", "generalist", "generalist:low"), "not_local")
+        assert set(answer.json["candidates"]) == LOCAL
+        assert "excluded" not in (await ask(gateway, headers=MARKED, path="/v1/route")).json

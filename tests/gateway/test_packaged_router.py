@@ -1,0 +1,141 @@
+"""The router that a wheel carries: used where none is trained and experts.yaml fits it; a start puts it into use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from coe.artifacts.store import ArtifactStore
+from coe.errors import ArtifactError, ConfigError
+from coe.jobs.rounds.round import open_job
+from coe.registry import load
+from coe.runtime import active_state, packaged_router
+from coe.runtime.active_state import check_router, load_active_state
+from coe.runtime.consequences import consequences_of
+from coe.runtime.versions import VersionCatalog
+from coe.settings import Settings
+from gateway.main import prepare
+from routers.cascade import CONFIG, FORMAT
+from tests.fakes import WordRouter
+
+DECLARED = """\
+version: 1
+categories: [%s{name: general, description: g}]
+experts: [{name: small, model: m, runtime: external, base_url: 'http://127.0.0.1:9/v1'}]
+assignment: {general: small}
+"""
+CODE = "{name: code, description: c}, "
+
+
+@pytest.fixture(autouse=True)
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The version of a router for code and law, as an installation from a wheel holds it."""
+    return ship(tmp_path, monkeypatch, router_format=FORMAT)
+
+
+def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, router_format: int) -> str:
+    store = ArtifactStore(tmp_path / "site-packages", "router")
+    with store.draft() as draft:
+        (draft / CONFIG).write_bytes(orjson.dumps({"format": router_format}))
+        artifact = store.publish(draft, categories=["code", "general", "law"], data="", metrics={"accuracy": 0.8})
+    monkeypatch.setattr(packaged_router, "FOLDER", artifact.folder)
+    return artifact.manifest.version
+
+
+def settings_of(tmp_path: Path, categories: str = CODE, more: str = "") -> Settings:
+    (tmp_path / "experts.yaml").write_text(DECLARED % categories + more)
+    return Settings.read({}, config=tmp_path / "experts.yaml")
+
+
+def test_a_first_start_puts_it_into_use_with_its_origin(tmp_path: Path, shipped: str) -> None:
+    settings = settings_of(tmp_path)
+    prepare(settings)
+    prepare(settings)
+    (one,) = VersionCatalog(settings.artifacts, "router").list_versions()["versions"]
+    assert (one["version"], one["origin"], one["quality"]) == (shipped, "packaged", 0.8)
+
+
+def test_a_trained_router_stays(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    store = ArtifactStore(settings.artifacts, "router")
+    with store.draft() as draft:
+        (draft / CONFIG).write_bytes(orjson.dumps({"format": FORMAT, "trained": True}))
+        trained = store.publish(draft, categories=["code", "general"], data="", metrics={}).manifest.version
+    store.promote(trained, by="train")
+    prepare(settings)
+    assert store.in_use() == trained
+
+
+@pytest.mark.parametrize("read", [check_router, load_active_state])
+def test_a_command_reads_it_and_never_puts_it_into_use(
+    tmp_path: Path, shipped: str, monkeypatch: pytest.MonkeyPatch, read: Callable[[Settings], Any]
+) -> None:
+    monkeypatch.setattr(active_state, "load_router", lambda *_: WordRouter())
+    found = read(settings_of(tmp_path, CODE + "{name: art, description: a, examples: [a b, c d]}, "))
+    version = found.versions["router"] if isinstance(found, active_state.ActiveState) else found[1].manifest.version
+    assert version == shipped
+    assert ArtifactStore(tmp_path / ".coe" / "artifacts", "router").versions() == ()
+
+
+def test_a_reload_does_not_use_it_in_place_of_the_one_that_was_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active_state, "load_router", lambda *_: WordRouter())
+    settings = settings_of(tmp_path, CODE + "{name: art, description: a, examples: [a b, c d]}, ")
+    state = load_active_state(settings)
+    with pytest.raises(ArtifactError, match="no router is trained yet"):
+        load_active_state(settings, state)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_learning_round_puts_it_into_use_unless_it_may_change_nothing(
+    tmp_path: Path, shipped: str, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    settings = settings_of(tmp_path, CODE + "{name: art, description: a, examples: [a b, c d]}, ")
+    monkeypatch.setattr(active_state, "load_router", lambda *_: WordRouter())
+    with open_job(settings, since=0, now=1, dry_run=dry_run):
+        pass
+    assert ArtifactStore(settings.artifacts, "router").in_use() == (None if dry_run else shipped)
+
+
+def test_one_of_another_format_never_comes_into_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(tmp_path)
+    ship(tmp_path, monkeypatch, router_format=FORMAT + 1)
+    with pytest.raises(ArtifactError):
+        prepare(settings)
+    assert ArtifactStore(settings.artifacts, "router").versions() == ()
+
+
+def test_categories_that_it_does_not_know_are_refused_by_the_check_and_the_start_with_the_remedy(
+    tmp_path: Path,
+) -> None:
+    settings = settings_of(tmp_path, "{name: art, description: a}, ")
+    with pytest.raises(ArtifactError, match=r"^the packaged router knows none of the categories .*; run `coe train`$"):
+        consequences_of(settings, load(settings.config, environ={}))
+    with pytest.raises(ArtifactError, match=r"knows none of the categories .*; run `coe train`"):
+        prepare(settings)
+    assert ArtifactStore(settings.artifacts, "router").versions() == ()
+
+
+def test_a_new_category_needs_examples(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, CODE + "{name: art, description: a}, ")
+    with pytest.raises(ConfigError, match=r"was not trained on art: give each 2 examples or more .* `coe train`"):
+        prepare(settings)
+
+
+@pytest.mark.parametrize(
+    "declared", ["encoder: some/model", "training_data: prompts.jsonl", "extra_training_data: more.jsonl"]
+)
+def test_a_declared_encoder_or_training_set_is_not_the_packaged_one(tmp_path: Path, declared: str) -> None:
+    with pytest.raises(ArtifactError, match="no router is trained yet; run `coe train`"):
+        prepare(settings_of(tmp_path, more=f"router: {{{declared}}}\n"))
+
+
+def test_its_categories_that_are_not_declared_are_one_note_of_the_check(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "")
+    (found,) = consequences_of(settings, load(settings.config, environ={}))
+    assert found.sentence == "categories code, law: their requests count as 'general'"

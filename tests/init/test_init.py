@@ -1,0 +1,371 @@
+"""`coe init` as a user runs it: against servers on real sockets, then `coe check`, then the loader."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio.from_thread
+import pytest
+from aiohttp import web
+from typer.testing import CliRunner
+
+from coe.cli import app
+from coe.cli import init as init_verb
+from coe.errors import CoEError
+from coe.jobs.init import listing as listing_module
+from coe.jobs.init.served import served
+from coe.jobs.init.sources import endpoint
+from coe.registry import Registry, load
+from tests.experts.fault_servers import Answer, closed_port, servers
+from tests.init import model_lists
+from tests.init.model_lists import listing
+
+KEY = "sk-very-secret-4711"
+FAST, STRONG = listing(model_lists.VLLM), listing([{"id": "gpt-5-mini", "created": 1.7e9}], key=KEY)
+
+
+@contextmanager
+def running(*answers: Answer) -> Iterator[list[str]]:
+    """The roots of servers that run beside a command."""
+    with (
+        anyio.from_thread.start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(servers(answers)) as roots,
+    ):
+        yield roots
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and an environment without keys and without servers of this machine."""
+    monkeypatch.chdir(tmp_path)
+    for name in [*os.environ]:
+        if name.endswith(("_API_KEY", "_BASE_URL", "_API_BASE")) or name.startswith("COE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(init_verb, "LOCAL_SERVERS", ())
+    return tmp_path
+
+
+def run(*words: str) -> tuple[int, str]:
+    """The exit status and the output; an error is printed as `coe` prints it."""
+    result = CliRunner().invoke(app, ["init", *words])
+    if isinstance(result.exception, CoEError):
+        return 1, f"{result.output}{result.exception}"
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def loaded(path: Path, **environ: str) -> Registry:
+    return load(path, environ=environ)
+
+
+def test_two_servers_become_a_declaration_that_checks_and_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    with running(FAST, STRONG) as (fast, strong):
+        status, output = run("--endpoint", fast, "--endpoint", strong, "--key-env", f"{strong}/v1=MY_KEY", "--yes")
+        checked = CliRunner().invoke(app, ["check", "--live"])
+    assert (status, checked.exit_code) == (0, 0), output + checked.output
+    assert output.count(" answers at ") == checked.output.count(" answers at ") == 2
+    assert "good (14 categories, 2 experts" in checked.output
+    mini, coder = loaded(folder / "experts.yaml", MY_KEY=KEY).experts
+    assert (coder.name, coder.base_url, coder.context_length) == ("Qwen2.5-Coder-7B-Instruct", f"{fast}/v1", 32768)
+    assert mini.prices.output == 0  # a server of the user's own
+    assert mini.api_key is not None
+    text = (folder / "experts.yaml").read_text()
+    assert "api_key: ${MY_KEY}" in text
+    assert "# prices: {input: 0.25, output: 2" in text
+    assert KEY not in text + output
+    assert "coe up\n" in output
+
+
+def test_an_existing_file_is_kept_without_force(folder: Path) -> None:
+    file = folder / "own.yaml"
+    file.write_text("mine")
+    with running(FAST) as (root,):
+        status, output = run("--endpoint", root, "--output", "own.yaml")
+        assert (status, "--force" in output, file.read_text()) == (1, True, "mine")
+        status, output = run("--endpoint", root, "--output", "own.yaml", "--force")
+    assert (status, loaded(file).expert_names) == (0, ("Qwen2.5-Coder-7B-Instruct",))
+    assert "coe up own.yaml" in output
+    assert [path.name for path in folder.iterdir()] == ["own.yaml"]
+
+
+def test_what_runs_here_and_the_keys_that_are_set_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with running(listing(model_lists.OLLAMA), STRONG) as (ollama, hosted):
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{hosted}/v1")
+        local = [replace(endpoint(ollama), kind="local", name="ollama")]
+        local.append(replace(endpoint(closed_port()), kind="local", name="vllm"))
+        monkeypatch.setattr(init_verb, "LOCAL_SERVERS", tuple(local))
+        status, output = run()
+    assert status == 0, output
+    assert "openai (OPENAI_API_KEY) at" in output
+    assert "vllm" not in output
+    assert loaded(folder / "experts.yaml", OPENAI_API_KEY=KEY).expert_names == ("gpt-5-mini", "llama3.2-3b")
+
+
+def test_where_a_source_is_named_nothing_else_is_looked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", KEY)
+    with running(listing(model_lists.OLLAMA), FAST) as (ollama, given):
+        monkeypatch.setattr(init_verb, "LOCAL_SERVERS", (replace(endpoint(ollama), kind="local"),))
+        status, output = run("--endpoint", given, "--offline")
+    assert (status, "groq" in output) == (0, False)
+    assert loaded(folder / "experts.yaml").expert_names == ("Qwen2.5-Coder-7B-Instruct",)
+
+
+def test_a_source_that_fails_is_reported_and_the_others_are_written(folder: Path) -> None:
+    with running(FAST) as (root,):
+        status, output = run("--endpoint", root, "--endpoint", closed_port(), "--offline")
+    assert (status, "connection_refused" in output) == (1, True)
+    assert loaded(folder / "experts.yaml").expert_names == ("Qwen2.5-Coder-7B-Instruct",)
+    assert "answers at" not in output
+
+
+def test_an_expert_that_does_not_answer_fails_the_command_and_stays_in_the_file(folder: Path) -> None:
+    async def lists_only(request: web.Request) -> web.StreamResponse:
+        if request.path == "/v1/models":
+            return web.json_response({"data": [{"id": "loading"}]})
+        return web.json_response({"error": {"message": "no"}}, status=503)
+
+    with running(lists_only) as (root,):
+        status, output = run("--endpoint", root)
+    assert (status, "(overloaded)" in output) == (1, True)
+    assert loaded(folder / "experts.yaml").expert_names == ("loading",)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ((), "`coe init --demo` needs neither"),
+        (("--endpoint", "http://127.0.0.1:9"), "nothing was written"),
+        (("--endpoint", "ftp://h"), "write http://HOST"),
+        (("--provider", "openai"), "OPENAI_API_KEY is not set"),
+        (("--provider", "opnai"), "did you mean 'openai'"),
+        (("--endpoint", "http://h", "--key-env", KEY), "not the key itself"),
+        (("--demo", "--endpoint", "http://h"), "stands alone"),
+    ],
+)
+def test_bad_input_writes_nothing_and_names_the_remedy(folder: Path, words: Sequence[str], why: str) -> None:
+    status, output = run(*words)
+    assert status in (1, 2)
+    assert why in " ".join(output.split())
+    assert KEY not in output
+    assert not [*folder.iterdir()]
+
+
+def test_a_text_that_the_loader_refuses_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "experts.yaml"
+    file.write_text("mine")
+    monkeypatch.setattr(init_verb.declaration, "declaration", lambda *_, **__: "version: 2")
+    with running(FAST) as (root,):
+        assert run("--endpoint", root, "--force")[0] == 1
+    assert ([*folder.iterdir()], file.read_text()) == ([file], "mine")
+
+
+def test_patterns_select_models_and_a_pattern_without_any_is_an_error(folder: Path) -> None:
+    many = [{"id": f"lab/model-{number}"} for number in range(300)]
+    with running(listing(many)) as (root,):
+        assert "no model matches nothing*" in run("--endpoint", root, "--model", "nothing*")[1]
+        assert "300 models are selected" in run("--endpoint", root, "--model", "*")[1]
+        assert run("--endpoint", root, "--model", "*-29?", "--offline")[0] == 0
+    assert len(loaded(folder / "experts.yaml").experts) == 10
+
+
+def test_a_link_and_the_mode_of_its_file_stay(folder: Path) -> None:
+    (folder / "real").mkdir()
+    file, link = folder / "real" / "own.yaml", folder / "experts.yaml"
+    file.write_text("mine")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    draft = folder / ".experts.yaml.draft"
+    draft.symlink_to(folder / "other")
+    with running(FAST) as (root,):
+        assert run("--endpoint", root, "--offline", "--force")[0] == 0
+    assert (link.readlink(), file.stat().st_mode & 0o777) == (file, 0o640)
+    assert loaded(file).expert_names == ("Qwen2.5-Coder-7B-Instruct",)
+    assert (draft.is_symlink(), (folder / "other").exists()) == (True, False)
+    assert [*file.parent.iterdir()] == [file]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_requested(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(init_verb, "list_models", None)
+    status, output = run("--endpoint", "http://127.0.0.1:9", "--output", "none/own.yaml")
+    assert (status, "there is no folder" in " ".join(output.split())) == (2, True)
+
+
+def test_models_after_the_most_that_are_read_are_reported_as_such(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing_module, "MAX_MODELS", 2)
+    monkeypatch.setattr(init_verb, "MAX_MODELS", 2)
+    with running(listing([{"id": f"model-{number}"} for number in range(5)])) as (root,):
+        _, output = run("--endpoint", root, "--offline")
+    assert "2 models (left out: 3 repeated, after the first 2, or without a name" in output
+
+
+def test_the_next_commands_quote_the_path(folder: Path) -> None:
+    (folder / "my files").mkdir()
+    with running(FAST) as (root,):
+        _, output = run("--endpoint", root, "--offline", "--output", "my files/own.yaml")
+    assert "coe up 'my files/own.yaml'\n" in output
+    assert "coe tune --config 'my files/own.yaml'" in output
+    assert "`coe tune` measures" in (folder / "my files" / "own.yaml").read_text()
+
+
+def test_a_demo_that_cannot_run_writes_nothing_and_names_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(init_verb, "DEMO_MODULES", ("os", "not_installed"))
+    status, output = run("--demo")
+    assert (status, [*folder.iterdir()]) == (1, [])
+    assert "needs not_installed; run `pip install 'composition-of-experts[local]'` and `pip install" in output
+
+
+def test_the_demo_needs_no_server(folder: Path) -> None:
+    status, output = run("--demo")
+    assert status == 0, output
+    assert loaded(folder / "experts.yaml").expert_names == ("coder", "analyst", "writer", "generalist")
+
+
+def test_on_a_terminal_it_asks(folder: Path) -> None:
+    """The command in a pseudo-terminal: a further server, a model to serve, models by number, the general expert."""
+    script = (
+        "from coe.cli import init, main; init.LOCAL_SERVERS = ();"
+        "init.installed_engines = lambda folder: ['llama.cpp']; main()"
+    )
+    answers = "ftp://h\n{root}\n\n{root}\n\n\nnone.gguf\n\n9, 10\n1, model-3\nmodel-2\nmodel-3\n"
+    with running(listing([{"id": f"model-{number}"} for number in range(9)])) as (root,):
+        parent, child = pty.openpty()
+        environ = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
+        command = [sys.executable, "-c", script, "init", "--offline"]
+        process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environ, cwd=folder)
+        os.close(child)
+        os.write(parent, answers.format(root=root).encode())
+        shown = b""
+        try:
+            while chunk := os.read(parent, 4096):
+                shown += chunk
+        except OSError:  # the terminal's other end is closed
+            pass
+        assert process.wait(timeout=240) == 0, shown.decode()
+    registry = loaded(folder / "experts.yaml")
+    assert (registry.expert_names, registry.general_expert) == (("model-3", "model-0"), "model-3")
+    for said in (b"write http://HOST:PORT/v1", b"10 selects no model", b"model-2 is none of them", b"there is no file"):
+        assert said in shown
+
+
+@pytest.fixture
+def llama_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The command of llama.cpp as `coe engine install` leaves it, and a GGUF file in `models`."""
+    command = folder / ".coe" / "engines" / "llama.cpp" / "bin" / "llama-server"
+    command.parent.mkdir(parents=True)
+    command.touch(mode=0o755)
+    (command.parents[1] / "coe-engine.json").write_text('{"build": "cpu", "version": "5"}')
+    (folder / "models").mkdir()
+    (folder / "models" / "tiny-1b.gguf").write_bytes(b"GGUF")
+    return command
+
+
+def test_a_named_model_is_declared_with_the_engine_that_is_installed_for_it(folder: Path, llama_server: Path) -> None:
+    hub = "org/large-8b-GGUF:Q4_K_M"
+    status, output = run(
+        *(word for model in ("models/tiny-1b.gguf", hub, "./models/tiny-1b.gguf") for word in ("--serve", model))
+    )
+    assert status == 0, output
+    large, tiny = loaded(folder / "experts.yaml").experts
+    assert (large.model, tiny.model, {large.runtime, tiny.runtime}) == (hub, "models/tiny-1b.gguf", {"llama.cpp"})
+    assert tiny.options["ctx-size"] == tiny.options["parallel"] * tiny.context_length
+    assert tiny.active_parameters_b == 1
+    assert CliRunner().invoke(app, ["check"]).exit_code == 0
+    assert " answers at " not in output  # its server does not run before `coe up`
+    assert "coe up\n" in output
+
+
+def test_models_of_engines_and_of_servers_go_into_one_file_elsewhere(folder: Path, llama_server: Path) -> None:
+    (folder / "conf").mkdir()
+    llama_server.parents[3].rename(folder / "conf" / ".coe")
+    with running(FAST) as (root,):
+        where = ("--output", "conf/experts.yaml")
+        status, output = run("--endpoint", root, "--serve", "models/tiny-1b.gguf", "--yes", *where)
+    assert status == 0, output
+    tiny, coder = loaded(folder / "conf" / "experts.yaml").experts
+    assert (coder.runtime, tiny.model) == ("external", str(folder / "models" / "tiny-1b.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("hf.co/org/large-8b-GGUF:Q4", "ollama, which would serve it, is not installed"),
+        (
+            "models",
+            "is not installed (installed: llama.cpp); get it with `coe engine install vllm`",
+        ),
+        ("tiny:1b", "ollama, which would serve it, is not installed (installed: llama.cpp); get it with its installer"),
+        ("a;${HOME}", "name a GGUF file, a folder, or a hub model"),
+    ],
+)
+def test_a_model_that_nothing_can_serve_is_refused_with_the_remedy(
+    folder: Path, llama_server: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setattr("coe.fleet.arguments.sys.executable", str(folder / "python"))
+    status, output = run("--serve", model)
+    assert (status, message in output) == (1, True), output
+    assert not (folder / "experts.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "installed", "runtime"),
+    [
+        ("llama3.2", ["ollama"], "ollama"),
+        ("llama3.2", ["vllm", "ollama"], "ollama"),
+        ("gpt2", ["vllm"], "vllm"),
+        ("library/qwen3:8b", ["ollama"], "ollama"),
+        ("org/quantised:Q4_K_M", ["llama.cpp", "ollama"], "llama.cpp"),
+        ("org/some-ggufs/llama-hf", ["llama.cpp", "vllm"], "vllm"),
+    ],
+)
+def test_the_engine_follows_from_the_name_and_from_what_is_installed(
+    folder: Path, model: str, installed: list[str], runtime: str
+) -> None:
+    assert served(model, installed, folder=folder).source.runtime == runtime
+
+
+def test_a_pattern_without_a_list_of_models_is_refused(folder: Path, llama_server: Path) -> None:
+    status, output = run("--serve", "models/tiny-1b.gguf", "--model", "tiny*")
+    assert (status, "--endpoint or --provider" in output, [*folder.glob("*.yaml")]) == (2, True, []), output
+
+
+def test_a_missing_file_is_named_where_it_was_looked_for(folder: Path, llama_server: Path) -> None:
+    (folder / "conf").mkdir()
+    for model in ("models/none.gguf", "./nofolder"):
+        status, output = run("--serve", model, "--output", "conf/experts.yaml")
+        assert (status, f"there is no file {folder / model}." in output) == (1, True), output
+
+
+def test_a_path_that_the_file_would_change_is_refused(
+    folder: Path, llama_server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home := folder / "${HOME}").mkdir()
+    (folder / "models").rename(home / "models")
+    (conf := folder / "conf").mkdir()
+    (folder / ".coe").rename(conf / ".coe")
+    monkeypatch.chdir(home)
+    status, output = run("--serve", "models/tiny-1b.gguf", "--output", str(conf / "experts.yaml"))
+    assert (status, "${HOME}/models/tiny-1b.gguf'; move it" in output) == (1, True), output
+    assert not (conf / "experts.yaml").exists()
+
+
+def test_without_a_source_installed_engines_and_gguf_files_are_named(folder: Path, llama_server: Path) -> None:
+    status, output = run()
+    assert status == 1
+    assert "llama.cpp; `coe init --serve MODEL` declares a model for them" in output
+    assert "GGUF files here: models/tiny-1b.gguf" in output

@@ -1,0 +1,265 @@
+"""Requests for experts that share a device while processes are killed: `python -m tests.residency.kill_schedule`.
+
+`coe up`, the gateway, its processes and the servers get SIGKILL at random moments, drawn from a seed; `coe up` is
+started again afterwards. The servers are fake and light, all else is the real thing. What must hold:
+
+- every request ends: with an answer, with an error in OpenAI's shape, or with its connection if the gateway is killed;
+- a killed `coe up` leaves no process behind;
+- in the end every expert answers, nothing waits or is in flight, and the servers fit on their device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import stat
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import psutil
+
+from coe.fleet.process import FLEET_VARIABLE
+from coe.fleet.residency.client import fetch_report
+from coe.fleet.specs import free_port
+from coe.settings import Settings
+from tests.fleet.fake_fleet import FAKE_SERVER
+
+ROOT = Path(__file__).parent.parent.parent
+NAMES = ("a", "b", "c", "d")
+KINDS = ("server", "server", "supervisor", "gateway", "up")
+CLIENTS = 8
+PACE = (0.2, 2.5)
+"""Seconds between two kills, drawn uniformly."""
+WAIT_TIMEOUT = 6.0
+LONGEST_ANSWER = 60.0
+"""Seconds after which a request counts as hanging, on a busy machine."""
+START = 120.0
+FAKE_VLLM = """#!{python}
+import os, runpy, sys
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+port = sys.argv[sys.argv.index("--port") + 1]
+sys.argv = ["fake_server.py", port, "ok", {pids!r}]
+runpy.run_path({server!r}, run_name="__main__")
+"""
+
+
+@dataclass
+class Report:
+    """Outcomes of requests, kills by victim, and what went wrong."""
+
+    seed: int
+    outcomes: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+
+class Service:
+    """`coe up` with fake servers in `folder`; it can be started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.up: subprocess.Popen[bytes] | None = None
+        self._declare()
+
+    def _declare(self) -> None:
+        server = self.folder / "bin" / "vllm"
+        server.parent.mkdir()
+        names = {"python": sys.executable, "pids": str(self.folder / "pids"), "server": str(FAKE_SERVER)}
+        server.write_text(FAKE_VLLM.format(**names))
+        server.chmod(server.stat().st_mode | stat.S_IXUSR)
+        common = {"runtime": "vllm", "memory_gb": 10}
+        experts: list[dict[str, Any]] = [{"name": name, "model": f"fake/{name}", **common} for name in NAMES]
+        experts[0] |= {"sleep_level": 1, "options": {"enable-sleep-mode": True}}
+        device = {"name": "gpu0", "memory_gb": 20}
+        declared = {
+            "version": 1,
+            "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
+            "experts": experts,
+            "assignment": {"general": NAMES[0]},
+            "residency": {"devices": [device], "sleep_memory_gb": 20, "max_wait": 0.5, "wait_timeout": WAIT_TIMEOUT},
+        }
+        (self.folder / "experts.yaml").write_bytes(orjson.dumps(declared))
+
+    async def start(self) -> None:
+        """Starts `coe up` and waits until the gateway answers."""
+        command = (sys.executable, "-m", "tests.vllm.host", str(self.folder / "experts.yaml"), str(self.port))
+        environ = os.environ | {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "COE_CHECK_EXPERTS": "0"}
+        with (self.folder / "up.log").open("ab") as log:
+            self.up = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)  # noqa: ASYNC220  it takes a millisecond
+        async with asyncio.timeout(START), aiohttp.ClientSession() as session:
+            while True:
+                assert self.up.poll() is None, f"coe up ended:\n{(self.folder / 'up.log').read_text()}"
+                with suppress(aiohttp.ClientError):
+                    async with session.get(f"{self.url}/health/ready") as response:
+                        if response.status == 200:
+                            return
+                await asyncio.sleep(0.05)
+
+    def processes(self) -> list[psutil.Process]:
+        """The living processes that `coe up` started, whoever their parent is now."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                ours = process.environ().get(FLEET_VARIABLE, "").endswith(f":{self.folder / '.coe' / 'logs'}")
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def victims(self, kind: str) -> list[psutil.Process]:
+        """Processes of a kind: server, gateway (any of its processes), or supervisor of one of them."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                of = "supervisor" if "supervisor.py" in line else "gateway" if "words_server" in line else "server"
+                if of == kind:
+                    found.append(process)
+        return found
+
+    async def none_left(self) -> list[str]:
+        """The processes that are still there after a while."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(20):
+                while self.processes():
+                    await asyncio.sleep(0.05)
+        return [" ".join(process.cmdline()) for process in self.processes()]
+
+    async def report(self) -> dict[str, Any]:
+        """Return the lines of `coe status` about the device."""
+        settings = Settings.read({}, config=self.folder / "experts.yaml")
+        (device,) = await fetch_report(settings.residency_link.readlink())
+        return device
+
+    async def stop(self) -> None:
+        if self.up is not None and self.up.poll() is None:
+            self.up.terminate()
+            await asyncio.to_thread(self.up.wait, 60)
+
+
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[Service]:
+    service = Service(folder)
+    try:
+        await service.start()
+        yield service
+    finally:
+        await service.stop()
+        for process in service.processes():
+            process.kill()
+
+
+async def ask(session: aiohttp.ClientSession, url: str, expert: str) -> str:
+    """One request; returns its outcome. Raises AssertionError for an answer that is neither one nor an error."""
+    body = {"model": expert, "messages": [{"role": "user", "content": "code"}]}
+    try:
+        async with asyncio.timeout(LONGEST_ANSWER), session.post(f"{url}/v1/chat/completions", json=body) as response:
+            found = orjson.loads(await response.read())
+    except aiohttp.ClientConnectorError:
+        return "not listening"
+    except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError):
+        return "disconnected"
+    if response.status == 200:
+        assert found["choices"], found
+        return "answered"
+    assert found["error"]["message"], found
+    return str(found["error"]["code"])
+
+
+async def client(service: Service, report: Report, *, rng: random.Random, stop: asyncio.Event) -> None:
+    async with aiohttp.ClientSession() as session:
+        while not stop.is_set():
+            try:
+                outcome = await ask(session, service.url, rng.choice(NAMES))
+            except TimeoutError:
+                outcome = "hangs"
+            except (AssertionError, KeyError, ValueError) as error:
+                outcome = f"wrong: {error!r}"
+            report.outcomes[outcome] += 1
+            if outcome == "hangs" or outcome.startswith("wrong"):
+                report.problems.append(outcome)
+            await asyncio.sleep(0.05 if outcome == "answered" else 0.2)
+
+
+async def kill(service: Service, report: Report, kind: str, rng: random.Random) -> None:
+    """Kills a process of this kind; `coe up` is started again once nothing of it is left."""
+    if kind == "up":
+        assert service.up is not None
+        service.up.kill()
+        service.up.wait()
+        if left := await service.none_left():
+            report.problems.append(f"left after the death of coe up: {left}")
+        await service.start()
+    elif victims := service.victims(kind):
+        with suppress(psutil.NoSuchProcess):
+            rng.choice(victims).kill()
+    else:
+        return
+    report.kills[kind] += 1
+
+
+async def settle(service: Service, report: Report) -> None:
+    """Every expert answers again, and the scheduler's books are right."""
+    async with aiohttp.ClientSession() as session:
+        for name in NAMES:
+            try:
+                async with asyncio.timeout(LONGEST_ANSWER):
+                    while await ask(session, service.url, name) != "answered":
+                        await asyncio.sleep(0.2)
+            except TimeoutError:
+                report.problems.append(f"{name} does not answer any more")
+    device = await service.report()
+    for server in device["servers"]:
+        if server["waiting"] or server["in_flight"]:
+            report.problems.append(f"requests left: {server}")
+    loaded = [one for one in device["servers"] if one["tier"] not in ("stopped",)]
+    if device["occupied_gb"] > device["memory_gb"] or len(service.victims("server")) > len(loaded):
+        report.problems.append(f"more servers than the device holds: {device}")
+
+
+async def run(kinds: Iterable[str], *, seed: int) -> Report:
+    """Kills one process of each kind, in order, at random moments."""
+    report, rng = Report(seed), random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        async with serving(Path(folder)) as service:
+            stop = asyncio.Event()
+            clients = [
+                asyncio.create_task(client(service, report, rng=random.Random(seed * 1000 + one), stop=stop))
+                for one in range(CLIENTS)
+            ]
+            for kind in kinds:
+                await asyncio.sleep(rng.uniform(*PACE))
+                await kill(service, report, kind, rng)
+            stop.set()
+            await asyncio.gather(*clients)
+            await settle(service, report)
+            await service.stop()
+            if left := await service.none_left():
+                report.problems.append(f"left after the end: {left}")
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    kinds = random.Random(given.seed).choices(KINDS, k=given.kills)
+    report = asyncio.run(run(kinds, seed=given.seed))
+    sys.stdout.write(f"{report}\n")
+    sys.exit(1 if report.problems else 0)
+
+
+if __name__ == "__main__":
+    main()

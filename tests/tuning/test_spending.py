@@ -1,0 +1,161 @@
+"""The budget of `coe tune`: no call starts that could break it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+import pytest
+
+from coe.core import Call
+from coe.errors import ExpertBusy, ExpertRejected, ExpertTimeout
+from coe.learning.evaluation.scoring_run import StopScoring
+from coe.learning.tuning.spending import MeteredExpert, Spending, worst_price
+from coe.registry import ExpertSpec, ExpertVariant
+from coe.registry.experts import VariantSpec
+from tests.fakes import ScriptedReply
+from tests.score.answering import AnsweringExpert, completion
+
+pytestmark = pytest.mark.anyio
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def spec_of(**fields: Any) -> ExpertSpec:
+    usual = {"name": "large", "model": "m", "runtime": "external", "base_url": "http://host/v1"}
+    return ExpertSpec.model_validate(usual | {"prices": {"input": 1.0, "output": 10.0}} | fields)
+
+
+def call() -> Call:
+    return Call({"messages": MESSAGES}, False, 5.0, 5.0)
+
+
+async def answered(expert: MeteredExpert) -> None:
+    reply = await expert.stream(call())
+    try:
+        async for _ in reply.chunks():
+            pass
+    finally:
+        await reply.aclose()
+
+
+def test_the_worst_price_is_that_of_the_longest_answer() -> None:
+    unlimited, limited = spec_of(context_length=1000), spec_of(parameters={"max_tokens": 100})
+    assert worst_price(unlimited, MESSAGES) == pytest.approx((5 + 32 + 10_000) / 1e6)
+    assert worst_price(limited, MESSAGES) == pytest.approx((5 + 32 + 1000) / 1e6)
+
+
+def test_declared_fields_are_input_too() -> None:
+    tools = [{"type": "function", "function": {"name": "search", "description": "x" * 10_000}}]
+    bare, equipped = spec_of(parameters={"max_tokens": 100}), spec_of(parameters={"max_tokens": 100, "tools": tools})
+    more = worst_price(equipped, MESSAGES) - worst_price(bare, MESSAGES)
+    assert more == pytest.approx((len(orjson.dumps({"tools": tools}))) / 1e6)
+
+
+def test_a_server_without_declared_prices_may_cost_anything() -> None:
+    known = spec_of(prices={"input": 0, "output": 0})
+    unknown = ExpertSpec.model_validate(known.model_dump(exclude={"prices"}, exclude_defaults=True))
+    assert known.has_known_price
+    assert not unknown.has_known_price
+    low, high = ({"name": name, "parameters": {"reasoning_effort": name}} for name in ("low", "high"))
+    variants = [VariantSpec.model_validate(one) for one in (low, high | {"prices": {"input": 1}})]
+    assert [ExpertVariant.of(unknown, one).has_known_price for one in variants] == [False, True]
+    assert ExpertVariant.of(known, variants[0]).has_known_price
+
+
+async def test_a_call_that_could_break_the_budget_does_not_start() -> None:
+    spec = spec_of(parameters={"max_tokens": 100})
+    worst = worst_price(spec, MESSAGES)
+    spending = Spending(dollars=1.5 * worst)
+    asked = AnsweringExpert("large", lambda _: "right")
+    expert = MeteredExpert(asked, spec, spending)  # type: ignore[arg-type]
+    spending.reserve(worst)
+    with pytest.raises(StopScoring):
+        await answered(expert)
+    assert asked.questions == []
+    spending.settle(worst, 0.0)
+    await answered(expert)
+    assert spending.reserved == pytest.approx(0.0)
+    assert spending.spent + spending.reserved <= 1.5 * worst
+
+
+async def test_calls_are_settled_by_their_usage_and_failures_by_what_they_may_cost() -> None:
+    spec, spending = spec_of(parameters={"max_tokens": 100}), Spending()
+    worst = worst_price(spec, MESSAGES)
+    errors = [ExpertBusy("busy", expert="large"), ExpertTimeout("late", expert="large")]
+    expert = MeteredExpert(AnsweringExpert("large", lambda _: errors.pop(0)), spec, spending)  # type: ignore[arg-type]
+    with pytest.raises(ExpertBusy):
+        await answered(expert)
+    assert spending.spent == 0.0  # refused
+    with pytest.raises(ExpertTimeout):
+        await answered(expert)
+    assert spending.spent == pytest.approx(worst)  # the server may have worked on it
+
+
+async def test_no_call_starts_after_the_deadline() -> None:
+    now = 10.0
+    spending = Spending(deadline=11.0, clock=lambda: now)
+    asked = AnsweringExpert("large", lambda _: "right")
+    expert = MeteredExpert(asked, spec_of(), spending)  # type: ignore[arg-type]
+    await answered(expert)
+    now = 11.0
+    with pytest.raises(StopScoring):
+        await answered(expert)
+    assert len(asked.questions) == 1
+
+
+class BilledExpert:
+    """Records the fields of its calls. `tokens` maps them to the billed output tokens, or to an error to raise."""
+
+    name = "large"
+
+    def __init__(self, tokens: Callable[[Mapping[str, Any]], int | Exception]) -> None:
+        self.fields: list[Mapping[str, Any]] = []
+        self._tokens = tokens
+
+    async def stream(self, call: Call) -> ScriptedReply:
+        self.fields.append(call.fields)
+        written = self._tokens(call.fields)
+        if isinstance(written, Exception):
+            raise written
+        reply = ScriptedReply([orjson.dumps(completion("right"))], stream=False)
+        reply.usage.output_tokens = written
+        return reply
+
+
+async def test_the_output_that_a_reservation_assumes_is_sent_with_the_call() -> None:
+    asked = BilledExpert(lambda fields: fields["max_tokens"])  # as much as it may
+    spending = Spending(dollars=0.1)
+    expert = MeteredExpert(asked, spec_of(context_length=8192), spending)  # type: ignore[arg-type]
+    await answered(expert)
+    with pytest.raises(StopScoring):
+        await answered(expert)
+    assert [fields["max_tokens"] for fields in asked.fields] == [8192 - 5 - 32]
+    assert 0.08 < spending.spent <= 0.1
+
+
+async def test_a_limit_that_the_server_rejects_is_lowered_or_named_as_the_server_does() -> None:
+    def newer_model(fields: Mapping[str, Any]) -> int | Exception:
+        if "max_tokens" in fields:
+            return ExpertRejected("'max_tokens' is not supported, use 'max_completion_tokens'", expert="e", status=400)
+        if fields["max_completion_tokens"] > 16_384:
+            return ExpertRejected("too large", expert="e", status=400, param="max_completion_tokens")
+        return 5
+
+    asked, spending = BilledExpert(newer_model), Spending(dollars=10.0)
+    expert = MeteredExpert(asked, spec_of(context_length=128_000), spending)  # type: ignore[arg-type]
+    await answered(expert)
+    assert asked.fields[-1]["max_completion_tokens"] == (128_000 - 37) // 8
+    assert spending.spent == pytest.approx((3 + 5 * 10) / 1e6)  # rejected calls are free
+    await answered(expert)
+    assert len(asked.fields) == 1 + 4 + 1
+
+
+async def test_a_server_that_exceeds_the_limit_gets_no_more_calls() -> None:
+    asked, spending, lines = BilledExpert(lambda _: 100_000), Spending(dollars=10.0), list[str]()
+    expert = MeteredExpert(asked, spec_of(), spending, report=lines.append)  # type: ignore[arg-type]
+    await answered(expert)
+    with pytest.raises(StopScoring):
+        await answered(expert)
+    assert len(asked.fields) == 1
+    assert "large: a call that may cost at most $0.08159 was billed $1: its server exceeds" in lines[0]

@@ -1,0 +1,366 @@
+"""Conversations: kept in the browser within bounds, changed and sent again, and several answers side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Page, Route, expect
+
+from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting, wait_until
+from tests.ui.playground import Playground, answers, choose, send_prompt, wait_until_answered
+
+pytestmark = [pytest.mark.anyio, needs_browser]
+
+FULL = """Storage.prototype.setItem = function (name) {
+  if (this === localStorage) throw new DOMException("no room", "QuotaExceededError");
+};"""
+DENIED = """Object.defineProperty(window, "localStorage", {
+  get() { throw new DOMException("denied", "SecurityError"); },
+});"""
+
+
+async def ask(page: Page, text: str) -> None:
+    count = await answers(page).count()
+    await send_prompt(page, text)
+    await expect(answers(page)).to_have_count(count + 1)
+    await wait_until_complete(page)
+
+
+async def wait_until_complete(page: Page) -> None:
+    """The last turn has its answer, record and explanation, in the tab that sent it or in one that follows it. Before
+    that the turn is not saved for the last time, and a change in another tab makes a second conversation."""
+    await wait_until_answered(page)
+    await wait_until(
+        page,
+        """async () => {
+      const { conversation } = await import("./views/playground/conversation.js");
+      return conversation.turns.at(-1).answers.every((answer) => !answer || (answer.record && answer.explanation));
+    }""",
+    )
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def contents(playground: Playground) -> list[str]:
+    """The messages of the last request."""
+    return [one["content"] for one in playground.echo.seen[-1]["messages"]]
+
+
+async def test_conversations_are_kept_renamed_exported_and_deleted(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        await ask(page, "code first")
+        await page.get_by_role("button", name="New conversation").click()
+        await ask(page, "art second")
+        await page.reload()
+        await expect(answers(page)).to_contain_text("art second")
+        await page.get_by_role("button", name="Conversations").click()
+        listed = page.get_by_role("dialog").locator("li .title")
+        await expect(listed).to_have_text(["art second", "code first"])
+        await expect(page.get_by_role("dialog")).to_contain_text("sent nowhere")
+        await check_accessible(page)
+        await page.get_by_role("button", name="Rename code first").click()
+        await page.get_by_label("New title").fill("<b>renamed</b>")
+        await page.keyboard.press("Enter")
+        await expect(listed).to_have_text(["art second", "<b>renamed</b>"])
+        async with page.expect_download() as download:
+            await page.get_by_role("button", name="Export all as JSON").click()
+        exported = read_json(await (await download.value).path())["conversations"]
+        assert [(one["title"], one["turns"][0]["answers"][0]["text"]) for one in exported] == [
+            ("art second", "art second"),
+            ("<b>renamed</b>", "code first"),
+        ]
+        await listed.nth(1).click()
+        await expect(answers(page)).to_contain_text("code first")
+        await expect(page.get_by_label("Your message")).to_be_focused()
+        await ask(page, "and on")
+        assert contents(playground) == ["code first", "code first", "and on"]
+        await page.get_by_role("button", name="Conversations").click()
+        await page.get_by_role("button", name="Delete art second").click()
+        await expect(listed).to_have_text(["<b>renamed</b>"])
+        page.once("dialog", lambda dialog: dialog.accept())
+        await page.get_by_role("button", name="Delete all").click()
+        await expect(listed).to_have_count(0)
+        await page.reload()
+        await expect(page.get_by_text("Send a message.")).to_be_visible()
+        assert (
+            await page.evaluate("Object.keys(localStorage).filter((one) => one.includes('conversation-')).length") == 0
+        )
+
+
+async def second_tab(page: Page, playground: Playground) -> Page:
+    """A tab beside `page`, with the latest kept conversation open."""
+    tab = await page.context.new_page()
+    await tab.goto(playground.url)
+    await tab.get_by_role("button", name="Conversations").click()
+    await tab.get_by_role("dialog").locator("li .title").first.click()
+    await expect(answers(tab)).not_to_have_count(0)
+    return tab
+
+
+async def wait_until_kept(page: Page, turns: list[int]) -> None:
+    """So many turns has each kept conversation, the latest first; the storage reaches another tab after a while."""
+    await wait_until(
+        page,
+        """async (turns) => {
+          const { kept, load } = await import("./views/playground/store.js");
+          return JSON.stringify(kept().map(({ id }) => load(id)?.turns.length)) === JSON.stringify(turns);
+        }""",
+        turns,
+    )
+
+
+async def test_a_second_tab_follows_a_conversation_and_overwrites_none(
+    browser: Browser, playground: Playground
+) -> None:
+    async with visiting(browser, playground.url) as page:
+        await ask(page, "code one")
+        tab = await second_tab(page, playground)
+        await ask(page, "code two")
+        await expect(answers(tab)).to_have_count(2)
+        await wait_until_complete(tab)
+        await choose(tab, "stalls")
+        await send_prompt(tab, "wait")
+        await expect(answers(tab).last).to_contain_text("hi")
+        await expect(answers(page)).to_have_count(3)
+        await choose(page, "coder")
+        await ask(page, "code three")
+        await tab.get_by_role("button", name="Stop").click()
+        await wait_until_complete(tab)
+        await expect(answers(tab)).to_have_count(3)
+        await tab.goto("about:blank")
+        await wait_until_kept(page, [3, 4])
+
+
+async def test_the_record_is_kept_before_a_slow_explanation(browser: Browser, playground: Playground) -> None:
+    released = asyncio.Event()
+
+    async def later(route: Route) -> None:
+        await released.wait()
+        await route.continue_()
+
+    async with visiting(browser, playground.url) as page:
+        await page.route("**/v1/route", later)
+        await send_prompt(page, "code one")
+        await expect(answers(page).locator(".measured")).to_contain_text("tokens")  # of the record
+        tab = await second_tab(page, playground)
+        await expect(answers(tab).locator(".measured")).to_contain_text("tokens")
+        released.set()
+        await wait_until_complete(tab)
+
+
+async def test_deleted_conversations_do_not_come_back_from_another_tab(
+    browser: Browser, playground: Playground
+) -> None:
+    async with visiting(browser, playground.url) as page:
+        await ask(page, "code one")
+        tab = await second_tab(page, playground)
+        busy = await page.context.new_page()
+        await busy.goto(playground.url)
+        await choose(busy, "stalls")
+        await send_prompt(busy, "wait")
+        await expect(answers(busy)).to_contain_text("hi")
+        await page.get_by_role("button", name="Conversations").click()
+        await expect(page.get_by_role("dialog").locator("li .title")).to_have_count(2)  # `busy` has sent its own
+        page.once("dialog", lambda dialog: dialog.accept())
+        await page.get_by_role("button", name="Delete all").click()
+        for other in (tab, busy):
+            await expect(other.locator("main > .warn")).to_contain_text("removed in another tab")
+            await expect(answers(other)).to_have_count(0)
+            await other.goto("about:blank")
+        await wait_until(page, "Object.keys(localStorage).length === 0")
+
+
+async def test_opening_a_conversation_is_no_change_and_one_that_is_gone_is_reported(
+    browser: Browser, playground: Playground
+) -> None:
+    async with visiting(browser, playground.url, phone=True) as page:
+        for text in ("code one", "code two"):
+            await ask(page, text)
+            await page.get_by_role("button", name="New conversation").click()
+        dialog = page.get_by_role("dialog")
+        titles = dialog.locator("li .title")
+        await page.get_by_role("button", name="Conversations").click()
+        await titles.nth(1).click()
+        await answers(page).get_by_text("Why?").click()
+        await page.reload()
+        await expect(answers(page)).to_contain_text("code one")
+        await page.get_by_role("button", name="Conversations").click()
+        await expect(titles).to_have_text(["code two", "code one"])
+        await page.evaluate("""async () => {
+          const { kept } = await import("./views/playground/store.js");
+          localStorage.removeItem(`coe-conversation-${kept()[0].id}`);
+        }""")
+        await titles.nth(0).click()
+        await expect(dialog).to_contain_text("not kept any more")
+        await expect(titles).to_have_text(["code one"])
+
+
+async def test_the_focus_stays_where_the_visitor_works(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        await ask(page, "code one")
+        await page.get_by_role("button", name="New conversation").click()
+        await ask(page, "code two")
+        await page.get_by_role("button", name="Edit").click()
+        await expect(page.get_by_label("Edited message")).to_be_focused()
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("button", name="Edit")).to_be_focused()
+        await page.get_by_role("button", name="Conversations").click()
+        await page.get_by_role("button", name="Rename code two").click()
+        await expect(page.get_by_label("New title")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".kept .title").first).to_be_focused()
+        await page.get_by_role("button", name="Delete code two").click()
+        await expect(page.get_by_role("button", name="Delete code one")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("button", name="Close")).to_be_focused()
+
+
+async def test_a_full_storage_removes_no_more_than_helps(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        found = await page.evaluate("""async () => {
+          const store = await import("./views/playground/store.js");
+          const keep = (id, size) => store.keep({ id, turns: [{ prompt: id }], text: "x".repeat(size) });
+          const ids = () => store.kept().map(({ id }) => id).filter((id) => store.load(id));
+          for (let index = 0; index < 4; index++) keep(`old-${index}`, 100_000);
+          let size = 2 ** 22;
+          for (let count = 0; size >= 1; count++) {
+            try {
+              localStorage.setItem(`other application ${count}`, "x".repeat(size));
+            } catch {
+              size /= 2;
+            }
+          }
+          const fits = [keep("small", 50_000), ids(), store.problem.text];
+          const large = [keep("large", 900_000), ids(), store.kept().length, store.problem.text];
+          return [fits, large];
+        }""")
+        left = ["small", "old-3", "old-2", "old-1"]
+        removed = "The browser's storage is full: old conversations were removed (1)."
+        assert found == [
+            [True, left, removed],
+            [False, left, 4, f"{removed} This conversation is kept only until you close the tab."],
+        ]
+
+
+async def test_turns_too_long_to_be_kept_are_reported(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        found = await page.evaluate("""async () => {
+          const store = await import("./views/playground/store.js");
+          const keep = (...sizes) => {
+            store.keep({ id: "a", turns: sizes.map((size) => ({ prompt: "x".repeat(size) })) });
+            return [store.load("a")?.turns.length ?? 0, store.problem.text];
+          };
+          return [keep(1_000_001), keep(400_000, 400_000, 400_000), keep(10, 20)];
+        }""")
+        assert [count for count, _ in found] == [0, 2, 2]
+        assert "too long to be kept" in found[0][1]
+        assert "only its last 2 turns" in found[1][1]
+        assert found[2][1] == ""
+
+
+async def test_the_oldest_conversations_are_dropped(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        found = await page.evaluate("""async () => {
+          const store = await import("./views/playground/store.js");
+          const keep = (id, size) => store.keep({ id, turns: [{ prompt: id }], text: "x".repeat(size) });
+          for (let index = 0; index < 120; index++) keep(`small-${index}`, 10);
+          const count = store.kept().length;
+          const oldest = store.load("small-19") === null && store.load("small-20") !== null;
+          for (let index = 0; index < 6; index++) keep(`large-${index}`, 900_000);
+          return [count, oldest, store.kept().map(({ id }) => id), store.problem.text];
+        }""")
+        assert found == [100, True, ["large-5", "large-4", "large-3", "large-2"], ""]
+
+
+@pytest.mark.parametrize(("script", "text"), [(FULL, "storage is full"), (DENIED, "does not keep conversations")])
+async def test_a_storage_that_does_not_work_is_reported(
+    browser: Browser, playground: Playground, script: str, text: str
+) -> None:
+    async with visiting(browser, playground.url) as page:
+        await page.add_init_script(script)
+        await page.reload()
+        await ask(page, "code")
+        await expect(page.locator("main > .warn")).to_contain_text(text)
+        await ask(page, "more code")
+        assert contents(playground) == ["code", "code", "more code"]
+
+
+async def test_a_prompt_is_edited_and_an_answer_regenerated(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        for text in ("code one", "code two", "code three"):
+            await ask(page, text)
+        async with page.expect_request("**/v1/chat/completions") as sent:
+            await answers(page).last.get_by_role("button", name="Regenerate").click()
+        assert (await sent.value).headers["x-coe-cache"] == "off"
+        await wait_until_answered(page)
+        assert contents(playground) == ["code one", "code one", "code two", "code two", "code three"]
+        await page.get_by_role("button", name="Edit").nth(1).click()
+        await expect(page.get_by_label("Edited message")).to_be_focused()
+        await expect(page.get_by_label("Edited message")).to_have_value("code two")
+        await page.get_by_label("Edited message").fill("code changed")
+        await page.keyboard.press("Enter")
+        await expect(answers(page)).to_have_count(2)
+        await expect(answers(page).last).to_contain_text("code changed")
+        await wait_until_answered(page)
+        assert contents(playground) == ["code one", "code one", "code changed"]
+
+
+@pytest.mark.parametrize("phone", [False, True])
+async def test_three_answer_side_by_side_and_one_is_continued_with(
+    browser: Browser, playground: Playground, phone: bool
+) -> None:
+    async with visiting(browser, playground.url, phone=phone) as page:
+        await choose(page, "auto", "broken")
+        await page.get_by_label("And with").select_option("painter")
+        await send_prompt(page, "code for all")
+        await wait_until_answered(page)
+        await expect(answers(page)).to_have_count(3)
+        await expect(answers(page).nth(1).get_by_role("alert")).to_contain_text("because I say so")
+        for place in (0, 2):
+            await expect(answers(page).nth(place).locator(".measured")).to_contain_text("2 + 4 tokens · $0.000008")
+        await check_no_sideways_scroll(page)
+        await check_accessible(page)
+        async with page.expect_request("**/v1/chat/completions") as sent:
+            await answers(page).nth(2).get_by_role("button", name="Continue with this").click()
+            await send_prompt(page, "go on")
+        await wait_until_answered(page)
+        await expect(answers(page)).to_have_count(4)
+        await expect(answers(page).nth(2)).to_contain_text("continues with this answer")
+        body = (await sent.value).post_data_json
+        assert (body["model"], [one["content"] for one in body["messages"]]) == (
+            "painter",
+            ["code for all", "code for all", "go on"],
+        )
+        assert (await sent.value).headers["x-session-id"].endswith("-3")
+
+
+async def test_the_page_follows_an_answer_only_where_the_visitor_is_at_its_end(
+    browser: Browser, playground: Playground
+) -> None:
+    async with visiting(browser, playground.url, phone=True) as page:
+        await choose(page, "stalls")
+        await send_prompt(page, "hello")
+        await expect(answers(page)).to_contain_text("hi")
+
+        async def distance_after_growth() -> float:
+            """Pixels to the end of the page, two frames after the answer became 2,000 pixels longer."""
+            found = await page.evaluate("""async () => {
+              const longer = Object.assign(document.createElement("hr"), { className: "longer" });
+              longer.style.marginBottom = "2000px";
+              document.querySelector("coe-markdown").after(longer);
+              for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+              return document.documentElement.scrollHeight - innerHeight - scrollY;
+            }""")
+            return float(found)
+
+        assert await distance_after_growth() < 5
+        await page.evaluate("scrollBy(0, -500)")
+        assert await distance_after_growth() > 2_000
+        await expect(page.get_by_label("Your message")).to_be_in_viewport()
+        await page.get_by_role("button", name="Stop").click()

@@ -1,0 +1,229 @@
+"""Answers as Markdown: every kind of block, hostile text, and text that arrives in pieces."""
+
+from __future__ import annotations
+
+import gzip
+import re
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from gateway.ui import ASSETS, POLICY
+from tests.ui.browsing import check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.playground import Playground, answers, send_prompt, wait_until_answered
+
+pytestmark = [pytest.mark.anyio, needs_browser]
+
+KINDS = """\
+## Title with *emphasis*
+
+1. one
+2. two
+   - [x] nested
+
+| name | value |
+|------|------:|
+| a    | `1`   |
+
+```python
+def f(): return "<b>"
+```
+
+Inline $a^2$, \\(b\\), prices $5 and $10, &amp; [a link](https://example.com/x).
+
+$$\\frac{1}{2}$$
+"""
+HARM = (
+    r"""
+<script>window.harmed = 1</script> <img src=x onerror="window.harmed = 1"> "quoted" """
+    + "\u202egnp.exe"
+    + r"""
+
+<style>body { display: none }</style><base href="http://evil.example/"><iframe src="http://evil.example/"></iframe>
+
+[a](javascript:window.harmed=1) [b](data:text/html,x) [c](JaVaScRiPt:window.harmed=1 "t") <javascript:window.harmed=1>
+[d](file:///etc/passwd) ![e](http://evil.example/pixel.png) ![f](javascript:window.harmed=1)
+
+[ref]: javascript:window.harmed=1
+
+```"><script>window.harmed=1</script>
+</code></pre><script>window.harmed = 1</script>
+```
+
+```html
+<span class="hljs-x"><script>window.harmed = 1</script></span>
+```
+
+$\href{javascript:window.harmed=1}{x} \includegraphics{http://evil.example/p.png} \style{background:url(http://evil.example/)}{y}$
+
+$$\class{composer}{x} \rule{9999em}{9999em} \def\x{\x\x}\x$$
+
+$$\tag{1}\label{conversations} x$$
+
+$\ref{conversations} y$
+"""
+)
+FORBIDDEN = "script, style, img, iframe, base, form, input, object, embed, link, [onerror], [style*=url]"
+IN_PAGE = "math [id], math [href]"
+
+
+async def shown_in_a_new_element(page: Page, text: str) -> str:
+    """The text content of `text` as a complete answer, once all of it is rendered."""
+    await page.evaluate(
+        """(text) => {
+          const shown = Object.assign(document.createElement("coe-markdown"), { text, complete: true });
+          document.querySelector("main").append(shown);
+        }""",
+        text + "\n\nthe-end",
+    )
+    shown = page.locator("coe-markdown").last
+    await expect(shown.locator(":scope > div:not(.text)").last).to_contain_text("the-end")
+    return await shown.text_content() or ""
+
+
+async def test_an_answer_is_rendered_as_markdown(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        await send_prompt(page, KINDS)
+        answer = answers(page)
+        await expect(answer.locator("h4 em")).to_have_text("emphasis")
+        await expect(answer.locator("ol > li > ul > .task")).to_have_text("☑ nested")
+        await expect(answer.get_by_role("group", name="Table").locator("td.right code")).to_have_text("1")
+        await expect(answer.locator(".fenced code .hljs-keyword").first).to_have_text("def")
+        await expect(answer.locator(".fenced code")).to_have_text('def f(): return "<b>"')
+        await expect(answer.locator("math")).to_have_count(3)
+        await expect(answer.locator(".math.display mfrac")).to_have_count(1)
+        await expect(answer).to_contain_text("prices $5 and $10, & a link")
+        await expect(answer.get_by_role("link", name="a link")).to_have_attribute("rel", "noopener noreferrer")
+        await answer.get_by_role("button", name="Copy").click()
+        await expect(answer.get_by_role("button", name="Copied")).to_be_visible()
+        assert await page.evaluate("navigator.clipboard.readText()") == 'def f(): return "<b>"'
+
+
+async def test_hostile_answers_run_nothing_and_load_nothing(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url, phone=True) as page:  # which fails for a request to another host
+        await send_prompt(page, HARM)
+        await wait_until_answered(page)
+        await expect(answers(page).locator(".math.display")).to_have_count(2)
+        await expect(answers(page).locator("math mtext")).not_to_have_count(0)  # the formula with a label is typeset
+        assert await page.locator(".prompt .text").text_content() == HARM
+        assert await answers(page).locator(FORBIDDEN).count() == 0
+        assert await answers(page).locator(IN_PAGE).count() == 0
+        links = await answers(page).locator("coe-markdown a[href]").evaluate_all("(all) => all.map((one) => one.href)")
+        assert links == ["http://evil.example/pixel.png"]
+        assert await page.evaluate("window.harmed") is None
+        await check_no_sideways_scroll(page)
+        await page.get_by_role("button", name="Conversations").click()
+        await expect(page.get_by_role("dialog")).to_be_visible()
+
+
+SLOW = {
+    "quotes": ">" * 50_000,
+    "brackets": "[" * 50_000,
+    "emphasis": "_a__b" * 10_000,
+    "word": "x" * 100_000,
+    "columns": "|a" * 900 + "|\n" + "|-" * 900 + "|\n" + "|b|\n" * 9_000,
+    "levels": "\n".join("  " * level + f"- x{level}" for level in range(60)),
+}
+
+
+async def test_a_text_made_to_be_slow_is_shown_in_full(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url, phone=True) as page:
+        for name, text in SLOW.items():
+            shown = await shown_in_a_new_element(page, text)
+            if name == "levels":
+                assert [word for word in text.split() if word != "-"] == re.findall(r"x\d+", shown)
+                assert await page.locator("coe-markdown li").count() < 20
+            else:
+                assert len(shown) >= len(text) - text.count("\n"), name
+        await check_no_sideways_scroll(page)
+
+
+EMPHASIS = "*a **b " * 1_000 + "`end`"
+MANY = {
+    "list": f"- {EMPHASIS}\n" * 8,
+    "quote": f"> {EMPHASIS}\n>\n" * 8,
+    "table": "|a|\n|-|\n" + f"|{EMPHASIS}|\n" * 8,
+}
+
+
+async def test_delimiters_are_searched_within_a_budget_for_each_block(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        shown = page.locator("coe-markdown").last
+        for text in MANY.values():
+            assert EMPHASIS in await shown_in_a_new_element(page, text)
+            assert await shown.locator("li, blockquote p, td").count() == 8
+            assert await shown.locator("code, em, strong").count() == 0
+        await shown_in_a_new_element(page, "- *a* and **b** of `c`\n" * 500)
+        assert await shown.locator("code").count() == 500
+
+
+async def test_paragraphs_are_split_without_a_search_of_all_that_follows(
+    browser: Browser, playground: Playground
+) -> None:
+    async with visiting(browser, playground.url) as page:
+        blocks, longest = await page.evaluate("""async () => {
+          const { split } = await import("./markdown/blocks.js");
+          const { search } = String.prototype;
+          let longest = 0;
+          String.prototype.search = function (pattern) {
+            longest = Math.max(longest, this.length);
+            return search.call(this, pattern);
+          };
+          return [split("a\\n\\n".repeat(5_000)).blocks.length, longest];
+        }""")
+        assert blocks == 5_000
+        assert 0 < longest <= 2_000
+
+
+async def test_code_that_may_take_long_is_not_highlighted(browser: Browser, playground: Playground) -> None:
+    async with visiting(browser, playground.url) as page:
+        code = page.locator("coe-markdown").last.locator(".fenced code")
+        for text in ("a" * 300, "a_" * 200, "x " * 5_000, "\n" * 300 + "x"):
+            await shown_in_a_new_element(page, f"```c\nint x; {text}\n```\n\n```c\nint x;\n```")
+            assert await code.nth(0).text_content() == f"int x; {text}"
+            assert [await code.nth(place).locator("[class^=hljs]").count() > 0 for place in (0, 1)] == [False, True]
+
+
+async def test_finished_blocks_are_rendered_once_while_an_answer_streams(
+    browser: Browser, playground: Playground
+) -> None:
+    async with visiting(browser, playground.url) as page:
+        await page.evaluate("import('./markdown.js')")
+        found = await page.evaluate(
+            """async () => {
+              const shown = document.createElement("coe-markdown");
+              document.querySelector("main").append(shown);
+              const list = "1. a\\n\\n2. b\\n\\n3. c\\n";
+              const text = "para *one*\\r\\n\\r\\n".repeat(5) + "```js\\nlet x = 1;\\n```\\n\\n" + list;
+              const until = async (done) => { while (!done()) await new Promise(requestAnimationFrame); };
+              let first = null;
+              for (let end = 1; end <= text.length; end += 3) {
+                shown.text = text.slice(0, end);
+                await new Promise(requestAnimationFrame);
+                if (shown.children.length > 3) first ??= shown.children[0];
+              }
+              shown.text = text;
+              shown.complete = true;
+              await until(() => shown.querySelectorAll("li").length === 3);
+              const count = (selector) => shown.querySelectorAll(selector).length;
+              return [first === shown.children[0], count("p > em"), count("ol")];
+            }"""
+        )
+        assert found == [True, 5, 1]
+
+
+async def test_the_text_is_plain_where_the_renderer_cannot_be_loaded(browser: Browser, playground: Playground) -> None:
+    context = await browser.new_context()
+    page = await context.new_page()
+    await page.route("**/vendor/marked.js", lambda route: route.abort())
+    await page.goto(playground.url)
+    await send_prompt(page, "# code <b>")
+    await expect(answers(page).locator("coe-markdown > .text")).to_have_text("# code <b>")
+    await context.close()
+
+
+def test_the_renderer_is_small_and_the_policy_knows_no_second_name() -> None:
+    files = [ASSETS / "vendor" / f"{name}.js" for name in ("marked", "highlight", "temml")]
+    assert sum(len(gzip.compress(path.read_bytes())) for path in files) <= 180 * 1024
+    assert POLICY.endswith("require-trusted-types-for 'script'; trusted-types lit-html")
