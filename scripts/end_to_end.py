@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from typing import Any
 
 import psutil
 from openai import OpenAI
+
+from coe.fleet.specs import free_port
 
 ROOT = Path(__file__).parent.parent
 READY = "CoE answers at"
@@ -55,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "coe"
         _run("git", "clone", "--quiet", str(ROOT), str(clone))
-        port = _free_port()
+        port = free_port()
         with _serving(clone, port, "first"):
             experts = _ask_two_questions(port)
             _run_readme_example(clone, port)
@@ -226,12 +227,6 @@ def _processes_of(clone: Path) -> list[psutil.Process]:
         if any(str(clone) in word for word in words):
             found.append(process)
     return found
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def _run(*command: str, cwd: Path | None = None) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from coe.fleet.specs import free_port
 
 ROOT = Path(__file__).parent.parent
 START_LIMIT = 60.0
@@ -138,8 +139,7 @@ def _expert() -> Iterator[int]:
 @contextmanager
 def gateway(coe: str, folder: Path) -> Iterator[str]:
     """Run `coe serve` in `folder`, which has experts.yaml; yields its URL once it is ready."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with (folder / "gateway.log").open("w") as log:
         process = subprocess.Popen(
             [coe, "serve", "--port", str(port)], cwd=folder, env=environ(), stdout=log, stderr=subprocess.STDOUT

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ import aiohttp
 import pytest
 from redis import Redis
 
+from coe.fleet.specs import free_port
 from coe.jobs.job_lock import LOCK_KEY
 from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 from tests.cli.test_retrain import RETRAINED_CHOICES
@@ -94,8 +94,7 @@ async def serving(service: LoggedService) -> AsyncIterator[Gateway]:
     upstream = FaultyServer()
     runner = await upstream.start()
     service.declare(experts=[{**expert, "base_url": upstream.url} for expert in DECLARED["experts"]])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     try:
         async with coe(service, "serve", COE_PORT=port), aiohttp.ClientSession() as client:
             gateway = Gateway(f"http://127.0.0.1:{port}", client)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from coe.fleet.specs import free_port
 from tests.clients.model_server import ModelServer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,8 +37,7 @@ def upstream() -> Iterator[ModelServer]:
 @pytest.fixture(scope="package")
 def gateway(upstream: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     folder = tmp_path_factory.mktemp("gateway")
     command = (sys.executable, "-m", "tests.clients.gateway_server", str(port), upstream.url, str(folder))
     with subprocess.Popen(command, cwd=ROOT) as process:

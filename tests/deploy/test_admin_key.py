@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import stat
 import sys
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ from ruamel.yaml import YAML
 
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
+from coe.fleet.specs import free_port
 from coe.registry import ApiKey, load
 from coe.settings import Settings
 from gateway.access import access_of, create_admin_key, with_admin_key
@@ -141,8 +141,7 @@ class Started:
 @asynccontextmanager
 async def container(folder: Path) -> AsyncIterator[Started]:
     """`coe serve` with the environment of the image and of docker-compose.yml."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     environ = {"COE_HOST": "0.0.0.0", "COE_PORT": str(port), "COE_CONFIG": str(folder / "experts.yaml")}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.deploy.serve_words", "serve"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 
+from coe.fleet.specs import free_port
 from tests.gateway.served import ROOT
 
 
@@ -13,8 +13,7 @@ class Upstream:
     """One server process at a port of its own."""
 
     def __init__(self, seed: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._seed = seed
         self.start()
 

@@ -6,10 +6,11 @@ import asyncio
 import os
 import re
 import shutil
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+from coe.fleet.specs import free_port
 
 CONF = Path(__file__).parent.parent.parent / "deploy" / "nginx" / "coe.conf"
 NGINX = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
@@ -20,8 +21,7 @@ MISSING = "nginx is not installed; on Debian or Ubuntu: apt-get install nginx-li
 async def balancing(folder: Path, ports: Sequence[int]) -> AsyncIterator[str]:
     """Its address, before gateways on these loopback ports; runs in `folder` until the block ends."""
     assert NGINX
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     declared = re.sub(r"listen \d+", f"listen 127.0.0.1:{port}", CONF.read_text())
     for number, one in enumerate(ports, start=1):
         declared = declared.replace(f"10.0.0.{number}:8080", f"127.0.0.1:{one}")

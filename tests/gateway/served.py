@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +16,7 @@ import orjson
 import psutil
 
 from coe.artifacts.store import POINTER
+from coe.fleet.specs import free_port
 from coe.records import open_log
 from coe.records.record import LogQuery, RoutingRecord
 from tests.experts.faulty_server import FaultyServer
@@ -141,8 +141,7 @@ async def serving(
     """Serve until the block ends; `changes` are keys of experts.yaml, `environ` settings."""
     upstream = FaultyServer()
     runner = await upstream.start()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     declared = declared_for(upstream.url, **changes)
     config = folder / "experts.yaml"
     config.write_bytes(orjson.dumps(declared))

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +13,7 @@ import orjson
 import psutil
 import pytest
 
+from coe.fleet.specs import free_port
 from tests.gateway.served import ROOT, Served, declared_for, serving, until_ready
 
 pytestmark = pytest.mark.anyio
@@ -113,8 +113,7 @@ async def test_sigterm_to_the_whole_process_group_and_twice_ends_the_gateway_in_
 
 
 async def start(folder: Path, **environ: str) -> tuple[asyncio.subprocess.Process, int]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = folder / "experts.yaml"
     config.write_bytes(orjson.dumps(declared_for("http://127.0.0.1:9/v1")))
     settings = {"COE_CONFIG": str(config), "COE_PORT": str(port), "MARKER": str(folder / "marker"), **environ}

@@ -1,7 +1,6 @@
 """The OpenAPI document, and whether the gateway conforms to it."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import orjson
 import pytest
 from starlette.routing import Route
 
+from coe.fleet.specs import free_port
 from gateway.endpoints import chat, pass_through
 from gateway.endpoints.operations import OPERATIONS, document
 from gateway.observability.tracing import PATHS
@@ -97,8 +97,7 @@ def test_the_limits_of_headers_are_those_declared() -> None:
 
 @contextmanager
 def served(key: str) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = (sys.executable, "-m", "tests.observability.keyed_server", str(port), key)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from coe.fleet.specs import free_port
 
 MISSING = "redis-server is not installed; on Debian or Ubuntu: apt-get install redis-server"
 
@@ -22,9 +23,7 @@ class RedisServer:
     """Runs in `folder`, which also keeps its data where `options` ask for persistence."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder, self._options = folder, options
         self._process: subprocess.Popen[str] | None = None
