@@ -251,7 +251,7 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
         ),
         "unauthorized": (
             "it refuses the api_key",
-            "set `api_key` of the expert in experts.yaml, such as ${OPENAI_API_KEY}, to a key that is valid there",
+            "set `api_key` of the expert in experts.yaml, or the variable that it names, to a key that is valid there",
         ),
         "forbidden": (
             "it forbids the request",
