@@ -12,18 +12,11 @@ from coe.experts.outcomes import (
     MAX_WINDOW_FAILURES,
     Breaker,
 )
+from tests.waiting import ManualClock
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def breaker_of() -> tuple[Breaker, Clock]:
-    clock = Clock()
+def breaker_of() -> tuple[Breaker, ManualClock]:
+    clock = ManualClock()
     return Breaker(clock=clock), clock
 
 

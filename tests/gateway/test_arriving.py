@@ -13,7 +13,8 @@ from gateway.process.signals import Drain
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of
 from tests.gateway.served import serving
-from tests.gateway.two_keys import BODY, CHAT, KEYS, ROUTE, bearer, keyed, wait_until
+from tests.gateway.two_keys import BODY, CHAT, KEYS, ROUTE, bearer, keyed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 

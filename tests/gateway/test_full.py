@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from tests.fakes import Gateway, Response, gateway_of
-from tests.gateway.two_keys import BODY, CHAT, ROUTE, bearer, keyed, wait_until
+from tests.gateway.two_keys import BODY, CHAT, ROUTE, bearer, keyed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 

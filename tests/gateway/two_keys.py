@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-
 import orjson
 
 from coe.registry import Registry
@@ -22,9 +19,3 @@ def keyed(**limits: int) -> Registry:
 
 def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}", "content-type": "application/json"}
-
-
-async def wait_until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not holds():
-            await asyncio.sleep(0)

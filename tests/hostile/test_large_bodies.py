@@ -17,7 +17,8 @@ from gateway.request.body import DEFAULT_MAX_VALUES, SMALL_BODY
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import Gateway, Response, gateway_of, registry_of
-from tests.gateway.two_keys import BODY, CHAT, ROUTE, bearer, keyed, wait_until
+from tests.gateway.two_keys import BODY, CHAT, ROUTE, bearer, keyed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 

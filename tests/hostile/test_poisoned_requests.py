@@ -25,19 +25,13 @@ from tests.experts.fault_servers import answering, closed_port, refusing, server
 from tests.experts.test_replicas import CALL, error, made, whole
 from tests.fakes import Gateway, Response
 from tests.gateway.gateway_over import gateway_over
+from tests.waiting import ManualClock
 
 KEYS = [{"name": name, "tenant": name, "sha256": digest_of(name)} for name in ("mallory", "alice", "bob")]
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def breaker_of() -> tuple[Breaker, Clock]:
-    clock = Clock()
+def breaker_of() -> tuple[Breaker, ManualClock]:
+    clock = ManualClock()
     return Breaker(clock=clock), clock
 
 
