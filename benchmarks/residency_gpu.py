@@ -90,7 +90,7 @@ async def request(one: Asked, began: float, residency: Residency, specs: Sequenc
     granted: asyncio.Future[None] = loop.create_future()
 
     def refused(reason: str, _: float) -> None:
-        granted.set_exception(ExpertAsleep(reason))
+        granted.set_exception(ExpertAsleep(reason, expert=spec.key))
 
     arrived = loop.time()
     ticket = residency.acquire(
