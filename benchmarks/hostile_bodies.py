@@ -42,7 +42,7 @@ from benchmarks.large_body import reading_upstream, short_body
 PACE = 0.02
 """Seconds between two short requests."""
 PAUSE = 1.0
-"""Seconds between two bodies of one client, as Retry-After asks for."""
+"""Seconds between two bodies of one client, as Retry-After requests."""
 SAMPLE = 0.01
 """Seconds between two samples of the memory."""
 PIECE = 2**18

@@ -68,7 +68,7 @@ def mock_pool(rng: np.random.Generator) -> Pool:
 
 @dataclass
 class Run:
-    """Probes of one run in the order in which they are asked: `rows`, shape (n_categories, PROBES)."""
+    """Probes of one run in the order in which they are scored: `rows`, shape (n_categories, PROBES)."""
 
     pool: Pool
     rows: NDArray[np.int64]

@@ -1,6 +1,6 @@
 """The kinds of artifacts that a gateway serves with: one table for the stores, `coe promote` and `/v1/artifacts`.
 
-How a version of each kind is checked before it comes into use is code of the upper layers: `coe/runtime/versions.py`.
+`coe/runtime/versions.py` checks a version before it comes into use.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ Force = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """One engine of this machine: its command if it is there, its version, and what can be done about it."""
+    """One engine on this machine: its command (None if missing), its version, and how to install it."""
 
     runtime: str
     command: str | None
@@ -93,7 +93,7 @@ def _version(runtime: str, command: Path) -> str | None:
 def install(name: Name, build: BuildOption = "auto", force: Force = False, config: Config = None) -> None:
     """Install an engine into an environment of its own, where `coe up` finds it.
 
-    uv is used where it is there, else venv and pip. llama.cpp is compiled, which takes some minutes.
+    It uses uv if installed, else venv and pip. llama.cpp is compiled, which takes some minutes.
     """
     from coe.fleet.engines.catalog import ENGINES
 

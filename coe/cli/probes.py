@@ -248,7 +248,7 @@ def from_log(
 
 
 GOOD_SCORE = 0.8
-"""Score from which on a request counts as liked."""
+"""Lowest score of a request that counts as liked."""
 
 
 def _good_requests(

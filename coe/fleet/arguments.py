@@ -40,7 +40,7 @@ def locate_command(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def find_command(name: str, *, expert: str, folders: Sequence[Path], install: str) -> Path:
-    """As `locate_command`. Raises FleetError with the way to install it."""
+    """Locate the command like `locate_command`. Raises FleetError with the installation command if it is missing."""
     found = locate_command(name, folders)
     if found is None:
         raise FleetError(

@@ -1,10 +1,11 @@
 """Estimates how long requests wait for experts that share devices, and counts it in a plan's latencies.
 
 The service's scheduler is simulated on the traffic of a plan: the log's rate of requests, Poisson arrivals, the kept
-load times. A wait depends on the whole plan, since the experts that it uses share memory, so it is no number that the
-program could be given. `solve_with_waits` therefore searches best first over the experts that a plan may not use. Each
-node is solved exactly without waits, which bounds what its plans can reach, and its plan is simulated. The first plan
-whose latency holds with its own waits is taken, unless one of the same experts that counts the waits is better.
+load times. A wait depends on the whole plan, because its experts share memory. It is therefore no constant that the
+mixed-integer program could use. `solve_with_waits` therefore searches best first over the experts that a plan may not
+use. Each node is solved exactly without waits, which bounds what its plans can reach, and its plan is simulated. The
+first plan whose latency holds with its own waits is taken, unless one of the same experts that counts the waits is
+better.
 """
 
 from __future__ import annotations

@@ -146,7 +146,8 @@ def make_plan(
 def _solve(
     settings: Settings, registry: Registry, basis: PlanInputs, logged: LoggedUses | None
 ) -> tuple[PlanInputs, Assignment, dict[str, Any] | None]:
-    """The plan, its inputs with the expected waits for experts that share devices, and the report of these."""
+    """Solve the plan. Returns the inputs with the expected waits of experts that share devices, the plan, and the
+    report of the waits."""
 
     def solved(inputs: PlanInputs) -> Assignment:
         return solve(inputs.problem, traffic=inputs.traffic)
@@ -273,7 +274,7 @@ def logged_uses(settings: Settings, registry: Registry, seconds: float) -> Logge
 
 
 def _paired_errors(basis: PlanInputs, assignment: Assignment) -> NDArray[np.float64]:
-    """By category and expert, the standard error of its difference from the chosen expert; NaN if it is unknown."""
+    """Standard error of each expert's difference from the chosen expert, by category; NaN if it is unknown."""
     found = basis.paired_error(assignment)
     return np.full(basis.problem.quality.shape, np.nan) if found is None else np.array(found)
 

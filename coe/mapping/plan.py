@@ -196,9 +196,10 @@ def frontiers(
 ) -> dict[str, list[ParetoRow]]:
     """Return the Pareto frontier of each budget row with the rest of the budget fixed.
 
-    A frontier starts at the smallest feasible limit and ends where a larger limit gains nothing. Left out are rows
-    whose use is not known of every expert, rows without effect, limits for which `time_budget` is too short, and, for a
-    problem of more than LARGE_PROBLEM_CELLS, rows that its budget does not limit. `plan` is the optimal one, if known.
+    A frontier starts at the smallest feasible limit and ends where a larger limit gains nothing. It leaves out rows
+    whose use is unknown for an expert, rows without effect, and limits for which `time_budget` is too short. For a
+    problem of more than LARGE_PROBLEM_CELLS it also leaves out rows that the budget does not limit. `plan` is the
+    optimal one, if known.
     """
     time_budget = time_budget or TimeBudget()
     solved: _Solved = {}

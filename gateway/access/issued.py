@@ -26,7 +26,7 @@ _log = logging.getLogger("gateway")
 
 
 class IssuedKeyWatch:
-    """`keys` are those to be used now, with the revoked ones. `on_change` is called after they changed. `degraded` is
+    """`keys` are the issued keys now, including revoked ones. `on_change` is called after they changed. `degraded` is
     True while the store cannot be read."""
 
     def __init__(self, store: KeyStore, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,7 +54,7 @@ class IssuedKeyWatch:
                 self._take(found)
 
     async def change(self, decide: Callable[[IssuedKeys], tuple[T, IssuedKeys]]) -> T:
-        """Change the stored keys as `coe.runtime.key_store.change`; the change counts here at once."""
+        """Change the stored keys with `coe.runtime.key_store.change`. The change applies in this process at once."""
         async with self._lock:
             result, found = await change(self._store, decide)
             self._take(found)

@@ -26,7 +26,7 @@ class VllmClient(AdminHttp):
     """Controls the vLLM server at a URL; refusals are raised with the server's own message."""
 
     async def sleep(self, *, level: int = 1, time_limit: float = SLEEP_TIMEOUT) -> None:
-        """As EngineClient. Later requests wait, without an answer, until `wake`: send none.
+        """Put the server to sleep. Send no requests while it sleeps: they wait without an answer until `wake`.
 
         A server that is not asleep in time is woken again before the error is raised, so that no request waits in it
         unnoticed. Memory is freed only if the server was started with `--enable-sleep-mode` on a GPU; elsewhere it only
@@ -40,7 +40,7 @@ class VllmClient(AdminHttp):
             raise
 
     async def wake(self, *, level: int = 1, time_limit: float = WAKE_TIMEOUT) -> None:
-        """As EngineClient: after level 2 the weights are read from disk."""
+        """Wake the server; after level 2 it reads the weights from disk."""
         if level >= 2:
             await self._post("/wake_up?tags=weights", time_limit=time_limit)
             await self._post("/collective_rpc", {"method": "reload_weights"}, time_limit=time_limit)

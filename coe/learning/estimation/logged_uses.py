@@ -231,7 +231,7 @@ def _call_values(call: RecipeCall) -> Values:
 
 
 def uses_report(basis: PlanInputs, logged: LoggedUses | None) -> dict[str, Any]:
-    """By category and column, what the plan expects of a request, and how many requests of the log show it.
+    """Return the expected uses of a request by category and column, and the number of logged requests behind them.
 
     `dollars` are of one request; `active_b_tokens` are billions of active parameters times tokens. Null where unknown.
     """

@@ -20,8 +20,8 @@ Array = NDArray[np.float64]
 
 MIN_EFFECT = {"category mix": 0.05, "confidence": 0.05, "embeddings": 0.05}
 """Smallest effect of an alarm: the share of traffic that changes category (total variation); the largest gap of the two
-distributions (Kolmogorov-Smirnov statistic); and the accuracy above one half of telling the two samples apart along the
-direction in which they differ most."""
+distributions (Kolmogorov-Smirnov statistic); and the accuracy, above one half, of a classifier of the two samples along
+the direction in which they differ most."""
 MAX_EMBEDDINGS = 1000
 """Requests of each side whose embeddings are compared."""
 RANDOM_FEATURES, PERMUTATIONS = 256, 1000
@@ -148,7 +148,7 @@ def _tail_probability(own: float, shuffled: Array) -> float:
 
 
 def _separability(features: Array, first: int) -> float:
-    """Held-out accuracy above one half of telling both samples apart by projection on the difference of their means."""
+    """Held-out accuracy above one half of classifying the samples by projection on the difference of their means."""
     before, after = features[:first], features[first:]
     accuracy = []
     for held in (0, 1):

@@ -105,7 +105,7 @@ def _opened(experience: Experience, old: Assignment, new: Assignment, loss: floa
 def _drops(
     current: Assignment, base: ScoreTable, category: int, chosen: int, rewards: Array, *, rating_level: float
 ) -> dict[int, Contrast]:
-    """By measured expert: the drop of the chosen expert's ratings below it, less its price."""
+    """Return, by measured expert, the drop of the chosen expert's ratings below it, less its price."""
     measured = np.flatnonzero(np.isfinite(current.quality[category]) & (base.count[category] >= MIN_RATED))
     return {
         int(expert): _drop(

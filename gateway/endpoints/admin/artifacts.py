@@ -162,7 +162,8 @@ class Artifacts:
         return self._versions[kind]
 
     async def _served(self) -> tuple[dict[str, dict[str, int]], bool]:
-        """By kind, the workers that serve each version; and whether one of them failed to load what is in use."""
+        """Count the workers that serve each version, by kind, and report whether a worker failed to load the version in
+        use."""
         families = await self._parts.metrics.families()
         served: dict[str, dict[str, int]] = {}
         for (kind, version), (workers,) in families[ARTIFACT_INFO].cells.items():
