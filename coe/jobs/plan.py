@@ -114,13 +114,11 @@ def make_plan(
         values = marginal_values(problem, assignment, time_budget=time_budget.part(MARGINAL_VALUES_TIME_SHARE))
     if not options.dry_run:
         with store.draft() as draft:
-            (draft / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
             if recipes.arms:
                 (draft / RECIPES_FILE).write_bytes(policies.to_json())
             with note_if_slow("solving for other budgets"):
                 basis.save(draft, assignment, values=values, time_budget=time_budget)
-            artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
-        store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
+            _promote(store, draft, assignment, registry, why=f"planned on {scores}")
     if time_budget.skipped:
         print_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
     gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
@@ -141,6 +139,13 @@ def make_plan(
     }
     _add_margin_errors(report["assignment"], registry, basis, assignment)
     return report | ({"gate": gate} if gate else {})
+
+
+def _promote(store: ArtifactStore, draft: Path, assignment: Assignment, registry: Registry, *, why: str) -> None:
+    """Publish the draft with the assignment, and put it into use."""
+    (draft / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
+    artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
+    store.promote(artifact.manifest.version, by="plan", why=why)
 
 
 def _solve(
