@@ -13,7 +13,8 @@ ABOUT = "Every error code with its status, meaning and remedy, and every cause o
 _PAGE = """\
 # Errors
 
-A failed request has OpenAI's error body. The Messages API has Anthropic's.
+Errors of the gateway, with their codes and remedies. A failed request has OpenAI's error body; the Messages API has
+Anthropic's.
 
 ```json
 {{
