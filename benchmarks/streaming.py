@@ -44,7 +44,7 @@ from benchmarks.harness import (
     upstream,
     wrk,
 )
-from benchmarks.large_body import ask, cpu, large_body
+from benchmarks.large_body import cpu, large_body, send
 
 DRIP_PORT = 18096
 
@@ -90,7 +90,7 @@ def plain(home: Path, requests: int) -> dict[str, Any]:
         stack.enter_context(upstream(folder))
         base = f"http://127.0.0.1:{UPSTREAM_PORT}/v1"
         process, _ = stack.enter_context(gateway(folder, workers=1, home=home, base_url=base))
-        ask(GATEWAY_PORT, large_body(), count=100)
+        send(GATEWAY_PORT, large_body(), count=100)
         script, memory, done, failures = load_script(folder, STARTER), {}, 0.0, Counter[str]()
         for share in (requests // 10, requests):
             while done < share:
