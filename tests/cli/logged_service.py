@@ -44,9 +44,9 @@ DECLARED: dict[str, Any] = {
 }
 PROMPTS = [(one.prompt, one.category) for one in examples(count=60)] + [(f"hello {n}", "general") for n in range(30)]
 TRAINING_DIGEST = pairs_digest([*PROMPTS, *((text, "general") for text in DECLARED["categories"][-1]["examples"])])
-"""The digest of what its router counts as trained on, where `router.training_data` holds PROMPTS."""
+"""Digest of the router's training prompts, if `router.training_data` holds PROMPTS."""
 TRUTH = {"chef": {"cooking": 0.9, "football": 0.9}, "generalist": {"astronomy": 0.9, "general": 0.9}}
-"""Chance that an expert's answer is good; .2 for what is not named."""
+"""Probability that an expert's answer is good; .2 for experts and categories that are not listed."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ class LoggedService:
         return found
 
     def choices(self) -> dict[str, str]:
-        """Who answers a clear case of each category, by what is in use."""
+        """Return the expert of a clear case of each category, by the artifacts in use."""
         assignment = load_active_state(self.settings).assignment
         best = [int(expected_utility(assignment, row).argmax()) for row in np.eye(len(assignment.categories))]
         return {name: assignment.experts[index] for name, index in zip(assignment.categories, best, strict=True)}

@@ -177,7 +177,7 @@ def test_a_failure_counts_as_recent_for_a_second() -> None:
 
 
 class Traffic:
-    """Requests under way at a breaker, each with what `begin` gave it and whether it was a trial."""
+    """Requests in flight at a breaker, each with its generation number and whether it is a trial."""
 
     def __init__(self) -> None:
         self.breaker, self.clock = breaker_of()

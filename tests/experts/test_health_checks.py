@@ -32,7 +32,7 @@ async def session(anyio_backend: str) -> AsyncIterator[Client]:
 
 
 def expert_at(url: str) -> tuple[ReplicatedExpert, Replica]:
-    """Served there by somebody else's word: what is declared would have been checked."""
+    """An expert at an undeclared address, which the loader has not checked."""
     spec = ExpertSpec.model_validate({"name": "clever", "model": "m", "runtime": "external", "base_url": "http://h/v1"})
     clock = ManualClock()
     replica = Replica(ScriptedExpert("clever"), endpoint=Endpoint(url, "m"), clock=clock)

@@ -1,4 +1,4 @@
-"""One key asks for all there is (permits, the queue, the places of feedback): another is served all the same."""
+"""One key uses all permits, the queue and the feedback slots; another key is still served."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ def ask(gateway: Gateway, key: str, path: str = CHAT) -> asyncio.Task[Response]:
 
 
 async def flooded(gateway: Gateway) -> list[asyncio.Task[Response]]:
-    """What mallory asked for, now that some has a permit, as much waits as may, and the rest is refused."""
+    """Send requests as mallory until the permits and the queue are full and the rest is refused; return them."""
     limits = gateway.serving_state.admission.limits
     flood = [ask(gateway, "mallory") for _ in range(20)]
     await wait_until(

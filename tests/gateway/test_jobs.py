@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the machine is, a plan is solved in time."""
+    """A long time limit, so that a plan is solved in time on a busy machine."""
     monkeypatch.setattr(solver_module, "SOLVE_TIMEOUT_SECONDS", 240.0)
 
 

@@ -1,4 +1,4 @@
-"""Two keys of one gateway, of which mallory's sends more than its share."""
+"""Two keys of one gateway: alice, and mallory, which sends more than its share."""
 
 from __future__ import annotations
 
