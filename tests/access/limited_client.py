@@ -18,7 +18,7 @@ USE = Amounts(1, 10, 0.001)
 
 
 async def take(account: Account, deadline: float) -> int:
-    """Send short requests one after another, until the deadline and at least one refusal. Returns the number allowed."""
+    """Send short requests until the deadline and at least one refusal. Returns the number that was allowed."""
     count, refused = 0, False
     while time.monotonic() < deadline or not refused:
         try:

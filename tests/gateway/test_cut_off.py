@@ -142,7 +142,7 @@ class Gate:
         def predict(router: WordRouter, texts: Any) -> list[Prediction]:
             self.reached.set()
             self.open.wait(60)
-            return [router._look(text, "predict") for text in texts]
+            return [router._prediction(text, "predict") for text in texts]
 
         monkeypatch.setattr(WordRouter, "predict", predict)
 

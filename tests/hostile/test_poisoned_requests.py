@@ -1,4 +1,4 @@
-"""One tenant's requests that draw errors from an expert must not take the expert from the other tenants."""
+"""Requests of one tenant that cause errors must not make the expert unavailable to other tenants."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ async def test_a_replica_whose_health_page_failed_is_ejected_however_many() -> N
 
 
 async def poisonable(request: web.Request) -> web.StreamResponse:
-    """Answers 500 to whatever holds the word poison, and everything else well."""
+    """A server that answers 500 to requests with the word poison, and 200 to others."""
     if b"poison" in await request.read():
         return web.json_response({"error": {"message": "cuda died"}}, status=500)
     return await answering(request)

@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 DEADLINE = 60
-"""Seconds that anything here may take."""
+"""Time limit of every wait, in seconds."""
 
 
 async def answered(served: Served) -> None:

@@ -1,5 +1,4 @@
-"""Uses from the routing log: which records count, how few move little, and that held-out requests are billed as
-predicted."""
+"""Uses from the routing log: records that count, shrinkage of few records, and the bill of held-out requests."""
 
 from __future__ import annotations
 
