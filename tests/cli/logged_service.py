@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
-from coe.cli import app
 from coe.learning.evaluation.tables import pairs_digest
 from coe.mapping import expected_utility
 from coe.records import open_feedback, open_log
@@ -23,6 +21,7 @@ from coe.records.record import RoutingRecord
 from coe.routing.decision import choose
 from coe.runtime.active_state import load_active_state
 from coe.settings import Settings
+from tests.cli.command import run
 from tests.routers.conftest import examples
 
 RATE, LOSS = 0.3, 1.0
@@ -69,9 +68,7 @@ class LoggedService:
         self.config.write_text(json.dumps(DECLARED | {"log": {"url": self.url}} | changes))
 
     def run(self, *words: object) -> str:
-        result = CliRunner().invoke(app, [*map(str, words), "--config", str(self.config)], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.stdout
+        return run(*words, "--config", self.config)
 
     def report(self, *words: object) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run(*words, "--json"))

@@ -33,6 +33,11 @@ def certainty_rank(kind: FeedbackKind) -> int:
     return (*RATING_KINDS, "regenerated", "abandoned", "category", "audit").index(kind)
 
 
+def precedence(feedback: Feedback) -> tuple[int, float, str]:
+    """Sort key of several feedbacks on one request: the surest kind counts, then the latest event."""
+    return -certainty_rank(feedback.kind), feedback.time, feedback.event_id
+
+
 def reward(feedback: Feedback, *, expert: str) -> float:
     """The reward that the event gives the answer of `expert`, 0 to 1; NaN where it gives none.
 
