@@ -89,7 +89,7 @@ def plan(
     settings = settings_for(config)
     store = synced_store(settings, "assignment")
     if forget:
-        _forget(store, json)
+        _clear_plan(store, json)
         return
     if scores is None:
         raise typer.BadParameter("give the folder of scores, or --forget")
@@ -106,7 +106,7 @@ def plan(
         show_plan(report, scores, is_dry_run=dry_run)
 
 
-def _forget(store: ArtifactStore, json: bool) -> None:
+def _clear_plan(store: ArtifactStore, json: bool) -> None:
     store.clear(by="plan", why="--forget")
     note = "the assignment of experts.yaml is in use; running gateways apply it soon"
     print_json({"assignment": None, "note": note}) if json else print_line(note)
