@@ -1,4 +1,4 @@
-"""`ollama serve`: one process for each model, with the models that `ollama pull` has stored; or an Ollama that runs.
+"""Serves models with Ollama: one `ollama serve` process for each pulled model, or an Ollama that already runs.
 
 It has no flags: options become its environment variables, so `context-length` is OLLAMA_CONTEXT_LENGTH. Sleep unloads
 the model and keeps the process. With `base_url`, a process that only loads and unloads the model (`ollama_keeper`)

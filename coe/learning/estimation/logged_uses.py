@@ -21,7 +21,7 @@ from coe.records.record import RecipeCall, RoutingRecord
 
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
-"""Requests from which the log shows the mix of traffic."""
+"""Requests that the log must have for its mix of categories to be used."""
 MAX_SAMPLED_POSTERIORS = 10_000
 """Posteriors of a router's requests that are kept, a uniform sample."""
 MAX_ROUTERS = 4

@@ -1,7 +1,7 @@
-"""Opens categories for exploration of an expert that the log cannot show, where the chosen expert got worse.
+"""Opens categories for exploration: where the chosen expert got worse, and the log has too few ratings of another one.
 
-Exploration then gathers the ratings that a later round needs to move the category. Arrays have n requests, m categories
-and k experts.
+Exploration then collects the ratings that a later round needs to move the category. Arrays have n requests, m
+categories and k experts.
 """
 
 from __future__ import annotations
