@@ -26,10 +26,11 @@ app = typer.Typer(no_args_is_help=True, help="List and install inference engines
 
 Name = Annotated[str, typer.Argument(metavar="ENGINE", help="vllm, sglang or llama.cpp.")]
 BuildOption = Annotated[
-    Literal["auto", "cuda", "rocm", "cpu"], typer.Option("--build", help="The build; auto picks it for this machine.")
+    Literal["auto", "cuda", "rocm", "cpu"],
+    typer.Option("--build", help="The build; auto selects the one for this machine."),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Install its newest tested version anew; servers that run keep the earlier one.")
+    bool, typer.Option("--force", help="Reinstall the newest tested version; running servers keep the earlier one.")
 ]
 
 

@@ -34,10 +34,10 @@ from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
 from coe.terminal import print_json, print_line
 
-Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, as of `coe score`.")]
+Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, from `coe score`.")]
 
 
-Benchmark = Annotated[str | None, typer.Option("--benchmark", help="The benchmark, where the folder holds several.")]
+Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
 
 
 Deviations = Annotated[

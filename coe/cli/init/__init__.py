@@ -69,7 +69,7 @@ Serve = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", help="File to write [default: COE_CONFIG or experts.yaml].")]
 Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing and use the defaults.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Declare four experts that share the embedded model.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Do not request a token from each expert in the end.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Skip the final request of a token from each expert.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 
 
