@@ -80,15 +80,13 @@ class Residual:
         return np.asarray(_kernel(self.readings(embeddings), self.known) @ self.weights)
 
 
-def fit_residual(
-    embeddings: NDArray[np.floating], scores: Floats, expected: Floats, *, dimensions: int, seed: int = 0
-) -> Residual:
+def fit_residual(embeddings: NDArray[np.floating], scores: Floats, expected: Floats, *, dimensions: int) -> Residual:
     """Fit to prompts' `embeddings` (n_prompts, layers x dimensions), and their `scores` and `expected` scores.
 
     Both have shape (n_prompts, n_experts); the expected ones are the table's for the prompt's category. Takes some
     n_prompts^3 operations.
     """
-    rows = np.sort(np.random.default_rng(seed).permutation(len(scores))[:MAX_TRAINING_PROMPTS])
+    rows = np.sort(np.random.default_rng(0).permutation(len(scores))[:MAX_TRAINING_PROMPTS])
     readings = EmbeddingProjection.of(embeddings[rows], dimensions)
     known, table = readings(embeddings[rows]), expected[rows]
     target = scores[rows] - table

@@ -25,6 +25,7 @@ the direction in which they differ most."""
 MAX_EMBEDDINGS = 1000
 """Requests of each side whose embeddings are compared."""
 RANDOM_FEATURES, PERMUTATIONS = 256, 1000
+FALSE_DISCOVERY_RATE = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,10 +173,10 @@ def holm(chances: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def benjamini_hochberg(chances: Sequence[float], *, rate: float = 0.05) -> NDArray[np.bool_]:
-    """The significant tests, with an expected share of at most `rate` false ones (Benjamini and Hochberg 1995)."""
+def benjamini_hochberg(chances: Sequence[float]) -> NDArray[np.bool_]:
+    """The significant tests, an expected FALSE_DISCOVERY_RATE of them false at most (Benjamini and Hochberg 1995)."""
     order = np.argsort(chances)
-    small = np.asarray(chances)[order] <= rate * np.arange(1, len(chances) + 1) / len(chances)
+    small = np.asarray(chances)[order] <= FALSE_DISCOVERY_RATE * np.arange(1, len(chances) + 1) / len(chances)
     counted = np.zeros(len(chances), dtype=np.bool_)
     if small.any():
         counted[order[: int(np.flatnonzero(small).max()) + 1]] = True
