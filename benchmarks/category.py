@@ -243,7 +243,7 @@ def starter(rows: Sequence[Row], file: Path, *, without: Sequence[str]) -> dict[
 
 
 def familiarity(router: CascadeRouter, inside: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
-    """AUROC of separating public prompts from CLINC's out-of-scope rows, by length too, which knows no topic."""
+    """AUROC of separating public prompts from CLINC's out-of-scope rows, also by length alone, which ignores topics."""
     outside = [row for row in rows if row["category"] == "out_of_scope"]
     short = [row for row in inside if len(row["prompt"]) <= MAX_SHORT_CHARACTERS]
     report = {}

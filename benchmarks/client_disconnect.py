@@ -37,7 +37,7 @@ async def _measure(count: int) -> dict[str, list[float]]:
 
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reported = (await reader.readuntil(b"\r\n\r\n")).lower()
-        if reported.startswith(b"post "):  # the gateway also looks whether there is a queue to be read
+        if reported.startswith(b"post "):  # the gateway also checks whether the server reports a queue
             await reader.readexactly(int(reported.partition(b"content-length: ")[2].split(b"\r\n")[0]))
             if begins:
                 writer.write(HEAD + chunk(event()))

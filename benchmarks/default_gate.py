@@ -25,7 +25,7 @@ import numpy as np
 
 import routers
 from benchmarks.docs_retrieval import QUESTIONS, indexed_docs
-from benchmarks.passage_answers import Asked, asked, questions_of
+from benchmarks.passage_answers import AnsweredQuestion, answered, questions_of
 from benchmarks.plain_questions import plain_questions
 from benchmarks.retrieval_gate import document_texts, rows_of
 from coe.retrieval import DocumentStore, open_store
@@ -96,14 +96,14 @@ async def answers_of(data: Path, folder: Path, encoder: TokenizingEncoder) -> di
     """Return the quality of the small model without passages, always with them, and at each threshold."""
     store = open_store("lancedb:///store", base=folder, encoder=encoder_id(encoder))
     questions = questions_of(rows_of(data / "retrieval" / "questions_train.parquet"))
-    found = await asked(questions, store, encoder, folder=folder, ask=False)
+    found = await answered(questions, store, encoder, folder=folder, ask=False)
     await store.aclose()
     report = {"all": _qualities(found)}
     kinds = sorted({one.question.kind for one in found})
     return report | {kind: _qualities([one for one in found if one.question.kind == kind]) for kind in kinds}
 
 
-def _qualities(found: Sequence[Asked]) -> dict[str, Any]:
+def _qualities(found: Sequence[AnsweredQuestion]) -> dict[str, Any]:
     without, with_ = (np.array([getattr(one, name) for one in found]) for name in ("without", "with_"))
     cosine = np.array([max(one.cosines, default=-1.0) for one in found])
     report: dict[str, Any] = {"questions": len(found), "never": round(float(without.mean()), 4)}

@@ -1,9 +1,10 @@
 """Drift alarms: rate of false alarms, and the smallest shift that is detected.
 
-    python benchmarks/drift.py [--series N] [--looks N] [--requests N] [--json FILE]
+    python benchmarks/drift.py [--series N] [--days N] [--requests N] [--json FILE]
 
-Synthetic traffic of 14 categories: each series is one reference and a number of later days that are compared with it as
-by `coe status`, each day one look. In a quiet series nothing changes; in the others one thing does from the first day.
+Synthetic traffic of 14 categories: each series is one reference and a number of later days. Each day is compared with
+the reference, as `coe status` does. In a quiet series nothing changes; in each other series one property changes from
+the first day on.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ EXPERTS = ("small", "large", "coder", "lawyer")
 WIDTH = 64
 
 Change = Callable[[np.ndarray, float, np.ndarray], tuple[np.ndarray, float, np.ndarray]]
-"""From the mix, the mean confidence and the centres of the categories to other ones."""
+"""Maps the category mix, the mean confidence and the category centres to changed ones."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=100)
-    parser.add_argument("--looks", type=int, default=10)
+    parser.add_argument("--days", type=int, default=10)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found = {
-        "quiet": alarmed(given.series, given.looks, given.requests, quiet),
+        "quiet": alarmed(given.series, given.days, given.requests, quiet),
         "shifts": {
             name: alarmed(given.series // 4, 1, given.requests, change)["any"] for name, change in CHANGES.items()
         },
@@ -50,8 +51,8 @@ def main() -> None:
         given.json.write_text(text)
 
 
-def alarmed(series: int, looks: int, requests: int, change: Change) -> dict[str, float]:
-    """The share of series with an alarm in any look, by aspect and of any."""
+def alarmed(series: int, days: int, requests: int, change: Change) -> dict[str, float]:
+    """Share of series with an alarm on any day, by aspect and for any aspect."""
     hits: dict[str, int] = {"any": 0}
     for number in range(series):
         random = np.random.default_rng(number)
@@ -63,9 +64,9 @@ def alarmed(series: int, looks: int, requests: int, change: Change) -> dict[str,
         reference, later = traffic(random, requests, *scored_prompts), change(*scored_prompts)
         aspects = {
             finding.aspect
-            for look in range(looks)
+            for day in range(days)
             for finding in detect_drift(
-                reference, traffic(random, requests, *later), categories=CATEGORIES, test=look + 1
+                reference, traffic(random, requests, *later), categories=CATEGORIES, test=day + 1
             )
             if finding.alarm
         }
@@ -126,7 +127,8 @@ CHANGES: dict[str, Change] = {
 
 
 def degraded(series: int, requests: int, fall: float) -> dict[str, float]:
-    """How often one expert's fall is named, and how often any other's, each in one look at a week and a day."""
+    """How often the alarm names the expert that became worse, and how often another one, in one comparison of a week
+    and a day."""
     named = wrong = 0
     for number in range(series):
         random = np.random.default_rng(number)

@@ -38,12 +38,12 @@ async def measured(served: Served, options: argparse.Namespace) -> dict[str, Any
     requests: asyncio.Queue[str] = asyncio.Queue(maxsize=options.in_flight)
     statuses, rated, took = Counter[int](), list[str](), list[float]()
     over = asyncio.Event()
-    asked = 0
+    sent = 0
 
-    async def ask() -> None:
-        nonlocal asked
-        while asked < options.ratings:
-            asked += 1
+    async def rate_answers() -> None:
+        nonlocal sent
+        while sent < options.ratings:
+            sent += 1
             async with served.ask("good") as response:
                 await response.read()
                 await requests.put(response.headers["x-request-id"])
@@ -64,7 +64,7 @@ async def measured(served: Served, options: argparse.Namespace) -> dict[str, Any
     began = time.perf_counter()
     locking = asyncio.create_task(lock(served.folder, over)) if options.lock else None
     raters = [asyncio.create_task(rate()) for _ in range(options.in_flight)]
-    await asyncio.gather(*(ask() for _ in range(options.in_flight)))
+    await asyncio.gather(*(rate_answers() for _ in range(options.in_flight)))
     await requests.join()
     seconds = time.perf_counter() - began
     over.set()

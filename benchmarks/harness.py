@@ -108,13 +108,13 @@ def require(*commands: str) -> None:
             sys.exit(f"{command} is not on PATH; on Debian: apt-get install nginx-light wrk redis-server")
 
 
-def head(length: int) -> bytes:
-    """Return the head of a request whose body has `length` bytes."""
+def head(length: int, key: str = KEY) -> bytes:
+    """Return the head of a request of `key` whose body has `length` bytes."""
     lines = (
         "POST /v1/chat/completions HTTP/1.1",
         "host: localhost",
         "content-type: application/json",
-        f"authorization: Bearer {KEY}",
+        f"authorization: Bearer {key}",
         f"content-length: {length}",
     )
     return "".join(f"{line}\r\n" for line in (*lines, "")).encode()

@@ -36,13 +36,13 @@ from typing import Any
 import psutil
 import uvloop
 
-from benchmarks.harness import GATEWAY_PORT, KEY, ROOT, gateway, require, rss_mb, upstream
+from benchmarks.harness import GATEWAY_PORT, KEY, ROOT, gateway, head, require, rss_mb, upstream
 from benchmarks.large_body import reading_upstream, short_body
 
 PACE = 0.02
 """Seconds between two short requests."""
 PAUSE = 1.0
-"""Seconds between two bodies of one client, as Retry-After asks for."""
+"""Seconds between two bodies of one client, as Retry-After requests."""
 SAMPLE = 0.01
 """Seconds between two samples of the memory."""
 PIECE = 2**18
@@ -145,17 +145,6 @@ def _large(kind: str, size: int) -> bytes:
     return head + b"long " * ((size - len(head) - len(tail)) // 5) + tail
 
 
-def _head(length: int, key: str) -> bytes:
-    lines = (
-        "POST /v1/chat/completions HTTP/1.1",
-        "host: localhost",
-        "content-type: application/json",
-        f"authorization: Bearer {key}",
-        f"content-length: {length}",
-    )
-    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
-
-
 async def _flood(body: bytes, key: str, *, count: int, seconds: float) -> dict[str, int]:
     """Counts the large requests by outcome."""
     found: Counter[str] = Counter()
@@ -178,7 +167,7 @@ async def _sent(body: bytes, key: str) -> str:
             reader, writer = await asyncio.open_connection("127.0.0.1", GATEWAY_PORT)
             answer = asyncio.ensure_future(reader.readline())
             try:
-                writer.write(_head(len(body), key))
+                writer.write(head(len(body), key))
                 whole = memoryview(body)
                 for at in range(0, len(body), PIECE):
                     if answer.done():
@@ -199,7 +188,7 @@ async def _sent(body: bytes, key: str) -> str:
 async def _short(seconds: float, key: str) -> list[float]:
     """Milliseconds from when each short request was due to its answer; each on a connection of its own."""
     body, times = short_body(), list[float]()
-    request = _head(len(body), key) + body
+    request = head(len(body), key) + body
 
     async def one(due: float) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", GATEWAY_PORT)

@@ -79,7 +79,7 @@ def _round(
     for name, (port, server) in servers.items():
         for size, body in bodies.items():
             before = cpu(server)
-            ask(port, body, count=count)
+            send(port, body, count=count)
             cost[f"cpu_ms_{name}_{size}"] = (cpu(server) - before) / count * 1e3
     parsers = {"orjson": orjson.loads, "json": json.loads}
     parse = {f"parse_ms_{name}": typical(parser, bodies["large"]) for name, parser in parsers.items()}
@@ -99,7 +99,7 @@ def large_body() -> bytes:
     return orjson.dumps({"model": "auto", "messages": [*turns, {"role": "user", "content": WORDS * 7000}]})
 
 
-def ask(port: int, body: bytes, *, count: int) -> None:
+def send(port: int, body: bytes, *, count: int) -> None:
     """So often, over one connection."""
     headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:

@@ -186,7 +186,7 @@ def spent(processes: list[psutil.Process]) -> float:
 
 
 async def first_view(browser: Browser) -> tuple[float, float]:
-    """Milliseconds from asking for the page until its numbers are there, and the bytes that its files had."""
+    """Milliseconds from requesting the page until its numbers are shown, and the bytes of its files."""
     context = await browser.new_context(viewport={"width": 1280, "height": 800})
     page = await context.new_page()
     await page.add_init_script(READY)

@@ -48,6 +48,7 @@ MAIN_SHARE = 0.7
 """Share of a category's requests that go to one expert; the others are spread over all."""
 SIGNAL = 3.0
 """Strength of the router's evidence for the true category, in standard deviations of its noise."""
+ROUTER = "r1"
 COUNTS = (0, 30, 100, 300, 1000, 3000)
 """Lower ends of the reported ranges of a cell's measured requests."""
 
@@ -169,7 +170,7 @@ def records(requests: Requests, registry: Registry, chosen: NDArray[np.int64]) -
                 candidates=registry.expert_names,
                 probabilities=dict(zip(names, requests.posterior[number].tolist(), strict=True)),
                 stage="encoder",
-                router="r1",
+                router=ROUTER,
                 config="c1",
                 digest="",
                 outcome="ok",
@@ -229,7 +230,7 @@ def limit_rows(
     names = registry.category_names
     strength = 0.35 + 0.12 * np.log(np.array(list(SIZES.values())))
     quality = np.clip(strength + random.normal(0, 0.06, (len(names), len(SIZES))), 0, 1)
-    mix = logged.traffic.over(names)
+    mix = logged.traffic.over(names, router=ROUTER)
     assert mix is not None
     weights, sample = mix
     declared = declared_uses(registry, names, measured=uses)

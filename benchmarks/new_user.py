@@ -30,7 +30,7 @@ from scripts.try_wheel import gateway, install, run
 
 ROOT = Path(__file__).parent.parent
 SEED = 7
-"""Of the numbers in the probes: the servers must know the answers."""
+"""Seed of the numbers in the probes, so that the mock servers know the answers."""
 GOOD, POOR = 0.9, 0.45
 LATENCY = 0.05
 """Seconds that a server takes for an answer."""
@@ -157,7 +157,7 @@ def skill(name: str, category: str) -> float:
 
 
 def declare_prices(file: Path) -> None:
-    """Declare what the experts cost, as a user would; `coe init` cannot know it."""
+    """Declare the experts' prices, as a user would, because `coe init` cannot find them."""
     text = file.read_text()
     for name, (given, written) in PRICES.items():
         line = re.compile(rf"^(\s*)(- )?model: ['\"]?{name}['\"]?.*$", re.MULTILINE)

@@ -37,7 +37,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AnsweredQuestion:
     """One question answered without and with passages: scores 0 or 1, tokens and cosines of the passages."""
 
     question: Question
@@ -68,9 +68,9 @@ def questions_of(rows: Sequence[dict[str, Any]], *, seed: int = 0) -> list[Quest
     return picked + [Question("plain", text, (answer,), index >= 200) for index, (text, answer) in enumerate(plain)]
 
 
-async def asked(
+async def answered(
     questions: Sequence[Question], retriever: Retriever, encoder: Any, *, folder: Path, ask: bool
-) -> list[Asked]:
+) -> list[AnsweredQuestion]:
     """Answer the questions that FOLDER/answers.jsonl lacks, or with `ask` False return those it has.
 
     The order is random, questions for fitting first, so that a prefix is a sample.
@@ -78,7 +78,7 @@ async def asked(
     questions = sorted(questions, key=lambda q: (not q.train, hashlib.sha256(q.text.encode()).hexdigest()))
     cache = _AnswerCache(folder / "answers.jsonl")
     if not ask:
-        return [_asked(question, cache) for question in questions if cache.complete(question)]
+        return [_answered(question, cache) for question in questions if cache.complete(question)]
     specs, endpoints = local_servers(
         [ExpertSpec(name="small", model=MODEL, runtime="transformers")],
         cache=folder / "models",
@@ -89,7 +89,7 @@ async def asked(
     found = []
     missing = [q for q in questions if not cache.complete(q)]
     if not missing:
-        return [_asked(q, cache) for q in questions]
+        return [_answered(q, cache) for q in questions]
     async with Fleet(specs, report=print):
         import aiohttp
 
@@ -103,7 +103,7 @@ async def asked(
                     cache.add(question, texts, answers, block, cosines, seconds)
                     if done % 20 == 0:
                         print(f"{done}/{len(questions)}", flush=True)
-                found.append(_asked(question, cache))
+                found.append(_answered(question, cache))
     return found
 
 
@@ -143,10 +143,10 @@ def _key(question: Question) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()[:24]
 
 
-def _asked(question: Question, cache: _AnswerCache) -> Asked:
+def _answered(question: Question, cache: _AnswerCache) -> AnsweredQuestion:
     without, with_ = cache.rows[_key(question)][-2:]
-    scores = [max(contains(row["answer"], answer) for answer in question.answers) for row in (without, with_)]
-    return Asked(question, *scores, with_["tokens"], tuple(with_["cosines"]), with_["seconds"])
+    right = [max(contains(row["answer"], answer) for answer in question.answers) for row in (without, with_)]
+    return AnsweredQuestion(question, right[0], right[1], with_["tokens"], tuple(with_["cosines"]), with_["seconds"])
 
 
 async def _block(

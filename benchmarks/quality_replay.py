@@ -83,7 +83,7 @@ def scored_prompts_of(data: Quality, work: Path) -> ScoredPrompts:
 
 
 def flat(scored_prompts: ScoredPrompts) -> Assignment:
-    """Nothing is known: every expert is worth the same everywhere, and requests are shared evenly."""
+    """The plan without any scores: all experts have the same quality, and requests are shared evenly."""
     shape = (len(scored_prompts.categories), len(scored_prompts.experts))
     nothing = np.zeros(shape)
     table = ScoreTable(scored_prompts.categories, scored_prompts.experts, nothing, nothing, nothing)

@@ -227,7 +227,7 @@ class Replayed:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         await request.read()
-        if request.method != "POST":  # what the gateway wants to know about a server
+        if request.method != "POST":  # requests of the gateway's health checks
             return web.Response(status=404)
         if self.fails:
             self.fails = False

@@ -112,7 +112,7 @@ def bodies() -> list[bytes]:
     return [orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": one}]}) for one in chosen]
 
 
-async def ask(app: Starlette, body: bytes) -> None:
+async def serve_one(app: Starlette, body: bytes) -> None:
     """Send one chat to the application, as its server would."""
     scope = {
         "type": "http",
@@ -145,11 +145,11 @@ async def run(settings: Settings, repeat: int) -> None:
     async with app.router.lifespan_context(app):
         chats = bodies()
         for body in chats:
-            await ask(app, body)
+            await serve_one(app, body)
         walk = Walk()
         _in_request.set(True)
         sys.setprofile(walk.hook)
-        await ask(app, chats[0])
+        await serve_one(app, chats[0])
         sys.setprofile(None)
         _in_request.set(False)
         walk.report()
@@ -158,7 +158,7 @@ async def run(settings: Settings, repeat: int) -> None:
         for _ in range(repeat // PROMPTS):
             process, thread = time.process_time(), time.thread_time()
             for body in chats:
-                await ask(app, body)
+                await serve_one(app, body)
             rounds.append((time.thread_time() - thread) / PROMPTS * 1e6)
             others.append((time.process_time() - process) / PROMPTS * 1e6 - rounds[-1])
         if rounds:

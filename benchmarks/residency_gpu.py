@@ -90,7 +90,7 @@ async def request(one: Asked, began: float, residency: Residency, specs: Sequenc
     granted: asyncio.Future[None] = loop.create_future()
 
     def refused(reason: str, _: float) -> None:
-        granted.set_exception(ExpertAsleep(reason))
+        granted.set_exception(ExpertAsleep(reason, expert=spec.key))
 
     arrived = loop.time()
     ticket = residency.acquire(
@@ -132,7 +132,7 @@ async def served(
     device = Device(memory, sleep_memory, servers, {spec.key: spec.key for spec in specs}, "card")
     measured = Measured()
     end_timing = timed(measured)
-    residency_module.Scheduler = partial(Scheduler, policy=POLICIES[name])  # type: ignore[misc]
+    residency_module.Scheduler = partial(Scheduler, policy=POLICIES[name])  # type: ignore[attr-defined]
     try:
         async with Residency([device], assignment={}, max_wait=max_wait, report=print) as residency:
             began = asyncio.get_running_loop().time()
@@ -143,7 +143,7 @@ async def served(
             await asyncio.gather(*late, return_exceptions=True)
     finally:
         end_timing()
-        residency_module.Scheduler = Scheduler  # type: ignore[misc]
+        residency_module.Scheduler = Scheduler  # type: ignore[attr-defined]
     return measured
 
 

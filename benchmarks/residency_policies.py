@@ -18,13 +18,13 @@ def recency(server: ServerState) -> float:
 
 
 def frequency(server: ServerState) -> float:
-    """LFU with dynamic aging: by the requests of late, older ones count less."""
+    """LFU with dynamic aging: the decayed rate of recent requests."""
     return server.rate
 
 
 def in_order(state: DeviceState, *, strict: bool, evicts: Callable[[ServerState], float] = recency) -> Schedule:
-    """Requests in the order of arrival; `strict`: none overtakes one whose expert is not awake. Idle servers leave in
-    the order of `evicts`."""
+    """Serve requests in the order of arrival. With `strict`, no request overtakes one whose expert is not awake. Idle
+    servers are evicted in the order of `evicts`."""
     actions: list[Action] = []
     loading = any(server.tier in ("loading", "unloading") for server in state.servers)
     lines = ([(at, index) for at in server.waiting] for index, server in enumerate(state.servers) if server.waiting)
@@ -134,10 +134,10 @@ class Oracle:
         self._ahead = ahead
 
     def record(self, expert: str, category: str, now: float) -> None:
-        """It knows."""
+        """The oracle knows the next requests of the trace."""
 
     def period(self, now: float) -> float:
-        """Infinite: a request that arrives adds nothing to what it knows."""
+        """Infinite, because an arriving request adds nothing to the oracle's forecast."""
         return math.inf
 
     def rates(self, now: float) -> dict[str, float]:

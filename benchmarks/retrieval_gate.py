@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import routers
-from benchmarks.passage_answers import Asked, asked, questions_of
+from benchmarks.passage_answers import AnsweredQuestion, answered, questions_of
 from coe.core import Prediction
 from coe.learning.retraining.gate_fit import GateExamples, calibration, fit_gate, gate_decisions, gate_estimates
 from coe.registry.sections import RetrievalPrice, RetrievalSpec
@@ -90,7 +90,7 @@ async def end_to_end(data: Path, router: Any, encoder: Any, *, work: Path, ask: 
     if ask:
         await Indexer(store, encoder).add(document_texts(docs))
     questions = questions_of(rows_of(data / "retrieval" / "questions_train.parquet"))
-    found = await asked(questions, store, encoder, folder=work, ask=ask)
+    found = await answered(questions, store, encoder, folder=work, ask=ask)
     await store.aclose()
     fit, judged = ([one for one in found if one.question.train is part] for part in (True, False))
     gate = fit_gate(_tried(fit, router, encoder))
@@ -121,7 +121,7 @@ def _trials(
     return GateExamples.from_texts(texts, router, encoder, **rest)
 
 
-def _tried(found: list[Asked], router: Any, encoder: Any) -> GateExamples:
+def _tried(found: list[AnsweredQuestion], router: Any, encoder: Any) -> GateExamples:
     without, with_ = (np.array([[getattr(one, name)] for one in found]) for name in ("without", "with_"))
     tokens, seconds = (np.array([float(getattr(one, name)) for one in found]) for name in ("tokens", "seconds"))
     cosine = np.array([max(one.cosines, default=np.nan) for one in found])
@@ -130,7 +130,7 @@ def _tried(found: list[Asked], router: Any, encoder: Any) -> GateExamples:
     return _trials(texts, router, encoder, experts=("small",), without=without, **measured)
 
 
-def _policies(found: list[Asked], is_open: Any) -> dict[str, float]:
+def _policies(found: list[AnsweredQuestion], is_open: Any) -> dict[str, float]:
     without, with_, tokens = (
         np.array([getattr(one, name) for one in found]) for name in ("without", "with_", "tokens")
     )

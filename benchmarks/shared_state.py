@@ -31,34 +31,36 @@ AT_ONCE = 32
 
 
 async def conversations(url: str, count: int) -> dict[str, Any]:
-    """Microseconds of the request's own process to tell, milliseconds to hear, and how many were heard of."""
+    """Microseconds to publish an entry, milliseconds until the other gateway has it, and how many entries arrived."""
     keys = [secrets.token_bytes(16) for _ in range(count)]
     async with RedisAffinity(url) as one, RedisAffinity(url) as other:
         began = time.perf_counter()
         for place, key in enumerate(keys):
-            one.put_file(key, "coder")
+            one.publish([key], "coder")
             if place % AT_ONCE == 0:
                 await asyncio.sleep(0)
-        reported = (time.perf_counter() - began) / count * 1e6
-        await asyncio.sleep(1)  # until all is reported
-        alone = await heard(other, keys, at_once=1)
+        published = (time.perf_counter() - began) / count * 1e6
+        await asyncio.sleep(1)  # until all entries are in Redis
+        alone = await looked_up(other, keys, at_once=1)
         return {
-            "tell_us": reported,
+            "publish_us": published,
             "one_at_a_time": alone,
-            f"{AT_ONCE}_at_once": await heard(other, keys, at_once=AT_ONCE),
+            f"{AT_ONCE}_at_once": await looked_up(other, keys, at_once=AT_ONCE),
         }
 
 
-async def heard(conversations: RedisAffinity, keys: Sequence[bytes], *, at_once: int) -> dict[str, float]:
-    async def ask(key: bytes) -> tuple[float, bool]:
+async def looked_up(conversations: RedisAffinity, keys: Sequence[bytes], *, at_once: int) -> dict[str, float]:
+    """Milliseconds of a lookup, the share of known keys, and processor time of one lookup."""
+
+    async def lookup(key: bytes) -> tuple[float, bool]:
         began = time.perf_counter()
-        known = await conversations.ask(key) is not None
+        known = await conversations.lookup([key]) is not None
         return (time.perf_counter() - began) * 1e3, known
 
     answers = list[tuple[float, bool]]()
     busy = time.process_time()
     for start in range(0, len(keys), at_once):
-        answers += await asyncio.gather(*map(ask, keys[start : start + at_once]))
+        answers += await asyncio.gather(*map(lookup, keys[start : start + at_once]))
     busy = time.process_time() - busy
     p50, p99 = np.percentile([wait for wait, _ in answers], [50, 99])
     share = sum(known for _, known in answers) / len(answers)
@@ -66,7 +68,7 @@ async def heard(conversations: RedisAffinity, keys: Sequence[bytes], *, at_once:
 
 
 def artifacts(url: str, megabytes: int) -> dict[str, float]:
-    """Seconds to promote a version of that size, to take it over, and to look where nothing is new."""
+    """Seconds to promote a version of that size, to copy it, and to check when nothing is new."""
     with TemporaryDirectory() as folder:
         share = RedisArtifacts(url)
         here, there = (ArtifactStore(Path(folder) / name, "router", share) for name in "ab")
@@ -78,7 +80,7 @@ def artifacts(url: str, megabytes: int) -> dict[str, float]:
             step()
             times.append(time.perf_counter())
         share.close()
-    return dict(zip(("promote_s", "take_over_s", "look_s"), np.diff(times).tolist(), strict=True))
+    return dict(zip(("promote_s", "mirror_s", "check_s"), np.diff(times).tolist(), strict=True))
 
 
 def main() -> None:

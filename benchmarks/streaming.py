@@ -44,7 +44,7 @@ from benchmarks.harness import (
     upstream,
     wrk,
 )
-from benchmarks.large_body import ask, cpu, large_body
+from benchmarks.large_body import cpu, large_body, send
 
 DRIP_PORT = 18096
 
@@ -90,7 +90,7 @@ def plain(home: Path, requests: int) -> dict[str, Any]:
         stack.enter_context(upstream(folder))
         base = f"http://127.0.0.1:{UPSTREAM_PORT}/v1"
         process, _ = stack.enter_context(gateway(folder, workers=1, home=home, base_url=base))
-        ask(GATEWAY_PORT, large_body(), count=100)
+        send(GATEWAY_PORT, large_body(), count=100)
         script, memory, done, failures = load_script(folder, STARTER), {}, 0.0, Counter[str]()
         for share in (requests // 10, requests):
             while done < share:
@@ -104,7 +104,8 @@ def plain(home: Path, requests: int) -> dict[str, Any]:
 
 
 async def first_bytes(ports: dict[str, int], *, count: int) -> dict[str, float]:
-    """Median milliseconds from asking to the first byte of the body, one request at a time, ports in turn."""
+    """Median milliseconds from the request to the first byte of the body, one request at a time, alternating between
+    ports."""
     found: dict[str, list[float]] = {name: [] for name in ports}
     for _ in range(count):
         for name, port in ports.items():
@@ -125,7 +126,7 @@ async def many(port: int, *, streams: int, events: int, gap: float) -> float:
 
 
 async def stream(port: int, *, events: int, gap: float) -> list[float]:
-    """When each piece of one stream came, in seconds since it was asked for."""
+    """Arrival times of the chunks of one stream, in seconds since the request."""
     fields = {"model": "auto", "stream": True, "max_tokens": events, "top_p": gap}
     body = orjson.dumps(fields | {"messages": [{"role": "user", "content": "Write a python function that sorts"}]})
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -68,7 +68,7 @@ def mock_pool(rng: np.random.Generator) -> Pool:
 
 @dataclass
 class Run:
-    """Probes of one run in the order in which they are asked: `rows`, shape (n_categories, PROBES)."""
+    """Probes of one run in the order in which they are scored: `rows`, shape (n_categories, PROBES)."""
 
     pool: Pool
     rows: NDArray[np.int64]
@@ -79,7 +79,7 @@ class Run:
         self.member = np.repeat(np.eye(len(self.rows)), self.rows.shape[1], axis=0)
         self.all = self.pool.scores[self.rows.ravel()]
 
-    def ask(self, cells: Cells) -> None:
+    def score(self, cells: Cells) -> None:
         for cell in cells:
             self.known[cell] = self.all[cell]
 
@@ -92,7 +92,7 @@ class Run:
 
     def tune(self, goal: Goal) -> tuple[NDArray[np.int64], int, float]:
         """The plan, the calls, and the certainty in the end."""
-        self.ask(first_cells(self.member, np.isnan(self.known)))
+        self.score(first_cells(self.member, np.isnan(self.known)))
         while True:
             problem, table, strength = self.problem()
             paired, open_cells = without_prompts(table, self.member, self.known), np.isnan(self.known)
@@ -102,12 +102,12 @@ class Run:
             if found.reaches(goal) or not blocks:
                 return found.choice, int(np.isfinite(self.known).sum()), found.certainty
             for block in blocks:
-                self.ask(cells_of(block, self.member, open_cells))
+                self.score(cells_of(block, self.member, open_cells))
 
     def uniform(self, probes: int) -> NDArray[np.int64]:
         """The plan of the first probes of every category, answered by all experts."""
-        asked = np.tile(np.arange(self.rows.shape[1]) < probes, len(self.rows))
-        self.known = np.where(asked[:, None], self.all, np.nan)
+        scored = np.tile(np.arange(self.rows.shape[1]) < probes, len(self.rows))
+        self.known = np.where(scored[:, None], self.all, np.nan)
         problem, _, _ = self.problem()
         return best_choice(problem, problem.quality)
 

@@ -255,7 +255,7 @@ class Call:
     full for the same request. `tenant` is empty without API keys.
 
     If experts share a device, the call waits until `wake_deadline` (event loop clock) for a sleeping expert, unless its
-    `stand_in` (an expert that is awake and may answer instead) is available.
+    `stand_in` (an expert that is awake and may answer instead) is up.
 
     `parameters` are those of the expert's variant, in the names of Chat Completions; they override the expert's own
     defaults. None for the expert itself. With `renames_limit`, the limit of the answer's tokens is CoE's own, and goes

@@ -208,7 +208,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _unknown_path(path: str, known: Collection[str]) -> str:
-    """Why a path is not found, with the one that was probably meant. Base URLs are often wrong by their `/v1`."""
+    """Return why a path is not found, with the probable one. Base URLs often have a `/v1` too many or too few."""
     shorter = path.replace("/v1/v1/", "/v1/", 1)
     for meant in (f"/v1{path}", shorter, path.removeprefix("/v1")):
         if meant != path and meant in known:

@@ -179,11 +179,7 @@ async def open_parts(
         session = await stack.enter_async_context(Client(connections=ConnectionLimits.within(soft_limit()).experts))
         log, feedback = await _open_logs(stack, settings, registry)
         recorder = await _open_recorder(stack, log, settings, in_use, threads, metrics)
-        feedback_writer = FeedbackWriter(
-            feedback, log, spool=settings.home / SPOOL, count=metrics.record_feedback, task_failed=failed
-        )
-        await stack.enter_async_context(feedback_writer)
-        add_feedback_metrics(metrics, feedback_writer)
+        feedback_writer = await _open_feedback_writer(stack, feedback, log, settings, metrics)
         wiring = await _open_wiring(stack, settings, registry, session, threads, metrics)
         current = ServingState(wiring.serving(in_use))
         wiring.issued.on_change = lambda: current.replace(wiring.with_issued(current.serving))
@@ -195,9 +191,7 @@ async def open_parts(
         if check and metrics.registry.worker == 0:
             await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
         if metrics.registry.worker == 0:
-            watch = BoundWatch(current, feedback, settings)
-            metrics.gauges(RECIPE_EVIDENCE, RECIPE_EVIDENCE_TEXT, ("recipe",), watch.evidence, largest=True)
-            await stack.enter_async_context(watching_bounds(watch, task_failed=failed))
+            await _watch_bounds(stack, current, feedback, settings, metrics)
         reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read)
         del in_use  # this frame would keep the first router in memory for the life of the process
         await stack.enter_async_context(reload.watching(since=seen, task_failed=failed))
@@ -252,6 +246,27 @@ async def _open_recorder(
     add_log_metrics(metrics, writer)
     encoder = routers.load_encoder(in_use.folder) if in_use.registry.log.store_embeddings else None
     return await stack.enter_async_context(Recorder(writer, encoder=encoder, threads=threads))
+
+
+async def _open_feedback_writer(
+    stack: AsyncExitStack, feedback: FeedbackLog, log: RoutingLog, settings: Settings, metrics: Metrics
+) -> FeedbackWriter:
+    """Open the writer of feedback. It looks up the requests of the feedback in `log`."""
+    writer = FeedbackWriter(
+        feedback, log, spool=settings.home / SPOOL, count=metrics.record_feedback, task_failed=metrics.task_failed
+    )
+    await stack.enter_async_context(writer)
+    add_feedback_metrics(metrics, writer)
+    return writer
+
+
+async def _watch_bounds(
+    stack: AsyncExitStack, current: ServingState, feedback: FeedbackLog, settings: Settings, metrics: Metrics
+) -> None:
+    """Watch the loss bounds of recipes in the background, and show their evidence as a metric."""
+    watch = BoundWatch(current, feedback, settings)
+    metrics.gauges(RECIPE_EVIDENCE, RECIPE_EVIDENCE_TEXT, ("recipe",), watch.evidence, largest=True)
+    await stack.enter_async_context(watching_bounds(watch, task_failed=metrics.task_failed))
 
 
 async def _open_wiring(

@@ -1,7 +1,7 @@
 """Adds to a wheel what is not in the repository: the libraries of the page at /ui, and the trained starter router.
 
 A build that cannot fetch the libraries fails. The router is that of the folder in WHEEL_ROUTER, which `scripts/wheel`
-sets: any other build has none, also where an earlier one has left a router behind.
+sets. Other builds have no router, even if an earlier build has left one behind.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""The service as a newcomer meets it: a clean clone, `make serve`, README's example, the official client, the page.
+"""Tests the service as a new user meets it: a clean clone, `make serve`, README's example, the official client, the
+page.
 
 Then a recipe of two local models answers, one of which is killed meanwhile.
 

@@ -1,4 +1,5 @@
-"""The wheel as its users meet it: a fresh environment away from the repository, a gateway, a routed request, the page.
+"""Tests the wheel as its users meet it: a fresh environment away from the repository, a gateway, a routed request, the
+page.
 
     .venv/bin/python scripts/try_wheel.py [WHEEL]
 

@@ -70,7 +70,7 @@ def _tarball(registry: str, name: str, package: dict[str, str]) -> bytes:
 
 
 def _files(tarball: bytes, wanted: dict[str, str]) -> dict[str, bytes]:
-    """By the name they get: the members wanted, which are read, never unpacked to a path of the archive's choosing."""
+    """Archive members to read, by their new names. They are never unpacked to a path that the archive chooses."""
     with tarfile.open(fileobj=io.BytesIO(tarball)) as archive:
         return {target: archive.extractfile(f"package/{source}").read() for source, target in wanted.items()}  # type: ignore[union-attr]
 

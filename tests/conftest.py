@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: of several processes none is left with one at the end."""
+    """Run files with slow tests first, so that no process of several starts one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -30,15 +30,15 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One for a module's tests that leave it running; `redis_url` is the way to it. Gone before the next module, some
-    of which check that no process is left."""
+    """A Redis for the tests of one module, which reach it by `redis_url`. It stops before the next module, because some
+    modules check that no process is left."""
     with running(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
 @pytest.fixture
 def redis_url(shared_redis: RedisServer) -> str:
-    """Of an empty Redis."""
+    """The URL of an empty Redis."""
     with Redis.from_url(shared_redis.url) as client:
         client.flushall()
         client.config_resetstat()
@@ -47,7 +47,7 @@ def redis_url(shared_redis: RedisServer) -> str:
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, to be killed or frozen."""
+    """A Redis for one test, which may kill or freeze it."""
     (tmp_path / "redis").mkdir()
     with running(tmp_path / "redis") as server:
         yield server

@@ -68,27 +68,27 @@ def registry_of(**changes: Any) -> Registry:
 
 
 class WordRouter:
-    """A router that believes the category named in the text; slow to decide where the text says `ponder`. The language
-    is the word after `language:`."""
+    """A router that predicts the category named in the text; it is uncertain where the text has the word `ponder`. The
+    language is the word after `language:`."""
 
     categories = ("code", "art", "general")
     version = "words"
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         if "ponder" in text:
-            return self._look(text, "load_shed", confidence_threshold=1.0) if force else None
-        return self._look(text, "predict_fast")
+            return self._prediction(text, "load_shed", confidence_threshold=1.0) if force else None
+        return self._prediction(text, "predict_fast")
 
     def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:
-        return [self._look(text, "predict" if "ponder" in text else "predict_fast") for text in texts]
+        return [self._prediction(text, "predict" if "ponder" in text else "predict_fast") for text in texts]
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
-        """A category's own description is as near as the router believes in it."""
-        shares = zip(self.categories, self._look(text, "predict_fast").probabilities.tolist(), strict=True)
+        """The similarity of a category's description equals its probability."""
+        shares = zip(self.categories, self._prediction(text, "predict_fast").probabilities.tolist(), strict=True)
         nearest = sorted(shares, key=lambda share: -share[1])[:limit]
         return [Neighbour(name, share, prompt_digest(name)) for name, share in nearest]
 
-    def _look(self, text: str, stage: str, *, confidence_threshold: float = 0.01) -> Prediction:
+    def _prediction(self, text: str, stage: str, *, confidence_threshold: float = 0.01) -> Prediction:
         named = [float(name in text) for name in self.categories]
         scores = np.array(named if any(named) else [1, 1, 1], dtype=np.float32) + confidence_threshold
         language = text.partition("language:")[2].partition(" ")[0]
@@ -96,7 +96,7 @@ class WordRouter:
 
 
 class ScriptedReply:
-    """A reply that yields its pieces, waits where a piece is an event, and raises where it is an error."""
+    """A reply from a script: yields chunks, waits for events, and raises errors."""
 
     def __init__(self, chunks: Sequence[Any], *, stream: bool) -> None:
         self.media_type = "text/event-stream" if stream else "application/json"
@@ -240,7 +240,7 @@ class Gateway:
 
 
 def scripted_experts(registry: Registry, scripts: Mapping[str, Any]) -> dict[str, Expert]:
-    """Every declared expert by name; one without a script answers with a default."""
+    """Build every declared expert by name; one without a script gives a default answer."""
     return {name: ScriptedExpert(name, *([scripts[name]] if name in scripts else [])) for name in registry.expert_names}
 
 

@@ -11,7 +11,7 @@ from coe.records.selection import matches
 
 
 class ListLog:
-    """The records and the feedback of a gateway under test, where its `fails` is not raised."""
+    """Holds the records and the feedback of a gateway under test; `fails` is raised if it is set."""
 
     def __init__(self, records: list[RoutingRecord]) -> None:
         self.records = records

@@ -24,17 +24,11 @@ from coe.routing.classification import (
     Overlays,
 )
 from tests.fakes import WordRouter
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.waiting import ManualClock
 
 
 def test_the_number_of_concurrent_encoder_passes_is_limited() -> None:
-    load_shedding = LoadShedding(clock=Clock())
+    load_shedding = LoadShedding(clock=ManualClock())
     with ExitStack() as passes:
         for _ in range(MAX_ENCODER_PASSES):
             assert load_shedding.has_capacity
@@ -44,7 +38,7 @@ def test_the_number_of_concurrent_encoder_passes_is_limited() -> None:
 
 
 def test_after_a_slow_pass_passes_are_skipped_for_a_multiple_of_its_duration() -> None:
-    clock = Clock()
+    clock = ManualClock()
     load_shedding = LoadShedding(clock=clock)
     with load_shedding.encoder_pass():
         clock.now += 2 * SLOW_ENCODER_PASS_SECONDS
@@ -56,7 +50,7 @@ def test_after_a_slow_pass_passes_are_skipped_for_a_multiple_of_its_duration() -
 
 
 def test_the_first_pass_which_loads_an_encoder_stops_passes_for_a_bounded_time() -> None:
-    clock = Clock()
+    clock = ManualClock()
     load_shedding = LoadShedding(slow=SLOW_MULTILINGUAL_PASS_SECONDS, clock=clock)
     with load_shedding.encoder_pass():
         clock.now += SLOW_MULTILINGUAL_PASS_SECONDS / 2
@@ -69,7 +63,7 @@ def test_the_first_pass_which_loads_an_encoder_stops_passes_for_a_bounded_time()
 
 
 def test_a_fast_pass_delays_no_other() -> None:
-    clock = Clock()
+    clock = ManualClock()
     load_shedding = LoadShedding(clock=clock)
     with load_shedding.encoder_pass():
         clock.now += SLOW_ENCODER_PASS_SECONDS / 2
@@ -77,7 +71,7 @@ def test_a_fast_pass_delays_no_other() -> None:
 
 
 def test_a_failed_pass_is_no_longer_counted() -> None:
-    load_shedding = LoadShedding(clock=Clock())
+    load_shedding = LoadShedding(clock=ManualClock())
     for _ in range(MAX_ENCODER_PASSES + 1):
         with pytest.raises(ValueError, match="x"), load_shedding.encoder_pass():
             raise ValueError("x")
@@ -89,7 +83,7 @@ async def test_results_of_the_latest_encoder_passes_are_kept_whatever_the_white_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(classification, "MAX_CACHED_RESULTS", 2)
-    monkeypatch.setattr(classification, "LoadShedding", partial(LoadShedding, clock=Clock()))
+    monkeypatch.setattr(classification, "LoadShedding", partial(LoadShedding, clock=ManualClock()))
     passes: list[str] = []
 
     class CountingRouter(WordRouter):
@@ -113,7 +107,7 @@ async def test_results_of_the_latest_encoder_passes_are_kept_whatever_the_white_
 @pytest.mark.anyio
 async def test_a_result_without_a_language_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The multilingual stage failed or is absent: the next request tries again."""
-    monkeypatch.setattr(classification, "LoadShedding", partial(LoadShedding, clock=Clock()))
+    monkeypatch.setattr(classification, "LoadShedding", partial(LoadShedding, clock=ManualClock()))
     passes: list[str] = []
 
     class FailingStage(WordRouter):

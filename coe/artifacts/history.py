@@ -36,8 +36,7 @@ def parse_history(history: bytes) -> tuple[Promotion, ...]:
 
 
 def checked_history(history: bytes, kind: str) -> bytes:
-    """The same history, if it comes from a trusted shape: every line is a promotion between versions. Raises
-    ArtifactError."""
+    """Return the history unchanged if every line is a promotion between versions. Raises ArtifactError otherwise."""
     try:
         moves = parse_history(history)
         for move in moves:
@@ -54,5 +53,5 @@ def checked_history(history: bytes, kind: str) -> bytes:
 
 
 def serialized_history(moves: Sequence[Promotion]) -> bytes:
-    """One JSON line a move, the newest MAX_HISTORY_LINES of them."""
+    """Serialize the newest MAX_HISTORY_LINES moves, one line of JSON each."""
     return b"".join(orjson.dumps(asdict(move)) + b"\n" for move in moves[-MAX_HISTORY_LINES:])

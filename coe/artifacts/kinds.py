@@ -1,6 +1,6 @@
 """The kinds of artifacts that a gateway serves with: one table for the stores, `coe promote` and `/v1/artifacts`.
 
-How a version of each kind is checked before it comes into use is code of the upper layers: `coe/runtime/versions.py`.
+`coe/runtime/versions.py` checks a version before it comes into use.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ class ArtifactKind:
     verified before a promotion, and `default` what serves where no version is in use."""
 
     name: str
-    holds: str
     quality: str
     check: str
     default: str = "none"
@@ -26,26 +25,22 @@ class ArtifactKind:
 _KINDS = (
     ArtifactKind(
         ROUTER,
-        holds="the category router: heads, encoder and calibration",
         quality="accuracy on held-out prompts",
         check="its categories are those of experts.yaml, and its files are complete",
     ),
     ArtifactKind(
         OVERLAYS,
-        holds="corrections of the router for single tenants",
         quality="mean gain of the tenants' held-out accuracy",
         check="they were fitted to the router in use",
     ),
     ArtifactKind(
         ASSIGNMENT,
-        holds="the plan: an expert for each category, with prices and expected quality",
         quality="planned quality, a lower confidence bound",
         check="its categories and experts are declared in experts.yaml",
         default="as declared in experts.yaml",
     ),
     ArtifactKind(
         GATE,
-        holds="the retrieval gate: the expected gain of passages for a prompt",
         quality="quality with the gate on held-out questions",
         check="its categories are those of experts.yaml",
     ),

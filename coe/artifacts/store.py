@@ -44,7 +44,7 @@ MAX_ROLLBACK_MOVES = 20
 """Latest moves whose versions are kept for rollbacks."""
 DRAFT_PREFIX = ".draft-"
 STALE_DRAFT_SECONDS = 86_400.0
-"""Age from which a draft is the remains of a killed process."""
+"""Age above which a draft was left behind by a killed process."""
 
 MIN_KEPT_VERSIONS = 10
 """Newest versions that are kept, whether they were ever in use or not."""

@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 
 from coe import __version__
 from coe.cli import (
-    ask,
     benchmark,
+    chat,
     check,
     engine,
     index,
@@ -144,8 +144,8 @@ _PANELS: Mapping[str, Mapping[str, Callable[..., Any] | typer.Typer]] = {
     "Run": {
         "up": up.up,
         "serve": up.serve,
-        "chat": ask.chat,
-        "route": ask.route,
+        "chat": chat.chat,
+        "route": chat.route,
         "status": status.status,
         "spend": status.spend,
         "history": status.history,

@@ -16,7 +16,7 @@ from coe.jobs.foreground import exit_on_sigterm, progress_bar
 from coe.terminal import print_error, print_line
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="prompts, scores and models (.parquet, .jsonl or .csv).")]
-Benchmark = Annotated[str | None, typer.Option("--benchmark", help="The benchmark, where the folder holds several.")]
+Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
 MaxActive = Annotated[
     float | None,
     typer.Option("--max-active-b", min=0, help="Largest number of active parameters, in billions."),
@@ -25,10 +25,8 @@ OpenOnly = Annotated[bool, typer.Option("--open-only", help="Only models of know
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="Compare with recipes; the folder needs recorded answers.")]
 Arena = Annotated[bool, typer.Option("--arena", help="Score quality against cost on a log scale, and perturb prompts.")]
-Report = Annotated[Path | None, typer.Option("--json", callback=writable_file, help="Write the report here.")]
-Plot = Annotated[
-    Path | None, typer.Option("--plot", callback=image_file, help="Draw the frontier here (.png or .svg).")
-]
+Report = Annotated[Path | None, typer.Option("--json", callback=writable_file, help="File for the report.")]
+Plot = Annotated[Path | None, typer.Option("--plot", callback=image_file, help="Image of the frontier (.png or .svg).")]
 
 
 def benchmark(

@@ -34,7 +34,7 @@ def _declaration(path: Path | None) -> Path | None:
 ConfigFile = Annotated[
     Path | None, typer.Argument(metavar="FILE", callback=_declaration, help="The configuration, as --config.")
 ]
-"""For verbs without other arguments; those with arguments of their own have --config alone."""
+"""For verbs without other arguments; verbs with arguments have only --config."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 EngineOption = Annotated[
     Engine, typer.Option("--engine", help="Where embedding and fits run: in this process, or on a Ray cluster.")

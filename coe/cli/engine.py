@@ -26,16 +26,17 @@ app = typer.Typer(no_args_is_help=True, help="List and install inference engines
 
 Name = Annotated[str, typer.Argument(metavar="ENGINE", help="vllm, sglang or llama.cpp.")]
 BuildOption = Annotated[
-    Literal["auto", "cuda", "rocm", "cpu"], typer.Option("--build", help="The build; auto picks it for this machine.")
+    Literal["auto", "cuda", "rocm", "cpu"],
+    typer.Option("--build", help="The build; auto selects the one for this machine."),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Install its newest tested version anew; servers that run keep the earlier one.")
+    bool, typer.Option("--force", help="Reinstall the newest tested version; running servers keep the earlier one.")
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """One engine of this machine: its command if it is there, its version, and what can be done about it."""
+    """One engine on this machine: its command (None if missing), its version, and how to install it."""
 
     runtime: str
     command: str | None
@@ -93,7 +94,7 @@ def _version(runtime: str, command: Path) -> str | None:
 def install(name: Name, build: BuildOption = "auto", force: Force = False, config: Config = None) -> None:
     """Install an engine into an environment of its own, where `coe up` finds it.
 
-    uv is used where it is there, else venv and pip. llama.cpp is compiled, which takes some minutes.
+    It uses uv if installed, else venv and pip. llama.cpp is compiled, which takes some minutes.
     """
     from coe.fleet.engines.catalog import ENGINES
 

@@ -43,7 +43,9 @@ Ids = Annotated[list[str], typer.Argument(help="Names of documents, as `coe inde
 Query = Annotated[str, typer.Argument(metavar="TEXT")]
 Collection = Annotated[str, typer.Option("--collection", callback=_name, help="The collection.")]
 Collections = Annotated[list[str] | None, typer.Option("--collection", help="Search this one; may be repeated.")]
-Tenant = Annotated[str | None, typer.Option("--tenant", callback=_name, help="Its tenant [default: shared by all].")]
+Tenant = Annotated[
+    str | None, typer.Option("--tenant", callback=_name, help="Tenant of the documents [default: shared by all].")
+]
 Prune = Annotated[bool, typer.Option("--prune", help="Remove the collection's other documents.")]
 Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=MAX_PASSAGES, help="How many passages.")]
 Documents = Annotated[bool, typer.Option("--documents", help="List the names of the collection's documents.")]

@@ -30,8 +30,8 @@ POLL_SECONDS = 0.5
 
 Limit = Annotated[int, typer.Option("-n", "--limit", min=1, max=10_000, help="How many records.")]
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Print new records until Ctrl-C.")]
-Since = Annotated[str, typer.Option("--since", help="Not older than this, for example 30s, 15m, 2h or 7d.")]
-Until = Annotated[str, typer.Option("--until", help="Older than this, for example 2h.")]
+Since = Annotated[str, typer.Option("--since", help="Only records newer than this, for example 30s, 15m, 2h or 7d.")]
+Until = Annotated[str, typer.Option("--until", help="Only records older than this, for example 2h.")]
 Category = Annotated[str, typer.Option("--category")]
 Expert = Annotated[str, typer.Option("--expert")]
 Outcome = Annotated[str, typer.Option("--outcome", help="ok, aborted, or an error code.")]

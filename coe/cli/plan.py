@@ -34,10 +34,10 @@ from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
 from coe.terminal import print_json, print_line
 
-Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, as of `coe score`.")]
+Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, from `coe score`.")]
 
 
-Benchmark = Annotated[str | None, typer.Option("--benchmark", help="The benchmark, where the folder holds several.")]
+Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
 
 
 Deviations = Annotated[
@@ -89,7 +89,7 @@ def plan(
     settings = settings_for(config)
     store = synced_store(settings, "assignment")
     if forget:
-        _forget(store, json)
+        _clear_plan(store, json)
         return
     if scores is None:
         raise typer.BadParameter("give the folder of scores, or --forget")
@@ -106,7 +106,7 @@ def plan(
         show_plan(report, scores, is_dry_run=dry_run)
 
 
-def _forget(store: ArtifactStore, json: bool) -> None:
+def _clear_plan(store: ArtifactStore, json: bool) -> None:
     store.clear(by="plan", why="--forget")
     note = "the assignment of experts.yaml is in use; running gateways apply it soon"
     print_json({"assignment": None, "note": note}) if json else print_line(note)

@@ -41,8 +41,8 @@ app = typer.Typer(
     no_args_is_help=True, help="List, show, add and import probes: prompts with checkers, for `coe score`."
 )
 Category = Annotated[str, typer.Option("--category", help="A category of experts.yaml.")]
-Into = Annotated[Path | None, typer.Option("--to", help="File of own probes [default: probes.jsonl by experts.yaml].")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Numbers of templates.")]
+Into = Annotated[Path | None, typer.Option("--to", help="File of your probes [default: probes.jsonl by experts.yaml].")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the numbers in templates.")]
 
 
 @app.command("list")
@@ -106,13 +106,13 @@ def _fields(probe: Probe) -> dict[str, Any]:
     return {name: value for name in fields if (value := getattr(probe, name)) not in (None, "")}
 
 
-Prompt = Annotated[str, typer.Option("--prompt", help="What is sent.")]
+Prompt = Annotated[str, typer.Option("--prompt", help="Prompt of the probe.")]
 Checker = Annotated[str, typer.Option("--checker", help="exact, contains, choice, numeric, json, constraints, ...")]
 Reference = Annotated[str | None, typer.Option("--reference", help="The right answer.")]
 Tests = Annotated[str | None, typer.Option("--tests", help="Python asserts of a code probe.")]
 Constraints = Annotated[str | None, typer.Option("--constraints", help="JSON object of a constraints probe.")]
 Difficulty = Annotated[str | None, typer.Option("--difficulty", help="easy, medium or hard.")]
-OwnId = Annotated[str | None, typer.Option("--id", help="A name of its own [default: a digest of the prompt].")]
+OwnId = Annotated[str | None, typer.Option("--id", help="Id of the probe [default: a digest of the prompt].")]
 
 
 @app.command("add")
@@ -202,7 +202,9 @@ def _accepted(case: dict[str, Any] | Skipped, category: str, registry: Registry,
 
 
 Since = Annotated[str, typer.Option("--since", help="Requests not older than this, for example 12h or 30d.")]
-Tenants = Annotated[list[str] | None, typer.Option("--tenant", help="A tenant that agrees; may be repeated.")]
+Tenants = Annotated[
+    list[str] | None, typer.Option("--tenant", help="Tenant whose prompts may be used; may be repeated.")
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many probes at most, the newest first.")]
 
 
@@ -248,7 +250,7 @@ def from_log(
 
 
 GOOD_SCORE = 0.8
-"""Score from which on a request counts as liked."""
+"""Lowest score of a request that counts as liked."""
 
 
 def _good_requests(

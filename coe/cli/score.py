@@ -26,7 +26,7 @@ Probes = Annotated[
     typer.Argument(help="JSONL or parquet, one probe a line [default: shipped probes, and probes.jsonl if it exists]."),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Numbers of templates [default: random, once a folder].")
+    int | None, typer.Option("--seed", min=0, help="Seed of templates [default: random, fixed for each folder].")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the quality data and the journal of the run.")]
 Experts = Annotated[list[str] | None, typer.Option("--expert", help="Score this expert only; may be repeated.")]

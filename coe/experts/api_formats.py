@@ -58,7 +58,7 @@ class ApiFormat:
 
 def without_own_ids(items: Any) -> Any:
     """Returns the input of a Responses request without the ids of items that CoE wrote: servers refuse ids that they do
-    not know. Reasoning goes with its id, since servers accept only their own."""
+    not know. Reasoning is removed with its id, since servers accept only their own."""
     if not isinstance(items, list) or not any(map(_is_own, items)):
         return items
     return [

@@ -299,4 +299,4 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
         "error": ("it fails", "read the server's own log"),
     }
 )
-"""By cause: what is wrong, as the rest of a sentence, and the remedy."""
+"""Maps each cause to what is wrong (a phrase that completes a sentence) and the remedy."""

@@ -60,7 +60,7 @@ def build_recipes(
 ) -> dict[str, RecipeExpert | WritingExpert]:
     """Return every arm of the declared recipes by name, over `experts`.
 
-    `policies` are the fitted policies by arm, over posteriors of so many `categories`; an arm without one gets the
+    `policies` are the fitted policies by arm, over posteriors of `categories` categories; an arm without one gets the
     default policy of its recipe.
     """
     fitted, members = policies or {}, {**experts, **build_variants(registry, experts)}

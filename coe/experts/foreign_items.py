@@ -40,7 +40,7 @@ class ForeignItems:
         self.name = expert.name
         self._expert = expert
         self._accepted: dict[int, bool] = {}
-        """By hash, whether the server accepted or rejected it; the least recently used first."""
+        """Maps the hash of an id to whether the server accepted it, least recently used first."""
         self._has_warned = False
 
     async def stream(self, call: Call) -> Reply:

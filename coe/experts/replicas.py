@@ -185,7 +185,7 @@ class ReplicatedExpert:
         return next((replica.cause for replica in self.replicas if replica.cause), "circuit_open")
 
     async def stream(self, call: Call) -> Reply:
-        """Calls the best replica; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest."""
+        """Calls the best replica; returns with the first chunk. Raises an ExpertError, or InvalidRequest."""
         if self.spec.stream_idle_timeout is not None:
             call = replace(call, stream_idle_timeout=self.spec.stream_idle_timeout)
         failure: ExpertUnreachable | None = None

@@ -114,7 +114,7 @@ class AdapterSync:
 
 
 def _published_by_name(experts: Sequence[LocalExpert], running: Mapping[ServerKey, str]) -> dict[str, str]:
-    """By expert, all that its address depends on: its server, and whether it is an adapter there."""
+    """Maps each expert to what its address depends on: its server, and whether it is an adapter of that server."""
     return {one.name: f"{running[one.server_key]} {bool(one.adapter)}" for one in experts if one.server_key in running}
 
 

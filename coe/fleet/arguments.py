@@ -26,21 +26,21 @@ def _flag_argv(name: str, value: Flag) -> Iterator[str]:
 
 
 def bin_folders(engines: Path | None, runtime: str, python: Path | None = None) -> tuple[Path, ...]:
-    """The folders in which the commands of a runtime are looked for: its own environment, then that of `python`, which
-    is this interpreter by default."""
+    """Return the folders to search for the commands of a runtime: its own environment, then that of `python`, by
+    default this interpreter."""
     own = None if engines is None else environments.bin_folder(engines, runtime)
     beside = Path(python or sys.executable).parent
     return (beside,) if own is None else (own, beside)
 
 
 def locate_command(name: str, folders: Sequence[Path]) -> Path | None:
-    """A command in one of the folders or on PATH; None if it is nowhere."""
+    """Return the path of a command in one of the folders or on PATH; None if there is none."""
     found = next((folder / name for folder in folders if (folder / name).is_file()), None) or shutil.which(name)
     return None if found is None else Path(found)
 
 
 def find_command(name: str, *, expert: str, folders: Sequence[Path], install: str) -> Path:
-    """As `locate_command`. Raises FleetError with the way to install it."""
+    """Locate the command like `locate_command`. Raises FleetError with the installation command if it is missing."""
     found = locate_command(name, folders)
     if found is None:
         raise FleetError(

@@ -30,6 +30,8 @@ MAX_LOG_BYTES = 10 * 2**20
 """Size at which a log is truncated."""
 _KEPT_LOG_BYTES = 2**20
 _TAIL_BYTES = 16 * 2**10
+MAX_READ_LOG_BYTES = 2**19
+"""Bytes of a log that are searched for the error of a failed start."""
 
 
 def log_tail(path: Path, *, lines: int = 20) -> str:
@@ -45,13 +47,13 @@ def log_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def log_since(path: Path, start: int, *, limit: int = 2**19) -> str:
-    """The first `limit` bytes written after offset `start`; from the beginning if the log was truncated meanwhile."""
+def log_since(path: Path, start: int) -> str:
+    """The first MAX_READ_LOG_BYTES written after offset `start`; from the beginning if the log was truncated."""
     if not path.exists():
         return ""
     with path.open("rb") as file:
         file.seek(start if start <= path.stat().st_size else 0)
-        return file.read(limit).decode(errors="replace")
+        return file.read(MAX_READ_LOG_BYTES).decode(errors="replace")
 
 
 def truncate_log(path: Path, *, limit: int = MAX_LOG_BYTES, keep: int = _KEPT_LOG_BYTES) -> None:

@@ -176,7 +176,7 @@ class Timeouts:
 
     @classmethod
     def after(cls, request_timeout: float) -> Timeouts:
-        """Timeouts for servers whose clients leave after so many seconds at the latest."""
+        """Return timeouts for servers whose clients wait at most this many seconds."""
         return cls(progress_timeout=request_timeout + PROGRESS_MARGIN)
 
     def restart_delay(self, previous: float, *, up: float) -> float:

@@ -68,7 +68,7 @@ def locate_gguf(model: str, *, base_folder: Path = _WORKING_FOLDER) -> Path | No
     """Returns the GGUF file of `model`; None if it can only be a hub name, `OWNER/NAME` with an optional `:QUANT`.
 
     `model` is a file, or a folder with one model, relative to `base_folder`; or a package as for `locate`. A model in
-    several parts is opened by its first. Raises FleetError for what is none of these.
+    several parts is opened by its first. Raises FleetError for anything else.
     """
     path = base_folder / Path(model).expanduser()
     if path.is_file():

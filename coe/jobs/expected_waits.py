@@ -1,10 +1,11 @@
 """Estimates how long requests wait for experts that share devices, and counts it in a plan's latencies.
 
 The service's scheduler is simulated on the traffic of a plan: the log's rate of requests, Poisson arrivals, the kept
-load times. A wait depends on the whole plan, since the experts that it uses share memory, so it is no number that the
-program could be given. `solve_with_waits` therefore searches best first over the experts that a plan may not use. Each
-node is solved exactly without waits, which bounds what its plans can reach, and its plan is simulated. The first plan
-whose latency holds with its own waits is taken, unless one of the same experts that counts the waits is better.
+load times. A wait depends on the whole plan, because its experts share memory. It is therefore no constant that the
+mixed-integer program could use. `solve_with_waits` therefore searches best first over the experts that a plan may not
+use. Each node is solved exactly without waits, which bounds what its plans can reach, and its plan is simulated. The
+first plan that keeps the latency limit with its own waits is chosen. A plan over the same experts that was solved with
+these waits replaces it if it is better.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ SEEDS = 3
 SIMULATED_REQUESTS, MIN_SIMULATED, EVENT_BUDGET = 600, 200, 12_000
 """Requests of a simulation: at most, at least, and times the number of servers."""
 WARM_UP = 0.1
-"""Share of the first requests that do not count."""
+"""Share of the requests at the beginning that do not count."""
 MIN_LOGGED_REQUESTS = 100
-"""Requests of the log from which its rate is known."""
+"""Requests that the log must have for its rate to be used."""
 ASSUMED_WORK_SECONDS = 3.0
 """Work of a request whose latency is unknown."""
 MAX_PLANS, MAX_STEPS = 16, 32
-"""Plans that are simulated for one, and steps of the search. A step whose plan is known costs no simulation, but solves
-the program once for each expert that waits."""
+"""Limits of one search: simulated plans, and steps. A step with a known plan needs no simulation, but solves the
+program once for each expert that requests wait for."""
 
 
 @dataclass(frozen=True, slots=True)

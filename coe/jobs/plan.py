@@ -114,13 +114,11 @@ def make_plan(
         values = marginal_values(problem, assignment, time_budget=time_budget.part(MARGINAL_VALUES_TIME_SHARE))
     if not options.dry_run:
         with store.draft() as draft:
-            (draft / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
             if recipes.arms:
                 (draft / RECIPES_FILE).write_bytes(policies.to_json())
             with note_if_slow("solving for other budgets"):
                 basis.save(draft, assignment, values=values, time_budget=time_budget)
-            artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
-        store.promote(artifact.manifest.version, by="plan", why=f"planned on {scores}")
+            _promote(store, draft, assignment, registry, why=f"planned on {scores}")
     if time_budget.skipped:
         print_error(f"note: left out, since it would have taken too long: {', '.join(time_budget.skipped)}")
     gate = plan_gate(settings, registry, scores, dry_run=options.dry_run)
@@ -143,10 +141,18 @@ def make_plan(
     return report | ({"gate": gate} if gate else {})
 
 
+def _promote(store: ArtifactStore, draft: Path, assignment: Assignment, registry: Registry, *, why: str) -> None:
+    """Publish the draft with the assignment, and put it into use."""
+    (draft / ASSIGNMENT_FILE).write_bytes(assignment.to_json())
+    artifact = store.publish(draft, categories=assignment.categories, data=registry.digest, metrics={})
+    store.promote(artifact.manifest.version, by="plan", why=why)
+
+
 def _solve(
     settings: Settings, registry: Registry, basis: PlanInputs, logged: LoggedUses | None
 ) -> tuple[PlanInputs, Assignment, dict[str, Any] | None]:
-    """The plan, its inputs with the expected waits for experts that share devices, and the report of these."""
+    """Solve the plan. Returns the inputs with the expected waits of experts that share devices, the plan, and the
+    report of the waits."""
 
     def solved(inputs: PlanInputs) -> Assignment:
         return solve(inputs.problem, traffic=inputs.traffic)
@@ -273,7 +279,7 @@ def logged_uses(settings: Settings, registry: Registry, seconds: float) -> Logge
 
 
 def _paired_errors(basis: PlanInputs, assignment: Assignment) -> NDArray[np.float64]:
-    """By category and expert, the standard error of its difference from the chosen expert; NaN if it is unknown."""
+    """Standard error of each expert's difference from the chosen expert, by category; NaN if it is unknown."""
     found = basis.paired_error(assignment)
     return np.full(basis.problem.quality.shape, np.nan) if found is None else np.array(found)
 

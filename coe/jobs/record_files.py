@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from coe.errors import DataError, InvalidRequest
-from coe.learning.estimation.experience import RATING_KINDS, certainty_rank
+from coe.learning.estimation.experience import RATING_KINDS, precedence
 from coe.learning.estimation.experience_loader import request_hash
 from coe.learning.evaluation.tables import numbered_rows
 from coe.records import open_feedback, open_log
@@ -63,7 +63,7 @@ class RatingIndex:
             if event.kind in (*RATING_KINDS, "category"):
                 known = self._corrections if event.kind == "category" else self._ratings
                 key = _request_key(event.request_id, event.tenant)
-                known[key] = max(known.get(key, event), event, key=_precedence)
+                known[key] = max(known.get(key, event), event, key=precedence)
 
     def of(self, record: RoutingRecord) -> Rating:
         """The feedback on that request by its own tenant; its fields are None where there is none."""
@@ -81,10 +81,6 @@ class RatingIndex:
 
 def _request_key(request_id: str, tenant: str | None) -> int:
     return request_hash(f"{tenant or ''}\0{request_id}")
-
-
-def _precedence(event: Feedback) -> tuple[int, float, str]:
-    return -certainty_rank(event.kind), event.time, event.event_id
 
 
 async def import_rows(file: Path, declared: LogSpec, *, base: Path) -> tuple[int, int]:

@@ -260,7 +260,7 @@ def _endpoint(spec: ExpertSpec, settings: Settings) -> tuple[ExpertSpec, Endpoin
 
 
 def _is_external(spec: ExpertSpec) -> bool:
-    """True if the server of an expert speaks an API of CoE's; litellm translates, whatever the address is."""
+    """True if the server of an expert speaks an API that CoE supports. False for litellm, which translates."""
     return bool(spec.addresses) and spec.runtime != "litellm"
 
 
@@ -359,7 +359,7 @@ def _grade_report(scoring: Scoring, journal: Journal, missing: int) -> dict[str,
 
 
 Keys = Mapping[str, Sequence[str]]
-"""By expert: the key of each probe's cell, in the probes' order."""
+"""Maps each expert to the keys of its cells, in the order of the probes."""
 
 
 def score_report(probes: Sequence[Probe], keys: Keys, journal: Journal, *, reused: Mapping[str, int]) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def _in_use(settings: Settings, kind: str) -> dict[str, Any]:
 
 
 def _residency(settings: Settings) -> list[dict[str, Any]]:
-    """By device that experts share: who is awake, waits and loads, and what is decided next; empty where no `coe up`
-    manages any."""
+    """Return the state of each shared device: which experts are awake, requested or loading, and the next decision;
+    empty if no `coe up` manages devices."""
     try:
         return asyncio.run(fetch_report(settings.residency_link.readlink()))
     except OSError:  # no link, or no process behind it; TimeoutError is one

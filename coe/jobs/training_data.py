@@ -90,8 +90,8 @@ class AddedPrompts:
 def add_prompts(pairs: Sequence[tuple[str, str]], path: Path, *, categories: Collection[str]) -> AddedPrompts:
     """Add the prompts of a file to (prompt, category) pairs. Raises DataError.
 
-    A prompt that is there already is not added again. If its category differs, that of the file replaces it. Of prompts
-    with several categories within the file, none is added.
+    A prompt that is already in the pairs is not added again; if the file gives another category, that one replaces it.
+    Prompts with several categories within the file are left out.
     """
     from routers.examples import normalize_prompt
 

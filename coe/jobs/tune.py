@@ -105,7 +105,7 @@ class Tuning:
         seed: int,
         spent: float = 0.0,
     ) -> Tuning:
-        """Prepare a run, for which so many US dollars are `spent` already.
+        """Prepare a run that has already `spent` some US dollars.
 
         Raises DataError where no category can be planned, or the budget is too small to begin.
         """

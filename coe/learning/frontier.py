@@ -28,7 +28,8 @@ class FrontierPoint:
 def trace(
     value: NDArray[np.floating], scores: NDArray[np.floating], active_b: NDArray[np.float64]
 ) -> list[FrontierPoint]:
-    """The frontier of a method that expects `value` (n_prompts, n_models) and earns `scores` of the same shape."""
+    """Compute the frontier of a method with predicted qualities `value` and measured `scores`, both (n_prompts,
+    n_models)."""
     points = []
     for price in PRICES:
         chosen = (value - price * active_b).argmax(axis=1)

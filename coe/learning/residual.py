@@ -5,8 +5,8 @@ differences between experts matter. The kernel is exp(SHARPNESS * (cosine - 1)) 
 and scaled to unit length.
 
 The ridge penalty (`strength`) minimizes the leave-one-out squared error of the differences between the table's choice
-and its rivals, because only these differences change a decision. Minimizing the error over all experts selects a
-weaker penalty, which overestimates the differences among rivals (docs/experiments/residual-models.md).
+and the other experts, because only these differences change a decision. Minimizing the error over all experts selects a
+weaker penalty, which overestimates the differences among the others (docs/experiments/residual-models.md).
 """
 
 from __future__ import annotations
@@ -80,15 +80,13 @@ class Residual:
         return np.asarray(_kernel(self.readings(embeddings), self.known) @ self.weights)
 
 
-def fit_residual(
-    embeddings: NDArray[np.floating], scores: Floats, expected: Floats, *, dimensions: int, seed: int = 0
-) -> Residual:
+def fit_residual(embeddings: NDArray[np.floating], scores: Floats, expected: Floats, *, dimensions: int) -> Residual:
     """Fit to prompts' `embeddings` (n_prompts, layers x dimensions), and their `scores` and `expected` scores.
 
     Both have shape (n_prompts, n_experts); the expected ones are the table's for the prompt's category. Takes some
     n_prompts^3 operations.
     """
-    rows = np.sort(np.random.default_rng(seed).permutation(len(scores))[:MAX_TRAINING_PROMPTS])
+    rows = np.sort(np.random.default_rng(0).permutation(len(scores))[:MAX_TRAINING_PROMPTS])
     readings = EmbeddingProjection.of(embeddings[rows], dimensions)
     known, table = readings(embeddings[rows]), expected[rows]
     target = scores[rows] - table
@@ -112,7 +110,8 @@ def _kernel(left: Floats, right: Floats) -> Floats:
 
 
 def _errors(error: Floats, table: Floats) -> Floats:
-    """Return each prompt's squared error (n_prompts,) of the differences between the table's choice and its rivals."""
+    """Return each prompt's squared error (n_prompts,) of the differences between the table's choice and the other
+    experts."""
     prompts, choice = np.arange(len(table)), table.argmax(axis=1)
     best = table[prompts, choice][:, None]
     second = np.sort(table, axis=1)[:, -2:][:, :1]

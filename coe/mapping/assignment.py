@@ -200,7 +200,7 @@ def expected_price(assignment: Assignment, posterior: NDArray[np.floating]) -> N
 
 
 MIN_UTILITY_DIFFERENCE = 0.01
-"""Difference in utility from which on another expert counts as better."""
+"""Smallest difference in utility by which another expert counts as better."""
 
 
 def decision_risk(assignment: Assignment, posterior: NDArray[np.floating], eligible: Sequence[int]) -> float:

@@ -191,14 +191,14 @@ def frontiers(
     problem: Problem,
     plan: Assignment | None = None,
     *,
-    points: int = FRONTIER_POINTS,
     time_budget: TimeBudget | None = None,
 ) -> dict[str, list[ParetoRow]]:
     """Return the Pareto frontier of each budget row with the rest of the budget fixed.
 
-    A frontier starts at the smallest feasible limit and ends where a larger limit gains nothing. Left out are rows
-    whose use is not known of every expert, rows without effect, limits for which `time_budget` is too short, and, for a
-    problem of more than LARGE_PROBLEM_CELLS, rows that its budget does not limit. `plan` is the optimal one, if known.
+    A frontier starts at the smallest feasible limit and ends where a larger limit gains nothing. It leaves out rows
+    whose use is unknown for an expert, rows without effect, and limits for which `time_budget` is too short. For a
+    problem of more than LARGE_PROBLEM_CELLS it also leaves out rows that the budget does not limit. `plan` is the
+    optimal one, if known.
     """
     time_budget = time_budget or TimeBudget()
     solved: _Solved = {}
@@ -210,7 +210,7 @@ def frontiers(
     found = {}
     for number, row in enumerate(rows):
         with time_budget.attempt(f"limits of {row}", share=1 / (len(rows) - number)) as part:
-            found[row] = _frontier(problem, row, points, part, solved)
+            found[row] = _frontier(problem, row, part, solved)
     return {row: there for row, there in found.items() if len(there) > 1}
 
 
@@ -218,9 +218,9 @@ _Solved = dict[Budget, Solution | None]
 """Plans by budget, None for an infeasible one."""
 
 
-def _frontier(problem: Problem, row: str, points: int, time_budget: TimeBudget, solved: _Solved) -> list[ParetoRow]:
+def _frontier(problem: Problem, row: str, time_budget: TimeBudget, solved: _Solved) -> list[ParetoRow]:
     found = []
-    limits = _limits(problem, row, points, time_budget, solved)
+    limits = _limits(problem, row, time_budget, solved)
     for limit in (*limits[:1], *limits[:0:-1]):  # both ends first: points between them can be interpolated
         tried = problem.within(**{row: limit})
         with time_budget.attempt(f"limits of {row}") as part:
@@ -236,7 +236,7 @@ def _solve_once(problem: Problem, time_budget: TimeBudget, solved: _Solved) -> S
     return solved[problem.budget]
 
 
-def _limits(problem: Problem, row: str, points: int, time_budget: TimeBudget, solved: _Solved) -> list[float]:
+def _limits(problem: Problem, row: str, time_budget: TimeBudget, solved: _Solved) -> list[float]:
     if row in USE_OF_ROW and not (problem.use(row) >= 0).all():
         return []
     low = smallest_limit(problem, row, time_budget.part(0.25))
@@ -250,7 +250,7 @@ def _limits(problem: Problem, row: str, points: int, time_budget: TimeBudget, so
     high = _use(free, plan.choice, needed)[row]
     if not high > low * (1 + 1e-6):
         return []
-    spaced = np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)
+    spaced = np.geomspace(low, high, FRONTIER_POINTS) if low > 0 else np.linspace(low, high, FRONTIER_POINTS)
     between = (float(f"{limit:.4g}") for limit in spaced[1:-1])
     above = high * (1 + 1e-9)  # sums in another order have rounding errors
     limits = {low, *between, above, problem.budget.rows().get(row, low)}

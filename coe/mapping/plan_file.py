@@ -93,8 +93,8 @@ class PlanInputs:
             np.save(folder / TRAFFIC_FILE, self.traffic.astype(np.float16))
 
     def paired_error(self, plan: Assignment) -> list[list[float]] | None:
-        """By category and expert, the standard error of its mean score less that of the chosen expert, on the prompts
-        that both answered; NaN where they are too few.
+        """Standard error, by category and expert, of its mean score less that of the chosen expert, on the prompts that
+        both answered; NaN if they are too few.
 
         It is that of the plain means; the estimates of the plan are shrunk, so their difference varies less. A cell's
         variance is shrunk towards that of the expert's differences in all categories, as `pseudo_count` prompts. NaN

@@ -25,7 +25,7 @@ MAX_SOLVER_SECONDS = 12.0
 """Time limit of the solver. After it, the better of its best plan and that of a local search is used. It stops earlier
 within 0.01 % of the optimum."""
 LARGE_PROBLEM_CELLS = 5_000
-"""Cells (category x expert) from which on only the best experts of each category are considered."""
+"""Number of cells (category x expert) above which only the best experts of each category are considered."""
 CANDIDATES_PER_CATEGORY, HOSTED_CANDIDATES_PER_CATEGORY = 10, 3
 VACUOUS_LIMITS = {"max_share": 1.0}
 """Limits without effect, for rows with a largest value."""
@@ -147,8 +147,8 @@ def _priced(problem: Problem) -> Array:
 def _reduced(problem: Problem) -> Problem:
     """Return the problem with fewer cells.
 
-    Of each category they are the best ones at the prices of the mean rows, and the most economical ones, which keep the
-    problem feasible; both of all experts, and of those that a local search hosts.
+    It keeps each category's best cells at the prices of the mean rows, and the most economical ones, which keep the
+    problem feasible. Both are selected among all experts, and among those that a local search hosts.
     """
     value = _priced(problem)
     kept = _candidates(problem, value, CANDIDATES_PER_CATEGORY)

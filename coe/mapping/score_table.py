@@ -151,8 +151,8 @@ def tabulate_partly(
 def _effects(scores: Array, known: NDArray[np.bool_], *, shrinkage: float) -> tuple[Array, Array]:
     """Return an effect of each prompt and one of each expert, whose sum approximates the `known` scores.
 
-    The effects of prompts are around 0 and shrunk towards it, as if each had so many more scores. One pass is exact for
-    complete scores.
+    The effects of prompts are around 0 and shrunk towards it, as if each prompt had `shrinkage` more scores of 0. One
+    pass is exact for complete scores.
     """
     prompt, expert = np.zeros(len(scores)), np.zeros(scores.shape[1])
     values, columns = np.where(known, scores, 0.0), np.maximum(known.sum(axis=0), 1)

@@ -59,7 +59,7 @@ LOG_TABLES = (
 
 
 class Database:
-    """A file whose `tables` are statements that a new file is created with. It is opened again at the next call after a
+    """A SQLite file; a new one is created with the statements `tables`. It is opened again at the next call after a
     failure, or if it was deleted or replaced. Unless `durable`, a power cut may lose what was written last."""
 
     def __init__(self, path: Path, *, tables: Sequence[str], durable: bool = True) -> None:

@@ -28,7 +28,7 @@ MAX_BATCH_EVENTS = 200
 APPEND_TIMEOUT_SECONDS = 1.0
 """Time limit of the log for one batch, which then goes to the spool; clients wait for one of the two."""
 CLOSE_TIMEOUT_SECONDS = 2.5
-"""Time limit of the log, and then of the spool, for the rest when the process ends."""
+"""Time limit of the log, and then of the spool, to store the remaining events when the process ends."""
 
 
 @dataclass(frozen=True, slots=True)

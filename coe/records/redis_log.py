@@ -36,7 +36,7 @@ SCAN_CHUNK = 200
 MAX_SCANNED = 50_000
 """Entries that one call of `read` or `tail` scans."""
 MAX_SCANNED_BACK = 10_000
-"""Entries that one call of `back` scans. Its callers continue by themselves, and may want to stop."""
+"""Entries that one call of `back` scans. Callers continue with further calls, and can stop between them."""
 CLOCK_SKEW_MS = 3_600_000
 """Largest difference between the clocks of the gateways and the server."""
 EXTRA_IDS = 1_000

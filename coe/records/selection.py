@@ -10,7 +10,7 @@ from coe.records.codec import COLUMNS
 from coe.records.record import LogQuery, RoutingRecord
 
 MAX_PAGE_RECORDS = 10_000
-"""Records in one page at most, whatever the query requests."""
+"""Largest number of records in one page, even if the query requests more."""
 DAY = 86_400.0
 EXACT_FIELDS = tuple(name for name in COLUMNS if name not in ("request_id", "time"))
 """Record fields that a query compares for equality."""

@@ -65,7 +65,7 @@ class RecipeSpec(StrictModel):
     vote: tuple[ArmName, ...] = ()
     """Experts of equal rank, whose most supported answer is returned."""
     ask: Literal["all", "until_agreed"] = "all"
-    """Of a vote: call all experts at the same time, or one after another until their answers agree."""
+    """For a vote: call all experts at the same time, or one after another until their answers agree."""
     chain: tuple[ArmName, ...] = ()
     """Experts that are called one after another. Each further one gets the request with the draft of the one before and
     returns an improved answer. The last answer is returned. An expert may occur twice, to revise its own draft."""
@@ -73,9 +73,9 @@ class RecipeSpec(StrictModel):
     """Experts that answer at the same time. The expert `by` gets the request with their answers and writes the answer
     that is returned."""
     by: ArmName | None = None
-    """Of a fuse: the expert that writes the answer. It may be one of those that answer first."""
+    """For a fuse: the expert that writes the answer. It may be one of those that answer first."""
     instruction: Annotated[str, Field(pattern=r"\S", max_length=MAX_INSTRUCTION_CHARACTERS)] | None = None
-    """Of a chain or fuse: what to do with the earlier answers, which stand before it in the request. Default: check
+    """For a chain or fuse: what to do with the earlier answers, which precede this text in the request. Default: check
     them, and return the improved final answer only."""
     signal: Literal["agreement", "judge"] = "agreement"
     """The signal that an answer is reliable: agreement of the members' final answers, or, in a cascade, also the grade
@@ -83,7 +83,7 @@ class RecipeSpec(StrictModel):
     judge: ArmName | None = None
     """With `signal: judge`: the expert that grades. It is not a member."""
     max_tokens: Mapping[ArmName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    """Of a cascade or vote in steps: caps of members' answers in output tokens. An answer that is not finished by then
+    """For a cascade or vote in steps: caps of members' answers in output tokens. An answer that is not finished by then
     is cut off and counts as none. The members of the last step, and of all steps in a stream, have no cap while
     there is no answer to return instead."""
     tools: Literal["single", "agreement"] = "single"

@@ -256,7 +256,9 @@ class Gate:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             if int(arrays["format"]) < FORMAT:
-                raise OutdatedGate(f"{path}: of an earlier CoE; fit it again with `coe score` and `coe plan`")
+                raise OutdatedGate(
+                    f"{path}: written by another version of CoE; fit it again with `coe score` and `coe plan`"
+                )
             if int(arrays["format"]) > FORMAT:
                 raise ValueError(f"format {arrays['format']}, not {FORMAT}")
             return _from_arrays(arrays)

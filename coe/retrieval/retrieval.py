@@ -176,8 +176,8 @@ class Retrieval:
         _log.warning("retrieval failed and is disabled for %g s: %s", FAILURE_BACKOFF_SECONDS, reason)
 
     async def _search_and_insert(self, request: RetrievalRequest, *, trial: bool) -> tuple[Chat, RetrievalResult]:
-        """Encode the question, search and insert. The gate decides again before and after the search, except in an
-        exploration trial, which runs to the end and then withholds the passages of a random half."""
+        """Encode the question, search and insert. The gate decides again before and after the search. An exploration
+        trial skips these decisions, runs to the end, and withholds the passages from a random half."""
         declared, always = self._declared, trial or request.mode == "on" or self.gate is None
         loop = asyncio.get_running_loop()
         vector, posterior = await loop.run_in_executor(self._threads, self._encode, request)

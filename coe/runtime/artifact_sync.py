@@ -42,7 +42,7 @@ class ArtifactSync:
         self._last_error = ""
 
     def sync(self) -> None:
-        """Copies what is new. Does not fail."""
+        """Copies new versions and files. Never raises."""
         try:
             _mirror(self._settings, self._share)
             for name in (TRAFFIC_REPORT_FILE, LOSS_BOUNDS_FILE):

@@ -50,7 +50,7 @@ def issue(
             "and add its entry to access.keys in experts.yaml"
         )
     key = IssuedKey(**spec.model_dump(), sha256=sha256, created=now, created_by=by_name)
-    problem = (rights_problem(by, spec) if by is not None else "") or _new_problem(registry, issued, spec, key, now)
+    problem = (rights_problem(by, spec) if by is not None else "") or _new_problem(registry, issued, key, now)
     if problem:
         raise KeyRefused(problem)
     return key, (*_with_room(issued, now), key)
@@ -88,7 +88,7 @@ def rights_problem(creator: ApiKey, new: KeySpec) -> str:
     return ""
 
 
-def _new_problem(registry: Registry, issued: IssuedKeys, spec: KeySpec, key: IssuedKey, now: float) -> str:
+def _new_problem(registry: Registry, issued: IssuedKeys, key: IssuedKey, now: float) -> str:
     """Return why a new key conflicts with the known ones or with the experts; empty if it does not."""
     known = (*registry.access.keys, *issued)
     if any(one.name == key.name for one in known):

@@ -64,9 +64,9 @@ def open_key_store(counters: str, *, home: Path) -> KeyStore:
 
 
 async def change(store: KeyStore, decide: Callable[[IssuedKeys], tuple[T, IssuedKeys]]) -> tuple[T, Stored]:
-    """Replace the list by what `decide` makes of it, and return its result and the new list. `decide` runs again if
-    somebody else changed the list meanwhile. Raises KeysUnavailable, KeyRefused for a list that would be too large to
-    be read, and whatever `decide` raises."""
+    """Replace the list with the one that `decide` returns, and return its result and the new list. `decide` runs again
+    if another process changed the list meanwhile. Raises KeysUnavailable, KeyRefused for a list that would be too large
+    to be read, and whatever `decide` raises."""
     try:
         for _ in range(MAX_CONFLICTS):
             found = await store.read("-") or NOTHING

@@ -19,7 +19,7 @@ WHY = "the router that this version of CoE ships, until one is trained"
 def find(registry: Registry) -> Artifact | None:
     """Return the packaged router, not yet verified; None without one, or if experts.yaml declares what it is not.
 
-    It was trained with the default encoder on the starter prompts. Whether its categories fit is for `check_fit`.
+    It was trained with the default encoder on the starter prompts. `check_fit` decides whether its categories fit.
     """
     declared = registry.router
     other = declared.training_data or declared.extra_training_data or declared.encoder != routers.DEFAULT_ENCODER

@@ -232,8 +232,8 @@ class Access:
         return True
 
     def allowance(self, caller: Caller) -> Allowance:
-        """The allowance of one request; free of cost for a key without limits. Enter it before the body is read: it
-        raises LimitReached where nothing remains."""
+        """The allowance of one request; one that does nothing for a key without limits. Enter it before the body is
+        read: it raises LimitReached where nothing remains."""
         if caller.key is None or (account := self._accounts.get(caller.key)) is None:
             return UNLIMITED
         pricing = self._pricing_for(caller.key, caller.rule)

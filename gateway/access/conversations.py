@@ -1,4 +1,4 @@
-"""Shares between gateways which expert each conversation is with, through the Redis of `access.counters`.
+"""Shares the expert of each conversation between gateways, through the Redis of `access.counters`.
 
 Only a follow-up to an answer of another gateway waits for Redis, and at most LOOKUP_TIMEOUT_SECONDS. One task talks to
 Redis and sends all pending writes and lookups in one pipeline, so that a busy gateway needs no round trip per request.
@@ -26,7 +26,8 @@ WRITE_DELAY_SECONDS = 0.05
 EXPIRY_SECONDS = 3600
 """Seconds that a silent conversation is remembered: prefix caches forget it sooner. About 130 bytes each in Redis."""
 SUPERSEDED_EXPIRY_SECONDS = 300
-"""The same for an answer that the conversation went on from: it is looked up only to regenerate the next one."""
+"""Seconds that an answer is remembered once the conversation has continued: it is looked up only to regenerate the next
+answer."""
 MAX_PENDING_WRITES = 10_000
 """Entries that wait to be written; the oldest are dropped."""
 EXCHANGE_TIMEOUT_SECONDS = 1.0

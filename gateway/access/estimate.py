@@ -32,7 +32,7 @@ AUDIO_CHARACTERS_PER_TOKEN = 2000
 """Characters of an audio file's base64 per token: OpenAI counts ten tokens a second, which are 16 kB of MP3."""
 
 AUDIO_BYTES_PER_TOKEN = 1500
-"""The same for the bytes of the file, of which base64 makes a third more."""
+"""Bytes of an audio file per token; base64 adds a third."""
 
 _PROMPT_NAMES: Mapping[Api, str] = {"completions": "prompt", "embeddings": "input"}
 _PROMPT_FIELDS: Mapping[Api, tuple[str, ...]] = {

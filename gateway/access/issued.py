@@ -26,7 +26,7 @@ _log = logging.getLogger("gateway")
 
 
 class IssuedKeyWatch:
-    """`keys` are those to be used now, with the revoked ones. `on_change` is called after they changed. `degraded` is
+    """`keys` are the issued keys now, including revoked ones. `on_change` is called after they changed. `degraded` is
     True while the store cannot be read."""
 
     def __init__(self, store: KeyStore, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,13 +51,13 @@ class IssuedKeyWatch:
                 _log.warning("issued API keys can be read again")
             self.degraded, self._last_read = False, self._clock()
             if found is not None:
-                self._take(found)
+                self._apply(found)
 
     async def change(self, decide: Callable[[IssuedKeys], tuple[T, IssuedKeys]]) -> T:
-        """Change the stored keys as `coe.runtime.key_store.change`; the change counts here at once."""
+        """Change the stored keys with `coe.runtime.key_store.change`. The change applies in this process at once."""
         async with self._lock:
             result, found = await change(self._store, decide)
-            self._take(found)
+            self._apply(found)
             return result
 
     async def run(self) -> None:
@@ -66,7 +66,7 @@ class IssuedKeyWatch:
             await asyncio.sleep(POLL_SECONDS)
             await self.refresh()
 
-    def _take(self, found: Stored) -> None:
+    def _apply(self, found: Stored) -> None:
         self._version = found.version
         if found.keys != self.keys:
             self.keys = found.keys
@@ -78,7 +78,7 @@ class IssuedKeyWatch:
         self.degraded = True
         if self.keys and self._clock() - self._last_read > MAX_STALE_SECONDS:
             _log.error("issued API keys could not be read for %g s, and are refused now", MAX_STALE_SECONDS)
-            self._take(Stored("-", ()))
+            self._apply(Stored("-", ()))
 
 
 @asynccontextmanager

@@ -119,7 +119,7 @@ class TokenBucket:
         self._updated = 0.0
 
     def remaining(self, now: float) -> float:
-        """Brings the counter up to date, and returns the rest; negative where more was used than allowed."""
+        """Updates the counter to `now`, and returns the remaining amount; negative if more was used than allowed."""
         if now > self._updated:
             self._tokens = min(self.limit, self._tokens + (now - self._updated) * self.limit / MINUTE)
         self._updated = now  # a clock that was set back starts from here

@@ -61,7 +61,7 @@ class MemoryLimiter:
         return self._accounts
 
     def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
-        """Called with every amount that was used, or returned where it is negative. Does nothing here."""
+        """Hook for every used amount; a negative amount was returned. This base class does nothing."""
 
     def used(self, key: str, meter: Meter, window: int) -> float:
         """The use of a limit before its counter was created."""
@@ -157,7 +157,8 @@ class StoredUse(NamedTuple):
     at: float
 
     def of(self, meter: Meter, *, window: int, now: float) -> float:
-        """The part that counts now: nothing of another window; of a bucket what has not been refilled since."""
+        """The part of the use that still counts: none of another window, and of a bucket what has not been refilled
+        since."""
         if meter.unit == 2:
             return self.used if self.window == window else 0.0
         return max(0.0, self.used - max(0.0, now - self.at) * meter.limit / MINUTE)
@@ -181,7 +182,7 @@ class UsageStore:
         self._database = Database(path, tables=TABLES)
 
     async def load(self, *, now: float) -> dict[MeterKey, StoredUse]:
-        """Everything stored, after deleting what is too old."""
+        """Return all stored use, after deleting entries that are too old."""
         if not self._path.exists():
             return {}
 

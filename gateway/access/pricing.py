@@ -1,4 +1,4 @@
-"""What a request may use at most, which its key reserves: one call to an expert, or all calls of a recipe.
+"""Computes the most that a request may use, which its key reserves: one call to an expert, or all calls of a recipe.
 
 Use is linear in the tokens of the conversation and of one answer, so a worst case is a few sums, and reserving costs
 the same for any recipe.
@@ -37,8 +37,8 @@ class WorstCase:
 
     @classmethod
     def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices]) -> WorstCase:
-        """Return that of all calls. A later step of a recipe that writes also reads the answers of the one before, a
-        judge one answer."""
+        """Return the worst case of all calls of a recipe. A later step of a chain or fuse also reads the answers of the
+        step before, and a judge reads one answer."""
         total = cls(0.0, 0.0)
         for number, step in enumerate(recipe.steps):
             drafts = len(recipe.steps[number - 1]) if number and recipe.writes else 0
@@ -70,7 +70,7 @@ class WorstCase:
         return cls(*(max(getattr(one, part) for one in alternatives) for part in _PARTS))
 
     def amounts(self, input_tokens: float, output_tokens: float) -> Amounts:
-        """Return the use of one request with so many tokens of conversation and of an answer."""
+        """Return the use of one request with these numbers of tokens in its conversation and in its answer."""
         dollars = input_tokens * self.conversation_price + output_tokens * self.answer_price + self.fixed_price
         tokens = input_tokens * self.conversation + output_tokens * self.answer + self.fixed
         return Amounts(1, tokens, dollars / 1e6)
@@ -110,7 +110,8 @@ class Pricing:
         return cls(experts, worst, highest, WorstCase.largest([highest, *(worst[name] for name in routed)]))
 
     def worst_case(self, chat: Chat, recipe: str) -> WorstCase:
-        """Return that of the expert or recipe that a request pins, or the highest of all for a routed request."""
+        """Return the worst case of the expert or recipe that a request pins, or the highest of all for a routed
+        request."""
         model = recipe if chat.model == AUTO and recipe else chat.model
         if (found := self.worst_of.get(model)) is not None:
             return found

@@ -1,8 +1,8 @@
 """Counts the use of API keys for several gateways together, in Redis. Needs Redis 6.2 or newer, or Valkey.
 
-One script call, a refill, is the only way in which counts in Redis change: it grants all that is requested or nothing.
-Accounts lease amounts in advance (`shared_account.py`), so most requests need no call. While Redis is down each gateway
-counts by itself, and `degraded` is True.
+Counts in Redis change only by a refill, one script call, which grants all that is requested or nothing. Accounts lease
+amounts in advance (`shared_account.py`), so most requests need no call. While Redis is down each gateway counts by
+itself, and `degraded` is True.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class AmountLease:
         self.available = 0.0
 
     def _report_later(self, amount: float) -> None:
-        """Redis gets the amount once it is back. Not for buckets, which will have refilled by then."""
+        """Report the amount to Redis once it is back. Buckets report nothing, since they will have refilled by then."""
         if self.counter.kind == "window":
             self._unreported += amount
 

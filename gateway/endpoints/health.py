@@ -1,4 +1,5 @@
-"""`/health`, `/health/live`, `/health/ready` and `/metrics`, for load balancers and Prometheus; and `/`, the way in."""
+"""`/health`, `/health/live`, `/health/ready` and `/metrics`, for load balancers and Prometheus; and `/`, a list of
+links."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _model(name: str, registry: Registry, created: int, rule: ExpertRule | None)
 
 
 def _display_name(name: str, model: str, registry: Registry) -> str:
-    """The name for people. An alias is shown with what it stands for, as several may stand for the same."""
+    """Return the display name. An alias is shown with its target, since several aliases may have the same target."""
     if name == AUTO:
         return "Automatic routing"
     if name in registry.arm_of_model:

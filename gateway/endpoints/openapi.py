@@ -106,9 +106,8 @@ def request_headers(registry: Registry) -> Schema:
         ),
         "Explain": _header(
             "x-coe-explain",
-            "1 for details of the decision. The response header server-timing has the time of each step; /v1/route "
-            "returns, to administrators, the routed text and what it leaves out, the nearest training examples and "
-            "what each expert was rated by.",
+            "1 for details of the decision: the time of each step in server-timing, and for administrators the routed "
+            "text and the nearest training examples in /v1/route.",
             {"type": "string", "enum": ["0", "1"]},
         ),
         "OnlyLocal": _header(

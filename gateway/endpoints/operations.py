@@ -111,8 +111,8 @@ def document(registry: Registry) -> Schema:
 
 
 def operation_routes(parts: Parts) -> list[Route]:
-    """One route for each path. Of two that fit a request the first one counts, so fixed names precede parameters and
-    long paths short ones."""
+    """Build one route for each path. The first match wins, so fixed names precede parameters, and long paths precede
+    short ones."""
     resources: dict[Callable[[Parts], Any], Any] = {}
     by_path: dict[str, list[Operation]] = {}
     for one in OPERATIONS:

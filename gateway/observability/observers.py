@@ -138,15 +138,12 @@ LOOKUP_DELAYS_SECONDS = (0.0, 0.1, 0.2, 0.3, 0.4)
 _REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
 
 
-async def find_record(
-    log: RoutingLog, request_id: str, *, counts: Callable[[RoutingRecord], bool] = lambda record: True
-) -> RoutingRecord | None:
-    """The record of that id, if it `counts`. A record that does not count takes as long as a missing one. An id that no
-    gateway issues is looked up once. Raises LogError."""
+async def find_record(log: RoutingLog, request_id: str) -> RoutingRecord | None:
+    """The record of that id. An id that no gateway issues is looked up once. Raises LogError."""
     for pause in _delays(request_id):
         await asyncio.sleep(pause)
         record = await log.find(request_id)
-        if record is not None and counts(record):
+        if record is not None:
             return record
     return None
 

@@ -125,12 +125,11 @@ class TrafficMetrics:
         words."""
         gauges = metrics.gauges
         alarms = (
-            "1 while an expert gets all requests, gets too few, or is rated worse, by the last traffic report, "
-            "while it fails now (kind failing), while a recipe's loss bound is broken (kind max_loss), and if most "
-            "audits of it compared nothing (kind audits)."
+            "1 while an expert or recipe has an alarm of this kind: failing and max_loss now, others by the last "
+            "traffic report."
         )
         gauges("coe_alarm", alarms, ("kind", "expert"), self._alarms, largest=True)
-        drift = "1 if traffic has moved away from the router's training data, by the last traffic report."
+        drift = "1 if traffic has shifted against the router's first traffic, by the last traffic report."
         gauges("coe_drift", drift, ("kind",), self._drift, largest=True)
         proposed = "Groups of requests that may deserve a category, by the last traffic report."
         gauges("coe_proposed_categories", proposed, (), self._proposed, largest=True)

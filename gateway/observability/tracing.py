@@ -1,7 +1,7 @@
 """OpenTelemetry traces, if a collector is declared: a server span per request, with a child span for every step.
 
 Attributes follow the semantic conventions (https://opentelemetry.io/docs/specs/semconv/gen-ai/ and /http/); others
-begin with `coe.`. None holds any text of the request.
+begin with `coe.`. No attribute holds text of the request.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _answer_attributes(trace: Trace) -> Attributes:
 
 
 def _provider(spec: ExpertSpec) -> str:
-    """The API's owner, as the conventions advise, whatever server is behind an OpenAI-compatible API."""
+    """The vendor of the API, as the conventions advise: OpenAI for any server with an OpenAI-compatible API."""
     if spec.runtime == "external":
         return "openai"
     return spec.model.partition("/")[0] if spec.runtime == "litellm" else spec.runtime

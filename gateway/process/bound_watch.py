@@ -28,13 +28,10 @@ _log = logging.getLogger("gateway")
 class BoundWatch:
     """`bounds` are those of the policies in use, up to the last reading of the log."""
 
-    def __init__(
-        self, current: ServingState, feedback: FeedbackLog, settings: Settings, *, interval: float = POLL_SECONDS
-    ) -> None:
+    def __init__(self, current: ServingState, feedback: FeedbackLog, settings: Settings) -> None:
         self._current = current
         self._feedback = feedback
         self._settings = settings
-        self._interval = interval
         self._cursor = ""
         self._last_error = ""
         self.bounds: LossBounds | None = None
@@ -44,7 +41,7 @@ class BoundWatch:
         while True:
             with suppress(LogError):  # its writers report it
                 await self.read()
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(POLL_SECONDS)
 
     async def read(self) -> None:
         """Count new audits and store broken bounds. Raises LogError."""

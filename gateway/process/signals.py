@@ -32,7 +32,7 @@ async def handle_signals(
     *, drain: Callable[[], None], reload: Callable[[], None], abort: Callable[[], None]
 ) -> AsyncIterator[None]:
     """DRAIN_SIGNAL, RELOAD_SIGNAL and ABORT_SIGNAL call these until the block ends. SIGINT is ignored: Ctrl-C in a
-    terminal reaches all its processes, and the parent alone decides what follows."""
+    terminal reaches all processes, and only the parent acts on it."""
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(DRAIN_SIGNAL, drain)
     loop.add_signal_handler(RELOAD_SIGNAL, reload)

@@ -24,7 +24,7 @@ Progress = Callable[[float], None]
 
 
 def export_with_cache(source: str, *, network: Path, tokenizer: Path, cache: Path | None) -> None:
-    """As `export_encoder`, but copy the files of an earlier export of the same folder from `cache`.
+    """Export like `export_encoder`, but copy the files of an earlier export of the same folder from `cache`.
 
     A hub name is always exported, because its files may change.
     """
@@ -70,15 +70,15 @@ class CachedEncoder:
         self.dimensions, self.width = encoder.dimensions, encoder.width
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """As OnnxEncoder.encode."""
+        """Embed like `OnnxEncoder.encode`, with cached embeddings."""
         return np.ascontiguousarray(self.features(texts)[:, : self.dimensions])
 
     def features(self, texts: Sequence[str], progress: Progress | None = None) -> Floats:
-        """As OnnxEncoder.features."""
+        """Compute features like `OnnxEncoder.features`, with cached embeddings."""
         return self.embed_ids(self._encoder.tokenize(texts), progress)
 
     def embed_ids(self, token_ids: Sequence[Sequence[int]], progress: Progress | None = None) -> Floats:
-        """As OnnxEncoder.embed_ids."""
+        """Embed token ids like `OnnxEncoder.embed_ids`; only new ones run the encoder."""
         keys = [hashlib.blake2b(np.array(ids, dtype=np.int64).tobytes(), digest_size=16).digest() for ids in token_ids]
         cached = self._load()
         new = {key: ids for key, ids in zip(keys, token_ids, strict=True) if key not in cached}

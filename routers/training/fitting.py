@@ -34,7 +34,7 @@ from routers.heads.semantic import (
 
 Labels = NDArray[np.int64]
 TRAINED_HEADS = ("lexical", "static", "linear")
-"""As in Regularization and HeadScores."""
+"""The heads, as in Regularization and HeadScores."""
 FOLDS = 5
 MAX_EXEMPLARS = 6000
 """Exemplars of the kNN head, shared evenly among the categories."""

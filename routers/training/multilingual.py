@@ -1,6 +1,6 @@
 """Train the head for texts that are not English, on a sample of the English texts and all others.
 
-Topics learned from English prompts hold in other languages once the direction that tells languages apart is projected
+Topics learned from English prompts hold in other languages once the direction that separates languages is projected
 off. The direction comes from the training texts and the foreign prompts that ship with this package, so that a training
 set in English is enough.
 """
@@ -43,7 +43,7 @@ MAX_ENGLISH_EACH = 60
 REGULARIZATIONS = (0.3, 1.0, 3.0)
 """Values of scikit-learn's C (inverse regularization) of the heads whose mean is served."""
 TOLERANCE = 1e-5
-"""Of the fits; with less, small values of C stop early."""
+"""Tolerance of the fits. With a larger one, fits with a small C stop early."""
 BACKGROUND_TEXTS = 64
 """Shipped foreign prompts, and as many English ones, that help to find the direction, in every training set."""
 MIN_JUDGED_TEXTS = 50

@@ -45,7 +45,7 @@ These pages are generated from the code, so they match the version that you run.
 
 
 def pages() -> Mapping[str, str]:
-    """By file name: the Markdown of every page."""
+    """Return the Markdown of every page by file name."""
     found = {name: _noted(page.page()) for name, page in _PAGES.items()}
     rows = "\n".join(f"| [{page.TITLE}]({name}) | {page.ABOUT} |" for name, page in _PAGES.items())
     names = "\n".join(name.removesuffix(".md") for name in _PAGES)
@@ -53,7 +53,7 @@ def pages() -> Mapping[str, str]:
 
 
 def files() -> Mapping[str, str]:
-    """By path relative to the folder of pages: the text of every page, and the JSON schema of experts.yaml."""
+    """Return the text of every page and the JSON schema of experts.yaml, by path relative to the folder of pages."""
     schema = orjson.dumps(declaration_schema(), option=orjson.OPT_INDENT_2).decode() + "\n"
     return {**pages(), f"../{SCHEMA}": schema}
 

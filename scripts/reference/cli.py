@@ -36,7 +36,7 @@ def page() -> str:
 
 
 def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every command that does something by itself, with its words."""
+    """Yield every leaf command with its full path."""
     for name, child in group.commands.items():
         words = f"{path} {name}"
         below = getattr(child, "commands", None)

@@ -13,7 +13,8 @@ ABOUT = "Every error code with its status, meaning and remedy, and every cause o
 _PAGE = """\
 # Errors
 
-A failed request has OpenAI's error body. The Messages API has Anthropic's.
+Errors of the gateway, with their codes and remedies. A failed request has OpenAI's error body; the Messages API has
+Anthropic's.
 
 ```json
 {{
@@ -120,7 +121,7 @@ _MEANINGS: Mapping[str, str] = {
     "too_many_values": "The body holds more JSON values than allowed.",
     "unsupported_api": "The expert does not support a part of the request's API.",
 }
-"""Of codes that have no class of their own, and of one whose class is the base of all."""
+"""Error codes without a class of their own, and the code of the base class."""
 
 
 def page() -> str:

@@ -16,7 +16,7 @@ ABOUT = "Request headers that clients may send, and response headers that the ga
 _PAGE = """\
 # Headers
 
-No header carries text of a prompt or an answer.
+These headers carry options of a request and describe its answer. No header carries text of a prompt or an answer.
 
 ## Request headers
 

@@ -41,7 +41,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     _HEALTH: ("/health", "/metrics", "/openapi.json"),
     "Administration": ("/",),
 }
-"""By title the beginnings of paths; the first that fits counts."""
+"""Path prefixes by section title; the first prefix that matches counts."""
 
 Schema = dict[str, Any]
 

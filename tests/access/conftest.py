@@ -16,7 +16,7 @@ from tests.access.samples import Clock
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the machine is, a Redis that is there replies in time."""
+    """Long timeouts, so that a running Redis replies in time on a busy machine."""
     monkeypatch.setattr(redis, "REFILL_TIMEOUT_SECONDS", 10.0)
 
 

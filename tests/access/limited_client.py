@@ -1,4 +1,4 @@
-"""A gateway process that takes as much as it gets: its argument is the address of Redis."""
+"""A gateway process whose client requests as much as its limits allow. The argument is the address of Redis."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ USE = Amounts(1, 10, 0.001)
 
 
 async def take(account: Account, deadline: float) -> int:
-    """One client that asks again and again, also after the deadline until it is refused once, and holds what it got
-    for a moment."""
+    """Send short requests until the deadline and at least one refusal. Returns the number that was allowed."""
     count, refused = 0, False
     while time.monotonic() < deadline or not refused:
         try:
@@ -41,7 +40,7 @@ async def compete(limiter: RedisLimiter, limits: dict[str, float]) -> int:
 
 
 async def main(url: str) -> None:
-    """For each line of limits that comes, one line with the number of requests that were allowed."""
+    """Read lines of limits, and print for each the number of requests that were allowed."""
     redis.REFILL_TIMEOUT_SECONDS = 10.0  # the point is who gets what, however busy the machine is
     async with RedisLimiter(url) as limiter:
         sys.stdout.write("ready\n")

@@ -1,4 +1,4 @@
-"""Keys to try, a clock to set, and a Redis of one's own."""
+"""API keys and their accounts, a clock that a test sets, and amounts of use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.access.limits import Account, Amounts, Limiter
 
 
 class Clock:
-    """The time, which may be moved on."""
+    """The real time, moved `ahead` seconds."""
 
     def __init__(self) -> None:
         self.ahead = 0.0

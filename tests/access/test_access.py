@@ -1,4 +1,4 @@
-"""Who may ask what, and how much, seen from outside: the real app with declared keys."""
+"""What each API key may request, and how much: the real app with declared keys."""
 
 import asyncio
 from typing import Any

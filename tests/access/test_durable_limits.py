@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from gateway.access.local import (
 )
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of
 from tests.gateway.served import serving
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -38,12 +38,6 @@ def written(folder: Path) -> dict[str, float]:
             return dict(file.execute("SELECT meter, used FROM use"))
         except sqlite3.OperationalError:  # not made yet
             return {}
-
-
-async def wait_until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not holds():
-            await asyncio.sleep(0.02)
 
 
 async def used(account: Account, use: Amounts) -> None:

@@ -348,7 +348,7 @@ async def post(served: Served, key: str, **spec: Any) -> tuple[int, Any]:
 
 
 async def until_status(served: Served, key: str, status: int) -> None:
-    """Until twenty requests in a row, each on a connection of its own, are answered so: by both workers."""
+    """Wait until twenty requests in a row, each on its own connection, have this status: both workers give it."""
     async with asyncio.timeout(60):
         row = 0
         while row < 20:

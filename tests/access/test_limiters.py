@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def admitted(account: Account, count: int, use: Amounts = ONE) -> list[Any]:
-    """What `count` requests at the same time were allowed."""
+    """Reserve for `count` concurrent requests, and return what was granted."""
     answers = await asyncio.gather(*(account.reserve(use) for _ in range(count)), return_exceptions=True)
     assert all(isinstance(answer, LimitReached) for answer in answers if isinstance(answer, BaseException)), answers
     return [answer for answer in answers if not isinstance(answer, BaseException)]
@@ -52,7 +52,7 @@ async def test_a_bucket_refills_at_the_time_that_retry_after_names(limiter: Limi
 
 
 async def refusal_of(account: Account, use: Amounts) -> LimitReached:
-    """The first refusal, once everything is taken."""
+    """Use up the limit, and return the first refusal."""
     while True:
         try:
             await account.reserve(use)

@@ -1,4 +1,4 @@
-"""What a key is charged for requests that ask no expert."""
+"""What a key is charged for requests that call no expert."""
 
 import asyncio
 from typing import Any

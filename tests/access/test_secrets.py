@@ -23,7 +23,7 @@ MODELS = ("fine", "rejects", "fails", "breaks", "garbles")
 
 
 async def _expert(request: web.Request) -> web.StreamResponse:
-    """Repeats the whole request, headers and all, in the way its model names."""
+    """Repeats the whole request with its headers, in the way that the model name selects."""
     body = await request.json()
     echo = f"{dict(request.headers)} {body}"
     match body["model"]:
@@ -136,7 +136,7 @@ async def test_a_bug_that_quotes_a_prompt_is_logged_without_its_words(
 
 
 async def test_a_request_cannot_choose_where_the_gateway_sends_it(tmp_path: Path) -> None:
-    """Not by its path, its body, its headers or its host."""
+    """Neither path, body, headers nor host select the address."""
     reached = asyncio.Event()
 
     async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

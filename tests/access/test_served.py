@@ -17,7 +17,7 @@ LIMIT = 60
 
 
 async def ask(served: Served, count: int, *, key: str) -> Counter[int]:
-    """Statuses of so many requests at once, each over a connection of its own."""
+    """Return the statuses of `count` concurrent requests, each over its own connection."""
 
     async def one() -> int:
         async with served.ask("good", headers={"x-api-key": key}) as response:

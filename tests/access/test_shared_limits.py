@@ -1,4 +1,4 @@
-"""Several gateways over one Redis: together never more than one alone, and what is when Redis or one of them goes."""
+"""Several gateways over one Redis: together they allow no more than one alone, also when Redis or a gateway fails."""
 
 import asyncio
 import json

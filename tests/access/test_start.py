@@ -1,4 +1,4 @@
-"""What must be right about access before a port opens, and `coe key`, which makes it right."""
+"""Checks of access control before a port opens, and `coe key`, which fixes what they report."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Artifacts as training, planning and learning leave them, for gateways in the process of the test."""
+"""Artifacts as training, planning and learning write them, for gateways in the test's process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCORES = {"coder": (0.9, 0.3, 0.4), "painter": (0.6, 0.8, 0.7), "generalist": (0
 
 
 def measured_registry(**changes: Any) -> Registry:
-    """That of the fakes, with sizes, and the plan free to choose."""
+    """The registry of `tests.fakes` with sizes, and without pinned categories."""
     experts = [
         {"name": name, "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
         | {"active_parameters_b": size, "prices": {"input": size / 10, "output": size / 5}}
@@ -47,7 +47,7 @@ def settings_in(folder: Path, registry: Registry) -> Settings:
 def planned(
     settings: Settings, registry: Registry, *, keep: bool = True, deviations: float = 1.0
 ) -> tuple[str, Assignment]:
-    """A plan on made scores, published and promoted; without `keep` as an older CoE left it."""
+    """A plan on synthetic scores, published and promoted. Without `keep`, its folder lacks the inputs of the plan."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), (80, 40, 12))
     means = np.array([SCORES[name] for name in registry.expert_names]).T[labels]
@@ -71,7 +71,7 @@ def planned(
 def router_published(
     settings: Settings, mark: str, *, categories: tuple[str, ...] = CATEGORIES, metrics: Mapping[str, Any] | None = None
 ) -> str:
-    """A router's folder that passes the checks before it is loaded, and is none."""
+    """A folder that passes the checks before loading, but is no router."""
     store = ArtifactStore(settings.artifacts, ROUTER)
     with store.draft() as draft:
         config = {"format": FORMAT, "kind": "cascade", "categories": list(categories), "mark": mark}
@@ -81,7 +81,7 @@ def router_published(
 
 
 class ScriptedJobs:
-    """Reports what it was given, an error to raise or JSON, and remembers what was asked."""
+    """A fake job runner: returns or raises its result, and records the requested jobs."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer

@@ -12,10 +12,17 @@ import pytest
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.registry import Registry
 from coe.settings import Settings
+from gateway.process import jobs
 from tests.admin.samples import CATEGORIES, measured_registry, planned, settings_in
 from tests.fakes import Gateway, Response, gateway_of
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def patient_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long time limit, so that a plan is solved in time on a busy machine."""
+    monkeypatch.setattr(jobs, "SOLVE_TIMEOUT_SECONDS", 240.0)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def events_of(response: Response) -> list[Any]:
 
 @asynccontextmanager
 async def listening(gateway: Gateway, count: int = 1) -> AsyncIterator[list[Response]]:
-    """So many listeners, each with its first event."""
+    """Open `count` listeners, and wait until each has its first event."""
     into = [Response() for _ in range(count)]
     tasks = [asyncio.create_task(gateway.post("/v1/stats/stream", method="GET", into=response)) for response in into]
     try:

@@ -23,5 +23,5 @@ async def ask(gateway: Gateway, text: str = LONG, *, headers: dict[str, str] | N
 
 
 async def uses(gateway: Gateway, *requests: dict[str, Any]) -> list[str | None]:
-    """What the header says of each request, one after another."""
+    """Send requests one after another, and return the cache header of each response."""
     return [(await ask(gateway, **request)).headers.get("x-coe-cache") for request in requests]

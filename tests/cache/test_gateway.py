@@ -1,4 +1,4 @@
-"""The cache in the line: bytes, headers, records, limits, metrics, and whose answers are shared."""
+"""The cache in the request path: bytes, headers, records, limits, metrics, and which callers share answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every AnswerCache does, in memory and in a real Redis; and what Redis adds: sharing, and being away."""
+"""The contract of AnswerCache, in memory and in a real Redis; also sharing through Redis, and an unavailable Redis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def key_of(number: int) -> bytes:
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the machine is, a Redis that is there replies in time."""
+    """Long timeouts, so that a running Redis replies in time on a busy machine."""
     monkeypatch.setattr(redis_cache, "LOOKUP_TIMEOUT_SECONDS", 5.0)
     monkeypatch.setattr(redis_cache, "EXCHANGE_TIMEOUT_SECONDS", 5.0)
     monkeypatch.setattr(redis_cache, "RETRY_SECONDS", 0.02)
@@ -50,7 +50,7 @@ async def cache(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[A
 
 
 async def stored(cache: AnswerCache, number: int, value: bytes, *, ttl: float = LONG) -> None:
-    """Puts the value and waits until it is there: Redis stores in the background."""
+    """Store the value, and wait until it can be read: Redis stores in the background."""
     cache.put(key_of(number), value, ttl=ttl)
     await found(cache, number, value)
 

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
-from coe.cli import app
 from coe.learning.evaluation.tables import pairs_digest
 from coe.mapping import expected_utility
 from coe.records import open_feedback, open_log
@@ -23,6 +21,7 @@ from coe.records.record import RoutingRecord
 from coe.routing.decision import choose
 from coe.runtime.active_state import load_active_state
 from coe.settings import Settings
+from tests.cli.command import run
 from tests.routers.conftest import examples
 
 RATE, LOSS = 0.3, 1.0
@@ -44,9 +43,9 @@ DECLARED: dict[str, Any] = {
 }
 PROMPTS = [(one.prompt, one.category) for one in examples(count=60)] + [(f"hello {n}", "general") for n in range(30)]
 TRAINING_DIGEST = pairs_digest([*PROMPTS, *((text, "general") for text in DECLARED["categories"][-1]["examples"])])
-"""The digest of what its router counts as trained on, where `router.training_data` holds PROMPTS."""
+"""Digest of the router's training prompts, if `router.training_data` holds PROMPTS."""
 TRUTH = {"chef": {"cooking": 0.9, "football": 0.9}, "generalist": {"astronomy": 0.9, "general": 0.9}}
-"""Chance that an expert's answer is good; .2 for what is not named."""
+"""Probability that an expert's answer is good; .2 for experts and categories that are not listed."""
 
 
 @dataclass
@@ -69,9 +68,7 @@ class LoggedService:
         self.config.write_text(json.dumps(DECLARED | {"log": {"url": self.url}} | changes))
 
     def run(self, *words: object) -> str:
-        result = CliRunner().invoke(app, [*map(str, words), "--config", str(self.config)], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.stdout
+        return run(*words, "--config", self.config)
 
     def report(self, *words: object) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run(*words, "--json"))
@@ -83,7 +80,7 @@ class LoggedService:
         return found
 
     def choices(self) -> dict[str, str]:
-        """Who answers a clear case of each category, by what is in use."""
+        """Return the expert of a clear case of each category, by the artifacts in use."""
         assignment = load_active_state(self.settings).assignment
         best = [int(expected_utility(assignment, row).argmax()) for row in np.eye(len(assignment.categories))]
         return {name: assignment.experts[index] for name, index in zip(assignment.categories, best, strict=True)}

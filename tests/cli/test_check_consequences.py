@@ -34,7 +34,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def check(settings: Settings, registry: Registry, *words: str) -> Result:
-    """Of a draft beside the file in use."""
+    """The report on a draft beside the file in use."""
     settings_in(settings.config.parent, registry)
     command = ["check", "--config", str(settings.config), *words]
     return CliRunner().invoke(app, command, catch_exceptions=False)

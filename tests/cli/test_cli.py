@@ -12,13 +12,8 @@ from typer.testing import CliRunner
 from coe.cli import app, main
 from coe.records import open_log
 from coe.records.record import RoutingRecord
+from tests.cli.command import run
 from tests.cli.conftest import DECLARED
-
-
-def run(*words: object) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def record_of(number: int, **fields: object) -> RoutingRecord:

@@ -34,7 +34,7 @@ def fitted(service: LoggedService) -> str:
 
 
 def serve(service: LoggedService, count: int, *, trial: str) -> None:
-    """Requests for which a coin decided: passages help the generalist with what it does not know."""
+    """Exploration trials of the gate, in which passages help the generalist with what it does not know."""
     random = np.random.default_rng(1)
     made = []
     for record, event in service._requests(count, (), {}):

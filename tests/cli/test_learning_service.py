@@ -28,7 +28,7 @@ from tests.routers.conftest import WORDS, sentences
 pytestmark = pytest.mark.anyio
 
 SOON = 60.0
-"""Seconds after which waiting is given up."""
+"""Time limit of every wait, in seconds."""
 AT_ONCE = 20
 
 
@@ -52,7 +52,7 @@ async def coe(
 
 
 class Gateway:
-    """`coe serve` before one upstream that stands for all experts."""
+    """`coe serve` in front of one server that all experts share."""
 
     def __init__(self, url: str, client: aiohttp.ClientSession) -> None:
         self._url, self._client = url, client
@@ -105,7 +105,7 @@ async def serving(service: LoggedService) -> AsyncIterator[Gateway]:
 
 
 async def use(gateway: Gateway, count: int) -> None:
-    """Requests of known categories whose answers are rated by the truth."""
+    """Send requests of known categories, and rate their answers by the true quality of the expert."""
     rng, places = random.Random(0), asyncio.Semaphore(AT_ONCE)
     texts = [(name, text) for name in WORDS for text in sentences(name, count=count // len(WORDS), seed=1)]
 
@@ -179,7 +179,7 @@ async def retrained(service: LoggedService, *words: str) -> tuple[int | None, st
 
 
 def test_a_job_killed_at_any_time_leaves_something_that_serves(service: LoggedService, tmp_path: Path) -> None:
-    """What was in use, or the new plan, whole; and the next job goes on."""
+    """A killed job leaves the old plan or the complete new one in use, and the next job works."""
     service.serve(400)
     before: Any = service.choices()
     for seconds in (0.0, 0.2):

@@ -14,7 +14,7 @@ from coe.registry import load
 
 
 def coe(*words: str | bytes | Path, **variables: str) -> tuple[int, str]:
-    """Exit code, and what the command complained of."""
+    """Run the command, and return its exit code and error message."""
     done = subprocess.run(
         [sys.executable, "-m", "coe.cli", *words], capture_output=True, env={**os.environ, **variables}, timeout=240
     )

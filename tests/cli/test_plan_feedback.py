@@ -15,7 +15,7 @@ from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 from tests.routers.conftest import examples
 
 MEASURED = {"cooking": "generalist", "football": "chef", "astronomy": "generalist"}
-"""The better expert of each category by the probes; of cooking the users think otherwise."""
+"""The better expert of each category by the probes. Users disagree about cooking."""
 ARMS = ("graded@1", "graded@2", "graded@3", "improve@1")
 """Columns of a plan: recipes that write come last."""
 

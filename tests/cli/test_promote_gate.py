@@ -4,20 +4,13 @@ from pathlib import Path
 
 import orjson
 import pytest
-from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
-from coe.cli import app
 from coe.errors import ArtifactError
 from coe.retrieval.gate import GATE_FILE
+from tests.cli.command import run
 from tests.fakes import registry_of
 from tests.retrieval.gates import CATEGORIES, gate_of
-
-
-def run(*words: str, config: Path) -> str:
-    result = CliRunner().invoke(app, [*words, "--config", str(config)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture
@@ -36,13 +29,13 @@ def fitted(config: Path, odds: float) -> str:
 
 def test_a_gate_is_promoted_and_rolled_back(config: Path) -> None:
     first, second = fitted(config, 1.0), fitted(config, 2.0)
-    assert first in run("promote", "gate", first, config=config)
-    assert f"{first} -> {second}" in run("promote", "gate", second, config=config)
-    assert f"{second} -> {first}" in run("rollback", "gate", config=config)
+    assert first in run("promote", "gate", first, "--config", config)
+    assert f"{first} -> {second}" in run("promote", "gate", second, "--config", config)
+    assert f"{second} -> {first}" in run("rollback", "gate", "--config", config)
 
 
 def test_a_gate_of_other_categories_is_refused(config: Path) -> None:
     version = fitted(config, 1.0)
     config.write_bytes(config.read_bytes().replace(b'"art"', b'"craft"'))
     with pytest.raises(ArtifactError, match="other categories"):
-        run("promote", "gate", version, config=config)
+        run("promote", "gate", version, "--config", config)

@@ -52,7 +52,7 @@ class WordVotes:
 def training_service(
     service: LoggedService, built: tuple[Path, dict[str, Any], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> LoggedService:
-    """A service that stores prompts, whose trainings take no time and write the files of a tiny router."""
+    """A service that stores prompts. Training is replaced by a function that writes the files of a tiny router."""
     lines = [json.dumps({"prompt": prompt, "category": category}) for prompt, category in PROMPTS]
     service.config.with_name("prompts.jsonl").write_text("\n".join(lines))
     service.declare(router={"training_data": "prompts.jsonl"}, log={"url": service.url, "store_prompts": True})
@@ -142,7 +142,7 @@ def test_corrections_without_their_prompts_are_reported_and_change_nothing(train
 
 
 def first_tenant() -> str:
-    """Of the first request that a service serves."""
+    """Return the tenant of the first request that a service serves."""
     random = np.random.default_rng(0)
     random.integers(len(CATEGORIES))
     return SERVICE_TENANTS[int(random.integers(len(SERVICE_TENANTS)))]

@@ -70,7 +70,7 @@ router: {training_data: prompts.jsonl}
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Where both jobs find what they take: labelled prompts, some of them scored."""
+    """A folder with the data of both jobs: labelled prompts, some of them scored."""
     pairs = [(f"prompt {number}", ("code", "general")[number % 2]) for number in range(40)]
     prompts = [{"benchmark": "b", "prompt_id": text, "prompt": text, "category": name} for text, name in pairs]
     scores = [{"benchmark": "b", "prompt_id": text, "model": model, "score": 1} for text, _ in pairs for model in "mn"]

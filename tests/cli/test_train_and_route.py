@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from coe.cli import app
 from coe.errors import ArtifactError, DataError
+from tests.cli.command import run
 from tests.routers.conftest import WORDS, examples
 
 DECLARED = """\
@@ -34,12 +33,6 @@ def config(tmp_path: Path, tiny_encoder: Path) -> Path:
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     (tmp_path / "experts.yaml").write_text(DECLARED % (CHAT, tiny_encoder))
     return tmp_path / "experts.yaml"
-
-
-def run(*words: object) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def test_declared_examples_train_a_router_that_routes(config: Path) -> None:

@@ -1,4 +1,4 @@
-"""One id a version everywhere, and `coe versions`, which lists them."""
+"""A version has the same id everywhere, and `coe versions` lists them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def listed(settings: Settings, *words: str) -> dict[str, dict[str, Any]]:
 
 
 def fill(settings: Settings) -> dict[str, str]:
-    """Versions of three kinds, as train, plan and retrain leave them."""
+    """Versions of three kinds, as train, plan and retrain publish them."""
     registry = load(settings.config, environ={})
     old, new = router_published(settings, "old", metrics={"accuracy": 0.8}), router_published(settings, "new")
     store(settings, ROUTER).promote(new, by="retrain")

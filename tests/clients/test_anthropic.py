@@ -147,7 +147,7 @@ BETAS = ["context-1m-2025-08-07", "interleaved-thinking-2025-05-14", "of-tomorro
 def test_beta_headers_reach_servers_that_speak_messages_and_no_other_header_does(
     client: anthropic.Anthropic, upstream: ModelServer, model: str, known: list[str], stream: bool
 ) -> None:
-    """Of a provider through litellm, those that litellm knows."""
+    """The models of a provider, as litellm lists them."""
     asked: Any = {"model": model, "max_tokens": 50, "messages": HI, "betas": BETAS, "extra_headers": {"x-own": "1"}}
     if stream:
         with client.beta.messages.stream(**asked) as events:

@@ -67,7 +67,7 @@ def test_litellm_knows_the_gateways_errors(litellm_arguments: dict[str, Any]) ->
 
 
 def own_client(arguments: dict[str, Any]) -> openai.AsyncOpenAI:
-    """One that ends with its test; what litellm keeps for itself would be found open by a later one."""
+    """An event loop for one test, because a later test would find litellm's own connections open."""
     return openai.AsyncOpenAI(base_url=arguments["api_base"], api_key=arguments["api_key"], max_retries=0)
 
 

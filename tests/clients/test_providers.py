@@ -38,7 +38,6 @@ pytestmark = [
 
 KEY = "sk-of-the-provider"
 HI: Any = [{"role": "user", "content": "hi"}]
-TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def write(script: Path, text: str) -> None:
 
 
 def run(checkout: Path) -> subprocess.CompletedProcess[str]:
-    """Returns once no process holds the pipes of the output any more, as a CI service waits."""
+    """Wait until no process holds the output pipes, as a CI service does."""
     environ = os.environ | {"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", "RUNNING": str(checkout / "running")}
     return subprocess.run(
         [checkout / ".ci" / "run"], env=environ, capture_output=True, text=True, check=False, timeout=60

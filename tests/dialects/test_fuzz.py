@@ -1,4 +1,4 @@
-"""Anything at all as a body or as a stream: an answer or the one error that is meant for it, never another."""
+"""Fuzzing of bodies and streams: the result is an answer or the documented error, never another exception."""
 
 from __future__ import annotations
 

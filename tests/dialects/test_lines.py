@@ -1,4 +1,4 @@
-"""The dialects at their endpoints: who is asked, and errors in each API's own shape."""
+"""The dialects at their endpoints: which expert is called, and errors in the form of each API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the words of a `coe` command are ones that its parser accepts. Nothing is run."""
+"""Checks that the parser of `coe` accepts the words of a command. Nothing is run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMED = re.compile(r"--?[A-Za-z][A-Za-z-]*")
 
 
 def mistakes(words: list[str]) -> Iterator[str]:
-    """What is wrong with `coe` and these words: an unknown verb or option, a wrong value, a missing argument."""
+    """Yield what is wrong with a `coe` command: an unknown verb or option, a wrong value, a missing argument."""
     if "--help" in words:
         yield from unknown_words(words)
         return

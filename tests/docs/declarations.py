@@ -1,4 +1,4 @@
-"""Parts of experts.yaml, completed to a whole one and read by the registry."""
+"""Completes parts of experts.yaml to a whole declaration, and validates it with the registry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAME = re.compile(r"\$\{(\w+)\}|os\.environ/(\w+)")
 
 
 def complete(part: dict[str, Any]) -> str:
-    """The least declaration that holds this part: what it does not say is added, what it says stays."""
+    """Return the smallest valid declaration with this part; required keys that it lacks are added."""
     named = part.get("assignment") or {}
     experts = part.get("experts") or [_expert(name) for name in dict.fromkeys([*named.values(), "generalist"])]
     known = [item["name"] for item in part.get("categories") or () if isinstance(item, dict) and "name" in item]
@@ -38,7 +38,7 @@ def complete(part: dict[str, Any]) -> str:
 
 
 def problems(text: str) -> Iterator[str]:
-    """What the registry says of a declaration; variables of the environment count as set."""
+    """Yield the registry's errors for a declaration; environment variables count as set."""
     environ = {first or second: "x" for first, second in _NAME.findall(text)}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "experts.yaml"

@@ -1,4 +1,4 @@
-"""Whether links lead to pages, headings, folders and files of the repository that there are."""
+"""Checks that links lead to existing pages, headings, folders and files of the repository."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Page:
 
     @property
     def historical(self) -> bool:
-        """True for pages that say what was measured or changed at a time: their commands and names are of that time."""
+        """True for pages that report a measurement or change at one date: their commands and names are of that date."""
         return self.name.startswith("docs/experiments/") or self.name == "CHANGELOG.md"
 
 

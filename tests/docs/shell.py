@@ -1,4 +1,4 @@
-"""Simple commands out of the text of a shell snippet."""
+"""Splits a shell snippet into simple commands."""
 
 from __future__ import annotations
 

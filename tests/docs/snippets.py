@@ -1,4 +1,4 @@
-"""What is wrong with a code block, by its language. Every check yields one sentence for each mistake."""
+"""Checks code blocks by their language. Every check yields one sentence for each mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed reference is what the code gives, and complete."""
+"""The committed reference pages equal those generated from the code, and are complete."""
 
 from __future__ import annotations
 

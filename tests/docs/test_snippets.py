@@ -1,4 +1,4 @@
-"""Every snippet, name and link of the documentation is one that works. Each part of the check is shown to fail."""
+"""Every snippet, name and link of the documentation works. Each check is shown to fail on a mistake."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BODY = '{"model": "auto",\n "messages": [{"role": "user", "content": "hi"}]}'
 
 @EACH
 def test_snippets_work(page: Page) -> None:
-    """Indented blocks of pages about the past are left out: what they ran may be gone."""
+    """Indented blocks of pages with past results are left out, because their commands may no longer exist."""
     blocks = [block for block in page.blocks if not (page.historical and not block.language)]
     assert [f"line {block.line}: {why}" for block in blocks for why in snippets.mistakes(block)] == []
 

@@ -153,7 +153,7 @@ class FaultyServer:
         return response
 
     async def _until_gone(self, request: web.Request) -> None:
-        """Until the client has closed the connection."""
+        """Wait until the client has closed the connection."""
         while request.transport is not None and not request.transport.is_closing():
             await asyncio.sleep(0.005)
         self.dropped.set()
@@ -170,7 +170,7 @@ class FaultyServer:
         return await self._end(response)
 
     async def _floods(self, request: web.Request, _: str) -> web.StreamResponse:
-        """200 MB, as fast as they are read; `sent` counts."""
+        """Send 200 MB as fast as they are read; `sent` counts the bytes."""
         response = await self._events(request, end=False)
         chunk = b'data: {"choices":[{"delta":{"content":"' + b"x" * 4000 + b'"},"finish_reason":null}]}\n\n'
         try:
@@ -183,7 +183,7 @@ class FaultyServer:
         return await self._end(response)
 
     async def _late_end(self, request: web.Request, _: str) -> web.StreamResponse:
-        """Half a second; the formal end of the body comes a moment after that of the answer."""
+        """Send the end of the HTTP body half a second after the end of the answer."""
         response = await self._events(request, CHUNK % b"m", end=False)
         await asyncio.sleep(0.5)
         await response.write(LAST + DONE)

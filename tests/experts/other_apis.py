@@ -13,7 +13,8 @@ class Sample:
     failure: str = ""
 
     def shown(self, kind: str) -> list[str]:
-        """The events of a good stream, one `cut` short, one that is `sorry` before it said anything, or so `late`."""
+        """The events of a good stream, one `cut` short, one that starts with an error (`sorry`), or one that ends with
+        an error (`late`)."""
         return {
             "good": self.events,
             "cut": self.events[:-1],

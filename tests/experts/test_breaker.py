@@ -12,18 +12,11 @@ from coe.experts.outcomes import (
     MAX_WINDOW_FAILURES,
     Breaker,
 )
+from tests.waiting import ManualClock
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def breaker_of() -> tuple[Breaker, Clock]:
-    clock = Clock()
+def breaker_of() -> tuple[Breaker, ManualClock]:
+    clock = ManualClock()
     return Breaker(clock=clock), clock
 
 
@@ -184,7 +177,7 @@ def test_a_failure_counts_as_recent_for_a_second() -> None:
 
 
 class Traffic:
-    """Requests under way at a breaker, each with what `begin` gave it and whether it was a trial."""
+    """Requests in flight at a breaker, each with its generation number and whether it is a trial."""
 
     def __init__(self) -> None:
         self.breaker, self.clock = breaker_of()

@@ -17,6 +17,7 @@ from coe.experts.http.client import Client
 from coe.experts.outcomes import MIN_FAILURES, QUIET_PERIOD, Incidents
 from tests.experts.fault_servers import Answer, answering, closed_port, hanging_up, refusing, server, serving, silent
 from tests.fakes import registry_of
+from tests.waiting import ManualClock
 
 KEY = "sk-very-secret-4711"
 FIELDS = {"messages": [{"role": "user", "content": "hi"}]}
@@ -112,13 +113,6 @@ def test_a_redacted_line_is_bounded_and_never_holds_the_key(before: str, after: 
     assert line.isprintable()
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def unauthorized(text: str = "") -> ExpertUnavailable:
     error = ExpertUnavailable(f"refused {text}", expert="coder")
     error.cause, error.detail = "unauthorized", "HTTP 401"
@@ -132,7 +126,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Any:
 
 
 def test_an_incident_has_one_line_when_it_begins_and_one_when_it_ends(lines: Any) -> None:
-    clock = Clock()
+    clock = ManualClock()
     incidents = Incidents("coder", clock=clock)
     for _ in range(50):
         incidents.failed(unauthorized("canary"), address="host:8")
@@ -152,7 +146,7 @@ def test_an_incident_has_one_line_when_it_begins_and_one_when_it_ends(lines: Any
 
 
 def test_each_cause_is_an_incident_of_its_own_and_becomes_an_alarm_when_it_repeats(lines: Any) -> None:
-    incidents = Incidents("coder", clock=Clock())
+    incidents = Incidents("coder", clock=ManualClock())
     for number in range(MIN_FAILURES):
         assert not incidents.failing
         incidents.failed(unauthorized(), address="a")
@@ -164,7 +158,7 @@ def test_each_cause_is_an_incident_of_its_own_and_becomes_an_alarm_when_it_repea
 
 
 def test_errors_of_the_request_are_no_incident(lines: Any) -> None:
-    incidents = Incidents("coder", clock=Clock())
+    incidents = Incidents("coder", clock=ManualClock())
     incidents.failed(ExpertRejected("bad", expert="coder", status=400), address="a")
     kept_away = ExpertUnavailable("open", expert="coder")
     kept_away.request_sent = False

@@ -31,7 +31,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 @pytest.fixture
 async def full(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """No connection can be opened; counts the attempts."""
+    """Let every new connection fail for lack of descriptors; the list counts the attempts."""
     attempts: list[int] = []
 
     async def create(*_: Any, **__: Any) -> Any:

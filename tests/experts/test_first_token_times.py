@@ -17,7 +17,7 @@ def test_the_percentile_covers_the_latest_times_only() -> None:
 
 
 def test_abandoned_streams_do_not_lower_the_percentile() -> None:
-    """Two alike, each given company beyond its own 95 %: that stays near one stream in twenty."""
+    """Streams slower than the percentile are hedged with an equal expert: about one stream in twenty."""
     rng, times, hedged = np.random.default_rng(0), FirstTokenTimes(), 0
     for first, second in rng.lognormal(sigma=1.5, size=(20_000, 2)).tolist():
         usual = times.p95

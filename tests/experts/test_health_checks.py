@@ -13,6 +13,7 @@ from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import ScriptedExpert
+from tests.waiting import ManualClock
 
 pytestmark = pytest.mark.anyio
 PAGE = """# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
@@ -24,13 +25,6 @@ vllm:num_requests_waiting_by_reason{reason="capacity"} 9.0
 """
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 async def session(anyio_backend: str) -> AsyncIterator[Client]:
     async with Client() as session:
@@ -38,9 +32,9 @@ async def session(anyio_backend: str) -> AsyncIterator[Client]:
 
 
 def expert_at(url: str) -> tuple[ReplicatedExpert, Replica]:
-    """Served there by somebody else's word: what is declared would have been checked."""
+    """An expert at an undeclared address, which the loader has not checked."""
     spec = ExpertSpec.model_validate({"name": "clever", "model": "m", "runtime": "external", "base_url": "http://h/v1"})
-    clock = Clock()
+    clock = ManualClock()
     replica = Replica(ScriptedExpert("clever"), endpoint=Endpoint(url, "m"), clock=clock)
     return ReplicatedExpert(spec, replicas=[replica], clock=clock), replica
 

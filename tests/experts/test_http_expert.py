@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -32,8 +31,6 @@ from gateway.errors import body_of
 from tests.experts.faulty_server import CHUNK, DONE, LAST, FaultyServer
 
 pytestmark = pytest.mark.anyio
-
-Ask = Callable[..., Awaitable[tuple[list[bytes], HttpExpert]]]
 
 
 def spec_of(**fields: object) -> ExpertSpec:

@@ -24,22 +24,16 @@ from coe.experts.replicas import LOAD_BOUND, Replica, ReplicatedExpert, preferre
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fakes import ScriptedExpert
+from tests.waiting import ManualClock
 
 pytestmark = pytest.mark.anyio
 CALL = Call({}, True, 5, 5)
 WHOLE = (b"one", b"two")
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def made(*scripts: Any, **spec: Any) -> tuple[ReplicatedExpert, list[ScriptedExpert], Clock]:
+def made(*scripts: Any, **spec: Any) -> tuple[ReplicatedExpert, list[ScriptedExpert], ManualClock]:
     """An expert with one scripted replica for each script."""
-    clock = Clock()
+    clock = ManualClock()
     urls = [f"http://host{number}/v1" for number in range(len(scripts))]
     declared = {"name": "clever", "model": "m", "runtime": "external", "base_urls": urls}
     servers = [ScriptedExpert(url, script) for url, script in zip(urls, scripts, strict=True)]

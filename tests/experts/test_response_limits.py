@@ -164,7 +164,7 @@ async def test_an_endless_error_body_is_mapped_by_its_status(
 async def test_a_compressed_error_body_is_mapped_by_its_status_alone(
     spring: Spring, model: str, api: str, stream: bool
 ) -> None:
-    """Whose requests are refused must not make the expert look unwell to others."""
+    """A caller whose requests are refused must not make the expert unhealthy for others."""
     spring.status, spring.headers, spring.body = 400, {"content-type": JSON, "content-encoding": "gzip"}, bomb()
     with pytest.raises(ExpertRejected) as refused:
         await ask(spring, model, api, stream=stream)

@@ -1,4 +1,5 @@
-"""Many requests while all around the gateway fails at random: `python -m tests.faults.schedule --requests 10000`.
+"""Sends many requests while everything around the gateway fails at random: `python -m tests.faults.schedule --requests
+10000`.
 
 Servers of experts misbehave (upstream.py), are killed and restarted, freeze and go on; Redis is killed and restarted;
 for a while no file can grow, as on a full disk; clients leave. What must hold in the end:
@@ -41,7 +42,7 @@ PACE = 0.3
 SETTLE_TIMEOUT = 70.0
 """Seconds within which the log must have every record after the last fault."""
 SILENCE = {"first_token_timeout": 0.5, "response_timeout": 0.5, "stream_idle_timeout": 0.5}
-"""Seconds an expert may keep quiet."""
+"""Declared stream idle timeout of the experts, in seconds."""
 ADDRESSES = {"coder": 2, "painter": 1, "generalist": 2}
 """Experts and their numbers of replicas."""
 
@@ -72,7 +73,7 @@ class Report:
 
 
 class Schedule:
-    """The faults that are not in the answers: one after the other, each over before the next begins."""
+    """Inject the faults outside of answers, one after the other; each ends before the next begins."""
 
     def __init__(self, served: Served, upstreams: list[Upstream], redis: RedisServer, report: Report) -> None:
         self._served, self._upstreams, self._redis, self._report = served, upstreams, redis, report
@@ -165,7 +166,7 @@ class Clients:
 
 
 def outcome_of(status: int, answer: bytes, *, stream: bool) -> str:
-    """`ok` or the code of the error; empty for what is no proper answer."""
+    """Return `ok` or the error code; empty for an invalid answer."""
     try:
         if status == 200 and stream:
             last = [event for event in answer.split(b"\n\n") if event][-1]

@@ -18,7 +18,7 @@ STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encodi
 
 Writer = asyncio.StreamWriter
 Answer = Callable[[Writer, bool], Awaitable[bool]]
-"""Answers one request, a stream or not; whether the connection can be used again."""
+"""Answer one request, streamed or not. Returns whether the connection can be used again."""
 
 
 def body(status: bytes, content: bytes, *more: bytes) -> bytes:
@@ -109,7 +109,7 @@ ANSWERS: dict[Answer, float] = {
     busy: 0.1,
     freezes: 0.1,
 }
-"""And how often, relative to each other."""
+"""Relative frequencies of the faults."""
 
 
 async def serve(reader: asyncio.StreamReader, writer: Writer, rng: random.Random) -> None:

@@ -1,4 +1,4 @@
-"""Requests in the hands of the admission, without HTTP: opened, arrived, with a permit, waiting or evicted."""
+"""Requests in admission, without HTTP: opened, arrived, with a permit, waiting or evicted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gateway in processes of its own, between real clients and a real server that misbehaves."""
+"""The gateway in its own processes, between real clients and a real faulty server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 SQLITE = "sqlite:///routing-log.sqlite"
 _WRONG = ("silent", "stalls", "torn", "status:500", "text:noise", "truncated")
 MODELS = ("good", *_WRONG, "slow-start", "drips", "floods", "late-end")
-"""What an expert of that name (with - for :) does."""
+"""Return the fault of an expert by its name, in which - stands for :."""
 
 
 @dataclass
@@ -80,23 +80,23 @@ class Served:
         await self.process.wait()
 
     async def start(self) -> None:
-        """Start it again, as it was started first."""
+        """Start the gateway again, with the same arguments."""
         self.process = await _started(self.settings)
         await until_ready(self)
 
     async def ready(self) -> dict[str, Any]:
-        """What /health/ready says, with its status."""
+        """Return the JSON and the status of /health/ready."""
         async with self.client.get(f"{self.url}/health/ready") as response:
             return {**(await response.json()), "http": response.status}
 
     async def metric(self, name: str, *, key: str = "none") -> float:
-        """The sum over all of its series, as the API key may see it."""
+        """Return the sum of all series of a metric that the API key may read."""
         async with self.client.get(f"{self.url}/metrics", headers={"x-api-key": key}) as response:
             lines = (await response.text()).splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + " ", name + "{")))
 
     async def records(self, count: int) -> list[RoutingRecord]:
-        """All the log's records once there are so many."""
+        """Wait until the log has `count` records, and return all."""
         log = open_log(self.declared["log"]["url"], base=self.folder / ".coe")
         found, cursor = list[RoutingRecord](), ""
         while page := await log.read(LogQuery(after=cursor, limit=10_000)):

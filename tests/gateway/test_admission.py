@@ -1,4 +1,4 @@
-"""Permits, the queue for them, and whose turn it is."""
+"""Permits, the queue for them, and the order in which callers get them."""
 
 import asyncio
 from collections import deque

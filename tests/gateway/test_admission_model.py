@@ -1,4 +1,4 @@
-"""Whatever comes, in whatever order: permits, places and turns are what a simple model says."""
+"""Random sequences of events: admission grants, queues and evicts as a simple model does."""
 
 import random
 from contextlib import nullcontext

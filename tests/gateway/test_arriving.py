@@ -1,4 +1,4 @@
-"""Requests whose bodies take their time: they hold no permit, and no key keeps the others out with them."""
+"""Requests with slow bodies: they hold no permit, and one key's slow bodies do not block other keys."""
 
 import asyncio
 import socket
@@ -13,13 +13,14 @@ from gateway.process.signals import Drain
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of
 from tests.gateway.served import serving
-from tests.gateway.two_keys import BODY, CHAT, KEYS, ROUTE, bearer, keyed, wait_until
+from tests.gateway.two_keys import BODY, CHAT, KEYS, ROUTE, bearer, keyed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 
 class Sent:
-    """Requests of one key of which the first half of the body is there; the rest comes with `rest.set()`."""
+    """Requests of one key that have sent the first half of their body; `rest.set()` sends the second half."""
 
     def __init__(self, gateway: Gateway, count: int = 1, *, key: str = "mallory", path: str = CHAT) -> None:
         self.rest = asyncio.Event()
@@ -28,7 +29,7 @@ class Sent:
         self._tasks = [asyncio.ensure_future(post) for post in posts]
 
     async def arriving(self) -> int:
-        """How many of them are, once the others are refused."""
+        """Return the number of arriving requests, once the others are refused."""
         await wait_until(lambda: len(self._tasks) - len(self.refused()) == self._admission.arriving)
         return self._admission.arriving
 

@@ -1,4 +1,4 @@
-"""What a new state takes over from the former one."""
+"""What a new serving state keeps of the previous one."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

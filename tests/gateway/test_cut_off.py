@@ -134,7 +134,7 @@ async def test_a_client_that_leaves_while_its_request_waits_gives_up_its_place()
 
 
 class Gate:
-    """Looks of a WordRouter that wait until `open` is set."""
+    """Encoder passes of a WordRouter that wait until `open` is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
@@ -142,7 +142,7 @@ class Gate:
         def predict(router: WordRouter, texts: Any) -> list[Prediction]:
             self.reached.set()
             self.open.wait(60)
-            return [router._look(text, "predict") for text in texts]
+            return [router._prediction(text, "predict") for text in texts]
 
         monkeypatch.setattr(WordRouter, "predict", predict)
 
@@ -201,7 +201,7 @@ async def test_a_client_that_does_not_send_its_whole_body_in_time_does_not_keep_
 
 
 async def test_a_client_that_leaves_with_the_whole_answer_in_hand_did_not_abort_it() -> None:
-    """Closing an expert's reply may take a moment, in which the client is free to go."""
+    """Closing an expert's reply takes a moment, in which the client may leave."""
     late, watched = asyncio.Event(), False
     async with gateway_of(coder=[EVENT, late]) as gateway:
 

@@ -19,7 +19,7 @@ STREAMS = 20
 
 
 async def started(served: Served, model: str, count: int) -> list[aiohttp.ClientResponse]:
-    """So many streams of which the first piece has come."""
+    """Open `count` streams, and wait for the first chunk of each."""
     responses = await asyncio.gather(*(served.ask(model, stream=True) for _ in range(count)))
     for response in responses:
         await response.content.readuntil(b"\n\n")

@@ -262,7 +262,7 @@ async def kept(served: Served) -> list[Feedback]:
 
 
 async def check(served: Served) -> None:
-    """At once after the answer, repeatedly, and with a change of mind."""
+    """Feedback immediately after the answer, repeated, and changed."""
     request_id = await ask(served)
     status, body = await post(served, request_id=request_id, thumb="up")
     assert (status, body["stored"]) == (200, True)

@@ -1,4 +1,4 @@
-"""One key asks for all there is (permits, the queue, the places of feedback): another is served all the same."""
+"""One key uses all permits, the queue and the feedback slots; another key is still served."""
 
 import asyncio
 
@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from tests.fakes import Gateway, Response, gateway_of
-from tests.gateway.two_keys import BODY, CHAT, ROUTE, bearer, keyed, wait_until
+from tests.gateway.two_keys import BODY, CHAT, ROUTE, bearer, keyed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -18,7 +19,7 @@ def ask(gateway: Gateway, key: str, path: str = CHAT) -> asyncio.Task[Response]:
 
 
 async def flooded(gateway: Gateway) -> list[asyncio.Task[Response]]:
-    """What mallory asked for, now that some has a permit, as much waits as may, and the rest is refused."""
+    """Send requests as mallory until the permits and the queue are full and the rest is refused; return them."""
     limits = gateway.serving_state.admission.limits
     flood = [ask(gateway, "mallory") for _ in range(20)]
     await wait_until(

@@ -1,4 +1,4 @@
-"""A request that is over is gone: nothing of it waits for the garbage collector, or large bodies would gather."""
+"""A finished request leaves no garbage cycles, because large bodies would accumulate until the collector runs."""
 
 import asyncio
 import gc
@@ -50,7 +50,7 @@ def alive() -> Counter[str]:
 
 @asynccontextmanager
 async def gone(registry: Registry | None = None, **scripts: Any) -> AsyncIterator[Gateway]:
-    """A gateway of which nothing may be left of the requests made in the block."""
+    """A gateway; asserts that no object of the block's requests is left."""
     before = alive()
     async with gateway_of(registry or limited(), **scripts) as gateway:
         yield gateway

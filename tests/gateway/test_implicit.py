@@ -1,4 +1,4 @@
-"""What clients do is recorded as what it is: an answer asked for again, a stream left in the middle."""
+"""Implicit feedback: a regenerated answer and an abandoned stream are recorded as such."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def ask(gateway: Gateway, text: str, *, key: str | None = None, session: s
 
 
 async def reported(gateway: Gateway, count: int) -> list[tuple[str, str]]:
-    """Kind and request of the signals, once there are so many."""
+    """Wait for `count` signals, and return the kind and the request of each."""
     async with asyncio.timeout(60):
         while len(gateway.log.events) < count:
             await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Processes beside the gateway: bounded, one at a time, and gone with it."""
+"""Job processes of the gateway: bounded, one at a time, and ended with the gateway."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the machine is, a plan is solved in time."""
+    """A long time limit, so that a plan is solved in time on a busy machine."""
     monkeypatch.setattr(solver_module, "SOLVE_TIMEOUT_SECONDS", 240.0)
 
 
@@ -33,7 +33,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def children() -> list[psutil.Process]:
-    """Processes of verbs that run; one that has ended and was not waited for yet is none."""
+    """Return the running processes of `coe` verbs, without zombies."""
     there = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
     return [one for one in there if "coe.cli" in " ".join(one.cmdline())]
 

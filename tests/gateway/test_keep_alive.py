@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from coe.registry import Registry
 from gateway.dialects.messages import PING
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway.served import serving
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -46,12 +46,6 @@ def declared(**policy: Any) -> Registry:
     return registry_of(experts=experts, assignment=assignment, policy=OFTEN | policy)
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 def asked(gateway: Gateway, api: Api = "chat", **fields: Any) -> tuple[asyncio.Task[Response], Response]:
     response = Response()
     return asyncio.create_task(gateway.post(PATHS[api], body(api, **fields), into=response)), response
@@ -61,7 +55,7 @@ def asked(gateway: Gateway, api: Api = "chat", **fields: Any) -> tuple[asyncio.T
 async def test_a_silent_stream_begins_with_headers_and_an_event_that_clients_ignore(api: Api) -> None:
     async with gateway_of(declared(), coder=(begin := asyncio.Event())) as gateway:
         task, response = asked(gateway, api)
-        await until(lambda: len(response.chunks) > 1)
+        await wait_until(lambda: len(response.chunks) > 1)
         assert response.headers["content-type"] == EVENT_STREAM
         assert (response.status, response.headers["x-coe-expert"]) == (200, "coder")
         gateway.experts["coder"].script = [EVENT]
@@ -78,7 +72,7 @@ async def test_silence_between_two_events_is_filled_and_the_events_stay_verbatim
     goes_on = asyncio.Event()
     async with gateway_of(declared(), coder=[EVENT, goes_on, EVENT]) as gateway:
         task, response = asked(gateway, api)
-        await until(lambda: len(response.chunks) > 2)
+        await wait_until(lambda: len(response.chunks) > 2)
         goes_on.set()
         await task
     alive = PING if api == "messages" else COMMENT
@@ -117,7 +111,7 @@ async def test_the_last_expert_that_can_answer_is_named_in_the_early_headers() -
     down.request_sent = False
     async with gateway_of(declared(), coder=down, generalist=(begin := asyncio.Event())) as gateway:
         task, response = asked(gateway, model="auto")
-        await until(lambda: response.chunks)
+        await wait_until(lambda: response.chunks)
         begin.set()
         await task
     assert response.headers["x-coe-expert"] == "generalist"
@@ -150,7 +144,7 @@ async def test_a_failure_behind_early_headers_is_an_event_of_the_stream(api: Api
 async def test_a_client_that_leaves_after_early_headers_stops_the_expert() -> None:
     async with gateway_of(declared(), coder=asyncio.Event()) as gateway:
         task, response = asked(gateway)
-        await until(lambda: response.chunks)
+        await wait_until(lambda: response.chunks)
         gateway.leave.set()
         await task
         assert gateway.experts["coder"].cancelled

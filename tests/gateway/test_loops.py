@@ -41,7 +41,7 @@ class Loop:
         self.random = random.Random(number)
         self.number, self.api = number, api
         self.steps: list[tuple[str, list[tuple[str, str]]]] = []
-        """What each answer said, and the id and result of each of its calls."""
+        """The text of each answer, and the id and result of each of its calls."""
         task = self.random.choice(TASKS)
         self.opening = [DOCUMENT, task] if number % 2 else [f"<environment>Day {number}</environment>", task]
         self.turns: list[str] = []
@@ -178,7 +178,7 @@ async def test_equal_loops_at_the_same_time_are_told_apart_by_the_ids_of_their_c
 
 
 async def sent_by(gateway: Gateway, loop: Loop, answer: Any, *, but: str = "") -> str:
-    """Send a step of a loop, which any expert but this one answers so."""
+    """Send a step of a loop. All experts but this one give this answer."""
     for name, expert in gateway.experts.items():
         if name != but:
             expert.script = answer
@@ -246,7 +246,7 @@ async def test_a_loop_goes_on_at_another_gateway_with_the_same_redis(
 
 
 async def written(affinity: Affinity, loop: Loop) -> None:
-    """Until the answer that this request of the loop follows is known to the gateway."""
+    """Wait until the gateway knows the answer before this request of the loop."""
     conversation = read_conversation(APIS[loop.api].parse(loop.body()), RequestOptions())
     async with asyncio.timeout(60):
         while await affinity.find(conversation) is None:

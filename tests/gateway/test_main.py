@@ -1,4 +1,4 @@
-"""The composition root: what must be right before a port opens."""
+"""The composition root: the checks before a port opens."""
 
 import socket
 import subprocess

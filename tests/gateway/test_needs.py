@@ -1,4 +1,4 @@
-"""What requests need beside text, which experts get them, and what the refusals say."""
+"""Capabilities that requests need, the experts that get them, and the messages of refusals."""
 
 from __future__ import annotations
 

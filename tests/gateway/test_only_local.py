@@ -71,7 +71,7 @@ def declared(**changes: Any) -> Registry:
 
 
 def measured(registry: Registry) -> Assignment:
-    """A plan that prefers what is remote, in which routing may select every arm."""
+    """A plan that prefers remote experts, in which routing may select every arm."""
     names = tuple(registry.arm_names)
     plan = declared_assignment(registry, WordRouter.categories)
     row = np.array([0.5 if name.partition("@")[0] in LOCAL else 0.9 for name in names])
@@ -106,7 +106,7 @@ class FaultyExpert:
 
 
 def request_of(number: int, chance: random.Random) -> tuple[Chat, RequestOptions]:
-    """A request with one of the ways to be marked, or a public one; of a conversation of several turns."""
+    """A random request of a conversation of several turns: marked as local in one of the possible ways, or public."""
     kind = chance.choice(("header", "header", "key", "key", "both", "both", "public"))
     word = PUBLIC if kind == "public" else SECRET
     rule = {
@@ -130,7 +130,7 @@ def request_of(number: int, chance: random.Random) -> tuple[Chat, RequestOptions
 
 
 async def answered(composition: Composition, chat: Chat, options: RequestOptions) -> str:
-    """Send one request through all steps and its audit; return who answered, or the code of the error."""
+    """Send one request through all steps and its audit; return the expert that answered, or the error code."""
     prediction, log = None, Attempts()
     try:
         if chat.api == "rerank":

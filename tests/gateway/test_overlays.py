@@ -1,4 +1,4 @@
-"""A tenant's overlay in the gateway: it turns that tenant's requests, and no other's."""
+"""A tenant's overlay in the gateway changes the routing of that tenant's requests only."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SOON = 60.0
 
 
 def swapping(tenant: str) -> Overlay:
-    """Takes code for art and art for code."""
+    """An overlay that swaps the categories code and art."""
     return Overlay(tenant, CATEGORIES, np.eye(3)[[1, 0, 2]], np.zeros(3), 0.5)
 
 
@@ -169,7 +169,7 @@ def retrain(settings: Settings) -> Any:
 
 
 async def overlaid(served: Served) -> list[RoutingRecord]:
-    """The records of requests whose posterior an overlay made, once there are some."""
+    """Wait for records of requests whose posterior an overlay changed, and return them."""
     async with asyncio.timeout(SOON):
         while not (found := [one for one in await served.records(1) if one.overlay]):
             await asyncio.sleep(0.02)

@@ -34,7 +34,7 @@ SCORES = {"model": "m", "results": [{"index": 0, "relevance_score": 0.5}], "usag
 
 
 class Server:
-    """An expert server that notes what it gets."""
+    """An expert server that records its requests."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, bytes]] = []

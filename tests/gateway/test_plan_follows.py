@@ -18,7 +18,7 @@ from tests.gateway.served import Served, serving
 pytestmark = pytest.mark.anyio
 
 SOON = 60.0
-"""Seconds after which waiting for a reload is given up."""
+"""Time limit of waiting for a reload, in seconds."""
 
 
 def declared(upstream: str, *names: str, **changes: Any) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def declared(upstream: str, *names: str, **changes: Any) -> dict[str, Any]:
 
 
 async def mapped(served: Served, *experts: str) -> dict[str, Any]:
-    """The map once the gateway serves with these experts."""
+    """Wait until the gateway serves with these experts, and return the map."""
     async with asyncio.timeout(SOON):
         while True:
             async with served.client.get(f"{served.url}/v1/map") as answer:

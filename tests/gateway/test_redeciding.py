@@ -1,4 +1,4 @@
-"""A record tells enough to decide its request again, without a model and without the gateway."""
+"""A record suffices to replay the decision of its request, without a model and without the gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is declared and promoted is taken over while requests go on."""
+"""A running gateway loads changed declarations and promoted artifacts while it serves requests."""
 
 import asyncio
 import signal
@@ -16,11 +16,11 @@ from tests.gateway.served import Served, declared_for, serving
 pytestmark = pytest.mark.anyio
 
 SOON = 60.0
-"""Seconds after which waiting for a reload is given up."""
+"""Time limit of waiting for a reload, in seconds."""
 
 
 async def wait_until_status(served: Served, **said: Any) -> None:
-    """Until /health/ready says so."""
+    """Wait until /health/ready reports these fields."""
     async with asyncio.timeout(SOON):
         while not said.items() <= (await served.ready()).items():
             await asyncio.sleep(0.02)
@@ -29,7 +29,7 @@ async def wait_until_status(served: Served, **said: Any) -> None:
 class load:
     """Requests without a pause by ten clients while the block runs.
 
-    `routers` says who routed each, in the order they were asked; None while one is under way.
+    `routers` holds the router of each, in the order they were sent; None for one in progress.
     """
 
     def __init__(self, served: Served) -> None:
@@ -47,7 +47,7 @@ class load:
         await asyncio.gather(*self._tasks)
 
     async def of_the_next(self, number: int) -> set[str | None]:
-        """The routers of the next requests to be asked, as soon as those are answered."""
+        """Wait for the answers of the next `number` requests, and return their routers."""
         begin, end = len(self.routers), len(self.routers) + number
         async with asyncio.timeout(SOON):
             while len(self.routers) < end or None in self.routers[begin:end]:

@@ -1,4 +1,4 @@
-"""Two gateways on states of their own behind a real nginx, with one Redis between them; one of them is killed."""
+"""Two gateways with separate state folders and one Redis, behind a real nginx; one gateway is killed."""
 
 import asyncio
 from collections import Counter
@@ -48,7 +48,7 @@ class Replicas:
     client: aiohttp.ClientSession
 
     async def ask(self, text: str, *earlier: str, at: str | None = None, **options: Any) -> tuple[int, dict[str, str]]:
-        """Status and headers of the answer to `text` after earlier turns, through nginx or `at` one gateway."""
+        """Return status and headers of the answer to `text` after earlier turns, through nginx or `at` one gateway."""
         headers = {"x-api-key": options.pop("key", "bob"), **options.pop("headers", {})}
         turns = [*earlier, text]
         messages = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
@@ -58,7 +58,7 @@ class Replicas:
             return response.status, dict(response.headers)
 
     async def know(self, expert: str, opening: str, session: str | None = None) -> None:
-        """Until that is known to be the expert that answered this opening, in that session if there is one."""
+        """Wait until the gateways share that this expert answered the conversation with this opening."""
         chat = parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": opening}]}))
         name = f"coe:with:{read_conversation(chat, RequestOptions(session, tenant='bob')).answer[-1].hex()}"
         async with asyncio.timeout(60), Redis.from_url(self.redis, decode_responses=True) as redis:

@@ -10,17 +10,11 @@ from gateway.process.worker_states import (
     RespawnSchedule,
     WorkerStates,
 )
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.waiting import ManualClock
 
 
 def test_each_crash_doubles_the_delay_up_to_a_bound() -> None:
-    respawns = RespawnSchedule(clock=Clock())
+    respawns = RespawnSchedule(clock=ManualClock(0.0))
     delays = [respawns.crashed(0, uptime=1) for _ in range(9)]
     assert delays[:4] == [
         FIRST_DELAY_SECONDS,
@@ -32,19 +26,19 @@ def test_each_crash_doubles_the_delay_up_to_a_bound() -> None:
 
 
 def test_a_minute_of_health_resets_the_delay() -> None:
-    respawns = RespawnSchedule(clock=Clock())
+    respawns = RespawnSchedule(clock=ManualClock(0.0))
     assert [respawns.crashed(0, uptime=uptime) for uptime in (1, 1, HEALTHY_SECONDS, 1)] == [0.5, 1, 0.5, 1]
 
 
 def test_one_workers_crashes_do_not_delay_another() -> None:
-    respawns = RespawnSchedule(clock=Clock())
+    respawns = RespawnSchedule(clock=ManualClock(0.0))
     for _ in range(5):
         respawns.crashed(0, uptime=1)
     assert respawns.crashed(1, uptime=1) == FIRST_DELAY_SECONDS
 
 
 def test_a_worker_is_due_once_its_delay_is_over_and_only_once() -> None:
-    clock = Clock()
+    clock = ManualClock(0.0)
     respawns = RespawnSchedule(clock=clock)
     assert (respawns.wait(), respawns.take_due()) == (None, [])
     respawns.crashed(0, uptime=1)

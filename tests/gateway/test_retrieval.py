@@ -1,4 +1,5 @@
-"""The gate in the line: when passages are given, what is said about it, and that nothing of it fails a request."""
+"""The retrieval gate in the request path: when passages are added, how that is reported, and that it never fails a
+request."""
 
 from __future__ import annotations
 
@@ -331,7 +332,7 @@ def wishes_of(consent: Any) -> Any:
 
 
 class Store(ListRetriever):
-    """A store of which a gateway needs no more than searches."""
+    """A document store with the methods that a gateway uses."""
 
     async def aclose(self) -> None: ...
 

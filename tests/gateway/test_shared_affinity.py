@@ -1,4 +1,4 @@
-"""What gateways tell each other of conversations, through a real Redis that comes and goes."""
+"""Gateways share the experts of conversations through a real Redis, which stops and starts."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Places of which each caller may take as many as are still free."""
+"""FairShares: a caller may hold at most as many units as are still free."""
 
 import random
 from collections import Counter
@@ -9,7 +9,7 @@ from gateway.request.fair_shares import FairShares
 
 
 def filled(shares: FairShares, caller: str | None, *, capacity: int) -> int:
-    """How many it has once it may have no more."""
+    """Acquire units until the caller gets no more, and return their number."""
     while shares.acquire(caller, capacity=capacity):
         pass
     return shares.of(caller)

@@ -1,4 +1,4 @@
-"""The prefix cache that a change of expert loses counts against the change, in the plan's currency."""
+"""A change of expert loses the prefix cache; its price counts against the change, in units of quality."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""Two keys of one gateway, of which mallory's sends more than its share."""
+"""Two keys of one gateway: alice, and mallory, which sends more than its share."""
 
 from __future__ import annotations
-
-import asyncio
-from collections.abc import Callable
 
 import orjson
 
@@ -22,9 +19,3 @@ def keyed(**limits: int) -> Registry:
 
 def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}", "content-type": "application/json"}
-
-
-async def wait_until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not holds():
-            await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Runs the gateway's processes with workers that fail at their start, as the environment variable FAILS says.
+"""Runs the gateway with workers that fail at their start, in the way that the environment variable FAILS selects.
 
 `import`, `lifespan`, `killed`: every start fails. `once`: the first start fails, by the marker file MARKER.
 """

@@ -23,7 +23,7 @@ BODY = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "
 STREAM = BODY[:-1] + b',"stream":true}'
 JSON = {"content-type": "application/json"}
 SAFELISTED = ("", "text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded")
-"""What a page may send to any origin without a preflight request; the first one is a Blob's."""
+"""Content types that a page may send to any origin without a preflight request; the first one is that of a Blob."""
 AZURE = ("/v1", "/openai/v1", "/openai/deployments/auto")
 WITH_BODIES = (
     CHAT,

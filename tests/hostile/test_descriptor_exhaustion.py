@@ -54,7 +54,7 @@ async def limited_process(
 
 @asynccontextmanager
 async def hungry(tmp_path: Path) -> AsyncIterator[tuple[Served, Path, Path]]:
-    """The gateway, the file that makes it hungry, and its log."""
+    """The gateway, the file whose existence makes it hold all descriptors, and its log."""
     file, log = tmp_path / "hungry", tmp_path / "stderr"
     with log.open("wb") as stderr:
         async with serving(tmp_path, environ={"HUNGRY": str(file)}, stderr=stderr) as served:

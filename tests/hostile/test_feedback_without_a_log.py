@@ -46,7 +46,7 @@ async def rate_all(served: Served, requests: list[str]) -> None:
 
 
 async def stored(served: Served, count: int) -> list[str]:
-    """Requests of the events in the log, once there are so many."""
+    """Wait until the log has `count` events, and return the ids of their requests."""
     log = open_feedback(served.declared["log"]["url"], base=served.folder / ".coe")
     events: tuple[Feedback, ...] = ()
     try:
@@ -64,7 +64,7 @@ async def stored(served: Served, count: int) -> list[str]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Another process is writing to the log's file."""
+    """Lock the log's file, as another process that writes does."""
     connection = sqlite3.connect(folder / ".coe" / "routing-log.sqlite", isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")

@@ -21,7 +21,7 @@ LEAST = 100
 
 
 async def load(served: Served, answered: dict[str, float]) -> None:
-    """Many clients ask until the connections break; by request id, when each answer was complete."""
+    """Send requests of many clients until the connections break. Returns the time of each answer by request id."""
 
     async def ask() -> None:
         with suppress(aiohttp.ClientError):

@@ -17,14 +17,15 @@ from gateway.request.body import DEFAULT_MAX_VALUES, SMALL_BODY
 from tests.access.samples import key_of
 from tests.experts.faulty_server import FaultyServer
 from tests.fakes import Gateway, Response, gateway_of, registry_of
-from tests.gateway.two_keys import BODY, CHAT, ROUTE, bearer, keyed, wait_until
+from tests.gateway.two_keys import BODY, CHAT, ROUTE, bearer, keyed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 COUNT = "/v1/messages/count_tokens"
 MB = 2**20
 NEVER = asyncio.Event()
-"""In place of a chunk: a test that waits for it hangs."""
+"""Stands for a chunk that never arrives: a gateway that waits for it hangs."""
 SSE = (b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n', b"data: [DONE]\n\n")
 
 
@@ -33,13 +34,13 @@ def headers(key: str, *, length: int | None = None) -> dict[str, str]:
 
 
 def long_chat(size: int, *, character: str = "x", **fields: Any) -> bytes:
-    """A request whose one message has so many characters."""
+    """A request with one message of `size` characters."""
     message = {"role": "user", "content": "code " + character * size}
     return orjson.dumps({"model": "auto", "messages": [message], **fields})
 
 
 def roomy(**changes: Any) -> Registry:
-    """Experts whose context holds any of these."""
+    """Experts with a context that is long enough for these requests."""
     more = {"context_length": 10**9, "apis": ["chat", "embeddings"]}
     return registry_of(experts=[expert.model_dump() | more for expert in registry_of().experts], **changes)
 
@@ -147,7 +148,7 @@ async def test_large_bodies_of_few_values_are_answered(kind: str) -> None:
 
 @asynccontextmanager
 async def half_sent(gateway: Gateway, key: str, count: int, size: int) -> AsyncIterator[list[asyncio.Future[Response]]]:
-    """So many requests with large bodies of which the first part is there, until the block ends."""
+    """Send the first part of `count` requests with large bodies, and the rest at the end of the block."""
     rest, body = asyncio.Event(), long_chat(size)
     sent = headers(key, length=len(body))
     tasks = [asyncio.ensure_future(gateway.post(CHAT, body[:9], rest, body[9:], headers=sent)) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Requests that are no HTTP/1.1, as bytes on a real connection."""
+"""Requests that are not valid HTTP/1.1, as bytes on a real connection."""
 
 from __future__ import annotations
 
@@ -67,6 +67,6 @@ async def test_what_proxies_read_in_two_ways_is_refused_by_the_server(served: Se
 
 
 async def test_bare_line_feeds_are_accepted_as_the_documentation_says(served: Served) -> None:
-    """The server beneath the application accepts them; where it stops, docs/guides/security.md is to change."""
+    """The HTTP server accepts these requests. Once it does not, change docs/guides/security.md."""
     answer = await answer_to(served, b"GET /v1/models HTTP/1.1\nhost: localhost\nconnection: close\n\n")
     assert answer.startswith(b"HTTP/1.1 200 ")

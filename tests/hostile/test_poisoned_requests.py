@@ -1,4 +1,4 @@
-"""One tenant's requests that draw errors from an expert must not take the expert from the other tenants."""
+"""Requests of one tenant that cause errors must not make the expert unavailable to other tenants."""
 
 from __future__ import annotations
 
@@ -25,19 +25,13 @@ from tests.experts.fault_servers import answering, closed_port, refusing, server
 from tests.experts.test_replicas import CALL, error, made, whole
 from tests.fakes import Gateway, Response
 from tests.gateway.gateway_over import gateway_over
+from tests.waiting import ManualClock
 
 KEYS = [{"name": name, "tenant": name, "sha256": digest_of(name)} for name in ("mallory", "alice", "bob")]
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def breaker_of() -> tuple[Breaker, Clock]:
-    clock = Clock()
+def breaker_of() -> tuple[Breaker, ManualClock]:
+    clock = ManualClock()
     return Breaker(clock=clock), clock
 
 
@@ -241,7 +235,7 @@ async def test_a_replica_whose_health_page_failed_is_ejected_however_many() -> N
 
 
 async def poisonable(request: web.Request) -> web.StreamResponse:
-    """Answers 500 to whatever holds the word poison, and everything else well."""
+    """A server that answers 500 to requests with the word poison, and 200 to others."""
     if b"poison" in await request.read():
         return web.json_response({"error": {"message": "cuda died"}}, status=500)
     return await answering(request)

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,17 +14,12 @@ import pytest
 
 from coe.fleet.specs import free_port
 from tests.gateway.served import ROOT, Served, declared_for, serving, until_ready
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 DEADLINE = 60
-"""Seconds that anything here may take."""
-
-
-async def wait_until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not holds():
-            await asyncio.sleep(0.02)
+"""Time limit of every wait, in seconds."""
 
 
 async def answered(served: Served) -> None:
@@ -42,13 +36,13 @@ async def test_repeated_crashes_of_one_worker_leave_the_other_serving(tmp_path: 
     log = tmp_path / "stderr"
     with log.open("wb") as stderr:
         async with serving(tmp_path, environ={"COE_WORKERS": "2"}, stderr=stderr) as served:
-            await wait_until(lambda: len(served.workers) == 2)
+            await wait_until(lambda: len(served.workers) == 2, pause=0.02)
             survivor, victim = served.workers
             for _ in range(3):
                 victim.kill()
-                await wait_until(lambda gone=victim: gone not in served.workers)  # type: ignore[misc]
+                await wait_until(lambda gone=victim: gone not in served.workers, pause=0.02)  # type: ignore[misc]
                 await answered(served)
-                await wait_until(lambda: len(served.workers) == 2)
+                await wait_until(lambda: len(served.workers) == 2, pause=0.02)
                 (victim,) = (one for one in served.workers if one != survivor)
             assert served.process.returncode is None
             await answered(served)
@@ -65,7 +59,7 @@ async def test_the_only_worker_starts_again_however_often_it_crashes(tmp_path: P
         for _ in range(3):
             (victim,) = served.workers
             victim.kill()
-            await wait_until(lambda gone=victim: served.workers not in ([], [gone]))  # type: ignore[misc]
+            await wait_until(lambda gone=victim: served.workers not in ([], [gone]), pause=0.02)  # type: ignore[misc]
         await answered(served)
         assert await served.metric("coe_worker_crashes") == 3
 
@@ -75,7 +69,7 @@ async def test_workers_end_with_a_killed_parent_and_the_next_start_finds_the_por
     tmp_path: Path, workers: str
 ) -> None:
     async with serving(tmp_path, environ={"COE_WORKERS": workers}) as served:
-        await wait_until(lambda: len(served.workers) == int(workers))
+        await wait_until(lambda: len(served.workers) == int(workers), pause=0.02)
         await answered(served)
         left = served.workers
         async with served.ask("stalls", stream=True) as response:
@@ -93,7 +87,7 @@ async def test_workers_end_with_a_killed_parent_and_the_next_start_finds_the_por
 async def test_workers_still_starting_end_with_a_killed_parent(tmp_path: Path) -> None:
     process, _ = await start(tmp_path, FAILS="never", COE_WORKERS="2")
     parent = psutil.Process(process.pid)
-    await wait_until(lambda: len(parent.children()) == 2)
+    await wait_until(lambda: len(parent.children()) == 2, pause=0.02)
     left = parent.children()
     process.kill()
     assert (await asyncio.to_thread(psutil.wait_procs, left, DEADLINE))[1] == []

@@ -1,4 +1,4 @@
-"""A writer to the shared Redis that plants files, or makes a gateway stop following."""
+"""An attacker with write access to the shared Redis plants files, or stops a gateway's artifact sync."""
 
 import gzip
 import hashlib
@@ -49,7 +49,7 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 
 class FollowingGateway:
-    """A gateway that follows a Redis, in a folder with nothing beside its state."""
+    """A gateway that syncs artifacts from a Redis, in a folder that holds only its state."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder

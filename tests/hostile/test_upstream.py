@@ -1,4 +1,4 @@
-"""Experts' servers that frame their answers ambiguously, or send on after the end."""
+"""Servers of experts that frame their answers ambiguously, or send data after the end."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_one_length_said_twice_is_that_length() -> None:
 
 
 class Watched(Chunks):
-    """Notes whether its connection was kept for another request."""
+    """A server that records whether its connection was used for another request."""
 
     complete = False
     kept: bool | None = None

@@ -74,7 +74,7 @@ class Scene:
 
 @asynccontextmanager
 async def page_server() -> AsyncIterator[int]:
-    """Serves an empty page under every host name that leads here."""
+    """Serves an empty page under every host name."""
 
     async def empty(_: web.Request) -> web.Response:
         return web.Response(text="<!doctype html><title>a page</title>", content_type="text/html")

@@ -264,7 +264,7 @@ def test_on_a_terminal_it_asks(folder: Path) -> None:
 
 @pytest.fixture
 def llama_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The command of llama.cpp as `coe engine install` leaves it, and a GGUF file in `models`."""
+    """The command of llama.cpp where `coe engine install` puts it, and a GGUF file in `models`."""
     command = folder / ".coe" / "engines" / "llama.cpp" / "bin" / "llama-server"
     command.parent.mkdir(parents=True)
     command.touch(mode=0o755)

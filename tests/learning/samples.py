@@ -16,7 +16,7 @@ from coe.routing.decision import propensities
 CATEGORIES = ("code", "general", "law")
 EXPERTS = ("coder", "generalist", "lawyer")
 TRUTH = np.array([[0.8, 0.5, 0.2], [0.4, 0.6, 0.4], [0.2, 0.5, 0.8]])
-"""Chance that an expert's answer is good, by category."""
+"""Probability that an expert's answer is good, by category."""
 
 
 def experience(count: int, **columns: Any) -> Experience:

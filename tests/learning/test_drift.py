@@ -1,4 +1,4 @@
-"""Drift, new kinds of requests, and alarms about experts: found when there, hardly ever when not."""
+"""Drift, proposed categories and alarms about experts: detected if present, with few false alarms."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ VERSION, BAR = "g1", 0.05
 def log(
     count: int, *, effect: dict[str, float], gain: float = 0.0, seed: int = 0, flipped: str = ""
 ) -> tuple[list[RoutingRecord], list[Feedback]]:
-    """Requests in turn of each category, to the generalist; passages change the chance of a good answer, half without
-    them, by the effect of the category. Feedback of tenant `flipped` says the opposite."""
+    """Requests of each category in turn, to the generalist. Half of the answers without passages are good; passages
+    change that share by the effect of the category. Feedback of tenant `flipped` says the opposite."""
     random, records, events = np.random.default_rng(seed), [], []
     for number in range(count):
         category, given = CATEGORIES[number % 3], bool(random.random() < 0.5)

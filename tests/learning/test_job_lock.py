@@ -1,4 +1,4 @@
-"""One job at a time: against real processes, one of which is killed, and a lock that is lost."""
+"""One job runs at a time: real processes, one of which is killed, and a lost lock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coe.errors import JobError, LogError
 from coe.jobs.job_lock import LOCK_KEY, job_lock
 
 SOON = 60.0
-"""Seconds after which waiting is given up."""
+"""Time limit of every wait, in seconds."""
 LEASE = 0.3
 HOLDING = """
 import pathlib, sys
@@ -35,7 +35,7 @@ def url(request: pytest.FixtureRequest, redis_url: str) -> str:
 
 @contextmanager
 def another_process(url: str, home: Path) -> Iterator[subprocess.Popen[str]]:
-    """That holds the lock until its standard input ends."""
+    """Start a process that holds the lock until its standard input ends."""
     command = [sys.executable, "-c", HOLDING, str(Path(__file__).parents[2]), url, str(home), str(LEASE)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

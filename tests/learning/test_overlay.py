@@ -32,7 +32,7 @@ def mixed(seed: int, *, count: int = 900, deadline: float = np.inf) -> Experienc
 
 
 def corrected_only(seed: int, *, share: float, count: int = 900) -> Experience:
-    """Nobody rates; tenant `a` corrects this share of what the router takes for code into law."""
+    """Without ratings; tenant `a` corrects this share of the requests classified as code to law."""
     log = rated_experience(count, seed=seed, tenants=("a", "b"))
     said = (log.tenant == 0) & (log.posterior.argmax(axis=1) == CODE)
     said &= np.random.default_rng(seed).random(count) < share

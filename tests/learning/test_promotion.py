@@ -1,4 +1,4 @@
-"""Promotion: only what is shown to be better, nothing that is shown to be worse, and hardly ever noise."""
+"""Promotion: accepts candidates with a significant gain and no significant loss, and rarely accepts noise."""
 
 from __future__ import annotations
 

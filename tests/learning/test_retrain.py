@@ -1,4 +1,4 @@
-"""A round of learning: better is promoted, the same is kept, and a poisoned round changes nothing."""
+"""A learning round promotes a better plan, keeps an equal one, and changes nothing if feedback is poisoned."""
 
 from __future__ import annotations
 

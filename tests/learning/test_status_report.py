@@ -112,7 +112,7 @@ def logged(settings: Settings, records: list[RoutingRecord]) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Of a declaration with the words router in use."""
+    """The report for a declaration with the word router in use."""
     monkeypatch.setattr("coe.runtime.active_state.load_active_state", words_server.read)
     declared = registry_of(log={"url": URL}, policy={"confidence_threshold": 0.5}).model_dump(
         mode="json", exclude_none=True

@@ -1,4 +1,4 @@
-"""Real llama.cpp servers behind `coe up` and the real gateway: answers, restarts, and turns on one device."""
+"""Real llama.cpp servers behind `coe up` and the real gateway: answers, restarts, and expert switches on one device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For schemathesis: requests that are valid get far enough to be answered. What is wrong stays wrong."""
+"""Hooks for schemathesis: valid requests name existing models, so that they are answered; invalid ones stay invalid."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import schemathesis
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    """A random model gets no further than 404, so half of them become one that is there."""
+    """Replace half of the random models by an existing one, because unknown models get 404."""
     if isinstance(body, dict) and isinstance(model := body.get("model"), str) and model and len(model) % 2:
         return {**body, "model": "auto"}
     return body
@@ -15,7 +15,7 @@ def map_body(context: Any, body: Any) -> Any:
 
 @schemathesis.hook
 def map_query(context: Any, query: Any) -> Any:
-    """A stream without end is read for one event."""
+    """Read endless streams for one event only."""
     if context.operation.path.endswith("/stream") and isinstance(query, dict | None):
         events = (query or {}).get("events", 1)
         if isinstance(events, int) and not isinstance(events, bool) and events >= 1:

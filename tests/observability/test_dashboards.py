@@ -1,4 +1,4 @@
-"""What is shipped for Prometheus and Grafana speaks of metrics and labels that there are."""
+"""The shipped rules and dashboards for Prometheus and Grafana use existing metrics and labels."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Counting in one process, and the page over several."""
+"""The metric registry: counting in one process, and the page over several processes."""
 
 import os
 

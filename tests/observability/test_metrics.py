@@ -1,4 +1,4 @@
-"""What /metrics says of requests."""
+"""The metrics of requests on /metrics."""
 
 import asyncio
 from typing import Any, get_args

@@ -28,7 +28,7 @@ async def ask(served: Served, count: int) -> None:
 
 
 async def shown(served: Served) -> tuple[float, set[str]]:
-    """Requests and workers on the page of whichever worker answers."""
+    """Return the numbers of requests and workers on the page of any worker."""
     async with served.client.get(f"{served.url}/metrics", headers={"connection": "close"}) as response:
         found = samples(await response.read())
     workers = {dict(labels)["worker"] for name, labels in found if name == "process_open_fds"}

@@ -1,4 +1,4 @@
-"""Several worker processes show one sum, whatever becomes of one of them."""
+"""Several worker processes show one sum, also after one of them dies."""
 
 import asyncio
 import os

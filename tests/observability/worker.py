@@ -1,4 +1,4 @@
-"""A worker process for the tests: counts, says so, and waits. Arguments: FOLDER COUNT."""
+"""A worker process for the tests: counts, prints a line, and waits. Arguments: FOLDER COUNT."""
 
 from __future__ import annotations
 

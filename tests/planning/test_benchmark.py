@@ -32,7 +32,7 @@ from routers.examples import MAX_PROMPT_CHARACTERS, normalize_prompt
 
 
 class FirstWord:
-    """A router that knows the category from the first word, and says so with confidence."""
+    """A router that classifies by the first word, with high confidence."""
 
     version = "test"
 

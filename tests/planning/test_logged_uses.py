@@ -1,5 +1,4 @@
-"""Uses from the routing log: which records count, how few move little, and that held-out requests are billed as
-predicted."""
+"""Uses from the routing log: records that count, shrinkage of few records, and the bill of held-out requests."""
 
 from __future__ import annotations
 
@@ -13,11 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
-from coe.cli import app
 from coe.cli.common import settings_for
 from coe.experts.recipes.policy import default_policy
 from coe.jobs.plan_basis import _with_logged_uses, plan_basis
@@ -40,6 +37,7 @@ from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load
 from coe.registry.recipes import RecipeSpec
 from tests.admin.samples import router_published
+from tests.cli.command import run
 from tests.fakes import registry_of
 from tests.learning.samples import record
 
@@ -339,10 +337,8 @@ def write_log(config: Path, records: list[RoutingRecord]) -> None:
 
 
 def plan(config: Path, *words: str) -> Any:
-    words = ("plan", str(config.parent), "--config", str(config), "--dry-run", *words)
-    result = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout) if "--json" in words else result.stdout
+    found = run("plan", config.parent, "--config", config, "--dry-run", *words)
+    return json.loads(found) if "--json" in words else found
 
 
 def test_a_plan_measures_uses_in_the_log_beside_the_scores(config: Path) -> None:

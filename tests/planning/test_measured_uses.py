@@ -52,7 +52,7 @@ OUTPUT_TOKENS = {
     "medium": {"code": 700, "choice": 40, "essay": 1100, "general": 250},
     "large": {"code": 1500, "choice": 300, "essay": 1300, "general": 600},
 }
-"""Means; the large one thinks aloud, also where one letter is enough."""
+"""Mean tokens; the large expert writes its reasoning even if one letter is enough."""
 QUALITY = {
     "small": {"code": 0.3, "choice": 0.5, "essay": 0.6, "general": 0.6},
     "medium": {"code": 0.6, "choice": 0.6, "essay": 0.7, "general": 0.7},

@@ -188,7 +188,7 @@ def test_nothing_is_charged_where_no_budget_binds() -> None:
 
 
 def posteriors(problem: Problem, *, count: int, seed: int, sharpness: float) -> np.ndarray:
-    """What a router might say of `count` requests: mixed posteriors around categories drawn by weight."""
+    """Draw posteriors of `count` requests: mixtures around categories drawn by weight."""
     rng = np.random.default_rng(seed)
     true = rng.choice(len(problem.categories), size=count, p=problem.weights)
     logits = rng.normal(size=(count, len(problem.categories)))

@@ -1,4 +1,4 @@
-"""What is kept beside a plan: enough to show it, and to solve it again."""
+"""The file beside a plan holds enough to show the plan and to solve it again."""
 
 from __future__ import annotations
 

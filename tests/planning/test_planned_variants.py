@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
-from coe.cli import app
 from coe.errors import ConfigError
 from coe.jobs.scoring import Scoring
 from coe.learning.evaluation.probes import Probe
@@ -20,6 +18,7 @@ from coe.mapping import Problem, effective_plan, read_published
 from coe.mapping.problem import relative_cost
 from coe.mapping.score_table import ScoreTable
 from coe.registry import Registry, load
+from tests.cli.command import run
 
 DECLARED = """\
 version: 1
@@ -70,10 +69,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def plan(config: Path, *words: str) -> dict[str, Any]:
-    words = ("plan", str(config.parent), "--config", str(config), "--json", *words)
-    result = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    report: dict[str, Any] = json.loads(result.stdout)
+    report: dict[str, Any] = json.loads(run("plan", config.parent, "--config", config, "--json", *words))
     return report
 
 

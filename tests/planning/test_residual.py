@@ -1,4 +1,4 @@
-"""The residual: it finds what embeddings say beyond the table, and stays away where they say nothing."""
+"""The residual model: it learns what embeddings add to the score table, and predicts 0 if they add nothing."""
 
 from __future__ import annotations
 

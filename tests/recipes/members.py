@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import numpy as np
@@ -87,13 +87,6 @@ async def bytes_of(reply: Reply) -> bytes:
     body = b"".join([chunk async for chunk in reply.chunks()])
     await reply.aclose()
     return body
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Waits until the condition holds; a pause of fixed length would be too short on a busy machine."""
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def next_chunk(chunks: AsyncGenerator[bytes, None]) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -21,6 +20,7 @@ from gateway.request import audits
 from gateway.request.trace import Trace
 from tests.fakes import Gateway, Response, ScriptedExpert, ScriptedReply, gateway_of, registry_of
 from tests.recipes.members import answer, bytes_of, call_of, recipe_of, stream
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 CASCADE = {"cascade": [["a", "b"], "large"]}
@@ -132,12 +132,6 @@ async def audit_event(gateway: Gateway) -> Feedback:
     return gateway.log.events[0]
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def test_the_client_gets_its_whole_answer_before_the_audit_calls_anybody() -> None:
     last = asyncio.Event()
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X"), generalist=last) as gateway:
@@ -145,7 +139,7 @@ async def test_the_client_gets_its_whole_answer_before_the_audit_calls_anybody()
             response = await ask(gateway)
         assert (response.status, response.body) == (200, answer("X")[0])
         assert {name: response.headers[f"x-coe-{name}"] for name in ("steps", "calls")} == {"steps": "1", "calls": "2"}
-        await until(lambda: gateway.experts["generalist"].calls)
+        await wait_until(lambda: gateway.experts["generalist"].calls)
         assert gateway.log.events == []
         assert b"coe_audits_in_flight 1" in (await gateway.post("/metrics", method="GET")).body
         last.set()
@@ -281,7 +275,7 @@ async def test_few_audits_run_at_a_time_and_further_ones_are_skipped() -> None:
         assert (await audit_event(gateway)).value == "skipped_busy"
         assert len(gateway.experts["generalist"].calls) == audits.MAX_AUDITS
         last.set()
-        await until(lambda: len(gateway.log.events) == audits.MAX_AUDITS + 1)
+        await wait_until(lambda: len(gateway.log.events) == audits.MAX_AUDITS + 1)
 
 
 async def test_an_audit_that_takes_too_long_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +292,7 @@ async def test_an_audit_that_takes_too_long_has_failed(monkeypatch: pytest.Monke
 async def test_the_end_of_the_process_cancels_audits_and_says_so() -> None:
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X"), generalist=asyncio.Event()) as gateway:
         await ask(gateway)
-        await until(lambda: gateway.experts["generalist"].calls)
+        await wait_until(lambda: gateway.experts["generalist"].calls)
     assert gateway.experts["generalist"].cancelled
     assert [event.value for event in gateway.log.events] == ["cancelled"]
 

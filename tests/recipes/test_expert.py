@@ -26,8 +26,8 @@ from tests.recipes.members import (
     next_chunk,
     recipe_of,
     stream,
-    until,
 )
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 CASCADE = {"cascade": [["a", "b"], "large"]}
@@ -79,7 +79,7 @@ async def test_the_members_of_a_step_are_called_at_the_same_time() -> None:
     go = asyncio.Event()
     a, b = members(a=go, b=go)
     call = asyncio.create_task(recipe_of(a, b, vote=["a", "b"]).stream(call_of()))
-    await until(lambda: a.calls and b.calls)
+    await wait_until(lambda: a.calls and b.calls)
     assert len(a.calls) == len(b.calls) == 1
     go.set()
     await (await call).aclose()
@@ -263,7 +263,7 @@ async def test_a_stream_is_held_for_a_limited_time_and_then_relayed_live() -> No
     assert await next_chunk(chunks) == event("it")
     assert calls_of(log) == [("a", 0, "unverified", True), ("b", 0, "cancelled", False)]
     assert log.stop == "stream_hold"
-    await until(lambda: b.cancelled)
+    await wait_until(lambda: b.cancelled)
     go.set()
     assert b"".join([chunk async for chunk in chunks]) == b"".join((event("is"), event("X"), *stream()))
     await reply.aclose()
@@ -376,7 +376,7 @@ async def test_a_client_that_leaves_cancels_and_closes_every_call(is_stream: boo
     log = RecipeLog()
     recipe = recipe_of(a, b, large, limits={"max_stream_hold": 60}, **CASCADE)
     call = asyncio.create_task(recipe.stream(call_of(stream=is_stream, log=log)))
-    await until(lambda: a.calls and b.replies)
+    await wait_until(lambda: a.calls and b.replies)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -422,7 +422,7 @@ async def test_a_live_stream_does_not_keep_the_request_in_memory() -> None:
     reply = await recipe.stream(replace(call_of(stream=True), fields=fields))
     chunks = reply.chunks()
     await next_chunk(chunks)
-    await until(lambda: b.cancelled)
+    await wait_until(lambda: b.cancelled)
     del fields
     for member in (a, b):
         member.calls.clear()

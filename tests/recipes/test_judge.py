@@ -28,8 +28,8 @@ from tests.recipes.members import (
     recipe_of,
     stream,
     translated,
-    until,
 )
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 JUDGED: dict[str, Any] = {"cascade": ["small", "large"], "signal": "judge", "judge": "referee"}
@@ -156,7 +156,7 @@ async def test_a_client_that_leaves_cancels_the_judge() -> None:
     small, large, referee = members(small=answer("X"), large=answer("Y"), referee=asyncio.Event())
     log = RecipeLog()
     call = asyncio.create_task(recipe_of(small, large, referee, **JUDGED).stream(call_of(log=log)))
-    await until(lambda: referee.calls)
+    await wait_until(lambda: referee.calls)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call

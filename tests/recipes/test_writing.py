@@ -17,7 +17,8 @@ from coe.registry import ExpertSpec, Policy, RecipeSpec
 from coe.registry.recipes import CHAIN_INSTRUCTION, FUSE_INSTRUCTION
 from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert
-from tests.recipes.members import answer, bytes_of, call_of, calls_of, event, next_chunk, stream, until
+from tests.recipes.members import answer, bytes_of, call_of, calls_of, event, next_chunk, stream
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 CHAIN = {"chain": ["a", "b"]}
@@ -76,7 +77,7 @@ async def test_the_panel_answers_at_the_same_time_and_one_expert_writes_from_the
     a, b, c, large = members(a=go, b=answer("Y"), c=answer("Z"), large=answer("so Y"))
     log = RecipeLog()
     call = asyncio.create_task(writing(a, b, c, large, **FUSE).stream(asking(log)))
-    await until(lambda: all(one.calls for one in (a, b, c)))
+    await wait_until(lambda: all(one.calls for one in (a, b, c)))
     assert [len(one.calls) for one in (a, b, c, large)] == [1, 1, 1, 0]
     go.set()
     assert await bytes_of(await call) == answer("so Y")[0]
@@ -343,7 +344,7 @@ async def test_a_client_that_leaves_cancels_every_call(waits: str) -> None:
     a, b = members(**scripts)
     log = RecipeLog()
     call = asyncio.create_task(writing(a, b, **CHAIN).stream(asking(log)))
-    await until(lambda: {"a": a, "b": b}[waits].calls)
+    await wait_until(lambda: {"a": a, "b": b}[waits].calls)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call

@@ -28,7 +28,7 @@ QUARTER = b"x" * (MAX_BYTES // 4 - ENTRY_OVERHEAD_BYTES)
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the machine is, a store that is there replies in time."""
+    """A long timeout, so that a running store replies in time on a busy machine."""
     monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", 5.0)
 
 

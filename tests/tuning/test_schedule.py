@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from coe.learning.tuning.schedule import (
     BLOCK_PROBES,
@@ -21,7 +20,6 @@ from coe.learning.tuning.schedule import (
 from coe.mapping import Budget, Problem, Uses
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_partly, tabulate_softly
 
-Array = NDArray[np.float64]
 EXPERTS = ("a", "b", "c")
 GOAL = Goal()
 

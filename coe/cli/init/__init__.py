@@ -1,7 +1,7 @@
 """`coe init`: writes experts.yaml for the models that run on this machine or that the user's keys reach.
 
-It finds sources, selects models, writes the file, and checks it as `coe check --live` does. `questions` asks where a
-terminal is there; without one, or with --yes, the defaults apply.
+It finds sources, selects models, writes the file, and checks it as `coe check --live` does. On a terminal, `questions`
+prompts the user; without one, or with --yes, the defaults apply.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ Serve = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", help="File to write [default: COE_CONFIG or experts.yaml].")]
 Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing and use the defaults.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Declare four experts that share the embedded model.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Do not request a token from each expert in the end.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Skip the final request of a token from each expert.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 
 
@@ -259,8 +259,8 @@ def _check_demo() -> None:
 def _write(settings: Settings, text: str) -> None:
     """Write the file once the loader accepts it. Raises ConfigError, or OSError.
 
-    A file that is there keeps its mode, and a link to it stays one. A new file never replaces another one that was made
-    in the meantime.
+    An existing file keeps its mode, and a link to it stays a link. A new file never replaces one that was created in
+    the meantime.
     """
     path = settings.config.resolve()
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None

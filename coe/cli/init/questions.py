@@ -18,10 +18,10 @@ MAX_SHOWN = 40
 def further_sources(environ: Mapping[str, str]) -> Iterator[Source]:
     """Yield the endpoints and providers that the user names, until an empty answer."""
     known = {one.name for one in PROVIDERS}
-    while answer := _ask("Address of another OpenAI-compatible server, or name of a provider (Enter for none)"):
+    while answer := _prompt("Address of another OpenAI-compatible server, or name of a provider (Enter for none)"):
         try:
             source = provider(answer, environ) if answer in known else endpoint(answer)
-            key = _ask(f"Environment variable with its key (Enter for {source.key_env or 'none'})") or source.key_env
+            key = _prompt(f"Environment variable with its key (Enter for {source.key_env or 'none'})") or source.key_env
             yield with_keys([source], [key] if key else [], environ)[0]
         except ConfigError as error:
             print_line(str(error).removeprefix("--endpoint: ").removeprefix("--key-env: "))
@@ -30,7 +30,8 @@ def further_sources(environ: Mapping[str, str]) -> Iterator[Source]:
 def served_models(engines: Sequence[str], served: Callable[[str], Candidate]) -> Iterator[Candidate]:
     """Yield the models that `coe up` is to serve, until an empty answer. `served` raises ConfigError for one that no
     engine can serve."""
-    while answer := _ask(f"Model for {' or '.join(engines)} to serve: GGUF file, folder or hub name (Enter for none)"):
+    question = f"Model for {' or '.join(engines)} to serve: GGUF file, folder or hub name (Enter for none)"
+    while answer := _prompt(question):
         try:
             yield served(answer)
         except ConfigError as error:
@@ -49,7 +50,7 @@ def models(source: str, found: Sequence[Candidate], default: Sequence[Candidate]
     if len(found) > MAX_SHOWN:
         print_line(f"      and {len(found) - MAX_SHOWN} more, which patterns reach")
     while True:
-        answer = _ask(f"Models of {source}: numbers, patterns such as llama*, all or none (Enter for those with *)")
+        answer = _prompt(f"Models of {source}: numbers, patterns such as llama*, all or none (Enter for those with *)")
         try:
             return by_answer(answer, found, default)
         except ValueError as error:
@@ -59,10 +60,11 @@ def models(source: str, found: Sequence[Candidate], default: Sequence[Candidate]
 def general_expert(names: Sequence[str], default: str) -> str:
     """Return the expert that answers everything until experts are measured."""
     print_line(f"Experts: {', '.join(names)}")
-    while (answer := _ask(f"Which one answers until they are measured (Enter for {default})") or default) not in names:
+    question = f"Which one answers until they are measured (Enter for {default})"
+    while (answer := _prompt(question) or default) not in names:
         print_line(f"{answer} is none of them")
     return answer
 
 
-def _ask(question: str) -> str:
+def _prompt(question: str) -> str:
     return str(typer.prompt(question, default="", show_default=False)).strip()

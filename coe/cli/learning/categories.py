@@ -29,13 +29,13 @@ MAX_OVERLAPS = 3
 
 app = typer.Typer(no_args_is_help=True, help="Suggest categories for prompts that the router does not recognise.")
 Prompts = Annotated[Path | None, typer.Argument(help="JSONL or parquet with prompt [default: the routing log].")]
-Since = Annotated[str, typer.Option("--since", help="Of the log: requests not older than this, such as 12h or 30d.")]
+Since = Annotated[str, typer.Option("--since", help="Logged requests not older than this, such as 12h or 30d.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=MAX_PROMPTS, help="How many prompts to read at most.")]
 Below = Annotated[
     float, typer.Option("--below", min=0, max=1, help="Prompts below this confidence of the router are clustered.")
 ]
 Tenants = Annotated[
-    list[str] | None, typer.Option("--tenant", help="Of the log: a tenant that agrees; may be repeated.")
+    list[str] | None, typer.Option("--tenant", help="Tenant whose logged prompts may be used; may be repeated.")
 ]
 
 

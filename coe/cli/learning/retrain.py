@@ -37,10 +37,10 @@ JITTER = 0.1
 """Largest deviation of a pause from the interval, as a share of it, so that jobs on several machines do not collide."""
 
 Probes = Annotated[Path | None, typer.Option("--probes", help="Folder of measured quality, as `coe score` writes it.")]
-Benchmark = Annotated[str | None, typer.Option("--benchmark", help="The benchmark, where --probes holds several.")]
+Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if --probes holds several.")]
 Since = Annotated[str, typer.Option("--since", help="Learn from requests not older than this, for example 12h or 30d.")]
 Every = Annotated[str, typer.Option("--every", help="Repeat at this interval, for example 6h, until SIGTERM.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Judge and report, but change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Test candidates and report, but change nothing.")]
 
 
 def retrain(

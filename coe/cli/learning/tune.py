@@ -1,4 +1,4 @@
-"""`coe tune`: from a checked declaration to a measured plan in use, in one command."""
+"""`coe tune`: measures the experts, makes a plan from the scores, and puts it into use, in one command."""
 
 from __future__ import annotations
 

@@ -69,12 +69,12 @@ def show_comparison(against: Sequence[Mapping[str, Any]], assignment: Sequence[M
         cost = "-" if row["cost"] is None else f"{row['cost']:.3g}"
         style = "bold" if row["expert"] is None else None
         table.add_row(
-            row["expert"] or "this plan", f"{row['estimate']:.3f}", _less(row, plan), cost, latency, style=style
+            row["expert"] or "this plan", f"{row['estimate']:.3f}", _difference(row, plan), cost, latency, style=style
         )
     console.print(table)
 
 
-def _less(row: Mapping[str, Any], plan: float) -> str:
+def _difference(row: Mapping[str, Any], plan: float) -> str:
     """The difference of an expert's quality from the plan's, with its standard error if it is known."""
     if row["expert"] is None:
         return ""

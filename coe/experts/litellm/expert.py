@@ -1,8 +1,8 @@
 """Calls an expert through litellm, which supports providers that have no OpenAI-compatible or Anthropic API.
 
 It is called for chat and embeddings. Its import takes seconds and its calls milliseconds, so it runs in an event loop
-in a thread of its own, the background loop. Its replies are serialized again here, since litellm returns objects and
-not bytes. `coe.experts.factory` imports this module only when it is needed.
+in a thread of its own, the background loop. litellm returns objects, so this module serializes its replies to bytes.
+`coe.experts.factory` imports this module only when it is needed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class LitellmExpert:
         }
 
     async def stream(self, call: Call) -> Reply:
-        """Calls the provider; returns once the first chunk is there. Raises an ExpertError, or InvalidRequest for
+        """Calls the provider; returns once the first chunk has arrived. Raises an ExpertError, or InvalidRequest for
         another API."""
         arguments = {**litellm_arguments(call, self.spec), **self._settings}
         arguments["timeout"] = call.first_token_timeout + call.stream_idle_timeout  # a backstop: those below end before

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from coe.errors import InvalidRequest
 from coe.experts.http import sse
 
 Parts = Sequence[Mapping[str, Any]]
@@ -68,6 +69,13 @@ class Conversation:
         if self._images:
             self._messages.append({"role": "user", "content": self._images})
             self._images = []
+
+
+def text_field(item: Mapping[str, Any], name: str, path: str) -> str:
+    """Return a field that must be text. Raises InvalidRequest that names it below `path`."""
+    if not isinstance(value := item.get(name), str):
+        raise InvalidRequest(f"{path}.{name} must be text", param=f"{path}.{name}")
+    return value
 
 
 def text_part(text: str) -> dict[str, Any]:

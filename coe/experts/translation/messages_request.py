@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coe.errors import InvalidRequest
-from coe.experts.translation.conversation import Conversation, image_part, json_text, text_part
+from coe.experts.translation.conversation import Conversation, image_part, json_text, text_field, text_part
 from coe.experts.translation.settings import PASSED_FIELDS, add_effort, effort_of_budget, output_format
 
 Fields = Mapping[str, Any]
@@ -73,7 +73,7 @@ class _Reader:
             where, kind = f"{path}[{index}]", block.get("type")
             if kind == "tool_result":
                 found = self._parts(block.get("content"), f"{where}.content")
-                self._conversation.add_result(_text(block, "tool_use_id", where), found)
+                self._conversation.add_result(text_field(block, "tool_use_id", where), found)
             elif kind in _THINKING and self._claude:
                 self._conversation.add_thinking(block)
             elif kind not in ("tool_use", *_THINKING) and not _is_server_block(str(kind)):
@@ -86,7 +86,7 @@ class _Reader:
 
     def _add_call(self, block: Fields, where: str) -> None:
         arguments = json_text(block.get("input") or {})
-        self._conversation.add_call(_text(block, "id", where), _text(block, "name", where), arguments)
+        self._conversation.add_call(text_field(block, "id", where), text_field(block, "name", where), arguments)
 
     def _parts(self, content: Any, path: str) -> list[dict[str, Any]]:
         if content is None or isinstance(content, str):
@@ -100,7 +100,7 @@ class _Reader:
         kind, source = block.get("type"), block.get("source")
         source = source if isinstance(source, dict) else {}
         if kind == "text":
-            part = text_part(_text(block, "text", where))
+            part = text_part(text_field(block, "text", where))
         elif kind == "image" and source.get("type") in ("base64", "url"):
             part = image_part(_url(source, where))
         elif kind == "document":
@@ -117,7 +117,7 @@ class _Reader:
 
     def _document(self, block: Fields, source: Fields, where: str) -> dict[str, Any]:
         if (form := source.get("type")) == "text":
-            return text_part(_text(source, "data", f"{where}.source"))
+            return text_part(text_field(source, "data", f"{where}.source"))
         if form == "content":
             parts = self._parts(source.get("content"), f"{where}.source.content")
             return text_part("\n".join(part["text"] for part in parts if part["type"] == "text"))
@@ -191,11 +191,5 @@ def _add_thinking(body: dict[str, Any], thinking: Fields, effort: Any, claude: b
 
 def _url(source: Fields, where: str) -> str:
     if source.get("type") == "url":
-        return _text(source, "url", f"{where}.source")
-    return f"data:{source.get('media_type')};base64,{_text(source, 'data', f'{where}.source')}"
-
-
-def _text(block: Fields, name: str, where: str) -> str:
-    if not isinstance(value := block.get(name), str):
-        raise InvalidRequest(f"{where}.{name} must be text", param=f"{where}.{name}")
-    return value
+        return text_field(source, "url", f"{where}.source")
+    return f"data:{source.get('media_type')};base64,{text_field(source, 'data', f'{where}.source')}"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coe.errors import InvalidRequest
-from coe.experts.translation.conversation import Conversation, image_part, json_text, text_part
+from coe.experts.translation.conversation import Conversation, image_part, json_text, text_field, text_part
 from coe.experts.translation.settings import PASSED_FIELDS, add_effort, output_format
 from coe.experts.translation.tools import INPUT, chat_choice, chat_name, read_tools
 
@@ -74,11 +74,11 @@ def _add_item(conversation: Conversation, item: Fields, path: str) -> None:
         role = str(item.get("role"))
         conversation.add(_ROLES.get(role, role), _parts(item.get("content"), f"{path}.content"))
     elif kind in ("function_call", "custom_tool_call"):
-        name = chat_name(_text(item, "name", path), str(item.get("namespace") or ""))
+        name = chat_name(text_field(item, "name", path), str(item.get("namespace") or ""))
         arguments = item.get("arguments") if kind == "function_call" else json_text({INPUT: item.get("input")})
-        conversation.add_call(_text(item, "call_id", path), name, str(arguments or "{}"))
+        conversation.add_call(text_field(item, "call_id", path), name, str(arguments or "{}"))
     elif kind in _RESULTS:
-        conversation.add_result(_text(item, "call_id", path), _parts(item.get("output"), f"{path}.output"))
+        conversation.add_result(text_field(item, "call_id", path), _parts(item.get("output"), f"{path}.output"))
     elif kind == "item_reference":
         message = f"{path} refers to an item that the gateway does not store here; send the item itself"
         raise _unsupported(message, f"{path}.id")
@@ -96,11 +96,11 @@ def _part(part: Fields, path: str) -> dict[str, Any] | None:
     if kind in ("input_text", "output_text", "text"):
         return text_part(part["text"])
     if kind == "refusal":
-        return text_part(_text(part, "refusal", path))
+        return text_part(text_field(part, "refusal", path))
     if part.get("file_id"):
         raise _unsupported(f"{path} names a file on OpenAI's servers; send its data", f"{path}.file_id")
     if kind == "input_image":
-        return image_part(_text(part, "image_url", path), part.get("detail"))
+        return image_part(text_field(part, "image_url", path), part.get("detail"))
     if kind == "input_audio":
         return {"type": "input_audio", "input_audio": part.get("input_audio")}
     if kind == "input_file":
@@ -136,12 +136,6 @@ def _object(fields: Fields, name: str) -> Fields:
     if value is not None and not isinstance(value, dict):
         raise InvalidRequest(f"{name} must be an object", param=name)
     return value or {}
-
-
-def _text(item: Fields, name: str, path: str) -> str:
-    if not isinstance(value := item.get(name), str):
-        raise InvalidRequest(f"{path}.{name} must be text", param=f"{path}.{name}")
-    return value
 
 
 def _unsupported(message: str, param: str) -> InvalidRequest:

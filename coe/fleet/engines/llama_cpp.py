@@ -23,7 +23,7 @@ _SLEEP_FLAG = "sleep-idle-seconds"
 
 
 class LlamaCpp:
-    """As InferenceEngine."""
+    """The InferenceEngine for `llama-server`."""
 
     command = "llama-server"
     install = "`coe engine install llama.cpp`"
@@ -31,8 +31,8 @@ class LlamaCpp:
     start_seconds = (2.0, 0.5)
 
     def flags(self, expert: LocalExpert) -> dict[str, Flag]:
-        """Adds the page that shows the queue, leaves out the web page, and leaves a core to others. It runs no thread
-        on the second half of a core, as by its own default."""
+        """Enables the metrics page, which shows the queue, and disables the web page. By default one thread runs on
+        each physical core, and one core stays free for other processes."""
         threads = min(spare_threads(), psutil.cpu_count(logical=False) or spare_threads())
         defaults: dict[str, Flag] = {"metrics": True, "ui": False, "threads": threads}
         declared = normalized_options(expert.options)
@@ -41,7 +41,7 @@ class LlamaCpp:
         return defaults | declared
 
     def devices(self, options: Mapping[str, Flag]) -> int:
-        """It splits a model over the GPUs that it sees."""
+        """1, because llama.cpp itself splits a model over the GPUs that it sees."""
         return 1
 
     def problems(

@@ -1,4 +1,4 @@
-"""`ollama serve`: one process for each model, with the models that `ollama pull` has stored; or an Ollama that runs.
+"""Serves models with Ollama: one `ollama serve` process for each pulled model, or an Ollama that already runs.
 
 It has no flags: options become its environment variables, so `context-length` is OLLAMA_CONTEXT_LENGTH. Sleep unloads
 the model and keeps the process. With `base_url`, a process that only loads and unloads the model (`ollama_keeper`)
@@ -31,11 +31,11 @@ SLEEP_TIMEOUT = 120.0
 WAKE_TIMEOUT = 600.0
 _POLL_INTERVAL = 0.1
 _HOSTED = ("-cloud", ":cloud")
-"""Ends of the names of models that Ollama passes on to its own service."""
+"""Suffixes of model names that Ollama forwards to its hosted service."""
 
 
 class Ollama:
-    """As InferenceEngine."""
+    """The InferenceEngine for `ollama serve`."""
 
     command = "ollama"
     install = "its installer (ollama.com/download)"
@@ -46,7 +46,7 @@ class Ollama:
         return normalized_options(expert.options)
 
     def devices(self, options: Mapping[str, Flag]) -> int:
-        """It splits a model over the GPUs that it sees."""
+        """1, because Ollama itself splits a model over the GPUs that it sees."""
         return 1
 
     def problems(
@@ -127,7 +127,7 @@ class OllamaClient(AdapterlessClient):
         self._model = model
 
     async def sleep(self, *, level: int) -> None:
-        """As EngineClient: returns once the model is no longer among those in memory."""
+        """Unload the model as `EngineClient.sleep` does; returns once the model is not in memory any more."""
         await self._post("/api/generate", {"model": self._model, "keep_alive": 0}, time_limit=SLEEP_TIMEOUT)
         try:
             async with asyncio.timeout(SLEEP_TIMEOUT):

@@ -35,7 +35,7 @@ _PARALLEL_FLAGS = (
 
 
 class SGLang:
-    """As InferenceEngine."""
+    """The InferenceEngine for SGLang."""
 
     command = "sglang"
     install = "`coe engine install sglang`"
@@ -43,8 +43,8 @@ class SGLang:
     start_seconds = START_SECONDS
 
     def flags(self, expert: LocalExpert) -> dict[str, Flag]:
-        """Adds the page that shows the queue, several GPUs, and what sleep needs. A flag that is False is left out,
-        since SGLang has no negated ones."""
+        """Adds the flags for the metrics page (which shows the queue), for several GPUs, and for sleep. Flags that are
+        False are left out, since SGLang has no negated flags."""
         declared = normalized_options(expert.options)
         defaults: dict[str, Flag] = {"enable-metrics": True}
         if len(expert.gpus) > 1 and self.devices(declared) == 1:
@@ -99,7 +99,7 @@ class SGLangClient(AdapterlessClient):
         self._model = model
 
     async def sleep(self, *, level: int) -> None:
-        """As EngineClient. The server must be idle when it releases its memory: else it ends itself."""
+        """Release the memory as `EngineClient.sleep` does. A server that is not idle exits instead."""
         await self._post(f"/flush_cache?timeout={DRAIN_TIMEOUT:g}", time_limit=DRAIN_TIMEOUT + 10)
         await self._post("/release_memory_occupation", {}, time_limit=SLEEP_TIMEOUT)
 

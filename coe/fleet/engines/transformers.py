@@ -20,7 +20,7 @@ _DEFAULTS: Mapping[str, Flag] = {"device": "cpu"}
 
 
 class Transformers:
-    """As InferenceEngine. Its servers can only be stopped."""
+    """The InferenceEngine for `transformers serve`. Its servers can only be stopped, not put to sleep."""
 
     command = "transformers"
     install = f"`{pip_install('local')}`"

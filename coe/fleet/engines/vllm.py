@@ -22,7 +22,7 @@ from coe.registry.experts import normalized_options
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 _ALLOWED_RANKS = (16, 32, 64, 128, 256, 320, 512)
-"""The values of `--max-lora-rank`, from its default on (vLLM 0.32)."""
+"""Values that `--max-lora-rank` accepts, starting at its default (vLLM 0.32)."""
 
 
 def adapter_problem(folder: Path) -> str | None:
@@ -45,7 +45,7 @@ def adapter_problem(folder: Path) -> str | None:
 
 
 def adapter_rank(folder: Path) -> int:
-    """The largest rank of its layers; for a folder without a problem."""
+    """The largest rank of the adapter's layers. The folder must have no `adapter_problem`."""
     found = _adapter_config(folder) or {}
     ranks: list[int] = [found.get("r", 0), *(found.get("rank_pattern") or {}).values()]
     return max(ranks)
@@ -75,7 +75,7 @@ _PARALLEL_FLAGS = ("tensor-parallel-size", "pipeline-parallel-size", "data-paral
 
 
 class Vllm:
-    """As InferenceEngine. Its servers sleep, and load LoRA adapters while they run."""
+    """The InferenceEngine for vLLM. Its servers can sleep, and load LoRA adapters while they run."""
 
     command = "vllm"
     install = "`coe engine install vllm`"
@@ -150,7 +150,7 @@ def _parallel_flags(expert: LocalExpert) -> dict[str, Flag]:
 
 
 def _lora_flags(options: Mapping[str, Flag], *, ranks: list[int]) -> dict[str, Flag]:
-    """The flags that serving adapters needs and the options do not set."""
+    """Flags that adapters need and that the declared options do not set."""
     if not ranks and not options.get("enable-lora"):
         return {}
     usual: dict[str, Flag] = {"enable-lora": True, "max-loras": min(max(len(ranks), 1), _MAX_LORAS)}

@@ -26,7 +26,7 @@ class VllmClient(AdminHttp):
     """Controls the vLLM server at a URL; refusals are raised with the server's own message."""
 
     async def sleep(self, *, level: int = 1, time_limit: float = SLEEP_TIMEOUT) -> None:
-        """As EngineClient. Later requests wait, without an answer, until `wake`: send none.
+        """Put the server to sleep. Send no requests while it sleeps: they wait without an answer until `wake`.
 
         A server that is not asleep in time is woken again before the error is raised, so that no request waits in it
         unnoticed. Memory is freed only if the server was started with `--enable-sleep-mode` on a GPU; elsewhere it only
@@ -39,19 +39,19 @@ class VllmClient(AdminHttp):
                 await self._post("/wake_up", time_limit=_SHORT)
             raise
 
-    async def wake(self, *, level: int = 1, time_limit: float = WAKE_TIMEOUT) -> None:
-        """As EngineClient: after level 2 the weights are read from disk."""
+    async def wake(self, *, level: int = 1) -> None:
+        """Wake the server; after level 2 it reads the weights from disk."""
         if level >= 2:
-            await self._post("/wake_up?tags=weights", time_limit=time_limit)
-            await self._post("/collective_rpc", {"method": "reload_weights"}, time_limit=time_limit)
-            await self._post("/wake_up?tags=kv_cache", time_limit=time_limit)
+            await self._post("/wake_up?tags=weights", time_limit=WAKE_TIMEOUT)
+            await self._post("/collective_rpc", {"method": "reload_weights"}, time_limit=WAKE_TIMEOUT)
+            await self._post("/wake_up?tags=kv_cache", time_limit=WAKE_TIMEOUT)
         else:
-            await self._post("/wake_up", time_limit=time_limit)
+            await self._post("/wake_up", time_limit=WAKE_TIMEOUT)
 
-    async def load_adapter(self, name: str, folder: Path, *, time_limit: float = ADAPTER_TIMEOUT) -> None:
+    async def load_adapter(self, name: str, folder: Path) -> None:
         body = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
-        await self._post("/v1/load_lora_adapter", body, time_limit=time_limit)
+        await self._post("/v1/load_lora_adapter", body, time_limit=ADAPTER_TIMEOUT)
 
-    async def unload_adapter(self, name: str, *, time_limit: float = ADAPTER_TIMEOUT) -> None:
+    async def unload_adapter(self, name: str) -> None:
         body = {"lora_name": name}
-        await self._post("/v1/unload_lora_adapter", body, time_limit=time_limit, missing=b"cannot be found")
+        await self._post("/v1/unload_lora_adapter", body, time_limit=ADAPTER_TIMEOUT, missing=b"cannot be found")

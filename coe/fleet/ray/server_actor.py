@@ -62,7 +62,7 @@ def server_requests(
 
 
 def _resources(experts: Sequence[ExpertSpec], *, cluster_has_gpus: bool) -> dict[str, float]:
-    """One CPU, and as many GPUs as are declared or as the model is spread over; by default one if the cluster has any.
+    """One CPU, and the declared GPUs or those that the model is split over; by default one GPU if the cluster has any.
     Without a GPU, the declared memory is RAM."""
     first = experts[0]
     engine = ENGINES[first.runtime]
@@ -148,12 +148,12 @@ class ServerActor:
         return events
 
     async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
-        """As Server.load_adapters."""
+        """Load adapters, as `Server.load_adapters` does."""
         assert self._server is not None
         return await self._server.load_adapters(adapters)
 
     async def unload_adapter(self, name: str) -> None:
-        """As Server.unload_adapter."""
+        """Unload an adapter, as `Server.unload_adapter` does."""
         assert self._server is not None
         await self._server.unload_adapter(name)
 

@@ -176,7 +176,7 @@ def _capabilities(one: Candidate) -> str:
 
 
 def _prices(one: Candidate) -> Iterator[str]:
-    """Yield the prices; a comment where they are unknown, or a guess, and the model is not the user's own."""
+    """Yield the line of the prices; a comment if they are unknown or guessed; no line for local models without."""
     if one.prices is None:
         if one.is_hosted:
             yield "    # prices: {input: 0, output: 0}   # unknown: dollars per million tokens; without them it is free"

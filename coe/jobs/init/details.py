@@ -1,4 +1,4 @@
-"""Requests what Ollama knows about selected models; its list of models has their names only."""
+"""Requests the capabilities of selected models from Ollama, whose list of models has names only."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Selects models for a declaration: those that chat, match the user's patterns, or else a handful of each source.
+"""Selects models for a declaration: chat models that match the user's patterns, or else a few of each source.
 
-The default handful spreads over prices, because routing gains from experts that differ. In each price class the newest
-model is chosen. Everything here is pure.
+The default selection spreads over prices, because routing gains from experts that differ. In each price class the
+newest model is chosen. Everything here is pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_OUTPUT_PRICE = 40.0
 PRICE_CLASS_FACTOR = 4.0
 """Ratio of prices within one class."""
 MAX_AGE_SECONDS = 2 * 365 * 86400
-"""Age against the newest model of a source; older ones are selected by a pattern only."""
+"""Largest age relative to the newest model of a source. Older models are selected by a pattern only."""
 _OTHER_USES = re.compile(
     r"embed|rerank|bge-|minilm|whisper|tts|speech|transcri|audio|realtime|moderation|guard|dall-e|image|imagen|veo|sora|"
     r"video|ocr|davinci|babbage|-base$",

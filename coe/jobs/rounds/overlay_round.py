@@ -37,14 +37,14 @@ MIN_CORRECTED = 10
 MAX_REQUESTS = 5_000
 """Newest requests of a tenant that an overlay is fitted to."""
 HELD_OUT_SHARE = 0.3
-"""Newest share of the requests that judges and does not train."""
+"""Newest share of the requests, which judges the overlay and does not train it."""
 PENALTY = 0.02
 """L2 penalty on the distance from the identity, beside the mean loss of a request."""
 MIN_LIKED_REWARD = 0.75
 """Reward from which the category of an uncorrected request counts as right."""
 UNRATED_WEIGHT = 0.2
-"""Weight of a request without feedback, where a corrected or liked one has 1. Few people correct what is wrong, but
-with weight 0 a handful of corrections would move a whole category."""
+"""Weight of a request without feedback; a corrected or liked one has 1. Few users correct mistakes, but with weight 0 a
+handful of corrections would move a whole category."""
 SIGNIFICANCE = 0.01
 """Error probability in one round: that any tenant gets an overlay that does not help, and that one that helps is
 dropped."""
@@ -157,7 +157,7 @@ class _LabelledRequests:
     """Requests with a known or presumed category, oldest first.
 
     `posterior` (n, m) is the router's own, `label` (n,) the category, `weight` (n,) its certainty; `is_corrected` (n,)
-    marks labels that somebody gave, and `time` (n,) is in Unix seconds.
+    marks labels from user corrections, and `time` (n,) is in Unix seconds.
     """
 
     posterior: Array

@@ -65,9 +65,9 @@ class PolicyWindow:
 
 @dataclass(slots=True)
 class PlanRound:
-    """Needs new feedback, or measured quality in the folder `probes` (its part `benchmark` where it holds several).
+    """A round needs new feedback, or measured quality in the folder `probes` (of `benchmark`, if it holds several).
 
-    After `judge`, `experience` is what the other rounds learn from; None where there is none.
+    After `judge`, `experience` holds the data that the other rounds learn from, None without any.
     """
 
     probes: Path | None

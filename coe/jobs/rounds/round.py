@@ -222,7 +222,7 @@ class Round(Protocol):
     def kind(self) -> str: ...
 
     def judge(self, job: Job) -> Candidate | str | None:
-        """A judged candidate; the reason where there is nothing to learn from; None where the kind is not in use."""
+        """Return a judged candidate, or why there is nothing to learn from; None if the kind is not in use."""
 
 
 @contextmanager
@@ -244,7 +244,7 @@ def open_job(settings: Settings, *, since: float, now: float, dry_run: bool) -> 
 
 
 def run_round(round_: Round, job: Job) -> Outcome | None:
-    """Judge a candidate and conclude the round. None where the kind is not in use."""
+    """Judge a candidate and conclude the round. Returns None if the kind is not in use."""
     kind, judged = round_.kind, round_.judge(job)
     if judged is None:
         return None
@@ -267,7 +267,7 @@ def run_round(round_: Round, job: Job) -> Outcome | None:
 
 
 def _publish(candidate: Candidate, store: ArtifactStore) -> Artifact | None:
-    """Publish the candidate with its report; None where it is to leave no version in use."""
+    """Publish the candidate with its report. Returns None if no version shall be in use."""
     if candidate.save is None:
         return None
     with store.draft() as draft:

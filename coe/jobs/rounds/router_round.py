@@ -1,8 +1,8 @@
 """The learning round of the router: trains a candidate with corrected categories and tests it on held-out prompts.
 
-The training set is the labelled base and the corrections that may join it. Quotas by tenant and category keep one
-tenant, or a wave of corrections, from redefining a category. A promoted router is trained on all prompts, the held-out
-ones too.
+The training set is the labelled base and the corrections that may join it. Quotas by tenant and category prevent one
+tenant, or many corrections at once, from redefining a category. A promoted router is trained on all prompts, the
+held-out ones too.
 """
 
 from __future__ import annotations

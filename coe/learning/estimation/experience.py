@@ -23,9 +23,9 @@ RATING_KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred")
 KIND_WEIGHT: Mapping[FeedbackKind, float] = MappingProxyType(
     {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1, "audit": 0.0}
 )
-"""Weight of each kind as evidence of quality, a score having 1. A preference says which expert is better, not how good.
-A second try or a closed window may have any reason, and nobody signals satisfaction that way; these two count even less
-where few requests are rated (`Experience.weight`). An audit compares two answers and rates none."""
+"""Weight of each kind as evidence of quality; a score has 1. A preference shows which expert is better, not how good it
+is. Retries and aborted answers can have other reasons, and never show satisfaction; they count even less where few
+requests are rated (`Experience.weight`). An audit compares two answers and rates none."""
 
 
 def certainty_rank(kind: FeedbackKind) -> int:
@@ -33,11 +33,16 @@ def certainty_rank(kind: FeedbackKind) -> int:
     return (*RATING_KINDS, "regenerated", "abandoned", "category", "audit").index(kind)
 
 
+def precedence(feedback: Feedback) -> tuple[int, float, str]:
+    """Sort key of several feedbacks on one request: the surest kind counts, then the latest event."""
+    return -certainty_rank(feedback.kind), feedback.time, feedback.event_id
+
+
 def reward(feedback: Feedback, *, expert: str) -> float:
     """The reward that the event gives the answer of `expert`, 0 to 1; NaN where it gives none.
 
-    A score is itself; a thumb up 1, down 0; a preference 1 for the expert, or the recipe of the arm, that it names and
-    0 for any other; a second try or a broken-off answer 0 (at a small KIND_WEIGHT).
+    A score is its own reward. A thumb up gives 1, a thumb down 0. A preference gives 1 to the expert (or the arm's
+    recipe) that it names, and 0 to any other. A retry or an aborted answer gives 0, at a small KIND_WEIGHT.
     """
     match feedback.kind:
         case "score":
@@ -126,7 +131,8 @@ class Experience:
 
     @property
     def rated(self) -> NDArray[np.bool_]:
-        """Requests that somebody rated, shape (n,). Implicit signals do not count, since they are complaints only."""
+        """Marks requests with an explicit rating, shape (n,). Implicit signals do not count, since they are complaints
+        only."""
         return np.asarray(_RATED[self.kind])
 
     @property

@@ -21,7 +21,7 @@ from coe.records.record import RecipeCall, RoutingRecord
 
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
-"""Requests from which the log shows the mix of traffic."""
+"""Requests that the log must have for its mix of categories to be used."""
 MAX_SAMPLED_POSTERIORS = 10_000
 """Posteriors of a router's requests that are kept, a uniform sample."""
 MAX_ROUTERS = 4
@@ -231,7 +231,7 @@ def _call_values(call: RecipeCall) -> Values:
 
 
 def uses_report(basis: PlanInputs, logged: LoggedUses | None) -> dict[str, Any]:
-    """By category and column, what the plan expects of a request, and how many requests of the log show it.
+    """Return the expected uses of a request by category and column, and the number of logged requests behind them.
 
     `dollars` are of one request; `active_b_tokens` are billions of active parameters times tokens. Null where unknown.
     """

@@ -23,7 +23,7 @@ MIN_RATED = 50
 MIN_AGREEMENT = 0.5
 """Agreement below which a tenant counts as disagreeing, if significantly so."""
 SIGNIFICANCE = 0.01
-"""Probability that any honest tenant of all of them is judged to disagree."""
+"""Probability that at least one honest tenant is judged to disagree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,10 @@ class Agreement:
 def agreements(experience: Experience, *, base: ScoreTable | None = None) -> tuple[Agreement, ...]:
     """Judge every tenant with enough feedback against the others (and against `base`, measured quality).
 
-    Levels do not matter, since harder requests get lower ratings from any tenant. One after the other, the tenant that
-    disagrees most significantly is trusted less and the rest judged again without it, so that an honest tenant does not
-    suffer from the comparison with an inverted one. The distrusted never make up half of all scores: then the others
-    might be the wrong ones. With one tenant and no base there is nothing to compare with.
+    Levels do not matter, since harder requests get lower ratings from any tenant. The tenant that disagrees most
+    significantly is trusted less, and the others are judged again without it. This repeats, so that honest tenants are
+    not compared with an inverted one. The distrusted never make up half of all scores: then the others might be the
+    wrong ones. With one tenant and no base there is nothing to compare with.
     """
     rated = experience.part(experience.rated)
     ones = np.ones(len(rated))

@@ -16,7 +16,7 @@ from coe.registry import Prices
 from coe.usage import MemberCall, RecipeLog
 
 _HEADERS = {"x-coe-retrieval": "off", "x-coe-purpose": "score", "x-coe-cache": "off"}
-"""For an expert behind the gateway: add no passages, call the expert, and do not count the request as a user's."""
+"""Headers of requests through the gateway: no passages, no answer cache, and not counted as a user's request."""
 
 _ANSWERED = ("answered", "unreadable", "unverified")
 _FINAL = ("rejected", "unsupported")

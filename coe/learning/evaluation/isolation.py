@@ -55,7 +55,8 @@ def command(part: Part, words: Sequence[str], *, limits: dict[str, object], unsa
 
 
 def _isolation(disk_bytes: int) -> Iterator[str]:
-    """Root keeps the user namespace, so that the process can become nobody; others need one of their own."""
+    """Root keeps its user namespace, so that the process can switch to the user `nobody`; other users need a new
+    namespace."""
     yield from (*_PRIVATE_NAMESPACES, "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL")
     if os.geteuid() == 0:
         for capability in _ROOT_NEEDS:
@@ -106,7 +107,7 @@ def _code() -> Iterator[tuple[str, str]]:
 
 TESTS = "import fractions\nassert half(3) == fractions.Fraction(3, 2)\nfound = leaks()\nassert found == [], found"
 TESTS_BARE = "import fractions\nassert half(3) == fractions.Fraction(3, 2)"
-"""Check that passes where there is no isolation."""
+"""A check that always passes, for runs without isolation."""
 
 _PROGRAM = """\
 import bisect, decimal, fractions, os, socket

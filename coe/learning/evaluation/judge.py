@@ -1,4 +1,4 @@
-"""Scores answers with an LLM judge, which judges twice in opposite order, since judges favour what they read first.
+"""Scores answers with an LLM judge. It judges twice in opposite order, since judges favour the answer they read first.
 
 With a reference answer the judge compares, without one it grades by a rubric. Contradictory verdicts count as a tie.
 """

@@ -17,7 +17,7 @@ from coe.learning.retraining.moves import HeldOutProbes
 from coe.mapping.score_table import ScoreTable, tabulate_prompts
 
 HELD_OUT_SHARE = 0.3
-"""Share of the prompts that judges."""
+"""Share of the prompts in the held-out part."""
 
 Array = NDArray[np.float64]
 Posteriors = Callable[[Sequence[str]], NDArray[np.float32]]

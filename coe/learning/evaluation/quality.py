@@ -86,10 +86,10 @@ def read_quality(
     """Read `prompts`, `scores`, `answers` and `models` (.parquet, .jsonl or .csv each) of one benchmark.
 
     `answers` and `models` may be absent. `max_active_b` keeps models of at most so many billions of active parameters,
-    `open_only` those of known size, `only` those named. Of these, one without scores is left out, and so is the one
-    with fewest scores as long as no prompt has been scored for all of them. With `partly`, prompts that lack scores are
-    kept. The category of a prompt is its `label`, or its `category` where there is no label. Raises DataError with the
-    file, the problem and its count.
+    `open_only` those of known size, `only` those named. Models without scores are left out. While no prompt has scores
+    of all models, the model with the fewest scores is left out too. With `partly`, prompts that lack scores are kept.
+    The category of a prompt is its `label`, or its `category` where there is no label. Raises DataError with the file,
+    the problem and its count.
     """
     folder = Path(folder)
     prompts = read_table(needed_table(folder, "prompts"), needed=("prompt_id", "prompt"))

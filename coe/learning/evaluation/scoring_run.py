@@ -144,7 +144,8 @@ _SCORE_FIELDS = {"name", *ANSWER_FIELDS}
 
 
 def cell_keys(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | None) -> list[str]:
-    """For every probe a digest of all that its score depends on: the probe, the expert's declaration, and any judge."""
+    """Return a digest for every probe of all that its score depends on: the probe, the expert's declaration, and any
+    judge."""
     return _keys(probes, declared_fields(spec), judge)
 
 
@@ -169,7 +170,7 @@ def declared_fields(spec: ExpertSpec) -> str:
 
 
 class StopScoring(Exception):
-    """An expert may not be called any more in this run; the probe at hand is left for a later one."""
+    """The expert must not be called again in this run. The current probe stays open for a later run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def find_table(folder: Path, name: str) -> Path | None:
 
 
 def needed_table(folder: Path, name: str) -> Path:
-    """The same, but raises DataError where there is none."""
+    """Find the file as `find_table` does; raises DataError if there is none."""
     if (path := find_table(folder, name)) is None:
         raise DataError(f"{folder}: no {name} file; expected {', '.join(f'{name}{suffix}' for suffix in SUFFIXES)}")
     return path

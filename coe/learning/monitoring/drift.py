@@ -20,11 +20,12 @@ Array = NDArray[np.float64]
 
 MIN_EFFECT = {"category mix": 0.05, "confidence": 0.05, "embeddings": 0.05}
 """Smallest effect of an alarm: the share of traffic that changes category (total variation); the largest gap of the two
-distributions (Kolmogorov-Smirnov statistic); and the accuracy above one half of telling the two samples apart along the
-direction in which they differ most."""
+distributions (Kolmogorov-Smirnov statistic); and the accuracy, above one half, of a classifier of the two samples along
+the direction in which they differ most."""
 MAX_EMBEDDINGS = 1000
 """Requests of each side whose embeddings are compared."""
 RANDOM_FEATURES, PERMUTATIONS = 256, 1000
+FALSE_DISCOVERY_RATE = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,7 +149,7 @@ def _tail_probability(own: float, shuffled: Array) -> float:
 
 
 def _separability(features: Array, first: int) -> float:
-    """Held-out accuracy above one half of telling both samples apart by projection on the difference of their means."""
+    """Held-out accuracy above one half of classifying the samples by projection on the difference of their means."""
     before, after = features[:first], features[first:]
     accuracy = []
     for held in (0, 1):
@@ -172,10 +173,10 @@ def holm(chances: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def benjamini_hochberg(chances: Sequence[float], *, rate: float = 0.05) -> NDArray[np.bool_]:
-    """The significant tests, with an expected share of at most `rate` false ones (Benjamini and Hochberg 1995)."""
+def benjamini_hochberg(chances: Sequence[float]) -> NDArray[np.bool_]:
+    """The significant tests, an expected FALSE_DISCOVERY_RATE of them false at most (Benjamini and Hochberg 1995)."""
     order = np.argsort(chances)
-    small = np.asarray(chances)[order] <= rate * np.arange(1, len(chances) + 1) / len(chances)
+    small = np.asarray(chances)[order] <= FALSE_DISCOVERY_RATE * np.arange(1, len(chances) + 1) / len(chances)
     counted = np.zeros(len(chances), dtype=np.bool_)
     if small.any():
         counted[order[: int(np.flatnonzero(small).max()) + 1]] = True

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from coe.learning.estimation.experience import RATING_KINDS, certainty_rank, reward
+from coe.learning.estimation.experience import RATING_KINDS, precedence, reward
 from coe.learning.estimation.experience_loader import Logs
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
@@ -117,7 +117,7 @@ class TrafficHistory:
             key = event.request_id, event.tenant
             if event.kind in RATING_KINDS and key in self._rated:
                 known = self._ratings.get(key, event)
-                self._ratings[key] = max(known, event, key=_precedence)
+                self._ratings[key] = max(known, event, key=precedence)
 
     def report(self) -> dict[str, Any]:
         """Return the buckets, oldest first, and the names of each dimension, the busiest first."""
@@ -202,7 +202,3 @@ def _places(record: RoutingRecord) -> Iterable[tuple[str, str]]:
     yield "expert", record.expert or "none"
     yield "category", record.category or "none"
     yield "key", record.key or "none"
-
-
-def _precedence(event: Feedback) -> tuple[int, float, str]:
-    return -certainty_rank(event.kind), event.time, event.event_id

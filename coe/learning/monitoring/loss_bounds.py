@@ -125,7 +125,7 @@ class LossBounds:
 def read_broken(path: Path, version: str, registry: Registry) -> frozenset[str]:
     """Return the recipes whose bound is stored as broken, for policies of this version and bounds that are no larger.
 
-    Empty where there is no file or it is damaged: the log still has the audits, and the file is written again.
+    Empty if the file is missing or damaged: the log still has the audits, and the file is written again.
     """
     declared = {recipe.name: recipe.max_loss for recipe in registry.declared_recipes}
     try:

@@ -72,7 +72,6 @@ def propose_categories(
     *,
     categories: Sequence[str],
     below: float,
-    seed: int = 0,
 ) -> tuple[CategoryProposal, ...]:
     """Clusters among the requests whose confidence is `below` a threshold, largest first; none where there are few.
 
@@ -80,7 +79,7 @@ def propose_categories(
     Clusters are those of HDBSCAN (Campello, Moulavi and Sander 2013), which leaves the rest alone.
     """
     rows = np.flatnonzero(confidence < below)
-    rows = np.random.default_rng(seed).permutation(rows)[:MAX_CLUSTERED]
+    rows = np.random.default_rng(0).permutation(rows)[:MAX_CLUSTERED]
     if len(rows) < 2 * MIN_CLUSTER_SIZE:
         return ()
     from sklearn.cluster import HDBSCAN

@@ -1,7 +1,7 @@
 """Compares the plan in use with always calling one expert, on the requests of the routing log.
 
 Quality is the plan's estimate from scores, dollars follow the tokens that the log measured at the present prices. Both
-are for the categories of the logged requests, so the comparison is of the same requests. `coe status` reports it.
+are computed for the categories of the same logged requests. `coe status` reports it.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ def _lm_eval_row(sample: Mapping[str, Any]) -> Row | Skipped:
     calls = _arguments(sample["arguments"])
     if not calls or not all(calls) or not isinstance(calls[0][0], str | list):
         return Skipped("it has no prompt")
-    asked, target = _asked(calls[0][0]), sample["target"]
+    asked, target = _prompt_row(calls[0][0]), sample["target"]
     if len(calls) == 1:
         found = with_checker(asked | {"reference": str(target[0] if isinstance(target, list) and target else target)})
         return Skipped("its prompt is the context of a likelihood") if _is_likelihood(calls[0]) else found
@@ -268,7 +268,7 @@ def _is_likelihood(call: Sequence[Any]) -> bool:
     return len(call) < 2 or not isinstance(call[1], dict)
 
 
-def _asked(prompt: str | list[Any]) -> Row:
+def _prompt_row(prompt: str | list[Any]) -> Row:
     """Return a prompt, or the messages of a chat, which lm-eval writes as JSON, also as a list of one text."""
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
         prompt = prompt[0]

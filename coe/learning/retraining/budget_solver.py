@@ -1,8 +1,8 @@
 """Solves plans under the declared budget, for the mix of requests in an experience.
 
-experts.yaml gives what each expert uses, the budget and the pinned categories. Learned plans use shrunk means, measured
-ones lower confidence bounds: by its bound alone an expert with few ratings would lose, get no more exploration, and
-stay unknown.
+experts.yaml gives what each expert uses, the budget and the pinned categories. Learned plans use shrunk means, and
+measured plans lower confidence bounds. By a lower bound, an expert with few ratings would lose its categories and its
+exploration, and would get no more ratings.
 """
 
 from __future__ import annotations

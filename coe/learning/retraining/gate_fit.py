@@ -137,10 +137,10 @@ def _fit_odds(examples: GateExamples, label: Array, folds: Sequence[NDArray[np.i
     )
 
 
-def cross_fitted_gates(examples: GateExamples, *, seed: int = 0) -> Iterator[tuple[NDArray[np.int64], Gate]]:
+def cross_fitted_gates(examples: GateExamples) -> Iterator[tuple[NDArray[np.int64], Gate]]:
     """Each fold's rows, and a gate that was fitted without them."""
-    for fold in _folds(len(examples), seed=seed):
-        yield fold, fit_gate(examples.part(np.setdiff1d(np.arange(len(examples)), fold)), seed=seed)
+    for fold in _folds(len(examples), seed=0):
+        yield fold, fit_gate(examples.part(np.setdiff1d(np.arange(len(examples)), fold)))
 
 
 def gate_estimates(gate: Gate, examples: GateExamples, *, evidence: bool = False) -> GateEstimate:
@@ -263,14 +263,14 @@ BINS = 5
 """Bins of equal count in the calibration curve."""
 
 
-def gate_report(examples: GateExamples, price: RetrievalPrice, *, seed: int = 0) -> dict[str, Any]:
+def gate_report(examples: GateExamples, price: RetrievalPrice) -> dict[str, Any]:
     """By expert and over all: quality and tokens of the three policies, and the calibration.
 
     Each question is judged by a gate that was fitted without it.
     """
     known = np.isfinite(examples.delta)
     is_open, helps = np.zeros(known.shape, dtype=bool), np.full(known.shape, np.nan)
-    for rows, gate in cross_fitted_gates(examples, seed=seed):
+    for rows, gate in cross_fitted_gates(examples):
         part = examples.part(rows)
         is_open[rows], helps[rows] = gate_decisions(gate, part, price), gate_estimates(gate, part, evidence=True).helps
     experts = {

@@ -1,7 +1,7 @@
-"""Opens categories for exploration of an expert that the log cannot show, where the chosen expert got worse.
+"""Opens categories for exploration: where the chosen expert got worse, and the log has too few ratings of another one.
 
-Exploration then gathers the ratings that a later round needs to move the category. Arrays have n requests, m categories
-and k experts.
+Exploration then collects the ratings that a later round needs to move the category. Arrays have n requests, m
+categories and k experts.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _opened(experience: Experience, old: Assignment, new: Assignment, loss: floa
 def _drops(
     current: Assignment, base: ScoreTable, category: int, chosen: int, rewards: Array, *, rating_level: float
 ) -> dict[int, Contrast]:
-    """By measured expert: the drop of the chosen expert's ratings below it, less its price."""
+    """Return, by measured expert, the drop of the chosen expert's ratings below it, less its price."""
     measured = np.flatnonzero(np.isfinite(current.quality[category]) & (base.count[category] >= MIN_RATED))
     return {
         int(expert): _drop(

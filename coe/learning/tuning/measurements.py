@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 ASSUMED_SECONDS = 5.0
 """Time of an answer of an expert that was not measured and declares no latency."""
 CHARACTERS_PER_TOKEN = 4.0
-"""For the input tokens of probes that were not answered yet."""
+"""Estimates the input tokens of probes that were not answered yet."""
 
 
 @dataclass(frozen=True, slots=True)

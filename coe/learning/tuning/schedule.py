@@ -24,11 +24,11 @@ BLOCK_PROBES = 3
 MAX_BLOCKS = 4
 """Categories that get probes in one round."""
 MIN_CHOSEN = (0.05, 0.01)
-"""Share of the draws that must choose an expert in a category, for it to get more probes there; the second one where
-those of the first have answered all probes."""
+"""Share of the draws that must choose an expert in a category, for it to get more probes there. The second share
+applies once all experts above the first have answered all probes."""
 DRAWS, MAX_SOLVED_DRAWS, MIN_SOLVED_DRAWS, SOLVED_CELLS = 1000, 60, 20, 30_000
-"""Draws from the posterior. Where each is a program to solve, because a budget is declared, they have so many cells
-(category x expert) together, within these limits."""
+"""Draws from the posterior. If a budget is declared, a program is solved for each draw. The number of draws is then
+SOLVED_CELLS by the number of cells (category x expert), within the two limits."""
 PSEUDO_COUNTS = (4.0, 10.0)
 """Least and most pseudo-scores of the posterior. The strength that is fitted to few scores may be extreme; the
 posterior would then be too narrow, and the plan settled too early."""
@@ -38,7 +38,7 @@ posterior would then be too narrow, and the plan settled too early."""
 class Goal:
     """A plan is settled when its loss is at most `tolerance` (quality, 0 to 1) with the probability `confidence`.
 
-    No more is asked either when all remaining probes together are expected to gain at most `min_gain`.
+    Scoring also stops when all remaining probes together are expected to gain at most `min_gain`.
     """
 
     tolerance: float = 0.015
@@ -139,7 +139,7 @@ def first_cells(member: Array, open_cells: NDArray[np.bool_]) -> Cells:
     """Return the open cells of the first BLOCK_PROBES probes of each category, one probe of every category first.
 
     `member`, shape (n_probes, n_categories), has a 1 for the category of each probe; the probes are in the order in
-    which they are asked. `open_cells`, shape (n_probes, n_experts), are those that can still be scored.
+    which they are scored. `open_cells`, shape (n_probes, n_experts), are those that can still be scored.
     """
     place = np.where(member > 0, (member > 0).cumsum(axis=0), 0).max(axis=1)  # in the category, from 1
     rows = [row for number in range(1, BLOCK_PROBES + 1) for row in np.flatnonzero(place == number).tolist()]

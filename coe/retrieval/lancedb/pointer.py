@@ -49,7 +49,7 @@ async def write_lock(folder: Path) -> AsyncIterator[None]:
         deadline = asyncio.get_running_loop().time() + LOCK_TIMEOUT_SECONDS
         while not _try_lock(lock.fileno()):
             if asyncio.get_running_loop().time() > deadline:
-                raise RetrievalError(f"{folder}: another process writes there for long; try again when it is done")
+                raise RetrievalError(f"{folder}: another process is writing there; try again when it is done")
             await asyncio.sleep(_POLL_SECONDS)
         yield  # closing the file releases the lock
 

@@ -145,7 +145,7 @@ _ROW_ID = "_rowid"
 async def search_table(
     table: AsyncTable, text: str, vector: Vector, *, collections: Sequence[str], tenant: str | None, limit: int
 ) -> Sequence[Passage]:
-    """As Retriever.search.
+    """Search a table as `Retriever.search` does.
 
     Row ids are never reused, so a concurrent delete only removes candidates. The vector index is quantised; the
     returned scores are exact.

@@ -1,8 +1,8 @@
 """Document store in a folder, with LanceDB: one table for each version of the index, with vectors and full text.
 
-A file points to the current version. Any number of processes may search; writers take a lock (see `pointer`). New
-rows are searched one by one until they are indexed, so writes bring the indexes up to date when too many rows are
-outside them, and closing a writer does so completely.
+A file points to the current version. Any number of processes may search; writers take a lock (see `pointer`). New rows
+are compared one by one until they are indexed. Writes therefore update the indexes when too many rows are unindexed,
+and closing a writer indexes all rows.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MAX_FRAGMENTS = 50
 MAX_INDEX_SEGMENTS = 2
 """Segments of the vector index, each of which a search reads; with more, the index is built anew."""
 REINDEX_SHARE = 0.01
-"""Chunks written by one store, as a share of all, from which on closing it builds the vector index anew."""
+"""Share of all chunks that a store must have written for it to rebuild the vector index when it closes."""
 DOCUMENTS_PER_PAGE = 500
 
 
@@ -79,7 +79,7 @@ class LanceStore:
         tenant: str | None = None,
         limit: int,
     ) -> Sequence[Passage]:
-        """As Retriever.search."""
+        """Search as `Retriever.search` does."""
         with self._mapped_errors():
             table = await self._checked_table()
             if table is None:
@@ -120,7 +120,7 @@ class LanceStore:
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def upsert(self, documents: Sequence[Document], vectors: NDArray[np.float32]) -> None:
-        """As DocumentStore.upsert, in one commit: a search sees all of it or nothing."""
+        """Write documents as `DocumentStore.upsert` does, in one commit: a search sees all of them or none."""
         if not documents:
             return
         with self._mapped_errors():
@@ -152,7 +152,7 @@ class LanceStore:
 
     @asynccontextmanager
     async def rebuilding(self) -> AsyncIterator[LanceStore]:
-        """As DocumentStore.rebuilding. Other writers wait until the block ends."""
+        """Rebuild the index as `DocumentStore.rebuilding` does. Other writers wait until the block ends."""
         async with self._writing():
             version = _new_version()
             draft = LanceStore(self._folder, self._encoder, version=version)

@@ -74,7 +74,7 @@ class RedisSearch:
     async def passages(
         self, text: str, vector: Vector, *, collections: Sequence[str], tenant: str | None, limit: int
     ) -> Sequence[Passage]:
-        """As Retriever.search."""
+        """Search as `Retriever.search` does."""
         count, terms = candidate_count(limit), query_terms(text)
         index = self._last_index or await self.index()
         if index is None:

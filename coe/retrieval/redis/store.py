@@ -3,7 +3,7 @@
 While a rebuild holds its lock, other writers wait; searches use the current version. The keys are described in
 `coe.retrieval.redis.scripts`.
 
-The client for the Redis that keeps documents, and the errors of its scripts.
+`documents_client` opens the client, which maps the errors of the scripts to exceptions.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class RedisStore:
         tenant: str | None = None,
         limit: int,
     ) -> Sequence[Passage]:
-        """As Retriever.search."""
+        """Search as `Retriever.search` does."""
         return await self._search.passages(text, vector, collections=collections, tenant=tenant, limit=limit)
 
     async def collections(self) -> Sequence[Collection]:
@@ -151,7 +151,7 @@ class RedisStore:
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def upsert(self, documents: Sequence[Document], vectors: NDArray[np.float32]) -> None:
-        """As DocumentStore.upsert, atomically for each document."""
+        """Write documents as `DocumentStore.upsert` does, each of them atomically."""
         if not documents:
             return
         await self._create()
@@ -193,7 +193,7 @@ class RedisStore:
 
     @asynccontextmanager
     async def rebuilding(self) -> AsyncIterator[RedisStore]:
-        """As DocumentStore.rebuilding. Other writers wait until the block ends."""
+        """Rebuild the index as `DocumentStore.rebuilding` does. Other writers wait until the block ends."""
         client, holder = self._redis.client, secrets.token_hex(8)
         await self._acquire_rebuild_lock(holder)
         renewal = asyncio.create_task(self._renew_rebuild_lock())

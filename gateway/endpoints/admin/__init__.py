@@ -1,1 +1,1 @@
-"""Endpoints for administrators, as JSON: the page at `/ui/` shows what they return. One module a resource."""
+"""Endpoints for administrators, as JSON: the page at `/ui/` shows what they return. Each resource has one module."""

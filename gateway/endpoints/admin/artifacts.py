@@ -84,7 +84,7 @@ class Artifacts:
     @operation("GET /v1/artifacts", "listArtifacts", "The artifacts, by kind.", _LIST)
     async def list(self, _: Request) -> Response:
         """List published versions, what is in use, and the history."""
-        data = await asyncio.to_thread(lambda: [shelf.list_versions() for shelf in self._versions.values()])
+        data = await asyncio.to_thread(lambda: [catalog.list_versions() for catalog in self._versions.values()])
         served, failed = await self._served()
         serving, error = self._parts.current.serving, self._parts.current.reload_error
         for one in data:
@@ -103,7 +103,7 @@ class Artifacts:
     )
     async def promote(self, request: Request) -> Response:
         """Promote a version."""
-        kind = self._shelf(request).kind
+        kind = self._catalog(request).kind
         body = validated(PromoteRequest, await read_body(request, limit=MAX_BODY_BYTES))
         if body.version not in ArtifactStore(self._parts.settings.artifacts, kind).versions():
             raise ArtifactNotFound(f"no {kind} {body.version!r} is published here", param="version")
@@ -123,7 +123,7 @@ class Artifacts:
     )
     async def roll_back(self, request: Request) -> Response:
         """Return to the version that was in use before."""
-        kind = self._shelf(request).kind
+        kind = self._catalog(request).kind
         body = validated(RollbackRequest, await read_body(request, limit=MAX_BODY_BYTES))
         return await self._move(
             kind, body, lambda settings, store: versions.roll_back(settings, store, kind, why=body.why)
@@ -138,8 +138,8 @@ class Artifacts:
     )
     async def get(self, request: Request) -> Response:
         """Read one version with its report."""
-        shelf = self._shelf(request)
-        return json_response(await asyncio.to_thread(shelf.details, request.path_params["version"]))
+        catalog = self._catalog(request)
+        return json_response(await asyncio.to_thread(catalog.details, request.path_params["version"]))
 
     async def _move(
         self, kind: str, body: _MoveRequest, move: Callable[[Settings, ArtifactStore], VersionChange]
@@ -155,14 +155,15 @@ class Artifacts:
         _log.warning("%s in use: %s -> %s, by an administrator: %s", kind, moved.was, moved.in_use, body.why)
         return json_response({"object": "move", "kind": kind, "was": moved.was, "in_use": moved.in_use})
 
-    def _shelf(self, request: Request) -> VersionCatalog:
+    def _catalog(self, request: Request) -> VersionCatalog:
         kind = request.path_params["kind"]
         if kind not in self._versions:
             raise ArtifactNotFound(f"there is no kind of artifact {kind[:64]!r}; there are {', '.join(ARTIFACT_KINDS)}")
         return self._versions[kind]
 
     async def _served(self) -> tuple[dict[str, dict[str, int]], bool]:
-        """By kind, the workers that serve each version; and whether one of them failed to load what is in use."""
+        """Count the workers that serve each version, by kind, and report whether a worker failed to load the version in
+        use."""
         families = await self._parts.metrics.families()
         served: dict[str, dict[str, int]] = {}
         for (kind, version), (workers,) in families[ARTIFACT_INFO].cells.items():

@@ -89,7 +89,7 @@ def stats_of(counts: Counts, registry: Registry) -> dict[str, Any]:
 
 
 def expert_stats(counts: Counts, registry: Registry) -> dict[str, dict[str, Any]]:
-    """By expert, with its variants: requests by outcome, tokens, cost and state."""
+    """Return requests by outcome, tokens, cost and state of each expert, its variants included."""
     outcomes = counts.by_two_labels("coe_requests_total", 2, 3)
     replicas = counts.by_two_labels("coe_breaker_state", 0, 1)
     tokens = counts.by_two_labels("coe_tokens_total", 0, 1)
@@ -150,7 +150,7 @@ def _histogram(counts: Counts, name: str) -> dict[str, Any]:
 
 
 def _artifacts(counts: Counts) -> dict[str, dict[str, int]]:
-    """By kind, the number of workers that serve each version; an empty version means none."""
+    """Count the workers that serve each version, by kind; an empty version means none."""
     return {kind: _integers(versions) for kind, versions in counts.by_two_labels(ARTIFACT_INFO, 0, 1).items()}
 
 

@@ -213,7 +213,7 @@ class Experts:
 
 
 def _declared(spec: ExpertSpec) -> dict[str, Any]:
-    """Without keys, addresses and the text of the system prompt."""
+    """The declaration of an expert without keys, addresses and the text of the system prompt."""
     return {name: getattr(spec, name) for name in _DECLARED_FIELDS} | {
         "id": spec.name,
         "object": "expert",

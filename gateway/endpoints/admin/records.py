@@ -296,7 +296,7 @@ class Records:
         record = await find_record(self._records, request_id)
         if record is None:
             raise RecordNotFound(
-                f"no request {request_id[:64]!r} is in the routing log: it may be too new, by a second, or too old"
+                f"no request {request_id[:64]!r} is in the routing log; new ones take a second, old ones are deleted"
             )
         return record
 

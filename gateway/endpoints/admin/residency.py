@@ -1,4 +1,5 @@
-"""Reports on the devices that experts share (`GET /v1/residency`): who is awake, waits and loads, and what is next.
+"""Reports on the devices that experts share (`GET /v1/residency`): experts that are awake, requested or loading, and
+the next decision.
 
 The scheduler of `coe up` explains itself (`coe.fleet.residency.report`); requests of the same second share a report.
 """

@@ -33,7 +33,7 @@ class AnswerObject:
     _coe_remote: Operations
     _coe_number: int
     _coe_made_by_tests: bool
-    """The tests made it from a class, so that its operators are what they test."""
+    """True if the tests created the object from a class; its operators are then what they test."""
 
     def __init__(self, remote: Operations, number: int) -> None:
         for name, value in (("remote", remote), ("number", number), ("made_by_tests", False)):

@@ -1,4 +1,5 @@
-"""The process that runs the tests and decides. It has the answer's text only to pass it on."""
+"""The process that runs the tests and decides whether the answer passed. It sends the answer's text to the other
+process and never runs it."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def main() -> None:
 
 
 def examine(remote: Remote, answer: str, tests: str) -> dict[str, Any]:
-    """`passed`, `why` not, whether the tests are `unusable`, and whether the answer's process had `ended`."""
+    """Run the tests on the answer. Returns `passed`, the reason `why` not, whether the tests are `unusable`, and
+    whether the answer's process has `ended`."""
     unusable, why = False, ""
     try:
         remote.load(answer)

@@ -1,8 +1,8 @@
 """Starts and confines a sandboxed process: bounded resources, no privileges, no system call that starts a process.
 
-Namespaces and the file system are bubblewrap's part. What it leaves open is closed here: memory that no limit of a
-process counts (System V shared memory, new tmpfs mounts, files without number), new processes, and user namespaces.
-Also words failures in one line, for both processes.
+bubblewrap sets up namespaces and the file system. This module closes what bubblewrap leaves open: memory that no
+process limit counts (System V shared memory, new tmpfs mounts, many files), new processes, and user namespaces. It also
+formats failures as one line, for both processes.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _bound_resources(limits: dict[str, Any]) -> None:
 
 
 def _drop_privileges(libc: ctypes.CDLL) -> None:
-    """Root becomes nobody, which drops all capabilities; others drop those that their user namespace gave."""
+    """Root becomes the user `nobody`, which drops all capabilities. Others drop those of their user namespace."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)

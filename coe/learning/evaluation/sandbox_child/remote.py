@@ -1,7 +1,7 @@
 """Connects the process of the tests to the process of the answer: sends operations and decodes their results.
 
-The tests' process (`examiner.py`) uses it. An answer fails for good if it leaves the interpreter or sends anything that
-is no value, even if the tests catch exceptions.
+The tests' process (`examiner.py`) uses it. An answer fails for good if it exits the interpreter or sends anything but a
+value, even if the tests catch exceptions.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ class AnswerFailed(BaseException):
 
 
 class TestsUnusable(TypeError):
-    """The tests do what cannot be done across processes: no fault of the answer."""
+    """The tests use an operation that does not work across processes. The answer is not at fault."""
 
 
 class Remote:
-    """The process of the answer. `failure` says why the answer cannot pass any more; `ended` that its process has."""
+    """The process of the answer. `failure` is the reason why the answer cannot pass any more; `ended` is True once its
+    process has ended."""
 
     def __init__(self, channel: Channel) -> None:
         self.failure: str | None = None
