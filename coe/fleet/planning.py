@@ -29,11 +29,13 @@ def local_servers(
     report: Callable[[str], None] = _log.info,
     engines: Path | None = None,
     base_folder: Path = _WORKING_FOLDER,
+    host: str = HOST,
 ) -> tuple[list[ServerSpec], dict[str, Endpoint]]:
     """Returns the servers to start and the endpoint of each local expert by name; other experts are left out.
 
     Commands are looked for in `engines`, where `coe engine install` puts them, beside the interpreter `python`, and on
-    PATH. Folders are relative to `base_folder`. The first use of a packaged model converts it into `cache`, which takes
+    PATH. Folders are relative to `base_folder`.
+    `host` is the local address to listen at. The first use of a packaged model converts it into `cache`, which takes
     about 20 s and blocks. Raises FleetError for what cannot run.
     """
     for index, _, what in find_problems(experts, base_folder=base_folder):
@@ -43,9 +45,9 @@ def local_servers(
     endpoints: dict[str, Endpoint] = {}
     for group in group_by_server(experts).values():
         first = next((expert for expert in group if not expert.adapter), group[0])
-        port = free_port(avoid={spec.port for spec in specs})
+        port = free_port(avoid={spec.port for spec in specs}, host=host)
         folders = arguments.bin_folders(engines, first.runtime, python)
-        address = ListenAddress(HOST, port, log=logs / f"{first.name}.log", bin_folders=folders)
+        address = ListenAddress(host, port, log=logs / f"{first.name}.log", bin_folders=folders)
         adapters = adapters_of(group, base_folder=base_folder)
         spec = ENGINES[first.runtime].server_spec(first, adapters=adapters, models=models, address=address)
         specs.append(replace(spec, apis=frozenset().union(*(expert.supported_apis for expert in group))))
