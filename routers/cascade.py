@@ -28,7 +28,7 @@ from routers.tokens import WordCachedTokenizer, load_tokenizer
 if TYPE_CHECKING:
     from routers.encoders import OnnxEncoder
 
-FORMAT = 6
+FORMAT = 7
 """Version of the folder's layout. Folders of another format are rejected."""
 CONFIG, TOKENIZER, NETWORK = "router.json", "tokenizer.json", "encoder.onnx"
 LEXICAL, STATIC, SEMANTIC = "lexical.npz", "static.npz", "semantic.npz"
@@ -282,7 +282,7 @@ def _read_multilingual(folder: Path, config: Mapping[str, Any]) -> MultilingualH
     if not config.get("multilingual"):
         return None
     head = MultilingualHead.from_arrays(
-        read_arrays(folder / MULTILINGUAL_HEAD, "weights", "bias", "direction", "probe")
+        read_arrays(folder / MULTILINGUAL_HEAD, "weights", "bias", "direction", "probe", "network")
     )
     expected = (len(head.direction), len(config.get("categories", ())))
     if head.linear.weights.shape != expected or head.probe.shape != head.direction.shape:

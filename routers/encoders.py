@@ -8,7 +8,7 @@ more tokens of a text than routing does. A `TaskRunner` embeds the texts of a tr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -76,7 +76,7 @@ class OnnxEncoder:
     ) -> None:
         self._network, self._runner = network, runner or LocalRunner()
         self._threads, self._tokens = threads, tokens
-        self._session = _session(network)
+        self._session = open_session(network)
         self._tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
         self._characters = characters or CHARACTERS_PER_TOKEN * tokens
         widths = [output.shape[1] for output in self._session.get_outputs()]
@@ -134,13 +134,17 @@ def _unpickle(network: bytes, tokenizer: Tokenizer, threads: int, tokens: int, c
     return OnnxEncoder(network, tokenizer, threads=threads, tokens=tokens, characters=characters)
 
 
-def _session(network: Path | bytes) -> Any:
+def open_session(network: Path | bytes, tensors: Mapping[str, NDArray[Any]] | None = None) -> Any:
+    """Open a network for one thread, with `tensors` for those that it names without data. Raises ArtifactError."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if tensors:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors.values()]
+        options.add_external_initializers(list(tensors), values)
     if isinstance(network, Path) and not network.is_file():
         raise ArtifactError(f"{network}: missing; train the router again or name its folder")
     try:

