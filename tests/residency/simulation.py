@@ -78,7 +78,7 @@ class Simulation:
     def _check(self, orders: Sequence[Action], now: float) -> None:
         state = self.scheduler.state(now)
         self.orders += orders
-        assert state.servers == tuple(self.scheduler._server_state(one.key, now) for one in state.servers), "stale"
+        assert state.servers == tuple(self.scheduler.server_state(one.key, now) for one in state.servers), "stale"
         self._check_rates(state, now)
         assert sum(server.device_memory for server in state.servers) <= state.memory + 1e-9
         assert (

@@ -194,31 +194,31 @@ def _select_loads(
 ) -> tuple[list[ServerState], list[ServerState], float | None, tuple[Candidate, ...]]:
     """The servers to load next, in order; those to evict for them; when the next one may be worth its price; and all
     that were weighed."""
-    wanted = [s for s in state.servers if s.tier in ("asleep", "stopped") and _requested(s)]
+    wanted = [s for s in state.servers if s.tier in ("asleep", "stopped") and is_requested(s)]
     checks = [s.retry_at for s in wanted if s.retry_at > state.now]
     wanted, candidates = _loadable(wanted, state)
     if not wanted:
         return [], [], min(checks, default=None), tuple(candidates)
     offered = sum(s.rate * s.load_seconds for s in state.servers if s.tier not in ("awake", "draining"))
-    available = state.free + sum(_freed_memory(s) for s in state.servers if s.tier == "unloading")
+    available = available_memory(state)
     loading = any(s.tier == "loading" for s in state.servers)
-    victims = sorted(_evictable(state), key=_eviction_order)
+    victims = sorted(evictable(state), key=eviction_order)
     idle = [s for s in victims if not _needed(s)]
     first = [s for s in victims if s.tier == "draining" or not _needed(s)] if loading else victims
     targets: list[ServerState] = []
     evicted: list[ServerState] = []
-    for urgent in sorted((_Waits(server, state.now) for server in wanted), key=lambda one: -one.urgency):
+    for urgent in sorted((Waits(server, state.now) for server in wanted), key=lambda one: -one.urgency):
         server = urgent.server
         if any(server.key == one.key for one in evicted):  # it leaves for a more urgent one
             candidates.append(Candidate(server.key, obstacle="no_room"))
             continue
         may_leave = idle if targets else [s for s in first if s is not server]
-        leaving = _select_victims(may_leave, _missing_memory(server) - available)
+        leaving = select_victims(may_leave, _missing_memory(server) - available)
         if leaving is None or len(targets) == LOOKAHEAD:
             candidates.append(Candidate(server.key, obstacle="no_room"))
             break
         lost = sum(s.rate * s.load_seconds for s in leaving if s.tier != "asleep")
-        candidate = _weighed(urgent, leaving, state, offered + lost)
+        candidate = weighed(urgent, leaving, state, offered + lost)
         candidates.append(candidate)
         if candidate.due > state.now + _TIME_PRECISION:
             checks.append(max(candidate.due, state.now + _SHORTEST_CHECK))
@@ -244,7 +244,7 @@ def _loadable(wanted: Sequence[ServerState], state: DeviceState) -> tuple[list[S
     return loadable, others
 
 
-class _Waits:
+class Waits:
     """The waits of a server's requests at the time it could be awake, and its urgency: the sum of the cubed waits
     divided by its load seconds. Requests that the stand-in answered count as if they had just come."""
 
@@ -258,7 +258,7 @@ class _Waits:
         self.urgency = sum([wait**WAIT_EXPONENT for wait in self.waits]) / max(server.load_seconds, 1e-3)
 
 
-def _weighed(urgent: _Waits, leaving: Sequence[ServerState], state: DeviceState, offered: float) -> Candidate:
+def weighed(urgent: Waits, leaving: Sequence[ServerState], state: DeviceState, offered: float) -> Candidate:
     """The server with its price, and a time before which the load is not worth it if the price stays: a norm of n waits
     grows by n to the power of 1 / WAIT_NORM a second at most."""
     busy = max(0.0, min(offered, (offered - SPARE_LOAD) / (1 - SPARE_LOAD)))
@@ -286,26 +286,31 @@ def _prefetch_candidates(state: DeviceState) -> list[ServerState]:
     return sorted(likely, key=lambda s: -s.rate)
 
 
+def available_memory(state: DeviceState) -> float:
+    """GB of the device that are free or about to be."""
+    return state.free + sum(_freed_memory(s) for s in state.servers if s.tier == "unloading")
+
+
 def _missing_memory(server: ServerState) -> float:
     """GB that the server needs beyond what it occupies."""
     return server.profile.memory - server.device_memory
 
 
-def _busy(server: ServerState) -> bool:
+def is_busy(server: ServerState) -> bool:
     """In use, or about to be: the same plan admits the waiting requests of an awake server."""
     return server.in_flight > 0 or (server.tier == "awake" and len(server.waiting) > 0)
 
 
 def _needed(server: ServerState) -> bool:
     """It serves requests, or requests wait for it. Such a server leaves for the most urgent one only."""
-    return _busy(server) or (server.tier == "asleep" and _requested(server))
+    return is_busy(server) or (server.tier == "asleep" and is_requested(server))
 
 
-def _requested(server: ServerState) -> bool:
+def is_requested(server: ServerState) -> bool:
     return bool(server.waiting or server.redirected)
 
 
-def _select_victims(victims: Iterable[ServerState], lacking: float) -> list[ServerState] | None:
+def select_victims(victims: Iterable[ServerState], lacking: float) -> list[ServerState] | None:
     """The first victims that free `lacking` GB, less those that the later ones make superfluous; None if all are not
     enough. If what they keep while asleep is needed too, the first ones are returned as servers that cannot sleep."""
     chosen: list[ServerState] = []
@@ -328,7 +333,7 @@ def _select_victims(victims: Iterable[ServerState], lacking: float) -> list[Serv
     return chosen
 
 
-def _evictable(state: DeviceState) -> Iterator[ServerState]:
+def evictable(state: DeviceState) -> Iterator[ServerState]:
     for server in state.servers:
         if server.tier in ("awake", "draining"):
             if not server.profile.pinned:
@@ -337,11 +342,11 @@ def _evictable(state: DeviceState) -> Iterator[ServerState]:
             yield server
 
 
-def _eviction_order(server: ServerState) -> tuple[int, float, float]:
+def eviction_order(server: ServerState) -> tuple[int, float, float]:
     """Draining servers first, sleeping ones last, most of all those with waiting requests; then by the cost of having
     it back, and by time of last use."""
-    rank = {"draining": 0, "awake": 1}.get(server.tier, 3 if _requested(server) else 2)
-    return rank, reload_cost(server) * (BUSY_FACTOR if _busy(server) else 1.0), server.last_used
+    rank = {"draining": 0, "awake": 1}.get(server.tier, 3 if is_requested(server) else 2)
+    return rank, reload_cost(server) * (BUSY_FACTOR if is_busy(server) else 1.0), server.last_used
 
 
 def reload_cost(server: ServerState) -> float:
@@ -363,10 +368,10 @@ def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Actio
     lowest reload cost is then stopped as well if its cost is lower, which frees RAM for the next eviction.
     """
     host, keys = state.host_free, {server.key for server in evicted}
-    idle = (s for s in state.servers if s.tier == "asleep" and not _requested(s) and s.key not in keys)
+    idle = (s for s in state.servers if s.tier == "asleep" and not is_requested(s) and s.key not in keys)
     asleep = sorted(idle, key=reload_cost)
     for server in evicted:
-        if _busy(server):
+        if is_busy(server):
             if server.tier == "awake":
                 yield Action("drain", server.key)
         elif server.tier != "asleep" and server.profile.sleeps and host >= server.profile.host_memory:

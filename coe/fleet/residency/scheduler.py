@@ -98,7 +98,7 @@ machine was suspended does not count in full."""
 
 
 @dataclass(slots=True)
-class _ServerRecord:
+class ServerRecord:
     """The bookkeeping of one server. `load_times` are expected seconds to awake, by tier."""
 
     profile: ServerProfile
@@ -139,7 +139,7 @@ class Scheduler:
     ) -> None:
         """`servers` come with their expected seconds to awake, from asleep and from stopped."""
         self._servers = {
-            one.key: _ServerRecord(one, {"asleep": asleep, "stopped": stopped}) for one, asleep, stopped in servers
+            one.key: ServerRecord(one, {"asleep": asleep, "stopped": stopped}) for one, asleep, stopped in servers
         }
         self._budget = (memory, host_memory, max_wait)
         self._forecast = forecast
@@ -206,11 +206,38 @@ class Scheduler:
             del self._server_of[ticket], server.waiting[ticket]
         return refused
 
-    def _changed(self, key: str) -> _ServerRecord:
+    def _changed(self, key: str) -> ServerRecord:
         """The record of a server that is about to change."""
         server = self._servers[key]
         server.state = None
         return server
+
+    # ------------------------------------------------------------------------------------------------ moves
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The servers on this device."""
+        return tuple(self._servers)
+
+    def is_movable(self, key: str, now: float) -> bool:
+        """True if requests wait for a server that is stopped and may start."""
+        server = self._servers[key]
+        return server.tier == "stopped" and bool(server.waiting or server.redirected) and server.retry_at <= now
+
+    def remove(self, key: str) -> ServerRecord:
+        """A stopped server leaves for another device, with its waiting requests."""
+        server = self._servers.pop(key)
+        for ticket in server.waiting:
+            del self._server_of[ticket]
+        return server
+
+    def add(self, server: ServerRecord) -> None:
+        """A stopped server comes from another device. Its rate is computed with the next decision."""
+        key = server.profile.key
+        self._servers[key] = server
+        self._server_of |= dict.fromkeys(server.waiting, key)
+        self._latest_arrival = max([self._latest_arrival, *server.waiting.values()])
+        self._rates_at = -math.inf
 
     # ------------------------------------------------------------------------------------------------ decisions
 
@@ -277,16 +304,17 @@ class Scheduler:
             for server in self._servers.values():
                 server.state, server.requests = None, 0
         if now < self._latest_arrival:  # the clock was set back
-            servers = [self._server_state(key, now) for key in self._servers]
+            servers = [self.server_state(key, now) for key in self._servers]
         else:
             servers = [server.state or self._keep_state(key, now) for key, server in self._servers.items()]
         return DeviceState(now, memory, host_memory, max_wait, tuple(servers))
 
     def _keep_state(self, key: str, now: float) -> ServerState:
-        state = self._servers[key].state = self._server_state(key, now)
+        state = self._servers[key].state = self.server_state(key, now)
         return state
 
-    def _server_state(self, key: str, now: float) -> ServerState:
+    def server_state(self, key: str, now: float) -> ServerState:
+        """A frozen snapshot of one server, with the forecast of the last decision."""
         server = self._servers[key]
         waiting = tuple(server.waiting.values())
         if now < self._latest_arrival:  # without this they would wait until the clock catches up
