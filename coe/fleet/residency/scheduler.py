@@ -115,7 +115,9 @@ class ServerRecord:
     requests: int = 0
     """Since the rates were computed."""
     state: ServerState | None = None
-    """As of the last decision; None after a change."""
+    """As of an earlier decision; None after a change."""
+    expires: float = -math.inf
+    """When its rate is too old."""
 
     @property
     def load_seconds(self) -> float:
@@ -296,22 +298,31 @@ class Scheduler:
         return dict(self._servers[key].load_times)
 
     def state(self, now: float) -> DeviceState:
-        """A frozen snapshot for the policy, with a forecast that is less than RATES_AGE old but for new requests."""
+        """A frozen snapshot for the policy. Its rates are at most 2 x RATES_AGE old, but for new requests."""
         memory, host_memory, max_wait = self._budget
+        if now < self._rates_at:  # the clock was set back
+            for server in self._servers.values():
+                server.state = None
         if not self._rates_at <= now < self._rates_at + RATES_AGE:
             self._rates, self._rates_at = self._forecast.rates(now), now
             self._period = self._forecast.period(now)
             for server in self._servers.values():
-                server.state, server.requests = None, 0
+                server.requests = 0
         if now < self._latest_arrival:  # the clock was set back
             servers = [self.server_state(key, now) for key in self._servers]
         else:
-            servers = [server.state or self._keep_state(key, now) for key, server in self._servers.items()]
+            servers = [
+                server.state if server.state and now < server.expires else self._keep_state(key, now, number)
+                for number, (key, server) in enumerate(self._servers.items())
+            ]
         return DeviceState(now, memory, host_memory, max_wait, tuple(servers))
 
-    def _keep_state(self, key: str, now: float) -> ServerState:
-        state = self._servers[key].state = self.server_state(key, now)
-        return state
+    def _keep_state(self, key: str, now: float, number: int) -> ServerState:
+        """Kept for half of RATES_AGE to all of it, by number, so that no single decision makes all of them anew."""
+        server = self._servers[key]
+        server.expires = now + RATES_AGE * (0.5 + 0.5 * number / len(self._servers))
+        server.state = self.server_state(key, now)
+        return server.state
 
     def server_state(self, key: str, now: float) -> ServerState:
         """A frozen snapshot of one server, with the forecast of the last decision."""
