@@ -173,11 +173,12 @@ _SHORTEST_CHECK = 0.1
 """Seconds between two checks at least: prices change meanwhile."""
 
 
-def plan(state: DeviceState) -> Schedule:
-    """Returns the actions for this moment. Call it again after carrying them out, and after every event."""
+def plan(state: DeviceState, *, explain: bool = False) -> Schedule:
+    """Returns the actions for this moment. Call it again after carrying them out, and after every event. The candidates
+    are complete with `explain` only, which takes longer: else those that are far from due are left out."""
     device = _Sums(state)
     actions = [Action("admit", s.key, len(s.waiting)) for s in device.awake if s.waiting]
-    targets, evicted, next_check, candidates = _select_loads(state, device)
+    targets, evicted, next_check, candidates = _select_loads(state, device, explain=explain)
     keys = {server.key for server in evicted}
     actions += [Action("resume", s.key) for s in device.draining if s.key not in keys]
     actions += _evict(state, evicted)
@@ -231,12 +232,15 @@ class _Sums:
 
 
 def _select_loads(
-    state: DeviceState, device: _Sums
+    state: DeviceState, device: _Sums, *, explain: bool
 ) -> tuple[list[ServerState], list[ServerState], float | None, tuple[Candidate, ...]]:
     """The servers to load next, in order; those to evict for them; when the next one may be worth its price; and all
     that were weighed."""
     checks = [s.retry_at for s in device.wanted if s.retry_at > state.now]
     wanted, candidates = _loadable(device.wanted, state.now, device.unpinned)
+    if not explain:
+        wanted, later = _perhaps_due(wanted, state, device.offered)
+        checks += later
     if not wanted:
         return [], [], min(checks, default=None), tuple(candidates)
     available = device.available
@@ -284,6 +288,23 @@ def _loadable(
     return loadable, others
 
 
+def _perhaps_due(
+    wanted: Sequence[ServerState], state: DeviceState, offered: float
+) -> tuple[list[ServerState], list[float]]:
+    """The servers that may be due, and when to check the others. A norm of n waits is at most n to the power of
+    1 / WAIT_NORM times the longest, and a price is lowest if nothing that must be loaded again leaves."""
+    price, perhaps, checks = _price(state.max_wait, offered), [], []
+    for server in wanted:
+        oldest = server.waiting[0] if server.waiting else state.now
+        factor = (len(server.waiting) + server.redirected) ** (1 / WAIT_NORM)
+        due = oldest - server.load_seconds + price / factor
+        if due > state.now + _TIME_PRECISION:
+            checks.append(max(due, state.now + _SHORTEST_CHECK))
+        else:
+            perhaps.append(server)
+    return perhaps, checks
+
+
 class Waits:
     """The waits of a server's requests at the time it could be awake, and its urgency: the sum of the cubed waits
     divided by its load seconds. Requests that the stand-in answered count as if they had just come."""
@@ -301,12 +322,16 @@ class Waits:
 def weighed(urgent: Waits, leaving: Sequence[ServerState], state: DeviceState, offered: float) -> Candidate:
     """The server with its price, and a time before which the load is not worth it if the price stays: a norm of n waits
     grows by n to the power of 1 / WAIT_NORM a second at most."""
-    busy = max(0.0, min(offered, (offered - SPARE_LOAD) / (1 - SPARE_LOAD)))
-    price = state.max_wait * min(PRICE_LIMIT, PRICE * busy)
-    waits = urgent.waits
+    price, waits = _price(state.max_wait, offered), urgent.waits
     waited = sum([wait**WAIT_NORM for wait in waits]) ** (1 / WAIT_NORM)
     due = state.now + (price - waited) / len(waits) ** (1 / WAIT_NORM)
     return Candidate(urgent.server.key, waited, price, due, tuple(victim.key for victim in leaving))
+
+
+def _price(max_wait: float, offered: float) -> float:
+    """Seconds of wait that a load costs on a device with this offered load."""
+    busy = max(0.0, min(offered, (offered - SPARE_LOAD) / (1 - SPARE_LOAD)))
+    return max_wait * min(PRICE_LIMIT, PRICE * busy)
 
 
 def _prefetch_candidates(state: DeviceState) -> list[ServerState]:

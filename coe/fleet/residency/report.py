@@ -40,7 +40,7 @@ class Preview:
 
 def preview(state: DeviceState, loading: Sequence[Loading]) -> Preview:
     """Returns the next actions other than admissions."""
-    now = plan(state)
+    now = plan(state, explain=True)
     if actions := _moves(now):
         return Preview(now, state.now, actions)
     loaded = {one.key: max(one.since + one.expected, state.now) for one in loading}

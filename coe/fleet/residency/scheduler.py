@@ -27,6 +27,8 @@ OWN_WEIGHT = 0.5
 RATES_AGE = 1.0
 """Seconds after which rates are computed again, which takes longer than the rest of a decision. Until then each request
 counts in full for its expert, so that a burst is seen at once."""
+RATE_PRECISION = 0.02
+"""Change of a rate, relative to it, that is too small to make a kept snapshot anew."""
 
 
 class DecayingCount:
@@ -318,11 +320,16 @@ class Scheduler:
         return DeviceState(now, memory, host_memory, max_wait, tuple(servers))
 
     def _keep_state(self, key: str, now: float, number: int) -> ServerState:
-        """Kept for half of RATES_AGE to all of it, by number, so that no single decision makes all of them anew."""
+        """Kept for half of RATES_AGE to all of it, by number, so that no single decision renews all of them."""
         server = self._servers[key]
         server.expires = now + RATES_AGE * (0.5 + 0.5 * number / len(self._servers))
-        server.state = self.server_state(key, now)
+        rate = self._rate(key)
+        if server.state is None or abs(rate - server.state.rate) > RATE_PRECISION * rate:
+            server.state = self.server_state(key, now)
         return server.state
+
+    def _rate(self, key: str) -> float:
+        return self._rates.get(key, 0.0) + self._servers[key].requests / self._period
 
     def server_state(self, key: str, now: float) -> ServerState:
         """A frozen snapshot of one server, with the forecast of the last decision."""
@@ -336,7 +343,7 @@ class Scheduler:
             waiting=waiting,
             redirected=server.redirected,
             in_flight=len(server.in_flight),
-            rate=self._rates.get(key, 0.0) + server.requests / self._period,
+            rate=self._rate(key),
             last_used=server.last_used,
             load_seconds=server.load_seconds,
             retry_at=server.retry_at,
