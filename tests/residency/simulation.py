@@ -6,8 +6,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from coe.fleet.residency.policy import Action, DeviceState, ServerProfile
 from coe.fleet.residency.scheduler import RATES_AGE, Forecast, Scheduler
+from coe.fleet.residency.state import Action, DeviceState, ServerProfile
 
 LOAD_SECONDS, UNLOAD_SECONDS = 2.0, 0.5
 
@@ -86,7 +86,9 @@ class Simulation:
             sum(server.profile.host_memory for server in state.servers if server.tier == "asleep")
             <= state.host_memory + 1e-9
         )
-        assert sum(server.tier in ("loading",) for server in state.servers) <= 1
+        loading = [server.from_sleep for server in state.servers if server.tier == "loading"]
+        assert loading.count(True) <= 1, "two wakes at a time"
+        assert loading.count(False) <= 1, "two starts at a time"
         servers = {server.key: server for server in state.servers}
         for order in orders:
             server = servers[order.key]

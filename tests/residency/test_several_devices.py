@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.fleet.residency.placement import Placement, load_cost, spread
-from coe.fleet.residency.policy import PRICE_LIMIT, DeviceState, ServerProfile, ServerState, Tier
+from coe.fleet.residency.policy import PRICE_LIMIT
 from coe.fleet.residency.scheduler import Forecast, Scheduler
 from coe.fleet.residency.simulation import SimulatedDevice, SimulatedRequest, SimulatedServer, Simulation
+from coe.fleet.residency.state import DeviceState, ServerProfile, ServerState, Tier
 
 A, B, C = (ServerProfile(key, 10.0) for key in "abc")
 WORK, START, WAKE, UNLOAD = 4.0, 3.0, 1.0, 0.5
@@ -106,7 +107,8 @@ class CheckedSimulation(Simulation):
             found = scheduler.state(now)
             assert sum(server.device_memory for server in found.servers) <= found.memory + 1e-9
             assert sum(s.profile.host_memory for s in found.servers if s.tier == "asleep") <= found.host_memory + 1e-9
-            assert sum(server.tier == "loading" for server in found.servers) <= 1
+            assert sum(server.tier == "loading" and server.from_sleep for server in found.servers) <= 1
+            assert sum(server.tier == "loading" and not server.from_sleep for server in found.servers) <= 1
             assert all(s.tier in ("awake", "draining") for s in found.servers if s.in_flight or s.profile.pinned)
 
 

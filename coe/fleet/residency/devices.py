@@ -12,7 +12,7 @@ from typing import cast
 from coe.fleet.engines.engine import gpu_environment
 from coe.fleet.planning import group_by_server
 from coe.fleet.residency.load_times import LoadTimes
-from coe.fleet.residency.policy import ServerProfile, Tier
+from coe.fleet.residency.state import ServerProfile, Tier
 from coe.fleet.specs import START_SECONDS, ServerSpec
 from coe.registry import DeviceSpec, ExpertSpec, Registry
 

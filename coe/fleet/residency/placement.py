@@ -9,23 +9,21 @@ leave, as in `plan`. Between equal costs, the servers that leave decide, then th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from coe.fleet.residency.policy import (
     BUSY_FACTOR,
-    DeviceState,
-    ServerState,
     Waits,
-    available_memory,
-    evictable,
     eviction_order,
+    freed_memory,
     is_busy,
     is_requested,
     select_victims,
     weighed,
 )
 from coe.fleet.residency.scheduler import Scheduler
+from coe.fleet.residency.state import DeviceState, ServerState
 
 MOVE_MARGIN = 1.0
 """Seconds that a move must save a server whose requests wait already: room may have been made for it."""
@@ -39,8 +37,8 @@ Cost = tuple[float, float]
 def load_cost(server: ServerState, state: DeviceState) -> Cost:
     """The cost of loading `server` on a device, which may be its present one. Infinite if too few servers may leave."""
     others = replace(state, servers=tuple(_loaded(s) for s in state.servers if s.key != server.key))
-    lacking = server.profile.memory - available_memory(others)
-    leaving = select_victims(sorted(evictable(others), key=eviction_order), lacking)
+    lacking = server.profile.memory - _available_memory(others)
+    leaving = select_victims(sorted(_evictable(others), key=eviction_order), lacking)
     if leaving is None:
         return math.inf, math.inf
     lost = sum(s.rate * s.load_seconds * (BUSY_FACTOR if is_busy(s) else 1.0) for s in leaving if s.tier == "awake")
@@ -49,6 +47,20 @@ def load_cost(server: ServerState, state: DeviceState) -> Cost:
     due = weighed(urgent, leaving, state, offered + lost).due
     before = sum(s.load_seconds for s in state.servers if s.key != server.key and _loads_before(s, urgent, state.now))
     return max(due - state.now, 0.0) + before + server.load_seconds, lost
+
+
+def _available_memory(state: DeviceState) -> float:
+    """GB of the device that are free or about to be."""
+    return state.free + sum(freed_memory(s) for s in state.servers if s.tier == "unloading")
+
+
+def _evictable(state: DeviceState) -> Iterator[ServerState]:
+    for server in state.servers:
+        if server.tier in ("awake", "draining"):
+            if not server.profile.pinned:
+                yield server
+        elif server.tier == "asleep" and server.profile.asleep_memory:
+            yield server
 
 
 def _loaded(server: ServerState) -> ServerState:

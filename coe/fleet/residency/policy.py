@@ -1,8 +1,7 @@
 """The scheduling policy of one device: `plan` maps a `DeviceState` to a `Schedule` of `Action`s. A pure function.
 
-Requests for an awake server are admitted at once. Other requests wait until their server is loaded, one at a time. One
-load serves every request that waits for that server, as one transmission does in pull-based broadcast scheduling, so
-its rules apply:
+Requests for an awake server are admitted at once. Other requests wait until their server is loaded. One load serves all
+that wait for the server, as one transmission does in pull-based broadcast scheduling, so its rules apply:
 
 1. *Order*: by urgency, highest first. Urgency is the sum of the cubed waits of a server's requests divided by its load
    seconds. With waits that are not cubed, this is the index of Longest Wait First, and nearly the Whittle index
@@ -20,6 +19,8 @@ its rules apply:
 4. *Lookahead*: idle servers are unloaded for the next `LOOKAHEAD` servers while another one still loads. A busy server
    drains (it accepts no new request and unloads once it is idle) only for the most urgent one, and does not begin to
    during a load: memory that waits for work to end is idle. What fits beside the most urgent one loads meanwhile.
+5. *One load at a time*, since two would share its bandwidth. But servers that sleep in RAM wake beside a start, one at
+   a time, where idle servers leave enough memory.
 
 A server with requests in flight is never unloaded. When none is wanted, a server with a forecast of at least one
 request within `max_wait` is prefetched into free memory.
@@ -29,127 +30,10 @@ Memory is in GB, times in seconds of a monotonic clock.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
-Tier = Literal["awake", "draining", "loading", "unloading", "asleep", "stopped"]
-"""draining: awake, but accepts no new request and unloads once it is idle; unloading: being put to sleep or stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerProfile:
-    """The memory that one server needs.
-
-    It needs `memory` when awake; when asleep it needs `asleep_memory` on the device and `host_memory` of the host's
-    RAM. A server that does not support sleep (`sleeps` is False) is stopped instead. A `pinned` server stays awake.
-    """
-
-    key: str
-    memory: float
-    pinned: bool = False
-    sleeps: bool = False
-    asleep_memory: float = 0.0
-    host_memory: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServerState:
-    """One server at one moment.
-
-    `waiting` holds the arrival times of its waiting requests, oldest first. `redirected` counts the requests that its
-    stand-in answered since it was last awake. `rate` is the forecast in requests a second, `load_seconds` the expected
-    time until it would be awake; for one that is awake, from the tier that it would rest in. After a failed start it is
-    not loaded before `retry_at`. `from_sleep` marks an unloading server that was asleep before.
-    """
-
-    profile: ServerProfile
-    tier: Tier
-    waiting: tuple[float, ...] = ()
-    redirected: int = 0
-    in_flight: int = 0
-    rate: float = 0.0
-    last_used: float = 0.0
-    load_seconds: float = 1.0
-    retry_at: float = 0.0
-    from_sleep: bool = False
-
-    @property
-    def key(self) -> str:
-        return self.profile.key
-
-    @property
-    def device_memory(self) -> float:
-        """GB of the device that the server occupies or is about to occupy."""
-        if self.tier == "stopped":
-            return 0.0
-        asleep = self.tier == "asleep" or (self.tier == "unloading" and self.from_sleep)
-        return self.profile.asleep_memory if asleep else self.profile.memory
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceState:
-    """One device at one moment.
-
-    `memory` and `host_memory` are budgets. `max_wait` scales how long a request may wait so that later requests for
-    the same expert can join it.
-    """
-
-    now: float
-    memory: float
-    host_memory: float
-    max_wait: float
-    servers: tuple[ServerState, ...]
-
-    @property
-    def free(self) -> float:
-        """GB of the device that no server occupies or is about to occupy."""
-        return self.memory - sum(server.device_memory for server in self.servers)
-
-    @property
-    def host_free(self) -> float:
-        return self.host_memory - sum(s.profile.host_memory for s in self.servers if s.tier in ("asleep", "unloading"))
-
-
-Verb = Literal["admit", "load", "drain", "resume", "sleep", "stop"]
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One step of a schedule. `count` is for `admit`: how many waiting requests to admit, oldest first."""
-
-    verb: Verb
-    key: str
-    count: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A server that is not awake and that requests ask for, as the policy weighed it.
-
-    It may load once `waited`, the norm of the waits of its requests as of when it could be awake, reaches `price`: not
-    before `due` if no more requests arrive. `evicts` leave for it. An `obstacle` keeps it from loading: it failed and
-    may not start yet, it is larger than its device, or the servers that may leave do not free enough memory.
-    """
-
-    key: str
-    waited: float = 0.0
-    price: float = 0.0
-    due: float = math.inf
-    evicts: tuple[str, ...] = ()
-    obstacle: Literal["", "failed", "too_large", "no_room"] = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """The actions to take now, and when to plan again if nothing happens before (None: no need). `candidates` are the
-    servers that were weighed, those without an obstacle by urgency; they explain the actions."""
-
-    actions: tuple[Action, ...] = ()
-    next_check: float | None = None
-    candidates: tuple[Candidate, ...] = field(default=(), compare=False)
-
+from coe.fleet.residency.state import Action, Candidate, DeviceState, Schedule, ServerState
 
 PRICE, PRICE_LIMIT = 0.38, 1.0
 """Price of a load as a multiple of `max_wait`: PRICE x the offered load, at most PRICE_LIMIT. A lone request gathers
@@ -182,9 +66,9 @@ def plan(state: DeviceState, *, explain: bool = False) -> Schedule:
     keys = {server.key for server in evicted}
     actions += [Action("resume", s.key) for s in device.draining if s.key not in keys]
     actions += _evict(state, evicted)
-    if device.loading:  # one at a time: two would share its bandwidth
+    if device.waking:
         return Schedule(tuple(actions), next_check, candidates)
-    loads = targets or _prefetch_candidates(state)
+    loads = [one for one in targets if _is_in_ram(one)] if device.loading else targets or _prefetch_candidates(state)
     target = next((one for one in loads if _missing_memory(one) <= device.free + _PRECISION), None)
     if target is not None:
         actions.append(Action("load", target.key))
@@ -194,14 +78,25 @@ def plan(state: DeviceState, *, explain: bool = False) -> Schedule:
 class _Sums:
     """What a decision needs of all servers, in one pass: with hundreds of them, passes are most of its time."""
 
-    __slots__ = ("available", "awake", "draining", "evictable", "free", "loading", "offered", "unpinned", "wanted")
+    __slots__ = (
+        "available",
+        "awake",
+        "draining",
+        "evictable",
+        "free",
+        "loading",
+        "offered",
+        "unpinned",
+        "waking",
+        "wanted",
+    )
 
     def __init__(self, state: DeviceState) -> None:
         self.awake: list[ServerState] = []
         self.draining: list[ServerState] = []
         self.wanted: list[ServerState] = []
         self.evictable = list[ServerState]()
-        self.loading = False
+        self.loading = self.waking = False
         self.offered = occupied = leaving = pinned = 0.0
         for server in state.servers:
             tier, profile = server.tier, server.profile
@@ -223,9 +118,10 @@ class _Sums:
                 continue
             self.offered += server.rate * server.load_seconds
             if tier == "unloading":
-                leaving += _freed_memory(server)
+                leaving += freed_memory(server)
             else:
                 self.loading = True
+                self.waking |= server.from_sleep
         self.free = state.memory - occupied
         self.available = self.free + leaving
         self.unpinned = state.memory - pinned + _PRECISION
@@ -249,7 +145,9 @@ def _select_loads(
     first = [s for s in victims if s.tier == "draining" or not _needed(s)] if device.loading else victims
     targets: list[ServerState] = []
     evicted: list[ServerState] = []
-    for urgent in sorted((Waits(server, state.now) for server in wanted), key=lambda one: -one.urgency):
+    waits = (Waits(server, state.now) for server in wanted)
+    starting = device.loading and not device.waking  # what sleeps in RAM may wake beside it
+    for urgent in sorted(waits, key=lambda one: (starting and not _is_in_ram(one.server), -one.urgency)):
         server = urgent.server
         if any(server.key == one.key for one in evicted):  # it leaves for a more urgent one
             candidates.append(Candidate(server.key, obstacle="no_room"))
@@ -268,7 +166,7 @@ def _select_loads(
         targets.append(server)
         evicted += leaving
         idle = [s for s in idle if s.key not in candidate.evicts]
-        available += sum(map(_freed_memory, leaving)) - _missing_memory(server)
+        available += sum(map(freed_memory, leaving)) - _missing_memory(server)
     return targets, evicted, min(checks, default=None), tuple(candidates)
 
 
@@ -346,11 +244,6 @@ def _prefetch_candidates(state: DeviceState) -> list[ServerState]:
     return sorted(likely, key=lambda s: -s.rate)
 
 
-def available_memory(state: DeviceState) -> float:
-    """GB of the device that are free or about to be."""
-    return state.free + sum(_freed_memory(s) for s in state.servers if s.tier == "unloading")
-
-
 def _missing_memory(server: ServerState) -> float:
     """GB that the server needs beyond what it occupies."""
     return server.profile.memory - server.device_memory
@@ -366,6 +259,11 @@ def _needed(server: ServerState) -> bool:
     return is_busy(server) or (server.tier == "asleep" and is_requested(server))
 
 
+def _is_in_ram(server: ServerState) -> bool:
+    """It sleeps with its weights in RAM, so that its wake and a start from disk do not slow each other."""
+    return server.tier == "asleep" and server.profile.host_memory > 0
+
+
 def is_requested(server: ServerState) -> bool:
     return bool(server.waiting or server.redirected)
 
@@ -378,28 +276,19 @@ def select_victims(victims: Iterable[ServerState], lacking: float) -> list[Serve
         if lacking <= _PRECISION:
             break
         chosen.append(server)
-        lacking -= _freed_memory(server)
+        lacking -= freed_memory(server)
     for index, server in enumerate(chosen):
         if lacking <= _PRECISION:
             break
         chosen[index] = replace(server, profile=replace(server.profile, sleeps=False))
-        lacking -= _freed_memory(chosen[index]) - _freed_memory(server)
+        lacking -= freed_memory(chosen[index]) - freed_memory(server)
     if lacking > _PRECISION:
         return None
     for server in chosen[-2::-1]:
-        if lacking + _freed_memory(server) <= _PRECISION:
-            lacking += _freed_memory(server)
+        if lacking + freed_memory(server) <= _PRECISION:
+            lacking += freed_memory(server)
             chosen = [one for one in chosen if one is not server]
     return chosen
-
-
-def evictable(state: DeviceState) -> Iterator[ServerState]:
-    for server in state.servers:
-        if server.tier in ("awake", "draining"):
-            if not server.profile.pinned:
-                yield server
-        elif server.tier == "asleep" and server.profile.asleep_memory:
-            yield server
 
 
 def eviction_order(server: ServerState) -> tuple[int, float, float]:
@@ -414,7 +303,7 @@ def reload_cost(server: ServerState) -> float:
     return server.rate * server.load_seconds / max(server.profile.memory, _PRECISION)
 
 
-def _freed_memory(server: ServerState) -> float:
+def freed_memory(server: ServerState) -> float:
     """GB that unloading the server frees."""
     asleep = server.tier == "asleep" or (server.tier == "unloading" and server.from_sleep)
     keeps = server.profile.asleep_memory if server.profile.sleeps and not asleep else 0.0

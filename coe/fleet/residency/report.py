@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coe.fleet.residency.policy import Action, Candidate, DeviceState, Schedule, ServerState, Tier, plan
+from coe.fleet.residency.policy import plan
+from coe.fleet.residency.state import Action, Candidate, DeviceState, Schedule, ServerState, Tier
 
 
 @dataclass(frozen=True, slots=True)

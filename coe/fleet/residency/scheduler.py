@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier, plan
+from coe.fleet.residency.policy import plan
 from coe.fleet.residency.report import Loading
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier
 
 RATE_DECAY = 120.0
 """Seconds in which the weight of a request in a traffic rate decays to 1/e."""
@@ -268,6 +269,7 @@ class Scheduler:
         elif action.verb in ("drain", "resume"):
             server.tier = "draining" if action.verb == "drain" else "awake"
         elif action.verb == "load":
+            server.from_sleep = server.tier == "asleep"
             server.loading_since, server.tier = (server.tier, now), "loading"
             self.switches += 1
             server.switches += 1

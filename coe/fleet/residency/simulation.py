@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any
 
 from coe.fleet.residency.placement import Placement, device_choices, spread
-from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerProfile, Tier, plan
+from coe.fleet.residency.policy import plan
 from coe.fleet.residency.scheduler import Forecast, Scheduler
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile, Tier
 
 SLOTS = 8
 """Requests that one server works on at a time; more queue at the server."""
