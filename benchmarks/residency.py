@@ -2,7 +2,7 @@
 
     python benchmarks/residency.py [--json FILE] [--kind poisson] [--policies coe lru] [--rate 4] [--length 600]
                                    [--experts 150] [--seeds 2] [--first-seed 0] [--max-wait 90]
-                                   [--loads FILE --memory GB]
+                                   [--loads FILE --memory GB] [--devices 1 [--any-device]]
 
 Policy and scheduler state are those of the service (coe.fleet.residency); only servers and time are simulated. A wait
 lasts from a request's arrival to the start of its processing. Policies:
@@ -35,9 +35,10 @@ from residency_loads import MEMORY, Host, Load, read_loads
 from residency_policies import Oracle, frequency, in_order, in_order_ahead, swap
 from residency_traces import KINDS, Asked, Traffic
 
-from coe.fleet.residency.policy import DeviceState, Schedule, ServerProfile, plan
+from coe.fleet.residency.policy import plan
 from coe.fleet.residency.scheduler import Forecast
-from coe.fleet.residency.simulation import SimulatedRequest, SimulatedServer, Simulation
+from coe.fleet.residency.simulation import SimulatedDevice, SimulatedRequest, SimulatedServer, Simulation
+from coe.fleet.residency.state import DeviceState, Schedule, ServerProfile
 
 HOST_MEMORY = 2048.0
 """GB of the host's RAM for experts asleep: enough."""
@@ -61,10 +62,8 @@ class Run:
         servers = [_server(key, load) for key, load in loads.items()]
         self._trace = trace
         self._simulation = Simulation(
-            servers,
+            [_device(host, servers, number) for number in range(host.devices)],
             [SimulatedRequest(one.at, str(one.expert), str(one.category), one.work) for one in trace],
-            memory=host.memory,
-            host_memory=HOST_MEMORY,
             max_wait=max_wait,
             forecast=forecast,
             policy=policy,
@@ -93,6 +92,11 @@ class Run:
 def _server(key: str, load: Load) -> SimulatedServer:
     profile = ServerProfile(key, load.memory_gb, sleeps=load.sleeps, host_memory=load.memory_gb if load.sleeps else 0.0)
     return SimulatedServer(profile, load.wake_s, load.start_s, load.sleep_s, load.stop_s)
+
+
+def _device(host: Host, servers: Sequence[SimulatedServer], number: int) -> SimulatedDevice:
+    here = servers if host.any_device else servers[number :: host.devices]
+    return SimulatedDevice(host.memory / host.devices, HOST_MEMORY / host.devices, here)
 
 
 def bound(trace: Sequence[Asked], experts: int, *, seed: int, longest: float, host: Host) -> int:
@@ -215,12 +219,15 @@ def main() -> None:
     parser.add_argument("--max-wait", type=float, default=90.0, help="as declared, seconds")
     parser.add_argument("--loads", type=Path, metavar="FILE", help="measured ones, of load_times.py")
     parser.add_argument("--memory", type=float, default=MEMORY, help="GB of the device")
+    parser.add_argument("--devices", type=int, default=1, help="share the memory evenly")
+    parser.add_argument("--any-device", action="store_true", help="each expert may use all devices, not one in turn")
     given = parser.parse_args()
     kinds = list(KINDS) if given.kind == "all" else [given.kind]
     traffics = [
         Traffic(given.experts, given.rate, given.length, given.first_seed + seed) for seed in range(given.seeds)
     ]
-    host = Host(given.memory, read_loads(given.loads) if given.loads else ())
+    loads = read_loads(given.loads) if given.loads else ()
+    host = Host(given.memory, loads, given.devices, given.any_device)
     report = measure(given.policies, kinds, traffics, given.max_wait, host)
     show(report)
     if given.json:

@@ -37,9 +37,10 @@ from coe.fleet.planning import local_servers
 from coe.fleet.residency import residency as residency_module
 from coe.fleet.residency.devices import Device, ScheduledServer, server_profile
 from coe.fleet.residency.managed_server import ManagedServer
-from coe.fleet.residency.policy import DeviceState, Schedule, plan
+from coe.fleet.residency.policy import plan
 from coe.fleet.residency.residency import Residency
 from coe.fleet.residency.scheduler import Scheduler
+from coe.fleet.residency.state import DeviceState, Schedule
 from coe.fleet.specs import ServerSpec
 from coe.registry import ExpertSpec
 

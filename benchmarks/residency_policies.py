@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from residency_traces import Asked
 
-from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerState
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerState
 
 
 def recency(server: ServerState) -> float:

@@ -38,10 +38,10 @@ from coe.fleet.planning import local_servers
 from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.fleet.residency.devices import Device, ScheduledServer
 from coe.fleet.residency.managed_server import ManagedServer
-from coe.fleet.residency.policy import ServerProfile
 from coe.fleet.residency.residency import Residency
-from coe.fleet.residency.simulation import SimulatedRequest, SimulatedServer, Simulation
+from coe.fleet.residency.simulation import SimulatedDevice, SimulatedRequest, SimulatedServer, Simulation
 from coe.fleet.residency.socket_server import serve_residency
+from coe.fleet.residency.state import ServerProfile
 from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec, Timeouts
 from coe.registry import ExpertSpec
@@ -179,7 +179,7 @@ def simulated(
     ]
     requests = [SimulatedRequest(at, name, name, one) for (at, name), one in zip(arrivals, work, strict=True)]
     simulation = Simulation(
-        servers, requests, memory=MEMORY, host_memory=0.0, max_wait=max_wait, awake=["a"], slots=slots
+        [SimulatedDevice(MEMORY, 0.0, servers)], requests, max_wait=max_wait, awake=["a"], slots=slots
     )
     return simulation.run().granted
 

@@ -92,7 +92,7 @@ def check_local_experts(declared: Registry, settings: Settings) -> None:
     source = yaml_source.read(settings.config)
     problems = [
         f"{source.at(('experts', index, key))}: {declared.experts[index].name!r}: {what}"
-        for index, key, what in find_problems(declared.experts, base_folder=settings.config.parent)
+        for index, key, what in find_problems(declared.hosted_experts, base_folder=settings.config.parent)
     ]
     if problems:
         raise ConfigError(*problems)

@@ -228,7 +228,8 @@ def _residency_lines(device: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _server(one: Mapping[str, Any]) -> str:
     waiting = f", {one['waiting']} waiting, the oldest for {one['oldest_wait_s']:.1f} s" if one["waiting"] else ""
     reason = f": {one['reason']}" if one["reason"] else ""
-    return f"{one['tier']}, loaded {one['switches']} times, a load takes {one['load_s']:.1f} s{waiting}{reason}"
+    choice = f", may use {' or '.join(one['devices'])}" if len(one["devices"]) > 1 else ""
+    return f"{one['tier']}, loaded {one['switches']} times, a load takes {one['load_s']:.1f} s{choice}{waiting}{reason}"
 
 
 def _shares(shares: Mapping[str, float]) -> str:

@@ -113,7 +113,7 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
     from coe.fleet.specs import Timeouts
 
     servers, endpoints = local_servers(
-        registry.experts,
+        registry.hosted_experts,
         cache=settings.models,
         logs=settings.logs,
         python=Path(sys.executable),
@@ -296,7 +296,7 @@ async def residency_socket(
     assert registry.residency is not None
     pinned = {GENERAL: registry.general_expert} | registry.assignment
     assignment = {category: registry.expert(name).expert_name for category, name in pinned.items()}
-    load_times = LoadTimes(settings.home / LOAD_TIMES_FILE, registry.experts, report=print_line)
+    load_times = LoadTimes(settings.home / LOAD_TIMES_FILE, registry.hosted_experts, report=print_line)
     residency = Residency(
         plan_devices(registry, servers, load_times),
         assignment=assignment,

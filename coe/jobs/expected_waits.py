@@ -26,7 +26,7 @@ from coe.fleet.planning import group_by_server
 from coe.fleet.residency.devices import load_seconds, server_profile
 from coe.fleet.residency.load_times import LOAD_TIMES_FILE, LoadTimes
 from coe.fleet.residency.scheduler import Forecast
-from coe.fleet.residency.simulation import SimulatedRequest, SimulatedServer, Simulation
+from coe.fleet.residency.simulation import SimulatedDevice, SimulatedRequest, SimulatedServer, Simulation
 from coe.learning.estimation.logged_uses import LoggedUses
 from coe.mapping import Assignment, PlanInputs, Problem, planned_quality, planned_use
 from coe.registry import ExpertSpec, Registry
@@ -65,13 +65,17 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class _DeviceModel:
-    """One declared device: its servers, and the key of each expert's server."""
+class _DeviceGroup:
+    """Devices that share servers, or a single one, and the key of each expert's server."""
 
-    memory: float
-    host_memory: float
-    servers: tuple[SimulatedServer, ...]
+    devices: tuple[SimulatedDevice, ...]
     experts: Mapping[str, str]
+
+    @property
+    def servers(self) -> dict[str, SimulatedServer]:
+        """The servers by key, in the order of the experts."""
+        by_key = {one.profile.key: one for device in self.devices for one in device.servers}
+        return {key: by_key[key] for key in self.experts.values()}
 
 
 class WaitModel:
@@ -80,44 +84,41 @@ class WaitModel:
     def __init__(self, registry: Registry, *, load_times: LoadTimes, rate: float) -> None:
         assert registry.residency is not None
         self._residency, self.rate = registry.residency, rate
-        self._devices = _devices(registry, load_times)
+        self._groups = _device_groups(registry, load_times)
 
     def waits(self, problem: Problem, assignment: Assignment) -> dict[str, Wait]:
         """The waits under a plan, by expert that shares a device and that the plan calls."""
         calls = _calls(problem, assignment)
         found: dict[str, Wait] = {}
-        for device in self._devices:
-            here = {name: calls[name] for name in device.experts if name in calls}
+        for group in self._groups:
+            here = {name: calls[name] for name in group.experts if name in calls}
             rates = {name: self.rate * float(problem.weights @ by_category) for name, by_category in here.items()}
             if any(rates.values()):
-                found |= self._device_waits(device, problem, here, rates)
+                found |= self._group_waits(group, problem, here, rates)
         return found
 
-    def _device_waits(
-        self, device: _DeviceModel, problem: Problem, calls: Mapping[str, Array], rates: Mapping[str, float]
+    def _group_waits(
+        self, group: _DeviceGroup, problem: Problem, calls: Mapping[str, Array], rates: Mapping[str, float]
     ) -> dict[str, Wait]:
         names = [name for name, rate in rates.items() if rate > 0]
-        count = int(np.clip(EVENT_BUDGET / len(device.servers), MIN_SIMULATED, SIMULATED_REQUESTS))
+        count = int(np.clip(EVENT_BUDGET / len(group.servers), MIN_SIMULATED, SIMULATED_REQUESTS))
         samples: list[dict[str, Array]] = []
         for seed in range(SEEDS):
-            requests, experts = _requests(device, problem, calls, rates, names, count=count, seed=seed)
-            waits = self._simulate(device, requests, names)
+            requests, experts = _requests(group, problem, calls, rates, names, count=count, seed=seed)
+            waits = self._simulate(group, requests, names)
             kept = np.arange(len(waits)) >= WARM_UP * count
             samples.append({name: waits[kept & (experts == place)] for place, name in enumerate(names)})
         timeout = self._residency.wait_timeout
         return {name: _wait([one[name] for one in samples], rates[name], timeout) for name in names}
 
-    def _simulate(self, device: _DeviceModel, requests: Sequence[SimulatedRequest], names: Sequence[str]) -> Array:
-        pinned = [one.profile.key for one in device.servers if one.profile.pinned]
-        rest = [one.profile.key for one in device.servers]
+    def _simulate(self, group: _DeviceGroup, requests: Sequence[SimulatedRequest], names: Sequence[str]) -> Array:
+        pinned = [key for key, server in group.servers.items() if server.profile.pinned]
         simulation = Simulation(
-            device.servers,
+            group.devices,
             requests,
-            memory=device.memory,
-            host_memory=device.host_memory,
             max_wait=self._residency.max_wait,
             forecast=Forecast({}, now=0.0),
-            awake=dict.fromkeys([*pinned, *(device.experts[name] for name in names), *rest]),
+            awake=dict.fromkeys([*pinned, *(group.experts[name] for name in names), *group.servers]),
         )
         return np.minimum(simulation.run().granted, self._residency.wait_timeout)
 
@@ -129,7 +130,7 @@ def wait_model(settings: Settings, registry: Registry, logged: LoggedUses | None
     if logged is None or logged.called < MIN_LOGGED_REQUESTS:
         count = 0 if logged is None else logged.called
         return None, f"waits are not known: {count} of the {MIN_LOGGED_REQUESTS} logged requests that show the rate"
-    load_times = LoadTimes(settings.home / LOAD_TIMES_FILE, registry.experts)
+    load_times = LoadTimes(settings.home / LOAD_TIMES_FILE, registry.hosted_experts)
     return WaitModel(registry, load_times=load_times, rate=logged.typical_rate), ""
 
 
@@ -298,7 +299,7 @@ def _calls(problem: Problem, assignment: Assignment) -> dict[str, Array]:
 
 
 def _requests(
-    device: _DeviceModel,
+    group: _DeviceGroup,
     problem: Problem,
     calls: Mapping[str, Array],
     rates: Mapping[str, float],
@@ -307,7 +308,7 @@ def _requests(
     count: int,
     seed: int,
 ) -> tuple[list[SimulatedRequest], NDArray[np.int64]]:
-    """A Poisson trace of the device's share of the traffic, and the expert of each request by its place in `names`."""
+    """A Poisson trace of the group's share of the traffic, and the expert of each request by its place in `names`."""
     rng = np.random.default_rng(seed)
     shares = np.array([rates[name] for name in names])
     times = np.cumsum(rng.exponential(1 / shares.sum(), size=count))
@@ -322,7 +323,7 @@ def _requests(
         row = int(rng.choice(len(problem.categories), p=of_category[place]))
         known = np.nan if latency is None else latency[row, problem.experts.index(names[place])] / 1000
         work = float(rng.exponential(known if np.isfinite(known) and known > 0 else ASSUMED_WORK_SECONDS))
-        requests.append(SimulatedRequest(at, device.experts[names[place]], problem.categories[row], work))
+        requests.append(SimulatedRequest(at, group.experts[names[place]], problem.categories[row], work))
     return requests, experts
 
 
@@ -343,21 +344,29 @@ def _wait(samples: Sequence[Array], rate: float, timeout: float) -> Wait:
     )
 
 
-def _devices(registry: Registry, load_times: LoadTimes) -> list[_DeviceModel]:
+def _device_groups(registry: Registry, load_times: LoadTimes) -> list[_DeviceGroup]:
     declared = registry.residency
     assert declared is not None
-    found = []
-    for device in declared.devices:
-        servers, experts = list[SimulatedServer](), dict[str, str]()
-        for group in group_by_server(registry.experts).values():
-            members = [registry.expert(one.name) for one in group]
-            if registry.device_of(members[0]) == device.name:
-                key = members[0].name
-                servers.append(_simulated(members, key, load_times))
-                experts |= {one.name: key for one in members}
-        host_memory = declared.sleep_memory_gb / len(declared.devices)
-        found.append(_DeviceModel(device.memory_gb, host_memory, tuple(servers), experts))
-    return found
+    servers: dict[str, list[SimulatedServer]] = {device.name: [] for device in declared.devices}
+    experts: dict[str, dict[str, str]] = {device.name: {} for device in declared.devices}
+    together = [{name} for name in servers]
+    for group in group_by_server(registry.experts).values():
+        members = [registry.expert(one.name) for one in group]
+        server, names = _simulated(members, members[0].name, load_times), registry.devices_of(members[0])
+        for name in names:
+            servers[name].append(server)
+            experts[name] |= {one.name: members[0].name for one in members}
+        joined = set[str]().union(*(one for one in together if one.intersection(names)))
+        together = [*(one for one in together if not one.intersection(names)), joined]
+    host_memory = declared.sleep_memory_gb / len(declared.devices)
+    devices = {one.name: SimulatedDevice(one.memory_gb, host_memory, servers[one.name]) for one in declared.devices}
+    return [
+        _DeviceGroup(
+            tuple(device for name, device in devices.items() if name in one),
+            {expert: key for name in devices if name in one for expert, key in experts[name].items()},
+        )
+        for one in together
+    ]
 
 
 def _simulated(group: Sequence[ExpertSpec], key: str, load_times: LoadTimes) -> SimulatedServer:

@@ -133,7 +133,7 @@ def _without_waits(tables: Mapping[str, ScoreTable], registry: Registry) -> dict
     use, and `coe.jobs.expected_waits` adds those of the new plan."""
 
     def shares_device(name: str) -> bool:
-        return registry.device_of(registry.expert(registry.expert(name).expert_name)) is not None
+        return bool(registry.devices_of(registry.expert(registry.expert(name).expert_name)))
 
     def kept(table: ScoreTable) -> ScoreTable:
         shared = np.array([shares_device(name) for name in table.experts], dtype=np.bool_)

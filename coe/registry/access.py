@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from coe.registry.aliases import matches, nearest
 from coe.registry.experts import ExpertSpec
 from coe.registry.sections import ApiKey
 from coe.registry.specs import Registry
-from coe.registry.yaml_source import KeyPath
-
-Problems = Iterator[tuple[KeyPath, str]]
-"""Key paths and what is wrong there."""
+from coe.registry.yaml_source import Problems
 
 
 def is_named(spec: ExpertSpec, pattern: str) -> bool:

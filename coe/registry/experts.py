@@ -148,8 +148,9 @@ class ExpertSpec(StrictModel):
     """GPUs of the local server, numbered as by nvidia-smi. Several GPUs hold the model together."""
     replicas: Count = 1
     """Number of servers of this expert in the cluster, for `coe up --engine ray`."""
-    device: Name | None = None
-    """With `residency`: the device of this expert. Required if several are declared."""
+    device: Name | Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    """With `residency`: the device of this expert, a list of devices, or `any`. Required if several are declared. With
+    several, residency chooses one for each start."""
     pinned: bool = False
     """With `residency`: the expert is always awake."""
     sleep_level: Literal[1, 2] | None = None

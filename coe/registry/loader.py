@@ -7,7 +7,7 @@ Problems are lines `file:line: problem`, with the most similar known key. Checks
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,17 @@ from coe.registry import yaml_source
 from coe.registry.access import key_problems
 from coe.registry.aliases import AUTO, alias_problems
 from coe.registry.capabilities import ModelTable
-from coe.registry.experts import ExpertSpec, ServerKey, address_problems
+from coe.registry.experts import ExpertSpec, address_problems
 from coe.registry.hints import nearest, problems_of
 from coe.registry.recipes import MIN_JUDGE_CONTEXT, PROPOSED_PREFIX, RecipeSpec, cap_problems
-from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
+from coe.registry.residency import residency_problems, server_memory
+from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.registry.specs import Registry
-from coe.registry.yaml_source import KeyPath, YamlSource
+from coe.registry.yaml_source import KeyPath, Problems, YamlSource
 
 ENTRY_NAME = "entry"
 """Stands for the file name in problems of an entry that is not part of a file."""
 MAX_ENTRY_DEPTH = 12
-_RESIDENCY_KEYS = ("device", "pinned", "sleep_level", "stand_in")
-"""Keys of an expert that need the section `residency`."""
 _RESERVED_RECIPE_NAMES = (AUTO, "off")
 """`off` is a value of the header x-coe-recipe."""
 _PROPOSED_NAME = re.compile(rf"{PROPOSED_PREFIX}\d+")
@@ -42,9 +41,6 @@ _RESERVED_IN_VARIANTS = _RESERVED_PARAMETERS | {
     *("tools", "tool_choice", "functions", "function_call", "response_format", "n", "stream_options"),
 }
 """Fields that are a client's request itself, not a way to answer it."""
-
-Problems = Iterator[tuple[KeyPath, str]]
-"""Key paths and what is wrong there."""
 
 
 def load(path: Path, *, environ: Mapping[str, str]) -> Registry:
@@ -123,7 +119,7 @@ def _cross_checks(source: YamlSource, registry: Registry) -> Problems:
     yield from key_problems(registry)
     if registry.residency is None:
         yield from _memory_problems(registry)
-    yield from _residency_problems(registry)
+    yield from residency_problems(registry)
 
 
 def _alias_problems(registry: Registry) -> Problems:
@@ -316,7 +312,7 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
 
 def _memory_problems(registry: Registry) -> Problems:
     """Check the budget for memory. Experts of one model share a process, whose memory counts once."""
-    servers = _server_memory(expert for expert in registry.experts if expert.runtime in LOCAL_RUNTIMES)
+    servers = server_memory(expert for expert in registry.experts if expert.runtime in LOCAL_RUNTIMES)
     needed, allowed = sum(servers.values()), registry.budget.memory_gb
     if allowed is not None and needed > allowed:
         yield (
@@ -324,98 +320,3 @@ def _memory_problems(registry: Registry) -> Problems:
             f"the local experts need {needed:g} GB together and memory_gb allows {allowed:g}; raise it, or declare "
             "`residency` to share the memory",
         )
-
-
-def _residency_problems(registry: Registry) -> Problems:
-    """Check the residency keys of every expert; if they are right, check that the experts fit on their devices."""
-    wrong = False
-    for index, expert in enumerate(registry.experts):
-        if (found := _residency_problem(expert, registry)) is not None:
-            wrong = True
-            yield ("experts", index, found[0]), f"{expert.name!r}: {found[1]}"
-    residency = registry.residency
-    if residency is None or wrong:
-        return
-    if residency.wait_timeout < residency.max_wait:
-        yield (
-            ("residency", "wait_timeout"),
-            f"wait_timeout must be at least max_wait ({residency.max_wait:g}), or requests expire too soon",
-        )
-    if registry.policy.hedge:
-        yield ("policy", "hedge"), "hedge would wake another expert for every wait; residency needs hedge: false"
-    if split := [*_split_server_problems(registry)]:
-        yield from split
-        return
-    yield from _device_memory_problems(registry)
-
-
-def _residency_problem(expert: ExpertSpec, registry: Registry) -> tuple[str, str] | None:
-    """Return the wrong key of an expert and the problem."""
-    local = expert.runtime in LOCAL_RUNTIMES
-    used = next((key for key in _RESIDENCY_KEYS if getattr(expert, key)), None)
-    residency = registry.residency
-    if used and (residency is None or (not local and used != "stand_in")):
-        return used, f"`{used}` is for local experts that share devices; declare `residency` with its devices"
-    if residency is None:
-        return None
-    if expert.stand_in and (expert.stand_in == expert.name or expert.stand_in not in registry.expert_names):
-        known = ", ".join(registry.expert_names)
-        return "stand_in", f"the stand-in {expert.stand_in!r} is not another expert; known: {known}"
-    if not local:
-        return None
-    names = [device.name for device in residency.devices]
-    if (expert.device is None and len(names) > 1) or expert.device not in (None, *names):
-        return "device", f"name its device, one of {', '.join(names)}"
-    if expert.replicas > 1:
-        return "replicas", "an expert that shares a device has one server; leave out `replicas` or `residency`"
-    if expert.memory_gb is None:
-        return "name", "an expert that shares a device needs memory_gb: the memory of its server while awake"
-    if expert.sleep_level and expert.sleep_level not in (levels := RUNTIMES[expert.runtime].sleep_levels):
-        remedy = f"write {', '.join(map(str, sorted(levels)))}" if levels else "remove it: they are stopped instead"
-        return "sleep_level", f"{expert.runtime} servers cannot sleep at level {expert.sleep_level}; {remedy}"
-    return None
-
-
-def _split_server_problems(registry: Registry) -> Problems:
-    """Check that all experts of a server name its device."""
-    first: dict[ServerKey, ExpertSpec] = {}
-    for index, expert in enumerate(registry.experts):
-        other = first.setdefault(expert.server_key, expert)
-        if (device := registry.device_of(expert)) != registry.device_of(other):
-            yield (
-                ("experts", index, "device"),
-                f"{expert.name!r} is on {device!r} and shares the server of {other.name!r}, which is on "
-                f"{registry.device_of(other)!r}; name the same device",
-            )
-
-
-def _device_memory_problems(registry: Registry) -> Problems:
-    """Check that each device can hold its pinned experts and, beside them, any other one."""
-    assert registry.residency is not None
-    for index, device in enumerate(registry.residency.devices):
-        where = ("residency", "devices", index, "memory_gb")
-        here = [expert for expert in registry.experts if registry.device_of(expert) == device.name]
-        servers, pinned = _server_memory(here), {expert.server_key for expert in here if expert.pinned}
-        sizes = [(servers[expert.server_key], expert) for expert in here]
-        free = device.memory_gb - sum(servers[key] for key in pinned)
-        largest, name = max(((size, expert.name) for size, expert in sizes), key=lambda one: one[0], default=(0.0, ""))
-        if largest > device.memory_gb:
-            yield (
-                where,
-                f"{device.name!r} has {device.memory_gb:g} GB and {name!r} alone needs {largest:g}; give the device "
-                "more, or that expert a smaller or quantised model",
-            )
-            continue
-        unpinned = ((size, expert.name) for size, expert in sizes if expert.server_key not in pinned)
-        largest, name = max(unpinned, key=lambda one: one[0], default=(0.0, ""))
-        if free < 0 or largest > free:
-            needed = f", and {name!r} needs {largest:g}" if name else ""
-            yield where, f"the pinned experts leave {free:g} GB of {device.name!r}{needed}; pin fewer"
-
-
-def _server_memory(experts: Iterable[ExpertSpec]) -> dict[ServerKey, float]:
-    """Return the GB of each server, which its experts share."""
-    memory: dict[ServerKey, float] = {}
-    for expert in experts:
-        memory[expert.server_key] = max(memory.get(expert.server_key, 0.0), expert.memory_gb or 0.0)
-    return memory

@@ -19,8 +19,9 @@ from coe.core import GENERAL
 from coe.registry.aliases import AUTO, POINT_PREFIX, AliasName, ModelNames, OperatingPoint
 from coe.registry.experts import ExpertSpec, ExpertVariant
 from coe.registry.recipes import PROPOSED_PREFIX, ArmSpec, RecipeItems, RecipeSpec
-from coe.registry.runtimes import LOCAL_RUNTIMES
+from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
 from coe.registry.sections import (
+    ANY_DEVICE,
     AccessSpec,
     BudgetSpec,
     CacheSpec,
@@ -260,11 +261,26 @@ class Registry(StrictModel):
         """Seconds that a request waits for sleeping experts in total; infinite without residency."""
         return math.inf if self.residency is None else self.residency.wait_timeout
 
-    def device_of(self, expert: ExpertSpec) -> str | None:
-        """The device of a local expert; None for other experts and without residency."""
+    def devices_of(self, expert: ExpertSpec) -> tuple[str, ...]:
+        """The devices that a local expert may use; empty for other experts and without residency."""
         if self.residency is None or expert.runtime not in LOCAL_RUNTIMES:
-            return None
-        return expert.device or self.residency.devices[0].name
+            return ()
+        if expert.device == ANY_DEVICE:
+            return tuple(device.name for device in self.residency.devices)
+        if expert.device is None:
+            return (self.residency.devices[0].name,)
+        return (expert.device,) if isinstance(expert.device, str) else expert.device
+
+    @cached_property
+    def hosted_experts(self) -> tuple[ExpertSpec, ...]:
+        """The experts, with the GPUs of their device, or of the first of several, as their own."""
+        gpus = {device.name: device.gpus for device in self.residency.devices} if self.residency else {}
+        return tuple(
+            expert.model_copy(update={"gpus": found})
+            if (there := self.devices_of(expert)) and RUNTIMES[expert.runtime].gpus and (found := gpus[there[0]])
+            else expert
+            for expert in self.experts
+        )
 
     @property
     def general_expert(self) -> str:

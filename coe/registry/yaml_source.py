@@ -7,7 +7,7 @@ few lines of aliases could otherwise expand to gigabytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,8 @@ def _line(event: Event) -> int:
 
 KeyPath = tuple[str | int, ...]
 """Keys and indices that lead to a value, like pydantic's `loc`."""
+Problems = Iterator[tuple[KeyPath, str]]
+"""Key paths and what is wrong there."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|^os\.environ/([A-Za-z_][A-Za-z0-9_]*)$")
 

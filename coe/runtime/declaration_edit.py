@@ -152,7 +152,7 @@ def check_candidate(text: str, current: str, settings: Settings, *, check: Calla
 
 def _machine_problems(source: YamlSource, registry: Registry, settings: Settings) -> Iterator[str]:
     """Yield what local experts need of this machine, and categories that the router in use cannot classify."""
-    for index, key, what in find_problems(registry.experts, base_folder=settings.config.parent):
+    for index, key, what in find_problems(registry.hosted_experts, base_folder=settings.config.parent):
         yield f"{source.at(('experts', index, key))}: {registry.experts[index].name!r}: {what}"
     store = ArtifactStore(settings.artifacts, ROUTER)
     if (version := store.in_use()) is not None:

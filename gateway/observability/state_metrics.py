@@ -204,9 +204,15 @@ def _add_residency_metrics(metrics: Metrics, client: ResidencyClient | None) -> 
             return {}
         return {(name,): float(TIER_VALUES.get(state["tier"], CHANGING)) for name, state in client.tiers.items()}
 
+    def devices() -> dict[Labels, float]:
+        found = client.tiers.items() if client else ()
+        return {(name, state["device"]): 1.0 for name, state in found if state["device"]}
+
     expert = ("expert",)
     tier = "0 stopped, 1 asleep, 2 changing, 3 awake; only for experts that share a device."
     metrics.gauges("coe_expert_tier", tier, expert, tiers, largest=True)
+    device = "1 for the device that the expert is on, awake or asleep; absent while it is stopped."
+    metrics.gauges("coe_expert_device", device, ("expert", "device"), devices, largest=True)
     waiting = "Requests that wait until the expert is awake."
     metrics.gauges("coe_expert_waiting", waiting, expert, lambda: by_expert("waiting"), largest=True)
     switches = "Times that the expert's server was woken since the start."

@@ -58,7 +58,15 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
     terminal.print_error(HARM)
     for character in HARM:  # an answer that comes in pieces
         terminal.print_part(character)
-    server = {"experts": [HARM], "tier": HARM, "switches": 1, "waiting": 1, "oldest_wait_s": 1.0, "load_s": 1.0}
+    server = {
+        "experts": [HARM],
+        "devices": [HARM, HARM],
+        "tier": HARM,
+        "switches": 1,
+        "waiting": 1,
+        "oldest_wait_s": 1.0,
+        "load_s": 1.0,
+    }
     device = {"device": HARM, "occupied_gb": 1.0, "memory_gb": 2.0, "next": {"sentence": HARM}}
     residency = {"residency": [{**device, "servers": [{**server, "reason": HARM}]}]}
     used = {"version": HARM, "since": None, "config": HARM}

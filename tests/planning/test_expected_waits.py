@@ -123,6 +123,21 @@ def test_the_report_has_waits_by_expert_and_category(tmp_path: Path) -> None:
     assert 0 < report["experts"]["coder"]["awake"] < 1
 
 
+def test_experts_that_may_use_any_of_two_devices_wait_less_than_on_one(tmp_path: Path) -> None:
+    two = [{"name": f"gpu{number}", "memory_gb": 10, "gpus": [number]} for number in range(2)]
+    waits = []
+    for device in ("gpu0", "any"):
+        experts = [
+            {"name": name, "model": f"own/{name}", "runtime": "vllm", "memory_gb": 10, "device": device}
+            for name in EXPERTS
+        ]
+        declared = registry_of(experts=experts, residency={"devices": two, "max_wait": 20, "wait_timeout": 120})
+        found = WaitModel(declared, load_times=LoadTimes(tmp_path / LOAD_TIMES_FILE, declared.experts), rate=0.2)
+        plan = solve_with_waits(basis(None), found, solve=lambda inputs: solve(inputs.problem))
+        waits.append(sum(wait.mean_s for wait in plan.waits.values()))
+    assert waits[1] < 0.7 * waits[0]
+
+
 def test_without_enough_logged_requests_the_waits_are_unknown(tmp_path: Path) -> None:
     settings = Settings.read({"COE_HOME": str(tmp_path)}, config=tmp_path / "experts.yaml")
     logged = LoggedUses(CATEGORIES)

@@ -1,11 +1,11 @@
-"""Requests for experts that share a device while processes are killed: `python -m tests.residency.kill_schedule`.
+"""Requests for experts on two devices while processes are killed: `python -m tests.residency.kill_schedule`.
 
 `coe up`, the gateway, its processes and the servers get SIGKILL at random moments, drawn from a seed; `coe up` is
 started again afterwards. The servers are fake and light, all else is the real thing. What must hold:
 
 - every request ends: with an answer, with an error in OpenAI's shape, or with its connection if the gateway is killed;
 - a killed `coe up` leaves no process behind;
-- in the end every expert answers, nothing waits or is in flight, and the servers fit on their device.
+- in the end every expert answers, nothing waits or is in flight, and the servers fit on their devices.
 """
 
 from __future__ import annotations
@@ -79,16 +79,16 @@ class Service:
         names = {"python": sys.executable, "pids": str(self.folder / "pids"), "server": str(FAKE_SERVER)}
         server.write_text(FAKE_VLLM.format(**names))
         server.chmod(server.stat().st_mode | stat.S_IXUSR)
-        common = {"runtime": "vllm", "memory_gb": 10}
+        common = {"runtime": "vllm", "memory_gb": 10, "device": "any"}
         experts: list[dict[str, Any]] = [{"name": name, "model": f"fake/{name}", **common} for name in NAMES]
         experts[0] |= {"sleep_level": 1, "options": {"enable-sleep-mode": True}}
-        device = {"name": "gpu0", "memory_gb": 20}
+        devices = [{"name": f"gpu{number}", "memory_gb": 11, "gpus": [number]} for number in range(2)]
         declared = {
             "version": 1,
             "categories": [{"name": name, "description": name} for name in ("code", "art", "general")],
             "experts": experts,
             "assignment": {"general": NAMES[0]},
-            "residency": {"devices": [device], "sleep_memory_gb": 20, "max_wait": 0.5, "wait_timeout": WAIT_TIMEOUT},
+            "residency": {"devices": devices, "sleep_memory_gb": 20, "max_wait": 0.5, "wait_timeout": WAIT_TIMEOUT},
         }
         (self.folder / "experts.yaml").write_bytes(orjson.dumps(declared))
 
@@ -136,11 +136,10 @@ class Service:
                     await asyncio.sleep(0.05)
         return [" ".join(process.cmdline()) for process in self.processes()]
 
-    async def report(self) -> dict[str, Any]:
-        """Return the lines of `coe status` about the device."""
+    async def report(self) -> list[dict[str, Any]]:
+        """Return what `coe status` shows of the devices."""
         settings = Settings.read({}, config=self.folder / "experts.yaml")
-        (device,) = await fetch_report(settings.residency_link.readlink())
-        return device
+        return await fetch_report(settings.residency_link.readlink())
 
     async def stop(self) -> None:
         if self.up is not None and self.up.poll() is None:
@@ -219,13 +218,17 @@ async def settle(service: Service, report: Report) -> None:
                         await asyncio.sleep(0.2)
             except TimeoutError:
                 report.problems.append(f"{name} does not answer any more")
-    device = await service.report()
-    for server in device["servers"]:
+    devices = await service.report()
+    servers = [server for device in devices for server in device["servers"]]
+    for server in servers:
         if server["waiting"] or server["in_flight"]:
             report.problems.append(f"requests left: {server}")
-    loaded = [one for one in device["servers"] if one["tier"] not in ("stopped",)]
-    if device["occupied_gb"] > device["memory_gb"] or len(service.victims("server")) > len(loaded):
-        report.problems.append(f"more servers than the device holds: {device}")
+    if sorted(name for server in servers for name in server["experts"]) != sorted(NAMES):
+        report.problems.append(f"an expert is on no device, or on two: {devices}")
+    loaded = [server for server in servers if server["tier"] != "stopped"]
+    over = any(device["occupied_gb"] > device["memory_gb"] for device in devices)
+    if over or len(service.victims("server")) > len(loaded):
+        report.problems.append(f"more servers than the devices hold: {devices}")
 
 
 async def run(kinds: Iterable[str], *, seed: int) -> Report:

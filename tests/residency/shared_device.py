@@ -1,16 +1,17 @@
-"""Fake servers of 10 GB each that share one device."""
+"""Fake servers of 10 GB each that share one device or several."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from coe.fleet.residency.client import ResidencyClient, connected_client
 from coe.fleet.residency.devices import Device, ScheduledServer
-from coe.fleet.residency.policy import ServerProfile
 from coe.fleet.residency.residency import Residency
 from coe.fleet.residency.socket_server import serve_residency
+from coe.fleet.residency.state import ServerProfile
 from coe.settings import Endpoint
 from tests.fleet.fake_fleet import QUICK, Fakes
 
@@ -18,9 +19,13 @@ SIZE = 10.0
 
 
 class SharedDevice:
-    """A device with fake servers: `modes` by name; those in `sleepers` sleep instead of being stopped."""
+    """Fake servers that may use any of the devices: `modes` by name; those in `sleepers` sleep instead of being
+    stopped."""
 
-    def __init__(self, fakes: Fakes, modes: Mapping[str, str], *, memory: float = SIZE, sleepers: str = "") -> None:
+    def __init__(
+        self, fakes: Fakes, modes: Mapping[str, str], *, memory: float = SIZE, sleepers: str = "", devices: str = "d"
+    ) -> None:
+        """`devices` are names of one letter each. Servers see theirs in the environment variable DEVICE."""
         self.fakes = fakes
         servers = []
         for name, mode in modes.items():
@@ -28,7 +33,10 @@ class SharedDevice:
             profile = ServerProfile(name, SIZE, sleeps=sleeps)
             servers.append(ScheduledServer(profile, fakes.spec(mode, key=name), 1 if sleeps else None))
         self.specs = {server.key: server.spec for server in servers}
-        self.device_spec = Device(memory, 0.0, tuple(servers), {server.key: server.key for server in servers}, "d")
+        names = {server.key: server.key for server in servers}
+        self.devices = [
+            Device(memory, 0.0, tuple(_confined(server, name) for server in servers), names, name) for name in devices
+        ]
 
     @property
     def endpoints(self) -> dict[str, Endpoint]:
@@ -36,7 +44,7 @@ class SharedDevice:
 
     def residency(self, *, first: str, max_wait: float = 0.2) -> Residency:
         return Residency(
-            [self.device_spec], assignment={"x": first}, max_wait=max_wait, report=self.fakes.report, timeouts=QUICK
+            self.devices, assignment={"x": first}, max_wait=max_wait, report=self.fakes.report, timeouts=QUICK
         )
 
     @asynccontextmanager
@@ -56,3 +64,7 @@ class SharedDevice:
             connected_client(address) as client,
         ):
             yield residency, client
+
+
+def _confined(server: ScheduledServer, device: str) -> ScheduledServer:
+    return replace(server, spec=replace(server.spec, env={**server.spec.env, "DEVICE": device}))

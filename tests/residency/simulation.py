@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from coe.fleet.residency.policy import Action, DeviceState, ServerProfile
 from coe.fleet.residency.scheduler import RATES_AGE, Forecast, Scheduler
+from coe.fleet.residency.state import Action, DeviceState, ServerProfile
 
 LOAD_SECONDS, UNLOAD_SECONDS = 2.0, 0.5
 
@@ -78,14 +78,17 @@ class Simulation:
     def _check(self, orders: Sequence[Action], now: float) -> None:
         state = self.scheduler.state(now)
         self.orders += orders
-        assert state.servers == tuple(self.scheduler._server_state(one.key, now) for one in state.servers), "stale"
+        fresh = (self.scheduler.server_state(one.key, now) for one in state.servers)
+        assert all(one == replace(new, rate=one.rate) for one, new in zip(state.servers, fresh, strict=True)), "stale"
         self._check_rates(state, now)
         assert sum(server.device_memory for server in state.servers) <= state.memory + 1e-9
         assert (
             sum(server.profile.host_memory for server in state.servers if server.tier == "asleep")
             <= state.host_memory + 1e-9
         )
-        assert sum(server.tier in ("loading",) for server in state.servers) <= 1
+        loading = [server.from_sleep for server in state.servers if server.tier == "loading"]
+        assert loading.count(True) <= 1, "two wakes at a time"
+        assert loading.count(False) <= 1, "two starts at a time"
         servers = {server.key: server for server in state.servers}
         for order in orders:
             server = servers[order.key]
@@ -94,7 +97,7 @@ class Simulation:
     def _check_rates(self, state: DeviceState, now: float) -> None:
         """A kept rate may lack half of what the latest requests add: what they add for the others of their category."""
         forecast = self.scheduler._forecast
-        rates, latest = forecast.rates(now), sum(now - arrival <= RATES_AGE for arrival in self.arrivals)
+        rates, latest = forecast.rates(now), sum(now - arrival <= 2 * RATES_AGE for arrival in self.arrivals)
         for server in state.servers:
             exact = rates.get(server.key, 0.0)
             assert abs(server.rate - exact) <= 0.5 * latest / forecast.period(now) + 0.05 * exact, "stale rate"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from coe.errors import ExpertAsleep
 from coe.fleet.residency.load_times import MAX_SECONDS, LoadTimes
-from coe.fleet.residency.policy import PRICE_LIMIT, ServerProfile
+from coe.fleet.residency.policy import PRICE_LIMIT
+from coe.fleet.residency.state import ServerProfile
 from coe.registry import ExpertSpec
 from tests.fleet.fake_fleet import Fakes
 from tests.residency.shared_device import SharedDevice

@@ -9,6 +9,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from coe.errors import ConfigError
+from coe.fleet.planning import local_servers
+from coe.fleet.residency.devices import plan_devices
 from coe.registry import Registry, load
 
 
@@ -36,6 +38,15 @@ def devices(*memory: float, **more: Any) -> dict[str, Any]:
     return {"devices": [{"name": f"gpu{index}", "memory_gb": size} for index, size in enumerate(memory)], **more}
 
 
+def gpus(*memory: float) -> dict[str, Any]:
+    found = devices(*memory)["devices"]
+    return {"devices": [{**one, "gpus": [number]} for number, one in enumerate(found)]}
+
+
+GPU_0 = {"name": "gpu0", "memory_gb": 50, "gpus": [0]}
+ON_0 = {"device": "gpu0"}
+
+
 @pytest.mark.parametrize(
     ("residency", "changes", "message"),
     [
@@ -43,6 +54,33 @@ def devices(*memory: float, **more: Any) -> dict[str, Any]:
         (devices(45), {"large": {"pinned": True}}, "leave 5 GB of 'gpu0', and 'small' needs 10; pin fewer"),
         (devices(50, 50), {}, "name its device, one of gpu0, gpu1"),
         (devices(50), {"large": {"device": "gpu1"}}, "name its device, one of gpu0"),
+        (gpus(50, 50), {"large": {"device": "any"}, "small": {"device": "gpu2"}}, "name its device, one of gpu0, gpu1"),
+        (
+            devices(50, 50),
+            {"large": {"device": ["gpu0", "gpu1"]}, "small": ON_0},
+            "confined to 'gpu0'; declare the `gpus`",
+        ),
+        (gpus(50, 20), {"large": {"device": "any"}, "small": ON_0}, "'gpu1' has 20 GB and 'large' alone needs 40"),
+        (
+            gpus(50, 50),
+            {"large": {"device": "any", "pinned": True}, "small": ON_0},
+            "a pinned expert stays .*; name one",
+        ),
+        (
+            gpus(50, 50),
+            {"large": {"device": "any", "runtime": "transformers"}, "small": ON_0},
+            "transformers servers cannot be confined to one of them; name one",
+        ),
+        (gpus(50, 50), {"large": {"device": ["gpu0", "gpu0"]}, "small": ON_0}, "a device is named twice: gpu0, gpu0"),
+        (gpus(50, 50), {"large": {**ON_0, "gpus": [1]}, "small": ON_0}, "its device declares `gpus`; leave them out"),
+        (
+            {"devices": [GPU_0, {"name": "pair", "memory_gb": 90, "gpus": [1, 2]}]},
+            {"large": {"device": "any"}, "small": ON_0},
+            "'gpu0' or 'pair' have different numbers of GPUs",
+        ),
+        ({"devices": [GPU_0, {**GPU_0, "name": "gpu1"}]}, {}, "GPU 0 is named twice, by 'gpu0' and 'gpu1'"),
+        ({"devices": [GPU_0, {**GPU_0, "gpus": [1]}]}, {}, "the name 'gpu0' is already used"),
+        ({"devices": [{**GPU_0, "name": "any"}]}, {}, "the name 'any' stands for all devices"),
         (devices(50), {"large": {"memory_gb": None}}, "needs memory_gb"),
         (
             devices(50),
@@ -109,7 +147,28 @@ def test_experts_of_one_server_need_its_memory_once_and_one_device(
 
 def test_with_residency_the_experts_may_need_more_memory_than_the_device_has(tmp_path: Path) -> None:
     found = declared(tmp_path, residency=devices(45), large={"stand_in": "small"}, budget={"memory_gb": 45})
-    assert found.device_of(found.experts[1]) == "gpu0"
+    assert found.devices_of(found.experts[1]) == ("gpu0",)
+
+
+def test_a_server_of_several_devices_is_confined_to_the_one_where_it_starts(tmp_path: Path) -> None:
+    command = tmp_path / "bin" / "vllm"
+    command.parent.mkdir()
+    command.touch(mode=0o755)
+    devices = [{"name": name, "memory_gb": 50, "gpus": pair} for name, pair in (("x", [0, 1]), ("y", [2, 3]))]
+    large = {"device": "any", "model": "org/large"}
+    small = {"device": "y", "model": "org/small"}
+    found = declared(tmp_path, residency={"devices": devices}, large=large, small=small)
+    specs, _ = local_servers(
+        found.hosted_experts, cache=tmp_path, logs=tmp_path, python=command.with_name("python"), base_folder=tmp_path
+    )
+    assert all(" ".join(spec.argv).endswith("--tensor-parallel-size 2") for spec in specs)
+    planned = plan_devices(found, specs)
+    seen = {
+        device.name: {server.key: server.spec.env["CUDA_VISIBLE_DEVICES"] for server in device.servers}
+        for device in planned
+    }
+    assert seen == {"x": {"large": "0,1"}, "y": {"small": "2,3", "large": "2,3"}}
+    assert {server.spec.port for device in planned for server in device.servers} == {spec.port for spec in specs}
 
 
 def test_neither_residency_nor_replicas_change_the_digest(tmp_path: Path) -> None:

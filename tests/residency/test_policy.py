@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.fleet.residency.policy import PRICE, PRICE_LIMIT, Action, DeviceState, ServerProfile, ServerState, plan
+from coe.fleet.residency.policy import PRICE, PRICE_LIMIT, plan
 from coe.fleet.residency.scheduler import Forecast
+from coe.fleet.residency.state import Action, DeviceState, ServerProfile, ServerState
 from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, Simulation, scheduler_of
 
 A, B, C = (ServerProfile(key, 10.0) for key in "abc")
@@ -152,6 +153,20 @@ def test_a_device_loads_one_server_at_a_time_and_makes_room_for_the_next() -> No
     wanted = ServerState(B, "stopped", waiting=(0.0,))
     assert orders(ServerState(A, "loading"), wanted, memory=30.0) == []
     assert orders(ServerState(A, "loading"), ServerState(C, "awake"), wanted, memory=20.0) == [("stop", "c")]
+
+
+def test_a_server_that_sleeps_in_ram_wakes_beside_a_start_if_idle_servers_leave_enough_memory() -> None:
+    starts, in_ram = ServerState(A, "loading"), replace(C, sleeps=True, host_memory=10.0)
+    sleeper, from_disk = ServerState(in_ram, "asleep", waiting=(5.0,)), ServerState(B, "stopped", waiting=(0.0,))
+    assert orders(starts, sleeper, from_disk, memory=20.0, now=6.0) == [("load", "c")]
+    assert orders(starts, replace(sleeper, profile=replace(C, sleeps=True)), memory=20.0, now=6.0) == []
+    idle = ServerState(ServerProfile("d", 10.0), "awake")
+    assert orders(starts, sleeper, idle, memory=20.0, now=6.0) == [("stop", "d")]
+    assert orders(starts, sleeper, replace(idle, in_flight=1), memory=20.0, now=6.0) == []
+    assert orders(replace(starts, from_sleep=True), sleeper, memory=20.0, now=6.0) == []
+    assert (
+        orders(starts, ServerState(ServerProfile("e", 1.0), "loading", from_sleep=True), from_disk, memory=30.0) == []
+    )
 
 
 def test_a_server_that_the_device_cannot_hold_does_not_keep_others_from_loading() -> None:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.cli.status import _residency_lines
-from coe.fleet.residency.policy import Action, DeviceState, ServerProfile, ServerState
 from coe.fleet.residency.report import Loading, Preview, device_report, preview
+from coe.fleet.residency.state import Action, DeviceState, ServerProfile, ServerState
 from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, scheduler_of
 
 A, B, C = (ServerProfile(key, 10.0) for key in "abc")
@@ -38,10 +38,14 @@ def test_coe_status_shows_a_device_and_its_experts() -> None:
     servers = (ServerState(A, "awake", in_flight=1), ServerState(B, "asleep", waiting=(1.0, 3.0), load_seconds=2.0))
     state = DeviceState(4.0, 10.0, 0.0, 0.0, servers)
     found = device_report(state, (), experts=NAMES, switches={"a": 1, "b": 2, "c": 0})
+    for server, may_use in zip(found["servers"], (["gpu0"], ["gpu0", "gpu1"]), strict=True):
+        server["devices"] = may_use
     device, law, code = _residency_lines({"device": "gpu0"} | found)
     assert device == ("device gpu0", f"10 of 10 GB in use; next {found['next']['sentence']}")
     assert law == ("expert law", "awake, loaded 1 times, a load takes 1.0 s")
-    assert code[1].startswith("asleep, loaded 2 times, a load takes 2.0 s, 2 waiting, the oldest for 3.0 s: ")
+    assert code[1].startswith(
+        "asleep, loaded 2 times, a load takes 2.0 s, may use gpu0 or gpu1, 2 waiting, the oldest for 3.0 s: "
+    )
 
 
 def test_a_load_under_way_shows_since_when_and_what_comes_after_it() -> None:

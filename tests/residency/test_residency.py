@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 
+import psutil
 import pytest
 
 from coe.errors import ExpertAsleep, FleetError
@@ -138,6 +139,50 @@ async def test_a_server_that_dies_at_start_refuses_waiting_requests_and_is_retri
             await acquire(client, "b")
         (await acquire(client, "a"))()
     assert any("ValueError: no such weights" in line for line in fakes.lines)
+
+
+def device_of(pid: int) -> str:
+    return str(psutil.Process(pid).environ()["DEVICE"])
+
+
+async def test_a_server_starts_on_the_device_that_is_free_and_sees_it_alone(fakes: Fakes) -> None:
+    device = SharedDevice(fakes, {"a": "ok", "b": "ok", "c": "ok"}, devices="de")
+    async with device.connected() as (residency, client):
+        assert {name: state["device"] for name, state in residency.tiers().items()} == {"a": "d", "b": "e", "c": ""}
+        assert {device_of(pid) for pid in fakes.alive()} == {"d", "e"}
+        release = await acquire(client, "a")
+        (await acquire(client, "c"))()
+        assert tiers(residency) == {"a": "awake", "b": "stopped", "c": "awake"}
+        assert residency.tiers()["c"]["device"] == "e"
+        report = residency.report()
+        assert {one["device"]: [s["experts"] for s in one["servers"] if s["tier"] == "awake"] for one in report} == {
+            "d": [["a"]],
+            "e": [["c"]],
+        }
+        (await acquire(client, "b"))()
+        assert residency.tiers()["b"]["device"] == "e"
+        release()
+        assert {device_of(pid) for pid in fakes.alive()} == {"d", "e"}
+
+
+async def test_a_server_killed_while_it_loads_on_one_of_two_devices_refuses_its_requests_and_no_other(
+    fakes: Fakes,
+) -> None:
+    device = SharedDevice(fakes, {"a": "ok", "b": "ok", "c": "loading"}, devices="de")
+    async with device.connected() as (residency, client):
+        before = set(fakes.pids())
+        waiting = asyncio.create_task(acquire(client, "c"))
+        await become(residency, c="loading")
+        async with asyncio.timeout(DEADLINE):
+            while not (started := set(fakes.pids()) - before):
+                await asyncio.sleep(0.01)
+        others = [asyncio.create_task(acquire(client, name)) for name in "ab"]
+        os.kill(started.pop(), signal.SIGKILL)
+        with pytest.raises(ExpertAsleep, match="expert 'c' could not be woken: server 'c' was killed by SIGKILL"):
+            await waiting
+        for other in others:
+            (await other)()
+        await become(residency, c="stopped")
 
 
 async def test_a_server_that_dies_at_the_start_of_the_fleet_stops_it(fakes: Fakes) -> None:

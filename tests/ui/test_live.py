@@ -128,7 +128,14 @@ async def test_tiers_breakers_and_troubles_are_shown_where_there_are_any(browser
     later = look | {"time": look["time"] + 1}
     events = ["".join(f"data: {orjson.dumps(one).decode()}\n\n" for one in (look, later))]
     waits = {"tier": "stopped", "waiting": 4, "oldest_wait_s": 12.5, "reason": "is due after the load under way"}
-    server = waits | {"experts": ["good"], "memory_gb": 10, "in_flight": 0, "load_s": 20.0, "switches": 7}
+    server = waits | {
+        "experts": ["good"],
+        "devices": ["gpu0", "gpu1"],
+        "memory_gb": 10,
+        "in_flight": 0,
+        "load_s": 20.0,
+        "switches": 7,
+    }
     following = {"sentence": "in 4.0 s: stop silent"}
     device = {"device": "gpu0", "memory_gb": 76, "occupied_gb": 40, "host_memory_gb": 0, "next": following}
     async with visiting(browser, f"{served.url}/ui/#/experts") as page:

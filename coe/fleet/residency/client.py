@@ -9,9 +9,10 @@ breaks. `coe status` uses `fetch_report`. Messages between a gateway process and
     coe up -> gateway   {"granted": 7, "tier": "asleep"}            with the expert's tier when the request arrived
                         {"refused": 7, "reason": "...", "retry_after": 12.5, "tier": "asleep"}    no tier: did not wait
                         {"report": 8, "devices": [...]}             see `coe.fleet.residency.report`
-                        {"tiers": {"law": {"tier": "awake", "waiting": 0, "switches": 3}}}     now and at every change
+                        {"tiers": {"law": {"tier": "awake", "waiting": 0, "switches": 3, "device": "gpu0"}}}
 
-When a connection ends, its requests end too. Only the owner may enter the folder of the socket.
+Tiers come at the beginning and at every change. When a connection ends, its requests end too. Only the owner may enter
+the folder of the socket.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class ResidencyClient:
         self._responses: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
         self._number = 0
         self.tiers: Mapping[str, Mapping[str, Any]] = {}
-        """By expert: tier, waiting and switches, as last received; empty while disconnected."""
+        """By expert: tier, waiting, switches and device, as last received; empty while disconnected."""
         self.on_wait: Callable[[str, str, str, float], None] = lambda *_: None
         """Called after each `acquire` that waited, or could have: the expert, its tier at arrival, `granted` or
         `refused`, and seconds."""

@@ -1,16 +1,20 @@
-"""Maps declared experts to devices and to the servers that share each device."""
+"""Maps declared experts to devices and to the servers that share each device.
+
+A server that may use several devices is listed by each of them, with the environment that confines it to that device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
+from coe.fleet.engines.engine import gpu_environment
 from coe.fleet.planning import group_by_server
 from coe.fleet.residency.load_times import LoadTimes
-from coe.fleet.residency.policy import ServerProfile, Tier
+from coe.fleet.residency.state import ServerProfile, Tier
 from coe.fleet.specs import START_SECONDS, ServerSpec
-from coe.registry import ExpertSpec, Registry
+from coe.registry import DeviceSpec, ExpertSpec, Registry
 
 ASLEEP_SHARE = 0.05
 """Share of its memory that a sleeping server keeps on the device (graphs, the CUDA context)."""
@@ -52,7 +56,7 @@ def load_seconds(
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device: its budgets in GB, its servers, and the key of each expert's server."""
+    """One device: its budgets in GB, the servers that may use it, and the key of each expert's server."""
 
     memory: float
     host_memory: float
@@ -70,15 +74,19 @@ def plan_devices(registry: Registry, specs: Sequence[ServerSpec], load_times: Lo
     devices = []
     for device in declared.devices:
         here = [
-            (group, spec)
+            (group, _confined(spec, device) if len(names) > 1 else spec)
             for group, spec in zip(groups, specs, strict=True)
-            if registry.device_of(group[0]) == device.name
+            if device.name in (names := registry.devices_of(group[0]))
         ]
         servers = tuple(_scheduled_server(group, spec, load_times) for group, spec in here)
         experts = {expert.name: spec.key for group, spec in here for expert in group}
         host_memory = declared.sleep_memory_gb / len(declared.devices)
         devices.append(Device(device.memory_gb, host_memory, servers, experts, device.name))
     return devices
+
+
+def _confined(spec: ServerSpec, device: DeviceSpec) -> ServerSpec:
+    return replace(spec, env={**spec.env, **gpu_environment(device.gpus)})
 
 
 def _scheduled_server(group: Sequence[ExpertSpec], spec: ServerSpec, load_times: LoadTimes | None) -> ScheduledServer:

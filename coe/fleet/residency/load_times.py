@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from coe.fleet.residency.policy import Tier
+from coe.fleet.residency.state import Tier
 from coe.fleet.specs import LocalExpert
 
 LOAD_TIMES_FILE = "load-times.json"

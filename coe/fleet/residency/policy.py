@@ -1,8 +1,7 @@
 """The scheduling policy of one device: `plan` maps a `DeviceState` to a `Schedule` of `Action`s. A pure function.
 
-Requests for an awake server are admitted at once. Other requests wait until their server is loaded, one at a time. One
-load serves every request that waits for that server, as one transmission does in pull-based broadcast scheduling, so
-its rules apply:
+Requests for an awake server are admitted at once. Other requests wait until their server is loaded. One load serves all
+that wait for the server, as one transmission does in pull-based broadcast scheduling, so its rules apply:
 
 1. *Order*: by urgency, highest first. Urgency is the sum of the cubed waits of a server's requests divided by its load
    seconds. With waits that are not cubed, this is the index of Longest Wait First, and nearly the Whittle index
@@ -20,6 +19,8 @@ its rules apply:
 4. *Lookahead*: idle servers are unloaded for the next `LOOKAHEAD` servers while another one still loads. A busy server
    drains (it accepts no new request and unloads once it is idle) only for the most urgent one, and does not begin to
    during a load: memory that waits for work to end is idle. What fits beside the most urgent one loads meanwhile.
+5. *One load at a time*, since two would share its bandwidth. But servers that sleep in RAM wake beside a start, one at
+   a time, where idle servers leave enough memory.
 
 A server with requests in flight is never unloaded. When none is wanted, a server with a forecast of at least one
 request within `max_wait` is prefetched into free memory.
@@ -29,127 +30,10 @@ Memory is in GB, times in seconds of a monotonic clock.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
-Tier = Literal["awake", "draining", "loading", "unloading", "asleep", "stopped"]
-"""draining: awake, but accepts no new request and unloads once it is idle; unloading: being put to sleep or stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerProfile:
-    """The memory that one server needs.
-
-    It needs `memory` when awake; when asleep it needs `asleep_memory` on the device and `host_memory` of the host's
-    RAM. A server that does not support sleep (`sleeps` is False) is stopped instead. A `pinned` server stays awake.
-    """
-
-    key: str
-    memory: float
-    pinned: bool = False
-    sleeps: bool = False
-    asleep_memory: float = 0.0
-    host_memory: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServerState:
-    """One server at one moment.
-
-    `waiting` holds the arrival times of its waiting requests, oldest first. `redirected` counts the requests that its
-    stand-in answered since it was last awake. `rate` is the forecast in requests a second, `load_seconds` the expected
-    time until it would be awake; for one that is awake, from the tier that it would rest in. After a failed start it is
-    not loaded before `retry_at`. `from_sleep` marks an unloading server that was asleep before.
-    """
-
-    profile: ServerProfile
-    tier: Tier
-    waiting: tuple[float, ...] = ()
-    redirected: int = 0
-    in_flight: int = 0
-    rate: float = 0.0
-    last_used: float = 0.0
-    load_seconds: float = 1.0
-    retry_at: float = 0.0
-    from_sleep: bool = False
-
-    @property
-    def key(self) -> str:
-        return self.profile.key
-
-    @property
-    def device_memory(self) -> float:
-        """GB of the device that the server occupies or is about to occupy."""
-        if self.tier == "stopped":
-            return 0.0
-        asleep = self.tier == "asleep" or (self.tier == "unloading" and self.from_sleep)
-        return self.profile.asleep_memory if asleep else self.profile.memory
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceState:
-    """One device at one moment.
-
-    `memory` and `host_memory` are budgets. `max_wait` scales how long a request may wait so that later requests for
-    the same expert can join it.
-    """
-
-    now: float
-    memory: float
-    host_memory: float
-    max_wait: float
-    servers: tuple[ServerState, ...]
-
-    @property
-    def free(self) -> float:
-        """GB of the device that no server occupies or is about to occupy."""
-        return self.memory - sum(server.device_memory for server in self.servers)
-
-    @property
-    def host_free(self) -> float:
-        return self.host_memory - sum(s.profile.host_memory for s in self.servers if s.tier in ("asleep", "unloading"))
-
-
-Verb = Literal["admit", "load", "drain", "resume", "sleep", "stop"]
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One step of a schedule. `count` is for `admit`: how many waiting requests to admit, oldest first."""
-
-    verb: Verb
-    key: str
-    count: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A server that is not awake and that requests ask for, as the policy weighed it.
-
-    It may load once `waited`, the norm of the waits of its requests as of when it could be awake, reaches `price`: not
-    before `due` if no more requests arrive. `evicts` leave for it. An `obstacle` keeps it from loading: it failed and
-    may not start yet, it is larger than its device, or the servers that may leave do not free enough memory.
-    """
-
-    key: str
-    waited: float = 0.0
-    price: float = 0.0
-    due: float = math.inf
-    evicts: tuple[str, ...] = ()
-    obstacle: Literal["", "failed", "too_large", "no_room"] = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """The actions to take now, and when to plan again if nothing happens before (None: no need). `candidates` are the
-    servers that were weighed, those without an obstacle by urgency; they explain the actions."""
-
-    actions: tuple[Action, ...] = ()
-    next_check: float | None = None
-    candidates: tuple[Candidate, ...] = field(default=(), compare=False)
-
+from coe.fleet.residency.state import Action, Candidate, DeviceState, Schedule, ServerState
 
 PRICE, PRICE_LIMIT = 0.38, 1.0
 """Price of a load as a multiple of `max_wait`: PRICE x the offered load, at most PRICE_LIMIT. A lone request gathers
@@ -173,52 +57,108 @@ _SHORTEST_CHECK = 0.1
 """Seconds between two checks at least: prices change meanwhile."""
 
 
-def plan(state: DeviceState) -> Schedule:
-    """Returns the actions for this moment. Call it again after carrying them out, and after every event."""
-    actions = [Action("admit", s.key, len(s.waiting)) for s in state.servers if s.tier == "awake" and s.waiting]
-    targets, evicted, next_check, candidates = _select_loads(state)
+def plan(state: DeviceState, *, explain: bool = False) -> Schedule:
+    """Returns the actions for this moment. Call it again after carrying them out, and after every event. The candidates
+    are complete with `explain` only, which takes longer: else those that are far from due are left out."""
+    device = _Sums(state)
+    actions = [Action("admit", s.key, len(s.waiting)) for s in device.awake if s.waiting]
+    targets, evicted, next_check, candidates = _select_loads(state, device, explain=explain)
     keys = {server.key for server in evicted}
-    actions += [Action("resume", s.key) for s in state.servers if s.tier == "draining" and s.key not in keys]
+    actions += [Action("resume", s.key) for s in device.draining if s.key not in keys]
     actions += _evict(state, evicted)
-    if any(server.tier == "loading" for server in state.servers):  # one at a time: two would share its bandwidth
+    if device.waking:
         return Schedule(tuple(actions), next_check, candidates)
-    loads = targets or _prefetch_candidates(state)
-    target = next((one for one in loads if _missing_memory(one) <= state.free + _PRECISION), None)
+    loads = [one for one in targets if _is_in_ram(one)] if device.loading else targets or _prefetch_candidates(state)
+    target = next((one for one in loads if _missing_memory(one) <= device.free + _PRECISION), None)
     if target is not None:
         actions.append(Action("load", target.key))
     return Schedule(tuple(actions), next_check, candidates)
 
 
+class _Sums:
+    """What a decision needs of all servers, in one pass: with hundreds of them, passes are most of its time."""
+
+    __slots__ = (
+        "available",
+        "awake",
+        "draining",
+        "evictable",
+        "free",
+        "loading",
+        "offered",
+        "unpinned",
+        "waking",
+        "wanted",
+    )
+
+    def __init__(self, state: DeviceState) -> None:
+        self.awake: list[ServerState] = []
+        self.draining: list[ServerState] = []
+        self.wanted: list[ServerState] = []
+        self.evictable = list[ServerState]()
+        self.loading = self.waking = False
+        self.offered = occupied = leaving = pinned = 0.0
+        for server in state.servers:
+            tier, profile = server.tier, server.profile
+            if profile.pinned:
+                pinned += profile.memory
+            if tier in ("stopped", "asleep"):
+                self.offered += server.rate * server.load_seconds
+                if server.waiting or server.redirected:
+                    self.wanted.append(server)
+                if tier == "asleep" and profile.asleep_memory:
+                    occupied += profile.asleep_memory
+                    self.evictable.append(server)
+                continue
+            occupied += server.device_memory
+            if tier in ("awake", "draining"):
+                (self.awake if tier == "awake" else self.draining).append(server)
+                if not profile.pinned:
+                    self.evictable.append(server)
+                continue
+            self.offered += server.rate * server.load_seconds
+            if tier == "unloading":
+                leaving += freed_memory(server)
+            else:
+                self.loading = True
+                self.waking |= server.from_sleep
+        self.free = state.memory - occupied
+        self.available = self.free + leaving
+        self.unpinned = state.memory - pinned + _PRECISION
+
+
 def _select_loads(
-    state: DeviceState,
+    state: DeviceState, device: _Sums, *, explain: bool
 ) -> tuple[list[ServerState], list[ServerState], float | None, tuple[Candidate, ...]]:
     """The servers to load next, in order; those to evict for them; when the next one may be worth its price; and all
     that were weighed."""
-    wanted = [s for s in state.servers if s.tier in ("asleep", "stopped") and _requested(s)]
-    checks = [s.retry_at for s in wanted if s.retry_at > state.now]
-    wanted, candidates = _loadable(wanted, state)
+    checks = [s.retry_at for s in device.wanted if s.retry_at > state.now]
+    wanted, candidates = _loadable(device.wanted, state.now, device.unpinned)
+    if not explain:
+        wanted, later = _perhaps_due(wanted, state, device.offered)
+        checks += later
     if not wanted:
         return [], [], min(checks, default=None), tuple(candidates)
-    offered = sum(s.rate * s.load_seconds for s in state.servers if s.tier not in ("awake", "draining"))
-    available = state.free + sum(_freed_memory(s) for s in state.servers if s.tier == "unloading")
-    loading = any(s.tier == "loading" for s in state.servers)
-    victims = sorted(_evictable(state), key=_eviction_order)
+    available = device.available
+    victims = sorted(device.evictable, key=eviction_order)
     idle = [s for s in victims if not _needed(s)]
-    first = [s for s in victims if s.tier == "draining" or not _needed(s)] if loading else victims
+    first = [s for s in victims if s.tier == "draining" or not _needed(s)] if device.loading else victims
     targets: list[ServerState] = []
     evicted: list[ServerState] = []
-    for urgent in sorted((_Waits(server, state.now) for server in wanted), key=lambda one: -one.urgency):
+    waits = (Waits(server, state.now) for server in wanted)
+    starting = device.loading and not device.waking  # what sleeps in RAM may wake beside it
+    for urgent in sorted(waits, key=lambda one: (starting and not _is_in_ram(one.server), -one.urgency)):
         server = urgent.server
         if any(server.key == one.key for one in evicted):  # it leaves for a more urgent one
             candidates.append(Candidate(server.key, obstacle="no_room"))
             continue
         may_leave = idle if targets else [s for s in first if s is not server]
-        leaving = _select_victims(may_leave, _missing_memory(server) - available)
+        leaving = select_victims(may_leave, _missing_memory(server) - available)
         if leaving is None or len(targets) == LOOKAHEAD:
             candidates.append(Candidate(server.key, obstacle="no_room"))
             break
         lost = sum(s.rate * s.load_seconds for s in leaving if s.tier != "asleep")
-        candidate = _weighed(urgent, leaving, state, offered + lost)
+        candidate = weighed(urgent, leaving, state, device.offered + lost)
         candidates.append(candidate)
         if candidate.due > state.now + _TIME_PRECISION:
             checks.append(max(candidate.due, state.now + _SHORTEST_CHECK))
@@ -226,16 +166,18 @@ def _select_loads(
         targets.append(server)
         evicted += leaving
         idle = [s for s in idle if s.key not in candidate.evicts]
-        available += sum(map(_freed_memory, leaving)) - _missing_memory(server)
+        available += sum(map(freed_memory, leaving)) - _missing_memory(server)
     return targets, evicted, min(checks, default=None), tuple(candidates)
 
 
-def _loadable(wanted: Sequence[ServerState], state: DeviceState) -> tuple[list[ServerState], list[Candidate]]:
+def _loadable(
+    wanted: Sequence[ServerState], now: float, max_memory: float
+) -> tuple[list[ServerState], list[Candidate]]:
     """The servers that may load at all, and the others with their obstacles. Requests for a server that is larger than
     its device wait until their timeout."""
-    max_memory, loadable, others = _unpinned_memory(state), [], []
+    loadable, others = [], []
     for server in wanted:
-        if server.retry_at > state.now:
+        if server.retry_at > now:
             others.append(Candidate(server.key, due=server.retry_at, obstacle="failed"))
         elif server.profile.pinned or server.profile.memory <= max_memory:
             loadable.append(server)
@@ -244,7 +186,24 @@ def _loadable(wanted: Sequence[ServerState], state: DeviceState) -> tuple[list[S
     return loadable, others
 
 
-class _Waits:
+def _perhaps_due(
+    wanted: Sequence[ServerState], state: DeviceState, offered: float
+) -> tuple[list[ServerState], list[float]]:
+    """The servers that may be due, and when to check the others. A norm of n waits is at most n to the power of
+    1 / WAIT_NORM times the longest, and a price is lowest if nothing that must be loaded again leaves."""
+    price, perhaps, checks = _price(state.max_wait, offered), [], []
+    for server in wanted:
+        oldest = server.waiting[0] if server.waiting else state.now
+        factor = (len(server.waiting) + server.redirected) ** (1 / WAIT_NORM)
+        due = oldest - server.load_seconds + price / factor
+        if due > state.now + _TIME_PRECISION:
+            checks.append(max(due, state.now + _SHORTEST_CHECK))
+        else:
+            perhaps.append(server)
+    return perhaps, checks
+
+
+class Waits:
     """The waits of a server's requests at the time it could be awake, and its urgency: the sum of the cubed waits
     divided by its load seconds. Requests that the stand-in answered count as if they had just come."""
 
@@ -258,20 +217,19 @@ class _Waits:
         self.urgency = sum([wait**WAIT_EXPONENT for wait in self.waits]) / max(server.load_seconds, 1e-3)
 
 
-def _weighed(urgent: _Waits, leaving: Sequence[ServerState], state: DeviceState, offered: float) -> Candidate:
+def weighed(urgent: Waits, leaving: Sequence[ServerState], state: DeviceState, offered: float) -> Candidate:
     """The server with its price, and a time before which the load is not worth it if the price stays: a norm of n waits
     grows by n to the power of 1 / WAIT_NORM a second at most."""
-    busy = max(0.0, min(offered, (offered - SPARE_LOAD) / (1 - SPARE_LOAD)))
-    price = state.max_wait * min(PRICE_LIMIT, PRICE * busy)
-    waits = urgent.waits
+    price, waits = _price(state.max_wait, offered), urgent.waits
     waited = sum([wait**WAIT_NORM for wait in waits]) ** (1 / WAIT_NORM)
     due = state.now + (price - waited) / len(waits) ** (1 / WAIT_NORM)
     return Candidate(urgent.server.key, waited, price, due, tuple(victim.key for victim in leaving))
 
 
-def _unpinned_memory(state: DeviceState) -> float:
-    """GB beside the pinned servers."""
-    return state.memory - sum(s.profile.memory for s in state.servers if s.profile.pinned) + _PRECISION
+def _price(max_wait: float, offered: float) -> float:
+    """Seconds of wait that a load costs on a device with this offered load."""
+    busy = max(0.0, min(offered, (offered - SPARE_LOAD) / (1 - SPARE_LOAD)))
+    return max_wait * min(PRICE_LIMIT, PRICE * busy)
 
 
 def _prefetch_candidates(state: DeviceState) -> list[ServerState]:
@@ -291,21 +249,26 @@ def _missing_memory(server: ServerState) -> float:
     return server.profile.memory - server.device_memory
 
 
-def _busy(server: ServerState) -> bool:
+def is_busy(server: ServerState) -> bool:
     """In use, or about to be: the same plan admits the waiting requests of an awake server."""
     return server.in_flight > 0 or (server.tier == "awake" and len(server.waiting) > 0)
 
 
 def _needed(server: ServerState) -> bool:
     """It serves requests, or requests wait for it. Such a server leaves for the most urgent one only."""
-    return _busy(server) or (server.tier == "asleep" and _requested(server))
+    return is_busy(server) or (server.tier == "asleep" and is_requested(server))
 
 
-def _requested(server: ServerState) -> bool:
+def _is_in_ram(server: ServerState) -> bool:
+    """It sleeps with its weights in RAM, so that its wake and a start from disk do not slow each other."""
+    return server.tier == "asleep" and server.profile.host_memory > 0
+
+
+def is_requested(server: ServerState) -> bool:
     return bool(server.waiting or server.redirected)
 
 
-def _select_victims(victims: Iterable[ServerState], lacking: float) -> list[ServerState] | None:
+def select_victims(victims: Iterable[ServerState], lacking: float) -> list[ServerState] | None:
     """The first victims that free `lacking` GB, less those that the later ones make superfluous; None if all are not
     enough. If what they keep while asleep is needed too, the first ones are returned as servers that cannot sleep."""
     chosen: list[ServerState] = []
@@ -313,35 +276,26 @@ def _select_victims(victims: Iterable[ServerState], lacking: float) -> list[Serv
         if lacking <= _PRECISION:
             break
         chosen.append(server)
-        lacking -= _freed_memory(server)
+        lacking -= freed_memory(server)
     for index, server in enumerate(chosen):
         if lacking <= _PRECISION:
             break
         chosen[index] = replace(server, profile=replace(server.profile, sleeps=False))
-        lacking -= _freed_memory(chosen[index]) - _freed_memory(server)
+        lacking -= freed_memory(chosen[index]) - freed_memory(server)
     if lacking > _PRECISION:
         return None
     for server in chosen[-2::-1]:
-        if lacking + _freed_memory(server) <= _PRECISION:
-            lacking += _freed_memory(server)
+        if lacking + freed_memory(server) <= _PRECISION:
+            lacking += freed_memory(server)
             chosen = [one for one in chosen if one is not server]
     return chosen
 
 
-def _evictable(state: DeviceState) -> Iterator[ServerState]:
-    for server in state.servers:
-        if server.tier in ("awake", "draining"):
-            if not server.profile.pinned:
-                yield server
-        elif server.tier == "asleep" and server.profile.asleep_memory:
-            yield server
-
-
-def _eviction_order(server: ServerState) -> tuple[int, float, float]:
+def eviction_order(server: ServerState) -> tuple[int, float, float]:
     """Draining servers first, sleeping ones last, most of all those with waiting requests; then by the cost of having
     it back, and by time of last use."""
-    rank = {"draining": 0, "awake": 1}.get(server.tier, 3 if _requested(server) else 2)
-    return rank, reload_cost(server) * (BUSY_FACTOR if _busy(server) else 1.0), server.last_used
+    rank = {"draining": 0, "awake": 1}.get(server.tier, 3 if is_requested(server) else 2)
+    return rank, reload_cost(server) * (BUSY_FACTOR if is_busy(server) else 1.0), server.last_used
 
 
 def reload_cost(server: ServerState) -> float:
@@ -349,7 +303,7 @@ def reload_cost(server: ServerState) -> float:
     return server.rate * server.load_seconds / max(server.profile.memory, _PRECISION)
 
 
-def _freed_memory(server: ServerState) -> float:
+def freed_memory(server: ServerState) -> float:
     """GB that unloading the server frees."""
     asleep = server.tier == "asleep" or (server.tier == "unloading" and server.from_sleep)
     keeps = server.profile.asleep_memory if server.profile.sleeps and not asleep else 0.0
@@ -362,11 +316,13 @@ def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Actio
     A server that does not fit into the host's RAM is stopped instead of put to sleep. The sleeping server with the
     lowest reload cost is then stopped as well if its cost is lower, which frees RAM for the next eviction.
     """
+    if not evicted:
+        return
     host, keys = state.host_free, {server.key for server in evicted}
-    idle = (s for s in state.servers if s.tier == "asleep" and not _requested(s) and s.key not in keys)
+    idle = (s for s in state.servers if s.tier == "asleep" and not is_requested(s) and s.key not in keys)
     asleep = sorted(idle, key=reload_cost)
     for server in evicted:
-        if _busy(server):
+        if is_busy(server):
             if server.tier == "awake":
                 yield Action("drain", server.key)
         elif server.tier != "asleep" and server.profile.sleeps and host >= server.profile.host_memory:

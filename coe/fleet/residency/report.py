@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coe.fleet.residency.policy import Action, Candidate, DeviceState, Schedule, ServerState, Tier, plan
+from coe.fleet.residency.policy import plan
+from coe.fleet.residency.state import Action, Candidate, DeviceState, Schedule, ServerState, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Preview:
 
 def preview(state: DeviceState, loading: Sequence[Loading]) -> Preview:
     """Returns the next actions other than admissions."""
-    now = plan(state)
+    now = plan(state, explain=True)
     if actions := _moves(now):
         return Preview(now, state.now, actions)
     loaded = {one.key: max(one.since + one.expected, state.now) for one in loading}

@@ -1,6 +1,7 @@
 """Runs servers that share devices: loads and unloads them on demand; requests wait until their expert is awake.
 
-Each device has its own Scheduler, which decides what to load. `Residency` carries out its orders, and connects it to
+Each device has its own Scheduler, which decides what to load; `Placement` moves servers that may use several devices.
+`Residency` carries out its orders, and connects it to
 the clock, the processes and the waiting requests. `coe up` enters a `Residency` in place of a `Fleet` if experts.yaml
 declares `residency`.
 """
@@ -16,12 +17,13 @@ from typing import Any, Self
 from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.fleet import run_to_completion, run_together
-from coe.fleet.residency.devices import Device
+from coe.fleet.residency.devices import Device, ScheduledServer
 from coe.fleet.residency.load_times import LoadTimes
 from coe.fleet.residency.managed_server import ManagedServer
-from coe.fleet.residency.policy import Tier
+from coe.fleet.residency.placement import Placement, device_choices, spread
 from coe.fleet.residency.report import device_report
 from coe.fleet.residency.scheduler import Forecast, Scheduler, Ticket
+from coe.fleet.residency.state import Tier
 from coe.fleet.specs import Timeouts
 from coe.supervision import log_failure
 
@@ -40,10 +42,12 @@ class _WaitingRequest:
 
 
 class _DeviceSchedule:
-    """A device, its scheduler and the timer of its next check."""
+    """A device with its number, its scheduler and the timer of its next check."""
 
-    def __init__(self, device: Device, scheduler: Scheduler) -> None:
+    def __init__(self, number: int, device: Device, scheduler: Scheduler) -> None:
+        self.number = number
         self.device = device
+        self.specs = {server.key: server.spec for server in device.servers}
         self.scheduler = scheduler
         self.next_check: asyncio.TimerHandle | None = None
 
@@ -72,11 +76,10 @@ class Residency:
         self._report, self._timeouts = report, timeouts or Timeouts()
         self._load_times = load_times
         self._by_device: list[_DeviceSchedule] = []
-        self._schedules: dict[str, _DeviceSchedule] = {}
         self._servers: dict[str, ManagedServer] = {}
         self._server_of: dict[str, str] = {}
         self._waiting: dict[Ticket, _WaitingRequest] = {}
-        self._schedule_of: dict[Ticket, _DeviceSchedule] = {}
+        self._key_of: dict[Ticket, str] = {}
         self._tickets = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_change: Callable[[bool], None] = lambda _tiers: None
@@ -87,10 +90,9 @@ class Residency:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._session = probe.open_probe_session()
-        for device in self._devices:
-            self._add(device)
+        first = self._place()
         try:
-            await self._start_first()
+            await self._start_first(first)
         except BaseException:
             await run_to_completion(self._close())
             raise
@@ -101,47 +103,53 @@ class Residency:
     ) -> None:
         await run_to_completion(self._close())
 
-    def _add(self, device: Device) -> None:
-        assignment = {
-            category: device.experts[name] for category, name in self._assignment.items() if name in device.experts
-        }
-        scheduler = Scheduler(
-            [(server.profile, *server.load_times) for server in device.servers],
+    def _place(self) -> list[ManagedServer]:
+        """Sets up the devices; returns the first servers: pinned ones, then assigned ones, then others in the order of
+        the declaration, as many as fit."""
+        for device in self._devices:
+            self._server_of |= device.experts
+        scheduled = {server.key: server for device in self._devices for server in device.servers}
+        names = dict.fromkeys([*self._assignment.values(), *self._server_of])
+        keys = dict.fromkeys(self._server_of[name] for name in names if name in self._server_of)
+        order = sorted(keys, key=lambda key: not scheduled[key].profile.pinned)
+        choices = device_choices([server.key for server in device.servers] for device in self._devices)
+        sizes = {key: scheduled[key].profile.memory for key in order}
+        homes, first = spread(sizes, choices, [device.memory for device in self._devices])
+        assigned = {c: self._server_of[name] for c, name in self._assignment.items() if name in self._server_of}
+        forecast = Forecast(assigned, now=self._loop.time())
+        for number, device in enumerate(self._devices):
+            here = [server for server in device.servers if homes[server.key] == number]
+            self._by_device.append(_DeviceSchedule(number, device, self._scheduler(device, here, forecast)))
+        self._placement = Placement([one.scheduler for one in self._by_device], choices)
+        for key, server in scheduled.items():
+            self._servers[key] = ManagedServer(
+                server, session=self._session, report=self._report, timeouts=self._timeouts
+            )
+        return [self._servers[key] for key in first]
+
+    def _scheduler(self, device: Device, servers: Sequence[ScheduledServer], forecast: Forecast) -> Scheduler:
+        return Scheduler(
+            [(server.profile, *server.load_times) for server in servers],
             memory=device.memory,
             host_memory=device.host_memory,
             max_wait=self._max_wait,
-            forecast=Forecast(assignment, now=self._loop.time()),
+            forecast=forecast,
         )
-        schedule = _DeviceSchedule(device, scheduler)
-        self._by_device.append(schedule)
-        for server in device.servers:
-            self._servers[server.key] = ManagedServer(
-                server, session=self._session, report=self._report, timeouts=self._timeouts
-            )
-            self._schedules[server.key] = schedule
-        self._server_of |= device.experts
 
-    async def _start_first(self) -> None:
-        first = [server for device in self._devices for server in self._first_servers(device)]
+    def _schedule(self, key: str) -> _DeviceSchedule:
+        """The schedule of the device that a server is on."""
+        return self._by_device[self._placement.device(key)]
+
+    async def _start_first(self, first: Sequence[ManagedServer]) -> None:
+        for server in first:
+            server.use(self._schedule(server.key).specs[server.key])
         await run_together(server.load() for server in first)
         for server in first:
-            self._schedules[server.key].scheduler.server_loaded(server.key, self._loop.time())
+            self._schedule(server.key).scheduler.server_loaded(server.key, self._loop.time())
             server.watch(self._on_failure)
 
-    def _first_servers(self, device: Device) -> list[ManagedServer]:
-        """As many servers as fit: pinned, then assigned, then the others in the order of the declaration."""
-        names = dict.fromkeys([*self._assignment.values(), *device.experts])
-        keys = dict.fromkeys(device.experts[name] for name in names if name in device.experts)
-        servers = sorted((self._servers[key] for key in keys), key=lambda server: not server.profile.pinned)
-        chosen, free = [], device.memory
-        for server in servers:
-            if server.profile.memory <= free:
-                free -= server.profile.memory
-                chosen.append(server)
-        return chosen
-
     async def _close(self) -> None:
-        for schedule in self._schedules.values():
+        for schedule in self._by_device:
             if schedule.next_check:
                 schedule.next_check.cancel()
         for request in self._waiting.values():
@@ -178,10 +186,10 @@ class Residency:
         if key is None:
             refused(f"expert {expert!r} is not among those that were started", 60.0)
             return None
-        schedule, now = self._schedules[key], self._loop.time()
+        schedule, now = self._schedule(key), self._loop.time()
         scheduler, tier = schedule.scheduler, schedule.scheduler.tier(key)
         other = self._server_of.get(stand_in)
-        answers_instead = other is not None and self._schedules[other].scheduler.tier(other) == "awake"
+        answers_instead = other is not None and self._schedule(other).scheduler.tier(other) == "awake"
         if tier != "awake" and (timeout <= 0 or answers_instead):
             if timeout > 0:
                 scheduler.request_redirected(key, now, category=category)
@@ -192,7 +200,7 @@ class Residency:
         ticket = self._tickets
         timer = self._loop.call_later(max(timeout, 0.0), self._on_timeout, ticket)
         self._waiting[ticket] = _WaitingRequest(expert, granted, refused, timer)
-        self._schedule_of[ticket] = schedule
+        self._key_of[ticket] = key
         scheduler.request_arrived(ticket, key, now, category=category)
         self._decide(schedule)
         return ticket
@@ -201,49 +209,68 @@ class Residency:
         """A request ended, or no longer waits."""
         if request := self._waiting.pop(ticket, None):
             request.timer.cancel()
-        if schedule := self._schedule_of.pop(ticket, None):
+        if key := self._key_of.pop(ticket, None):
+            schedule = self._schedule(key)
             schedule.scheduler.request_ended(ticket, self._loop.time())
             self._decide(schedule)
 
     def _on_timeout(self, ticket: Ticket) -> None:
         request = self._waiting[ticket]
-        retry_after = self._schedule_of[ticket].scheduler.load_seconds(self._server_of[request.expert])
+        key = self._server_of[request.expert]
+        retry_after = self._schedule(key).scheduler.load_seconds(key)
         self.end(ticket)
         request.refused(f"expert {request.expert!r} was not loaded in time", retry_after)
 
     def tiers(self) -> dict[str, dict[str, Any]]:
-        """By expert: its `tier`, the number of `waiting` requests, and how often its server was loaded (`switches`)."""
-        return {expert: self._schedules[key].scheduler.status(key) for expert, key in self._server_of.items()}
+        """By expert: its `tier`, the number of `waiting` requests, how often its server was loaded (`switches`), and
+        its `device`, empty while it is stopped."""
+        found = {}
+        for expert, key in self._server_of.items():
+            schedule = self._schedule(key)
+            status = schedule.scheduler.status(key)
+            found[expert] = status | {"device": "" if status["tier"] == "stopped" else schedule.device.name}
+        return found
 
     def tier(self, expert: str) -> Tier:
         """The tier of an expert; "stopped" for one that is not among those that were started."""
         key = self._server_of.get(expert)
-        return "stopped" if key is None else self._schedules[key].scheduler.tier(key)
+        return "stopped" if key is None else self._schedule(key).scheduler.tier(key)
 
     def report(self) -> list[dict[str, Any]]:
         """By device: its memory, its servers with who waits and why, and the next decision (`device_report`)."""
         now, found = self._loop.time(), []
         for schedule in self._by_device:
-            experts: dict[str, list[str]] = {}
-            for expert, key in schedule.device.experts.items():
-                experts.setdefault(key, []).append(expert)
             scheduler = schedule.scheduler
+            experts: dict[str, list[str]] = {key: [] for key in scheduler.keys}
+            for expert, key in schedule.device.experts.items():
+                if key in experts:
+                    experts[key].append(expert)
             switches = {key: scheduler.status(key)["switches"] for key in experts}
             one = device_report(scheduler.state(now), scheduler.loading(), experts=experts, switches=switches)
+            for key, server in zip(scheduler.keys, one["servers"], strict=True):
+                server["devices"] = [other.device.name for other in self._by_device if key in other.specs]
             found.append({"device": schedule.device.name} | one)
         return found
 
     # ------------------------------------------------------------------------------------------------ orders
 
     def _decide(self, schedule: _DeviceSchedule) -> None:
+        """Has the device decide, and those that a server leaves or comes to."""
+        for number in sorted({schedule.number} | self._placement.settle(self._loop.time())):
+            self._decide_device(self._by_device[number])
+
+    def _decide_device(self, schedule: _DeviceSchedule) -> None:
         """Has the scheduler decide, and carries out its orders."""
         if schedule.next_check:
             schedule.next_check.cancel()
             schedule.next_check = None
-        orders, admitted, next_check = schedule.scheduler.decide(self._loop.time())
+        now = self._loop.time()
+        orders, admitted, next_check = schedule.scheduler.decide(now)
+        next_check = self._placement.next_check(schedule.number, next_check, now)
         for order in orders:
             server = self._servers[order.key]
             if order.verb == "load":
+                server.use(schedule.specs[order.key])
                 self._spawn(self._load(schedule, server))
             else:
                 self._spawn(self._unload(schedule, server, sleep=order.verb == "sleep"))
@@ -287,7 +314,7 @@ class Residency:
         self.on_change(True)
 
     def _on_failure(self, server: ManagedServer, failure: str) -> None:
-        schedule = self._schedules[server.key]
+        schedule = self._schedule(server.key)
         schedule.scheduler.server_failing(server.key)
         self._spawn(self._take_down(schedule, server, failure, refuse=False))
         self.on_change(True)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier, plan
+from coe.fleet.residency.policy import plan
 from coe.fleet.residency.report import Loading
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier
 
 RATE_DECAY = 120.0
 """Seconds in which the weight of a request in a traffic rate decays to 1/e."""
@@ -27,6 +28,8 @@ OWN_WEIGHT = 0.5
 RATES_AGE = 1.0
 """Seconds after which rates are computed again, which takes longer than the rest of a decision. Until then each request
 counts in full for its expert, so that a burst is seen at once."""
+RATE_PRECISION = 0.02
+"""Change of a rate, relative to it, that is too small to make a kept snapshot anew."""
 
 
 class DecayingCount:
@@ -98,7 +101,7 @@ machine was suspended does not count in full."""
 
 
 @dataclass(slots=True)
-class _ServerRecord:
+class ServerRecord:
     """The bookkeeping of one server. `load_times` are expected seconds to awake, by tier."""
 
     profile: ServerProfile
@@ -115,7 +118,9 @@ class _ServerRecord:
     requests: int = 0
     """Since the rates were computed."""
     state: ServerState | None = None
-    """As of the last decision; None after a change."""
+    """As of an earlier decision; None after a change."""
+    expires: float = -math.inf
+    """When its rate is too old."""
 
     @property
     def load_seconds(self) -> float:
@@ -139,7 +144,7 @@ class Scheduler:
     ) -> None:
         """`servers` come with their expected seconds to awake, from asleep and from stopped."""
         self._servers = {
-            one.key: _ServerRecord(one, {"asleep": asleep, "stopped": stopped}) for one, asleep, stopped in servers
+            one.key: ServerRecord(one, {"asleep": asleep, "stopped": stopped}) for one, asleep, stopped in servers
         }
         self._budget = (memory, host_memory, max_wait)
         self._forecast = forecast
@@ -206,11 +211,38 @@ class Scheduler:
             del self._server_of[ticket], server.waiting[ticket]
         return refused
 
-    def _changed(self, key: str) -> _ServerRecord:
+    def _changed(self, key: str) -> ServerRecord:
         """The record of a server that is about to change."""
         server = self._servers[key]
         server.state = None
         return server
+
+    # ------------------------------------------------------------------------------------------------ moves
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The servers on this device."""
+        return tuple(self._servers)
+
+    def is_movable(self, key: str, now: float) -> bool:
+        """True if requests wait for a server that is stopped and may start."""
+        server = self._servers[key]
+        return server.tier == "stopped" and bool(server.waiting or server.redirected) and server.retry_at <= now
+
+    def remove(self, key: str) -> ServerRecord:
+        """A stopped server leaves for another device, with its waiting requests."""
+        server = self._servers.pop(key)
+        for ticket in server.waiting:
+            del self._server_of[ticket]
+        return server
+
+    def add(self, server: ServerRecord) -> None:
+        """A stopped server comes from another device. Its rate is computed with the next decision."""
+        key = server.profile.key
+        self._servers[key] = server
+        self._server_of |= dict.fromkeys(server.waiting, key)
+        self._latest_arrival = max([self._latest_arrival, *server.waiting.values()])
+        self._rates_at = -math.inf
 
     # ------------------------------------------------------------------------------------------------ decisions
 
@@ -237,6 +269,7 @@ class Scheduler:
         elif action.verb in ("drain", "resume"):
             server.tier = "draining" if action.verb == "drain" else "awake"
         elif action.verb == "load":
+            server.from_sleep = server.tier == "asleep"
             server.loading_since, server.tier = (server.tier, now), "loading"
             self.switches += 1
             server.switches += 1
@@ -269,24 +302,39 @@ class Scheduler:
         return dict(self._servers[key].load_times)
 
     def state(self, now: float) -> DeviceState:
-        """A frozen snapshot for the policy, with a forecast that is less than RATES_AGE old but for new requests."""
+        """A frozen snapshot for the policy. Its rates are at most 2 x RATES_AGE old, but for new requests."""
         memory, host_memory, max_wait = self._budget
+        if now < self._rates_at:  # the clock was set back
+            for server in self._servers.values():
+                server.state = None
         if not self._rates_at <= now < self._rates_at + RATES_AGE:
             self._rates, self._rates_at = self._forecast.rates(now), now
             self._period = self._forecast.period(now)
             for server in self._servers.values():
-                server.state, server.requests = None, 0
+                server.requests = 0
         if now < self._latest_arrival:  # the clock was set back
-            servers = [self._server_state(key, now) for key in self._servers]
+            servers = [self.server_state(key, now) for key in self._servers]
         else:
-            servers = [server.state or self._keep_state(key, now) for key, server in self._servers.items()]
+            servers = [
+                server.state if server.state and now < server.expires else self._keep_state(key, now, number)
+                for number, (key, server) in enumerate(self._servers.items())
+            ]
         return DeviceState(now, memory, host_memory, max_wait, tuple(servers))
 
-    def _keep_state(self, key: str, now: float) -> ServerState:
-        state = self._servers[key].state = self._server_state(key, now)
-        return state
+    def _keep_state(self, key: str, now: float, number: int) -> ServerState:
+        """Kept for half of RATES_AGE to all of it, by number, so that no single decision renews all of them."""
+        server = self._servers[key]
+        server.expires = now + RATES_AGE * (0.5 + 0.5 * number / len(self._servers))
+        rate = self._rate(key)
+        if server.state is None or abs(rate - server.state.rate) > RATE_PRECISION * rate:
+            server.state = self.server_state(key, now)
+        return server.state
 
-    def _server_state(self, key: str, now: float) -> ServerState:
+    def _rate(self, key: str) -> float:
+        return self._rates.get(key, 0.0) + self._servers[key].requests / self._period
+
+    def server_state(self, key: str, now: float) -> ServerState:
+        """A frozen snapshot of one server, with the forecast of the last decision."""
         server = self._servers[key]
         waiting = tuple(server.waiting.values())
         if now < self._latest_arrival:  # without this they would wait until the clock catches up
@@ -297,7 +345,7 @@ class Scheduler:
             waiting=waiting,
             redirected=server.redirected,
             in_flight=len(server.in_flight),
-            rate=self._rates.get(key, 0.0) + server.requests / self._period,
+            rate=self._rate(key),
             last_used=server.last_used,
             load_seconds=server.load_seconds,
             retry_at=server.retry_at,

@@ -1,4 +1,4 @@
-"""Simulates the scheduler of one device on a trace of requests: only servers and time are not the real ones.
+"""Simulates the schedulers of devices on a trace of requests: only servers and time are not the real ones.
 
 `coe plan` estimates waits with it, and the benchmarks compare policies. A run takes some 0.1 ms a request and a server
 that it has to weigh, and ends: every request is served, since simulated servers do not fail.
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from coe.fleet.residency.policy import Action, DeviceState, Schedule, ServerProfile, plan
+from coe.fleet.residency.placement import Placement, device_choices, spread
+from coe.fleet.residency.policy import plan
 from coe.fleet.residency.scheduler import Forecast, Scheduler
+from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile, Tier
 
 SLOTS = 8
 """Requests that one server works on at a time; more queue at the server."""
@@ -32,6 +34,15 @@ class SimulatedServer:
 
 
 @dataclass(frozen=True, slots=True)
+class SimulatedDevice:
+    """A device: its budgets in GB, and the servers that may use it. A server of several devices uses one at a time."""
+
+    memory: float
+    host_memory: float
+    servers: Sequence[SimulatedServer]
+
+
+@dataclass(frozen=True, slots=True)
 class SimulatedRequest:
     """A request: its arrival in seconds since the beginning, the key of its server, its category, and seconds of
     work."""
@@ -42,21 +53,15 @@ class SimulatedRequest:
     work: float
 
 
-def _check(_now: float) -> None:
-    """The event of a time at which the policy wants to decide again."""
-
-
 class Simulation:
-    """One device on one trace, in order of arrival. All servers are stopped at first, except those in `awake` and
+    """Devices on one trace, in order of arrival. All servers are stopped at first, except those in `awake` and
     `asleep`, as long as there is memory for them."""
 
     def __init__(
         self,
-        servers: Sequence[SimulatedServer],
+        devices: Sequence[SimulatedDevice],
         requests: Sequence[SimulatedRequest],
         *,
-        memory: float,
-        host_memory: float,
         max_wait: float,
         forecast: Any = None,
         policy: Callable[[DeviceState], Schedule] = plan,
@@ -65,19 +70,27 @@ class Simulation:
         slots: int = SLOTS,
     ) -> None:
         self._requests, self._slots = requests, slots
-        self._servers = {one.profile.key: one for one in servers}
-        self._scheduler = Scheduler(
-            [(one.profile, one.wake_s, one.start_s) for one in servers],
-            memory=memory,
-            host_memory=host_memory,
-            max_wait=max_wait,
-            forecast=forecast or Forecast({}, now=0.0),
-            policy=policy,
-        )
+        self._servers = {one.profile.key: one for device in devices for one in device.servers}
+        choices = device_choices([one.profile.key for one in device.servers] for device in devices)
+        sizes = {key: self._servers[key].profile.memory for key in dict.fromkeys([*awake, *self._servers])}
+        homes, _ = spread(sizes, choices, [device.memory for device in devices])
+        forecast = forecast or Forecast({}, now=0.0)
+        self._schedulers = [
+            Scheduler(
+                [(s.profile, s.wake_s, s.start_s) for s in device.servers if homes[s.profile.key] == number],
+                memory=device.memory,
+                host_memory=device.host_memory,
+                max_wait=max_wait,
+                forecast=forecast,
+                policy=policy,
+            )
+            for number, device in enumerate(devices)
+        ]
+        self._placement = Placement(self._schedulers, choices)
         self._rest(awake, asleep)
-        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._events: list[tuple[float, int, Callable[[float], int | None]]] = []
         self._count = 0
-        self._next_check: float | None = None
+        self._next_checks: list[float | None] = [None] * len(devices)
         self._queues: dict[str, deque[int]] = {key: deque() for key in self._servers}
         self._busy = dict.fromkeys(self._queues, 0)
         self.granted = [-1.0] * len(requests)
@@ -87,17 +100,18 @@ class Simulation:
 
     def _rest(self, awake: Iterable[str], asleep: Iterable[str]) -> None:
         for key in awake:
-            if self._scheduler.state(0.0).free >= self._servers[key].profile.memory:
-                self._scheduler.server_loaded(key, 0.0)
+            scheduler = self._placement.scheduler(key)
+            if scheduler.state(0.0).free >= self._servers[key].profile.memory:
+                scheduler.server_loaded(key, 0.0)
         for key in asleep:
-            profile = self._servers[key].profile
-            free = self._scheduler.state(0.0)
+            profile, scheduler = self._servers[key].profile, self._placement.scheduler(key)
+            free = scheduler.state(0.0)
             if profile.sleeps and free.host_free >= profile.host_memory and free.free >= profile.asleep_memory:
-                self._scheduler.server_unloaded(key, "asleep")
+                scheduler.server_unloaded(key, "asleep")
 
     @property
     def switches(self) -> int:
-        return self._scheduler.switches
+        return sum(scheduler.switches for scheduler in self._schedulers)
 
     def run(self) -> Simulation:
         """Runs to the end of all work."""
@@ -105,24 +119,32 @@ class Simulation:
             self._at(request.at, partial(self._request_arrived, ticket))
         while self._events:
             now, _, event = heapq.heappop(self._events)
-            if event is _check and now != self._next_check:
-                continue  # a later decision has set another
-            event(now)
-            self._carry_out(now)
+            if (number := event(now)) is not None:
+                for device in sorted({number} | self._placement.settle(now)):
+                    self._carry_out(device, now)
         assert min(self.begun, default=0.0) >= 0.0, "a request was not served"
         return self
 
-    def _at(self, when: float, event: Callable[[float], None]) -> None:
+    def _at(self, when: float, event: Callable[[float], int | None]) -> None:
+        """At a time, `event` happens and returns the number of the device that decides then."""
         self._count += 1
         heapq.heappush(self._events, (when, self._count, event))
 
-    def _request_arrived(self, ticket: int, now: float) -> None:
+    def _request_arrived(self, ticket: int, now: float) -> int:
         request = self._requests[ticket]
-        self._scheduler.request_arrived(ticket, request.server, now, category=request.category)
+        scheduler = self._placement.scheduler(request.server)
+        scheduler.request_arrived(ticket, request.server, now, category=request.category)
+        return self._placement.device(request.server)
 
-    def _carry_out(self, now: float) -> None:
-        before = {key: self._scheduler.tier(key) for key in self._servers}
-        orders, admitted, next_check = self._scheduler.decide(now)
+    def _check(self, number: int, now: float) -> int | None:
+        """The policy wanted to decide again now, unless a later decision has set another time."""
+        return number if now == self._next_checks[number] else None
+
+    def _carry_out(self, number: int, now: float) -> None:
+        scheduler = self._schedulers[number]
+        before = {key: scheduler.tier(key) for key in scheduler.keys}
+        orders, admitted, next_check = scheduler.decide(now)
+        next_check = self._placement.next_check(number, next_check, now)
         for ticket in admitted:
             request = self._requests[ticket]
             self.granted[ticket] = now - request.at
@@ -130,19 +152,27 @@ class Simulation:
             self._begin(request.server, now)
         for order in orders:
             self._order(order, before[order.key], now)
-        if next_check is not None and next_check != self._next_check:
-            self._at(next_check, _check)
-        self._next_check = next_check
+        if next_check is not None and next_check != self._next_checks[number]:
+            self._at(next_check, partial(self._check, number))
+        self._next_checks[number] = next_check
 
     def _order(self, order: Action, tier: str, now: float) -> None:
         server = self._servers[order.key]
         if order.verb == "load":
             took = server.wake_s if tier == "asleep" else server.start_s
-            self._at(now + took, partial(self._scheduler.server_loaded, order.key))
+            self._at(now + took, partial(self._loaded, order.key))
         elif order.verb == "sleep":
-            self._at(now + server.sleep_s, lambda _: self._scheduler.server_unloaded(order.key, "asleep"))
+            self._at(now + server.sleep_s, lambda _: self._unloaded(order.key, "asleep"))
         else:
-            self._at(now + server.stop_s, lambda _: self._scheduler.server_unloaded(order.key, "stopped"))
+            self._at(now + server.stop_s, lambda _: self._unloaded(order.key, "stopped"))
+
+    def _loaded(self, key: str, now: float) -> int:
+        self._placement.scheduler(key).server_loaded(key, now)
+        return self._placement.device(key)
+
+    def _unloaded(self, key: str, tier: Tier) -> int:
+        self._placement.scheduler(key).server_unloaded(key, tier)
+        return self._placement.device(key)
 
     def _begin(self, key: str, now: float) -> None:
         while self._queues[key] and self._busy[key] < self._slots:
@@ -151,7 +181,8 @@ class Simulation:
             self.begun[ticket] = now - self._requests[ticket].at
             self._at(now + self._requests[ticket].work, partial(self._done, ticket, key))
 
-    def _done(self, ticket: int, key: str, now: float) -> None:
+    def _done(self, ticket: int, key: str, now: float) -> int:
         self._busy[key] -= 1
-        self._scheduler.request_ended(ticket, now)
+        self._placement.scheduler(key).request_ended(ticket, now)
         self._begin(key, now)
+        return self._placement.device(key)

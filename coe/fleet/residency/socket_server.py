@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from coe.fleet.residency.client import MAX_LINE_BYTES, encode, read_messages
-from coe.fleet.residency.policy import Tier
 from coe.fleet.residency.residency import Residency
 from coe.fleet.residency.scheduler import Ticket
+from coe.fleet.residency.state import Tier
 
 PUBLISH_INTERVAL = 0.2
 """Seconds between two messages about waiting requests, at least."""

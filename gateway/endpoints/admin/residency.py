@@ -31,7 +31,8 @@ _MAX_AGE_SECONDS = 0.5
 _NULLABLE: Schema = {"type": ["number", "null"]}
 _LOADING = object_schema({"from": TEXT, "elapsed_s": NUMBER, "expected_s": NUMBER}) | {"type": ["object", "null"]}
 _SERVER = object_schema(
-    {"experts": TEXTS, "switches": COUNT, "tier": TEXT, "memory_gb": NUMBER, "pinned": {"type": "boolean"}}
+    {"experts": TEXTS, "devices": TEXTS, "switches": COUNT, "tier": TEXT, "memory_gb": NUMBER}
+    | {"pinned": {"type": "boolean"}}
     | {"in_flight": COUNT, "waiting": COUNT, "oldest_wait_s": _NULLABLE, "requests_per_s": NUMBER, "load_s": NUMBER}
     | {"loading": _LOADING, "reason": TEXT}
 )

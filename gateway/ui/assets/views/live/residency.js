@@ -52,6 +52,7 @@ const device = (found, loaded) => html`<section class="card" aria-label="Device 
 
 const COLUMNS = [
   { title: "Expert", cell: ({ experts }) => experts.join(", ") },
+  { title: "May use", cell: ({ devices }) => devices.join(", ") },
   { title: "Tier", cell: ({ tier }) => badge(tier, TIERS[tier] ?? "warn") },
   { title: "GB", number: true, cell: ({ memory_gb }) => number(memory_gb) },
   { title: "In flight", number: true, cell: ({ in_flight }) => number(in_flight) },

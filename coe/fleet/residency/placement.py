@@ -1,0 +1,159 @@
+"""Chooses the device of servers that may use several, and keeps on which device each server is.
+
+A server is on one device at a time, and only a stopped one moves: a sleeping one wakes where it sleeps. Where requests
+wait for a stopped server, it goes to the device with the least `load_cost`: the seconds until the load is worth its
+price there, the loads before it, and its own load. The price depends on the offered load of the device and on what must
+leave, as in `plan`. Between equal costs, the servers that leave decide, then the present device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from coe.fleet.residency.policy import (
+    BUSY_FACTOR,
+    Waits,
+    eviction_order,
+    freed_memory,
+    is_busy,
+    is_requested,
+    select_victims,
+    weighed,
+)
+from coe.fleet.residency.scheduler import Scheduler
+from coe.fleet.residency.state import DeviceState, ServerState
+
+MOVE_MARGIN = 1.0
+"""Seconds that a move must save a server whose requests wait already: room may have been made for it."""
+RECONSIDER_SECONDS = 1.0
+"""Seconds after which the device of a waiting server is chosen again, one server in a decision: decisions stay fast."""
+
+Cost = tuple[float, float]
+"""Seconds until the server would be awake, and reload seconds a second of what leaves for it."""
+
+
+def load_cost(server: ServerState, state: DeviceState) -> Cost:
+    """The cost of loading `server` on a device, which may be its present one. Infinite if too few servers may leave."""
+    others = replace(state, servers=tuple(_loaded(s) for s in state.servers if s.key != server.key))
+    lacking = server.profile.memory - _available_memory(others)
+    leaving = select_victims(sorted(_evictable(others), key=eviction_order), lacking)
+    if leaving is None:
+        return math.inf, math.inf
+    lost = sum(s.rate * s.load_seconds * (BUSY_FACTOR if is_busy(s) else 1.0) for s in leaving if s.tier == "awake")
+    offered = sum(s.rate * s.load_seconds for s in others.servers if s.tier not in ("awake", "draining"))
+    urgent = Waits(server, state.now)
+    due = weighed(urgent, leaving, state, offered + lost).due
+    before = sum(s.load_seconds for s in state.servers if s.key != server.key and _loads_before(s, urgent, state.now))
+    return max(due - state.now, 0.0) + before + server.load_seconds, lost
+
+
+def _available_memory(state: DeviceState) -> float:
+    """GB of the device that are free or about to be."""
+    return state.free + sum(freed_memory(s) for s in state.servers if s.tier == "unloading")
+
+
+def _evictable(state: DeviceState) -> Iterator[ServerState]:
+    for server in state.servers:
+        if server.tier in ("awake", "draining"):
+            if not server.profile.pinned:
+                yield server
+        elif server.tier == "asleep" and server.profile.asleep_memory:
+            yield server
+
+
+def _loaded(server: ServerState) -> ServerState:
+    """A server as it is after the load under way: it may leave once its requests have ended."""
+    return replace(server, tier="awake", in_flight=1) if server.tier == "loading" else server
+
+
+def _loads_before(other: ServerState, urgent: Waits, now: float) -> bool:
+    if other.tier == "loading":
+        return True
+    waits = other.tier in ("asleep", "stopped") and is_requested(other) and other.retry_at <= now
+    return waits and Waits(other, now).urgency >= urgent.urgency
+
+
+def device_choices(servers: Iterable[Iterable[str]]) -> dict[str, list[int]]:
+    """The devices of each server, by number, from the keys of the servers of each device."""
+    choices: dict[str, list[int]] = {}
+    for number, keys in enumerate(servers):
+        for key in keys:
+            choices.setdefault(key, []).append(number)
+    return choices
+
+
+def spread(
+    sizes: Mapping[str, float], choices: Mapping[str, Sequence[int]], memory: Sequence[float]
+) -> tuple[dict[str, int], list[str]]:
+    """The first device of each server, by number, and the servers that fit awake together, the first of `sizes` first.
+
+    Each server gets the device with most memory left; if it fits on none, the one with the fewest servers for its
+    memory.
+    """
+    free, placed = list(memory), [0.0] * len(memory)
+    homes, awake = dict[str, int](), list[str]()
+    for key, size in sizes.items():
+        home = max(choices[key], key=lambda number: (free[number], -number))
+        if size <= free[home]:
+            free[home] -= size
+            awake.append(key)
+        else:
+            home = min(choices[key], key=lambda number: (placed[number] / memory[number], number))
+        placed[home] += size
+        homes[key] = home
+    return homes, awake
+
+
+class Placement:
+    """On which device each server is. Call `settle` before the decisions of an event, and `decide` for a device."""
+
+    def __init__(self, schedulers: Sequence[Scheduler], choices: Mapping[str, Sequence[int]]) -> None:
+        """`choices` are the devices of each server by number; each server is in the scheduler of one of them."""
+        self._schedulers = schedulers
+        self._homes = {key: number for number, one in enumerate(schedulers) for key in one.keys}
+        self._choices = {key: tuple(numbers) for key, numbers in choices.items() if len(numbers) > 1}
+        self._considered: dict[str, float] = {}
+
+    def device(self, key: str) -> int:
+        """The number of the device that a server is on, or for a stopped one was on last."""
+        return self._homes[key]
+
+    def scheduler(self, key: str) -> Scheduler:
+        return self._schedulers[self._homes[key]]
+
+    def settle(self, now: float) -> set[int]:
+        """Moves servers for which requests wait. Returns the numbers of the devices that have to decide again."""
+        if not self._choices:
+            return set()
+        movable = [key for key in self._choices if self.scheduler(key).is_movable(key, now)]
+        considered = {key: self._considered[key] for key in movable if key in self._considered}
+        touched = set[int]()
+        if considered and not (oldest := min(considered.values())) <= now < oldest + RECONSIDER_SECONDS:
+            key = min(considered, key=considered.__getitem__)
+            touched |= self._place(key, now, margin=MOVE_MARGIN)
+            considered[key] = now
+        for key in movable:
+            if key not in considered:
+                touched |= self._place(key, now, margin=0.0)
+                considered[key] = now
+        self._considered = considered
+        return touched
+
+    def _place(self, key: str, now: float, *, margin: float) -> set[int]:
+        home = self._homes[key]
+        server = self._schedulers[home].server_state(key, now)
+        costs = {number: load_cost(server, self._schedulers[number].state(now)) for number in self._choices[key]}
+        best = min(costs, key=lambda number: (costs[number], number != home))
+        if best == home or costs[best][0] > costs[home][0] - margin:
+            return set()
+        self._schedulers[best].add(self._schedulers[home].remove(key))
+        self._homes[key] = best
+        return {home, best}
+
+    def next_check(self, number: int, next_check: float | None, now: float) -> float | None:
+        """When a device decides again: earlier than its scheduler needs while a server there may still move."""
+        if any(self._homes[key] == number for key in self._considered):
+            return min([now + RECONSIDER_SECONDS, *([] if next_check is None else [next_check])])
+        return next_check
