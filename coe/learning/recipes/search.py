@@ -11,9 +11,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from coe.experts.recipes.agreement import AnswerWeights, Array
+from coe.experts.recipes.agreement import Array
+from coe.learning.recipes.agreement_weights import fold_probabilities, fold_weights
 from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.fit import AnsweredSet, answered_set, held_out_probabilities, held_out_weights, stop_backwards
+from coe.learning.recipes.fit import AnsweredSet, answered_set, stop_backwards
 
 MAX_CANDIDATES = 16
 """Experts that the search considers: the best ones by quality net of cost at the price, and the cheapest ones."""
@@ -50,7 +51,7 @@ class RecipeSearch:
         reasons, whose answers do not show these tokens."""
         self._offered[: self._experts] = True
         self._sets: dict[frozenset[int], AnsweredSet] = {}
-        self._weights: dict[frozenset[int], list[AnswerWeights]] = {}
+        self._weights: dict[frozenset[int], Array] = {}
 
     def expert(self, column: int) -> int:
         """Return the expert of a column."""
@@ -144,8 +145,8 @@ class RecipeSearch:
         experts = [self.expert(column) for column in columns]
         key = frozenset(experts)
         if key not in self._weights:
-            self._weights[key] = held_out_weights(self._answers, experts, by_category=False)
-        return held_out_probabilities(self._columns, columns, self._weights[key])
+            self._weights[key] = fold_weights(self._answers, experts)
+        return fold_probabilities(self._columns, columns, self._weights[key])
 
 
 def _insertions(sequence: Sequence, candidates: list[int]) -> set[Sequence]:
