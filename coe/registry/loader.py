@@ -305,6 +305,11 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
         else:
             yield where, f"unknown expert {member!r}{nearest(member, registry.single_names)}"
         seen.add(member)
+    spoken = [registry.expert(member).languages for member in recipe.members if member in registry.single_names]
+    restricted = [languages for languages in spoken if languages is not None]
+    if restricted and not frozenset.intersection(*restricted):
+        remedy = "add one to their `languages`, or use other members"
+        yield (key,), f"the members of {recipe.name!r} have no language in common; {remedy}"
     if len(recipe.called) > registry.policy.max_calls:
         calls = "makes" if recipe.writes else "may make"
         yield (

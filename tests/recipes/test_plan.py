@@ -153,6 +153,23 @@ def test_auto_proposes_recipes_that_are_served_without_being_declared(config: Pa
     assert found.declaration(declaration(config)) == declaration(config)
 
 
+def test_a_budget_that_neither_experts_nor_arms_keep_is_reported_with_its_line_and_the_smallest_one(
+    config: Path,
+) -> None:
+    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 0.5") + CAREFUL)
+    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config)])
+    line = DECLARED.splitlines().index("budget: {mean_cost: 10}") + 1
+    expected = f"experts.yaml:{line}: budget: mean_cost 0.5 cannot be kept; the smallest feasible limit is 1"
+    assert expected in str(result.exception)
+
+
+def test_a_bound_without_recorded_answers_leaves_the_recipe_out_with_the_remedy(config: Path) -> None:
+    (config.parent / "answers.jsonl").unlink()
+    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 40") + CAREFUL.replace("}]", ", max_loss: 0.1}]"))
+    reason = plan(config)["left_out"]["recipes"]["careful"]
+    assert reason == "no answers are recorded beside the scores; run `coe score` again"
+
+
 def test_a_bound_that_the_probes_cannot_show_leaves_the_recipe_out_with_the_remedy(config: Path) -> None:
     config.write_text(DECLARED + CAREFUL.replace("[[a, b], large]", "[a, large], max_loss: 0.001"))
     report = plan(config)
