@@ -259,11 +259,16 @@ class ReplayedAnswers:
 
 
 def replayed(
-    policy: RecipePolicy, answers: Answers, posterior: Array | None = None, grades: Array | None = None
+    policy: RecipePolicy,
+    answers: Answers,
+    posterior: Array | None = None,
+    grades: Array | None = None,
+    *,
+    streams: bool = False,
 ) -> ReplayedAnswers:
     """Run a policy on recorded answers, with the true categories unless a `posterior` is given.
 
-    `grades` (n_prompts, n_experts) are those of its judge, NaN without one.
+    `grades` (n_prompts, n_experts) are those of its judge, NaN without one. With `streams`, clients stream the answers.
     """
     columns = member_columns(policy, answers.experts)
     found = replay(
@@ -272,6 +277,7 @@ def replayed(
         answers.tokens[:, columns],
         answers.posterior if posterior is None else posterior,
         None if grades is None else grades[:, columns],
+        streams=streams,
     )
     called, written = np.zeros(answers.scores.shape, dtype=bool), np.zeros(answers.scores.shape)
     called[:, columns] = found.calls

@@ -67,7 +67,7 @@ class RecipeSearch:
         improved = [self._improve(start, price) for start in starts]
         best = max(improved, key=lambda sequence: float(self._net(sequence, price).mean()))
         self._sets = {key: found for key, found in self._sets.items() if max(key) < self._experts}
-        return best  # sets with caps are many, and other prices need few of them
+        return best
 
     def _extended(self, price: float) -> Sequence:
         """Return the best sequence without caps that the beam search finds."""
@@ -98,6 +98,14 @@ class RecipeSearch:
                 return best
             best = max(raised, key=lambda sequence: float(raised[sequence].mean()))
             net = self._net(best, price)
+            self._forget_sets_far_from(best)
+
+    def _forget_sets_far_from(self, best: Sequence) -> None:
+        """Drop the sets with caps that no single change of `best` needs, as there are many, and each one is large."""
+        near = set(best)
+        self._sets = {
+            key: found for key, found in self._sets.items() if max(key) < self._experts or len(key - near) < 2
+        }
 
     def _needed(self, sequence: Sequence, best: Sequence, gain: Array) -> float:
         """Return the mean gain that a change needs: a standard error of it for a lower cap."""
