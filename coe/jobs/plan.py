@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
-from coe.errors import ArtifactError, LogError
+from coe.errors import ArtifactError, ConfigError, LogError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.jobs.expected_waits import solve_with_waits, wait_model, waits_report
 from coe.jobs.foreground import note_if_slow
@@ -49,7 +49,7 @@ from coe.mapping import (
     solve,
     sweep,
 )
-from coe.registry import Registry
+from coe.registry import Registry, yaml_source
 from coe.retrieval.gate import GATE_FILE
 from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
@@ -152,10 +152,14 @@ def _solve(
     settings: Settings, registry: Registry, basis: PlanInputs, logged: LoggedUses | None
 ) -> tuple[PlanInputs, Assignment, dict[str, Any] | None]:
     """Solve the plan. Returns the inputs with the expected waits of experts that share devices, the plan, and the
-    report of the waits."""
+    report of the waits. Raises ConfigError with the line of the budget if no plan keeps it."""
 
     def solved(inputs: PlanInputs) -> Assignment:
-        return solve(inputs.problem, traffic=inputs.traffic)
+        try:
+            return solve(inputs.problem, traffic=inputs.traffic)
+        except ConfigError as error:
+            line = yaml_source.read(settings.config).at(("budget",))
+            raise ConfigError(*(f"{line}: {problem}" for problem in error.problems)) from error
 
     model, reason = wait_model(settings, registry, logged)
     if model is None:

@@ -91,8 +91,9 @@ def plan_basis(
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
+    streamed = None if logged is None else logged.streamed
     recipes, all_scores = _with_recipes(
-        folder, data, registry, scores, rows=rows, experts=experts, categories=categories
+        folder, data, registry, scores, rows=rows, experts=experts, categories=categories, streamed=streamed
     )
     columns = (*experts, *recipes.arms)
     measured = tabulate_partly(categories, columns, member, all_scores)
@@ -161,15 +162,25 @@ def _with_recipes(
     rows: Sequence[int],
     experts: Sequence[str],
     categories: Sequence[str],
+    streamed: float | None,
 ) -> tuple[RecipeColumns, NDArray[np.float64]]:
     """Fit the recipes on the prompts that all experts were scored on.
 
+    While the share of `streamed` requests is unknown, all count as streams: where fewer caps apply, answers cost more.
     Returns their columns, and the scores (n_rows, n_experts + n_arms) of experts and arms, NaN where missing.
     """
     whole = np.flatnonzero(np.isfinite(scores).all(axis=1))
     with note_if_slow("fitting recipes"):
         complete = [rows[row] for row in whole.tolist()]
-        recipes = columns_of_recipes(folder, data, registry, rows=complete, experts=experts, categories=categories)
+        recipes = columns_of_recipes(
+            folder,
+            data,
+            registry,
+            rows=complete,
+            experts=experts,
+            categories=categories,
+            streamed=1.0 if streamed is None else streamed,
+        )
     all_scores = np.full((len(rows), len(experts) + len(recipes.arms)), np.nan)
     all_scores[:, : len(experts)] = scores
     if recipes.arms:

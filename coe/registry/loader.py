@@ -301,6 +301,7 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
         else:
             yield where, f"unknown expert {member!r}{nearest(member, registry.single_names)}"
         seen.add(member)
+    yield from _language_problems(recipe, registry, key)
     if len(recipe.called) > registry.policy.max_calls:
         calls = "makes" if recipe.writes else "may make"
         yield (
@@ -308,6 +309,15 @@ def _member_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
             f"recipe {recipe.name!r} {calls} {len(recipe.called)} calls and policy.max_calls allows "
             f"{registry.policy.max_calls}; remove members or raise it",
         )
+
+
+def _language_problems(recipe: RecipeSpec, registry: Registry, key: str) -> Problems:
+    """Check that the members have a language in common. An expert that declares none has all."""
+    spoken = [registry.expert(member).languages for member in recipe.members if member in registry.single_names]
+    restricted = [languages for languages in spoken if languages is not None]
+    if restricted and not frozenset.intersection(*restricted):
+        remedy = "add one to their `languages`, or use other members"
+        yield (key,), f"the members of {recipe.name!r} have no language in common; {remedy}"
 
 
 def _memory_problems(registry: Registry) -> Problems:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
 
 from coe.core import Chat, ExpertRule, Scope
 from coe.errors import ConfigError, Forbidden, RequestError
 from coe.registry import AccessSpec, ApiKey, KeyLimits, Prices, RecipeSpec, Registry
+from coe.registry.recipes import cap_in_force
 from coe.routing.eligibility import exclusion
 from coe.runtime.api_keys import Caller, KeyRing
 from coe.runtime.issued_keys import IssuedKeys, access_with
@@ -118,7 +120,7 @@ class TokenAllowance(RequestAllowance):
 
     async def reserve(self, chat: Chat, recipe: str = "") -> None:
         self._input, self._output = input_tokens(chat), output_tokens(chat)
-        amounts = self._pricing.worst_case(chat, recipe).amounts(self._input, self._output)
+        amounts = self._pricing.amounts(chat, recipe, input_tokens=self._input, output_tokens=self._output)
         for meter in self._account.meters:
             if amounts[meter.unit] > meter.limit:
                 raise limit_error(self._key, meter, amounts[meter.unit], wait=0.0)
@@ -264,13 +266,19 @@ def access_of(
     select."""
     spec = access_with(registry, issued)
     prices = {expert.name: expert.prices for expert in registry.single_arms}
-    recipes = {recipe.name: recipe for recipe in registry.declared_recipes}
+    recipes = {recipe.name: _with_caps_in_force(recipe, registry) for recipe in registry.declared_recipes}
     recipes |= {arm.name: recipes[arm.recipe] for arm in registry.recipe_arms}
 
     def permitted(rule: ExpertRule) -> Collection[str]:
         return [arm.name for arm in registry.arms if not exclusion(rule, arm)]
 
     return Access(spec, limiter, prices=prices, recipes=recipes, routed=routed, permitted=permitted, host=host)
+
+
+def _with_caps_in_force(recipe: RecipeSpec, registry: Registry) -> RecipeSpec:
+    """The recipe with the caps that its members' calls have."""
+    caps = {name: cap_in_force(cap, registry.expert(name)) for name, cap in recipe.max_tokens.items()}
+    return recipe.model_copy(update={"max_tokens": {name: int(cap) for name, cap in caps.items() if isfinite(cap)}})
 
 
 @asynccontextmanager

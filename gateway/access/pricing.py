@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 
 from coe.core import NO_RECIPE, Chat
+from coe.experts.recipes.calls import sets_reasoning
 from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.experts.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import AUTO, Prices, RecipeSpec
@@ -36,23 +37,29 @@ class WorstCase:
         return cls(conversation_price=prices.input, answer_price=prices.output)
 
     @classmethod
-    def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices]) -> WorstCase:
-        """Return the worst case of all calls of a recipe. A later step of a chain or fuse also reads the answers of the
-        step before, and a judge reads one answer."""
+    def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices], *, caps_apply: bool = False) -> WorstCase:
+        """Return the worst case of all calls of a recipe.
+
+        A later step of a recipe that writes also reads the answers of the step before, and a judge reads one answer. If
+        caps apply, all steps but the last have them; the last one has none for free text.
+        """
         total = cls(0.0, 0.0)
         for number, step in enumerate(recipe.steps):
             drafts = len(recipe.steps[number - 1]) if number and recipe.writes else 0
             instruction_tokens = (
                 ENVELOPE_TOKENS + len(recipe.written_instruction) / CHARACTERS_PER_TOKEN if drafts else 0.0
             )
-            for one in (prices[member] for member in step):
+            caps = recipe.max_tokens if caps_apply and number + 1 < len(recipe.steps) else {}
+            for member, one in ((member, prices[member]) for member in step):
+                cap = caps.get(member, 0)
+                answers = 0.0 if cap else 1.0
                 call = cls(
                     1.0,
-                    1.0 + drafts,
-                    instruction_tokens,
+                    answers + drafts,
+                    instruction_tokens + cap,
                     one.input,
-                    one.output + drafts * one.input,
-                    instruction_tokens * one.input,
+                    answers * one.output + drafts * one.input,
+                    instruction_tokens * one.input + cap * one.output,
                 )
                 total = total.plus(call)
         for one in (prices[name] for name in recipe.called[len(recipe.members) :]):
@@ -80,6 +87,43 @@ _PARTS = tuple(part.name for part in fields(WorstCase))
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a request uses at most: the worst case `whole`, and the one with the caps of recipes where these apply."""
+
+    whole: WorstCase = WorstCase()
+    capped: WorstCase = WorstCase()
+
+    @classmethod
+    def of_expert(cls, prices: Prices) -> Bounds:
+        """Return those of one call."""
+        return cls(*(WorstCase.of_expert(prices),) * 2)
+
+    @classmethod
+    def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices]) -> Bounds:
+        """Return those of all calls of a recipe."""
+        return cls(WorstCase.of_recipe(recipe, prices), WorstCase.of_recipe(recipe, prices, caps_apply=True))
+
+    @classmethod
+    def largest(cls, alternatives: Collection[Bounds]) -> Bounds:
+        """Return upper bounds of all alternatives."""
+        return cls(
+            WorstCase.largest([one.whole for one in alternatives]),
+            WorstCase.largest([one.capped for one in alternatives]),
+        )
+
+    def amounts(self, input_tokens: float, output_tokens: float, *, caps_apply: bool) -> Amounts:
+        """Return the use of one request with so many tokens of conversation and of an answer.
+
+        An answer has no more tokens than either its limit or its cap, so both cases are bounds.
+        """
+        whole = self.whole.amounts(input_tokens, output_tokens)
+        if not caps_apply:
+            return whole
+        capped = self.capped.amounts(input_tokens, output_tokens)
+        return Amounts(1, min(whole.tokens, capped.tokens), min(whole.dollars, capped.dollars))
+
+
+@dataclass(frozen=True, slots=True)
 class Pricing:
     """Prices of experts by name, and the worst case of a request.
 
@@ -88,9 +132,9 @@ class Pricing:
     """
 
     experts: Mapping[str, Prices] = field(default_factory=dict)
-    worst_of: Mapping[str, WorstCase] = field(default_factory=dict)
-    highest: WorstCase = WorstCase()
-    routed: WorstCase = WorstCase()
+    worst_of: Mapping[str, Bounds] = field(default_factory=dict)
+    highest: Bounds = Bounds()
+    routed: Bounds = Bounds()
 
     @classmethod
     def of(
@@ -102,16 +146,23 @@ class Pricing:
     ) -> Pricing:
         """Return the pricing for `recipes` by recipe and arm. `routed` are the arms that routing may select;
         `permitted` the experts and arms that the key may use, None for all."""
-        worst = {name: WorstCase.of_expert(prices) for name, prices in experts.items()}
+        worst = {name: Bounds.of_expert(prices) for name, prices in experts.items()}
         possible = [one for name, one in worst.items() if permitted is None or name in permitted]
-        highest = WorstCase.largest(possible or [WorstCase()])
+        highest = Bounds.largest(possible or [Bounds()])
         routed = [name for name in routed if permitted is None or name in permitted]
-        worst |= {name: WorstCase.of_recipe(recipe, experts) for name, recipe in recipes.items()}
-        return cls(experts, worst, highest, WorstCase.largest([highest, *(worst[name] for name in routed)]))
+        worst |= {name: Bounds.of_recipe(recipe, experts) for name, recipe in recipes.items()}
+        return cls(experts, worst, highest, Bounds.largest([highest, *(worst[name] for name in routed)]))
 
-    def worst_case(self, chat: Chat, recipe: str) -> WorstCase:
-        """Return the worst case of the expert or recipe that a request pins, or the highest of all for a routed
-        request."""
+    def amounts(self, chat: Chat, recipe: str, *, input_tokens: float, output_tokens: float) -> Amounts:
+        """Return the most that a request uses, with so many tokens of conversation and of an answer.
+
+        The first steps of streams have no caps, and no step of a request that sets its reasoning.
+        """
+        caps_apply = not chat.stream and not sets_reasoning(chat.fields)
+        return self._bounds(chat, recipe).amounts(input_tokens, output_tokens, caps_apply=caps_apply)
+
+    def _bounds(self, chat: Chat, recipe: str) -> Bounds:
+        """Return those of the expert or recipe that a request pins, or the highest of all for a routed request."""
         model = recipe if chat.model == AUTO and recipe else chat.model
         if (found := self.worst_of.get(model)) is not None:
             return found

@@ -70,6 +70,12 @@ def updated(records: Iterable[RoutingRecord], output: float = 100.0) -> Measured
 # ------------------------------------------------------------------------------------------------- which records count
 
 
+def test_the_share_of_streams_is_of_the_chat_requests_of_users() -> None:
+    logged = [answered(1), answered(2, stream=False), answered(3), answered(4, stream=False, purpose="probe")]
+    assert uses_of([*logged, answered(5, api="completions", stream=False)]).streamed == pytest.approx(2 / 3)
+    assert uses_of([]).streamed is None
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

@@ -307,7 +307,8 @@ class _RecordedExpert:
         limit = call.fields.get("max_tokens", math.inf)
         cut = self._tokens > limit
         text = "one two three four five six" if self._class == NO_ANSWER else f"class-{self._class}"
-        reply = await ScriptedExpert(self.name, answer(text, finish="length" if cut else "stop")).stream(call)
+        form = stream if call.stream else answer
+        reply = await ScriptedExpert(self.name, form(text, finish="length" if cut else "stop")).stream(call)
         reply.usage.output_tokens = int(min(self._tokens, limit))
         return reply
 
@@ -328,15 +329,18 @@ def _uneven(prompts: int = 900) -> Answers:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("steps", [[[0, 1], [2]], [[2], [0], [1]], [[0], [2]]])
-async def test_members_scores_and_costs_in_service_are_those_of_the_replay(steps: list[list[int]]) -> None:
+async def test_members_scores_and_costs_in_service_are_those_of_the_replay(
+    steps: list[list[int]], *, streams: bool
+) -> None:
     answers = _uneven()
     caps = np.array([40.0, np.inf, 60.0])
     policy, _ = RecipeFit(answers, recipe="careful", steps=steps, caps=caps).policy(2e-4)
     stored = ArmPolicies(("code", "law"), {"careful@1": policy})
     policy = ArmPolicies.from_json(stored.to_json()).by_arm["careful@1"]
     few = answers.rows(np.arange(150))
-    expected = replayed(policy, few)
+    expected = replayed(policy, few, streams=streams)
     cut = 0
     for row in range(len(few.labels)):
         members: Any = {
@@ -347,7 +351,8 @@ async def test_members_scores_and_costs_in_service_are_those_of_the_replay(steps
             "careful@1", members, policy=policy, categories=2, final_answer=final_answer, limits=Policy()
         )
         log = RecipeLog()
-        await bytes_of(await recipe.stream(replace(call_of(log=log), posterior=few.posterior[row].astype(np.float32))))
+        call = replace(call_of(log=log, stream=streams), posterior=few.posterior[row].astype(np.float32))
+        await bytes_of(await recipe.stream(call))
         written = {one.expert: one.usage.output_tokens for one in log.calls if one.usage is not None}
         cost = sum(
             (written[name] or 0) * rate for name, rate in zip(few.experts, (1, 1, 9), strict=True) if name in written

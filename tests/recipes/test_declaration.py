@@ -29,6 +29,8 @@ experts:
     base_url: "http://localhost:1/v1"
     context_length: 1024
     parameters: {max_tokens: 200}
+  - {name: german, model: m, runtime: external, base_url: "http://localhost:1/v1", languages: [de]}
+  - {name: french, model: m, runtime: external, base_url: "http://localhost:1/v1", languages: [fr]}
 assignment: {general: a}
 recipes:
 """
@@ -49,7 +51,7 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ("{name: x, vote: [a, cc]}", "unknown expert 'cc'; did you mean 'c'?"),
         (
             "{name: x, cascade: [a, x]}",
-            "a recipe cannot contain itself; the members are experts: a, b, c, d, vectors, short",
+            "a recipe cannot contain itself; the members are experts: a, b, c, d, vectors, short, german, french",
         ),
         ("{name: x, cascade: [[a, b], a]}", "'a' is a member already; each member is called once, so remove one"),
         ("{name: a, vote: [b, c]}", "'a' is an expert already; choose another name for the recipe"),
@@ -59,6 +61,10 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ("{name: auto, vote: [a, b]}", "the name 'auto' is reserved; choose another name for the recipe"),
         ("{name: x, vote: [a, b], tools: agreement}", "'a' has no tools; add `tools` to its capabilities, or remove"),
         ("{name: x, chain: [a, b], tools: agreement}", "'x' is a chain, which always calls all members, so `tools`"),
+        (
+            "{name: x, cascade: [[a, german], french]}",
+            "the members of 'x' have no language in common; add one to their `languages`, or use other members",
+        ),
         ("{name: x, vote: [a, vectors]}", "'vectors' does not support the chat API, which all members need"),
         (
             "{name: x, vote: [a, b, c, d]}",

@@ -7,6 +7,8 @@ import pytest
 
 from coe.experts.recipes.agreement import NO_ANSWER, answer_classes, best_answer
 from coe.experts.recipes.policy import replay
+from coe.learning.recipes.agreement_weights import fold_probabilities, fold_weights
+from coe.learning.recipes.answers import FOLDS
 from coe.learning.recipes.fit import RecipeFit, fit_weights, held_out_probabilities, held_out_weights
 from tests.recipes.recorded import halves, recorded_answers
 
@@ -28,7 +30,7 @@ def test_a_vote_of_three_beats_each_of_its_members() -> None:
 
 def test_answer_probabilities_are_calibrated_on_held_out_prompts() -> None:
     members = [0, 1, 2]
-    found = held_out_probabilities(THREE, members, held_out_weights(THREE, members, by_category=True))
+    found = held_out_probabilities(THREE, members, held_out_weights(THREE, members))
     chosen = best_answer(found, otherwise=0)
     believed, right = found[np.arange(len(chosen)), chosen], THREE.scores[np.arange(len(chosen)), chosen]
     assert np.ptp(believed) > 0.3
@@ -45,7 +47,7 @@ def test_a_better_member_has_a_larger_weight_in_the_categories_where_it_is_bette
 
 
 def test_members_without_an_answer_start_no_class_and_the_others_decide() -> None:
-    weights = fit_weights(THREE.classes, THREE.scores, None)
+    weights = fit_weights(THREE.classes, THREE.scores, np.empty((len(THREE.labels), 0)))
     classes = np.array([[NO_ANSWER, 5, 5], [NO_ANSWER, NO_ANSWER, NO_ANSWER]])
     found = weights.probabilities(classes, np.zeros((2, 0)))
     assert found[0, 0] == 0
@@ -55,8 +57,29 @@ def test_members_without_an_answer_start_no_class_and_the_others_decide() -> Non
 
 def test_several_right_answers_of_one_prompt_share_its_probability() -> None:
     classes = np.tile([0, 1], (500, 1))
-    weights = fit_weights(classes, np.ones((500, 2)), None)
+    weights = fit_weights(classes, np.ones((500, 2)), np.empty((500, 0)))
     assert weights.probabilities(classes[:1], np.zeros((1, 0)))[0, :2] == pytest.approx([0.5, 0.5], abs=0.02)
+
+
+def test_the_weights_of_all_folds_at_once_are_those_of_each_fold() -> None:
+    """With answers that are missing, and with two right answers of one prompt."""
+    random = np.random.default_rng(1)
+    missing, also_right = random.random(THREE.classes.shape) < 0.2, random.random(THREE.classes.shape) < 0.1
+    answers = replace(
+        THREE,
+        classes=np.where(missing, NO_ANSWER, THREE.classes),
+        scores=np.where(missing, 0.0, np.maximum(THREE.scores, 0.5 * also_right)),
+    )
+    members, none = [2, 0, 1], np.empty((len(answers.labels), 0))
+    found = fold_weights(answers, members)
+    probabilities = fold_probabilities(answers, members, found)
+    for fold in range(FOLDS):
+        inside, outside = (answers.folds == fold, answers.folds != fold)
+        expected = fit_weights(answers.classes[outside][:, members], answers.scores[outside][:, members], none[outside])
+        assert found[fold] == pytest.approx([*expected.member[:, 0], *expected.none], abs=1e-3)
+        of_each = expected.probabilities(answers.classes[inside][:, members], none[inside])
+        assert probabilities[inside] == pytest.approx(of_each, abs=1e-3)
+    assert np.ptp(found, axis=0).max() > 1e-3
 
 
 def test_a_higher_price_stops_earlier_and_a_price_of_nothing_reaches_the_quality_of_the_last_step() -> None:

@@ -17,6 +17,7 @@ from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.experts.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import Prices, RecipeSpec, Registry
 from gateway.access.limits import Amounts
+from gateway.access.local import MemoryLimiter
 from gateway.access.pricing import WorstCase
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.recipes.members import answer, event, plan_with, stream
@@ -311,6 +312,12 @@ def keyed(*recipes: dict[str, Any], **limits: Any) -> Registry:
     )
 
 
+@pytest.fixture
+def no_refill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops the clock of the limits, so that nothing is refilled however slow the machine is."""
+    monkeypatch.setitem(MemoryLimiter.__init__.__kwdefaults__, "clock", lambda: 1_000_000.0)
+
+
 async def test_each_member_is_charged_by_its_own_prices() -> None:
     scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
     async with gateway_of(keyed(dollars_per_day=1000), **scripts) as gateway:
@@ -318,6 +325,7 @@ async def test_each_member_is_charged_by_its_own_prices() -> None:
         assert gateway.records[0].cost == pytest.approx((3 * 1e4 + 5 * 1e4) / 1e6)
 
 
+@pytest.mark.usefixtures("no_refill")
 async def test_a_key_reserves_the_calls_of_all_members_and_is_charged_the_sum() -> None:
     scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
     headers = {"authorization": f"Bearer {KEY}"}
@@ -333,6 +341,7 @@ async def test_a_key_reserves_the_calls_of_all_members_and_is_charged_the_sum() 
         assert 210 <= int(four.headers["x-ratelimit-remaining-tokens"]) <= 226  # of 250, after 8 + 16 tokens
 
 
+@pytest.mark.usefixtures("no_refill")
 @pytest.mark.parametrize("streams", [False, True])
 async def test_a_failed_recipe_and_the_expert_that_answers_for_it_are_both_charged(streams: bool) -> None:
     declared = keyed({"name": "council", "fuse": ["coder", "painter"], "by": "generalist"}, tokens_per_minute=10_000)
@@ -402,6 +411,7 @@ async def test_a_recipe_with_a_call_of_unknown_tokens_has_no_known_cost(monkeypa
         assert (gateway.records[0].input_tokens, gateway.records[0].cost) == (3, None)
 
 
+@pytest.mark.usefixtures("no_refill")
 async def test_a_client_that_leaves_pays_for_the_answers_that_had_begun() -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     async with gateway_of(keyed(tokens_per_minute=1000), coder=answer("X"), painter=asyncio.Event()) as gateway:

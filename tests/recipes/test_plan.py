@@ -13,6 +13,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.experts import build_recipes
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
+from coe.learning.recipes.measured import columns_of_recipes
 from coe.mapping import effective_plan, read_published
 from coe.registry import RecipeSpec, Registry, load
 from tests.fakes import ScriptedExpert
@@ -127,6 +128,26 @@ def test_a_declared_cap_lowers_the_planned_cost(config: Path) -> None:
     assert problem.uses.cost[:2, column] == pytest.approx(expected, rel=0.05)
 
 
+def test_first_steps_of_streams_are_priced_without_their_caps_and_all_requests_count_as_streams_without_a_log(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every answer of the first member has 100 tokens, and its cap is 50."""
+    config.write_text(DECLARED + CAREFUL.replace("[[a, b], large]}]", "[b, large], max_tokens: {b: 50}}]"))
+    found = {}
+    for streamed in (None, 1.0, 0.5, 0.0):
+        if streamed is not None:
+            monkeypatch.setattr(
+                "coe.jobs.plan_basis.columns_of_recipes",
+                lambda *args, known=streamed, **options: columns_of_recipes(*args, **options | {"streamed": known}),
+            )
+        plan(config)
+        problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
+        assert problem.uses.cost is not None
+        found[streamed] = problem.uses.cost[0, problem.experts.index("careful@1")]
+    assert found[None] == found[1.0] != found[0.0]
+    assert found[0.5] == pytest.approx((found[0.0] + found[1.0]) / 2)
+
+
 def test_an_unchanged_declaration_keeps_the_arms_and_changed_steps_drop_them(config: Path) -> None:
     plan(config)
     found = read_published(published(config), "v1")
@@ -151,6 +172,23 @@ def test_auto_proposes_recipes_that_are_served_without_being_declared(config: Pa
     assert extended.arm("auto-1@1").context_length == 8192
     config.write_text(DECLARED)
     assert found.declaration(declaration(config)) == declaration(config)
+
+
+def test_a_budget_that_neither_experts_nor_arms_keep_is_reported_with_its_line_and_the_smallest_one(
+    config: Path,
+) -> None:
+    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 0.5") + CAREFUL)
+    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config)])
+    line = DECLARED.splitlines().index("budget: {mean_cost: 10}") + 1
+    expected = f"experts.yaml:{line}: budget: mean_cost 0.5 cannot be kept; the smallest feasible limit is 1"
+    assert expected in str(result.exception)
+
+
+def test_a_bound_without_recorded_answers_leaves_the_recipe_out_with_the_remedy(config: Path) -> None:
+    (config.parent / "answers.jsonl").unlink()
+    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 40") + CAREFUL.replace("}]", ", max_loss: 0.1}]"))
+    reason = plan(config)["left_out"]["recipes"]["careful"]
+    assert reason == "no answers are recorded beside the scores; run `coe score` again"
 
 
 def test_a_bound_that_the_probes_cannot_show_leaves_the_recipe_out_with_the_remedy(config: Path) -> None:

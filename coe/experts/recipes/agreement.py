@@ -74,9 +74,9 @@ def design(posterior: Array, width: int) -> Array:
 
 
 def softmax(logits: Array) -> Array:
-    """Return the probabilities of each row of logits."""
-    grown = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(grown / grown.sum(axis=1, keepdims=True))
+    """Return the probabilities of logits along the last axis."""
+    grown = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(grown / grown.sum(axis=-1, keepdims=True))
 
 
 def best_answer(probabilities: Array, *, otherwise: int) -> NDArray[np.int64]:

@@ -27,6 +27,16 @@ DEADLINE_MARGIN_SHARE = 0.1
 VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
 """Why a recipe stopped, if its answer was compared with all others."""
 
+_REASONING = (
+    "reasoning_effort",
+    "reasoning",
+    "thinking",
+    "thinking_budget",
+    "enable_thinking",
+    "chat_template_kwargs",
+)
+"""Fields by which requests of Chat Completions set the reasoning of models of various servers."""
+
 
 class MemberCalls:
     """The drafts of one request of a recipe, in the order of the calls.
@@ -190,6 +200,11 @@ def capped_fields(fields: Mapping[str, Any], cap: float) -> Mapping[str, Any]:
     if math.isinf(cap) or any(isinstance(limit, int | float) and limit <= cap for limit in limits.values()):
         return fields
     return {**fields, **dict.fromkeys(limits or CHAT_LENGTH_FIELDS[:1], int(cap))}
+
+
+def sets_reasoning(fields: Mapping[str, Any]) -> bool:
+    """Return whether a chat request sets its reasoning. No cap applies to it: caps are fitted to usual answers."""
+    return any(fields.get(name) is not None for name in _REASONING)
 
 
 class RecipeReply:

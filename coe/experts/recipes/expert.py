@@ -13,14 +13,13 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from coe.core import Call, Expert, Health, Reply
 from coe.experts.recipes.agreement import NO_ANSWER, answer_classes
 from coe.experts.recipes.audit import Audit
-from coe.experts.recipes.calls import VERIFIED, MemberCalls, RecipeReply
+from coe.experts.recipes.calls import VERIFIED, MemberCalls, RecipeReply, sets_reasoning
 from coe.experts.recipes.draft import Draft, FinalAnswer
 from coe.experts.recipes.final_answers.answers import without_reasoning
 from coe.experts.recipes.judge import grade_in, grading_fields
@@ -28,16 +27,6 @@ from coe.experts.recipes.policy import RecipePolicy, Step
 from coe.experts.recipes.response_format import in_demanded_form
 from coe.registry import Policy
 from coe.usage import MemberCall, RecipeStop
-
-_REASONING = (
-    "reasoning_effort",
-    "reasoning",
-    "thinking",
-    "thinking_budget",
-    "enable_thinking",
-    "chat_template_kwargs",
-)
-"""Fields by which requests of Chat Completions set the reasoning of models of various servers."""
 
 
 class RecipeExpert:
@@ -132,7 +121,7 @@ class _Run:
                 accepted=self._drafts.index(best),
                 posterior=self._posterior,
                 final_answer=self._final_answer,
-                caps_apply=not _sets_reasoning(call.fields),
+                caps_apply=not sets_reasoning(call.fields),
             )
 
     async def _call_steps(self) -> RecipeStop:
@@ -164,7 +153,7 @@ class _Run:
         answers with the usual reasoning, so a request that sets its own has none.
         """
         held = any(draft.answer is not None for draft in self._drafts)
-        applies = (held or not (step.is_last or call.stream)) and not _sets_reasoning(call.fields)
+        applies = (held or not (step.is_last or call.stream)) and not sets_reasoning(call.fields)
         caps = step.max_tokens if step.max_tokens and applies else (math.inf,) * len(step.members)
         return [
             self._calls.start(name, number, call, max_tokens=cap) for name, cap in zip(step.members, caps, strict=True)
@@ -252,10 +241,6 @@ class _Run:
             return last[0]  # the judge has rejected the others
         best = max(usable, key=lambda draft: draft.log.confidence or 0.0)
         return best if best.log.confidence else max(usable, key=lambda draft: draft.log.step)
-
-
-def _sets_reasoning(fields: Mapping[str, Any]) -> bool:
-    return any(fields.get(name) is not None for name in _REASONING)
 
 
 def _output_tokens(call: MemberCall) -> float | None:

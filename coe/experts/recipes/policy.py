@@ -147,10 +147,13 @@ def replay(
     tokens: Array,
     posterior: Array,
     grades: Array | None = None,
+    *,
+    streams: bool = False,
 ) -> Replayed:
     """Run a policy on recorded answers, columns (n_prompts, n_members) in the order of `policy.members`.
 
-    `grades` of the same shape are those of its judge, NaN without one.
+    `grades` of the same shape are those of its judge, NaN without one. In streams, caps apply only where an earlier
+    answer is readable, and in plain answers also to all steps but the last.
 
     Where no answer is readable, the first one of the latest step is returned, as in serving; if one of that step was
     cut off, the next step is called first. With a judge, the first of the last step is returned if none of it is
@@ -164,7 +167,7 @@ def replay(
         first, seen = seen, seen + len(step.members)
         calls[live, first:seen] = True
         held = ~_unreadable(_read(classes, cut_off, live, first))
-        applies = held | (not step.is_last)
+        applies = held | (not step.is_last and not streams)
         cut_off[live, first:seen] = applies[:, None] & (tokens[live, first:seen] > step.caps)
         read = _read(classes, cut_off, live, seen)
         written = np.minimum(tokens[live, :seen], np.where(cut_off[live, :seen], policy.caps[:seen], np.inf))

@@ -54,6 +54,7 @@ class LoggedUses:
         self.requests: Counter[tuple[str, str]] = Counter()
         self.traffic = TrafficMix(categories)
         self._hours: Counter[int] = Counter()
+        self._chats: Counter[bool] = Counter()
         self._row = {name: row for row, name in enumerate(categories)}
         self._sums: dict[str, list[float]] = {}
         """By arm: count, sum and sum of squares, flat from shape (n_measures, n_categories, 3); a list, because numpy
@@ -82,6 +83,8 @@ class LoggedUses:
             hour = int(record.time // 3600)
             if hour in self._hours or len(self._hours) < MAX_HOURS:
                 self._hours[hour] += 1
+            if record.api == "chat":
+                self._chats[record.stream] += 1
         if reason := _unusable(record, self._row):
             self.left_out[reason] += 1
             return
@@ -96,6 +99,11 @@ class LoggedUses:
     def called(self) -> int:
         """Requests of users that called an expert."""
         return sum(self._hours.values())
+
+    @property
+    def streamed(self) -> float | None:
+        """The share of the chat requests of users that were streamed; None without any."""
+        return self._chats[True] / self._chats.total() if self._chats else None
 
     @property
     def typical_rate(self) -> float:

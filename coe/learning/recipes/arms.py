@@ -72,9 +72,10 @@ def propose_arms(
     search = RecipeSearch(answers, max_calls=max_calls)
     unit = _typical_cost(answers)
     sequences: dict[tuple[int, ...], float] = {}
+    sequence: tuple[int, ...] = ()
     for number, price in enumerate(SEARCHED_PRICES):
         progress(number / len(SEARCHED_PRICES))
-        sequence = search.best_sequence(price / unit)
+        sequence = search.best_sequence(price / unit, also=sequence)
         if len(sequence) > 1:
             sequences.setdefault(sequence, price / unit)
     arms: list[Arm] = []

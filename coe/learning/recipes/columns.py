@@ -113,11 +113,13 @@ def recipe_columns(
     categories: Sequence[str],
     grades: Mapping[str, Grades] | None = None,
     only: Sequence[RecipeSpec] | None = None,
+    streamed: float = 0.0,
 ) -> RecipeColumns:
     """Fit the arms of all cascades and votes on the prompts `rows` of `data`, whose categories are all among
     `categories`.
 
     `grades` are those of the judges by name. `only` are the recipes to fit, by default the declared and the proposed.
+    `streamed` is the share of requests whose answers are streamed, where fewer caps apply.
     """
     declared = registry.declared_recipes if only is None else only
     wanted = [recipe for recipe in declared if not recipe.writes]
@@ -152,7 +154,7 @@ def recipe_columns(
     if proposes:
         for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
             planned.setdefault(arm.policy.recipe, []).append(arm)
-    return table.columns(planned, judges, left_out, data, rows)
+    return table.columns(planned, judges, left_out, data, rows, streamed=streamed)
 
 
 def _usable_prompts(
@@ -264,36 +266,49 @@ class _AnswerTable:
         left_out: Mapping[str, str],
         data: Quality,
         rows: Sequence[int],
+        *,
+        streamed: float,
     ) -> RecipeColumns:
         """Return the columns of the planned arms; prompts of `rows` without recorded answers score NaN."""
         named = {f"{name}@{level}": arm for name, arms in planned.items() for level, arm in _levels(arms)}
         scores = np.full((len(data.prompts), len(named)), np.nan)
-        uses: dict[str, list[Array]] = {"active_b": [], "dollars": [], "latency_ms": []}
-        calls = {}
+        quality, found = self._by_category([]), {}
         for number, (name, arm) in enumerate(named.items()):
-            scores[self.prompts, number] = arm.outcome.scores
-            columns = member_columns(arm.policy, self.answers.experts)
-            judge, sizes = judges.get(arm.policy.recipe), [len(step.members) for step in arm.policy.steps]
-            grades = None if judge is None else judge.judgements.grades
-            replay = replayed(arm.policy, self.answers, grades=grades)
-            called = replay.called[:, columns]
-            judged = called[:, np.cumsum([0, *sizes[:-2]])].sum(axis=1)  # after each step but the last
-            for use, found in uses.items():
-                made_calls = np.where(called, self._use(use, replay.written)[:, columns], 0.0)
-                each = of_calls(sizes, made_calls, use)
-                found.append(each if judge is None else each + judged * getattr(judge, use))
-            made = called if judge is None else np.column_stack((called, judged))
-            calls[name] = cost_by_category(self.answers, made.astype(np.float64))
+            judge = judges.get(arm.policy.recipe)
+            plain = self._replay(arm.policy, judge, streams=False)
+            found[name] = plain
+            if streamed and arm.policy.max_tokens:
+                streams = self._replay(arm.policy, judge, streams=True)
+                found[name] = {use: (1 - streamed) * plain[use] + streamed * streams[use] for use in plain}
+            changed = found[name]["scores"] - plain["scores"]
+            named[name] = replace(arm, outcome=replace(arm.outcome, scores=arm.outcome.scores + changed[:, 0]))
+            scores[self.prompts, number] = named[name].outcome.scores
+        if named:
+            quality = quality_by_category(self.answers, list(named.values()))
         return RecipeColumns(
             policies={name: arm.policy for name, arm in named.items()},
             scores=scores[list(rows)],
-            quality=quality_by_category(self.answers, list(named.values())) if named else self._by_category([]),
-            active_b=self._by_category(uses["active_b"]),
-            cost=self._by_category(uses["dollars"]),
-            latency_ms=self._by_category(uses["latency_ms"]),
-            calls=calls,
+            quality=quality,
+            active_b=self._by_category([one["active_b"] for one in found.values()]),
+            cost=self._by_category([one["dollars"] for one in found.values()]),
+            latency_ms=self._by_category([one["latency_ms"] for one in found.values()]),
+            calls={name: cost_by_category(self.answers, one["calls"]) for name, one in found.items()},
             left_out=left_out,
         )
+
+    def _replay(self, policy: RecipePolicy, judge: JudgeUse | None, *, streams: bool) -> dict[str, Array]:
+        """Return the score, the calls of each member and the uses of a policy, each of shape (n_prompts, ...)."""
+        columns, sizes = member_columns(policy, self.answers.experts), [len(step.members) for step in policy.steps]
+        grades = None if judge is None else judge.judgements.grades
+        replay = replayed(policy, self.answers, grades=grades, streams=streams)
+        called = replay.called[:, columns]
+        judged = called[:, np.cumsum([0, *sizes[:-2]])].sum(axis=1)  # after each step but the last
+        made = called if judge is None else np.column_stack((called, judged))
+        found = {"scores": replay.scores[:, None], "calls": made.astype(np.float64)}
+        for use in ("active_b", "dollars", "latency_ms"):
+            each = of_calls(sizes, np.where(called, self._use(use, replay.written)[:, columns], 0.0), use)
+            found[use] = each if judge is None else each + judged * getattr(judge, use)
+        return found
 
     def _use(self, use: str, written: Array) -> Array:
         """Return a use of each answer (n_prompts, n_experts) if only a share `written` of its tokens was written."""

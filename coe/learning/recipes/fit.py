@@ -40,19 +40,19 @@ GAIN_CATEGORY_PENALTY = 30.0
 MAX_ITERATIONS = 60
 
 
-def fit_weights(classes: NDArray[np.int64], scores: Array, posterior: Array | None) -> AnswerWeights:
+def fit_weights(classes: NDArray[np.int64], scores: Array, posterior: Array) -> AnswerWeights:
     """Fit the weights of some members, whose `classes` and `scores` have shape (n_prompts, n_members).
 
-    Without `posterior` (n_prompts, n_categories), weights do not depend on the category. If several answer classes of a
-    prompt score, they share its probability mass.
+    `posterior` has shape (n_prompts, n_categories). If several answer classes of a prompt score, they share its
+    probability mass.
     """
     from scipy.optimize import minimize
 
     members = classes.shape[1]
-    width = 1 if posterior is None else 1 + posterior.shape[1]
-    inputs = design(np.empty((len(classes), 0)) if posterior is None else posterior, width)
+    width = 1 + posterior.shape[1]
+    inputs = design(posterior, width)
     same, first = support(classes)
-    target = _targets(first, scores)
+    target = targets(first, scores)
     penalty = np.full((members + 1, width), CATEGORY_PENALTY)
     penalty[:, 0] = MEMBER_PENALTY
 
@@ -73,22 +73,18 @@ def fit_weights(classes: NDArray[np.int64], scores: Array, posterior: Array | No
     return AnswerWeights(values[:-1], values[-1])
 
 
-def _targets(first: NDArray[np.bool_], scores: Array) -> Array:
+def targets(first: NDArray[np.bool_], scores: Array) -> Array:
     """Return the share of each answer class, and of "none", in being right, shape (n_prompts, n_members + 1)."""
     earned = np.where(first, scores, 0.0)
     total = earned.sum(axis=1, keepdims=True)
     return np.column_stack((earned / np.maximum(total, 1.0), 1.0 - np.minimum(total, 1.0)))
 
 
-def held_out_weights(answers: Answers, columns: Sequence[int], *, by_category: bool) -> list[AnswerWeights]:
+def held_out_weights(answers: Answers, columns: Sequence[int]) -> list[AnswerWeights]:
     """Return for each fold the weights of the members in `columns`, fitted on the other folds."""
-    picked, posterior = list(columns), answers.posterior if by_category else None
+    picked = list(columns)
     return [
-        fit_weights(
-            answers.classes[others][:, picked],
-            answers.scores[others][:, picked],
-            None if posterior is None else posterior[others],
-        )
+        fit_weights(answers.classes[others][:, picked], answers.scores[others][:, picked], answers.posterior[others])
         for others in (answers.folds != fold for fold in range(FOLDS))
     ]
 
@@ -263,11 +259,16 @@ class ReplayedAnswers:
 
 
 def replayed(
-    policy: RecipePolicy, answers: Answers, posterior: Array | None = None, grades: Array | None = None
+    policy: RecipePolicy,
+    answers: Answers,
+    posterior: Array | None = None,
+    grades: Array | None = None,
+    *,
+    streams: bool = False,
 ) -> ReplayedAnswers:
     """Run a policy on recorded answers, with the true categories unless a `posterior` is given.
 
-    `grades` (n_prompts, n_experts) are those of its judge, NaN without one.
+    `grades` (n_prompts, n_experts) are those of its judge, NaN without one. With `streams`, clients stream the answers.
     """
     columns = member_columns(policy, answers.experts)
     found = replay(
@@ -276,6 +277,7 @@ def replayed(
         answers.tokens[:, columns],
         answers.posterior if posterior is None else posterior,
         None if grades is None else grades[:, columns],
+        streams=streams,
     )
     called, written = np.zeros(answers.scores.shape, dtype=bool), np.zeros(answers.scores.shape)
     called[:, columns] = found.calls
@@ -324,7 +326,7 @@ class RecipeFit:
             answered_set(
                 answers,
                 prefix,
-                held_out_probabilities(answers, prefix, held_out_weights(answers, prefix, by_category=True)),
+                held_out_probabilities(answers, prefix, held_out_weights(answers, prefix)),
                 latest=len(prefix) - len(step),
             )
             for prefix, step in zip(self._prefixes, steps, strict=True)

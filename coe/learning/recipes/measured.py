@@ -33,11 +33,12 @@ def columns_of_recipes(
     experts: Sequence[str],
     categories: Sequence[str],
     only: Sequence[RecipeSpec] | None = None,
+    streamed: float = 0.0,
 ) -> RecipeColumns:
     """Return the columns of recipes by what a folder of scores has of the prompts `rows` of `data`.
 
     The categories of these prompts are all among `categories`. `only` are the recipes to measure, by default the
-    declared and the proposed ones.
+    declared and the proposed ones. `streamed` is the share of requests whose answers are streamed.
     """
     wanted = registry.declared_recipes if only is None else only
     names = {recipe.name for recipe in wanted}
@@ -52,6 +53,7 @@ def columns_of_recipes(
         categories=categories,
         grades=read_grades(folder, data, list(judges)),
         only=only,
+        streamed=streamed,
     )
     writing = [arm for arm in registry.recipe_arms if arm.writing and arm.recipe in names]
     measured = read_recipe_answers(folder, data, writing)

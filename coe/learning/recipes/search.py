@@ -1,8 +1,8 @@
 """Proposes cascades and votes from recorded answers: which members, in which order, at which price of cost.
 
 For each price, a beam search inserts the member that raises mean quality net of cost most, at any position, up to the
-largest number of calls; then it moves and drops single members, and sets caps on their answers. The search ignores
-categories; fitted policies do not.
+largest number of calls. Then single members of its sequence, and of the one found at the price before, are moved,
+dropped or capped. The search ignores categories; fitted policies do not.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from coe.experts.recipes.agreement import AnswerWeights, Array
+from coe.experts.recipes.agreement import Array
+from coe.learning.recipes.agreement_weights import fold_probabilities, fold_weights
 from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.fit import AnsweredSet, answered_set, held_out_probabilities, held_out_weights, stop_backwards
+from coe.learning.recipes.fit import AnsweredSet, answered_set, stop_backwards
 
 MAX_CANDIDATES = 16
 """Experts that the search considers: the best ones by quality net of cost at the price, and the cheapest ones."""
@@ -21,7 +22,7 @@ BEAM_WIDTH = 3
 """Sequences that the search extends at the same time."""
 MIN_GAIN = 1e-12
 """Mean gain below which a change is rounding."""
-CAP_QUANTILES = (0.7, 0.85, 0.95, 0.99)
+CAP_QUANTILES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99)
 """Caps that the search considers for a member: these quantiles of the lengths of its answers, if they were counted."""
 
 Sequence = tuple[int, ...]
@@ -50,14 +51,26 @@ class RecipeSearch:
         reasons, whose answers do not show these tokens."""
         self._offered[: self._experts] = True
         self._sets: dict[frozenset[int], AnsweredSet] = {}
-        self._weights: dict[frozenset[int], list[AnswerWeights]] = {}
+        self._weights: dict[frozenset[int], Array] = {}
 
     def expert(self, column: int) -> int:
         """Return the expert of a column."""
         return column % self._experts
 
-    def best_sequence(self, price: float) -> Sequence:
-        """Return the best sequence at a price per unit of cost; it has one member if no recipe pays."""
+    def best_sequence(self, price: float, *, also: Sequence = ()) -> Sequence:
+        """Return the best sequence at a price per unit of cost; it has one member if no recipe pays.
+
+        `also` is another sequence to improve, such as the best one at a higher price. Often only several caps together
+        make a cascade better than its large member, and at the higher price each of them paid alone.
+        """
+        starts = dict.fromkeys(start for start in (self._extended(price), also) if start)
+        improved = [self._improve(start, price) for start in starts]
+        best = max(improved, key=lambda sequence: float(self._net(sequence, price).mean()))
+        self._sets = {key: found for key, found in self._sets.items() if max(key) < self._experts}
+        return best
+
+    def _extended(self, price: float) -> Sequence:
+        """Return the best sequence without caps that the beam search finds."""
         candidates = self._candidates(price)
         beam: list[Sequence] = [()]
         best: Sequence = (candidates[0],)
@@ -67,9 +80,7 @@ class RecipeSearch:
             beam = sorted(values, key=lambda sequence: -values[sequence])[:BEAM_WIDTH]
             if values[beam[0]] > best_value:
                 best, best_value = beam[0], values[beam[0]]
-        best = self._improve(best, price)
-        self._sets = {key: found for key, found in self._sets.items() if max(key) < self._experts}
-        return best  # sets with caps are many, and other prices need few of them
+        return best
 
     def _improve(self, best: Sequence, price: float) -> Sequence:
         """Move or drop single members, or change their caps, as long as that raises the value.
@@ -87,6 +98,14 @@ class RecipeSearch:
                 return best
             best = max(raised, key=lambda sequence: float(raised[sequence].mean()))
             net = self._net(best, price)
+            self._forget_sets_far_from(best)
+
+    def _forget_sets_far_from(self, best: Sequence) -> None:
+        """Drop the sets with caps that no single change of `best` needs, as there are many, and each one is large."""
+        near = set(best)
+        self._sets = {
+            key: found for key, found in self._sets.items() if max(key) < self._experts or len(key - near) < 2
+        }
 
     def _needed(self, sequence: Sequence, best: Sequence, gain: Array) -> float:
         """Return the mean gain that a change needs: a standard error of it for a lower cap."""
@@ -144,8 +163,8 @@ class RecipeSearch:
         experts = [self.expert(column) for column in columns]
         key = frozenset(experts)
         if key not in self._weights:
-            self._weights[key] = held_out_weights(self._answers, experts, by_category=False)
-        return held_out_probabilities(self._columns, columns, self._weights[key])
+            self._weights[key] = fold_weights(self._answers, experts)
+        return fold_probabilities(self._columns, columns, self._weights[key])
 
 
 def _insertions(sequence: Sequence, candidates: list[int]) -> set[Sequence]:
