@@ -184,7 +184,9 @@ class Composition:
         self, chat: Chat, conversation: Conversation, routed: RoutedText, options: RequestOptions
     ) -> Previous:
         """Return the expert of the conversation's last answer, and what the request means for it."""
-        found = await self.affinity.find(conversation) or ""
+        found = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
+        if not found:
+            return Previous("", routed.continues, routed.in_loop)
         expert, escalated = found.removesuffix(ESCALATED_MARK), found.endswith(ESCALATED_MARK)
         if expert not in self._arms:
             return Previous("", routed.continues, routed.in_loop)

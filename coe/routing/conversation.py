@@ -80,18 +80,22 @@ def read_conversation(
     scope += "\0".join([session, *_separating_ids(chat.fields), ""]).encode("utf-8", "replace")
     turns, answers = _latest_turns(messages, requests)
     answer = (_key(scope, ["turns", *[text for _, text in turns[:MAX_TURNS]]]),) if turns else ()
-    before = [[text for index, text in turns if index < end][:MAX_TURNS] for end in answers]
-    results = [text for index, text in turns if answers and index > answers[0] and messages[index].role != "user"]
+    opening = by_session or (_key(scope, ["opening", _opening(messages, turns, requests)]),)
+    if not answers:
+        return Conversation(answer + by_session, by_session, opening[0], scope)
+    results = [text for index, text in turns if index > answers[0] and messages[index].role != "user"]
     called = [_call_key(scope, call_id) for call_id in results[:MAX_CALLS]]
+    before = [[text for index, text in turns if index < end][:MAX_TURNS] for end in answers]
     earlier = dict.fromkeys([*called, *[_key(scope, ["turns", *texts]) for texts in before if texts]])
-    prefix = by_session[0] if by_session else _key(scope, ["opening", _opening(messages, turns, requests)])
-    return Conversation(answer + by_session, (*earlier, *by_session), prefix, scope, len(called) + 1)
+    return Conversation(answer + by_session, (*earlier, *by_session), opening[0], scope, len(called) + 1)
 
 
 def newest_turn(messages: Sequence[Message]) -> tuple[int, int]:
     """Return the indexes of the first message since the last answer, 0 if there is none, and of the end."""
-    end = _end(messages)
-    return next((index + 1 for index in range(end - 1, -1, -1) if messages[index].role == "assistant"), 0), end
+    end = begin = _end(messages)
+    while begin and messages[begin - 1].role != "assistant":
+        begin -= 1
+    return begin, end
 
 
 def _end(messages: Sequence[Message]) -> int:

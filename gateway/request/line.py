@@ -181,8 +181,9 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
         answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
     trace.answered(answer)
     assert trace.allowance is not None
-    assert trace.usage is not None
-    trace.allowance.charge(trace.usage, trace.prices)  # its parts count on until the answer is complete
+    usage = trace.usage
+    assert usage is not None
+    trace.allowance.charge(usage, trace.prices)  # its parts count on until the answer is complete
     if request.memory:  # the expert has the large body
         trace.chat = chat = chat.without_content()
         trace.drop_audit_body()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import orjson
 
-from coe.core import Call, Expert, Reply
+from coe.core import Call, Chunks, Expert, Reply
 from coe.errors import ExpertRejected
 from coe.experts.recipes.expert import RecipeExpert
 from coe.experts.recipes.policy import default_policy
@@ -96,7 +96,7 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def next_chunk(chunks: AsyncGenerator[bytes, None]) -> bytes:
+async def next_chunk(chunks: Chunks) -> bytes:
     async with asyncio.timeout(60):
         return await anext(chunks)
 
