@@ -36,10 +36,9 @@ from coe.mapping import Assignment, decision_risk
 from coe.mapping.problem import relative_cost
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
-from coe.routing.affinity import Affinity
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays
-from coe.routing.conversation import Conversation, newest_turn
+from coe.routing.conversation import Affinity, Conversation, newest_turn
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
 from coe.routing.eligibility import exclusion, ineligibility
 from coe.routing.phrases import opens_topic

@@ -22,10 +22,9 @@ from coe.runtime.issued_keys import IssuedKeys, access_with
 from coe.supervision import TaskFailed, ignore_failure
 from coe.usage import Usage
 from gateway.access.browsers import BrowserPolicy
-from gateway.access.estimate import input_tokens, output_tokens
+from gateway.access.estimate import Pricing, input_tokens, output_tokens
 from gateway.access.limits import MEMORY, MINUTE, Account, Amounts, Limiter, limit_error, meters_of
 from gateway.access.local import KEY_USAGE_FILE, DurableLimiter, MemoryLimiter
-from gateway.access.pricing import Pricing
 from gateway.access.redis import RedisLimiter, limits_client
 
 ONE_REQUEST = Amounts(1, 0, 0)

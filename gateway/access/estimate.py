@@ -1,4 +1,7 @@
-"""Estimates the tokens of a request from its parsed body: what limits reserve, and charge if no server counts tokens.
+"""Estimates what a request uses: its tokens from the parsed body, and its worst case in tokens and money.
+
+Limits reserve the worst case, and charge the estimate if no server counts tokens. Use is linear in the tokens of the
+conversation and of one answer, so a worst case is a few sums, and reserving costs the same for any recipe.
 
 Experts have different tokenizers, so the count is approximate. Text counts a quarter of its characters; tools, tool
 calls and other JSON for the model a quarter of the JSON. Images, files and audio count what providers charge.
@@ -7,15 +10,21 @@ calls and other JSON for the model a quarter of the JSON. Images, files and audi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import orjson
 
-from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Chat
+from coe.core import NO_RECIPE, PASS_THROUGH_APIS, TEXT_APIS, Api, Chat
 from coe.errors import InvalidRequest
 from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
 from coe.experts.http.form import FormBody
+from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
+from coe.experts.recipes.writing.request import ENVELOPE_TOKENS
+from coe.registry import AUTO, Prices, RecipeSpec
+from coe.routing.eligibility import single_expert_reason
+from gateway.access.limits import Amounts
 from gateway.dialects.parsing import ANSWER_COUNTS, TEXT_PARTS, prompts_of
 
 CHARACTERS_PER_TOKEN = 4
@@ -151,3 +160,102 @@ def _json_tokens(value: Any) -> float:
         return len(orjson.dumps(value).decode()) / CHARACTERS_PER_TOKEN if value else 0
     except orjson.JSONEncodeError as error:  # orjson reads deeper nesting than it writes
         raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
+
+
+@dataclass(frozen=True, slots=True)
+class WorstCase:
+    """The most that a request may use: `conversation` times its input tokens, plus `answer` times the tokens of an
+    answer, plus `fixed` tokens; the same of US dollars per million tokens."""
+
+    conversation: float = 1.0
+    answer: float = 1.0
+    fixed: float = 0.0
+    conversation_price: float = 0.0
+    answer_price: float = 0.0
+    fixed_price: float = 0.0
+
+    @classmethod
+    def of_expert(cls, prices: Prices) -> WorstCase:
+        """Return that of one call."""
+        return cls(conversation_price=prices.input, answer_price=prices.output)
+
+    @classmethod
+    def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices]) -> WorstCase:
+        """Return that of all calls. A later step of a recipe that writes also reads the answers of the one before, a
+        judge one answer."""
+        total = cls(0.0, 0.0)
+        for number, step in enumerate(recipe.steps):
+            drafts = len(recipe.steps[number - 1]) if number and recipe.writes else 0
+            instruction_tokens = (
+                ENVELOPE_TOKENS + len(recipe.written_instruction) / CHARACTERS_PER_TOKEN if drafts else 0.0
+            )
+            for one in (prices[member] for member in step):
+                call = cls(
+                    1.0,
+                    1.0 + drafts,
+                    instruction_tokens,
+                    one.input,
+                    one.output + drafts * one.input,
+                    instruction_tokens * one.input,
+                )
+                total = total.plus(call)
+        for one in (prices[name] for name in recipe.called[len(recipe.members) :]):
+            graded = PROMPT_TOKENS * one.input + GRADE_TOKENS * one.output
+            total = total.plus(cls(1.0, 1.0, PROMPT_TOKENS + GRADE_TOKENS, one.input, one.input, graded))
+        return total
+
+    def plus(self, other: WorstCase) -> WorstCase:
+        """Return the sum of both."""
+        return WorstCase(*(getattr(self, part) + getattr(other, part) for part in _PARTS))
+
+    @classmethod
+    def largest(cls, alternatives: Collection[WorstCase]) -> WorstCase:
+        """Return an upper bound of all alternatives."""
+        return cls(*(max(getattr(one, part) for one in alternatives) for part in _PARTS))
+
+    def amounts(self, input_tokens: float, output_tokens: float) -> Amounts:
+        """Return the use of one request with so many tokens of conversation and of an answer."""
+        dollars = input_tokens * self.conversation_price + output_tokens * self.answer_price + self.fixed_price
+        tokens = input_tokens * self.conversation + output_tokens * self.answer + self.fixed
+        return Amounts(1, tokens, dollars / 1e6)
+
+
+_PARTS = tuple(part.name for part in fields(WorstCase))
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """Prices of experts by name, and the worst case of a request.
+
+    `worst_of` has it by the name that a request pins: an expert, a recipe or an arm. `highest` is that of a routed
+    request to single experts, `routed` that of one that routing may give to a recipe.
+    """
+
+    experts: Mapping[str, Prices] = field(default_factory=dict)
+    worst_of: Mapping[str, WorstCase] = field(default_factory=dict)
+    highest: WorstCase = WorstCase()
+    routed: WorstCase = WorstCase()
+
+    @classmethod
+    def of(
+        cls,
+        experts: Mapping[str, Prices],
+        recipes: Mapping[str, RecipeSpec],
+        routed: Collection[str],
+        permitted: Collection[str] | None = None,
+    ) -> Pricing:
+        """Return the pricing for `recipes` by recipe and arm. `routed` are the arms that routing may select;
+        `permitted` the experts and arms that the key may use, None for all."""
+        worst = {name: WorstCase.of_expert(prices) for name, prices in experts.items()}
+        possible = [one for name, one in worst.items() if permitted is None or name in permitted]
+        highest = WorstCase.largest(possible or [WorstCase()])
+        routed = [name for name in routed if permitted is None or name in permitted]
+        worst |= {name: WorstCase.of_recipe(recipe, experts) for name, recipe in recipes.items()}
+        return cls(experts, worst, highest, WorstCase.largest([highest, *(worst[name] for name in routed)]))
+
+    def worst_case(self, chat: Chat, recipe: str) -> WorstCase:
+        """Return that of the expert or recipe that a request pins, or the highest of all for a routed request."""
+        model = recipe if chat.model == AUTO and recipe else chat.model
+        if (found := self.worst_of.get(model)) is not None:
+            return found
+        return self.highest if recipe == NO_RECIPE or single_expert_reason(chat) else self.routed
