@@ -142,11 +142,14 @@ def _turn(messages: Sequence[Message], index: int, requests: Mapping[int, str]) 
 def _opening(messages: Sequence[Message], turns: Sequence[tuple[int, str]], requests: Mapping[int, str]) -> str:
     """Return the first request of a chat, or else its first text of the user."""
     known = {**requests, **dict(turns)}
-    users = [index for index, message in enumerate(messages[:MAX_OPENING_MESSAGES]) if message.role == "user"]
-    for index in users:
-        if text := _turn(messages, index, known):
-            return text
-    return messages[users[0]].text[:MAX_TURN_CHARACTERS] if users else ""
+    first: str | None = None
+    for index, message in enumerate(messages[:MAX_OPENING_MESSAGES]):
+        if message.role == "user":
+            if text := _turn(messages, index, known):
+                return text
+            if first is None:
+                first = message.text
+    return (first or "")[:MAX_TURN_CHARACTERS]
 
 
 def _separating_ids(fields: Mapping[str, Any]) -> Sequence[str]:

@@ -114,13 +114,17 @@ _REPORTED = re.compile(
     re.IGNORECASE,
 )
 """The main clause of a reported question."""
+_INDIRECT_WORDS = words_of("please can could would will i tell show say let do does")
+"""First words of both."""
 
 
 def without_courtesies(text: str) -> str:
     """Return a request without the courtesies around it and without an indirect beginning; the text itself if none."""
-    first = _WORD.search(text, 0, MAX_SENTENCE_CHARACTERS)
-    polite = first is not None and first[0].lower() in _COURTEOUS  # saves most requests the search
-    begin = _after_indirect(text, _after_courtesies(text)) if polite else 0
+    found, begin = _WORD.search(text, 0, MAX_SENTENCE_CHARACTERS), 0
+    if found is not None and (first := found[0].lower()) in _COURTEOUS:  # saves many requests the search
+        begin = _after_courtesies(text)
+        if begin or first in _INDIRECT_WORDS:
+            begin = _after_indirect(text, begin)
     end = _before_thanks(text, begin)
     if begin == 0 and end == len(text):
         return text
@@ -185,7 +189,9 @@ def _before_thanks(text: str, begin: int) -> int:
             start = mark.end()
         if start <= begin:
             break
-        sentence = _SIGNATURE.sub("", text[start:end])
+        sentence = text[start:end]
+        if "," in sentence:
+            sentence = _SIGNATURE.sub("", sentence)
         if "?" not in sentence and not _courtesy(sentence).isdisjoint(_THANKS):
             thanked, found = True, start
         elif thanked or end < len(text.rstrip()) or not _NAME.fullmatch(sentence):

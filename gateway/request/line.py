@@ -48,6 +48,7 @@ ERROR_EVENT_TIMEOUT = 1.0
 DEPLOYMENT = "model"
 """Parameter of a path that names the model in place of the body."""
 JSON = "application/json"
+_NO_KEEP_ALIVE = nullcontext()
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
@@ -125,7 +126,7 @@ class Line:
                 reply: Reply | None = None
                 if self._cache is not None:
                     reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
-                with self._keep_alive(trace, send) if chat.stream else nullcontext() as stream:
+                with self._keep_alive(trace, send) if chat.stream else _NO_KEEP_ALIVE as stream:
                     if reply is None:
                         await trace.allowance.reserve(chat, options.recipe)
                         reply = await _answer(trace, chat, options, request)

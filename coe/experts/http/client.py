@@ -199,8 +199,11 @@ class Response:
 
     async def read(self, max_bytes: int) -> bytes:
         """Returns the body, or its start with more than `max_bytes` bytes if it is longer. Raises OSError."""
-        chunks, size = [], 0
-        while size <= max_bytes and (chunk := await self.chunk()):
+        first = await self._connection.chunk()
+        if self.complete:  # as most bodies are, with their head
+            return first
+        chunks, size = [first], len(first)
+        while size <= max_bytes and (chunk := await self._connection.chunk()):
             chunks.append(chunk)
             size += len(chunk)
         return b"".join(chunks)
