@@ -135,24 +135,22 @@ class Composition:
             alone = self._classifier.predict_fast(routed.newest, tenant)
             opens = opens_topic(routed.newest, float(alone.probabilities[self._general]))
             routed, fast = routed.of_topic(opens=opens), alone if opens else None
-        return routed, await self.classify_text(routed.text, chat, tenant, fast=fast, rule=rule)
+        fast = fast or self._classifier.predict_fast(routed.text, tenant)
+        if fast.stage != LOAD_SHED:
+            return routed, fast
+        return routed, await self._refined(fast, routed.text, chat, tenant, rule)
 
     async def classify_text(
-        self,
-        text: str,
-        chat: Chat,
-        tenant: str | None,
-        *,
-        fast: Prediction | None = None,
-        rule: ExpertRule | None = None,
+        self, text: str, chat: Chat, tenant: str | None, *, rule: ExpertRule | None = None
     ) -> Prediction:
-        """Classify a text that `read_request` made from the chat; `fast` is its fast prediction, if already known.
+        """Classify a text that `read_request` made from the chat."""
+        fast = self._classifier.predict_fast(text, tenant)
+        return fast if fast.stage != LOAD_SHED else await self._refined(fast, text, chat, tenant, rule)
 
-        The encoder is used if it might change the choice between the experts that the `rule` permits.
-        """
-        fast = fast or self._classifier.predict_fast(text, tenant)
-        if fast.stage != LOAD_SHED:
-            return fast
+    async def _refined(
+        self, fast: Prediction, text: str, chat: Chat, tenant: str | None, rule: ExpertRule | None
+    ) -> Prediction:
+        """Use the encoder if it might change the choice between the experts that the `rule` permits."""
         if not self._needs_encoder(chat, fast, rule):
             return replace(fast, stage=SHORT_CIRCUIT)
         return await self._classifier.refine(fast, text, tenant)

@@ -43,8 +43,8 @@ _DEFAULT_VERSION = {"anthropic-version": "2023-06-01"}
 
 
 class Limit:
-    """Cancels the present task after some seconds. `asyncio.timeout` does the same, but takes a hundredth of the
-    processor time of a short request."""
+    """Cancels the present task after some seconds, as `asyncio.timeout` does, in two fifths of its processor time,
+    which is about a hundredth of a short request's."""
 
     __slots__ = ("_cancelling", "_expired", "_task", "_timer")
 
