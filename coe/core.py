@@ -9,7 +9,7 @@ posterior), `Decision` (which expert), `Call` (request to that expert), `Reply` 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
@@ -287,6 +287,16 @@ class Call:
     dropped: set[str] | None = field(default=None, repr=False)
 
 
+class Chunks(Protocol):
+    """The chunks of a reply, in order. Any asynchronous generator is one."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def __anext__(self) -> bytes: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Reply(Protocol):
     """A response that an expert has begun: its first chunk has arrived. Iterate `chunks` to the end or call `aclose`.
 
@@ -297,11 +307,12 @@ class Reply(Protocol):
     media_type: str
     usage: Usage
 
-    def chunks(self) -> AsyncGenerator[bytes, None]: ...
+    def chunks(self) -> Chunks: ...
 
     async def aclose(self) -> None: ...
 
 
+@fast_init
 @dataclass(frozen=True, slots=True)
 class Health:
     """Health of an expert, from its recent requests.

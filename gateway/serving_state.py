@@ -22,8 +22,8 @@ from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping import Consequence
 from coe.registry import Registry
 from coe.retrieval import DocumentStore
-from coe.routing.affinity import Affinity
 from coe.routing.composition import Composition
+from coe.routing.conversation import Affinity
 from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use
 from coe.settings import Settings
 from gateway.access import Access, IssuedKeyWatch, Limiter, access_of

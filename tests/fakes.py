@@ -23,9 +23,9 @@ from coe.mapping.problem import declared_assignment
 from coe.records import FeedbackWriter
 from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval
-from coe.routing.affinity import Affinity
 from coe.routing.classification import Overlays
 from coe.routing.composition import Composition
+from coe.routing.conversation import Affinity
 from coe.runtime.active_state import DocumentIndex
 from coe.runtime.issued_keys import IssuedKeys
 from coe.runtime.key_store import NOTHING, Stored

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from coe.core import Chat, Message, RequestOptions
-from coe.routing.affinity import Affinity
-from coe.routing.conversation import MAX_TURNS, Conversation, read_conversation
+from coe.routing.conversation import MAX_TURNS, Affinity, Conversation, read_conversation
 from coe.routing.request_text import read_request
 
 pytestmark = pytest.mark.anyio

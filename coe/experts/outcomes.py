@@ -343,9 +343,12 @@ class Incidents:
 class FirstTokenTimes:
     """Seconds to the first token of the last MAX_SAMPLES streams, and their 95th percentile."""
 
-    __slots__ = ("_abandon_budget", "_count", "_next", "_p95", "_times")
+    __slots__ = ("_abandon_budget", "_count", "_next", "_p95", "_times", "p95")
 
     def __init__(self) -> None:
+        self.p95: float | None = None
+        """Seconds within which 95 % of the streams began. None before MIN_SAMPLES streams, or if too many were
+        abandoned."""
         self._abandon_budget = (
             ABANDONED_BURST  # of a token bucket, as in gRPC's retry throttling; not tokens of an answer
         )
@@ -377,9 +380,4 @@ class FirstTokenTimes:
         if self._count >= MIN_SAMPLES and (self._p95 is None or self._count % _P95_INTERVAL == 0):
             ordered = sorted(self._times)
             self._p95 = ordered[int(0.95 * (len(ordered) - 1))]
-
-    @property
-    def p95(self) -> float | None:
-        """Seconds within which 95 % of the streams began. None before MIN_SAMPLES streams, or if too many were
-        abandoned."""
-        return self._p95 if self._abandon_budget >= 1.0 else None
+        self.p95 = self._p95 if self._abandon_budget >= 1.0 else None

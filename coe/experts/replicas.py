@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from operator import attrgetter
-from typing import Literal
+from typing import Literal, Self
 
-from coe.core import Call, Expert, Health, Reply
+from coe.core import Call, Chunks, Expert, Health, Reply
 from coe.errors import Cause, ExpertBusy, ExpertError, ExpertUnavailable, ExpertUnreachable
 from coe.experts.outcomes import COOL_DOWN, Breaker, FirstTokenTimes, Incidents, State
 from coe.registry import ExpertSpec
@@ -118,26 +118,44 @@ class TrackedReply:
         self._reply = reply
         self._ended: Callable[[BaseException | None, bool], None] | None = ended
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        chunks = self._reply.chunks()
-        try:
-            async for chunk in chunks:
-                yield chunk
-            self._end(complete=True)
-        except ExpertError as error:
-            self._end(error)
-            raise
-        finally:
-            await chunks.aclose()
+    def chunks(self) -> Chunks:
+        return _TrackedChunks(self._reply.chunks(), self)
 
     async def aclose(self) -> None:
-        self._end()
+        self.end()
         await self._reply.aclose()
 
-    def _end(self, error: BaseException | None = None, *, complete: bool = False) -> None:
+    def end(self, error: BaseException | None = None, *, complete: bool = False) -> None:
+        """Report the end, unless it is reported."""
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(error, complete)
+
+
+class _TrackedChunks:
+    """The chunks of a TrackedReply. An iterator, as the event loop registers each asynchronous generator."""
+
+    __slots__ = ("_chunks", "_tracked")
+
+    def __init__(self, chunks: Chunks, tracked: TrackedReply) -> None:
+        self._chunks = chunks
+        self._tracked = tracked
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._chunks.__anext__()
+        except StopAsyncIteration:
+            self._tracked.end(complete=True)
+            raise
+        except ExpertError as error:
+            self._tracked.end(error)
+            raise
+
+    async def aclose(self) -> None:
+        await self._chunks.aclose()
 
 
 class ReplicatedExpert:
@@ -167,18 +185,25 @@ class ReplicatedExpert:
         self.first_token_times = FirstTokenTimes()
         self._limit = spec.concurrent_requests
         self._clock = clock
-        self._health = Health()
+        self._free = Health(ready_replicas=len(self.replicas))
+        """The health while all replicas are healthy and none has a queue."""
         self._rotation = 0
 
     @property
     def health(self) -> Health:
         """Computed from the ready replicas. Without a declared `concurrent_requests`, an expert is overloaded if each
         of them has a queue."""
-        ready, old = self._ready(()), self._health
-        load, p95, cause = self._load(ready), self.first_token_times.p95, "" if ready else self._cause()
-        if load != old.load or len(ready) != old.ready_replicas or p95 != old.ttft_p95 or cause != old.cause:
-            self._health = Health(bool(ready), load, len(ready), p95, cause)
-        return self._health
+        p95 = self.first_token_times.p95
+        if p95 != self._free.ttft_p95:
+            self._free = replace(self._free, ttft_p95=p95)
+        if self._limit is None:
+            for replica in self.replicas:
+                if not replica.breaker.healthy or replica.queue_length:
+                    break
+            else:
+                return self._free  # the usual case, which every request needs of every expert
+        ready = self._ready(())
+        return Health(bool(ready), self._load(ready), len(ready), p95, "" if ready else self._cause())
 
     def _cause(self) -> Cause:
         """Why no replica is ready."""

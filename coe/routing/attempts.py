@@ -158,10 +158,13 @@ class _Schedule:
 
     def note_sole_expert(self, attempt: _Attempt, *, beside: _Attempt | None = None) -> None:
         """Note in the attempts whether another expert can take over if this attempt fails."""
+        self._attempts.sole_expert = ""
+        if self._candidates:
+            return
         others = [beside] if beside else []
         others += [failed for failed, error in self._retryable if error.request_sent and error.retry_after is not None]
-        sole = not self._candidates and all(other.expert is attempt.expert for other in others)
-        self._attempts.sole_expert = attempt.expert.name if sole else ""
+        if all(other.expert is attempt.expert for other in others):
+            self._attempts.sole_expert = attempt.expert.name
 
     def failed(self, attempt: _Attempt, error: _Failure, *, first_pending: bool = False) -> None:
         """Note a failed attempt. Raises the error if no further attempt can help.

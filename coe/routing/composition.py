@@ -36,10 +36,9 @@ from coe.mapping import Assignment, decision_risk
 from coe.mapping.problem import relative_cost
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
-from coe.routing.affinity import Affinity
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import SHORT_CIRCUIT, Classifier, Overlays
-from coe.routing.conversation import Conversation, newest_turn
+from coe.routing.conversation import Affinity, Conversation, newest_turn
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
 from coe.routing.eligibility import exclusion, ineligibility
 from coe.routing.phrases import opens_topic
@@ -136,24 +135,22 @@ class Composition:
             alone = self._classifier.predict_fast(routed.newest, tenant)
             opens = opens_topic(routed.newest, float(alone.probabilities[self._general]))
             routed, fast = routed.of_topic(opens=opens), alone if opens else None
-        return routed, await self.classify_text(routed.text, chat, tenant, fast=fast, rule=rule)
+        fast = fast or self._classifier.predict_fast(routed.text, tenant)
+        if fast.stage != LOAD_SHED:
+            return routed, fast
+        return routed, await self._refined(fast, routed.text, chat, tenant, rule)
 
     async def classify_text(
-        self,
-        text: str,
-        chat: Chat,
-        tenant: str | None,
-        *,
-        fast: Prediction | None = None,
-        rule: ExpertRule | None = None,
+        self, text: str, chat: Chat, tenant: str | None, *, rule: ExpertRule | None = None
     ) -> Prediction:
-        """Classify a text that `read_request` made from the chat; `fast` is its fast prediction, if already known.
+        """Classify a text that `read_request` made from the chat."""
+        fast = self._classifier.predict_fast(text, tenant)
+        return fast if fast.stage != LOAD_SHED else await self._refined(fast, text, chat, tenant, rule)
 
-        The encoder is used if it might change the choice between the experts that the `rule` permits.
-        """
-        fast = fast or self._classifier.predict_fast(text, tenant)
-        if fast.stage != LOAD_SHED:
-            return fast
+    async def _refined(
+        self, fast: Prediction, text: str, chat: Chat, tenant: str | None, rule: ExpertRule | None
+    ) -> Prediction:
+        """Use the encoder if it might change the choice between the experts that the `rule` permits."""
         if not self._needs_encoder(chat, fast, rule):
             return replace(fast, stage=SHORT_CIRCUIT)
         return await self._classifier.refine(fast, text, tenant)
@@ -184,7 +181,9 @@ class Composition:
         self, chat: Chat, conversation: Conversation, routed: RoutedText, options: RequestOptions
     ) -> Previous:
         """Return the expert of the conversation's last answer, and what the request means for it."""
-        found = await self.affinity.find(conversation) or ""
+        found = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
+        if not found:
+            return Previous("", routed.continues, routed.in_loop)
         expert, escalated = found.removesuffix(ESCALATED_MARK), found.endswith(ESCALATED_MARK)
         if expert not in self._arms:
             return Previous("", routed.continues, routed.in_loop)

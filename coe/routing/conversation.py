@@ -1,4 +1,6 @@
-"""Identifies the conversation of a request, and the request before it, by what every request of a conversation repeats.
+"""Identifies the conversation of a request, and the expert that answered in it last.
+
+Every request of a conversation repeats what identifies it and the request before it.
 
 The key of an answer is a digest of the turns that lead to it. The next request of the conversation has the same turns
 before that answer, so it computes the same key. Turns are the user's requests and the ids of tool calls. Left out is
@@ -15,12 +17,15 @@ Conversations of equal turns and ids share keys until a tool is called: the ids 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
-from coe.core import Chat, Message, RequestOptions
+from coe.core import Api, Chat, Message, Reply, RequestOptions
 from coe.frozen import fast_init
 from coe.routing.message_parts import split_message
 
@@ -80,18 +85,22 @@ def read_conversation(
     scope += "\0".join([session, *_separating_ids(chat.fields), ""]).encode("utf-8", "replace")
     turns, answers = _latest_turns(messages, requests)
     answer = (_key(scope, ["turns", *[text for _, text in turns[:MAX_TURNS]]]),) if turns else ()
-    before = [[text for index, text in turns if index < end][:MAX_TURNS] for end in answers]
-    results = [text for index, text in turns if answers and index > answers[0] and messages[index].role != "user"]
+    opening = by_session or (_key(scope, ["opening", _opening(messages, turns, requests)]),)
+    if not answers:
+        return Conversation(answer + by_session, by_session, opening[0], scope)
+    results = [text for index, text in turns if index > answers[0] and messages[index].role != "user"]
     called = [_call_key(scope, call_id) for call_id in results[:MAX_CALLS]]
+    before = [[text for index, text in turns if index < end][:MAX_TURNS] for end in answers]
     earlier = dict.fromkeys([*called, *[_key(scope, ["turns", *texts]) for texts in before if texts]])
-    prefix = by_session[0] if by_session else _key(scope, ["opening", _opening(messages, turns, requests)])
-    return Conversation(answer + by_session, (*earlier, *by_session), prefix, scope, len(called) + 1)
+    return Conversation(answer + by_session, (*earlier, *by_session), opening[0], scope, len(called) + 1)
 
 
 def newest_turn(messages: Sequence[Message]) -> tuple[int, int]:
     """Return the indexes of the first message since the last answer, 0 if there is none, and of the end."""
-    end = _end(messages)
-    return next((index + 1 for index in range(end - 1, -1, -1) if messages[index].role == "assistant"), 0), end
+    end = begin = _end(messages)
+    while begin and messages[begin - 1].role != "assistant":
+        begin -= 1
+    return begin, end
 
 
 def _end(messages: Sequence[Message]) -> int:
@@ -133,11 +142,14 @@ def _turn(messages: Sequence[Message], index: int, requests: Mapping[int, str]) 
 def _opening(messages: Sequence[Message], turns: Sequence[tuple[int, str]], requests: Mapping[int, str]) -> str:
     """Return the first request of a chat, or else its first text of the user."""
     known = {**requests, **dict(turns)}
-    users = [index for index, message in enumerate(messages[:MAX_OPENING_MESSAGES]) if message.role == "user"]
-    for index in users:
-        if text := _turn(messages, index, known):
-            return text
-    return messages[users[0]].text[:MAX_TURN_CHARACTERS] if users else ""
+    first: str | None = None
+    for index, message in enumerate(messages[:MAX_OPENING_MESSAGES]):
+        if message.role == "user":
+            if text := _turn(messages, index, known):
+                return text
+            if first is None:
+                first = message.text
+    return (first or "")[:MAX_TURN_CHARACTERS]
 
 
 def _separating_ids(fields: Mapping[str, Any]) -> Sequence[str]:
@@ -163,3 +175,94 @@ def _call_key(scope: bytes, call_id: str) -> bytes:
 def _key(scope: bytes, texts: Sequence[str]) -> bytes:
     data = scope + "\0".join([*texts, ""]).encode("utf-8", "replace")
     return hashlib.blake2b(data, digest_size=_KEY_BYTES).digest()
+
+
+MAX_CONVERSATIONS = 50_000
+"""Conversations in memory, about 20 MB. The least recently used are evicted."""
+_CALL_IDS: Mapping[Api, re.Pattern[bytes]] = {
+    "chat": re.compile(rb'"tool_calls"\s*:\s*\[\s*\{[^{}]{0,80}?"id"\s*:\s*"([^"\\]{1,%d})"' % MAX_ID_CHARACTERS),
+    "responses": re.compile(rb'"call_id"\s*:\s*"([^"\\]{1,%d})"' % MAX_ID_CHARACTERS),
+    "messages": re.compile(rb'"tool_use"[^{}]{0,80}?"id"\s*:\s*"([^"\\]{1,%d})"' % MAX_ID_CHARACTERS),
+}
+"""The id of a call in an answer, of chat the first one of an event or answer."""
+
+
+class SharedAffinity(Protocol):
+    """Affinity that several gateways share. No method fails; `lookup` is fast and returns None if unknown."""
+
+    def publish(self, keys: Sequence[bytes], expert: str, *, superseded: Sequence[bytes]) -> None:
+        """Store the expert under these keys. The `superseded` keys are needed for a short time only."""
+
+    async def lookup(self, keys: Sequence[bytes]) -> str | None:
+        """Return the expert of the first key that is known."""
+
+
+class Affinity:
+    """The last expert of each recent conversation, in this process's memory. A lost entry is harmless.
+
+    With `shared`, every entry is published there, and looked up for a follow-up to another gateway's answer.
+    """
+
+    def __init__(self, *, limit: int = MAX_CONVERSATIONS, shared: SharedAffinity | None = None) -> None:
+        self._experts: OrderedDict[bytes, str] = OrderedDict()
+        self._limit = limit
+        self._shared = shared
+
+    async def find(self, conversation: Conversation) -> str | None:
+        """Return the expert of the conversation's last answer; None for a new conversation."""
+        keys = conversation.earlier
+        if not keys:
+            return None
+        if (known := self._experts.get(keys[0])) is not None and keys[0] not in conversation.answer:
+            return known
+        if self._shared is not None and (expert := await self._shared.lookup(keys)) is not None:
+            return expert
+        return next((self._experts[key] for key in keys if key in self._experts), None)
+
+    def put(self, conversation: Conversation, expert: str) -> None:
+        """Store the expert that answers. The entry of the answer before it is the first to be evicted from now on."""
+        superseded = [key for key in conversation.earlier[: conversation.latest] if key not in conversation.answer]
+        for key in conversation.answer:
+            self._experts[key] = expert
+            self._experts.move_to_end(key)
+        for key in superseded:
+            if key in self._experts:
+                self._experts.move_to_end(key, last=False)
+        while len(self._experts) > self._limit:
+            self._experts.popitem(last=False)
+        if self._shared is not None and conversation.answer:
+            self._shared.publish(conversation.answer, expert, superseded=superseded)
+
+    def noting_calls(self, reply: Reply, api: Api, conversation: Conversation, expert: str) -> Reply:
+        """Return a reply that stores the expert under the ids of the tools that it calls, too."""
+        if (pattern := _CALL_IDS.get(api)) is None or not conversation.answer:
+            return reply
+
+        def note(call_id: bytes) -> None:
+            key = conversation.call_key(call_id.decode("utf-8", "replace"))
+            self.put(Conversation((key,)), expert)
+
+        return _CallingReply(reply, pattern, note)
+
+
+class _CallingReply:
+    """Passes a reply on and reports the first ids of its calls as they come."""
+
+    def __init__(self, reply: Reply, pattern: re.Pattern[bytes], note: Callable[[bytes], None]) -> None:
+        self.media_type, self.usage = reply.media_type, reply.usage
+        self._reply = reply
+        self._pattern = pattern
+        self._note = note
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        noted: set[bytes] = set()
+        async with aclosing(self._reply.chunks()) as chunks:
+            async for chunk in chunks:
+                for call_id in self._pattern.findall(chunk) if len(noted) < MAX_CALLS else ():
+                    if call_id not in noted:
+                        noted.add(call_id)
+                        self._note(call_id)
+                yield chunk
+
+    async def aclose(self) -> None:
+        await self._reply.aclose()

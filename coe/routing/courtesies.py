@@ -98,7 +98,6 @@ _GREETING = re.compile(r"\s*+((?:[^\W\d_]{1,20}[ ']){0,3}[^\W\d_]{1,20})\s?,\s++
 _END_MARK = re.compile(r"[!?:;….,\n]")
 """Ends every greeting and every sentence that can be a courtesy."""
 _SENTENCE_START = re.compile(r"[.!?…)]\s++|\n\s*+")
-_START_MARKS = ".!?…)\n"
 _NAME = re.compile(r"[A-Z][\w'-]{1,20}(?: [A-Z][\w'-]{1,20})?[.!]?\s*+")
 _SIGNATURE = re.compile(rf",\s++{_NAME.pattern}\Z")
 _INDIRECT = re.compile(
@@ -115,13 +114,17 @@ _REPORTED = re.compile(
     re.IGNORECASE,
 )
 """The main clause of a reported question."""
+_INDIRECT_WORDS = words_of("please can could would will i tell show say let do does")
+"""First words of both."""
 
 
 def without_courtesies(text: str) -> str:
     """Return a request without the courtesies around it and without an indirect beginning; the text itself if none."""
-    first = _WORD.search(text, 0, MAX_SENTENCE_CHARACTERS)
-    polite = first is not None and first[0].lower() in _COURTEOUS  # saves most requests the search
-    begin = _after_indirect(text, _after_courtesies(text)) if polite else 0
+    found, begin = _WORD.search(text, 0, MAX_SENTENCE_CHARACTERS), 0
+    if found is not None and (first := found[0].lower()) in _COURTEOUS:  # saves many requests the search
+        begin = _after_courtesies(text)
+        if begin or first in _INDIRECT_WORDS:
+            begin = _after_indirect(text, begin)
     end = _before_thanks(text, begin)
     if begin == 0 and end == len(text):
         return text
@@ -179,17 +182,16 @@ def _after_indirect(text: str, begin: int) -> int:
 def _before_thanks(text: str, begin: int) -> int:
     """Position before the thanks and the signature at the end; the length of the text without thanks."""
     end = found = len(text.rstrip())
-    if not _SENTENCE_START.search(text, max(begin, end - MAX_SENTENCE_CHARACTERS), end - 1):
-        return len(text)  # one sentence, as most requests are
     thanked = False
     for _ in range(MAX_SENTENCES):
-        low = max(begin, end - MAX_SENTENCE_CHARACTERS)
         start = begin
-        if any(mark in text[low : end - 1] for mark in _START_MARKS):  # saves the search in most requests
-            start = max((mark.end() for mark in _SENTENCE_START.finditer(text, low, end - 1)), default=begin)
+        for mark in _SENTENCE_START.finditer(text, max(begin, end - MAX_SENTENCE_CHARACTERS), end - 1):
+            start = mark.end()
         if start <= begin:
             break
-        sentence = _SIGNATURE.sub("", text[start:end])
+        sentence = text[start:end]
+        if "," in sentence:
+            sentence = _SIGNATURE.sub("", sentence)
         if "?" not in sentence and not _courtesy(sentence).isdisjoint(_THANKS):
             thanked, found = True, start
         elif thanked or end < len(text.rstrip()) or not _NAME.fullmatch(sentence):

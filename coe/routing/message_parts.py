@@ -282,7 +282,7 @@ def _scaffold(parts: MessageParts) -> None:
     """The labels of a ReAct prompt or agent's task."""
     text = parts.request
     lowered = text.lower()
-    has_labels = sum(label in lowered for label in _SCAFFOLD_LABELS) >= 2  # far faster than the expressions
+    has_labels = sum([label in lowered for label in _SCAFFOLD_LABELS]) >= 2  # far faster than the expressions
     labels = {found[1].lower() for found in _SCAFFOLD.finditer(text)} if has_labels else set()
     if len(labels) < 2:
         if first := _ASKED.match(text):
@@ -298,7 +298,7 @@ def _history(parts: MessageParts) -> None:
     """A conversation that is quoted in the message: the last user's turn counts, unless an instruction precedes it."""
     text = parts.request
     lowered = text.lower()
-    if not any(name in lowered for name in ("user", "human")):
+    if "user" not in lowered and "human" not in lowered:
         return
     turns = list(_SPEAKER.finditer(text))
     speakers = {found[1].lower() for found in turns}

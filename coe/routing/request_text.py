@@ -6,7 +6,7 @@ system prompt if the request says little, and bounds the length. `message_parts`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -133,7 +133,7 @@ def read_request(chat: Chat) -> RoutedText:
         if reason := _omission_kind(parts, is_older=bool(texts), is_only=len(turns) == 1):
             left_out += _all_left_out(index, text, parts, reason)
             continue
-        material = _material_of(parts, is_older=bool(texts))
+        material = _material_of(parts) if parts.material and not texts else ""
         left_out += [
             OmittedPart(index, cut.kind, cut.name, cut.characters, shortened=bool(material) and cut.is_material)
             for cut in parts.cuts
@@ -145,12 +145,11 @@ def read_request(chat: Chat) -> RoutedText:
             break
     if not texts:
         texts, left_out = [_last_turn(chat)], []
-    if sum(map(len, texts)) < MIN_USER_CHARACTERS and _needs_system_prompt("\n".join(texts)):
-        system = [message for message in chat.messages[:1] if message.role != "user"]
-        texts += [message.text[:MAX_SYSTEM_PROMPT_CHARACTERS] for message in system]
+    if chat.messages and (first := chat.messages[0]).role != "user" and _needs_system_prompt(texts):
+        texts.append(first.text[:MAX_SYSTEM_PROMPT_CHARACTERS])
     in_loop = newest > 0 and any(message.role in TOOL_ROLES for message in chat.messages[newest:end])
     return RoutedText(
-        "\n".join(text for text in texts if text),
+        "\n".join([text for text in texts if text]),
         tuple(left_out[:MAX_LEFT_OUT]),
         "" if in_loop else "\n".join(texts[:count]),
         in_loop or (newest > 0 and not count),
@@ -160,14 +159,20 @@ def read_request(chat: Chat) -> RoutedText:
     )
 
 
-def _needs_system_prompt(text: str) -> bool:
+def _needs_system_prompt(texts: Sequence[str]) -> bool:
+    """True if the requests say little."""
+    if sum(map(len, texts)) >= MIN_USER_CHARACTERS:
+        return False
+    text = "\n".join(texts)
     return refers_to_context(text) or not has_topic(text)
 
 
 def _user_turns(chat: Chat) -> list[int]:
     """Indexes of the user messages to read, newest first."""
-    turns = [index for index, message in enumerate(chat.messages) if message.role == "user" and message.text]
-    turns.reverse()
+    messages = chat.messages
+    turns = [
+        index for index in range(len(messages) - 1, -1, -1) if messages[index].role == "user" and messages[index].text
+    ]
     if len(turns) > MAX_NEWEST_TURNS + MAX_OLDEST_TURNS:
         turns = turns[:MAX_NEWEST_TURNS] + turns[-MAX_OLDEST_TURNS:]
     if chat.characters <= MAX_READ_CHARACTERS:
@@ -199,8 +204,9 @@ def _all_left_out(index: int, text: str, parts: MessageParts, reason: str) -> li
     return [*cuts, OmittedPart(index, reason, "", len(parts.request))] if parts.request or not cuts else cuts
 
 
-def _material_of(parts: MessageParts, *, is_older: bool) -> str:
-    if is_older or not parts.material or has_topic(parts.request):
+def _material_of(parts: MessageParts) -> str:
+    """Return the material of the newest request unless the request has a topic."""
+    if has_topic(parts.request):
         return ""
     return shorten("\n".join(part[:MAX_MATERIAL_CHARACTERS] for part in parts.material), MAX_MATERIAL_CHARACTERS)
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Self
 
-from coe.routing.affinity import Affinity
+from coe.routing.conversation import Affinity
 from coe.supervision import TaskFailed, ignore_failure, supervised
 from gateway.access.limits import MEMORY
 from gateway.access.redis import limits_client

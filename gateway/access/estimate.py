@@ -22,6 +22,7 @@ CHARACTERS_PER_TOKEN = 4
 """Characters of text per token, approximately."""
 DEFAULT_OUTPUT_TOKENS = 512
 """Tokens of an answer whose length the request does not limit."""
+_COUNTS = (*LENGTH_FIELDS, *ANSWER_COUNTS)
 TOKENS_PER_FILE = 1600
 """Tokens of a large image as Anthropic counts it, or of about one page of a document."""
 CHARACTERS_PER_PAGE = 100_000
@@ -74,11 +75,14 @@ def output_tokens(chat: Chat) -> float:
     if chat.api not in TEXT_APIS:
         return 0
     fields = chat.fields
+    prompts = len(_prompts(chat)) or 1
+    if fields.keys().isdisjoint(_COUNTS):
+        return min(DEFAULT_OUTPUT_TOKENS * prompts, MAX_TOKEN_COUNT)
     longest: float = max(
         [value for name in LENGTH_FIELDS if (value := fields.get(name)) is not None], default=DEFAULT_OUTPUT_TOKENS
     )
     answers: float = max([value for name in ANSWER_COUNTS if (value := fields.get(name)) is not None], default=1)
-    return min(longest * answers * (len(_prompts(chat)) or 1), MAX_TOKEN_COUNT)
+    return min(longest * answers * prompts, MAX_TOKEN_COUNT)
 
 
 def _passed_tokens(fields: Mapping[str, Any]) -> float:

@@ -31,6 +31,8 @@ TOOL_ROLES = ("tool", "function")
 """Roles of tool results, whatever their form in a dialect."""
 ANSWER_COUNTS = ("n", "best_of")
 """Fields that multiply the number of answers."""
+_CHECKED_FIELDS = (*LENGTH_FIELDS, *ANSWER_COUNTS, "stream_options")
+_NEEDING_FIELDS = (*ANSWER_COUNTS, "logprobs", "top_logprobs", "echo")
 
 
 def parse_object(body: bytes | bytearray) -> dict[str, Any]:
@@ -65,6 +67,8 @@ def chat_of(
 
 def _check_counts(fields: dict[str, Any]) -> None:
     """Raises InvalidRequest for a count that is no number. Counts multiply the cost; some servers accept "64"."""
+    if fields.keys().isdisjoint(_CHECKED_FIELDS):
+        return
     for name in LENGTH_FIELDS:
         if (value := fields.get(name)) is not None:
             _check_count(value, name, minimum=0)
@@ -170,9 +174,11 @@ def add_format_need(output_format: Any, needs: Needs) -> None:
 def add_field_needs(fields: dict[str, Any], needs: Needs) -> None:
     """Add the capabilities that fields of OpenAI's APIs require: several answers, log probabilities, and the prompt
     repeated in the answer."""
-    counts = (fields.get(name) for name in ANSWER_COUNTS)
-    if any(isinstance(count, int | float) and count > 1 for count in counts):
-        needs.add("n")
+    if fields.keys().isdisjoint(_NEEDING_FIELDS):
+        return
+    for name in ANSWER_COUNTS:
+        if isinstance(count := fields.get(name), int | float) and count > 1:
+            needs.add("n")
     logprobs = fields.get("logprobs")
     if (logprobs is not None and logprobs is not False) or fields.get("top_logprobs"):  # completions take 0
         needs.add("logprobs")

@@ -273,12 +273,13 @@ class Metrics:
         self._requests.add((trace.api, decision.category, decision.expert, trace.outcome, decision.reason, status))
         if trace.cached is not None:
             return
-        self._routing_seconds.observe(_NO_LABELS, trace.routing_ms / 1000)
+        routing_ms = trace.routing_ms
+        self._routing_seconds.observe(_NO_LABELS, routing_ms / 1000)
         self._record_retrieval(trace)
         if (first := trace.first_token_ms) is not None:
             self._first_token.observe((decision.expert,), first / 1000)
             if trace.attempts.count == 1:
-                self._upstream_seconds.observe((decision.expert,), (first - trace.routing_ms) / 1000)
+                self._upstream_seconds.observe((decision.expert,), (first - routing_ms) / 1000)
             if decision.fallback_from:
                 self._fallbacks.add((decision.fallback_from, decision.cause))
         if cost := self._record_calls(trace):

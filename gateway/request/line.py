@@ -48,6 +48,7 @@ ERROR_EVENT_TIMEOUT = 1.0
 DEPLOYMENT = "model"
 """Parameter of a path that names the model in place of the body."""
 JSON = "application/json"
+_NO_KEEP_ALIVE = nullcontext()
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
@@ -125,7 +126,7 @@ class Line:
                 reply: Reply | None = None
                 if self._cache is not None:
                     reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
-                with self._keep_alive(trace, send) if chat.stream else nullcontext() as stream:
+                with self._keep_alive(trace, send) if chat.stream else _NO_KEEP_ALIVE as stream:
                     if reply is None:
                         await trace.allowance.reserve(chat, options.recipe)
                         reply = await _answer(trace, chat, options, request)
@@ -181,8 +182,9 @@ async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: Ac
         answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
     trace.answered(answer)
     assert trace.allowance is not None
-    assert trace.usage is not None
-    trace.allowance.charge(trace.usage, trace.prices)  # its parts count on until the answer is complete
+    usage = trace.usage
+    assert usage is not None
+    trace.allowance.charge(usage, trace.prices)  # its parts count on until the answer is complete
     if request.memory:  # the expert has the large body
         trace.chat = chat = chat.without_content()
         trace.drop_audit_body()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
@@ -139,7 +138,7 @@ class Trace:
     @property
     def routing_ms(self) -> float:
         """Milliseconds from arrival to the decision, 0 without one. For a cached answer, to the end of the lookup."""
-        return self.ended_ms("assign" if self.cached is None else "cache") or 0.0
+        return self.ended_ms("assign" if self.cache is None or self.cache.answer is None else "cache") or 0.0
 
     @property
     def first_token_ms(self) -> float | None:
@@ -210,11 +209,12 @@ class Trace:
         that answers, or else the arm."""
         if self.decision is None:
             return ""
-        if (cached := self.cached) is not None:
+        if self.cache is not None and (cached := self.cache.answer) is not None:
             return cached.answered_by
-        log, name = self.recipe_log, self.decision.expert
-        accepted = log.accepted if log is not None and name in self.serving.composition.recipes else None
-        return name if accepted is None else accepted.expert
+        name = self.decision.expert
+        if (log := self.attempts.recipe_log) is None or name not in self.serving.composition.recipes:
+            return name
+        return name if (accepted := log.accepted) is None else accepted.expert
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""
@@ -292,7 +292,7 @@ class Trace:
         """Tokens of the answer received so far, and of the members of a recipe that were called before an expert
         answered in its place; without an answer, of these members alone."""
         own = None if self.reply is None else self.reply.usage
-        if (log := self.recipe_log) is None or (own is not None and own.parts):
+        if (log := self.attempts.recipe_log) is None or (own is not None and own.parts):
             return own
         members = RecipeUsage(log)
         if not members.parts:
@@ -302,18 +302,22 @@ class Trace:
     @property
     def cost(self) -> float | None:
         """US dollars by the experts' declared prices; None without an answer or if the tokens of a call are unknown."""
-        costs = [cost for _, _, cost in self.calls_used()]
-        known = [cost for cost in costs if cost is not None]
-        return sum(known) if costs and len(known) == len(costs) else None
+        total = 0.0
+        calls = self.calls_used()
+        for _, _, cost in calls:
+            if cost is None:
+                return None
+            total += cost
+        return total if calls else None
 
-    def calls_used(self) -> Iterator[tuple[str, Usage, float | None]]:
-        """Yields the expert, usage and cost of each call that answers or answered: several for a recipe."""
+    def calls_used(self) -> list[tuple[str, Usage, float | None]]:
+        """Return the expert, usage and cost of each call that answers or answered: several for a recipe."""
         if (usage := self.usage) is None:
-            return
+            return []
         if not usage.parts:
-            yield self.expert, usage, self._cost_of(usage, self.prices)
-        for name, part in usage.parts:
-            yield name, part, self._cost_of(part, self.serving.registry.expert(name).prices)
+            return [(self.expert, usage, self._cost_of(usage, self.prices))]
+        registry = self.serving.registry
+        return [(name, part, self._cost_of(part, registry.expert(name).prices)) for name, part in usage.parts]
 
     def cost_of_call(self, call: MemberCall) -> float | None:
         """US dollars of a call to a member by its declared prices; None if its tokens are unknown."""
@@ -332,6 +336,7 @@ class Trace:
     def record(self) -> RoutingRecord:
         """The request's record in the routing log."""
         decision, prediction, usage, options = self.decision or NO_DECISION, self.prediction, self.usage, self.options
+        chat, routed, log = self.chat, self.routed, self.recipe_log
         composition, registry = self.serving.composition, self.serving.registry
         exploration, retrieval = registry.policy.exploration, self.retrieval_result
         names = composition.router.categories
@@ -352,10 +357,10 @@ class Trace:
             stage=prediction.stage if prediction is not None else "",
             router=composition.router.version,
             config=registry.digest,
-            digest=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() if (text := self.routed.text) else "",
+            digest=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() if (text := routed.text) else "",
             outcome=self.outcome,
             attempts=self.attempts.count,
-            stream=self.chat.stream if self.chat else False,
+            stream=chat.stream if chat else False,
             routing_ms=round(self.routing_ms, 3),
             first_token_ms=round(first_token_ms, 3) if first_token_ms is not None else None,
             total_ms=round(self.elapsed_ms(), 3),
@@ -369,13 +374,13 @@ class Trace:
             tenant=self.caller.tenant,
             key=self.caller.key,
             cost=self.cost,
-            prompt=self.routed.text or None if stores_text else None,
-            left_out=tuple(map(str, self.routed.left_out)) if stores_text else (),
+            prompt=routed.text or None if stores_text else None,
+            left_out=tuple(map(str, routed.left_out)) if stores_text else (),
             only_local=self.only_local,
             limited=options is not None and options.rule is not None,
             excluded=tuple(excluded_experts(registry, options.rule)) if options and options.rule else (),
             dropped=self.dropped,
-            recipe=log.recipe if (log := self.recipe_log) else "",
+            recipe=log.recipe if log else "",
             recipe_stop=log.stop if log else "",
             steps=tuple(map(recorded_call, log.calls)) if log else (),
             audit_rate=log.audit_rate if log else 0.0,
@@ -393,12 +398,12 @@ class Trace:
             passages=tuple([passage.id for passage in retrieval.passages]),
             passage_tokens=retrieval.tokens,
             retrieval_ms=round(retrieval.ms, 3),
-            needs=tuple(sorted(self.chat.needs)) if self.chat else None,
+            needs=tuple(sorted(chat.needs)) if chat else None,
             overlay=prediction.overlay_version if prediction is not None else "",
             language=prediction.language if prediction is not None else "",
             purpose=(options.purpose or "") if options else "",
             model=self.requested_model[:MAX_MODEL_CHARACTERS],
-            resolved_model=self.chat.model[:MAX_MODEL_CHARACTERS] if self.chat else "",
+            resolved_model=chat.model[:MAX_MODEL_CHARACTERS] if chat else "",
             router_probabilities=_named(names, prediction.router_probabilities)
             if prediction is not None and prediction.router_probabilities is not None
             else None,

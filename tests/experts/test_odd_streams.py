@@ -30,7 +30,7 @@ UNSURE = b'data: {"choices":[{"delta":{"content":"x"},"logprobs":{"content":[{"l
 class Chunks(Response):
     """A response that arrives in these chunks."""
 
-    complete, length, media_type = True, None, ""
+    length, media_type = None, ""
 
     def __init__(self, *chunks: bytes, media_type: str = "text/event-stream") -> None:
         self._chunks = list(chunks)
@@ -38,6 +38,10 @@ class Chunks(Response):
 
     async def chunk(self, within: float | None = None) -> bytes:
         return self._chunks.pop(0) if self._chunks else b""
+
+    @property
+    def complete(self) -> bool:
+        return not self._chunks
 
     def release(self) -> None: ...
 

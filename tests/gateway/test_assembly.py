@@ -9,7 +9,7 @@ import pytest
 from coe.experts import ReplicatedExpert
 from coe.experts.http.client import Client
 from coe.mapping.problem import declared_assignment
-from coe.routing.affinity import Affinity
+from coe.routing.conversation import Affinity
 from coe.runtime.active_state import ActiveState
 from coe.runtime.key_store import SqliteKeyStore
 from coe.settings import Settings

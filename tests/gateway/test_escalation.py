@@ -10,7 +10,7 @@ import pytest
 
 from coe.errors import ConfigError
 from coe.registry import Registry, load
-from coe.routing.affinity import Affinity
+from coe.routing.conversation import Affinity
 from coe.routing.stuck import is_stuck
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES

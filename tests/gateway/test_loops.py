@@ -13,8 +13,7 @@ import pytest
 from coe.core import RequestOptions
 from coe.errors import ExpertUnavailable
 from coe.registry import Registry
-from coe.routing.affinity import Affinity
-from coe.routing.conversation import read_conversation
+from coe.routing.conversation import Affinity, read_conversation
 from gateway.access import conversations
 from gateway.access.conversations import open_affinity
 from gateway.dialects.chat import CHAT

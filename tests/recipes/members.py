@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import numpy as np
 import orjson
 
-from coe.core import Call, Expert, Reply
+from coe.core import Call, Chunks, Expert, Reply
 from coe.errors import ExpertRejected
 from coe.experts.recipes.expert import RecipeExpert
 from coe.experts.recipes.policy import default_policy
@@ -89,7 +88,7 @@ async def bytes_of(reply: Reply) -> bytes:
     return body
 
 
-async def next_chunk(chunks: AsyncGenerator[bytes, None]) -> bytes:
+async def next_chunk(chunks: Chunks) -> bytes:
     async with asyncio.timeout(60):
         return await anext(chunks)
 

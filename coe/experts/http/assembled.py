@@ -7,13 +7,13 @@ for plain requests too. The answer has the shape that the server gives plain ans
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from coe.core import Chunks
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
-from coe.experts.http.replies import MAX_ANSWER_BYTES, StreamedReply
+from coe.experts.http.replies import MAX_ANSWER_BYTES, SingleChunk, StreamedReply
 
 _TEXTS = ("content", "reasoning_content", "refusal")
 """Fields of a delta that hold pieces of a text."""
@@ -44,8 +44,8 @@ class AssembledReply:
         except (AttributeError, LookupError, TypeError, ValueError):
             raise self._errors.invalid_response("events that are not of this API") from None
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        yield self._body
+    def chunks(self) -> Chunks:
+        return SingleChunk(self._body)
 
     async def aclose(self) -> None:
         await self._stream.aclose()

@@ -103,11 +103,15 @@ class Client:
         head = target.head(len(body), headers)
         if (connection := _idle_connection(target)) is not None:
             try:
-                return await self._exchange(connection, target, head, body)
+                await connection.send(head, body)
             except ConnectionError:
                 if connection.received_any:
                     raise
-        return await self._exchange(await self._connect(target), target, head, body)
+            else:
+                return self._response(connection, target)
+        connection = await self._connect(target)
+        await connection.send(head, body)
+        return self._response(connection, target)
 
     async def get(self, url: str, headers: Mapping[str, str] = NO_HEADERS, *, max_bytes: int) -> tuple[int, bytes]:
         """Returns the status and the body of a page, truncated once it exceeds `max_bytes`. Raises ValueError for an
@@ -118,12 +122,7 @@ class Client:
         finally:
             response.close()
 
-    async def _exchange(self, connection: Connection, target: Target, head: bytes, body: bytes) -> Response:
-        try:
-            await connection.send(head, body)
-        except BaseException:
-            connection.abort()
-            raise
+    def _response(self, connection: Connection, target: Target) -> Response:
         connection.parser.reusable &= self._reuses
         return Response(connection, target)
 
@@ -199,7 +198,10 @@ class Response:
 
     async def read(self, max_bytes: int) -> bytes:
         """Returns the body, or its start with more than `max_bytes` bytes if it is longer. Raises OSError."""
-        chunks, size = [], 0
+        first = await self.chunk()
+        if self.complete:  # as most bodies are, with their head
+            return first
+        chunks, size = [first], len(first)
         while size <= max_bytes and (chunk := await self.chunk()):
             chunks.append(chunk)
             size += len(chunk)
@@ -252,25 +254,31 @@ class Connection(asyncio.Protocol):
         return self._idle_in is not None and not self._closed
 
     async def send(self, head: bytes, body: bytes) -> None:
-        """Writes a request and waits for the head of its response."""
+        """Writes a request and waits for the head of its response. Closes the connection if that fails."""
         self._busy = True
-        if len(body) <= WRITE_SIZE:
-            self._transport.write(head + body)
-        else:
-            self._transport.write(head)
-            whole = memoryview(body)
-            for at in range(0, len(body), WRITE_SIZE):
-                if self.parser.status or self._closed:  # the server refused before it read the body
-                    self.parser.reusable = False
-                    break
-                self._transport.write(whole[at : at + WRITE_SIZE])
-                await self._write_buffer_drained()
-        while not self.parser.status:
-            if self._error is not None:
-                raise self._take_error()
-            await self._data_available()
-        if self.parser.headers.get("content-encoding", "identity") != "identity":
-            raise ProtocolError("a compressed answer, which was not requested")
+        try:
+            if len(body) <= WRITE_SIZE:
+                self._transport.write(head + body)
+            else:
+                await self._write_pieces(head, memoryview(body))
+            while not self.parser.status:
+                if self._error is not None:
+                    raise self._take_error()
+                await self._data_available()
+            if self.parser.headers.get("content-encoding", "identity") != "identity":
+                raise ProtocolError("a compressed answer, which was not requested")
+        except BaseException:
+            self.abort()
+            raise
+
+    async def _write_pieces(self, head: bytes, body: memoryview) -> None:
+        self._transport.write(head)
+        for at in range(0, len(body), WRITE_SIZE):
+            if self.parser.status or self._closed:  # the server refused before it read the body
+                self.parser.reusable = False
+                break
+            self._transport.write(body[at : at + WRITE_SIZE])
+            await self._write_buffer_drained()
 
     async def chunk(self, within: float | None = None) -> bytes:
         """Returns the bytes that arrived since the last call; empty at the end. Raises TimeoutError if none arrive

@@ -18,6 +18,7 @@ MAX_TRAILERS = 64
 MAX_INFORMATIONAL_RESPONSES = 16
 """Responses 1xx before the final one."""
 _HEX = b"0123456789abcdefABCDEF"
+_WHITE_SPACE = " \t\n\r\v\f"
 
 
 class ProtocolError(ConnectionError):
@@ -79,15 +80,16 @@ class ResponseParser:
                 raise ProtocolError("a head that is too long")
             self._buffer = data
             return 0, b""
-        first, *lines = data[:end].split(b"\r\n")
-        version, _, status_line = first.partition(b" ")
+        first, *lines = data[:end].decode("latin-1").split("\r\n")
+        version, _, status_line = first.partition(" ")
+        digits = status_line[:3]
         if (
-            version not in (b"HTTP/1.1", b"HTTP/1.0")
-            or not status_line[:3].isdigit()
-            or status_line[3:4] not in (b"", b" ")
+            version not in ("HTTP/1.1", "HTTP/1.0")
+            or not (digits.isascii() and digits.isdigit())
+            or status_line[3:4] not in ("", " ")
         ):
             raise ProtocolError("something that is not an HTTP/1.1 answer")
-        status, headers = int(status_line[:3]), _headers(lines)
+        status, headers = int(digits), _headers(lines)
         if status < 100:
             raise ProtocolError("an invalid status")
         if 100 <= status < 200:
@@ -99,7 +101,7 @@ class ResponseParser:
             return status, data[end + 4 :]
         self.status, self.headers = status, headers
         connection = headers.get("connection", "").lower()
-        self.reusable = "close" not in connection and (version == b"HTTP/1.1" or "keep-alive" in connection)
+        self.reusable = "close" not in connection and (version == "HTTP/1.1" or "keep-alive" in connection)
         self._choose_body_reader()
         return status, data[end + 4 :]
 
@@ -117,9 +119,8 @@ class ResponseParser:
         elif length is None:
             self._read, self.reusable = ResponseParser._read_until_close, False
         else:
-            lengths = {part.strip() for part in length.split(",")}
-            size = lengths.pop()
-            if lengths or not size.isascii() or not size.isdigit() or len(size) > 18:
+            size, *others = {part.strip() for part in length.split(",")} if "," in length else (length,)
+            if others or not size.isascii() or not size.isdigit() or len(size) > 18:
                 raise ProtocolError("an invalid content-length")
             self._remaining = int(size)
             self._read, self.complete = ResponseParser._read_counted, not self._remaining
@@ -183,13 +184,13 @@ class ResponseParser:
         self._buffer = data
 
 
-def _headers(lines: list[bytes]) -> dict[str, str]:
+def _headers(lines: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon or not name or name.strip() != name:
+        name, colon, value = line.partition(":")
+        if not colon or not name or name.strip(_WHITE_SPACE) != name:
             raise ProtocolError("an invalid header")
-        key, text = name.lower().decode("latin-1"), value.strip().decode("latin-1")
+        key, text = name.lower(), value.strip(_WHITE_SPACE)
         found[key] = f"{found[key]}, {text}" if key in found else text
     return found
 

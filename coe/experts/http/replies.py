@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import orjson
 
+from coe.core import Chunks
 from coe.experts.api_formats import ApiFormat, is_empty_answer, record_usage
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
@@ -83,11 +84,32 @@ class PlainReply:
         record_usage(self.usage, answer.get("usage"))
         self._body = self._rewriter.in_answer(body, answer)
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        yield self._body
+    def chunks(self) -> Chunks:
+        return SingleChunk(self._body)
 
     async def aclose(self) -> None:
         self._response.release()
+
+
+class SingleChunk:
+    """The chunks of a plain reply. An iterator, as the event loop registers each asynchronous generator."""
+
+    __slots__ = ("_chunk",)
+
+    def __init__(self, chunk: bytes) -> None:
+        self._chunk: bytes | None = chunk
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk, self._chunk = self._chunk, None
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        self._chunk = None
 
 
 class StreamedReply:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
-from coe.core import Call, Expert, Health, Reply
+from coe.core import Call, Chunks, Expert, Health, Reply
 from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertUnreachable
 from coe.experts.live_check import GREETING, MAX_ANSWER_TOKENS
 from coe.learning.evaluation.scoring_run import StopScoring
@@ -221,7 +221,7 @@ class _MeteredReply:
         self.media_type, self.usage = reply.media_type, reply.usage
         self._reply, self._settle, self._is_settled = reply, settle, False
 
-    def chunks(self) -> AsyncGenerator[bytes, None]:
+    def chunks(self) -> Chunks:
         return self._reply.chunks()
 
     async def aclose(self) -> None:
