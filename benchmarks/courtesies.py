@@ -3,7 +3,7 @@
     python -m benchmarks.courtesies --router FOLDER --data DIR/category [--json FILE]
 
 Each public prompt gets a courtesy of `benchmarks/courtesies.txt`, and is classified as it stands ("before") and by the
-text that is routed ("now"). The rules were written with part "development" in view, "test" was written afterwards.
+text that is routed ("now"). The rules were written with part "development" in view, "test" and "fresh" afterwards.
 `plain` is the accuracy without courtesies, both ways, on the prompts whose routed text differs.
 """
 
