@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SecretStr,
     ValidationInfo,
@@ -47,6 +48,18 @@ def _check_language(code: str) -> str:
 
 
 Language = Annotated[str, Field(min_length=2, max_length=3), AfterValidator(_check_language)]
+
+
+def _one_name_as_list(declared: Any) -> Any:
+    return [declared] if isinstance(declared, str) else declared
+
+
+_DEVICE_SCHEMA = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}]
+}
+DeviceNames = Annotated[
+    tuple[Name, ...], Field(min_length=1), BeforeValidator(_one_name_as_list), WithJsonSchema(_DEVICE_SCHEMA)
+]
 
 
 class Prices(StrictModel):
@@ -148,7 +161,7 @@ class ExpertSpec(StrictModel):
     """GPUs of the local server, numbered as by nvidia-smi. Several GPUs hold the model together."""
     replicas: Count = 1
     """Number of servers of this expert in the cluster, for `coe up --engine ray`."""
-    device: Name | Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    device: DeviceNames | None = None
     """With `residency`: the device of this expert, a list of devices, or `any`. Required if several are declared. With
     several, residency chooses one for each start."""
     pinned: bool = False

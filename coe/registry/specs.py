@@ -265,11 +265,9 @@ class Registry(StrictModel):
         """The devices that a local expert may use; empty for other experts and without residency."""
         if self.residency is None or expert.runtime not in LOCAL_RUNTIMES:
             return ()
-        if expert.device == ANY_DEVICE:
+        if expert.device == (ANY_DEVICE,):
             return tuple(device.name for device in self.residency.devices)
-        if expert.device is None:
-            return (self.residency.devices[0].name,)
-        return (expert.device,) if isinstance(expert.device, str) else expert.device
+        return expert.device or (self.residency.devices[0].name,)
 
     @cached_property
     def hosted_experts(self) -> tuple[ExpertSpec, ...]:
