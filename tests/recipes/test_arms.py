@@ -40,7 +40,12 @@ def test_the_search_also_improves_the_sequence_of_the_price_before(monkeypatch: 
     assert found.best_sequence(price, also=best) == best
     monkeypatch.setattr("coe.learning.recipes.arms.SEARCHED_PRICES", (0.02, 0.016))
     started = []
-    monkeypatch.setattr(RecipeSearch, "best_sequence", lambda search, price, *, also: started.append(also) or best)
+
+    def best_sequence(search: RecipeSearch, price: float, *, also: tuple[int, ...]) -> tuple[int, ...]:
+        started.append(also)
+        return best
+
+    monkeypatch.setattr(RecipeSearch, "best_sequence", best_sequence)
     assert len(propose_arms(POOL, max_calls=4)) == 3
     assert started == [(), best]
 
