@@ -106,7 +106,7 @@ def _show(report: Mapping[str, Any]) -> None:
         print_line(f"routing a prompt: p50 {times['p50']:.3f} ms, p99 {times['p99']:.3f} ms")
     _show_arena(report)
     if "recipes" in report:
-        _show_recipes(report["recipes"])
+        show_recipes(report["recipes"])
 
 
 def _show_arena(report: Mapping[str, Any]) -> None:
@@ -134,7 +134,8 @@ def _difference(found: Mapping[str, Any] | None) -> str:
     return f"{found['difference']:+.4f} ±{_number(found['standard_error'])} {found['verdict']:6}"
 
 
-def _show_recipes(found: Mapping[str, Any]) -> None:
+def show_recipes(found: Mapping[str, Any]) -> None:
+    """Print the gains of recipes at each budget."""
     print_line(f"{'budget':34} {'one':>7} {'recipes':>8} {'gain':>8} {'error':>7}")
     rows = {"none": found["no_budget"]}
     rows |= {f"{k} x one expert without a budget": v for k, v in found.get("at_multiples_of_one_expert", {}).items()}

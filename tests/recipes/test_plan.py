@@ -8,65 +8,21 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from coe.artifacts.kinds import ASSIGNMENT
-from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.experts import build_recipes
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
-from coe.learning.recipes.measured import columns_of_recipes
 from coe.mapping import effective_plan, read_published
 from coe.registry import RecipeSpec, Registry, load
 from tests.fakes import ScriptedExpert
-from tests.recipes.recorded import recorded_answers
+from tests.recipes.planned import ANSWERS, CAREFUL, DECLARED, plan, published, write_config, write_table
 
-DECLARED = """\
-version: 1
-categories: [{name: code, description: c}, {name: law, description: l}, {name: general, description: g}]
-experts:
-  - {name: a, model: m, runtime: external, base_url: 'http://h/v1', active_parameters_b: 1, prices: {output: 10}}
-  - {name: b, model: m, runtime: external, base_url: 'http://h/v1', active_parameters_b: 1, prices: {output: 10}}
-  - {name: large, model: m, runtime: external, base_url: 'http://h/v1', active_parameters_b: 12, prices: {output: 120}}
-assignment: {general: large}
-budget: {mean_cost: 10}
-"""
-CAREFUL = "recipes: [{name: careful, cascade: [[a, b], large]}]\n"
 COUNCIL = "recipes: [{name: council, fuse: [a, b], by: large}]\n"
 WRITING = RecipeSpec(name="council", fuse=("a", "b"), by="large").writing
-ANSWERS = recorded_answers(
-    {"a": (0.6, 0.5), "b": (0.6, 0.5), "large": (0.8, 0.75)}, {"a": 1.0, "b": 1.0, "large": 12.0}, prompts=1200
-)
-LETTERS = "ABCDEFGHIJ"
-
-
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("\n".join(map(json.dumps, rows)))
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A declaration, and the folder of scores and answers beside it; 100 output tokens an answer."""
-    (tmp_path / "experts.yaml").write_text(DECLARED + CAREFUL)
-    prompts, scores, answers = [], [], []
-    for row, label in enumerate(ANSWERS.labels.tolist()):
-        one = {"benchmark": "own", "prompt_id": str(row)}
-        prompts.append({**one, "prompt": f"question {row}", "category": ("code", "law")[label], "label": ""})
-        for column, name in enumerate(ANSWERS.experts):
-            scores.append({**one, "model": name, "score": ANSWERS.scores[row, column]})
-            used = {"input_tokens": 0, "output_tokens": 100, "latency_ms": 100.0}
-            answers.append({**one, "model": name, "answer": LETTERS[ANSWERS.classes[row, column]], **used})
-    write_table(tmp_path / "prompts.jsonl", prompts)
-    write_table(tmp_path / "scores.jsonl", scores)
-    write_table(tmp_path / "answers.jsonl", answers)
-    return tmp_path / "experts.yaml"
-
-
-def plan(config: Path, *words: str) -> dict[str, Any]:
-    result = CliRunner().invoke(
-        app, ["plan", str(config.parent), "--config", str(config), "--json", *words], catch_exceptions=False
-    )
-    assert result.exit_code == 0, result.output
-    report: dict[str, Any] = json.loads(result.stdout)
-    return report
+    return write_config(tmp_path)
 
 
 def measure(config: Path, writing: str = WRITING, *, prompts: int = 1200, right: float = 0.95) -> None:
@@ -83,12 +39,6 @@ def measure(config: Path, writing: str = WRITING, *, prompts: int = 1200, right:
 
 def declaration(config: Path) -> Registry:
     return load(config, environ={})
-
-
-def published(config: Path) -> Path:
-    artifact = ArtifactStore(config.parent / ".coe" / "artifacts", ASSIGNMENT).current()
-    assert artifact is not None
-    return artifact.folder
 
 
 def test_an_arm_is_planned_where_it_beats_every_expert_within_the_budget(config: Path) -> None:
@@ -128,26 +78,6 @@ def test_a_declared_cap_lowers_the_planned_cost(config: Path) -> None:
     assert problem.uses.cost[:2, column] == pytest.approx(expected, rel=0.05)
 
 
-def test_first_steps_of_streams_are_priced_without_their_caps_and_all_requests_count_as_streams_without_a_log(
-    config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every answer of the first member has 100 tokens, and its cap is 50."""
-    config.write_text(DECLARED + CAREFUL.replace("[[a, b], large]}]", "[b, large], max_tokens: {b: 50}}]"))
-    found = {}
-    for streamed in (None, 1.0, 0.5, 0.0):
-        if streamed is not None:
-            monkeypatch.setattr(
-                "coe.jobs.plan_basis.columns_of_recipes",
-                lambda *args, known=streamed, **options: columns_of_recipes(*args, **options | {"streamed": known}),
-            )
-        plan(config)
-        problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
-        assert problem.uses.cost is not None
-        found[streamed] = problem.uses.cost[0, problem.experts.index("careful@1")]
-    assert found[None] == found[1.0] != found[0.0]
-    assert found[0.5] == pytest.approx((found[0.0] + found[1.0]) / 2)
-
-
 def test_an_unchanged_declaration_keeps_the_arms_and_changed_steps_drop_them(config: Path) -> None:
     plan(config)
     found = read_published(published(config), "v1")
@@ -172,23 +102,6 @@ def test_auto_proposes_recipes_that_are_served_without_being_declared(config: Pa
     assert extended.arm("auto-1@1").context_length == 8192
     config.write_text(DECLARED)
     assert found.declaration(declaration(config)) == declaration(config)
-
-
-def test_a_budget_that_neither_experts_nor_arms_keep_is_reported_with_its_line_and_the_smallest_one(
-    config: Path,
-) -> None:
-    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 0.5") + CAREFUL)
-    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config)])
-    line = DECLARED.splitlines().index("budget: {mean_cost: 10}") + 1
-    expected = f"experts.yaml:{line}: budget: mean_cost 0.5 cannot be kept; the smallest feasible limit is 1"
-    assert expected in str(result.exception)
-
-
-def test_a_bound_without_recorded_answers_leaves_the_recipe_out_with_the_remedy(config: Path) -> None:
-    (config.parent / "answers.jsonl").unlink()
-    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 40") + CAREFUL.replace("}]", ", max_loss: 0.1}]"))
-    reason = plan(config)["left_out"]["recipes"]["careful"]
-    assert reason == "no answers are recorded beside the scores; run `coe score` again"
 
 
 def test_a_bound_that_the_probes_cannot_show_leaves_the_recipe_out_with_the_remedy(config: Path) -> None:

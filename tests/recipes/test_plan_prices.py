@@ -1,0 +1,53 @@
+"""`coe plan` with recipes: streams, budgets that nothing keeps, and bounds without answers."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from coe.cli import app
+from coe.learning.recipes.measured import columns_of_recipes
+from coe.mapping import read_published
+from tests.recipes.planned import CAREFUL, DECLARED, plan, published, write_config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path)
+
+
+def test_first_steps_of_streams_are_priced_without_their_caps_and_all_requests_count_as_streams_without_a_log(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every answer of the first member has 100 tokens, and its cap is 50."""
+    config.write_text(DECLARED + CAREFUL.replace("[[a, b], large]}]", "[b, large], max_tokens: {b: 50}}]"))
+    found = {}
+    for streamed in (None, 1.0, 0.5, 0.0):
+        if streamed is not None:
+            monkeypatch.setattr(
+                "coe.jobs.plan_basis.columns_of_recipes",
+                lambda *args, known=streamed, **options: columns_of_recipes(*args, **options | {"streamed": known}),
+            )
+        plan(config)
+        problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]
+        assert problem.uses.cost is not None
+        found[streamed] = problem.uses.cost[0, problem.experts.index("careful@1")]
+    assert found[None] == found[1.0] != found[0.0]
+    assert found[0.5] == pytest.approx((found[0.0] + found[1.0]) / 2)
+
+
+def test_a_budget_that_neither_experts_nor_arms_keep_is_reported_with_its_line_and_the_smallest_one(
+    config: Path,
+) -> None:
+    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 0.5") + CAREFUL)
+    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config)])
+    line = DECLARED.splitlines().index("budget: {mean_cost: 10}") + 1
+    expected = f"experts.yaml:{line}: budget: mean_cost 0.5 cannot be kept; the smallest feasible limit is 1"
+    assert expected in str(result.exception)
+
+
+def test_a_bound_without_recorded_answers_leaves_the_recipe_out_with_the_remedy(config: Path) -> None:
+    (config.parent / "answers.jsonl").unlink()
+    config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 40") + CAREFUL.replace("}]", ", max_loss: 0.1}]"))
+    reason = plan(config)["left_out"]["recipes"]["careful"]
+    assert reason == "no answers are recorded beside the scores; run `coe score` again"
