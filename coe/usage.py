@@ -11,11 +11,11 @@ class Usage:
 
     `cached_tokens` are the input tokens that the server read from its prompt cache, a part of `input_tokens`, and
     `reasoning_tokens` those of reasoning, a part of `output_tokens`. `events` counts the events of a stream, each of
-    which holds at least one token. `parts` are the members' names and usages for the answer of a recipe, and empty for
-    one of an expert.
+    which holds at least one token. `max_tokens` is a recipe's cap on the output tokens, None without one. `parts` are
+    the members' names and usages for the answer of a recipe, and empty for one of an expert.
     """
 
-    __slots__ = ("cached_tokens", "events", "input_tokens", "output_tokens", "reasoning_tokens")
+    __slots__ = ("cached_tokens", "events", "input_tokens", "max_tokens", "output_tokens", "reasoning_tokens")
 
     parts: tuple[tuple[str, Usage], ...] = ()
 
@@ -24,6 +24,7 @@ class Usage:
         self.cached_tokens: int | None = None
         self.output_tokens: int | None = None
         self.reasoning_tokens: int | None = None
+        self.max_tokens: int | None = None
         self.events = 0
 
 

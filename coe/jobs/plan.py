@@ -23,7 +23,7 @@ from coe.errors import ArtifactError, ConfigError, LogError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.jobs.expected_waits import solve_with_waits, wait_model, waits_report
 from coe.jobs.foreground import note_if_slow
-from coe.jobs.plan_basis import plan_basis
+from coe.jobs.plan_basis import plan_basis, share_of_streams
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.estimation.logged_uses import LoggedUses, uses_report
 from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
@@ -98,7 +98,7 @@ def make_plan(
         evidence=PlanEvidence() if options.drop_feedback else evidence,
         logged=logged,
     )
-    policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written)
+    policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written, share_of_streams(logged))
     for name, reason in recipes.left_out.items():
         print_error(f"note: recipe {name!r} is not planned: {reason}")
     with note_if_slow("solving the plan"):

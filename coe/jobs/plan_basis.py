@@ -91,7 +91,7 @@ def plan_basis(
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
-    streamed = None if logged is None else logged.streamed
+    streamed = share_of_streams(logged)
     recipes, all_scores = _with_recipes(
         folder, data, registry, scores, rows=rows, experts=experts, categories=categories, streamed=streamed
     )
@@ -162,12 +162,12 @@ def _with_recipes(
     rows: Sequence[int],
     experts: Sequence[str],
     categories: Sequence[str],
-    streamed: float | None,
+    streamed: float,
 ) -> tuple[RecipeColumns, NDArray[np.float64]]:
     """Fit the recipes on the prompts that all experts were scored on.
 
-    While the share of `streamed` requests is unknown, all count as streams: where fewer caps apply, answers cost more.
-    Returns their columns, and the scores (n_rows, n_experts + n_arms) of experts and arms, NaN where missing.
+    `streamed` is the share of requests whose answers are streamed. Returns their columns, and the scores (n_rows,
+    n_experts + n_arms) of experts and arms, NaN where missing.
     """
     whole = np.flatnonzero(np.isfinite(scores).all(axis=1))
     with note_if_slow("fitting recipes"):
@@ -179,13 +179,21 @@ def _with_recipes(
             rows=complete,
             experts=experts,
             categories=categories,
-            streamed=1.0 if streamed is None else streamed,
+            streamed=streamed,
         )
     all_scores = np.full((len(rows), len(experts) + len(recipes.arms)), np.nan)
     all_scores[:, : len(experts)] = scores
     if recipes.arms:
         all_scores[whole, len(experts) :] = recipes.scores
     return recipes, all_scores
+
+
+def share_of_streams(logged: LoggedUses | None) -> float:
+    """Return the logged share of requests that are streamed.
+
+    While it is unknown, all count as streams: fewer caps apply to them, so that their answers cost more.
+    """
+    return 1.0 if logged is None or logged.streamed is None else logged.streamed
 
 
 def _with_logged_uses(

@@ -262,12 +262,18 @@ class Registry(StrictModel):
         return math.inf if self.residency is None else self.residency.wait_timeout
 
     def devices_of(self, expert: ExpertSpec) -> tuple[str, ...]:
-        """The devices that a local expert may use; empty for other experts and without residency."""
+        """The devices that a local expert may use, in the order of `residency.devices`.
+
+        Empty for other experts and without residency.
+        """
         if self.residency is None or expert.runtime not in LOCAL_RUNTIMES:
             return ()
+        declared = [device.name for device in self.residency.devices]
         if expert.device == (ANY_DEVICE,):
-            return tuple(device.name for device in self.residency.devices)
-        return expert.device or (self.residency.devices[0].name,)
+            return tuple(declared)
+        position = {name: number for number, name in enumerate(declared)}
+        named = expert.device or (declared[0],)
+        return tuple(sorted(named, key=lambda name: position.get(name, len(position))))
 
     @cached_property
     def hosted_experts(self) -> tuple[ExpertSpec, ...]:

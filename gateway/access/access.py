@@ -143,9 +143,10 @@ class TokenAllowance(RequestAllowance):
         if usage.parts:
             return _sum([self._used(part, self._pricing.experts[name]) for name, part in usage.parts])
         known_input, known_output = usage.input_tokens, usage.output_tokens
+        most = self._output if usage.max_tokens is None else min(self._output, usage.max_tokens)
         return _amounts(
             self._input if known_input is None else known_input,
-            max(self._output, usage.events) if known_output is None else known_output,
+            max(most, usage.events) if known_output is None else known_output,
             prices,
             usage.cached_tokens or 0,
         )

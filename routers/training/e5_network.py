@@ -60,8 +60,8 @@ class Graph:
 
 
 def build_network() -> bytes:
-    """Return the graph from `rows`, the sums of word, position and type vectors (1, tokens, dimensions), to the unit
-    `vector` (1, dimensions)."""
+    """Return the graph from `rows`, the sums of word, position and type vectors (1, tokens, dimensions), to the `mean`
+    (1, dimensions) of the last layer."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph = Graph()
@@ -80,12 +80,11 @@ def build_network() -> bytes:
         (active,) = graph.add("Gelu", graph.product(text, widen))
         (summed,) = graph.add("Add", text, graph.product(active, narrow))
         text = graph.norm(summed, f"l{layer}.oln")
-    (mean,) = graph.add("ReduceMean", text, "tokens", keepdims=0)
-    graph.nodes.append(helper.make_node("LpNormalization", [mean], ["vector"], axis=1, p=2))
+    graph.nodes.append(helper.make_node("ReduceMean", [text, "tokens"], ["mean"], keepdims=0))
     rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, [1, "length", DIMENSIONS])
-    vector = helper.make_tensor_value_info("vector", TensorProto.FLOAT, [1, DIMENSIONS])
+    mean = helper.make_tensor_value_info("mean", TensorProto.FLOAT, [1, DIMENSIONS])
     model = helper.make_model(
-        helper.make_graph(graph.nodes, "multilingual-e5-small", [rows], [vector], graph.tensors),
+        helper.make_graph(graph.nodes, "multilingual-e5-small", [rows], [mean], graph.tensors),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
         ir_version=IR_VERSION,
     )

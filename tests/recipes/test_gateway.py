@@ -412,6 +412,26 @@ async def test_a_recipe_with_a_call_of_unknown_tokens_has_no_known_cost(monkeypa
 
 
 @pytest.mark.usefixtures("no_refill")
+async def test_a_capped_call_of_unknown_tokens_is_charged_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    capped = {"name": "capped", "cascade": ["coder", "painter"], "max_tokens": {"coder": 40}}
+    headers = {"authorization": f"Bearer {KEY}"}
+    scripts: dict[str, Any] = {"coder": answer("X", finish="length"), "painter": answer("Y")}
+    async with gateway_of(keyed(capped, tokens_per_minute=15_000), **scripts) as gateway:
+        stream_of = gateway.experts["coder"].stream
+
+        async def without_usage(call: Call) -> Any:
+            reply: Any = await stream_of(call)
+            reply.usage.input_tokens = reply.usage.output_tokens = None
+            return reply
+
+        monkeypatch.setattr(gateway.experts["coder"], "stream", without_usage)
+        assert (await ask(gateway, model="capped", max_tokens=10_000, headers=headers)).status == 200
+        after = await ask(gateway, model="painter", max_tokens=1, headers=headers)
+        charged = 15_000 - int(after.headers["x-ratelimit-remaining-tokens"])
+        assert 40 < charged < 200  # the cap and a few tokens of input, not 10,000
+
+
+@pytest.mark.usefixtures("no_refill")
 async def test_a_client_that_leaves_pays_for_the_answers_that_had_begun() -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     async with gateway_of(keyed(tokens_per_minute=1000), coder=answer("X"), painter=asyncio.Event()) as gateway:

@@ -1,5 +1,7 @@
 """Fitted policies are stored beside a plan and read back."""
 
+from dataclasses import replace
+
 import numpy as np
 import orjson
 import pytest
@@ -26,6 +28,13 @@ def test_a_policy_decides_the_same_after_it_is_read_back() -> None:
         after = replay(found.by_arm[arm], ANSWERS.classes, ANSWERS.tokens, ANSWERS.posterior)
         assert before.member.tolist() == after.member.tolist()
         assert before.calls.tolist() == after.calls.tolist()
+
+
+def test_the_share_of_streams_that_a_plan_counted_is_kept() -> None:
+    assert ArmPolicies.from_json(replace(STORED, streamed=0.25).to_json()).streamed == 0.25
+    found = orjson.loads(STORED.to_json()) | {"streamed": 1.5}
+    with pytest.raises(ArtifactError, match=r"streamed 1\.5, not between 0 and 1"):
+        ArmPolicies.from_json(orjson.dumps(found))
 
 
 def test_other_categories_change_the_order_and_new_ones_have_no_deviation() -> None:
@@ -57,7 +66,7 @@ def test_a_damaged_file_is_refused_with_the_remedy(damage, message: str) -> None
 
 def test_a_file_of_a_former_version_is_refused_with_the_remedy() -> None:
     found = orjson.loads(STORED.to_json()) | {"version": 1}
-    with pytest.raises(ArtifactError, match=r"version 1, not 3.*make it again with `coe plan`"):
+    with pytest.raises(ArtifactError, match=r"version 1, not 4.*make it again with `coe plan`"):
         ArmPolicies.from_json(orjson.dumps(found))
 
 

@@ -125,6 +125,7 @@ class Draft:
         del call  # the member has the body, which may be large
         try:
             self.media_type, self.log.usage = reply.media_type, reply.usage
+            reply.usage.max_tokens = self.log.max_tokens
             self.began = clock()
             self._held.changed.set()
             async with aclosing(reply.chunks()) as chunks:

@@ -17,7 +17,7 @@ from coe.experts.recipes.policy import RecipePolicy, Step
 from coe.registry import ArmSpec
 
 RECIPES_FILE = "recipes.json"
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,15 @@ class WrittenArm:
 class ArmPolicies:
     """The policies of arms by arm name, over `categories` in the order of their coefficients.
 
-    `written` are the arms of recipes that write. `version` is a digest of the file; empty if they were not read from
-    one. Policies of the recipes in `broken` never stop early.
+    `written` are the arms of recipes that write. `streamed` is the share of requests that the plan counted as streams.
+    `version` is a digest of the file; empty if they were not read from one. Policies of the recipes in `broken` never
+    stop early.
     """
 
     categories: tuple[str, ...]
     by_arm: Mapping[str, RecipePolicy]
     written: Mapping[str, WrittenArm] = field(default_factory=dict)
+    streamed: float = 1.0
     version: str = ""
     broken: frozenset[str] = frozenset()
 
@@ -94,7 +96,15 @@ class ArmPolicies:
             for arm, one in self.by_arm.items()
         }
         written = {arm: asdict(one) for arm, one in self.written.items()}
-        return orjson.dumps({"version": VERSION, "categories": self.categories, "arms": arms, "written": written})
+        return orjson.dumps(
+            {
+                "version": VERSION,
+                "categories": self.categories,
+                "arms": arms,
+                "written": written,
+                "streamed": self.streamed,
+            }
+        )
 
     @classmethod
     def from_json(cls, data: bytes) -> ArmPolicies:
@@ -106,9 +116,12 @@ class ArmPolicies:
             categories = tuple(str(name) for name in found["categories"])
             arms = {arm: _policy_from_json(one, len(categories)) for arm, one in found["arms"].items()}
             written = {arm: _written_from_json(one) for arm, one in found["written"].items()}
+            streamed = float(found["streamed"])
+            if not 0 <= streamed <= 1:
+                raise ValueError(f"streamed {streamed}, not between 0 and 1")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{RECIPES_FILE} cannot be read ({error}); make it again with `coe plan`") from None
-        return cls(categories, arms, written, hashlib.sha256(data).hexdigest()[:16])
+        return cls(categories, arms, written, streamed, hashlib.sha256(data).hexdigest()[:16])
 
 
 def _over(step: Step, columns: Sequence[int]) -> Step:

@@ -193,8 +193,9 @@ class Residency:
         if tier != "awake" and (timeout <= 0 or answers_instead):
             if timeout > 0:
                 scheduler.request_redirected(key, now, category=category)
-                self._decide(schedule)
-            refused(f"expert {expert!r} is {tier} and not waited for", scheduler.load_seconds(key))
+                self._decide(schedule)  # the server may now belong to another device
+            retry_after = self._schedule(key).scheduler.load_seconds(key)
+            refused(f"expert {expert!r} is {tier} and not waited for", retry_after)
             return None
         self._tickets += 1
         ticket = self._tickets

@@ -113,7 +113,7 @@ def recipe_columns(
     categories: Sequence[str],
     grades: Mapping[str, Grades] | None = None,
     only: Sequence[RecipeSpec] | None = None,
-    streamed: float = 0.0,
+    streamed: float,
 ) -> RecipeColumns:
     """Fit the arms of all cascades and votes on the prompts `rows` of `data`, whose categories are all among
     `categories`.
@@ -280,8 +280,8 @@ class _AnswerTable:
             if streamed and arm.policy.max_tokens:
                 streams = self._replay(arm.policy, judge, streams=True)
                 found[name] = {use: (1 - streamed) * plain[use] + streamed * streams[use] for use in plain}
-            changed = found[name]["scores"] - plain["scores"]
-            named[name] = replace(arm, outcome=replace(arm.outcome, scores=arm.outcome.scores + changed[:, 0]))
+            changed = arm.outcome.scores + (found[name]["scores"] - plain["scores"])[:, 0]
+            named[name] = replace(arm, outcome=replace(arm.outcome, scores=np.clip(changed, 0.0, 1.0)))
             scores[self.prompts, number] = named[name].outcome.scores
         if named:
             quality = quality_by_category(self.answers, list(named.values()))

@@ -33,7 +33,7 @@ def columns_of_recipes(
     experts: Sequence[str],
     categories: Sequence[str],
     only: Sequence[RecipeSpec] | None = None,
-    streamed: float = 0.0,
+    streamed: float,
 ) -> RecipeColumns:
     """Return the columns of recipes by what a folder of scores has of the prompts `rows` of `data`.
 
