@@ -234,10 +234,14 @@ class E5Encoder:
 
     def __init__(self, network: bytes) -> None:
         model = Model()
-        self.tokenizer = UnigramTokenizer(model)
-        self._words = model.blocks("emb.word")
-        self._positions = model.floats("emb.pos").reshape(-1, DIMENSIONS) + model.floats("emb.type")[:DIMENSIONS]
-        self._session = open_session(network, dict(network_tensors(model)))
+        try:
+            self.tokenizer = UnigramTokenizer(model)
+            self._words = model.blocks("emb.word")
+            self._positions = model.floats("emb.pos").reshape(-1, DIMENSIONS) + model.floats("emb.type")[:DIMENSIONS]
+            tensors = dict(network_tensors(model))
+        except (IndexError, KeyError, ValueError) as error:
+            raise ValueError(f"{MODEL_FILE} has another format or is damaged ({error!r})") from error
+        self._session = open_session(network, tensors)
 
     def __call__(self, texts: Sequence[str]) -> Floats:
         vectors = np.zeros((len(texts), DIMENSIONS), dtype=np.float32)

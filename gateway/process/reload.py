@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -182,21 +182,31 @@ def check_reloadable(old: Registry, new: Registry) -> None:
             ("cache.store", old.cache and old.cache.store, new.cache and new.cache.store),
             ("stored_responses", old.stored_responses, new.stored_responses),
             ("cache.max_bytes", old.cache and old.cache.max_bytes, new.cache and new.cache.max_bytes),
+            *((f"residency.{name}", *pair) for name, pair in _residency_settings(old, new)),
         )
         if previous != after
     ]
-    started = {spec.name: _server(spec) for spec in old.experts if spec.runtime in LOCAL_RUNTIMES}
+    shares = old.residency is not None
+    started = {spec.name: _server(spec, shares) for spec in old.experts if spec.runtime in LOCAL_RUNTIMES}
     changed += [
         f"the server of expert {spec.name!r}"
         for spec in new.experts
-        if spec.name in started and started[spec.name] != _server(spec)
+        if spec.name in started and started[spec.name] != _server(spec, shares)
     ]
     if changed:
         raise ConfigError(f"{', '.join(changed)}: a change of this needs a restart")
 
 
-def _server(spec: ExpertSpec) -> tuple[object, ...]:
-    return spec.runtime, spec.model, tuple(spec.options.items()), spec.gpus, spec.replicas
+def _residency_settings(old: Registry, new: Registry) -> Iterator[tuple[str, tuple[object, object]]]:
+    """Yield the settings that the process that started the servers keeps, with their values before and after."""
+    for name in ("devices", "sleep_memory_gb", "max_wait"):
+        yield name, (getattr(old.residency, name, None), getattr(new.residency, name, None))
+
+
+def _server(spec: ExpertSpec, shares_device: bool) -> tuple[object, ...]:
+    """Return what the server of a local expert was started with, and its place on a shared device."""
+    place = (spec.device, spec.memory_gb, spec.pinned, spec.sleep_level) if shares_device else ()
+    return spec.runtime, spec.model, tuple(spec.options.items()), spec.gpus, spec.replicas, *place
 
 
 def _watched_files(settings: Settings) -> tuple[Path, ...]:

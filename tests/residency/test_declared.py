@@ -145,6 +145,16 @@ def test_experts_of_one_server_need_its_memory_once_and_one_device(
         declared(tmp_path, residency=devices(10, 10), experts=experts("gpu0", "gpu1"), **general)
 
 
+def test_the_order_in_which_experts_of_one_server_name_its_devices_does_not_matter(tmp_path: Path) -> None:
+    for small, large in ((["gpu0", "gpu1"], ["gpu1", "gpu0"]), ("any", ["gpu1", "gpu0"])):
+        found = declared(
+            tmp_path, residency=gpus(50, 50), small={"device": small}, large={"model": "m", "device": large}
+        )
+        assert [found.devices_of(expert) for expert in found.experts] == [("gpu0", "gpu1")] * 2
+        one, other = found.hosted_experts
+        assert one.server_key == other.server_key
+
+
 def test_with_residency_the_experts_may_need_more_memory_than_the_device_has(tmp_path: Path) -> None:
     found = declared(tmp_path, residency=devices(45), large={"stand_in": "small"}, budget={"memory_gb": 45})
     assert found.devices_of(found.experts[1]) == ("gpu0",)

@@ -165,6 +165,19 @@ async def test_a_server_starts_on_the_device_that_is_free_and_sees_it_alone(fake
         assert {device_of(pid) for pid in fakes.alive()} == {"d", "e"}
 
 
+async def test_a_server_may_move_while_a_stand_in_answers(
+    fakes: Fakes,
+) -> None:
+    device = SharedDevice(fakes, {"a": "ok", "b": "ok", "c": "ok"}, devices="de")
+    async with device.connected() as (residency, client):
+        release = await acquire(client, "a")  # its device is busy, and the one of b is free
+        with pytest.raises(ExpertAsleep, match="'c' is stopped and not waited for"):
+            await acquire(client, "c", stand_in="a")
+        await become(residency, c="awake")
+        assert residency.tiers()["c"]["device"] == "e"
+        release()
+
+
 async def test_a_server_killed_while_it_loads_on_one_of_two_devices_refuses_its_requests_and_no_other(
     fakes: Fakes,
 ) -> None:

@@ -105,6 +105,15 @@ def test_a_file_of_another_format_is_an_error(content: bytes, tmp_path: Path) ->
         Model(file)
 
 
+def test_a_file_that_ends_early_is_an_error_of_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = model_file().read_bytes()
+    file = tmp_path / "model.bin"
+    file.write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(routers.e5, "model_file", lambda: file)
+    with pytest.raises(ValueError, match="another format or is damaged"):
+        E5Encoder(build_network())
+
+
 def test_a_missing_package_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routers.e5, "PACKAGE", "no_such_package")
     with pytest.raises(ImportError, match="no_such_package"):
