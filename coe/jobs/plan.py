@@ -153,18 +153,18 @@ def _solve(
 ) -> tuple[PlanInputs, Assignment, dict[str, Any] | None]:
     """Solve the plan. Returns the inputs with the expected waits of experts that share devices, the plan, and the
     report of the waits. Raises ConfigError with the line of the budget if no plan keeps it."""
+    model, reason = wait_model(settings, registry, logged)
 
     def solved(inputs: PlanInputs) -> Assignment:
-        try:
-            return solve(inputs.problem, traffic=inputs.traffic)
-        except ConfigError as error:
-            line = yaml_source.read(settings.config).at(("budget",))
-            raise ConfigError(*(f"{line}: {problem}" for problem in error.problems)) from error
+        return solve(inputs.problem, traffic=inputs.traffic)
 
-    model, reason = wait_model(settings, registry, logged)
-    if model is None:
-        return basis, solved(basis), waits_report(None, reason, None)
-    found = solve_with_waits(basis, model, solve=solved)
+    try:
+        if model is None:
+            return basis, solved(basis), waits_report(None, reason, None)
+        found = solve_with_waits(basis, model, solve=solved)
+    except ConfigError as error:
+        line = yaml_source.read(settings.config).at(("budget",))
+        raise ConfigError(*(f"{line}: {problem}" for problem in error.problems)) from error
     return found.basis, found.assignment, waits_report(found, "", model)
 
 

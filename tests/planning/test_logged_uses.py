@@ -18,7 +18,13 @@ from coe.artifacts.store import ArtifactStore
 from coe.cli.common import settings_for
 from coe.experts.recipes.policy import default_policy
 from coe.jobs.plan_basis import _with_logged_uses, plan_basis
-from coe.learning.estimation.logged_uses import MAX_ARMS, MAX_ROUTERS, MIN_TRAFFIC_REQUESTS, LoggedUses
+from coe.learning.estimation.logged_uses import (
+    MAX_ARMS,
+    MAX_ROUTERS,
+    MIN_CHAT_REQUESTS,
+    MIN_TRAFFIC_REQUESTS,
+    LoggedUses,
+)
 from coe.learning.recipes.columns import RecipeColumns
 from coe.mapping import (
     LOGGED_MEASURES,
@@ -71,9 +77,13 @@ def updated(records: Iterable[RoutingRecord], output: float = 100.0) -> Measured
 
 
 def test_the_share_of_streams_is_of_the_chat_requests_of_users() -> None:
-    logged = [answered(1), answered(2, stream=False), answered(3), answered(4, stream=False, purpose="probe")]
-    assert uses_of([*logged, answered(5, api="completions", stream=False)]).streamed == pytest.approx(2 / 3)
-    assert uses_of([]).streamed is None
+    logged = [answered(number, stream=number % 4 > 0) for number in range(MIN_CHAT_REQUESTS)]
+    others = [
+        answered(1000, stream=False, purpose="probe"),
+        answered(1001, api="completions", stream=False),
+    ]
+    assert uses_of([*logged, *others]).streamed == pytest.approx(3 / 4)
+    assert uses_of([*logged[1:], *others]).streamed is None
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from coe.records.record import RecipeCall, RoutingRecord
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
 """Requests that the log must have for its mix of categories to be used."""
+MIN_CHAT_REQUESTS = 100
+"""Chat requests of users that the log must have for its share of streams to be used."""
 MAX_SAMPLED_POSTERIORS = 10_000
 """Posteriors of a router's requests that are kept, a uniform sample."""
 MAX_ROUTERS = 4
@@ -102,8 +104,9 @@ class LoggedUses:
 
     @property
     def streamed(self) -> float | None:
-        """The share of the chat requests of users that were streamed; None without any."""
-        return self._chats[True] / self._chats.total() if self._chats else None
+        """The share of the chat requests of users that were streamed; None for fewer than MIN_CHAT_REQUESTS."""
+        total = self._chats.total()
+        return self._chats[True] / total if total >= MIN_CHAT_REQUESTS else None
 
     @property
     def typical_rate(self) -> float:
