@@ -277,11 +277,17 @@ class Registry(StrictModel):
 
     @cached_property
     def hosted_experts(self) -> tuple[ExpertSpec, ...]:
-        """The experts, with the GPUs of their device, or of the first of several, as their own."""
+        """The experts, with the GPUs of their device, or of the first of several, as their own.
+
+        Servers that cannot be confined to GPUs, and those that run already, get none.
+        """
         gpus = {device.name: device.gpus for device in self.residency.devices} if self.residency else {}
         return tuple(
             expert.model_copy(update={"gpus": found})
-            if (there := self.devices_of(expert)) and RUNTIMES[expert.runtime].gpus and (found := gpus[there[0]])
+            if (there := self.devices_of(expert))
+            and RUNTIMES[expert.runtime].gpus
+            and not expert.base_url
+            and (found := gpus[there[0]])
             else expert
             for expert in self.experts
         )

@@ -155,21 +155,34 @@ def test_the_order_in_which_experts_of_one_server_name_its_devices_does_not_matt
         assert one.server_key == other.server_key
 
 
+def test_an_ollama_that_runs_already_may_be_on_a_device_with_gpus_and_gets_none(tmp_path: Path) -> None:
+    small = {"device": "gpu0", "runtime": "ollama", "base_url": "http://127.0.0.1:11434/v1"}
+    found = declared(tmp_path, residency=gpus(50, 50), small=small, large={"device": "gpu1"})
+    assert [expert.gpus for expert in found.hosted_experts] == [(), (1,)]
+    specs, _ = local_servers(found.hosted_experts, cache=tmp_path, logs=tmp_path, python=_python(tmp_path))
+    assert "CUDA_VISIBLE_DEVICES" not in specs[0].env
+
+
 def test_with_residency_the_experts_may_need_more_memory_than_the_device_has(tmp_path: Path) -> None:
     found = declared(tmp_path, residency=devices(45), large={"stand_in": "small"}, budget={"memory_gb": 45})
     assert found.devices_of(found.experts[1]) == ("gpu0",)
 
 
-def test_a_server_of_several_devices_is_confined_to_the_one_where_it_starts(tmp_path: Path) -> None:
-    command = tmp_path / "bin" / "vllm"
+def _python(folder: Path) -> Path:
+    """Return the path of a Python beside which vLLM is installed."""
+    command = folder / "bin" / "vllm"
     command.parent.mkdir()
     command.touch(mode=0o755)
+    return command.with_name("python")
+
+
+def test_a_server_of_several_devices_is_confined_to_the_one_where_it_starts(tmp_path: Path) -> None:
     devices = [{"name": name, "memory_gb": 50, "gpus": pair} for name, pair in (("x", [0, 1]), ("y", [2, 3]))]
     large = {"device": "any", "model": "org/large"}
     small = {"device": "y", "model": "org/small"}
     found = declared(tmp_path, residency={"devices": devices}, large=large, small=small)
     specs, _ = local_servers(
-        found.hosted_experts, cache=tmp_path, logs=tmp_path, python=command.with_name("python"), base_folder=tmp_path
+        found.hosted_experts, cache=tmp_path, logs=tmp_path, python=_python(tmp_path), base_folder=tmp_path
     )
     assert all(" ".join(spec.argv).endswith("--tensor-parallel-size 2") for spec in specs)
     planned = plan_devices(found, specs)

@@ -96,6 +96,25 @@ def test_a_sleeping_server_wakes_where_it_sleeps_and_a_waiting_one_moves_for_a_s
         assert placement.settle(1.0) == ({0, 1} if moves else set()), (tier, saved)
 
 
+def test_a_server_that_did_not_start_on_a_device_is_started_on_the_other_next() -> None:
+    placement, (_, second) = two_devices((B,), (C,))
+    second.server_loaded("c", 0.0)
+    second.request_arrived(1, "c", 0.0)  # the second device is busy, so that the first one costs less
+    second.decide(0.0)
+    ticket, now, devices = 2, 0.0, []
+    for _ in range(3):
+        placement.scheduler("b").request_arrived(ticket, "b", now)
+        placement.settle(now)
+        devices.append(placement.device("b"))
+        placement.scheduler("b").server_failed("b", retry_at=now + 1.0, refuse=True)
+        placement.start_failed("b")
+        ticket, now = ticket + 1, now + 2.0
+    assert devices == [0, 1, 0]
+    placement.started("b")
+    placement.scheduler("b").request_arrived(ticket, "b", now)
+    assert placement.settle(now) == set()
+
+
 class CheckedSimulation(Simulation):
     """Asserts after every decision what always holds."""
 

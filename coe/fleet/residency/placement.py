@@ -115,6 +115,8 @@ class Placement:
         self._homes = {key: number for number, one in enumerate(schedulers) for key in one.keys}
         self._choices = {key: tuple(numbers) for key, numbers in choices.items() if len(numbers) > 1}
         self._considered: dict[str, float] = {}
+        self._failed: dict[str, set[int]] = {}
+        """Devices on which a server did not start, since it last started or failed on all."""
 
     def device(self, key: str) -> int:
         """The number of the device that a server is on, or for a stopped one was on last."""
@@ -145,12 +147,25 @@ class Placement:
         home = self._homes[key]
         server = self._schedulers[home].server_state(key, now)
         costs = {number: load_cost(server, self._schedulers[number].state(now)) for number in self._choices[key]}
-        best = min(costs, key=lambda number: (costs[number], number != home))
-        if best == home or costs[best][0] > costs[home][0] - margin:
+        failed = self._failed.get(key, set())
+        best = min(costs, key=lambda one: (math.isinf(costs[one][0]), one in failed, costs[one], one != home))
+        if best == home or (home not in failed and costs[best][0] > costs[home][0] - margin):
             return set()
         self._schedulers[best].add(self._schedulers[home].remove(key))
         self._homes[key] = best
         return {home, best}
+
+    def start_failed(self, key: str) -> None:
+        """Prefer the other devices of a server for its next start, until it has failed on all."""
+        if key in self._choices:
+            failed = self._failed.setdefault(key, set())
+            failed.add(self._homes[key])
+            if failed.issuperset(self._choices[key]):
+                failed.clear()
+
+    def started(self, key: str) -> None:
+        """Forget where a server did not start."""
+        self._failed.pop(key, None)
 
     def next_check(self, number: int, next_check: float | None, now: float) -> float | None:
         """When a device decides again: earlier than its scheduler needs while a server there may still move."""

@@ -134,8 +134,9 @@ def _select_loads(
     that were weighed."""
     checks = [s.retry_at for s in device.wanted if s.retry_at > state.now]
     wanted, candidates = _loadable(device.wanted, state.now, device.unpinned)
+    perhaps, later = _perhaps_due(wanted, state, device.offered)
     if not explain:
-        wanted, later = _perhaps_due(wanted, state, device.offered)
+        wanted = perhaps
         checks += later
     if not wanted:
         return [], [], min(checks, default=None), tuple(candidates)
@@ -146,6 +147,7 @@ def _select_loads(
     targets: list[ServerState] = []
     evicted: list[ServerState] = []
     waits = (Waits(server, state.now) for server in wanted)
+    perhaps_due = {server.key for server in perhaps}  # the others explain who waits, and change no decision
     starting = device.loading and not device.waking  # what sleeps in RAM may wake beside it
     for urgent in sorted(waits, key=lambda one: (starting and not _is_in_ram(one.server), -one.urgency)):
         server = urgent.server
@@ -156,6 +158,8 @@ def _select_loads(
         leaving = select_victims(may_leave, _missing_memory(server) - available)
         if leaving is None or len(targets) == LOOKAHEAD:
             candidates.append(Candidate(server.key, obstacle="no_room"))
+            if server.key not in perhaps_due:
+                continue
             break
         lost = sum(s.rate * s.load_seconds for s in leaving if s.tier != "asleep")
         candidate = weighed(urgent, leaving, state, device.offered + lost)

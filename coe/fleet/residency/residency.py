@@ -295,6 +295,7 @@ class Residency:
         except FleetError as error:
             await self._take_down(schedule, server, f"could not be woken: {error}", refuse=True)
             return
+        self._placement.started(server.key)
         began = {one.key: one.tier for one in schedule.scheduler.loading()}
         schedule.scheduler.server_loaded(server.key, self._loop.time())
         self._keep_load_time(schedule, server.key, began[server.key])
@@ -324,6 +325,8 @@ class Residency:
         """Ends a failed server and delays its next start. With `refuse` (it did not start) its waiting requests are
         refused; else (it died while awake) they keep waiting until it is back."""
         delay = await server.take_down(failure)
+        if refuse:
+            self._placement.start_failed(server.key)
         for ticket in schedule.scheduler.server_failed(server.key, retry_at=self._loop.time() + delay, refuse=refuse):
             request = self._waiting[ticket]
             self.end(ticket)
