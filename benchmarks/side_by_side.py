@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
@@ -34,6 +35,8 @@ from benchmarks.harness import (
 )
 
 BARE = "passthrough"
+PAUSE_SECONDS = 1.0
+"""Time for the records of a burst to be written: their processor time counts, and the next burst is not disturbed."""
 
 
 def main() -> None:
@@ -72,9 +75,10 @@ def main() -> None:
 
 
 def _burst(port: int, process: psutil.Process, script: Path, seconds: int) -> dict[str, float]:
-    """Load one server at 32 connections, then at one."""
+    """Load one server at 32 connections, then, after its log is written, at one."""
     before = _processor_seconds(process)
     many = wrk(port, script, connections=32, seconds=seconds)
+    time.sleep(PAUSE_SECONDS)
     used = _processor_seconds(process) - before
     one = wrk(port, script, connections=1, seconds=max(1, seconds // 2))
     return {"rps": many.rps, "cpu_us": 1e6 * used / (many.rps * seconds), "p50_ms": one.p50}
