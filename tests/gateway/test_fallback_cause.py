@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.cli import ask
+from coe.cli import chat
 from coe.cli.log import _line
 from coe.core import Health
 from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertTimeout, ExpertUnavailable, InvalidRequest
@@ -157,9 +157,9 @@ async def test_coe_chat_reports_which_expert_an_answer_stands_in_for_and_why(
         return web.Response(text='data: {"choices":[{"delta":{"content":"ok"}}]}\n\n', headers=headers)
 
     async with servers((answer,)) as (root,):
-        await ask._send(f"{root}/v1/chat/completions", "auto", [], {})
+        await chat._send(f"{root}/v1/chat/completions", "auto", [], {})
         with pytest.raises(ExpertUnavailable, match=r"no answer \(cause: unauthorized\)"):
-            await ask._send(f"{root}/v1/chat/completions", "coder", [], {})
+            await chat._send(f"{root}/v1/chat/completions", "coder", [], {})
     first, *_ = capsys.readouterr().out.splitlines()
     assert first == "[painter: code 0.900; in place of coder, which did not answer: connection_refused]"
 

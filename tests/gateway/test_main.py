@@ -83,7 +83,7 @@ def test_a_router_of_an_older_format_is_refused_before_the_port_opens(tmp_path: 
         (draft / "router.json").write_text('{"format": 1}')
         artifact = store.publish(draft, categories=("code", "general"), data="", metrics={})
     store.promote(artifact.manifest.version)
-    with pytest.raises(ArtifactError, match="format 1, not 6; train the router again"):
+    with pytest.raises(ArtifactError, match=f"format 1, not {FORMAT}; train the router again"):
         prepare(settings)
 
 

@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 from tests.gateway.served import serving
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
-OUTSIDE = {"instance", "job", "le", "tier"}
-"""Labels that Prometheus adds, the one of histograms, and that of waits, which need experts that share a device."""
+OUTSIDE = {"device", "instance", "job", "le", "tier"}
+"""Labels that Prometheus adds, the one of histograms, and those of experts that share devices."""
 
 
 def dashboard() -> Any:
