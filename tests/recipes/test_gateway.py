@@ -395,17 +395,22 @@ async def test_a_routed_request_reserves_for_recipes_only_where_a_plan_may_choos
         assert (await ask(gateway, "code", max_tokens=100, headers=off)).status == 200
 
 
+def hide_usage(expert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an expert report no tokens."""
+    stream = expert.stream
+
+    async def without_usage(call: Call) -> Any:
+        reply: Any = await stream(call)
+        reply.usage.input_tokens = reply.usage.output_tokens = None
+        return reply
+
+    monkeypatch.setattr(expert, "stream", without_usage)
+
+
 async def test_a_recipe_with_a_call_of_unknown_tokens_has_no_known_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
     async with gateway_of(keyed(), **scripts) as gateway:
-        stream_of = gateway.experts["painter"].stream
-
-        async def without_usage(call: Call) -> Any:
-            reply: Any = await stream_of(call)
-            reply.usage.input_tokens = reply.usage.output_tokens = None
-            return reply
-
-        monkeypatch.setattr(gateway.experts["painter"], "stream", without_usage)
+        hide_usage(gateway.experts["painter"], monkeypatch)
         await ask(gateway, model="panel", headers={"authorization": f"Bearer {KEY}"})
         assert [call.input_tokens for call in gateway.records[0].steps] == [3, None]
         assert (gateway.records[0].input_tokens, gateway.records[0].cost) == (3, None)
@@ -417,14 +422,7 @@ async def test_a_capped_call_of_unknown_tokens_is_charged_its_cap(monkeypatch: p
     headers = {"authorization": f"Bearer {KEY}"}
     scripts: dict[str, Any] = {"coder": answer("X", finish="length"), "painter": answer("Y")}
     async with gateway_of(keyed(capped, tokens_per_minute=15_000), **scripts) as gateway:
-        stream_of = gateway.experts["coder"].stream
-
-        async def without_usage(call: Call) -> Any:
-            reply: Any = await stream_of(call)
-            reply.usage.input_tokens = reply.usage.output_tokens = None
-            return reply
-
-        monkeypatch.setattr(gateway.experts["coder"], "stream", without_usage)
+        hide_usage(gateway.experts["coder"], monkeypatch)
         assert (await ask(gateway, model="capped", max_tokens=10_000, headers=headers)).status == 200
         after = await ask(gateway, model="painter", max_tokens=1, headers=headers)
         charged = 15_000 - int(after.headers["x-ratelimit-remaining-tokens"])
