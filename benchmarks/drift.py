@@ -127,8 +127,10 @@ CHANGES: dict[str, Change] = {
 
 
 def degraded(series: int, requests: int, fall: float) -> dict[str, float]:
-    """How often the alarm names the expert that became worse, and how often another one, in one comparison of a week
-    and a day."""
+    """Return how often the alarm names the expert that became worse, and how often another one.
+
+    Each series is one comparison of a week and a day.
+    """
     named = wrong = 0
     for number in range(series):
         random = np.random.default_rng(number)

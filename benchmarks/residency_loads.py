@@ -52,7 +52,7 @@ def _stated(memory: float) -> Load:
 
 
 def read_loads(file: Path) -> tuple[Load, ...]:
-    """What load_times.py has written."""
+    """Read the load times that load_times.py has written."""
     found = orjson.loads(file.read_bytes()).values()
     return tuple(
         Load(

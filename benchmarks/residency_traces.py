@@ -25,7 +25,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What all traces share: so many experts, requests a second on average, and seconds."""
+    """Parameters of all traces: number of experts, mean requests a second, and length in seconds."""
 
     experts: int
     rate: float

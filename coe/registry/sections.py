@@ -222,7 +222,7 @@ MAX_PATTERNS = 100
 
 
 class KeySpec(StrictModel):
-    """What an API key may do, for how long, and within which limits."""
+    """Rights, lifetime and limits of an API key."""
 
     name: Name
     """Name of the key in logs and records."""

@@ -215,7 +215,7 @@ def _outside_blocks(text: str, begin: int, end: int, parts: MessageParts) -> tup
 
 
 def _kind_of(name: str) -> Literal["context", "request", "material", ""]:
-    """What a block of this tag holds; empty for markup, which belongs to the text."""
+    """Kind of content in a block of this tag; empty for markup, which belongs to the text."""
     words = [word.lower() for word in _TAG_WORD.findall(name)]
     if not words:
         return ""

@@ -39,7 +39,7 @@ _HEADER_NAMES = {
 
 
 class Allowance:
-    """What one request may use: an async context that reserves amounts on entry and charges the used ones on exit.
+    """Reserves the amounts that one request may use on entry, and charges the used ones on exit, as an async context.
 
     This base class has no limits and does nothing. Entering a limited allowance may raise LimitReached.
     """

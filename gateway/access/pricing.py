@@ -88,7 +88,7 @@ _PARTS = tuple(part.name for part in fields(WorstCase))
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a request uses at most: the worst case `whole`, and the one with the caps of recipes where these apply."""
+    """Upper bounds of a request's use: the worst case `whole`, and `capped`, with the caps of recipes."""
 
     whole: WorstCase = WorstCase()
     capped: WorstCase = WorstCase()

@@ -28,6 +28,6 @@ class Dialect:
     error_event: Callable[[RequestError], bytes]
     """An error as the last event of a stream."""
     keep_alive: bytes = sse.COMMENT
-    """What a silent stream carries; clients of the API ignore it."""
+    """Bytes that keep a silent stream alive; clients of the API ignore them."""
     forms: bool = False
     """True if a body may be a multipart form."""

@@ -73,7 +73,7 @@ class StoredResponse:
 
 
 class StoredUse:
-    """What one request needs to store its answer. `body_bytes` is 0 for an answer that is not stored."""
+    """Data with which one request stores its answer. `body_bytes` is 0 for an answer that is not stored."""
 
     __slots__ = ("body_bytes", "input", "owner", "previous", "previous_id", "stateful")
 

@@ -1,4 +1,4 @@
-"""What each API key may request, and how much: the real app with declared keys."""
+"""Rights and limits of API keys: the real app with declared keys."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""What an API key reserves for a recipe with caps on its members' answers."""
+"""Amounts that an API key reserves for a recipe with caps on its members' answers."""
 
 from typing import Any
 

@@ -108,7 +108,7 @@ class Service:
                 await asyncio.sleep(0.05)
 
     def processes(self) -> list[psutil.Process]:
-        """The living processes that `coe up` started, whoever their parent is now."""
+        """Return the living processes that `coe up` started, also those with another parent now."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):

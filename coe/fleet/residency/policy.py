@@ -76,7 +76,7 @@ def plan(state: DeviceState, *, explain: bool = False) -> Schedule:
 
 
 class _Sums:
-    """What a decision needs of all servers, in one pass: with hundreds of them, passes are most of its time."""
+    """Sums over all servers for one decision, in one pass: with hundreds of servers, passes take most of its time."""
 
     __slots__ = (
         "available",

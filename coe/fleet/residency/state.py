@@ -1,4 +1,4 @@
-"""What the scheduling policy of a device sees and decides: servers and their tiers, actions and their reasons.
+"""Inputs and decisions of the scheduling policy of a device: servers with their tiers, actions with their reasons.
 
 Memory is in GB, times in seconds of a monotonic clock.
 """
