@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coe.jobs.engine import Engine
+from coe.jobs.executor import Executor
 from coe.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ ConfigFile = Annotated[
 ]
 """For verbs without other arguments; verbs with arguments have only --config."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-EngineOption = Annotated[
-    Engine, typer.Option("--engine", help="Where embedding and fits run: in this process, or on a Ray cluster.")
+ExecutorOption = Annotated[
+    Executor, typer.Option("--executor", help="Where embedding and fits run: in this process, or on a Ray cluster.")
 ]
 IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -26,7 +26,7 @@ from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, ConfigFile, settings_for
 from coe.core import GENERAL
 from coe.errors import CoEError, FleetError
-from coe.jobs.engine import Engine
+from coe.jobs.executor import Executor
 from coe.registry import Registry, load
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_line
@@ -41,8 +41,8 @@ DRAIN_SECONDS = 55.0
 Host = Annotated[str | None, typer.Option("--host", help="[default: COE_HOST or 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[default: COE_PORT or 8080]")]
 
-ServerEngine = Annotated[
-    Engine, typer.Option("--engine", help="Where expert servers run: on this machine, or on a Ray cluster.")
+ServerExecutor = Annotated[
+    Executor, typer.Option("--executor", help="Where expert servers run: on this machine, or on a Ray cluster.")
 ]
 
 
@@ -58,13 +58,13 @@ def up(
     host: Host = None,
     port: Port = None,
     config: Config = None,
-    engine: ServerEngine = Engine.LOCAL,
+    executor: ServerExecutor = Executor.LOCAL,
 ) -> None:
     """Start the local experts and the gateway, and keep them running until Ctrl-C or SIGTERM."""
     settings = _with_address(settings_for(config, file), host, port)
     with contextlib.ExitStack() as stack:
         ray = None
-        if engine is Engine.RAY:
+        if executor is Executor.RAY:
             from coe.fleet.ray.fleet import ray_cluster
 
             ray = stack.enter_context(ray_cluster())  # before our signal handlers, which it would replace
@@ -126,7 +126,7 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
     for expert in registry.experts:
         if expert.replicas > 1:
             print_line(
-                f"one server of {expert.name!r} is started, not {expert.replicas}: replicas are for `--engine ray`"
+                f"one server of {expert.name!r} is started, not {expert.replicas}: replicas are for `--executor ray`"
             )
     if servers:
         print_line(f"starting {len(servers)} expert server{'s' if len(servers) > 1 else ''} for {', '.join(endpoints)}")

@@ -1,8 +1,8 @@
-"""Runs the heavy tasks of a training job, in this process or on a Ray cluster (`--engine`).
+"""Runs the heavy tasks of a training job, in this process or on a Ray cluster (`--executor`).
 
 A task runner maps a function over items and returns the results in order. Both runners use one BLAS thread a task, so
-a job gives the same numbers on either engine. `coe train` and `coe retrain` choose the engine; the trainer in `routers`
-knows the `TaskRunner` protocol alone.
+a job gives the same numbers on either executor. `coe train` and `coe retrain` choose the executor; the trainer in
+`routers` knows the `TaskRunner` protocol alone.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Engine(StrEnum):
+class Executor(StrEnum):
     """The place where the tasks of a job, or the servers of experts, run."""
 
     LOCAL = "local"
     RAY = "ray"
 
 
-def task_runner(engine: Engine) -> AbstractContextManager[TaskRunner]:
-    """A context with the engine's task runner. Raises ClusterError without Ray, or where it cannot be reached."""
-    if engine is Engine.RAY:
+def task_runner(executor: Executor) -> AbstractContextManager[TaskRunner]:
+    """A context with the executor's task runner. Raises ClusterError without Ray, or where it cannot be reached."""
+    if executor is Executor.RAY:
         return ray_task_runner()
     from routers.encoders import LocalRunner
 

@@ -160,7 +160,7 @@ class ExpertSpec(StrictModel):
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """GPUs of the local server, numbered as by nvidia-smi. Several GPUs hold the model together."""
     replicas: Count = 1
-    """Number of servers of this expert in the cluster, for `coe up --engine ray`."""
+    """Number of servers of this expert in the cluster, for `coe up --executor ray`."""
     device: DeviceNames | None = None
     """With `residency`: the device of this expert, a list of devices, or `any`. Required if several are declared. With
     several, residency chooses one for each start."""

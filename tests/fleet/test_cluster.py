@@ -227,7 +227,7 @@ def test_the_gateway_of_coe_up_follows_a_replica_to_another_node_and_everything_
     three = {"name": "base", "model": "org/model", "runtime": "vllm", "replicas": 3}
     with Service(tmp_path, bin_folder=nodes.folder / "bin") as service:
         service.declare(three)
-        service.start(engine="ray")
+        service.start(executor="ray")
         before = service.servers
         assert len(before) == 3
         nodes.lose(doomed)

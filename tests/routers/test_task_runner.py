@@ -15,7 +15,7 @@ import pytest
 import routers
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ClusterError
-from coe.jobs.engine import ray_task_runner
+from coe.jobs.executor import ray_task_runner
 from routers.encoders import OnnxEncoder
 from tests.routers.conftest import examples
 

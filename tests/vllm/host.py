@@ -1,4 +1,4 @@
-"""`coe up` with a router that needs no training: `host.py CONFIG PORT [ENGINE]`. All else is the real thing."""
+"""`coe up` with a router that needs no training: `host.py CONFIG PORT [EXECUTOR]`. All else is the real thing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coe.cli import up
 from coe.fleet.specs import ServerSpec
-from coe.jobs.engine import Engine
+from coe.jobs.executor import Executor
 from coe.settings import Settings
 
 real = up._gateway
@@ -26,4 +26,4 @@ async def no_training(*_: object) -> None:
 
 if __name__ == "__main__":
     up._gateway, up._ensure_router = gateway, no_training
-    up.up(port=int(sys.argv[2]), config=Path(sys.argv[1]), engine=Engine((sys.argv[3:] or ["local"])[0]))
+    up.up(port=int(sys.argv[2]), config=Path(sys.argv[1]), executor=Executor((sys.argv[3:] or ["local"])[0]))

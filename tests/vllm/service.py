@@ -70,7 +70,7 @@ class Service:
     def _spare_url(self) -> str:
         return f"http://127.0.0.1:{self._spare_port}/v1"
 
-    def start(self, *, engine: str = "local") -> None:
+    def start(self, *, executor: str = "local") -> None:
         stand_in = (
             sys.executable,
             "tests/fleet/fake_server.py",
@@ -79,7 +79,7 @@ class Service:
             str(self.folder / "pids"),
         )
         self._run(*stand_in, OMP_NUM_THREADS="1")
-        host = (sys.executable, "-m", "tests.vllm.host", str(self.folder / "experts.yaml"), str(self._port), engine)
+        host = (sys.executable, "-m", "tests.vllm.host", str(self.folder / "experts.yaml"), str(self._port), executor)
         process = self._run(*host, PATH=f"{self._bin_folder}:{os.environ['PATH']}")
         deadline = time.monotonic() + START
         while "CoE answers at" not in self.output:

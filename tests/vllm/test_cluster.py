@@ -1,4 +1,4 @@
-"""Real vLLM servers on a Ray cluster of two nodes: one replica on each, behind the gateway of `coe up --engine ray`."""
+"""Real vLLM servers on a Ray cluster of two nodes, one replica on each, behind `coe up --executor ray`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_replicas_on_two_nodes_serve_every_adapter_and_no_process_is_left(
     with cluster(tmp_path, bin_folder=python.parent) as nodes, Service(tmp_path, bin_folder=python.parent) as service:
         nodes.join()
         service.declare({"name": "base", **base}, {"name": "pirate", "adapter": str(adapters / "pirate"), **base})
-        service.start(engine="ray")
+        service.start(executor="ray")
         servers = service.servers
         assert len(servers) == 2
         for number in range(8):  # by conversation, so that both get requests

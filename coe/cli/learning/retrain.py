@@ -19,9 +19,9 @@ from typing import Annotated
 
 import typer
 
-from coe.cli.common import Config, ConfigFile, EngineOption, Json, duration_seconds, keep_stdout_clean, settings_for
+from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, duration_seconds, keep_stdout_clean, settings_for
 from coe.errors import CoEError
-from coe.jobs.engine import Engine, task_runner
+from coe.jobs.executor import Executor, task_runner
 from coe.jobs.foreground import exit_on_sigterm
 from coe.jobs.rounds.gate_round import GateRound
 from coe.jobs.rounds.overlay_round import OverlayRound
@@ -50,7 +50,7 @@ def retrain(
     since: Since = "30d",
     every: Every = "",
     dry_run: DryRun = False,
-    engine: EngineOption = Engine.LOCAL,
+    executor: ExecutorOption = Executor.LOCAL,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -62,7 +62,7 @@ def retrain(
     run = partial(run_rounds, settings, probes=probes, benchmark=benchmark, window=window, dry_run=dry_run)
 
     def run_once() -> None:
-        _print(run(engine=engine), json)
+        _print(run(executor=executor), json)
         if not dry_run:
             try:
                 publish_traffic_report(settings, status_report(settings, now=time.time()))
@@ -83,7 +83,7 @@ def run_rounds(
     benchmark: str | None,
     window: float,
     dry_run: bool,
-    engine: Engine,
+    executor: Executor,
 ) -> list[Outcome]:
     """Run a round of each kind on the requests of the last `window` seconds.
 
@@ -93,7 +93,7 @@ def run_rounds(
     now = time.time()
     with (
         open_job(settings, since=now - window, now=now, dry_run=dry_run) as job,
-        task_runner(engine) as runner,
+        task_runner(executor) as runner,
         TemporaryDirectory(prefix="coe-vectors-") as cache,
     ):
         plan = PlanRound(probes, benchmark)

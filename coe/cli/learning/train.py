@@ -9,8 +9,8 @@ import typer
 
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, ConfigFile, EngineOption, Json, settings_for
-from coe.jobs.engine import Engine, task_runner
+from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, settings_for
+from coe.jobs.executor import Executor, task_runner
 from coe.jobs.foreground import exit_on_sigterm
 from coe.jobs.training_data import build_router, training_pairs
 from coe.learning.evaluation.tables import pairs_digest
@@ -33,7 +33,7 @@ def train(
     add: Add = None,
     out: Out = None,
     encoder: Encoder = None,
-    engine: EngineOption = Engine.LOCAL,
+    executor: ExecutorOption = Executor.LOCAL,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -47,7 +47,7 @@ def train(
     registry = load(settings.config, environ=settings.environ)
     pairs = training_pairs(registry, base=settings.config.parent, data=data, extra=add)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
-    with task_runner(engine) as runner, store.draft() as draft, exit_on_sigterm():
+    with task_runner(executor) as runner, store.draft() as draft, exit_on_sigterm():
         metrics = build_router(pairs, draft, encoder=encoder or registry.router.encoder, runner=runner)
         plot_training(metrics, draft)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)

@@ -1,1 +1,1 @@
-"""Runs the expert servers on the nodes of a Ray cluster, for `coe up --engine ray`."""
+"""Runs the expert servers on the nodes of a Ray cluster, for `coe up --executor ray`."""

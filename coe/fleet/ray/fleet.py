@@ -1,7 +1,7 @@
 """Runs all expert servers of one service on a Ray cluster, as `coe.fleet.fleet.Fleet` does on one machine.
 
 `ray_cluster` connects to the cluster, `ClusterFleet` runs the servers, and `running_cluster` is the entry point of
-`coe up --engine ray`: it publishes the endpoints of the experts whenever they change.
+`coe up --executor ray`: it publishes the endpoints of the experts whenever they change.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ async def running_cluster(
     FleetError."""
     base_folder = settings.config.parent
     if registry.residency is not None:
-        raise ConfigError("residency is for the devices of one machine; leave it out, or `--engine ray`")
+        raise ConfigError("residency is for the devices of one machine; leave it out, or `--executor ray`")
     for expert in registry.experts:
         if expert.runtime in LOCAL_RUNTIMES and expert.base_url is not None:
             what = "is the address of this machine, which the nodes of a cluster do not reach; use runtime: external"
@@ -192,7 +192,7 @@ def ray_cluster() -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise ClusterError(f"ray is not installed; {pip_install('ray')}, or leave out --engine ray") from None
+        raise ClusterError(f"ray is not installed; {pip_install('ray')}, or leave out --executor ray") from None
     _check_reachable(os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(log_to_driver=False, logging_level="error")
