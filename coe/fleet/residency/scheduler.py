@@ -32,20 +32,33 @@ RATE_PRECISION = 0.02
 """Change of a rate, relative to it, that is too small to make a kept snapshot anew."""
 
 
-class DecayingCount:
-    """An event count that decays exponentially; `decay` is its time constant in seconds."""
+class DecayingCounts:
+    """Event counts by key that decay exponentially; `decay` is their time constant in seconds.
 
-    __slots__ = ("_at", "_decay", "_value")
+    Instead of all counts, the weight of a new event changes with time: a count is its weight times `unit`.
+    """
 
-    def __init__(self, decay: float, *, at: float, value: float = 0.0) -> None:
-        self._decay, self._at, self._value = decay, at, value
+    def __init__(self, decay: float, *, at: float) -> None:
+        self.weights: dict[str, float] = {}
+        self._decay, self._origin, self._latest = decay, at, at
 
-    def add(self, now: float) -> None:
-        self._value = self.value(now) + 1.0
-        self._at = now
+    def add(self, key: str, now: float, value: float = 1.0) -> None:
+        weight = value / self.unit(now)
+        self.weights[key] = self.weights.get(key, 0.0) + weight
 
-    def value(self, now: float) -> float:
-        return self._value * math.exp(-max(now - self._at, 0.0) / self._decay)
+    def unit(self, now: float) -> float:
+        """What a weight of 1 counts at `now`. While the clock is set back, nothing decays."""
+        self._origin += min(now - self._latest, 0.0)
+        self._latest = now
+        unit = math.exp((self._origin - now) / self._decay)
+        if unit < _SMALLEST_UNIT:
+            self.weights = {key: weight * unit for key, weight in self.weights.items()}
+            self._origin, unit = now, 1.0
+        return unit
+
+
+_SMALLEST_UNIT = 1e-100
+"""Unit below which the weights are scaled anew, since they would grow beyond what a float holds."""
 
 
 class Forecast:
@@ -58,17 +71,22 @@ class Forecast:
 
     def __init__(self, assignment: Mapping[str, str], *, now: float) -> None:
         self._began = now
-        self._categories: dict[str, DecayingCount] = {}
-        self._own: dict[str, DecayingCount] = {}
-        self._shares: dict[str, dict[str, DecayingCount]] = {}
+        self._categories = DecayingCounts(RATE_DECAY, at=now)
+        self._own = DecayingCounts(RATE_DECAY, at=now)
+        self._shares: dict[str, DecayingCounts] = {}
         for category, expert in assignment.items():
-            self._shares[category] = {expert: DecayingCount(SHARE_DECAY, at=now, value=PRIOR_REQUESTS)}
+            self._shares_of(category, now).add(expert, now, PRIOR_REQUESTS)
+
+    def _shares_of(self, category: str, now: float) -> DecayingCounts:
+        if category not in self._shares:
+            self._shares[category] = DecayingCounts(SHARE_DECAY, at=now)
+        return self._shares[category]
 
     def record(self, expert: str, category: str, now: float) -> None:
         """Counts one request of `category` for `expert`."""
-        self._categories.setdefault(category, DecayingCount(RATE_DECAY, at=now)).add(now)
-        self._own.setdefault(expert, DecayingCount(RATE_DECAY, at=now)).add(now)
-        self._shares.setdefault(category, {}).setdefault(expert, DecayingCount(SHARE_DECAY, at=now)).add(now)
+        self._categories.add(category, now)
+        self._own.add(expert, now)
+        self._shares_of(category, now).add(expert, now)
 
     def period(self, now: float) -> float:
         """The seconds that a count stands for: one more request raises a rate by at most 1 / period."""
@@ -77,15 +95,16 @@ class Forecast:
     def rates(self, now: float) -> dict[str, float]:
         """The forecast by expert; an expert that is absent has rate 0."""
         period = self.period(now)
-        rates = {expert: OWN_WEIGHT * own.value(now) / period for expert, own in self._own.items()}
-        for category, count in self._categories.items():
-            rate = (1 - OWN_WEIGHT) * count.value(now) / period
-            shares = {expert: share.value(now) for expert, share in self._shares[category].items()}
+        own, shared = OWN_WEIGHT * self._own.unit(now) / period, (1 - OWN_WEIGHT) * self._categories.unit(now) / period
+        rates = {expert: own * weight for expert, weight in self._own.weights.items()}
+        for category, weight in self._categories.weights.items():
+            shares = self._shares[category].weights
             total = sum(shares.values())
-            if not total:  # a month without a request: the counts have decayed to nothing
+            if not total:  # months without a request: the counts have decayed to nothing
                 continue
+            rate = shared * weight / total
             for expert, share in shares.items():
-                rates[expert] = rates.get(expert, 0.0) + rate * share / total
+                rates[expert] = rates.get(expert, 0.0) + rate * share
         return rates
 
 
@@ -316,26 +335,29 @@ class Scheduler:
             servers = [self.server_state(key, now) for key in self._servers]
         else:
             servers = [
-                server.state if server.state and now < server.expires else self._keep_state(key, now, number)
-                for number, (key, server) in enumerate(self._servers.items())
+                server.state if now < server.expires and server.state else self._keep_state(server, now, number)
+                for number, server in enumerate(self._servers.values())
             ]
         return DeviceState(now, memory, host_memory, max_wait, tuple(servers))
 
-    def _keep_state(self, key: str, now: float, number: int) -> ServerState:
+    def _keep_state(self, server: ServerRecord, now: float, number: int) -> ServerState:
         """Kept for half of RATES_AGE to all of it, by number, so that no single decision renews all of them."""
-        server = self._servers[key]
         server.expires = now + RATES_AGE * (0.5 + 0.5 * number / len(self._servers))
-        rate = self._rate(key)
-        if server.state is None or abs(rate - server.state.rate) > RATE_PRECISION * rate:
-            server.state = self.server_state(key, now)
-        return server.state
+        rate = self._rate(server)
+        state = server.state
+        if state is None or abs(rate - state.rate) > RATE_PRECISION * rate:
+            state = server.state = self._snapshot(server, now, rate)
+        return state
 
-    def _rate(self, key: str) -> float:
-        return self._rates.get(key, 0.0) + self._servers[key].requests / self._period
+    def _rate(self, server: ServerRecord) -> float:
+        return self._rates.get(server.profile.key, 0.0) + server.requests / self._period
 
     def server_state(self, key: str, now: float) -> ServerState:
         """A frozen snapshot of one server, with the forecast of the last decision."""
         server = self._servers[key]
+        return self._snapshot(server, now, self._rate(server))
+
+    def _snapshot(self, server: ServerRecord, now: float, rate: float) -> ServerState:
         waiting = tuple(server.waiting.values())
         if now < self._latest_arrival:  # without this they would wait until the clock catches up
             waiting = tuple(min(arrived, now) for arrived in waiting)
@@ -345,7 +367,7 @@ class Scheduler:
             waiting=waiting,
             redirected=server.redirected,
             in_flight=len(server.in_flight),
-            rate=self._rate(key),
+            rate=rate,
             last_used=server.last_used,
             load_seconds=server.load_seconds,
             retry_at=server.retry_at,
