@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.fleet.residency.policy import plan
+from coe.fleet.residency.policy import freed_memory, is_busy, plan
 from coe.fleet.residency.report import Loading
 from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier
 
@@ -172,6 +172,7 @@ class Scheduler:
         self._rates: Mapping[str, float] = {}
         self._rates_at, self._period = -math.inf, math.inf
         self._latest_arrival = -math.inf
+        self._stops: list[str] = []
         self.switches = 0
         """Number of loads of a server."""
 
@@ -248,6 +249,31 @@ class Scheduler:
         server = self._servers[key]
         return server.tier == "stopped" and bool(server.waiting or server.redirected) and server.retry_at <= now
 
+    def is_waiting_asleep(self, key: str) -> bool:
+        """True if requests wait for a server that sleeps."""
+        server = self._servers[key]
+        return server.tier == "asleep" and bool(server.waiting)
+
+    def oldest_late(self, key: str, now: float) -> float | None:
+        """The arrival of the oldest request for a sleeping server, if it has waited as long as a start takes."""
+        server = self._servers[key]
+        if server.tier != "asleep" or not server.waiting:
+            return None
+        oldest = next(iter(server.waiting.values()))
+        return oldest if now - oldest >= server.load_times["stopped"] else None
+
+    def idle_memory(self, now: float) -> float:
+        """GB that are free or held by idle servers, if no request waits and nothing loads here; else none."""
+        if any(one.tier == "loading" or one.waiting or one.redirected for one in self._servers.values()):
+            return 0.0
+        state = self.state(now)
+        idle = (one for one in state.servers if one.tier == "awake" and not (is_busy(one) or one.profile.pinned))
+        return state.free + sum(map(freed_memory, idle))
+
+    def stop_asleep(self, key: str) -> None:
+        """Has the next decision stop a sleeping server, so that it may move."""
+        self._stops.append(key)
+
     def remove(self, key: str) -> ServerRecord:
         """A stopped server leaves for another device, with its waiting requests."""
         server = self._servers.pop(key)
@@ -269,6 +295,10 @@ class Scheduler:
         """Returns the orders to carry out (load, sleep, stop), the admitted tickets, and when to decide again."""
         orders: list[Action] = []
         admitted: list[Ticket] = []
+        for key in self._stops:
+            if self._servers[key].tier == "asleep":
+                self._apply(Action("stop", key), now, orders, admitted)
+        self._stops.clear()
         for _ in range(_MAX_ROUNDS):
             schedule = self._policy(self.state(now))
             for action in schedule.actions:
