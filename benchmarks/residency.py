@@ -35,8 +35,8 @@ from residency_loads import MEMORY, Host, Load, read_loads
 from residency_policies import Oracle, frequency, in_order, in_order_ahead, swap
 from residency_traces import KINDS, Asked, Traffic
 
+from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.policy import plan
-from coe.fleet.residency.scheduler import Forecast
 from coe.fleet.residency.simulation import SimulatedDevice, SimulatedRequest, SimulatedServer, Simulation
 from coe.fleet.residency.state import DeviceState, Schedule, ServerProfile
 

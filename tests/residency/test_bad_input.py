@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import ExpertAsleep
+from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.load_times import MAX_SECONDS, LoadTimes
 from coe.fleet.residency.policy import PRICE_LIMIT
-from coe.fleet.residency.scheduler import Forecast, Scheduler
+from coe.fleet.residency.scheduler import Scheduler
 from coe.fleet.residency.state import ServerProfile
 from coe.registry import ExpertSpec
 from tests.fleet.fake_fleet import Fakes

@@ -8,9 +8,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.placement import Placement, load_cost, spread
 from coe.fleet.residency.policy import PRICE_LIMIT
-from coe.fleet.residency.scheduler import Forecast, Scheduler
+from coe.fleet.residency.scheduler import Scheduler
 from coe.fleet.residency.simulation import SimulatedDevice, SimulatedRequest, SimulatedServer, Simulation
 from coe.fleet.residency.state import DeviceState, ServerProfile, ServerState, Tier
 
