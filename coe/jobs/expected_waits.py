@@ -24,8 +24,8 @@ from coe.errors import ConfigError, DataError
 from coe.fleet.engines.catalog import ENGINES
 from coe.fleet.planning import group_by_server
 from coe.fleet.residency.devices import load_seconds, server_profile
+from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.load_times import LOAD_TIMES_FILE, LoadTimes
-from coe.fleet.residency.scheduler import Forecast
 from coe.fleet.residency.simulation import SimulatedDevice, SimulatedRequest, SimulatedServer, Simulation
 from coe.learning.estimation.logged_uses import LoggedUses
 from coe.mapping import Assignment, PlanInputs, Problem, planned_quality, planned_use

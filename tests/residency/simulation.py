@@ -6,7 +6,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from coe.fleet.residency.scheduler import RATES_AGE, Forecast, Scheduler
+from coe.fleet.residency.forecast import Forecast
+from coe.fleet.residency.scheduler import RATES_AGE, Scheduler
 from coe.fleet.residency.state import Action, DeviceState, ServerProfile
 
 LOAD_SECONDS, UNLOAD_SECONDS = 2.0, 0.5

@@ -11,16 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.errors import ExpertAsleep
+from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.load_times import MAX_SECONDS, LoadTimes
 from coe.fleet.residency.policy import PRICE_LIMIT
+from coe.fleet.residency.scheduler import Scheduler
 from coe.fleet.residency.state import ServerProfile
 from coe.registry import ExpertSpec
 from tests.fleet.fake_fleet import Fakes
 from tests.residency.shared_device import SharedDevice
-from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, scheduler_of
+from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, Simulation, scheduler_of
 from tests.residency.test_residency import acquire, become
 
-MAX_WAIT = 10.0
+MAX_WAIT, WORK = 10.0, 4.0
 
 
 def expert(name: str, **changes: Any) -> ExpertSpec:
@@ -60,6 +62,24 @@ def test_when_the_clock_jumps_every_request_is_admitted_and_load_times_stay_boun
             assert next_check is not None, "requests wait for nothing"
             now = max(next_check, now)
     assert now - began <= len(arrivals) * (PRICE_LIMIT * MAX_WAIT + 100 * LOAD_SECONDS)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.floats(0.001, MAX_SECONDS), min_size=3, max_size=3),
+    st.lists(st.tuples(st.floats(0.0, 60.0), st.sampled_from("abc"), st.floats(0.01, WORK)), max_size=30),
+)
+def test_when_expected_load_times_lie_every_request_is_served_and_waits_stay_bounded(
+    expected: list[float], requests: list[tuple[float, str, float]]
+) -> None:
+    """A load takes LOAD_SECONDS, whatever was expected. Each one serves all that wait for the server."""
+    servers = [(ServerProfile(key, 10.0), seconds, seconds) for key, seconds in zip("abc", expected, strict=True)]
+    scheduler = Scheduler(servers, memory=10.0, host_memory=0.0, max_wait=MAX_WAIT, forecast=Forecast({}, now=0.0))
+    simulation = Simulation(scheduler)
+    simulation.run(requests)
+    assert len(simulation.waits) == len(requests)
+    turns = (len(requests) + 1) * (WORK + UNLOAD_SECONDS + LOAD_SECONDS)
+    assert all(wait <= PRICE_LIMIT * MAX_WAIT + turns for wait in simulation.waits.values())
 
 
 @pytest.mark.parametrize(

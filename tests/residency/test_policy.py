@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coe.fleet.residency.forecast import DecayingCounts, Forecast
 from coe.fleet.residency.policy import PRICE, PRICE_LIMIT, plan
-from coe.fleet.residency.scheduler import Forecast
 from coe.fleet.residency.state import Action, DeviceState, ServerProfile, ServerState
 from tests.residency.simulation import LOAD_SECONDS, UNLOAD_SECONDS, Simulation, scheduler_of
 
@@ -331,6 +332,19 @@ def test_an_expert_in_its_first_burst_after_quiet_is_not_evicted_as_unused() -> 
     rate = scheduler._forecast.rates(100.7)["a"]
     assert scheduler.state(100.7).servers[0].rate == pytest.approx(rate, rel=0.05)
     assert scheduler.decide(100.7)[0] == []
+
+
+def test_counts_decay_exponentially_for_months_and_not_while_the_clock_is_set_back() -> None:
+    counts, times = DecayingCounts(120.0, at=0.0), [0.0, 100.0, 1e5, 1e5 + 50.0]
+    for now in times:
+        counts.add("a", now)
+    counts.add("b", 1e5 + 60.0)
+    now = 1e5 + 90.0
+    exact = sum(math.exp((at - now) / 120.0) for at in times)
+    assert counts.weights["a"] * counts.unit(now) == pytest.approx(exact)
+    assert counts.weights["b"] * counts.unit(now) == pytest.approx(math.exp(-30.0 / 120.0))
+    assert counts.weights["a"] * counts.unit(0.0) == pytest.approx(exact)
+    assert counts.weights["a"] * counts.unit(120.0) == pytest.approx(exact / math.e)
 
 
 def test_a_category_without_requests_for_months_does_not_disturb_the_forecast() -> None:

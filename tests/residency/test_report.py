@@ -65,6 +65,12 @@ def test_an_expert_that_cannot_be_loaded_says_so() -> None:
     assert sentence.startswith("in 8.0 s: stop law")
 
 
+def test_requests_for_an_expert_that_leaves_have_a_reason() -> None:
+    leaves = ServerState(A, "unloading", waiting=(0.0,))
+    assert reported(leaves)[1]["law"] == "is leaving; its requests wait until it can be loaded again"
+    assert reported(replace(leaves, waiting=()))[1]["law"] == ""
+
+
 def moves(found: Preview) -> list[Action]:
     return [action for action in found.actions if action.verb in ("load", "sleep", "stop")]
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.placement import Placement, load_cost, spread
 from coe.fleet.residency.policy import PRICE_LIMIT
-from coe.fleet.residency.scheduler import Forecast, Scheduler
+from coe.fleet.residency.scheduler import Scheduler
 from coe.fleet.residency.simulation import SimulatedDevice, SimulatedRequest, SimulatedServer, Simulation
 from coe.fleet.residency.state import DeviceState, ServerProfile, ServerState, Tier
 
@@ -170,3 +171,41 @@ def test_memory_stays_in_budget_on_every_device_and_no_request_starves(
     simulation = CheckedSimulation(devices, trace, max_wait=max_wait, awake=pinned, slots=len(trace) + 1).run()
     turn = WORK + 2 * UNLOAD + START
     assert all(0.0 <= wait <= PRICE_LIMIT * max_wait + (len(servers) + 1) * turn for wait in simulation.granted)
+
+
+def test_a_server_that_sleeps_on_a_busy_device_starts_on_an_idle_one_once_its_requests_waited_as_long() -> None:
+    """The server that is awake on the first device works for 1,000 s, so the sleeping one cannot wake there."""
+    sleeper = replace(B, sleeps=True, host_memory=10.0)
+    servers = [SimulatedServer(one, WAKE, START, UNLOAD, UNLOAD) for one in (A, sleeper)]
+    idle = SimulatedServer(C, WAKE, START, UNLOAD, UNLOAD)
+    devices = [SimulatedDevice(10.0, 50.0, servers), SimulatedDevice(10.0, 50.0, [servers[1], idle])]
+    trace = [SimulatedRequest(0.0, "a", "", 1000.0), SimulatedRequest(1.0, "b", "", 1.0)]
+    simulation = CheckedSimulation(devices, trace, max_wait=10.0, awake="ac")
+    simulation._placement._homes["b"] = 0
+    first, second = simulation._schedulers
+    if "b" in second.keys:
+        first.add(second.remove("b"))
+    first.server_unloaded("b", "asleep")
+    simulation.run()
+    assert simulation.granted[1] <= START + UNLOAD + UNLOAD + START + 2.0
+
+
+def test_a_sleeping_server_stays_where_no_other_device_is_idle_with_enough_memory() -> None:
+    for memory, waiting, moves in ((10.0, False, True), (9.0, False, False), (10.0, True, False)):
+        forecast = Forecast({}, now=0.0)
+        servers = [[replace(B, sleeps=True, host_memory=10.0), A], [C]]
+        first, second = (
+            Scheduler(
+                [(one, WAKE, START) for one in here], memory=size, host_memory=50.0, max_wait=10.0, forecast=forecast
+            )
+            for here, size in zip(servers, (10.0, memory), strict=True)
+        )
+        placement = Placement([first, second], {"b": [0, 1]})
+        first.server_loaded("a", 0.0)
+        first.server_unloaded("b", "asleep")
+        first.request_arrived(1, "b", 0.0)
+        if waiting:
+            second.request_arrived(2, "c", 0.0)
+        assert placement.settle(START - 1.1) == set()
+        assert placement.settle(START) == ({0} if moves else set()), (memory, waiting)
+        assert [order.verb for order in first.decide(START)[0] if order.key == "b"] == (["stop"] if moves else [])

@@ -1,9 +1,12 @@
 """Chooses the device of servers that may use several, and keeps on which device each server is.
 
-A server is on one device at a time, and only a stopped one moves: a sleeping one wakes where it sleeps. Where requests
-wait for a stopped server, it goes to the device with the least `load_cost`: the seconds until the load is worth its
-price there, the loads before it, and its own load. The price depends on the offered load of the device and on what must
-leave, as in `plan`. Between equal costs, the servers that leave decide, then the present device.
+A server is on one device at a time, and only a stopped one moves. Where requests wait for a stopped server, it goes to
+the device with the least `load_cost`: the seconds until the load is worth its price there, the loads before it, and its
+own load. The price depends on the offered load of the device and on what must leave, as in `plan`. Between equal costs,
+the servers that leave decide, then the present device.
+
+A sleeping server wakes where it sleeps. But once a request has waited for it as long as a start takes, and another of
+its devices has nothing to load and enough memory that is free or held by idle servers, it is stopped and starts there.
 """
 
 from __future__ import annotations
@@ -115,6 +118,9 @@ class Placement:
         self._homes = {key: number for number, one in enumerate(schedulers) for key in one.keys}
         self._choices = {key: tuple(numbers) for key, numbers in choices.items() if len(numbers) > 1}
         self._considered: dict[str, float] = {}
+        self._leaving: str | None = None
+        """A sleeping server that is being stopped so that it may move."""
+        self._sleeping_considered = -math.inf
         self._failed: dict[str, set[int]] = {}
         """Devices on which a server did not start, since it last started or failed on all."""
 
@@ -141,7 +147,28 @@ class Placement:
                 touched |= self._place(key, now, margin=0.0)
                 considered[key] = now
         self._considered = considered
-        return touched
+        return touched | self._stop_sleeping(now)
+
+    def _stop_sleeping(self, now: float) -> set[int]:
+        """Has the sleeping server whose requests waited longest stop, one at a time, if an idle device has memory."""
+        if self._leaving and self.scheduler(self._leaving).tier(self._leaving) in ("asleep", "unloading"):
+            return set()
+        self._leaving = None
+        if self._sleeping_considered <= now < self._sleeping_considered + RECONSIDER_SECONDS:
+            return set()
+        self._sleeping_considered = now
+        late = [(at, key) for key in self._choices if (at := self.scheduler(key).oldest_late(key, now)) is not None]
+        free = {number: one.idle_memory(now) for number, one in enumerate(self._schedulers)} if late else {}
+        for _, key in sorted(late):
+            home = self._homes[key]
+            memory = self._schedulers[home].server_state(key, now).profile.memory
+            failed = self._failed.get(key, set())
+            others = (number for number in self._choices[key] if number != home and number not in failed)
+            if any(free[number] >= memory for number in others):
+                self._schedulers[home].stop_asleep(key)
+                self._leaving = key
+                return {home}
+        return set()
 
     def _place(self, key: str, now: float, *, margin: float) -> set[int]:
         home = self._homes[key]
@@ -149,6 +176,8 @@ class Placement:
         costs = {number: load_cost(server, self._schedulers[number].state(now)) for number in self._choices[key]}
         failed = self._failed.get(key, set())
         best = min(costs, key=lambda one: (math.isinf(costs[one][0]), one in failed, costs[one], one != home))
+        if costs[best][1] == 0.0 < costs[home][1]:  # nobody leaves there, while those here may be busy for long
+            margin = 0.0
         if best == home or (home not in failed and costs[best][0] > costs[home][0] - margin):
             return set()
         self._schedulers[best].add(self._schedulers[home].remove(key))
@@ -169,6 +198,9 @@ class Placement:
 
     def next_check(self, number: int, next_check: float | None, now: float) -> float | None:
         """When a device decides again: earlier than its scheduler needs while a server there may still move."""
-        if any(self._homes[key] == number for key in self._considered):
+        scheduler = self._schedulers[number]
+        if any(self._homes[key] == number for key in self._considered) or any(
+            self._homes[key] == number and scheduler.is_waiting_asleep(key) for key in self._choices
+        ):
             return min([now + RECONSIDER_SECONDS, *([] if next_check is None else [next_check])])
         return next_check

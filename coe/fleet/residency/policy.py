@@ -97,16 +97,16 @@ class _Sums:
         self.wanted: list[ServerState] = []
         self.evictable = list[ServerState]()
         self.loading = self.waking = False
-        self.offered = occupied = leaving = pinned = 0.0
+        offered = occupied = leaving = pinned = 0.0
         for server in state.servers:
             tier, profile = server.tier, server.profile
             if profile.pinned:
                 pinned += profile.memory
-            if tier in ("stopped", "asleep"):
-                self.offered += server.rate * server.load_seconds
+            if tier in ("asleep", "stopped"):
+                offered += server.rate * server.load_seconds
                 if server.waiting or server.redirected:
                     self.wanted.append(server)
-                if tier == "asleep" and profile.asleep_memory:
+                if profile.asleep_memory and tier == "asleep":
                     occupied += profile.asleep_memory
                     self.evictable.append(server)
                 continue
@@ -116,12 +116,13 @@ class _Sums:
                 if not profile.pinned:
                     self.evictable.append(server)
                 continue
-            self.offered += server.rate * server.load_seconds
+            offered += server.rate * server.load_seconds
             if tier == "unloading":
                 leaving += freed_memory(server)
             else:
                 self.loading = True
                 self.waking |= server.from_sleep
+        self.offered = offered
         self.free = state.memory - occupied
         self.available = self.free + leaving
         self.unpinned = state.memory - pinned + _PRECISION
@@ -132,8 +133,8 @@ def _select_loads(
 ) -> tuple[list[ServerState], list[ServerState], float | None, tuple[Candidate, ...]]:
     """The servers to load next, in order; those to evict for them; when the next one may be worth its price; and all
     that were weighed."""
-    checks = [s.retry_at for s in device.wanted if s.retry_at > state.now]
     wanted, candidates = _loadable(device.wanted, state.now, device.unpinned)
+    checks = [one.due for one in candidates if one.obstacle == "failed"]
     perhaps, later = _perhaps_due(wanted, state, device.offered)
     if not explain:
         wanted = perhaps
@@ -146,12 +147,13 @@ def _select_loads(
     first = [s for s in victims if s.tier == "draining" or not _needed(s)] if device.loading else victims
     targets: list[ServerState] = []
     evicted: list[ServerState] = []
+    leave = set[str]()
     waits = (Waits(server, state.now) for server in wanted)
     perhaps_due = {server.key for server in perhaps}  # the others explain who waits, and change no decision
     starting = device.loading and not device.waking  # what sleeps in RAM may wake beside it
     for urgent in sorted(waits, key=lambda one: (starting and not _is_in_ram(one.server), -one.urgency)):
         server = urgent.server
-        if any(server.key == one.key for one in evicted):  # it leaves for a more urgent one
+        if server.key in leave:  # it leaves for a more urgent one
             candidates.append(Candidate(server.key, obstacle="no_room"))
             continue
         may_leave = idle if targets else [s for s in first if s is not server]
@@ -169,6 +171,7 @@ def _select_loads(
             continue
         targets.append(server)
         evicted += leaving
+        leave.update(candidate.evicts)
         idle = [s for s in idle if s.key not in candidate.evicts]
         available += sum(map(freed_memory, leaving)) - _missing_memory(server)
     return targets, evicted, min(checks, default=None), tuple(candidates)
@@ -183,7 +186,7 @@ def _loadable(
     for server in wanted:
         if server.retry_at > now:
             others.append(Candidate(server.key, due=server.retry_at, obstacle="failed"))
-        elif server.profile.pinned or server.profile.memory <= max_memory:
+        elif server.profile.memory <= max_memory or server.profile.pinned:
             loadable.append(server)
         else:
             others.append(Candidate(server.key, obstacle="too_large"))
@@ -195,16 +198,18 @@ def _perhaps_due(
 ) -> tuple[list[ServerState], list[float]]:
     """The servers that may be due, and when to check the others. A norm of n waits is at most n to the power of
     1 / WAIT_NORM times the longest, and a price is lowest if nothing that must be loaded again leaves."""
-    price, perhaps, checks = _price(state.max_wait, offered), [], []
+    now, price = state.now, _price(state.max_wait, offered)
+    perhaps, later = [], []
     for server in wanted:
-        oldest = server.waiting[0] if server.waiting else state.now
-        factor = (len(server.waiting) + server.redirected) ** (1 / WAIT_NORM)
-        due = oldest - server.load_seconds + price / factor
-        if due > state.now + _TIME_PRECISION:
-            checks.append(max(due, state.now + _SHORTEST_CHECK))
+        waiting = server.waiting
+        number = len(waiting) + server.redirected
+        due = (waiting[0] if waiting else now) - server.load_seconds
+        due += price if number == 1 else price / number ** (1 / WAIT_NORM)
+        if due > now + _TIME_PRECISION:
+            later.append(due)
         else:
             perhaps.append(server)
-    return perhaps, checks
+    return perhaps, [max(min(later), now + _SHORTEST_CHECK)] if later else []
 
 
 class Waits:
@@ -323,8 +328,7 @@ def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Actio
     if not evicted:
         return
     host, keys = state.host_free, {server.key for server in evicted}
-    idle = (s for s in state.servers if s.tier == "asleep" and not is_requested(s) and s.key not in keys)
-    asleep = sorted(idle, key=reload_cost)
+    asleep: list[ServerState] | None = None
     for server in evicted:
         if is_busy(server):
             if server.tier == "awake":
@@ -334,6 +338,10 @@ def _evict(state: DeviceState, evicted: Sequence[ServerState]) -> Iterator[Actio
             yield Action("sleep", server.key)
         else:
             yield Action("stop", server.key)
-            lacks_ram = server.tier != "asleep" and server.profile.sleeps
-            if lacks_ram and asleep and reload_cost(asleep[0]) < reload_cost(server):
+            if server.tier == "asleep" or not server.profile.sleeps:
+                continue
+            if asleep is None:
+                idle = (s for s in state.servers if s.tier == "asleep" and not is_requested(s) and s.key not in keys)
+                asleep = sorted(idle, key=reload_cost)
+            if asleep and reload_cost(asleep[0]) < reload_cost(server):
                 yield Action("stop", asleep.pop(0).key)

@@ -152,8 +152,10 @@ def _reason(
         return f"has been loading for {elapsed:.1f} s{late}; {load.expected:.1f} s are expected"
     if server.tier == "draining":
         return f"finishes its requests in flight ({server.in_flight}) and leaves for others"
-    if server.tier in ("awake", "unloading") or not (server.waiting or server.redirected):
+    if server.tier == "awake" or not (server.waiting or server.redirected):
         return ""
+    if server.tier == "unloading":
+        return "is leaving; its requests wait until it can be loaded again"
     if weighed is None:
         return "waits for its turn behind more urgent experts"
     return _weighed_reason(server, state, weighed, loading)

@@ -18,11 +18,12 @@ from coe.errors import FleetError
 from coe.fleet import probe
 from coe.fleet.fleet import run_to_completion, run_together
 from coe.fleet.residency.devices import Device, ScheduledServer
+from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.load_times import LoadTimes
 from coe.fleet.residency.managed_server import ManagedServer
 from coe.fleet.residency.placement import Placement, device_choices, spread
 from coe.fleet.residency.report import device_report
-from coe.fleet.residency.scheduler import Forecast, Scheduler, Ticket
+from coe.fleet.residency.scheduler import Scheduler, Ticket
 from coe.fleet.residency.state import Tier
 from coe.fleet.specs import Timeouts
 from coe.supervision import log_failure

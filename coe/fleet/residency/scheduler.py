@@ -1,4 +1,4 @@
-"""The scheduler of one device: tracks requests and tiers, forecasts demand, turns the policy's plan into orders.
+"""The scheduler of one device: tracks requests and tiers, and turns the policy's plan into orders.
 
 It carries out nothing itself: `Residency` reports events to it and carries out its orders. It has no clock; callers
 pass the time.
@@ -11,83 +11,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.fleet.residency.policy import plan
+from coe.fleet.residency.forecast import Forecast
+from coe.fleet.residency.policy import freed_memory, is_busy, plan
 from coe.fleet.residency.report import Loading
 from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile, ServerState, Tier
 
-RATE_DECAY = 120.0
-"""Seconds in which the weight of a request in a traffic rate decays to 1/e."""
-SHARE_DECAY = 3600.0
-"""Seconds in which the weight of a request in an expert's share of a category decays to 1/e."""
-MIN_PERIOD = 30.0
-"""Shortest period, in seconds, that a rate is measured over. Otherwise the first request would count as many."""
-PRIOR_REQUESTS = 1.0
-"""Requests that the assigned expert of a category counts for before any traffic."""
-OWN_WEIGHT = 0.5
-"""Weight of an expert's own recent traffic against that of its categories."""
 RATES_AGE = 1.0
-"""Seconds after which rates are computed again, which takes longer than the rest of a decision. Until then each request
-counts in full for its expert, so that a burst is seen at once."""
+"""Seconds after which all rates are computed again. Until then each request counts in full for its expert, so that a
+burst is seen at once."""
 RATE_PRECISION = 0.02
 """Change of a rate, relative to it, that is too small to make a kept snapshot anew."""
-
-
-class DecayingCount:
-    """An event count that decays exponentially; `decay` is its time constant in seconds."""
-
-    __slots__ = ("_at", "_decay", "_value")
-
-    def __init__(self, decay: float, *, at: float, value: float = 0.0) -> None:
-        self._decay, self._at, self._value = decay, at, value
-
-    def add(self, now: float) -> None:
-        self._value = self.value(now) + 1.0
-        self._at = now
-
-    def value(self, now: float) -> float:
-        return self._value * math.exp(-max(now - self._at, 0.0) / self._decay)
-
-
-class Forecast:
-    """Request rates by expert, in requests a second.
-
-    An expert's rate is its share of each category's requests times the category's rate. Shares decay slowly and begin
-    with the assignment; rates decay fast, so when the traffic of a category rises, the forecast of all its experts
-    does. Half of the forecast is the expert's own recent rate, for conversations that stay with it.
-    """
-
-    def __init__(self, assignment: Mapping[str, str], *, now: float) -> None:
-        self._began = now
-        self._categories: dict[str, DecayingCount] = {}
-        self._own: dict[str, DecayingCount] = {}
-        self._shares: dict[str, dict[str, DecayingCount]] = {}
-        for category, expert in assignment.items():
-            self._shares[category] = {expert: DecayingCount(SHARE_DECAY, at=now, value=PRIOR_REQUESTS)}
-
-    def record(self, expert: str, category: str, now: float) -> None:
-        """Counts one request of `category` for `expert`."""
-        self._categories.setdefault(category, DecayingCount(RATE_DECAY, at=now)).add(now)
-        self._own.setdefault(expert, DecayingCount(RATE_DECAY, at=now)).add(now)
-        self._shares.setdefault(category, {}).setdefault(expert, DecayingCount(SHARE_DECAY, at=now)).add(now)
-
-    def period(self, now: float) -> float:
-        """The seconds that a count stands for: one more request raises a rate by at most 1 / period."""
-        return RATE_DECAY * -math.expm1(-max(now - self._began, MIN_PERIOD) / RATE_DECAY)
-
-    def rates(self, now: float) -> dict[str, float]:
-        """The forecast by expert; an expert that is absent has rate 0."""
-        period = self.period(now)
-        rates = {expert: OWN_WEIGHT * own.value(now) / period for expert, own in self._own.items()}
-        for category, count in self._categories.items():
-            rate = (1 - OWN_WEIGHT) * count.value(now) / period
-            shares = {expert: share.value(now) for expert, share in self._shares[category].items()}
-            total = sum(shares.values())
-            if not total:  # a month without a request: the counts have decayed to nothing
-                continue
-            for expert, share in shares.items():
-                rates[expert] = rates.get(expert, 0.0) + rate * share / total
-        return rates
-
 
 Ticket = int
 """Identifies one request from its arrival to its end."""
@@ -153,6 +86,7 @@ class Scheduler:
         self._rates: Mapping[str, float] = {}
         self._rates_at, self._period = -math.inf, math.inf
         self._latest_arrival = -math.inf
+        self._stops: list[str] = []
         self.switches = 0
         """Number of loads of a server."""
 
@@ -229,6 +163,31 @@ class Scheduler:
         server = self._servers[key]
         return server.tier == "stopped" and bool(server.waiting or server.redirected) and server.retry_at <= now
 
+    def is_waiting_asleep(self, key: str) -> bool:
+        """True if requests wait for a server that sleeps."""
+        server = self._servers[key]
+        return server.tier == "asleep" and bool(server.waiting)
+
+    def oldest_late(self, key: str, now: float) -> float | None:
+        """The arrival of the oldest request for a sleeping server, if it has waited as long as a start takes."""
+        server = self._servers[key]
+        if server.tier != "asleep" or not server.waiting:
+            return None
+        oldest = next(iter(server.waiting.values()))
+        return oldest if now - oldest >= server.load_times["stopped"] else None
+
+    def idle_memory(self, now: float) -> float:
+        """GB that are free or held by idle servers, if no request waits and nothing loads here; else none."""
+        if any(one.tier == "loading" or one.waiting or one.redirected for one in self._servers.values()):
+            return 0.0
+        state = self.state(now)
+        idle = (one for one in state.servers if one.tier == "awake" and not (is_busy(one) or one.profile.pinned))
+        return state.free + sum(map(freed_memory, idle))
+
+    def stop_asleep(self, key: str) -> None:
+        """Has the next decision stop a sleeping server, so that it may move."""
+        self._stops.append(key)
+
     def remove(self, key: str) -> ServerRecord:
         """A stopped server leaves for another device, with its waiting requests."""
         server = self._servers.pop(key)
@@ -250,6 +209,10 @@ class Scheduler:
         """Returns the orders to carry out (load, sleep, stop), the admitted tickets, and when to decide again."""
         orders: list[Action] = []
         admitted: list[Ticket] = []
+        for key in self._stops:
+            if self._servers[key].tier == "asleep":
+                self._apply(Action("stop", key), now, orders, admitted)
+        self._stops.clear()
         for _ in range(_MAX_ROUNDS):
             schedule = self._policy(self.state(now))
             for action in schedule.actions:
@@ -316,26 +279,29 @@ class Scheduler:
             servers = [self.server_state(key, now) for key in self._servers]
         else:
             servers = [
-                server.state if server.state and now < server.expires else self._keep_state(key, now, number)
-                for number, (key, server) in enumerate(self._servers.items())
+                server.state if now < server.expires and server.state else self._keep_state(server, now, number)
+                for number, server in enumerate(self._servers.values())
             ]
         return DeviceState(now, memory, host_memory, max_wait, tuple(servers))
 
-    def _keep_state(self, key: str, now: float, number: int) -> ServerState:
+    def _keep_state(self, server: ServerRecord, now: float, number: int) -> ServerState:
         """Kept for half of RATES_AGE to all of it, by number, so that no single decision renews all of them."""
-        server = self._servers[key]
         server.expires = now + RATES_AGE * (0.5 + 0.5 * number / len(self._servers))
-        rate = self._rate(key)
-        if server.state is None or abs(rate - server.state.rate) > RATE_PRECISION * rate:
-            server.state = self.server_state(key, now)
-        return server.state
+        rate = self._rate(server)
+        state = server.state
+        if state is None or abs(rate - state.rate) > RATE_PRECISION * rate:
+            state = server.state = self._snapshot(server, now, rate)
+        return state
 
-    def _rate(self, key: str) -> float:
-        return self._rates.get(key, 0.0) + self._servers[key].requests / self._period
+    def _rate(self, server: ServerRecord) -> float:
+        return self._rates.get(server.profile.key, 0.0) + server.requests / self._period
 
     def server_state(self, key: str, now: float) -> ServerState:
         """A frozen snapshot of one server, with the forecast of the last decision."""
         server = self._servers[key]
+        return self._snapshot(server, now, self._rate(server))
+
+    def _snapshot(self, server: ServerRecord, now: float, rate: float) -> ServerState:
         waiting = tuple(server.waiting.values())
         if now < self._latest_arrival:  # without this they would wait until the clock catches up
             waiting = tuple(min(arrived, now) for arrived in waiting)
@@ -345,7 +311,7 @@ class Scheduler:
             waiting=waiting,
             redirected=server.redirected,
             in_flight=len(server.in_flight),
-            rate=self._rate(key),
+            rate=rate,
             last_used=server.last_used,
             load_seconds=server.load_seconds,
             retry_at=server.retry_at,

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.placement import Placement, device_choices, spread
 from coe.fleet.residency.policy import plan
-from coe.fleet.residency.scheduler import Forecast, Scheduler
+from coe.fleet.residency.scheduler import Scheduler
 from coe.fleet.residency.state import Action, DeviceState, Schedule, ServerProfile, Tier
 
 SLOTS = 8
