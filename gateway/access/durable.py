@@ -1,7 +1,7 @@
-"""Counts the use of API keys in one process, and stores it in a SQLite file, so that a restart does not reset budgets.
+"""`DurableLimiter` stores the use of API keys in a SQLite file, so that a restart does not reset budgets.
 
-MemoryLimiter counts. DurableLimiter also collects changes and writes them twice a second; requests never wait for the
-file. Several processes may share one file: it holds their sum.
+It counts in memory, collects changes and writes them twice a second; requests never wait for the file. Several
+processes may share one file: it holds their sum.
 """
 
 from __future__ import annotations
@@ -11,128 +11,20 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from coe.errors import LogError
 from coe.records.database import Database
-from coe.registry import ApiKey
 from coe.supervision import Backoff, TaskFailed, ignore_failure, supervised
 from gateway.access.limits import (
     DAY,
     MINUTE,
-    Amounts,
-    CalendarWindow,
-    ConcurrencySlots,
-    Counter,
+    MemoryLimiter,
     Meter,
-    is_available,
-    limit_error,
-    meters_of,
-    new_counter,
 )
-
-
-class MemoryReservation(NamedTuple):
-    """Reserved amounts, the counters that they were taken from, and the windows of these."""
-
-    counters: Sequence[tuple[Meter, Counter]]
-    amounts: Amounts
-    windows: Sequence[int]
-
-
-class MemoryLimiter:
-    """A Limiter for a service of one process."""
-
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
-        self.degraded = False
-        self._clock = clock
-        self._accounts: dict[str, MemoryAccount] = {}
-
-    def accounts(self, keys: Iterable[ApiKey]) -> Mapping[str, MemoryAccount]:
-        known, self._accounts = self._accounts, {}
-        for key in keys:
-            if meters := meters_of(key.limits):
-                account = known.get(key.name) or MemoryAccount(key.name, self._clock, self)
-                account.declare(meters)
-                self._accounts[key.name] = account
-        return self._accounts
-
-    def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
-        """Hook for every used amount; a negative amount was returned. This base class does nothing."""
-
-    def used(self, key: str, meter: Meter, window: int) -> float:
-        """The use of a limit before its counter was created."""
-        return 0.0
-
-
-class MemoryAccount:
-    """An Account counted in this process; it reports every change to `limiter`."""
-
-    def __init__(self, key: str, clock: Callable[[], float], limiter: MemoryLimiter) -> None:
-        self._key = key
-        self._clock = clock
-        self._limiter = limiter
-        self.meters: tuple[Meter, ...] = ()
-        self._counters: tuple[tuple[Meter, Counter], ...] = ()
-
-    def declare(self, meters: tuple[Meter, ...]) -> None:
-        """Replaces the meters. Counts of meters that stay are kept."""
-        known = {meter.name: counter for meter, counter in self._counters}
-        self._counters = tuple((meter, known.get(meter.name) or self._new_counter(meter)) for meter in meters)
-        for meter, counter in self._counters:
-            counter.limit = meter.limit
-        self.meters = meters
-
-    def _new_counter(self, meter: Meter) -> Counter:
-        """A counter less what was used before."""
-        counter = new_counter(meter)
-        if not isinstance(counter, ConcurrencySlots):
-            now = self._clock()
-            remaining = counter.remaining(now)
-            counter.set_remaining(remaining - self._limiter.used(self._key, meter, counter.window), now)
-        return counter
-
-    def set_used(self, name: str, window: int, used: float) -> None:
-        """Sets what all processes together used of a calendar window."""
-        now = self._clock()
-        for meter, counter in self._counters:
-            if meter.name == name and isinstance(counter, CalendarWindow) and counter.window == window:
-                counter.set_remaining(meter.limit - used, now)
-
-    async def reserve(self, amounts: Amounts) -> MemoryReservation:
-        now, counters = self._clock(), self._counters
-        for meter, counter in counters:
-            amount = amounts[meter.unit]
-            remaining = counter.remaining(now)
-            if amount > remaining and not is_available(remaining, amount, counter.limit):
-                raise limit_error(self._key, meter, amount, wait=counter.retry_after(amount, now))
-        windows = []
-        for meter, counter in counters:
-            windows.append(counter.window)
-            if amount := amounts[meter.unit]:
-                counter.consume(amount)
-                if counter.kind != "slots":
-                    self._limiter.record(self._key, meter, counter.window, amount)
-        return MemoryReservation(counters, amounts, windows)
-
-    def settle(self, reservation: MemoryReservation, used: Amounts) -> None:
-        now, reserved = self._clock(), reservation.amounts
-        for (meter, counter), window in zip(reservation.counters, reservation.windows, strict=True):
-            before, after = reserved[meter.unit], used[meter.unit]
-            if counter.kind == "slots":
-                counter.settle(before, after, window)
-            elif before != after:
-                counter.remaining(now)
-                counter.settle(before, after, window)
-                self._limiter.record(self._key, meter, window, after - before)
-
-    def remaining(self) -> list[float]:
-        now = self._clock()
-        return [counter.remaining(now) for _, counter in self._counters]
-
 
 TABLES = (
     "CREATE TABLE use (key TEXT NOT NULL, meter TEXT NOT NULL, window_id INTEGER NOT NULL, used REAL NOT NULL, "

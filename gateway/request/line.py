@@ -1,34 +1,29 @@
 """Serves one request of a chat API in eight steps: admit, parse, classify, assign, gate, call, relay, record.
 
 `Line` is the ASGI application of one API; `Line._serve` is the path of every routed request. A request that the answer
-cache answers skips the steps from classify to call. `DryRun` admits and parses a request the same way and answers it
-without calling an expert.
+cache answers skips the steps from classify to call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from coe.core import PASS_THROUGH_APIS, Chat, Reply, RequestOptions
-from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.routing.composition import RoutedReply
 from coe.routing.conversation import Conversation, read_conversation
 from coe.routing.decision import NO_PREVIOUS, Previous
-from gateway.access import UNLIMITED
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
-from gateway.errors import Headers, headers_of, respond, status_of
+from gateway.errors import Headers, headers_of, status_of
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
@@ -38,7 +33,7 @@ from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.options import read_options, resolve_model
 from gateway.request.stored_step import StoredStep
 from gateway.request.trace import Trace
-from gateway.serving_state import Serving, ServingState
+from gateway.serving_state import ServingState
 
 _log = logging.getLogger("gateway")
 
@@ -51,8 +46,6 @@ JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
-Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
-"""Answers a dry run with a JSON object."""
 
 
 class Line:
@@ -268,38 +261,8 @@ async def relay(reply: Reply, send: Send, *, headers: Headers) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class DryRun:
-    """An endpoint about a chat that calls no expert, as an ASGI application. It counts as one request and leaves no
-    record. Keys need the scope `permission`; with `explains`, x-coe-explain is for administrators only."""
-
-    def __init__(
-        self, state: ServingState, *, dialect: Dialect, permission: Permission, answer: Answer, explains: bool = False
-    ) -> None:
-        self._state = state
-        self._dialect = dialect
-        self._permission: Permission = permission
-        self._answer = answer
-        self._explains = explains
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        serving, allowance = self._state.serving, UNLIMITED
-        access = serving.access
-        try:
-            caller = access.identify(scope["headers"], self._permission)
-            options = read_options(scope, serving.registry.policy, tenant=caller.tenant, rule=caller.rule)
-            if options.explain and self._explains:  # the answer holds training examples and the experts' health
-                access.identify(scope["headers"], "admin")
-            with self._state.admission.open(caller.key, timeout=options.timeout) as request:
-                allowance = access.request_allowance(caller)
-                async with allowance:
-                    body = await request.admit(scope, receive)
-                    chat = await request.parse(partial(self._dialect.parse, body), size=len(body))
-                    chat, options = resolve_model(chat, options, serving.registry, scope["headers"])
-                    answer = await self._answer(serving, chat, options)
-            await respond(send, status=200, body=orjson.dumps(answer), headers=allowance.headers())
-        except RequestError as error:
-            error.drop_frames()
-            headers = [*headers_of(error), *allowance.headers()]
-            await respond(send, status=status_of(error), body=self._dialect.error_body(error), headers=headers)
-        except ClientLeftError:
-            pass
+async def respond(send: Send, *, status: int, body: bytes, headers: Headers = ()) -> None:
+    """Send a whole JSON response."""
+    start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from coe.errors import LimitReached
-from gateway.access import local
-from gateway.access.limits import Account, Amounts, Meter
-from gateway.access.local import (
+from gateway.access import durable
+from gateway.access.durable import (
     KEY_USAGE_FILE,
     RETENTION_SECONDS,
     DurableLimiter,
@@ -19,6 +18,7 @@ from gateway.access.local import (
     UseChange,
     add_change,
 )
+from gateway.access.limits import Account, Amounts, Meter
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of
 from tests.gateway.served import serving
 from tests.waiting import wait_until
@@ -116,7 +116,7 @@ async def test_a_key_that_is_declared_again_has_spent_what_it_had(tmp_path: Path
 async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(local, "WRITE_INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(durable, "WRITE_INTERVAL_SECONDS", 0.02)
     folder = tmp_path / "state"
     folder.write_text("a file where the folder should be")
     async with DurableLimiter(folder / KEY_USAGE_FILE) as limiter:
