@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from coe.core import ENGLISH, UNDETERMINED
 from coe.errors import pip_install
-from routers.calibration import Floats, softmax
+from routers.calibration import Floats
 from routers.e5 import PACKAGE, E5Encoder
 from routers.files import Arrays
+from routers.heads.fast import softmax
 from routers.heads.semantic import LinearHead, unit
 
 _log = logging.getLogger("routers")
