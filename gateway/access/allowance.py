@@ -54,18 +54,18 @@ UNLIMITED = Allowance()
 class RequestAllowance(Allowance):
     """Counts one request of a key with limits, without tokens and money."""
 
-    __slots__ = ("_account", "_reserved")
+    __slots__ = ("_account", "_reservation")
 
     def __init__(self, account: Account) -> None:
         self._account = account
-        self._reserved: Any = None
+        self._reservation: Any = None
 
     async def __aenter__(self) -> Allowance:
-        self._reserved = await self._account.reserve(ONE_REQUEST)
+        self._reservation = await self._account.reserve(ONE_REQUEST)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._account.settle(self._reserved, ONE_REQUEST)
+        self._account.settle(self._reservation, ONE_REQUEST)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         found = []
@@ -84,10 +84,11 @@ class TokenAllowance(RequestAllowance):
     """Counts the request, tokens and cost of an expert's answer.
 
     It reserves in two steps. Before the body is read it reserves the request and the minimum that any request uses, so
-    that a key without budget is refused early. `reserve` adds what the answer may use, once the body is parsed.
+    that a key without budget is refused early. `reserve` adds what the answer may use, once the body is parsed. At the
+    end the reservation is replaced by the use, in one step.
     """
 
-    __slots__ = ("_charged", "_input", "_key", "_minimum", "_output", "_pricing", "_reserved_for_answer")
+    __slots__ = ("_charged", "_input", "_key", "_minimum", "_output", "_pricing")
 
     def __init__(self, account: Account, key: str, *, minimum: Amounts, pricing: Pricing) -> None:
         super().__init__(account)
@@ -95,11 +96,10 @@ class TokenAllowance(RequestAllowance):
         self._minimum = minimum
         self._pricing = pricing
         self._input = self._output = 0.0
-        self._reserved_for_answer: Any = None
         self._charged: tuple[Usage, Prices] | None = None
 
     async def __aenter__(self) -> Allowance:
-        self._reserved = await self._account.reserve(self._minimum)
+        self._reservation = await self._account.reserve(self._minimum)
         return self
 
     async def reserve(self, chat: Chat, recipe: str = "") -> None:
@@ -108,7 +108,7 @@ class TokenAllowance(RequestAllowance):
         for meter in self._account.meters:
             if amounts[meter.unit] > meter.limit:
                 raise limit_error(self._key, meter, amounts[meter.unit], wait=0.0)
-        self._reserved_for_answer = await self._account.reserve(_beyond(amounts, self._minimum))
+        await self._account.extend(self._reservation, amounts)
 
     def charge(self, usage: Usage, prices: Prices) -> None:
         self._charged = usage, prices
@@ -116,12 +116,8 @@ class TokenAllowance(RequestAllowance):
     async def __aexit__(self, *_: object) -> None:
         """Charges what was used. An answer without a token count, for example because the client disconnected, costs
         the estimate, or one token per event if more events came."""
-        if self._reserved_for_answer is None:
-            self._account.settle(self._reserved, ONE_REQUEST)
-            return
         used = ONE_REQUEST if self._charged is None else self._used(*self._charged)
-        self._account.settle(self._reserved, self._minimum)
-        self._account.settle(self._reserved_for_answer, _beyond(used, self._minimum))
+        self._account.settle(self._reservation, used)
 
     def _used(self, usage: Usage, prices: Prices) -> Amounts:
         if usage.parts:
@@ -134,11 +130,6 @@ class TokenAllowance(RequestAllowance):
             prices,
             usage.cached_tokens or 0,
         )
-
-
-def _beyond(use: Amounts, minimum: Amounts) -> Amounts:
-    """The use beyond `minimum`; negative if less was used."""
-    return Amounts(use.requests - minimum.requests, use.tokens - minimum.tokens, use.dollars - minimum.dollars)
 
 
 def _amounts(input_tokens: float, output_tokens: float, prices: Prices, cached_tokens: float = 0.0) -> Amounts:

@@ -12,19 +12,13 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from coe.errors import LogError
 from coe.records.database import Database
 from coe.supervision import Backoff, TaskFailed, ignore_failure, supervised
-from gateway.access.limits import (
-    DAY,
-    MINUTE,
-    MemoryLimiter,
-    Meter,
-)
+from gateway.access.limits import DAY, MINUTE, MemoryLimiter, Meter, MeterKey, PendingChanges, UseChange
 
 TABLES = (
     "CREATE TABLE use (key TEXT NOT NULL, meter TEXT NOT NULL, window_id INTEGER NOT NULL, used REAL NOT NULL, "
@@ -36,9 +30,6 @@ SELECT_ALL = "SELECT key, meter, window_id, used, at FROM use"
 SELECT_ONE = "SELECT window_id, used, at FROM use WHERE key = ? AND meter = ?"
 UPSERT = "INSERT OR REPLACE INTO use (key, meter, window_id, used, at) VALUES (?, ?, ?, ?, ?)"
 DELETE_OLD = "DELETE FROM use WHERE at < ?"
-
-MeterKey = tuple[str, str]
-"""The names of a key and of one of its meters."""
 
 
 class StoredUse(NamedTuple):
@@ -54,16 +45,6 @@ class StoredUse(NamedTuple):
         if meter.unit == 2:
             return self.used if self.window == window else 0.0
         return max(0.0, self.used - max(0.0, now - self.at) * meter.limit / MINUTE)
-
-
-@dataclass(slots=True)
-class UseChange:
-    """The use of a limit by one process since its last change, which grows until it is written; negative where a
-    reservation was returned."""
-
-    meter: Meter
-    window: int
-    amount: float
 
 
 class UsageStore:
@@ -123,9 +104,6 @@ WRITE_INTERVAL_SECONDS = 0.5
 LAST_WRITE_TIMEOUT_SECONDS = 2.0
 """Time limit of the last write when the process ends, or of a failed task's pause before it."""
 
-PendingChanges = dict[MeterKey, dict[int, UseChange]]
-"""Changes that are not written yet, by window."""
-
 
 class DurableLimiter(MemoryLimiter):
     """A MemoryLimiter that starts from a file and writes use there while it is entered.
@@ -143,7 +121,6 @@ class DurableLimiter(MemoryLimiter):
         self._store = UsageStore(path)
         self._path = path
         self._stored: dict[MeterKey, StoredUse] = {}
-        self._pending: PendingChanges = {}
         self._backoff = Backoff(first=WRITE_INTERVAL_SECONDS, longest=30.0)
         self._closing = asyncio.Event()
 
@@ -165,16 +142,6 @@ class DurableLimiter(MemoryLimiter):
 
     # --------------------------------------------------------------------------------------------- for accounts
 
-    def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
-        """Remembers a use, or a return where the amount is negative, for the next write."""
-        meter_key = key, meter.name
-        if (changes := self._pending.get(meter_key)) is None:
-            changes = self._pending[meter_key] = {}
-        if (change := changes.get(window)) is None:
-            changes[window] = UseChange(meter, window, amount)
-        else:
-            change.amount += amount
-
     def used(self, key: str, meter: Meter, window: int) -> float:
         """The use of a newly declared limit, according to the file."""
         stored = self._stored.get((key, meter.name))
@@ -192,7 +159,7 @@ class DurableLimiter(MemoryLimiter):
         await self._write()
 
     async def _write(self) -> None:
-        pending, self._pending = self._pending, {}
+        pending, self._changes = self._changes, {}
         if not pending:
             return
         changes = {meter_key: list(window_changes.values()) for meter_key, window_changes in pending.items()}
@@ -222,7 +189,7 @@ class DurableLimiter(MemoryLimiter):
         """Counts what other processes spent, too."""
         account = self._accounts.get(meter_key[0])
         if account is not None:
-            waiting = self._pending.get(meter_key, {}).get(total.window)
+            waiting = self._changes.get(meter_key, {}).get(total.window)
             account.set_used(meter_key[1], total.window, total.used + (waiting.amount if waiting else 0.0))
 
     def _on_failure(self, error: LogError) -> None:

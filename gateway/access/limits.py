@@ -40,6 +40,10 @@ class Amounts(NamedTuple):
     tokens: float
     dollars: float
 
+    def beyond(self, other: Amounts) -> Amounts:
+        """These amounts less the other ones, which may be negative."""
+        return Amounts(self.requests - other.requests, self.tokens - other.tokens, self.dollars - other.dollars)
+
 
 @dataclass(frozen=True, slots=True)
 class Meter:
@@ -59,6 +63,9 @@ class Account(Protocol):
     async def reserve(self, amounts: Amounts) -> Any:
         """Reserves all of `amounts` or nothing. Returns the argument for `settle`. Raises LimitReached, or
         InvalidRequest for more than a limit ever allows."""
+
+    async def extend(self, reservation: Any, amounts: Amounts) -> None:
+        """Reserves what `amounts` has beyond the reserved ones, or nothing. Raises as `reserve` does."""
 
     def settle(self, reservation: Any, used: Amounts) -> None:
         """Replaces a reservation by what was `used`: returns the rest, or charges more. Releases the concurrent
@@ -227,21 +234,43 @@ def _window_at(now: float, *, monthly: bool) -> tuple[int, float]:
     return month, end.timestamp()
 
 
-class MemoryReservation(NamedTuple):
-    """Reserved amounts, the counters that they were taken from, and the windows of these."""
+MeterKey = tuple[str, str]
+"""The names of a key and of one of its meters."""
 
-    counters: Sequence[tuple[Meter, Counter]]
-    amounts: Amounts
-    windows: Sequence[int]
+
+@dataclass(slots=True)
+class UseChange:
+    """The use of a limit by one process since its last change, which grows until it is written; negative where a
+    reservation was returned."""
+
+    meter: Meter
+    window: int
+    amount: float
+
+
+PendingChanges = dict[MeterKey, dict[int, UseChange]]
+"""Changes that are not written yet, by window."""
+
+
+class MemoryReservation:
+    """The counters of one reservation; by their position, the amount that is reserved and the window that it is of."""
+
+    __slots__ = ("amounts", "counters", "windows")
+
+    def __init__(self, counters: Sequence[tuple[Meter, Counter]]) -> None:
+        self.counters = counters
+        self.amounts = [0.0] * len(counters)
+        self.windows = [0] * len(counters)
 
 
 class MemoryLimiter:
-    """A Limiter for a service of one process."""
+    """A Limiter for a service of one process. It collects the changes of the use, which DurableLimiter writes."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self.degraded = False
         self._clock = clock
         self._accounts: dict[str, MemoryAccount] = {}
+        self._changes: PendingChanges = {}
 
     def accounts(self, keys: Iterable[ApiKey]) -> Mapping[str, MemoryAccount]:
         known, self._accounts = self._accounts, {}
@@ -253,7 +282,14 @@ class MemoryLimiter:
         return self._accounts
 
     def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
-        """Hook for every used amount; a negative amount was returned. This base class does nothing."""
+        """Remembers a use, or a return where the amount is negative, for the next write."""
+        meter_key = key, meter.name
+        if (changes := self._changes.get(meter_key)) is None:
+            changes = self._changes[meter_key] = {}
+        if (change := changes.get(window)) is None:
+            changes[window] = UseChange(meter, window, amount)
+        else:
+            change.amount += amount
 
     def used(self, key: str, meter: Meter, window: int) -> float:
         """The use of a limit before its counter was created."""
@@ -295,29 +331,39 @@ class MemoryAccount:
                 counter.set_remaining(meter.limit - used, now)
 
     async def reserve(self, amounts: Amounts) -> MemoryReservation:
-        now, counters = self._clock(), self._counters
-        for meter, counter in counters:
-            amount = amounts[meter.unit]
-            remaining = counter.remaining(now)
-            if amount > remaining and not is_available(remaining, amount, counter.limit):
-                raise limit_error(self._key, meter, amount, wait=counter.retry_after(amount, now))
-        windows = []
-        for meter, counter in counters:
-            windows.append(counter.window)
-            if amount := amounts[meter.unit]:
-                counter.consume(amount)
-                if counter.kind != "slots":
-                    self._limiter.record(self._key, meter, counter.window, amount)
-        return MemoryReservation(counters, amounts, windows)
+        reservation = MemoryReservation(self._counters)
+        self._add(reservation, amounts)
+        return reservation
+
+    async def extend(self, reservation: MemoryReservation, amounts: Amounts) -> None:
+        self._add(reservation, amounts)
+
+    def _add(self, reservation: MemoryReservation, amounts: Amounts) -> None:
+        """Reserve what is missing. Most limits have nothing to add when the body is parsed."""
+        now, reserved, windows = self._clock(), reservation.amounts, reservation.windows
+        missing: list[tuple[int, Meter, Counter, float]] = []
+        for index, (meter, counter) in enumerate(reservation.counters):
+            if amount := amounts[meter.unit] - reserved[index]:
+                remaining = counter.remaining(now)
+                if amount > remaining and not is_available(remaining, amount, counter.limit):
+                    raise limit_error(self._key, meter, amount, wait=counter.retry_after(amount, now))
+                missing.append((index, meter, counter, amount))
+        for index, meter, counter, amount in missing:
+            counter.consume(amount)
+            if counter.kind != "slots":
+                self._limiter.record(self._key, meter, counter.window, amount)
+            reserved[index] = reserved[index] + amount if windows[index] == counter.window else amount
+            windows[index] = counter.window
 
     def settle(self, reservation: MemoryReservation, used: Amounts) -> None:
-        now, reserved = self._clock(), reservation.amounts
-        for (meter, counter), window in zip(reservation.counters, reservation.windows, strict=True):
-            before, after = reserved[meter.unit], used[meter.unit]
+        now = self._clock()
+        for index, (meter, counter) in enumerate(reservation.counters):
+            before, after = reservation.amounts[index], used[meter.unit]
             if counter.kind == "slots":
-                counter.settle(before, after, window)
+                counter.settle(before, after, 0)
             elif before != after:
                 counter.remaining(now)
+                window = reservation.windows[index] if before else counter.window
                 counter.settle(before, after, window)
                 self._limiter.record(self._key, meter, window, after - before)
 
