@@ -315,7 +315,6 @@ async def gateway_of(
                 signals = ImplicitSignals(writer.put)
                 audits = Audits(current, store=writer.put, metrics=metrics)
                 keep = (
-                    audits.observe,
                     recent.observe,
                     metrics.observe,
                     lambda trace: log.records.append(record_of(trace)),
@@ -327,7 +326,8 @@ async def gateway_of(
                     stores = (log, log, writer, recent)
                     issued = IssuedKeyWatch(ListKeyStore())
                     seen = (*keep, *observers)
-                    yield Parts(current, seen, metrics, *stores, where, *helped, tracing, cache, step, issued=issued)
+                    more = audits.observe, tracing, cache, step
+                    yield Parts(current, seen, metrics, *stores, where, *helped, *more, issued=issued)
 
     app = create_app(parts)
     async with app.router.lifespan_context(app):

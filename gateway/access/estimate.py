@@ -231,15 +231,16 @@ _PARTS = tuple(part.name for part in fields(WorstCase))
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Upper bounds of a request's use: the worst case `whole`, and `capped`, with the caps of recipes."""
+    """Upper bounds of a request's use: the worst case `whole`, and `capped`, with the caps of recipes; None without
+    recipes."""
 
     whole: WorstCase = WorstCase()
-    capped: WorstCase = WorstCase()
+    capped: WorstCase | None = None
 
     @classmethod
     def of_expert(cls, prices: Prices) -> Bounds:
         """Return those of one call."""
-        return cls(*(WorstCase.of_expert(prices),) * 2)
+        return cls(WorstCase.of_expert(prices))
 
     @classmethod
     def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices]) -> Bounds:
@@ -249,21 +250,10 @@ class Bounds:
     @classmethod
     def largest(cls, alternatives: Collection[Bounds]) -> Bounds:
         """Return upper bounds of all alternatives."""
-        return cls(
-            WorstCase.largest([one.whole for one in alternatives]),
-            WorstCase.largest([one.capped for one in alternatives]),
-        )
-
-    def amounts(self, input_tokens: float, output_tokens: float, *, caps_apply: bool) -> Amounts:
-        """Return the use of one request with so many tokens of conversation and of an answer.
-
-        An answer has no more tokens than either its limit or its cap, so both cases are bounds.
-        """
-        whole = self.whole.amounts(input_tokens, output_tokens)
-        if not caps_apply:
-            return whole
-        capped = self.capped.amounts(input_tokens, output_tokens)
-        return Amounts(1, min(whole.tokens, capped.tokens), min(whole.dollars, capped.dollars))
+        whole = WorstCase.largest([one.whole for one in alternatives])
+        if all(one.capped is None for one in alternatives):
+            return cls(whole)
+        return cls(whole, WorstCase.largest([one.capped or one.whole for one in alternatives]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,13 +261,13 @@ class Pricing:
     """Prices of experts by name, and the worst case of a request.
 
     `worst_of` has it by the name that a request pins: an expert, a recipe or an arm. `highest` is that of a routed
-    request to single experts, `routed` that of one that routing may give to a recipe.
+    request to single experts, `routed` that of one that routing may give to a recipe; None if it gives none to any.
     """
 
     experts: Mapping[str, Prices] = field(default_factory=dict)
     worst_of: Mapping[str, Bounds] = field(default_factory=dict)
     highest: Bounds = Bounds()
-    routed: Bounds = Bounds()
+    routed: Bounds | None = None
 
     @classmethod
     def of(
@@ -294,19 +284,28 @@ class Pricing:
         highest = Bounds.largest(possible or [Bounds()])
         routed = [name for name in routed if permitted is None or name in permitted]
         worst |= {name: Bounds.of_recipe(recipe, experts) for name, recipe in recipes.items()}
-        return cls(experts, worst, highest, Bounds.largest([highest, *(worst[name] for name in routed)]))
+        return cls(
+            experts, worst, highest, Bounds.largest([highest, *(worst[name] for name in routed)]) if routed else None
+        )
 
     def amounts(self, chat: Chat, recipe: str, *, input_tokens: float, output_tokens: float) -> Amounts:
         """Return the most that a request uses, with so many tokens of conversation and of an answer.
 
-        The first steps of streams have no caps, and no step of a request that sets its reasoning.
+        An answer has no more tokens than either its limit or its cap, so both cases are bounds. The first steps of
+        streams have no caps, and no step of a request that sets its reasoning.
         """
-        caps_apply = not chat.stream and not sets_reasoning(chat.fields)
-        return self._bounds(chat, recipe).amounts(input_tokens, output_tokens, caps_apply=caps_apply)
+        bounds = self._bounds(chat, recipe)
+        whole = bounds.whole.amounts(input_tokens, output_tokens)
+        if bounds.capped is None or chat.stream or sets_reasoning(chat.fields):
+            return whole
+        capped = bounds.capped.amounts(input_tokens, output_tokens)
+        return Amounts(1, min(whole.tokens, capped.tokens), min(whole.dollars, capped.dollars))
 
     def _bounds(self, chat: Chat, recipe: str) -> Bounds:
         """Return those of the expert or recipe that a request pins, or the highest of all for a routed request."""
         model = recipe if chat.model == AUTO and recipe else chat.model
         if (found := self.worst_of.get(model)) is not None:
             return found
-        return self.highest if recipe == NO_RECIPE or single_expert_reason(chat) else self.routed
+        if self.routed is None or recipe == NO_RECIPE or single_expert_reason(chat):
+            return self.highest
+        return self.routed

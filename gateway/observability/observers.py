@@ -19,7 +19,7 @@ from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from coe.records import Pending, RecordWriter
 from coe.records.feedback import Feedback, FeedbackKind
 from coe.records.record import RecipeCall, RoutingLog, RoutingRecord
 from coe.registry import MAX_MODEL_CHARACTERS
+from coe.routing.composition import NO_RETRIEVAL, Composition
 from coe.routing.eligibility import excluded_experts
 from coe.settings import Settings
 from gateway.observability.logs import log_request
@@ -115,15 +116,11 @@ NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reaso
 
 
 def record_of(trace: Trace) -> RoutingRecord:
-    """The request's record in the routing log."""
+    """The request's record in the routing log. Fields of features that it did not use have their defaults."""
     decision, prediction, usage, options = trace.decision or NO_DECISION, trace.prediction, trace.usage, trace.options
-    chat, routed, log = trace.chat, trace.routed, trace.recipe_log
-    composition, registry = trace.serving.composition, trace.serving.registry
-    exploration, retrieval = registry.policy.exploration, trace.retrieval_result
-    names = composition.router.categories
-    first_token_ms = trace.first_token_ms
-    stores_text = registry.log.store_prompts and not trace.only_local
-    return RoutingRecord(
+    chat, routed, composition, registry = trace.chat, trace.routed, trace.serving.composition, trace.serving.registry
+    exploration, first_token_ms = registry.policy.exploration, trace.first_token_ms
+    record = RoutingRecord(
         request_id=trace.request_id,
         time=trace.time,
         category=decision.category,
@@ -134,7 +131,7 @@ def record_of(trace: Trace) -> RoutingRecord:
         cause=decision.cause,
         propensity=decision.propensity,
         candidates=decision.candidates,
-        probabilities=_named(names, prediction.probabilities) if prediction is not None else {},
+        probabilities=_named(composition, prediction.probabilities) if prediction is not None else {},
         stage=prediction.stage if prediction is not None else "",
         router=composition.router.version,
         config=registry.digest,
@@ -155,45 +152,49 @@ def record_of(trace: Trace) -> RoutingRecord:
         tenant=trace.caller.tenant,
         key=trace.caller.key,
         cost=trace.cost,
-        prompt=routed.text or None if stores_text else None,
-        left_out=tuple(map(str, routed.left_out)) if stores_text else (),
-        only_local=trace.only_local,
-        limited=options is not None and options.rule is not None,
-        excluded=tuple(excluded_experts(registry, options.rule)) if options and options.rule else (),
         dropped=trace.dropped,
-        recipe=log.recipe if log else "",
-        recipe_stop=log.stop if log else "",
-        steps=tuple(map(RecipeCall.of, log.calls)) if log else (),
-        audit_rate=log.audit_rate if log else 0.0,
-        audit=trace.audit,
         cache=trace.cache.result if trace.cache is not None else "",
         plan=trace.serving.plan,
         assignment=composition.assignment_digest,
         utility=tuple([round(utility, 4) for utility in decision.utility]),
         price=tuple([round(price, 4) for price in decision.price]),
         exploration=(exploration.rate, exploration.max_quality_loss) if exploration.rate else None,
-        retrieval=retrieval.status,
-        gate=retrieval.probability,
-        gain=retrieval.gain,
-        trial=retrieval.trial,
-        passages=tuple([passage.id for passage in retrieval.passages]),
-        passage_tokens=retrieval.tokens,
-        retrieval_ms=round(retrieval.ms, 3),
         needs=tuple(sorted(chat.needs)) if chat else None,
-        overlay=prediction.overlay_version if prediction is not None else "",
         language=prediction.language if prediction is not None else "",
         purpose=(options.purpose or "") if options else "",
         model=trace.requested_model[:MAX_MODEL_CHARACTERS],
         resolved_model=chat.model[:MAX_MODEL_CHARACTERS] if chat else "",
-        router_probabilities=_named(names, prediction.router_probabilities)
-        if prediction is not None and prediction.router_probabilities is not None
-        else None,
     )
+    return replace(record, **fields) if (fields := _fields_of_features(trace)) else record
 
 
-def _named(categories: tuple[str, ...], posterior: NDArray[np.float32]) -> dict[str, float]:
+def _fields_of_features(trace: Trace) -> dict[str, Any]:
+    """The fields of the features that a request used: a key's rule, stored texts, recipes, retrieval, overlays."""
+    fields: dict[str, Any] = {}
+    registry, prediction = trace.serving.registry, trace.prediction
+    if trace.options is not None and (rule := trace.options.rule) is not None:
+        excluded = tuple(excluded_experts(registry, rule))
+        fields |= {"only_local": rule.only_local, "limited": True, "excluded": excluded}
+    if registry.log.store_prompts and not trace.only_local:
+        fields |= {"prompt": trace.routed.text or None, "left_out": tuple(map(str, trace.routed.left_out))}
+    if (log := trace.recipe_log) is not None:
+        steps = tuple(map(RecipeCall.of, log.calls))
+        fields |= {"recipe": log.recipe, "recipe_stop": log.stop, "steps": steps}
+        fields |= {"audit_rate": log.audit_rate, "audit": trace.audit}
+    if (result := trace.retrieval_result) is not NO_RETRIEVAL:
+        fields |= {"retrieval": result.status, "gate": result.probability, "gain": result.gain, "trial": result.trial}
+        fields |= {"passages": tuple([passage.id for passage in result.passages]), "passage_tokens": result.tokens}
+        fields["retrieval_ms"] = round(result.ms, 3)
+    if prediction is not None and (posterior := prediction.router_probabilities) is not None:
+        fields |= {"overlay": prediction.overlay_version}
+        fields |= {"router_probabilities": _named(trace.serving.composition, posterior)}
+    return fields
+
+
+def _named(composition: Composition, posterior: NDArray[np.float32]) -> dict[str, float]:
     """The probabilities to five digits; `round` takes twice as long, as it goes through decimal digits."""
-    return {name: int(p * 1e5 + 0.5) / 1e5 for name, p in zip(categories, posterior.tolist(), strict=True)}
+    names = composition.router.categories
+    return {name: int(p * 1e5 + 0.5) / 1e5 for name, p in zip(names, posterior.tolist(), strict=True)}
 
 
 MAX_REQUESTS = 50_000

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from coe.core import PASS_THROUGH_APIS, Api, Chat, Decision, Prediction, Reply, RequestOptions
 from coe.errors import ExpertError, RequestError
 from coe.experts.http.sse import EVENT_STREAM
-from coe.experts.translation.expert import dropped_parts, is_translated
+from coe.experts.translation.expert import TRANSLATED_APIS, dropped_parts, is_translated
 from coe.registry import ExpertSpec, Prices
 from coe.registry.experts import VARIANT_SEPARATOR
 from coe.retrieval.retrieval import RetrievalResult
@@ -141,12 +141,17 @@ class Trace:
         """Record the expert's accepted answer."""
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
-        arm = self.serving.registry.arm(answer.decision.expert)
-        self.prices = arm.prices
-        if isinstance(arm, ExpertSpec) and is_translated(arm, self.api) and self.chat is not None:
+        self.prices = self.serving.composition.prices[answer.decision.expert]
+        if self.api in TRANSLATED_APIS and self._is_translated() and self.chat is not None:
             self.dropped = dropped_parts(self.api, self.chat.fields)
         elif self.attempts.dropped:
             self.dropped = tuple(sorted(self.attempts.dropped))
+
+    def _is_translated(self) -> bool:
+        """True if the request is translated for the expert that answers; a recipe takes chats alone."""
+        assert self.decision is not None
+        arm = self.serving.registry.arm(self.decision.expert)
+        return isinstance(arm, ExpertSpec) and is_translated(arm, self.api)
 
     def replayed(self, answer: CachedAnswer, reply: Reply) -> None:
         """Record an answer from the cache. No expert is called, so nothing is charged."""
