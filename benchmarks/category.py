@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import routers
-from routers.calibration import auroc, expected_calibration_error, logarithmic_pool, reliability, risk_coverage, softmax
+from routers.calibration import auroc, expected_calibration_error, logarithmic_pool, reliability, risk_coverage
 from routers.cascade import CascadeRouter, load_cascade
+from routers.heads.fast import softmax
 from routers.training.fitting import folds
 
 Row = dict[str, str]

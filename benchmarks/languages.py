@@ -28,8 +28,7 @@ from benchmarks.category import plain_category, read
 from coe.core import Prediction
 from routers.calibration import expected_calibration_error
 from routers.cascade import MULTILINGUAL, CascadeRouter, load_cascade
-from routers.languages import LanguageIdentifier
-from routers.multilingual import PROBE_TEXT
+from routers.multilingual import PROBE_TEXT, LanguageIdentifier
 
 PROMPTS = Path(__file__).with_name("language_prompts.jsonl")
 FRESH_PROMPTS = Path(__file__).with_name("language_prompts_fresh.jsonl")

@@ -27,11 +27,11 @@ from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.openapi import LIMIT_HEADERS, ROUTING_HEADERS
 from gateway.endpoints.operations import operation_routes
-from gateway.errors import error_body, headers_of, respond, status_of
+from gateway.errors import error_body, headers_of, status_of
 from gateway.observability.metrics import Metrics
 from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
 from gateway.parts import Parts
-from gateway.request.line import Line
+from gateway.request.line import Line, respond
 from gateway.serving_state import ServingState
 from gateway.ui import page_routes
 

@@ -1,4 +1,4 @@
-"""Maps each error to its HTTP response (status, headers, OpenAI's error body) and sends whole JSON responses.
+"""Maps each error to its HTTP response: status, headers and OpenAI's error body.
 
 Every endpoint uses this table. The Messages API writes its own bodies (`gateway/dialects/messages.py`).
 """
@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable
 
 import orjson
-from starlette.types import Send
 
 from coe import errors
 
@@ -86,10 +85,3 @@ def headers_of(error: errors.RequestError) -> list[tuple[bytes, bytes]]:
 def error_body(message: str, *, kind: str, code: str, param: str | None = None) -> bytes:
     """`{"error": {message, type, param, code}}`."""
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
-
-
-async def respond(send: Send, *, status: int, body: bytes, headers: Headers = ()) -> None:
-    """Send a whole JSON response."""
-    start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": start})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

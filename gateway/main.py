@@ -203,7 +203,7 @@ async def open_parts(
         audits = await stack.enter_async_context(Audits(current, store=feedback_writer.put, metrics=metrics))
         yield Parts(
             current,
-            observers=(audits.observe, recent.observe, recorder.observe, signals.observe, *observation.observers),
+            observers=(recent.observe, recorder.observe, signals.observe, *observation.observers),
             metrics=metrics,
             log=log,
             feedback=feedback,
@@ -212,6 +212,7 @@ async def open_parts(
             settings=settings,
             jobs=await stack.enter_async_context(Jobs(settings)),
             solver=await stack.enter_async_context(PlanSolver(settings)),
+            audit=audits.observe,
             tracing=observation.tracing,
             cache=cache,
             stored=stored,

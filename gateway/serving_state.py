@@ -48,16 +48,14 @@ class Serving:
     """Differences between experts.yaml and the plan in use."""
     policies: ArmPolicies = NO_POLICIES
     """The fitted policies of the recipes' arms."""
+    registry: Registry = field(init=False)
+    """The parsed experts.yaml."""
+    plan: str = field(init=False)
+    """The version of the plan in use; empty for the mapping declared in experts.yaml."""
 
-    @property
-    def plan(self) -> str:
-        """The version of the plan in use; empty for the mapping declared in experts.yaml."""
-        return self.versions.get(ASSIGNMENT) or ""
-
-    @property
-    def registry(self) -> Registry:
-        """The parsed experts.yaml."""
-        return self.composition.registry
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "registry", self.composition.registry)
+        object.__setattr__(self, "plan", self.versions.get(ASSIGNMENT) or "")
 
 
 class ServingState:

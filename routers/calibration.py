@@ -1,15 +1,12 @@
 """Calibration and selective classification: from logits and similarities to probabilities, and thresholds for them.
 
-Serving pools the heads' logits and judges with `InDistributionModel` whether a text is of a kind that the router was
-trained on. Training fits temperatures and weights of the pool (a logarithmic opinion pool), measures calibration (ECE,
+Training fits temperatures and weights of the pool of the heads (a logarithmic opinion pool), measures calibration (ECE,
 Guo et al. 2017), AUROC, risk and coverage (Geifman and El-Yaniv 2017), and chooses the thresholds for escalation and
 for the general expert.
 """
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,21 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-OUT_OF_SCOPE_SHARE = 0.03
-"""Assumed share of out-of-scope requests, which the data do not show. A higher value costs calibration."""
-
-
-def softmax(logits: Floats) -> Floats:
-    """Softmax over the last axis."""
-    if logits.ndim == 1:  # one request, in half the time
-        exponentials: Floats = np.exp(logits - logits[logits.argmax()])
-        exponentials /= np.add.reduce(exponentials)
-        return exponentials
-    largest: Floats = np.maximum.reduce(logits, axis=-1, keepdims=True)
-    shifted = np.exp(logits - largest)
-    total: Floats = np.add.reduce(shifted, axis=-1, keepdims=True)
-    result: Floats = shifted / total
-    return result
 
 
 def logarithmic_pool(heads: Sequence[Floats], weights: Sequence[float]) -> Floats:
@@ -40,34 +22,6 @@ def logarithmic_pool(heads: Sequence[Floats], weights: Sequence[float]) -> Float
     for weight, head in zip(weights, heads, strict=True):
         total += np.float32(weight) * head
     return total
-
-
-@dataclass(frozen=True, slots=True)
-class InDistributionModel:
-    """A logistic model over similarity features: one of `weights` for each feature, and `bias`."""
-
-    weights: tuple[float, ...]
-    bias: float
-
-    def of(self, similarity: Sequence[float]) -> float:
-        """Return the probability of one text from its features (n_features,)."""
-        return 1 / (1 + math.exp(-sum(map(operator.mul, self.weights, similarity)) - self.bias))
-
-    def __call__(self, similarity: Floats) -> Floats:
-        """Return the probabilities (n_texts,) from features (n_texts, n_features)."""
-        logit = similarity @ np.array(self.weights, dtype=np.float32) + np.float32(self.bias)
-        result: Floats = 1 / (1 + np.exp(-logit))
-        return result
-
-
-def fit_in_distribution_model(in_scope: Floats, out_of_scope: Floats) -> InDistributionModel:
-    """Fit the model on the features (n_texts, n_features) of held-out texts in scope and out of scope."""
-    from sklearn.linear_model import LogisticRegression
-
-    labels = np.arange(len(in_scope) + len(out_of_scope)) < len(in_scope)
-    model = LogisticRegression(C=100, class_weight="balanced").fit(np.concatenate((in_scope, out_of_scope)), labels)
-    prior = np.log((1 - OUT_OF_SCOPE_SHARE) / OUT_OF_SCOPE_SHARE)
-    return InDistributionModel(weights=tuple(map(float, model.coef_[0])), bias=float(model.intercept_[0] + prior))
 
 
 def log_loss(logits: Floats, labels: NDArray[np.int64]) -> float:

@@ -8,6 +8,8 @@ both stages. This module also loads a router's folder and checks that its files 
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +19,9 @@ import numpy as np
 
 from coe.core import ENGLISH, LOAD_SHED, UNDETERMINED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
-from routers.calibration import Floats, InDistributionModel, logarithmic_pool, softmax
+from routers.calibration import Floats, logarithmic_pool
 from routers.files import Arrays, content_version, read_arrays, read_json
-from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids, StaticVectors
+from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids, StaticVectors, softmax
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.semantic import CategoryMeans, KnnHead, LinearHead, unit
 from routers.multilingual import MultilingualHead, MultilingualStage, unusable
@@ -61,6 +63,24 @@ class EnsembleWeights:
     def encoder_posterior(self, heads: Sequence[Floats]) -> Floats:
         """Return the posterior (n_texts, n_categories) from the logits of all heads."""
         return softmax(logarithmic_pool(heads, self.encoder))
+
+
+@dataclass(frozen=True, slots=True)
+class InDistributionModel:
+    """A logistic model over similarity features: one of `weights` for each feature, and `bias`."""
+
+    weights: tuple[float, ...]
+    bias: float
+
+    def of(self, similarity: Sequence[float]) -> float:
+        """Return the probability of one text from its features (n_features,)."""
+        return 1 / (1 + math.exp(-sum(map(operator.mul, self.weights, similarity)) - self.bias))
+
+    def __call__(self, similarity: Floats) -> Floats:
+        """Return the probabilities (n_texts,) from features (n_texts, n_features)."""
+        logit = similarity @ np.array(self.weights, dtype=np.float32) + np.float32(self.bias)
+        result: Floats = 1 / (1 + np.exp(-logit))
+        return result
 
 
 @dataclass(frozen=True, slots=True)

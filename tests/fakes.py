@@ -32,10 +32,10 @@ from coe.runtime.key_store import NOTHING, Stored
 from coe.settings import Settings
 from coe.usage import Usage
 from gateway.access import IssuedKeyWatch, access_of
-from gateway.access.local import MemoryLimiter
+from gateway.access.limits import MemoryLimiter
 from gateway.app import create_app
 from gateway.observability.metrics import Metrics
-from gateway.observability.observers import ImplicitSignals, RecentRequests
+from gateway.observability.observers import ImplicitSignals, RecentRequests, record_of
 from gateway.observability.tracing import Tracing
 from gateway.parts import Parts
 from gateway.process.jobs import Jobs, PlanSolver
@@ -315,10 +315,9 @@ async def gateway_of(
                 signals = ImplicitSignals(writer.put)
                 audits = Audits(current, store=writer.put, metrics=metrics)
                 keep = (
-                    audits.observe,
                     recent.observe,
                     metrics.observe,
-                    lambda trace: log.records.append(trace.record()),
+                    lambda trace: log.records.append(record_of(trace)),
                     signals.observe,
                 )
                 where = settings or NOWHERE
@@ -327,7 +326,8 @@ async def gateway_of(
                     stores = (log, log, writer, recent)
                     issued = IssuedKeyWatch(ListKeyStore())
                     seen = (*keep, *observers)
-                    yield Parts(current, seen, metrics, *stores, where, *helped, tracing, cache, step, issued=issued)
+                    more = audits.observe, tracing, cache, step
+                    yield Parts(current, seen, metrics, *stores, where, *helped, *more, issued=issued)
 
     app = create_app(parts)
     async with app.router.lifespan_context(app):

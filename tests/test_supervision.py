@@ -25,7 +25,7 @@ from coe.runtime.artifact_sync import ArtifactSync, sync_artifacts
 from coe.settings import Settings
 from coe.supervision import log_failure, next_pause, supervised
 from gateway.access.conversations import RedisAffinity
-from gateway.access.local import DurableLimiter
+from gateway.access.durable import DurableLimiter
 from gateway.access.redis import RedisLimiter
 from gateway.observability.logs import TextFormatter
 from gateway.observability.metrics import Metrics, exposition

@@ -118,27 +118,30 @@ def _build(
     spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client, residency: ResidencyHold | None
 ) -> ReplicatedExpert:
     if spec.runtime == "litellm":
-        replicas = [Replica(_through_litellm(spec, endpoint)) for endpoint in endpoints or (None,)]
+        replicas = [_litellm_replica(spec, endpoint) for endpoint in endpoints or (None,)]
     else:
-        replicas = [Replica(_served(spec, endpoint, session, residency), endpoint=endpoint) for endpoint in endpoints]
+        replicas = [_http_replica(spec, endpoint, session, residency) for endpoint in endpoints]
     return ReplicatedExpert(spec, endpoints, replicas=replicas)
 
 
-def _served(spec: ExpertSpec, endpoint: Endpoint, session: Client, residency: ResidencyHold | None) -> Expert:
-    expert: Expert = HttpExpert(spec, endpoint, session=session)
-    if "responses" in spec.supported_apis:
-        expert = ForeignItems(expert)
-    if "chat" in spec.supported_apis:
-        expert = TranslatedExpert(expert, spec)
-    if residency is None or spec.addresses:
-        return expert
-    return ResidentExpert(expert, stand_in=spec.stand_in, residency=residency)
+def _http_replica(spec: ExpertSpec, endpoint: Endpoint, session: Client, residency: ResidencyHold | None) -> Replica:
+    def held(expert: Expert) -> Expert:
+        if residency is None or spec.addresses:
+            return expert
+        return ResidentExpert(expert, stand_in=spec.stand_in, residency=residency)
+
+    direct = HttpExpert(spec, endpoint, session=session)
+    expert: Expert = ForeignItems(direct) if "responses" in spec.supported_apis else direct
+    if "chat" not in spec.supported_apis:
+        return Replica(held(expert), endpoint=endpoint)
+    return Replica(held(TranslatedExpert(expert, spec)), chat=held(direct), endpoint=endpoint)
 
 
-def _through_litellm(spec: ExpertSpec, endpoint: Endpoint | None) -> Expert:
+def _litellm_replica(spec: ExpertSpec, endpoint: Endpoint | None) -> Replica:
     from coe.experts.litellm.expert import LitellmExpert
 
-    return TranslatedExpert(LitellmExpert(spec, endpoint), spec)
+    direct = LitellmExpert(spec, endpoint)
+    return Replica(TranslatedExpert(direct, spec), chat=direct)
 
 
 class ResidencyHold(Protocol):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
 from coe.frozen import fast_init
+from coe.usage import MemberCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,25 @@ class RecipeCall:
     ] = 0
     cached_tokens: Annotated[int | None, FieldInfo("Input tokens that the member read from its prompt cache.")] = None
     max_tokens: Annotated[int | None, FieldInfo("Cap of the recipe on the answer's tokens; null without one.")] = None
+
+    @classmethod
+    def of(cls, call: MemberCall) -> RecipeCall:
+        """Return the record of a call that has ended."""
+        usage = call.usage
+        return cls(
+            call.expert,
+            call.step,
+            call.outcome,
+            usage.input_tokens if usage else None,
+            usage.output_tokens if usage else None,
+            round(call.ms, 3),
+            call.answer_class,
+            call.confidence,
+            call.accepted,
+            call.drafts,
+            usage.cached_tokens if usage else None,
+            call.max_tokens,
+        )
 
 
 @fast_init

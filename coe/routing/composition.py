@@ -105,6 +105,11 @@ class Composition:
             router, overlays=overlays or Overlays(), threads=threads, encoder_timeout=registry.router.encoder_timeout
         )
         self._retrieval = retrieval
+        self.retrieves = retrieval is not None
+        """True if documents are declared, so that step 5 may insert passages."""
+        self._shares_devices = registry.residency is not None
+        self.prices = {arm.name: arm.prices for arm in registry.arms}
+        """The prices of experts and arms by name."""
         self._highest_price = max(spec.prices.input + spec.prices.output for spec in registry.single_arms) or 1.0
         self._general = router.categories.index(GENERAL)
 
@@ -251,7 +256,7 @@ class Composition:
             assignment=self.assignment,
             confidence_threshold=self._confidence_threshold,
             previous=previous,
-            extra_price=self._extra_price(prediction, options),
+            extra_price=self._extra_price(prediction, options) if self.retrieves or options.cost_weight else None,
             health_by_expert=self._health(),
             uniform=uniform,
             recipe=options.recipe,
@@ -296,8 +301,7 @@ class Composition:
         If the decision counted on passages and none are inserted, the request is decided again without retrieval.
         """
         retrieval = self._retrieval
-        if retrieval is None:
-            return chat, decision, NO_RETRIEVAL
+        assert retrieval is not None, "step 5 asks `retrieves` first"
         specs = [self.registry.arm(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
         context = min(spec.context_length for spec in specs)
         expert = self.registry.expert_names.index(first_expert(self.registry.arm(decision.expert)))
@@ -330,9 +334,11 @@ class Composition:
         Raises an ExpertError or InvalidRequest if none answers.
         """
         policy = self.registry.policy
-        if not self.recipes.keys().isdisjoint(decision.candidates):
+        if self.recipes and not self.recipes.keys().isdisjoint(decision.candidates):
             attempts.recipe_log = RecipeLog()
-        order = one_arm_of_each_expert(decision.candidates, self.registry)
+        order = decision.candidates
+        if self.variants:
+            order = one_arm_of_each_expert(order, self.registry)
         escalated = previous.escalated or decision.reason == "escalated"
         stays = previous.in_loop and previous.expert == decision.expert
         call = Call(
@@ -344,14 +350,14 @@ class Composition:
             headers=options.forwarded_headers,
             conversation=conversation.prefix,
             category=decision.category,
-            stand_in=self.registry.arm(order[1]).expert_name if len(order) > 1 and not stays else "",
-            wake_deadline=min(deadline, asyncio.get_running_loop().time() + self.registry.wake_timeout),
             tenant=options.tenant or "",
             posterior=prediction.probabilities if prediction else None,
             deadline=deadline,
             recipe_log=attempts.recipe_log,
             dropped=attempts.dropped,
         )
+        if self._shares_devices:
+            call = self._waking(call, order[1] if len(order) > 1 and not stays else "")
         expert, reply = await call_experts(
             call,
             [self._arms[name] for name in order],
@@ -368,6 +374,14 @@ class Composition:
             reply = self.affinity.noting_calls(reply, chat.api, conversation, answered_by)
         return RoutedReply(decision, reply)
 
+    def _waking(self, call: Call, stand_in: str) -> Call:
+        """Return the call of an expert that may be asleep; the arm `stand_in` may answer for it, if it is not empty."""
+        return replace(
+            call,
+            stand_in=self.registry.arm(stand_in).expert_name if stand_in else "",
+            wake_deadline=min(call.deadline, asyncio.get_running_loop().time() + self.registry.wake_timeout),
+        )
+
 
 def first_expert(arm: ExpertSpec | ArmSpec) -> str:
     """Return the name of the declared expert behind an arm; of a recipe that of its first member."""
@@ -376,8 +390,6 @@ def first_expert(arm: ExpertSpec | ArmSpec) -> str:
 
 def one_arm_of_each_expert(order: Sequence[str], registry: Registry) -> tuple[str, ...]:
     """Drop further arms of the same expert, which would call the same server again after it failed."""
-    if not registry.variants:
-        return tuple(order)
     first: dict[str, str] = {}
     for name in order:
         first.setdefault(registry.arm(name).expert_name, name)

@@ -123,7 +123,8 @@ def decide(
 
 def _order(candidates: _Candidates, expert: str, registry: Registry) -> tuple[str, ...]:
     """Return the selected expert and its fallbacks."""
-    order = candidates.fallback_order(expert, stand_in=registry.arm(expert).stand_in)
+    stand_in = None if registry.residency is None else registry.arm(expert).stand_in
+    order = candidates.fallback_order(expert, stand_in=stand_in)
     return _one_arm_of_each_recipe(order) if registry.recipe_arms else order
 
 

@@ -1,4 +1,4 @@
-"""API keys: generated here, stored as SHA-256 digests, and looked up for every request.
+"""API keys: generated here, and stored as SHA-256 digests. `gateway.access` looks them up for every request.
 
 An administrator's key may be generated in a file on the first start, so that a container is never without keys.
 """
@@ -6,38 +6,19 @@ An administrator's key may be generated in a file on the first start, so that a 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import os
 import secrets
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from coe.artifacts.atomic_files import sync
 from coe.core import ExpertRule, Scope
-from coe.errors import ConfigError, Forbidden, Unauthorized
+from coe.errors import ConfigError
 from coe.registry import ApiKey, Registry
-from coe.runtime.issued_keys import date_of
 from coe.settings import Settings
 
 MAX_KEY_BYTES = 256
 """Longer keys are not hashed."""
-_BEARER = b"bearer "
-_KEY_HEADERS = (b"x-api-key", b"api-key")
-"""Headers of Anthropic's and Azure's clients."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The name of the request's API key and its tenant, both None if no keys are declared. `cache` is False for a key
-    that does not use the answer cache. `rule` limits the experts of the key's requests, None for all experts."""
-
-    key: str | None = None
-    tenant: str | None = None
-    cache: bool = True
-    rule: ExpertRule | None = None
 
 
 def new_key() -> str:
@@ -50,60 +31,10 @@ def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-class KeyRing:
-    """The keys, found by digest. Without any, every caller may do everything. `clock` returns Unix seconds."""
-
-    def __init__(self, keys: Sequence[ApiKey], *, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._known = {
-            bytes.fromhex(key.sha256): (
-                bytes.fromhex(key.sha256),
-                key.scopes,
-                Caller(key.name, key.tenant or key.name, key.cache, rule_of(key)),
-                key.expires,
-            )
-            for key in keys
-        }
-        self._default_caller = None if keys else Caller()
-
-    def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
-        """The caller, whose key must have `scope` (None: any key). Raises Unauthorized or Forbidden."""
-        if self._default_caller is not None:
-            return self._default_caller
-        sent = hashlib.sha256(_sent_key(headers)).digest()
-        found = self._known.get(sent)
-        if found is None or not hmac.compare_digest(found[0], sent):
-            raise Unauthorized("this API key is not known; request one from the operator of this service")
-        _, scopes, caller, expires = found
-        if expires is not None and expires.timestamp() <= self._clock():
-            raise Unauthorized(f"the API key {caller.key!r} expired on {date_of(expires)}; request a new one")
-        if scope is not None and scope not in scopes:
-            raise Forbidden(f"the API key {caller.key!r} lacks the scope {scope!r}; it has {', '.join(sorted(scopes))}")
-        return caller
-
-
 def rule_of(key: ApiKey) -> ExpertRule | None:
     """The rule that a key declares for its experts, None without one."""
     limited = key.experts is not None or key.only_local
     return ExpertRule(key.name, key.experts, key.only_local) if limited else None
-
-
-def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The key of a request. Header names are in lower case, as ASGI passes them."""
-    key = b""
-    for name, value in headers:
-        if name == b"authorization" and value[:7].lower() == _BEARER:
-            key = value[7:].strip()
-            break
-        if name in _KEY_HEADERS:
-            key = value
-    if not key:
-        raise Unauthorized(
-            "an API key is needed: send it as 'authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'"
-        )
-    if len(key) > MAX_KEY_BYTES:
-        raise Unauthorized(f"this API key is not known; none is longer than {MAX_KEY_BYTES} bytes")
-    return key
 
 
 ADMIN_KEY_NAME = "admin"

@@ -5,8 +5,9 @@ declaration gets its own `access_of(registry, limiter)`. A reload builds a new A
 that stay keep their counts.
 """
 
-from coe.runtime.api_keys import Caller, create_admin_key, with_admin_key
-from gateway.access.access import UNLIMITED, Access, Allowance, access_of, check_counters, open_limiter
+from coe.runtime.api_keys import create_admin_key, with_admin_key
+from gateway.access.access import Access, Caller, access_of, check_counters, open_limiter
+from gateway.access.allowance import UNLIMITED, Allowance
 from gateway.access.browsers import check_exposure
 from gateway.access.issued import IssuedKeyWatch, watching_issued_keys
 from gateway.access.limits import Limiter

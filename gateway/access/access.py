@@ -1,180 +1,101 @@
-"""The `access` section of experts.yaml in use: identifies callers, and gives each request its allowance.
+"""The `access` section of experts.yaml in use: identifies callers, and gives requests their allowances.
 
 `open_limiter` opens the counters that the section names, `check_counters` validates them, and `access_of` builds an
-Access over them. An Allowance is an async context around a request: it reserves an estimate before the call, corrects
-it afterwards, and writes the rate-limit headers.
+Access over them.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+import hashlib
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from coe.core import Chat, ExpertRule, Scope
-from coe.errors import ConfigError, Forbidden, RequestError
+from coe.core import ExpertRule, Scope
+from coe.errors import ConfigError, Forbidden, RequestError, Unauthorized
 from coe.registry import AccessSpec, ApiKey, KeyLimits, Prices, RecipeSpec, Registry
 from coe.registry.recipes import cap_in_force
 from coe.routing.eligibility import exclusion
-from coe.runtime.api_keys import Caller, KeyRing
-from coe.runtime.issued_keys import IssuedKeys, access_with
+from coe.runtime.api_keys import MAX_KEY_BYTES, rule_of
+from coe.runtime.issued_keys import IssuedKeys, access_with, date_of
 from coe.supervision import TaskFailed, ignore_failure
-from coe.usage import Usage
+from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, TokenAllowance
 from gateway.access.browsers import BrowserPolicy
-from gateway.access.estimate import input_tokens, output_tokens
-from gateway.access.limits import MEMORY, MINUTE, Account, Amounts, Limiter, limit_error, meters_of
-from gateway.access.local import KEY_USAGE_FILE, DurableLimiter, MemoryLimiter
-from gateway.access.pricing import Pricing
+from gateway.access.durable import KEY_USAGE_FILE, DurableLimiter
+from gateway.access.estimate import Pricing
+from gateway.access.limits import MEMORY, Amounts, Limiter, MemoryLimiter, meters_of
 from gateway.access.redis import RedisLimiter, limits_client
 
-ONE_REQUEST = Amounts(1, 0, 0)
-_HEADER_NAMES = {
-    f"{unit}_per_minute": tuple(f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset"))
-    for unit in ("requests", "tokens")
-}
-"""The names of the headers about the limit, the remaining amount and the reset of each meter that has them."""
+_BEARER = b"bearer "
+_KEY_HEADERS = (b"x-api-key", b"api-key")
+"""Headers of Anthropic's and Azure's clients."""
 
 
-class Allowance:
-    """Reserves the amounts that one request may use on entry, and charges the used ones on exit, as an async context.
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The name of the request's API key and its tenant, both None if no keys are declared. `cache` is False for a key
+    that does not use the answer cache. `rule` limits the experts of the key's requests, None for all experts."""
 
-    This base class has no limits and does nothing. Entering a limited allowance may raise LimitReached.
-    """
-
-    __slots__ = ()
-
-    async def __aenter__(self) -> Allowance:
-        return self
-
-    async def __aexit__(self, *_: object) -> None: ...
-
-    async def reserve(self, chat: Chat, recipe: str = "") -> None:
-        """Reserves what the answer to this chat may use; `recipe` is that of RequestOptions. Raises LimitReached, or
-        InvalidRequest for more than a limit ever allows."""
-
-    def charge(self, usage: Usage, prices: Prices) -> None:
-        """Set the usage and prices that the exit of the context charges, because an expert answers. Without a call of
-        this method no tokens are charged. Each part of a recipe's usage is charged by its member's own prices."""
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """The remaining amounts, as OpenAI's x-ratelimit headers."""
-        return []
+    key: str | None = None
+    tenant: str | None = None
+    cache: bool = True
+    rule: ExpertRule | None = None
 
 
-UNLIMITED = Allowance()
+class KeyRing:
+    """The keys, found by digest. Without any, every caller may do everything. `clock` returns Unix seconds."""
+
+    def __init__(self, keys: Sequence[ApiKey], *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._known = {
+            bytes.fromhex(key.sha256): (
+                bytes.fromhex(key.sha256),
+                key.scopes,
+                Caller(key.name, key.tenant or key.name, key.cache, rule_of(key)),
+                key.expires,
+            )
+            for key in keys
+        }
+        self._default_caller = None if keys else Caller()
+
+    def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
+        """The caller, whose key must have `scope` (None: any key). Raises Unauthorized or Forbidden."""
+        if self._default_caller is not None:
+            return self._default_caller
+        sent = hashlib.sha256(_sent_key(headers)).digest()
+        found = self._known.get(sent)
+        if found is None or not hmac.compare_digest(found[0], sent):
+            raise Unauthorized("this API key is not known; request one from the operator of this service")
+        _, scopes, caller, expires = found
+        if expires is not None and expires.timestamp() <= self._clock():
+            raise Unauthorized(f"the API key {caller.key!r} expired on {date_of(expires)}; request a new one")
+        if scope is not None and scope not in scopes:
+            raise Forbidden(f"the API key {caller.key!r} lacks the scope {scope!r}; it has {', '.join(sorted(scopes))}")
+        return caller
 
 
-class RequestAllowance(Allowance):
-    """Counts one request of a key with limits, without tokens and money."""
-
-    __slots__ = ("_account", "_reserved")
-
-    def __init__(self, account: Account) -> None:
-        self._account = account
-        self._reserved: Any = None
-
-    async def __aenter__(self) -> Allowance:
-        self._reserved = await self._account.reserve(ONE_REQUEST)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._account.settle(self._reserved, ONE_REQUEST)
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        found = []
-        for meter, remaining in zip(self._account.meters, self._account.remaining(), strict=True):
-            if (names := _HEADER_NAMES.get(meter.name)) is not None:
-                missing = max(0.0, meter.limit - remaining)
-                found += [
-                    (names[0], b"%d" % meter.limit),
-                    (names[1], b"%d" % max(0.0, remaining)),
-                    (names[2], _duration(missing * MINUTE / meter.limit)),
-                ]
-        return found
-
-
-class TokenAllowance(RequestAllowance):
-    """Counts the request, tokens and cost of an expert's answer.
-
-    It reserves in two steps. Before the body is read it reserves the request and the minimum that any request uses, so
-    that a key without budget is refused early. `reserve` adds what the answer may use, once the body is parsed.
-    """
-
-    __slots__ = ("_charged", "_input", "_key", "_minimum", "_output", "_pricing", "_reserved_for_answer")
-
-    def __init__(self, account: Account, key: str, *, minimum: Amounts, pricing: Pricing) -> None:
-        super().__init__(account)
-        self._key = key
-        self._minimum = minimum
-        self._pricing = pricing
-        self._input = self._output = 0.0
-        self._reserved_for_answer: Any = None
-        self._charged: tuple[Usage, Prices] | None = None
-
-    async def __aenter__(self) -> Allowance:
-        self._reserved = await self._account.reserve(self._minimum)
-        return self
-
-    async def reserve(self, chat: Chat, recipe: str = "") -> None:
-        self._input, self._output = input_tokens(chat), output_tokens(chat)
-        amounts = self._pricing.amounts(chat, recipe, input_tokens=self._input, output_tokens=self._output)
-        for meter in self._account.meters:
-            if amounts[meter.unit] > meter.limit:
-                raise limit_error(self._key, meter, amounts[meter.unit], wait=0.0)
-        self._reserved_for_answer = await self._account.reserve(_beyond(amounts, self._minimum))
-
-    def charge(self, usage: Usage, prices: Prices) -> None:
-        self._charged = usage, prices
-
-    async def __aexit__(self, *_: object) -> None:
-        """Charges what was used. An answer without a token count, for example because the client disconnected, costs
-        the estimate, or one token per event if more events came."""
-        if self._reserved_for_answer is None:
-            self._account.settle(self._reserved, ONE_REQUEST)
-            return
-        used = ONE_REQUEST if self._charged is None else self._used(*self._charged)
-        self._account.settle(self._reserved, self._minimum)
-        self._account.settle(self._reserved_for_answer, _beyond(used, self._minimum))
-
-    def _used(self, usage: Usage, prices: Prices) -> Amounts:
-        if usage.parts:
-            return _sum([self._used(part, self._pricing.experts[name]) for name, part in usage.parts])
-        known_input, known_output = usage.input_tokens, usage.output_tokens
-        most = self._output if usage.max_tokens is None else min(self._output, usage.max_tokens)
-        return _amounts(
-            self._input if known_input is None else known_input,
-            max(most, usage.events) if known_output is None else known_output,
-            prices,
-            usage.cached_tokens or 0,
+def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The key of a request. Header names are in lower case, as ASGI passes them."""
+    key = b""
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == _BEARER:
+            key = value[7:].strip()
+            break
+        if name in _KEY_HEADERS:
+            key = value
+    if not key:
+        raise Unauthorized(
+            "an API key is needed: send it as 'authorization: Bearer KEY', 'x-api-key: KEY' or 'api-key: KEY'"
         )
-
-
-def _beyond(use: Amounts, minimum: Amounts) -> Amounts:
-    """The use beyond `minimum`; negative if less was used."""
-    return Amounts(use.requests - minimum.requests, use.tokens - minimum.tokens, use.dollars - minimum.dollars)
-
-
-def _amounts(input_tokens: float, output_tokens: float, prices: Prices, cached_tokens: float = 0.0) -> Amounts:
-    return Amounts(1, input_tokens + output_tokens, prices.cost(input_tokens, output_tokens, cached_tokens))
-
-
-def _sum(calls: Iterable[Amounts]) -> Amounts:
-    """The total use of the calls of one request."""
-    amounts = list(calls)
-    if len(amounts) == 1:
-        return amounts[0]
-    return Amounts(1, sum(one.tokens for one in amounts), sum(one.dollars for one in amounts))
-
-
-def _duration(seconds: float) -> bytes:
-    """A duration in OpenAI's format: 12ms, 1.5s, 6m0s."""
-    if seconds < 1:
-        return b"%dms" % round(seconds * 1000)
-    minutes, rest = divmod(seconds, 60)
-    return b"%dm%ds" % (minutes, rest) if minutes else b"%.3gs" % rest
+    if len(key) > MAX_KEY_BYTES:
+        raise Unauthorized(f"this API key is not known; none is longer than {MAX_KEY_BYTES} bytes")
+    return key
 
 
 class Access:

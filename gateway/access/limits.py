@@ -1,13 +1,14 @@
 """Limits of API keys: amounts, meters, the counters of one process, and the protocols of accounts and limiters.
 
-A Meter is one declared limit of a key. A Limiter has an Account for every key with limits: in memory, in a file, or
-shared in Redis. TokenBucket counts a limit per minute, CalendarWindow money per day or month, ConcurrencySlots requests
-at a time. The Redis limiter uses these counters while Redis is down. Times are Unix seconds.
+A Meter is one declared limit of a key. A Limiter has an Account for every key with limits: in memory (MemoryLimiter),
+in a file, or shared in Redis. TokenBucket counts a limit per minute, CalendarWindow money per day or month,
+ConcurrencySlots requests at a time. The Redis limiter uses these counters while Redis is down. Times are Unix seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, Protocol
@@ -39,6 +40,10 @@ class Amounts(NamedTuple):
     tokens: float
     dollars: float
 
+    def beyond(self, other: Amounts) -> Amounts:
+        """These amounts less the other ones, which may be negative."""
+        return Amounts(self.requests - other.requests, self.tokens - other.tokens, self.dollars - other.dollars)
+
 
 @dataclass(frozen=True, slots=True)
 class Meter:
@@ -58,6 +63,9 @@ class Account(Protocol):
     async def reserve(self, amounts: Amounts) -> Any:
         """Reserves all of `amounts` or nothing. Returns the argument for `settle`. Raises LimitReached, or
         InvalidRequest for more than a limit ever allows."""
+
+    async def extend(self, reservation: Any, amounts: Amounts) -> None:
+        """Reserves what `amounts` has beyond the reserved ones, or nothing. Raises as `reserve` does."""
 
     def settle(self, reservation: Any, used: Amounts) -> None:
         """Replaces a reservation by what was `used`: returns the rest, or charges more. Releases the concurrent
@@ -224,3 +232,141 @@ def _window_at(now: float, *, monthly: bool) -> tuple[int, float]:
     month = date.year * 12 + date.month - 1
     end = datetime((month + 1) // 12, (month + 1) % 12 + 1, 1, tzinfo=UTC)
     return month, end.timestamp()
+
+
+MeterKey = tuple[str, str]
+"""The names of a key and of one of its meters."""
+
+
+@dataclass(slots=True)
+class UseChange:
+    """The use of a limit by one process since its last change, which grows until it is written; negative where a
+    reservation was returned."""
+
+    meter: Meter
+    window: int
+    amount: float
+
+
+PendingChanges = dict[MeterKey, dict[int, UseChange]]
+"""Changes that are not written yet, by window."""
+
+
+class MemoryReservation:
+    """The counters of one reservation; by their position, the amount that is reserved and the window that it is of."""
+
+    __slots__ = ("amounts", "counters", "windows")
+
+    def __init__(self, counters: Sequence[tuple[Meter, Counter]]) -> None:
+        self.counters = counters
+        self.amounts = [0.0] * len(counters)
+        self.windows = [0] * len(counters)
+
+
+class MemoryLimiter:
+    """A Limiter for a service of one process. It collects the changes of the use, which DurableLimiter writes."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self.degraded = False
+        self._clock = clock
+        self._accounts: dict[str, MemoryAccount] = {}
+        self._changes: PendingChanges = {}
+
+    def accounts(self, keys: Iterable[ApiKey]) -> Mapping[str, MemoryAccount]:
+        known, self._accounts = self._accounts, {}
+        for key in keys:
+            if meters := meters_of(key.limits):
+                account = known.get(key.name) or MemoryAccount(key.name, self._clock, self)
+                account.declare(meters)
+                self._accounts[key.name] = account
+        return self._accounts
+
+    def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
+        """Remembers a use, or a return where the amount is negative, for the next write."""
+        meter_key = key, meter.name
+        if (changes := self._changes.get(meter_key)) is None:
+            changes = self._changes[meter_key] = {}
+        if (change := changes.get(window)) is None:
+            changes[window] = UseChange(meter, window, amount)
+        else:
+            change.amount += amount
+
+    def used(self, key: str, meter: Meter, window: int) -> float:
+        """The use of a limit before its counter was created."""
+        return 0.0
+
+
+class MemoryAccount:
+    """An Account counted in this process; it reports every change to `limiter`."""
+
+    def __init__(self, key: str, clock: Callable[[], float], limiter: MemoryLimiter) -> None:
+        self._key = key
+        self._clock = clock
+        self._limiter = limiter
+        self.meters: tuple[Meter, ...] = ()
+        self._counters: tuple[tuple[Meter, Counter], ...] = ()
+
+    def declare(self, meters: tuple[Meter, ...]) -> None:
+        """Replaces the meters. Counts of meters that stay are kept."""
+        known = {meter.name: counter for meter, counter in self._counters}
+        self._counters = tuple((meter, known.get(meter.name) or self._new_counter(meter)) for meter in meters)
+        for meter, counter in self._counters:
+            counter.limit = meter.limit
+        self.meters = meters
+
+    def _new_counter(self, meter: Meter) -> Counter:
+        """A counter less what was used before."""
+        counter = new_counter(meter)
+        if not isinstance(counter, ConcurrencySlots):
+            now = self._clock()
+            remaining = counter.remaining(now)
+            counter.set_remaining(remaining - self._limiter.used(self._key, meter, counter.window), now)
+        return counter
+
+    def set_used(self, name: str, window: int, used: float) -> None:
+        """Sets what all processes together used of a calendar window."""
+        now = self._clock()
+        for meter, counter in self._counters:
+            if meter.name == name and isinstance(counter, CalendarWindow) and counter.window == window:
+                counter.set_remaining(meter.limit - used, now)
+
+    async def reserve(self, amounts: Amounts) -> MemoryReservation:
+        reservation = MemoryReservation(self._counters)
+        self._add(reservation, amounts)
+        return reservation
+
+    async def extend(self, reservation: MemoryReservation, amounts: Amounts) -> None:
+        self._add(reservation, amounts)
+
+    def _add(self, reservation: MemoryReservation, amounts: Amounts) -> None:
+        """Reserve what is missing. Most limits have nothing to add when the body is parsed."""
+        now, reserved, windows = self._clock(), reservation.amounts, reservation.windows
+        missing: list[tuple[int, Meter, Counter, float]] = []
+        for index, (meter, counter) in enumerate(reservation.counters):
+            if amount := amounts[meter.unit] - reserved[index]:
+                remaining = counter.remaining(now)
+                if amount > remaining and not is_available(remaining, amount, counter.limit):
+                    raise limit_error(self._key, meter, amount, wait=counter.retry_after(amount, now))
+                missing.append((index, meter, counter, amount))
+        for index, meter, counter, amount in missing:
+            counter.consume(amount)
+            if counter.kind != "slots":
+                self._limiter.record(self._key, meter, counter.window, amount)
+            reserved[index] = reserved[index] + amount if windows[index] == counter.window else amount
+            windows[index] = counter.window
+
+    def settle(self, reservation: MemoryReservation, used: Amounts) -> None:
+        now = self._clock()
+        for index, (meter, counter) in enumerate(reservation.counters):
+            before, after = reservation.amounts[index], used[meter.unit]
+            if counter.kind == "slots":
+                counter.settle(before, after, 0)
+            elif before != after:
+                counter.remaining(now)
+                window = reservation.windows[index] if before else counter.window
+                counter.settle(before, after, window)
+                self._limiter.record(self._key, meter, window, after - before)
+
+    def remaining(self) -> list[float]:
+        now = self._clock()
+        return [counter.remaining(now) for _, counter in self._counters]

@@ -42,13 +42,23 @@ class SharedContext(Protocol):
         """Runs the refill script. Raises RedisUnavailable, after which all accounts are offline."""
 
 
-class SharedReservation(NamedTuple):
+class ReservedPart(NamedTuple):
     """Reserved amounts, the leases and windows that they came from, and whether Redis was down."""
 
     leases: tuple[Lease, ...]
     amounts: Amounts
     windows: tuple[int, ...]
     offline: bool
+
+
+class SharedReservation:
+    """The parts of one reservation, in order, and the sum of their amounts."""
+
+    __slots__ = ("amounts", "parts")
+
+    def __init__(self) -> None:
+        self.amounts = ZERO
+        self.parts: list[ReservedPart] = []
 
 
 class Shortage(NamedTuple):
@@ -92,6 +102,15 @@ class SharedAccount:
     # --------------------------------------------------------------------------------------------- reservations
 
     async def reserve(self, amounts: Amounts) -> SharedReservation:
+        reservation = SharedReservation()
+        await self.extend(reservation, amounts)
+        return reservation
+
+    async def extend(self, reservation: SharedReservation, amounts: Amounts) -> None:
+        reservation.parts.append(await self._reserve(amounts.beyond(reservation.amounts)))
+        reservation.amounts = amounts
+
+    async def _reserve(self, amounts: Amounts) -> ReservedPart:
         while True:
             leases, now = self._leases, self._context.now()
             if self.offline:
@@ -103,24 +122,31 @@ class SharedAccount:
                 self._record_use(amounts, now)
                 self._context.mark_open(self)
                 windows = tuple([lease.spend(amounts[lease.unit]) for lease in leases])
-                return SharedReservation(leases, amounts, windows, offline=False)
+                return ReservedPart(leases, amounts, windows, offline=False)
             await self._wait_for_refill(amounts, now)
 
     def settle(self, reservation: SharedReservation, used: Amounts) -> None:
-        now, reserved, online = self._context.now(), reservation.amounts, not self.offline
-        for lease, window in zip(reservation.leases, reservation.windows, strict=True):
-            unit = lease.unit
-            lease.settle(reserved[unit], used[unit], window, was_offline=reservation.offline, online=online, now=now)
+        """The earlier parts count as used; the last one is corrected."""
+        *earlier, last = reservation.parts
+        for part in earlier:
+            self._settle(part, part.amounts)
+        self._settle(last, used.beyond(reservation.amounts.beyond(last.amounts)))
         self._context.mark_open(self)
 
-    def _reserve_offline(self, amounts: Amounts, now: float) -> SharedReservation:
+    def _settle(self, part: ReservedPart, used: Amounts) -> None:
+        now, reserved, online = self._context.now(), part.amounts, not self.offline
+        for lease, window in zip(part.leases, part.windows, strict=True):
+            unit = lease.unit
+            lease.settle(reserved[unit], used[unit], window, was_offline=part.offline, online=online, now=now)
+
+    def _reserve_offline(self, amounts: Amounts, now: float) -> ReservedPart:
         leases = self._leases
         for lease in leases:
             amount, counter = amounts[lease.unit], lease.counter
             if not is_available(counter.remaining(now), amount, counter.limit):
                 raise limit_error(self._key, lease.meter, amount, wait=counter.retry_after(amount, now))
         windows = tuple([lease.spend_offline(amounts[lease.unit]) for lease in leases])
-        return SharedReservation(leases, amounts, windows, offline=True)
+        return ReservedPart(leases, amounts, windows, offline=True)
 
     async def _wait_for_refill(self, amounts: Amounts, now: float) -> None:
         """Waits for the running refill, or starts one. Raises LimitReached during a known shortage."""

@@ -37,11 +37,11 @@ from coe.registry import Registry
 from coe.routing.eligibility import permits_model
 from gateway.access import Caller
 from gateway.endpoints.operation import BOOLEAN, JSON, TEXT, Operation, Schema, Success, object_schema, problems, ref
-from gateway.errors import body_of, headers_of, respond, status_of
+from gateway.errors import body_of, headers_of, status_of
 from gateway.observability.observers import find_tenant
 from gateway.parts import Parts
-from gateway.request.body import ClientLeftError, RequestModel, read_json_body, validated
-from gateway.request.fair_shares import FairShares
+from gateway.request.body import ClientLeftError, FairShares, RequestModel, read_json_body, validated
+from gateway.request.line import respond
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 5.0

@@ -40,7 +40,7 @@ from gateway.endpoints.operation import (
     ref,
 )
 from gateway.parts import Parts
-from gateway.request.line import DryRun
+from gateway.request.dry_run import DryRun
 from gateway.serving_state import Serving
 
 MAX_NEIGHBOURS = 6

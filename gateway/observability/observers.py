@@ -19,15 +19,19 @@ from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coe.core import Encoder
+from coe.core import Decision, Encoder, Reason
 from coe.frozen import fast_init
 from coe.records import Pending, RecordWriter
 from coe.records.feedback import Feedback, FeedbackKind
-from coe.records.record import RoutingLog, RoutingRecord
+from coe.records.record import RecipeCall, RoutingLog, RoutingRecord
+from coe.registry import MAX_MODEL_CHARACTERS
+from coe.routing.composition import NO_RETRIEVAL, Composition
+from coe.routing.eligibility import excluded_experts
 from coe.settings import Settings
 from gateway.observability.logs import log_request
 from gateway.observability.metric_workers import share_metrics
@@ -90,7 +94,7 @@ class Recorder:
         an access line: otherwise strangers could push real records out of the log."""
         if trace.decision is None:
             return
-        record, text = trace.record(), trace.routed.text
+        record, text = record_of(trace), trace.routed.text
         if self._encoder is None or not text or trace.only_local or len(self._pending) >= MAX_PENDING_EMBEDDINGS:
             self._writer.put(record)
             return
@@ -105,6 +109,92 @@ class Recorder:
         except Exception:  # a record without its embedding is still useful
             _log.exception("record %s goes without its embedding", record.request_id)
         self._writer.put(record)
+
+
+NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reason, ""), candidates=())
+"""Fields of the record of a request that was not routed."""
+
+
+def record_of(trace: Trace) -> RoutingRecord:
+    """The request's record in the routing log. Fields of features that it did not use have their defaults."""
+    decision, prediction, usage, options = trace.decision or NO_DECISION, trace.prediction, trace.usage, trace.options
+    chat, routed, composition, registry = trace.chat, trace.routed, trace.serving.composition, trace.serving.registry
+    exploration, first_token_ms = registry.policy.exploration, trace.first_token_ms
+    record = RoutingRecord(
+        request_id=trace.request_id,
+        time=trace.time,
+        category=decision.category,
+        confidence=decision.confidence,
+        expert=decision.expert,
+        reason=decision.reason,
+        fallback_from=decision.fallback_from,
+        cause=decision.cause,
+        propensity=decision.propensity,
+        candidates=decision.candidates,
+        probabilities=_named(composition, prediction.probabilities) if prediction is not None else {},
+        stage=prediction.stage if prediction is not None else "",
+        router=composition.router.version,
+        config=registry.digest,
+        digest=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() if (text := routed.text) else "",
+        outcome=trace.outcome,
+        attempts=trace.attempts.count,
+        stream=chat.stream if chat else False,
+        routing_ms=round(trace.routing_ms, 3),
+        first_token_ms=round(first_token_ms, 3) if first_token_ms is not None else None,
+        total_ms=round(trace.elapsed_ms(), 3),
+        in_distribution=prediction.in_distribution if prediction is not None else 1.0,
+        cost_weight=options.cost_weight if options else 0.0,
+        input_tokens=usage.input_tokens if usage else None,
+        output_tokens=usage.output_tokens if usage else None,
+        cached_tokens=usage.cached_tokens if usage else None,
+        session=options.session if options else None,
+        api=trace.api,
+        tenant=trace.caller.tenant,
+        key=trace.caller.key,
+        cost=trace.cost,
+        dropped=trace.dropped,
+        cache=trace.cache.result if trace.cache is not None else "",
+        plan=trace.serving.plan,
+        assignment=composition.assignment_digest,
+        utility=tuple([round(utility, 4) for utility in decision.utility]),
+        price=tuple([round(price, 4) for price in decision.price]),
+        exploration=(exploration.rate, exploration.max_quality_loss) if exploration.rate else None,
+        needs=tuple(sorted(chat.needs)) if chat else None,
+        language=prediction.language if prediction is not None else "",
+        purpose=(options.purpose or "") if options else "",
+        model=trace.requested_model[:MAX_MODEL_CHARACTERS],
+        resolved_model=chat.model[:MAX_MODEL_CHARACTERS] if chat else "",
+    )
+    return replace(record, **fields) if (fields := _fields_of_features(trace)) else record
+
+
+def _fields_of_features(trace: Trace) -> dict[str, Any]:
+    """The fields of the features that a request used: a key's rule, stored texts, recipes, retrieval, overlays."""
+    fields: dict[str, Any] = {}
+    registry, prediction = trace.serving.registry, trace.prediction
+    if trace.options is not None and (rule := trace.options.rule) is not None:
+        excluded = tuple(excluded_experts(registry, rule))
+        fields |= {"only_local": rule.only_local, "limited": True, "excluded": excluded}
+    if registry.log.store_prompts and not trace.only_local:
+        fields |= {"prompt": trace.routed.text or None, "left_out": tuple(map(str, trace.routed.left_out))}
+    if (log := trace.recipe_log) is not None:
+        steps = tuple(map(RecipeCall.of, log.calls))
+        fields |= {"recipe": log.recipe, "recipe_stop": log.stop, "steps": steps}
+        fields |= {"audit_rate": log.audit_rate, "audit": trace.audit}
+    if (result := trace.retrieval_result) is not NO_RETRIEVAL:
+        fields |= {"retrieval": result.status, "gate": result.probability, "gain": result.gain, "trial": result.trial}
+        fields |= {"passages": tuple([passage.id for passage in result.passages]), "passage_tokens": result.tokens}
+        fields["retrieval_ms"] = round(result.ms, 3)
+    if prediction is not None and (posterior := prediction.router_probabilities) is not None:
+        fields |= {"overlay": prediction.overlay_version}
+        fields |= {"router_probabilities": _named(trace.serving.composition, posterior)}
+    return fields
+
+
+def _named(composition: Composition, posterior: NDArray[np.float32]) -> dict[str, float]:
+    """The probabilities to five digits; `round` takes twice as long, as it goes through decimal digits."""
+    names = composition.router.categories
+    return {name: int(p * 1e5 + 0.5) / 1e5 for name, p in zip(names, posterior.tolist(), strict=True)}
 
 
 MAX_REQUESTS = 50_000

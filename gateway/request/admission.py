@@ -18,8 +18,15 @@ from starlette.types import Receive, Scope
 
 from coe.errors import DeadlineExceeded, Draining, Overloaded, RequestError
 from coe.registry import Limits
-from gateway.request.body import BODY_TIMEOUT, SMALL_BODY, ClientLeftError, LargeBodies, body_too_slow, read_json_body
-from gateway.request.fair_shares import FairShares
+from gateway.request.body import (
+    BODY_TIMEOUT,
+    SMALL_BODY,
+    ClientLeftError,
+    FairShares,
+    LargeBodies,
+    body_too_slow,
+    read_json_body,
+)
 
 T = TypeVar("T")
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0

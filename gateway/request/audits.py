@@ -18,9 +18,10 @@ from typing import Self
 from coe.records import Pending
 from coe.records.audit import AuditDetail, AuditOutcome
 from coe.records.feedback import Feedback
+from coe.records.record import RecipeCall
 from coe.usage import RecipeAudit, RecipeLog
 from gateway.observability.metrics import Metrics
-from gateway.request.trace import Trace, recorded_call
+from gateway.request.trace import Trace
 from gateway.serving_state import ServingState
 
 MAX_AUDITS = 4
@@ -121,7 +122,7 @@ class Audits:
             log.audit_rate,
             round(ms, 3),
             sum(known) if known else None,
-            tuple(map(recorded_call, calls)),
+            tuple(map(RecipeCall.of, calls)),
         )
         event = Feedback(
             f"audit:{trace.request_id}",

@@ -3,6 +3,7 @@
 Chat requests call `read_json_body`; their dialect parses the bytes. Endpoints with a declared schema call `read_body`
 and `validated`. A body is large above `SMALL_BODY` bytes; permits and the queue bound the small ones. `JsonScan` counts
 the values of a large body while its bytes arrive; `LargeBodies` bounds all large bodies of a process together.
+`FairShares` shares a fixed capacity among callers: bodies that arrive, memory of large bodies, feedback in progress.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from starlette.types import Message, Receive, Scope
 
 from coe.errors import BodyMemoryFull, BodyTooLarge, BodyTooSlow, InvalidRequest, WrongMediaType
 from coe.registry import Limits
-from gateway.request.fair_shares import FairShares
 
 T = TypeVar("T")
 SMALL_BODY = 2**16
@@ -41,6 +41,40 @@ SCAN_WINDOW = 2**16
 """Bytes scanned at a time, which bounds the memory of a scan."""
 _NOT_COUNTED = bytes(set(range(256)) - set(b"[{,"))
 _BELOW_ASTRAL = bytes(range(0xF0))
+
+
+class FairShares:
+    """Counts what each caller holds of a fixed capacity. A caller may hold at most as much as is still free, so that
+    no caller can use up what another needs. No part of the capacity is reserved for a caller.
+
+    One caller alone gets half of the capacity, each of two callers a third. A caller at its limit leaves half of what
+    it found free, so 128 units are exhausted only when about eight callers are at their limit.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+        self._held_by: dict[str | None, int] = {}
+
+    def of(self, caller: str | None) -> int:
+        """Return the units that this caller holds."""
+        return self._held_by.get(caller, 0)
+
+    def acquire(self, caller: str | None, *, capacity: int, count: int = 1) -> bool:
+        """Give the caller `count` more units of `capacity`, or return False if that exceeds its share."""
+        own = self._held_by.get(caller, 0)
+        if own + count > capacity - self.held:
+            return False
+        self._held_by[caller] = own + count
+        self.held += count
+        return True
+
+    def release(self, caller: str | None, *, count: int = 1) -> None:
+        """Return units that the caller holds."""
+        self.held -= count
+        if own := self._held_by[caller] - count:
+            self._held_by[caller] = own
+        else:
+            del self._held_by[caller]
 
 
 class LargeBodies:

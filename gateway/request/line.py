@@ -1,34 +1,30 @@
 """Serves one request of a chat API in eight steps: admit, parse, classify, assign, gate, call, relay, record.
 
-`Line` is the ASGI application of one API; `Line._serve` is the path of every routed request. A request that the answer
-cache answers skips the steps from classify to call. `DryRun` admits and parses a request the same way and answers it
-without calling an expert.
+`Line` is the ASGI application of one API. `Line._steps` lists steps 1 to 7, and `Line._record` is step 8. What is not
+declared takes no part in them: answer cache, stored responses, tracing, retrieval, audits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from coe.core import PASS_THROUGH_APIS, Chat, Reply, RequestOptions
-from coe.core import Scope as Permission
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
-from coe.routing.composition import RoutedReply
+from coe.routing.composition import NO_CONVERSATION, RoutedReply
 from coe.routing.conversation import Conversation, read_conversation
 from coe.routing.decision import NO_PREVIOUS, Previous
-from gateway.access import UNLIMITED
+from gateway.access import Allowance
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
-from gateway.errors import Headers, headers_of, respond, status_of
+from gateway.errors import Headers, headers_of, status_of
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
@@ -38,7 +34,7 @@ from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.options import read_options, resolve_model
 from gateway.request.stored_step import StoredStep
 from gateway.request.trace import Trace
-from gateway.serving_state import Serving, ServingState
+from gateway.serving_state import ServingState
 
 _log = logging.getLogger("gateway")
 
@@ -51,8 +47,6 @@ JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
-Answer = Callable[[Serving, Chat, RequestOptions], Awaitable[dict[str, Any]]]
-"""Answers a dry run with a JSON object."""
 
 
 class Line:
@@ -64,6 +58,7 @@ class Line:
         *,
         dialect: Dialect,
         observers: Sequence[Observer],
+        audit: Observer | None = None,
         tracing: Tracing | None = None,
         cache: CacheStep | None = None,
         stored: StoredStep | None = None,
@@ -71,6 +66,7 @@ class Line:
         self._state = state
         self._dialect = dialect
         self._observers = observers if cache is None else (*observers, cache.observe)
+        self._audit = audit
         self._tracing = tracing
         self._cache = cache
         self._stored = stored
@@ -92,48 +88,94 @@ class Line:
             if not complete:
                 message = "internal error; the gateway's own log names it under this request id"
                 await self._refuse(RequestError(message), trace, send)
-        finally:  # 8 record
-            if self._stored is not None and trace.stored is not None:
-                self._stored.release(trace.stored)
-            for observe in self._observers:
-                try:
-                    observe(trace)
-                except Exception:
-                    _log.exception("an observer failed", extra={"request_id": trace.request_id})
+        finally:
+            self._record(trace)  # 8
 
     async def _serve(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
-        """Steps 1 to 7. Raises the RequestError that the client gets, or ClientLeftError."""
-        access = trace.serving.access
+        """Open what a request holds for as long as it runs: its place among the active ones, and its allowance.
+
+        Raises the RequestError that the client gets, or ClientLeftError.
+        """
         trace.options = options = self._options(trace, scope)
         with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
-            trace.allowance = access.allowance(trace.caller)
-            async with trace.allowance:
-                with trace.step("admit"):  # 1
-                    body = await request.admit(scope, receive, forms=self._dialect.forms)
-                with trace.step("parse"):  # 2
-                    deployment = scope.get("path_params", {}).get(DEPLOYMENT, "")
-                    chat = await request.parse(partial(self._dialect.parse, body, model=deployment), size=len(body))
-                    trace.chat, trace.requested_model = chat, chat.model
-                    chat, options = resolve_model(chat, options, trace.serving.registry, scope["headers"])
-                    trace.chat, trace.options = chat, options
-                    body_bytes = len(body)
-                    del body  # the parsed chat replaces it in memory
-                    if self._stored is not None:
-                        chat, trace.stored = await self._stored.continued(
-                            chat, options, trace.serving.registry, request, body_bytes=body_bytes
+            trace.allowance = allowance = trace.serving.access.allowance(trace.caller)
+            async with allowance:
+                await self._steps(trace, request, allowance, scope, receive, send)
+
+    async def _steps(
+        self, trace: Trace, request: ActiveRequest, allowance: Allowance, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6."""
+        composition = trace.serving.composition
+        with trace.step("admit"):  # 1
+            body = await request.admit(scope, receive, forms=self._dialect.forms)
+        with trace.step("parse"):  # 2
+            chat, options = await self._parse(trace, request, scope, body)
+            body_bytes = len(body)
+            del body  # the parsed chat replaces it in memory
+            if self._stored is not None:
+                chat = await self._continued(self._stored, trace, request, chat, body_bytes)
+        reply: Reply | None = None
+        if self._cache is not None:
+            reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
+        with self._keep_alive(trace, send) if chat.stream else _NO_KEEP_ALIVE as stream:
+            if reply is None:
+                await allowance.reserve(chat, options.recipe)
+                conversation, previous = NO_CONVERSATION, NO_PREVIOUS
+                if chat.api in PASS_THROUGH_APIS:
+                    with trace.step("assign"):
+                        trace.decision = composition.assign_general(chat, options)
+                else:
+                    with trace.step("classify"):  # 3
+                        trace.routed, trace.prediction = await composition.classify(
+                            chat, trace.caller.tenant, options.rule
                         )
-                        trace.chat = chat
-                reply: Reply | None = None
-                if self._cache is not None:
-                    reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
-                with self._keep_alive(trace, send) if chat.stream else _NO_KEEP_ALIVE as stream:
-                    if reply is None:
-                        await trace.allowance.reserve(chat, options.recipe)
-                        reply = await _answer(trace, chat, options, request)
-                        del chat
-                    with trace.step("relay"):  # 7
-                        shown = self._shown(reply, trace)
-                        await _relay(shown, trace, request, send if stream is None else stream.send)
+                    with trace.step("assign"):  # 4
+                        conversation, previous = await _assign(trace, chat, options)
+                    with trace.step("gate"):  # 5
+                        if composition.retrieves:
+                            chat = await _retrieve(trace, chat, options, previous)
+                with trace.step("call"):  # 6
+                    answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
+                reply = _accept(trace, request, allowance, answer, chat)
+                del chat, answer
+            with trace.step("relay"):  # 7
+                await _relay(self._shown(reply, trace), trace, request, send if stream is None else stream.send)
+
+    def _record(self, trace: Trace) -> None:
+        """Step 8: report a finished request to the observers, however it ended."""
+        if self._stored is not None and trace.stored is not None:
+            self._stored.release(trace.stored)
+        observers = self._observers
+        if self._audit is not None and trace.attempts.recipe_log is not None:
+            observers = (self._audit, *observers)  # first, so that the record says what became of an audit
+        for observe in observers:
+            try:
+                observe(trace)
+            except Exception:
+                _log.exception("an observer failed", extra={"request_id": trace.request_id})
+
+    async def _parse(
+        self, trace: Trace, request: ActiveRequest, scope: Scope, body: bytes | bytearray
+    ) -> tuple[Chat, RequestOptions]:
+        """Return the chat, with the model that the client's name for it stands for, and its options."""
+        assert trace.options is not None
+        deployment = scope["path_params"].get(DEPLOYMENT, "") if "path_params" in scope else ""
+        parse = partial(self._dialect.parse, body, model=deployment)
+        trace.chat = chat = await request.parse(parse, size=len(body))
+        trace.requested_model = chat.model
+        chat, options = resolve_model(chat, trace.options, trace.serving.registry, scope["headers"])
+        trace.chat, trace.options = chat, options
+        return chat, options
+
+    async def _continued(
+        self, step: StoredStep, trace: Trace, request: ActiveRequest, chat: Chat, body_bytes: int
+    ) -> Chat:
+        """Return the chat with the stored answers that it refers to in place of its references."""
+        assert trace.options is not None
+        registry = trace.serving.registry
+        trace.chat, trace.stored = await step.continued(chat, trace.options, registry, request, body_bytes=body_bytes)
+        return trace.chat
 
     def _shown(self, reply: Reply, trace: Trace) -> Reply:
         """The reply as the client gets it: with citations of passages, and stored if the request may refer to it."""
@@ -170,48 +212,30 @@ class Line:
         await respond(send, status=trace.status, body=self._dialect.error_body(error), headers=headers)
 
 
-async def _answer(trace: Trace, chat: Chat, options: RequestOptions, request: ActiveRequest) -> Reply:
-    """Steps 3 to 6: the reply of the expert that answers."""
-    conversation, previous = Conversation(), NO_PREVIOUS
-    if chat.api in PASS_THROUGH_APIS:
-        with trace.step("assign"):
-            trace.decision = trace.serving.composition.assign_general(chat, options)
-    else:
-        chat, conversation, previous = await _decide(trace, chat, options)
-    with trace.step("call"):  # 6
-        answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
-    trace.answered(answer)
-    assert trace.allowance is not None
-    usage = trace.usage
-    assert usage is not None
-    trace.allowance.charge(usage, trace.prices)  # its parts count on until the answer is complete
-    if request.memory:  # the expert has the large body
-        trace.chat = chat = chat.without_content()
-        trace.drop_audit_body()
-        request.release_body()
-    return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
+async def _assign(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Conversation, Previous]:
+    """Decide on the expert. Return the conversation of the request, and who answered there before."""
+    composition, prediction = trace.serving.composition, trace.prediction
+    assert prediction is not None
+    conversation = read_conversation(chat, options, trace.routed.requests)
+    previous = await composition.find_previous(chat, conversation, trace.routed, options)
+    trace.decision = composition.assign(chat, prediction, options, previous=previous)
+    return conversation, previous
 
 
-async def _decide(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Chat, Conversation, Previous]:
-    """Steps 3 to 5: the chat, with passages if the gate opens; its conversation, and who answered there before."""
-    composition = trace.serving.composition
-    with trace.step("classify"):  # 3
-        trace.routed, trace.prediction = await composition.classify(chat, trace.caller.tenant, options.rule)
-    with trace.step("assign"):  # 4
-        conversation = read_conversation(chat, options, trace.routed.requests)
-        previous = await composition.find_previous(chat, conversation, trace.routed, options)
-        trace.decision = composition.assign(chat, trace.prediction, options, previous=previous)
-    with trace.step("gate"):  # 5
-        chat, trace.decision, trace.retrieval_result = await composition.retrieve(
-            chat,
-            trace.decision,
-            options,
-            routed=trace.routed,
-            prediction=trace.prediction,
-            tenant=trace.caller.tenant,
-            previous=previous,
-        )
-    return chat, conversation, previous
+async def _retrieve(trace: Trace, chat: Chat, options: RequestOptions, previous: Previous) -> Chat:
+    """Return the chat, with passages if the gate opens. The decision may change where it counted on passages."""
+    assert trace.decision is not None
+    assert trace.prediction is not None
+    chat, trace.decision, trace.retrieval_result = await trace.serving.composition.retrieve(
+        chat,
+        trace.decision,
+        options,
+        routed=trace.routed,
+        prediction=trace.prediction,
+        tenant=trace.caller.tenant,
+        previous=previous,
+    )
+    return chat
 
 
 async def _call(
@@ -242,6 +266,19 @@ async def _call(
         raise
 
 
+def _accept(trace: Trace, request: ActiveRequest, allowance: Allowance, answer: RoutedReply, chat: Chat) -> Reply:
+    """Note the answer that has begun, and free what only its call needed. Return the reply to relay."""
+    trace.answered(answer)
+    usage = trace.usage
+    assert usage is not None
+    allowance.charge(usage, trace.prices)  # its parts count on until the answer is complete
+    if request.memory:  # the expert has the large body
+        trace.chat = chat.without_content()
+        trace.drop_audit_body()
+        request.release_body()
+    return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
+
+
 async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send) -> None:
     """Send the reply to its end and close it. Raises the ExpertError that breaks it off."""
     try:
@@ -268,38 +305,8 @@ async def relay(reply: Reply, send: Send, *, headers: Headers) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class DryRun:
-    """An endpoint about a chat that calls no expert, as an ASGI application. It counts as one request and leaves no
-    record. Keys need the scope `permission`; with `explains`, x-coe-explain is for administrators only."""
-
-    def __init__(
-        self, state: ServingState, *, dialect: Dialect, permission: Permission, answer: Answer, explains: bool = False
-    ) -> None:
-        self._state = state
-        self._dialect = dialect
-        self._permission: Permission = permission
-        self._answer = answer
-        self._explains = explains
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        serving, allowance = self._state.serving, UNLIMITED
-        access = serving.access
-        try:
-            caller = access.identify(scope["headers"], self._permission)
-            options = read_options(scope, serving.registry.policy, tenant=caller.tenant, rule=caller.rule)
-            if options.explain and self._explains:  # the answer holds training examples and the experts' health
-                access.identify(scope["headers"], "admin")
-            with self._state.admission.open(caller.key, timeout=options.timeout) as request:
-                allowance = access.request_allowance(caller)
-                async with allowance:
-                    body = await request.admit(scope, receive)
-                    chat = await request.parse(partial(self._dialect.parse, body), size=len(body))
-                    chat, options = resolve_model(chat, options, serving.registry, scope["headers"])
-                    answer = await self._answer(serving, chat, options)
-            await respond(send, status=200, body=orjson.dumps(answer), headers=allowance.headers())
-        except RequestError as error:
-            error.drop_frames()
-            headers = [*headers_of(error), *allowance.headers()]
-            await respond(send, status=status_of(error), body=self._dialect.error_body(error), headers=headers)
-        except ClientLeftError:
-            pass
+async def respond(send: Send, *, status: int, body: bytes, headers: Headers = ()) -> None:
+    """Send a whole JSON response."""
+    start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

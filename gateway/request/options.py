@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from coe.core import NO_RECIPE, Api, Chat, ExpertRule, Purpose, RequestOptions, RetrievalMode
 from coe.errors import HeadersTooLarge, InvalidRequest
-from coe.registry import Policy, Registry
+from coe.registry import AUTO, Policy, Registry
 from coe.registry.aliases import ResolvedModel
 from coe.routing.eligibility import check_model, check_recipe, only_local
 
@@ -88,6 +88,8 @@ def resolve_model(
     Raises ModelNotFound for a model or recipe that does not exist for the caller. This is the first use of the names,
     so no other error, price or stored answer shows that an excluded one exists.
     """
+    if chat.model == AUTO and not options.recipe:  # the usual case; no alias has this name
+        return chat, options
     found = registry.models.resolve(chat.model) or ResolvedModel(chat.model)
     check_model(found.model, registry, options.rule, sent=chat.model)
     if options.recipe not in ("", NO_RECIPE, found.model):

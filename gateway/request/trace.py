@@ -6,29 +6,23 @@ OpenTelemetry spans, access log and routing record are derived from it. It execu
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from coe.core import PASS_THROUGH_APIS, Api, Chat, Decision, Prediction, Reason, Reply, RequestOptions
+from coe.core import PASS_THROUGH_APIS, Api, Chat, Decision, Prediction, Reply, RequestOptions
 from coe.errors import ExpertError, RequestError
 from coe.experts.http.sse import EVENT_STREAM
-from coe.experts.translation.expert import dropped_parts, is_translated
-from coe.records.record import RecipeCall, RoutingRecord
-from coe.registry import MAX_MODEL_CHARACTERS, ExpertSpec, Prices
+from coe.experts.translation.expert import TRANSLATED_APIS, dropped_parts, is_translated
+from coe.registry import ExpertSpec, Prices
 from coe.registry.experts import VARIANT_SEPARATOR
 from coe.retrieval.retrieval import RetrievalResult
 from coe.routing.attempts import Attempts
 from coe.routing.composition import NO_RETRIEVAL, RoutedReply
 from coe.routing.decision import with_fallback
-from coe.routing.eligibility import excluded_experts
 from coe.routing.request_text import NO_TEXT, RoutedText, read_request
 from coe.usage import MemberCall, RecipeLog, RecipeUsage, Usage
 from gateway.access import Allowance, Caller
@@ -40,8 +34,6 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
 StepName = Literal["admit", "parse", "cache", "classify", "assign", "gate", "call", "relay"]
-NO_DECISION = Decision(expert="", category="", confidence=0.0, reason=cast(Reason, ""), candidates=())
-"""Fields of the record of a request that was not routed."""
 
 
 class StepTimer:
@@ -149,12 +141,17 @@ class Trace:
         """Record the expert's accepted answer."""
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
-        arm = self.serving.registry.arm(answer.decision.expert)
-        self.prices = arm.prices
-        if isinstance(arm, ExpertSpec) and is_translated(arm, self.api) and self.chat is not None:
+        self.prices = self.serving.composition.prices[answer.decision.expert]
+        if self.api in TRANSLATED_APIS and self._is_translated() and self.chat is not None:
             self.dropped = dropped_parts(self.api, self.chat.fields)
         elif self.attempts.dropped:
             self.dropped = tuple(sorted(self.attempts.dropped))
+
+    def _is_translated(self) -> bool:
+        """True if the request is translated for the expert that answers; a recipe takes chats alone."""
+        assert self.decision is not None
+        arm = self.serving.registry.arm(self.decision.expert)
+        return isinstance(arm, ExpertSpec) and is_translated(arm, self.api)
 
     def replayed(self, answer: CachedAnswer, reply: Reply) -> None:
         """Record an answer from the cache. No expert is called, so nothing is charged."""
@@ -333,110 +330,10 @@ class Trace:
             return None
         return prices.cost(usage.input_tokens, output_tokens, usage.cached_tokens or 0)
 
-    def record(self) -> RoutingRecord:
-        """The request's record in the routing log."""
-        decision, prediction, usage, options = self.decision or NO_DECISION, self.prediction, self.usage, self.options
-        chat, routed, log = self.chat, self.routed, self.recipe_log
-        composition, registry = self.serving.composition, self.serving.registry
-        exploration, retrieval = registry.policy.exploration, self.retrieval_result
-        names = composition.router.categories
-        first_token_ms = self.first_token_ms
-        stores_text = registry.log.store_prompts and not self.only_local
-        return RoutingRecord(
-            request_id=self.request_id,
-            time=self.time,
-            category=decision.category,
-            confidence=decision.confidence,
-            expert=decision.expert,
-            reason=decision.reason,
-            fallback_from=decision.fallback_from,
-            cause=decision.cause,
-            propensity=decision.propensity,
-            candidates=decision.candidates,
-            probabilities=_named(names, prediction.probabilities) if prediction is not None else {},
-            stage=prediction.stage if prediction is not None else "",
-            router=composition.router.version,
-            config=registry.digest,
-            digest=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() if (text := routed.text) else "",
-            outcome=self.outcome,
-            attempts=self.attempts.count,
-            stream=chat.stream if chat else False,
-            routing_ms=round(self.routing_ms, 3),
-            first_token_ms=round(first_token_ms, 3) if first_token_ms is not None else None,
-            total_ms=round(self.elapsed_ms(), 3),
-            in_distribution=prediction.in_distribution if prediction is not None else 1.0,
-            cost_weight=options.cost_weight if options else 0.0,
-            input_tokens=usage.input_tokens if usage else None,
-            output_tokens=usage.output_tokens if usage else None,
-            cached_tokens=usage.cached_tokens if usage else None,
-            session=options.session if options else None,
-            api=self.api,
-            tenant=self.caller.tenant,
-            key=self.caller.key,
-            cost=self.cost,
-            prompt=routed.text or None if stores_text else None,
-            left_out=tuple(map(str, routed.left_out)) if stores_text else (),
-            only_local=self.only_local,
-            limited=options is not None and options.rule is not None,
-            excluded=tuple(excluded_experts(registry, options.rule)) if options and options.rule else (),
-            dropped=self.dropped,
-            recipe=log.recipe if log else "",
-            recipe_stop=log.stop if log else "",
-            steps=tuple(map(recorded_call, log.calls)) if log else (),
-            audit_rate=log.audit_rate if log else 0.0,
-            audit=self.audit,
-            cache=self.cache.result if self.cache is not None else "",
-            plan=self.serving.plan,
-            assignment=composition.assignment_digest,
-            utility=tuple([round(utility, 4) for utility in decision.utility]),
-            price=tuple([round(price, 4) for price in decision.price]),
-            exploration=(exploration.rate, exploration.max_quality_loss) if exploration.rate else None,
-            retrieval=retrieval.status,
-            gate=retrieval.probability,
-            gain=retrieval.gain,
-            trial=retrieval.trial,
-            passages=tuple([passage.id for passage in retrieval.passages]),
-            passage_tokens=retrieval.tokens,
-            retrieval_ms=round(retrieval.ms, 3),
-            needs=tuple(sorted(chat.needs)) if chat else None,
-            overlay=prediction.overlay_version if prediction is not None else "",
-            language=prediction.language if prediction is not None else "",
-            purpose=(options.purpose or "") if options else "",
-            model=self.requested_model[:MAX_MODEL_CHARACTERS],
-            resolved_model=chat.model[:MAX_MODEL_CHARACTERS] if chat else "",
-            router_probabilities=_named(names, prediction.router_probabilities)
-            if prediction is not None and prediction.router_probabilities is not None
-            else None,
-        )
-
-
-def recorded_call(call: MemberCall) -> RecipeCall:
-    """The call as records hold it."""
-    usage = call.usage
-    return RecipeCall(
-        call.expert,
-        call.step,
-        call.outcome,
-        usage.input_tokens if usage else None,
-        usage.output_tokens if usage else None,
-        round(call.ms, 3),
-        call.answer_class,
-        call.confidence,
-        call.accepted,
-        call.drafts,
-        usage.cached_tokens if usage else None,
-        call.max_tokens,
-    )
-
 
 def new_request_id(now: float) -> str:
     """A unique id: milliseconds since 1970, so that an index of the log grows at its end, and 80 random bits."""
     return f"req_{int(now * 1000):012x}{os.urandom(10).hex()}"
-
-
-def _named(categories: tuple[str, ...], posterior: NDArray[np.float32]) -> dict[str, float]:
-    """The probabilities to five digits; `round` takes twice as long, as it goes through decimal digits."""
-    return {name: int(p * 1e5 + 0.5) / 1e5 for name, p in zip(categories, posterior.tolist(), strict=True)}
 
 
 @dataclass(frozen=True, slots=True)

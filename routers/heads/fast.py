@@ -6,7 +6,7 @@ inverse frequency, Arora et al. 2017). The vector of a text is the sum of its to
 
 `FastHeads` serves both heads in one pass, with everything about a token side by side in memory. It computes the same as
 LexicalHead, StaticVectors and LinearHead, which training uses, in a third of the time. Between two requests the CPU
-caches go cold, so every call and every cache line counts.
+caches go cold, so every call and every cache line counts. `is_foreign` marks the texts for `routers.multilingual`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from routers.calibration import Floats
 from routers.files import Arrays
-from routers.heads.lexical import LexicalHead
+from routers.heads.lexical import WRITING_SYSTEM_NAMES, LexicalHead
 from routers.heads.semantic import LinearHead
-from routers.languages import is_foreign
 from routers.tokens import FAST_CHARACTERS, truncate_middle
 
 DIMENSIONS = 256
@@ -31,6 +30,19 @@ SMOOTHING = 1e-3
 MAX_LEVEL = 31
 """Largest absolute value in the table of static vectors. 63 levels compress to 5.3 MB, 255 to 7.0 MB, at the same
 accuracy (docs/experiments/router-size.md)."""
+
+
+def softmax(logits: Floats) -> Floats:
+    """Softmax over the last axis."""
+    if logits.ndim == 1:  # one request, in half the time
+        exponentials: Floats = np.exp(logits - logits[logits.argmax()])
+        exponentials /= np.add.reduce(exponentials)
+        return exponentials
+    largest: Floats = np.maximum.reduce(logits, axis=-1, keepdims=True)
+    shifted = np.exp(logits - largest)
+    total: Floats = np.add.reduce(shifted, axis=-1, keepdims=True)
+    result: Floats = shifted / total
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +179,7 @@ class FastHeads:
             logits = self._lexical_bias + writing_systems @ self._writing_system_weights
         if not len(ids):
             return logits, 0.0
-        rows, repeats = _count_distinct(ids, self._features.bigrams(ids))
+        rows, repeats = _count_distinct(ids, self._tokenizer.bigrams(ids))
         terms = self._terms.take(rows, axis=0).astype(np.float32)
         tfidf = terms[:, -2] if repeats is None else self._log_counts.take(repeats, mode="clip") * terms[:, -2]
         squares = tfidf * tfidf
@@ -191,6 +203,34 @@ def _count_distinct(
     ends = np.empty(len(last) + 2, dtype=np.int64)
     ends[0], ends[1:-1], ends[-1] = -1, last, len(values) - 1
     return values.take(ends[1:]), ends[1:] - ends[:-1] - 1
+
+
+MAX_FOREIGN_SCRIPT, MAX_UNEXPLAINED_SCRIPT = 0.25, 0.05
+"""Shares of letters outside the Latin script above which a text is foreign: in any text, and in one with hardly any
+English function words, such as code below a question."""
+MIN_ENGLISH_WORDS, MIN_FOREIGN_EVIDENCE = 0.04, 0.02
+ACCENT_WEIGHT = 2.0
+"""Accented letters count this much more than foreign function words."""
+_WEIGHTS = np.ones(len(WRITING_SYSTEM_NAMES), dtype=np.float32)
+_WEIGHTS[WRITING_SYSTEM_NAMES.index("cjk")] = 2.0  # one character is about half a word
+
+
+def is_foreign(writing_systems: Floats | None, foreign_words: float, english_words: float) -> bool:
+    """Return True if a text is probably not English.
+
+    `writing_systems` are the shares of letters as in `WritingSystems`, None for ASCII. The others are the shares of
+    foreign and of English function words among the tokens.
+    """
+    if writing_systems is None:
+        return foreign_words > max(english_words, MIN_FOREIGN_EVIDENCE)
+    weighted = writing_systems * _WEIGHTS
+    ascii_letters, accented = float(weighted[0]), float(weighted[1])
+    total = float(weighted.sum())
+    script = (total - ascii_letters - accented) / total if total else 0.0
+    if script > MAX_FOREIGN_SCRIPT or (script > MAX_UNEXPLAINED_SCRIPT and english_words < MIN_ENGLISH_WORDS):
+        return True
+    evidence = foreign_words + accented
+    return evidence > MIN_FOREIGN_EVIDENCE and foreign_words + ACCENT_WEIGHT * accented > english_words
 
 
 MAX_CENTROIDS = 512

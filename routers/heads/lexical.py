@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.files import Arrays
-from routers.tokens import WordCachedTokenizer
+from routers.tokens import HASH_BUCKETS, WordCachedTokenizer
 
 _RANGES = {  # first and last code point, https://www.unicode.org/charts/
     "ascii": [(0x41, 0x5A), (0x61, 0x7A)],
@@ -82,11 +82,6 @@ class WritingSystems:
         return counts / max(1.0, float(counts.sum()))
 
 
-HASH_BUCKETS = 1 << 16
-"""Rows that token bigrams are hashed into."""
-# NumPy converts a Python number at every call, which takes longer than a sum over a short text.
-_FIRST_FACTOR, _SECOND_FACTOR = np.array(0x9E3779B1), np.array(0x85EBCA6B)
-_DROPPED_BITS, _LAST_BUCKET = np.array(7), np.array(HASH_BUCKETS - 1)
 N_DENSE = len(WRITING_SYSTEM_NAMES) + 2
 """Dense features: shares of letters by writing system, share of foreign and of English function words."""
 
@@ -97,7 +92,6 @@ class LexicalFeatures:
     def __init__(self, tokenizer: WordCachedTokenizer) -> None:
         self.tokenizer = tokenizer
         self.rows = tokenizer.vocabulary_size + HASH_BUCKETS
-        self._vocabulary_size = np.array(tokenizer.vocabulary_size)
         self.writing_systems = WritingSystems()
         self.function_words = np.zeros((tokenizer.vocabulary_size, 2), dtype=np.float32)
         self.function_words[tokenizer.vocabulary_ids(FOREIGN_WORDS.split()), 0] = 1.0
@@ -105,17 +99,8 @@ class LexicalFeatures:
 
     def terms(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the distinct rows of tokens and bigrams in `ids`, and 1 + log(count) of each."""
-        rows, counts = np.unique(np.concatenate((ids, self.bigrams(ids))), return_counts=True)
+        rows, counts = np.unique(np.concatenate((ids, self.tokenizer.bigrams(ids))), return_counts=True)
         return rows, np.log(counts, dtype=np.float32) + np.float32(1)
-
-    def bigrams(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the row of every bigram in `ids`."""
-        rows: NDArray[np.int64] = ids[:-1] * _FIRST_FACTOR
-        rows += ids[1:] * _SECOND_FACTOR
-        rows >>= _DROPPED_BITS
-        rows &= _LAST_BUCKET
-        rows += self._vocabulary_size
-        return rows
 
     def dense(self, text: str, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the dense features, shape (N_DENSE,)."""

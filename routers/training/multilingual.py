@@ -22,9 +22,9 @@ from coe.errors import ArtifactError, DataError
 from routers.calibration import Floats, fit_temperature, log_loss
 from routers.e5 import PACKAGE, E5Encoder, truncate_bytes
 from routers.examples import TrainingSet, prompt_digest, starter_examples
+from routers.heads.fast import is_foreign
 from routers.heads.lexical import LexicalFeatures
 from routers.heads.semantic import LinearHead, fit_linear
-from routers.languages import is_foreign
 from routers.multilingual import PROBE_TEXT, MultilingualHead, SentenceEncoder, without_direction
 from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer, truncate_middle
 from routers.training.e5_network import NETWORK_VERSION, build_network

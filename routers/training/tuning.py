@@ -21,15 +21,14 @@ from routers.calibration import (
     choose_escalation_threshold,
     choose_separation_threshold,
     expected_calibration_error,
-    fit_in_distribution_model,
     fit_pool_weights,
     fit_temperature,
     logarithmic_pool,
     reliability,
     risk_coverage,
-    softmax,
 )
-from routers.cascade import ENCODER, FAST, EnsembleWeights, InDistributionModels
+from routers.cascade import ENCODER, FAST, EnsembleWeights, InDistributionModel, InDistributionModels
+from routers.heads.fast import softmax
 from routers.training.fitting import HeadScores, HeldOutScores, Labels
 
 MAX_ESCALATED_SHARE = 0.48
@@ -40,6 +39,8 @@ MAX_AUROC_LOSS = 0.002
 (docs/experiments/encoder-escalation.md)."""
 MAX_REJECTED_SHARE = 0.05
 """In-scope texts that the suggested `confidence_threshold` may send to the general expert."""
+OUT_OF_SCOPE_SHARE = 0.03
+"""Assumed share of out-of-scope requests, which the data do not show. A higher value costs calibration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,16 @@ class CascadeOutputs:
     def correct(self, labels: Labels) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = self.posterior.argmax(axis=1) == labels
         return found
+
+
+def fit_in_distribution_model(in_scope: Floats, out_of_scope: Floats) -> InDistributionModel:
+    """Fit the model on the features (n_texts, n_features) of held-out texts in scope and out of scope."""
+    from sklearn.linear_model import LogisticRegression
+
+    labels = np.arange(len(in_scope) + len(out_of_scope)) < len(in_scope)
+    model = LogisticRegression(C=100, class_weight="balanced").fit(np.concatenate((in_scope, out_of_scope)), labels)
+    prior = np.log((1 - OUT_OF_SCOPE_SHARE) / OUT_OF_SCOPE_SHARE)
+    return InDistributionModel(weights=tuple(map(float, model.coef_[0])), bias=float(model.intercept_[0] + prior))
 
 
 def tune(

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 import pytest
 
 from gateway.access import redis
-from gateway.access.limits import Limiter
-from gateway.access.local import KEY_USAGE_FILE, DurableLimiter, MemoryLimiter
+from gateway.access.durable import KEY_USAGE_FILE, DurableLimiter
+from gateway.access.limits import Limiter, MemoryLimiter
 from gateway.access.redis import RedisLimiter
 from tests.access.samples import Clock
 

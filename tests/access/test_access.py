@@ -10,10 +10,9 @@ from coe.errors import ExpertRejected
 from coe.registry import Prices, Registry
 from coe.usage import Usage
 from gateway.access import access_of
-from gateway.access.access import TokenAllowance
-from gateway.access.limits import Account, Amounts
-from gateway.access.local import MemoryLimiter
-from gateway.access.pricing import Pricing
+from gateway.access.allowance import TokenAllowance
+from gateway.access.estimate import Pricing
+from gateway.access.limits import Account, Amounts, MemoryLimiter
 from gateway.dialects import Dialect
 from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from tests.access.samples import account_of, key_of

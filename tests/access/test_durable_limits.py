@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 
 from coe.errors import LimitReached
-from gateway.access import local
-from gateway.access.limits import Account, Amounts, Meter
-from gateway.access.local import (
+from gateway.access import durable
+from gateway.access.durable import (
     KEY_USAGE_FILE,
     RETENTION_SECONDS,
     DurableLimiter,
     StoredUse,
     UsageStore,
-    UseChange,
     add_change,
 )
+from gateway.access.limits import Account, Amounts, Meter, UseChange
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of
 from tests.gateway.served import serving
 from tests.waiting import wait_until
@@ -108,7 +107,7 @@ async def test_a_key_that_is_declared_again_has_spent_what_it_had(tmp_path: Path
     async with DurableLimiter(tmp_path / KEY_USAGE_FILE) as limiter:
         await used(account_of(limiter, dollars_per_day=1), dollars(0.5))
         await wait_until(lambda: written(tmp_path))
-        await wait_until(lambda: not limiter._pending)
+        await wait_until(lambda: not limiter._changes)
         limiter.accounts([key_of("bob", limits={"dollars_per_day": 1})])
         await wait_until(lambda: account_of(limiter, dollars_per_day=1).remaining() == [0.5])
 
@@ -116,7 +115,7 @@ async def test_a_key_that_is_declared_again_has_spent_what_it_had(tmp_path: Path
 async def test_requests_go_on_while_the_file_cannot_be_written_and_it_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(local, "WRITE_INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(durable, "WRITE_INTERVAL_SECONDS", 0.02)
     folder = tmp_path / "state"
     folder.write_text("a file where the folder should be")
     async with DurableLimiter(folder / KEY_USAGE_FILE) as limiter:
@@ -192,5 +191,5 @@ async def test_tokens_of_a_key_with_several_limits_are_written_once_for_each(tmp
     async with DurableLimiter(tmp_path / KEY_USAGE_FILE) as limiter:
         account = account_of(limiter, tokens_per_minute=1e6, dollars_per_day=1)
         await asyncio.gather(*(used(account, Amounts(1, 10, 0.001)) for _ in range(100)))
-        assert len(limiter._pending) == 2
+        assert len(limiter._changes) == 2
     assert written(tmp_path)["tokens_per_minute"] == pytest.approx(1000)

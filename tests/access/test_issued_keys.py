@@ -19,12 +19,13 @@ from coe.cli import app
 from coe.core import ExpertRule
 from coe.errors import ConfigError, KeyRefused, LogError, Unauthorized
 from coe.registry import ApiKey, KeySpec, Registry
-from coe.runtime.api_keys import KeyRing, digest_of
+from coe.runtime.api_keys import digest_of
 from coe.runtime.issued_keys import MAX_ISSUED, IssuedKeys, check_in_use, check_issued, in_force, issue, revoke
 from coe.runtime.key_store import MAX_ISSUED_BYTES, KeyStore, RedisKeyStore, SqliteKeyStore, change
 from gateway.access import access, access_of
+from gateway.access.access import KeyRing
 from gateway.access.issued import MAX_STALE_SECONDS, IssuedKeyWatch
-from gateway.access.local import MemoryLimiter
+from gateway.access.limits import MemoryLimiter
 from tests.access.samples import Clock, key_of
 from tests.fakes import registry_of
 from tests.gateway.served import Served, serving

@@ -99,6 +99,38 @@ async def test_a_request_that_uses_nothing_of_an_exhausted_limit_is_accepted(
     assert len(await admitted(account, 20)) == 9
 
 
+async def test_an_extended_reservation_is_settled_as_a_whole(limiter: Limiter) -> None:
+    account = account_of(limiter, requests_per_minute=2, tokens_per_minute=1000)
+    reservation = await account.reserve(tokens(1))
+    await account.extend(reservation, tokens(900))
+    assert not await admitted(account, 1, tokens(500))
+    account.settle(reservation, tokens(100))
+    assert len(await admitted(account, 2, tokens(400))) == 1, "both reserved one request"
+
+
+async def test_a_refused_extension_takes_nothing_and_the_reservation_stays(limiter: Limiter) -> None:
+    account = account_of(limiter, tokens_per_minute=1000, dollars_per_day=1)
+    running = await account.reserve(Amounts(1, 0, 0.9))
+    reservation = await account.reserve(Amounts(1, 100, 0.01))
+    with pytest.raises(LimitReached, match="dollars_per_day"):
+        await account.extend(reservation, Amounts(1, 900, 0.5))
+    assert await admitted(account, 1, tokens(800))
+    account.settle(running, ONE)
+    account.settle(reservation, ONE)
+    assert await admitted(account, 1, dollars(0.99))
+
+
+async def test_a_reservation_that_is_extended_on_the_next_day_counts_there(limiter: Limiter, clock: Clock) -> None:
+    account = account_of(limiter, dollars_per_day=1)
+    reservation = await account.reserve(dollars(0.01))
+    clock.ahead += 86400
+    await account.extend(reservation, dollars(0.9))
+    assert not await admitted(account, 1, dollars(0.5))
+    account.settle(reservation, dollars(0.3))
+    assert await admitted(account, 1, dollars(0.65))
+    assert not await admitted(account, 1, dollars(0.1))
+
+
 async def test_places_among_the_concurrent_requests_come_back(limiter: Limiter) -> None:
     account = account_of(limiter, concurrent_requests=3)
     running = await admitted(account, 10)

@@ -7,9 +7,8 @@ import pytest
 from coe.core import Chat
 from coe.registry import Prices, RecipeSpec
 from gateway.access.access import access_of
-from gateway.access.limits import Amounts
-from gateway.access.local import MemoryLimiter
-from gateway.access.pricing import Pricing
+from gateway.access.estimate import Pricing
+from gateway.access.limits import Amounts, MemoryLimiter
 from tests.fakes import registry_of
 
 PRICES = {"small": Prices(input=1, output=2), "large": Prices(input=10, output=20)}

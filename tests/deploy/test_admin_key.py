@@ -24,7 +24,7 @@ from coe.fleet.specs import free_port
 from coe.registry import ApiKey, load
 from coe.settings import Settings
 from gateway.access import access_of, create_admin_key, with_admin_key
-from gateway.access.local import MemoryLimiter
+from gateway.access.limits import MemoryLimiter
 from tests.access.samples import key_of
 from tests.admin.samples import router_published, settings_in
 from tests.deploy.test_compose import ROOT, services

@@ -15,9 +15,9 @@ from coe.experts.api_formats import record_usage
 from coe.experts.http.client import Client
 from coe.registry import Prices
 from coe.usage import Usage
-from gateway.access.access import Pricing, TokenAllowance
-from gateway.access.limits import Amounts
-from gateway.access.local import MemoryLimiter
+from gateway.access.allowance import TokenAllowance
+from gateway.access.estimate import Pricing
+from gateway.access.limits import Amounts, MemoryLimiter
 from gateway.dialects.chat import CHAT
 from tests.access.samples import account_of, key_of
 from tests.fakes import Gateway, gateway_of, registry_of

@@ -19,11 +19,15 @@ from coe.errors import (
     ExpertUnreachable,
     InvalidRequest,
 )
+from coe.experts import build_experts
+from coe.experts.http.client import Client
+from coe.experts.http.expert import HttpExpert
 from coe.experts.outcomes import MAX_CONSECUTIVE_FAILURES, MIN_SAMPLES
 from coe.experts.replicas import LOAD_BOUND, Replica, ReplicatedExpert, preferred_replica
+from coe.experts.translation.expert import TranslatedExpert
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
-from tests.fakes import ScriptedExpert
+from tests.fakes import ScriptedExpert, registry_of
 from tests.waiting import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -55,6 +59,25 @@ async def whole(expert: ReplicatedExpert, call: Call = CALL) -> list[bytes]:
     chunks = [chunk async for chunk in reply.chunks()]
     await reply.aclose()
     return chunks
+
+
+async def test_only_calls_that_need_a_translation_take_it() -> None:
+    translating, direct = ScriptedExpert("translating"), ScriptedExpert("direct")
+    replica = Replica(translating, chat=direct)
+    calls = [CALL, replace(CALL, api="messages"), replace(CALL, renames_limit=True), replace(CALL, api="completions")]
+    for call in calls:
+        await replica.stream(call)
+    assert direct.calls == calls[:1]
+    assert translating.calls == calls[1:]
+
+
+async def test_a_server_without_other_apis_gets_chats_as_they_are() -> None:
+    spec = {"name": "a", "model": "m", "runtime": "external", "base_url": "http://host/v1"}
+    registry = registry_of(experts=[spec], assignment={})
+    async with Client() as session:
+        (replica,) = build_experts(registry, {}, session=session)["a"].replicas
+    assert isinstance(replica.expert, TranslatedExpert)
+    assert isinstance(replica._chat, HttpExpert)
 
 
 @pytest.mark.parametrize(("declared", "expected"), [({}, 5), ({"stream_idle_timeout": 90}, 90)])

@@ -13,6 +13,7 @@ import pytest
 from coe.core import RequestOptions
 from coe.errors import ExpertUnavailable
 from coe.registry import Registry
+from coe.registry.sections import ResidencySpec
 from coe.routing.conversation import Affinity, read_conversation
 from gateway.access import conversations
 from gateway.access.conversations import open_affinity
@@ -270,7 +271,8 @@ async def test_an_open_loop_neither_spills_nor_explores_but_leaves_an_expert_tha
 
 
 async def test_an_open_loop_waits_for_its_expert_without_a_stand_in_and_without_a_hedge() -> None:
-    async with gateway_of(declared(hedge=True)) as gateway:
+    shared = ResidencySpec.model_validate({"devices": [{"name": "gpu", "memory_gb": 8}]})
+    async with gateway_of(declared(hedge=True).model_copy(update={"residency": shared})) as gateway:
         loop = Loop(1, "chat")
         begun = await sent(gateway, loop)
         expert = gateway.experts[begun]

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from gateway.request.fair_shares import FairShares
+from gateway.request.body import FairShares
 
 
 def filled(shares: FairShares, caller: str | None, *, capacity: int) -> int:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from coe.errors import ExpertUnavailable
 from gateway.access import access_of
 from gateway.access.browsers import BrowserPolicy
-from gateway.access.local import MemoryLimiter
+from gateway.access.limits import MemoryLimiter
 from gateway.app import EXPOSED_HEADERS
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 

@@ -16,9 +16,8 @@ from coe.errors import ExpertUnavailable
 from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
 from coe.experts.recipes.writing.request import ENVELOPE_TOKENS
 from coe.registry import Prices, RecipeSpec, Registry
-from gateway.access.limits import Amounts
-from gateway.access.local import MemoryLimiter
-from gateway.access.pricing import WorstCase
+from gateway.access.estimate import WorstCase
+from gateway.access.limits import Amounts, MemoryLimiter
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.recipes.members import answer, event, plan_with, stream
 

@@ -17,8 +17,8 @@ from routers.calibration import (
     logarithmic_pool,
     reliability,
     risk_coverage,
-    softmax,
 )
+from routers.heads.fast import softmax
 from routers.training.fitting import FOLDS, HeadScores, HeldOutScores, topic_folds
 from routers.training.tuning import pool_weights, simulate_cascade, tune
 

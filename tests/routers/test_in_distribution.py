@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from routers.calibration import OUT_OF_SCOPE_SHARE, InDistributionModel, fit_in_distribution_model
+from routers.cascade import InDistributionModel
 from routers.heads.fast import MAX_CENTROIDS, fit_centroids
 from routers.heads.semantic import class_means, unit_mean
+from routers.training.tuning import OUT_OF_SCOPE_SHARE, fit_in_distribution_model
 
 
 def test_the_probability_rises_with_similarity() -> None:

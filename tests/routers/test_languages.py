@@ -23,9 +23,9 @@ from routers.cascade import MULTILINGUAL_HEAD, CascadeRouter, load_cascade
 from routers.e5 import MAX_BYTES, truncate_bytes
 from routers.examples import build_training_set
 from routers.files import write_arrays
+from routers.heads.fast import is_foreign
 from routers.heads.lexical import WritingSystems
-from routers.languages import LanguageIdentifier, is_foreign
-from routers.multilingual import PROBE_TEXT, MultilingualHead, MultilingualStage, without_direction
+from routers.multilingual import PROBE_TEXT, LanguageIdentifier, MultilingualHead, MultilingualStage, without_direction
 from routers.training.multilingual import (
     english_part,
     foreign_texts,
@@ -119,7 +119,7 @@ def test_every_language_that_is_identified_can_be_declared() -> None:
     from py3langid.langid import MODEL_FILE
     from py3langid.langid import LanguageIdentifier as Model
 
-    from routers.languages import _MAIN_LANGUAGES
+    from routers.multilingual import _MAIN_LANGUAGES
 
     labels = set(Model.from_model_file(MODEL_FILE).labels)
     assert {_MAIN_LANGUAGES.get(label, label) for label in labels} - {"und"} == LANGUAGES

@@ -1,7 +1,7 @@
-"""Counts the use of API keys in one process, and stores it in a SQLite file, so that a restart does not reset budgets.
+"""`DurableLimiter` stores the use of API keys in a SQLite file, so that a restart does not reset budgets.
 
-MemoryLimiter counts. DurableLimiter also collects changes and writes them twice a second; requests never wait for the
-file. Several processes may share one file: it holds their sum.
+It counts in memory, collects changes and writes them twice a second; requests never wait for the file. Several
+processes may share one file: it holds their sum.
 """
 
 from __future__ import annotations
@@ -11,128 +11,14 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from coe.errors import LogError
 from coe.records.database import Database
-from coe.registry import ApiKey
 from coe.supervision import Backoff, TaskFailed, ignore_failure, supervised
-from gateway.access.limits import (
-    DAY,
-    MINUTE,
-    Amounts,
-    CalendarWindow,
-    ConcurrencySlots,
-    Counter,
-    Meter,
-    is_available,
-    limit_error,
-    meters_of,
-    new_counter,
-)
-
-
-class MemoryReservation(NamedTuple):
-    """Reserved amounts, the counters that they were taken from, and the windows of these."""
-
-    counters: Sequence[tuple[Meter, Counter]]
-    amounts: Amounts
-    windows: Sequence[int]
-
-
-class MemoryLimiter:
-    """A Limiter for a service of one process."""
-
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
-        self.degraded = False
-        self._clock = clock
-        self._accounts: dict[str, MemoryAccount] = {}
-
-    def accounts(self, keys: Iterable[ApiKey]) -> Mapping[str, MemoryAccount]:
-        known, self._accounts = self._accounts, {}
-        for key in keys:
-            if meters := meters_of(key.limits):
-                account = known.get(key.name) or MemoryAccount(key.name, self._clock, self)
-                account.declare(meters)
-                self._accounts[key.name] = account
-        return self._accounts
-
-    def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
-        """Hook for every used amount; a negative amount was returned. This base class does nothing."""
-
-    def used(self, key: str, meter: Meter, window: int) -> float:
-        """The use of a limit before its counter was created."""
-        return 0.0
-
-
-class MemoryAccount:
-    """An Account counted in this process; it reports every change to `limiter`."""
-
-    def __init__(self, key: str, clock: Callable[[], float], limiter: MemoryLimiter) -> None:
-        self._key = key
-        self._clock = clock
-        self._limiter = limiter
-        self.meters: tuple[Meter, ...] = ()
-        self._counters: tuple[tuple[Meter, Counter], ...] = ()
-
-    def declare(self, meters: tuple[Meter, ...]) -> None:
-        """Replaces the meters. Counts of meters that stay are kept."""
-        known = {meter.name: counter for meter, counter in self._counters}
-        self._counters = tuple((meter, known.get(meter.name) or self._new_counter(meter)) for meter in meters)
-        for meter, counter in self._counters:
-            counter.limit = meter.limit
-        self.meters = meters
-
-    def _new_counter(self, meter: Meter) -> Counter:
-        """A counter less what was used before."""
-        counter = new_counter(meter)
-        if not isinstance(counter, ConcurrencySlots):
-            now = self._clock()
-            remaining = counter.remaining(now)
-            counter.set_remaining(remaining - self._limiter.used(self._key, meter, counter.window), now)
-        return counter
-
-    def set_used(self, name: str, window: int, used: float) -> None:
-        """Sets what all processes together used of a calendar window."""
-        now = self._clock()
-        for meter, counter in self._counters:
-            if meter.name == name and isinstance(counter, CalendarWindow) and counter.window == window:
-                counter.set_remaining(meter.limit - used, now)
-
-    async def reserve(self, amounts: Amounts) -> MemoryReservation:
-        now, counters = self._clock(), self._counters
-        for meter, counter in counters:
-            amount = amounts[meter.unit]
-            remaining = counter.remaining(now)
-            if amount > remaining and not is_available(remaining, amount, counter.limit):
-                raise limit_error(self._key, meter, amount, wait=counter.retry_after(amount, now))
-        windows = []
-        for meter, counter in counters:
-            windows.append(counter.window)
-            if amount := amounts[meter.unit]:
-                counter.consume(amount)
-                if counter.kind != "slots":
-                    self._limiter.record(self._key, meter, counter.window, amount)
-        return MemoryReservation(counters, amounts, windows)
-
-    def settle(self, reservation: MemoryReservation, used: Amounts) -> None:
-        now, reserved = self._clock(), reservation.amounts
-        for (meter, counter), window in zip(reservation.counters, reservation.windows, strict=True):
-            before, after = reserved[meter.unit], used[meter.unit]
-            if counter.kind == "slots":
-                counter.settle(before, after, window)
-            elif before != after:
-                counter.remaining(now)
-                counter.settle(before, after, window)
-                self._limiter.record(self._key, meter, window, after - before)
-
-    def remaining(self) -> list[float]:
-        now = self._clock()
-        return [counter.remaining(now) for _, counter in self._counters]
-
+from gateway.access.limits import DAY, MINUTE, MemoryLimiter, Meter, MeterKey, PendingChanges, UseChange
 
 TABLES = (
     "CREATE TABLE use (key TEXT NOT NULL, meter TEXT NOT NULL, window_id INTEGER NOT NULL, used REAL NOT NULL, "
@@ -144,9 +30,6 @@ SELECT_ALL = "SELECT key, meter, window_id, used, at FROM use"
 SELECT_ONE = "SELECT window_id, used, at FROM use WHERE key = ? AND meter = ?"
 UPSERT = "INSERT OR REPLACE INTO use (key, meter, window_id, used, at) VALUES (?, ?, ?, ?, ?)"
 DELETE_OLD = "DELETE FROM use WHERE at < ?"
-
-MeterKey = tuple[str, str]
-"""The names of a key and of one of its meters."""
 
 
 class StoredUse(NamedTuple):
@@ -162,16 +45,6 @@ class StoredUse(NamedTuple):
         if meter.unit == 2:
             return self.used if self.window == window else 0.0
         return max(0.0, self.used - max(0.0, now - self.at) * meter.limit / MINUTE)
-
-
-@dataclass(slots=True)
-class UseChange:
-    """The use of a limit by one process since its last change, which grows until it is written; negative where a
-    reservation was returned."""
-
-    meter: Meter
-    window: int
-    amount: float
 
 
 class UsageStore:
@@ -231,9 +104,6 @@ WRITE_INTERVAL_SECONDS = 0.5
 LAST_WRITE_TIMEOUT_SECONDS = 2.0
 """Time limit of the last write when the process ends, or of a failed task's pause before it."""
 
-PendingChanges = dict[MeterKey, dict[int, UseChange]]
-"""Changes that are not written yet, by window."""
-
 
 class DurableLimiter(MemoryLimiter):
     """A MemoryLimiter that starts from a file and writes use there while it is entered.
@@ -251,7 +121,6 @@ class DurableLimiter(MemoryLimiter):
         self._store = UsageStore(path)
         self._path = path
         self._stored: dict[MeterKey, StoredUse] = {}
-        self._pending: PendingChanges = {}
         self._backoff = Backoff(first=WRITE_INTERVAL_SECONDS, longest=30.0)
         self._closing = asyncio.Event()
 
@@ -273,16 +142,6 @@ class DurableLimiter(MemoryLimiter):
 
     # --------------------------------------------------------------------------------------------- for accounts
 
-    def record(self, key: str, meter: Meter, window: int, amount: float) -> None:
-        """Remembers a use, or a return where the amount is negative, for the next write."""
-        meter_key = key, meter.name
-        if (changes := self._pending.get(meter_key)) is None:
-            changes = self._pending[meter_key] = {}
-        if (change := changes.get(window)) is None:
-            changes[window] = UseChange(meter, window, amount)
-        else:
-            change.amount += amount
-
     def used(self, key: str, meter: Meter, window: int) -> float:
         """The use of a newly declared limit, according to the file."""
         stored = self._stored.get((key, meter.name))
@@ -300,7 +159,7 @@ class DurableLimiter(MemoryLimiter):
         await self._write()
 
     async def _write(self) -> None:
-        pending, self._pending = self._pending, {}
+        pending, self._changes = self._changes, {}
         if not pending:
             return
         changes = {meter_key: list(window_changes.values()) for meter_key, window_changes in pending.items()}
@@ -330,7 +189,7 @@ class DurableLimiter(MemoryLimiter):
         """Counts what other processes spent, too."""
         account = self._accounts.get(meter_key[0])
         if account is not None:
-            waiting = self._pending.get(meter_key, {}).get(total.window)
+            waiting = self._changes.get(meter_key, {}).get(total.window)
             account.set_used(meter_key[1], total.window, total.used + (waiting.amount if waiting else 0.0))
 
     def _on_failure(self, error: LogError) -> None:
