@@ -21,7 +21,6 @@ from coe.experts.recipes.agreement import (
     Array,
     best_answer,
     relative_length,
-    softmax,
     stop_features,
     support,
 )
@@ -36,6 +35,8 @@ GAIN_PENALTY = 0.1
 """Ridge penalty of the stopping rule's coefficients."""
 GAIN_CATEGORY_PENALTY = 30.0
 """Ridge penalty of its coefficients of the category."""
+NO_CLASS = -1e30
+"""Logit of a member that does not start an answer class; its probability is 0."""
 MAX_ITERATIONS = 60
 
 
@@ -62,14 +63,17 @@ def fit_weights(classes: NDArray[np.int64], scores: Array, labels: NDArray[np.in
         by_category = values[:, :1].T + values[:, deviations].T if categories else values.T
         of_prompt = by_category[number]
         supported = np.einsum("nij,nj->ni", same, of_prompt[:, :-1])
-        probabilities = softmax(np.column_stack((np.where(first, supported, -np.inf), of_prompt[:, -1])))
-        error = probabilities - target
+        logits = np.column_stack((np.where(first, supported, NO_CLASS), of_prompt[:, -1]))
+        logits -= logits.max(axis=1, keepdims=True)
+        grown = np.exp(logits)
+        total = grown.sum(axis=1, keepdims=True)
+        error = grown / total - target
         by_member = np.einsum("ni,nij->nj", np.where(first, error[:, :-1], 0.0), same)
         sums = np.add.reduceat(np.column_stack((by_member, error[:, -1])), starts, axis=0)
         slope = penalty * values
         slope[:, 0] += sums.sum(axis=0)
         slope[:, deviations] += sums.T if categories else 0.0
-        likelihood = float((target * np.log(np.maximum(probabilities, 1e-300))).sum())
+        likelihood = float(np.vdot(target, logits) - np.log(total).sum())
         return 0.5 * float((penalty * values**2).sum()) - likelihood, slope.ravel()
 
     found = minimize(loss, np.zeros(penalty.size), jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
