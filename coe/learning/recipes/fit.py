@@ -49,36 +49,48 @@ def fit_weights(classes: NDArray[np.int64], scores: Array, labels: NDArray[np.in
     from scipy.optimize import minimize
 
     shape = (classes.shape[1] + 1, 1 + categories)
-    order = np.argsort(labels, kind="stable") if categories else np.arange(len(labels))
-    present, starts = np.unique(labels[order] if categories else np.zeros_like(labels), return_index=True)
-    number = np.repeat(np.arange(len(starts)), np.diff([*starts.tolist(), len(labels)]))  # of each prompt's category
-    same, first = support(classes[order])
-    target = targets(first, scores[order])
+    labels = labels if categories else np.zeros_like(labels)
+    kinds = agreement_kinds(classes)
+    cells = labels * (kinds.max(initial=0) + 1) + kinds  # all that matters of a prompt, in the order of the labels
+    _, chosen, of_prompt, count = np.unique(cells, return_index=True, return_inverse=True, return_counts=True)
+    right = targets(support(classes)[1], scores)
+    target = np.stack([np.bincount(of_prompt, column, len(chosen)) for column in right.T])
+    same, first = support(classes[chosen])
+    same, first = np.ascontiguousarray(same.transpose(1, 2, 0)), first.T
+    present, starts = np.unique(labels[chosen], return_index=True)
+    number = np.repeat(np.arange(len(starts)), np.diff([*starts.tolist(), len(chosen)]))  # of each cell's category
     penalty = np.full(shape, CATEGORY_PENALTY)
     penalty[:, 0] = MEMBER_PENALTY
     deviations = 1 + (present if categories else present[:0])
 
     def loss(flat: Array) -> tuple[float, Array]:
         values = flat.reshape(shape)
-        by_category = values[:, :1].T + values[:, deviations].T if categories else values.T
-        of_prompt = by_category[number]
-        supported = np.einsum("nij,nj->ni", same, of_prompt[:, :-1])
-        logits = np.column_stack((np.where(first, supported, NO_CLASS), of_prompt[:, -1]))
-        logits -= logits.max(axis=1, keepdims=True)
+        by_category = values[:, :1] + values[:, deviations] if categories else values
+        logits = by_category[:, number]
+        logits[:-1] = np.where(first, np.einsum("ijn,jn->in", same, logits[:-1]), NO_CLASS)
+        logits -= logits.max(axis=0)
         grown = np.exp(logits)
-        total = grown.sum(axis=1, keepdims=True)
-        error = grown / total - target
-        by_member = np.einsum("ni,nij->nj", np.where(first, error[:, :-1], 0.0), same)
-        sums = np.add.reduceat(np.column_stack((by_member, error[:, -1])), starts, axis=0)
+        total = grown.sum(axis=0)
+        error = grown * (count / total) - target
+        error[:-1] = np.einsum("in,ijn->jn", np.where(first, error[:-1], 0.0), same)
+        sums = np.add.reduceat(error, starts, axis=1)
         slope = penalty * values
-        slope[:, 0] += sums.sum(axis=0)
-        slope[:, deviations] += sums.T if categories else 0.0
-        likelihood = float(np.vdot(target, logits) - np.log(total).sum())
+        slope[:, 0] += sums.sum(axis=1)
+        slope[:, deviations] += sums if categories else 0.0
+        likelihood = float(np.vdot(target, logits) - count @ np.log(total))
         return 0.5 * float((penalty * values**2).sum()) - likelihood, slope.ravel()
 
     found = minimize(loss, np.zeros(penalty.size), jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
     values = found.x.reshape(shape)
     return AnswerWeights(values[:-1], values[-1])
+
+
+def agreement_kinds(classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number for each prompt that is equal where the same members agree and the same have no answer."""
+    number = np.arange(classes.shape[1])
+    agree = (classes[:, :, None] == classes[:, None, :]) & (classes[:, :, None] != NO_ANSWER)
+    leader = np.where(classes == NO_ANSWER, number + 1, agree.argmax(axis=2))  # of number + 2 possible values
+    return np.asarray(leader @ np.concatenate(([1], np.cumprod(number[:-1] + 2))))
 
 
 def targets(first: NDArray[np.bool_], scores: Array) -> Array:
