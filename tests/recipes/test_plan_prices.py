@@ -10,7 +10,6 @@ from coe.learning.recipes.measured import columns_of_recipes
 from coe.mapping import read_published
 from tests.recipes.planned import CAREFUL, DECLARED, plan, published, write_config
 
-
 STRICT = """\
   - name: careful
     cascade: [[a, b], large]

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coe.learning.evaluation.grades import Grades
 from coe.learning.evaluation.quality import read_quality
 from coe.learning.recipes.columns import RecipeColumns
 from coe.learning.recipes.measured import columns_of_recipes
+from coe.learning.recipes.traffic import TrafficLengths
 from coe.mapping import MeasuredUses
 from coe.registry import load
 from tests.recipes.planned import CAREFUL, DECLARED, write_config, write_table
@@ -113,3 +115,27 @@ def test_answers_without_counted_tokens_cost_what_requests_use(config: Path) -> 
     found = columns(config, expected_uses(written=400.0, given=10.0), "recipes: [{name: panel, vote: [a, b]}]\n")
     np.testing.assert_allclose(found.cost[:2, 0], 2 * 400 * 10 / 1000)
     np.testing.assert_allclose(found.latency_ms[:2, 0], 100.0)
+
+
+def test_measured_calls_and_grades_count_with_the_lengths_of_requests(config: Path) -> None:
+    rewrite_answers(config.parent, input_tokens=50)
+    data = read_quality(config.parent, benchmark="own")
+    lengths = TrafficLengths.of(
+        expected_uses(written=200.0, given=150.0, cached=30.0),
+        data,
+        None,
+        rows=range(len(data.prompts)),
+        experts=EXPERTS,
+        categories=CATEGORIES,
+    )
+    measured = {"input_tokens": [[40.0, 80.0]], "output_tokens": [[10.0, 20.0]], "latency_ms": [[5.0, np.nan]]}
+    calls = lengths.of_calls({name: np.array(one) for name, one in measured.items()}, ["a", "large"], np.array([1]))
+    np.testing.assert_allclose(calls["input_tokens"], [[120, 240]])
+    np.testing.assert_allclose(calls["output_tokens"], [[20, 40]])
+    np.testing.assert_allclose(calls["latency_ms"], [[5, np.nan]])
+    np.testing.assert_allclose(calls["cached_tokens"], [[24, 48]])
+    nothing = np.zeros((0, 0))
+    one = Grades(nothing, nothing > 0, {"input_tokens": 300.0, "output_tokens": 2.0, "latency_ms": 9.0})
+    found = lengths.of_grades({"large": one, "other": one})
+    assert found["large"].uses == {"input_tokens": 900.0, "output_tokens": 2.0, "latency_ms": 9.0}
+    assert found["other"] is one
