@@ -1,6 +1,7 @@
-"""Time of a plan's parts by its size (wall, processor): solving, prices, marginal values and frontiers.
+"""Time of a plan's parts by its size (wall, processor): fitting recipes, solving, prices, marginal values, frontiers.
 
 python -m benchmarks.plan_size --experts 60 --arms 40 --categories 200 --json plan.json
+python -m benchmarks.plan_size --experts 60 --arms 120 --recipes 40 --categories 200
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from coe.learning.recipes.answers import Answers
+from coe.learning.recipes.arms import declared_arms
 from coe.mapping import Budget, Problem, TimeBudget, Uses, frontiers, marginal_values, routed_use
 from coe.mapping.plan import solve
 from coe.mapping.prices import prices
 from coe.mapping.program import require_solution
 
 MEMBERS, REQUESTS = 3, 4000
+PROBES = 20
+"""Probes of a category that recipes are fitted on."""
 
 
 def problem_of(*, experts: int, arms: int, categories: int, seed: int, budget: Mapping[str, float]) -> Problem:
@@ -55,6 +60,25 @@ def problem_of(*, experts: int, arms: int, categories: int, seed: int, budget: M
         Budget(**budget),
         members,
     )
+
+
+def fit_recipes(*, experts: int, recipes: int, categories: int, seed: int) -> int:
+    """Fit cascades of three to five members on random answers; return the number of arms."""
+    random = np.random.default_rng(seed)
+    size = np.exp(random.uniform(0.0, np.log(400.0), experts))
+    labels = np.repeat(np.arange(categories), PROBES)
+    skill = np.clip(0.35 + 0.08 * np.log(size) + random.normal(0, 0.08, (categories, experts)), 0.05, 0.95)
+    right = random.random((len(labels), experts)) < skill[labels]
+    classes = np.where(right, 0, random.integers(1, 10, right.shape))
+    tokens = random.lognormal(5.0, 0.8, right.shape).round()
+    names = tuple(f"e{number}" for number in range(experts))
+    answers = Answers(names, classes, right.astype(float), tokens * size, tokens, labels, categories)
+    arms = 0
+    for number in range(recipes):
+        members = random.choice(experts, 3 + number % 3, replace=False)
+        steps = [[int(member)] for member in members[np.argsort(size[members])]]
+        arms += len(declared_arms(answers, f"r{number}", steps))
+    return arms
 
 
 def posteriors(problem: Problem, *, count: int, seed: int) -> np.ndarray:
@@ -111,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experts", type=int, default=60)
     parser.add_argument("--arms", type=int, default=40)
+    parser.add_argument("--recipes", type=int, default=0, help="recipes to fit")
     parser.add_argument("--categories", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", help="one budget of the list, instead of all")
@@ -118,7 +143,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     shape = {name: getattr(chosen, name) for name in ("experts", "arms", "categories", "seed")}
-    free, found = problem_of(**shape, budget={}), {}
+    found: dict[str, Any] = {}
+    if chosen.recipes:
+        sizes = {name: getattr(chosen, name) for name in ("experts", "recipes", "categories", "seed")}
+        found["fit"], arms = seconds(lambda: fit_recipes(**sizes))
+        print(f"{f'fit {arms} arms':22} {found['fit']}", flush=True)
+    free = problem_of(**shape, budget={})
     traffic = posteriors(free, count=REQUESTS, seed=chosen.seed + 1)
     for name, limits in budgets(free).items():
         if chosen.budget in (None, name):

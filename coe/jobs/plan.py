@@ -50,6 +50,7 @@ from coe.mapping import (
     sweep,
 )
 from coe.registry import Registry, yaml_source
+from coe.registry.yaml_source import KeyPath
 from coe.retrieval.gate import GATE_FILE
 from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
@@ -99,8 +100,7 @@ def make_plan(
         logged=logged,
     )
     policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written, share_of_streams(logged))
-    for name, reason in recipes.left_out.items():
-        print_error(f"note: recipe {name!r} is not planned: {reason}")
+    _report_unplanned(settings, registry, recipes.left_out)
     with note_if_slow("solving the plan"):
         basis, assignment, waits = _solve(settings, registry, basis, logged)
     problem = basis.problem
@@ -139,6 +139,18 @@ def make_plan(
     }
     _add_margin_errors(report["assignment"], registry, basis, assignment)
     return report | ({"gate": gate} if gate else {})
+
+
+def _report_unplanned(settings: Settings, registry: Registry, left_out: Mapping[str, str]) -> None:
+    """Print why recipes are not planned, with the line of each."""
+    if not left_out:
+        return
+    number = {recipe.name: index for index, recipe in enumerate(registry.recipes) if recipe is not None}
+    source = yaml_source.read(settings.config)
+    for name, reason in left_out.items():
+        path: KeyPath = ("recipes", number[name]) if name in number else ("recipes",)
+        key = ("max_loss",) if "max_loss" in reason else ()
+        print_error(f"note: {source.at((*path, *key))}: recipe {name!r} is not planned: {reason}")
 
 
 def _promote(store: ArtifactStore, draft: Path, assignment: Assignment, registry: Registry, *, why: str) -> None:

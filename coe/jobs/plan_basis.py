@@ -31,11 +31,9 @@ from coe.mapping import (
     PlanEvidence,
     PlanInputs,
     Problem,
-    declared_uses,
     round_traffic,
 )
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_partly
-from coe.mapping.uses import scaled_like_members
 from coe.registry import Registry
 from coe.settings import Settings
 from coe.terminal import print_error
@@ -91,9 +89,21 @@ def plan_basis(
     member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
-    streamed = share_of_streams(logged)
+    scored = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
+    uses = scored
+    if logged is not None:
+        tables = {name: one.over(categories, experts) for name, one in logged.tables(experts).items()}
+        uses = scored.updated(_without_waits(tables, registry))
     recipes, all_scores = _with_recipes(
-        folder, data, registry, scores, rows=rows, experts=experts, categories=categories, streamed=streamed
+        folder,
+        data,
+        registry,
+        scores,
+        rows=rows,
+        experts=experts,
+        categories=categories,
+        streamed=share_of_streams(logged),
+        expected=uses,
     )
     columns = (*experts, *recipes.arms)
     measured = tabulate_partly(categories, columns, member, all_scores)
@@ -103,12 +113,6 @@ def plan_basis(
     quality = _Bounds(deviations, pseudo_count).of_plan(measured, recipes, feedback, np.isin(categories, reassigned))
     mix = _logged_mix(settings, logged, categories)
     weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
-    scored = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
-    uses = scored
-    if logged is not None:
-        tables = {name: one.over(categories, experts) for name, one in logged.tables(experts).items()}
-        uses = scored.updated(_without_waits(tables, registry))
-        recipes = _with_logged_uses(recipes, registry, before=scored, after=uses)
     problem = declared_problem(
         registry, measured, quality=quality, weights=weights, measured_uses=uses, recipes=recipes
     )
@@ -163,10 +167,12 @@ def _with_recipes(
     experts: Sequence[str],
     categories: Sequence[str],
     streamed: float,
+    expected: MeasuredUses,
 ) -> tuple[RecipeColumns, NDArray[np.float64]]:
     """Fit the recipes on the prompts that all experts were scored on.
 
-    `streamed` is the share of requests whose answers are streamed. Returns their columns, and the scores (n_rows,
+    `streamed` is the share of requests whose answers are streamed, `expected` are the uses that the plan
+    expects of requests. Returns their columns, and the scores (n_rows,
     n_experts + n_arms) of experts and arms, NaN where missing.
     """
     whole = np.flatnonzero(np.isfinite(scores).all(axis=1))
@@ -180,6 +186,7 @@ def _with_recipes(
             experts=experts,
             categories=categories,
             streamed=streamed,
+            expected=expected,
         )
     all_scores = np.full((len(rows), len(experts) + len(recipes.arms)), np.nan)
     all_scores[:, : len(experts)] = scores
@@ -194,27 +201,6 @@ def share_of_streams(logged: LoggedUses | None) -> float:
     While it is unknown, all count as streams: fewer caps apply to them, so that their answers cost more.
     """
     return 1.0 if logged is None or logged.streamed is None else logged.streamed
-
-
-def _with_logged_uses(
-    recipes: RecipeColumns, registry: Registry, *, before: MeasuredUses, after: MeasuredUses
-) -> RecipeColumns:
-    """Scale the cost and latency of each arm like those of its members, weighted by its calls of each in the category.
-
-    The log's own requests of an arm followed the policy of a former plan, so they are not used.
-    """
-    if not recipes.arms:
-        return recipes
-    uses = [declared_uses(registry, one.categories, one.experts, measured=one) for one in (before, after)]
-
-    members = [[after.experts.index(one) for one in names] for names in recipes.members.values()]
-    calls = [recipes.calls[arm] for arm in recipes.members]
-
-    def scaled(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        then, now = (getattr(use, name) for use in uses)
-        return scaled_like_members(values, members, calls, before=then, after=now)
-
-    return replace(recipes, cost=scaled("cost", recipes.cost), latency_ms=scaled("latency_ms", recipes.latency_ms))
 
 
 def _planned_rows(folder: Path, data: Quality, categories: Sequence[str]) -> list[int]:

@@ -78,6 +78,8 @@ def find_solution(problem: Problem, time_budget: TimeBudget | None = None, *, ga
     if it is within the relative `gap` of the bound.
     """
     choice = None
+    if time_budget is not None and time_budget.seconds_left() <= 0:
+        raise TimeoutError
     if problem.quality.size > LARGE_PROBLEM_CELLS:
         choice = _choose(_reduced(problem), time_budget, gap)
     if choice is None:
@@ -170,10 +172,10 @@ def _candidates(problem: Problem, value: Array, count: int) -> NDArray[np.bool_]
 
 
 class _Program:
-    """Variables: one `a` per allowed cell (category `row`, expert or arm `column`), one `z` per expert, and `t`.
+    """Variables: one `a` per allowed cell (category `row`, expert or arm `column`), one `z` per column, and `t`.
 
-    sum_k a[m,k] = 1; a[m,k] <= z[k], or z[i] for each member i of an arm k; memory . z <= limit; the mean of each use
-    <= its limit; the mean calls of each expert <= t <= max_share.
+    sum_k a[m,k] = 1; a[m,k] <= z[k]; z[k] <= z[i] for each member i of an arm k; memory . z <= limit; the mean of each
+    use <= its limit; the mean calls of each expert <= t <= max_share.
     """
 
     def __init__(self, problem: Problem, *, rows: dict[str, float]) -> None:
@@ -217,6 +219,7 @@ class _Program:
     def _integrality(self) -> NDArray[np.int64]:
         whole = np.ones(self.size, dtype=np.int64)
         whole[-1] = 0
+        whole[self._cells : -1][self._problem.is_arm] = 0  # given z of its members, that of an arm is the smallest
         if not set(self._rows) - {"memory_gb"}:
             whole[: self._cells] = 0  # given z, each category selects its best hosted expert, which is integral
         return whole
@@ -241,13 +244,15 @@ class _Program:
         return constraints
 
     def _links(self) -> Any:
-        """Return a row `a[m,k] - z[i]` for each cell and each expert that must be hosted for it."""
+        """Return a row `a[m,k] - z[k]` for each cell, and `z[k] - z[i]` for each member of each arm."""
         from scipy.sparse import coo_array, csr_array
 
-        cell, expert = np.nonzero(self._problem.requirements()[self.column])
-        links, ones = np.arange(len(cell)), np.ones(len(cell))
+        arm, member = np.nonzero(self._problem.requirements() & self._problem.is_arm[:, None])
+        below = np.concatenate((np.arange(self._cells), self._cells + arm))
+        above = self._cells + np.concatenate((self.column, member))
+        links, ones = np.arange(len(below)), np.ones(len(below))
         signs = np.concatenate((ones, -ones))
-        places = np.tile(links, 2), np.concatenate((cell, self._cells + expert))
+        places = np.tile(links, 2), np.concatenate((below, above))
         return csr_array(coo_array((signs, places), shape=(len(links), self.size)))
 
     def _shares(self) -> Any:

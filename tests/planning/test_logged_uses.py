@@ -16,8 +16,7 @@ import pytest
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli.common import settings_for
-from coe.experts.recipes.policy import default_policy
-from coe.jobs.plan_basis import _with_logged_uses, plan_basis
+from coe.jobs.plan_basis import plan_basis
 from coe.learning.estimation.logged_uses import (
     MAX_ARMS,
     MAX_ROUTERS,
@@ -25,7 +24,6 @@ from coe.learning.estimation.logged_uses import (
     MIN_TRAFFIC_REQUESTS,
     LoggedUses,
 )
-from coe.learning.recipes.columns import RecipeColumns
 from coe.mapping import (
     LOGGED_MEASURES,
     Budget,
@@ -41,7 +39,6 @@ from coe.mapping import (
 from coe.records import open_log
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load
-from coe.registry.recipes import RecipeSpec
 from tests.admin.samples import router_published
 from tests.cli.command import run
 from tests.fakes import registry_of
@@ -397,28 +394,3 @@ def test_without_the_log_uses_are_those_of_the_scores(config: Path) -> None:
     assert report["uses"]["by_category"]["code"]["large"]["output_tokens"] == 100
     old = plan(config, "--json", "--log-since", "30s")
     assert old["uses"] == report["uses"]
-
-
-def test_the_uses_of_a_recipe_s_arm_follow_those_of_its_members() -> None:
-    """The arm calls the coder always and the generalist for half of the requests of each category."""
-    experts = [
-        {"name": name, "model": "m", "runtime": "external", "base_url": "http://h/v1", "prices": {"output": 10}}
-        for name in ("coder", "generalist")
-    ]
-    registry = registry_of(experts=experts, assignment={"general": "generalist"})
-    spec = RecipeSpec(name="careful", cascade=("coder", "generalist"))
-    column = np.full((len(CATEGORIES), 1), 1.0)
-    arms = RecipeColumns(
-        policies={"careful@2": default_policy(spec, categories=len(CATEGORIES))},
-        cost=column * 1.5,
-        latency_ms=column * 1500.0,
-        active_b=column,
-        calls={"careful@2": np.tile([1.0, 0.5], (len(CATEGORIES), 1))},
-    )
-    before = scored()
-    unchanged = _with_logged_uses(arms, registry, before=before, after=before)
-    np.testing.assert_allclose(unchanged.cost, arms.cost)
-    after = updated([answered(number, output_tokens=400, total_ms=1000.0) for number in range(20_000)])
-    longer = _with_logged_uses(arms, registry, before=before, after=after)
-    np.testing.assert_allclose(longer.cost[0], 1.5 * (4 + 0.5) / (1 + 0.5), rtol=0.02)
-    np.testing.assert_allclose(longer.latency_ms[0], 1500.0, rtol=0.02)

@@ -160,6 +160,18 @@ def test_what_an_expert_is_worth_is_left_out_rather_than_guessed_where_there_is_
     assert time_budget.skipped == ["the value of a", "the value of b"]
 
 
+def test_without_time_left_no_local_search_of_a_large_problem_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make(categories=4, experts=8, budget=Budget(memory_gb=100))
+    monkeypatch.setattr(program, "LARGE_PROBLEM_CELLS", 0)
+    searched: list[Problem] = []
+    monkeypatch.setattr(program, "_reduced", lambda one: searched.append(one) or one)
+    with pytest.raises(TimeoutError):
+        program.find_solution(problem, TimeBudget(0))
+    assert not searched
+    assert program.find_solution(problem, TimeBudget(1000)) is not None
+    assert searched
+
+
 def test_one_thing_that_takes_too_long_leaves_the_others_their_time() -> None:
     time_budget, done = TimeBudget(1000), []
     for name in ("easy", "hard", "easy too"):

@@ -22,7 +22,7 @@ def test_equal_answers_have_equal_classes_and_missing_ones_have_none() -> None:
 
 def test_a_vote_of_three_beats_each_of_its_members() -> None:
     train, test = halves(THREE)
-    weights = fit_weights(train.classes, train.scores, train.posterior)
+    weights = fit_weights(train.classes, train.scores, train.labels, train.n_categories)
     chosen = best_answer(weights.probabilities(test.classes, test.posterior), otherwise=0)
     voted = test.scores[np.arange(len(chosen)), chosen].mean()
     assert voted > test.scores.mean(axis=0).max() + 0.05
@@ -40,14 +40,14 @@ def test_answer_probabilities_are_calibrated_on_held_out_prompts() -> None:
 
 def test_a_better_member_has_a_larger_weight_in_the_categories_where_it_is_better() -> None:
     answers = recorded_answers({"code": (0.9, 0.3), "law": (0.3, 0.9)}, {"code": 1.0, "law": 1.0})
-    weights = fit_weights(answers.classes, answers.scores, answers.posterior)
+    weights = fit_weights(answers.classes, answers.scores, answers.labels, answers.n_categories)
     code, law = weights.member[:, 1:]
     assert code[0] > law[0]
     assert law[1] > code[1]
 
 
 def test_members_without_an_answer_start_no_class_and_the_others_decide() -> None:
-    weights = fit_weights(THREE.classes, THREE.scores, np.empty((len(THREE.labels), 0)))
+    weights = fit_weights(THREE.classes, THREE.scores, THREE.labels, 0)
     classes = np.array([[NO_ANSWER, 5, 5], [NO_ANSWER, NO_ANSWER, NO_ANSWER]])
     found = weights.probabilities(classes, np.zeros((2, 0)))
     assert found[0, 0] == 0
@@ -57,7 +57,7 @@ def test_members_without_an_answer_start_no_class_and_the_others_decide() -> Non
 
 def test_several_right_answers_of_one_prompt_share_its_probability() -> None:
     classes = np.tile([0, 1], (500, 1))
-    weights = fit_weights(classes, np.ones((500, 2)), np.empty((500, 0)))
+    weights = fit_weights(classes, np.ones((500, 2)), np.zeros(500, dtype=np.int64), 0)
     assert weights.probabilities(classes[:1], np.zeros((1, 0)))[0, :2] == pytest.approx([0.5, 0.5], abs=0.02)
 
 
@@ -75,7 +75,8 @@ def test_the_weights_of_all_folds_at_once_are_those_of_each_fold() -> None:
     probabilities = fold_probabilities(answers, members, found)
     for fold in range(FOLDS):
         inside, outside = (answers.folds == fold, answers.folds != fold)
-        expected = fit_weights(answers.classes[outside][:, members], answers.scores[outside][:, members], none[outside])
+        cells = np.ix_(outside, members)
+        expected = fit_weights(answers.classes[cells], answers.scores[cells], answers.labels[outside], 0)
         assert found[fold] == pytest.approx([*expected.member[:, 0], *expected.none], abs=1e-3)
         of_each = expected.probabilities(answers.classes[inside][:, members], none[inside])
         assert probabilities[inside] == pytest.approx(of_each, abs=1e-3)

@@ -10,6 +10,12 @@ from coe.learning.recipes.measured import columns_of_recipes
 from coe.mapping import read_published
 from tests.recipes.planned import CAREFUL, DECLARED, plan, published, write_config
 
+STRICT = """\
+  - name: careful
+    cascade: [[a, b], large]
+    max_loss: 0.0001
+"""
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
@@ -44,6 +50,17 @@ def test_a_budget_that_neither_experts_nor_arms_keep_is_reported_with_its_line_a
     line = DECLARED.splitlines().index("budget: {mean_cost: 10}") + 1
     expected = f"experts.yaml:{line}: budget: mean_cost 0.5 cannot be kept; the smallest feasible limit is 1"
     assert expected in str(result.exception)
+
+
+def test_a_bound_that_the_probes_do_not_show_is_reported_with_its_line_and_the_remedy(config: Path) -> None:
+    text = DECLARED.replace("mean_cost: 10", "mean_cost: 40")
+    config.write_text(text + "recipes:\n  - {name: panel, vote: [a, b]}\n" + STRICT)
+    result = CliRunner().invoke(app, ["plan", str(config.parent), "--config", str(config), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    line = len(text.splitlines()) + 5
+    note = f"note: experts.yaml:{line}: recipe 'careful' is not planned: the 400 held-out probes"
+    assert note in result.stderr
+    assert "score more probes, or raise max_loss" in result.stderr
 
 
 def test_a_bound_without_recorded_answers_leaves_the_recipe_out_with_the_remedy(config: Path) -> None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.experts.recipes.agreement import NO_ANSWER, Array, softmax, support
+from coe.experts.recipes.agreement import Array, softmax, support
 from coe.learning.recipes.answers import FOLDS, Answers
-from coe.learning.recipes.fit import MEMBER_PENALTY, targets
+from coe.learning.recipes.fit import MEMBER_PENALTY, agreement_kinds, targets
 
 MAX_STEPS = 50
 MAX_HALVINGS = 30
@@ -38,11 +38,7 @@ class _Kinds:
     @classmethod
     def of(cls, classes: NDArray[np.int64]) -> _Kinds:
         """Return those of the answer `classes` (n_prompts, n_members)."""
-        number = np.arange(classes.shape[1])
-        agree = (classes[:, :, None] == classes[:, None, :]) & (classes[:, :, None] != NO_ANSWER)
-        leader = np.where(classes == NO_ANSWER, number + 1, agree.argmax(axis=2))  # of number + 2 possible values
-        codes = leader @ np.concatenate(([1], np.cumprod(number[:-1] + 2)))
-        _, chosen, of_prompt = np.unique(codes, return_index=True, return_inverse=True)
+        _, chosen, of_prompt = np.unique(agreement_kinds(classes), return_index=True, return_inverse=True)
         return cls(*support(classes[chosen]), of_prompt)
 
     def probabilities(self, weights: Array) -> Array:

@@ -115,15 +115,19 @@ def expected_quality(answers: Answers, scores: Array) -> Array:
     return _shrunk(best, answers, _pseudo_count(best, answers)) + _shrunk(gains, answers, _pseudo_count(gains, answers))
 
 
-def cost_by_category(answers: Answers, costs: Array) -> Array:
-    """Return the expected cost of each column (n_categories, n_columns) from its cost on each prompt."""
-    return _shrunk(costs, answers, np.full(costs.shape[1], COST_PSEUDO_COUNT))
+def cost_by_category(answers: Answers, costs: Array, *, relative: Array | float = 1.0) -> Array:
+    """Return the expected cost of each column (n_categories, n_columns) from its cost on each prompt.
+
+    `relative` (n_categories, n_columns) is how much more than the mean of all prompts a category is expected to cost
+    before its prompts are seen.
+    """
+    return _shrunk(costs, answers, np.full(costs.shape[1], COST_PSEUDO_COUNT), relative)
 
 
-def _shrunk(values: Array, answers: Answers, pseudo_count: Array) -> Array:
-    """Return means by category (n_categories, n_columns), shrunk towards the mean of all prompts."""
+def _shrunk(values: Array, answers: Answers, pseudo_count: Array, relative: Array | float = 1.0) -> Array:
+    """Return means by category (n_categories, n_columns), shrunk towards `relative` times the mean of all prompts."""
     sums, counts = answers.posterior.T @ values, answers.posterior.sum(axis=0)[:, None]
-    return np.asarray((sums + pseudo_count * values.mean(axis=0)) / (counts + pseudo_count))
+    return np.asarray((sums + pseudo_count * values.mean(axis=0) * relative) / (counts + pseudo_count))
 
 
 def _pseudo_count(values: Array, answers: Answers) -> Array:

@@ -23,6 +23,7 @@ from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms, prop
 from coe.learning.recipes.fit import against_last_step, replayed
 from coe.learning.recipes.guarantee import accepted_thresholds, loss_per_difference
 from coe.learning.recipes.judged import Judgements, JudgeUse, ungraded
+from coe.learning.recipes.traffic import CACHED
 from coe.mapping import Uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ExpertSpec, Registry
@@ -114,12 +115,14 @@ def recipe_columns(
     grades: Mapping[str, Grades] | None = None,
     only: Sequence[RecipeSpec] | None = None,
     streamed: float,
+    expected: Uses | None = None,
 ) -> RecipeColumns:
     """Fit the arms of all cascades and votes on the prompts `rows` of `data`, whose categories are all among
     `categories`.
 
     `grades` are those of the judges by name. `only` are the recipes to fit, by default the declared and the proposed.
-    `streamed` is the share of requests whose answers are streamed, where fewer caps apply.
+    `streamed` is the share of requests whose answers are streamed, where fewer caps apply. `expected` are the uses of
+    `experts`, which categories with few prompts are expected to follow.
     """
     declared = registry.declared_recipes if only is None else only
     wanted = [recipe for recipe in declared if not recipe.writes]
@@ -154,7 +157,7 @@ def recipe_columns(
     if proposes:
         for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
             planned.setdefault(arm.policy.recipe, []).append(arm)
-    return table.columns(planned, judges, left_out, data, rows, streamed=streamed)
+    return table.columns(planned, judges, left_out, data, rows, streamed=streamed, expected=expected or Uses())
 
 
 def _usable_prompts(
@@ -201,8 +204,10 @@ class _AnswerTable:
         tokens, shape = recorded.tokens[cells], (len(prompts), len(experts))
         unknown = np.full(data.scores.shape, np.nan)
         given, written = _priced_tokens(data.uses.get("input_tokens", unknown)[cells], tokens)
+        cached = filled(data.uses.get(CACHED, unknown)[cells], np.zeros(len(experts)))
         output_dollars = written * _prices(specs, "output") / 1000
-        dollars = given * _prices(specs, "input") / 1000 + output_dollars
+        input_dollars = ((given - cached) * _prices(specs, "input") + cached * _prices(specs, "cached")) / 1000
+        dollars = input_dollars + output_dollars
         sizes = np.array([np.nan if spec.active_parameters_b is None else spec.active_parameters_b for spec in specs])
         by_tokens = tokens / 1000 * (sizes if np.isfinite(sizes).all() else 1.0)
         answers = Answers(
@@ -268,6 +273,7 @@ class _AnswerTable:
         rows: Sequence[int],
         *,
         streamed: float,
+        expected: Uses,
     ) -> RecipeColumns:
         """Return the columns of the planned arms; prompts of `rows` without recorded answers score NaN."""
         named = {f"{name}@{level}": arm for name, arms in planned.items() for level, arm in _levels(arms)}
@@ -285,13 +291,18 @@ class _AnswerTable:
             scores[self.prompts, number] = named[name].outcome.scores
         if named:
             quality = quality_by_category(self.answers, list(named.values()))
+        called = [(arm.policy.members, found[name]["calls"].mean(axis=0)) for name, arm in named.items()]
+
+        def relative(use: Array | None) -> Array | float:
+            return relative_use(use, self.answers, called)
+
         return RecipeColumns(
             policies={name: arm.policy for name, arm in named.items()},
             scores=scores[list(rows)],
             quality=quality,
             active_b=self._by_category([one["active_b"] for one in found.values()]),
-            cost=self._by_category([one["dollars"] for one in found.values()]),
-            latency_ms=self._by_category([one["latency_ms"] for one in found.values()]),
+            cost=self._by_category([one["dollars"] for one in found.values()], relative(expected.cost)),
+            latency_ms=self._by_category([one["latency_ms"] for one in found.values()], relative(expected.latency_ms)),
             calls={name: cost_by_category(self.answers, one["calls"]) for name, one in found.items()},
             left_out=left_out,
         )
@@ -316,10 +327,25 @@ class _AnswerTable:
             return self.dollars - self.output_dollars * (1 - written)
         return self.latency_ms * written if use == "latency_ms" else self.active_b
 
-    def _by_category(self, by_arm: Sequence[Array]) -> Array:
+    def _by_category(self, by_arm: Sequence[Array], relative: Array | float = 1.0) -> Array:
         if not by_arm:
             return np.empty((self.answers.n_categories, 0))
-        return cost_by_category(self.answers, np.column_stack(by_arm))
+        return cost_by_category(self.answers, np.column_stack(by_arm), relative=relative)
+
+
+def relative_use(use: Array | None, answers: Answers, arms: Sequence[tuple[Sequence[str], Array]]) -> Array | float:
+    """Return how much more than on average arms use in each category by their calls, shape (n_categories, n_arms).
+
+    `use` (n_categories, n_experts) is that of the experts. `arms` has the members of each arm and its mean calls of
+    each. It is 1 where the use of a member is unknown.
+    """
+    if use is None or not arms:
+        return 1.0
+    of_calls = [use[:, [answers.experts.index(name) for name in names]] @ calls[: len(names)] for names, calls in arms]
+    by_category = np.column_stack(of_calls)
+    mean = by_category[answers.labels].mean(axis=0)
+    known = np.isfinite(by_category) & (mean > 0)
+    return np.asarray(np.divide(by_category, mean, out=np.ones_like(by_category), where=known))
 
 
 def _priced_tokens(given: Array, written: Array) -> tuple[Array, Array]:

@@ -20,9 +20,7 @@ from coe.experts.recipes.agreement import (
     AnswerWeights,
     Array,
     best_answer,
-    design,
     relative_length,
-    softmax,
     stop_features,
     support,
 )
@@ -37,40 +35,62 @@ GAIN_PENALTY = 0.1
 """Ridge penalty of the stopping rule's coefficients."""
 GAIN_CATEGORY_PENALTY = 30.0
 """Ridge penalty of its coefficients of the category."""
+NO_CLASS = -1e30
+"""Logit of a member that does not start an answer class; its probability is 0."""
 MAX_ITERATIONS = 60
 
 
-def fit_weights(classes: NDArray[np.int64], scores: Array, posterior: Array) -> AnswerWeights:
+def fit_weights(classes: NDArray[np.int64], scores: Array, labels: NDArray[np.int64], categories: int) -> AnswerWeights:
     """Fit the weights of some members, whose `classes` and `scores` have shape (n_prompts, n_members).
 
-    `posterior` has shape (n_prompts, n_categories). If several answer classes of a prompt score, they share its
-    probability mass.
+    `labels` (n_prompts,) are the categories of the prompts, below `categories`; with 0 categories, weights do not
+    depend on them. If several answer classes of a prompt score, they share its probability mass.
     """
     from scipy.optimize import minimize
 
-    members = classes.shape[1]
-    width = 1 + posterior.shape[1]
-    inputs = design(posterior, width)
-    same, first = support(classes)
-    target = targets(first, scores)
-    penalty = np.full((members + 1, width), CATEGORY_PENALTY)
+    shape = (classes.shape[1] + 1, 1 + categories)
+    labels = labels if categories else np.zeros_like(labels)
+    kinds = agreement_kinds(classes)
+    cells = labels * (kinds.max(initial=0) + 1) + kinds  # all that matters of a prompt, in the order of the labels
+    _, chosen, of_prompt, count = np.unique(cells, return_index=True, return_inverse=True, return_counts=True)
+    right = targets(support(classes)[1], scores)
+    target = np.stack([np.bincount(of_prompt, column, len(chosen)) for column in right.T])
+    same, first = support(classes[chosen])
+    same, first = np.ascontiguousarray(same.transpose(1, 2, 0)), first.T
+    present, starts = np.unique(labels[chosen], return_index=True)
+    number = np.repeat(np.arange(len(starts)), np.diff([*starts.tolist(), len(chosen)]))  # of each cell's category
+    penalty = np.full(shape, CATEGORY_PENALTY)
     penalty[:, 0] = MEMBER_PENALTY
+    deviations = 1 + (present if categories else present[:0])
 
     def loss(flat: Array) -> tuple[float, Array]:
-        values = flat.reshape(members + 1, width)
-        logits = AnswerWeights(values[:-1], values[-1]).logits(same, first, inputs)
-        probabilities = softmax(logits)
-        error = probabilities - target
-        by_member = np.einsum("ni,nij->nj", np.where(first, error[:, :-1], 0.0), same)
-        slope = np.vstack((by_member.T @ inputs, error[:, -1] @ inputs)) + penalty * values
-        likelihood = float((target * np.log(np.maximum(probabilities, 1e-300))).sum())
+        values = flat.reshape(shape)
+        by_category = values[:, :1] + values[:, deviations] if categories else values
+        logits = by_category[:, number]
+        logits[:-1] = np.where(first, np.einsum("ijn,jn->in", same, logits[:-1]), NO_CLASS)
+        logits -= logits.max(axis=0)
+        grown = np.exp(logits)
+        total = grown.sum(axis=0)
+        error = grown * (count / total) - target
+        error[:-1] = np.einsum("in,ijn->jn", np.where(first, error[:-1], 0.0), same)
+        sums = np.add.reduceat(error, starts, axis=1)
+        slope = penalty * values
+        slope[:, 0] += sums.sum(axis=1)
+        slope[:, deviations] += sums if categories else 0.0
+        likelihood = float(np.vdot(target, logits) - count @ np.log(total))
         return 0.5 * float((penalty * values**2).sum()) - likelihood, slope.ravel()
 
-    found = minimize(
-        loss, np.zeros((members + 1) * width), jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS}
-    )
-    values = found.x.reshape(members + 1, width)
+    found = minimize(loss, np.zeros(penalty.size), jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
+    values = found.x.reshape(shape)
     return AnswerWeights(values[:-1], values[-1])
+
+
+def agreement_kinds(classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number for each prompt that is equal where the same members agree and the same have no answer."""
+    number = np.arange(classes.shape[1])
+    agree = (classes[:, :, None] == classes[:, None, :]) & (classes[:, :, None] != NO_ANSWER)
+    leader = np.where(classes == NO_ANSWER, number + 1, agree.argmax(axis=2))  # of number + 2 possible values
+    return np.asarray(leader @ np.concatenate(([1], np.cumprod(number[:-1] + 2))))
 
 
 def targets(first: NDArray[np.bool_], scores: Array) -> Array:
@@ -84,7 +104,12 @@ def held_out_weights(answers: Answers, columns: Sequence[int]) -> list[AnswerWei
     """Return for each fold the weights of the members in `columns`, fitted on the other folds."""
     picked = list(columns)
     return [
-        fit_weights(answers.classes[others][:, picked], answers.scores[others][:, picked], answers.posterior[others])
+        fit_weights(
+            answers.classes[others][:, picked],
+            answers.scores[others][:, picked],
+            answers.labels[others],
+            answers.n_categories,
+        )
         for others in (answers.folds != fold for fold in range(FOLDS))
     ]
 
@@ -114,36 +139,56 @@ class Outcome:
 
 
 class Regressions:
-    """Ridge regressions on the same features, on all prompts or on those outside one fold.
+    """Ridge regressions on the same features and the category, on all prompts or on those outside one fold.
 
-    `features` has shape (n_prompts, n_features), `folds` (n_prompts,). The matrices are inverted once for all targets,
-    as the search of recipes regresses thousands of them.
+    `features` has shape (n_prompts, STATE_FEATURES), `labels` (n_prompts,) are the categories and `folds` (n_prompts,)
+    the folds. A category has one coefficient, behind those of the features. The matrices are inverted once for all
+    targets, as the search of recipes regresses thousands of them.
     """
 
-    def __init__(self, features: Array, folds: NDArray[np.int64]) -> None:
-        self.features = features
-        penalty = np.full(features.shape[1], GAIN_CATEGORY_PENALTY)
+    def __init__(
+        self, features: Array, labels: NDArray[np.int64], folds: NDArray[np.int64], *, categories: int
+    ) -> None:
+        self.features, self.labels, self._categories = features, labels, categories
+        penalty = np.full(STATE_FEATURES + categories, GAIN_CATEGORY_PENALTY)
         penalty[:STATE_FEATURES] = GAIN_PENALTY
-        of_folds = [features[folds == fold] for fold in range(FOLDS)]
-        squares = [part.T @ part for part in of_folds]
-        total = sum(squares, np.diag(penalty))
-        self._inverses = [np.linalg.inv(total - square) for square in (*squares, 0.0)]
+        squares = [self._squares(np.flatnonzero(folds == fold)) for fold in range(FOLDS)]
+        total = np.diag(penalty) + sum(squares)
+        self._inverses = [np.linalg.inv(total - square) for square in (*squares, np.zeros_like(total))]
         self._weights = [*((folds != fold).astype(np.float64) for fold in range(FOLDS)), np.ones(len(folds))]
+
+    def _squares(self, rows: NDArray[np.int64]) -> Array:
+        """Return the sum of the outer products of the inputs of some prompts."""
+        features, labels = self.features[rows], self.labels[rows]
+        found = np.zeros((STATE_FEATURES + self._categories,) * 2)
+        found[:STATE_FEATURES, :STATE_FEATURES] = features.T @ features
+        for number, column in enumerate(features.T):
+            found[number, STATE_FEATURES:] = np.bincount(labels, column, self._categories)
+        found[STATE_FEATURES:, :STATE_FEATURES] = found[:STATE_FEATURES, STATE_FEATURES:].T
+        counts = np.bincount(labels, minlength=self._categories)
+        found[STATE_FEATURES:, STATE_FEATURES:] = np.diag(counts)
+        return found
 
     def fit(self, target: Array, *, without: int) -> Array:
         """Return the coefficients for `target` (n_prompts,) on all prompts outside the fold `without`; FOLDS is no
         fold."""
-        return np.asarray(self._inverses[without] @ (self.features.T @ (target * self._weights[without])))
+        weighted = target * self._weights[without]
+        by_category = np.bincount(self.labels, weighted, self._categories)
+        return np.asarray(self._inverses[without] @ np.concatenate((self.features.T @ weighted, by_category)))
+
+    def values(self, coefficients: Array) -> Array:
+        """Return the value of each prompt (n_prompts,) by the coefficients."""
+        return np.asarray(self.features @ coefficients[:STATE_FEATURES] + coefficients[STATE_FEATURES:][self.labels])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnsweredSet:
     """The state of a policy once some members have answered.
 
-    `scores` (n_prompts,) of the answer that would be returned, `regressions` on the features (n_prompts, n_features) of
-    the stopping rule; `unreadable` (n_prompts,) marks prompts without a readable answer; `chosen` (n_prompts,) is the
-    column of that answer. `goes_on` (n_prompts,) marks prompts whose next step is called in any case: no answer is
-    readable, and one of the latest step was cut off.
+    `scores` (n_prompts,) of the answer that would be returned, `regressions` on the inputs of the stopping rule;
+    `unreadable` (n_prompts,) marks prompts without a readable answer; `chosen` (n_prompts,) is the column of that
+    answer. `goes_on` (n_prompts,) marks prompts whose next step is called in any case: no answer is readable, and one
+    of the latest step was cut off.
     """
 
     scores: Array
@@ -154,7 +199,7 @@ class AnsweredSet:
 
     @property
     def features(self) -> Array:
-        """Return the features of the stopping rule."""
+        """Return the inputs of the stopping rule without the category, shape (n_prompts, STATE_FEATURES)."""
         return self.regressions.features
 
     def latest(self, scores: Array, cut_off: NDArray[np.bool_]) -> AnsweredSet:
@@ -171,12 +216,12 @@ def answered_set(answers: Answers, columns: Sequence[int], probabilities: Array,
     columns = list(columns)
     chosen = np.asarray(columns)[best_answer(probabilities, otherwise=latest)]
     length = relative_length(answers.tokens[:, columns], answers.typical[columns])
-    features = stop_features(probabilities, answers.posterior, length)
+    features = stop_features(probabilities, np.empty((len(length), 0)), length)
     unreadable = ~(probabilities[:, :-1].max(axis=1) > 0)
     cut_off = np.zeros_like(answers.classes, dtype=bool) if answers.cut_off is None else answers.cut_off
     return AnsweredSet(
         answers.scores[np.arange(len(chosen)), chosen],
-        Regressions(features, answers.folds),
+        Regressions(features, answers.labels, answers.folds, categories=answers.n_categories),
         unreadable,
         chosen,
         unreadable & cut_off[:, columns[latest:]].any(axis=1),
@@ -212,7 +257,7 @@ def _fit_gains(
     The value of stopping is itself a regression, whose differences are far less noisy than those of single scores.
     """
     gains: list[Array] = []
-    worth = [one.features @ one.regressions.fit(one.scores, without=without) for one in answered]
+    worth = [one.regressions.values(one.regressions.fit(one.scores, without=without)) for one in answered]
     value = worth[-1]
     for number in range(len(answered) - 2, -1, -1):
         ahead = value - price * costs[number + 1]
@@ -223,7 +268,7 @@ def _fit_gains(
 
 
 def _goes_on(state: AnsweredSet, gain: Array) -> NDArray[np.bool_]:
-    return np.asarray((state.features @ gain > 0) | state.goes_on)
+    return np.asarray((state.regressions.values(gain) > 0) | state.goes_on)
 
 
 def _apply(
@@ -332,7 +377,7 @@ class RecipeFit:
             for prefix, step in zip(self._prefixes, steps, strict=True)
         ]
         self._weights = [
-            fit_weights(answers.classes[:, prefix], answers.scores[:, prefix], answers.posterior)
+            fit_weights(answers.classes[:, prefix], answers.scores[:, prefix], answers.labels, answers.n_categories)
             for prefix in self._prefixes
         ]
 

@@ -140,7 +140,9 @@ class JudgedFit(RecipeFit):
         believed = GradeRule(*self._logistic, np.empty(0)).probability(grades)
         top = state.features[:, 1]
         features = graded_features(state.features, np.where(np.isfinite(grades), believed, top))
-        return replace(state, regressions=Regressions(features, self._answers.folds))
+        answers = self._answers
+        regressions = Regressions(features, answers.labels, answers.folds, categories=answers.n_categories)
+        return replace(state, regressions=regressions)
 
     def _last_state(self) -> AnsweredSet:
         """Return the state after the last step, whose first answer is returned if none of it is readable."""

@@ -19,7 +19,9 @@ from coe.learning.evaluation.recipe_answers import MeasuredArm, read_recipe_answ
 from coe.learning.evaluation.recorded_answers import read_answers
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import cost_by_category, expected_quality
-from coe.learning.recipes.columns import MIN_PROMPTS, RecipeColumns, filled, of_calls, recipe_columns
+from coe.learning.recipes.columns import MIN_PROMPTS, RecipeColumns, filled, of_calls, recipe_columns, relative_use
+from coe.learning.recipes.traffic import CACHED, TrafficLengths
+from coe.mapping import MeasuredUses, Uses, declared_uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
 from coe.registry import ArmSpec, ExpertSpec, RecipeSpec, Registry
 
@@ -34,16 +36,24 @@ def columns_of_recipes(
     categories: Sequence[str],
     only: Sequence[RecipeSpec] | None = None,
     streamed: float,
+    expected: MeasuredUses | None = None,
 ) -> RecipeColumns:
     """Return the columns of recipes by what a folder of scores has of the prompts `rows` of `data`.
 
     The categories of these prompts are all among `categories`. `only` are the recipes to measure, by default the
-    declared and the proposed ones. `streamed` is the share of requests whose answers are streamed.
+    declared and the proposed ones. `streamed` is the share of requests whose answers are streamed. With
+    `expected`, the mean uses of requests, answers count as if they were as long as those to requests.
     """
     wanted = registry.declared_recipes if only is None else only
     names = {recipe.name for recipe in wanted}
     recorded = read_answers(folder, data) if registry.recipes else None
+    lengths, uses = None, None
+    if expected is not None and registry.recipes and rows:
+        uses = declared_uses(registry, categories, experts, measured=expected)
+        lengths = TrafficLengths.of(expected, data, recorded, rows=rows, experts=experts, categories=categories)
+        data, recorded = lengths.of_requests(data, recorded)
     judges = dict.fromkeys(recipe.judge for recipe in wanted if recipe.judge is not None)
+    grades = read_grades(folder, data, list(judges))
     replayed = recipe_columns(
         registry,
         data,
@@ -51,13 +61,16 @@ def columns_of_recipes(
         rows=rows,
         experts=experts,
         categories=categories,
-        grades=read_grades(folder, data, list(judges)),
+        grades=grades if lengths is None else lengths.of_grades(grades),
         only=only,
         streamed=streamed,
+        expected=uses,
     )
     writing = [arm for arm in registry.recipe_arms if arm.writing and arm.recipe in names]
     measured = read_recipe_answers(folder, data, writing)
-    return replayed.joined(_written_columns(writing, data, measured, rows, experts, categories))
+    return replayed.joined(
+        _written_columns(writing, data, measured, rows, experts, categories, lengths, uses or Uses())
+    )
 
 
 def _written_columns(
@@ -67,6 +80,8 @@ def _written_columns(
     rows: Sequence[int],
     experts: Sequence[str],
     categories: Sequence[str],
+    lengths: TrafficLengths | None,
+    expected: Uses,
 ) -> RecipeColumns:
     """Return the columns of the chains and fuses that were measured."""
     found = RecipeColumns()
@@ -81,7 +96,7 @@ def _written_columns(
             found = found.joined(_left_out(arm, f"{count}; {command}"))
         else:
             answers = _answers(data, here, experts, categories)
-            found = found.joined(_column(arm, measured[arm.name], answers, here, rows))
+            found = found.joined(_column(arm, measured[arm.name], answers, here, rows, lengths, expected))
     return found
 
 
@@ -99,19 +114,28 @@ def _answers(data: Quality, prompts: Sequence[int], experts: Sequence[str], cate
 
 
 def _column(
-    arm: ArmSpec, measured: MeasuredArm, answers: Answers, prompts: Sequence[int], rows: Sequence[int]
+    arm: ArmSpec,
+    measured: MeasuredArm,
+    answers: Answers,
+    prompts: Sequence[int],
+    rows: Sequence[int],
+    lengths: TrafficLengths | None,
+    expected: Uses,
 ) -> RecipeColumns:
     """Return the column of one arm; each member's calls are summed."""
     members = dict.fromkeys(one.name for one in arm.members)
     scores = measured.scores[list(prompts), np.newaxis]
     sizes = [len(names) for names in arm.steps]
     each = {name: values[list(prompts)] for name, values in measured.uses.items()}
+    if lengths is not None:
+        each = lengths.of_calls(each, [one.name for one in arm.members], answers.labels)
     shape = (len(prompts), len(arm.members))
     active_b = np.array([np.nan if one.active_parameters_b is None else one.active_parameters_b for one in arm.members])
     latency = np.array([np.nan if one.latency_ms is None else one.latency_ms for one in arm.members])
 
-    def by_category(values: Array) -> Array:
-        return cost_by_category(answers, values[:, np.newaxis])
+    def by_category(values: Array, use: Array | None = None) -> Array:
+        relative = relative_use(use, answers, [(tuple(members), called)])
+        return cost_by_category(answers, values[:, np.newaxis], relative=relative)
 
     called = np.array([sum(one.name == name for one in arm.members) for name in members], dtype=np.float64)
     return RecipeColumns(
@@ -119,8 +143,8 @@ def _column(
         scores=measured.scores[list(rows), np.newaxis],
         quality=expected_quality(answers, scores),
         active_b=by_category(of_calls(sizes, np.broadcast_to(active_b, shape), "active_b")),
-        cost=by_category(of_calls(sizes, _dollars(arm.members, each), "dollars")),
-        latency_ms=by_category(of_calls(sizes, filled(each["latency_ms"], latency), "latency_ms")),
+        cost=by_category(of_calls(sizes, _dollars(arm.members, each), "dollars"), expected.cost),
+        latency_ms=by_category(of_calls(sizes, filled(each["latency_ms"], latency), "latency_ms"), expected.latency_ms),
         calls={arm.name: np.tile(called, (answers.n_categories, 1))},
     )
 
@@ -129,5 +153,6 @@ def _dollars(members: Sequence[ExpertSpec], each: Mapping[str, Array]) -> Array:
     """Return the US dollars per thousand requests of each call; tokens that were not counted are assumed."""
     given = filled(each["input_tokens"], np.full(len(members), ASSUMED_INPUT_TOKENS))
     written = filled(each["output_tokens"], np.full(len(members), ASSUMED_OUTPUT_TOKENS))
-    prices = np.array([(one.prices.input, one.prices.output) for one in members])
-    return np.asarray((given * prices[:, 0] + written * prices[:, 1]) / 1000)
+    cached = filled(each.get(CACHED, np.zeros_like(given)), np.zeros(len(members)))
+    prices = np.array([(one.prices.input, one.prices.output, one.prices.cached) for one in members])
+    return np.asarray(((given - cached) * prices[:, 0] + written * prices[:, 1] + cached * prices[:, 2]) / 1000)

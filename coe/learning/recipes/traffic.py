@@ -1,0 +1,117 @@
+"""`TrafficLengths`: how much longer users' requests are than the probes, so that recipes are fitted to requests.
+
+A stopping rule sees how long answers are, and a cap ends the long ones. Fitted to answers of another length than users
+get, it stops at other answers than planned. So the recorded tokens and times are scaled by category and expert to the
+means that the plan expects of requests (`coe.mapping.MeasuredUses.updated`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.experts.recipes.agreement import Array
+from coe.learning.evaluation.grades import Grades
+from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.recorded_answers import RecordedAnswers
+from coe.mapping import MEASURES, MeasuredUses
+
+CACHED = "cached_tokens"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrafficLengths:
+    """Mean uses of requests over those of the probes `rows`, by measure of MEASURES.
+
+    `ratios` and `means` (of requests) have shape (n_categories, n_experts). A ratio is 1 where either mean is unknown.
+    `labels` (n_rows,) are the categories of the probes by index. `cached` (n_categories, n_experts) is the share of
+    cached tokens in the input.
+    """
+
+    rows: Sequence[int]
+    labels: NDArray[np.int64]
+    experts: tuple[str, ...]
+    ratios: Mapping[str, Array]
+    means: Mapping[str, Array]
+    cached: Array
+
+    @classmethod
+    def of(
+        cls,
+        expected: MeasuredUses,
+        data: Quality,
+        recorded: RecordedAnswers | None,
+        *,
+        rows: Sequence[int],
+        experts: Sequence[str],
+        categories: Sequence[str],
+    ) -> TrafficLengths:
+        """Compare the `expected` uses of requests with what the recorded answers to the probes used."""
+        cells = np.ix_(rows, [data.models.index(name) for name in experts])
+        labels = np.array([list(categories).index(data.categories[row]) for row in rows], dtype=np.int64)
+        known = {name: values[cells] for name, values in data.uses.items()}
+        if recorded is not None:
+            known["output_tokens"] = recorded.tokens[cells]
+        requests = expected.over(categories, experts)
+        means = {name: getattr(requests, name) for name in MEASURES}
+        ratios = {name: _ratios(means[name], known.get(name), labels) for name in MEASURES}
+        cached = np.nan_to_num(requests.cached_tokens / np.maximum(requests.input_tokens, 1.0))
+        return cls(rows, labels, tuple(experts), ratios, means, cached)
+
+    def of_requests(self, data: Quality, recorded: RecordedAnswers | None) -> tuple[Quality, RecordedAnswers | None]:
+        """Return the probes with the tokens and times that their answers would have as requests.
+
+        An expert whose probes were not counted has the mean of its requests.
+        """
+        cells = np.ix_(self.rows, [data.models.index(name) for name in self.experts])
+        uses = {}
+        for name in MEASURES:
+            values = data.uses.get(name, np.full(data.scores.shape, np.nan)).copy()
+            scaled = values[cells] * self.ratios[name][self.labels]
+            uncounted = ~np.isfinite(scaled).any(axis=0)
+            values[cells] = np.where(uncounted, self.means[name][self.labels], scaled)
+            uses[name] = values
+        uses[CACHED] = np.zeros(data.scores.shape)
+        uses[CACHED][cells] = uses["input_tokens"][cells] * self.cached[self.labels]
+        if recorded is None:
+            return replace(data, uses=uses), None
+        tokens = recorded.tokens.copy()
+        tokens[cells] *= self.ratios["output_tokens"][self.labels]
+        return replace(data, uses=uses), replace(recorded, tokens=tokens)
+
+    def of_calls(
+        self, uses: Mapping[str, Array], members: Sequence[str], labels: NDArray[np.int64]
+    ) -> dict[str, Array]:
+        """Return measured calls of `members`, (n_prompts, n_calls) by measure, as calls of requests.
+
+        `labels` (n_prompts,) are the categories of their prompts.
+        """
+        cells = np.ix_(labels, np.array([self.experts.index(one) for one in members]))
+        found = {name: values * self.ratios[name][cells] for name, values in uses.items()}
+        return found | {CACHED: found["input_tokens"] * self.cached[cells]}
+
+    def of_grades(self, grades: Mapping[str, Grades]) -> dict[str, Grades]:
+        """Return grades whose judges read conversations that are as long as those of requests."""
+        found = dict(grades)
+        for judge in grades.keys() & set(self.experts):
+            longer = float(self.ratios["input_tokens"][self.labels, self.experts.index(judge)].mean())
+            uses = grades[judge].uses
+            found[judge] = replace(grades[judge], uses={**uses, "input_tokens": longer * uses["input_tokens"]})
+        return found
+
+
+def _ratios(requests: Array, probes: Array | None, labels: NDArray[np.int64]) -> Array:
+    """Return the means of `requests` (n_categories, n_experts) over those of `probes` (n_rows, n_experts), 1 where
+    either is unknown."""
+    found = np.ones_like(requests)
+    if probes is None:
+        return found
+    for row in range(len(requests)):
+        own = probes[labels == row]
+        count = np.isfinite(own).sum(axis=0)
+        mean = np.divide(np.nansum(own, axis=0), count, out=np.zeros(len(count)), where=count > 0)
+        np.divide(requests[row], mean, out=found[row], where=np.isfinite(requests[row]) & (mean > 0))
+    return found
