@@ -1,9 +1,16 @@
-"""Fixtures: a sentence encoder small enough to train a router in seconds, and the folder of that router."""
+"""Fixtures: a sentence encoder small enough to train a router in seconds, and the folder of that router.
+
+Each is made once for all test processes of a run, and for the other folders that import these fixtures.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +87,25 @@ def examples(*, count: int = 40, seed: int = 0) -> list[routers.Example]:
     return [routers.Example(text, name) for name in WORDS for text in sentences(name, count=count, seed=seed)]
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that `make` fills, in the first test process of the run that needs it; others wait meanwhile."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            draft = folder.with_suffix(".draft")
+            shutil.rmtree(draft, ignore_errors=True)  # of a process that failed
+            draft.mkdir()
+            make(draft)
+            draft.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of three layers with small weights, so that word embeddings dominate."""
-    return save_bert(tmp_path_factory.mktemp("bert"), layers=3, spread=0.003)
+    return made_once(tmp_path_factory, "bert", lambda base: save_bert(base, layers=3, spread=0.003)) / "saved"
 
 
 def save_bert(
@@ -123,7 +145,13 @@ def save_bert(
 @pytest.fixture(scope="session")
 def built(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Any]]:
     """The folder of a router trained on `examples()` and some bad rows, its metrics, and the calls of `progress`."""
-    out = tmp_path_factory.mktemp("router")
+    made = made_once(tmp_path_factory, "built", lambda base: _build(base, tiny_encoder))
+    metrics, progress_calls = json.loads((made / "report.json").read_text())
+    return made / "router", metrics, [tuple(call) for call in progress_calls]
+
+
+def _build(base: Path, encoder: Path) -> None:
+    """Train into `router`; what `routers.build` returned and reported goes to report.json."""
     progress_calls: list[tuple[str, float]] = []
     good = examples()
     bad = [
@@ -134,14 +162,15 @@ def built(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         routers.Example("stew " * 200_000, "cooking"),
         routers.Example("\x00\x07 orbit \ud800", "astronomy"),
     ]
+    (base / "router").mkdir()
     metrics = routers.build(
         [*good, *bad],
-        encoder=str(tiny_encoder),
-        out=out,
+        encoder=str(encoder),
+        out=base / "router",
         progress=lambda stage, share: progress_calls.append((stage, share)),
         threads=1,
     )
-    return out, metrics, progress_calls
+    (base / "report.json").write_text(json.dumps([metrics, progress_calls]))
 
 
 @pytest.fixture
