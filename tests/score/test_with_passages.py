@@ -82,7 +82,7 @@ async def run(folder: Path, *words: str) -> Any:
         stdout=asyncio.subprocess.PIPE,
         cwd=folder,
     )
-    async with asyncio.timeout(400):
+    async with asyncio.timeout(850):
         output, _ = await process.communicate()
     assert process.returncode == 0, output
     return json.loads(output)
