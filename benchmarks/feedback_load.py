@@ -44,7 +44,7 @@ async def measured(served: Served, options: argparse.Namespace) -> dict[str, Any
         nonlocal sent
         while sent < options.ratings:
             sent += 1
-            async with served.ask("good") as response:
+            async with served.send_chat("good") as response:
                 await response.read()
                 await requests.put(response.headers["x-request-id"])
 

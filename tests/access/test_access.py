@@ -36,7 +36,7 @@ def bearer(key: str = "alice") -> dict[str, str]:
     return {"authorization": f"Bearer {key}", "content-type": "application/json"}
 
 
-async def ask(gateway: Gateway, *, headers: dict[str, str] | None = None, **fields: Any) -> Response:
+async def send_chat(gateway: Gateway, *, headers: dict[str, str] | None = None, **fields: Any) -> Response:
     body = {"model": "auto", "messages": [{"role": "user", "content": "code"}], **fields}
     return await gateway.post("/v1/chat/completions", orjson.dumps(body), headers=headers or bearer())
 
@@ -50,7 +50,7 @@ async def ask(gateway: Gateway, *, headers: dict[str, str] | None = None, **fiel
 )
 async def test_a_known_key_comes_in_as_openai_and_as_anthropic_send_it(headers: dict[str, str]) -> None:
     async with gateway_of(keyed()) as gateway:
-        assert (await ask(gateway, headers=headers | {"content-type": "application/json"})).status == 200
+        assert (await send_chat(gateway, headers=headers | {"content-type": "application/json"})).status == 200
         (record,) = gateway.records
     assert (record.key, record.tenant) == ("alice", "acme")
 
@@ -69,7 +69,7 @@ async def test_a_known_key_comes_in_as_openai_and_as_anthropic_send_it(headers: 
 )
 async def test_no_key_or_an_unknown_one_is_401_and_not_echoed(headers: dict[str, str]) -> None:
     async with gateway_of(keyed()) as gateway:
-        response = await ask(gateway, headers=headers)
+        response = await send_chat(gateway, headers=headers)
         assert not gateway.experts["coder"].calls
         (record,) = gateway.records
     assert response.status == 401
@@ -81,7 +81,7 @@ async def test_no_key_or_an_unknown_one_is_401_and_not_echoed(headers: dict[str,
 
 async def test_a_known_key_without_the_scope_is_403_and_told_which() -> None:
     async with gateway_of(keyed(scopes=("route",))) as gateway:
-        response = await ask(gateway)
+        response = await send_chat(gateway)
         routed = await gateway.post("/v1/route", BODY, headers=bearer())
     assert response.status == 403
     assert response.error["message"] == "the API key 'alice' lacks the scope 'chat'; it has route"
@@ -123,7 +123,7 @@ async def test_without_declared_keys_everybody_may_do_everything() -> None:
 
 async def test_headers_longer_than_any_client_needs_are_refused() -> None:
     async with gateway_of(keyed()) as gateway:
-        response = await ask(gateway, headers=bearer() | {"x-padding": "x" * 33_000})
+        response = await send_chat(gateway, headers=bearer() | {"x-padding": "x" * 33_000})
     assert response.status == 431
     assert response.error["code"] == "headers_too_large"
 
@@ -133,15 +133,15 @@ async def test_headers_longer_than_any_client_needs_are_refused() -> None:
 
 async def test_a_key_without_limits_gets_no_limit_headers() -> None:
     async with gateway_of(keyed()) as gateway:
-        response = await ask(gateway)
+        response = await send_chat(gateway)
     assert not [name for name in response.headers if name.startswith("x-ratelimit")]
 
 
 async def test_answers_and_refusals_tell_what_is_left_as_openai_does() -> None:
     async with gateway_of(keyed(limits={"requests_per_minute": 2, "tokens_per_minute": 600})) as gateway:
-        first = await ask(gateway, max_tokens=100)
-        await ask(gateway, max_tokens=100)
-        refused = await ask(gateway)
+        first = await send_chat(gateway, max_tokens=100)
+        await send_chat(gateway, max_tokens=100)
+        refused = await send_chat(gateway)
         assert gateway.records[-1].outcome == "rate_limit_exceeded"
     assert first.headers["x-ratelimit-limit-requests"] == "2"
     assert first.headers["x-ratelimit-remaining-requests"] == "1"
@@ -158,8 +158,8 @@ async def test_answers_and_refusals_tell_what_is_left_as_openai_does() -> None:
 
 async def test_a_stream_is_counted_by_what_it_used() -> None:
     async with gateway_of(keyed(limits={"tokens_per_minute": 1000}), coder=SSE) as gateway:
-        await ask(gateway, stream=True, max_tokens=900)
-        second = await ask(gateway, stream=True, max_tokens=900)
+        await send_chat(gateway, stream=True, max_tokens=900)
+        second = await send_chat(gateway, stream=True, max_tokens=900)
     assert second.status == 200
     assert int(second.headers["x-ratelimit-remaining-tokens"]) == 1000 - 8 - 901  # 8 used by the first, 901 reserved
 
@@ -180,7 +180,7 @@ async def test_a_stream_is_counted_by_what_it_used() -> None:
 )
 async def test_tokens_are_reserved_by_the_requested_length(fields: dict[str, Any], reserved: int) -> None:
     async with gateway_of(keyed(limits={"tokens_per_minute": 1000})) as gateway:
-        response = await ask(gateway, **fields)
+        response = await send_chat(gateway, **fields)
     assert int(response.headers["x-ratelimit-remaining-tokens"]) == 999 - reserved
 
 
@@ -219,40 +219,40 @@ async def test_a_stream_without_a_token_count_costs_one_per_event_or_the_estimat
 
 async def test_a_longer_answer_than_the_limit_ever_allows_is_400() -> None:
     async with gateway_of(keyed(limits={"tokens_per_minute": 1000})) as gateway:
-        response = await ask(gateway, max_tokens=5000)
+        response = await send_chat(gateway, max_tokens=5000)
     assert response.status == 400
     assert response.error["param"] == "max_tokens"
 
 
 async def test_a_length_beyond_all_numbers_is_refused_whatever_it_would_cost() -> None:
     async with gateway_of(keyed(limits={"tokens_per_minute": 1000, "dollars_per_day": 1})) as gateway:
-        assert (await ask(gateway, max_tokens=1e308, n=10)).status == 400
+        assert (await send_chat(gateway, max_tokens=1e308, n=10)).status == 400
 
 
 async def test_a_request_that_no_expert_answered_costs_no_tokens() -> None:
     rejects = ExpertRejected("no", expert="coder", status=400)
     async with gateway_of(keyed(limits={"tokens_per_minute": 1000}), coder=rejects) as gateway:
         for _ in range(5):
-            assert (await ask(gateway, max_tokens=900)).status == 400
+            assert (await send_chat(gateway, max_tokens=900)).status == 400
 
 
 async def test_a_concurrency_slot_is_used_to_the_last_byte_and_then_free() -> None:
     wait = asyncio.Event()
     async with gateway_of(keyed(limits={"concurrent_requests": 2}), coder=(SSE[0], wait, SSE[1])) as gateway:
-        running = [asyncio.create_task(ask(gateway, stream=True)) for _ in range(2)]
+        running = [asyncio.create_task(send_chat(gateway, stream=True)) for _ in range(2)]
         while len(gateway.experts["coder"].replies) < 2:
             await asyncio.sleep(0)
-        assert (await ask(gateway, stream=True)).status == 429
+        assert (await send_chat(gateway, stream=True)).status == 429
         wait.set()
         await asyncio.gather(*running)
-        assert (await ask(gateway, stream=True)).status == 200
+        assert (await send_chat(gateway, stream=True)).status == 200
 
 
 async def test_money_stops_when_it_is_spent() -> None:
     """Each answer uses 8 tokens at 10 dollars a million."""
     async with gateway_of(keyed(limits={"dollars_per_day": 0.001})) as gateway:
-        statuses = [(await ask(gateway, max_tokens=1)).status for _ in range(14)]
-        message = (await ask(gateway, max_tokens=1)).error["message"]
+        statuses = [(await send_chat(gateway, max_tokens=1)).status for _ in range(14)]
+        message = (await send_chat(gateway, max_tokens=1)).error["message"]
         spent = sum(record.cost or 0 for record in gateway.records)
     assert statuses == [200] * 13 + [429]
     assert "dollars_per_day of the API key 'alice' ($0.001) is used up" in message
@@ -266,8 +266,8 @@ async def test_money_is_reserved_by_the_dearest_expert_or_the_one_pinned() -> No
     ]
     key = key_of(limits={"dollars_per_day": 0.5}).model_dump()
     async with gateway_of(registry_of(access={"keys": [key]}, experts=dear)) as gateway:
-        assert (await ask(gateway, max_tokens=1000)).status == 400
-        assert (await ask(gateway, max_tokens=1000, model="coder")).status == 200
+        assert (await send_chat(gateway, max_tokens=1000)).status == 400
+        assert (await send_chat(gateway, max_tokens=1000, model="coder")).status == 200
 
 
 async def test_a_reload_keeps_the_counts_of_keys_that_stay() -> None:

@@ -337,14 +337,14 @@ DECLARED = [
 
 
 @asynccontextmanager
-async def asking(served: Served, path: str, key: str, method: str = "GET", **more: Any) -> AsyncIterator[Any]:
+async def requesting(served: Served, path: str, key: str, method: str = "GET", **more: Any) -> AsyncIterator[Any]:
     headers = {"x-api-key": key, "connection": "close"}
     async with served.client.request(method, f"{served.url}{path}", headers=headers, **more) as response:
         yield response
 
 
 async def post(served: Served, key: str, **spec: Any) -> tuple[int, Any]:
-    async with asking(served, "/v1/keys", key, "POST", json=spec) as response:
+    async with requesting(served, "/v1/keys", key, "POST", json=spec) as response:
         return response.status, await response.json()
 
 
@@ -353,7 +353,7 @@ async def until_status(served: Served, key: str, status: int) -> None:
     async with asyncio.timeout(60):
         row = 0
         while row < 20:
-            async with served.ask("good", headers={"x-api-key": key}) as response:
+            async with served.send_chat("good", headers={"x-api-key": key}) as response:
                 row = row + 1 if response.status == status else 0
 
 
@@ -376,14 +376,14 @@ async def test_a_key_is_issued_used_by_all_workers_and_revoked_even_while_expert
         await until_status(served, found["secret"], 200)
         assert found["secret"].encode() not in (tmp_path / ".coe" / "issued-keys.sqlite").read_bytes()
         served.declare("version: 1\nexperts: [")
-        async with asking(served, "/v1/keys/shop", SECRET, "DELETE") as response:
+        async with requesting(served, "/v1/keys/shop", SECRET, "DELETE") as response:
             assert (await response.json())["revoked_by"] == "root"
         await until_status(served, found["secret"], 401)
         served.declare()
-        async with asking(served, "/v1/keys/app", SECRET, "DELETE") as response:
+        async with requesting(served, "/v1/keys/app", SECRET, "DELETE") as response:
             message = (await response.json())["error"]["message"]
         assert "declared at experts.yaml:1" in message
-        async with asking(served, "/v1/keys", SECRET) as response:
+        async with requesting(served, "/v1/keys", SECRET) as response:
             names = [(one["name"], one["declared"], one["in_use"]) for one in (await response.json())["data"]]
         assert names == [("root", True, True), ("app", True, True), ("shop", False, False)]
 

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.access.test_access import ask, bearer, keyed
+from tests.access.test_access import bearer, keyed, send_chat
 from tests.fakes import Gateway, Response, gateway_of
 
 pytestmark = pytest.mark.anyio
@@ -22,10 +22,10 @@ async def test_a_request_that_asks_no_expert_counts_as_one_without_tokens_or_mon
     async with gateway_of(keyed(limits=limits)) as gateway:
         wrong = await gateway.post("/v1/route", b"{}", headers=bearer())
         first = await route(gateway)
-        answered = await ask(gateway, max_tokens=900)
+        answered = await send_chat(gateway, max_tokens=900)
         assert (await route(gateway)).status == 200
         refused = await route(gateway)
-        assert (await ask(gateway)).status == 429
+        assert (await send_chat(gateway)).status == 429
     assert wrong.headers["x-ratelimit-remaining-requests"] == "3"  # its body was read
     assert (wrong.status, first.status, answered.status) == (400, 200, 200)
     assert first.headers["x-ratelimit-remaining-requests"] == "2"
@@ -54,7 +54,7 @@ async def test_a_dry_run_uses_a_concurrency_slot_while_it_is_processed(
         first = asyncio.create_task(route(gateway))
         await looking.wait()
         assert (await route(gateway)).status == 429
-        assert (await ask(gateway)).status == 429
+        assert (await send_chat(gateway)).status == 429
         go_on.set()
         assert (await first).status == 200
         assert (await route(gateway)).status == 200
@@ -62,6 +62,6 @@ async def test_a_dry_run_uses_a_concurrency_slot_while_it_is_processed(
 
 async def test_money_that_is_overdrawn_holds_no_request_that_asks_no_expert() -> None:
     async with gateway_of(keyed(limits={"dollars_per_day": 0.00004})) as gateway:
-        assert (await ask(gateway, max_tokens=1)).status == 200  # and uses twice as much
-        assert (await ask(gateway, max_tokens=1)).status == 429
+        assert (await send_chat(gateway, max_tokens=1)).status == 200  # and uses twice as much
+        assert (await send_chat(gateway, max_tokens=1)).status == 429
         assert (await route(gateway)).status == 200

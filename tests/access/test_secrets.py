@@ -55,7 +55,7 @@ async def expert() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def ask(served: Served, path: str, key: str, **fields: Any) -> tuple[int, str, str]:
+async def send_chat(served: Served, path: str, key: str, **fields: Any) -> tuple[int, str, str]:
     """Status, headers and body of the answer."""
     body = {"messages": [{"role": "user", "content": PROMPT}], "model": "auto", **fields}
     headers = {"authorization": f"Bearer {key}", "x-session-id": "s1"}
@@ -88,14 +88,14 @@ async def test_neither_keys_nor_prompts_are_in_answers_logs_metrics_records_or_f
             async with serving(tmp_path, environ=environ, stderr=stderr, **changes) as served:
                 chat = "/v1/chat/completions"
                 for stream in (False, True):
-                    answers += [await ask(served, chat, KEY, model=model, stream=stream) for model in MODELS]
-                answers.append(await ask(served, chat, KEY, model=f"{PROMPT}/{KEY}"))
-                answers.append(await ask(served, "/v1/route", KEY))
-                answers.append(await ask(served, chat, f"{KEY}-wrong"))
-                answers.append(await ask(served, chat, "admin"))
+                    answers += [await send_chat(served, chat, KEY, model=model, stream=stream) for model in MODELS]
+                answers.append(await send_chat(served, chat, KEY, model=f"{PROMPT}/{KEY}"))
+                answers.append(await send_chat(served, "/v1/route", KEY))
+                answers.append(await send_chat(served, chat, f"{KEY}-wrong"))
+                answers.append(await send_chat(served, chat, "admin"))
                 unrouted = 5  # the four above, and the one beyond the limit
                 while answers[-1][0] != 429:
-                    answers.append(await ask(served, chat, KEY))
+                    answers.append(await send_chat(served, chat, KEY))
                 admin = {"authorization": "Bearer admin"}
                 async with served.client.get(f"{served.url}/metrics", headers=admin) as response:
                     metrics = await response.text()

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.anyio
 LIMIT = 60
 
 
-async def ask(served: Served, count: int, *, key: str) -> Counter[int]:
+async def send_chat(served: Served, count: int, *, key: str) -> Counter[int]:
     """Return the statuses of `count` concurrent requests, each over its own connection."""
 
     async def one() -> int:
-        async with served.ask("good", headers={"x-api-key": key}) as response:
+        async with served.send_chat("good", headers={"x-api-key": key}) as response:
             return response.status
 
     return Counter(await asyncio.gather(*(one() for _ in range(count))))
@@ -41,14 +41,14 @@ async def test_workers_count_together_and_go_on_without_redis(tmp_path: Path) ->
     try:
         async with serving(tmp_path, environ={"COE_WORKERS": "2"}, access=access) as served:
             began = time.monotonic()
-            statuses = await ask(served, 2 * LIMIT, key="alice")
+            statuses = await send_chat(served, 2 * LIMIT, key="alice")
             assert set(statuses) == {200, 429}
             assert LIMIT <= statuses[200] <= LIMIT + time.monotonic() - began
             assert not await degraded(served)
             redis.kill()
             while not await degraded(served):
-                assert set(await ask(served, 4, key="bob")) == {200}
-            assert set(await ask(served, 50, key="bob")) == {200}
+                assert set(await send_chat(served, 4, key="bob")) == {200}
+            assert set(await send_chat(served, 50, key="bob")) == {200}
             records = await served.records(statuses[200] + 50)
             assert {record.key for record in records} == {"alice", "bob"}
             assert sum(record.key == "alice" for record in records) == statuses[200]  # no refused one is among them

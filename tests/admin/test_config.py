@@ -27,7 +27,7 @@ from coe.runtime.declaration_edit import (
 )
 from coe.settings import Settings
 from gateway.endpoints.admin.serial import MAX_WAITING, Serial
-from tests.access.test_issued_keys import DECLARED, SECRET, asking, post, until_status
+from tests.access.test_issued_keys import DECLARED, SECRET, post, requesting, until_status
 from tests.gateway.served import Served, serving
 from tests.gateway.test_reload import wait_until_status
 
@@ -195,7 +195,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 async def read(served: Served) -> dict[str, Any]:
-    async with asking(served, "/v1/config", SECRET) as response:
+    async with requesting(served, "/v1/config", SECRET) as response:
         assert response.status == 200, await response.text()
         return {**await response.json(), "header": response.headers["etag"]}
 
@@ -212,7 +212,7 @@ async def test_a_new_text_is_checked_saved_and_served_and_an_outdated_edit_is_re
     assert (found["in_force"], found["read_only"], found["header"]) == (True, "", f'"{found["etag"]}"')
     before = (await served.ready())["config"]
     text = orjson.dumps(orjson.loads(found["text"]) | {"policy": {"cost_weight": 0.5}}).decode()
-    async with asking(served, "/v1/config/check", SECRET, "POST", json={"text": text}) as response:
+    async with requesting(served, "/v1/config/check", SECRET, "POST", json={"text": text}) as response:
         checked = await response.json()
     assert (checked["ok"], checked["problems"]) == (True, [])
     assert "+" + text in checked["diff"].splitlines()
@@ -232,12 +232,12 @@ async def test_only_an_unrestricted_administrator_reads_or_writes_it(served: Ser
     _, partly = await post(served, SECRET, name="partly", scopes=["admin"])
     tag = (await read(served))["etag"]
     for key in (limited["secret"], partly["secret"], "app-secret"):
-        async with asking(served, "/v1/config", key) as response:
+        async with requesting(served, "/v1/config", key) as response:
             assert response.status == 403
         assert (await put(served, "{}", tag, key))[0] == 403
     _, whole = await post(served, SECRET, name="whole", scopes=every)
     await until_status(served, whole["secret"], 200)
-    async with asking(served, "/v1/config", whole["secret"]) as response:
+    async with requesting(served, "/v1/config", whole["secret"]) as response:
         assert response.status == 200
 
 

@@ -16,7 +16,9 @@ def cached(**changes: Any) -> Registry:
     return registry_of(**{"cache": {}} | changes)
 
 
-async def ask(gateway: Gateway, text: str = LONG, *, headers: dict[str, str] | None = None, **fields: Any) -> Response:
+async def send_chat(
+    gateway: Gateway, text: str = LONG, *, headers: dict[str, str] | None = None, **fields: Any
+) -> Response:
     body = {"model": "auto", "messages": [{"role": "user", "content": text}], "temperature": 0, **fields}
     sent = {"content-type": "application/json", **(headers or {})}
     return await gateway.post("/v1/chat/completions", orjson.dumps(body), headers=sent)
@@ -24,4 +26,4 @@ async def ask(gateway: Gateway, text: str = LONG, *, headers: dict[str, str] | N
 
 async def uses(gateway: Gateway, *requests: dict[str, Any]) -> list[str | None]:
     """Send requests one after another, and return the cache header of each response."""
-    return [(await ask(gateway, **request)).headers.get("x-coe-cache") for request in requests]
+    return [(await send_chat(gateway, **request)).headers.get("x-coe-cache") for request in requests]

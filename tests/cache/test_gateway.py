@@ -18,7 +18,7 @@ from coe.records.feedback import Feedback
 from gateway.cache import redis as redis_cache
 from gateway.observability import observers
 from tests.access.samples import key_of
-from tests.cache.requests import ask, cached, uses
+from tests.cache.requests import cached, send_chat, uses
 from tests.fakes import gateway_of
 from tests.recipes.members import answer, stream
 from tests.retrieval.gates import ScriptedRetrieval, gate_of, passage
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_an_identical_request_gets_the_same_bytes_without_a_call() -> None:
     async with gateway_of(cached(), generalist=answer("fine")) as gateway:
-        first, second = await ask(gateway), await ask(gateway)
+        first, second = await send_chat(gateway), await send_chat(gateway)
         assert (first.status, second.status) == (200, 200)
         assert first.body == second.body == answer("fine")[0]
         assert (first.headers["x-coe-cache"], second.headers["x-coe-cache"]) == ("miss", "hit")
@@ -43,8 +43,8 @@ async def test_a_hit_is_recorded_at_no_cost_with_the_expert_that_wrote_the_answe
     declared = cached()
     experts = [one.model_dump(mode="json") | {"prices": prices.get(one.name, {})} for one in declared.experts]
     async with gateway_of(cached(experts=experts), generalist=answer("fine")) as gateway:
-        await ask(gateway)
-        await ask(gateway)
+        await send_chat(gateway)
+        await send_chat(gateway)
         miss, hit = gateway.records
         assert (miss.cache, hit.cache, miss.reason, hit.reason) == ("miss", "hit", "routed", "cached")
         assert miss.cost is not None
@@ -59,7 +59,7 @@ async def test_a_hit_is_recorded_at_no_cost_with_the_expert_that_wrote_the_answe
 async def test_a_stream_is_replayed_verbatim_and_has_a_key_of_its_own() -> None:
     script = stream("fi", "ne")
     async with gateway_of(cached(), generalist=script) as gateway:
-        first, second = await ask(gateway, stream=True), await ask(gateway, stream=True)
+        first, second = await send_chat(gateway, stream=True), await send_chat(gateway, stream=True)
         assert first.body == second.body == b"".join(script)
         assert second.headers["x-coe-cache"] == "hit"
         assert second.headers["content-type"] == "text/event-stream"
@@ -78,11 +78,11 @@ async def test_the_answer_of_another_expert_than_the_plans_choice_is_not_stored(
     async with gateway_of(
         cached(), coder=ExpertUnavailable("down", expert="x"), painter=answer("p"), generalist=answer("g")
     ) as (gateway):
-        fallen_back = await ask(gateway, "code please")
+        fallen_back = await send_chat(gateway, "code please")
         assert (fallen_back.headers["x-coe-reason"], fallen_back.headers["x-coe-cache"]) == ("fallback", "miss")
         gateway.experts["coder"].script = answer("c")
-        assert (await ask(gateway, "code please")).body == answer("c")[0]
-        assert (await ask(gateway, "code please")).headers["x-coe-cache"] == "hit"
+        assert (await send_chat(gateway, "code please")).body == answer("c")[0]
+        assert (await send_chat(gateway, "code please")).headers["x-coe-cache"] == "hit"
 
 
 async def test_the_answer_of_a_stand_in_for_an_overloaded_expert_is_not_stored() -> None:
@@ -91,12 +91,12 @@ async def test_the_answer_of_a_stand_in_for_an_overloaded_expert_is_not_stored()
     alike = replace(before, quality=np.full_like(before.quality, 0.5))
     fine = answer("fine")
     async with gateway_of(declared, assignment=alike, coder=fine, painter=fine, generalist=fine) as gateway:
-        first = (await ask(gateway, "code please", headers={"x-coe-cache": "off"})).headers["x-coe-expert"]
+        first = (await send_chat(gateway, "code please", headers={"x-coe-cache": "off"})).headers["x-coe-expert"]
         gateway.experts[first].health = Health(load=9.0)
-        spilled = await ask(gateway, "code please")
+        spilled = await send_chat(gateway, "code please")
         assert (spilled.headers["x-coe-reason"], spilled.headers["x-coe-cache"]) == ("spilled", "miss")
         gateway.experts[first].health = Health()
-        assert (await ask(gateway, "code please")).headers["x-coe-expert"] == first
+        assert (await send_chat(gateway, "code please")).headers["x-coe-expert"] == first
 
 
 async def test_an_explored_answer_is_not_stored() -> None:
@@ -105,8 +105,8 @@ async def test_an_explored_answer_is_not_stored() -> None:
     async with gateway_of(cached(policy=explores), coder=fine, painter=fine, generalist=fine) as gateway:
         reasons = set()
         for number in range(20):
-            await ask(gateway, f"code {number}")
-            again = await ask(gateway, f"code {number}")
+            await send_chat(gateway, f"code {number}")
+            again = await send_chat(gateway, f"code {number}")
             first, second = gateway.records[-2:]
             reasons.add(first.reason)
             assert (again.headers["x-coe-cache"] == "hit") == (first.reason == "routed"), first.reason
@@ -131,7 +131,7 @@ async def test_a_hit_counts_as_a_request_of_the_key_and_takes_no_tokens_or_dolla
     limits = {"requests_per_minute": 3, "tokens_per_minute": 1000, "dollars_per_day": 1.0}
     declared = cached(access={"keys": [key_of("alice", limits=limits).model_dump()]})
     async with gateway_of(declared, generalist=answer("fine")) as gateway:
-        sent = [await ask(gateway, headers={"x-api-key": "alice"}, max_tokens=100) for _ in range(4)]
+        sent = [await send_chat(gateway, headers={"x-api-key": "alice"}, max_tokens=100) for _ in range(4)]
         assert [response.status for response in sent] == [200, 200, 200, 429]
         left = [response.headers["x-ratelimit-remaining-requests"] for response in sent[:3]]
         assert left == ["2", "1", "0"]
@@ -145,10 +145,10 @@ async def test_a_reload_and_a_promotion_change_the_key() -> None:
         state = gateway.serving_state
         gateway.experts["generalist"].script = answer("new")
         state.replace(replace(state.serving, versions={OVERLAYS: "v2"}))
-        assert (await ask(gateway)).body == answer("new")[0]
-        assert (await ask(gateway)).headers["x-coe-cache"] == "hit"
+        assert (await send_chat(gateway)).body == answer("new")[0]
+        assert (await send_chat(gateway)).headers["x-coe-cache"] == "hit"
         state.replace(replace(state.serving, versions={}))
-        assert (await ask(gateway)).body == answer("old")[0]  # the state of the first answer is in use again
+        assert (await send_chat(gateway)).body == answer("old")[0]  # the state of the first answer is in use again
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ RECIPES = [{"name": "careful", "cascade": [["coder", "painter"], "generalist"]}]
 async def test_a_recipes_answer_is_cached_with_its_member_and_teaches_its_arm() -> None:
     declared = cached(recipes=RECIPES)
     async with gateway_of(declared, coder=answer("7"), painter=answer("7")) as gateway:
-        first, second = await ask(gateway, model="careful"), await ask(gateway, model="careful")
+        first, second = await send_chat(gateway, model="careful"), await send_chat(gateway, model="careful")
         assert first.body == second.body
         assert (first.headers["x-coe-expert"], second.headers["x-coe-expert"]) == ("coder", "coder")
         assert second.headers["x-coe-cache"] == "hit"
@@ -237,10 +237,10 @@ async def test_an_unverified_answer_is_not_stored() -> None:
 async def test_a_repeated_request_that_the_cache_answers_is_no_complaint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 0.0)
     async with gateway_of(cached(), generalist=answer("fine")) as gateway:
-        await ask(gateway)
-        await ask(gateway)
+        await send_chat(gateway)
+        await send_chat(gateway)
         (miss, _) = gateway.records
-        await ask(gateway, headers={"x-coe-cache": "off"})  # a user who wants another answer
+        await send_chat(gateway, headers={"x-coe-cache": "off"})  # a user who wants another answer
         async with asyncio.timeout(60):
             while not gateway.log.events:
                 await asyncio.sleep(0.001)
@@ -260,16 +260,16 @@ async def test_metrics_count_hits_and_misses_and_no_tokens_of_hits() -> None:
 
 async def test_the_time_of_the_lookup_is_reported() -> None:
     async with gateway_of(cached(), generalist=answer("fine")) as gateway:
-        await ask(gateway)
-        hit = await ask(gateway, headers={"x-coe-explain": "1"})
+        await send_chat(gateway)
+        hit = await send_chat(gateway, headers={"x-coe-explain": "1"})
         assert [one.split(";")[0] for one in hit.headers["server-timing"].split(", ")] == ["admit", "parse", "cache"]
         assert float(hit.headers["x-coe-overhead-ms"]) > 0
 
 
 async def test_feedback_on_a_hit_teaches_the_expert_that_wrote_the_answer_and_no_off_policy_estimate() -> None:
     async with gateway_of(cached(), generalist=answer("fine")) as gateway:
-        await ask(gateway)
-        await ask(gateway)
+        await send_chat(gateway)
+        await send_chat(gateway)
         liked = [
             Feedback(f"e{number}", record.request_id, record.time, "thumb", 1)
             for number, record in enumerate(gateway.records)

@@ -18,7 +18,7 @@ async def uses(served: Served, count: int) -> Counter[tuple[int, str | None]]:
     """Status and cache header of identical requests, each over a connection of its own."""
     found: Counter[tuple[int, str | None]] = Counter()
     for _ in range(count):
-        async with served.ask("good", stream=True) as response:
+        async with served.send_chat("good", stream=True) as response:
             await response.read()
             found[response.status, response.headers.get("x-coe-cache")] += 1
     return found

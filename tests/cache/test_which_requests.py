@@ -11,7 +11,7 @@ from coe.errors import ExpertError, ExpertUnavailable
 from coe.registry import Registry
 from gateway.cache.answer import MAX_ANSWER_BYTES
 from gateway.cache.key import MAX_BODY_BYTES
-from tests.cache.requests import LONG, ask, cached, uses
+from tests.cache.requests import LONG, cached, send_chat, uses
 from tests.fakes import Gateway, Response, gateway_of
 from tests.recipes.members import DONE, answer, event, stream
 
@@ -91,7 +91,7 @@ async def test_always_caches_whatever_the_parameters_and_a_seed_is_deterministic
 
 async def test_an_unknown_value_of_the_header_is_refused() -> None:
     async with gateway_of(cached()) as gateway:
-        response = await ask(gateway, headers={"x-coe-cache": "no"})
+        response = await send_chat(gateway, headers={"x-coe-cache": "no"})
         assert (response.status, response.error["param"]) == (400, "x-coe-cache")
 
 
@@ -136,7 +136,7 @@ async def test_errors_are_not_stored() -> None:
     async with gateway_of(
         cached(policy={"max_attempts": 1}), generalist=ExpertUnavailable("down", expert="x")
     ) as gateway:
-        assert (await ask(gateway)).status == 503
+        assert (await send_chat(gateway)).status == 503
         gateway.experts["generalist"].script = answer("fine")
         assert await uses(gateway, {}, {}) == ["miss", "hit"]
 

@@ -57,7 +57,7 @@ class Gateway:
     def __init__(self, url: str, client: aiohttp.ClientSession) -> None:
         self._url, self._client = url, client
 
-    async def ask(self, text: str) -> dict[str, str]:
+    async def send_chat(self, text: str) -> dict[str, str]:
         """The answer's headers."""
         body = {"model": "auto", "messages": [{"role": "user", "content": text}]}
         async with self._client.post(f"{self._url}/v1/chat/completions", json=body) as response:
@@ -84,7 +84,7 @@ class Gateway:
         """Wait until the expert answers the category, by the plan and not by exploration."""
         async with asyncio.timeout(SOON):
             while True:
-                headers = await self.ask(sentences(category, count=1, seed=9)[0])
+                headers = await self.send_chat(sentences(category, count=1, seed=9)[0])
                 if (headers["x-coe-expert"], headers["x-coe-reason"]) == (expert, "routed"):
                     return
                 await asyncio.sleep(0.05)  # requests without a pause would delay the reload on a busy machine
@@ -112,7 +112,7 @@ async def use(gateway: Gateway, count: int) -> None:
 
     async def one(category: str, text: str, luck: float) -> None:
         async with places:
-            headers = await gateway.ask(text)
+            headers = await gateway.send_chat(text)
             good = luck < TRUTH[headers["x-coe-expert"]].get(category, 0.2)
             await gateway.rate(headers["x-request-id"], "up" if good else "down")
 

@@ -44,26 +44,26 @@ def litellm_arguments(gateway: str, monkeypatch: pytest.MonkeyPatch) -> dict[str
 def test_litellm_completes_and_streams(litellm_arguments: dict[str, Any]) -> None:
     import litellm
 
-    async def ask() -> tuple[str, str]:
+    async def send_chat() -> tuple[str, str]:
         async with own_client(litellm_arguments) as client:
             answer: Any = await litellm.acompletion(messages=HI, client=client, **litellm_arguments)
             stream: Any = await litellm.acompletion(messages=HI, stream=True, client=client, **litellm_arguments)
             words = [chunk.choices[0].delta.content or "" async for chunk in stream]
         return answer.choices[0].message.content, "".join(words)
 
-    assert asyncio.run(ask()) == (REPLY, REPLY)
+    assert asyncio.run(send_chat()) == (REPLY, REPLY)
 
 
 def test_litellm_knows_the_gateways_errors(litellm_arguments: dict[str, Any]) -> None:
     import litellm
 
-    async def ask() -> None:
+    async def send_chat() -> None:
         async with own_client(litellm_arguments) as client:
             await litellm.acompletion(messages=HI, client=client, **litellm_arguments | {"model": "openai/gpt-9"})
 
     litellm.suppress_debug_info = True
     with pytest.raises(litellm.NotFoundError):
-        asyncio.run(ask())
+        asyncio.run(send_chat())
 
 
 def own_client(arguments: dict[str, Any]) -> openai.AsyncOpenAI:

@@ -120,7 +120,7 @@ async def caching_server() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def ask(gateway: Gateway, api: Api, *, stream: bool) -> None:
+async def send_chat(gateway: Gateway, api: Api, *, stream: bool) -> None:
     body: dict[str, Any] = {"model": "auto", "stream": stream, "max_tokens": 16}
     name = "input" if api == "responses" else "messages"
     body[name] = [{"role": "user", "content": "hello"}]
@@ -143,7 +143,7 @@ async def test_records_metrics_and_limits_use_the_price_of_cached_tokens(api: Ap
             access={"keys": [key.model_dump()]},
         )
         async with gateway_of(registry, real_experts=build_experts(registry, {}, session=session)) as gateway:
-            await ask(gateway, api, stream=stream)
+            await send_chat(gateway, api, stream=stream)
             (record,) = gateway.records
             assert (record.input_tokens, record.cached_tokens, record.output_tokens) == (100, 80, 10)
             assert record.cost == pytest.approx(dollars)

@@ -105,12 +105,12 @@ async def test_without_a_first_chunk_in_time_the_connection_is_closed(
 
 
 async def test_cancelling_before_the_first_chunk_stops_the_server(serving: Serving, server: FaultyServer) -> None:
-    asking = asyncio.create_task(whole(serving("silent"), call(stream=True)))
+    requesting = asyncio.create_task(whole(serving("silent"), call(stream=True)))
     while not server.seen:
         await asyncio.sleep(0)
-    asking.cancel()
+    requesting.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asking
+        await requesting
     await asyncio.wait_for(server.dropped.wait(), 60)
 
 

@@ -69,7 +69,7 @@ async def test_with_one_of_two_servers_gone_no_request_fails() -> None:
     async with Client() as session:
         expert = build_experts(registry(spec), {}, session=session)["generalist"]
 
-        async def ask(number: int) -> bytes:
+        async def send_chat(number: int) -> bytes:
             call = Call({"messages": [], "stream": True}, True, 5, 5, conversation=b"%d" % number)
             reply = await expert.stream(call)
             chunks = [chunk async for chunk in reply.chunks()]
@@ -77,11 +77,11 @@ async def test_with_one_of_two_servers_gone_no_request_fails() -> None:
             return b"".join(chunks)
 
         for number in range(20):
-            assert (await ask(number)).endswith(b"[DONE]\n\n")
+            assert (await send_chat(number)).endswith(b"[DONE]\n\n")
         assert all(server.seen for server in servers)
         await runners[0].cleanup()
         for number in range(40):
-            assert (await ask(number)).endswith(b"[DONE]\n\n")
+            assert (await send_chat(number)).endswith(b"[DONE]\n\n")
         assert [replica.in_flight for replica in expert.replicas] == [0, 0]
         assert expert.replicas[0].breaker.failed_recently(time.monotonic())
     await runners[1].cleanup()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 STREAMING = ("completions", "responses", "messages")
 
 
-async def ask(
+async def send_chat(
     server: FaultyServer, api: Api, model: str = "good", *, stream: bool = False, trace: Any = None, **more: Any
 ) -> tuple[bytes, tuple[int | None, int | None]]:
     """The whole answer to one call, and its token counts."""
@@ -39,7 +39,7 @@ async def ask(
 
 @pytest.mark.parametrize("api", SAMPLES)
 async def test_a_plain_answer_carries_the_experts_name_and_its_tokens(server: FaultyServer, api: Api) -> None:
-    body, tokens = await ask(server, api, input="hi")
+    body, tokens = await send_chat(server, api, input="hi")
     assert b'"clever"' in body
     assert tokens == (2, 4)
     assert server.seen == [{"model": "good", "input": "hi"}]
@@ -47,7 +47,7 @@ async def test_a_plain_answer_carries_the_experts_name_and_its_tokens(server: Fa
 
 @pytest.mark.parametrize("api", STREAMING)
 async def test_a_stream_is_relayed_with_the_experts_name_and_its_tokens(server: FaultyServer, api: Api) -> None:
-    body, tokens = await ask(server, api, stream=True)
+    body, tokens = await send_chat(server, api, stream=True)
     expected = [event.replace('"M"', '"clever"') for event in SAMPLES[api].events]
     assert [line.removeprefix("data: ") for line in body.decode().split("\n") if line.startswith("data")] == expected
     assert tokens == (2, 4)
@@ -63,27 +63,27 @@ def test_the_output_count_of_an_opening_message_event_is_ignored() -> None:
 @pytest.mark.parametrize("api", STREAMING)
 async def test_a_failure_before_any_content_raises_before_the_reply(server: FaultyServer, api: Api) -> None:
     with pytest.raises(ExpertUnavailable, match="answered with an error: cuda died"):
-        await ask(server, api, "sorry", stream=True)
+        await send_chat(server, api, "sorry", stream=True)
     with pytest.raises(ExpertUnavailable, match="answered with an error: cuda died"):
-        await ask(server, api, "sorry")
+        await send_chat(server, api, "sorry")
 
 
 @pytest.mark.parametrize("api", STREAMING)
 async def test_a_stream_that_fails_or_ends_early_raises(server: FaultyServer, api: Api) -> None:
     with pytest.raises(ExpertUnavailable, match=r"cuda died"):
-        await ask(server, api, "late", stream=True)
+        await send_chat(server, api, "late", stream=True)
     with pytest.raises(ExpertUnavailable, match="before the answer was complete"):
-        await ask(server, api, "cut", stream=True)
+        await send_chat(server, api, "cut", stream=True)
 
 
 async def test_each_api_receives_the_system_prompt_in_its_own_field(server: FaultyServer) -> None:
     reported = {"spec": {"system_prompt": "Be kind."}}
-    await ask(server, "responses", **reported)
-    await ask(server, "responses", instructions="And short.", **reported)
-    await ask(server, "messages", **reported)
-    await ask(server, "messages", system="And short.", **reported)
-    await ask(server, "messages", system=[{"type": "text", "text": "And short."}], **reported)
-    await ask(server, "completions", **reported)
+    await send_chat(server, "responses", **reported)
+    await send_chat(server, "responses", instructions="And short.", **reported)
+    await send_chat(server, "messages", **reported)
+    await send_chat(server, "messages", system="And short.", **reported)
+    await send_chat(server, "messages", system=[{"type": "text", "text": "And short."}], **reported)
+    await send_chat(server, "completions", **reported)
     places = [body.get("instructions", body.get("system")) for body in server.seen]
     kind = {"type": "text", "text": "Be kind."}
     assert places == [
@@ -99,7 +99,7 @@ async def test_each_api_receives_the_system_prompt_in_its_own_field(server: Faul
 async def test_declared_parameters_use_the_names_of_the_api_and_skip_embeddings(server: FaultyServer) -> None:
     reported = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
     for api in ("responses", "messages", "embeddings"):
-        await ask(server, api, **reported)  # type: ignore[arg-type]
+        await send_chat(server, api, **reported)  # type: ignore[arg-type]
     assert server.seen == [
         {"model": "good", "max_output_tokens": 9, "temperature": 0.5},
         {"model": "good", "max_tokens": 9, "temperature": 0.5},
@@ -111,8 +111,8 @@ async def test_a_request_limit_replaces_the_declared_one_under_any_name(
     server: FaultyServer,
 ) -> None:
     reported = {"spec": {"parameters": {"max_tokens": 9, "temperature": 0.5}}}
-    await ask(server, "completions", max_completion_tokens=5, **reported)
-    await ask(server, "completions", max_completion_tokens=None, **reported)
+    await send_chat(server, "completions", max_completion_tokens=5, **reported)
+    await send_chat(server, "completions", max_completion_tokens=None, **reported)
     assert [(body.get("max_tokens"), body["temperature"]) for body in server.seen] == [(None, 0.5), (9, 0.5)]
 
 
@@ -121,7 +121,7 @@ async def test_anthropic_headers_reach_messages_and_trace_headers_reach_all_apis
 ) -> None:
     for api in ("messages", "responses"):
         trace = {"traceparent": "00-1", "authorization": "Bearer wrong"}
-        await ask(server, api, trace=trace, spec={"api_key": "k3y"})  # type: ignore[arg-type]
+        await send_chat(server, api, trace=trace, spec={"api_key": "k3y"})  # type: ignore[arg-type]
     messages, responses = ({name.lower(): value for name, value in sent.items()} for sent in server.headers)
     assert (messages["x-api-key"], messages["anthropic-version"]) == ("k3y", "2023-06-01")
     assert "x-api-key" not in responses
@@ -131,8 +131,8 @@ async def test_anthropic_headers_reach_messages_and_trace_headers_reach_all_apis
 async def test_the_clients_version_header_replaces_the_default_and_its_betas_are_forwarded(
     server: FaultyServer,
 ) -> None:
-    await ask(server, "messages", trace={"anthropic-version": "2099-01-01", "anthropic-beta": "one,two"})
-    await ask(server, "messages", trace={"anthropic-beta": "one"})
+    await send_chat(server, "messages", trace={"anthropic-version": "2099-01-01", "anthropic-beta": "one,two"})
+    await send_chat(server, "messages", trace={"anthropic-beta": "one"})
     reported = [{name.lower(): value for name, value in sent.items()} for sent in server.headers]
     versions = [(sent["anthropic-version"], sent["anthropic-beta"]) for sent in reported]
     assert versions == [("2099-01-01", "one,two"), ("2023-06-01", "one")]
@@ -140,6 +140,6 @@ async def test_the_clients_version_header_replaces_the_default_and_its_betas_are
 
 async def test_a_missing_api_does_not_make_the_server_unhealthy(server: FaultyServer) -> None:
     with pytest.raises(ExpertError) as raised:
-        await ask(server, "messages", "status:404")
+        await send_chat(server, "messages", "status:404")
     assert raised.value.retryable
     assert not raised.value.unhealthy

@@ -89,7 +89,7 @@ async def spring(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     await runner.cleanup()
 
 
-async def ask(spring: Spring, model: str, api: Any, *, stream: bool = False) -> None:
+async def send_chat(spring: Spring, model: str, api: Any, *, stream: bool = False) -> None:
     base = f"{spring.url}/v1" if model.startswith("custom_openai/") else spring.url
     declared = {"name": "clever", "model": model, "runtime": "litellm", "base_url": base, "api_key": "sk-secret"}
     fields = {"messages": [{"role": "user", "content": "hi"}]} if api == "chat" else {"input": "hi"}
@@ -114,7 +114,7 @@ async def test_a_compressed_response_is_refused_unread(spring: Spring, model: st
     spring.headers = {"content-type": EVENT_STREAM if stream else JSON, "content-encoding": "gzip"}
     spring.body = bomb()
     with pytest.raises(ExpertInvalidResponse, match="a compressed answer, which was not requested") as caught:
-        await ask(spring, model, api, stream=stream)
+        await send_chat(spring, model, api, stream=stream)
     assert caught.value.unhealthy
     assert [request.headers["accept-encoding"] for request in spring.seen] == ["identity"]
 
@@ -126,7 +126,7 @@ async def test_a_plain_response_is_read_up_to_its_limit(
 ) -> None:
     spring.headers, spring.drop = {"content-type": kind}, drop
     with pytest.raises(ExpertInvalidResponse, match="an answer longer than it may be"):
-        await ask(spring, model, api)
+        await send_chat(spring, model, api)
     assert spring.sent < MAX_ANSWER_BYTES + ON_ITS_WAY
 
 
@@ -134,7 +134,7 @@ async def test_a_plain_response_is_read_up_to_its_limit(
 async def test_an_event_is_read_up_to_its_limit(spring: Spring, model: str, api: str) -> None:
     spring.headers, spring.body, spring.drop = {"content-type": EVENT_STREAM}, b"data: ", b"x"
     with pytest.raises(ExpertInvalidResponse, match=f"an event is longer than {MAX_EVENT_BYTES} bytes"):
-        await ask(spring, model, api, stream=True)
+        await send_chat(spring, model, api, stream=True)
     assert spring.sent < MAX_EVENT_BYTES + ON_ITS_WAY
 
 
@@ -142,7 +142,7 @@ async def test_an_event_is_read_up_to_its_limit(spring: Spring, model: str, api:
 async def test_a_stream_of_another_type_has_the_limit_of_a_plain_response(spring: Spring, model: str, api: str) -> None:
     spring.drop = b" "
     with pytest.raises(ExpertInvalidResponse, match="an answer longer than it may be"):
-        await ask(spring, model, api, stream=True)
+        await send_chat(spring, model, api, stream=True)
     assert spring.sent < MAX_ANSWER_BYTES + ON_ITS_WAY
 
 
@@ -154,7 +154,7 @@ async def test_an_endless_error_body_is_mapped_by_its_status(
 ) -> None:
     spring.status, spring.drop = status, b"no "
     with pytest.raises(error) as refused:
-        await ask(spring, model, api, stream=stream)
+        await send_chat(spring, model, api, stream=stream)
     assert type(refused.value) is error
     assert spring.sent < ON_ITS_WAY
 
@@ -167,7 +167,7 @@ async def test_a_compressed_error_body_is_mapped_by_its_status_alone(
     """A caller whose requests are refused must not make the expert unhealthy for others."""
     spring.status, spring.headers, spring.body = 400, {"content-type": JSON, "content-encoding": "gzip"}, bomb()
     with pytest.raises(ExpertRejected) as refused:
-        await ask(spring, model, api, stream=stream)
+        await send_chat(spring, model, api, stream=stream)
     assert not refused.value.unhealthy
 
 
@@ -181,7 +181,7 @@ def test_an_identity_encoding_is_accepted(coding: str) -> None:
 async def test_a_redirect_is_not_followed(spring: Spring, model: str, api: str, stream: bool) -> None:
     spring.status, spring.headers = 307, {"location": f"{spring.url}/elsewhere"}
     with pytest.raises(ExpertUnavailable):
-        await ask(spring, model, api, stream=stream)
+        await send_chat(spring, model, api, stream=stream)
     assert len(spring.seen) == 1
 
 
@@ -190,7 +190,7 @@ async def test_requests_that_litellm_makes_in_a_thread_are_bounded_too(spring: S
 
     spring.status = 500
     with pytest.raises(ExpertUnavailable):
-        await ask(spring, "openai/m", "chat")  # so that litellm is imported
+        await send_chat(spring, "openai/m", "chat")  # so that litellm is imported
     spring.status, spring.drop = 200, b" "
     with pytest.raises(ResponseLimitExceeded):
         await asyncio.to_thread(litellm.module_level_client.get, spring.url)

@@ -59,7 +59,7 @@ class Server:
 
 
 @asynccontextmanager
-async def asking(server: Server, **declared: Any) -> AsyncIterator[Callable[..., Awaitable[Reply]]]:
+async def requesting(server: Server, **declared: Any) -> AsyncIterator[Callable[..., Awaitable[Reply]]]:
     app = web.Application()
     for path in ("/v1/chat/completions", "/v1/completions"):
         app.router.add_post(path, server.answer)
@@ -71,12 +71,12 @@ async def asking(server: Server, **declared: Any) -> AsyncIterator[Callable[...,
     async with Client() as session:
         expert = HttpExpert(spec, Endpoint(url, "m"), session=session)
 
-        async def ask(*, api: Api = "chat", stream: bool = True, **fields: Any) -> Reply:
+        async def send_chat(*, api: Api = "chat", stream: bool = True, **fields: Any) -> Reply:
             said = {"prompt": "hi"} if api == "completions" else {"messages": [{"role": "user", "content": "hi"}]}
             call = Call({**said, "stream": stream, **fields}, stream, 5.0, 5.0, api=api)
             return await expert.stream(call)
 
-        yield ask
+        yield send_chat
     await runner.cleanup()
 
 
@@ -92,32 +92,32 @@ async def test_token_counts_are_requested_and_hidden_from_a_client_that_did_not_
     api: Api, options: Any
 ) -> None:
     server = Server()
-    async with asking(server) as ask:
-        reply = await ask(api=api, stream_options=options)
+    async with requesting(server) as send_chat:
+        reply = await send_chat(api=api, stream_options=options)
         assert await whole(reply) == WORD + LAST + DONE
     assert server.bodies[0]["stream_options"] == {**(options or {}), "include_usage": True}
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (3, 5)
 
 
 async def test_token_counts_are_shown_to_a_client_that_requested_them() -> None:
-    async with asking(Server()) as ask:
-        reply = await ask(stream_options=ASKED)
+    async with requesting(Server()) as send_chat:
+        reply = await send_chat(stream_options=ASKED)
         assert await whole(reply) == WORD + LAST + COUNTS + DONE
     assert reply.usage.output_tokens == 5
 
 
 async def test_a_plain_request_is_sent_without_stream_options() -> None:
     server = Server()
-    async with asking(server) as ask:
-        reply = await ask(stream=False)
+    async with requesting(server) as send_chat:
+        reply = await send_chat(stream=False)
         await reply.aclose()
     assert "stream_options" not in server.bodies[0]
     assert reply.usage.output_tokens == 5
 
 
 async def test_token_counts_beside_a_choice_are_relayed() -> None:
-    async with asking(Server(last=BOTH, counts=b"")) as ask:
-        reply = await ask()
+    async with requesting(Server(last=BOTH, counts=b"")) as send_chat:
+        reply = await send_chat()
         assert await whole(reply) == WORD + BOTH + DONE
     assert reply.usage.output_tokens == 5
 
@@ -129,30 +129,30 @@ EMPTY = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}
 async def test_a_client_that_requested_counts_gets_their_event_if_the_server_sends_them_beside_a_choice(
     end: bytes,
 ) -> None:
-    async with asking(Server(last=BOTH, counts=b"", end=end)) as ask:
-        reply = await ask(stream_options=ASKED)
+    async with requesting(Server(last=BOTH, counts=b"", end=end)) as send_chat:
+        reply = await send_chat(stream_options=ASKED)
         assert await whole(reply) == WORD + BOTH + EMPTY + DONE
     assert reply.usage.output_tokens == 5
 
 
 async def test_running_counts_add_no_second_event() -> None:
-    async with asking(Server(last=BOTH)) as ask:
-        assert await whole(await ask(stream_options=ASKED)) == WORD + BOTH + COUNTS + DONE
+    async with requesting(Server(last=BOTH)) as send_chat:
+        assert await whole(await send_chat(stream_options=ASKED)) == WORD + BOTH + COUNTS + DONE
 
 
 async def test_counts_without_a_list_of_choices_are_hidden_too() -> None:
-    async with asking(Server(counts=COUNTS.replace(b"[]", b"null"))) as ask:
-        assert await whole(await ask()) == WORD + LAST + DONE
+    async with requesting(Server(counts=COUNTS.replace(b"[]", b"null"))) as send_chat:
+        assert await whole(await send_chat()) == WORD + LAST + DONE
 
 
 async def test_a_stream_of_token_counts_alone_ends_properly() -> None:
-    async with asking(Server(last=b"")) as ask:
-        assert await whole(await ask()) == WORD + DONE
+    async with requesting(Server(last=b"")) as send_chat:
+        assert await whole(await send_chat()) == WORD + DONE
 
 
 async def test_comments_and_event_names_around_hidden_counts_stay() -> None:
-    async with asking(Server(counts=b": keep\n\n" + b"event: x\n" + COUNTS + b": alive\n\n")) as ask:
-        assert await whole(await ask()) == WORD + LAST + b": keep\n\n: alive\n\n" + DONE
+    async with requesting(Server(counts=b": keep\n\n" + b"event: x\n" + COUNTS + b": alive\n\n")) as send_chat:
+        assert await whole(await send_chat()) == WORD + LAST + b": keep\n\n: alive\n\n" + DONE
 
 
 def knows_no_options(status: int) -> Refuse:
@@ -162,49 +162,49 @@ def knows_no_options(status: int) -> Refuse:
 @pytest.mark.parametrize("status", [400, 422])
 async def test_a_server_that_rejects_the_option_is_called_without_it_from_then_on(status: int) -> None:
     server = Server(knows_no_options(status))
-    async with asking(server) as ask:
+    async with requesting(server) as send_chat:
         for _ in range(2):
-            assert await whole(await ask()) == WORD + LAST + DONE
-        assert await whole(await ask(api="completions")) == WORD + LAST + DONE
+            assert await whole(await send_chat()) == WORD + LAST + DONE
+        assert await whole(await send_chat(api="completions")) == WORD + LAST + DONE
     assert ["stream_options" in body for body in server.bodies] == [True, False, False, True, False]
 
 
 async def test_a_client_that_requested_counts_gets_the_servers_refusal() -> None:
     server = Server(knows_no_options(400))
-    async with asking(server) as ask:
+    async with requesting(server) as send_chat:
         with pytest.raises(ExpertRejected, match="stream_options"):
-            await ask(stream_options=ASKED)
+            await send_chat(stream_options=ASKED)
     assert len(server.bodies) == 1
 
 
 async def test_concurrent_requests_are_each_retried_without_the_option() -> None:
-    async with asking(Server(knows_no_options(400))) as ask:
-        replies = await asyncio.gather(*(ask() for _ in range(5)))
+    async with requesting(Server(knows_no_options(400))) as send_chat:
+        replies = await asyncio.gather(*(send_chat() for _ in range(5)))
         assert [await whole(reply) for reply in replies] == [WORD + LAST + DONE] * 5
 
 
 async def test_a_refusal_for_another_reason_reaches_the_client() -> None:
     server = Server(lambda _: (400, "temperature is too high"))
-    async with asking(server) as ask:
+    async with requesting(server) as send_chat:
         with pytest.raises(ExpertRejected, match="temperature"):
-            await ask()
+            await send_chat()
     assert len(server.bodies) == 1
 
 
 async def test_a_client_cannot_disable_the_token_counts_of_a_server() -> None:
     server = Server(lambda body: (400, "no field my_stream_options") if "my_stream_options" in body else None)
-    async with asking(server) as ask:
+    async with requesting(server) as send_chat:
         with pytest.raises(ExpertRejected, match="my_stream_options"):
-            await ask(my_stream_options=1)
-        reply = await ask()
+            await send_chat(my_stream_options=1)
+        reply = await send_chat()
         await whole(reply)
     assert reply.usage.output_tokens == 5
 
 
 async def test_declared_stream_options_are_kept_and_token_counts_hidden() -> None:
     server = Server()
-    async with asking(server, parameters={"stream_options": {"continuous_usage_stats": False}}) as ask:
-        assert await whole(await ask()) == WORD + LAST + DONE
+    async with requesting(server, parameters={"stream_options": {"continuous_usage_stats": False}}) as send_chat:
+        assert await whole(await send_chat()) == WORD + LAST + DONE
     assert server.bodies[0]["stream_options"] == {"continuous_usage_stats": False, "include_usage": True}
 
 

@@ -49,7 +49,7 @@ def declared(**changes: Any) -> Registry:
     return registry_of(experts=experts, **changes)
 
 
-async def ask(gateway: Gateway, model: str = "coder:low", **fields: Any) -> Response:
+async def send_chat(gateway: Gateway, model: str = "coder:low", **fields: Any) -> Response:
     body = {"model": model, "messages": [{"role": "user", "content": "some code"}], **fields}
     return await gateway.post(PATHS["chat"], orjson.dumps(body))
 
@@ -183,7 +183,7 @@ async def test_a_pinned_variant_sends_its_parameters_to_the_server_of_its_expert
 async def test_the_expert_itself_keeps_its_own_parameters_and_the_client_s() -> None:
     bodies: list[dict[str, Any]] = []
     async with echo_server(bodies) as url, gateway_to(url) as gateway:
-        response = await ask(gateway, "coder", reasoning_effort="high")
+        response = await send_chat(gateway, "coder", reasoning_effort="high")
         assert "x-coe-variant" not in response.headers
     assert (bodies[0]["max_tokens"], bodies[0]["reasoning_effort"]) == (512, "high")
 
@@ -194,7 +194,7 @@ async def test_the_expert_itself_keeps_its_own_parameters_and_the_client_s() -> 
 )
 async def test_a_pinned_variant_refuses_a_request_that_contradicts_it(fields: dict[str, Any], field: str) -> None:
     async with gateway_of(declared()) as gateway:
-        response = await ask(gateway, **fields)
+        response = await send_chat(gateway, **fields)
         assert not gateway.experts["coder"].calls
     assert response.status == 400
     remedy = f"leave {field} out of the request, or request 'coder'"
@@ -203,7 +203,7 @@ async def test_a_pinned_variant_refuses_a_request_that_contradicts_it(fields: di
 
 async def test_equal_or_null_values_do_not_contradict_a_variant() -> None:
     async with gateway_of(declared()) as gateway:
-        assert (await ask(gateway, reasoning_effort="low", max_tokens=None)).status == 200
+        assert (await send_chat(gateway, reasoning_effort="low", max_tokens=None)).status == 200
 
 
 async def test_embeddings_do_not_go_to_variants() -> None:
@@ -221,7 +221,7 @@ async def test_embeddings_do_not_go_to_variants() -> None:
 async def test_a_category_may_be_assigned_to_a_variant_and_a_contradicting_request_goes_elsewhere() -> None:
     registry = declared(assignment={"code": "coder:low", "art": "painter", "general": "generalist"})
     async with gateway_of(registry) as gateway:
-        routed, elsewhere = await ask(gateway, "auto"), await ask(gateway, "auto", reasoning_effort="high")
+        routed, elsewhere = await send_chat(gateway, "auto"), await send_chat(gateway, "auto", reasoning_effort="high")
         assert gateway.experts["coder"].calls[0].parameters == VARIANTS[0]["parameters"]
     assert (routed.headers["x-coe-expert"], routed.headers["x-coe-variant"]) == ("coder", "low")
     assert elsewhere.headers.get("x-coe-variant") != "low"
@@ -252,7 +252,7 @@ def test_a_plan_that_allows_a_variant_only_falls_back_on_its_expert() -> None:
 async def test_a_recipe_refuses_a_request_that_contradicts_a_variant_of_it() -> None:
     registry = declared(recipes=[{"name": "panel", "vote": ["coder:low", "painter"]}])
     async with gateway_of(registry, coder=answer("7"), painter=answer("7")) as gateway:
-        response = await ask(gateway, "panel", max_tokens=100)
+        response = await send_chat(gateway, "panel", max_tokens=100)
     assert response.status == 400
     assert "leave max_tokens out of the request, or request 'coder'" in response.json["error"]["message"]
 
@@ -260,7 +260,7 @@ async def test_a_recipe_refuses_a_request_that_contradicts_a_variant_of_it() -> 
 async def test_after_a_failure_no_other_arm_of_the_same_expert_is_called() -> None:
     registry = declared(assignment={"code": "coder:low", "art": "painter", "general": "generalist"})
     async with gateway_of(registry, coder=ExpertUnavailable("down", expert="coder")) as gateway:
-        response = await ask(gateway, "auto")
+        response = await send_chat(gateway, "auto")
         (record,) = gateway.records
         assert len(gateway.experts["coder"].calls) == 1
     assert response.headers["x-coe-fallback-from"] == "coder:low"
@@ -270,7 +270,7 @@ async def test_after_a_failure_no_other_arm_of_the_same_expert_is_called() -> No
 
 async def test_a_failed_variant_is_the_record_s_expert() -> None:
     async with gateway_of(declared(), coder=ExpertUnavailable("down", expert="coder")) as gateway:
-        response = await ask(gateway)
+        response = await send_chat(gateway)
         (record,) = gateway.records
     assert response.status == 503
     assert (record.expert, record.reason, record.fallback_from) == ("coder:low", "pinned", "")
@@ -289,7 +289,7 @@ async def test_a_variant_shares_the_health_and_the_breaker_of_its_expert() -> No
 async def test_a_variant_may_be_a_member_of_a_recipe_beside_its_expert() -> None:
     registry = declared(recipes=[{"name": "panel", "vote": ["coder:low", "coder:high", "painter"]}])
     async with gateway_of(registry, coder=answer("7"), painter=answer("7")) as gateway:
-        response = await ask(gateway, "panel")
+        response = await send_chat(gateway, "panel")
         (record,) = gateway.records
         assert [call.parameters for call in gateway.experts["coder"].calls] == [
             variant["parameters"] for variant in VARIANTS
@@ -301,8 +301,8 @@ async def test_a_variant_may_be_a_member_of_a_recipe_beside_its_expert() -> None
 
 async def test_variants_are_models_and_counted_with_their_expert() -> None:
     async with gateway_of(declared()) as gateway:
-        await ask(gateway, "coder:high")
-        await ask(gateway, "coder")
+        await send_chat(gateway, "coder:high")
+        await send_chat(gateway, "coder")
         models = await gateway.post("/v1/models", method="GET")
         one = await gateway.post("/v1/models/coder:low", method="GET")
         experts = await gateway.post("/v1/experts", method="GET")
@@ -321,7 +321,7 @@ async def test_a_chain_may_end_with_a_variant_and_a_fuse_may_be_written_by_one()
         {"name": "council", "fuse": ["painter", "generalist"], "by": "coder:low"},
     ]
     async with gateway_of(declared(recipes=recipes), coder=answer("done"), painter=answer("draft")) as gateway:
-        chained, fused = await ask(gateway, "polished"), await ask(gateway, "council")
+        chained, fused = await send_chat(gateway, "polished"), await send_chat(gateway, "council")
         sent = [call.parameters for call in gateway.experts["coder"].calls]
     assert (chained.headers["x-coe-variant"], fused.headers["x-coe-variant"]) == ("high", "low")
     assert sent == [VARIANTS[1]["parameters"], VARIANTS[0]["parameters"]]

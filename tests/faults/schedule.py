@@ -142,13 +142,13 @@ class Clients:
             )
             if rng.random() < LEAVING:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._ask(session, body), rng.uniform(0.001, 0.02))
+                    await asyncio.wait_for(self._send_chat(session, body), rng.uniform(0.001, 0.02))
                     continue
                 self._report.left += 1
             else:
-                await self._ask(session, body)
+                await self._send_chat(session, body)
 
-    async def _ask(self, session: aiohttp.ClientSession, body: dict[str, Any]) -> None:
+    async def _send_chat(self, session: aiohttp.ClientSession, body: dict[str, Any]) -> None:
         try:
             async with session.post(f"{self._served.url}/v1/chat/completions", json=body) as response:
                 answer = await response.read()
@@ -214,7 +214,7 @@ async def recovered(served: Served) -> None:
         for name in ADDRESSES:
             good = 0
             while good < 10:
-                async with served.ask(name) as response:
+                async with served.send_chat(name) as response:
                     good = good + 1 if response.status == 200 else 0
 
 

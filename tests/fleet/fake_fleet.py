@@ -75,7 +75,7 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-async def ask(spec: ServerSpec, path: str) -> None:
+async def send_chat(spec: ServerSpec, path: str) -> None:
     """Sends a GET that may end the server before it answers."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1.0)) as session:
         try:

@@ -17,7 +17,7 @@ from coe.fleet.fleet import Fleet
 from coe.fleet.specs import LocalExpert
 from coe.registry import ExpertSpec
 from tests.fleet.adapters import adapter
-from tests.fleet.fake_fleet import QUICK, Fakes, ask
+from tests.fleet.fake_fleet import QUICK, Fakes, send_chat
 
 pytestmark = pytest.mark.anyio
 BASE = ExpertSpec(name="base", model="org/model", runtime="vllm")
@@ -98,7 +98,7 @@ async def test_a_restarted_server_loads_the_adapters_added_meanwhile(
         await fakes.wait_for_line("published base, poet")
         server = fleet._servers[0]
         assert server.spec.command[-2:] == ("--lora-modules", f"poet={tmp_path / 'poet'}")
-        await ask(server.spec, "/die")
+        await send_chat(server.spec, "/die")
         await fakes.wait_for_line("is ready", times=2)
 
 

@@ -236,7 +236,7 @@ def test_the_gateway_of_coe_up_follows_a_replica_to_another_node_and_everything_
         service.wait_for_line("serves at", times=4)
         assert len(set(service.servers) - set(before)) == 1
         for number in range(6):  # by conversation they go to all of them
-            answer = service.ask("base", f"Hello {number}")
+            answer = service.send_chat("base", f"Hello {number}")
             assert (answer.status_code, answer.headers["x-coe-attempts"]) == (200, "1")
     nodes.lose(new, gracefully=True)
     assert "stopped" in service.output

@@ -24,7 +24,7 @@ from coe.fleet.fleet import Fleet
 from coe.fleet.probe import ProgressCheck, is_ready
 from coe.fleet.specs import Timeouts
 from coe.registry.sections import Policy
-from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, ask
+from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, send_chat
 from tests.fleet.fake_server import FAMILY_SIZE
 
 pytestmark = pytest.mark.anyio
@@ -81,7 +81,7 @@ async def test_a_server_that_dies_is_restarted_on_its_port_and_its_workers_are_g
         QUICK, max_missed_checks=1000
     )  # one of the workers is deaf, and the exit is known when all are gone
     async with Fleet([spec], report=fakes.report, timeouts=patient):
-        await ask(spec, "/die")
+        await send_chat(spec, "/die")
         await fakes.wait_for_line("is ready", times=2)
         assert len(fakes.alive()) == 1
         assert fakes.pids()[-1] == fakes.alive()[0]
@@ -92,7 +92,7 @@ async def test_a_server_that_dies_is_restarted_on_its_port_and_its_workers_are_g
 async def test_a_server_that_freezes_is_restarted(fakes: Fakes) -> None:
     spec = fakes.spec()
     async with Fleet([spec], report=fakes.report, timeouts=replace(QUICK, max_missed_checks=2)):
-        await ask(spec, "/freeze")
+        await send_chat(spec, "/freeze")
         await fakes.wait_for_line("is ready", times=2)
     assert "failed 2 health checks in a row" in fakes.lines[1]
 
@@ -106,7 +106,7 @@ async def test_a_server_that_says_it_is_healthy_and_answers_no_request_is_restar
     spec = fakes.spec()
     eager = replace(QUICK, progress_interval=0.05, progress_timeout=0.3)
     async with Fleet([spec], report=fakes.report, timeouts=eager):
-        await ask(spec, "/stick")
+        await send_chat(spec, "/stick")
         await fakes.wait_for_line("is ready", times=2)
     assert fakes.lines[1].startswith(
         "server 'fake' answered no request for 0.3 s, although it says it is healthy; restarting"
@@ -185,7 +185,7 @@ async def test_a_server_whose_supervisor_is_killed_dies_with_it_and_is_restarted
 async def test_failed_restarts_are_reported_and_delayed_longer_each_time(fakes: Fakes) -> None:
     spec = fakes.spec("dies-again")
     async with Fleet([spec], report=fakes.report, timeouts=QUICK):
-        await ask(spec, "/die")
+        await send_chat(spec, "/die")
         await fakes.wait_for_line("did not come back", times=3)
     delays = [line.partition("restarting in ")[2].partition(" (log")[0] for line in fakes.lines[1:5]]
     assert delays == ["0.05 s", "0.1 s", "0.2 s", "0.2 s"]
@@ -296,7 +296,7 @@ async def test_killing_the_parent_ends_every_process_too(fakes: Fakes) -> None:
 async def test_a_long_log_is_truncated_to_its_end_while_the_server_writes(fakes: Fakes) -> None:
     spec = fakes.spec()
     async with Fleet([spec], report=fakes.report, timeouts=QUICK):
-        await ask(spec, "/shout")
+        await send_chat(spec, "/shout")
         async with asyncio.timeout(DEADLINE):
             while spec.log.stat().st_size > server.MAX_LOG_BYTES:
                 await asyncio.sleep(0.01)

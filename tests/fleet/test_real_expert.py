@@ -30,14 +30,14 @@ def declared(name: str) -> ExpertSpec:
     return ExpertSpec(name=name, model="SmolLM2-135M-Instruct", runtime="transformers")
 
 
-def ask(session: aiohttp.ClientSession, served: Endpoint, text: str, *, tokens: int, stream: bool):
+def send_chat(session: aiohttp.ClientSession, served: Endpoint, text: str, *, tokens: int, stream: bool):
     messages = [{"role": "user", "content": text}]
     body = {"model": served.model, "messages": messages, "max_tokens": tokens, "stream": stream, "temperature": 0}
     return session.post(f"{served.base_url}/chat/completions", json=body)
 
 
 async def chunks(session: aiohttp.ClientSession, served: Endpoint, *, tokens: int) -> AsyncIterator[str]:
-    async with ask(session, served, LONG, tokens=tokens, stream=True) as response:
+    async with send_chat(session, served, LONG, tokens=tokens, stream=True) as response:
         assert response.status == 200
         async for line in response.content:
             if line.startswith(b"data: {"):
@@ -56,7 +56,7 @@ async def sampled_text(session: aiohttp.ClientSession, served: Endpoint, *, temp
 async def check_plain_answers(session: aiohttp.ClientSession, served: Endpoint) -> None:
     """A plain answer of the expert is that of the server, and abandoned ones do not block the next."""
     fields = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
-    async with ask(session, served, "What is the capital of France?", tokens=8, stream=False) as response:
+    async with send_chat(session, served, "What is the capital of France?", tokens=8, stream=False) as response:
         own = await response.json()
     async with Client() as client:
         expert = HttpExpert(ExpertSpec(name="again", model="m", runtime="transformers"), served, session=client)
@@ -102,7 +102,7 @@ async def test_a_real_expert_answers_obeys_sampling_and_stops_a_closed_stream(tm
     assert len(specs) == 1
     served = endpoints["again"]
     async with Fleet(specs, report=lines.append), aiohttp.ClientSession() as session:
-        async with ask(session, served, "What is the capital of France?", tokens=24, stream=False) as response:
+        async with send_chat(session, served, "What is the capital of France?", tokens=24, stream=False) as response:
             answer = await response.json()
         assert "Paris" in answer["choices"][0]["message"]["content"]
         assert answer["usage"]["completion_tokens"] > 0

@@ -46,7 +46,7 @@ class Served:
     def workers(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children()
 
-    def ask(
+    def send_chat(
         self, model: str, *, stream: bool = False, headers: dict[str, str] | None = None
     ) -> aiohttp.client._RequestContextManager:
         return self.client.post(f"{self.url}/v1/chat/completions", json=chat(model, stream=stream), headers=headers)

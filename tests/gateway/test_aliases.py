@@ -36,7 +36,7 @@ def declared(**changes: Any) -> Registry:
     return registry_of(experts=experts, **{**options, **changes})
 
 
-async def ask(gateway: Gateway, path: str, model: str, text: str = "code", **headers: str) -> Any:
+async def send_chat(gateway: Gateway, path: str, model: str, text: str = "code", **headers: str) -> Any:
     content: dict[str, Any] = {
         "/v1/completions": {"prompt": text},
         "/v1/responses": {"input": text},
@@ -58,7 +58,7 @@ async def test_every_chat_api_takes_aliases_and_records_both_names(path: str) ->
             ("coe/fast", "generalist", "routed", "auto", 1.0),  # coder is the only one that costs anything
             ("claude-opus-4-8", "generalist", "routed", "auto", 1.0),
         ):
-            response = await ask(gateway, path, model)
+            response = await send_chat(gateway, path, model)
             assert response.status == 200, response.body
             record = gateway.records[-1]
             assert (response.headers["x-coe-expert"], record.reason) == (expert, reason), model
@@ -68,7 +68,7 @@ async def test_every_chat_api_takes_aliases_and_records_both_names(path: str) ->
 
 async def test_an_unknown_model_is_refused_with_the_models_and_the_remedy() -> None:
     async with gateway_of(declared()) as gateway:
-        response = await ask(gateway, "/v1/chat/completions", "mistral")
+        response = await send_chat(gateway, "/v1/chat/completions", "mistral")
     assert response.status == 404
     assert response.error["code"] == "model_not_found"
     assert "auto, coe/fast, coe/best, coder, painter, generalist, gpt-4, my-coder" in response.error["message"]
@@ -78,7 +78,7 @@ async def test_an_unknown_model_is_refused_with_the_models_and_the_remedy() -> N
 
 async def test_the_header_overrides_the_cost_weight_of_an_operating_point() -> None:
     async with gateway_of(declared()) as gateway:
-        await ask(gateway, "/v1/chat/completions", "coe/fast", x_coe_cost_weight="0.1")
+        await send_chat(gateway, "/v1/chat/completions", "coe/fast", x_coe_cost_weight="0.1")
         assert gateway.records[-1].cost_weight == 0.1
 
 
@@ -127,7 +127,7 @@ async def test_aliases_share_cached_answers_with_their_target_and_no_others() ->
     scripts = dict.fromkeys(("coder", "painter", "generalist"), answer)
     async with gateway_of(declared(cache={"when": "always"}), **scripts) as gateway:
         found = [
-            (await ask(gateway, "/v1/chat/completions", model)).headers["x-coe-cache"]
+            (await send_chat(gateway, "/v1/chat/completions", model)).headers["x-coe-cache"]
             for model in ("gpt-4", "painter", "gpt-5", "auto", "coe/best", "coe/fast", "my-coder")
         ]
     assert found == ["miss", "hit", "miss", "hit", "hit", "miss", "miss"]
@@ -137,20 +137,20 @@ async def test_a_key_reserves_the_price_of_the_model_that_an_alias_stands_for() 
     key = {"name": "alice", "sha256": "2bd806c97f0e00af1a1fc3328fa763a9269723c8db8fac4f93af71db186d6e90"}  # alice
     costly = {"limits": {"dollars_per_day": 1e-9}}
     async with gateway_of(declared(access={"keys": [key | costly]})) as gateway:
-        free = await ask(gateway, "/v1/chat/completions", "gpt-4", authorization="Bearer alice")
-        dear = await ask(gateway, "/v1/chat/completions", "my-coder", authorization="Bearer alice")
+        free = await send_chat(gateway, "/v1/chat/completions", "gpt-4", authorization="Bearer alice")
+        dear = await send_chat(gateway, "/v1/chat/completions", "my-coder", authorization="Bearer alice")
     assert free.status == 200
     assert dear.status in (400, 429)
 
 
 async def test_a_reload_changes_what_an_alias_stands_for() -> None:
     async with gateway_of(declared()) as gateway, gateway_of(declared(aliases={"gpt-4": "coder"})) as changed:
-        await ask(gateway, "/v1/chat/completions", "gpt-4")
+        await send_chat(gateway, "/v1/chat/completions", "gpt-4")
         assert gateway.records[-1].expert == "painter"
         gateway.serving_state.replace(changed.serving_state.serving)
-        await ask(gateway, "/v1/chat/completions", "gpt-4")
+        await send_chat(gateway, "/v1/chat/completions", "gpt-4")
         assert gateway.records[-1].expert == "coder"
-        assert (await ask(gateway, "/v1/chat/completions", "my-coder")).status == 404
+        assert (await send_chat(gateway, "/v1/chat/completions", "my-coder")).status == 404
 
 
 async def test_the_list_has_points_and_aliases_in_the_forms_of_openai_and_anthropic() -> None:

@@ -129,7 +129,7 @@ async def test_connections_of_one_key_that_send_no_body_keep_no_other_key_out(tm
                 await asyncio.sleep(0.02)
             assert await served.metric("coe_requests_arriving", key="boss") == 8
             for _ in range(10):
-                async with served.ask("good", headers=bearer("alice")) as answer:
+                async with served.send_chat("good", headers=bearer("alice")) as answer:
                     assert answer.status == 200
         while await served.metric("coe_requests_arriving", key="boss"):
             await asyncio.sleep(0.02)

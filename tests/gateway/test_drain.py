@@ -20,7 +20,7 @@ STREAMS = 20
 
 async def started(served: Served, model: str, count: int) -> list[aiohttp.ClientResponse]:
     """Open `count` streams, and wait for the first chunk of each."""
-    responses = await asyncio.gather(*(served.ask(model, stream=True) for _ in range(count)))
+    responses = await asyncio.gather(*(served.send_chat(model, stream=True) for _ in range(count)))
     for response in responses:
         await response.content.readuntil(b"\n\n")
     return list(responses)
@@ -114,7 +114,7 @@ async def test_during_the_lame_duck_period_readiness_is_off_and_requests_are_ser
         while (reported := await served.ready())["http"] == 200:
             pass
         assert reported["status"] == "not ready"
-        async with served.ask("good") as response:
+        async with served.send_chat("good") as response:
             assert response.status == 200
         assert await ended(served) == 0
 

@@ -13,7 +13,7 @@ from coe.registry import Policy
 from gateway.request.options import read_options
 from tests.access.samples import key_of
 from tests.fakes import Gateway, gateway_of
-from tests.gateway.test_only_local import CHAT, EXPERTS, ask, declared, headers_of
+from tests.gateway.test_only_local import CHAT, EXPERTS, declared, headers_of, send_chat
 
 pytestmark = pytest.mark.anyio
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -73,7 +73,7 @@ async def test_a_request_cannot_discover_what_its_key_excludes(
 async def test_feedback_accepts_and_lists_only_what_the_key_may_use() -> None:
     keys = [key_of("alice", experts=["coder", "gen*"]).model_dump(mode="json")]
     async with gateway_of(declared(access={"keys": keys})) as gateway:
-        request_id = (await ask(gateway, headers=headers_of("alice"))).headers["x-request-id"]
+        request_id = (await send_chat(gateway, headers=headers_of("alice"))).headers["x-request-id"]
 
         async def preferred(name: str) -> tuple[int, str]:
             body = orjson.dumps({"request_id": request_id, "preferred": name})

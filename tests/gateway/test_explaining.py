@@ -17,7 +17,7 @@ WHY = JSON | {"x-coe-explain": "1"}
 STEPS = ["admit", "parse", "classify", "assign", "gate", "call"]
 
 
-async def ask(gateway: Gateway, path: str, headers: dict[str, str], **fields: object) -> Response:
+async def send_chat(gateway: Gateway, path: str, headers: dict[str, str], **fields: object) -> Response:
     body = {"model": "auto", "messages": [{"role": "user", "content": "code"}], **fields}
     return await gateway.post(path, orjson.dumps(body), headers=headers)
 
@@ -30,11 +30,12 @@ def steps(response: Response) -> list[str]:
 
 async def test_only_requests_with_the_explain_header_get_the_times_of_the_steps() -> None:
     async with gateway_of() as gateway:
-        reported = await ask(gateway, "/v1/chat/completions", WHY)
+        reported = await send_chat(gateway, "/v1/chat/completions", WHY)
         silent = [
-            await ask(gateway, "/v1/chat/completions", headers) for headers in (JSON, WHY | {"x-coe-explain": "0"})
+            await send_chat(gateway, "/v1/chat/completions", headers)
+            for headers in (JSON, WHY | {"x-coe-explain": "0"})
         ]
-        wrong = await ask(gateway, "/v1/chat/completions", WHY | {"x-coe-explain": "please"})
+        wrong = await send_chat(gateway, "/v1/chat/completions", WHY | {"x-coe-explain": "please"})
     assert steps(reported) == STEPS
     assert all("server-timing" not in response.headers for response in silent)
     assert (wrong.status, wrong.error["param"]) == (400, "x-coe-explain")
@@ -43,7 +44,7 @@ async def test_only_requests_with_the_explain_header_get_the_times_of_the_steps(
 async def test_a_request_that_failed_tells_how_far_it_came() -> None:
     failed = ExpertUnavailable("away", expert="coder")
     async with gateway_of(coder=failed, painter=failed, generalist=failed) as gateway:
-        response = await ask(gateway, "/v1/chat/completions", WHY)
+        response = await send_chat(gateway, "/v1/chat/completions", WHY)
     assert response.status == 503
     assert steps(response) == STEPS[:-1]
 
@@ -58,8 +59,8 @@ async def test_a_decision_is_explained_by_worth_standing_and_neighbours() -> Non
     )
     async with gateway_of(registry) as gateway:
         gateway.experts["painter"].health = Health(up=False, load=0.5)
-        reported = (await ask(gateway, "/v1/route", WHY)).json
-        plain = (await ask(gateway, "/v1/route", JSON)).json
+        reported = (await send_chat(gateway, "/v1/route", WHY)).json
+        plain = (await send_chat(gateway, "/v1/route", JSON)).json
     assert reported["candidates"][0] == "coder"
     assert reported["utility"][0] > reported["utility"][1]
     assert len(reported["utility"]) == 3
@@ -78,8 +79,8 @@ async def test_the_routed_text_and_what_it_leaves_out_are_explained_and_recorded
     part = "message 0: block system-reminder left out, 17 characters"
     for stored in (True, False):
         async with gateway_of(registry_of(log={"store_prompts": stored})) as gateway:
-            reported = (await ask(gateway, "/v1/route", WHY, messages=messages)).json
-            await ask(gateway, "/v1/chat/completions", JSON, messages=messages)
+            reported = (await send_chat(gateway, "/v1/route", WHY, messages=messages)).json
+            await send_chat(gateway, "/v1/chat/completions", JSON, messages=messages)
             (record,) = gateway.records
         assert (reported["category"], reported["text"]) == ("code", "code")
         assert [(one["kind"], one["name"], one["characters"]) for one in reported["left_out"]] == [
@@ -91,6 +92,6 @@ async def test_the_routed_text_and_what_it_leaves_out_are_explained_and_recorded
 async def test_only_administrators_get_explanations() -> None:
     keys = [key_of("reader", scopes=("route",)), key_of("boss", scopes=("route", "admin"))]
     async with gateway_of(registry_of(access={"keys": [key.model_dump(mode="json") for key in keys]})) as gateway:
-        assert (await ask(gateway, "/v1/route", WHY | {"x-api-key": "reader"})).status == 403
-        assert (await ask(gateway, "/v1/route", JSON | {"x-api-key": "reader"})).status == 200
-        assert (await ask(gateway, "/v1/route", WHY | {"x-api-key": "boss"})).status == 200
+        assert (await send_chat(gateway, "/v1/route", WHY | {"x-api-key": "reader"})).status == 403
+        assert (await send_chat(gateway, "/v1/route", JSON | {"x-api-key": "reader"})).status == 200
+        assert (await send_chat(gateway, "/v1/route", WHY | {"x-api-key": "boss"})).status == 200

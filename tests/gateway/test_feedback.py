@@ -243,8 +243,8 @@ async def test_a_gateway_that_is_about_to_end_takes_none() -> None:
 # ------------------------------------------------------------------------------------------------- on a real port
 
 
-async def ask(served: Served) -> str:
-    async with served.ask("good") as response:
+async def send_chat(served: Served) -> str:
+    async with served.send_chat("good") as response:
         await response.read()
         return response.headers["x-request-id"]
 
@@ -263,7 +263,7 @@ async def kept(served: Served) -> list[Feedback]:
 
 async def check(served: Served) -> None:
     """Feedback immediately after the answer, repeated, and changed."""
-    request_id = await ask(served)
+    request_id = await send_chat(served)
     status, body = await post(served, request_id=request_id, thumb="up")
     assert (status, body["stored"]) == (200, True)
     assert await post(served, request_id=request_id, thumb="up") == (status, body)
@@ -283,7 +283,7 @@ async def test_feedback_reaches_redis_and_a_hanging_redis_delays_it_only_briefly
 ) -> None:
     async with serving(tmp_path, log={"url": redis_server.url}) as served:
         await check(served)
-        request_id = await ask(served)
+        request_id = await send_chat(served)
         assert (await post(served, request_id=request_id, score=0.5))[0] == 200
         redis_server.signal(signal.SIGSTOP)
         try:

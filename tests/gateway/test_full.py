@@ -14,14 +14,14 @@ pytestmark = pytest.mark.anyio
 FEEDBACK = "/v1/feedback"
 
 
-def ask(gateway: Gateway, key: str, path: str = CHAT) -> asyncio.Task[Response]:
+def send_chat(gateway: Gateway, key: str, path: str = CHAT) -> asyncio.Task[Response]:
     return asyncio.ensure_future(gateway.post(path, BODY, headers=bearer(key)))
 
 
 async def flooded(gateway: Gateway) -> list[asyncio.Task[Response]]:
     """Send requests as mallory until the permits and the queue are full and the rest is refused; return them."""
     limits = gateway.serving_state.admission.limits
-    flood = [ask(gateway, "mallory") for _ in range(20)]
+    flood = [send_chat(gateway, "mallory") for _ in range(20)]
     await wait_until(
         lambda: sum(task.done() for task in flood) == 20 - limits.concurrent_requests - limits.queued_requests
     )
@@ -34,7 +34,7 @@ async def test_another_key_finds_a_place_in_the_queue(path: str) -> None:
     async with gateway_of(keyed(concurrent_requests=2, queued_requests=4), coder=slow) as gateway:
         flood = await flooded(gateway)
         kept = [task for task in flood if not task.done()]
-        modest = [ask(gateway, "alice", path) for _ in range(3)]
+        modest = [send_chat(gateway, "alice", path) for _ in range(3)]
         await wait_until(lambda: sum(task.done() for task in kept) == 2)
         displaced = [task.result() for task in kept if task.done()]
         slow.set()
@@ -52,7 +52,7 @@ async def test_another_key_is_served_next_to_the_one_that_fills_the_queue() -> N
     slow = asyncio.Event()
     async with gateway_of(keyed(concurrent_requests=1, queued_requests=4), coder=slow) as gateway:
         flood = await flooded(gateway)
-        modest = ask(gateway, "alice")
+        modest = send_chat(gateway, "alice")
         slow.set()
         await asyncio.gather(modest, *flood)
     served = [record.key for record in gateway.records if record.outcome == "ok"]
@@ -63,7 +63,7 @@ async def test_another_key_is_served_next_to_the_one_that_fills_the_queue() -> N
 @pytest.mark.parametrize("slow", [True, False])
 async def test_feedback_that_does_not_come_or_is_of_unknown_requests_keeps_no_other_out(slow: bool) -> None:
     async with gateway_of(keyed()) as gateway:
-        request_id = (await ask(gateway, "alice")).headers["x-request-id"]
+        request_id = (await send_chat(gateway, "alice")).headers["x-request-id"]
         known, unknown = (orjson.dumps({"request_id": one, "score": 1}) for one in (request_id, "req_" + "0" * 32))
         rest = asyncio.Event()
         sent = (unknown[:9], rest, unknown[9:]) if slow else (unknown,)  # it is looked for, for a second

@@ -94,11 +94,11 @@ async def test_after_its_time_was_over() -> None:
 @pytest.mark.usefixtures("uncollected")
 async def test_after_its_client_left() -> None:
     async with gone(coder=[EVENT, asyncio.Event()]) as gateway:
-        asking = asyncio.ensure_future(gateway.post(CHAT, body(stream=True), headers=KEY))
+        requesting = asyncio.ensure_future(gateway.post(CHAT, body(stream=True), headers=KEY))
         await gateway.first_chunk.wait()
         gateway.leave.set()
-        await asking
-        del asking
+        await requesting
+        del requesting
         assert gateway.records[0].outcome == "aborted"
 
 
@@ -106,9 +106,9 @@ async def test_after_its_client_left() -> None:
 async def test_after_its_place_in_the_queue_went_to_another() -> None:
     held = asyncio.Event()
     async with gone(keyed(concurrent_requests=1, queued_requests=2), coder=held) as gateway:
-        asking = [asyncio.ensure_future(gateway.post(CHAT, body(), headers=bearer(key))) for key in ("alice",) * 3]
-        asking.append(asyncio.ensure_future(gateway.post(CHAT, body(), headers=bearer("mallory"))))
-        assert (await asking[2]).status == 429
+        requesting = [asyncio.ensure_future(gateway.post(CHAT, body(), headers=bearer(key))) for key in ("alice",) * 3]
+        requesting.append(asyncio.ensure_future(gateway.post(CHAT, body(), headers=bearer("mallory"))))
+        assert (await requesting[2]).status == 429
         held.set()
-        await asyncio.gather(*asking)
-        del asking
+        await asyncio.gather(*requesting)
+        del requesting

@@ -26,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 0.0)
 
 
-async def ask(gateway: Gateway, text: str, *, key: str | None = None, session: str | None = None) -> str:
+async def send_chat(gateway: Gateway, text: str, *, key: str | None = None, session: str | None = None) -> str:
     """The request's id."""
     headers = {"content-type": "application/json"}
     headers |= {"x-api-key": key} if key else {}
@@ -45,8 +45,8 @@ async def reported(gateway: Gateway, count: int) -> list[tuple[str, str]]:
 
 async def test_a_repeated_conversation_reports_the_earlier_answer_as_regenerated() -> None:
     async with gateway_of() as gateway:
-        first, second = await ask(gateway, LONG), await ask(gateway, LONG)
-        await ask(gateway, LONG + ", please")
+        first, second = await send_chat(gateway, LONG), await send_chat(gateway, LONG)
+        await send_chat(gateway, LONG + ", please")
         assert await reported(gateway, 1) == [("regenerated", first)]
         (event,) = gateway.log.events
         assert event.event_id == f"regenerated:{second}"
@@ -56,20 +56,20 @@ async def test_a_repeated_conversation_reports_the_earlier_answer_as_regenerated
 
 async def test_a_greeting_is_the_same_within_a_session_only() -> None:
     async with gateway_of() as gateway:
-        await ask(gateway, "hello")
-        await ask(gateway, "hello")
-        first = await ask(gateway, "hello", session="s")
-        await ask(gateway, "hello", session="other")
-        await ask(gateway, "hello", session="s")
+        await send_chat(gateway, "hello")
+        await send_chat(gateway, "hello")
+        first = await send_chat(gateway, "hello", session="s")
+        await send_chat(gateway, "hello", session="other")
+        await send_chat(gateway, "hello", session="s")
         assert await reported(gateway, 1) == [("regenerated", first)]
 
 
 async def test_another_tenants_same_words_are_another_conversation() -> None:
     keys = [key_of(name).model_dump(mode="json") for name in ("alice", "bob")]
     async with gateway_of(registry_of(access={"keys": keys})) as gateway:
-        first = await ask(gateway, LONG, key="alice")
-        await ask(gateway, LONG, key="bob")
-        await ask(gateway, LONG, key="alice")
+        first = await send_chat(gateway, LONG, key="alice")
+        await send_chat(gateway, LONG, key="bob")
+        await send_chat(gateway, LONG, key="alice")
         assert await reported(gateway, 1) == [("regenerated", first)]
         (event,) = gateway.log.events
     assert (event.tenant, event.key) == ("alice", "alice")
@@ -77,18 +77,18 @@ async def test_another_tenants_same_words_are_another_conversation() -> None:
 
 async def test_a_program_that_repeats_its_request_is_reported_a_few_times_only() -> None:
     async with gateway_of() as gateway:
-        asked = [await ask(gateway, LONG) for _ in range(8)]
+        asked = [await send_chat(gateway, LONG) for _ in range(8)]
     assert [event.request_id for event in gateway.log.events] == asked[:3]
 
 
 async def test_what_comes_too_soon_or_too_late_is_no_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
     async with gateway_of() as gateway:
-        await ask(gateway, LONG)
+        await send_chat(gateway, LONG)
         monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 60.0)
-        await ask(gateway, LONG)
+        await send_chat(gateway, LONG)
         monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 0.0)
         monkeypatch.setattr(observers, "MAX_REGENERATION_SECONDS", -1.0)
-        await ask(gateway, LONG)
+        await send_chat(gateway, LONG)
     assert gateway.log.events == []
 
 
@@ -96,7 +96,7 @@ async def test_a_request_that_failed_may_be_sent_again() -> None:
     failing = LogError("not an expert's error")
     async with gateway_of(coder=failing) as gateway:
         for _ in range(2):
-            await ask(gateway, LONG)
+            await send_chat(gateway, LONG)
     assert gateway.log.events == []
 
 
@@ -118,7 +118,7 @@ async def test_a_stream_left_in_the_middle_is_abandoned_and_one_not_begun_is_not
 async def test_signals_wait_while_the_log_is_away() -> None:
     async with gateway_of() as gateway:
         gateway.log.fails = LogError("away")
-        asked = [await ask(gateway, LONG) for _ in range(4)]
+        asked = [await send_chat(gateway, LONG) for _ in range(4)]
         await asyncio.wait_for(gateway.log.asked.wait(), 60)
         gateway.log.fails = None
     assert [event.request_id for event in gateway.log.events] == asked[:3]
@@ -126,7 +126,7 @@ async def test_signals_wait_while_the_log_is_away() -> None:
 
 async def test_a_real_client_that_leaves_mid_stream_leaves_a_signal(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
-        async with served.ask("stalls", stream=True) as response:
+        async with served.send_chat("stalls", stream=True) as response:
             request_id = response.headers["x-request-id"]
             await response.content.readuntil(b"\n\n")
             response.close()

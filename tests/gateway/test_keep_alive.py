@@ -156,7 +156,7 @@ async def test_over_a_socket_a_silent_stream_is_kept_alive_until_its_error(
     tmp_path: Path, model: str, answered: int
 ) -> None:
     policy = {"max_attempts": 1, "keep_alive_interval": 0.05, "first_token_timeout": 2, "stream_idle_timeout": 2}
-    async with serving(tmp_path, policy=policy) as served, served.ask(model, stream=True) as response:
+    async with serving(tmp_path, policy=policy) as served, served.send_chat(model, stream=True) as response:
         assert (response.status, response.content_type) == (200, EVENT_STREAM)
         *events, last, end = (await response.read()).split(b"\n\n")
     others = [event for event in events if event != COMMENT.strip()]

@@ -281,14 +281,14 @@ async def test_an_open_loop_waits_for_its_expert_without_a_stand_in_and_without_
         begin, slow = asyncio.Event(), type(expert.health)(ttft_p95=0.0)
         expert.health, expert.script = slow, begin
         body = orjson.dumps({**orjson.loads(loop.body()), "stream": True})
-        asking = asyncio.create_task(gateway.post(PATHS["chat"], body))
+        requesting = asyncio.create_task(gateway.post(PATHS["chat"], body))
         async with asyncio.timeout(60):
             while len(expert.calls) < 2:
                 await asyncio.sleep(0)
         for _ in range(100):
             await asyncio.sleep(0)
         begin.set()
-        response = await asking
+        response = await requesting
     assert response.headers["x-coe-expert"] == begun
     assert expert.calls[-1].stand_in == ""
     assert sum(len(one.calls) for one in gateway.experts.values()) == 2

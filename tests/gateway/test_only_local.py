@@ -199,7 +199,7 @@ def headers_of(key: str, **more: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}", "content-type": "application/json", **more}
 
 
-async def ask(
+async def send_chat(
     gateway: Gateway, text: str = "hello general", *, headers: dict[str, str], path: str = CHAT, **fields: Any
 ) -> Response:
     body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
@@ -208,9 +208,9 @@ async def ask(
 
 async def test_the_header_keeps_a_request_on_local_experts_and_its_text_out_of_the_log() -> None:
     async with gateway_of(declared(log={"store_prompts": True})) as gateway:
-        response = await ask(gateway, headers=MARKED)
+        response = await send_chat(gateway, headers=MARKED)
         assert (response.status, response.headers["x-coe-expert"]) == (200, "coder")
-        assert (await ask(gateway, headers={**MARKED, "x-coe-only-local": "false"})).status == 200
+        assert (await send_chat(gateway, headers={**MARKED, "x-coe-only-local": "false"})).status == 200
         marked, public = gateway.records
         assert (marked.only_local, marked.prompt, marked.left_out) == (True, None, ())
         assert marked.excluded == ("painter", "generalist", "generalist:low")
@@ -221,10 +221,10 @@ async def test_the_header_keeps_a_request_on_local_experts_and_its_text_out_of_t
 @pytest.mark.parametrize("model", REMOTE_MODELS)
 async def test_a_marked_request_for_what_is_not_local_is_refused_with_the_remedy(model: str) -> None:
     async with gateway_of(declared()) as gateway:
-        response = await ask(gateway, headers=MARKED, model=model)
+        response = await send_chat(gateway, headers=MARKED, model=model)
         assert (response.status, response.error["code"], response.error["param"]) == (403, "expert_not_local", "model")
         assert "auto, coder, tiny, inside" in response.error["message"]
-        by_header = await ask(gateway, headers={**MARKED, "x-coe-recipe": "mixed"})
+        by_header = await send_chat(gateway, headers={**MARKED, "x-coe-recipe": "mixed"})
         assert (by_header.status, by_header.error["param"]) == (403, "x-coe-recipe")
         assert all(expert.calls == [] for expert in gateway.experts.values())  # type: ignore[attr-defined]
 
@@ -232,26 +232,26 @@ async def test_a_marked_request_for_what_is_not_local_is_refused_with_the_remedy
 async def test_a_failing_local_expert_ends_a_marked_request_with_its_error() -> None:
     down = {name: ExpertUnavailable("down", expert=name) for name in LOCAL}
     async with gateway_of(declared(), **down) as gateway:
-        response = await ask(gateway, headers=MARKED)
+        response = await send_chat(gateway, headers=MARKED)
         assert (response.status, response.error["code"]) == (503, "expert_unavailable")
         assert gateway.experts["generalist"].calls == gateway.experts["painter"].calls == []
 
 
 async def test_without_a_local_expert_a_marked_request_is_refused() -> None:
     async with gateway_of(registry_of()) as gateway:
-        response = await ask(gateway, headers=MARKED)
+        response = await send_chat(gateway, headers=MARKED)
         assert (response.status, response.error["code"]) == (403, "expert_not_local")
         assert "`local: true` in experts.yaml" in response.error["message"]
-        response = await ask(gateway, headers={**MARKED, "x-coe-only-local": "yes"})
+        response = await send_chat(gateway, headers={**MARKED, "x-coe-only-local": "yes"})
         assert (response.status, response.error["param"]) == (400, "x-coe-only-local")
 
 
 async def test_operations_that_pass_through_and_embeddings_obey_the_mark() -> None:
     async with gateway_of(declared()) as gateway:
         rerank = {"query": "q", "documents": ["d"]}
-        assert (await ask(gateway, headers=MARKED, path="/v1/rerank", **rerank)).status == 200
-        assert (await ask(gateway, headers=MARKED, path="/v1/rerank", model="painter", **rerank)).status == 403
-        assert (await ask(gateway, headers=MARKED, path="/v1/embeddings", input="x")).status == 200
+        assert (await send_chat(gateway, headers=MARKED, path="/v1/rerank", **rerank)).status == 200
+        assert (await send_chat(gateway, headers=MARKED, path="/v1/rerank", model="painter", **rerank)).status == 403
+        assert (await send_chat(gateway, headers=MARKED, path="/v1/embeddings", input="x")).status == 200
         assert len(gateway.experts["coder"].calls) == 2
         assert gateway.experts["painter"].calls == []
 
@@ -264,15 +264,15 @@ async def test_a_key_sees_and_uses_only_its_experts() -> None:
         assert one.status == 404
         assert "painter" not in one.error["message"].partition("known:")[2]
         for model in ("painter", "tiny", "graded", "inside", "written"):
-            refused = await ask(gateway, model=model, headers=headers_of("alice"))
+            refused = await send_chat(gateway, model=model, headers=headers_of("alice"))
             assert (refused.status, refused.error["code"]) == (404, "model_not_found")
             assert "permitted: auto, coder, generalist, generalist:low, mixed" in refused.error["message"]
-        by_alias = await ask(gateway, model="gpt-4o", headers=headers_of("alice"))
+        by_alias = await send_chat(gateway, model="gpt-4o", headers=headers_of("alice"))
         assert (by_alias.status, "painter" in by_alias.error["message"]) == (404, False)
-        routed = await ask(gateway, "art", headers=headers_of("alice"))  # the plan's expert is painter
+        routed = await send_chat(gateway, "art", headers=headers_of("alice"))  # the plan's expert is painter
         assert routed.headers["x-coe-expert"] in ("coder", "generalist")
         assert gateway.records[-1].excluded == ("tiny", "painter")
-        assert (await ask(gateway, model="painter", headers=headers_of("carol"))).status == 200
+        assert (await send_chat(gateway, model="painter", headers=headers_of("carol"))).status == 200
         calls = {name: len(expert.calls) for name, expert in gateway.experts.items()}
         assert (calls["painter"], calls["tiny"]) == (1, 0)
 
@@ -282,7 +282,7 @@ async def test_the_encoder_is_not_used_for_a_choice_between_excluded_experts() -
     registry = registry_of(access={"keys": [key.model_dump(mode="json") for key in keys]})
     async with gateway_of(registry) as gateway:
         for key in ("alice", "carol"):
-            await ask(gateway, "ponder art", headers=headers_of(key))
+            await send_chat(gateway, "ponder art", headers=headers_of(key))
     assert [(one.stage, one.excluded) for one in gateway.records] == [
         ("short_circuit", ("painter", "generalist")),
         ("predict", ()),
@@ -293,9 +293,9 @@ async def test_the_encoder_is_not_used_for_a_choice_between_excluded_experts() -
 async def test_the_header_cannot_lift_the_rule_of_a_key() -> None:
     async with gateway_of(keyed()) as gateway:
         headers = headers_of("bob", **{"x-coe-only-local": "false"})
-        assert (await ask(gateway, headers=headers)).headers["x-coe-expert"] == "coder"
-        assert (await ask(gateway, model="generalist", headers=headers)).status == 403
-        both = await ask(gateway, headers=headers_of("alice", **{"x-coe-only-local": "true"}))
+        assert (await send_chat(gateway, headers=headers)).headers["x-coe-expert"] == "coder"
+        assert (await send_chat(gateway, model="generalist", headers=headers)).status == 403
+        both = await send_chat(gateway, headers=headers_of("alice", **{"x-coe-only-local": "true"}))
         assert gateway.records[-1].excluded == ("tiny", "painter", "generalist", "generalist:low")
         assert both.headers["x-coe-expert"] == "coder"
 
@@ -391,8 +391,8 @@ async def test_the_answers_of_a_key_with_a_list_belong_to_it(tmp_path: Path) -> 
 async def test_the_answer_cache_is_separate_for_each_rule() -> None:
     """An answer of an expert that the request may not reach is not returned either."""
     async with gateway_of(declared(cache={}), generalist=(answer("remote")), coder=(answer("local"))) as gateway:
-        public = await ask(gateway, temperature=0, headers={"content-type": "application/json"})
-        marked = await ask(gateway, temperature=0, headers=MARKED)
+        public = await send_chat(gateway, temperature=0, headers={"content-type": "application/json"})
+        marked = await send_chat(gateway, temperature=0, headers=MARKED)
         assert (public.headers["x-coe-cache"], marked.headers["x-coe-cache"]) == ("miss", "miss")
         assert marked.headers["x-coe-expert"] == "coder"
 
@@ -402,13 +402,13 @@ async def test_a_key_without_the_expensive_experts_does_not_reserve_their_prices
     keys = [key_of(name, experts=names, limits={"dollars_per_day": 1.0}).model_dump(mode="json")
             for name, names in (("alice", ["coder"]), ("bob", None))]  # fmt: skip
     async with gateway_of(declared(experts=experts, recipes=[], access={"keys": keys})) as gateway:
-        assert (await ask(gateway, headers=headers_of("alice"))).status == 200
-        assert (await ask(gateway, headers=headers_of("bob"))).status == 400
+        assert (await send_chat(gateway, headers=headers_of("alice"))).status == 200
+        assert (await send_chat(gateway, headers=headers_of("bob"))).status == 400
 
 
 async def test_the_explanation_of_a_decision_names_what_is_excluded_and_why() -> None:
     async with gateway_of(declared()) as gateway:
-        answer = await ask(gateway, headers={**MARKED, "x-coe-explain": "1"}, path="/v1/route")
+        answer = await send_chat(gateway, headers={**MARKED, "x-coe-explain": "1"}, path="/v1/route")
         assert answer.json["excluded"] == dict.fromkeys(("painter", "generalist", "generalist:low"), "not_local")
         assert set(answer.json["candidates"]) == LOCAL
-        assert "excluded" not in (await ask(gateway, headers=MARKED, path="/v1/route")).json
+        assert "excluded" not in (await send_chat(gateway, headers=MARKED, path="/v1/route")).json

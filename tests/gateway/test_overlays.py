@@ -110,7 +110,7 @@ async def test_one_tenants_corrections_change_its_own_decisions_and_no_other_ten
     async with serving(tmp_path, access={"keys": KEYS}, assignment=assignment) as served:
         settings = Settings.read({}, config=tmp_path / "experts.yaml")
         for name in ("alice", "bob"):
-            asked = [await ask(served, name, "code" if number % 2 else "general") for number in range(80)]
+            asked = [await send_chat(served, name, "code" if number % 2 else "general") for number in range(80)]
             if name == "alice":
                 await asyncio.gather(*(correct(served, name, one["x-request-id"], "art") for one in asked[1::2]))
         assert await experts(served, "code") == {"alice": "good", "bob": "good"}
@@ -132,7 +132,7 @@ async def test_one_tenants_corrections_change_its_own_decisions_and_no_other_ten
             promote(Kind.OVERLAYS, other, config=settings.config)
 
 
-async def ask(served: Served, key: str, text: str) -> Mapping[str, str]:
+async def send_chat(served: Served, key: str, text: str) -> Mapping[str, str]:
     """The response's headers."""
     body, url = chat("auto", stream=True, text=text), f"{served.url}/v1/chat/completions"
     async with served.client.post(url, json=body, headers={"x-api-key": key}) as response:
@@ -147,7 +147,7 @@ async def correct(served: Served, key: str, request_id: str, category: str) -> N
 
 
 async def experts(served: Served, text: str) -> dict[str, str]:
-    return {name: (await ask(served, name, text))["x-coe-expert"] for name in ("alice", "bob")}
+    return {name: (await send_chat(served, name, text))["x-coe-expert"] for name in ("alice", "bob")}
 
 
 async def wait_until_status(served: Served, wanted: dict[str, str]) -> None:

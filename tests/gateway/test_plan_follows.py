@@ -51,7 +51,7 @@ async def test_experts_come_and_go_under_a_plan_without_a_failed_reload_or_start
         assert second["version"] == version
         assert [one["kind"] for one in second["consequences"]] == ["expert_added", "learning"]
         assert [row[3] for row in second["measured"]["estimate"]] == [None, None, None]
-        async with served.ask("newcomer") as response:
+        async with served.send_chat("newcomer") as response:
             assert (response.status, response.headers["x-coe-expert"]) == (200, "newcomer")
         fewer = declared(served.upstream.url)
         gone = [one for one in fewer["experts"] if one["name"] != "painter"]

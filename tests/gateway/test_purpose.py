@@ -23,7 +23,7 @@ KEYS = registry_of(
 )
 
 
-async def ask(
+async def send_chat(
     gateway: Gateway, purpose: str | None, *, key: str | None = None, path: str = "", model: str = "auto"
 ) -> Response:
     headers = {"content-type": "application/json"}
@@ -36,23 +36,23 @@ async def ask(
 async def test_without_keys_a_command_is_taken_at_its_word() -> None:
     async with gateway_of() as gateway:
         for purpose in (None, "score", "chat"):
-            assert (await ask(gateway, purpose)).status == 200
+            assert (await send_chat(gateway, purpose)).status == 200
         assert [record.purpose for record in gateway.records] == ["", "score", "chat"]
 
 
 @pytest.mark.parametrize("purpose", ["", "user", "Score", "score,chat", "score" * 1000, "\xff"])
 async def test_an_unknown_purpose_is_refused_by_the_name_of_the_header(purpose: str) -> None:
     async with gateway_of() as gateway:
-        answer = await ask(gateway, purpose)
+        answer = await send_chat(gateway, purpose)
         assert (answer.status, answer.error["param"]) == (400, "x-coe-purpose")
         assert "score, chat" in answer.error["message"]
 
 
 async def test_an_ordinary_key_cannot_mark_its_requests_and_is_limited_all_the_same() -> None:
     async with gateway_of(KEYS) as gateway:
-        statuses = [(await ask(gateway, "score", key="alice")).status for _ in range(3)]
+        statuses = [(await send_chat(gateway, "score", key="alice")).status for _ in range(3)]
         assert statuses == [200, 200, 429]
-        assert (await ask(gateway, "score", key="boss")).status == 200
+        assert (await send_chat(gateway, "score", key="boss")).status == 200
         found = [(record.key, record.purpose, record.outcome) for record in gateway.records]
         assert found[:2] == [("alice", "", "ok")] * 2
         assert found[2][:2] == ("alice", "")
@@ -62,7 +62,7 @@ async def test_an_ordinary_key_cannot_mark_its_requests_and_is_limited_all_the_s
 @pytest.mark.parametrize(("purpose", "sent"), [("score", 1), (None, 3)])
 async def test_a_request_for_a_score_is_sent_once(purpose: str | None, sent: int) -> None:
     async with gateway_of(coder=ExpertUnavailable("lost", expert="coder")) as gateway:
-        assert (await ask(gateway, purpose, model="coder")).status == 503
+        assert (await send_chat(gateway, purpose, model="coder")).status == 503
         assert gateway.records[0].attempts == sent
 
 
@@ -70,12 +70,12 @@ async def test_a_marked_request_is_no_implicit_feedback(monkeypatch: pytest.Monk
     monkeypatch.setattr(observers, "MIN_REGENERATION_SECONDS", 0.0)
     async with gateway_of() as gateway:
         for purpose in ("score", "score", None, "score"):
-            await ask(gateway, purpose)
+            await send_chat(gateway, purpose)
     assert gateway.log.events == []
 
 
 async def test_the_list_of_records_shows_the_purpose() -> None:
     async with gateway_of() as gateway:
-        await ask(gateway, "score")
+        await send_chat(gateway, "score")
         listed = await gateway.post("/v1/records", method="GET")
         assert [record["purpose"] for record in listed.json["data"]] == ["score"]

@@ -58,7 +58,7 @@ class load:
         while not self._over:
             place = len(self.routers)
             self.routers.append(None)
-            async with self._served.ask("good", stream=stream) as response:
+            async with self._served.send_chat("good", stream=stream) as response:
                 body = await response.read()
                 whole = body.endswith(b"data: [DONE]\n\n") if stream else b'"choices"' in body
                 if response.status != 200 or not whole:
@@ -96,7 +96,7 @@ async def test_both_workers_reload_and_new_experts_can_be_called_at_once(tmp_pat
         async with asyncio.timeout(SOON):
             answers = 0
             while answers < 20:  # in a row, each on a connection of its own
-                async with served.ask("newcomer", headers={"connection": "close"}) as response:
+                async with served.send_chat("newcomer", headers={"connection": "close"}) as response:
                     answers = answers + 1 if response.status == 200 else 0
 
 
@@ -111,9 +111,9 @@ async def test_sighup_reloads_at_once_even_if_no_file_changed(tmp_path: Path) ->
 
 async def test_permits_follow_the_declaration_and_who_waits_profits(tmp_path: Path) -> None:
     one = {"concurrent_requests": 1}
-    async with serving(tmp_path, limits=one) as served, served.ask("stalls", stream=True) as held:
+    async with serving(tmp_path, limits=one) as served, served.send_chat("stalls", stream=True) as held:
         await held.content.readuntil(b"\n\n")
-        waiting = asyncio.ensure_future(served.ask("good").__aenter__())
+        waiting = asyncio.ensure_future(served.send_chat("good").__aenter__())
         while not await served.metric("coe_queue_length"):
             await asyncio.sleep(0.02)
         served.declare(limits={"concurrent_requests": 2})
@@ -127,7 +127,7 @@ async def test_opening_to_the_world_by_removing_the_keys_is_refused(tmp_path: Pa
     async with serving(tmp_path, environ={"COE_HOST": "0.0.0.0"}, access={"keys": [key]}) as served:
         served.declare(access={})
         await wait_until_status(served, reload_error=True)
-        async with served.ask("good") as response:
+        async with served.send_chat("good") as response:
             assert response.status == 401
 
 

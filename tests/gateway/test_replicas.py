@@ -47,7 +47,9 @@ class Replicas:
     gateways: list[Served]
     client: aiohttp.ClientSession
 
-    async def ask(self, text: str, *earlier: str, at: str | None = None, **options: Any) -> tuple[int, dict[str, str]]:
+    async def send_chat(
+        self, text: str, *earlier: str, at: str | None = None, **options: Any
+    ) -> tuple[int, dict[str, str]]:
         """Return status and headers of the answer to `text` after earlier turns, through nginx or `at` one gateway."""
         headers = {"x-api-key": options.pop("key", "bob"), **options.pop("headers", {})}
         turns = [*earlier, text]
@@ -115,24 +117,24 @@ async def keeps_its_expert(service: Replicas) -> None:
 async def is_kept(service: Replicas, session: str, opening: str) -> bool:
     one, two = (gateway.url for gateway in service.gateways)
     named = {"x-session-id": session}
-    _, headers = await service.ask("some code", at=one, headers=named)
+    _, headers = await service.send_chat("some code", at=one, headers=named)
     assert (headers["x-coe-expert"], headers["x-coe-reason"]) == ("coder", "routed")
     await service.know("coder", "some code", session)
-    _, first = await service.ask("and then?", at=two, headers=named)
-    _, headers = await service.ask("rather art", at=two, headers=named)
+    _, first = await service.send_chat("and then?", at=two, headers=named)
+    _, headers = await service.send_chat("rather art", at=two, headers=named)
     assert headers["x-coe-expert"] == "painter"
     await service.know("painter", "rather art", session)
-    _, second = await service.ask("and then?", at=one, headers=named)  # what this one remembers itself is older
-    _, headers = await service.ask(opening, at=one, model="painter")
+    _, second = await service.send_chat("and then?", at=one, headers=named)  # what this one remembers itself is older
+    _, headers = await service.send_chat(opening, at=one, model="painter")
     assert headers["x-coe-expert"] == "painter"
     await service.know("painter", opening)
-    _, last = await service.ask("go on", opening, "hi", at=two)
+    _, last = await service.send_chat("go on", opening, "hi", at=two)
     found = [(headers["x-coe-expert"], headers["x-coe-reason"]) for headers in (first, second, last)]
     return found == [("coder", "sticky"), ("painter", "sticky"), ("painter", "sticky")]
 
 
 async def limits_hold_together(service: Replicas) -> None:
-    answers = await asyncio.gather(*(service.ask("hi", key="alice") for _ in range(2 * LIMIT)))
+    answers = await asyncio.gather(*(service.send_chat("hi", key="alice") for _ in range(2 * LIMIT)))
     statuses = Counter(status for status, _ in answers)
     assert set(statuses) == {200, 429}
     assert LIMIT <= statuses[200] <= LIMIT + 10, statuses  # some more come due while it lasts
@@ -154,7 +156,7 @@ async def take_over_what_another_machine_promotes(service: Replicas, folder: Pat
         assert done.exit_code == 0, done.output
         async with asyncio.timeout(60):
             for gateway in service.gateways:
-                while (await service.ask("some code", at=gateway.url))[1]["x-coe-expert"] != expert:
+                while (await service.send_chat("some code", at=gateway.url))[1]["x-coe-expert"] != expert:
                     await asyncio.sleep(0.05)
 
 
@@ -167,7 +169,7 @@ async def dies_under_load(service: Replicas) -> None:
         nonlocal torn
         while more:
             try:
-                status, _ = await service.ask("some code", stream=number % 3 == 0)
+                status, _ = await service.send_chat("some code", stream=number % 3 == 0)
                 statuses[status] += 1
             except aiohttp.ClientPayloadError:
                 torn += 1

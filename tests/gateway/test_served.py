@@ -23,10 +23,10 @@ async def served(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Served]:
 
 
 async def test_plain_and_streamed_answers_pass_through(served: Served) -> None:
-    async with served.ask("good") as response:
+    async with served.send_chat("good") as response:
         assert response.status == 200
         assert (await response.json())["model"] == "good"
-    async with served.ask("auto", stream=True) as response:
+    async with served.send_chat("auto", stream=True) as response:
         assert response.content_type == "text/event-stream"
         assert (await response.read()).endswith(b"data: [DONE]\n\n")
     first, second = await served.records(2)
@@ -35,13 +35,13 @@ async def test_plain_and_streamed_answers_pass_through(served: Served) -> None:
 
 
 async def test_the_first_piece_arrives_while_the_expert_is_still_at_work(served: Served) -> None:
-    async with served.ask("stalls", stream=True) as response:
+    async with served.send_chat("stalls", stream=True) as response:
         assert await response.content.readuntil(b"\n\n")
         assert not served.upstream.dropped.is_set()
 
 
 async def test_a_client_that_leaves_mid_stream_stops_the_expert(served: Served) -> None:
-    async with served.ask("stalls", stream=True) as response:
+    async with served.send_chat("stalls", stream=True) as response:
         await response.content.readuntil(b"\n\n")
         response.close()
     await asyncio.wait_for(served.upstream.dropped.wait(), 60)
@@ -51,7 +51,7 @@ async def test_a_client_that_leaves_mid_stream_stops_the_expert(served: Served) 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_before_the_first_piece_stops_the_expert(served: Served, stream: bool) -> None:
-    task = asyncio.ensure_future(served.ask("silent", stream=stream))
+    task = asyncio.ensure_future(served.send_chat("silent", stream=stream))
     while not served.upstream.seen:
         await asyncio.sleep(0.01)
     task.cancel()
@@ -65,7 +65,7 @@ async def test_a_client_that_leaves_before_the_first_piece_stops_the_expert(serv
     [("status-500", 503, "expert_unavailable"), ("text-noise", 502, "expert_invalid_response")],
 )
 async def test_a_failing_expert_is_an_openai_error(served: Served, model: str, status: int, code: str) -> None:
-    async with served.ask(model) as response:
+    async with served.send_chat(model) as response:
         assert response.status == status
         assert (await response.json())["error"]["code"] == code
         assert response.headers["x-coe-expert"] == model
@@ -73,7 +73,7 @@ async def test_a_failing_expert_is_an_openai_error(served: Served, model: str, s
 
 @pytest.mark.parametrize("model", ["torn", "truncated"])
 async def test_a_stream_that_breaks_off_ends_with_an_error_event(served: Served, model: str) -> None:
-    async with served.ask(model, stream=True) as response:
+    async with served.send_chat(model, stream=True) as response:
         assert response.status == 200
         events = (await response.read()).split(b"\n\n")
     assert orjson.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "expert_unavailable"
@@ -89,13 +89,13 @@ async def test_a_50_mb_body_is_refused_and_the_process_goes_on(served: Served) -
             assert raised.status == 413
     except aiohttp.ClientConnectionError:  # refused while the client was still sending
         pass
-    async with served.ask("good") as response:
+    async with served.send_chat("good") as response:
         assert response.status == 200
 
 
 async def test_sigterm_ends_the_process_and_keeps_the_records(served: Served) -> None:
     for _ in range(20):
-        async with served.ask("good") as response:
+        async with served.send_chat("good") as response:
             assert response.status == 200
     served.process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(served.process.wait(), 60) == 0
@@ -113,7 +113,7 @@ async def test_while_redis_is_gone_requests_go_on_and_their_records_come_later(t
                 redis.kill()
             if number == 20:
                 redis.start()
-            async with served.ask("good") as response:
+            async with served.send_chat("good") as response:
                 assert response.status == 200
         records = await served.records(30)
     redis.kill()

@@ -77,10 +77,10 @@ async def test_no_page_and_no_line_of_the_log_shows_them_and_requests_carry_them
             while "broken" not in await text_of(served, "/v1/models"):
                 await asyncio.sleep(0.05)
         pages = []
-        async with served.ask("good") as answer:
+        async with served.send_chat("good") as answer:
             assert answer.status == 200
             pages.append(str(dict(answer.headers)))
-        async with served.ask("broken") as answer:
+        async with served.send_chat("broken") as answer:
             assert answer.status == 503
             pages.append(await answer.text() + str(dict(answer.headers)))
         paths = ("/v1/experts", "/metrics", "/v1/status", "/v1/map", "/openapi.json", "/v1/stats")

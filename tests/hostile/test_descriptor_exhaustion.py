@@ -104,14 +104,14 @@ async def test_more_clients_than_descriptors_are_all_answered(tmp_path: Path) ->
     async with hungry(tmp_path) as (served, _, _):
         highest = 0
 
-        async def ask() -> int:
+        async def send_chat() -> int:
             nonlocal highest
-            async with served.ask("drips", stream=True) as response:
+            async with served.send_chat("drips", stream=True) as response:
                 highest = max(highest, served.workers[0].num_fds())
                 assert (await response.read()).endswith(b"data: [DONE]\n\n")
                 return response.status
 
-        assert await asyncio.gather(*(ask() for _ in range(300))) == [200] * 300
+        assert await asyncio.gather(*(send_chat() for _ in range(300))) == [200] * 300
         assert ConnectionLimits.within(LIMIT).clients < highest < LIMIT
         assert await served.metric("coe_breaker_state") == 0
 

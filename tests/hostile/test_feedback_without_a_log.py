@@ -26,8 +26,8 @@ IN_FLIGHT = 24
 NOBODY = "req_" + "0" * 32
 
 
-async def ask(served: Served) -> str:
-    async with served.ask("good") as response:
+async def send_chat(served: Served) -> str:
+    async with served.send_chat("good") as response:
         assert response.status == 200
         await response.read()
         return response.headers["x-request-id"]
@@ -76,10 +76,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 async def test_a_locked_sqlite_file_costs_no_rating(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
-        requests = [await ask(served)]
+        requests = [await send_chat(served)]
         await rate_all(served, requests)
         with locked(tmp_path):
-            requests += [await ask(served) for _ in range(IN_FLIGHT)]  # whose records wait, too
+            requests += [await send_chat(served) for _ in range(IN_FLIGHT)]  # whose records wait, too
             await rate_all(served, requests[1:])
             assert await served.metric("coe_feedback_failing") == 1
             status, checked = await rate(served, NOBODY)
@@ -91,10 +91,10 @@ async def test_a_locked_sqlite_file_costs_no_rating(tmp_path: Path) -> None:
 
 async def test_a_gateway_killed_while_the_file_is_locked_has_lost_no_rating(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
-        first = await ask(served)
+        first = await send_chat(served)
         await rate_all(served, [first])
         with locked(tmp_path):
-            requests = [await ask(served) for _ in range(5)]
+            requests = [await send_chat(served) for _ in range(5)]
             await rate_all(served, requests)
             await served.kill()
         await served.start()
@@ -111,9 +111,9 @@ def lasting_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 async def test_a_redis_that_dies_and_comes_back_costs_no_rating(tmp_path: Path, lasting_redis: RedisServer) -> None:
     async with serving(tmp_path, log={"url": lasting_redis.url}) as served:
-        requests = [await ask(served) for _ in range(IN_FLIGHT)]
+        requests = [await send_chat(served) for _ in range(IN_FLIGHT)]
         lasting_redis.kill()
-        requests += [await ask(served) for _ in range(IN_FLIGHT)]
+        requests += [await send_chat(served) for _ in range(IN_FLIGHT)]
         await rate_all(served, requests)
         assert await rate(served, NOBODY) == (202, False)
         lasting_redis.start()
@@ -123,7 +123,7 @@ async def test_a_redis_that_dies_and_comes_back_costs_no_rating(tmp_path: Path, 
 
 async def test_a_redis_that_hangs_costs_no_rating(tmp_path: Path, lasting_redis: RedisServer) -> None:
     async with serving(tmp_path, log={"url": lasting_redis.url}) as served:
-        requests = [await ask(served) for _ in range(IN_FLIGHT)]
+        requests = [await send_chat(served) for _ in range(IN_FLIGHT)]
         lasting_redis.signal(signal.SIGSTOP)
         try:
             await rate_all(served, requests)

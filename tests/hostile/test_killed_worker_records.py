@@ -23,15 +23,15 @@ LEAST = 100
 async def load(served: Served, answered: dict[str, float]) -> None:
     """Send requests of many clients until the connections break. Returns the time of each answer by request id."""
 
-    async def ask() -> None:
+    async def send_chat() -> None:
         with suppress(aiohttp.ClientError):
             while True:
-                async with served.ask("good") as response:
+                async with served.send_chat("good") as response:
                     assert response.status == 200
                     await response.read()
                     answered[response.headers["x-request-id"]] = time.monotonic()
 
-    await asyncio.gather(*(ask() for _ in range(CLIENTS)))
+    await asyncio.gather(*(send_chat() for _ in range(CLIENTS)))
 
 
 async def kill(worker: psutil.Process) -> None:

@@ -241,7 +241,7 @@ async def poisonable(request: web.Request) -> web.StreamResponse:
     return await answering(request)
 
 
-async def ask(gateway: Gateway, who: str, text: str) -> Response:
+async def send_chat(gateway: Gateway, who: str, text: str) -> Response:
     body = {"model": "auto", "messages": [{"role": "user", "content": text}]}
     headers = {"content-type": "application/json", "authorization": f"Bearer {who}"}
     return await gateway.post("/v1/chat/completions", orjson.dumps(body), headers=headers)
@@ -253,12 +253,12 @@ async def test_a_tenants_poisoned_requests_do_not_take_the_expert_from_the_other
         servers((poisonable, answering)) as (coder, general),
         gateway_over({"coder": f"{coder}/v1", "generalist": f"{general}/v1"}, access={"keys": KEYS}) as gateway,
     ):
-        await ask(gateway, "alice", "code")
+        await send_chat(gateway, "alice", "code")
         for _ in range(10):
             for _ in range(4):
-                poisoned = await ask(gateway, "mallory", "code poison")
+                poisoned = await send_chat(gateway, "mallory", "code poison")
                 assert (poisoned.status, poisoned.headers["x-coe-cause"]) == (200, "server_error")
-            mine = await ask(gateway, "alice", "code")
+            mine = await send_chat(gateway, "alice", "code")
             assert (mine.headers["x-coe-expert"], mine.headers["x-coe-reason"]) == ("coder", "routed")
 
 
@@ -273,11 +273,11 @@ async def test_a_tenants_request_that_draws_429_does_not_rest_the_expert_for_the
         servers((limited, answering)) as (coder, general),
         gateway_over({"coder": f"{coder}/v1", "generalist": f"{general}/v1"}, access={"keys": KEYS}) as gateway,
     ):
-        await ask(gateway, "alice", "code")
+        await send_chat(gateway, "alice", "code")
         for _ in range(3):
-            poisoned = await ask(gateway, "mallory", "code poison")
+            poisoned = await send_chat(gateway, "mallory", "code poison")
             assert (poisoned.status, poisoned.headers["x-coe-cause"]) == (200, "rate_limited")
-            mine = await ask(gateway, "alice", "code")
+            mine = await send_chat(gateway, "alice", "code")
             assert (mine.headers["x-coe-expert"], mine.headers["x-coe-reason"]) == ("coder", "routed")
         assert poisoned.headers["x-coe-attempts"] == "1"  # its own tenant is kept away for as long as the server said
 
@@ -290,7 +290,7 @@ async def test_an_expert_that_fails_for_all_tenants_is_still_kept_out() -> None:
     ):
         for _ in range(MAX_CONSECUTIVE_FAILURES):
             for who in ("alice", "bob"):
-                answered = await ask(gateway, who, "code")
+                answered = await send_chat(gateway, who, "code")
     assert (answered.headers["x-coe-attempts"], answered.headers["x-coe-cause"]) == ("1", "server_error")
 
 
@@ -300,9 +300,9 @@ async def test_a_dead_port_that_one_tenant_meets_is_kept_out_for_all() -> None:
         servers((answering,)) as (general,),
         gateway_over({"coder": f"{closed_port()}/v1", "generalist": f"{general}/v1"}, access={"keys": KEYS}) as gateway,
     ):
-        await ask(gateway, "bob", "code")
+        await send_chat(gateway, "bob", "code")
         for _ in range(MAX_CONSECUTIVE_FAILURES):
-            await ask(gateway, "alice", "code")
-        kept_away = await ask(gateway, "bob", "code")
+            await send_chat(gateway, "alice", "code")
+        kept_away = await send_chat(gateway, "bob", "code")
     assert kept_away.headers["x-coe-attempts"] == "1"
     assert kept_away.headers["x-coe-cause"] == "connection_refused"

@@ -27,7 +27,7 @@ async def answered(served: Served) -> None:
     async with asyncio.timeout(DEADLINE):
         while True:
             with suppress(aiohttp.ClientConnectionError):
-                async with served.ask("good") as response:
+                async with served.send_chat("good") as response:
                     assert response.status == 200
                     return
 
@@ -72,7 +72,7 @@ async def test_workers_end_with_a_killed_parent_and_the_next_start_finds_the_por
         await wait_until(lambda: len(served.workers) == int(workers), pause=0.02)
         await answered(served)
         left = served.workers
-        async with served.ask("stalls", stream=True) as response:
+        async with served.send_chat("stalls", stream=True) as response:
             await response.content.readuntil(b"\n\n")
             served.process.send_signal(signal.SIGKILL)
             await served.process.wait()
@@ -96,7 +96,7 @@ async def test_workers_still_starting_end_with_a_killed_parent(tmp_path: Path) -
 
 async def test_sigterm_to_the_whole_process_group_and_twice_ends_the_gateway_in_order(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
-        async with served.ask("stalls", stream=True) as response:
+        async with served.send_chat("stalls", stream=True) as response:
             await response.content.readuntil(b"\n\n")
             for process in (*served.workers, *served.workers, psutil.Process(served.process.pid)):
                 process.terminate()

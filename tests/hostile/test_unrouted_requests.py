@@ -101,13 +101,13 @@ async def test_strangers_cannot_push_records_out_of_the_log(tmp_path: Path) -> N
     async with serving(tmp_path, access=keys(), log=log) as served:
         for _ in range(3):
             headers = {"authorization": f"Bearer {KEY}"}
-            async with served.ask("good", headers=headers) as response:
+            async with served.send_chat("good", headers=headers) as response:
                 assert response.status == 200
         before = {record.request_id for record in await served.records(3)}
         for _ in range(30):
-            async with served.ask("good", headers={"authorization": "Bearer wrong"}) as response:
+            async with served.send_chat("good", headers={"authorization": "Bearer wrong"}) as response:
                 assert response.status == 401
-        async with served.ask("good", headers=headers) as response:  # the log is written, and trimmed, once more
+        async with served.send_chat("good", headers=headers) as response:  # the log is written, and trimmed, once more
             last = response.headers["x-request-id"]
         async with asyncio.timeout(DEADLINE):
             while last not in (after := {record.request_id for record in await served.records(1)}):

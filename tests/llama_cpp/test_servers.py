@@ -53,7 +53,7 @@ def tiers(service: Service) -> dict[str, str]:
 
 
 def test_it_answers_chats_and_streams(plain: Service) -> None:
-    assert text_of(plain.ask("small"))
+    assert text_of(plain.send_chat("small"))
     with lines_of(plain, {"model": "small", **STORY, "max_tokens": 20}) as events:
         found = list(events)
     assert len(found) >= 20
@@ -66,7 +66,7 @@ def test_a_killed_server_is_restarted_and_another_expert_answers_meanwhile(plain
         next(events)
         plain.process("llama-server").send_signal(signal.SIGKILL)
         assert any("error" in event for event in events), "who is in the middle of an answer is reported"
-    assert plain.ask("auto", "Anything in general?").status_code == 200
+    assert plain.send_chat("auto", "Anything in general?").status_code == 200
     plain.wait_for_line("server 'small' was killed by SIGKILL")
     plain.wait_for_line("server 'small' is ready", times=ready + 1)
     plain.until_answered("small")
@@ -75,11 +75,11 @@ def test_a_killed_server_is_restarted_and_another_expert_answers_meanwhile(plain
 def test_experts_take_turns_on_a_device(shared: Service) -> None:
     assert tiers(shared) == {"small": AWAKE, "other": STOPPED}
     with ThreadPoolExecutor(3) as threads:  # they wait together: one switch
-        answers = list(threads.map(lambda number: shared.ask("other", f"Hello {number}"), range(3)))
+        answers = list(threads.map(lambda number: shared.send_chat("other", f"Hello {number}"), range(3)))
     assert [answer.headers["x-coe-expert"] for answer in answers] == ["other"] * 3
     assert all(text_of(answer) for answer in answers)
     assert tiers(shared) == {"small": STOPPED, "other": AWAKE}
-    assert text_of(shared.ask("small"))
+    assert text_of(shared.send_chat("small"))
     assert tiers(shared) == {"small": AWAKE, "other": STOPPED}
 
 
@@ -87,7 +87,7 @@ def test_a_stream_is_not_interrupted_by_an_eviction(shared: Service) -> None:
     shared.until_answered("small")
     with ThreadPoolExecutor(1) as threads, lines_of(shared, {"model": "small", **STORY, "max_tokens": 200}) as events:
         next(events)
-        waiting = threads.submit(shared.ask, "other")
+        waiting = threads.submit(shared.send_chat, "other")
         found = list(events)
         assert not any("error" in event for event in found)
         assert len(found) >= 200

@@ -33,9 +33,9 @@ def expressions() -> list[str]:
 @pytest.mark.anyio
 async def test_every_metric_and_label_of_dashboard_and_rules_is_on_the_page(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
-        async with served.ask("good") as response:
+        async with served.send_chat("good") as response:
             assert response.status == 200
-        async with served.ask("status-500") as response:
+        async with served.send_chat("status-500") as response:
             assert response.headers["x-coe-cause"] == "server_error"
         async with served.client.get(f"{served.url}/metrics") as response:
             page = await response.text()

@@ -18,7 +18,7 @@ CANARY = "canary-text"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
-async def ask(served: Served, count: int) -> None:
+async def send_chat(served: Served, count: int) -> None:
     """Each over a connection of its own, so that every worker gets some."""
     body = {"model": "auto", "messages": [{"role": "user", "content": CANARY}]}
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "connection": "close"}
@@ -39,14 +39,14 @@ async def test_any_worker_shows_the_sum_and_a_killed_one_takes_nothing_away(tmp_
     async with serving(tmp_path, environ={"COE_WORKERS": "2"}) as served:
         while len((await shown(served))[1]) < 2:
             await asyncio.sleep(0.02)
-        await ask(served, 30)
+        await send_chat(served, 30)
         assert {total for total, _ in [await shown(served) for _ in range(10)]} == {30}
         killed = served.workers[0]
         killed.kill()
         while killed.pid in [worker.pid for worker in served.workers] or len((await _shown(served))[1]) < 2:
             await asyncio.sleep(0.02)
         assert (await shown(served))[0] == 30
-        await ask(served, 10)
+        await send_chat(served, 10)
         assert {total for total, _ in [await shown(served) for _ in range(10)]} == {40}
 
 
@@ -69,7 +69,7 @@ async def test_logs_are_json_lines_and_traces_go_through_to_the_expert(tmp_path:
         }
         with log.open("wb") as stderr:
             async with serving(tmp_path, environ=environ, stderr=stderr) as served:
-                await ask(served, 6)
+                await send_chat(served, 6)
                 served.declare("no yaml: [")
                 while b"not reloaded" not in log.read_bytes():
                     await asyncio.sleep(0.02)

@@ -39,7 +39,7 @@ async def traced(collector: Collector, **scripts: Any) -> AsyncIterator[Gateway]
             yield gateway
 
 
-async def ask(
+async def send_chat(
     gateway: Gateway, text: str = "code", *, headers: dict[str, str] | None = None, **fields: Any
 ) -> Response:
     body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
@@ -55,7 +55,7 @@ async def test_a_request_is_a_server_span_with_a_child_for_every_step() -> None:
     before = time.time_ns()
     async with collecting() as collector:
         async with traced(collector) as gateway:
-            answer = await ask(gateway, headers={"x-session-id": "s1"})
+            answer = await send_chat(gateway, headers={"x-session-id": "s1"})
             sent = reported(gateway)
         spans = collector.tree()
     root = spans.pop("POST /v1/chat/completions")
@@ -79,7 +79,7 @@ def _in_order(before: int, root: Span, steps: list[Span]) -> None:
 async def test_attributes_are_those_of_the_conventions_and_ours() -> None:
     async with collecting() as collector:
         async with traced(collector) as gateway:
-            await ask(gateway, "code canary", headers={"x-session-id": "s1"})
+            await send_chat(gateway, "code canary", headers={"x-session-id": "s1"})
         spans = collector.tree()
     root, call = spans["POST /v1/chat/completions"].attributes, spans["call"]
     assert root["http.response.status_code"] == 200
@@ -114,7 +114,7 @@ async def test_the_clients_trace_goes_on_through_us_to_the_expert() -> None:
     state = {"tracestate": "vendor=1"}
     async with collecting() as collector:
         async with traced(collector) as gateway:
-            await ask(gateway, headers={"traceparent": f"00-{TRACE}-{PARENT}-01", **state})
+            await send_chat(gateway, headers={"traceparent": f"00-{TRACE}-{PARENT}-01", **state})
             sent = reported(gateway)
         spans = collector.tree()
     root = spans["POST /v1/chat/completions"]
@@ -132,7 +132,7 @@ async def test_our_own_trace_takes_nothing_from_the_versions_that_a_request_mean
 async def test_a_trace_that_its_client_does_not_sample_is_not_sent_and_goes_on_as_such() -> None:
     async with collecting() as collector:
         async with traced(collector) as gateway:
-            await ask(gateway, headers={"traceparent": f"00-{TRACE}-{PARENT}-00"})
+            await send_chat(gateway, headers={"traceparent": f"00-{TRACE}-{PARENT}-00"})
             sent = reported(gateway)
         assert collector.spans == []
     assert sent["traceparent"].startswith(f"00-{TRACE}-")
@@ -144,7 +144,7 @@ async def test_a_trace_that_its_client_does_not_sample_is_not_sent_and_goes_on_a
 async def test_a_trace_context_that_is_none_begins_a_new_trace(nonsense: str) -> None:
     async with collecting() as collector:
         async with traced(collector) as gateway:
-            answer = await ask(gateway, headers={"traceparent": nonsense, "tracestate": "vendor=1"})
+            answer = await send_chat(gateway, headers={"traceparent": nonsense, "tracestate": "vendor=1"})
             sent = reported(gateway)
         root = collector.tree()["POST /v1/chat/completions"]
     assert answer.status == 200
@@ -156,7 +156,7 @@ async def test_a_trace_context_that_is_none_begins_a_new_trace(nonsense: str) ->
 async def test_a_failure_ends_with_the_step_it_happened_in() -> None:
     async with collecting() as collector:
         async with traced(collector, coder=ExpertUnavailable("gone", expert="coder")) as gateway:
-            await ask(gateway, model="coder")
+            await send_chat(gateway, model="coder")
         spans = collector.tree()
     root = spans["POST /v1/chat/completions"]
     assert list(spans)[-2:] == ["call", "POST /v1/chat/completions"]
@@ -177,7 +177,7 @@ async def test_a_request_that_is_wrong_is_no_error_of_ours() -> None:
 async def test_a_client_that_leaves_is_no_error_and_its_trace_is_there() -> None:
     async with collecting() as collector:
         async with traced(collector, coder=asyncio.Event()) as gateway:
-            asked = asyncio.ensure_future(ask(gateway))
+            asked = asyncio.ensure_future(send_chat(gateway))
             while not gateway.experts["coder"].calls:
                 await asyncio.sleep(0)
             gateway.leave.set()
@@ -193,7 +193,7 @@ async def test_without_a_collector_the_trace_context_passes_through() -> None:
     async with open_tracing(Settings.read({})) as tracing:
         assert tracing is None
     async with gateway_of() as gateway:
-        await ask(gateway, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
+        await send_chat(gateway, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
         assert reported(gateway) == {"traceparent": f"00-{TRACE}-{PARENT}-01"}
 
 
@@ -208,7 +208,7 @@ async def test_a_collector_that_is_gone_costs_requests_nothing_and_the_end_only_
 ) -> None:
     monkeypatch.setattr("gateway.observability.tracing.FLUSH_TIMEOUT_SECONDS", 0.05)
     async with traced(Collector("http://127.0.0.1:9")) as gateway:
-        assert (await ask(gateway)).status == 200
+        assert (await send_chat(gateway)).status == 200
 
 
 def test_a_collector_without_the_packages_is_an_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def registry(rate: float = 1.0, **changes: Any) -> Registry:
     return registry_of(recipes=[recipe], **changes)
 
 
-async def ask(gateway: Gateway, *, headers: dict[str, str] | None = None, **fields: Any) -> Response:
+async def send_chat(gateway: Gateway, *, headers: dict[str, str] | None = None, **fields: Any) -> Response:
     body = {"model": "careful", "messages": [{"role": "user", "content": "hello general"}], **fields}
     sent = {"content-type": "application/json", **(headers or {})}
     return await gateway.post("/v1/chat/completions", orjson.dumps(body), headers=sent)
@@ -136,7 +136,7 @@ async def test_the_client_gets_its_whole_answer_before_the_audit_calls_anybody()
     last = asyncio.Event()
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X"), generalist=last) as gateway:
         async with asyncio.timeout(60):  # the last step answers only when it may
-            response = await ask(gateway)
+            response = await send_chat(gateway)
         assert (response.status, response.body) == (200, answer("X")[0])
         assert {name: response.headers[f"x-coe-{name}"] for name in ("steps", "calls")} == {"steps": "1", "calls": "2"}
         await wait_until(lambda: gateway.experts["generalist"].calls)
@@ -161,7 +161,7 @@ async def test_the_outcome_is_an_event_with_the_request_and_the_record_has_the_r
     ) as gateway:
         for arm in gateway.serving_state.serving.composition.recipes.values():
             arm.draw = lambda: 0.7  # type: ignore[attr-defined]
-        await ask(gateway)
+        await send_chat(gateway)
         event = await audit_event(gateway)
         shown = await gateway.post(f"/v1/records/{event.request_id}", method="GET")
         metrics = (await gateway.post("/metrics", method="GET")).body.decode()
@@ -197,9 +197,9 @@ async def test_a_key_is_not_charged_for_an_audit() -> None:
     declared, headers = registry(access={"keys": [key]}), {"authorization": f"Bearer {KEY}"}
     last = {"generalist": ExpensiveExpert("generalist", answer("X"))}
     async with gateway_of(declared, real_experts=last, coder=answer("X"), painter=answer("X")) as gateway:
-        await ask(gateway, headers=headers, max_tokens=10)
+        await send_chat(gateway, headers=headers, max_tokens=10)
         event = await audit_event(gateway)
-        response = await ask(gateway, headers=headers, max_tokens=10)
+        response = await send_chat(gateway, headers=headers, max_tokens=10)
     assert (event.value, event.tenant, event.key) == ("agreed", "t", None)
     assert event.audit is not None
     assert event.audit.calls[0].output_tokens == 5_000
@@ -221,7 +221,7 @@ async def test_the_default_audits_recipes_with_a_bound_only() -> None:
 async def test_no_audit_while_draining() -> None:
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
         gateway.serving_state.leaving = True
-        await ask(gateway)
+        await send_chat(gateway)
         assert (await audit_event(gateway)).value == "skipped_draining"
     assert gateway.experts["generalist"].calls == []
     assert gateway.records[0].audit == "skipped_draining"
@@ -240,16 +240,16 @@ async def test_no_audit_of_an_answer_that_the_client_did_not_take() -> None:
 
 async def test_no_audit_where_the_body_is_large() -> None:
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
-        await ask(gateway, metadata={"padding": "x" * 200_000})
+        await send_chat(gateway, metadata={"padding": "x" * 200_000})
         assert (await audit_event(gateway)).value == "skipped_large_body"
     assert gateway.experts["generalist"].calls == []
 
 
 async def test_no_audit_by_a_member_that_is_down_and_none_of_coes_own_requests() -> None:
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
-        await ask(gateway, headers={"x-coe-purpose": "score"})
+        await send_chat(gateway, headers={"x-coe-purpose": "score"})
         gateway.experts["generalist"].health = Health(up=False)
-        await ask(gateway)
+        await send_chat(gateway)
         assert (await audit_event(gateway)).value == "skipped_unavailable"
     assert [record.audit for record in gateway.records] == ["", "skipped_unavailable"]
     assert gateway.experts["generalist"].calls == []
@@ -261,7 +261,7 @@ async def test_no_audit_of_an_answer_that_cannot_be_compared() -> None:
     declared = registry_of(recipes=[recipe | {"audit_rate": 1}])
     essay = answer("A story has a beginning, a middle and an end. " * 100)
     async with gateway_of(declared, coder=essay, painter=answer("9"), generalist=essay) as gateway:
-        response = await ask(gateway)
+        response = await send_chat(gateway)
         assert (response.status, response.headers["x-coe-steps"]) == (200, "1")
         assert (await audit_event(gateway)).value == "skipped_unreadable"
     assert gateway.experts["generalist"].calls == []
@@ -271,7 +271,7 @@ async def test_few_audits_run_at_a_time_and_further_ones_are_skipped() -> None:
     last = asyncio.Event()
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X"), generalist=last) as gateway:
         for _ in range(audits.MAX_AUDITS + 1):
-            await ask(gateway)
+            await send_chat(gateway)
         assert (await audit_event(gateway)).value == "skipped_busy"
         assert len(gateway.experts["generalist"].calls) == audits.MAX_AUDITS
         last.set()
@@ -281,7 +281,7 @@ async def test_few_audits_run_at_a_time_and_further_ones_are_skipped() -> None:
 async def test_an_audit_that_takes_too_long_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audits.Audits.__init__, "__kwdefaults__", {"timeout": 0.3})
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X"), generalist=asyncio.Event()) as gateway:
-        await ask(gateway)
+        await send_chat(gateway)
         event = await audit_event(gateway)
     assert event.value == "failed"
     assert event.audit is not None
@@ -291,7 +291,7 @@ async def test_an_audit_that_takes_too_long_has_failed(monkeypatch: pytest.Monke
 
 async def test_the_end_of_the_process_cancels_audits_and_says_so() -> None:
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X"), generalist=asyncio.Event()) as gateway:
-        await ask(gateway)
+        await send_chat(gateway)
         await wait_until(lambda: gateway.experts["generalist"].calls)
     assert gateway.experts["generalist"].cancelled
     assert [event.value for event in gateway.log.events] == ["cancelled"]
@@ -299,7 +299,7 @@ async def test_the_end_of_the_process_cancels_audits_and_says_so() -> None:
 
 async def test_feedback_of_kind_audit_is_not_accepted_from_clients() -> None:
     async with gateway_of(registry(0), coder=answer("X"), painter=answer("X")) as gateway:
-        request_id = (await ask(gateway)).headers["x-request-id"]
+        request_id = (await send_chat(gateway)).headers["x-request-id"]
         for fields in ({"audit": "agreed"}, {"kind": "audit", "value": "agreed"}):
             body = orjson.dumps({"request_id": request_id, **fields})
             assert (await gateway.post("/v1/feedback", body)).status == 400

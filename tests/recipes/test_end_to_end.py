@@ -40,7 +40,7 @@ def body(*, stream: bool, model: str = "careful") -> dict[str, Any]:
     return {**chat(model, stream=stream), "stream_options": {"include_usage": True}}
 
 
-async def ask(served: Served, *, stream: bool, model: str = "careful") -> tuple[int, bytes, dict[str, str]]:
+async def send_chat(served: Served, *, stream: bool, model: str = "careful") -> tuple[int, bytes, dict[str, str]]:
     asked = body(stream=stream, model=model)
     async with served.client.post(f"{served.url}/v1/chat/completions", json=asked) as response:
         return response.status, await response.read(), dict(response.headers)
@@ -50,7 +50,7 @@ async def ask(served: Served, *, stream: bool, model: str = "careful") -> tuple[
 async def test_the_answer_is_one_members_bytes_and_usage_is_the_sum(tmp_path: Path, stream: bool) -> None:
     a, b, large = MemberServer("a", "7"), MemberServer("b", "8"), MemberServer("large", "The answer is 8.")
     async with recipes_of(tmp_path, a, b, large) as served:
-        status, answer, headers = await ask(served, stream=stream)
+        status, answer, headers = await send_chat(served, stream=stream)
         assert status == 200
         assert answer == b.sent[0]
         assert (headers["x-coe-expert"], headers["x-coe-steps"], headers["x-coe-calls"]) == ("b", "2", "3")
@@ -63,7 +63,7 @@ async def test_the_answer_is_one_members_bytes_and_usage_is_the_sum(tmp_path: Pa
 async def test_agreement_saves_the_large_member(tmp_path: Path) -> None:
     a, b, large = MemberServer("a", "It is 8."), MemberServer("b", "The answer is 8."), MemberServer("large", "9")
     async with recipes_of(tmp_path, a, b, large) as served:
-        status, answer, headers = await ask(served, stream=True)
+        status, answer, headers = await send_chat(served, stream=True)
         assert (status, headers["x-coe-calls"], large.seen) == (200, "2", 0)
         assert answer in (a.sent[0], b.sent[0])
 
@@ -76,7 +76,7 @@ async def test_a_member_that_is_killed_mid_run_causes_no_error(tmp_path: Path) -
         async def client(number: int) -> list[tuple[int, bytes]]:
             found = []
             for turn in range(12):
-                status, answer, _ = await ask(served, stream=(number + turn) % 2 == 0)
+                status, answer, _ = await send_chat(served, stream=(number + turn) % 2 == 0)
                 found.append((status, answer))
             return found
 
@@ -120,7 +120,7 @@ async def test_a_stream_of_a_slow_member_is_relayed_live_after_the_hold(tmp_path
 async def test_a_client_that_leaves_cancels_all_members(tmp_path: Path, stream: bool) -> None:
     a, b, large = (MemberServer(name, "8", silent=True) for name in ("a", "b", "large"))
     async with recipes_of(tmp_path, a, b, large) as served:
-        request = asyncio.create_task(ask(served, stream=stream))
+        request = asyncio.create_task(send_chat(served, stream=stream))
         while not (a.seen and b.seen):
             await asyncio.sleep(0.005)
         request.cancel()
@@ -146,7 +146,7 @@ async def test_without_any_member_the_client_gets_one_error(tmp_path: Path) -> N
     async with recipes_of(tmp_path, *members) as served:
         for member in members:
             await member.kill()
-        status, _, headers = await ask(served, stream=True)
+        status, _, headers = await send_chat(served, stream=True)
         assert (status, headers["x-coe-expert"], headers["x-coe-cause"]) == (503, "careful@2", "connection_refused")
 
 
@@ -161,7 +161,7 @@ async def test_a_fuse_returns_the_bytes_of_the_member_that_writes(tmp_path: Path
         MemberServer("large", "Taken together 8"),
     )
     async with recipes_of(tmp_path, a, b, large, recipe=COUNCIL) as served:
-        status, answer, headers = await ask(served, stream=stream, model="council")
+        status, answer, headers = await send_chat(served, stream=stream, model="council")
         assert (status, answer) == (200, large.sent[0])
         assert (headers["x-coe-expert"], headers["x-coe-recipe"]) == ("large", "council")
         assert (headers["x-coe-steps"], headers["x-coe-calls"]) == ("2", "3")
@@ -184,7 +184,7 @@ async def test_a_fuse_whose_writer_is_killed_mid_run_returns_drafts_instead_of_e
     async with recipes_of(tmp_path, a, b, large, recipe=COUNCIL) as served:
 
         async def client() -> list[tuple[int, bytes]]:
-            return [(await ask(served, stream=False, model="council"))[:2] for _ in range(12)]
+            return [(await send_chat(served, stream=False, model="council"))[:2] for _ in range(12)]
 
         clients = [asyncio.create_task(client()) for _ in range(4)]
         while large.seen < 8:
@@ -195,7 +195,7 @@ async def test_a_fuse_whose_writer_is_killed_mid_run_returns_drafts_instead_of_e
         assert {answer for _, answer in answers} <= {*a.sent, *b.sent, *large.sent}
         stops = {record.recipe_stop for record in await served.records(len(answers))}
         assert stops == {"last_step", "unavailable"}
-        status, streamed, headers = await ask(served, stream=True, model="council")
+        status, streamed, headers = await send_chat(served, stream=True, model="council")
         assert (status, headers["Content-Type"], headers["x-coe-expert"]) == (200, "text/event-stream", "a")
         assert b"It is 7." in streamed
         assert streamed.endswith(b"data: [DONE]\n\n")
@@ -204,7 +204,7 @@ async def test_a_fuse_whose_writer_is_killed_mid_run_returns_drafts_instead_of_e
 async def test_a_client_that_leaves_cancels_the_panel(tmp_path: Path) -> None:
     a, b, large = MemberServer("a", "7"), MemberServer("b", "8", silent=True), MemberServer("large", "8")
     async with recipes_of(tmp_path, a, b, large, recipe=COUNCIL) as served:
-        request = asyncio.create_task(ask(served, stream=True, model="council"))
+        request = asyncio.create_task(send_chat(served, stream=True, model="council"))
         while not (a.sent and b.seen):
             await asyncio.sleep(0.005)
         request.cancel()

@@ -35,7 +35,7 @@ def registry(**changes: Any) -> Registry:
     return registry_of(recipes=RECIPES, **changes)
 
 
-async def ask(
+async def send_chat(
     gateway: Gateway, text: str = "hello general", *, headers: dict[str, str] | None = None, **fields: Any
 ) -> Response:
     body = {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
@@ -47,17 +47,13 @@ async def test_a_pinned_recipe_returns_one_members_bytes_and_says_what_it_did() 
     async with gateway_of(
         registry(), coder=answer("7"), painter=answer("8"), generalist=answer("The answer is 8.")
     ) as gateway:
-        response = await ask(gateway, model="careful")
+        response = await send_chat(gateway, model="careful")
         assert (response.status, response.body) == (200, answer("8")[0])
         shown = {name: response.headers[f"x-coe-{name}"] for name in ("expert", "reason", "recipe", "steps", "calls")}
         assert shown == {"expert": "painter", "reason": "pinned", "recipe": "careful", "steps": "2", "calls": "3"}
         (record,) = gateway.records
-        assert (record.expert, record.recipe, record.recipe_stop, record.attempts) == (
-            "careful@2",
-            "careful",
-            "last_step",
-            1,
-        )
+        assert (record.expert, record.recipe) == ("careful@2", "careful")
+        assert (record.recipe_stop, record.attempts) == ("last_step", 1)
         assert [(call.expert, call.step, call.outcome, call.answer_class, call.accepted) for call in record.steps] == [
             ("coder", 0, "answered", 0, False),
             ("painter", 0, "answered", 1, True),
@@ -70,12 +66,12 @@ async def test_a_chain_is_pinned_by_name_and_falls_back_to_an_expert_without_any
     down = {name: ExpertUnavailable("down", expert=name) for name in ("coder", "painter")}
     declared = registry()
     async with gateway_of(registry(), coder=answer("X"), painter=answer("Y")) as gateway:
-        response = await ask(gateway, model="polished")
+        response = await send_chat(gateway, model="polished")
         assert response.body == answer("Y")[0]
         shown = {name: response.headers[f"x-coe-{name}"] for name in ("expert", "recipe", "steps", "calls")}
         assert shown == {"expert": "painter", "recipe": "polished", "steps": "2", "calls": "2"}
     async with gateway_of(declared, assignment=plan_with("polished@1", declared, quality=2.0), **down) as gateway:
-        response = await ask(gateway, "code")
+        response = await send_chat(gateway, "code")
         assert (response.status, response.headers["x-coe-fallback-from"]) == (200, "polished@1")
         (record,) = gateway.records
         assert (record.expert, record.recipe, record.recipe_stop) == ("generalist", "polished", "failed")
@@ -84,10 +80,10 @@ async def test_a_chain_is_pinned_by_name_and_falls_back_to_an_expert_without_any
 @pytest.mark.parametrize("fields", [{"tools": [{"type": "function"}]}, {"n": 2}, {"logprobs": True}])
 async def test_a_request_that_needs_a_single_expert_cannot_pin_a_chain(fields: dict[str, Any]) -> None:
     async with gateway_of(registry()) as gateway:
-        response = await ask(gateway, model="polished", **fields)
+        response = await send_chat(gateway, model="polished", **fields)
         assert (response.status, response.error["code"]) == (400, "no_capable_expert")
         assert response.error["message"].endswith("; request 'auto' or an expert, such as 'coder'")
-        cascade = await ask(gateway, model="careful", **fields)
+        cascade = await send_chat(gateway, model="careful", **fields)
         assert ("or declare `tools: agreement`" in cascade.error["message"]) == ("tools" in fields)
 
 
@@ -96,7 +92,7 @@ async def test_a_judge_is_a_call_of_the_recipe_in_headers_record_usage_and_cost(
     experts = [{"name": name, "model": "m", "runtime": "external", "base_url": "http://h/v1"} for name in MEMBERS]
     declared = registry_of(recipes=[judged], experts=[{**one, "prices": {"input": 1e6}} for one in experts])
     async with gateway_of(declared, coder=answer("X"), generalist=answer("9")) as gateway:
-        response = await ask(gateway, model="graded")
+        response = await send_chat(gateway, model="graded")
         assert response.body == answer("X")[0]
         shown = {name: response.headers[f"x-coe-{name}"] for name in ("expert", "recipe", "steps", "calls")}
         assert shown == {"expert": "coder", "recipe": "graded", "steps": "1", "calls": "2"}
@@ -111,14 +107,14 @@ async def test_a_judge_is_a_call_of_the_recipe_in_headers_record_usage_and_cost(
 
 async def test_the_header_pins_a_recipe_of_a_routed_request() -> None:
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
-        response = await ask(gateway, headers={"x-coe-recipe": "panel"})
+        response = await send_chat(gateway, headers={"x-coe-recipe": "panel"})
         assert (response.headers["x-coe-recipe"], response.headers["x-coe-reason"]) == ("panel", "pinned")
         assert gateway.records[0].expert == "panel@1"
 
 
 async def test_an_arm_can_be_pinned_too() -> None:
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
-        assert (await ask(gateway, model="careful@1")).status == 200
+        assert (await send_chat(gateway, model="careful@1")).status == 200
         assert gateway.records[0].expert == "careful@1"
 
 
@@ -137,7 +133,7 @@ async def test_a_wrong_recipe_is_refused_with_the_known_ones(
     model: str, recipe: str, status: int, message: str
 ) -> None:
     async with gateway_of(registry()) as gateway:
-        response = await ask(gateway, model=model, headers={"x-coe-recipe": recipe} if recipe else {})
+        response = await send_chat(gateway, model=model, headers={"x-coe-recipe": recipe} if recipe else {})
         assert response.status == status
         assert message in response.error["message"]
 
@@ -159,9 +155,9 @@ async def test_a_request_that_needs_a_single_expert_cannot_pin_a_recipe_and_is_n
     declared = registry()
     plan = plan_with("panel@1", declared, quality=2.0)
     async with gateway_of(declared, assignment=plan) as gateway:
-        assert (await ask(gateway, "code", **fields)).headers["x-coe-expert"] == "coder"
-        assert "x-coe-recipe" not in (await ask(gateway, "code", **fields)).headers
-        response = await ask(gateway, model="panel", **fields)
+        assert (await send_chat(gateway, "code", **fields)).headers["x-coe-expert"] == "coder"
+        assert "x-coe-recipe" not in (await send_chat(gateway, "code", **fields)).headers
+        response = await send_chat(gateway, model="panel", **fields)
         assert (response.status, response.error["code"]) == (400, "no_capable_expert")
 
 
@@ -175,18 +171,18 @@ async def test_other_apis_go_to_single_experts() -> None:
 
 async def test_odd_modalities_are_left_to_the_members() -> None:
     async with gateway_of(registry(), coder=answer("X"), painter=answer("X")) as gateway:
-        assert (await ask(gateway, model="panel", modalities=5)).status == 200
+        assert (await send_chat(gateway, model="panel", modalities=5)).status == 200
 
 
 async def test_routing_selects_an_arm_with_a_measured_quality_unless_recipes_are_off() -> None:
     declared = registry()
     scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
     async with gateway_of(declared, assignment=plan_with("panel@1", declared, quality=2.0), **scripts) as gateway:
-        response = await ask(gateway, "code")
+        response = await send_chat(gateway, "code")
         assert (response.headers["x-coe-recipe"], response.headers["x-coe-reason"]) == ("panel", "routed")
         assert gateway.records[0].candidates[0] == "panel@1"
-        assert "x-coe-recipe" not in (await ask(gateway, "art")).headers
-        off = await ask(gateway, "code", headers={"x-coe-recipe": "off"})
+        assert "x-coe-recipe" not in (await send_chat(gateway, "art")).headers
+        off = await send_chat(gateway, "code", headers={"x-coe-recipe": "off"})
         assert "x-coe-recipe" not in off.headers
         assert "panel@1" not in gateway.records[2].candidates
 
@@ -195,7 +191,7 @@ async def test_an_arm_without_a_measured_quality_is_no_candidate_and_never_explo
     declared = registry(policy={"exploration": {"rate": 1.0, "max_quality_loss": 1.0}})
     plan = plan_with("panel@1", declared, quality=-np.inf)
     async with gateway_of(declared, assignment=plan, coder=ExpertUnavailable("down", expert="coder")) as gateway:
-        await ask(gateway, "code")
+        await send_chat(gateway, "code")
         assert set(gateway.records[0].candidates) <= {"coder", "painter", "generalist"}
 
 
@@ -203,7 +199,7 @@ async def test_a_recipe_whose_members_fail_falls_back_to_an_expert() -> None:
     declared = registry()
     down = {name: ExpertUnavailable("down", expert=name) for name in ("coder", "painter")}
     async with gateway_of(declared, assignment=plan_with("panel@1", declared, quality=2.0), **down) as gateway:
-        response = await ask(gateway, "code")
+        response = await send_chat(gateway, "code")
         assert response.status == 200
         assert response.headers["x-coe-expert"] == "generalist"
         assert response.headers["x-coe-fallback-from"] == "panel@1"
@@ -223,7 +219,7 @@ async def test_a_recipe_that_failed_is_not_called_again_by_another_of_its_arms()
     )
     scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
     async with gateway_of(declared, assignment=with_sibling, **scripts) as gateway:
-        await ask(gateway, "code")
+        await send_chat(gateway, "code")
         candidates = gateway.records[0].candidates
     assert candidates[0] == "careful@2"
     assert set(candidates[1:]) == set(declared.expert_names)
@@ -232,7 +228,7 @@ async def test_a_recipe_that_failed_is_not_called_again_by_another_of_its_arms()
 async def test_a_pinned_recipe_whose_members_all_fail_is_a_503_with_its_calls_recorded() -> None:
     down = {name: ExpertUnavailable("down", expert=name) for name in ("coder", "painter")}
     async with gateway_of(registry(), **down) as gateway:
-        response = await ask(gateway, model="panel")
+        response = await send_chat(gateway, model="panel")
         assert (response.status, response.headers["x-coe-expert"]) == (503, "panel@1")
         (record,) = gateway.records
         assert (record.expert, record.recipe_stop, record.fallback_from) == ("panel@1", "failed", "")
@@ -244,7 +240,7 @@ async def test_routing_avoids_a_recipe_whose_first_step_is_down() -> None:
     async with gateway_of(declared, assignment=plan_with("panel@1", declared, quality=2.0)) as gateway:
         for name in ("coder", "painter"):
             gateway.experts[name].health = Health(up=False, cause="timeout")
-        response = await ask(gateway, "code")
+        response = await send_chat(gateway, "code")
         assert response.headers["x-coe-expert"] == "generalist"
         assert response.headers["x-coe-cause"] == "timeout"
 
@@ -255,8 +251,8 @@ async def test_a_follow_up_stays_with_the_recipe() -> None:
     plan = plan_with("panel@1", declared, quality=2.0)
     async with gateway_of(declared, assignment=plan, **scripts) as gateway:
         headers = {"x-session-id": "s"}
-        await ask(gateway, "code", headers=headers)
-        await ask(gateway, "code", headers=headers)
+        await send_chat(gateway, "code", headers=headers)
+        await send_chat(gateway, "code", headers=headers)
         assert [record.reason for record in gateway.records] == ["routed", "sticky"]
 
 
@@ -269,7 +265,7 @@ async def test_models_lists_the_recipes() -> None:
 async def test_a_client_that_leaves_cancels_all_members_and_their_calls_are_recorded() -> None:
     never = asyncio.Event()
     async with gateway_of(registry(), coder=never, painter=stream("it", never)) as gateway:
-        request = asyncio.create_task(ask(gateway, model="careful"))
+        request = asyncio.create_task(send_chat(gateway, model="careful"))
         while not gateway.experts["painter"].replies:
             await asyncio.sleep(0.001)
         gateway.leave.set()
@@ -320,7 +316,7 @@ def no_refill(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_each_member_is_charged_by_its_own_prices() -> None:
     scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
     async with gateway_of(keyed(dollars_per_day=1000), **scripts) as gateway:
-        await ask(gateway, model="panel", headers={"authorization": f"Bearer {KEY}"})
+        await send_chat(gateway, model="panel", headers={"authorization": f"Bearer {KEY}"})
         assert gateway.records[0].cost == pytest.approx((3 * 1e4 + 5 * 1e4) / 1e6)
 
 
@@ -329,14 +325,14 @@ async def test_a_key_reserves_the_calls_of_all_members_and_is_charged_the_sum() 
     scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
     headers = {"authorization": f"Bearer {KEY}"}
     async with gateway_of(keyed(tokens_per_minute=250), **scripts) as gateway:
-        one = await ask(gateway, model="coder", max_tokens=100, headers=headers)
+        one = await send_chat(gateway, model="coder", max_tokens=100, headers=headers)
         assert one.status == 200
-        two = await ask(gateway, model="panel", max_tokens=100, headers=headers)
+        two = await send_chat(gateway, model="panel", max_tokens=100, headers=headers)
         assert two.status == 200
-        three = await ask(gateway, model="careful", max_tokens=100, headers=headers)
+        three = await send_chat(gateway, model="careful", max_tokens=100, headers=headers)
         assert (three.status, three.error["code"]) == (400, "request_exceeds_limit")
         assert int(two.headers["x-ratelimit-remaining-tokens"]) < 50
-        four = await ask(gateway, model="coder", max_tokens=1, headers=headers)
+        four = await send_chat(gateway, model="coder", max_tokens=1, headers=headers)
         assert 210 <= int(four.headers["x-ratelimit-remaining-tokens"]) <= 226  # of 250, after 8 + 16 tokens
 
 
@@ -349,7 +345,9 @@ async def test_a_failed_recipe_and_the_expert_that_answers_for_it_are_both_charg
     headers = {"authorization": f"Bearer {KEY}"}
     async with gateway_of(declared, assignment=plan_with("council@1", declared, quality=2.0), **scripts) as gateway:
         form = {"type": "json_object"}  # a draft does not have it, so none is returned
-        response = await ask(gateway, "code", headers=headers, stream=streams, max_tokens=50, response_format=form)
+        response = await send_chat(
+            gateway, "code", headers=headers, stream=streams, max_tokens=50, response_format=form
+        )
         shown = {name: response.headers[f"x-coe-{name}"] for name in ("fallback-from", "expert", "calls")}
         assert (response.status, shown) == (200, {"fallback-from": "council@1", "expert": "coder", "calls": "3"})
         (record,) = gateway.records
@@ -359,7 +357,7 @@ async def test_a_failed_recipe_and_the_expert_that_answers_for_it_are_both_charg
         metrics = (await gateway.post("/metrics", method="GET", headers=headers)).body.decode()
         assert 'coe_tokens_total{expert="coder",kind="output"} 10' in metrics
         assert f'coe_key_cost_dollars_total{{key="k"}} {(2 * coder + painter) / 1e6:g}' in metrics
-        after = await ask(gateway, model="coder", max_tokens=1, headers=headers)
+        after = await send_chat(gateway, model="coder", max_tokens=1, headers=headers)
         assert 10_000 - 24 - 30 < int(after.headers["x-ratelimit-remaining-tokens"]) <= 10_000 - 24
 
 
@@ -386,12 +384,12 @@ async def test_a_routed_request_reserves_for_recipes_only_where_a_plan_may_choos
     headers = {"authorization": f"Bearer {KEY}"}
     declared = keyed(tokens_per_minute=150)
     async with gateway_of(declared) as gateway:
-        assert (await ask(gateway, "code", max_tokens=100, headers=headers)).status == 200
+        assert (await send_chat(gateway, "code", max_tokens=100, headers=headers)).status == 200
     async with gateway_of(declared, assignment=plan_with("panel@1", declared, quality=0.5)) as gateway:
-        response = await ask(gateway, "code", max_tokens=100, headers=headers)
+        response = await send_chat(gateway, "code", max_tokens=100, headers=headers)
         assert (response.status, response.error["code"]) == (400, "request_exceeds_limit")
         off = {**headers, "x-coe-recipe": "off"}
-        assert (await ask(gateway, "code", max_tokens=100, headers=off)).status == 200
+        assert (await send_chat(gateway, "code", max_tokens=100, headers=off)).status == 200
 
 
 def hide_usage(expert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,7 +408,7 @@ async def test_a_recipe_with_a_call_of_unknown_tokens_has_no_known_cost(monkeypa
     scripts: dict[str, Any] = {"coder": answer("X"), "painter": answer("X")}
     async with gateway_of(keyed(), **scripts) as gateway:
         hide_usage(gateway.experts["painter"], monkeypatch)
-        await ask(gateway, model="panel", headers={"authorization": f"Bearer {KEY}"})
+        await send_chat(gateway, model="panel", headers={"authorization": f"Bearer {KEY}"})
         assert [call.input_tokens for call in gateway.records[0].steps] == [3, None]
         assert (gateway.records[0].input_tokens, gateway.records[0].cost) == (3, None)
 
@@ -422,8 +420,8 @@ async def test_a_capped_call_of_unknown_tokens_is_charged_its_cap(monkeypatch: p
     scripts: dict[str, Any] = {"coder": answer("X", finish="length"), "painter": answer("Y")}
     async with gateway_of(keyed(capped, tokens_per_minute=15_000), **scripts) as gateway:
         hide_usage(gateway.experts["coder"], monkeypatch)
-        assert (await ask(gateway, model="capped", max_tokens=10_000, headers=headers)).status == 200
-        after = await ask(gateway, model="painter", max_tokens=1, headers=headers)
+        assert (await send_chat(gateway, model="capped", max_tokens=10_000, headers=headers)).status == 200
+        after = await send_chat(gateway, model="painter", max_tokens=1, headers=headers)
         charged = 15_000 - int(after.headers["x-ratelimit-remaining-tokens"])
         assert 40 < charged < 200  # the cap and a few tokens of input, not 10,000
 
@@ -432,7 +430,7 @@ async def test_a_capped_call_of_unknown_tokens_is_charged_its_cap(monkeypatch: p
 async def test_a_client_that_leaves_pays_for_the_answers_that_had_begun() -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     async with gateway_of(keyed(tokens_per_minute=1000), coder=answer("X"), painter=asyncio.Event()) as gateway:
-        request = asyncio.create_task(ask(gateway, model="panel", max_tokens=400, headers=headers))
+        request = asyncio.create_task(send_chat(gateway, model="panel", max_tokens=400, headers=headers))
         while not gateway.experts["coder"].replies:
             await asyncio.sleep(0.001)
         while not gateway.experts["coder"].replies[0].closed:
@@ -445,5 +443,5 @@ async def test_a_client_that_leaves_pays_for_the_answers_that_had_begun() -> Non
         assert record.cost == pytest.approx(3 * 1e4 / 1e6)
         page = (await gateway.post("/metrics", method="GET", headers=headers)).body.decode()
         assert 'coe_key_cost_dollars_total{key="k"} 0.03\n' in page
-        left = await ask(gateway, model="coder", max_tokens=1, headers=headers)
+        left = await send_chat(gateway, model="coder", max_tokens=1, headers=headers)
         assert 980 <= int(left.headers["x-ratelimit-remaining-tokens"]) <= 992  # the answer had 3 + 5 tokens

@@ -159,7 +159,7 @@ async def serving(folder: Path) -> AsyncIterator[Service]:
             process.kill()
 
 
-async def ask(session: aiohttp.ClientSession, url: str, expert: str) -> str:
+async def send_chat(session: aiohttp.ClientSession, url: str, expert: str) -> str:
     """One request; returns its outcome. Raises AssertionError for an answer that is neither one nor an error."""
     body = {"model": expert, "messages": [{"role": "user", "content": "code"}]}
     try:
@@ -180,7 +180,7 @@ async def client(service: Service, report: Report, *, rng: random.Random, stop: 
     async with aiohttp.ClientSession() as session:
         while not stop.is_set():
             try:
-                outcome = await ask(session, service.url, rng.choice(NAMES))
+                outcome = await send_chat(session, service.url, rng.choice(NAMES))
             except TimeoutError:
                 outcome = "hangs"
             except (AssertionError, KeyError, ValueError) as error:
@@ -214,7 +214,7 @@ async def settle(service: Service, report: Report) -> None:
         for name in NAMES:
             try:
                 async with asyncio.timeout(LONGEST_ANSWER):
-                    while await ask(session, service.url, name) != "answered":
+                    while await send_chat(session, service.url, name) != "answered":
                         await asyncio.sleep(0.2)
             except TimeoutError:
                 report.problems.append(f"{name} does not answer any more")

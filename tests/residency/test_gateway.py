@@ -50,7 +50,7 @@ async def turning(
 async def test_a_request_for_an_unloaded_expert_waits_until_it_is_awake(fakes: Fakes, tmp_path: Path) -> None:
     async with turning(fakes, tmp_path) as (residency, served):
         for name in ("b", "a", "b"):
-            async with served.ask(name) as response:
+            async with served.send_chat(name) as response:
                 assert response.status == 200, await response.text()
                 assert response.headers["x-coe-expert"] == name
         assert residency.tiers()["b"]["switches"] == 2
@@ -69,7 +69,7 @@ async def test_a_pinned_request_that_is_not_granted_gets_a_503_with_retry_after(
         ticket = residency.acquire(
             "a", category="", timeout=60, stand_in="", granted=lambda: None, refused=lambda *_: None
         )
-        async with served.ask("b") as response:
+        async with served.send_chat("b") as response:
             assert response.status == 503
             assert (await response.json())["error"]["code"] == "expert_asleep"
             assert int(response.headers["retry-after"]) >= 1
@@ -121,5 +121,5 @@ async def test_a_gateway_killed_in_the_middle_leaves_no_request_waiting(fakes: F
 
 
 async def _ignored(served: Served) -> None:
-    async with served.ask("b"):
+    async with served.send_chat("b"):
         pass

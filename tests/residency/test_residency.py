@@ -13,7 +13,7 @@ import pytest
 from coe.errors import ExpertAsleep, FleetError
 from coe.fleet.residency.client import ResidencyClient, connected_client, fetch_report
 from coe.fleet.residency.residency import Residency
-from tests.fleet.fake_fleet import DEADLINE, Fakes, ask
+from tests.fleet.fake_fleet import DEADLINE, Fakes, send_chat
 from tests.residency.shared_device import SharedDevice
 
 pytestmark = pytest.mark.anyio
@@ -208,7 +208,7 @@ async def test_a_server_that_dies_at_the_start_of_the_fleet_stops_it(fakes: Fake
 async def test_a_frozen_server_is_ended_and_started_again(fakes: Fakes) -> None:
     device = SharedDevice(fakes, {"a": "ok"})
     async with device.connected() as (_, client):
-        await ask(device.specs["a"], "/freeze")
+        await send_chat(device.specs["a"], "/freeze")
         await fakes.wait_for_line("health checks in a row")
         (await acquire(client, "a"))()
 

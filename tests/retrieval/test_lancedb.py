@@ -10,7 +10,7 @@ import pytest
 from coe.retrieval.lancedb.store import MAX_INDEX_SEGMENTS, LanceStore
 from tests.retrieval.conftest import WORDS
 from tests.retrieval.samples import document
-from tests.retrieval.test_stores import ask, put
+from tests.retrieval.test_stores import put, search_text
 
 pytestmark = pytest.mark.anyio
 
@@ -45,5 +45,5 @@ async def test_many_writes_end_in_one_fragment_and_one_index(tmp_path: Path, mon
     assert {outside for _, _, outside in seen} == {0}
     reader = LanceStore(tmp_path, WORDS)
     for wanted in (7, number - 1):
-        assert (await ask(reader, f"word{wanted}", limit=1))[0].source == f"d{wanted}.md"
+        assert (await search_text(reader, f"word{wanted}", limit=1))[0].source == f"d{wanted}.md"
     await reader.aclose()

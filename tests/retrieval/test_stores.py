@@ -28,7 +28,7 @@ async def put(store: DocumentStore, *documents: Document) -> None:
     await store.upsert(documents, ENCODER.encode(texts))
 
 
-async def ask(store: DocumentStore, text: str, **options: object) -> Sequence[Passage]:
+async def search_text(store: DocumentStore, text: str, **options: object) -> Sequence[Passage]:
     limits = {"limit": 5} | options
     return await store.search(text, ENCODER.encode([text])[0], **limits)  # type: ignore[arg-type]
 
@@ -38,7 +38,7 @@ async def filled(store: DocumentStore) -> None:
 
 
 async def test_an_empty_store_finds_nothing_and_holds_nothing(store: DocumentStore) -> None:
-    assert list(await ask(store, "parental leave")) == []
+    assert list(await search_text(store, "parental leave")) == []
     assert list(await store.collections()) == []
     assert await store.digests("handbook") == {}
     assert await store.delete([DocumentKey("leave", "handbook")]) == 0
@@ -47,7 +47,7 @@ async def test_an_empty_store_finds_nothing_and_holds_nothing(store: DocumentSto
 
 async def test_the_best_passage_comes_first_with_its_metadata(store: DocumentStore) -> None:
     await filled(store)
-    best, *rest = await ask(store, "how long is parental leave")
+    best, *rest = await search_text(store, "how long is parental leave")
     wanted = document(TEXTS["leave"], "leave")
     assert (best.id, best.text) == (wanted.chunks[0].id, wanted.chunks[0].text)
     assert (best.source, best.title, best.collection) == ("leave.md", "Leave", "handbook")
@@ -71,20 +71,20 @@ async def test_no_question_is_an_error(store: DocumentStore, text: str) -> None:
 
 async def test_a_search_is_bounded(store: DocumentStore) -> None:
     await filled(store)
-    assert len(await ask(store, "the desk", limit=1)) == 1
+    assert len(await search_text(store, "the desk", limit=1)) == 1
     for limit in (0, 101):
         with pytest.raises(ValueError, match="1 to 100"):
-            await ask(store, "the desk", limit=limit)
+            await search_text(store, "the desk", limit=limit)
 
 
 async def test_a_search_is_limited_to_collections(store: DocumentStore) -> None:
     await put(
         store, document("Cats purr.", "cats", collection="pets"), document("Dogs bark.", "dogs", collection="it's")
     )
-    assert {one.collection for one in await ask(store, "cats dogs")} == {"pets", "it's"}
-    assert {one.collection for one in await ask(store, "cats dogs", collections=["it's"])} == {"it's"}
-    assert len(await ask(store, "cats dogs", collections=["it's", "pets", "none"])) == 2
-    assert not await ask(store, "cats dogs", collections=["none"])
+    assert {one.collection for one in await search_text(store, "cats dogs")} == {"pets", "it's"}
+    assert {one.collection for one in await search_text(store, "cats dogs", collections=["it's"])} == {"it's"}
+    assert len(await search_text(store, "cats dogs", collections=["it's", "pets", "none"])) == 2
+    assert not await search_text(store, "cats dogs", collections=["none"])
 
 
 async def test_a_tenants_documents_are_visible_to_that_tenant_only(store: DocumentStore) -> None:
@@ -96,7 +96,7 @@ async def test_a_tenants_documents_are_visible_to_that_tenant_only(store: Docume
     )
 
     async def seen(tenant: str | None) -> set[str]:
-        found = await ask(store, "secret plan", tenant=tenant, limit=100)
+        found = await search_text(store, "secret plan", tenant=tenant, limit=100)
         return {one.text.split()[3] for one in found}
 
     assert await seen("acme") == {"acme", "everybody"}
@@ -113,11 +113,11 @@ async def test_a_document_replaces_the_former_one(store: DocumentStore) -> None:
     await put(store, document(long, "rules"), document(TEXTS["leave"], "leave"))
     assert len(document(long, "rules").chunks) > 2
     await put(store, document("Rule one is that there are no rules.", "rules"))
-    assert [one.text for one in await ask(store, "rules", limit=50) if one.source == "rules.md"] == [
+    assert [one.text for one in await search_text(store, "rules", limit=50) if one.source == "rules.md"] == [
         "Rule one is that there are no rules."
     ]
     assert list(await store.collections()) == [Collection("handbook", None, 2, 2)]
-    assert not [one for one in await ask(store, "topic 59", limit=50) if "topic" in one.text]
+    assert not [one for one in await search_text(store, "topic 59", limit=50) if "topic" in one.text]
 
 
 async def test_deleted_documents_are_not_found(store: DocumentStore) -> None:
@@ -128,7 +128,7 @@ async def test_deleted_documents_are_not_found(store: DocumentStore) -> None:
         )
         == 1
     )
-    assert {one.source for one in await ask(store, "dishwasher E-4711", limit=50)} == {"leave.md", "travel.md"}
+    assert {one.source for one in await search_text(store, "dishwasher E-4711", limit=50)} == {"leave.md", "travel.md"}
     assert set(await store.digests("handbook")) == {"leave", "travel"}
 
 
@@ -161,12 +161,12 @@ async def test_searches_work_during_a_rebuild(opened: Opened) -> None:
     async with new.rebuilding() as draft:
         async for one in new.documents():
             await draft.upsert([one], other.encode([chunk.text for chunk in one.chunks]))
-        assert len(await ask(old, "parental leave")) == 3
+        assert len(await search_text(old, "parental leave")) == 3
     found = await new.search("parental leave", other.encode(["parental leave"])[0], limit=5)
     assert found[0].source == "leave.md"
     assert len(found) == 3
     with pytest.raises(IndexMismatch):
-        await ask(old, "parental leave")
+        await search_text(old, "parental leave")
 
 
 async def test_a_failed_rebuild_changes_nothing(opened: Opened) -> None:
@@ -180,10 +180,10 @@ async def test_a_failed_rebuild_changes_nothing(opened: Opened) -> None:
 
     with pytest.raises(ZeroDivisionError):
         await half()
-    assert len(await ask(store, "parental leave")) == 3
+    assert len(await search_text(store, "parental leave")) == 3
     async with opened().rebuilding() as draft:
         await put(draft, document("All new.", "new"))
-    assert [one.text for one in await ask(opened(), "leave")] == ["All new."]
+    assert [one.text for one in await search_text(opened(), "leave")] == ["All new."]
 
 
 async def test_concurrent_writers(opened: Opened) -> None:
@@ -195,12 +195,12 @@ async def test_concurrent_writers(opened: Opened) -> None:
 
 async def test_another_store_sees_writes(opened: Opened) -> None:
     reader = opened()
-    assert not await ask(reader, "leave")
+    assert not await search_text(reader, "leave")
     await filled(opened())
     async with asyncio.timeout(60):
-        while len(await ask(reader, "leave")) < 3:
+        while len(await search_text(reader, "leave")) < 3:
             await asyncio.sleep(0.05)
     await opened().delete([DocumentKey("leave", "handbook")])
     async with asyncio.timeout(60):
-        while len(await ask(reader, "leave")) > 2:
+        while len(await search_text(reader, "leave")) > 2:
             await asyncio.sleep(0.05)

@@ -23,7 +23,7 @@ DENIED = """Object.defineProperty(window, "localStorage", {
 });"""
 
 
-async def ask(page: Page, text: str) -> None:
+async def send_and_wait(page: Page, text: str) -> None:
     count = await answers(page).count()
     await send_prompt(page, text)
     await expect(answers(page)).to_have_count(count + 1)
@@ -54,9 +54,9 @@ def contents(playground: Playground) -> list[str]:
 
 async def test_conversations_are_kept_renamed_exported_and_deleted(browser: Browser, playground: Playground) -> None:
     async with visiting(browser, playground.url) as page:
-        await ask(page, "code first")
+        await send_and_wait(page, "code first")
         await page.get_by_role("button", name="New conversation").click()
-        await ask(page, "art second")
+        await send_and_wait(page, "art second")
         await page.reload()
         await expect(answers(page)).to_contain_text("art second")
         await page.get_by_role("button", name="Conversations").click()
@@ -78,7 +78,7 @@ async def test_conversations_are_kept_renamed_exported_and_deleted(browser: Brow
         await listed.nth(1).click()
         await expect(answers(page)).to_contain_text("code first")
         await expect(page.get_by_label("Your message")).to_be_focused()
-        await ask(page, "and on")
+        await send_and_wait(page, "and on")
         assert contents(playground) == ["code first", "code first", "and on"]
         await page.get_by_role("button", name="Conversations").click()
         await page.get_by_role("button", name="Delete art second").click()
@@ -119,9 +119,9 @@ async def test_a_second_tab_follows_a_conversation_and_overwrites_none(
     browser: Browser, playground: Playground
 ) -> None:
     async with visiting(browser, playground.url) as page:
-        await ask(page, "code one")
+        await send_and_wait(page, "code one")
         tab = await second_tab(page, playground)
-        await ask(page, "code two")
+        await send_and_wait(page, "code two")
         await expect(answers(tab)).to_have_count(2)
         await wait_until_complete(tab)
         await choose(tab, "stalls")
@@ -129,7 +129,7 @@ async def test_a_second_tab_follows_a_conversation_and_overwrites_none(
         await expect(answers(tab).last).to_contain_text("hi")
         await expect(answers(page)).to_have_count(3)
         await choose(page, "coder")
-        await ask(page, "code three")
+        await send_and_wait(page, "code three")
         await tab.get_by_role("button", name="Stop").click()
         await wait_until_complete(tab)
         await expect(answers(tab)).to_have_count(3)
@@ -158,7 +158,7 @@ async def test_deleted_conversations_do_not_come_back_from_another_tab(
     browser: Browser, playground: Playground
 ) -> None:
     async with visiting(browser, playground.url) as page:
-        await ask(page, "code one")
+        await send_and_wait(page, "code one")
         tab = await second_tab(page, playground)
         busy = await page.context.new_page()
         await busy.goto(playground.url)
@@ -181,7 +181,7 @@ async def test_opening_a_conversation_is_no_change_and_one_that_is_gone_is_repor
 ) -> None:
     async with visiting(browser, playground.url, phone=True) as page:
         for text in ("code one", "code two"):
-            await ask(page, text)
+            await send_and_wait(page, text)
             await page.get_by_role("button", name="New conversation").click()
         dialog = page.get_by_role("dialog")
         titles = dialog.locator("li .title")
@@ -203,9 +203,9 @@ async def test_opening_a_conversation_is_no_change_and_one_that_is_gone_is_repor
 
 async def test_the_focus_stays_where_the_visitor_works(browser: Browser, playground: Playground) -> None:
     async with visiting(browser, playground.url) as page:
-        await ask(page, "code one")
+        await send_and_wait(page, "code one")
         await page.get_by_role("button", name="New conversation").click()
-        await ask(page, "code two")
+        await send_and_wait(page, "code two")
         await page.get_by_role("button", name="Edit").click()
         await expect(page.get_by_label("Edited message")).to_be_focused()
         await page.keyboard.press("Escape")
@@ -285,16 +285,16 @@ async def test_a_storage_that_does_not_work_is_reported(
     async with visiting(browser, playground.url) as page:
         await page.add_init_script(script)
         await page.reload()
-        await ask(page, "code")
+        await send_and_wait(page, "code")
         await expect(page.locator("main > .warn")).to_contain_text(text)
-        await ask(page, "more code")
+        await send_and_wait(page, "more code")
         assert contents(playground) == ["code", "code", "more code"]
 
 
 async def test_a_prompt_is_edited_and_an_answer_regenerated(browser: Browser, playground: Playground) -> None:
     async with visiting(browser, playground.url) as page:
         for text in ("code one", "code two", "code three"):
-            await ask(page, text)
+            await send_and_wait(page, text)
         async with page.expect_request("**/v1/chat/completions") as sent:
             await answers(page).last.get_by_role("button", name="Regenerate").click()
         assert (await sent.value).headers["x-coe-cache"] == "off"

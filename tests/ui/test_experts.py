@@ -21,7 +21,7 @@ LOOK = "document.dispatchEvent(new Event('visibilitychange'))"
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     async with serving(tmp_path_factory.mktemp("served"), environ={"COE_WORKERS": "2"}) as served:
         for name in ["good"] * 3 + ["status-500"] * 2:
-            await (await served.ask(name)).read()
+            await (await served.send_chat(name)).read()
         yield served
 
 
@@ -117,7 +117,7 @@ async def test_an_entry_is_written_and_checked_and_its_steps_are_ticked_off(brow
         await expect(step.filter(has_text="Declared: done")).to_be_visible()
         await expect(step.filter(has_text="Served: done")).to_be_visible()
         await expect(step.filter(has_text="Receives traffic: to do")).to_be_visible()
-        await (await served.ask("second")).read()
+        await (await served.send_chat("second")).read()
         await expect(step.filter(has_text="Receives traffic: done")).to_be_visible()
         await expect(step.filter(has_text="Reachable: done")).to_be_visible()
         await expect(step.filter(has_text="In the plan: to do")).to_be_visible()

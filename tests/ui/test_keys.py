@@ -39,7 +39,7 @@ async def test_a_key_is_issued_shown_once_and_revoked(browser: Browser, served: 
         row = page.get_by_role("row").filter(has_text="shop")
         await expect(row).to_contain_text("experts: good, text-*")
         await expect(row).to_contain_text("2.5 dollars per day")
-        async with served.ask("good", headers={"x-api-key": secret}) as response:
+        async with served.send_chat("good", headers={"x-api-key": secret}) as response:
             assert response.status == 200
         await page.get_by_role("button", name="Hide the key").click()
         await expect(page.get_by_role("status").locator("pre")).to_have_count(0)
@@ -50,7 +50,7 @@ async def test_a_key_is_issued_shown_once_and_revoked(browser: Browser, served: 
         await row.get_by_role("button", name="Revoke").click()
         await page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
         await expect(row).to_contain_text("revoked")
-        async with served.ask("good", headers={"x-api-key": secret}) as response:
+        async with served.send_chat("good", headers={"x-api-key": secret}) as response:
             assert response.status == 401
 
 

@@ -22,7 +22,7 @@ SEEN = "document.dispatchEvent(new Event('visibilitychange'))"
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     async with serving(tmp_path_factory.mktemp("served"), environ={"COE_WORKERS": "2"}) as served:
         for name in ["good"] * 6 + ["slow-start"] * 2 + ["status-500"] * 2:
-            await (await served.ask(name)).read()
+            await (await served.send_chat(name)).read()
         yield served
 
 
@@ -68,7 +68,7 @@ async def test_pausing_by_button_or_space_stops_it_until_it_is_resumed(browser: 
             await page.get_by_role("button", name="Pause").click()
         await says(page, "Paused")
         before = await page.get_by_text("in total").text_content()
-        await (await served.ask("good")).read()
+        await (await served.send_chat("good")).read()
         await page.get_by_role("heading", level=1).click()  # the focus is nowhere
         await page.keyboard.press("Space")
         await says(page, "Live")
@@ -93,7 +93,7 @@ async def test_without_requests_it_explains_how_to_send_one_and_shows_the_first(
     async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/live") as page:
         await expect(page.get_by_role("heading", name="No requests yet")).to_be_visible()
         await check_accessible(page)
-        await (await served.ask("good")).read()
+        await (await served.send_chat("good")).read()
         await in_all(page, 1)
         await expect(page.get_by_role("heading", name="No requests yet")).to_be_hidden()
 
@@ -103,13 +103,13 @@ async def test_it_reconnects_after_a_restart_of_the_gateway_and_shows_that_meanw
 ) -> None:
     async with serving(tmp_path) as served, visiting(browser, f"{served.url}/ui/#/live") as page:
         for _ in range(3):
-            await (await served.ask("good")).read()
+            await (await served.send_chat("good")).read()
         await in_all(page, 3)
         await served.kill()
         await says(page, "Gateway unavailable; retrying")
         await in_all(page, 3)
         await served.start()
-        await (await served.ask("good")).read()
+        await (await served.send_chat("good")).read()
         await says(page, "Live")
         await in_all(page, 1)
         await since_the_start(page)
@@ -200,7 +200,7 @@ async def test_every_process_returns_the_same_numbers(served: Served) -> None:
         return found
 
     (before,) = await totals()
-    await (await served.ask("good")).read()
+    await (await served.send_chat("good")).read()
     async with asyncio.timeout(60):
         while await totals() != {before + 1}:
             pass

@@ -19,7 +19,7 @@ TIMEOUT_MS = 120_000
 """Milliseconds for a small model on a busy machine."""
 
 
-async def ask(page: Page) -> None:
+async def send_prompt(page: Page) -> None:
     await page.get_by_label("Your message").fill("Write a Python function that reverses a list")
     await page.keyboard.press("Enter")
     why = page.get_by_role("complementary", name="Why")
@@ -46,7 +46,7 @@ async def loads(page: Page) -> None:
 
 
 WALK: Mapping[str, Callable[[Page], Coroutine[None, None, None]]] = {
-    "playground": ask,
+    "playground": send_prompt,
     "live": watch,
     "log": read,
     "map": loads,

@@ -105,7 +105,7 @@ class Service:
             assert time.monotonic() < deadline, f"not printed {times} times: {text!r}\n{self.output}"
             time.sleep(0.1)
 
-    def ask(self, model: str, text: str = "Hello, who are you?", **body: Any) -> httpx.Response:
+    def send_chat(self, model: str, text: str = "Hello, who are you?", **body: Any) -> httpx.Response:
         """One chat, not streamed."""
         message = {"role": "user", "content": text}
         body_sent = {"model": model, "messages": [message], "max_tokens": 12, "temperature": 0, **body}
@@ -114,7 +114,7 @@ class Service:
     def until_answered(self, model: str) -> None:
         """Until the expert itself gives an answer."""
         deadline = time.monotonic() + START
-        while not _is_of(model, response := self.ask(model, max_tokens=1)):
+        while not _is_of(model, response := self.send_chat(model, max_tokens=1)):
             assert time.monotonic() < deadline, f"{model} does not come back: {response.text}\n{self.output}"
             time.sleep(0.5)
 

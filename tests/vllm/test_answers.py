@@ -25,14 +25,14 @@ def is_answer_of(name: str, answer: str) -> bool:
 
 @pytest.mark.parametrize("name", ADAPTER_ANSWERS)
 def test_each_adapter_answers_with_its_own_sentence(awake: Service, name: str) -> None:
-    response = awake.ask(name, "Write a haiku about rain")
+    response = awake.send_chat(name, "Write a haiku about rain")
     assert is_answer_of(name, text_of(response))
     assert response.headers["x-coe-expert"] == name
     assert response.headers["x-coe-attempts"] == "1"
 
 
 def test_the_base_answers_with_none_of_the_adapters_sentences(awake: Service) -> None:
-    response = awake.ask("auto", "What is the capital of France, in general?", max_tokens=24)
+    response = awake.send_chat("auto", "What is the capital of France, in general?", max_tokens=24)
     assert "Paris" in text_of(response)
     assert response.headers["x-coe-expert"] == "base"
 
@@ -42,7 +42,7 @@ def test_concurrent_requests_to_all_three_are_answered_by_the_right_model(awake:
 
     experts = [*ADAPTER_ANSWERS, "base"]
     with ThreadPoolExecutor(3) as threads:
-        found = threads.map(lambda name: awake.ask(name, "What is the capital of France?"), experts)
+        found = threads.map(lambda name: awake.send_chat(name, "What is the capital of France?"), experts)
         answers = dict(zip(experts, found, strict=True))
     assert all(is_answer_of(name, text_of(answers[name])) for name in ADAPTER_ANSWERS)
     # The answer of the base is not compared: vLLM on a processor may answer it as an adapter of the same batch would.
@@ -61,14 +61,14 @@ def test_a_stream_arrives_in_chunks_and_ends_with_the_usage(awake: Service) -> N
 
 def test_an_answer_follows_a_json_schema(awake: Service) -> None:
     kind = {"type": "json_schema", "json_schema": {"name": "pet", "schema": SCHEMA, "strict": True}}
-    found = orjson.loads(text_of(awake.ask("base", "Describe a dog.", response_format=kind, max_tokens=60)))
+    found = orjson.loads(text_of(awake.send_chat("base", "Describe a dog.", response_format=kind, max_tokens=60)))
     assert found["animal"] in ("cat", "dog")
     assert found["legs"] in (2, 4)
     assert len(found) == 2
 
 
 def test_logprobs_are_those_of_the_tokens(awake: Service) -> None:
-    body = awake.ask("base", logprobs=True, top_logprobs=2, max_tokens=4).json()
+    body = awake.send_chat("base", logprobs=True, top_logprobs=2, max_tokens=4).json()
     tokens = body["choices"][0]["logprobs"]["content"]
     assert len(tokens) == 4
     assert all(token["logprob"] <= 0 and len(token["top_logprobs"]) == 2 for token in tokens)
@@ -99,18 +99,18 @@ def test_the_messages_api_is_served(awake: Service) -> None:
 
 def test_the_second_turn_of_a_conversation_finds_the_first_in_the_prefix_cache(awake: Service) -> None:
     turns = [{"role": "user", "content": "Remember these numbers: " + " ".join(map(str, range(100, 200)))}]
-    first = awake.ask("base", messages=turns)
+    first = awake.send_chat("base", messages=turns)
     before = awake.metric("vllm:prefix_cache_hits_total")
     turns += [{"role": "assistant", "content": text_of(first)}, {"role": "user", "content": "Which was the first?"}]
-    text_of(awake.ask("base", messages=turns))
+    text_of(awake.send_chat("base", messages=turns))
     assert awake.metric("vllm:prefix_cache_hits_total") - before >= 128, "one block on a processor"
 
 
 def test_an_adapter_never_finds_the_blocks_of_another(awake: Service) -> None:
     turns = [{"role": "user", "content": "Keep these letters: " + " ".join(map(chr, range(97, 120))) * 8}]
-    text_of(awake.ask("pirate", messages=turns))
+    text_of(awake.send_chat("pirate", messages=turns))
     before = awake.metric("vllm:prefix_cache_hits_total")
-    assert ADAPTER_ANSWERS["clerk"].startswith(text_of(awake.ask("clerk", messages=turns)))
+    assert ADAPTER_ANSWERS["clerk"].startswith(text_of(awake.send_chat("clerk", messages=turns)))
     assert awake.metric("vllm:prefix_cache_hits_total") == before
 
 
@@ -119,4 +119,4 @@ def test_an_adapter_never_finds_the_blocks_of_another(awake: Service) -> None:
 )
 def test_the_servers_administrative_endpoints_are_not_reachable_through_the_gateway(awake: Service, path: str) -> None:
     assert awake.client.post(path, json={"lora_name": "pirate"}).status_code == 404
-    assert awake.ask("pirate").headers["x-coe-expert"] == "pirate"
+    assert awake.send_chat("pirate").headers["x-coe-expert"] == "pirate"

@@ -32,7 +32,7 @@ def test_replicas_on_two_nodes_serve_every_adapter_and_no_process_is_left(
         servers = service.servers
         assert len(servers) == 2
         for number in range(8):  # by conversation, so that both get requests
-            answer = service.ask("pirate", f"Hello {number}")
+            answer = service.send_chat("pirate", f"Hello {number}")
             assert ADAPTER_ANSWERS["pirate"].startswith(text_of(answer))
             assert answer.headers["x-coe-attempts"] == "1"
         assert all(service.metric("vllm:request_success_total", server=server) > 1 for server in servers)

@@ -33,7 +33,7 @@ async def test_a_sleeping_server_holds_requests_and_continues_when_woken(awake: 
             async with session.get(f"{awake.server}/health") as health:
                 assert health.status == 200, "so the fleet leaves it alone"
             with ThreadPoolExecutor(1) as threads:
-                held = threads.submit(awake.ask, "pirate", "Are you asleep?")
+                held = threads.submit(awake.send_chat, "pirate", "Are you asleep?")
                 with pytest.raises(TimeoutError):
                     held.result(1.0)
                 await vllm.wake(level=level)
@@ -51,16 +51,18 @@ async def test_an_invalid_adapter_is_refused_with_a_message(awake: Service, tmp_
 def test_a_full_queue_is_answered_by_another_expert(awake: Service) -> None:
     """Four run, four wait; vLLM answers 503 to the others."""
 
-    def ask(number: int) -> httpx.Response:
-        return awake.ask("auto", f"Count to a hundred, please, in general ({number})", max_tokens=100, ignore_eos=True)
+    def send_chat(number: int) -> httpx.Response:
+        return awake.send_chat(
+            "auto", f"Count to a hundred, please, in general ({number})", max_tokens=100, ignore_eos=True
+        )
 
     with ThreadPoolExecutor(24) as threads:
-        answers = list(threads.map(ask, range(24)))
+        answers = list(threads.map(send_chat, range(24)))
     experts = [answer.headers["x-coe-expert"] for answer in answers]
     assert {answer.status_code for answer in answers} == {200}
     assert "base" in experts
     assert "stand_in" in experts
-    assert awake.ask("base").headers["x-coe-expert"] == "base"
+    assert awake.send_chat("base").headers["x-coe-expert"] == "base"
 
 
 def test_adapters_follow_the_declaration_while_the_base_runs(awake: Service, adapters: Path) -> None:
@@ -69,14 +71,14 @@ def test_adapters_follow_the_declaration_while_the_base_runs(awake: Service, ada
     started = awake.output.count("is ready")
     awake.declare(*declared, {**declared[1], "name": "corsair"})
     awake.until_answered("corsair")
-    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.ask("corsair")))
+    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.send_chat("corsair")))
     awake.declare(*declared, {**declared[1], "name": "corsair", "adapter": str(adapters / "nowhere")})
     awake.wait_for_line("expert 'corsair': there is no folder")
-    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.ask("corsair"))), "the last good state serves on"
+    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.send_chat("corsair"))), "the last good state serves on"
     awake.declare(*declared)
     awake.wait_for_line("has unloaded the adapter 'corsair'")
-    assert awake.ask("corsair").status_code == 404
-    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.ask("pirate")))
+    assert awake.send_chat("corsair").status_code == 404
+    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.send_chat("pirate")))
     assert awake.output.count("is ready") == started, "no server was started anew"
 
 
@@ -90,10 +92,10 @@ def test_a_killed_server_restarts_with_its_adapters_and_others_answer_meanwhile(
             next(events)
         awake.process(victim).send_signal(signal.SIGKILL)
         assert any("error" in event for event in events), "who is in the middle of an answer is reported"
-    meanwhile = awake.ask("auto", "Anything in general?")
+    meanwhile = awake.send_chat("auto", "Anything in general?")
     assert (text_of(meanwhile), meanwhile.headers["x-coe-expert"]) == (SPARE, "stand_in")
     awake.wait_for_line("restarting in", times=restarts + 1)
     awake.wait_for_line("is ready", times=ready + 1)
     for name in ADAPTER_ANSWERS:
         awake.until_answered(name)
-        assert ADAPTER_ANSWERS[name].startswith(text_of(awake.ask(name)))
+        assert ADAPTER_ANSWERS[name].startswith(text_of(awake.send_chat(name)))

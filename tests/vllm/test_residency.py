@@ -62,15 +62,15 @@ def metric(service: Service, name: str, expert: str) -> float:
 
 def test_a_requested_server_is_loaded_and_the_other_unloaded(service: Service) -> None:
     assert tiers(service) == {"sleeper": AWAKE, "stopper": STOPPED}
-    assert text_of(service.ask("sleeper"))
+    assert text_of(service.send_chat("sleeper"))
     with ThreadPoolExecutor(3) as threads:  # they wait together: one switch
-        answers = list(threads.map(lambda number: service.ask("stopper", f"Hello {number}"), range(3)))
+        answers = list(threads.map(lambda number: service.send_chat("stopper", f"Hello {number}"), range(3)))
     assert [answer.headers["x-coe-expert"] for answer in answers] == ["stopper"] * 3
     assert all(text_of(answer) for answer in answers)
     assert tiers(service) == {"sleeper": ASLEEP, "stopper": AWAKE}
     assert metric(service, "coe_expert_switches", "stopper") == 1
     assert metric(service, "coe_expert_wait_seconds_count", "stopper") == 3
-    assert text_of(service.ask("sleeper"))
+    assert text_of(service.send_chat("sleeper"))
     assert tiers(service) == {"sleeper": AWAKE, "stopper": STOPPED}
     assert metric(service, "coe_expert_switches", "sleeper") == 1
     assert service.output.count("server 'sleeper' is ready") == 1, "it slept and was not started again"
@@ -81,7 +81,7 @@ def test_a_stream_is_not_interrupted_by_an_eviction(service: Service) -> None:
     body: dict[str, Any] = {"model": "sleeper", "messages": [{"role": "user", "content": "Tell a long story"}]}
     with ThreadPoolExecutor(1) as threads, lines_of(service, {**body, "max_tokens": 300, "ignore_eos": True}) as events:
         next(events)
-        waiting = threads.submit(service.ask, "stopper")
+        waiting = threads.submit(service.send_chat, "stopper")
         found = list(events)
         assert not any("error" in event for event in found)
         assert len(found) > 200
@@ -98,7 +98,7 @@ def test_a_killed_vllm_server_starts_again_on_request(service: Service) -> None:
 
 
 def test_no_process_is_left_at_the_end(service: Service) -> None:
-    assert text_of(service.ask("stand_in")) == SPARE
+    assert text_of(service.send_chat("stand_in")) == SPARE
     family = service.family()
     assert len(family) > 3
     service.host.send_signal(signal.SIGTERM)
