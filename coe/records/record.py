@@ -83,8 +83,8 @@ class RecipeCall:
 class RoutingRecord:
     """One routed request's record, schema version 1. Times are Unix seconds, durations milliseconds.
 
-    To add a field, add one line with its type, its meaning and a default. A record holds enough to decide the request
-    again offline (`coe.routing.replay`).
+    To add a field, add one line with its type, its meaning and a default, and fill it in `record_of` of
+    `gateway.observability.observers`. A record holds enough to decide the request again offline (`coe.routing.replay`).
     """
 
     request_id: Annotated[str, FieldInfo("Identifier of the request, from `x-request-id`.", api="list", column=True)]

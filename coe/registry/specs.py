@@ -7,7 +7,6 @@ Models are immutable and reject unknown keys. Docstrings of fields become the de
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Literal
@@ -255,11 +254,6 @@ class Registry(StrictModel):
     def models(self) -> ModelNames:
         """All values of `model`, with aliases and operating points."""
         return ModelNames(self.arm_of_model, self.aliases, self.operating_points)
-
-    @cached_property
-    def wake_timeout(self) -> float:
-        """Seconds that a request waits for sleeping experts in total; infinite without residency."""
-        return math.inf if self.residency is None else self.residency.wait_timeout
 
     def devices_of(self, expert: ExpertSpec) -> tuple[str, ...]:
         """The devices that a local expert may use, in the order of `residency.devices`.

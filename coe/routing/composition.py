@@ -376,10 +376,12 @@ class Composition:
 
     def _waking(self, call: Call, stand_in: str) -> Call:
         """Return the call of an expert that may be asleep; the arm `stand_in` may answer for it, if it is not empty."""
+        residency = self.registry.residency
+        assert residency is not None
         return replace(
             call,
             stand_in=self.registry.arm(stand_in).expert_name if stand_in else "",
-            wake_deadline=min(call.deadline, asyncio.get_running_loop().time() + self.registry.wake_timeout),
+            wake_deadline=min(call.deadline, asyncio.get_running_loop().time() + residency.wait_timeout),
         )
 
 

@@ -131,7 +131,7 @@ def read_request(chat: Chat) -> RoutedText:
         parts = split_message(text)
         requests[index] = parts.request[:MAX_TURN_CHARACTERS]
         if reason := _omission_kind(parts, is_older=bool(texts), is_only=len(turns) == 1):
-            left_out += _all_left_out(index, text, parts, reason)
+            left_out += _all_left_out(index, parts, reason)
             continue
         material = _material_of(parts) if parts.material and not texts else ""
         left_out += [
@@ -199,7 +199,7 @@ def _omission_kind(parts: MessageParts, *, is_older: bool, is_only: bool) -> str
     return "nudge" if not is_only and not parts.material and is_nudge(parts.request) else ""
 
 
-def _all_left_out(index: int, text: str, parts: MessageParts, reason: str) -> list[OmittedPart]:
+def _all_left_out(index: int, parts: MessageParts, reason: str) -> list[OmittedPart]:
     cuts = [OmittedPart(index, cut.kind, cut.name, cut.characters) for cut in parts.cuts]
     return [*cuts, OmittedPart(index, reason, "", len(parts.request))] if parts.request or not cuts else cuts
 

@@ -262,6 +262,18 @@ class MemoryReservation:
         self.amounts = [0.0] * len(counters)
         self.windows = [0] * len(counters)
 
+    def rebase(self, counters: Sequence[tuple[Meter, Counter]]) -> None:
+        """Continues with the limits of a reload. Nothing is reserved of new ones; of removed ones, the reservation
+        counts as used."""
+        reserved = {
+            id(counter): (amount, window)
+            for (_, counter), amount, window in zip(self.counters, self.amounts, self.windows, strict=True)
+        }
+        found = [reserved.get(id(counter), (0.0, 0)) for _, counter in counters]
+        self.counters = counters
+        self.amounts = [amount for amount, _ in found]
+        self.windows = [window for _, window in found]
+
 
 class MemoryLimiter:
     """A Limiter for a service of one process. It collects the changes of the use, which DurableLimiter writes."""
@@ -340,6 +352,8 @@ class MemoryAccount:
 
     def _add(self, reservation: MemoryReservation, amounts: Amounts) -> None:
         """Reserve what is missing. Most limits have nothing to add when the body is parsed."""
+        if reservation.counters is not self._counters:
+            reservation.rebase(self._counters)
         now, reserved, windows = self._clock(), reservation.amounts, reservation.windows
         missing: list[tuple[int, Meter, Counter, float]] = []
         for index, (meter, counter) in enumerate(reservation.counters):

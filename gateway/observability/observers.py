@@ -1,6 +1,7 @@
 """Observers of finished requests: metrics, traces, the access log, the routing log, implicit feedback, recent requests.
 
-`open_observability` opens the first three, Recorder writes records, ImplicitSignals detects implicit feedback.
+`open_observability` opens the first three. Recorder writes the records that `record_of` makes of traces.
+ImplicitSignals detects implicit feedback.
 RecentRequests remembers requests whose record may still be on its way to the log; `find_record` and `find_tenant` also
 retry the log. They take as long for a request of another tenant as for an unknown one. `gateway.main` opens the
 observers.

@@ -201,3 +201,31 @@ async def test_the_remaining_amount_is_reported_for_each_limit(limiter: Limiter)
         assert account.remaining() == pytest.approx([9, 400], abs=5 + refilled())
         account.settle(taken, tokens(100))
         assert account.remaining() == pytest.approx([9, 900], abs=5 + refilled())
+
+
+async def reloaded(limiter: Limiter, before: dict[str, float], after: dict[str, float], use: Amounts) -> Account:
+    """Return the account after a request of `use`, whose limits a reload changes before it is extended."""
+    account = account_of(limiter, **before)
+    reservation = await account.reserve(Amounts(1, 1, 0))
+    assert account_of(limiter, **after) is account
+    await account.extend(reservation, use)
+    account.settle(reservation, use)
+    return account
+
+
+async def test_a_limit_that_a_reload_raises_holds_for_a_request_whose_body_arrives(limiter: Limiter) -> None:
+    account = await reloaded(limiter, {"tokens_per_minute": 2000}, {"tokens_per_minute": 10000}, tokens(1900))
+    assert account.meters[0].limit == 10000
+
+
+async def test_a_limit_that_a_reload_removes_refuses_no_request_whose_body_arrives(limiter: Limiter) -> None:
+    before = {"tokens_per_minute": 100.0, "requests_per_minute": 9.0}
+    account = await reloaded(limiter, before, {"requests_per_minute": 9.0}, tokens(5000))
+    assert len(await admitted(account, 9, tokens(0))) == 8
+
+
+async def test_a_limit_that_a_reload_adds_counts_a_request_whose_body_arrives(limiter: Limiter) -> None:
+    after = {"requests_per_minute": 9.0, "dollars_per_day": 1.0}
+    account = await reloaded(limiter, {"requests_per_minute": 9.0}, after, dollars(0.9))
+    assert not await admitted(account, 1, dollars(0.2))
+    assert await admitted(account, 1, dollars(0.05))

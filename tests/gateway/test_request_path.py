@@ -1,54 +1,79 @@
 """A chat runs through no code of features that are not declared."""
 
-import hashlib
 import sys
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
 
 import gateway
-from tests.fakes import gateway_of, registry_of
+from coe.registry import AccessSpec
+from coe.settings import Settings
+from gateway.app import create_app
+from gateway.main import open_parts
+from tests.access.samples import key_of
+from tests.fakes import Gateway, registry_of
+from tests.gateway import words_server
+from tests.list_log import ListLog
+from tests.recipes.member_server import MemberServer
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(gateway.__file__).parent.parent
-KEY = {"content-type": "application/json", "x-api-key": "sesame"}
 UNDECLARED = (
     "coe/experts/recipes",
     "coe/experts/translation",
-    "coe/registry/aliases",
+    "coe/registry/aliases.py",
     "coe/retrieval",
     "gateway/cache",
-    "gateway/observability/tracing",
-    "gateway/request/audits",
-    "gateway/request/cache_step",
-    "gateway/request/citations",
-    "gateway/request/keep_alive",
-    "gateway/request/stored_step",
+    "gateway/observability/tracing.py",
+    "gateway/request/audits.py",
+    "gateway/request/cache_step.py",
+    "gateway/request/citations.py",
+    "gateway/request/keep_alive.py",
+    "gateway/request/stored_step.py",
     "gateway/stored_responses",
 )
+_in_request: ContextVar[bool] = ContextVar("in_request", default=False)
 
 
-async def test_a_plain_chat_runs_through_no_feature_that_is_not_declared() -> None:
-    key = {"name": "alice", "sha256": hashlib.sha256(b"sesame").hexdigest(), "limits": {"tokens_per_minute": 10000}}
+async def test_a_plain_chat_runs_through_no_feature_that_is_not_declared(tmp_path: Path) -> None:
+    server = MemberServer("m", "a short answer")
+    await server.start()
+    expert = {"model": "m", "runtime": "external", "base_url": server.url}
+    registry = registry_of(
+        access=AccessSpec(keys=(key_of(limits={"tokens_per_minute": 10000}),)),
+        experts=[{"name": name, **expert} for name in ("coder", "painter", "generalist")],
+    )
+    (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
+    settings = Settings.read({"COE_CHECK_EXPERTS": "0"}, config=tmp_path / "experts.yaml")
     files = set[str]()
 
     def called(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call":
+        if event == "call" and _in_request.get():
             files.add(frame.f_code.co_filename)
 
-    async with gateway_of(registry_of(access={"keys": [key]})) as served:
-        body = orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "code"}]})
-        before = sys.getprofile()
+    app = create_app(partial(open_parts, settings, read=words_server.read))
+    async with app.router.lifespan_context(app):
+        body = {"model": "auto", "stream": False, "messages": [{"role": "user", "content": "code"}]}
+        before, entered = sys.getprofile(), _in_request.set(True)
         sys.setprofile(called)
         try:
-            response = await served.post("/v1/chat/completions", body, headers=KEY)
+            response = await Gateway(app, {}, ListLog([]), cast(Any, None)).post(
+                "/v1/chat/completions",
+                orjson.dumps(body),
+                headers={"content-type": "application/json", "x-api-key": "alice"},
+            )
         finally:
             sys.setprofile(before)
+            _in_request.reset(entered)
+    await server.kill()
     names = {Path(file).relative_to(ROOT).as_posix() for file in files if file.startswith(str(ROOT))}
     assert response.status == 200
-    assert {"gateway/request/line.py", "coe/routing/composition.py"} <= names
+    assert {"gateway/request/line.py", "coe/routing/composition.py", "coe/experts/http/expert.py"} <= names
+    assert [path for path in UNDECLARED if not (ROOT / path).exists()] == []
     assert sorted(name for name in names if name.startswith(UNDECLARED)) == []

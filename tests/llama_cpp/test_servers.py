@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from coe.fleet.residency.client import fetch_tiers
+from coe.fleet.residency.client import fetch_report
 from coe.settings import Settings
 from tests.vllm.service import Service, lines_of, text_of
 
@@ -48,8 +48,8 @@ def shared(bin_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def tiers(service: Service) -> dict[str, str]:
     settings = Settings.read({}, config=service.folder / "experts.yaml")
-    found = asyncio.run(fetch_tiers(settings.residency_link.readlink()))
-    return {name: one["tier"] for name, one in found.items()}
+    (device,) = asyncio.run(fetch_report(settings.residency_link.readlink()))
+    return {name: one["tier"] for one in device["servers"] for name in one["experts"]}
 
 
 def test_it_answers_chats_and_streams(plain: Service) -> None:

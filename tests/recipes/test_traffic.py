@@ -128,14 +128,19 @@ def test_measured_calls_and_grades_count_with_the_lengths_of_requests(config: Pa
         experts=EXPERTS,
         categories=CATEGORIES,
     )
-    measured = {"input_tokens": [[40.0, 80.0]], "output_tokens": [[10.0, 20.0]], "latency_ms": [[5.0, np.nan]]}
-    calls = lengths.of_calls({name: np.array(one) for name, one in measured.items()}, ["a", "large"], np.array([1]))
-    np.testing.assert_allclose(calls["input_tokens"], [[120, 240]])
-    np.testing.assert_allclose(calls["output_tokens"], [[20, 40]])
+    measured = {"input_tokens": [[40.0, 90.0]], "output_tokens": [[50.0, 20.0]], "latency_ms": [[5.0, np.nan]]}
+    calls = lengths.of_calls({name: np.array(one) for name, one in measured.items()}, [["a"], ["large"]], np.array([1]))
+    np.testing.assert_allclose(calls["input_tokens"], [[120, 3 * 40 + 2 * 50]])
+    np.testing.assert_allclose(calls["output_tokens"], [[100, 40]])
     np.testing.assert_allclose(calls["latency_ms"], [[5, np.nan]])
-    np.testing.assert_allclose(calls["cached_tokens"], [[24, 48]])
+    np.testing.assert_allclose(calls["cached_tokens"], [[24, 24]])
+    fused = lengths.of_calls({name: np.array(one) for name, one in measured.items()}, [["a", "large"]], np.array([1]))
+    np.testing.assert_allclose(fused["input_tokens"], [[120, 270]])
     nothing = np.zeros((0, 0))
     one = Grades(nothing, nothing > 0, {"input_tokens": 300.0, "output_tokens": 2.0, "latency_ms": 9.0})
     found = lengths.of_grades({"large": one, "other": one})
-    assert found["large"].uses == {"input_tokens": 900.0, "output_tokens": 2.0, "latency_ms": 9.0}
-    assert found["other"] is one
+    longer = (150 + 200) / (50 + 100)
+    for judge in ("large", "other"):
+        assert found[judge].uses == pytest.approx(
+            {"input_tokens": 300 * longer, "output_tokens": 2.0, "latency_ms": 9.0}
+        )

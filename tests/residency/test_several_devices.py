@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.fleet.residency.forecast import Forecast
-from coe.fleet.residency.placement import Placement, load_cost, spread
+from coe.fleet.residency.placement import FAILED_DEVICE_SECONDS, Placement, load_cost, spread
 from coe.fleet.residency.policy import PRICE_LIMIT
 from coe.fleet.residency.scheduler import Scheduler
 from coe.fleet.residency.simulation import SimulatedDevice, SimulatedRequest, SimulatedServer, Simulation
@@ -102,15 +103,16 @@ def test_a_server_that_did_not_start_on_a_device_is_started_on_the_other_next() 
     second.server_loaded("c", 0.0)
     second.request_arrived(1, "c", 0.0)  # the second device is busy, so that the first one costs less
     second.decide(0.0)
-    ticket, now, devices = 2, 0.0, []
+    ticket, now, devices, others = 2, 0.0, list[int](), list[bool]()
     for _ in range(3):
         placement.scheduler("b").request_arrived(ticket, "b", now)
         placement.settle(now)
         devices.append(placement.device("b"))
         placement.scheduler("b").server_failed("b", retry_at=now + 1.0, refuse=True)
-        placement.start_failed("b")
+        others.append(placement.start_failed("b", now))
         ticket, now = ticket + 1, now + 2.0
     assert devices == [0, 1, 0]
+    assert others == [True, False, True]
     placement.started("b")
     placement.scheduler("b").request_arrived(ticket, "b", now)
     assert placement.settle(now) == set()
@@ -173,13 +175,21 @@ def test_memory_stays_in_budget_on_every_device_and_no_request_starves(
     assert all(0.0 <= wait <= PRICE_LIMIT * max_wait + (len(servers) + 1) * turn for wait in simulation.granted)
 
 
-def test_a_server_that_sleeps_on_a_busy_device_starts_on_an_idle_one_once_its_requests_waited_as_long() -> None:
-    """The server that is awake on the first device works for 1,000 s, so the sleeping one cannot wake there."""
+@pytest.mark.parametrize("earlier", [(), range(101, 199, 20), range(101, 199)])
+def test_a_server_that_sleeps_on_a_busy_device_starts_on_an_idle_one_once_its_requests_waited_as_long(
+    earlier: Sequence[int],
+) -> None:
+    """The server that is awake on the first device works for 1,000 s, so the sleeping one cannot wake there. That on
+    the other device may have had requests, so that it is missed once it leaves."""
     sleeper = replace(B, sleeps=True, host_memory=10.0)
     servers = [SimulatedServer(one, WAKE, START, UNLOAD, UNLOAD) for one in (A, sleeper)]
     idle = SimulatedServer(C, WAKE, START, UNLOAD, UNLOAD)
     devices = [SimulatedDevice(10.0, 50.0, servers), SimulatedDevice(10.0, 50.0, [servers[1], idle])]
-    trace = [SimulatedRequest(0.0, "a", "", 1000.0), SimulatedRequest(1.0, "b", "", 1.0)]
+    trace = [
+        SimulatedRequest(0.0, "a", "", 1000.0),
+        *(SimulatedRequest(at, "c", "c", 0.01) for at in earlier),
+        SimulatedRequest(200.0, "b", "", 1.0),
+    ]
     simulation = CheckedSimulation(devices, trace, max_wait=10.0, awake="ac")
     simulation._placement._homes["b"] = 0
     first, second = simulation._schedulers
@@ -187,7 +197,7 @@ def test_a_server_that_sleeps_on_a_busy_device_starts_on_an_idle_one_once_its_re
         first.add(second.remove("b"))
     first.server_unloaded("b", "asleep")
     simulation.run()
-    assert simulation.granted[1] <= START + UNLOAD + UNLOAD + START + 2.0
+    assert simulation.granted[-1] <= START + UNLOAD + UNLOAD + START + 2.0
 
 
 def test_a_sleeping_server_stays_where_no_other_device_is_idle_with_enough_memory() -> None:
@@ -209,3 +219,28 @@ def test_a_sleeping_server_stays_where_no_other_device_is_idle_with_enough_memor
         assert placement.settle(START - 1.1) == set()
         assert placement.settle(START) == ({0} if moves else set()), (memory, waiting)
         assert [order.verb for order in first.decide(START)[0] if order.key == "b"] == (["stop"] if moves else [])
+
+
+def test_a_device_where_a_server_does_not_start_is_avoided_for_ten_minutes_also_after_it_started_elsewhere() -> None:
+    placement, (first, second) = two_devices((A, replace(B, sleeps=True, host_memory=10.0)), (C,))
+    first.server_loaded("a", 0.0)
+    first.request_arrived(1, "a", 0.0)
+    first.decide(0.0)
+    now, moved = 0.0, list[bool]()
+    for ticket in (2, 3, 4):
+        first.server_unloaded("b", "asleep")
+        first.request_arrived(ticket, "b", now)
+        moved.append(placement.settle(now + START) != set())
+        if moved[-1]:
+            first.decide(now + START)
+            first.server_unloaded("b", "stopped")
+            assert placement.settle(now + START) == {0, 1}
+            assert placement.start_failed("b", now + START)
+            second.server_failed("b", retry_at=now + START, refuse=False)
+            first.add(second.remove("b"))
+            placement._homes["b"] = 0
+        placement.started("b")
+        first.server_loaded("b", now + START)
+        first.request_ended(ticket, now + START)
+        now += FAILED_DEVICE_SECONDS / 2 + START
+    assert moved == [True, False, True]

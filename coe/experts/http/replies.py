@@ -74,7 +74,7 @@ class PlainReply:
         if body is None:
             raise self._errors.invalid_response("an answer longer than it may be")
         try:
-            answer = _loads(body)
+            answer = sse.loads(body)
         except ValueError:
             raise self._errors.invalid_response("something that is not JSON") from None
         if isinstance(answer, dict) and answer.get("error"):
@@ -295,14 +295,6 @@ class StreamedReply:
         if self._choices > 1:
             self._ended_choices.update(map(str, sse.ends(events)))
         return self._choices == 1 or len(self._ended_choices) >= self._choices
-
-
-def _loads(body: bytes) -> Any:
-    """Parses a JSON document; few servers write what orjson refuses. Raises ValueError."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return sse.loads(body)
 
 
 async def _read_body(response: Response, *, max_bytes: int) -> bytes | None:

@@ -7,6 +7,7 @@ the servers that leave decide, then the present device.
 
 A sleeping server wakes where it sleeps. But once a request has waited for it as long as a start takes, and another of
 its devices has nothing to load and enough memory that is free or held by idle servers, it is stopped and starts there.
+A device on which a server did not start is avoided for `FAILED_DEVICE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ MOVE_MARGIN = 1.0
 """Seconds that a move must save a server whose requests wait already: room may have been made for it."""
 RECONSIDER_SECONDS = 1.0
 """Seconds after which the device of a waiting server is chosen again, one server in a decision: decisions stay fast."""
+FAILED_DEVICE_SECONDS = 600.0
+"""Seconds for which a server whose start failed on a device prefers its other devices."""
 
 Cost = tuple[float, float]
 """Seconds until the server would be awake, and reload seconds a second of what leaves for it."""
@@ -118,11 +121,11 @@ class Placement:
         self._homes = {key: number for number, one in enumerate(schedulers) for key in one.keys}
         self._choices = {key: tuple(numbers) for key, numbers in choices.items() if len(numbers) > 1}
         self._considered: dict[str, float] = {}
-        self._leaving: str | None = None
-        """A sleeping server that is being stopped so that it may move."""
+        self._leaving: tuple[str, int] | None = None
+        """A sleeping server that is being stopped so that it may move, and the device to which it moves."""
         self._sleeping_considered = -math.inf
-        self._failed: dict[str, set[int]] = {}
-        """Devices on which a server did not start, since it last started or failed on all."""
+        self._failed: dict[str, dict[int, float]] = {}
+        """Devices on which a server did not start, with the time of the failure, until it failed on all."""
 
     def device(self, key: str) -> int:
         """The number of the device that a server is on, or for a stopped one was on last."""
@@ -151,50 +154,70 @@ class Placement:
 
     def _stop_sleeping(self, now: float) -> set[int]:
         """Has the sleeping server whose requests waited longest stop, one at a time, if an idle device has memory."""
-        if self._leaving and self.scheduler(self._leaving).tier(self._leaving) in ("asleep", "unloading"):
-            return set()
-        self._leaving = None
+        if self._leaving is not None:
+            if self.scheduler(self._leaving[0]).tier(self._leaving[0]) in ("asleep", "unloading"):
+                return set()
+            self._leaving = None
         if self._sleeping_considered <= now < self._sleeping_considered + RECONSIDER_SECONDS:
             return set()
         self._sleeping_considered = now
         late = [(at, key) for key in self._choices if (at := self.scheduler(key).oldest_late(key, now)) is not None]
-        free = {number: one.idle_memory(now) for number, one in enumerate(self._schedulers)} if late else {}
         for _, key in sorted(late):
-            home = self._homes[key]
-            memory = self._schedulers[home].server_state(key, now).profile.memory
-            failed = self._failed.get(key, set())
+            home, failed = self._homes[key], self._failed_devices(key, now)
             others = (number for number in self._choices[key] if number != home and number not in failed)
-            if any(free[number] >= memory for number in others):
+            if (target := next((number for number in others if self._is_idle_for(key, number, now)), None)) is not None:
                 self._schedulers[home].stop_asleep(key)
-                self._leaving = key
+                self._leaving = key, target
                 return {home}
         return set()
 
+    def _is_idle_for(self, key: str, number: int, now: float) -> bool:
+        """True if a device has nothing to load, and memory for the server that is free or held by idle servers."""
+        memory = self.scheduler(key).server_state(key, now).profile.memory
+        return self._schedulers[number].idle_memory(now) >= memory
+
     def _place(self, key: str, now: float, *, margin: float) -> set[int]:
         home = self._homes[key]
+        if self._leaving is not None and self._leaving[0] == key:
+            target, self._leaving = self._leaving[1], None
+            if self._is_idle_for(key, target, now):  # a busy server at home may work for long, which no cost includes
+                return self._move(key, target)
         server = self._schedulers[home].server_state(key, now)
         costs = {number: load_cost(server, self._schedulers[number].state(now)) for number in self._choices[key]}
-        failed = self._failed.get(key, set())
+        failed = self._failed_devices(key, now)
         best = min(costs, key=lambda one: (math.isinf(costs[one][0]), one in failed, costs[one], one != home))
         if costs[best][1] == 0.0 < costs[home][1]:  # nobody leaves there, while those here may be busy for long
             margin = 0.0
         if best == home or (home not in failed and costs[best][0] > costs[home][0] - margin):
             return set()
-        self._schedulers[best].add(self._schedulers[home].remove(key))
-        self._homes[key] = best
-        return {home, best}
+        return self._move(key, best)
 
-    def start_failed(self, key: str) -> None:
-        """Prefer the other devices of a server for its next start, until it has failed on all."""
-        if key in self._choices:
-            failed = self._failed.setdefault(key, set())
-            failed.add(self._homes[key])
-            if failed.issuperset(self._choices[key]):
-                failed.clear()
+    def _move(self, key: str, target: int) -> set[int]:
+        home, self._homes[key] = self._homes[key], target
+        self._schedulers[target].add(self._schedulers[home].remove(key))
+        return {home, target}
+
+    def _failed_devices(self, key: str, now: float) -> set[int]:
+        """The devices on which a server did not start lately."""
+        found = self._failed.get(key, {}).items()
+        return {number for number, at in found if at <= now < at + FAILED_DEVICE_SECONDS}
+
+    def start_failed(self, key: str, now: float) -> bool:
+        """Prefer the other devices of a server for its next starts. Returns False if it failed on all of them, or has
+        no other one."""
+        if key not in self._choices:
+            return False
+        self._failed[key] = {number: self._failed[key][number] for number in self._failed_devices(key, now)} | {
+            self._homes[key]: now
+        }
+        if not set(self._choices[key]) <= self._failed[key].keys():
+            return True
+        del self._failed[key]
+        return False
 
     def started(self, key: str) -> None:
-        """Forget where a server did not start."""
-        self._failed.pop(key, None)
+        """Forget that a server did not start on its device."""
+        self._failed.get(key, {}).pop(self._homes[key], None)
 
     def next_check(self, number: int, next_check: float | None, now: float) -> float | None:
         """When a device decides again: earlier than its scheduler needs while a server there may still move."""

@@ -75,7 +75,7 @@ def device_report(
     found = preview(state, loading)
     weighed = {one.key: one for one in found.now.candidates}
     by_key = {one.key: one for one in loading}
-    reasons = {s.key: _reason(s, state, weighed.get(s.key), by_key, found) for s in state.servers}
+    reasons = {s.key: _reason(s, state, weighed.get(s.key), by_key) for s in state.servers}
     return {
         "memory_gb": state.memory,
         "occupied_gb": round(state.memory - state.free, 3),
@@ -144,7 +144,6 @@ def _reason(
     state: DeviceState,
     weighed: Candidate | None,
     loading: Mapping[str, Loading],
-    found: Preview,
 ) -> str:
     """Why requests for the server wait; empty where none does."""
     if (load := loading.get(server.key)) is not None:

@@ -324,10 +324,10 @@ class Residency:
 
     async def _take_down(self, schedule: _DeviceSchedule, server: ManagedServer, failure: str, *, refuse: bool) -> None:
         """Ends a failed server and delays its next start. With `refuse` (it did not start) its waiting requests are
-        refused; else (it died while awake) they keep waiting until it is back."""
+        refused, unless it may start on another device; else (it died while awake) they wait until it is back."""
         delay = await server.take_down(failure)
         if refuse:
-            self._placement.start_failed(server.key)
+            refuse = not self._placement.start_failed(server.key, self._loop.time())
         for ticket in schedule.scheduler.server_failed(server.key, retry_at=self._loop.time() + delay, refuse=refuse):
             request = self._waiting[ticket]
             self.end(ticket)

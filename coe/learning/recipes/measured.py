@@ -128,7 +128,7 @@ def _column(
     sizes = [len(names) for names in arm.steps]
     each = {name: values[list(prompts)] for name, values in measured.uses.items()}
     if lengths is not None:
-        each = lengths.of_calls(each, [one.name for one in arm.members], answers.labels)
+        each = lengths.of_calls(each, arm.steps, answers.labels)
     shape = (len(prompts), len(arm.members))
     active_b = np.array([np.nan if one.active_parameters_b is None else one.active_parameters_b for one in arm.members])
     latency = np.array([np.nan if one.latency_ms is None else one.latency_ms for one in arm.members])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,24 +84,46 @@ class TrafficLengths:
         return replace(data, uses=uses), replace(recorded, tokens=tokens)
 
     def of_calls(
-        self, uses: Mapping[str, Array], members: Sequence[str], labels: NDArray[np.int64]
+        self, uses: Mapping[str, Array], steps: Sequence[Sequence[str]], labels: NDArray[np.int64]
     ) -> dict[str, Array]:
-        """Return measured calls of `members`, (n_prompts, n_calls) by measure, as calls of requests.
+        """Return measured calls, (n_prompts, n_calls) by measure, as calls of requests.
 
-        `labels` (n_prompts,) are the categories of their prompts.
+        `steps` are the members of each step, in the order of the calls; `labels` (n_prompts,) are the categories of the
+        prompts. Later steps read the conversation, as long as in the first step, and the drafts of the step before,
+        which are as much longer as its answers and in no prefix cache.
         """
-        cells = np.ix_(labels, np.array([self.experts.index(one) for one in members]))
+        cells = np.ix_(labels, np.array([self.experts.index(one) for step in steps for one in step]))
         found = {name: values * self.ratios[name][cells] for name, values in uses.items()}
-        return found | {CACHED: found["input_tokens"] * self.cached[cells]}
+        given, longer = uses["input_tokens"], self.ratios["output_tokens"][cells]
+        conversation = np.fmin(given, given[:, : len(steps[0])].mean(axis=1, keepdims=True))
+        conversation[:, : len(steps[0])] = given[:, : len(steps[0])]
+        drafts, begin = given - conversation, 0
+        for before, step in pairwise(steps):
+            end = begin + len(before)
+            drafts[:, end : end + len(step)] *= longer[:, begin:end].mean(axis=1, keepdims=True)
+            begin = end
+        read = conversation * self.ratios["input_tokens"][cells]
+        return found | {"input_tokens": read + drafts, CACHED: read * self.cached[cells]}
 
     def of_grades(self, grades: Mapping[str, Grades]) -> dict[str, Grades]:
-        """Return grades whose judges read conversations that are as long as those of requests."""
-        found = dict(grades)
-        for judge in grades.keys() & set(self.experts):
-            longer = float(self.ratios["input_tokens"][self.labels, self.experts.index(judge)].mean())
-            uses = grades[judge].uses
-            found[judge] = replace(grades[judge], uses={**uses, "input_tokens": longer * uses["input_tokens"]})
-        return found
+        """Return grades whose judges read conversations and answers that are as long as those of requests.
+
+        The time of a judgement stays: most of it is for the verdict.
+        """
+        requests, probes = (
+            self._mean_read(self.means),
+            self._mean_read({name: self.means[name] / self.ratios[name] for name in ("input_tokens", "output_tokens")}),
+        )
+        longer = requests / probes if probes > 0 and np.isfinite(requests) else 1.0
+        return {
+            judge: replace(one, uses={**one.uses, "input_tokens": longer * one.uses["input_tokens"]})
+            for judge, one in grades.items()
+        }
+
+    def _mean_read(self, means: Mapping[str, Array]) -> float:
+        """Return the mean tokens of a conversation and its answer over the probes and experts with known ones."""
+        both = (means["input_tokens"] + means["output_tokens"])[self.labels]
+        return float(both[np.isfinite(both)].mean()) if np.isfinite(both).any() else 0.0
 
 
 def _ratios(requests: Array, probes: Array | None, labels: NDArray[np.int64]) -> Array:
