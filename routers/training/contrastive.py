@@ -45,7 +45,7 @@ def tune_network(
 ) -> None:
     """Tune `encoder` (a folder or a hub name) on texts and their categories, and save it to the folder `out`.
 
-    Raises DataError if it cannot be loaded or has no layers to tune.
+    Raises DataError if it cannot be loaded, has no layers to tune, or diverges.
     """
     import torch
 
@@ -59,6 +59,8 @@ def tune_network(
                 group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / (WARM_UP * STEPS)) * (1 - step / STEPS)
             rows = next(pairs)
             loss = _ranking_loss(_vectors(model, [texts[row] for row in rows.ravel().tolist()]), labels[rows[0]])
+            if not torch.isfinite(loss):
+                raise DataError(f"encoder {encoder!r}: its tuning diverged; train without --tune-encoder")
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

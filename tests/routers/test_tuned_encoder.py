@@ -15,6 +15,7 @@ import routers
 from coe.errors import ArtifactError, DataError
 from routers.cascade import NETWORK, TOKENIZER, UNTUNED_NETWORK
 from routers.encoders import OnnxEncoder
+from routers.tokens import load_tokenizer
 from routers.training import build, contrastive, tuned_encoder
 from routers.training.contrastive import tune_network
 from routers.training.export import export_encoder
@@ -95,6 +96,22 @@ def test_word_vectors_and_lower_layers_stay(tiny_encoder: Path, tmp_path: Path) 
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert {name.split(".")[2] for name in changed if ".layer." in name} == {"1", "2"}
     assert not [name for name in changed if "embeddings" in name]
+
+
+def test_an_encoder_that_cannot_be_tuned_is_refused(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    words = StaticEmbedding(load_tokenizer(tiny_encoder / "tokenizer.json"), embedding_dim=8)
+    SentenceTransformer(modules=[words], device="cpu").save(str(tmp_path / "words"))
+    with pytest.raises(DataError, match="no transformer layers to tune"):
+        tuned(tmp_path / "words", tmp_path / "out")
+    monkeypatch.setattr(contrastive, "SHARPNESS", float("inf"))
+    with pytest.raises(DataError, match="its tuning diverged"):
+        tuned(tiny_encoder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_export_gives_the_vectors_of_torch(tiny_encoder: Path, tmp_path: Path) -> None:
