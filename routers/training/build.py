@@ -27,6 +27,7 @@ from routers.cascade import (
     MULTILINGUAL_HEAD,
     NETWORK,
     TOKENIZER,
+    TUNED_ON,
     UNTUNED_NETWORK,
     has_tuned_encoder,
 )
@@ -107,7 +108,8 @@ def train(
             raise DataError(f"encoder {encoder!r}: was tuned already; train without --tune-encoder, or on another one")
         require_prompts(training_set)
     out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG).unlink(missing_ok=True)  # written last: a folder without it is not a router
+    for name in (CONFIG, UNTUNED_NETWORK, TUNED_ON):  # CONFIG is written last: a folder without it is not a router
+        (out / name).unlink(missing_ok=True)
     with timer.stage("export"):
         if keep:
             copy_encoder(Path(source), out=out)
