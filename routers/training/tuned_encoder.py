@@ -3,7 +3,7 @@
 An encoder that was tuned on all prompts would leave none to measure on, since held-out folds hold prompts that it has
 seen. So a fifth of the prompts is held out of the tuning, and one topic of each category. Pool weights, thresholds and
 metrics come from the fifth, temperatures from the topics. The tuned encoder is kept if the cascade is more accurate
-with it on the fifth.
+with it on the fifth, by more than a standard error.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from routers.training.tuning import simulate_cascade, tune
 MIN_PROMPTS = 20
 """Prompts of each category that tuning needs. Four are held out of it."""
 MIN_GAIN = 0.0
-"""Accuracy of the cascade by which the tuned encoder must exceed the untuned one."""
+"""Accuracy of the cascade by which the tuned encoder must exceed the untuned one, beside a standard error."""
 
 Progress = Callable[[float], None]
 Scored = tuple[Regularization, HeldOutTexts]
@@ -118,7 +118,8 @@ class Comparison:
 
     @property
     def gains(self) -> bool:
-        return self.difference > MIN_GAIN
+        """True if the difference is above one standard error."""
+        return self.difference - self.error > MIN_GAIN
 
 
 def compare(untuned: HeldOutTexts, tuned: HeldOutTexts, *, seed: int) -> Comparison:

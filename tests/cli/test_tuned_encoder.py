@@ -51,8 +51,8 @@ def test_a_round_keeps_the_tuned_encoder(tuning_service: LoggedService, monkeypa
 def test_the_report_says_why_an_encoder_is_not_used() -> None:
     figures = {"tuned": 0.8, "untuned": 0.81, "held_out": 100, "difference": -0.01, "standard_error": 0.02}
     assert tuning_sentence({"in_use": False, **figures}) == (
-        "the tuned encoder is not in use, because it does not route better: 80.0% right with it, 81.0% without, on "
-        "100 held-out prompts (-1.0 ± 2.0 points)"
+        "the tuned encoder is not in use, because it does not route better by more than a standard error: 80.0% right "
+        "with it, 81.0% without, on 100 held-out prompts (-1.0 ± 2.0 points)"
     )
     assert tuning_sentence({"in_use": True}) == "it keeps the tuned encoder of --encoder"
 

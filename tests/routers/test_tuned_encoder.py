@@ -221,3 +221,8 @@ def test_too_few_prompts_are_refused_before_any_work(tiny_encoder: Path, tmp_pat
     with pytest.raises(DataError, match=r"needs 20 English prompts of each category; too few: astronomy \(19\)"):
         routers.build(few, encoder=str(tiny_encoder), tune_encoder=True, out=tmp_path / "router", threads=1)
     assert not (tmp_path / "router").exists()
+
+
+def test_a_tuned_encoder_gains_only_beyond_a_standard_error() -> None:
+    gains = [tuned_encoder.Comparison(100, 0.8, 0.8 + gain, gain, 0.02).gains for gain in (-0.03, 0.0, 0.01, 0.03)]
+    assert gains == [False, False, False, True]

@@ -88,7 +88,9 @@ def tuning_sentence(tuning: Mapping[str, Any]) -> str:
     """Say whether the tuned encoder is in use, and the held-out accuracy with and without it."""
     if "difference" not in tuning:
         return "it keeps the tuned encoder of --encoder"
-    found = "in use" if tuning["in_use"] else "not in use, because it does not route better"
+    found = (
+        "in use" if tuning["in_use"] else "not in use, because it does not route better by more than a standard error"
+    )
     return (
         f"the tuned encoder is {found}: {tuning['tuned']:.1%} right with it, {tuning['untuned']:.1%} without, on "
         f"{tuning['held_out']} held-out prompts ({100 * tuning['difference']:+.1f} ± "
