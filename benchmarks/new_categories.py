@@ -77,14 +77,9 @@ def base_of(training_set: TrainingSet, folder: Path) -> tuple[TrainingData, Regu
     open_network = partial(OnnxEncoder, tokenizer=folder / TOKENIZER)
     embeddings = open_network(folder / NETWORK).features(training_set.texts)
     data = compute_training_data(
-        training_set,
-        embeddings,
-        out=folder,
-        network=folder / NETWORK,
-        open_network=open_network,
-        report=lambda share: None,
+        training_set, embeddings, out=folder, open_network=open_network, report=lambda share: None
     )
-    return data, choose_regularization(data, folds(data.labels, seed=SEED)[0], runner=LocalRunner())
+    return data, choose_regularization(data, seed=SEED, runner=LocalRunner())
 
 
 def pairs(training_set: TrainingSet) -> list[tuple[str, str]]:

@@ -49,36 +49,22 @@ def check(folder: Path) -> None:
 
 
 def load_encoder(folder: Path, *, threads: int = 1, cache: Path | None = None) -> Encoder:
-    """Load the sentence encoder of the router in `folder`, as it was before any tuning. `cache` as in `build`.
-
-    Vectors of an untuned encoder are comparable between routers. Raises ArtifactError as `load`.
-    """
-    from routers.cascade import TOKENIZER, document_network, encoder_tokens, read_config
+    """Load the sentence encoder of the router in `folder`. `cache` as in `build`. Raises ArtifactError as `load`."""
+    from routers.cascade import NETWORK, TOKENIZER, encoder_tokens, read_config
     from routers.training.embedding_cache import open_encoder
 
-    config = read_config(Path(folder))
-    network, tokenizer = document_network(Path(folder), config), Path(folder) / TOKENIZER
-    return open_encoder(network, tokenizer, threads=threads, cache=cache, tokens=encoder_tokens(folder, config))
+    network, tokenizer = Path(folder) / NETWORK, Path(folder) / TOKENIZER
+    tokens = encoder_tokens(folder, read_config(Path(folder)))
+    return open_encoder(network, tokenizer, threads=threads, cache=cache, tokens=tokens)
 
 
 def load_document_encoder(folder: Path, *, threads: int = 1) -> DocumentEncoder:
     """Load the same encoder for documents and search queries. Raises ArtifactError as `load`."""
-    from routers.cascade import NETWORK, TOKENIZER, document_network, encoder_tokens, read_config
-    from routers.encoders import DocumentEncoder, OnnxEncoder, TunedDocumentEncoder
+    from routers.cascade import NETWORK, TOKENIZER, read_config
+    from routers.encoders import DocumentEncoder
 
-    config = read_config(Path(folder))
-    network, tokenizer = document_network(Path(folder), config), Path(folder) / TOKENIZER
-    if not config.get("tuned"):
-        return DocumentEncoder(network, tokenizer, threads=threads)
-    own = OnnxEncoder(Path(folder) / NETWORK, tokenizer, threads=threads, tokens=encoder_tokens(folder, config))
-    return TunedDocumentEncoder(network, tokenizer, tuned=own, threads=threads)
-
-
-def has_tuned_encoder(folder: Path) -> bool:
-    """Return True if the folder holds a router whose encoder was tuned. Raises ArtifactError as `check`."""
-    from routers.cascade import has_tuned_encoder
-
-    return has_tuned_encoder(Path(folder))
+    read_config(Path(folder))
+    return DocumentEncoder(Path(folder) / NETWORK, Path(folder) / TOKENIZER, threads=threads)
 
 
 def export_encoder(encoder: str, *, out: Path, threads: int = 1, cache: Path | None = None) -> Encoder:
@@ -102,7 +88,6 @@ def build(
     examples: Sequence[Example],
     *,
     encoder: str = DEFAULT_ENCODER,
-    tune_encoder: bool = False,
     out: Path,
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
@@ -112,9 +97,7 @@ def build(
 ) -> dict[str, Any]:
     """Train a router on `examples`, write it to the folder `out` and return its held-out metrics (JSON-serializable).
 
-    `encoder` is a folder, an installed package that contains one, or a hub name; or the folder of a router whose tuned
-    encoder is kept. `tune_encoder` tunes the encoder on the examples, and keeps the result only if it makes the cascade
-    more accurate on held-out prompts. `progress` is called with the name of
+    `encoder` is a folder, an installed package that contains one, or a hub name. `progress` is called with the name of
     the current stage and its completed share (0 to 1). The folder `cache` keeps ONNX exports and embeddings for later
     builds; it grows with every new text. `runner` runs encoder passes and held-out fits, by default in this process;
     the result does not depend on it. Raises DataError if the examples are not sufficient for a router.
@@ -125,7 +108,6 @@ def build(
     return train(
         examples,
         encoder=encoder,
-        tune_encoder=tune_encoder,
         out=Path(out),
         seed=seed,
         progress=progress,
@@ -141,7 +123,6 @@ __all__ = [
     "build",
     "check",
     "export_encoder",
-    "has_tuned_encoder",
     "load",
     "load_document_encoder",
     "load_encoder",

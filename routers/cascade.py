@@ -36,11 +36,6 @@ CONFIG, TOKENIZER, NETWORK = "router.json", "tokenizer.json", "encoder.onnx"
 LEXICAL, STATIC, SEMANTIC = "lexical.npz", "static.npz", "semantic.npz"
 MULTILINGUAL_HEAD = "multilingual.npz"
 """Absent if the extra `multilingual` was not installed in training."""
-UNTUNED_NETWORK = "untuned.onnx"
-"""The encoder as it was before NETWORK was tuned on the prompts; absent if it was not. It embeds documents and logged
-texts, whose vectors stay comparable."""
-TUNED_ON = "tuned_on.json"
-"""Digests of the texts that a tuned encoder has seen."""
 EXEMPLARS = "exemplars.json"
 """Digests of the texts behind the exemplars of SEMANTIC, used in explanations only."""
 VERSIONED_FILES = (CONFIG, TOKENIZER, NETWORK, LEXICAL, STATIC, SEMANTIC)
@@ -222,7 +217,6 @@ class CascadeRouter:
         """Run all heads on one or more texts. Fast `features` and `embeddings` that are given are not recomputed."""
         features = features or [self.fast_heads(text) for text in texts]
         embeddings = self.encoder.features(texts) if embeddings is None else embeddings
-        embeddings = embeddings[:, -len(self._linear.weights) :]  # those of documents may precede the router's own
         vectors = embeddings[:, : self.encoder.dimensions]
         projected = self.knn.project(vectors)
         votes, similarity = self.knn.score(projected)
@@ -256,16 +250,6 @@ def encoder_tokens(folder: Path, config: Mapping[str, Any]) -> int:
         return int(config["tokens"])
     except (KeyError, TypeError, ValueError) as error:
         raise _incomplete(folder, error) from error
-
-
-def has_tuned_encoder(folder: Path) -> bool:
-    """Return True if the folder holds a router whose encoder was tuned on its prompts. Raises as `read_config`."""
-    return (folder / CONFIG).is_file() and bool(read_config(folder).get("tuned"))
-
-
-def document_network(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Return the network that embeds documents and logged texts: the encoder before any tuning."""
-    return folder / (UNTUNED_NETWORK if config.get("tuned") else NETWORK)
 
 
 def load_cascade(folder: Path, *, threads: int, version: str | None = None) -> CascadeRouter:

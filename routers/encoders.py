@@ -176,24 +176,6 @@ class DocumentEncoder(OnnxEncoder):
         return [encoding.offsets for encoding in self._tokenizer.encode_batch(clean, add_special_tokens=False)]
 
 
-class TunedDocumentEncoder(DocumentEncoder):
-    """The document encoder of a router whose own encoder was tuned.
-
-    Its vectors and digest are those of the untuned network. An embedding is the untuned vector, followed by the
-    embedding by the tuned network, which the router's heads read.
-    """
-
-    def __init__(self, network: Path, tokenizer: Path, *, tuned: OnnxEncoder, threads: int = 1) -> None:
-        super().__init__(network, tokenizer, threads=threads)
-        self._tuned = tuned
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return np.ascontiguousarray(self.embed_ids(self.tokenize(texts))[:, : self.dimensions])
-
-    def features(self, texts: Sequence[str], progress: Callable[[float], None] | None = None) -> NDArray[np.float32]:
-        return np.concatenate((self.encode(texts), self._tuned.features(texts, progress)), axis=1)
-
-
 def _digest(*files: Path) -> str:
     whole = hashlib.sha256()
     for file in files:

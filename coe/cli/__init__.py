@@ -95,7 +95,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "tune": ("coe tune --budget 2.00", "coe tune my-probes.jsonl --minutes 10 --yes"),
     "score": ("coe score --out scores", "coe score my-probes.jsonl --out scores --expert coder --judge writer"),
     "plan": ("coe plan scores", "coe plan scores --dry-run --sweep mean_cost=0.5,1,2 --plot sweep.png"),
-    "train": ("coe train", "coe train --data prompts.jsonl", "coe train --tune-encoder"),
+    "train": ("coe train", "coe train --data prompts.jsonl"),
     "retrain": ("coe retrain --dry-run", "coe retrain --probes scores --every 6h"),
     "promote": ("coe promote router", "coe promote assignment --why 'new prices'"),
     "index": ("coe index add docs/ handbook.pdf", "coe index search 'refund policy'"),

@@ -141,25 +141,11 @@ def _print_notes(notes: Sequence[str]) -> None:
 
 
 def build_router(
-    pairs: Sequence[tuple[str, str]],
-    out: Path,
-    *,
-    encoder: str,
-    runner: TaskRunner,
-    tune_encoder: bool = False,
-    cache: Path | None = None,
+    pairs: Sequence[tuple[str, str]], out: Path, *, encoder: str, runner: TaskRunner, cache: Path | None = None
 ) -> Mapping[str, Any]:
     """Train a router on (prompt, category) pairs into the folder `out`. Returns its metrics."""
     import routers
 
     examples = [routers.Example(prompt, category) for prompt, category in pairs]
     with progress_bar("training") as progress:
-        return routers.build(
-            examples,
-            encoder=encoder,
-            tune_encoder=tune_encoder,
-            out=out,
-            progress=progress,
-            cache=cache,
-            runner=runner,
-        )
+        return routers.build(examples, encoder=encoder, out=out, progress=progress, cache=cache, runner=runner)

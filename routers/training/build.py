@@ -18,19 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.errors import DataError
 from routers.calibration import Floats
-from routers.cascade import (
-    CONFIG,
-    EXEMPLARS,
-    FORMAT,
-    MULTILINGUAL_HEAD,
-    NETWORK,
-    TOKENIZER,
-    TUNED_ON,
-    UNTUNED_NETWORK,
-    has_tuned_encoder,
-)
+from routers.cascade import CONFIG, EXEMPLARS, FORMAT, MULTILINGUAL_HEAD, NETWORK, TOKENIZER
 from routers.encoders import ROUTING_TOKENS, OnnxEncoder, TaskRunner
 from routers.examples import Example, TrainingSet, build_training_set, prompt_digest
 from routers.files import write_arrays, write_json
@@ -41,20 +30,16 @@ from routers.tokens import FAST_CHARACTERS, WordCachedTokenizer, load_tokenizer,
 from routers.training.embedding_cache import CachedEncoder, export_with_cache, open_encoder
 from routers.training.export import locate_encoder, quantise
 from routers.training.fitting import (
-    HeldOutTexts,
-    Regularization,
     TrainingData,
     choose_regularization,
     cross_fit,
     exemplar_rows,
     folds,
     held_out_correct,
-    single_blas_thread,
     topic_folds,
     write_heads,
 )
 from routers.training.multilingual import english_part, foreign_texts, train_multilingual
-from routers.training.tuned_encoder import Division, copy_encoder, require_prompts, try_tuning
 from routers.training.tuning import training_metrics, tune
 
 QUANTISATION_SAMPLE_TEXTS = 2000
@@ -86,11 +71,19 @@ class StageTimer:
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
 
+@contextmanager
+def single_blas_thread() -> Iterator[None]:
+    """Limit BLAS to one thread. With two, which mostly wait for each other, small fits take twenty times as long."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
 def train(
     examples: Sequence[Example],
     *,
     encoder: str,
-    tune_encoder: bool,
     out: Path,
     seed: int,
     progress: Progress | None,
@@ -102,87 +95,44 @@ def train(
     timer = StageTimer(progress)
     training_set = build_training_set(examples)
     source = locate_encoder(encoder)
-    keep = has_tuned_encoder(Path(source))
-    if tune_encoder:
-        if keep:
-            raise DataError(f"encoder {encoder!r}: was tuned already; train without --tune-encoder, or on another one")
-        require_prompts(training_set)
     out.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, UNTUNED_NETWORK, TUNED_ON):  # CONFIG is written last: a folder without it is not a router
-        (out / name).unlink(missing_ok=True)
+    (out / CONFIG).unlink(missing_ok=True)  # written last: a folder without it is not a router
     with timer.stage("export"):
-        if keep:
-            copy_encoder(Path(source), out=out)
-        else:
-            export_with_cache(source, network=out / NETWORK, tokenizer=out / TOKENIZER, cache=cache)
+        export_with_cache(source, network=out / NETWORK, tokenizer=out / TOKENIZER, cache=cache)
     count = len(training_set.texts)
     training_set, multilingual = write_multilingual_head(
         training_set, out=out, seed=seed, threads=threads, cache=cache, timer=timer
     )
     open_network = partial(open_encoder, tokenizer=out / TOKENIZER, threads=threads, cache=cache, runner=runner)
-    if keep:
-        with timer.stage("embed") as report:
-            embeddings, quantisation = open_network(out / NETWORK).features(training_set.texts, report), None
-    else:
-        embeddings, quantisation = embed_texts(training_set, out=out, open_network=open_network, seed=seed, timer=timer)
+    embeddings, quantisation = embed_texts(training_set, out=out, open_network=open_network, seed=seed, timer=timer)
     with timer.stage("distil") as report:
-        network = out / (UNTUNED_NETWORK if keep else NETWORK)
-        data = compute_training_data(
-            training_set, embeddings, out=out, network=network, open_network=open_network, report=report
-        )
-    scored, tuning = None, {"in_use": True} if keep else None
-    if tune_encoder:
-        require_prompts(training_set)  # without those in other languages
-        data, scored, tuning = try_tuning(
-            source,
-            training_set,
-            data,
-            out=out,
-            open_network=open_network,
-            seed=seed,
-            threads=threads,
-            runner=runner,
-            stage=timer.stage,
-        )
-    if scored is None:
-        with timer.stage("held-out") as report, single_blas_thread():
-            score = Division.read(out, training_set).score if keep else score_folds
-            scored = score(data, seed=seed, runner=runner, report=report)
-    regularization, held_out = scored
-    ensemble, in_distribution = tune(held_out)
+        data = compute_training_data(training_set, embeddings, out=out, open_network=open_network, report=report)
+    with timer.stage("held-out") as report, single_blas_thread():
+        regularization = choose_regularization(data, seed=seed, runner=runner)
+        fit = partial(cross_fit, data, regularization, seed=seed, runner=runner)
+        held_out = fit(folds(data.labels, seed=seed), report=lambda share: report(share / 2))
+        topics = topic_folds(data.vectors, data.labels, seed=seed)
+        new_topics = fit(topics, report=lambda share: report((1 + share) / 2)).in_scope
+        ensemble, in_distribution = tune(held_out, new_topics, data.labels)
     with timer.stage("fit"), single_blas_thread():
         write_heads(data, regularization, out=out, seed=seed)
         rows = exemplar_rows(data, np.arange(len(data.labels)), seed=seed)
         write_json(out / EXEMPLARS, {"digests": [prompt_digest(training_set.texts[row]) for row in rows]})
     config = {"format": FORMAT, "kind": "cascade", "categories": list(training_set.categories)}
     config |= {"tokens": ROUTING_TOKENS, "multilingual": multilingual is not None}
-    config |= {"tuned": bool(tuning and tuning["in_use"])}
     config |= {"ensemble": asdict(ensemble), "in_distribution": asdict(in_distribution)}
     write_json(out / CONFIG, config)
     return {
         "examples": count,
         "dropped": training_set.dropped,
         "quantisation": quantisation,
-        "tuning": tuning,
         "encoder": {"dimensions": data.dimensions, "width": data.embeddings.shape[1]},
         "regularization": asdict(regularization),
         "multilingual": multilingual,
-        **training_metrics(held_out, training_set.categories, ensemble, in_distribution),
+        **training_metrics(held_out, new_topics, data.labels, training_set.categories, ensemble, in_distribution),
         "bytes": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
         "seconds": timer.seconds,
     }
-
-
-def score_folds(
-    data: TrainingData, *, seed: int, runner: TaskRunner, report: Callable[[float], None]
-) -> tuple[Regularization, HeldOutTexts]:
-    """Score every text by heads that were fitted without its fold, and without its topic."""
-    parts, topics = folds(data.labels, seed=seed), topic_folds(data.vectors, data.labels, seed=seed)
-    regularization = choose_regularization(data, parts[0], runner=runner)
-    fit = partial(cross_fit, data, regularization, seed=seed, runner=runner)
-    held_out = fit(parts, report=lambda share: report(share / 2))
-    new_topics = fit(topics, report=lambda share: report((1 + share) / 2)).in_scope
-    return regularization, HeldOutTexts(held_out, data.labels, new_topics, data.labels)
 
 
 def write_multilingual_head(
@@ -262,16 +212,15 @@ def compute_training_data(
     embeddings: Floats,
     *,
     out: Path,
-    network: Path,
     open_network: OpenEncoder,
     report: Callable[[float], None],
 ) -> TrainingData:
-    """Tokenize the texts, distil static vectors from the `network`, and compute the lexical matrix."""
+    """Tokenize the texts, distil static vectors from the encoder, and compute the lexical matrix."""
     tokenizer = WordCachedTokenizer(load_tokenizer(out / TOKENIZER))
     features = LexicalFeatures(tokenizer)
     texts = [truncate_middle(text, characters=FAST_CHARACTERS) for text in training_set.texts]
     ids = [tokenizer(text) for text in texts]
-    encoder = open_network(network)
+    encoder = open_network(out / NETWORK)
     special = load_tokenizer(out / TOKENIZER).encode("").ids
     start, end = special[: len(special) // 2], special[len(special) // 2 :]
     tokens = distil(

@@ -66,7 +66,7 @@ def export_encoder(encoder: str, *, network: Path, tokenizer: Path) -> None:
     less time than one for padded batches. Raises DataError if the model cannot be exported faithfully."""
     import torch
 
-    model = load_model(encoder)
+    model = _load(encoder)
     fast = getattr(model.tokenizer, "backend_tokenizer", None)
     if fast is None:
         raise DataError(f"encoder {encoder!r}: has no fast tokenizer (tokenizer.json); choose another encoder")
@@ -117,24 +117,15 @@ def _remove_idle_masks(program: Any, token_ids: list[list[int]], *, network: Pat
         lean.unlink()
 
 
-def load_model(encoder: str) -> Any:
+def _load(encoder: str) -> Any:
     from sentence_transformers import SentenceTransformer
-
-    try:
-        with without_progress_bars():
-            return SentenceTransformer(encoder, device="cpu").eval()
-    except Exception as error:  # its back ends raise errors of many types
-        raise DataError(f"encoder {encoder!r}: cannot be loaded ({error})") from error
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers; `progress` reports instead."""
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # `progress` reports instead
     try:
-        yield
+        return SentenceTransformer(encoder, device="cpu").eval()
+    except Exception as error:  # its back ends raise errors of many types
+        raise DataError(f"encoder {encoder!r}: cannot be loaded ({error})") from error
     finally:
         enable_progress_bar()
 

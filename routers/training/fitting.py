@@ -8,9 +8,8 @@ it belonged to a category that training has not seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -101,10 +100,6 @@ class HeadScores:
         """Return the scores of all parts' texts in this order."""
         return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts])[order] for f in fields(cls)})
 
-    def part(self, rows: Labels) -> HeadScores:
-        """Return the scores of these texts."""
-        return HeadScores.joined([self], rows)
-
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
@@ -113,22 +108,6 @@ class HeldOutScores:
 
     in_scope: HeadScores
     out_of_scope: HeadScores
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOutTexts:
-    """Held-out texts by `labels` and `scores`, and by `topic_labels` those whose topics the heads have not seen, with
-    the scores `new_topics`."""
-
-    scores: HeldOutScores
-    labels: Labels
-    new_topics: HeadScores
-    topic_labels: Labels
-
-    def part(self, rows: Labels) -> HeldOutTexts:
-        """Return these of the held-out texts, and all of new topics."""
-        scores = HeldOutScores(self.scores.in_scope.part(rows), self.scores.out_of_scope.part(rows))
-        return replace(self, scores=scores, labels=self.labels[rows])
 
 
 def folds(labels: Labels, *, seed: int) -> list[tuple[Labels, Labels]]:
@@ -159,17 +138,9 @@ def topic_folds(vectors: Floats, labels: Labels, *, seed: int) -> list[tuple[Lab
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in np.unique(fold)]
 
 
-@contextmanager
-def single_blas_thread() -> Iterator[None]:
-    """Limit BLAS to one thread. With two, which mostly wait for each other, small fits take twenty times as long."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, user_api="blas"):
-        yield
-
-
-def choose_regularization(data: TrainingData, fold: tuple[Labels, Labels], *, runner: TaskRunner) -> Regularization:
-    """Return the C of each head with the lowest log loss (temperature fitted) on one `fold` (rest, held)."""
+def choose_regularization(data: TrainingData, *, seed: int, runner: TaskRunner) -> Regularization:
+    """Return the C of each head with the lowest log loss (temperature fitted) on one fold."""
+    fold = folds(data.labels, seed=seed)[0]
     trials = [(head, c) for head in TRAINED_HEADS for c in REGULARIZATION_GRID]
     losses = np.array(list(runner.map(partial(_trial_loss, data, fold), trials)))
     best = losses.reshape(len(TRAINED_HEADS), len(REGULARIZATION_GRID)).argmin(axis=1)
@@ -202,7 +173,7 @@ def cross_fit(
     runner: TaskRunner,
     report: Callable[[float], None],
 ) -> HeldOutScores:
-    """Score every held text of `parts` by heads that were fitted on the rest. Returns the scores by ascending row."""
+    """Score every text by heads that were fitted on the other folds of `parts`."""
     scores = list[HeldOutScores]()
     for part in runner.map(partial(_score_fold, data, regularization, seed), parts):
         scores.append(part)

@@ -29,7 +29,7 @@ from routers.calibration import (
 )
 from routers.cascade import ENCODER, FAST, EnsembleWeights, InDistributionModel, InDistributionModels
 from routers.heads.fast import softmax
-from routers.training.fitting import HeadScores, HeldOutScores, HeldOutTexts, Labels
+from routers.training.fitting import HeadScores, HeldOutScores, Labels
 
 MAX_ESCALATED_SHARE = 0.48
 MAX_ACCURACY_LOSS = 0.002
@@ -66,34 +66,31 @@ def fit_in_distribution_model(in_scope: Floats, out_of_scope: Floats) -> InDistr
     return InDistributionModel(weights=tuple(map(float, model.coef_[0])), bias=float(model.intercept_[0] + prior))
 
 
-def tune(texts: HeldOutTexts) -> tuple[EnsembleWeights, InDistributionModels]:
-    """Fit pool weights, temperatures, in-distribution models and the escalation threshold."""
-    inside, outside = texts.scores.in_scope, texts.scores.out_of_scope
+def tune(
+    held_out: HeldOutScores, new_topics: HeadScores, labels: Labels
+) -> tuple[EnsembleWeights, InDistributionModels]:
+    """Fit pool weights, temperatures, in-distribution models and the escalation threshold.
+
+    `held_out` are scores from random folds, `new_topics` those of the same texts from folds of whole topics.
+    """
+    inside, outside = held_out.in_scope, held_out.out_of_scope
     in_distribution = InDistributionModels(
         fast=fit_in_distribution_model(inside.fast_similarity, outside.fast_similarity),
         encoder=fit_in_distribution_model(inside.similarity[:, None], outside.similarity[:, None]),
     )
     ensemble = EnsembleWeights(
-        fast=_calibrated_weights(texts, heads=2),
-        encoder=_calibrated_weights(texts, heads=4),
+        fast=pool_weights(inside.heads[:2], new_topics.heads[:2], labels),
+        encoder=pool_weights(inside.heads, new_topics.heads, labels),
         threshold=0.0,
     )
-    threshold = _escalation_threshold(texts.scores, texts.labels, ensemble, in_distribution)
+    threshold = _escalation_threshold(held_out, labels, ensemble, in_distribution)
     return replace(ensemble, threshold=threshold), in_distribution
 
 
-def _calibrated_weights(texts: HeldOutTexts, *, heads: int) -> tuple[float, ...]:
-    return pool_weights(
-        texts.scores.in_scope.heads[:heads], texts.new_topics.heads[:heads], texts.labels, texts.topic_labels
-    )
-
-
-def pool_weights(
-    heads: Sequence[Floats], new_topics: Sequence[Floats], labels: Labels, topic_labels: Labels
-) -> tuple[float, ...]:
+def pool_weights(heads: Sequence[Floats], new_topics: Sequence[Floats], labels: Labels) -> tuple[float, ...]:
     """Return the weights of the pool of `heads`, divided by the temperature of the same pool on `new_topics`."""
     weights = fit_pool_weights(heads, labels)
-    temperature = fit_temperature(logarithmic_pool(new_topics, weights), topic_labels)
+    temperature = fit_temperature(logarithmic_pool(new_topics, weights), labels)
     return tuple(weight / temperature for weight in weights)
 
 
@@ -158,7 +155,9 @@ def _escalation_threshold(
 
 
 def training_metrics(
-    texts: HeldOutTexts,
+    held_out: HeldOutScores,
+    new_topics: HeadScores,
+    labels: Labels,
     categories: Sequence[str],
     ensemble: EnsembleWeights,
     in_distribution: InDistributionModels,
@@ -170,7 +169,6 @@ def training_metrics(
     `confidence_threshold` is the suggested confidence below which the general expert answers; `rejected` and
     `rejected_out_of_scope` are the shares of in-scope and simulated out-of-scope texts below it.
     """
-    held_out, labels = texts.scores, texts.labels
     inside, outside = (
         simulate_cascade(scores, ensemble, in_distribution) for scores in (held_out.in_scope, held_out.out_of_scope)
     )
@@ -180,12 +178,12 @@ def training_metrics(
     confidence_threshold = choose_confidence_threshold(
         confidence, np.concatenate((correct, np.zeros_like(correct))), in_scope, max_rejected=MAX_REJECTED_SHARE
     )
-    new = simulate_cascade(texts.new_topics, ensemble, in_distribution)
-    new_correct = new.correct(texts.topic_labels)
+    new = simulate_cascade(new_topics, ensemble, in_distribution)
+    new_correct = new.correct(labels)
     return {
         "accuracy_on_new_topics": float(new_correct.mean()),
         "ece": expected_calibration_error(new.confidence, new_correct),
-        "ece_before": _uncalibrated_ece(texts.new_topics, texts.topic_labels, new.escalated),
+        "ece_before": _uncalibrated_ece(new_topics, labels, new.escalated),
         "ece_on_known_topics": expected_calibration_error(inside.confidence, correct),
         "reliability": [asdict(found) for found in reliability(new.confidence, new_correct)],
         "accuracy": float(correct.mean()),

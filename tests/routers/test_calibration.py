@@ -19,7 +19,7 @@ from routers.calibration import (
     risk_coverage,
 )
 from routers.heads.fast import softmax
-from routers.training.fitting import FOLDS, HeadScores, HeldOutScores, HeldOutTexts, topic_folds
+from routers.training.fitting import FOLDS, HeadScores, HeldOutScores, topic_folds
 from routers.training.tuning import pool_weights, simulate_cascade, tune
 
 YES, NO = True, False
@@ -187,7 +187,7 @@ def test_the_temperature_of_a_pool_is_fitted_on_new_topics() -> None:
         return (np.eye(3)[labels] * strength + rng.normal(0, 1, (900, 3))).astype(np.float32)
 
     known, new = head(4), head(1)
-    (weight,) = pool_weights([known], [new], labels, labels)
+    (weight,) = pool_weights([known], [new], labels)
     assert weight == pytest.approx(1 / fit_temperature(new, labels), rel=0.05)
     assert weight < fit_pool_weights([known], labels)[0] / 1.5
 
@@ -205,5 +205,5 @@ def test_with_two_categories_the_encoder_is_called_where_it_separates_unknown_te
         return HeadScores(*heads, fast, rng.normal(0.2 + 0.2 * inside, 0.1, 1000))
 
     held_out = HeldOutScores(scores(True, 3), scores(False, 3))
-    ensemble, in_distribution = tune(HeldOutTexts(held_out, labels, scores(True, 0.3), labels))
+    ensemble, in_distribution = tune(held_out, scores(True, 0.3), labels)
     assert simulate_cascade(held_out.in_scope, ensemble, in_distribution).escalated.mean() > 0.2

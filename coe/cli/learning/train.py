@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,10 +25,6 @@ Add = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: in the state folder].")]
 Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
-TuneEncoder = Annotated[
-    bool,
-    typer.Option("--tune-encoder", help="Tune the encoder on the prompts too, and keep it if it routes better."),
-]
 
 
 def train(
@@ -38,7 +33,6 @@ def train(
     add: Add = None,
     out: Out = None,
     encoder: Encoder = None,
-    tune_encoder: TuneEncoder = False,
     executor: ExecutorOption = Executor.LOCAL,
     config: Config = None,
     json: Json = False,
@@ -48,17 +42,13 @@ def train(
     Without --data, the prompts are those of `router.training_data`, or the starter prompts that ship with CoE; --add
     keeps them and adds your own. `coe retrain` learns only from declared prompts: declare the file as
     `router.extra_training_data` to add it every time.
-
-    --tune-encoder needs 20 English prompts of each category and takes minutes longer. `coe retrain` keeps a tuned
-    encoder; a training without the option does not.
     """
     settings = settings_for(config, file)
     registry = load(settings.config, environ=settings.environ)
     pairs = training_pairs(registry, base=settings.config.parent, data=data, extra=add)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with task_runner(executor) as runner, store.draft() as draft, exit_on_sigterm():
-        source = encoder or registry.router.encoder
-        metrics = build_router(pairs, draft, encoder=source, tune_encoder=tune_encoder, runner=runner)
+        metrics = build_router(pairs, draft, encoder=encoder or registry.router.encoder, runner=runner)
         plot_training(metrics, draft)
         artifact = store.publish(draft, categories=registry.category_names, data=pairs_digest(pairs), metrics=metrics)
     store.promote(artifact.manifest.version, by="train", why=f"trained on {len(pairs)} prompts")
@@ -74,25 +64,9 @@ def _report(artifact: Artifact, json: bool) -> None:
     accuracy = manifest.metrics.get("accuracy")
     held_out = f", {accuracy:.1%} right on held-out prompts" if isinstance(accuracy, float) else ""
     print_line(f"router {manifest.version} is in use ({len(manifest.categories)} categories{held_out})")
-    if tuning := manifest.metrics.get("tuning"):
-        print_line(tuning_sentence(tuning))
     dropped = {why: count for why, count in manifest.metrics.get("dropped", {}).items() if count}
     if dropped:
         print_line("prompts left out: " + ", ".join(f"{count} {why}" for why, count in dropped.items()))
     drawn = [name for name in (RELIABILITY, RISK_COVERAGE) if name in manifest.files]
     plots = f"; plots: {' and '.join(drawn)}" if drawn else ""
     print_line(f"held-out figures are in {artifact.folder / MANIFEST}{plots}")
-
-
-def tuning_sentence(tuning: Mapping[str, Any]) -> str:
-    """Say whether the tuned encoder is in use, and the held-out accuracy with and without it."""
-    if "difference" not in tuning:
-        return "it keeps the tuned encoder of --encoder"
-    found = (
-        "in use" if tuning["in_use"] else "not in use, because it does not route better by more than a standard error"
-    )
-    return (
-        f"the tuned encoder is {found}: {tuning['tuned']:.1%} right with it, {tuning['untuned']:.1%} without, on "
-        f"{tuning['held_out']} held-out prompts ({100 * tuning['difference']:+.1f} ± "
-        f"{100 * tuning['standard_error']:.1f} points)"
-    )

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coe.artifacts.kinds import ROUTER
-from coe.artifacts.manifest import Artifact
 from coe.jobs.rounds.round import Candidate, Job, ManifestFields, RoundState
 from coe.jobs.training_data import build_router, training_pairs
 from coe.learning.estimation.experience import NONE, Experience
@@ -243,7 +242,7 @@ class RouterRound:
         tests = job.tests_so_far(ROUTER, in_use=str(version), inputs=inputs)
         if tests is None:
             return "no correction is new"
-        build = partial(build_router, encoder=_encoder(job), cache=self.cache, runner=self.runner)
+        build = partial(build_router, encoder=job.registry.router.encoder, cache=self.cache, runner=self.runner)
         judgement = judge_router(data, build, round_=tests + 1)
         report = router_report(data, judgement)
         return Candidate(
@@ -256,24 +255,11 @@ class RouterRound:
         )
 
 
-def _router_in_use(job: Job) -> Artifact:
-    artifact = job.store(ROUTER).current() or packaged_router.find(job.registry)  # in a dry run none may be in use
-    assert artifact is not None
-    return artifact
-
-
-def _encoder(job: Job) -> str:
-    """Return the encoder to train on: the router's own if it was tuned, else the declared one."""
-    import routers
-
-    folder = _router_in_use(job).folder
-    return str(folder) if routers.has_tuned_encoder(folder) else job.registry.router.encoder
-
-
 def _training_set(job: Job, experience: Experience) -> RouterTrainingSet | str:
     """The labelled base and the corrections that may join it, or why there is nothing to learn."""
     base = training_pairs(job.registry, base=job.settings.config.parent, data=None)
-    artifact = _router_in_use(job)
+    artifact = job.store(ROUTER).current() or packaged_router.find(job.registry)  # in a dry run none may be in use
+    assert artifact is not None
     metrics = artifact.manifest.metrics
     if metrics.get(BASE, artifact.manifest.data) != pairs_digest(base):
         if job.store(ROUTER).may_adopt_packaged():
