@@ -155,37 +155,62 @@ class Requests:
 
 def records(requests: Requests, registry: Registry, chosen: NDArray[np.int64]) -> list[RoutingRecord]:
     """Return the log of requests whose `chosen` experts answered."""
-    dollars, latency, names = requests.dollars(registry), requests.latency_ms, registry.category_names
-    found = []
-    for number, (category, column) in enumerate(zip(requests.category.tolist(), chosen.tolist(), strict=True)):
-        found.append(
-            RoutingRecord(
-                request_id=f"r{number}",
-                time=float(number),
-                category=names[category],
-                confidence=1.0,
-                expert=registry.expert_names[column],
-                reason="routed",
-                propensity=1.0,
-                candidates=registry.expert_names,
-                probabilities=dict(zip(names, requests.posterior[number].tolist(), strict=True)),
-                stage="encoder",
-                router=ROUTER,
-                config="c1",
-                digest="",
-                outcome="ok",
-                attempts=1,
-                stream=True,
-                routing_ms=1.0,
-                first_token_ms=100.0 + 0.05 * float(requests.given[number, column]),
-                total_ms=float(latency[number, column]),
-                input_tokens=int(requests.given[number, column]),
-                cached_tokens=int(requests.cached[number, column]),
-                output_tokens=int(requests.written[number, column]),
-                cost=float(dollars[number, column]),
-            )
+    dollars, latency = requests.dollars(registry), requests.latency_ms
+    return [
+        answered(
+            number,
+            registry,
+            category=category,
+            expert=column,
+            posterior=requests.posterior[number],
+            tokens=(requests.given[number, column], requests.cached[number, column], requests.written[number, column]),
+            total_ms=latency[number, column],
+            cost=dollars[number, column],
         )
-    return found
+        for number, (category, column) in enumerate(zip(requests.category.tolist(), chosen.tolist(), strict=True))
+    ]
+
+
+def answered(
+    number: int,
+    registry: Registry,
+    *,
+    category: int,
+    expert: int,
+    posterior: Array,
+    tokens: tuple[float, float, float],
+    total_ms: float,
+    cost: float,
+    stream: bool = True,
+) -> RoutingRecord:
+    """Return the record of a request that an expert answered. `tokens` are those of the input, those of it that were
+    cached, and those of the output."""
+    names, (given, cached, written) = registry.category_names, tokens
+    return RoutingRecord(
+        request_id=f"r{number}",
+        time=float(number),
+        category=names[category],
+        confidence=1.0,
+        expert=registry.expert_names[expert],
+        reason="routed",
+        propensity=1.0,
+        candidates=registry.expert_names,
+        probabilities=dict(zip(names, posterior.tolist(), strict=True)),
+        stage="encoder",
+        router=ROUTER,
+        config="c1",
+        digest="",
+        outcome="ok",
+        attempts=1,
+        stream=stream,
+        routing_ms=1.0,
+        first_token_ms=100.0 + 0.05 * float(given),
+        total_ms=float(total_ms),
+        input_tokens=int(given),
+        cached_tokens=int(cached),
+        output_tokens=int(written),
+        cost=float(cost),
+    )
 
 
 def scored_uses(world: World, random: np.random.Generator) -> MeasuredUses:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.logged_uses import answered
 from coe.experts.recipes.policy import RecipePolicy
 from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.evaluation.quality import Quality, read_quality
@@ -69,7 +70,6 @@ SAMPLED = 10_000
 """Posteriors of the log that prices are fitted on."""
 COUNTS = (0, 60, 150, 300)
 """Lower ends of the reported ranges of a category's probes."""
-ROUTER = "r1"
 
 
 @dataclass(frozen=True)
@@ -202,32 +202,18 @@ def dollars(registry: Registry, given: Array, cached: Array, written: Array) -> 
 
 def records(requests: Requests, registry: Registry, chosen: NDArray[np.int64]) -> list[RoutingRecord]:
     """Return the log of requests that the `chosen` experts answered."""
-    names, latency, answers = registry.category_names, requests.latency_ms, requests.answers
+    latency, answers = requests.latency_ms, requests.answers
     return [
-        RoutingRecord(
-            request_id=f"r{number}",
-            time=float(number),
-            category=names[category],
-            confidence=1.0,
-            expert=answers.experts[column],
-            reason="routed",
-            propensity=1.0,
-            candidates=answers.experts,
-            probabilities=dict(zip(names, requests.posterior[number].tolist(), strict=True)),
-            stage="encoder",
-            router=ROUTER,
-            config="c1",
-            digest="",
-            outcome="ok",
-            attempts=1,
+        answered(
+            number,
+            registry,
+            category=category,
+            expert=column,
+            posterior=requests.posterior[number],
+            tokens=(requests.given[number, column], requests.cached[number, column], answers.tokens[number, column]),
+            total_ms=latency[number, column],
+            cost=answers.costs[number, column],
             stream=bool(requests.streams[number]),
-            routing_ms=1.0,
-            first_token_ms=100.0 + 0.05 * float(requests.given[number, column]),
-            total_ms=float(latency[number, column]),
-            input_tokens=int(requests.given[number, column]),
-            cached_tokens=int(requests.cached[number, column]),
-            output_tokens=int(answers.tokens[number, column]),
-            cost=float(answers.costs[number, column]),
         )
         for number, (category, column) in enumerate(zip(answers.labels.tolist(), chosen.tolist(), strict=True))
     ]
@@ -252,7 +238,7 @@ def columns_of(pool: Pool, probes: NDArray[np.int64], uses: MeasuredUses, stream
 
 @dataclass(frozen=True)
 class Bill:
-    """What each column costs each request (n_requests, n_columns): the experts, and behind them the arms."""
+    """Cost of each request in each column, shape (n_requests, n_columns): the experts, and behind them the arms."""
 
     dollars: Array
     latency_ms: Array

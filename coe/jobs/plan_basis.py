@@ -90,10 +90,7 @@ def plan_basis(
     cells = np.ix_(rows, [data.models.index(name) for name in experts])
     scores = data.scores[cells]
     scored = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
-    uses = scored
-    if logged is not None:
-        tables = {name: one.over(categories, experts) for name, one in logged.tables(experts).items()}
-        uses = scored.updated(_without_waits(tables, registry))
+    uses = scored if logged is None else _with_logged(scored, logged, registry)
     recipes, all_scores = _with_recipes(
         folder,
         data,
@@ -171,9 +168,8 @@ def _with_recipes(
 ) -> tuple[RecipeColumns, NDArray[np.float64]]:
     """Fit the recipes on the prompts that all experts were scored on.
 
-    `streamed` is the share of requests whose answers are streamed, `expected` are the uses that the plan
-    expects of requests. Returns their columns, and the scores (n_rows,
-    n_experts + n_arms) of experts and arms, NaN where missing.
+    `streamed` is the share of requests whose answers are streamed, `expected` are the uses that the plan expects of
+    requests. Returns their columns, and the scores (n_rows, n_experts + n_arms) of experts and arms, NaN where missing.
     """
     whole = np.flatnonzero(np.isfinite(scores).all(axis=1))
     with note_if_slow("fitting recipes"):
@@ -201,6 +197,12 @@ def share_of_streams(logged: LoggedUses | None) -> float:
     While it is unknown, all count as streams: fewer caps apply to them, so that their answers cost more.
     """
     return 1.0 if logged is None or logged.streamed is None else logged.streamed
+
+
+def _with_logged(scored: MeasuredUses, logged: LoggedUses, registry: Registry) -> MeasuredUses:
+    """Return the uses that scores measured, merged with those of logged requests."""
+    tables = {name: one.over(scored.categories, scored.experts) for name, one in logged.tables(scored.experts).items()}
+    return scored.updated(_without_waits(tables, registry))
 
 
 def _planned_rows(folder: Path, data: Quality, categories: Sequence[str]) -> list[int]:

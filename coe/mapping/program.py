@@ -108,9 +108,9 @@ def _choose(problem: Problem, time_budget: TimeBudget | None, gap: float) -> NDA
     found = program.minimise(-program.spread(gain), time_budget, gap=gap)
     if found is None:
         return None
-    choice = np.zeros(len(problem.categories), dtype=np.int64)
-    taken = found[: len(program.row)] > 0.5
-    choice[program.row[taken]] = program.column[taken]
+    shares = np.zeros(problem.quality.shape)  # where arms tie, the solver may divide a category among them
+    shares[program.row, program.column] = found[: len(program.row)]
+    choice: NDArray[np.int64] = shares.argmax(axis=1)
     if program.is_optimal or problem.budget.memory_gb is None:
         return choice
     return _better(problem, choice, _choose_hosted(problem))

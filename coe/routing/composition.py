@@ -301,7 +301,7 @@ class Composition:
         If the decision counted on passages and none are inserted, the request is decided again without retrieval.
         """
         retrieval = self._retrieval
-        assert retrieval is not None, "step 5 asks `retrieves` first"
+        assert retrieval is not None, "step 5 runs only if `retrieves`"
         specs = [self.registry.arm(name) for name in decision.candidates[: self.registry.policy.max_attempts]]
         context = min(spec.context_length for spec in specs)
         expert = self.registry.expert_names.index(first_expert(self.registry.arm(decision.expert)))

@@ -95,9 +95,8 @@ def decide(
     if registry.variants:
         utilities = _with_experts_of_variants(utilities, eligible, registry)
     policy = registry.policy
-    general = None
-    if confidence < (confidence_threshold if policy.confidence_threshold is None else policy.confidence_threshold):
-        general = assignment.general_expert
+    threshold = confidence_threshold if policy.confidence_threshold is None else policy.confidence_threshold
+    general = assignment.general_expert if confidence < threshold else None
     candidates = _Candidates.of(eligible, utilities, health_by_expert)
     expert, reason = _select(candidates, policy, previous=previous, general=general)
     propensity = 1.0

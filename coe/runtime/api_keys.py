@@ -1,4 +1,4 @@
-"""API keys: generated here, and stored as SHA-256 digests. `gateway.access` looks them up for every request.
+"""API keys: generated here, and stored as SHA-256 digests. `gateway.access` finds the key of each request.
 
 An administrator's key may be generated in a file on the first start, so that a container is never without keys.
 """

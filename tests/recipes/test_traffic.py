@@ -26,8 +26,10 @@ def config(tmp_path: Path) -> Path:
     return write_config(tmp_path)
 
 
-def columns(config: Path, expected: MeasuredUses | None, recipes: str = CAREFUL) -> RecipeColumns:
-    config.write_text(DECLARED + recipes)
+def columns(
+    config: Path, expected: MeasuredUses | None, recipes: str = CAREFUL, *, declared: str = DECLARED
+) -> RecipeColumns:
+    config.write_text(declared + recipes)
     data = read_quality(config.parent, benchmark="own")
     return columns_of_recipes(
         config.parent,
@@ -92,21 +94,10 @@ def test_a_category_without_probes_costs_more_where_its_requests_do(config: Path
 
 
 def test_cached_input_is_priced_as_such(config: Path) -> None:
-    prices = "recipes: [{name: panel, vote: [a, b]}]\n"
-    text = DECLARED.replace("prices: {output: 10}", "prices: {input: 10, cached_input: 1}")
+    declared = DECLARED.replace("prices: {output: 10}", "prices: {input: 10, cached_input: 1}")
     rewrite_answers(config.parent, input_tokens=50)
-    config.write_text(text + prices)
-    data = read_quality(config.parent, benchmark="own")
-    found = columns_of_recipes(
-        config.parent,
-        data,
-        load(config, environ={}),
-        rows=range(len(data.prompts)),
-        experts=EXPERTS,
-        categories=CATEGORIES,
-        streamed=0.0,
-        expected=expected_uses(written=100.0, given=200.0, cached=150.0),
-    )
+    expected = expected_uses(written=100.0, given=200.0, cached=150.0)
+    found = columns(config, expected, "recipes: [{name: panel, vote: [a, b]}]\n", declared=declared)
     np.testing.assert_allclose(found.cost[:2, 0], 2 * (50 * 10 + 150 * 1) / 1000)
 
 

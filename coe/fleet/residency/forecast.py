@@ -32,7 +32,7 @@ class DecayingCounts:
         self.weights[key] = self.weights.get(key, 0.0) + weight
 
     def unit(self, now: float) -> float:
-        """What a weight of 1 counts at `now`. While the clock is set back, nothing decays."""
+        """Return the count of a weight of 1 at `now`. While the clock is set back, nothing decays."""
         self._origin += min(now - self._latest, 0.0)
         self._latest = now
         unit = math.exp((self._origin - now) / self._decay)

@@ -186,7 +186,7 @@ class Placement:
         costs = {number: load_cost(server, self._schedulers[number].state(now)) for number in self._choices[key]}
         failed = self._failed_devices(key, now)
         best = min(costs, key=lambda one: (math.isinf(costs[one][0]), one in failed, costs[one], one != home))
-        if costs[best][1] == 0.0 < costs[home][1]:  # nobody leaves there, while those here may be busy for long
+        if costs[best][1] == 0.0 < costs[home][1]:  # no server leaves there, while those here may be busy for long
             margin = 0.0
         if best == home or (home not in failed and costs[best][0] > costs[home][0] - margin):
             return set()

@@ -86,7 +86,10 @@ def fit_weights(classes: NDArray[np.int64], scores: Array, labels: NDArray[np.in
 
 
 def agreement_kinds(classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return a number for each prompt that is equal where the same members agree and the same have no answer."""
+    """Return a number for each prompt that is equal where the same members agree and the same have no answer.
+
+    64 bits hold the numbers of 19 members; `policy.max_calls` allows 16.
+    """
     number = np.arange(classes.shape[1])
     agree = (classes[:, :, None] == classes[:, None, :]) & (classes[:, :, None] != NO_ANSWER)
     leader = np.where(classes == NO_ANSWER, number + 1, agree.argmax(axis=2))  # of number + 2 possible values

@@ -41,8 +41,8 @@ def columns_of_recipes(
     """Return the columns of recipes by what a folder of scores has of the prompts `rows` of `data`.
 
     The categories of these prompts are all among `categories`. `only` are the recipes to measure, by default the
-    declared and the proposed ones. `streamed` is the share of requests whose answers are streamed. With
-    `expected`, the mean uses of requests, answers count as if they were as long as those to requests.
+    declared and the proposed ones. `streamed` is the share of requests whose answers are streamed. With `expected`, the
+    mean uses of requests, answers count as if they were as long as those to requests.
     """
     wanted = registry.declared_recipes if only is None else only
     names = {recipe.name for recipe in wanted}

@@ -110,11 +110,9 @@ class TrafficLengths:
 
         The time of a judgement stays: most of it is for the verdict.
         """
-        requests, probes = (
-            self._mean_read(self.means),
-            self._mean_read({name: self.means[name] / self.ratios[name] for name in ("input_tokens", "output_tokens")}),
-        )
-        longer = requests / probes if probes > 0 and np.isfinite(requests) else 1.0
+        of_probes = {name: self.means[name] / self.ratios[name] for name in ("input_tokens", "output_tokens")}
+        requests, probes = self._mean_read(self.means), self._mean_read(of_probes)
+        longer = requests / probes if probes > 0 else 1.0
         return {
             judge: replace(one, uses={**one.uses, "input_tokens": longer * one.uses["input_tokens"]})
             for judge, one in grades.items()
