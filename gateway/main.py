@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import multiprocessing
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -30,7 +31,13 @@ from coe.records import FeedbackWriter, RecordWriter, open_feedback, open_log
 from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.registry import Registry
-from coe.runtime.active_state import ActiveState, check_active_state, load_active_state
+from coe.runtime.active_state import (
+    ActiveState,
+    LoadedRouter,
+    check_active_state,
+    load_active_state,
+    preload_router,
+)
 from coe.runtime.artifact_sync import sync_artifacts, sync_once
 from coe.runtime.consequences import consequences_of, log_consequences
 from coe.runtime.issued_keys import access_with, check_issued
@@ -91,7 +98,18 @@ def serve(settings: Settings) -> None:
     address = check_port(settings)
     log_uncaught()
     with workers_folder(settings.workers) as workers:
-        processes.serve(partial(build_app, settings, workers), settings, address=address)
+        build = partial(build_app, settings, workers, preloaded_router(settings))
+        processes.serve(build, settings, address=address)
+
+
+def preloaded_router(settings: Settings) -> LoadedRouter | None:
+    """Load the router that forked workers share: only pages that a worker writes are copied. None for a single worker,
+    and where workers are not forked."""
+    if settings.workers == 1 or multiprocessing.get_start_method() != "fork":
+        return None
+    router = preload_router(settings)
+    tune_gc()  # collections in the workers leave the objects of this process alone, so their pages stay shared
+    return router
 
 
 def prepare(settings: Settings) -> None:
@@ -133,10 +151,10 @@ def workers_folder(count: int) -> Iterator[Path | None]:
             yield Path(folder)
 
 
-def build_app(settings: Settings, workers: Path | None = None) -> Starlette:
-    """The application of one worker process. Each worker loads its own router, because a network does not survive a
-    fork. `workers` is the folder of `workers_folder`."""
-    return create_app(partial(open_worker, settings, workers=workers, check=settings.check_experts))
+def build_app(settings: Settings, workers: Path | None = None, preloaded: LoadedRouter | None = None) -> Starlette:
+    """The application of one worker process. `workers` is the folder of `workers_folder`."""
+    read = partial(load_active_state, preloaded=preloaded)
+    return create_app(partial(open_worker, settings, workers=workers, read=read, check=settings.check_experts))
 
 
 @asynccontextmanager

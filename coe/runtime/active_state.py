@@ -1,7 +1,7 @@
 """Loads the active state: the declaration, and the promoted router, overlays, assignment, gate and the document store.
 
 The gateway loads it at start and on reload, jobs at their start. `check_active_state` checks the same without loading a
-router, which a parent process may do before it forks.
+router. `preload_router` loads the router alone, before a parent process forks its workers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE, read_broken
 from coe.mapping import Assignment, Consequence, EffectivePlan, effective_plan, read_published
 from coe.mapping.problem import declared_assignment
-from coe.registry import Registry, load
+from coe.registry import Category, Registry, load
 from coe.retrieval import DocumentStore, EncoderId, open_store
 from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
@@ -57,6 +57,22 @@ def open_index(settings: Settings, registry: Registry, folder: Path, *, threads:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedRouter:
+    """A router with what it was loaded from: it can serve as long as that is in use."""
+
+    router: Router
+    folder: Path
+    categories: tuple[Category, ...]
+    """The declared categories, which the router is adapted to."""
+
+
+def preload_router(settings: Settings) -> LoadedRouter:
+    """Load the router in use. Raises ConfigError or ArtifactError with the remedy."""
+    registry, artifact = check_router(settings)
+    return LoadedRouter(load_router(registry, artifact), artifact.folder, registry.categories)
+
+
+@dataclass(frozen=True, slots=True)
 class ActiveState:
     """A declaration with the artifacts in use.
 
@@ -79,17 +95,26 @@ class ActiveState:
     policies: ArmPolicies = NO_POLICIES
     """The fitted policies of the recipes' arms in the plan, over the router's categories."""
 
+    @property
+    def loaded_router(self) -> LoadedRouter:
+        return LoadedRouter(self.router, self.folder, self.registry.categories)
+
 
 def load_active_state(
-    settings: Settings, previous: ActiveState | None = None, *, packaged: bool = False
+    settings: Settings,
+    previous: ActiveState | None = None,
+    *,
+    packaged: bool = False,
+    preloaded: LoadedRouter | None = None,
 ) -> ActiveState:
-    """Loads everything, except the router of `previous` if its artifact and the declared categories are unchanged.
-    `packaged` is that of `check_router`. Raises ConfigError or ArtifactError with the remedy."""
+    """Loads everything, except the router of `previous` or else `preloaded`, if its artifact and the declared
+    categories are in use. `packaged` is that of `check_router`. Raises ConfigError or ArtifactError with the remedy."""
     registry, artifact = check_router(settings, packaged=packaged, is_reload=previous is not None)
     if previous is not None and previous.folder != artifact.folder:
         previous = None  # another router: nothing is shared with it
-    if previous is not None and previous.registry.categories == registry.categories:
-        router = previous.router
+    loaded = preloaded if previous is None else previous.loaded_router
+    if loaded is not None and (loaded.folder, loaded.categories) == (artifact.folder, registry.categories):
+        router = loaded.router
     else:
         router = load_router(registry, artifact)
     versions = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ASSIGNMENT, OVERLAYS)}
