@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,8 @@ from tempfile import TemporaryDirectory
 from starlette.applications import Starlette
 
 import routers
+from coe.artifacts.kinds import ROUTER
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.experts import ReplicatedExpert, endpoints_of, running_health_checks
 from coe.experts.http.client import Client
@@ -67,7 +69,7 @@ from gateway.process.connections import (
     soft_limit,
     warn_if_few,
 )
-from gateway.process.gc_tuning import trimming_memory, tune_gc
+from gateway.process.gc_tuning import trim_memory, trimming_memory, tune_gc
 from gateway.process.jobs import Jobs, PlanSolver
 from gateway.process.reload import Reader, Reload, watched_file_states
 from gateway.process.signals import Drain, handle_signals
@@ -97,19 +99,43 @@ def serve(settings: Settings) -> None:
     prepare(settings)
     address = check_port(settings)
     log_uncaught()
+    router = PreloadedRouter(settings) if workers_share_memory(settings) else None
     with workers_folder(settings.workers) as workers:
-        build = partial(build_app, settings, workers, preloaded_router(settings))
-        processes.serve(build, settings, address=address)
+        build = partial(build_app, settings, workers, router)
+        processes.serve(build, settings, address=address, at_intervals=router.release_if_replaced if router else None)
 
 
-def preloaded_router(settings: Settings) -> LoadedRouter | None:
-    """Load the router that forked workers share: only pages that a worker writes are copied. None for a single worker,
-    and where workers are not forked."""
-    if settings.workers == 1 or multiprocessing.get_start_method() != "fork":
-        return None
-    router = preload_router(settings)
-    tune_gc()  # collections in the workers leave the objects of this process alone, so their pages stay shared
-    return router
+def workers_share_memory(settings: Settings) -> bool:
+    """True if several workers are forked, so that pages which no process writes exist once."""
+    return settings.workers > 1 and multiprocessing.get_start_method() == "fork"
+
+
+class PreloadedRouter:
+    """The router that the parent process loads for its workers before it forks them.
+
+    Each process releases its copy when another router is in use. The memory is free once all have.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigError or ArtifactError with the remedy."""
+        self._artifacts = ArtifactStore(settings.artifacts, ROUTER)
+        self._version = self._artifacts.in_use()
+        self.loaded: LoadedRouter | None = preload_router(settings)
+        tune_gc()  # collections in the workers leave the objects of this process alone, so their pages stay shared
+
+    def read(self, settings: Settings, previous: ActiveState | None) -> ActiveState:
+        """A Reader for a worker process, which uses the router while it is in use."""
+        state = load_active_state(settings, previous, preloaded=self.loaded)
+        if self.loaded is not None and state.router is not self.loaded.router:
+            self.loaded = None
+        return state
+
+    def release_if_replaced(self) -> None:
+        """For the parent process, which reads no state."""
+        with suppress(OSError):  # an unreadable pointer: the next check decides
+            if self.loaded is not None and self._artifacts.in_use() != self._version:
+                self.loaded = None
+                trim_memory()
 
 
 def prepare(settings: Settings) -> None:
@@ -151,9 +177,9 @@ def workers_folder(count: int) -> Iterator[Path | None]:
             yield Path(folder)
 
 
-def build_app(settings: Settings, workers: Path | None = None, preloaded: LoadedRouter | None = None) -> Starlette:
+def build_app(settings: Settings, workers: Path | None = None, router: PreloadedRouter | None = None) -> Starlette:
     """The application of one worker process. `workers` is the folder of `workers_folder`."""
-    read = partial(load_active_state, preloaded=preloaded)
+    read = router.read if router else load_active_state
     return create_app(partial(open_worker, settings, workers=workers, read=read, check=settings.check_experts))
 
 

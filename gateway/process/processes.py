@@ -44,25 +44,33 @@ IDLE_SECONDS = 75
 balancers (60), so that none sends a request into a closing connection."""
 START_CHECK_SECONDS = 0.5
 """Interval of checks for a first ready worker, while a crashed one waits for that."""
+INTERVAL_SECONDS = 60.0
+"""Interval of what the parent process does while its workers serve."""
 SERVER_START_SECONDS = 0.05
 """Time of the event loop from the application's start to the server's; the loop does not run in between."""
 
 _log = logging.getLogger("gateway")
 
 
-def serve(build: Callable[[], Starlette], settings: Settings, *, address: str) -> None:
-    """Serves the application that `build` makes, once in every worker, until SIGINT or SIGTERM. Raises WorkerError if
-    no worker could start."""
+def serve(
+    build: Callable[[], Starlette],
+    settings: Settings,
+    *,
+    address: str,
+    at_intervals: Callable[[], None] | None = None,
+) -> None:
+    """Serves the application that `build` makes, once in every worker, until SIGINT or SIGTERM. The parent calls
+    `at_intervals` every INTERVAL_SECONDS. Raises WorkerError if no worker could start."""
     raise_limit()
     signal.signal(DRAIN_SIGNAL, signal.SIG_IGN)  # a worker that is only starting must not die of it
-    processes = _GatewayServer(settings, address=address)
+    processes = _GatewayServer(settings, address=address, at_intervals=at_intervals)
     processes.serve(target_loader=build, wrap_loader=False)
     if processes.failure:
         raise WorkerError(processes.failure)
 
 
 class _GatewayServer(Server):  # type: ignore[misc, valid-type]  # Granian chooses the class when it is imported
-    def __init__(self, settings: Settings, *, address: str) -> None:
+    def __init__(self, settings: Settings, *, address: str, at_intervals: Callable[[], None] | None) -> None:
         super().__init__(
             "gateway",
             address=address,
@@ -84,6 +92,7 @@ class _GatewayServer(Server):  # type: ignore[misc, valid-type]  # Granian choos
         self._states = WorkerStates(settings.workers)
         self._respawns = RespawnSchedule()
         self._lame_duck = settings.drain
+        self._at_intervals = at_intervals
         self._draining = False
 
     def signal_handler_interrupt(self, number: int, _: FrameType | None) -> None:
@@ -126,6 +135,8 @@ class _GatewayServer(Server):  # type: ignore[misc, valid-type]  # Granian choos
     def _serve_loop(self, spawn_target: Any, target_loader: Callable[[], Starlette]) -> None:
         while not self.interrupt_signal and not self.failure:
             self.main_loop_interrupt.wait(self._pause())
+            if self._at_intervals is not None:
+                self._at_intervals()
             while self.interrupt_children:  # Granian's threads add to it
                 self._crashed(self.interrupt_children.pop())
             if not self._draining and not self.failure and self._states.ever_ready:
@@ -135,7 +146,7 @@ class _GatewayServer(Server):  # type: ignore[misc, valid-type]  # Granian choos
     def _pause(self) -> float | None:
         """Seconds until the next check; None if only a signal or a crash can require one."""
         if self._draining or (pause := self._respawns.wait()) is None:
-            return None
+            return INTERVAL_SECONDS if self._at_intervals is not None else None
         return pause if self._states.ever_ready else START_CHECK_SECONDS
 
     def _crashed(self, number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,7 +27,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.fleet.specs import free_port
 from coe.runtime.active_state import load_active_state, preload_router
 from coe.settings import Settings
-from gateway.main import preloaded_router
+from gateway.main import PreloadedRouter, workers_share_memory
 from tests.routers.conftest import WORDS
 
 TEXTS = ["bake the stew", "a star that a telescope sees", "ledger and dividend", "none of these words"]
@@ -75,10 +77,31 @@ def test_a_worker_uses_it_only_while_its_artifact_and_categories_are_in_use(sett
     assert load_active_state(settings, promoted, preloaded=preloaded).router is promoted.router
 
 
-def test_one_worker_has_no_one_to_share_with(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert preloaded_router(replace(settings, workers=1)) is None
-    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")
-    assert preloaded_router(settings) is None
+@pytest.mark.parametrize(("workers", "method", "shared"), [(1, "fork", False), (2, "spawn", False), (2, "fork", True)])
+def test_forked_workers_share_memory(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, workers: int, method: str, shared: bool
+) -> None:
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+    assert workers_share_memory(replace(settings, workers=workers)) is shared
+
+
+def test_parent_and_worker_release_it_when_another_one_is_promoted(settings: Settings, built: Built) -> None:
+    parent, worker = PreloadedRouter(settings), PreloadedRouter(settings)
+    parent.release_if_replaced()
+    assert parent.loaded is not None
+    assert worker.loaded is not None
+    started = worker.read(settings, None)
+    assert started.router is worker.loaded.router
+    references = [weakref.ref(parent.loaded.router), weakref.ref(worker.loaded.router)]
+    publish(settings, built, "another version")
+    parent.release_if_replaced()
+    promoted = worker.read(settings, started)
+    assert promoted.router is not started.router
+    del started
+    gc.unfreeze()
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+    assert worker.read(settings, promoted).router is promoted.router
 
 
 FORKING = """
