@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
+from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, ConfigFile, settings_for
@@ -189,9 +190,8 @@ def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[
 def _write_endpoints(settings: Settings, endpoints: Mapping[str, Sequence[Endpoint]]) -> None:
     """Replace the file from which gateways read the addresses of local experts, atomically."""
     settings.home.mkdir(parents=True, exist_ok=True)
-    draft = settings.home / f".{ENDPOINTS_FILE}"
-    draft.write_bytes(orjson.dumps({name: [asdict(one) for one in there] for name, there in endpoints.items()}))
-    draft.replace(settings.home / ENDPOINTS_FILE)
+    content = orjson.dumps({name: [asdict(one) for one in there] for name, there in endpoints.items()})
+    replace_file(settings.home / ENDPOINTS_FILE, content)
 
 
 def _stop_on_signals() -> None:
@@ -226,11 +226,10 @@ async def _ensure_router(settings: Settings, registry: Registry) -> None:
 
 def _packaged_router_fits(registry: Registry) -> bool:
     """Return whether the gateway will put the packaged router into use; print why not."""
-    from coe.runtime import packaged_router
-    from coe.runtime.active_state import check_fit
+    from coe.runtime.active_state import check_fit, packaged_router
 
     try:
-        if (shipped := packaged_router.find(registry)) is None:
+        if (shipped := packaged_router(registry)) is None:
             return False
         check_fit(registry, shipped)
     except CoEError as error:
@@ -240,7 +239,7 @@ def _packaged_router_fits(registry: Registry) -> bool:
 
 
 def _gateway(settings: Settings, socket: Path | None = None) -> ServerSpec:
-    from coe.fleet.specs import ServerSpec
+    from coe.fleet.specs import LocalExpert, ServerSpec
 
     listen = ("--host", settings.host, "--port", str(settings.port), "--config", str(settings.config))
     return ServerSpec(
