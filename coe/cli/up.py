@@ -28,13 +28,13 @@ from coe.cli.common import Config, ConfigFile, settings_for
 from coe.core import GENERAL
 from coe.errors import CoEError, FleetError
 from coe.jobs.executor import Executor
-from coe.registry import Registry, load
+from coe.registry import ExpertSpec, Registry, load
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_line
 
 if TYPE_CHECKING:
     from coe.fleet.adapter_sync import AdapterSync, Servers
-    from coe.fleet.specs import LocalExpert, ServerSpec
+    from coe.fleet.specs import ServerSpec
 
 DRAIN_SECONDS = 55.0
 """Time that a stopped gateway has to end; it uses up to 30 for requests in flight and 20 for records."""
@@ -142,7 +142,7 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
     serving = [expert for expert in registry.experts if expert.name in endpoints]
     running = dict(zip(group_by_server(registry.experts), servers, strict=True))
 
-    def write(experts: Sequence[LocalExpert]) -> None:
+    def write(experts: Sequence[ExpertSpec]) -> None:
         _write_endpoints(settings, {one.name: (endpoint_of(one, running[one.server_key]),) for one in experts})
 
     await _adapter_sync(settings, fleet, write).watch({shared: spec.key for shared, spec in running.items()}, serving)
@@ -178,10 +178,10 @@ async def _check(registry: Registry, settings: Settings) -> None:
     print_line(f"{sum(finding.ok for finding in findings)} of {len(findings)} expert servers answer")
 
 
-def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[LocalExpert]], None]) -> AdapterSync:
+def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[ExpertSpec]], None]) -> AdapterSync:
     from coe.fleet.adapter_sync import AdapterSync
 
-    def read() -> Sequence[LocalExpert]:
+    def read() -> Sequence[ExpertSpec]:
         return load(settings.config, environ=settings.environ).experts
 
     return AdapterSync(fleet, config=settings.config, read=read, publish=write, report=print_line)
@@ -239,7 +239,7 @@ def _packaged_router_fits(registry: Registry) -> bool:
 
 
 def _gateway(settings: Settings, socket: Path | None = None) -> ServerSpec:
-    from coe.fleet.specs import LocalExpert, ServerSpec
+    from coe.fleet.specs import ServerSpec
 
     listen = ("--host", settings.host, "--port", str(settings.port), "--config", str(settings.config))
     return ServerSpec(
