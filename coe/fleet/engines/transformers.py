@@ -34,19 +34,12 @@ class Transformers(InferenceEngine):
         self, first: ExpertSpec, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
     ) -> ServerSpec:
         model, threads = models.resolve(first.model), str(spare_threads())
-        command = (
-            self.locate(first, address),
-            "serve",
-            str(model),
-            "--host",
-            address.host,
-            "--port",
-            str(address.port),
-        )
+        command = (self.locate(first, address), "serve", str(model))
+        listen = ("--host", address.host, "--port", str(address.port))
         return self.spec(
             first,
             address,
-            argv=(*command, *to_argv(self.flags(first))),
+            argv=(*command, *listen, *to_argv(self.flags(first))),
             env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
             | weights.offline_environment(model),
             model=str(model),

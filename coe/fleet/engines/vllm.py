@@ -26,6 +26,18 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 _ALLOWED_RANKS = (16, 32, 64, 128, 256, 320, 512)
 """Values that `--max-lora-rank` accepts, starting at its default (vLLM 0.32)."""
+_MAX_LORAS = 8
+"""Adapters in one batch by default (`max-loras`); each needs memory. More adapters are served in turn."""
+_MULTI_SERVER_FLAGS = ("data-parallel-size", "api-server-count")
+DEV_MODE_VARIABLE = "VLLM_SERVER_DEV_MODE"
+LORA_UPDATING_VARIABLE = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+"""Environment variables that enable the endpoints, if set to 1."""
+SLEEP_TIMEOUT = 120.0
+"""Seconds for requests in flight to end and the weights to leave the device."""
+WAKE_TIMEOUT = 600.0
+"""Seconds for the weights to return; from disk after level 2."""
+ADAPTER_TIMEOUT = 120.0
+_SHORT = 10.0
 
 
 def adapter_problem(folder: Path) -> str | None:
@@ -65,20 +77,6 @@ def _adapter_config(folder: Path) -> dict[str, Any] | None:
     except (OSError, orjson.JSONDecodeError):
         return None
     return found if isinstance(found, dict) else None
-
-
-_MAX_LORAS = 8
-"""Adapters in one batch by default (`max-loras`); each needs memory. More adapters are served in turn."""
-_MULTI_SERVER_FLAGS = ("data-parallel-size", "api-server-count")
-DEV_MODE_VARIABLE = "VLLM_SERVER_DEV_MODE"
-LORA_UPDATING_VARIABLE = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
-"""Environment variables that enable the endpoints, if set to 1."""
-SLEEP_TIMEOUT = 120.0
-"""Seconds for requests in flight to end and the weights to leave the device."""
-WAKE_TIMEOUT = 600.0
-"""Seconds for the weights to return; from disk after level 2."""
-ADAPTER_TIMEOUT = 120.0
-_SHORT = 10.0
 
 
 class Vllm(InferenceEngine):
