@@ -58,6 +58,10 @@ FORMAT = 5
 Array = NDArray[np.float64]
 
 
+class OutdatedGate(ArtifactError):
+    """The gate's file has an earlier format. It is intact, but has to be fitted again."""
+
+
 def cues(text: str) -> NDArray[np.float32]:
     """Return lexical features of a question that hint at whether a document would help, shape (CUES,), 0 to 1."""
     head = text[:CUE_CHARACTERS]
@@ -247,11 +251,15 @@ class Gate:
 
     @classmethod
     def load(cls, path: Path) -> Gate:
-        """Read a gate. Raises ArtifactError for anything else."""
+        """Read a gate. Raises OutdatedGate for an earlier format, and ArtifactError for any other content."""
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            if int(arrays["format"]) != FORMAT:
+            if int(arrays["format"]) < FORMAT:
+                raise OutdatedGate(
+                    f"{path}: written by another version of CoE; fit it again with `coe score` and `coe plan`"
+                )
+            if int(arrays["format"]) > FORMAT:
                 raise ValueError(f"format {arrays['format']}, not {FORMAT}")
             return _from_arrays(arrays)
         except (OSError, EOFError, BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:

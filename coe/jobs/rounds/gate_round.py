@@ -29,7 +29,7 @@ from coe.learning.estimation.refit import trust_of
 from coe.learning.estimation.trust import agreements
 from coe.learning.retraining.promotion import Judgement, judge, logged_evidence
 from coe.records.record import RoutingRecord
-from coe.retrieval.gate import GATE_FILE, Array, Gate, GateThresholds
+from coe.retrieval.gate import GATE_FILE, Array, Gate, GateThresholds, OutdatedGate
 
 MIN_TRIALS = 200
 """Rated trials that a round needs."""
@@ -178,7 +178,10 @@ class GateRound:
         if job.registry.retrieval.store is None or artifact is None:
             return None
         version = artifact.manifest.version
-        gate = Gate.load(artifact.folder / GATE_FILE)
+        try:
+            gate = Gate.load(artifact.folder / GATE_FILE)
+        except OutdatedGate as error:
+            return str(error)
         if set(gate.categories) != set(job.in_use.router.categories):
             return None
         collector = TrialCollector(version)
