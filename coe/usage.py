@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 
@@ -28,6 +29,7 @@ class Usage:
         self.events = 0
 
 
+@dataclass(slots=True, eq=False)
 class MemberCall:
     """One call of a recipe to a member, updated while it runs.
 
@@ -46,30 +48,16 @@ class MemberCall:
     - `max_tokens`: cap of the recipe on its tokens; None if it had none, or the client's limit was no higher.
     """
 
-    __slots__ = (
-        "accepted",
-        "answer_class",
-        "confidence",
-        "drafts",
-        "expert",
-        "max_tokens",
-        "ms",
-        "outcome",
-        "step",
-        "usage",
-    )
-
-    def __init__(self, expert: str, step: int) -> None:
-        self.expert = expert
-        self.step = step
-        self.outcome: str = "cancelled"
-        self.usage: Usage | None = None
-        self.ms = 0.0
-        self.answer_class: int | None = None
-        self.confidence: float | None = None
-        self.accepted = False
-        self.drafts = 0
-        self.max_tokens: int | None = None
+    expert: str
+    step: int
+    outcome: str = "cancelled"
+    usage: Usage | None = None
+    ms: float = 0.0
+    answer_class: int | None = None
+    confidence: float | None = None
+    accepted: bool = False
+    drafts: int = 0
+    max_tokens: int | None = None
 
 
 RecipeStop = Literal[
@@ -104,6 +92,7 @@ class RecipeAudit(Protocol):
     async def run(self) -> AuditResult: ...
 
 
+@dataclass(slots=True, eq=False)
 class RecipeLog:
     """The calls of the recipes of one request in order, and the reason why the last recipe stopped.
 
@@ -111,15 +100,12 @@ class RecipeLog:
     `audit` calls the remaining members; None after the last step, where nothing is left to call.
     """
 
-    __slots__ = ("audit", "audit_rate", "audited", "calls", "recipe", "stop")
-
-    def __init__(self) -> None:
-        self.recipe = ""
-        self.calls: list[MemberCall] = []
-        self.stop: RecipeStop = ""
-        self.audit_rate = 0.0
-        self.audited = False
-        self.audit: RecipeAudit | None = None
+    recipe: str = ""
+    calls: list[MemberCall] = field(default_factory=list)
+    stop: RecipeStop = ""
+    audit_rate: float = 0.0
+    audited: bool = False
+    audit: RecipeAudit | None = None
 
     @property
     def accepted(self) -> MemberCall | None:

@@ -7,8 +7,8 @@ import pytest
 from redis import Redis
 
 from coe.artifacts.manifest import Artifact
-from coe.artifacts.redis import RedisArtifacts, mirror, open_shared
-from coe.artifacts.store import ArtifactStore
+from coe.artifacts.redis import RedisArtifacts, open_shared
+from coe.artifacts.store import ArtifactStore, mirror
 from coe.errors import ArtifactError, ConfigError
 from coe.runtime.artifact_sync import ArtifactSync
 from coe.settings import Settings

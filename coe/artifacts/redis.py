@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.manifest import MANIFEST, MAX_FILES, Manifest, check_version, is_file_name, parse_manifest
-from coe.artifacts.store import ArtifactStore, SharedState
 from coe.errors import ArtifactError
 from coe.redis import BlockingRedisClient
 
@@ -44,19 +44,16 @@ def open_shared(address: str) -> RedisArtifacts | None:
     return None if address == FOLDER else RedisArtifacts(address)
 
 
-def mirror(stores: Sequence[ArtifactStore]) -> None:
-    """Copies the versions in use elsewhere: fetches and verifies everything before a pointer moves.
+@dataclass(frozen=True, slots=True)
+class SharedState:
+    """The version in use on all machines, and the lines of its history."""
 
-    Raises ArtifactError, with the versions in use unchanged, if Redis is down or a version is damaged.
-    """
-    for store in stores:
-        store.fetch_shared()
-    for store in stores:
-        store.apply_shared()
+    version: str | None
+    history: bytes = field(repr=False)
 
 
 class RedisArtifacts:
-    """SharedArtifacts in Redis. It connects on the first call; every failure is an ArtifactError."""
+    """Shares the versions in use between machines. It connects on the first call; every failure is an ArtifactError."""
 
     def __init__(self, url: str) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""

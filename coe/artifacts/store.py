@@ -16,16 +16,15 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
 from coe.artifacts.atomic_files import replace_file, sync, sync_and_hash
-from coe.artifacts.history import PromotedBy, Promotion, checked_history, parse_history, serialized_history
 from coe.artifacts.manifest import (
     MANIFEST,
     Artifact,
@@ -37,6 +36,9 @@ from coe.artifacts.manifest import (
     version_of,
 )
 from coe.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from coe.artifacts.redis import RedisArtifacts
 
 POINTER = "current"
 HISTORY = "history.jsonl"
@@ -52,23 +54,50 @@ MIN_AGE_SECONDS = 86_400.0
 """Age below which a version is kept: it may be about to be promoted."""
 
 
+MAX_HISTORY_LINES = 1000
+"""Newest lines that are kept."""
+PromotedBy = Literal["train", "plan", "retrain", "packaged", "hand", "rollback"]
+
+
 @dataclass(frozen=True, slots=True)
-class SharedState:
-    """The version in use on all machines, and the lines of its history."""
+class Promotion:
+    """One move of the pointer, at `time` (Unix seconds): from version `was` to `version`, None where none is in use."""
 
+    time: float
     version: str | None
-    history: bytes = field(repr=False)
+    was: str | None
+    by: PromotedBy
+    why: str
 
 
-class SharedArtifacts(Protocol):
-    """Shares the versions in use between machines (`coe.artifacts.redis`). Every failure is an ArtifactError."""
+def parse_history(history: bytes) -> tuple[Promotion, ...]:
+    """The moves of a history file, oldest first. Raises ValueError for a line that is not a promotion."""
+    try:
+        return tuple(Promotion(**orjson.loads(line)) for line in history.splitlines())
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
-    def put(self, kind: str, version: str | None, folder: Path, history: bytes) -> None: ...
 
-    def state(self, kind: str) -> SharedState | None: ...
+def checked_history(history: bytes, kind: str) -> bytes:
+    """Return the history unchanged if every line is a promotion between versions. Raises ArtifactError otherwise."""
+    try:
+        moves = parse_history(history)
+        for move in moves:
+            texts = (move.by, move.why, move.version or "", move.was or "")
+            if not isinstance(move.time, float | int) or not all(isinstance(text, str) for text in texts):
+                raise ValueError("a field has the wrong type")
+            for version in filter(None, (move.version, move.was)):
+                check_version(version)
+    except (ValueError, ArtifactError) as error:
+        raise ArtifactError(
+            f"{kind}: the shared history is damaged ({error}); promote a version to replace it"
+        ) from None
+    return history
 
-    def fetch(self, kind: str, version: str, into: Path) -> None:
-        """Writes the files of the version into a folder; all are verified before the first is written."""
+
+def serialized_history(moves: Sequence[Promotion]) -> bytes:
+    """Serialize the newest MAX_HISTORY_LINES moves, one line of JSON each."""
+    return b"".join(orjson.dumps(asdict(move)) + b"\n" for move in moves[-MAX_HISTORY_LINES:])
 
 
 class ArtifactStore:
@@ -78,7 +107,7 @@ class ArtifactStore:
     failure of the share changes nothing.
     """
 
-    def __init__(self, root: Path, kind: str, share: SharedArtifacts | None = None) -> None:
+    def __init__(self, root: Path, kind: str, share: RedisArtifacts | None = None) -> None:
         self._kind = kind
         self._folder = root / kind
         self._share = share
@@ -305,3 +334,14 @@ def outdated_versions(published: Mapping[str, float], needed: Collection[str | N
     newest = sorted(published, key=lambda version: published[version], reverse=True)[:MIN_KEPT_VERSIONS]
     keep = {*newest, *needed}
     return tuple(version for version, at in published.items() if version not in keep and at < now - MIN_AGE_SECONDS)
+
+
+def mirror(stores: Sequence[ArtifactStore]) -> None:
+    """Copies the versions in use elsewhere: fetches and verifies everything before a pointer moves.
+
+    Raises ArtifactError, with the versions in use unchanged, if Redis is down or a version is damaged.
+    """
+    for store in stores:
+        store.fetch_shared()
+    for store in stores:
+        store.apply_shared()

@@ -87,7 +87,7 @@ def check(
 
 def check_local_experts(declared: Registry, settings: Settings) -> None:
     """Check what local experts need of this machine; raises ConfigError. A gateway alone does not need it."""
-    from coe.fleet.validation import find_problems
+    from coe.fleet.planning import find_problems
 
     source = yaml_source.read(settings.config)
     problems = [

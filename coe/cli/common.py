@@ -50,6 +50,14 @@ def settings_for(config: Path | None, file: Path | None = None) -> Settings:
     return Settings.read(config=config or file)
 
 
+def declaration_for(config: Path | None, file: Path | None = None) -> tuple[Settings, Registry]:
+    """The process's settings as `settings_for` reads them, and the declaration. Raises BadParameter or ConfigError."""
+    from coe.registry import load
+
+    settings = settings_for(config, file)
+    return settings, load(settings.config, environ=settings.environ)
+
+
 def writable_file(path: Path | None) -> Path | None:
     """Check before the work that an output file can be written after it. Raises BadParameter."""
     if path is None:

@@ -13,17 +13,16 @@ from typing import Annotated
 
 import typer
 
-from coe.cli.common import Config, Json, duration_seconds, settings_for, writable_file
-from coe.errors import DataError
+from coe.cli.common import Config, Json, declaration_for, duration_seconds, writable_file
 from coe.jobs.foreground import exit_on_sigterm
 from coe.jobs.record_files import SUFFIXES, RatingIndex, import_rows, write_rows
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.evaluation.tables import require_parquet
-from coe.records import missing_file, open_feedback, open_log
+from coe.records import missing_file, open_feedback, open_log, require_log
 from coe.records.codec import encode
 from coe.records.feedback import FeedbackLog
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
-from coe.registry import Registry, load
+from coe.registry import Registry
 from coe.terminal import print_error, print_line
 
 POLL_SECONDS = 0.5
@@ -68,8 +67,7 @@ def log(
     """List the newest records of the routing log, oldest first; `export` and `import` copy them to a file and back."""
     if context.invoked_subcommand:
         return
-    settings = settings_for(config)
-    registry = load(settings.config, environ=settings.environ)
+    settings, registry = declaration_for(config)
     query = LogQuery(
         since=_ago(since, option="--since", default=0.0),
         until=_ago(until, option="--until", default=math.inf),
@@ -108,10 +106,9 @@ def export_file(
     """Write the routing log to a file, JSON Lines or parquet, each record with its feedback."""
     _check_format(file)
     writable_file(file)
-    settings = settings_for(config)
-    url, now = load(settings.config, environ=settings.environ).log.url, time.time()
-    if missing := missing_file(url, base=settings.home):
-        raise DataError(f"{missing}: there is no routing log yet; check --config and COE_HOME")
+    settings, registry = declaration_for(config)
+    url, now = registry.log.url, time.time()
+    require_log(url, base=settings.home)
     first, last = _ago(since, option="--since", default=0.0), _ago(until, option="--until", default=now)
     with open_logs(url, base=settings.home) as logs, exit_on_sigterm():
         ratings = RatingIndex(event for page in logs.feedback(since=first) for event in page)
@@ -127,9 +124,8 @@ def export_file(
 def import_file(file: InputFile, config: Config = None) -> None:
     """Add the records of a file and their feedback to the routing log; existing records stay."""
     _check_format(file)
-    settings = settings_for(config)
-    declared = load(settings.config, environ=settings.environ).log
-    count, old = asyncio.run(import_rows(file, declared, base=settings.home))
+    settings, registry = declaration_for(config)
+    count, old = asyncio.run(import_rows(file, registry.log, base=settings.home))
     print_line(f"{file}: {count} records are in the log now, new or already there")
     if old:
         print_line(f"{old} records are older than log.keep_days and left out")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, agreed_requests, duration_seconds, settings_for
+from coe.cli.common import Config, Json, agreed_requests, declaration_for, duration_seconds, settings_for
 from coe.errors import DataError
 from coe.jobs.record_files import RatingIndex
 from coe.learning.estimation.experience_loader import open_logs
@@ -20,21 +19,13 @@ from coe.learning.evaluation.probes import DIFFICULTIES, Probe, probe_of, read_p
 from coe.learning.evaluation.tables import numbered_rows
 from coe.learning.probes.imports import Skipped, cases_of, format_of
 from coe.learning.probes.shipped import own_file, shipped_rows
-from coe.records import missing_file
+from coe.records import require_log
 from coe.records.record import RoutingRecord
-from coe.registry import Registry, load
+from coe.registry import Registry
 from coe.terminal import print_error, print_json, print_line
 
 SHOWN_CHARACTERS = 90
 MAX_SHOWN_REASONS = 10
-
-
-class Format(StrEnum):
-    """A format of files to import."""
-
-    CSV = "csv"
-    PROMPTFOO = "promptfoo"
-    LM_EVAL = "lm-eval"
 
 
 app = typer.Typer(
@@ -151,7 +142,9 @@ def _parsed(constraints: str | None) -> Any:
 
 
 ImportedFile = Annotated[Path, typer.Argument(metavar="FILE", help="A CSV, promptfoo YAML or lm-eval samples file.")]
-FormatOption = Annotated[Format | None, typer.Option("--format", help="[default: by the suffix of FILE]")]
+FormatOption = Annotated[
+    Literal["csv", "promptfoo", "lm-eval"] | None, typer.Option("--format", help="[default: by the suffix of FILE]")
+]
 Default = Annotated[str, typer.Option("--category", help="Category of the cases that name none.")]
 
 
@@ -169,7 +162,7 @@ def import_probes(
     A case that no checker can score, or that is there already, is left out with the reason. Exit 1 if none is imported.
     """
     registry, own = _declared(config, to)
-    name = form.value if form else format_of(file)
+    name = form or format_of(file)
     if name is None:
         raise typer.BadParameter("its suffix names no format; choose csv, promptfoo or lm-eval", param_hint="--format")
     known, rows, left_out = _known(own, registry), [], []
@@ -227,8 +220,7 @@ def from_log(
     is_agreed = agreed_requests(registry, tenant)
     settings, known = settings_for(config), _known(own, registry)
     first = time.time() - duration_seconds(since, option="--since")
-    if missing := missing_file(registry.log.url, base=settings.home):
-        raise DataError(f"{missing}: there is no routing log yet")
+    require_log(registry.log.url, base=settings.home)
     with open_logs(registry.log.url, base=settings.home) as logs:
         ratings = RatingIndex(event for page in logs.feedback(since=first) for event in page)
         chosen = _good_requests(logs.records(since=first, until=time.time()), ratings, is_agreed)
@@ -274,8 +266,8 @@ def _report(reasons: list[str], show_line: Callable[[str], None]) -> None:
 
 def _declared(config: Path | None, to: Path | None = None) -> tuple[Registry, Path]:
     """Return the declared experts.yaml and the file of own probes."""
-    settings = settings_for(config)
-    return load(settings.config, environ=settings.environ), to or own_file(settings.config)
+    settings, registry = declaration_for(config)
+    return registry, to or own_file(settings.config)
 
 
 def _rows(registry: Registry, own: Path) -> list[dict[str, Any]]:

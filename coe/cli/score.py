@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from coe.cli.common import Config, Json, settings_for
+from coe.cli.common import Config, Json, declaration_for
 from coe.jobs.scoring import Report, Scoring, open_journal, probes_with_passages, run_scoring
 from coe.learning.evaluation.isolation import installed
 from coe.learning.evaluation.passage_gain import GAINS_FILE
 from coe.learning.evaluation.probes import DIFFICULTIES, Probe, read_probes
 from coe.learning.evaluation.tables import require_parquet
 from coe.learning.probes.shipped import SHIPPED, default_probes, folder_seed, own_file, write_seed
-from coe.registry import ExpertSpec, RecipeSpec, Registry, load
+from coe.registry import ExpertSpec, RecipeSpec, Registry
 from coe.terminal import print_error, print_json, print_line, printable
 
 Probes = Annotated[
@@ -77,8 +77,7 @@ def score(
     it, the default probes that run code are left out.
     """
     require_parquet()
-    settings = settings_for(config)
-    registry = load(settings.config, environ=settings.environ)
+    settings, registry = declaration_for(config)
     recipes = [_written(registry, name) for name in dict.fromkeys(recipe or ())]
     names = expert or (() if recipes else registry.single_names)
     experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(names)]

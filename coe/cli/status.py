@@ -5,23 +5,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.cli.common import Config, ConfigFile, Json, duration_seconds, settings_for
-from coe.errors import DataError
+from coe.cli.common import Config, ConfigFile, Json, declaration_for, duration_seconds, settings_for
 from coe.jobs.status_report import status_report
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.monitoring.history import BUCKETS, Period, TrafficHistory, read_history
 from coe.learning.monitoring.spend import DIMENSIONS, Dimension, Spend
 from coe.learning.monitoring.traffic_report import publish_traffic_report
 from coe.learning.paired_scores import Difference
-from coe.records import missing_file
-from coe.registry import load
+from coe.records import require_log
 from coe.terminal import dollars, print_json, print_line, printable
 
 Publish = Annotated[bool, typer.Option("--publish", help="Also publish the alarms in the gateways' /metrics.")]
@@ -39,10 +37,7 @@ def status(file: ConfigFile = None, publish: Publish = False, config: Config = N
     report = status_report(settings, now=time.time())
     if publish:
         publish_traffic_report(settings, report)
-    if json or not sys.stdout.isatty():
-        print_json(report)
-    else:
-        _show(report)
+    _print(report, _show, json=json)
 
 
 def spend(
@@ -50,19 +45,14 @@ def spend(
 ) -> None:
     """Show what the requests in the routing log cost, and what always calling one expert would have cost."""
     dimensions, seconds = _dimensions(by), duration_seconds(since, option="--since")
-    settings, now = settings_for(config, file), time.time()
-    registry = load(settings.config, environ=settings.environ)
-    if missing := missing_file(registry.log.url, base=settings.home):
-        raise DataError(f"{missing}: there is no routing log yet; the gateway creates it with the first request")
+    now, (settings, registry) = time.time(), declaration_for(config, file)
+    require_log(registry.log.url, base=settings.home)
     found = Spend(registry, dimensions)
     with open_logs(registry.log.url, base=settings.home) as logs:
         found.observe(logs.all(since=now - seconds, until=now))
         found.add_audits(logs.feedback(since=now - seconds))
         report = {"since": now - seconds, "until": now, **found.report(), "damaged": logs.damaged}
-    if json or not sys.stdout.isatty():
-        print_json(report)
-    else:
-        _show_spend(report)
+    _print(report, _show_spend, json=json)
 
 
 PeriodOption = Annotated[Period, typer.Option("--since", help="The last hour, day or week.")]
@@ -70,18 +60,21 @@ PeriodOption = Annotated[Period, typer.Option("--since", help="The last hour, da
 
 def history(file: ConfigFile = None, since: PeriodOption = "1d", config: Config = None, json: Json = False) -> None:
     """Show traffic, errors, latency, satisfaction and cost over time, from a sample of the routing log."""
-    settings, (count, seconds) = settings_for(config, file), BUCKETS[since]
-    registry = load(settings.config, environ=settings.environ)
-    if missing := missing_file(registry.log.url, base=settings.home):
-        raise DataError(f"{missing}: there is no routing log yet; the gateway creates it with the first request")
+    (count, seconds), (settings, registry) = BUCKETS[since], declaration_for(config, file)
+    require_log(registry.log.url, base=settings.home)
     found = TrafficHistory(time.time() - count * seconds, count=count, seconds=seconds)
     with open_logs(registry.log.url, base=settings.home) as logs:
         read_history(logs, found)
         report = {**found.report(), "damaged": logs.damaged}
+    _print(report, _show_history, json=json)
+
+
+def _print(report: Mapping[str, Any], show: Callable[[Mapping[str, Any]], None], *, json: bool) -> None:
+    """Print the report: as JSON with --json, and where the output is no terminal."""
     if json or not sys.stdout.isatty():
         print_json(report)
     else:
-        _show_history(report)
+        show(report)
 
 
 def _show_history(report: Mapping[str, Any]) -> None:

@@ -21,19 +21,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
+from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, ConfigFile, settings_for
 from coe.core import GENERAL
 from coe.errors import CoEError, FleetError
 from coe.jobs.executor import Executor
-from coe.registry import Registry, load
+from coe.registry import ExpertSpec, Registry, load
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_line
 
 if TYPE_CHECKING:
     from coe.fleet.adapter_sync import AdapterSync, Servers
-    from coe.fleet.specs import LocalExpert, ServerSpec
+    from coe.fleet.specs import ServerSpec
 
 DRAIN_SECONDS = 55.0
 """Time that a stopped gateway has to end; it uses up to 30 for requests in flight and 20 for records."""
@@ -141,7 +142,7 @@ async def _run_on_this_machine(stack: contextlib.AsyncExitStack, settings: Setti
     serving = [expert for expert in registry.experts if expert.name in endpoints]
     running = dict(zip(group_by_server(registry.experts), servers, strict=True))
 
-    def write(experts: Sequence[LocalExpert]) -> None:
+    def write(experts: Sequence[ExpertSpec]) -> None:
         _write_endpoints(settings, {one.name: (endpoint_of(one, running[one.server_key]),) for one in experts})
 
     await _adapter_sync(settings, fleet, write).watch({shared: spec.key for shared, spec in running.items()}, serving)
@@ -177,10 +178,10 @@ async def _check(registry: Registry, settings: Settings) -> None:
     print_line(f"{sum(finding.ok for finding in findings)} of {len(findings)} expert servers answer")
 
 
-def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[LocalExpert]], None]) -> AdapterSync:
+def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[ExpertSpec]], None]) -> AdapterSync:
     from coe.fleet.adapter_sync import AdapterSync
 
-    def read() -> Sequence[LocalExpert]:
+    def read() -> Sequence[ExpertSpec]:
         return load(settings.config, environ=settings.environ).experts
 
     return AdapterSync(fleet, config=settings.config, read=read, publish=write, report=print_line)
@@ -189,9 +190,8 @@ def _adapter_sync(settings: Settings, fleet: Servers, write: Callable[[Sequence[
 def _write_endpoints(settings: Settings, endpoints: Mapping[str, Sequence[Endpoint]]) -> None:
     """Replace the file from which gateways read the addresses of local experts, atomically."""
     settings.home.mkdir(parents=True, exist_ok=True)
-    draft = settings.home / f".{ENDPOINTS_FILE}"
-    draft.write_bytes(orjson.dumps({name: [asdict(one) for one in there] for name, there in endpoints.items()}))
-    draft.replace(settings.home / ENDPOINTS_FILE)
+    content = orjson.dumps({name: [asdict(one) for one in there] for name, there in endpoints.items()})
+    replace_file(settings.home / ENDPOINTS_FILE, content)
 
 
 def _stop_on_signals() -> None:
@@ -226,11 +226,10 @@ async def _ensure_router(settings: Settings, registry: Registry) -> None:
 
 def _packaged_router_fits(registry: Registry) -> bool:
     """Return whether the gateway will put the packaged router into use; print why not."""
-    from coe.runtime import packaged_router
-    from coe.runtime.active_state import check_fit
+    from coe.runtime.active_state import check_fit, packaged_router
 
     try:
-        if (shipped := packaged_router.find(registry)) is None:
+        if (shipped := packaged_router(registry)) is None:
             return False
         check_fit(registry, shipped)
     except CoEError as error:

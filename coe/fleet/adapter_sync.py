@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from coe.errors import CoEError, ConfigError, FleetError
-from coe.fleet.planning import adapters_of
-from coe.fleet.specs import LocalExpert
-from coe.fleet.validation import find_problems
+from coe.fleet.planning import adapters_of, find_problems
+from coe.registry import ExpertSpec
 from coe.registry.experts import ServerKey
 
 POLL_INTERVAL = 0.5
@@ -49,8 +48,8 @@ class AdapterSync:
         fleet: Servers,
         *,
         config: Path,
-        read: Callable[[], Sequence[LocalExpert]],
-        publish: Callable[[Sequence[LocalExpert]], None],
+        read: Callable[[], Sequence[ExpertSpec]],
+        publish: Callable[[Sequence[ExpertSpec]], None],
         report: Callable[[str], None],
     ) -> None:
         self._fleet = fleet
@@ -60,7 +59,7 @@ class AdapterSync:
         self._report = report
         self._last_report = ""
 
-    async def watch(self, running: Mapping[ServerKey, str], serving: Sequence[LocalExpert]) -> None:
+    async def watch(self, running: Mapping[ServerKey, str], serving: Sequence[ExpertSpec]) -> None:
         """Follows the file until cancelled. `running` maps the config of each running server to its key, `serving` are
         the experts published already."""
         applied, published = None, _published_by_name(serving, running)
@@ -82,7 +81,7 @@ class AdapterSync:
             applied = version
 
     async def _apply(
-        self, experts: Sequence[LocalExpert], running: Mapping[ServerKey, str], published: Mapping[str, str]
+        self, experts: Sequence[ExpertSpec], running: Mapping[ServerKey, str], published: Mapping[str, str]
     ) -> dict[str, str]:
         """Loads, publishes, unloads, in this order, so that no gateway requests a missing adapter."""
         base_folder = self._config.parent
@@ -113,7 +112,7 @@ class AdapterSync:
         self._last_report = line
 
 
-def _published_by_name(experts: Sequence[LocalExpert], running: Mapping[ServerKey, str]) -> dict[str, str]:
+def _published_by_name(experts: Sequence[ExpertSpec], running: Mapping[ServerKey, str]) -> dict[str, str]:
     """Maps each expert to what its address depends on: its server, and whether it is an adapter of that server."""
     return {one.name: f"{running[one.server_key]} {bool(one.adapter)}" for one in experts if one.server_key in running}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,35 @@ from coe.fleet.specs import ServerSpec, Timeouts
 from coe.supervision import supervised
 
 
-class Fleet:
+class RunningServers(ABC):
+    """Servers that run for the length of an `async with` block.
+
+    Leaving, a failure or a cancellation ends every process that they started before control returns.
+    """
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await run_to_completion(self._close())
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await run_to_completion(self._close())
+
+    @abstractmethod
+    async def _open(self) -> None:
+        """Start the servers. Raises FleetError."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """End the servers, also those of an `_open` that failed."""
+
+
+class Fleet(RunningServers):
     """`async with Fleet(specs, report=print):` runs the servers for the length of the block.
 
     Entering starts all servers in parallel and returns once each has answered with a token, or raises FleetError with
@@ -34,23 +63,13 @@ class Fleet:
         self._watchers: list[asyncio.Task[Any]] = []
         self._servers: list[Server] = []
 
-    async def __aenter__(self) -> Self:
+    async def _open(self) -> None:
         self._session = probe.open_probe_session()
         self._servers = [
             Server(spec, session=self._session, report=self._report, timeouts=self._timeouts) for spec in self._specs
         ]
-        try:
-            await run_together(server.start() for server in self._servers)
-        except BaseException:
-            await run_to_completion(self._close())
-            raise
+        await run_together(server.start() for server in self._servers)
         self._watchers = [supervised(server.watch, f"watch-{server.spec.key}") for server in self._servers]
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await run_to_completion(self._close())
 
     async def load_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
         """Serves these LoRA folders, by name, at the server `key` too. Returns the new names. Raises FleetError."""

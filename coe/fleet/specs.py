@@ -1,6 +1,6 @@
-"""Data types of the fleet: a declared local expert, the server process to run for it, its port and its timeouts.
+"""Data types of the fleet: the server process to run for local experts, its port and its timeouts.
 
-`coe.fleet.planning` makes a `ServerSpec` from the `LocalExpert`s that share a server. `coe.fleet` runs it
+`coe.fleet.planning` makes a `ServerSpec` from the experts that share a server. `coe.fleet` runs it
 on one machine, on shared devices or on a Ray cluster. `free_port` selects the server's port.
 """
 
@@ -11,12 +11,10 @@ import socket
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from coe.core import Api
 from coe.errors import FleetError
-from coe.fleet.engines.admin import ClientFactory, StopOnlyClient
-from coe.registry.experts import ServerKey
+from coe.fleet.engines.admin import ClientFactory, EngineClient
 from coe.supervision import next_pause
 
 HOST = "127.0.0.1"
@@ -49,9 +47,6 @@ def is_free(port: int, *, host: str = HOST) -> bool:
 def root_of(host: str, port: int) -> str:
     """The URL of the pages at an address; IPv6 addresses get their brackets."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-Flag = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +92,7 @@ class ServerSpec:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     apis: frozenset[Api] = frozenset(("chat",))
     loads_adapters: bool = False
-    open_client: ClientFactory = StopOnlyClient
+    open_client: ClientFactory = EngineClient
     health_path: str = "/health"
     attached: bool = False
     start_seconds: tuple[float, float] = START_SECONDS
@@ -112,46 +107,6 @@ class ServerSpec:
         """The command line: `argv` and the adapters."""
         modules = tuple(f"{name}={folder}" for name, folder in self.adapters.items())
         return (*self.argv, "--lora-modules", *modules) if modules else self.argv
-
-
-class LocalExpert(Protocol):
-    """A declared expert, as planning reads it.
-
-    `base_url` is the address of a server that runs already, None for one to start.
-    `options` are command line flags, a boolean set or negated. `adapter` is a LoRA folder on top of the model. `gpus`
-    are the devices its server may use, all if empty. `sleep_level` is None for a server that is stopped instead.
-    Experts with an equal `server_key` share a server.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def runtime(self) -> str: ...
-
-    @property
-    def base_url(self) -> str | None: ...
-
-    @property
-    def options(self) -> Mapping[str, Flag]: ...
-
-    @property
-    def adapter(self) -> str | None: ...
-
-    @property
-    def gpus(self) -> tuple[int, ...]: ...
-
-    @property
-    def sleep_level(self) -> int | None: ...
-
-    @property
-    def server_key(self) -> ServerKey: ...
-
-    @property
-    def supported_apis(self) -> frozenset[Api]: ...
 
 
 PROGRESS_MARGIN = 60.0

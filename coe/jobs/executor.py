@@ -8,7 +8,7 @@ a job gives the same numbers on either executor. `coe train` and `coe retrain` c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,22 +28,19 @@ class Executor(StrEnum):
     RAY = "ray"
 
 
-def task_runner(executor: Executor) -> AbstractContextManager[TaskRunner]:
-    """A context with the executor's task runner. Raises ClusterError without Ray, or where it cannot be reached."""
-    if executor is Executor.RAY:
-        return ray_task_runner()
-    from routers.encoders import LocalRunner
-
-    return nullcontext(LocalRunner())
-
-
 @contextmanager
-def ray_task_runner() -> Iterator[RayRunner]:
-    """A task runner on a Ray cluster, connected until the block ends. Raises ClusterError."""
-    from coe.fleet.ray.fleet import ray_cluster
+def task_runner(executor: Executor) -> Iterator[TaskRunner]:
+    """The executor's task runner until the block ends. Raises ClusterError without Ray, or where it cannot be
+    reached."""
+    if executor is Executor.RAY:
+        from coe.fleet.ray.fleet import ray_cluster
 
-    with ray_cluster() as ray:
-        yield RayRunner(ray)
+        with ray_cluster() as ray:
+            yield RayRunner(ray)
+    else:
+        from routers.encoders import LocalRunner
+
+        yield LocalRunner()
 
 
 class RayRunner:

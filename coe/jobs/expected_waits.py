@@ -350,8 +350,7 @@ def _device_groups(registry: Registry, load_times: LoadTimes) -> list[_DeviceGro
     servers: dict[str, list[SimulatedServer]] = {device.name: [] for device in declared.devices}
     experts: dict[str, dict[str, str]] = {device.name: {} for device in declared.devices}
     together = [{name} for name in servers]
-    for group in group_by_server(registry.experts).values():
-        members = [registry.expert(one.name) for one in group]
+    for members in group_by_server(registry.experts).values():
         server, names = _simulated(members, members[0].name, load_times), registry.devices_of(members[0])
         for name in names:
             servers[name].append(server)

@@ -82,52 +82,71 @@ def plan_basis(
     the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.single_names, partly=True)
-    experts = _scored_experts(data, registry)
-    categories = tuple(name for name in registry.category_names if registry.assignment.get(name, experts[0]) in experts)
-    rows = _planned_rows(folder, data, categories)
-    labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
-    member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
-    cells = np.ix_(rows, [data.models.index(name) for name in experts])
-    scores = data.scores[cells]
-    scored = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
-    uses = scored if logged is None else _with_logged(scored, logged, registry)
+    probes = _PlannedProbes.of(folder, data, registry)
+    uses = probes.uses if logged is None else _with_logged(probes.uses, logged, registry)
     recipes, all_scores = _with_recipes(
-        folder,
-        data,
-        registry,
-        scores,
-        rows=rows,
-        experts=experts,
-        categories=categories,
-        streamed=share_of_streams(logged),
-        expected=uses,
+        folder, data, registry, probes, streamed=share_of_streams(logged), expected=uses
     )
-    columns = (*experts, *recipes.arms)
-    measured = tabulate_partly(categories, columns, member, all_scores)
-    pseudo_count = fit_pseudo_count(labels, scores)
-    reassigned = tuple(name for name in evidence.reassigned if name in categories)
-    feedback = evidence.feedback.over(categories, columns) if reassigned and evidence.feedback is not None else None
-    quality = _Bounds(deviations, pseudo_count).of_plan(measured, recipes, feedback, np.isin(categories, reassigned))
-    mix = _logged_mix(settings, logged, categories)
-    weights = np.maximum(member.sum(axis=0), 1.0) if mix is None else mix[0]
+    columns = (*probes.experts, *recipes.arms)
+    measured = tabulate_partly(probes.categories, columns, probes.member, all_scores)
+    pseudo_count = fit_pseudo_count(probes.labels, probes.scores)
+    reassigned = tuple(name for name in evidence.reassigned if name in probes.categories)
+    feedback = None
+    if reassigned and evidence.feedback is not None:
+        feedback = evidence.feedback.over(probes.categories, columns)
+    bounds = _Bounds(deviations, pseudo_count)
+    quality = bounds.of_plan(measured, recipes, feedback, np.isin(probes.categories, reassigned))
+    mix = _logged_mix(settings, logged, probes.categories)
+    weights = np.maximum(probes.member.sum(axis=0), 1.0) if mix is None else mix[0]
     problem = declared_problem(
         registry, measured, quality=quality, weights=weights, measured_uses=uses, recipes=recipes
     )
     basis = PlanInputs(
         problem,
         measured,
-        _traffic(settings, problem, prompts, None if mix is None else mix[1]),
+        _traffic(settings, problem, probes.prompts, None if mix is None else mix[1]),
         deviations,
-        f"{len(prompts)} prompts of {folder.name}",
+        f"{len(probes.prompts)} prompts of {folder.name}",
         pseudo_count,
         measured=measured,
         feedback=feedback,
         reassigned=reassigned,
         dependencies=Dependencies.of(registry),
         measured_uses=uses,
-        prompt_scores=(member.argmax(axis=1), all_scores),
+        prompt_scores=(probes.member.argmax(axis=1), all_scores),
     )
     return basis, LeftOut.of(registry, data, measured), recipes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _PlannedProbes:
+    """The prompts of planned categories, and their scores by the scored experts.
+
+    `rows` are their places in the `Quality`. `member` (n_rows, n_categories) is 1 for the category of a prompt;
+    `scores` has shape (n_rows, n_experts).
+    """
+
+    experts: tuple[str, ...]
+    categories: tuple[str, ...]
+    rows: list[int]
+    labels: list[str]
+    prompts: list[str]
+    member: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    uses: MeasuredUses
+
+    @classmethod
+    def of(cls, folder: Path, data: Quality, registry: Registry) -> _PlannedProbes:
+        """Select the prompts of the categories that the scored experts may serve. Raises DataError if there is none."""
+        experts = _scored_experts(data, registry)
+        pins = registry.assignment
+        categories = tuple(name for name in registry.category_names if pins.get(name, experts[0]) in experts)
+        rows = _planned_rows(folder, data, categories)
+        labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
+        member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
+        cells = np.ix_(rows, [data.models.index(name) for name in experts])
+        uses = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
+        return cls(experts, categories, rows, labels, prompts, member, data.scores[cells], uses)
 
 
 def _without_waits(tables: Mapping[str, ScoreTable], registry: Registry) -> dict[str, ScoreTable]:
@@ -155,39 +174,29 @@ def _scored_experts(data: Quality, registry: Registry) -> tuple[str, ...]:
 
 
 def _with_recipes(
-    folder: Path,
-    data: Quality,
-    registry: Registry,
-    scores: NDArray[np.float64],
-    *,
-    rows: Sequence[int],
-    experts: Sequence[str],
-    categories: Sequence[str],
-    streamed: float,
-    expected: MeasuredUses,
+    folder: Path, data: Quality, registry: Registry, probes: _PlannedProbes, *, streamed: float, expected: MeasuredUses
 ) -> tuple[RecipeColumns, NDArray[np.float64]]:
     """Fit the recipes on the prompts that all experts were scored on.
 
     `streamed` is the share of requests whose answers are streamed, `expected` are the uses that the plan expects of
     requests. Returns their columns, and the scores (n_rows, n_experts + n_arms) of experts and arms, NaN where missing.
     """
-    whole = np.flatnonzero(np.isfinite(scores).all(axis=1))
+    whole = np.flatnonzero(np.isfinite(probes.scores).all(axis=1))
     with note_if_slow("fitting recipes"):
-        complete = [rows[row] for row in whole.tolist()]
         recipes = columns_of_recipes(
             folder,
             data,
             registry,
-            rows=complete,
-            experts=experts,
-            categories=categories,
+            rows=[probes.rows[row] for row in whole.tolist()],
+            experts=probes.experts,
+            categories=probes.categories,
             streamed=streamed,
             expected=expected,
         )
-    all_scores = np.full((len(rows), len(experts) + len(recipes.arms)), np.nan)
-    all_scores[:, : len(experts)] = scores
+    all_scores = np.full((len(probes.rows), len(probes.experts) + len(recipes.arms)), np.nan)
+    all_scores[:, : len(probes.experts)] = probes.scores
     if recipes.arms:
-        all_scores[whole, len(experts) :] = recipes.scores
+        all_scores[whole, len(probes.experts) :] = recipes.scores
     return recipes, all_scores
 
 

@@ -324,7 +324,7 @@ def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: st
 
 def _answer_row(prompt_id: str, expert: str, cell: Cell, prices: Prices) -> AnswerRow:
     given, written = cell.input_tokens, cell.output_tokens
-    cost = None if given is None or written is None else prices.cost(given, written)
+    cost = prices.known_cost(given, written)
     return AnswerRow(prompt_id, expert, cell.answer, given, written, cell.output_chars, cell.latency_ms, cost)
 
 

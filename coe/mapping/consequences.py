@@ -105,7 +105,7 @@ def _experts(
     yield from _recipes(plan, registry, reassigned)
     for name in plan.assignment.experts:
         if "@" not in name and name not in registry.single_names:
-            yield _removed(name, reassigned)
+            yield _removed("expert_removed", name, reassigned)
     dependencies = _dependencies(plan)
     for spec in registry.single_arms:
         planned = dependencies is not None and spec.name in plan.assignment.experts
@@ -149,7 +149,7 @@ def _recipes(
                 yield _bound_changed(recipe.name, recipe.max_loss, tested[0])
     for name in plan.assignment.experts:
         if "@" in name and name not in arms:
-            yield _removed_arm(name, reassigned)
+            yield _removed("recipe_removed", name, reassigned)
 
 
 def _added_recipe(recipe: RecipeSpec) -> Consequence:
@@ -167,23 +167,15 @@ def _bound_changed(name: str, max_loss: float, tested: float | None) -> Conseque
     return Consequence("recipe_bound_changed", name, sentence, replan=True)
 
 
-def _removed_arm(name: str, reassigned: Mapping[str, tuple[str, str]]) -> Consequence:
+def _removed(
+    kind: Literal["expert_removed", "recipe_removed"], name: str, reassigned: Mapping[str, tuple[str, str]]
+) -> Consequence:
     moves = [f"{category} goes to {now!r}" for category, (before, now) in reassigned.items() if before == name]
+    what = f"expert {name!r} is no longer declared"
+    if kind == "recipe_removed":
+        what = f"recipe {name!r} of the plan is no longer declared with the same members"
     consequence = f": {', '.join(moves)}. Run `coe plan` again" if moves else "; it served no declared category"
-    sentence = f"recipe {name!r} of the plan is no longer declared with the same members{consequence}"
-    return Consequence("recipe_removed", name, sentence, replan=bool(moves))
-
-
-def _removed(name: str, reassigned: Mapping[str, tuple[str, str]]) -> Consequence:
-    moves = [f"{category} goes to {now!r}" for category, (before, now) in reassigned.items() if before == name]
-    if not moves:
-        return Consequence(
-            "expert_removed", name, f"expert {name!r} is no longer declared; it served no declared category"
-        )
-    advice = ". Run `coe plan` to assign its categories again"
-    return Consequence(
-        "expert_removed", name, f"expert {name!r} is no longer declared: {', '.join(moves)}{advice}", replan=True
-    )
+    return Consequence(kind, name, what + consequence, replan=bool(moves))
 
 
 def _categories(plan: PublishedPlan, registry: Registry, effective: Assignment) -> Iterator[Consequence]:

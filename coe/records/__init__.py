@@ -9,13 +9,22 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from coe.errors import ConfigError
+from coe.errors import ConfigError, DataError
 from coe.records.feedback import FeedbackLog
 from coe.records.feedback_writer import FeedbackWriter, Pending
 from coe.records.record import RoutingLog
 from coe.records.writer import RecordWriter
 
-__all__ = ["RETENTION", "FeedbackWriter", "Pending", "RecordWriter", "missing_file", "open_feedback", "open_log"]
+__all__ = [
+    "RETENTION",
+    "FeedbackWriter",
+    "Pending",
+    "RecordWriter",
+    "missing_file",
+    "open_feedback",
+    "open_log",
+    "require_log",
+]
 
 RETENTION = 500_000
 """Default number of records that a log keeps; older ones are deleted. About 2 kB each, so a gigabyte."""
@@ -45,7 +54,7 @@ def open_feedback(url: str, *, base: Path, retention: int = RETENTION, days: flo
         from coe.records.sqlite import SqliteFeedback
 
         return SqliteFeedback(path, retention=retention, days=days)
-    from coe.records.redis_feedback import RedisFeedback
+    from coe.records.redis_log import RedisFeedback
 
     return RedisFeedback(url, retention=retention, days=days)
 
@@ -55,6 +64,13 @@ def missing_file(url: str, *, base: Path) -> Path | None:
     None."""
     path = _sqlite_path(url, base)
     return None if path is None or path.exists() else path
+
+
+def require_log(url: str, *, base: Path) -> None:
+    """Raises DataError if the log at `url` is a file that does not exist yet."""
+    if missing := missing_file(url, base=base):
+        what = "there is no routing log yet: the gateway creates it with the first request"
+        raise DataError(f"{missing}: {what}; check --config and COE_HOME")
 
 
 def _sqlite_path(url: str, base: Path) -> Path | None:

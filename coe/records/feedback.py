@@ -1,5 +1,7 @@
 """Feedback on answers: the event, its stored form, and the protocol of the log that keeps it until learning reads it.
 
+The outcome of an audit (`AuditDetail`) is an event too: it becomes known after the record of its request.
+
 An event is one line of JSON. Its dedup key names the request, kind and API key: a log keeps one event per dedup key.
 """
 
@@ -9,12 +11,62 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import orjson
 
 from coe.errors import DamagedEntry, InvalidRequest, LogError
-from coe.records.audit import AUDIT_OUTCOMES, AuditDetail
+from coe.records.codec import CALL_FIELDS, read_values
+from coe.records.record import RecipeCall
+
+AuditOutcome = Literal[
+    "agreed",
+    "differed",
+    "last_step",
+    "failed",
+    "cancelled",
+    "skipped_busy",
+    "skipped_draining",
+    "skipped_large_body",
+    "skipped_not_delivered",
+    "skipped_unavailable",
+    "skipped_unreadable",
+]
+"""`last_step`: all members had been called, so nothing was compared. `failed`: no member of the last step answered in
+time. `cancelled`: the process ended. `skipped_busy`: too many audits run. `skipped_draining`: the process is about to
+end. `skipped_large_body`: the request's body is large. `skipped_not_delivered`: the client did not get the whole
+answer. `skipped_unavailable`: a member is down, overloaded or asleep. `skipped_unreadable`: the answer has no answer
+class."""
+AUDIT_OUTCOMES: tuple[AuditOutcome, ...] = get_args(AuditOutcome)
+SKIPPED = frozenset(outcome for outcome in AUDIT_OUTCOMES if outcome.startswith("skipped_"))
+"""Outcomes of draws that were given up before answers were compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditDetail:
+    """The recipe that an audit compared, and the cost of its calls.
+
+    `arm` of `recipe` answered with the fitted policies of this version (empty without any). `rate` is the probability
+    with which its answers are audited. `calls` are the audit's own, `ms` their duration in milliseconds, and `cost` is
+    in US dollars, None if unknown. The operator pays for them: no key is charged.
+    """
+
+    recipe: str
+    arm: str
+    policies: str
+    rate: float
+    ms: float = 0.0
+    cost: float | None = None
+    calls: tuple[RecipeCall, ...] = ()
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> AuditDetail:
+        """Parse a decoded JSON object. Raises KeyError, TypeError or ValueError."""
+        calls = tuple(RecipeCall(**read_values(CALL_FIELDS, call)) for call in found["calls"])
+        cost = None if found["cost"] is None else float(found["cost"])
+        recipe, arm, policies = (str(found[name]) for name in ("recipe", "arm", "policies"))
+        return cls(recipe, arm, policies, float(found["rate"]), float(found["ms"]), cost, calls)
+
 
 FeedbackKind = Literal["score", "thumb", "preferred", "category", "regenerated", "abandoned", "audit"]
 FEEDBACK_KINDS: tuple[FeedbackKind, ...] = get_args(FeedbackKind)

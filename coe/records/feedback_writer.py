@@ -7,7 +7,7 @@ request: the writer then compares tenants as soon as the record can be read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,14 @@ APPEND_TIMEOUT_SECONDS = 1.0
 """Time limit of the log for one batch, which then goes to the spool; clients wait for one of the two."""
 CLOSE_TIMEOUT_SECONDS = 2.5
 """Time limit of the log, and then of the spool, to store the remaining events when the process ends."""
+
+
+_OPTIONS: Mapping[str, Any] = {
+    "task_name": "feedback",
+    "batch": MAX_BATCH_EVENTS,
+    "append_timeout": APPEND_TIMEOUT_SECONDS,
+    "close_timeout": CLOSE_TIMEOUT_SECONDS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +91,10 @@ class FeedbackWriter(BackgroundWriter[Pending]):
         *,
         spool: Path | None,
         count: Callable[[FeedbackKind], None],
-        batch: int = MAX_BATCH_EVENTS,
-        append_timeout: float = APPEND_TIMEOUT_SECONDS,
-        close_timeout: float = CLOSE_TIMEOUT_SECONDS,
         **options: Any,
     ) -> None:
-        super().__init__(
-            self._store,
-            kind=FEEDBACK,
-            name="feedback",
-            task_name="feedback",
-            spool=spool,
-            batch=batch,
-            append_timeout=append_timeout,
-            close_timeout=close_timeout,
-            **options,
-        )
+        """The `options` are those of BackgroundWriter."""
+        super().__init__(self._store, kind=FEEDBACK, name="feedback", spool=spool, **{**_OPTIONS, **options})
         self.rejected = 0
         """Events dropped since the start because their request belonged to another tenant."""
         self._feedback, self._records, self._count = feedback, records, count

@@ -6,7 +6,7 @@ RoutingRecord is the only list of fields: `coe.records.codec` derives every stor
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
@@ -278,6 +278,16 @@ class LogPage:
     records: tuple[RoutingRecord, ...]
     cursor: str
     damaged: int = 0
+
+
+def observed(
+    pages: Iterable[Sequence[RoutingRecord]], add: Callable[[RoutingRecord], None]
+) -> Iterator[Sequence[RoutingRecord]]:
+    """Pass pages of records through unchanged, and call `add` with each record."""
+    for page in pages:
+        for record in page:
+            add(record)
+        yield page
 
 
 class RoutingLog(Protocol):

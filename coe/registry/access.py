@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from coe.registry.aliases import matches, nearest
+from coe.registry.aliases import matches
 from coe.registry.experts import ExpertSpec
+from coe.registry.hints import nearest
 from coe.registry.sections import ApiKey
 from coe.registry.specs import Registry
 from coe.registry.yaml_source import Problems

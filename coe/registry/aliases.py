@@ -6,15 +6,16 @@ exact alias; the pattern with the longest prefix before its first `*`; the patte
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import combinations
 from typing import Annotated
 
 from pydantic import Field
 
+from coe.registry.hints import nearest
 from coe.registry.sections import Probability, StrictModel
+from coe.registry.yaml_source import Problems
 
 AUTO = "auto"
 """Model name with which a client requests routing. No expert may use it."""
@@ -26,8 +27,6 @@ MAX_MODEL_CHARACTERS = 256
 
 AliasName = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 """A model name, or a pattern with `*`: printable ASCII characters without spaces."""
-Problems = Iterator[tuple[tuple[str, ...], str]]
-"""Key paths and what is wrong there."""
 
 
 class OperatingPoint(StrictModel):
@@ -139,9 +138,3 @@ def _contradictions(aliases: Mapping[str, str]) -> Problems:
                 f"{other!r} and {one!r} match the same names, equally closely, and mean {aliases[other]!r} and "
                 f"{aliases[one]!r}; make one of them longer, or give both one target",
             )
-
-
-def nearest(word: str, known: Collection[str]) -> str:
-    """Return the end of a message: the most similar known model, or all of them."""
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -94,6 +94,10 @@ class Prices(StrictModel):
         full = (input_tokens - cached_tokens) * self.input
         return (full + cached_tokens * self.cached + output_tokens * self.output) / 1e6
 
+    def known_cost(self, input_tokens: float | None, output_tokens: float | None) -> float | None:
+        """Return US dollars; None if a number of tokens is unknown."""
+        return None if input_tokens is None or output_tokens is None else self.cost(input_tokens, output_tokens)
+
 
 class VariantSpec(StrictModel):
     """One way to call an expert, such as another reasoning effort or token budget. It shares the expert's server."""

@@ -104,7 +104,6 @@ class Retriever(Protocol):
         `tenant`. Raises RetrievalError, with the remedy, if the store is unavailable or damaged, and IndexMismatch if
         another encoder made its vectors.
         """
-        ...
 
 
 class DocumentStore(Retriever, Protocol):
@@ -120,23 +119,18 @@ class DocumentStore(Retriever, Protocol):
         `vectors` (n_chunks, dimensions), float32, holds the rows of all their chunks in order. A search returns either
         the former document or the new one.
         """
-        ...
 
     async def delete(self, keys: Sequence[DocumentKey]) -> int:
         """Delete documents and return how many existed."""
-        ...
 
     async def collections(self) -> Sequence[Collection]:
         """Return all collections, ordered by name and tenant."""
-        ...
 
     async def digests(self, collection: str, tenant: str | None = None) -> Mapping[str, str]:
         """Return document id -> digest of one tenant's part of a collection."""
-        ...
 
     def documents(self) -> AsyncIterator[Document]:
         """Iterate over all documents of all tenants."""
-        ...
 
     def rebuilding(self) -> AbstractAsyncContextManager[DocumentStore]:
         """Create a new, empty version of the index for this store's encoder.
@@ -144,7 +138,6 @@ class DocumentStore(Retriever, Protocol):
         It replaces the current version, atomically and for every process, when the block ends without an error. Until
         then searches use the current version.
         """
-        ...
 
     async def aclose(self) -> None: ...
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -192,13 +192,14 @@ class Retrieval:
             limit=declared.max_passages,
         )
         similar = [passage for passage in found if passage.score >= declared.min_similarity]
-        if self.gate is None and request.mode == "auto" and not self._passes_default(similar):
+        nearest = max((passage.score for passage in similar), default=-1.0)
+        if self.gate is None and request.mode == "auto" and nearest < declared.default_similarity:
             return request.chat, _result("skipped" if similar else "empty", estimate)
         budget = min(declared.max_tokens, _free_context(request))
         block = format_passages(similar, budget=budget) if similar else None
         if block is None:
             return request.chat, _result("empty", estimate)
-        estimate = self._estimate(request, posterior, vector, max(passage.score for passage in similar))
+        estimate = self._estimate(request, posterior, vector, nearest)
         if not always and not (estimate and estimate.gain > self._thresholds.insert):
             return request.chat, _result("skipped", estimate)
         version = self._version if trial else ""
@@ -231,10 +232,6 @@ class Retrieval:
         else:
             found = gate.estimate(posterior, request.text, vector, cosine=cosine)
         return _ExpertEstimate(float(found.helps[expert]), float(found.gain[expert]))
-
-    def _passes_default(self, passages: Sequence[Passage]) -> bool:
-        """Return whether the best passage is near enough without a gate."""
-        return max((one.score for one in passages), default=-1.0) >= self._declared.default_similarity
 
     def _is_promising(self, request: RetrievalRequest, estimate: _ExpertEstimate | None) -> bool:
         if self.gate is None:

@@ -67,10 +67,6 @@ class Conversation:
     scope: bytes = b""
     latest: int = 1
 
-    def call_key(self, call_id: str) -> bytes:
-        """Return the key of an answer that calls a tool with this id."""
-        return _call_key(self.scope, call_id)
-
 
 def read_conversation(
     chat: Chat, options: RequestOptions, requests: Mapping[int, str] = MappingProxyType({})
@@ -169,6 +165,7 @@ def _id(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _call_key(scope: bytes, call_id: str) -> bytes:
+    """Return the key of an answer that calls a tool with this id."""
     return _key(scope, ["call", call_id[:MAX_ID_CHARACTERS]])
 
 
@@ -239,7 +236,7 @@ class Affinity:
             return reply
 
         def note(call_id: bytes) -> None:
-            key = conversation.call_key(call_id.decode("utf-8", "replace"))
+            key = _call_key(conversation.scope, call_id.decode("utf-8", "replace"))
             self.put(Conversation((key,)), expert)
 
         return _CallingReply(reply, pattern, note)

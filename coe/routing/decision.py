@@ -96,15 +96,15 @@ def decide(
         utilities = _with_experts_of_variants(utilities, eligible, registry)
     policy = registry.policy
     threshold = confidence_threshold if policy.confidence_threshold is None else policy.confidence_threshold
-    general = assignment.general_expert if confidence < threshold else None
     candidates = _Candidates.of(eligible, utilities, health_by_expert)
-    expert, reason = _select(candidates, policy, previous=previous, general=general)
-    propensity = 1.0
-    if avoided := "" if reason == "escalated" else _avoided(candidates, policy, previous=previous, general=general):
-        reason = "fallback"
-    if uniform is not None and reason == "routed":
-        unmeasured = assignment.unmeasured_experts(prediction.best)
-        expert, reason, propensity = _explore(expert, candidates, policy, uniform=uniform, unmeasured=unmeasured)
+    expert, reason, propensity, avoided = _choose_expert(
+        candidates,
+        policy,
+        previous=previous,
+        general=assignment.general_expert if confidence < threshold else None,
+        uniform=uniform,
+        unmeasured=assignment.unmeasured_experts(prediction.best),
+    )
     order = _order(candidates, expert, registry)
     return Decision(
         expert,
@@ -118,6 +118,28 @@ def decide(
         fallback_from=avoided,
         cause=(health_by_expert[avoided].cause or "circuit_open") if avoided else "",
     )
+
+
+def _choose_expert(
+    candidates: _Candidates,
+    policy: Policy,
+    *,
+    previous: Previous,
+    general: str | None,
+    uniform: float | None,
+    unmeasured: frozenset[str],
+) -> tuple[str, Reason, float, str]:
+    """Return the selected expert, the reason, the propensity, and the expert that is avoided because it is down.
+
+    A routed request explores if `uniform` is given.
+    """
+    expert, reason = _select(candidates, policy, previous=previous, general=general)
+    propensity = 1.0
+    if avoided := "" if reason == "escalated" else _avoided(candidates, policy, previous=previous, general=general):
+        reason = "fallback"
+    if uniform is not None and reason == "routed":
+        expert, reason, propensity = _explore(expert, candidates, policy, uniform=uniform, unmeasured=unmeasured)
+    return expert, reason, propensity, avoided
 
 
 def _order(candidates: _Candidates, expert: str, registry: Registry) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coe.routing.courtesies import without_courtesies
-from coe.routing.phrases import has_topic, is_instruction, is_translation, names_language
+from coe.routing.phrases import has_topic, is_instruction, is_translation, names_language, words_of
 
 CutKind = Literal[
     "block", "file", "quote", "tool result", "environment", "courtesy", "document", "history", "scaffold", "material"
@@ -43,22 +43,18 @@ _CLOSE_AT_END = re.compile(r"</([A-Za-z][\w.:-]{0,63})>\s*\Z")
 _TAG_WORD = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z]+")
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_CONTEXT_TAGS = _words("""
+_CONTEXT_TAGS = words_of("""
     system reminder reminders environment env instructions rules memory memories settings info information metadata
     workspace editor session git status project layout tools tool capabilities notice hook budget usage permissions
     skills agents collaboration mode details history stdout stderr preferences
     """)
 """Words in the names of blocks about the session. They never tell what is asked for."""
-_MATERIAL_TAGS = _words("""
+_MATERIAL_TAGS = words_of("""
     file files document documents attached attachment attachments context selection snippet diff source sources article
     result results output outputs log logs data content contents email transcript passage excerpt contract paste pasted
     """)
 """Words in the names of blocks that the request may be about."""
-_REQUEST_TAGS = _words("""
+_REQUEST_TAGS = words_of("""
     task query request question message prompt feedback goal objective issue problem instruction description input args
     arguments ask
     """)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import routers
 from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
-from coe.artifacts.manifest import Artifact
+from coe.artifacts.manifest import MANIFEST, Artifact, read_manifest
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
@@ -28,12 +28,13 @@ from coe.retrieval.gate import GATE_FILE, Gate, OutdatedGate
 from coe.retrieval.ingest.indexing import TokenizingEncoder, encoder_id
 from coe.retrieval.retrieval import Retrieval
 from coe.routing.classification import OVERLAYS_FILE, Overlay, Overlays
-from coe.runtime import packaged_router
 from coe.runtime.api_keys import with_admin_key
 from coe.settings import Settings
 
 MIN_EXAMPLES = 2
 """Examples by which a category works without training."""
+PACKAGED_ROUTER = Path(routers.__file__).parent / "starter" / "router"
+"""The starter router in an installation from a wheel. `scripts/wheel` trains it; a checkout has none."""
 _log = logging.getLogger("gateway")
 
 
@@ -161,13 +162,13 @@ def check_router(settings: Settings, *, packaged: bool = False, is_reload: bool 
     """
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
     store = ArtifactStore(settings.artifacts, ROUTER)
-    if packaged and (shipped := packaged_router.find(registry)) is not None and store.may_adopt_packaged():
+    if packaged and (shipped := packaged_router(registry)) is not None and store.may_adopt_packaged():
         check_fit(registry, shipped)
         routers.check(shipped.folder)
-        store.adopt(shipped.folder, why=packaged_router.WHY)
+        store.adopt(shipped.folder, why="the router that this version of CoE ships, until one is trained")
     artifact = store.current()
     if artifact is None and not is_reload:
-        artifact = packaged_router.find(registry)
+        artifact = packaged_router(registry)
     if artifact is None:
         raise ArtifactError(
             f"{settings.artifacts}: no router is trained yet; run `coe train`, or `coe up`, which puts one into use"
@@ -175,6 +176,18 @@ def check_router(settings: Settings, *, packaged: bool = False, is_reload: bool 
     check_fit(registry, artifact)
     routers.check(artifact.folder)
     return registry, artifact
+
+
+def packaged_router(registry: Registry) -> Artifact | None:
+    """Return the packaged router, not yet verified; None without one, or if experts.yaml declares what it is not.
+
+    It was trained with the default encoder on the starter prompts. `check_fit` decides whether its categories fit.
+    """
+    declared = registry.router
+    other = declared.training_data or declared.extra_training_data or declared.encoder != routers.DEFAULT_ENCODER
+    if other or not (PACKAGED_ROUTER / MANIFEST).is_file():
+        return None
+    return Artifact(PACKAGED_ROUTER, read_manifest(PACKAGED_ROUTER))
 
 
 def load_router(registry: Registry, artifact: Artifact) -> Router:
@@ -185,7 +198,7 @@ def load_router(registry: Registry, artifact: Artifact) -> Router:
 def check_fit(registry: Registry, artifact: Artifact) -> None:
     """Raises ArtifactError for a router without any declared category, ConfigError for a new category with too few
     examples."""
-    packaged = artifact.folder == packaged_router.FOLDER
+    packaged = artifact.folder == PACKAGED_ROUTER
     router = "the packaged router" if packaged else f"router {artifact.manifest.version}"
     trained = set(artifact.manifest.categories)
     declared = set(registry.category_names) - {GENERAL}

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.artifacts.redis import RedisArtifacts, mirror, open_shared
-from coe.artifacts.store import ArtifactStore
+from coe.artifacts.redis import RedisArtifacts, open_shared
+from coe.artifacts.store import ArtifactStore, mirror
 from coe.errors import ArtifactError, CoEError
 from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
 from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE

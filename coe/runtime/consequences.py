@@ -11,8 +11,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
 from coe.mapping import Consequence
 from coe.registry import Registry
-from coe.runtime import packaged_router
-from coe.runtime.active_state import check_fit, read_plan
+from coe.runtime.active_state import check_fit, packaged_router, read_plan
 from coe.settings import Settings
 
 _log = logging.getLogger("gateway")
@@ -23,7 +22,7 @@ def consequences_of(settings: Settings, registry: Registry) -> tuple[Consequence
 
     Raises ArtifactError or ConfigError, with the remedy, for a difference that would prevent a start.
     """
-    router = ArtifactStore(settings.artifacts, ROUTER).current() or packaged_router.find(registry)
+    router = ArtifactStore(settings.artifacts, ROUTER).current() or packaged_router(registry)
     plan = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     found = list[Consequence]()
     if router is not None:

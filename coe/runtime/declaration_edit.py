@@ -21,7 +21,7 @@ from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError, ConfigRefused, DataError
-from coe.fleet.validation import find_problems
+from coe.fleet.planning import find_problems
 from coe.registry import Registry, load_text, yaml_source
 from coe.registry.hints import QUOTED_CHARACTERS
 from coe.registry.yaml_source import KeyPath, YamlSource

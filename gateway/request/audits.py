@@ -16,8 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from coe.records import Pending
-from coe.records.audit import AuditDetail, AuditOutcome
-from coe.records.feedback import Feedback
+from coe.records.feedback import AuditDetail, AuditOutcome, Feedback
 from coe.records.record import RecipeCall
 from coe.usage import RecipeAudit, RecipeLog
 from gateway.observability.metrics import Metrics

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import FleetError
-from coe.fleet import arguments
 from coe.fleet.engines import environments
+from coe.fleet.engines.engine import bin_folders
 from coe.fleet.engines.environments import Machine, first_version, installed, obstacle
 from coe.fleet.process import fleet_environment
 
@@ -108,7 +108,7 @@ def test_an_engine_gets_an_environment_with_the_build_for_this_machine(
     output = tools.run("install", engine)
     assert f"{engine}: installing {package}~=" in output
     assert f"{engine} 1.2.3 ({build}) is installed in {tools.engines / engine}; `coe up` finds it" in output
-    assert arguments.bin_folders(tools.engines, engine)[0] == tools.engines / engine / "bin"
+    assert bin_folders(tools.engines, engine)[0] == tools.engines / engine / "bin"
     assert "--force installs it anew" in tools.run("install", engine)
 
 
@@ -148,7 +148,7 @@ def test_a_failed_step_is_reported_with_its_output_and_the_earlier_installation_
     ):
         tools.run("install", "vllm")
     assert installed(tools.engines, "vllm") is None
-    assert arguments.bin_folders(tools.engines, "vllm") == (Path(sys.executable).parent,)
+    assert bin_folders(tools.engines, "vllm") == (Path(sys.executable).parent,)
     monkeypatch.delenv("PIP_FAIL")
     tools.run("install", "vllm")
     earlier = tools.folders("vllm")

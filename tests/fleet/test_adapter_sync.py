@@ -14,7 +14,6 @@ from coe.errors import ConfigError, FleetError
 from coe.fleet import adapter_sync
 from coe.fleet.adapter_sync import AdapterSync
 from coe.fleet.fleet import Fleet
-from coe.fleet.specs import LocalExpert
 from coe.registry import ExpertSpec
 from tests.fleet.adapters import adapter
 from tests.fleet.fake_fleet import QUICK, Fakes, send_chat
@@ -45,7 +44,7 @@ class Declared:
             raise ConfigError("experts.yaml:1: not YAML")
         return self.experts
 
-    def tell(self, experts: Sequence[LocalExpert]) -> None:
+    def tell(self, experts: Sequence[ExpertSpec]) -> None:
         self.published = tuple(expert.name for expert in experts)
         self.fakes.report(f"published {', '.join(self.published)}")
 

@@ -17,11 +17,10 @@ import pytest
 from coe.errors import FleetError
 from coe.fleet.engines.catalog import ENGINES
 from coe.fleet.engines.ollama_keeper import is_loaded
-from coe.fleet.planning import local_servers
+from coe.fleet.planning import find_problems, local_servers
 from coe.fleet.probe import is_alive, is_ready, open_probe_session
 from coe.fleet.server import Server
 from coe.fleet.specs import ServerSpec, free_port
-from coe.fleet.validation import find_problems
 from coe.registry import ExpertSpec
 from coe.registry.runtimes import LOCAL_RUNTIMES, RUNTIMES
 from tests.fleet.fake_fleet import QUICK

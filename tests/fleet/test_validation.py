@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.errors import ConfigError
-from coe.fleet.validation import find_problems
+from coe.fleet.planning import find_problems
 from coe.registry import ExpertSpec
 from tests.fleet.adapters import adapter
 

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from coe.errors import FleetError
-from coe.fleet.engines.vllm_client import VllmClient
+from coe.fleet.engines.vllm import VllmClient
 from coe.fleet.probe import open_probe_session
 from coe.fleet.specs import free_port
 
@@ -90,11 +90,14 @@ async def test_after_level_two_the_weights_are_reloaded_before_the_server_wakes(
         ]
 
 
-async def test_a_server_that_does_not_fall_asleep_in_time_is_woken_and_reported() -> None:
+async def test_a_server_that_does_not_fall_asleep_in_time_is_woken_and_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("coe.fleet.engines.vllm.SLEEP_TIMEOUT", 0.2)
     async with standing_in() as (server, vllm):
         server.insomniac = True
         with pytest.raises(FleetError, match=r"/sleep\?level=1&mode=wait gave no answer within 0.2 s"):
-            await vllm.sleep(time_limit=0.2)
+            await vllm.sleep()
         assert server.requests[-1][0] == "/wake_up"
 
 

@@ -13,7 +13,7 @@ from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
 from coe.jobs.rounds.round import open_job
 from coe.registry import load
-from coe.runtime import active_state, packaged_router
+from coe.runtime import active_state
 from coe.runtime.active_state import check_router, load_active_state
 from coe.runtime.consequences import consequences_of
 from coe.runtime.versions import VersionCatalog
@@ -42,7 +42,7 @@ def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, router_format: int)
     with store.draft() as draft:
         (draft / CONFIG).write_bytes(orjson.dumps({"format": router_format}))
         artifact = store.publish(draft, categories=["code", "general", "law"], data="", metrics={"accuracy": 0.8})
-    monkeypatch.setattr(packaged_router, "FOLDER", artifact.folder)
+    monkeypatch.setattr(active_state, "PACKAGED_ROUTER", artifact.folder)
     return artifact.manifest.version
 
 

@@ -316,7 +316,7 @@ def test_a_model_that_nothing_can_serve_is_refused_with_the_remedy(
     folder: Path, llama_server: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    monkeypatch.setattr("coe.fleet.arguments.sys.executable", str(folder / "python"))
+    monkeypatch.setattr("coe.fleet.engines.engine.sys.executable", str(folder / "python"))
     status, output = run("--serve", model)
     assert (status, message in output) == (1, True), output
     assert not (folder / "experts.yaml").exists()

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from coe.errors import DataError
 from coe.learning.estimation.experience_loader import LoadedExperience, load_experience, request_hash
 from coe.learning.estimation.refit import refit
-from coe.records.audit import AuditDetail
-from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
+from coe.records.feedback import FEEDBACK_KINDS, AuditDetail, Feedback, FeedbackKind
 from tests.learning.samples import CATEGORIES, EXPERTS, record
 
 

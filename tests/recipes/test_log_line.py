@@ -3,8 +3,7 @@
 import pytest
 
 from coe.cli.log import _audit, _line
-from coe.records.audit import AuditDetail
-from coe.records.feedback import Feedback
+from coe.records.feedback import AuditDetail, Feedback
 from coe.records.record import RecipeCall
 from tests.list_log import ListLog
 from tests.records.samples import record

@@ -26,8 +26,7 @@ from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE, LossBounds, pu
 from coe.learning.monitoring.traffic_report import TrafficReport
 from coe.mapping.plan_file import ASSIGNMENT_FILE
 from coe.records import open_feedback
-from coe.records.audit import SKIPPED, AuditDetail
-from coe.records.feedback import Feedback
+from coe.records.feedback import SKIPPED, AuditDetail, Feedback
 from coe.registry import Registry
 from coe.runtime.artifact_sync import ArtifactSync
 from coe.settings import Settings

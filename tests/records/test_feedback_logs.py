@@ -14,8 +14,7 @@ from redis.asyncio import Redis
 
 from coe.errors import ConfigError, LogError
 from coe.records import open_feedback
-from coe.records.audit import AuditDetail
-from coe.records.feedback import Feedback, FeedbackLog, decode_event
+from coe.records.feedback import AuditDetail, Feedback, FeedbackLog, decode_event
 from coe.records.record import RecipeCall, RoutingLog
 from tests.records.samples import everything, record, records
 

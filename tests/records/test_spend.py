@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 
 from coe.cli import app, status
 from coe.learning.monitoring.spend import MAX_ROWS, OTHER, Spend
-from coe.records.audit import AuditDetail
-from coe.records.feedback import Feedback, FeedbackLog
+from coe.records.feedback import AuditDetail, Feedback, FeedbackLog
 from coe.records.record import RecipeCall, RoutingLog
 from gateway.observability import metrics
 from tests.access.samples import key_of

@@ -15,7 +15,7 @@ import pytest
 import routers
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ClusterError
-from coe.jobs.executor import ray_task_runner
+from coe.jobs.executor import Executor, task_runner
 from routers.encoders import OnnxEncoder
 from tests.routers.conftest import examples
 
@@ -40,7 +40,7 @@ def test_the_router_is_identical_wherever_tasks_run(
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     build = partial(routers.build, examples(), encoder=str(tiny_encoder), threads=1)
     build(out=tmp_path / "local")
-    with ray_task_runner() as runner:
+    with task_runner(Executor.RAY) as runner:
         build(out=tmp_path / "ray", runner=runner)
         with pytest.raises(ArtifactError, match="missing"):
             list(runner.map(_failing, ["network.onnx"]))
@@ -68,5 +68,5 @@ def test_without_ray_the_error_names_what_to_install(monkeypatch: pytest.MonkeyP
         return imported(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", refusing)
-    with pytest.raises(ClusterError, match=r"pip install 'composition-of-experts\[ray\]'"), ray_task_runner():
+    with pytest.raises(ClusterError, match=r"pip install 'composition-of-experts\[ray\]'"), task_runner(Executor.RAY):
         pass

@@ -251,17 +251,6 @@ def test_nothing_of_an_answer_is_lost_when_a_run_continues(tmp_path: Path) -> No
         assert journal.scored == {"k": cell}
 
 
-def test_an_older_journal_continues_without_forms_of_its_answers(tmp_path: Path) -> None:
-    digest = "0" * 64
-    line = {"key": "k", "prompt_id": "p", "expert": "a", "score": 1.0, "output_tokens": 5, "answer": digest}
-    path = tmp_path / "journal.jsonl"
-    path.write_bytes(b"".join(orjson.dumps(line | {"key": key, "cut": key == "c"}) + b"\n" for key in "kc"))
-    with Journal(path) as journal:
-        whole, cut = journal.scored["k"], journal.scored["c"]
-    assert (whole.score, whole.output_tokens, whole.answer, whole.text_sha256) == (1.0, 5, None, digest)
-    assert (whole.cut, cut.cut, cut.finish_reason) == (False, True, "length")
-
-
 @pytest.mark.parametrize("line", ["nonsense", "[]", '{"surprise": 1}', "5", '"a cut line"'])
 def test_a_damaged_journal_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "journal.jsonl"

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from coe.errors import FleetError
-from coe.fleet.engines.vllm_client import VllmClient
+from coe.fleet.engines.vllm import VllmClient
 from coe.fleet.probe import open_probe_session
 from tests.vllm.adapter_answers import ADAPTER_ANSWERS
 from tests.vllm.service import SPARE, Service, lines_of, text_of

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -19,32 +19,31 @@ if TYPE_CHECKING:
 _NOT_FOUND = 404
 
 
-class EngineClient(Protocol):
-    """Controls one running server. Every method is bounded in time and raises FleetError. `wake` follows a `sleep` that
-    did not fail; adapters may be loaded and unloaded repeatedly."""
+class EngineClient:
+    """Controls the running server at `root`. Every method is bounded in time and raises FleetError.
 
-    async def sleep(self, *, level: int) -> None:
-        """Lets requests in flight end, then frees the device. Level 1 keeps the weights in RAM, level 2 drops them."""
-
-    async def wake(self, *, level: int) -> None:
-        """Undoes a `sleep` of that level."""
-
-    async def load_adapter(self, name: str, folder: Path) -> None:
-        """Serves the LoRA adapter in `folder` as the model `name`, and replaces one of the same name."""
-
-    async def unload_adapter(self, name: str) -> None:
-        """Stops serving `name`; requests in flight complete. An unknown name is no error."""
-
-
-ClientFactory = Callable[[str, "aiohttp.ClientSession"], EngineClient]
-"""Makes the client of the server at a URL such as http://127.0.0.1:20001."""
-
-
-class AdminHttp:
-    """Requests to the administrative API of the server at `root`; each raises FleetError."""
+    `wake` follows a `sleep` that did not fail; adapters may be loaded and unloaded repeatedly. This base class is the
+    client of a server that can only be stopped: a subclass has the methods that its engine supports.
+    """
 
     def __init__(self, root: str, session: aiohttp.ClientSession) -> None:
         self._root, self._session = root.rstrip("/"), session
+
+    async def sleep(self, *, level: int) -> None:
+        """Lets requests in flight end, then frees the device. Level 1 keeps the weights in RAM, level 2 drops them."""
+        raise FleetError(f"{self._root} cannot sleep at level {level}")
+
+    async def wake(self, *, level: int) -> None:
+        """Undoes a `sleep` of that level."""
+        raise FleetError(f"{self._root} cannot wake from level {level}")
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Serves the LoRA adapter in `folder` as the model `name`, and replaces one of the same name."""
+        raise FleetError(f"{self._root} cannot load the adapter {name!r} in {folder}")
+
+    async def unload_adapter(self, name: str) -> None:
+        """Stops serving `name`; requests in flight complete. An unknown name is no error."""
+        raise FleetError(f"{self._root} cannot unload the adapter {name!r}")
 
     async def _post(self, path: str, body: Any = None, *, time_limit: float, missing: bytes = b"") -> None:
         """A 404 whose text contains `missing` is no error, unless that is empty."""
@@ -74,24 +73,8 @@ class AdminHttp:
         raise FleetError(f"{url} answered {status}: {_message(text)}")
 
 
-class AdapterlessClient(AdminHttp):
-    """Base of the clients of servers without LoRA adapters."""
-
-    async def load_adapter(self, name: str, folder: Path) -> None:
-        raise FleetError(f"{self._root} cannot load the adapter {name!r} in {folder}")
-
-    async def unload_adapter(self, name: str) -> None:
-        raise FleetError(f"{self._root} cannot unload the adapter {name!r}")
-
-
-class StopOnlyClient(AdapterlessClient):
-    """The client of a server that can only be stopped: every method of EngineClient raises FleetError."""
-
-    async def sleep(self, *, level: int) -> None:
-        raise FleetError(f"{self._root} cannot sleep at level {level}")
-
-    async def wake(self, *, level: int) -> None:
-        raise FleetError(f"{self._root} cannot wake from level {level}")
+ClientFactory = Callable[[str, "aiohttp.ClientSession"], EngineClient]
+"""Makes the client of the server at a URL such as http://127.0.0.1:20001."""
 
 
 def _message(text: bytes) -> str:

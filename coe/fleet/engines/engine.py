@@ -1,4 +1,4 @@
-"""The Protocol of an inference engine: how CoE plans the servers of one runtime, and how their weights are found.
+"""The base class of inference engines: how CoE plans the servers of one runtime, and finds their commands and weights.
 
 An engine builds a `ServerSpec`: command line, environment, pages to probe, load times, and the client that puts the
 server to sleep. Processes, probes, restarts, logs and residency are the same for all engines and know specs only.
@@ -7,14 +7,22 @@ server to sleep. Processes, probes, restarts, logs and residency are the same fo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from coe.errors import FleetError
-from coe.fleet import arguments, weights
-from coe.fleet.specs import Flag, ListenAddress, LocalExpert, ServerSpec
+from coe.fleet import weights
+from coe.fleet.engines import environments
+from coe.fleet.specs import START_SECONDS, ListenAddress, ServerSpec
+from coe.registry import ExpertSpec
+from coe.registry.experts import normalized_options
+from coe.registry.sections import Flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,60 +34,100 @@ class ModelFolders:
     cache: Path
     report: Callable[[str], None]
 
+    def resolve(self, model: str) -> Path | str:
+        """The folder of a model in Hugging Face format, or its hub name; converts a packaged GGUF file."""
+        return weights.resolve(model, cache=self.cache, report=self.report, base_folder=self.base_folder)
 
-class InferenceEngine(Protocol):
-    """Plans the servers of one runtime. `command` is the program, `install` the way to get it. `reserved_flags`
-    are options that CoE sets from the rest of the declaration. `start_seconds` is the expected time from stopped to
-    awake before any measurement: seconds, and seconds a GB."""
 
-    @property
-    def command(self) -> str: ...
+class InferenceEngine(ABC):
+    """Plans the servers of one runtime.
 
-    @property
-    def install(self) -> str: ...
+    `command` is the program, `install` the way to get it. `reserved_flags` are options that CoE sets from the rest of
+    the declaration, `parallel_flags` those that spread a model over GPUs. `ready_timeout` is the time for the first
+    token in seconds: large weights may come from a slow disk or the hub. `start_seconds` is the expected time from
+    stopped to awake before any measurement: seconds, and seconds a GB.
+    """
 
-    @property
-    def reserved_flags(self) -> frozenset[str]: ...
+    command: str
+    install: str
+    reserved_flags: frozenset[str]
+    parallel_flags: tuple[str, ...] = ()
+    ready_timeout = 900.0
+    start_seconds = START_SECONDS
 
-    @property
-    def start_seconds(self) -> tuple[float, float]: ...
-
-    def flags(self, expert: LocalExpert) -> dict[str, Flag]:
+    def flags(self, expert: ExpertSpec) -> dict[str, Flag]:
         """The options of the expert's server, defaults included."""
+        return normalized_options(expert.options)
 
     def devices(self, options: Mapping[str, Flag]) -> int:
         """The number of GPUs that the options spread a model over; 1 by default."""
+        return prod(size for name in self.parallel_flags if isinstance(size := options.get(name), int))
 
     def problems(
-        self, expert: LocalExpert, options: Mapping[str, Flag], *, base_folder: Path
+        self, expert: ExpertSpec, options: Mapping[str, Flag], *, base_folder: Path
     ) -> Iterator[tuple[str, str]]:
         """Yields keys of the expert in experts.yaml, and what is wrong with the remedy, as far as the declaration and
-        the disk show it."""
+        the disk show it: by default of the folder of a model in Hugging Face format."""
+        try:
+            weights.locate(expert.model, base_folder=base_folder)
+        except FleetError as error:
+            yield "model", str(error)
 
+    @abstractmethod
     def server_spec(
-        self, first: LocalExpert, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
+        self, first: ExpertSpec, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
     ) -> ServerSpec:
         """The server of `first` and of all adapters on it. Raises FleetError, such as for a missing command."""
 
+    def spec(self, first: ExpertSpec, address: ListenAddress, **rest: Any) -> ServerSpec:
+        """The server of `first` at `address`; `rest` are the other fields of the spec."""
+        shared: dict[str, Any] = {
+            "key": first.name,
+            "host": address.host,
+            "port": address.port,
+            "log": address.log,
+            "ready_timeout": self.ready_timeout,
+            "start_seconds": self.start_seconds,
+        }
+        return ServerSpec(**shared | rest)
 
-def weight_problems(model: str, *, base_folder: Path) -> Iterator[tuple[str, str]]:
-    """Yields what is wrong with the folder of a model in Hugging Face format."""
-    try:
-        weights.locate(model, base_folder=base_folder)
-    except FleetError as error:
-        yield "model", str(error)
+    def locate(self, expert: ExpertSpec, address: ListenAddress) -> str:
+        """The path of the program. Raises FleetError with the way to install it."""
+        found = locate_command(self.command, address.bin_folders)
+        if found is None:
+            folders = " nor in ".join(map(str, address.bin_folders))
+            raise FleetError(
+                f"expert {expert.name!r}: the command {self.command!r} is neither in {folders} nor on PATH; "
+                f"install it with {self.install}, or declare the expert as external"
+            )
+        return str(found)
 
 
-def resolved_weights(model: str, models: ModelFolders) -> Path | str:
-    """The folder of a model in Hugging Face format, or its hub name; converts a packaged GGUF file."""
-    return weights.resolve(model, cache=models.cache, report=models.report, base_folder=models.base_folder)
+def bin_folders(engines: Path | None, runtime: str, python: Path | None = None) -> tuple[Path, ...]:
+    """Return the folders to search for the commands of a runtime: its own environment, then that of `python`, by
+    default this interpreter."""
+    own = None if engines is None else environments.bin_folder(engines, runtime)
+    beside = Path(python or sys.executable).parent
+    return (beside,) if own is None else (own, beside)
 
 
-def command_of(engine: InferenceEngine, expert: LocalExpert, address: ListenAddress) -> str:
-    """The path of the engine's program. Raises FleetError with the way to install it."""
-    return str(
-        arguments.find_command(engine.command, expert=expert.name, folders=address.bin_folders, install=engine.install)
-    )
+def locate_command(name: str, folders: Sequence[Path]) -> Path | None:
+    """Return the path of a command in one of the folders or on PATH; None if there is none."""
+    found = next((folder / name for folder in folders if (folder / name).is_file()), None) or shutil.which(name)
+    return None if found is None else Path(found)
+
+
+def to_argv(options: Mapping[str, Flag]) -> tuple[str, ...]:
+    """The options as arguments, in the given order; a boolean is set or negated."""
+    return tuple(word for name, value in options.items() for word in _flag_argv(name, value))
+
+
+def _flag_argv(name: str, value: Flag) -> Iterator[str]:
+    if isinstance(value, bool):
+        yield f"--{name}" if value else f"--no-{name}"
+    else:
+        yield f"--{name}"
+        yield str(value)
 
 
 def spare_threads() -> int:

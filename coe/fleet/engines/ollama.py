@@ -12,21 +12,20 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from coe.errors import FleetError
 from coe.fleet.engines import ollama_keeper
-from coe.fleet.engines.admin import AdapterlessClient
-from coe.fleet.engines.engine import ModelFolders, command_of, gpu_environment
-from coe.fleet.specs import START_SECONDS, Flag, ListenAddress, LocalExpert, ServerSpec, root_of
-from coe.registry.experts import normalized_options
+from coe.fleet.engines.admin import EngineClient
+from coe.fleet.engines.engine import InferenceEngine, ModelFolders, gpu_environment
+from coe.fleet.specs import ListenAddress, ServerSpec, root_of
+from coe.registry import ExpertSpec
+from coe.registry.sections import Flag
 
 if TYPE_CHECKING:
     import aiohttp
 
-READY_TIMEOUT = 600.0
-"""Seconds for the first token: it loads the model."""
 SLEEP_TIMEOUT = 120.0
 WAKE_TIMEOUT = 600.0
 _POLL_INTERVAL = 0.1
@@ -34,23 +33,16 @@ _HOSTED = ("-cloud", ":cloud")
 """Suffixes of model names that Ollama forwards to its hosted service."""
 
 
-class Ollama:
-    """The InferenceEngine for `ollama serve`."""
+class Ollama(InferenceEngine):
+    """`ollama serve`, which splits a model over the GPUs that it sees."""
 
     command = "ollama"
     install = "its installer (ollama.com/download)"
     reserved_flags = frozenset({"host", "keep-alive", "max-loaded-models"})
-    start_seconds = START_SECONDS
-
-    def flags(self, expert: LocalExpert) -> dict[str, Flag]:
-        return normalized_options(expert.options)
-
-    def devices(self, options: Mapping[str, Flag]) -> int:
-        """1, because Ollama itself splits a model over the GPUs that it sees."""
-        return 1
+    ready_timeout = 600.0
 
     def problems(
-        self, expert: LocalExpert, options: Mapping[str, Flag], *, base_folder: Path
+        self, expert: ExpertSpec, options: Mapping[str, Flag], *, base_folder: Path
     ) -> Iterator[tuple[str, str]]:
         if expert.model.endswith(".gguf") or expert.model.startswith((".", "/", "~")):
             yield "model", f"Ollama serves its own models, not files; import {expert.model!r}, or use runtime llama.cpp"
@@ -63,47 +55,21 @@ class Ollama:
                     yield key, f"`{key}` are for an Ollama that CoE starts; {remedy}"
 
     def server_spec(
-        self, first: LocalExpert, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
+        self, first: ExpertSpec, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
     ) -> ServerSpec:
-        if first.base_url is not None:
-            return _attached(first, first.base_url, address)
-        declared = {_variable(name): _value(value) for name, value in self.flags(first).items()}
-        return ServerSpec(
-            key=first.name,
-            argv=(command_of(self, first, address), "serve"),
-            host=address.host,
-            port=address.port,
-            env={
-                **declared,
-                "OLLAMA_HOST": f"{address.host}:{address.port}",
-                "OLLAMA_KEEP_ALIVE": "-1",  # residency unloads it, not a timer
-                "OLLAMA_MAX_LOADED_MODELS": "1",
-                **gpu_environment(first.gpus),
-            },
-            model=first.model,
-            log=address.log,
-            ready_timeout=READY_TIMEOUT,
-            health_path="/api/version",
-            open_client=partial(OllamaClient, model=first.server_key.model),
-        )
-
-
-def _attached(first: LocalExpert, base_url: str, address: ListenAddress) -> ServerSpec:
-    """Stands for the model in the Ollama at `base_url`, which is checked when the declaration is loaded."""
-    host, port = _address(base_url)
-    return ServerSpec(
-        key=first.name,
-        argv=(sys.executable, "-P", ollama_keeper.__file__, root_of(host, port), first.server_key.model),
-        host=host,
-        port=port,
-        env={},
-        model=first.model,
-        log=address.log,
-        ready_timeout=READY_TIMEOUT,
-        health_path="/api/version",
-        attached=True,
-        open_client=partial(OllamaClient, model=first.server_key.model),
-    )
+        model, client = first.server_key.model, partial(OllamaClient, model=first.server_key.model)
+        shared: dict[str, Any] = {"model": first.model, "health_path": "/api/version", "open_client": client}
+        if first.base_url is not None:  # an Ollama that runs already
+            host, port = _address(first.base_url)
+            argv = (sys.executable, "-P", ollama_keeper.__file__, root_of(host, port), model)
+            return self.spec(first, address, argv=argv, host=host, port=port, env={}, attached=True, **shared)
+        env = {_variable(name): _value(value) for name, value in self.flags(first).items()} | {
+            "OLLAMA_HOST": f"{address.host}:{address.port}",
+            "OLLAMA_KEEP_ALIVE": "-1",  # residency unloads it, not a timer
+            "OLLAMA_MAX_LOADED_MODELS": "1",
+            **gpu_environment(first.gpus),
+        }
+        return self.spec(first, address, argv=(self.locate(first, address), "serve"), env=env, **shared)
 
 
 def _address(base_url: str) -> tuple[str, int]:
@@ -119,7 +85,7 @@ def _value(value: Flag) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-class OllamaClient(AdapterlessClient):
+class OllamaClient(EngineClient):
     """Controls the Ollama server at a URL: unloads and loads `model`, a name with its tag."""
 
     def __init__(self, root: str, session: aiohttp.ClientSession, *, model: str) -> None:

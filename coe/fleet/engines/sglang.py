@@ -8,44 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coe.fleet import arguments, weights
-from coe.fleet.engines.admin import AdapterlessClient
-from coe.fleet.engines.engine import ModelFolders, command_of, gpu_environment, resolved_weights, weight_problems
-from coe.fleet.specs import START_SECONDS, Flag, ListenAddress, LocalExpert, ServerSpec
-from coe.registry.experts import normalized_options
+from coe.fleet import weights
+from coe.fleet.engines.admin import EngineClient
+from coe.fleet.engines.engine import InferenceEngine, ModelFolders, gpu_environment, to_argv
+from coe.fleet.specs import ListenAddress, ServerSpec
+from coe.registry import ExpertSpec
+from coe.registry.sections import Flag
 
 if TYPE_CHECKING:
     import aiohttp
 
-READY_TIMEOUT = 900.0
-"""Seconds: large weights may come from a slow disk, and CUDA graphs are captured."""
 DRAIN_TIMEOUT = 120.0
 """Seconds for requests in flight to end before sleep."""
 SLEEP_TIMEOUT = 120.0
 WAKE_TIMEOUT = 600.0
-_PARALLEL_FLAGS = (
-    *("tp", "tp-size", "tensor-parallel-size", "pp-size", "pipeline-parallel-size"),
-    *("dp", "dp-size", "data-parallel-size"),
-)
-"""The flags that spread a model over GPUs; several are names of one."""
 
 
-class SGLang:
-    """The InferenceEngine for SGLang."""
+class SGLang(InferenceEngine):
+    """SGLang. Several of its `parallel_flags` are names of one flag."""
 
     command = "sglang"
     install = "`coe engine install sglang`"
     reserved_flags = frozenset({"host", "port", "served-model-name", "model", "model-path", "lora-paths"})
-    start_seconds = START_SECONDS
+    parallel_flags = (
+        *("tp", "tp-size", "tensor-parallel-size", "pp-size", "pipeline-parallel-size"),
+        *("dp", "dp-size", "data-parallel-size"),
+    )
 
-    def flags(self, expert: LocalExpert) -> dict[str, Flag]:
+    def flags(self, expert: ExpertSpec) -> dict[str, Flag]:
         """Adds the flags for the metrics page (which shows the queue), for several GPUs, and for sleep. Flags that are
         False are left out, since SGLang has no negated flags."""
-        declared = normalized_options(expert.options)
+        declared = super().flags(expert)
         defaults: dict[str, Flag] = {"enable-metrics": True}
         if len(expert.gpus) > 1 and self.devices(declared) == 1:
             defaults["tensor-parallel-size"] = len(expert.gpus)
@@ -55,43 +51,34 @@ class SGLang:
             defaults["enable-weights-cpu-backup"] = True
         return {name: value for name, value in (defaults | declared).items() if value is not False}
 
-    def devices(self, options: Mapping[str, Flag]) -> int:
-        return prod(size for name in _PARALLEL_FLAGS if isinstance(size := options.get(name), int))
-
     def problems(
-        self, expert: LocalExpert, options: Mapping[str, Flag], *, base_folder: Path
+        self, expert: ExpertSpec, options: Mapping[str, Flag], *, base_folder: Path
     ) -> Iterator[tuple[str, str]]:
-        yield from weight_problems(expert.model, base_folder=base_folder)
+        yield from super().problems(expert, options, base_folder=base_folder)
         for flag in ("enable-memory-saver", "enable-weights-cpu-backup")[: 2 if expert.sleep_level == 1 else 1]:
             if expert.sleep_level and options.get(flag) is False:
                 yield "options", f"sleep_level {expert.sleep_level} needs {flag}, and the options say false; remove it"
 
     def server_spec(
-        self, first: LocalExpert, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
+        self, first: ExpertSpec, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
     ) -> ServerSpec:
-        model = resolved_weights(first.model, models)
-        command = command_of(self, first, address)
-        return ServerSpec(
-            key=first.name,
-            argv=(
-                *(command, "serve", "--model-path", str(model), "--served-model-name", first.name),
-                *("--host", address.host, "--port", str(address.port)),
-                *arguments.to_argv(self.flags(first)),
-            ),
-            host=address.host,
-            port=address.port,
+        model = models.resolve(first.model)
+        command = (self.locate(first, address), "serve", "--model-path", str(model), "--served-model-name", first.name)
+        listen = ("--host", address.host, "--port", str(address.port))
+        return self.spec(
+            first,
+            address,
+            argv=(*command, *listen, *to_argv(self.flags(first))),
             # its health page would wait a second or more for a token
             env={"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
             | gpu_environment(first.gpus)
             | weights.offline_environment(model),
             model=first.name,
-            log=address.log,
-            ready_timeout=READY_TIMEOUT,
             open_client=partial(SGLangClient, model=str(model)),
         )
 
 
-class SGLangClient(AdapterlessClient):
+class SGLangClient(EngineClient):
     """Controls the SGLang server at a URL; `model` are its weights, which level 2 reads again from disk."""
 
     def __init__(self, root: str, session: aiohttp.ClientSession, *, model: str) -> None:

@@ -1,28 +1,43 @@
-"""Builds the command line and the environment of a vLLM server for the experts that share one model.
+"""vLLM servers for the experts that share one model: command line, environment, LoRA adapters, and sleep.
 
-Also reads the folders of LoRA adapters: their ranks become flags, and `adapter_problem` reports why vLLM cannot serve
-one.
+The ranks of adapters become flags, and `adapter_problem` reports why vLLM cannot serve one. The endpoints of
+`VllmClient` need no key, and exist only if the environment enables them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import prod
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from coe.fleet import arguments, weights
-from coe.fleet.engines.engine import ModelFolders, command_of, gpu_environment, resolved_weights, weight_problems
-from coe.fleet.engines.vllm_client import DEV_MODE_VARIABLE, LORA_UPDATING_VARIABLE, VllmClient
-from coe.fleet.specs import HOST, START_SECONDS, Flag, ListenAddress, LocalExpert, ServerSpec
+from coe.errors import FleetError
+from coe.fleet import weights
+from coe.fleet.engines.admin import EngineClient
+from coe.fleet.engines.engine import InferenceEngine, ModelFolders, gpu_environment, to_argv
+from coe.fleet.specs import HOST, ListenAddress, ServerSpec
+from coe.registry import ExpertSpec
 from coe.registry.experts import normalized_options
+from coe.registry.sections import Flag
 
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 _ALLOWED_RANKS = (16, 32, 64, 128, 256, 320, 512)
 """Values that `--max-lora-rank` accepts, starting at its default (vLLM 0.32)."""
+_MAX_LORAS = 8
+"""Adapters in one batch by default (`max-loras`); each needs memory. More adapters are served in turn."""
+_MULTI_SERVER_FLAGS = ("data-parallel-size", "api-server-count")
+DEV_MODE_VARIABLE = "VLLM_SERVER_DEV_MODE"
+LORA_UPDATING_VARIABLE = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+"""Environment variables that enable the endpoints, if set to 1."""
+SLEEP_TIMEOUT = 120.0
+"""Seconds for requests in flight to end and the weights to leave the device."""
+WAKE_TIMEOUT = 600.0
+"""Seconds for the weights to return; from disk after level 2."""
+ADAPTER_TIMEOUT = 120.0
+_SHORT = 10.0
 
 
 def adapter_problem(folder: Path) -> str | None:
@@ -64,62 +79,42 @@ def _adapter_config(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-READY_TIMEOUT = 900.0
-"""Seconds: large weights may come from a slow disk, and CUDA graphs are compiled."""
-_MAX_LORAS = 8
-"""Adapters in one batch by default (`max-loras`); each needs memory. More adapters are served in turn."""
-_MULTI_SERVER_FLAGS = ("data-parallel-size", "api-server-count")
-
-
-_PARALLEL_FLAGS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
-
-
-class Vllm:
-    """The InferenceEngine for vLLM. Its servers can sleep, and load LoRA adapters while they run."""
+class Vllm(InferenceEngine):
+    """vLLM. Its servers can sleep, and load LoRA adapters while they run."""
 
     command = "vllm"
     install = "`coe engine install vllm`"
     reserved_flags = frozenset({"host", "port", "served-model-name", "model", "lora-modules"})
-    start_seconds = START_SECONDS
-
-    def flags(self, expert: LocalExpert) -> dict[str, Flag]:
-        return normalized_options(expert.options)
-
-    def devices(self, options: Mapping[str, Flag]) -> int:
-        return prod(size for name in _PARALLEL_FLAGS if isinstance(size := options.get(name), int))
+    parallel_flags = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 
     def problems(
-        self, expert: LocalExpert, options: Mapping[str, Flag], *, base_folder: Path
+        self, expert: ExpertSpec, options: Mapping[str, Flag], *, base_folder: Path
     ) -> Iterator[tuple[str, str]]:
-        yield from weight_problems(expert.model, base_folder=base_folder)
+        yield from super().problems(expert, options, base_folder=base_folder)
         yield from _adapter_problems(expert, options, base_folder)
 
     def server_spec(
-        self, first: LocalExpert, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
+        self, first: ExpertSpec, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
     ) -> ServerSpec:
-        model = resolved_weights(first.model, models)
-        command = Path(command_of(self, first, address))
+        model, command = models.resolve(first.model), Path(self.locate(first, address))
         served = first.name if not first.adapter else f"{first.name}-base"
         options = _parallel_flags(first) | self.flags(first)
         options |= _lora_flags(options, ranks=[adapter_rank(folder) for folder in adapters.values()])
         listen = ("--host", address.host, "--port", str(address.port), "--served-model-name", served)
         env = _environment(first, options, address)
-        return ServerSpec(
-            key=first.name,
-            argv=(*_serve_command(command, str(model)), *listen, *arguments.to_argv(options)),
-            host=address.host,
-            port=address.port,
+        return self.spec(
+            first,
+            address,
+            argv=(*_serve_command(command, str(model)), *listen, *to_argv(options)),
             env=env | weights.offline_environment(model),
             model=served,
-            log=address.log,
-            ready_timeout=READY_TIMEOUT,
             adapters=adapters,
             loads_adapters=LORA_UPDATING_VARIABLE in env,
             open_client=VllmClient,
         )
 
 
-def _adapter_problems(expert: LocalExpert, options: Mapping[str, Flag], base_folder: Path) -> Iterator[tuple[str, str]]:
+def _adapter_problems(expert: ExpertSpec, options: Mapping[str, Flag], base_folder: Path) -> Iterator[tuple[str, str]]:
     if expert.adapter is None:
         return
     folder = (base_folder / Path(expert.adapter).expanduser()).absolute()
@@ -141,7 +136,7 @@ def _serve_command(command: Path, model: str) -> tuple[str, ...]:
     return (str(command), "serve", model)
 
 
-def _parallel_flags(expert: LocalExpert) -> dict[str, Flag]:
+def _parallel_flags(expert: ExpertSpec) -> dict[str, Flag]:
     """Several declared devices mean that the model is spread over them."""
     declared = normalized_options(expert.options)
     if len(expert.gpus) > 1 and not any(name.endswith("-parallel-size") for name in declared):
@@ -159,7 +154,7 @@ def _lora_flags(options: Mapping[str, Flag], *, ranks: list[int]) -> dict[str, F
     return {name: value for name, value in usual.items() if name not in options}
 
 
-def _environment(expert: LocalExpert, options: Mapping[str, Flag], address: ListenAddress) -> dict[str, str]:
+def _environment(expert: ExpertSpec, options: Mapping[str, Flag], address: ListenAddress) -> dict[str, str]:
     """Enables the endpoints of `VllmClient`, on loopback only, and disables usage statistics."""
     environ = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if address.host == HOST:
@@ -167,3 +162,38 @@ def _environment(expert: LocalExpert, options: Mapping[str, Flag], address: List
     if options.get("enable-lora") and not any(options.get(name, 1) != 1 for name in _MULTI_SERVER_FLAGS):
         environ[LORA_UPDATING_VARIABLE] = "1"
     return environ | gpu_environment(expert.gpus)
+
+
+class VllmClient(EngineClient):
+    """Controls the vLLM server at a URL; refusals are raised with the server's own message."""
+
+    async def sleep(self, *, level: int = 1) -> None:
+        """Put the server to sleep. Send no requests while it sleeps: they wait without an answer until `wake`.
+
+        A server that is not asleep in time is woken again before the error is raised, so that no request waits in it
+        unnoticed. Memory is freed only if the server was started with `--enable-sleep-mode` on a GPU; elsewhere it only
+        pauses.
+        """
+        try:
+            await self._post(f"/sleep?level={level}&mode=wait", time_limit=SLEEP_TIMEOUT)
+        except FleetError:
+            with suppress(FleetError):
+                await self._post("/wake_up", time_limit=_SHORT)
+            raise
+
+    async def wake(self, *, level: int = 1) -> None:
+        """Wake the server; after level 2 it reads the weights from disk."""
+        if level >= 2:
+            await self._post("/wake_up?tags=weights", time_limit=WAKE_TIMEOUT)
+            await self._post("/collective_rpc", {"method": "reload_weights"}, time_limit=WAKE_TIMEOUT)
+            await self._post("/wake_up?tags=kv_cache", time_limit=WAKE_TIMEOUT)
+        else:
+            await self._post("/wake_up", time_limit=WAKE_TIMEOUT)
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        body = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
+        await self._post("/v1/load_lora_adapter", body, time_limit=ADAPTER_TIMEOUT)
+
+    async def unload_adapter(self, name: str) -> None:
+        body = {"lora_name": name}
+        await self._post("/v1/unload_lora_adapter", body, time_limit=ADAPTER_TIMEOUT, missing=b"cannot be found")

@@ -12,16 +12,15 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from coe.errors import ClusterError, ConfigError, pip_install
-from coe.fleet.fleet import run_to_completion, run_together
+from coe.fleet.fleet import RunningServers, run_together
+from coe.fleet.planning import find_problems
 from coe.fleet.ray.server_actor import ServerRequest, server_requests
 from coe.fleet.ray.server_supervisor import ServerSupervisor
-from coe.fleet.specs import LocalExpert, Timeouts
-from coe.fleet.validation import find_problems
-from coe.registry import Registry
+from coe.fleet.specs import Timeouts
+from coe.registry import ExpertSpec, Registry
 from coe.registry.experts import ServerKey
 from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.settings import Endpoint, Settings
@@ -32,7 +31,7 @@ PLACEMENT_TIMEOUT = 120.0
 """Seconds that a server waits for a node with free resources; an autoscaling cluster takes about a minute to grow."""
 
 
-class ClusterFleet:
+class ClusterFleet(RunningServers):
     """`async with ClusterFleet(requests, ray=ray, report=print):` runs the servers for the length of the block.
 
     Entering places each server on a node, spread as far as resources allow, and returns once each has answered. It
@@ -66,20 +65,10 @@ class ClusterFleet:
         self._last: dict[str, tuple[str, str]] = {}
         self._followers: list[asyncio.Task[Any]] = []
 
-    async def __aenter__(self) -> Self:
-        try:
-            await run_together(supervisor.place() for supervisor in self._supervisors)
-            await run_together(supervisor.start() for supervisor in self._supervisors)
-        except BaseException:
-            await run_to_completion(self._close())
-            raise
+    async def _open(self) -> None:
+        await run_together(supervisor.place() for supervisor in self._supervisors)
+        await run_together(supervisor.start() for supervisor in self._supervisors)
         self._followers = [supervised(supervisor.follow, "follow-server") for supervisor in self._supervisors]
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await run_to_completion(self._close())
 
     async def _close(self) -> None:
         for follower in self._followers:
@@ -87,7 +76,7 @@ class ClusterFleet:
         await asyncio.gather(*self._followers, return_exceptions=True)
         await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors))
 
-    def endpoints(self, experts: Sequence[LocalExpert], keys: Sequence[str]) -> dict[str, tuple[Endpoint, ...]]:
+    def endpoints(self, experts: Sequence[ExpertSpec], keys: Sequence[str]) -> dict[str, tuple[Endpoint, ...]]:
         """The endpoints of the replicas that are up, for experts whose servers have these keys. If none is up, the last
         one: requests to it fail, and their breaker notices when one is back."""
         found: dict[str, tuple[Endpoint, ...]] = {}
@@ -133,10 +122,10 @@ class PublishedFleet:
     def __init__(self, fleet: ClusterFleet, *, running: Mapping[ServerKey, str], publish: Publish) -> None:
         self.fleet, self.running = fleet, running
         self._publish = publish
-        self.experts: Sequence[LocalExpert] = ()
+        self.experts: Sequence[ExpertSpec] = ()
         fleet.changed = self._publish_endpoints
 
-    def publish(self, experts: Sequence[LocalExpert]) -> None:
+    def publish(self, experts: Sequence[ExpertSpec]) -> None:
         """Serves these experts from now on."""
         self.experts = experts
         self._publish_endpoints()

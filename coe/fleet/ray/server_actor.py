@@ -50,7 +50,7 @@ def server_requests(
 ) -> Iterator[ServerRequest]:
     """Yields one request for each replica of each server. A server has as many replicas as the expert with most."""
     for group in group_by_server(experts).values():
-        declared = tuple(expert.model_copy(update={"api_key": None}) for expert in experts if expert in group)
+        declared = tuple(expert.model_copy(update={"api_key": None}) for expert in group)
         key = next((expert.name for expert in declared if not expert.adapter), declared[0].name)
         replicas = max(expert.replicas for expert in declared)
         resources = _resources(declared, cluster_has_gpus=cluster_has_gpus)

@@ -65,7 +65,7 @@ class ServerSupervisor:
             max_concurrency=16,
         )
         self._actor = remote.remote(self.request, self._timeouts)
-        node = asyncio.ensure_future(_as_future(self._actor.node.remote()))
+        node = asyncio.ensure_future(self._actor.node.remote())
         try:
             self._node = await self._placed(node)
         finally:
@@ -199,10 +199,6 @@ def _shortage(needed: Mapping[str, float], ray: Any) -> str:
 def _amounts(amounts: Mapping[str, float], names: Mapping[str, float]) -> str:
     values = {name: amounts.get(name, 0.0) / (GB if name == "memory" else 1) for name in names}
     return " and ".join(f"{value:.3g} {_UNITS[name]}" for name, value in values.items())
-
-
-async def _as_future(call: Awaitable[Any]) -> Any:
-    return await call
 
 
 def _first_line(error: Exception) -> str:

@@ -116,20 +116,10 @@ class ResidencyClient:
 
     async def report(self) -> list[dict[str, Any]]:
         """Return the state of each device and the reasons for it. Raises ExpertAsleep if the fleet does not answer."""
-        writer = await self._connection("")
-        self._number += 1
-        response = self._responses[self._number] = asyncio.get_running_loop().create_future()
-        number = self._number
         try:
-            writer.write(encode({"report": number}))
-            async with asyncio.timeout(RESPONSE_TIMEOUT):
-                return list((await response)["devices"])
-        except TimeoutError:
+            return await fetch_report(self._address)
+        except OSError:
             raise _asleep("", "the fleet does not answer", RESPONSE_TIMEOUT) from None
-        except _Refused as refused:
-            raise _asleep("", refused.reason, refused.retry_after) from None
-        finally:
-            self._responses.pop(number, None)
 
     async def _connection(self, expert: str) -> asyncio.StreamWriter:
         try:
@@ -174,7 +164,7 @@ class ResidencyClient:
         if "tiers" in message:
             self.tiers = message["tiers"]
             return
-        number = next((message[kind] for kind in ("granted", "refused", "report") if kind in message), 0)
+        number = next((message[kind] for kind in ("granted", "refused") if kind in message), 0)
         response = self._responses.get(number)
         if response is None or response.done():
             return

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 from coe.fleet.engines.engine import gpu_environment
 from coe.fleet.planning import group_by_server
@@ -70,7 +69,7 @@ def plan_devices(registry: Registry, specs: Sequence[ServerSpec], load_times: Lo
     for the same experts, in order."""
     declared = registry.residency
     assert declared is not None
-    groups = [cast("list[ExpertSpec]", group) for group in group_by_server(registry.experts).values()]
+    groups = group_by_server(registry.experts).values()
     devices = []
     for device in declared.devices:
         here = [
@@ -78,7 +77,15 @@ def plan_devices(registry: Registry, specs: Sequence[ServerSpec], load_times: Lo
             for group, spec in zip(groups, specs, strict=True)
             if device.name in (names := registry.devices_of(group[0]))
         ]
-        servers = tuple(_scheduled_server(group, spec, load_times) for group, spec in here)
+        servers = tuple(
+            ScheduledServer(
+                server_profile(group, spec.key),
+                spec,
+                _sleep_level(group),
+                load_times.of(group[0].name) if load_times else {},
+            )
+            for group, spec in here
+        )
         experts = {expert.name: spec.key for group, spec in here for expert in group}
         host_memory = declared.sleep_memory_gb / len(declared.devices)
         devices.append(Device(device.memory_gb, host_memory, servers, experts, device.name))
@@ -87,11 +94,6 @@ def plan_devices(registry: Registry, specs: Sequence[ServerSpec], load_times: Lo
 
 def _confined(spec: ServerSpec, device: DeviceSpec) -> ServerSpec:
     return replace(spec, env={**spec.env, **gpu_environment(device.gpus)})
-
-
-def _scheduled_server(group: Sequence[ExpertSpec], spec: ServerSpec, load_times: LoadTimes | None) -> ScheduledServer:
-    measured = load_times.of(group[0].name) if load_times else {}
-    return ScheduledServer(server_profile(group, spec.key), spec, _sleep_level(group), measured)
 
 
 def server_profile(group: Sequence[ExpertSpec], key: str) -> ServerProfile:

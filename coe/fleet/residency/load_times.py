@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from coe.fleet.residency.state import Tier
-from coe.fleet.specs import LocalExpert
+from coe.registry import ExpertSpec
 
 LOAD_TIMES_FILE = "load-times.json"
 MIN_SECONDS, MAX_SECONDS = 0.001, 3600.0
@@ -28,7 +28,7 @@ class LoadTimes:
     """The times of the declared `experts` in the file at `path`. A time that was never measured is absent."""
 
     def __init__(
-        self, path: Path, experts: Iterable[LocalExpert], *, report: Callable[[str], None] = lambda _: None
+        self, path: Path, experts: Iterable[ExpertSpec], *, report: Callable[[str], None] = lambda _: None
     ) -> None:
         self._path, self._report = path, report
         self._servers = {expert.name: _digest(expert) for expert in experts}
@@ -68,7 +68,7 @@ class LoadTimes:
             self._report(f"{self._path}: load times cannot be kept ({error})")
 
 
-def _digest(expert: LocalExpert) -> str:
+def _digest(expert: ExpertSpec) -> str:
     """Changes with the declared server. Default flags do not count, since some depend on the reading process."""
     declared = (expert.runtime, expert.model, dict(expert.options), expert.gpus, expert.sleep_level)
     return hashlib.sha256(orjson.dumps(declared, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

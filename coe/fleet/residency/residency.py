@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from coe.errors import FleetError
 from coe.fleet import probe
-from coe.fleet.fleet import run_to_completion, run_together
+from coe.fleet.fleet import RunningServers, run_together
 from coe.fleet.residency.devices import Device, ScheduledServer
 from coe.fleet.residency.forecast import Forecast
 from coe.fleet.residency.load_times import LoadTimes
@@ -53,7 +52,7 @@ class _DeviceSchedule:
         self.next_check: asyncio.TimerHandle | None = None
 
 
-class Residency:
+class Residency(RunningServers):
     """`async with Residency(...):` runs the servers of the devices for the length of the block.
 
     Entering starts the pinned servers and, in the order of the assignment, as many others as fit, or raises FleetError.
@@ -88,21 +87,10 @@ class Residency:
 
     # ------------------------------------------------------------------------------------------------ start and stop
 
-    async def __aenter__(self) -> Self:
+    async def _open(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._session = probe.open_probe_session()
-        first = self._place()
-        try:
-            await self._start_first(first)
-        except BaseException:
-            await run_to_completion(self._close())
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await run_to_completion(self._close())
+        await self._start_first(self._place())
 
     def _place(self) -> list[ManagedServer]:
         """Sets up the devices; returns the first servers: pinned ones, then assigned ones, then others in the order of

@@ -25,7 +25,7 @@ from coe.jobs.rounds.round import Candidate, Job, ManifestFields, RoundState
 from coe.learning.estimation.experience import NONE, Experience
 from coe.learning.estimation.experience_loader import UNTENANTED, request_hash
 from coe.learning.retraining.promotion import Contrast, held_out_evidence
-from coe.records.record import RoutingRecord
+from coe.records.record import RoutingRecord, observed
 from coe.routing.classification import OVERLAYS_FILE, Overlay, log_posterior, softmax
 
 Array = NDArray[np.float64]
@@ -95,14 +95,14 @@ class RouterPosteriors:
 
     def observe(self, pages: Iterator[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
         """Pass the pages through unchanged."""
-        for page in pages:
-            for record in page:
-                if record.router_probabilities is not None:
-                    if len(self._found) >= MAX_POSTERIORS:
-                        del self._found[next(iter(self._found))]
-                    row = [record.router_probabilities.get(name, 0.0) for name in self._categories]
-                    self._found[request_hash(record.request_id)] = np.array(row, dtype=np.float32)
-            yield page
+        return observed(pages, self._add)
+
+    def _add(self, record: RoutingRecord) -> None:
+        if record.router_probabilities is not None:
+            if len(self._found) >= MAX_POSTERIORS:
+                del self._found[next(iter(self._found))]
+            row = [record.router_probabilities.get(name, 0.0) for name in self._categories]
+            self._found[request_hash(record.request_id)] = np.array(row, dtype=np.float32)
 
     def of(self, experience: Experience) -> NDArray[np.float32]:
         """The router's own posterior of each request, shape (n, m)."""

@@ -36,7 +36,7 @@ from coe.mapping import PlanEvidence, PlanInputs, read_evidence, read_published
 from coe.mapping.problem import Array, relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.feedback import FEEDBACK_KINDS
-from coe.records.record import RoutingRecord
+from coe.records.record import RoutingRecord, observed
 
 
 class PolicyWindow:
@@ -52,15 +52,12 @@ class PolicyWindow:
 
     def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
         """Pass the pages through unchanged."""
-        for page in pages:
-            for record in page:
-                if not self._is_own(record):
-                    self.since = max(self.since, math.nextafter(record.time, math.inf))
-            yield page
+        return observed(pages, self._add)
 
-    def _is_own(self, record: RoutingRecord) -> bool:
+    def _add(self, record: RoutingRecord) -> None:
         decided = bool(record.assignment) and self._digest.startswith(record.assignment)
-        return not record.category or (decided and record.exploration == self._exploration)
+        if record.category and not (decided and record.exploration == self._exploration):
+            self.since = max(self.since, math.nextafter(record.time, math.inf))
 
 
 @dataclass(slots=True)

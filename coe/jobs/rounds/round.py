@@ -19,8 +19,8 @@ import orjson
 
 from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.manifest import Artifact
-from coe.artifacts.redis import RedisArtifacts, mirror
-from coe.artifacts.store import ArtifactStore
+from coe.artifacts.redis import RedisArtifacts
+from coe.artifacts.store import ArtifactStore, mirror
 from coe.errors import ArtifactError
 from coe.jobs.job_lock import CheckLock, job_lock
 from coe.learning.estimation.experience_loader import MAX_REQUESTS, LoadedExperience, Logs, load_experience, open_logs

@@ -22,17 +22,16 @@ from coe.artifacts.kinds import ROUTER
 from coe.jobs.rounds.round import Candidate, Job, ManifestFields, RoundState
 from coe.jobs.training_data import build_router, training_pairs
 from coe.learning.estimation.experience import NONE, Experience
+from coe.learning.estimation.experience_loader import request_hash
+from coe.learning.evaluation.probe_split import is_held_out
 from coe.learning.evaluation.tables import pairs_digest
 from coe.learning.plots import plot_training
+from coe.learning.retraining.promotion import Judgement, held_out_evidence, judge
+from coe.records.record import RoutingRecord
+from coe.runtime.active_state import packaged_router
 
 if TYPE_CHECKING:
     from routers.encoders import TaskRunner
-
-from coe.learning.estimation.experience_loader import request_hash
-from coe.learning.evaluation.probe_split import is_held_out
-from coe.learning.retraining.promotion import Judgement, held_out_evidence, judge
-from coe.records.record import RoutingRecord
-from coe.runtime import packaged_router
 
 Pair = tuple[str, str]
 
@@ -258,7 +257,7 @@ class RouterRound:
 def _training_set(job: Job, experience: Experience) -> RouterTrainingSet | str:
     """The labelled base and the corrections that may join it, or why there is nothing to learn."""
     base = training_pairs(job.registry, base=job.settings.config.parent, data=None)
-    artifact = job.store(ROUTER).current() or packaged_router.find(job.registry)  # in a dry run none may be in use
+    artifact = job.store(ROUTER).current() or packaged_router(job.registry)  # in a dry run none may be in use
     assert artifact is not None
     metrics = artifact.manifest.metrics
     if metrics.get(BASE, artifact.manifest.data) != pairs_digest(base):

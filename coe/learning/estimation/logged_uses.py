@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coe.core import TEXT_APIS
 from coe.mapping import LOGGED_MEASURES, MeasuredUses, PlanInputs
 from coe.mapping.score_table import ScoreTable
-from coe.records.record import RecipeCall, RoutingRecord
+from coe.records.record import RecipeCall, RoutingRecord, observed
 
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
@@ -72,10 +72,7 @@ class LoggedUses:
 
     def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
         """Sum all pages and pass them through unchanged."""
-        for page in pages:
-            for record in page:
-                self.add(record)
-            yield page
+        return observed(pages, self.add)
 
     def add(self, record: RoutingRecord) -> None:
         """Add a record, or count it under `left_out`."""

@@ -34,10 +34,6 @@ class RetryLimits:
     pause_seconds: float = 0.5
     max_pause_seconds: float = 8.0
 
-    def pause_after(self, attempt: int) -> float:
-        """Seconds to wait after a failed attempt, the first being 1."""
-        return float(min(self.pause_seconds * 2 ** (attempt - 1), self.max_pause_seconds))
-
 
 @dataclass(frozen=True, slots=True)
 class MemberUse:
@@ -51,9 +47,7 @@ class MemberUse:
 
     def cost(self, prices: Prices) -> float | None:
         """Return the US dollars of the call; None if its tokens are unknown."""
-        if self.input_tokens is None or self.output_tokens is None:
-            return None
-        return (self.input_tokens * prices.input + self.output_tokens * prices.output) / 1e6
+        return prices.known_cost(self.input_tokens, self.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +75,7 @@ async def request_answer(expert: Expert, messages: Sequence[Mapping[str, Any]], 
         except ExpertError as error:
             if not error.retryable or attempt == limits.attempts:
                 raise
-        await asyncio.sleep(limits.pause_after(attempt))
+        await asyncio.sleep(min(limits.pause_seconds * 2 ** (attempt - 1), limits.max_pause_seconds))
     raise AssertionError("RetryLimits allow at least one attempt")
 
 

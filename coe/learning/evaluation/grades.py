@@ -7,7 +7,7 @@ the request that serving sends. `coe plan` fits from the grades when an answer i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from coe.experts.recipes.judge import GRADE_TOKENS, MAX_GRADE, grading_fields
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.scoring_run import Cell, declared_fields
-from coe.learning.evaluation.tables import find_table, read_table, write_parquet
+from coe.learning.evaluation.tables import find_table, read_table, replace_parquet
 from coe.mapping import MEASURES
 from coe.registry import ExpertSpec, Prices
 
@@ -84,23 +84,14 @@ class GradeRow:
         if cell is None:
             return cls(prompt_id, member, judge)
         given, written = cell.input_tokens, cell.output_tokens
-        cost = None if given is None or written is None else (given * prices.input + written * prices.output) / 1e6
         grade = None if cell.answer is None else float(cell.answer)
+        cost = prices.known_cost(given, written)
         return cls(prompt_id, member, judge, grade, given, written, cell.latency_ms, cost)
 
 
 def write_grades(folder: Path, *, benchmark: str, rows: Sequence[GradeRow]) -> None:
     """Write grades.parquet; without rows, remove it."""
-    path = folder / f"{GRADES}.parquet"
-    if rows:
-        write_parquet(path, _COLUMNS, _lines(benchmark, rows))
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _lines(benchmark: str, rows: Iterable[GradeRow]) -> Iterator[tuple[str | float | None, ...]]:
-    for row in rows:
-        yield benchmark, *astuple(row)
+    replace_parquet(folder / f"{GRADES}.parquet", _COLUMNS, [(benchmark, *astuple(row)) for row in rows])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,21 +119,17 @@ def read_grades(folder: Path, quality: Quality, judges: Sequence[str]) -> dict[s
     grades = np.array(table.numbers("grade"))
     if wrong := int(((grades < 0) | (grades > MAX_GRADE)).sum()):
         raise DataError(f"{path}: {wrong} grades are not in 0 to {MAX_GRADE}")
-    number = {prompt_id: row for row, prompt_id in enumerate(quality.prompt_ids)}
-    column = {model: index for index, model in enumerate(quality.models)}
     uses = {name: np.array(table.numbers(name)) for name in MEASURES}
-    names = list(zip(table.texts("judge"), table.texts("prompt_id"), table.texts("model"), strict=True))
+    owners, covered = table.texts("judge"), quality.cells(table)
     found = {}
     for judge in judges:
-        rows = [
-            row for row, (own, one, model) in enumerate(names) if own == judge and one in number and model in column
-        ]
-        if not rows:
+        cells = np.array([cell for cell in covered if owners[cell[0]] == judge], dtype=np.int64).reshape(-1, 3)
+        if not len(cells):
             continue
+        rows, prompts, models = cells.T
         shape = (len(quality.prompts), len(quality.models))
         aligned, recorded = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
-        cells = [number[names[row][1]] for row in rows], [column[names[row][2]] for row in rows]
-        aligned[cells], recorded[cells] = grades[rows], True
+        aligned[prompts, models], recorded[prompts, models] = grades[rows], True
         found[judge] = Grades(aligned, recorded, {name: _mean(values[rows]) for name, values in uses.items()})
     return found
 

@@ -68,6 +68,13 @@ class Quality:
             found.append(f"{count}, {self.strays[0]!r} for one")
         return found
 
+    def cells(self, table: Table) -> list[tuple[int, int, int]]:
+        """The row, prompt and model, by index, of each row of a table with `prompt_id` and `model` that is of both."""
+        number = {prompt_id: row for row, prompt_id in enumerate(self.prompt_ids)}
+        column = {model: index for index, model in enumerate(self.models)}
+        names = zip(table.texts("prompt_id"), table.texts("model"), strict=True)
+        return [(row, number[p], column[m]) for row, (p, m) in enumerate(names) if p in number and m in column]
+
     @property
     def digest(self) -> str:
         """SHA-256 of the prompts in order."""

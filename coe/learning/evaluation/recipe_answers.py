@@ -6,7 +6,7 @@ prices of the members.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from coe.errors import DataError
 from coe.learning.evaluation.answers import MemberUse
 from coe.learning.evaluation.quality import Quality
-from coe.learning.evaluation.tables import Table, find_table, read_table, write_parquet
+from coe.learning.evaluation.tables import Table, find_table, read_table, replace_parquet
 from coe.mapping import MEASURES
 from coe.registry import ArmSpec, Prices
 
@@ -48,20 +48,15 @@ def write_recipe_answers(
     folder: Path, *, benchmark: str, answers: Sequence[RecipeAnswer], prices: Mapping[str, Prices]
 ) -> None:
     """Write recipe_calls.parquet; without answers, remove it. `cost` is in US dollars at `prices`."""
-    path = folder / f"{CALLS}.parquet"
-    if answers:
-        write_parquet(path, _COLUMNS, _rows(benchmark, answers, prices))
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _rows(
-    benchmark: str, answers: Iterable[RecipeAnswer], prices: Mapping[str, Prices]
-) -> Iterator[tuple[str | int | float | None, ...]]:
-    for one in answers:
-        for call in one.calls:
-            shared = (benchmark, one.prompt_id, one.arm, one.writing, one.score, call.step, call.expert)
-            yield (*shared, call.input_tokens, call.output_tokens, call.latency_ms, call.cost(prices[call.expert]))
+    rows = [
+        (
+            *(benchmark, one.prompt_id, one.arm, one.writing, one.score, call.step, call.expert),
+            *(call.input_tokens, call.output_tokens, call.latency_ms, call.cost(prices[call.expert])),
+        )
+        for one in answers
+        for call in one.calls
+    ]
+    replace_parquet(folder / f"{CALLS}.parquet", _COLUMNS, rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

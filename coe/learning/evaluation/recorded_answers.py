@@ -95,16 +95,12 @@ def _check_prompts(table: Table, folder: Path, quality: Quality) -> None:
 
 def _cells(table: Table, quality: Quality) -> tuple[list[int], list[int], dict[int, None]]:
     """Return the prompt and the model of each row of the table that `quality` covers, and the numbers of these rows."""
-    number = {prompt_id: row for row, prompt_id in enumerate(quality.prompt_ids)}
-    column = {model: index for index, model in enumerate(quality.models)}
     cells: dict[tuple[int, int], int] = {}
     twice: list[tuple[str, str]] = []
-    for row, (prompt_id, model) in enumerate(zip(table.texts("prompt_id"), table.texts("model"), strict=True)):
-        if prompt_id in number and model in column:
-            cell = number[prompt_id], column[model]
-            if cell in cells:
-                twice.append((prompt_id, model))
-            cells[cell] = row
+    for row, prompt, model in quality.cells(table):
+        if (prompt, model) in cells:
+            twice.append((quality.prompt_ids[prompt], quality.models[model]))
+        cells[prompt, model] = row
     if twice:
         raise DataError(
             f"{table.path}: {len(twice)} answers occur twice, that of {twice[0][1]} to prompt {twice[0][0]!r} for one; "

@@ -69,11 +69,8 @@ class Cell:
 
     @classmethod
     def of_line(cls, line: bytes) -> Cell:
-        """A line of the journal. Older lines have a digest as `answer`, and `cut` in place of the finish reason."""
+        """A line of the journal."""
         fields = orjson.loads(line)
-        if "cut" in fields:
-            digest, is_cut = fields.pop("answer", None), fields.pop("cut")
-            fields |= {"text_sha256": digest, "finish_reason": CUT_REASON if is_cut else None}
         calls = tuple(MemberUse(**call) for call in fields.pop("calls", ()))
         return cls(**fields, calls=calls)
 

@@ -164,6 +164,14 @@ def write_parquet(path: Path, columns: Mapping[str, str], rows: Iterable[Sequenc
     replace_file(path, buffer.getvalue())
 
 
+def replace_parquet(path: Path, columns: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write rows as `write_parquet` does; without rows, remove the file."""
+    if rows:
+        write_parquet(path, columns, rows)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def read_prompts(path: Path) -> list[tuple[str, str]]:
     """All (prompt, category) pairs in file order. Raises DataError with the file, the line and the problem."""
     return [(prompt, category) for _, prompt, category in numbered_prompts(path)]

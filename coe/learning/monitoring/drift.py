@@ -80,7 +80,7 @@ _TestResult = tuple[Aspect, float, float, str]
 
 def _category_mix_test(before: NDArray[np.int64], after: NDArray[np.int64], categories: Sequence[str]) -> _TestResult:
     """G-test of both mixes; a test for each category names those that moved (Benjamini and Hochberg 1995)."""
-    from scipy.stats import chi2_contingency
+    from scipy.stats import chi2_contingency, false_discovery_control
 
     counts = np.stack([np.bincount(side, minlength=len(categories)) for side in (before, after)]).astype(np.float64)
     seen = counts.sum(axis=0) > 0
@@ -95,7 +95,8 @@ def _category_mix_test(before: NDArray[np.int64], after: NDArray[np.int64], cate
         float(chi2_contingency(np.stack((counts[:, i], counts.sum(axis=1) - counts[:, i])), correction=True).pvalue)
         for i in known
     ]
-    largest = sorted(known[benjamini_hochberg(single)], key=lambda i: -abs(change[i]))[:3]
+    moved = known[false_discovery_control(single) <= FALSE_DISCOVERY_RATE]
+    largest = sorted(moved, key=lambda i: -abs(change[i]))[:3]
     names = ", ".join(f"{categories[i]} {shares[0][i]:.0%} to {shares[1][i]:.0%}" for i in largest)
     return "category mix", effect, chance, names or f"{effect:.1%} of traffic elsewhere"
 
@@ -171,13 +172,3 @@ def holm(chances: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(chances))
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return [float(value) for value in adjusted]
-
-
-def benjamini_hochberg(chances: Sequence[float]) -> NDArray[np.bool_]:
-    """The significant tests, an expected FALSE_DISCOVERY_RATE of them false at most (Benjamini and Hochberg 1995)."""
-    order = np.argsort(chances)
-    small = np.asarray(chances)[order] <= FALSE_DISCOVERY_RATE * np.arange(1, len(chances) + 1) / len(chances)
-    counted = np.zeros(len(chances), dtype=np.bool_)
-    if small.any():
-        counted[order[: int(np.flatnonzero(small).max()) + 1]] = True
-    return counted

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from coe.core import PASS_THROUGH_APIS
 from coe.errors import Cause
 from coe.learning.monitoring.drift import TrafficSample
-from coe.records.record import RoutingRecord
+from coe.records.record import RoutingRecord, observed
 
 MAX_SAMPLE = 5_000
 """Requests of each side that are kept for drift tests: the first of the reference, the latest of the last day."""
@@ -74,10 +74,7 @@ class Traffic:
 
     def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
         """Pass the pages through unchanged."""
-        for page in pages:
-            for record in page:
-                self._add(record)
-            yield page
+        return observed(pages, self._add)
 
     def add_own(self, record: RoutingRecord) -> None:
         """Count a request that a CoE command sent."""

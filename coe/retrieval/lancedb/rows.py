@@ -6,6 +6,7 @@ read afterwards for the best candidates.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.retrieval.passages import Chunk, Document, DocumentKey, EncoderId, Passage
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-import asyncio
-
 from coe.retrieval.fusion import candidate_count, fuse, unscored_candidates
-from coe.retrieval.passages import Vector
+from coe.retrieval.passages import Chunk, Document, DocumentKey, EncoderId, Passage, Vector
 
 if TYPE_CHECKING:
     import pyarrow as pa

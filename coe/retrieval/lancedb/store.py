@@ -1,6 +1,6 @@
 """Document store in a folder, with LanceDB: one table for each version of the index, with vectors and full text.
 
-A file points to the current version. Any number of processes may search; writers take a lock (see `pointer`). New rows
+A file points to the current version. Any number of processes may search; writers take a lock. New rows
 are compared one by one until they are indexed. Writes therefore update the indexes when too many rows are unindexed,
 and closing a writer indexes all rows.
 """
@@ -8,6 +8,7 @@ and closing a writer indexes all rows.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -15,14 +16,13 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import RetrievalError
 from coe.retrieval.lancedb import rows
-from coe.retrieval.lancedb.pointer import VersionPointer, write_lock
 from coe.retrieval.lancedb.rows import search_table
 from coe.retrieval.passages import (
     Collection,
@@ -289,3 +289,56 @@ def _import_lancedb() -> Any:
     import lancedb  # takes a second
 
     return lancedb
+
+
+LOCK_TIMEOUT_SECONDS = 30.0
+_POLL_SECONDS = 0.02
+
+
+class VersionPointer:
+    """A file that names the current version. It is replaced atomically, and read again only if it changed."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._cached: tuple[tuple[int, int], str] | None = None
+
+    def read(self) -> str | None:
+        """Return the current version, None before the first."""
+        try:
+            status = self._file.stat()
+            identity = (status.st_ino, status.st_mtime_ns)
+            if self._cached is None or self._cached[0] != identity:
+                self._cached = (identity, self._file.read_text().strip())
+        except FileNotFoundError:
+            return None
+        return self._cached[1]
+
+    def move(self, version: str) -> None:
+        draft = self._file.with_suffix(".draft")
+        draft.write_text(version)
+        draft.replace(self._file)
+
+
+@asynccontextmanager
+async def write_lock(folder: Path) -> AsyncIterator[None]:
+    """Hold the lock of the folder's writers. Raises RetrievalError after LOCK_TIMEOUT_SECONDS."""
+    with _open_lock_file(folder) as lock:
+        deadline = asyncio.get_running_loop().time() + LOCK_TIMEOUT_SECONDS
+        while not _try_lock(lock.fileno()):
+            if asyncio.get_running_loop().time() > deadline:
+                raise RetrievalError(f"{folder}: another process is writing there; try again when it is done")
+            await asyncio.sleep(_POLL_SECONDS)
+        yield  # closing the file releases the lock
+
+
+def _open_lock_file(folder: Path) -> IO[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / "writing.lock").open("w")
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

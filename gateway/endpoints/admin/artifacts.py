@@ -15,8 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.artifacts.redis import mirror
-from coe.artifacts.store import ArtifactStore
+from coe.artifacts.store import ArtifactStore, mirror
 from coe.errors import ArtifactError, ArtifactNotFound, ArtifactRefused, ConfigError, JobUnavailable
 from coe.runtime import versions
 from coe.runtime.artifact_sync import open_declared

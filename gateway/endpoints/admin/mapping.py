@@ -14,9 +14,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coe.artifacts.history import Promotion
 from coe.artifacts.kinds import ASSIGNMENT
-from coe.artifacts.store import ArtifactStore
+from coe.artifacts.store import ArtifactStore, Promotion
 from coe.errors import ArtifactError, DataError, NothingMeasured
 from coe.mapping import (
     Assignment,
