@@ -23,6 +23,7 @@ from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
 from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.recipes.logged_arms import PastArms
 from coe.learning.recipes.measured import columns_of_recipes
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.mapping import (
@@ -73,13 +74,15 @@ def plan_basis(
     deviations: float,
     evidence: PlanEvidence,
     logged: LoggedUses | None = None,
+    past: Sequence[PastArms] = (),
 ) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
     """The basis of a plan of the scored experts and the categories that they may serve, what is left out, and the
     columns of recipes.
 
     The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the uses that scores
     measured with the `logged` ones. Enough logged requests of the router in use also give the weights of categories and
-    the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
+    the sample of traffic, in place of the probes. The logged requests of `past` plans correct the uses of recipe arms.
+    Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.single_names, partly=True)
     experts = _scored_experts(data, registry)
@@ -101,6 +104,7 @@ def plan_basis(
         categories=categories,
         streamed=share_of_streams(logged),
         expected=uses,
+        past=past,
     )
     columns = (*experts, *recipes.arms)
     measured = tabulate_partly(categories, columns, member, all_scores)
@@ -165,6 +169,7 @@ def _with_recipes(
     categories: Sequence[str],
     streamed: float,
     expected: MeasuredUses,
+    past: Sequence[PastArms],
 ) -> tuple[RecipeColumns, NDArray[np.float64]]:
     """Fit the recipes on the prompts that all experts were scored on.
 
@@ -183,6 +188,7 @@ def _with_recipes(
             categories=categories,
             streamed=streamed,
             expected=expected,
+            past=past,
         )
     all_scores = np.full((len(rows), len(experts) + len(recipes.arms)), np.nan)
     all_scores[:, : len(experts)] = scores
