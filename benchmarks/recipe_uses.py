@@ -1,12 +1,14 @@
 """Compares the cost and latency that a plan predicts for the arms of recipes with what later requests are billed.
 
     .venv/bin/python -m benchmarks.recipe_uses DIR [--requests 160000] [--seed 0] [--merged] [--declared]
+        [--logged 1000]
 
 DIR is a folder of quality data with recorded answers (MMLU-Pro). Recipes are fitted on one half of the prompts, the
 probes. Requests are drawn from the other half, half of them streams, with answers that are longer than those to the
 probes. Half of the requests are a log of single experts, which `coe plan` measures. The other half is billed by replay
 of each arm's policy with the router's posteriors: by category and arm, and as a whole under limits of mean cost and
-mean latency.
+mean latency. With --logged, that plan serves further requests first, so many of each category and arm. The arms of the
+next plan, which measures these too, are billed instead.
 """
 
 from __future__ import annotations
@@ -22,16 +24,19 @@ from numpy.typing import NDArray
 
 from benchmarks.logged_uses import answered
 from coe.experts.recipes.policy import RecipePolicy
+from coe.experts.recipes.policy_file import ArmPolicies
 from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers, read_answers
 from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.columns import RecipeColumns, of_calls, recipe_columns
-from coe.learning.recipes.fit import replayed
+from coe.learning.recipes.columns import RecipeColumns, recipe_columns
+from coe.learning.recipes.fit import ReplayedAnswers, replayed
+from coe.learning.recipes.logged_arms import LoggedArms, PastArms
+from coe.learning.recipes.replay import of_calls
 from coe.learning.recipes.traffic import TrafficLengths
 from coe.mapping import MeasuredUses, Problem, declared_uses, expected_utility, round_traffic, routed_use, solve
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count, tabulate_softly
-from coe.records.record import RoutingRecord
+from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import Registry
 
 Array = NDArray[np.float64]
@@ -66,6 +71,8 @@ GROUPS = {
 SIGNAL = 3.0
 """Strength of the router's evidence for the true category, in standard deviations of its noise."""
 STREAMED = 0.5
+PLAN = "p1"
+"""Version of the plan whose arms answer logged requests."""
 SAMPLED = 10_000
 """Posteriors of the log that prices are fitted on."""
 COUNTS = (0, 60, 150, 300)
@@ -142,15 +149,19 @@ class Requests:
     cached: Array
 
     @classmethod
-    def draw(cls, pool: Pool, prompts: NDArray[np.int64], random: np.random.Generator, total: int) -> Requests:
-        """Draw requests of all categories alike from some prompts."""
+    def draw(
+        cls, pool: Pool, prompts: NDArray[np.int64], longer: Sequence[Array], random: np.random.Generator, total: int
+    ) -> Requests:
+        """Draw requests of all categories alike from some prompts.
+
+        `longer` are the lengths of their prompts and answers over those of probes, both (n_categories, n_experts).
+        """
         names = pool.registry.category_names
         category = random.integers(len(names), size=total)
         chosen = np.empty(total, dtype=np.int64)
         for row in range(len(names)):
             own = category == row
             chosen[own] = random.choice(prompts[pool.labels[prompts] == row], own.sum())
-        longer = [random.lognormal(np.log(TRAFFIC_LENGTH), SPREAD, (len(names), len(MODELS))) for _ in range(2)]
         given = (pool.data.uses["input_tokens"][chosen] * longer[0][category, :1]).round()
         written = np.maximum((pool.recorded.tokens[chosen] * longer[1][category]).round(), 1.0)
         hit = random.random((total, 1)) < 0.1 * (category % 5)[:, None]
@@ -180,18 +191,27 @@ class Requests:
     def latency_ms(self) -> Array:
         return latency_ms(self.given, self.answers.tokens)
 
-    def billed(self, policy: RecipePolicy) -> tuple[Array, Array]:
-        """Return the dollars and the milliseconds of each request if an arm answers it, both (n_requests,)."""
-        columns, sizes = [list(MODELS).index(name) for name in policy.members], [len(s.members) for s in policy.steps]
-        dollar, time = np.empty(len(self.streams)), np.empty(len(self.streams))
+    def answered(self, policy: RecipePolicy) -> ReplayedAnswers:
+        """Return the outcome of each request if an arm answers it."""
+        scores, called = np.empty(len(self.streams)), np.empty(self.answers.scores.shape, dtype=bool)
+        written = np.empty(called.shape)
         for streams in (False, True):
             rows = np.flatnonzero(self.streams == streams)
             part = self.part(rows)
             found = replayed(policy, part.answers, part.posterior, streams=streams)
-            dollar[rows] = found.costs(part.answers)
-            took = latency_ms(part.given, part.answers.tokens * found.written) * found.called
-            time[rows] = of_calls(sizes, took[:, columns], "latency_ms")
-        return dollar, time
+            scores[rows], called[rows], written[rows] = found.scores, found.called, found.written
+        return ReplayedAnswers(scores, called, written)
+
+    def took_ms(self, policy: RecipePolicy, found: ReplayedAnswers) -> tuple[Array, Array]:
+        """Return the milliseconds of each call (n_requests, n_experts) and of each request (n_requests,)."""
+        columns, sizes = [list(MODELS).index(name) for name in policy.members], [len(s.members) for s in policy.steps]
+        each = latency_ms(self.given, self.answers.tokens * found.written) * found.called
+        return each, of_calls(sizes, each[:, columns], "latency_ms")
+
+    def billed(self, policy: RecipePolicy) -> tuple[Array, Array]:
+        """Return the dollars and the milliseconds of each request if an arm answers it, both (n_requests,)."""
+        found = self.answered(policy)
+        return found.costs(self.answers), self.took_ms(policy, found)[1]
 
 
 def dollars(registry: Registry, given: Array, cached: Array, written: Array) -> Array:
@@ -219,7 +239,42 @@ def records(requests: Requests, registry: Registry, chosen: NDArray[np.int64]) -
     ]
 
 
-def columns_of(pool: Pool, probes: NDArray[np.int64], uses: MeasuredUses, streamed: float) -> RecipeColumns:
+def arm_records(
+    requests: Requests, registry: Registry, arms: RecipeColumns, chosen: NDArray[np.int64]
+) -> list[RoutingRecord]:
+    """Return the log of requests that the `chosen` arms of the plan PLAN answered."""
+    found = []
+    for number, (name, policy) in enumerate(arms.policies.items()):
+        part = requests.part(np.flatnonzero(chosen == number))
+        replay = part.answered(policy)
+        each, total = part.took_ms(policy, replay)
+        steps = [(member, step) for step, one in enumerate(policy.steps) for member in one.members]
+        written = (part.answers.tokens * replay.written).round().astype(int)
+        base = records(part, registry, np.zeros(len(part.streams), dtype=np.int64))
+        for row, record in enumerate(base):
+            calls = tuple(
+                RecipeCall(
+                    member,
+                    step,
+                    "cut_off" if replay.written[row, column] < 1 else "answered",
+                    int(part.given[row, column]),
+                    int(written[row, column]),
+                    float(each[row, column]),
+                    cached_tokens=int(part.cached[row, 0]),
+                    max_tokens=policy.max_tokens.get(member),
+                )
+                for member, step in steps
+                if replay.called[row, column := list(MODELS).index(member)]
+            )
+            found.append(
+                replace(record, expert=name, plan=PLAN, recipe=policy.recipe, steps=calls, total_ms=float(total[row]))
+            )
+    return found
+
+
+def columns_of(
+    pool: Pool, probes: NDArray[np.int64], uses: MeasuredUses, streamed: float, past: Sequence[PastArms] = ()
+) -> RecipeColumns:
     """Return the arms that `coe plan` fits on the probes for requests with these uses."""
     names, rows, experts = pool.registry.category_names, probes.tolist(), tuple(MODELS)
     lengths = TrafficLengths.of(uses, pool.data, pool.recorded, rows=rows, experts=experts, categories=names)
@@ -233,6 +288,7 @@ def columns_of(pool: Pool, probes: NDArray[np.int64], uses: MeasuredUses, stream
         categories=names,
         streamed=streamed,
         expected=declared_uses(pool.registry, names, experts, measured=uses),
+        past=past,
     )
 
 
@@ -252,17 +308,30 @@ class Bill:
 
 def print_cells(predicted: Array, billed: Array, requests: Requests, probes: NDArray[np.int64], what: str) -> None:
     """Print how many cells of the arms, (n_categories, n_arms) predicted and (n_requests, n_arms) billed, are within 10
-    %, by the probes of their category."""
+    %, by the probes of their category.
+
+    Two standard errors are beside them, relative and the median over cells: that of the bill, and that of the mean of
+    as many requests as the category has probes.
+    """
     labels, count = requests.answers.labels, requests.answers.n_categories
-    sums = np.column_stack([np.bincount(labels, column, count) for column in billed.T])
-    errors = np.abs(predicted * np.bincount(labels, minlength=count)[:, None] / sums - 1)
-    print(f"\n{what:>24} {'cells':>6} {'within 10 %':>12} {'median error':>13}")
+    size = np.bincount(labels, minlength=count)[:, None]
+    mean, squares = (
+        np.column_stack([np.bincount(labels, column, count) for column in values.T]) / size
+        for values in (billed, billed**2)
+    )
+    errors, spread = np.abs(predicted / mean - 1), np.sqrt(squares - mean**2) / mean
+    print(f"\n{what:>24} {'cells':>6} {'within 10 %':>12} {'median error':>13} {'of bill':>8} {'of probes':>10}")
     for low, high in zip(COUNTS, (*COUNTS[1:], 10**9), strict=True):
-        one = errors[(probes >= low) & (probes < high)].ravel()
+        rows = (probes >= low) & (probes < high)
+        one, noise = errors[rows].ravel(), spread[rows]
         if len(one):
             within = f"{(one <= 0.1).sum()}/{len(one)}"
-            print(f"{f'{low} probes and more':>24} {len(one):6} {within:>12} {np.median(one):13.1%}")
-    total = np.abs(predicted.mean(axis=0) / (sums.sum(axis=0) / len(labels)) - 1)
+            bill, sample = np.median(noise / np.sqrt(size[rows])), np.median(noise / np.sqrt(probes[rows])[:, None])
+            print(
+                f"{f'{low} probes and more':>24} {len(one):6} {within:>12} {np.median(one):13.1%} {bill:8.1%} "
+                f"{sample:10.1%}"
+            )
+    total = np.abs(predicted.mean(axis=0) / billed.mean(axis=0) - 1)
     print(
         f"{'all categories':>24} {len(total):6} {f'{(total <= 0.1).sum()}/{len(total)}':>12} {np.median(total):13.1%}"
     )
@@ -306,20 +375,34 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--merged", action="store_true", help="four wide categories with hundreds of probes each")
     parser.add_argument("--declared", action="store_true", help="no proposed recipes")
+    parser.add_argument("--logged", type=int, default=0, help="logged requests of each category and arm")
     options = parser.parse_args()
     pool = read_pool(options.folder, merged=options.merged, auto=not options.declared)
     random = np.random.default_rng(options.seed)
     probes, users = np.split(random.permutation(len(pool.data.prompts)), 2)
     names, experts, half = pool.registry.category_names, tuple(MODELS), options.requests // 2
-    requests = Requests.draw(pool, users, random, options.requests)
+    longer = [random.lognormal(np.log(TRAFFIC_LENGTH), SPREAD, (len(names), len(MODELS))) for _ in range(2)]
+    requests = Requests.draw(pool, users, longer, random, options.requests)
     log, held_out = (requests.part(rows) for rows in np.split(np.arange(options.requests), [half]))
-    chosen = random.integers(len(MODELS), size=half)
-    logged = LoggedUses.of([records(log, pool.registry, chosen)], names)
+    found = records(log, pool.registry, random.integers(len(MODELS), size=half))
     member = np.eye(len(names))[pool.labels[probes]]
     scored = MeasuredUses.of(names, experts, member, {name: one[probes] for name, one in pool.data.uses.items()})
-    uses = scored.updated(logged.tables(experts))
-    assert logged.streamed is not None
-    arms = columns_of(pool, probes, uses, logged.streamed)
+
+    def planned(found: list[RoutingRecord], past: Sequence[PastArms] = ()) -> tuple[RecipeColumns, MeasuredUses]:
+        logged = LoggedUses.of([found], names)
+        uses = scored.updated(logged.tables(experts))
+        assert logged.streamed is not None
+        return columns_of(pool, probes, uses, logged.streamed, past), uses
+
+    arms, uses = planned(found)
+    if options.logged:
+        further = Requests.draw(pool, users, longer, random, len(names) * len(arms.arms) * options.logged)
+        served = arm_records(further, pool.registry, arms, random.integers(len(arms.arms), size=len(further.streams)))
+        sums = LoggedArms(pool.registry)
+        for record in served:
+            sums.add(record)
+        past = PastArms(PLAN, ArmPolicies(names, arms.policies, streamed=STREAMED), sums)
+        arms, uses = planned([*found, *served], [past])
     bill = Bill.of(held_out, arms)
     count = np.bincount(pool.labels[probes], minlength=len(names))
     print(f"{len(arms.arms)} arms, {len(held_out.streams) / len(names):.0f} billed requests of each category")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from coe.learning.estimation.logged_uses import LoggedUses, uses_report
 from coe.learning.evaluation.passage_gain import GAINS_FILE, read_gains
 from coe.learning.paired_scores import Difference
 from coe.learning.plots import plot_calibration, plot_sweep
+from coe.learning.recipes.logged_arms import LoggedArms, PastArms
 from coe.learning.retraining.gate_fit import GateExamples, fit_gate, gate_report
 from coe.mapping import (
     MARGINAL_VALUES_TIME_SHARE,
@@ -89,7 +91,8 @@ def make_plan(
     Returns the report. Raises DataError, or ArtifactError for a gate without a router.
     """
     evidence, before = _plan_in_use(store, registry)
-    logged = logged_uses(settings, registry, options.log_seconds)
+    arms = LoggedArms(registry)
+    logged = logged_uses(settings, registry, options.log_seconds, arms)
     basis, left_out, recipes = plan_basis(
         settings,
         registry,
@@ -98,9 +101,10 @@ def make_plan(
         deviations=options.deviations,
         evidence=PlanEvidence() if options.drop_feedback else evidence,
         logged=logged,
+        past=_past_arms(store, arms),
     )
     policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written, share_of_streams(logged))
-    _report_unplanned(settings, registry, recipes.left_out)
+    unplanned = _unplanned(settings, registry, recipes.left_out)
     with note_if_slow("solving the plan"):
         basis, assignment, waits = _solve(settings, registry, basis, logged)
     problem = basis.problem
@@ -130,7 +134,7 @@ def make_plan(
         "against": _compare_with_single_experts(basis, assignment),
         "sweep": [asdict(row) | {"used": dict(row.used)} for row in rows],
         "sweep_impossible": infeasible,
-        "left_out": asdict(left_out) | {"recipes": dict(recipes.left_out)},
+        "left_out": asdict(left_out) | {"recipes": unplanned},
         "recipes": policies.steps,
         "recipe_max_tokens": policies.max_tokens,
         "waits": waits,
@@ -141,16 +145,19 @@ def make_plan(
     return report | ({"gate": gate} if gate else {})
 
 
-def _report_unplanned(settings: Settings, registry: Registry, left_out: Mapping[str, str]) -> None:
-    """Print why recipes are not planned, with the line of each."""
+def _unplanned(settings: Settings, registry: Registry, left_out: Mapping[str, str]) -> dict[str, str]:
+    """Return why recipes are not planned, with the line of each, and print it."""
     if not left_out:
-        return
+        return {}
     number = {recipe.name: index for index, recipe in enumerate(registry.recipes) if recipe is not None}
     source = yaml_source.read(settings.config)
+    found = {}
     for name, reason in left_out.items():
         path: KeyPath = ("recipes", number[name]) if name in number else ("recipes",)
-        key = ("max_loss",) if "max_loss" in reason else ()
-        print_error(f"note: {source.at((*path, *key))}: recipe {name!r} is not planned: {reason}")
+        line = source.at((*path, *(("max_loss",) if "max_loss" in reason else ())))
+        print_error(f"note: {line}: recipe {name!r} is not planned: {reason}")
+        found[name] = f"{line}: {reason}"
+    return found
 
 
 def _promote(store: ArtifactStore, draft: Path, assignment: Assignment, registry: Registry, *, why: str) -> None:
@@ -208,6 +215,16 @@ def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence
     except ArtifactError as error:
         print_error(f"note: the feedback in the plan in use cannot be kept: {error}")
         return PlanEvidence(), {}
+
+
+def _past_arms(store: ArtifactStore, log: LoggedArms) -> list[PastArms]:
+    """The plans whose arms answered logged requests; without those that were deleted or cannot be read."""
+    found = []
+    for version in log.plans:
+        with suppress(ArtifactError):
+            policies = read_published(store.published(version).folder, version).policies
+            found += [] if policies is None else [PastArms(version, policies, log)]
+    return found
 
 
 def _infeasible(
@@ -281,14 +298,20 @@ def _assumed_tokens(registry: Registry, basis: PlanInputs) -> list[str]:
     return [name for name in basis.problem.experts if name in priced and not measured.has_tokens(name)]
 
 
-def logged_uses(settings: Settings, registry: Registry, seconds: float) -> LoggedUses | None:
-    """The uses in the routing log of the last `seconds`; None, with a note, where the log cannot be read."""
+def logged_uses(
+    settings: Settings, registry: Registry, seconds: float, arms: LoggedArms | None = None
+) -> LoggedUses | None:
+    """The uses in the routing log of the last `seconds`; None, with a note, where the log cannot be read.
+
+    Those of recipes' arms are added to `arms`.
+    """
     if not seconds:
         return None
     now = time.time()
     try:
         with note_if_slow("reading the routing log"), open_logs(registry.log.url, base=settings.home) as logs:
-            return LoggedUses.of(logs.records(since=now - seconds, until=now), registry.category_names)
+            pages = logs.records(since=now - seconds, until=now)
+            return LoggedUses.of(pages if arms is None else arms.observe(pages), registry.category_names)
     except LogError as error:
         print_error(f"note: uses are those of the scores alone, since the routing log cannot be read: {error}")
         return None

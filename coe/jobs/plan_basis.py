@@ -23,6 +23,7 @@ from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
 from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.recipes.logged_arms import PastArms
 from coe.learning.recipes.measured import columns_of_recipes
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.mapping import (
@@ -73,19 +74,21 @@ def plan_basis(
     deviations: float,
     evidence: PlanEvidence,
     logged: LoggedUses | None = None,
+    past: Sequence[PastArms] = (),
 ) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
     """The basis of a plan of the scored experts and the categories that they may serve, what is left out, and the
     columns of recipes.
 
     The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the uses that scores
     measured with the `logged` ones. Enough logged requests of the router in use also give the weights of categories and
-    the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
+    the sample of traffic, in place of the probes. The logged requests of `past` plans correct the uses of recipe arms.
+    Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.single_names, partly=True)
     probes = _PlannedProbes.of(folder, data, registry)
     uses = probes.uses if logged is None else _with_logged(probes.uses, logged, registry)
     recipes, all_scores = _with_recipes(
-        folder, data, registry, probes, streamed=share_of_streams(logged), expected=uses
+        folder, data, registry, probes, streamed=share_of_streams(logged), expected=uses, past=past
     )
     columns = (*probes.experts, *recipes.arms)
     measured = tabulate_partly(probes.categories, columns, probes.member, all_scores)
@@ -174,7 +177,14 @@ def _scored_experts(data: Quality, registry: Registry) -> tuple[str, ...]:
 
 
 def _with_recipes(
-    folder: Path, data: Quality, registry: Registry, probes: _PlannedProbes, *, streamed: float, expected: MeasuredUses
+    folder: Path,
+    data: Quality,
+    registry: Registry,
+    probes: _PlannedProbes,
+    *,
+    streamed: float,
+    expected: MeasuredUses,
+    past: Sequence[PastArms],
 ) -> tuple[RecipeColumns, NDArray[np.float64]]:
     """Fit the recipes on the prompts that all experts were scored on.
 
@@ -192,6 +202,7 @@ def _with_recipes(
             categories=probes.categories,
             streamed=streamed,
             expected=expected,
+            past=past,
         )
     all_scores = np.full((len(probes.rows), len(probes.experts) + len(recipes.arms)), np.nan)
     all_scores[:, : len(probes.experts)] = probes.scores

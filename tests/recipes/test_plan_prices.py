@@ -61,10 +61,13 @@ def test_a_bound_that_the_probes_do_not_show_is_reported_with_its_line_and_the_r
     note = f"note: experts.yaml:{line}: recipe 'careful' is not planned: the 400 held-out probes"
     assert note in result.stderr
     assert "score more probes, or raise max_loss" in result.stderr
+    report = plan(config, "--dry-run")
+    assert report["left_out"]["recipes"]["careful"].startswith(f"experts.yaml:{line}: the 400 held-out probes")
 
 
 def test_a_bound_without_recorded_answers_leaves_the_recipe_out_with_the_remedy(config: Path) -> None:
     (config.parent / "answers.jsonl").unlink()
     config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 40") + CAREFUL.replace("}]", ", max_loss: 0.1}]"))
     reason = plan(config)["left_out"]["recipes"]["careful"]
-    assert reason == "no answers are recorded beside the scores; run `coe score` again"
+    line = len(DECLARED.splitlines()) + 1
+    assert reason == f"experts.yaml:{line}: no answers are recorded beside the scores; run `coe score` again"

@@ -84,7 +84,7 @@ class LoggedUses:
                 self._hours[hour] += 1
             if record.api == "chat":
                 self._chats[record.stream] += 1
-        if reason := _unusable(record, self._row):
+        if reason := unusable(record, self._row):
             self.left_out[reason] += 1
             return
         if record.expert not in self._sums and len(self._sums) >= MAX_ARMS:
@@ -192,7 +192,7 @@ class _RouterMix:
         return total, np.array([[one[name] for name in categories] for one in self._sample])
 
 
-def _unusable(record: RoutingRecord, categories: Mapping[str, int]) -> str:
+def unusable(record: RoutingRecord, categories: Mapping[str, int]) -> str:
     """Return why a record does not show what an answer uses; empty if it does."""
     if record.purpose:
         return "requests of CoE's own commands"

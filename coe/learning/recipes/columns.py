@@ -6,27 +6,23 @@ adds proposed ones. `measured` has the columns of recipes that write. `coe plan`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
-from coe.experts.recipes.policy import RecipePolicy, member_columns
+from coe.experts.recipes.policy import RecipePolicy
 from coe.experts.recipes.policy_file import WrittenArm
 from coe.learning.evaluation.grades import Grades
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
-from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms, propose_arms, quality_by_category
-from coe.learning.recipes.fit import against_last_step, replayed
-from coe.learning.recipes.guarantee import accepted_thresholds, loss_per_difference
-from coe.learning.recipes.judged import Judgements, JudgeUse, ungraded
-from coe.learning.recipes.traffic import CACHED
+from coe.learning.recipes.arms import Arm, propose_arms, quality_by_category
+from coe.learning.recipes.judged import JudgeUse, ungraded
+from coe.learning.recipes.logged_arms import Calibration, PastArms
+from coe.learning.recipes.replay import AnswerTable, Replay
 from coe.mapping import Uses
-from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
-from coe.registry import ExpertSpec, Registry
+from coe.registry import Registry
 from coe.registry.recipes import RECIPE_LEVELS, RecipeSpec
 
 MIN_PROMPTS = 60
@@ -86,6 +82,39 @@ class RecipeColumns:
             left_out=left_out,
         )
 
+    @property
+    def uses(self) -> Uses:
+        """Return the uses of the arms, which need no memory of their own."""
+        return Uses(active_b=self.active_b, cost=self.cost, latency_ms=self.latency_ms, calls=self.calls)
+
+    def with_uses(self, uses: Uses) -> RecipeColumns:
+        """Return the columns with other uses."""
+        assert uses.active_b is not None
+        assert uses.cost is not None
+        assert uses.latency_ms is not None
+        return replace(self, active_b=uses.active_b, cost=uses.cost, latency_ms=uses.latency_ms, calls=uses.calls)
+
+    def calibrated(
+        self,
+        past: Sequence[PastArms],
+        replayed: Callable[[Mapping[str, RecipePolicy]], Uses],
+        categories: Sequence[str],
+        probes: Array,
+    ) -> RecipeColumns:
+        """Return the columns with uses corrected by the requests of `past` plans.
+
+        `replayed` gives the uses of other policies of the arms. Those of arms that write were measured. `probes`
+        (n_categories,) counts the prompts behind the uses.
+        """
+        if not past or not self.arms:
+            return self
+        calibration = Calibration(self.members, categories, probes)
+        for one in past:
+            policies, written = one.matching(self.policies, categories), one.written(self.written)
+            calibration.add(one, replayed(policies), {name: column for column, name in enumerate(policies)})
+            calibration.add(one, self.uses, {name: self.arms.index(name) for name in written})
+        return self.with_uses(calibration.corrected(self.uses, self.arms))
+
     def beside(self, uses: Uses) -> Uses:
         """Return the uses of experts with the columns of the arms behind them."""
         if not self.arms:
@@ -116,13 +145,15 @@ def recipe_columns(
     only: Sequence[RecipeSpec] | None = None,
     streamed: float,
     expected: Uses | None = None,
+    past: Sequence[PastArms] = (),
 ) -> RecipeColumns:
     """Fit the arms of all cascades and votes on the prompts `rows` of `data`, whose categories are all among
     `categories`.
 
     `grades` are those of the judges by name. `only` are the recipes to fit, by default the declared and the proposed.
     `streamed` is the share of requests whose answers are streamed, where fewer caps apply. `expected` are the uses of
-    `experts`, which categories with few prompts are expected to follow.
+    `experts`, which categories with few prompts are expected to follow. The logged requests of `past` plans correct the
+    uses of the arms.
     """
     declared = registry.declared_recipes if only is None else only
     wanted = [recipe for recipe in declared if not recipe.writes]
@@ -132,7 +163,7 @@ def recipe_columns(
     prompts, reason = _usable_prompts(data, recorded, rows, experts)
     if recorded is None or reason:
         return RecipeColumns(left_out={recipe.name: reason for recipe in wanted} or {"auto": reason})
-    table = _AnswerTable.of(registry, data, recorded, prompts, experts, categories)
+    table = AnswerTable.of(registry, data, recorded, prompts, experts, categories)
     planned: dict[str, list[Arm]] = {}
     judges: dict[str, JudgeUse] = {}
     left_out: dict[str, str] = {}
@@ -157,7 +188,10 @@ def recipe_columns(
     if proposes:
         for arm in propose_arms(table.answers, max_calls=registry.policy.max_calls):
             planned.setdefault(arm.policy.recipe, []).append(arm)
-    return table.columns(planned, judges, left_out, data, rows, streamed=streamed, expected=expected or Uses())
+    replay = Replay(table, judges, streamed, expected or Uses())
+    columns = _columns(replay, planned, left_out, data, rows)
+    probes = table.answers.posterior.sum(axis=0)
+    return columns.calibrated(past, lambda policies: replay.uses(policies, replay.each(policies)), categories, probes)
 
 
 def _usable_prompts(
@@ -173,206 +207,29 @@ def _usable_prompts(
     return found, ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _AnswerTable:
-    """Recorded answers of the planned experts, and what each answer cost in the plan's units.
-
-    `cells` are the rows and columns of the quality data that they cover. `output_dollars` is the part of the dollars
-    that is paid for output. An answer that a cap ends takes its share of `latency_ms`.
-    """
-
-    answers: Answers
-    prompts: list[int]
-    cells: tuple[NDArray[np.int64], ...]
-    active_b: Array
-    dollars: Array
-    output_dollars: Array
-    latency_ms: Array
-
-    @classmethod
-    def of(
-        cls,
-        registry: Registry,
-        data: Quality,
-        recorded: RecordedAnswers,
-        prompts: list[int],
-        experts: Sequence[str],
-        categories: Sequence[str],
-    ) -> _AnswerTable:
-        specs = [registry.expert(name) for name in experts]
-        cells = np.ix_(prompts, [data.models.index(name) for name in experts])
-        tokens, shape = recorded.tokens[cells], (len(prompts), len(experts))
-        unknown = np.full(data.scores.shape, np.nan)
-        given, written = _priced_tokens(data.uses.get("input_tokens", unknown)[cells], tokens)
-        cached = filled(data.uses.get(CACHED, unknown)[cells], np.zeros(len(experts)))
-        output_dollars = written * _prices(specs, "output") / 1000
-        input_dollars = ((given - cached) * _prices(specs, "input") + cached * _prices(specs, "cached")) / 1000
-        dollars = input_dollars + output_dollars
-        sizes = np.array([np.nan if spec.active_parameters_b is None else spec.active_parameters_b for spec in specs])
-        by_tokens = tokens / 1000 * (sizes if np.isfinite(sizes).all() else 1.0)
-        answers = Answers(
-            tuple(experts),
-            recorded.classes[cells],
-            data.scores[cells],
-            dollars if dollars.any() else by_tokens,
-            tokens,
-            np.array([list(categories).index(data.categories[row]) for row in prompts]),
-            len(categories),
-            output_dollars if dollars.any() else by_tokens,
-            counted=tuple(bool(column.all()) for column in recorded.counted[cells].T),
-        )
-        declared = np.array([np.nan if spec.latency_ms is None else spec.latency_ms for spec in specs])
-        latency = filled(data.uses.get("latency_ms", unknown)[cells], declared)
-        return cls(answers, prompts, cells, np.broadcast_to(sizes, shape), dollars, output_dollars, latency)
-
-    def declared(self, recipe: RecipeSpec, judge: JudgeUse | None) -> list[Arm]:
-        """Return the arms of a declared recipe; without those whose loss may exceed `max_loss`."""
-        steps = [[self.answers.experts.index(name) for name in step] for step in recipe.steps]
-        judgements = None if judge is None else judge.judgements
-        caps = np.array(recipe.caps_of(self.answers.experts) or [np.inf] * len(self.answers.experts))
-        arms = declared_arms(self.answers, recipe.name, steps, judgements, caps=caps)
-        if recipe.max_loss is None:
-            return arms
-        return self._within_loss(arms, recipe.name, steps, recipe.max_loss, judgements)
-
-    def _within_loss(
-        self,
-        arms: Sequence[Arm],
-        name: str,
-        steps: list[list[int]],
-        max_loss: float,
-        judgements: Judgements | None,
-    ) -> list[Arm]:
-        """Return the arms whose loss against the last step is bounded, the safest ones.
-
-        The bound needs policies that are fixed before they are tested, so these are fitted on two thirds of the prompts
-        and tested on the rest.
-        """
-        tested = self.answers.folds == 0
-        fitted, held_out = np.flatnonzero(~tested), np.flatnonzero(tested)
-        fixed = declared_arms(
-            self.answers.rows(fitted), name, steps, None if judgements is None else judgements.rows(fitted)
-        )
-        answers = self.answers.rows(held_out)
-        grades = None if judgements is None else judgements.grades[held_out]
-        compared = [against_last_step(arm.policy, answers, grades) for arm in fixed]
-        kept = accepted_thresholds([loss for loss, _, _ in compared[::-1]], max_loss)
-        bounded = []
-        for one, arm, (loss, differs, is_audited) in zip(fixed, arms, compared, strict=True):
-            per_difference = loss_per_difference(loss[is_audited], differs[is_audited], max_loss)
-            policy = replace(one.policy, loss_per_difference=per_difference, max_loss=max_loss)
-            bounded.append(Arm(policy, arm.outcome))
-        return bounded[len(bounded) - kept :]
-
-    def columns(
-        self,
-        planned: Mapping[str, Sequence[Arm]],
-        judges: Mapping[str, JudgeUse],
-        left_out: Mapping[str, str],
-        data: Quality,
-        rows: Sequence[int],
-        *,
-        streamed: float,
-        expected: Uses,
-    ) -> RecipeColumns:
-        """Return the columns of the planned arms; prompts of `rows` without recorded answers score NaN."""
-        named = {f"{name}@{level}": arm for name, arms in planned.items() for level, arm in _levels(arms)}
-        scores = np.full((len(data.prompts), len(named)), np.nan)
-        quality, found = self._by_category([]), {}
-        for number, (name, arm) in enumerate(named.items()):
-            judge = judges.get(arm.policy.recipe)
-            plain = self._replay(arm.policy, judge, streams=False)
-            found[name] = plain
-            if streamed and arm.policy.max_tokens:
-                streams = self._replay(arm.policy, judge, streams=True)
-                found[name] = {use: (1 - streamed) * plain[use] + streamed * streams[use] for use in plain}
-            changed = arm.outcome.scores + (found[name]["scores"] - plain["scores"])[:, 0]
-            named[name] = replace(arm, outcome=replace(arm.outcome, scores=np.clip(changed, 0.0, 1.0)))
-            scores[self.prompts, number] = named[name].outcome.scores
-        if named:
-            quality = quality_by_category(self.answers, list(named.values()))
-        called = [(arm.policy.members, found[name]["calls"].mean(axis=0)) for name, arm in named.items()]
-
-        def relative(use: Array | None) -> Array | float:
-            return relative_use(use, self.answers, called)
-
-        return RecipeColumns(
-            policies={name: arm.policy for name, arm in named.items()},
-            scores=scores[list(rows)],
-            quality=quality,
-            active_b=self._by_category([one["active_b"] for one in found.values()]),
-            cost=self._by_category([one["dollars"] for one in found.values()], relative(expected.cost)),
-            latency_ms=self._by_category([one["latency_ms"] for one in found.values()], relative(expected.latency_ms)),
-            calls={name: cost_by_category(self.answers, one["calls"]) for name, one in found.items()},
-            left_out=left_out,
-        )
-
-    def _replay(self, policy: RecipePolicy, judge: JudgeUse | None, *, streams: bool) -> dict[str, Array]:
-        """Return the score, the calls of each member and the uses of a policy, each of shape (n_prompts, ...)."""
-        columns, sizes = member_columns(policy, self.answers.experts), [len(step.members) for step in policy.steps]
-        grades = None if judge is None else judge.judgements.grades
-        replay = replayed(policy, self.answers, grades=grades, streams=streams)
-        called = replay.called[:, columns]
-        judged = called[:, np.cumsum([0, *sizes[:-2]])].sum(axis=1)  # after each step but the last
-        made = called if judge is None else np.column_stack((called, judged))
-        found = {"scores": replay.scores[:, None], "calls": made.astype(np.float64)}
-        for use in ("active_b", "dollars", "latency_ms"):
-            each = of_calls(sizes, np.where(called, self._use(use, replay.written)[:, columns], 0.0), use)
-            found[use] = each if judge is None else each + judged * getattr(judge, use)
-        return found
-
-    def _use(self, use: str, written: Array) -> Array:
-        """Return a use of each answer (n_prompts, n_experts) if only a share `written` of its tokens was written."""
-        if use == "dollars":
-            return self.dollars - self.output_dollars * (1 - written)
-        return self.latency_ms * written if use == "latency_ms" else self.active_b
-
-    def _by_category(self, by_arm: Sequence[Array], relative: Array | float = 1.0) -> Array:
-        if not by_arm:
-            return np.empty((self.answers.n_categories, 0))
-        return cost_by_category(self.answers, np.column_stack(by_arm), relative=relative)
-
-
-def relative_use(use: Array | None, answers: Answers, arms: Sequence[tuple[Sequence[str], Array]]) -> Array | float:
-    """Return how much more than on average arms use in each category by their calls, shape (n_categories, n_arms).
-
-    `use` (n_categories, n_experts) is that of the experts. `arms` has the members of each arm and its mean calls of
-    each. It is 1 where the use of a member is unknown.
-    """
-    if use is None or not arms:
-        return 1.0
-    of_calls = [use[:, [answers.experts.index(name) for name in names]] @ calls[: len(names)] for names, calls in arms]
-    by_category = np.column_stack(of_calls)
-    mean = by_category[answers.labels].mean(axis=0)
-    known = np.isfinite(by_category) & (mean > 0)
-    return np.asarray(np.divide(by_category, mean, out=np.ones_like(by_category), where=known))
-
-
-def _priced_tokens(given: Array, written: Array) -> tuple[Array, Array]:
-    """Return input and output tokens as the plan prices them, both (n_prompts, n_experts).
-
-    An expert whose input was not counted has the assumed tokens, as `coe.mapping.uses.declared_uses` has it.
-    """
-    is_counted = np.isfinite(given).any(axis=0)
-    assumed = written / np.maximum(written.mean(axis=0), 1.0) * ASSUMED_OUTPUT_TOKENS
-    return filled(given, np.full(given.shape[1], ASSUMED_INPUT_TOKENS)), np.where(is_counted, written, assumed)
-
-
-def filled(values: Array, otherwise: Array) -> Array:
-    """Fill NaN with the mean of the column, or with `otherwise` (n_columns,) where the column has no value."""
-    count = np.isfinite(values).sum(axis=0)
-    mean = np.divide(np.nansum(values, axis=0), count, out=otherwise.astype(np.float64), where=count > 0)
-    return np.where(np.isfinite(values), values, mean)
-
-
-def of_calls(steps: Sequence[int], each: Array, use: str) -> Array:
-    """Return the use of an arm on each prompt from its calls, (n_prompts, n_calls), in steps of so many members.
-
-    It is their sum; a step waits for its slowest member only.
-    """
-    if use != "latency_ms":
-        return np.asarray(each.sum(axis=1))
-    return np.asarray(sum(part.max(axis=1) for part in np.split(each, np.cumsum(steps)[:-1], axis=1)))
+def _columns(
+    replay: Replay,
+    planned: Mapping[str, Sequence[Arm]],
+    left_out: Mapping[str, str],
+    data: Quality,
+    rows: Sequence[int],
+) -> RecipeColumns:
+    """Return the columns of the planned arms; prompts of `rows` without recorded answers score NaN."""
+    named = {f"{name}@{level}": arm for name, arms in planned.items() for level, arm in _levels(arms)}
+    policies, answers = {name: arm.policy for name, arm in named.items()}, replay.table.answers
+    found = replay.each(policies)
+    scores = np.full((len(data.prompts), len(named)), np.nan)
+    for number, (name, arm) in enumerate(named.items()):
+        changed = np.clip(arm.outcome.scores + found[name]["change"][:, 0], 0.0, 1.0)
+        named[name] = replace(arm, outcome=replace(arm.outcome, scores=changed))
+        scores[replay.table.prompts, number] = changed
+    uses, nothing = replay.uses(policies, found), np.empty((answers.n_categories, 0))
+    return RecipeColumns(
+        policies=policies,
+        scores=scores[list(rows)],
+        quality=quality_by_category(answers, list(named.values())) if named else nothing,
+        left_out=left_out,
+    ).with_uses(uses)
 
 
 def _levels(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
@@ -380,7 +237,3 @@ def _levels(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
     several = bool(arms) and len(arms[0].policy.steps) > 1
     first = RECIPE_LEVELS - len(arms) + 1 if several else 1
     return [(first + number, arm) for number, arm in enumerate(arms)]
-
-
-def _prices(specs: Sequence[ExpertSpec], which: str) -> NDArray[np.float64]:
-    return np.array([getattr(spec.prices, which) for spec in specs], dtype=np.float64)

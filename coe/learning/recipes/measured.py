@@ -19,7 +19,9 @@ from coe.learning.evaluation.recipe_answers import MeasuredArm, read_recipe_answ
 from coe.learning.evaluation.recorded_answers import read_answers
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import cost_by_category, expected_quality
-from coe.learning.recipes.columns import MIN_PROMPTS, RecipeColumns, filled, of_calls, recipe_columns, relative_use
+from coe.learning.recipes.columns import MIN_PROMPTS, RecipeColumns, recipe_columns
+from coe.learning.recipes.logged_arms import PastArms
+from coe.learning.recipes.replay import filled, of_calls, relative_use
 from coe.learning.recipes.traffic import CACHED, TrafficLengths
 from coe.mapping import MeasuredUses, Uses, declared_uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
@@ -37,12 +39,14 @@ def columns_of_recipes(
     only: Sequence[RecipeSpec] | None = None,
     streamed: float,
     expected: MeasuredUses | None = None,
+    past: Sequence[PastArms] = (),
 ) -> RecipeColumns:
     """Return the columns of recipes by what a folder of scores has of the prompts `rows` of `data`.
 
     The categories of these prompts are all among `categories`. `only` are the recipes to measure, by default the
     declared and the proposed ones. `streamed` is the share of requests whose answers are streamed. With `expected`, the
-    mean uses of requests, answers count as if they were as long as those to requests.
+    mean uses of requests, answers count as if they were as long as those to requests. The logged requests of `past`
+    plans correct the uses of the arms.
     """
     wanted = registry.declared_recipes if only is None else only
     names = {recipe.name for recipe in wanted}
@@ -65,12 +69,13 @@ def columns_of_recipes(
         only=only,
         streamed=streamed,
         expected=uses,
+        past=past,
     )
     writing = [arm for arm in registry.recipe_arms if arm.writing and arm.recipe in names]
     measured = read_recipe_answers(folder, data, writing)
-    return replayed.joined(
-        _written_columns(writing, data, measured, rows, experts, categories, lengths, uses or Uses())
-    )
+    written = _written_columns(writing, data, measured, rows, experts, categories, lengths, uses or Uses())
+    probes = np.array([sum(data.categories[row] == name for row in rows) for name in categories], dtype=np.float64)
+    return replayed.joined(written.calibrated(past, lambda policies: Uses(), categories, probes))
 
 
 def _written_columns(
