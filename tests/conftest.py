@@ -1,5 +1,6 @@
 """What every test may use."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def converted_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which all test processes of a run convert the packaged model, once: that takes 36 s of processor
+    time. COE_TEST_CACHE names one that is kept."""
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return Path(os.environ.get("COE_TEST_CACHE", run / "models"))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import orjson
@@ -44,6 +45,7 @@ These pages are generated from the code, so they match the version that you run.
 """
 
 
+@cache
 def pages() -> Mapping[str, str]:
     """Return the Markdown of every page by file name."""
     found = {name: _noted(page.page()) for name, page in _PAGES.items()}

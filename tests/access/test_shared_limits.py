@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from redis import Redis
 from gateway.access import redis, shared_account, token_lease
 from gateway.access.limits import Account, Amounts
 from gateway.access.redis import RedisLimiter
+from tests import forked
 from tests.access.samples import ONE, account_of, dollars, key_of, tokens
 from tests.access.test_limiters import admitted
 from tests.records.redis_server import RedisServer
@@ -48,7 +48,7 @@ CONTESTED = [  # limits, how many requests they allow, how many more each second
 
 
 async def test_processes_at_once_never_exceed_a_limit(redis_url: str) -> None:
-    command = (sys.executable, "-m", "tests.access.limited_client", redis_url)
+    command = forked.python("tests.access.limited_client", redis_url)
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     processes = [await asyncio.create_subprocess_exec(*command, cwd=ROOT, **pipes) for _ in range(3)]
 

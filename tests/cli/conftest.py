@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.cli.logged_service import TRAINING_DIGEST, LoggedService
-from tests.routers.conftest import WORDS, built, tiny_encoder
+from tests.routers.conftest import WORDS, built, exported, tiny_encoder
 
-__all__ = ["built", "tiny_encoder"]
+__all__ = ["built", "exported", "tiny_encoder"]
 
 DECLARED = """\
 version: 1

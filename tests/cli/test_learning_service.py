@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from redis import Redis
 
 from coe.fleet.specs import free_port
 from coe.jobs.job_lock import LOCK_KEY
+from tests import forked
 from tests.cli.logged_service import DECLARED, TRUTH, LoggedService
 from tests.cli.test_retrain import RETRAINED_CHOICES
 from tests.experts.faulty_server import FaultyServer
@@ -38,7 +38,7 @@ async def coe(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process that gets SIGTERM at the end of the block and must exit with 0."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coe.cli", *words, "--config", str(service.config)),
+        *forked.python("coe.cli", *words, "--config", str(service.config)),
         env=os.environ | environ,
         stdout=output,
         stderr=output,
@@ -171,7 +171,7 @@ async def test_two_jobs_at_once_are_one_job_and_one_refusal(service: LoggedServi
 async def retrained(service: LoggedService, *words: str) -> tuple[int | None, str]:
     """The exit status of `coe retrain` and its output."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coe.cli", "retrain", *words, "--config", str(service.config)),
+        *forked.python("coe.cli", "retrain", *words, "--config", str(service.config)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -195,7 +195,7 @@ def test_a_job_killed_at_any_time_leaves_something_that_serves(service: LoggedSe
 async def killed_after(service: LoggedService, seconds: float) -> None:
     """From when it has the lock."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coe.cli", "retrain", "--config", str(service.config)),
+        *forked.python("coe.cli", "retrain", "--config", str(service.config)),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
     )

@@ -28,7 +28,7 @@ CHAT = ", ".join(f"hello there {word}" for word in WORDS["cooking"])
 
 
 @pytest.fixture
-def config(tmp_path: Path, tiny_encoder: Path) -> Path:
+def config(tmp_path: Path, tiny_encoder: Path, exported: None) -> Path:
     lines = [json.dumps({"prompt": e.prompt, "category": e.category}) for e in examples()]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     (tmp_path / "experts.yaml").write_text(DECLARED % (CHAT, tiny_encoder))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from coe.fleet.specs import free_port
+from tests import forked
 from tests.clients.model_server import ModelServer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,7 +39,7 @@ def gateway(upstream: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> 
     """Its address."""
     port = free_port()
     folder = tmp_path_factory.mktemp("gateway")
-    command = (sys.executable, "-m", "tests.clients.gateway_server", str(port), upstream.url, str(folder))
+    command = forked.python("tests.clients.gateway_server", str(port), upstream.url, str(folder))
     with subprocess.Popen(command, cwd=ROOT) as process:
         try:
             _until_ready(f"http://127.0.0.1:{port}/health/ready", process)

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import stat
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from coe.registry import ApiKey, load
 from coe.settings import Settings
 from gateway.access import access_of, create_admin_key, with_admin_key
 from gateway.access.limits import MemoryLimiter
+from tests import forked
 from tests.access.samples import key_of
 from tests.admin.samples import router_published, settings_in
 from tests.deploy.test_compose import ROOT, services
@@ -144,7 +144,7 @@ async def container(folder: Path) -> AsyncIterator[Started]:
     port = free_port()
     environ = {"COE_HOST": "0.0.0.0", "COE_PORT": str(port), "COE_CONFIG": str(folder / "experts.yaml")}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.deploy.serve_words", "serve"),
+        *forked.python("tests.deploy.serve_words", "serve"),
         cwd=ROOT,
         env=os.environ | environ | {"COE_ADMIN_KEY_FILE": str(folder / FILE)},
         stdout=asyncio.subprocess.PIPE,

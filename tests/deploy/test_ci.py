@@ -47,8 +47,9 @@ def group_of(process: psutil.Process) -> int | None:
 
 def test_a_failed_check_ends_the_background_jobs_and_their_children(checkout: Path) -> None:
     write(checkout / "bin" / "make", f'[ "$1" != docs ] || {{ {STAYS}; }}')
-    write(checkout / "scripts" / "test-vllm", STAYS)
-    started = 'until [ "$(wc -l < "$RUNNING")" = 2 ]; do sleep 0.01; done'
+    for name in ("test-vllm", "test-clients"):
+        write(checkout / "scripts" / name, STAYS)
+    started = 'until [ "$(wc -l < "$RUNNING")" = 3 ]; do sleep 0.01; done'
     write(checkout / "scripts" / "check", f"{started}; echo wrong; exit 3")
     (checkout / "running").touch()
     done = run(checkout)
@@ -62,8 +63,8 @@ def test_a_failed_check_ends_the_background_jobs_and_their_children(checkout: Pa
 
 def test_a_failure_of_the_docs_prints_their_output(checkout: Path) -> None:
     write(checkout / "bin" / "make", '[ "$1" != docs ] || { echo "a broken link"; exit 2; }')
-    write(checkout / "scripts" / "test-vllm", ":")
-    write(checkout / "scripts" / "check", ":")
+    for name in ("test-vllm", "test-clients", "check"):
+        write(checkout / "scripts" / name, ":")
     done = run(checkout)
     assert done.returncode == 1
     assert "a broken link" in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import forked
 from tests.fleet.fake_fleet import Fakes
 
 
@@ -15,7 +16,7 @@ from tests.fleet.fake_fleet import Fakes
 def fakes(tmp_path: Path) -> Iterator[Fakes]:
     fakes = Fakes(tmp_path)
     yield fakes
-    left = [psutil.Process(pid) for pid in fakes.alive()] + psutil.Process().children(recursive=True)
+    left = [psutil.Process(pid) for pid in fakes.alive()] + forked.children()
     for process in left:
         process.kill()
     assert not left

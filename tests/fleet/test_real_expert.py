@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import orjson
-import psutil
 import pytest
 
 from coe.core import Call
@@ -20,6 +18,7 @@ from coe.fleet.fleet import Fleet
 from coe.fleet.planning import local_servers
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
+from tests import forked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -87,14 +86,16 @@ async def until_idle(seconds: float) -> None:
 
 
 def processor_time() -> float:
-    return sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
+    return sum(sum(child.cpu_times()[:2]) for child in forked.children())
 
 
-async def test_a_real_expert_answers_obeys_sampling_and_stops_a_closed_stream(tmp_path: Path) -> None:
+async def test_a_real_expert_answers_obeys_sampling_and_stops_a_closed_stream(
+    tmp_path: Path, converted_models: Path
+) -> None:
     lines: list[str] = []
     specs, endpoints = local_servers(
         [declared("small"), declared("again")],
-        cache=Path(os.environ.get("COE_TEST_CACHE", tmp_path)),
+        cache=converted_models,
         logs=tmp_path / "logs",
         python=Path(sys.executable),
         report=lines.append,
@@ -119,5 +120,5 @@ async def test_a_real_expert_answers_obeys_sampling_and_stops_a_closed_stream(tm
             pass
         await stream.aclose()
         await until_idle(20.0)
-    assert psutil.Process().children(recursive=True) == []
+    assert forked.children() == []
     assert sum("is ready" in line for line in lines) == 1

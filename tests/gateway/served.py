@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from coe.artifacts.store import POINTER
 from coe.fleet.specs import free_port
 from coe.records import open_log
 from coe.records.record import LogQuery, RoutingRecord
+from tests import forked
 from tests.experts.faulty_server import FaultyServer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -164,7 +164,7 @@ async def serving(
 
 
 async def _started(settings: dict[str, str], stderr: IO[bytes] | None = None) -> asyncio.subprocess.Process:
-    command = (sys.executable, "-m", "tests.gateway.words_server")
+    command = forked.python("tests.gateway.words_server")
     return await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=os.environ | settings, stderr=stderr)
 
 

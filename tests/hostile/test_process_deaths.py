@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import psutil
 import pytest
 
 from coe.fleet.specs import free_port
+from tests import forked
 from tests.gateway.served import ROOT, Served, declared_for, serving, until_ready
 from tests.waiting import wait_until
 
@@ -111,7 +111,7 @@ async def start(folder: Path, **environ: str) -> tuple[asyncio.subprocess.Proces
     config = folder / "experts.yaml"
     config.write_bytes(orjson.dumps(declared_for("http://127.0.0.1:9/v1")))
     settings = {"COE_CONFIG": str(config), "COE_PORT": str(port), "MARKER": str(folder / "marker"), **environ}
-    command = (sys.executable, "-m", "tests.hostile.failing_server")
+    command = forked.python("tests.hostile.failing_server")
     started = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=os.environ | settings, stderr=asyncio.subprocess.PIPE
     )

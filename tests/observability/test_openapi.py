@@ -17,6 +17,7 @@ from coe.fleet.specs import free_port
 from gateway.endpoints import chat, pass_through
 from gateway.endpoints.operations import OPERATIONS, document
 from gateway.observability.tracing import PATHS
+from tests import forked
 from tests.access.samples import key_of
 from tests.fakes import gateway_of, registry_of
 from tests.observability.keyed_server import declared
@@ -98,7 +99,7 @@ def test_the_limits_of_headers_are_those_declared() -> None:
 @contextmanager
 def served(key: str) -> Iterator[str]:
     port = free_port()
-    command = (sys.executable, "-m", "tests.observability.keyed_server", str(port), key)
+    command = forked.python("tests.observability.keyed_server", str(port), key)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"

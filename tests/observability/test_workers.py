@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from gateway.observability import metric_workers
 from gateway.observability.metric_workers import Siblings, share_metrics
 from gateway.observability.metrics import MetricRegistry, exposition
+from tests import forked
 from tests.observability.pages import value
 from tests.observability.worker import registry
 
@@ -28,7 +28,7 @@ def folder() -> Iterator[Path]:
 
 @asynccontextmanager
 async def process(folder: Path, count: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    command = (sys.executable, "-m", "tests.observability.worker", str(folder), str(count))
+    command = forked.python("tests.observability.worker", str(folder), str(count))
     started = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         assert started.stdout is not None

@@ -33,6 +33,7 @@ from coe.fleet.process import FLEET_VARIABLE
 from coe.fleet.residency.client import fetch_report
 from coe.fleet.specs import free_port
 from coe.settings import Settings
+from tests import forked
 from tests.fleet.fake_fleet import FAKE_SERVER
 
 ROOT = Path(__file__).parent.parent.parent
@@ -94,7 +95,7 @@ class Service:
 
     async def start(self) -> None:
         """Starts `coe up` and waits until the gateway answers."""
-        command = (sys.executable, "-m", "tests.vllm.host", str(self.folder / "experts.yaml"), str(self.port))
+        command = forked.python("tests.vllm.host", str(self.folder / "experts.yaml"), str(self.port))
         environ = os.environ | {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "COE_CHECK_EXPERTS": "0"}
         with (self.folder / "up.log").open("ab") as log:
             self.up = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)  # noqa: ASYNC220  it takes a millisecond

@@ -262,7 +262,7 @@ def test_metrics_are_json_and_count_what_was_dropped(built: Built) -> None:
 
 @pytest.mark.parametrize(("lost", "kept"), [(0.0, "int8"), (0.0055, "int8"), (0.0065, "fp32")])
 def test_int8_is_served_only_if_the_linear_head_loses_at_most_six_thousandths(
-    lost: float, kept: str, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lost: float, kept: str, tiny_encoder: Path, exported: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[np.ndarray] = []
 

@@ -32,7 +32,7 @@ def version_of(folder: Path, store: ArtifactStore) -> str:
     "ignore:subprocess .* is still running:ResourceWarning"
 )  # Ray does not wait for its processes
 def test_the_router_is_identical_wherever_tasks_run(
-    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_encoder: Path, exported: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("routers.encoders.TEXTS_PER_TASK", 3)
     monkeypatch.setenv("RAY_ADDRESS", "local")  # not the cluster of another test, which may be about to end

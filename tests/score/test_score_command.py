@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from coe.learning.evaluation.recorded_answers import read_answers
 from coe.learning.evaluation.scoring_run import Journal
 from coe.registry import load
 from coe.settings import Settings
+from tests import forked
 from tests.score.answering import AnsweringServer
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +64,7 @@ class ScoreCommand:
     async def start(self, *words: str, out: str = "out") -> asyncio.subprocess.Process:
         options = ("--out", str(self.folder / out), "--config", str(self.folder / "experts.yaml"), "--json")
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "coe.cli", "score", str(self.folder / "probes.jsonl"), *options, *words),
+            *forked.python("coe.cli", "score", str(self.folder / "probes.jsonl"), *options, *words),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={"COE_PORT": str(self.server.port), "PATH": "/usr/bin:/bin"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from coe.learning.evaluation.quality import read_quality
 from coe.learning.evaluation.recipe_answers import read_recipe_answers
 from coe.learning.evaluation.scoring_run import Cell, recipe_keys
 from coe.registry import Registry, load
+from tests import forked
 from tests.fakes import registry_of
 from tests.score.answering import AnsweringExpert, AnsweringServer, probe_of
 
@@ -70,7 +70,7 @@ class Scoring:
         """Exit code, report and standard error of the command in a process of its own."""
         options = ("--out", str(self.folder / "out"), "--config", str(self.folder / "experts.yaml"), "--json")
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "coe.cli", "score", str(self.folder / "probes.jsonl"), *options, *words),
+            *forked.python("coe.cli", "score", str(self.folder / "probes.jsonl"), *options, *words),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={"PATH": "/usr/bin:/bin"},

@@ -3,12 +3,12 @@
 import asyncio
 import json
 import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.score.answering import AnsweringServer
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +38,7 @@ async def score(folder: Path, *options: str) -> tuple[int | None, str, str]:
         str(folder / "experts.yaml"),
     )
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coe.cli", *words, "--json", *options),
+        *forked.python("coe.cli", *words, "--json", *options),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={"PATH": str(folder), "PYTHONPATH": os.environ.get("PYTHONPATH", "")},

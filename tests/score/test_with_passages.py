@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -89,11 +88,11 @@ async def run(folder: Path, *words: str) -> Any:
 
 
 async def test_a_real_model_is_measured_with_and_without_passages_and_a_gate_fitted_to_it(
-    tmp_path: Path, built: tuple[Path, dict[str, Any], list[Any]]
+    tmp_path: Path, converted_models: Path, built: tuple[Path, dict[str, Any], list[Any]]
 ) -> None:
     specs, endpoints = local_servers(
         [ExpertSpec(name="small", model="SmolLM2-135M-Instruct", runtime="transformers")],
-        cache=Path(os.environ.get("COE_TEST_CACHE", tmp_path)),
+        cache=converted_models,
         logs=tmp_path / "logs",
         python=Path(sys.executable),
         report=print,

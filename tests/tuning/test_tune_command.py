@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from coe.learning.probes.shipped import write_seed
 from coe.learning.tuning.schedule import Goal
 from coe.registry import load
 from coe.settings import Settings
+from tests import forked
 from tests.score.answering import AnsweringServer, completion
 
 pytestmark = pytest.mark.anyio
@@ -77,7 +77,7 @@ class Place:
     async def start(self, *words: str) -> asyncio.subprocess.Process:
         options = ("--config", str(self.folder / "experts.yaml"), "--out", str(self.folder / "out"))
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "coe.cli", "tune", str(self.folder / "probes.jsonl"), *options, *words),
+            *forked.python("coe.cli", "tune", str(self.folder / "probes.jsonl"), *options, *words),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
