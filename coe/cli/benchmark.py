@@ -149,5 +149,5 @@ def show_recipes(found: Mapping[str, Any]) -> None:
     share = found.get("cost_share_for_best_single_quality")
     if share is not None:
         print_line(
-            f"cost for the quality of the best single model ({found['best_single']:.4f}): {share:.2f} of its own"
+            f"cost for the quality of the best single model ({found['best_single']:.4f}): {share:.2f} of its cost"
         )

@@ -294,7 +294,7 @@ def _budget(line: str) -> Budget:
             raise ValueError
         return Budget(**{row: None if limit is None else float(limit) for row, limit in rows.items()})
     except (TypeError, ValueError):
-        raise DataError(f"solve: a line is no JSON object of {', '.join(known)}") from None
+        raise DataError(f"solve: each line must be a JSON object with keys from {', '.join(known)}") from None
 
 
 def _solved(problem: Problem, traffic: NDArray[np.float64] | None, budget: Budget) -> dict[str, Any]:

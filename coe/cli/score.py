@@ -121,7 +121,7 @@ def _declared(registry: Registry, name: str, option: str) -> ExpertSpec:
         if spec.name == name:
             return spec
     declared = ", ".join(registry.single_names)
-    raise typer.BadParameter(f"{name!r} is no declared expert; declared: {declared}", param_hint=option)
+    raise typer.BadParameter(f"{name!r} is not a declared expert; declared: {declared}", param_hint=option)
 
 
 def _written(registry: Registry, name: str) -> RecipeSpec:
@@ -129,7 +129,7 @@ def _written(registry: Registry, name: str) -> RecipeSpec:
     found = next((recipe for recipe in registry.declared_recipes if recipe.name == name), None)
     if found is None:
         declared = ", ".join(recipe.name for recipe in registry.declared_recipes) or "none"
-        raise typer.BadParameter(f"{name!r} is no declared recipe; declared: {declared}", param_hint="--recipe")
+        raise typer.BadParameter(f"{name!r} is not a declared recipe; declared: {declared}", param_hint="--recipe")
     if not found.writes and found.judge is None:
         message = f"{name!r} compares answers, so `coe plan` prices it from those of its members; leave it out"
         raise typer.BadParameter(message, param_hint="--recipe")

@@ -251,7 +251,7 @@ class RedisLog:
 
     def _checked_cursor(self, cursor: str) -> str:
         if not re.fullmatch(r"\d{1,19}-\d{1,19}", cursor):
-            raise UnknownCursor(f"{self._redis.place}: {cursor!r} is no cursor of this log; start again without one")
+            raise UnknownCursor(f"{self._redis.place}: {cursor!r} is not a cursor of this log; start again without one")
         return cursor
 
 

@@ -244,7 +244,7 @@ def _judge_problems(recipe: RecipeSpec) -> Problems:
     elif judge is not None and len(recipe.steps) == 1:
         yield ("signal",), f"{name!r} has one step, so there is no answer to judge before the last; remove `signal`"
     if judge in recipe.members:
-        yield ("judge",), f"{judge!r} is a member, which cannot grade answers beside its own; use another expert"
+        yield ("judge",), f"{judge!r} is a member, and a member cannot also be the judge; use another expert"
 
 
 def _writing_problems(recipe: RecipeSpec, kind: str) -> Problems:

@@ -45,7 +45,7 @@ yourself with the best of them. Return the final answer only; do not mention the
 def _members(step: Any) -> Any:
     """Convert one name to a step of one member. Rejects an empty step."""
     if step in ([], ""):
-        raise PydanticCustomError("empty_step", "a step calls at least one expert; name one, or remove the step")
+        raise PydanticCustomError("empty_step", "a step must name at least one expert; add one or remove the step")
     return [step] if isinstance(step, str) else step
 
 
@@ -174,7 +174,7 @@ def cap_problems(recipe: RecipeSpec, experts: Mapping[str, ExpertSpec]) -> Itera
     name, key = recipe.name, "max_tokens"
     for member, cap in recipe.max_tokens.items():
         if member not in recipe.members:
-            yield (key, member), f"{member!r} is no member of {name!r}{nearest(member, recipe.members)}"
+            yield (key, member), f"{member!r} is not a member of {name!r}{nearest(member, recipe.members)}"
         elif member in experts and (limit := _output_limit(experts[member])) <= cap:
             present = f"the {limit} tokens that `parameters` of {member!r} allow"
             yield (key, member), f"the cap is no lower than {present}; lower it, or remove it"

@@ -82,7 +82,7 @@ def unwritable(path: Path) -> str:
 def secret_problems(text: str, source: YamlSource) -> Iterator[str]:
     """Yield a problem for each literal key or password of a text and what was parsed from it: a value with such a name,
     a part of an address, or one of both in a comment. A secret under another name is not recognised."""
-    remedy = "a key or password stands here; put it into an environment variable: ${NAME}"
+    remedy = "this is a literal key or password; put it into an environment variable: ${NAME}"
     for path, value in _scalars(source.value, ()):
         is_named = any(isinstance(key, str) and _SECRET_NAME.search(key) for key in path)
         if (is_named and not _VARIABLE.fullmatch(value)) or _is_literal(_in_addresses(value)):

@@ -106,8 +106,8 @@ def _new_problem(registry: Registry, issued: IssuedKeys, key: IssuedKey, now: fl
 
 
 _SHARED = (
-    "the key {0!r} would share the tenant {1!r} with a key, and one of both has it only by its name; choose another "
-    "tenant, or declare the tenant of both"
+    "the key {0!r} would share the tenant {1!r} with another key, and one of the two has it only because a "
+    "key's name is its default tenant; choose another tenant, or declare the tenant of both"
 )
 
 

@@ -65,8 +65,8 @@ PROBLEMS: Mapping[int, str] = {
     429: "Too many requests, at the gateway, for this key or at the expert.",
     431: "The headers are too large.",
     500: "A bug of the gateway.",
-    501: "What this needs is not installed where the gateway runs.",
-    502: "The expert answered nonsense.",
+    501: "A required package is not installed on the gateway.",
+    502: "The expert returned an invalid response.",
     503: "No expert can be reached, or the gateway is about to end.",
     504: "No answer in time.",
 }

@@ -68,7 +68,7 @@ class Jobs:
             try:
                 output, errors = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
-                message = f"`{verb}` took more than {seconds:g} s and was ended; run it by hand"
+                message = f"`{verb}` took more than {seconds:g} s and was stopped; run it on the command line"
                 raise JobUnavailable(message, retry_after=RETRY_AFTER_SECONDS) from None
             finally:
                 process.kill()

@@ -109,7 +109,7 @@ def test_where_there_is_no_log_nothing_is_exported_and_nothing_created(config: P
 def test_an_empty_list_is_reported_and_names_undeclared_words(config: Path) -> None:
     logged(config, record_of(1))
     assert tried("log", "--expert", "smal", "--config", config).stderr == (
-        "no records match; 'smal' is no declared expert; declared: small\n"
+        "no records match; 'smal' is not a declared expert; declared: small\n"
     )
     assert tried("log", "--outcome", "aborted", "--config", config).stderr == "no records match\n"
     assert tried("log", "--config", config).stderr == ""

@@ -67,4 +67,4 @@ def test_a_bound_without_recorded_answers_leaves_the_recipe_out_with_the_remedy(
     (config.parent / "answers.jsonl").unlink()
     config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 40") + CAREFUL.replace("}]", ", max_loss: 0.1}]"))
     reason = plan(config)["left_out"]["recipes"]["careful"]
-    assert reason == "no answers are recorded beside the scores; run `coe score` again"
+    assert reason == "the scores have no recorded answers; run `coe score` again"

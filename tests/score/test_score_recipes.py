@@ -150,7 +150,7 @@ async def test_experts_are_scored_with_a_recipe_only_if_they_are_named(scoring: 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("counsel", "is no declared recipe; declared: council, v"), ("v", "compares answers, so `coe plan` prices it")],
+    [("counsel", "is not a declared recipe; declared: council, v"), ("v", "compares answers, so `coe plan` prices it")],
 )
 async def test_a_wrong_recipe_is_refused_before_any_call(scoring: Scoring, name: str, message: str) -> None:
     code, _, output = await scoring.run("--recipe", name)

@@ -119,7 +119,7 @@ def _judge(registry: Registry, name: str | None) -> ExpertSpec | None:
         return None
     if name not in registry.single_names:
         declared = ", ".join(registry.single_names)
-        raise typer.BadParameter(f"{name!r} is no declared expert; declared: {declared}", param_hint="--judge")
+        raise typer.BadParameter(f"{name!r} is not a declared expert; declared: {declared}", param_hint="--judge")
     return registry.expert(name)
 
 
@@ -141,7 +141,7 @@ def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[Exp
         if yes:
             remedy = "correct them, or remove them from experts.yaml"
             raise ExpertUnavailable(f"tune: {names} cannot be measured; {remedy}", expert=next(iter(dead)))
-        if not typer.confirm(f"Go on without scores of {names}?", err=True):
+        if not typer.confirm(f"Continue without scores for {names}?", err=True):
             raise typer.Exit(1)
     return answering
 

@@ -38,11 +38,11 @@ class AssembledReply:
                 async for events in chunks:
                     size += len(events)
                     if size > MAX_ANSWER_BYTES:
-                        raise self._errors.invalid_response("an answer longer than it may be")
+                        raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
                     answer.add(events)
             self._body = sse.dumps(answer.plain())
         except (AttributeError, LookupError, TypeError, ValueError):
-            raise self._errors.invalid_response("events that are not of this API") from None
+            raise self._errors.invalid_response("events that do not belong to this API") from None
 
     def chunks(self) -> Chunks:
         return SingleChunk(self._body)

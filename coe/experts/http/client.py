@@ -45,7 +45,7 @@ class Target:
     def __init__(self, url: str, headers: Mapping[str, str], *, method: str = "POST") -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{parts.scheme}://{parts.hostname} is no http or https address")
+            raise ValueError(f"{parts.scheme}://{parts.hostname} is not an http or https address")
         self.secure = parts.scheme == "https"
         self.host = parts.hostname
         self.port = parts.port or (443 if self.secure else 80)

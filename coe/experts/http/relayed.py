@@ -39,7 +39,7 @@ class RelayedReply:
     async def _json(self) -> bytes:
         body = await self._response.read(MAX_ANSWER_BYTES)
         if len(body) > MAX_ANSWER_BYTES:
-            raise self._errors.invalid_response("an answer longer than it may be")
+            raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
         try:
             answer: Any = sse.loads(body)
         except ValueError:

@@ -72,7 +72,7 @@ class PlainReply:
     async def begin(self) -> None:
         body = await _read_body(self._response, max_bytes=MAX_ANSWER_BYTES)
         if body is None:
-            raise self._errors.invalid_response("an answer longer than it may be")
+            raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
         try:
             answer = sse.loads(body)
         except ValueError:
@@ -222,7 +222,7 @@ class StreamedReply:
                         yield self._rewriter.in_events(good)
                     if failure:
                         self._done = False  # a failed answer is never complete
-                        raise self._errors.server_error("failed in mid-answer", failure)
+                        raise self._errors.server_error("failed in the middle of the answer", failure)
         except TimeoutError:
             raise self._errors.timed_out(f"fell silent for {self._stream_idle_timeout:g} s") from None
         except OSError as error:

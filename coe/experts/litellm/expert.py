@@ -250,7 +250,7 @@ class _StreamedReply:
     def _visible_bytes(self, event: dict[str, Any]) -> bytes:
         chunk = to_event(event)
         if failure := self._api_format.failure(chunk):
-            where = "failed in mid-answer" if self._has_content else "answered with an error"
+            where = "failed in the middle of the answer" if self._has_content else "answered with an error"
             raise self._expert.errors.server_error(where, failure)
         for counts in self._api_format.usages(chunk):
             record_usage(self.usage, counts)

@@ -83,7 +83,7 @@ class _Whole:
     def read(self, chunk: bytes) -> bytes:
         self._size += len(chunk)
         if self._size > MAX_ANSWER_BYTES:
-            raise self._limits.exceed("an answer longer than it may be")
+            raise self._limits.exceed("an answer longer than the limit of 64 MiB")
         return chunk
 
 

@@ -22,7 +22,7 @@ from coe.usage import AuditResult, MemberCall
 
 
 class Audit:
-    """One audit of an accepted answer; implements `coe.core.RecipeAudit`.
+    """One audit of an accepted answer; implements `coe.usage.RecipeAudit`.
 
     `answers` are the final answers of the members that were called, in the order of `policy.members`, and `accepted` is
     the position of the returned one. With `caps_apply`, the members have the caps of the policy.

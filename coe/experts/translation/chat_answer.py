@@ -46,7 +46,7 @@ class Delta:
 
 
 class ChatReader:
-    """Reads one answer. Raises ValueError for what is no chat answer."""
+    """Reads one answer. Raises ValueError for anything but a Chat Completions response."""
 
     def __init__(self) -> None:
         self._calls = 0
@@ -71,7 +71,7 @@ class ChatReader:
     def _delta(self, choice: Mapping[str, Any], field: str) -> Delta:
         message = choice.get(field) or {}
         if not isinstance(message, dict):
-            raise ValueError(f"a {field} that is no object")
+            raise ValueError(f"a {field} that is not an object")
         reasoning = next((text for name in _REASONING_FIELDS if (text := _text(message.get(name)))), "")
         blocks = _objects(message.get("thinking_blocks"))
         return Delta(

@@ -133,7 +133,7 @@ class TranslatedExpert:
                 body = b"".join([chunk async for chunk in chunks])
             builder.add(ChatReader().whole(sse.loads(body)))
         except ValueError as error:
-            raise self._errors.invalid_response(f"something that is no chat answer ({error})") from None
+            raise self._errors.invalid_response(f"something other than a Chat Completions answer ({error})") from None
         finally:
             await reply.aclose()
         builder.end(reply.usage)

@@ -164,9 +164,7 @@ def _weighed_reason(server: ServerState, state: DeviceState, weighed: Candidate,
     if weighed.obstacle == "failed":
         return f"failed and may start again in {weighed.due - state.now:.1f} s"
     if weighed.obstacle == "too_large":
-        return (
-            f"needs {server.profile.memory:g} GB, more than its device has beside pinned experts; its requests expire"
-        )
+        return f"needs {server.profile.memory:g} GB, more than pinned experts leave on its device; its requests expire"
     if weighed.obstacle == "no_room":
         return "waits until those before it are loaded, or experts that may not leave free memory"
     paid = f"{weighed.waited:.1f} s of waits against a price of {weighed.price:.1f} s"

@@ -116,7 +116,7 @@ def provider(name: str, environ: Mapping[str, str]) -> Source:
 def endpoint(url: str, *, option: str = "--endpoint") -> Source:
     """Return the source of an address that the user gave, with and without /v1.
 
-    Raises ConfigError if it is no http or https address, or holds credentials, which would end up in experts.yaml.
+    Raises ConfigError if it is not an http or https address, or holds credentials, which would end up in experts.yaml.
     """
     address = url if "://" in url else f"http://{url}"
     try:

@@ -165,7 +165,7 @@ def _usable_prompts(
 ) -> tuple[list[int], str]:
     """Return the rows with an answer of every expert, and why they are too few; empty if they are enough."""
     if recorded is None:
-        return [], "no answers are recorded beside the scores; run `coe score` again"
+        return [], "the scores have no recorded answers; run `coe score` again"
     columns = [data.models.index(name) for name in experts]
     found = [row for row in rows if recorded.recorded[row, columns].all()]
     if len(found) < MIN_PROMPTS:

@@ -68,7 +68,7 @@ _CHECK = object_schema(
         "object": {"const": "config.check"},
         "ok": BOOLEAN,
         "problems": PROBLEM_LIST,
-        "consequences": TEXTS | {"description": "What follows for the plan in use."},
+        "consequences": TEXTS | {"description": "Consequences for the plan in use."},
         "diff": TEXT | {"description": "Unified diff from the text in force."},
     }
 )

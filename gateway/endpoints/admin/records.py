@@ -1,6 +1,6 @@
 """`/v1/records`: the routing log, one record with its feedback, and the replay of its decision.
 
-The declarations of the fields (`coe/records/fields.py`) state which of them each response returns.
+`FieldInfo.api` of each field (`coe/records/record.py`) states which of these responses return it.
 """
 
 from __future__ import annotations
