@@ -1,4 +1,4 @@
-"""Serves one request of a chat API in eight steps: admit, parse, classify, assign, gate, call, relay, record.
+"""Serves one request of a chat API in eight steps: admit, parse, classify, assign, retrieve, call, relay, record.
 
 `Line` is the ASGI application of one API. `Line._steps` lists steps 1 to 7, and `Line._record` is step 8. What is not
 declared takes no part in them: answer cache, stored responses, tracing, retrieval, audits.
@@ -132,7 +132,7 @@ class Line:
                         )
                     with trace.step("assign"):  # 4
                         conversation, previous = await _assign(trace, chat, options)
-                    with trace.step("gate"):  # 5
+                    with trace.step("retrieve"):  # 5
                         if composition.retrieves:
                             chat = await _retrieve(trace, chat, options, previous)
                 with trace.step("call"):  # 6

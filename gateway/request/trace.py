@@ -33,7 +33,7 @@ from gateway.stored_responses.conversation import StoredUse
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
-StepName = Literal["admit", "parse", "cache", "classify", "assign", "gate", "call", "relay"]
+StepName = Literal["admit", "parse", "cache", "classify", "assign", "retrieve", "call", "relay"]
 
 
 class StepTimer:
@@ -222,7 +222,7 @@ class Trace:
             found.append((b"x-coe-dropped", ", ".join(self.dropped).encode()))
         if self.cache is not None:
             found.append((b"x-coe-cache", self.cache.result.encode()))
-        if self.ended_ms("gate") is not None:
+        if self.ended_ms("retrieve") is not None:
             found.append((b"x-coe-retrieval", self._retrieval_header()))
         if self.allowance is not None:
             found += self.allowance.headers()
