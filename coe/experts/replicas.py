@@ -245,7 +245,7 @@ class ReplicatedExpert:
         raise failure or self._none_ready(call.tenant)
 
     async def _timed(self, replica: Replica, call: Call) -> Reply:
-        """Calls one replica and records the time to the first token of a stream. A plain response arrives in one piece,
+        """Calls one replica and records the time to the first token of a stream. A whole response arrives in one piece,
         so its time depends on its length."""
         began = self._clock()
         try:

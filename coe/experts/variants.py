@@ -38,7 +38,7 @@ class VariantExpert:
             raise
 
     async def aclose(self) -> None:
-        """Does nothing: the expert belongs to others."""
+        """Does nothing: the caller closes the expert."""
 
 
 def build_variants(registry: Registry, experts: Mapping[str, Expert]) -> dict[str, VariantExpert]:

@@ -47,7 +47,7 @@ def is_free(port: int, *, host: str = HOST) -> bool:
 
 
 def root_of(host: str, port: int) -> str:
-    """The URL of the pages at an address; IPv6 addresses get their brackets."""
+    """Base URL of a server; IPv6 addresses get their brackets."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -65,7 +65,7 @@ class ListenAddress:
 
 
 START_SECONDS = (20.0, 1.0)
-"""Expected time from stopped to awake before any measurement: seconds, and seconds a GB."""
+"""Expected time from stopped to awake before any measurement: (constant seconds, seconds per GB of weights)."""
 
 
 ATTACHED = "attached\n"

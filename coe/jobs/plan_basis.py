@@ -74,12 +74,12 @@ def plan_basis(
     evidence: PlanEvidence,
     logged: LoggedUses | None = None,
 ) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
-    """The basis of a plan of the scored experts and the categories that they may serve, what is left out, and the
-    columns of recipes.
+    """Return the inputs of the solver for the scored experts and the categories that they may serve, the parts of the
+    declaration and the data that are left out, and the plan columns of recipes.
 
-    The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the uses that scores
-    measured with the `logged` ones. Enough logged requests of the router in use also give the weights of categories and
-    the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
+    The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the usage measured by
+    `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights of categories
+    and the sample of traffic, in place of the probes. Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.single_names, partly=True)
     experts = _scored_experts(data, registry)

@@ -302,7 +302,7 @@ def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: st
     answers = [_answer_row(prompt_id, name, cell, prices[name]) for prompt_id, name, cell in cells]
     write_answers(out, benchmark=benchmark, answers=answers)
     written = [
-        RecipeAnswer(probe.prompt_id, arm, recipe.writing, cell.score, cell.calls)
+        RecipeAnswer(probe.prompt_id, arm, recipe.writing_digest, cell.score, cell.calls)
         for arm, recipe in arms.items()
         for probe, key in zip(scoring.probes, scoring.keys[arm], strict=True)
         if (cell := journal.scored.get(key)) is not None and cell.score is not None

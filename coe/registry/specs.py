@@ -198,7 +198,7 @@ class Registry(StrictModel):
                 level,
                 recipe.steps,
                 tuple(map(self.expert, recipe.members)),
-                recipe.writing,
+                recipe.writing_digest,
                 recipe.judge or "",
                 recipe.tools == "agreement",
                 None if recipe.judge is None else self.expert(recipe.judge),

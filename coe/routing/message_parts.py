@@ -52,7 +52,7 @@ _CONTEXT_TAGS = _words("""
     workspace editor session git status project layout tools tool capabilities notice hook budget usage permissions
     skills agents collaboration mode details history stdout stderr preferences
     """)
-"""Words in the names of blocks about the session. They never tell what is asked for."""
+"""Words in the names of blocks about the session. Such blocks never contain the request."""
 _MATERIAL_TAGS = _words("""
     file files document documents attached attachment attachments context selection snippet diff source sources article
     result results output outputs log logs data content contents email transcript passage excerpt contract paste pasted

@@ -107,7 +107,7 @@ class SharedAccount:
         return reservation
 
     async def extend(self, reservation: SharedReservation, amounts: Amounts) -> None:
-        reservation.parts.append(await self._reserve(amounts.beyond(reservation.amounts)))
+        reservation.parts.append(await self._reserve(amounts.minus(reservation.amounts)))
         reservation.amounts = amounts
 
     async def _reserve(self, amounts: Amounts) -> ReservedPart:
@@ -130,7 +130,7 @@ class SharedAccount:
         *earlier, last = reservation.parts
         for part in earlier:
             self._settle(part, part.amounts)
-        self._settle(last, used.beyond(reservation.amounts.beyond(last.amounts)))
+        self._settle(last, used.minus(reservation.amounts.minus(last.amounts)))
         self._context.mark_open(self)
 
     def _settle(self, part: ReservedPart, used: Amounts) -> None:

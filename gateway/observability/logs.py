@@ -28,7 +28,7 @@ _gateway = logging.getLogger("gateway")
 
 _OWN_ERRORS = (CoEError, OSError, ImportError)
 """Errors whose messages are about files, addresses and declarations. RequestErrors are not: an expert's message may
-quote."""
+quote the request."""
 MAX_CAUSES = 8
 """Errors of a chain of causes that are logged."""
 MAX_FRAMES = 32

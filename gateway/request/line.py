@@ -1,7 +1,7 @@
 """Serves one request of a chat API in eight steps: admit, parse, classify, assign, retrieve, call, relay, record.
 
-`Line` is the ASGI application of one API. `Line._steps` lists steps 1 to 7, and `Line._record` is step 8. What is not
-declared takes no part in them: answer cache, stored responses, tracing, retrieval, audits.
+`Line` is the ASGI application of one API. `Line._steps` lists steps 1 to 7, and `Line._record` is step 8. Answer cache,
+stored responses, tracing, retrieval and audits run only if they are declared.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Observer = Callable[[Trace], None]
 
 
 class Line:
-    """One chat API as an ASGI application."""
+    """Runs the eight steps of a request for one chat API; an ASGI application."""
 
     def __init__(
         self,

@@ -147,7 +147,7 @@ def mixed(service: LoggedService, scores: Path, monkeypatch: pytest.MonkeyPatch)
     calls, grades = [], []
     for row in (row for row in rows if row["model"] == "chef"):
         one = {"benchmark": "own", "prompt_id": row["prompt_id"]}
-        arm = {**one, "arm": "improve@1", "writing": chain.writing, "score": 0.8, **used}
+        arm = {**one, "arm": "improve@1", "writing": chain.writing_digest, "score": 0.8, **used}
         calls += [arm | {"step": step, "member": name} for step, name in enumerate(("chef", "generalist"))]
         grades.append({**one, "model": "chef", "judge": "critic", "grade": 9 if row["score"] > 0.5 else 2, **used})
     for name, table in (("scores", rows), ("answers", answers), ("recipe_calls", calls), ("grades", grades)):

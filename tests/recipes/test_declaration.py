@@ -243,8 +243,8 @@ def test_a_chain_and_a_fuse_are_steps_with_one_arm_whose_later_members_keep_room
     assert declared.arm_names[-3:] == ("x@1", "y@1", "z@1")
     assert [declared.arm_of_model[name] for name in ("x", "y", "z")] == ["x@1", "y@1", "z@1"]
     assert declared.arm("x@1").context_length == 0.75 * declared.expert("a").context_length
-    assert len({one.writing for one in (chain, fuse, other)}) == 3
-    assert RecipeSpec(name="v", vote=("a", "b")).writing == ""
+    assert len({one.writing_digest for one in (chain, fuse, other)}) == 3
+    assert RecipeSpec(name="v", vote=("a", "b")).writing_digest == ""
 
 
 def test_recipes_change_the_digest_and_limits_of_calls_do_not() -> None:

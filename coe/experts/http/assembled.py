@@ -1,8 +1,8 @@
-"""A plain answer that is assembled from the server's stream.
+"""Assembles a non-streaming response from the server's stream.
 
-`transformers serve` finishes a plain request even if its client has left, and requests wait in one queue: abandoned
-ones would block it for minutes. It stops a stream whose connection is closed. So `HttpExpert` requests a stream from it
-for plain requests too. The answer has the shape that the server gives plain answers.
+`transformers serve` finishes a non-streaming request even if its client has left, and requests wait in one queue:
+abandoned ones would block it for minutes. It stops a stream whose connection is closed. So `HttpExpert` requests a
+stream from it for non-streaming requests too. The response has the server's usual non-streaming format.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TEXTS = ("content", "reasoning_content", "refusal")
 
 
 class AssembledReply:
-    """A plain reply over `stream`, a reply in Chat Completions or legacy Completions. `begin` reads all of it."""
+    """A non-streaming reply from `stream`, a reply in Chat Completions or Completions. `begin` reads all of it."""
 
     media_type = "application/json"
 

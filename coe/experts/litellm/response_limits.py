@@ -74,7 +74,7 @@ class _ErrorBody:
 
 
 class _Whole:
-    """A plain response, or a stream of another kind than server-sent events."""
+    """A non-streaming response, or a stream of another kind than server-sent events."""
 
     def __init__(self, limits: ResponseLimits) -> None:
         self._limits = limits

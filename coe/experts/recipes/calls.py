@@ -125,7 +125,7 @@ class MemberCalls:
         return ""
 
     def _limit(self) -> tuple[float, RecipeStop]:
-        """Return when (event loop clock) and why to stop. Without an answer to return there is no limit here."""
+        """Return the time (event loop clock) and reason to stop. Infinity while there is no answer to return."""
         begun = [draft.began for draft in self.drafts if draft.usable and draft.began is not None]
         if not begun:
             return math.inf, "deadline"
@@ -146,7 +146,7 @@ class MemberCalls:
         return len(self.log.calls) + calls > self._max_calls
 
     def raise_defect(self) -> None:
-        """Raise the error of a draft that is no failure of its expert."""
+        """Raise a draft's error if it is a bug, not a failure of its expert."""
         for draft, _ in self._running:
             if draft.error is not None and not isinstance(draft.error, ExpertError | InvalidRequest):
                 raise draft.error

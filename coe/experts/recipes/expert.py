@@ -81,7 +81,7 @@ class RecipeExpert:
         return await calls.returning(_Run(self, call, calls, final_answer).reply, first=len(self._first))
 
     async def aclose(self) -> None:
-        """Does nothing: the members belong to others."""
+        """Does nothing: the caller closes the members."""
 
 
 class _Run:

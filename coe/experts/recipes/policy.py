@@ -1,7 +1,7 @@
 """The fitted policy of a recipe: in which order members answer, when to stop, and whose answer to return.
 
-A policy is one arm of the plan. The policies of one recipe differ by `price`: the quality per unit of cost below which
-another answer is not worth its cost.
+A policy is one arm of the plan. The policies of one recipe differ by `price`: the quality that one unit of cost must
+add, below which another answer is not worth its cost.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Step:
     """Members that are called at the same time, and the rule that follows from the answers so far.
 
     `weights` and `typical` (mean of log(1 + output tokens)) cover the members of this step and of all earlier ones.
-    `gain`, shape (STATE_FEATURES + n_categories,), are the coefficients of the expected gain of going on, net of its
+    `gain`, shape (STATE_FEATURES + n_categories,), are the coefficients of the expected gain of continuing, net of its
     cost; None for the last step. `graded` decides instead where a judge has graded the best answer. `max_tokens` is the
     cap of each of its members' answers, inf without one; empty if none has one.
     """
@@ -153,7 +153,7 @@ def replay(
     """Run a policy on recorded answers, columns (n_prompts, n_members) in the order of `policy.members`.
 
     `grades` of the same shape are those of its judge, NaN without one. In streams, caps apply only where an earlier
-    answer is readable, and in plain answers also to all steps but the last.
+    answer is readable, and in non-streaming answers also to all steps but the last.
 
     Where no answer is readable, the first one of the latest step is returned, as in serving; if one of that step was
     cut off, the next step is called first. With a judge, the first of the last step is returned if none of it is

@@ -1,6 +1,6 @@
-"""Reads answers of Chat Completions: a `Delta` is what one chunk of a stream, or a whole plain answer, adds.
+"""Reads answers of Chat Completions: a `Delta` is what one chunk of a stream, or a non-streaming answer, adds.
 
-Both builders of translated answers consume deltas, so that a plain answer and a stream are translated by the same code.
+Both builders of translated answers consume deltas, so that streams and non-streaming answers share one translation.
 Servers deviate from OpenAI's form: reasoning has several names, calls lack their index, and content may be parts.
 """
 
@@ -52,7 +52,7 @@ class ChatReader:
         self._calls = 0
 
     def whole(self, answer: Mapping[str, Any]) -> Delta:
-        """Returns the delta of a plain answer."""
+        """Returns the delta of a non-streaming answer."""
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ValueError("chat without a choice")
@@ -181,7 +181,7 @@ _NOTHING = Delta()
 
 
 def _text(value: Any) -> str:
-    """The text of a field that may be absent, or parts of which some are texts."""
+    """The text of a field that may be absent, or a list in which only some parts are text."""
     if isinstance(value, list):
         return "".join(_text(part.get("text")) for part in _objects(value))
     return value if isinstance(value, str) else ""

@@ -1,4 +1,5 @@
-"""Explains one device to operators: who is awake, what loads, who waits, and what is decided next and why. Pure.
+"""Explains one device to operators: which experts are awake, which are loading, which requests wait, and the next
+decision with its reason. Pure functions.
 
 `preview` calls the policy itself on the moment when it decides next, so that an explanation cannot differ from what is
 done: now, at its next check, or when the load that is under way should end. Requests that arrive or end in between

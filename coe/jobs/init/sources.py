@@ -25,7 +25,7 @@ class Source:
 
     - `name`: part of the names of experts, and how the command line refers to it.
     - `base_urls`: addresses to try, the first that lists models is used.
-    - `kind`: a server of this machine that may not run, a hosted provider, an address that the user gave, or an
+    - `kind`: a local server that might not be running, a hosted provider, an address that the user gave, or an
       inference engine whose server `coe up` starts.
     - `key_env`: environment variable of its key; empty without one.
     - `prefix`: what litellm's table, and runtime litellm, put before the name of its models.

@@ -138,7 +138,7 @@ def _alternatives(experts: Sequence[str]) -> dict[str, list[int]]:
 class _FeedbackJoin:
     """Finds the request of each feedback and keeps the feedback that counts.
 
-    That is the largest of a total order, so that neither order of arrival nor repetition matters and seen events need
+    It keeps the largest event of a total order, so that arrival order and duplicates do not matter and seen events need
     not be stored.
     """
 
@@ -222,7 +222,7 @@ class Logs:
                 yield users
 
     def all(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
-        """The same with the requests of CoE commands."""
+        """Yield pages of the users' requests and of the requests of CoE commands."""
         query = LogQuery(since=since, category=category, limit=PAGE_SIZE)
         while True:
             page = self._runner.run(self._records.read(query))

@@ -1,6 +1,6 @@
 """Reads probes from JSON Lines or parquet: prompts with a category and a checker that scores an answer.
 
-A probe with `draw` is a template: it is drawn anew for every seed.
+A probe with `draw` is a template: it is drawn again for every seed.
 """
 
 from __future__ import annotations

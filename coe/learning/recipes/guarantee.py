@@ -50,12 +50,12 @@ def upper_mean(values: Array) -> float:
 
 
 def loss_per_difference(losses: Array, differs: NDArray[np.bool_], max_loss: float) -> float:
-    """Return c: what an answer that differs from the one after the last step counts as in service.
+    """Return c, the loss assumed in service for an answer that differs from the last step's answer.
 
     `losses` and `differs` (n_prompts,) are of an arm that keeps the bound. c is an upper confidence value (95 %) of the
     mean loss per difference, but at most the bound over the upper confidence value of the rate of differences. Where
-    that cap applies, c is no confidence value of the loss but a calibration: a recipe whose answers differ as often as
-    on these prompts does not count as broken, and the test is about the rate of differences
+    that cap applies, c is not a confidence value of the loss but a calibration: a recipe whose answers differ as often
+    as on these prompts does not count as broken, and the test is about the rate of differences
     (`coe.learning.recipes.loss_test`).
     """
     by_rate = max_loss / upper_mean(differs.astype(np.float64))

@@ -111,7 +111,7 @@ class SharedSnapshot:
         while self._taken_at < due:
             if self._taking is None:
                 self._taking = asyncio.create_task(self._refresh(), name="coe-stats")
-            await asyncio.shield(self._taking)  # a client that disconnects cancels it for nobody else
+            await asyncio.shield(self._taking)  # a client that disconnects must not cancel it for others
         return self._latest
 
     async def _refresh(self) -> None:
@@ -174,7 +174,7 @@ class Stats:
         problems={429: "Too many streams are open.", 503: "The gateway is shutting down."},
     )
     async def stream(self, request: Request) -> Response:
-        """The same every `interval` seconds, until `events` were sent."""
+        """Sends a snapshot every `interval` seconds, until `events` were sent."""
         query = query_of(request, StreamQuery)
         if self._current.leaving:
             raise Draining("this gateway is shutting down; send the request again", retry_after=_RETRY_AFTER)
