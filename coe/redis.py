@@ -1,6 +1,6 @@
 """A bounded client for one Redis server, whose failures are one error class.
 
-Each user opens a client of its own with its error class, timeouts and number of connections: the routing log, limits,
+Each feature opens its own client with its error class, timeouts and number of connections: the routing log, limits,
 conversations, documents, and, with the blocking client, shared artifacts. Error messages name host and port of the
 server, and never repeat its address, which may hold a password.
 """
@@ -122,7 +122,7 @@ class RedisClient:
 
 
 class BlockingRedisClient:
-    """The same for threads. `errors()` wraps the commands of `client`."""
+    """A Redis client for threads. `errors()` wraps the commands of `client`."""
 
     def __init__(self, url: str, *, key: str, error: ErrorOf, connect_timeout: float, timeout: float) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""

@@ -30,7 +30,7 @@ class Settings:
     | variable | meaning | default |
     |---|---|---|
     | COE_CONFIG | path of the declaration | experts.yaml |
-    | COE_HOME | state folder: artifacts, model cache, logs | .coe beside the declaration |
+    | COE_HOME | state folder: artifacts, model cache, logs | .coe next to the declaration |
     | COE_HOST, COE_PORT | address of the gateway | 127.0.0.1, 8080 |
     | COE_ADMIN_KEY_FILE | file with an API key of all scopes; created if missing | none |
     | COE_WORKERS | number of gateway processes | 1 |

@@ -152,7 +152,7 @@ class Wiring:
         return serving
 
     def with_issued(self, serving: Serving) -> Serving:
-        """The same state with the API keys that are issued now."""
+        """This state with the API keys that are issued now."""
         return replace(serving, access=self._access(serving.composition))
 
     def _access(self, composition: Composition) -> Access:

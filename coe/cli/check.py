@@ -43,7 +43,7 @@ def check(
     """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name.
 
     Then it lists what a start or reload with this file will do with the plan and the router in use, and when `coe plan`
-    should be run again. FILE may be a draft beside the file in use. With `--live` it also requests one token
+    should be run again. FILE may be a draft next to the file in use. With `--live` it also requests one token
     from every expert, and exits with 1 where one does not answer.
     """
     if schema:

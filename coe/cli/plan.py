@@ -286,7 +286,7 @@ def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64]
 
 
 def _budget(line: str) -> Budget:
-    """Raises DataError for a line that is no budget, ConfigError for a limit that is not above 0."""
+    """Raises DataError for a line that is not a budget, ConfigError for a limit that is not above 0."""
     known = list(Budget.__dataclass_fields__)
     try:
         rows = orjson.loads(line)

@@ -63,7 +63,7 @@ def score(
     Local experts must be running: they are reached through the gateway (`coe up` in another terminal), external ones
     directly. Exit 1 when scores are missing in the end: no expert gets a zero for failing.
 
-    Without PROBES, the probes that ship with CoE are used, and those of probes.jsonl beside experts.yaml (`coe
+    Without PROBES, the probes that ship with CoE are used, and those of probes.jsonl next to experts.yaml (`coe
     probes`). A part of them are templates with fresh numbers for each new folder.
 
     A probe has `prompt` or `messages`, `category`, optionally `id` and `difficulty`, and `checker`: exact, choice,

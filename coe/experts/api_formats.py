@@ -229,5 +229,5 @@ API_FORMATS: Mapping[Api, ApiFormat] = {
         system_prompt_fields=_no_prompt,
     ),
     **{api: replace(_PASS_THROUGH, path=api) for api in PASS_THROUGH_APIS},
-    "tokenize": replace(_PASS_THROUGH, path="/tokenize"),  # vLLM has it beside /v1
+    "tokenize": replace(_PASS_THROUGH, path="/tokenize"),  # vLLM serves it outside /v1
 }

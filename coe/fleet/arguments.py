@@ -29,8 +29,8 @@ def bin_folders(engines: Path | None, runtime: str, python: Path | None = None) 
     """Return the folders to search for the commands of a runtime: its own environment, then that of `python`, by
     default this interpreter."""
     own = None if engines is None else environments.bin_folder(engines, runtime)
-    beside = Path(python or sys.executable).parent
-    return (beside,) if own is None else (own, beside)
+    siblings = Path(python or sys.executable).parent
+    return (siblings,) if own is None else (own, siblings)
 
 
 def locate_command(name: str, folders: Sequence[Path]) -> Path | None:

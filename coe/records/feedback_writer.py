@@ -71,7 +71,7 @@ FEEDBACK: spooled.EntryType[Pending] = spooled.EntryType(
 
 
 class FeedbackWriter(BackgroundWriter[Pending]):
-    """Writes feedback to `feedback`; `records` is the routing log beside it. The caller closes both.
+    """Writes feedback to `feedback`; `records` is the routing log next to it. The caller closes both.
 
     `count` is called with the kind of every event that is on disk.
     """

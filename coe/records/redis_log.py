@@ -73,7 +73,7 @@ if oldest > {EPOCH_MS} then
 end
 """
 
-# Records are lines of our own JSON, so fields are compared as bytes; the caller compares again after parsing. A line
+# Records are lines of CoE's own JSON, so fields are compared as bytes; the caller compares again after parsing. A line
 # whose time cannot be read is sent to the caller too.
 SCAN = """
 local since, until_ = tonumber(ARGV[5]), tonumber(ARGV[6])

@@ -114,7 +114,7 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _device_memory_problems(registry: Registry) -> Problems:
-    """Check that each device can hold its pinned experts and, beside them, any other one."""
+    """Check that each device can hold its pinned experts and, at the same time, any other one."""
     assert registry.residency is not None
     for index, device in enumerate(registry.residency.devices):
         where = ("residency", "devices", index, "memory_gb")

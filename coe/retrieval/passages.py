@@ -154,5 +154,5 @@ def check_encoder(location: str, *, indexed: EncoderId, current: EncoderId) -> N
     if indexed != current:
         raise IndexMismatch(
             f"{location}: its vectors are of encoder {indexed.digest} ({indexed.dimensions} dimensions), the router in "
-            f"use has {current.digest} ({current.dimensions}); run `coe index rebuild`, which embeds all documents anew"
+            f"use has {current.digest} ({current.dimensions}); run `coe index rebuild`, which embeds all documents"
         )

@@ -130,7 +130,7 @@ class Retrieval:
 
     async def warm(self) -> None:
         """Search once without the requests' timeout, so that the first request is not the one that imports the store's
-        library and opens the index. A failure is logged: requests go on without passages."""
+        library and opens the index. A failure is logged: requests continue without passages."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(WARM_SECONDS):

@@ -191,7 +191,7 @@ def replace_declaration(settings: Settings, text: str, *, expected: str) -> str:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             old = read_text(path)
             if tag_of(old) != expected:
-                raise ConfigRefused(f"{path.name} was changed meanwhile; load it again")
+                raise ConfigRefused(f"{path.name} was changed in the meantime; load it again")
             mode = path.stat().st_mode & 0o777
             replace_file(settings.home / BACKUP, old, mode=mode)
             replace_file(path, text.encode(), mode=mode)

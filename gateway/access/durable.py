@@ -108,7 +108,7 @@ LAST_WRITE_TIMEOUT_SECONDS = 2.0
 class DurableLimiter(MemoryLimiter):
     """A MemoryLimiter that starts from a file and writes use there while it is entered.
 
-    `degraded` is True while the file cannot be read or written; changes stay in memory meanwhile and are written later.
+    `degraded` is True while the file cannot be read or written; changes stay in memory and are written later.
     Several processes may use one file: it holds their sum. Each learns what the others spent of a key's money whenever
     it writes its own.
     """

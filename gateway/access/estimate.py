@@ -70,11 +70,11 @@ def input_tokens(chat: Chat) -> float:
         texts = sum(len(one) / CHARACTERS_PER_TOKEN if isinstance(one, str) else len(one) for one in prompts)
         return texts + (len(suffix) / CHARACTERS_PER_TOKEN if isinstance(suffix, str) else 0)
     fields = chat.fields
-    beside = sum([_json_tokens(fields[name]) for name in _PROMPT_FIELDS.get(chat.api, ()) if fields.get(name)])
+    other_fields = sum([_json_tokens(fields[name]) for name in _PROMPT_FIELDS.get(chat.api, ()) if fields.get(name)])
     items = fields.get(_ITEM_NAMES.get(chat.api, ""))
     return (
         chat.characters / CHARACTERS_PER_TOKEN
-        + beside
+        + other_fields
         + (sum(map(_item_tokens, items)) if isinstance(items, list) else 0.0)
     )
 

@@ -1,7 +1,7 @@
 """The issued API keys as one process knows them: read again every POLL_SECONDS, changed through the store.
 
 A revoked key is refused after at most POLL_SECONDS and one read. A process that cannot read the store keeps the keys
-for MAX_STALE_SECONDS, then refuses all issued keys: one of them may have been revoked meanwhile.
+for MAX_STALE_SECONDS, then refuses all issued keys: one of them may have been revoked in the meantime.
 """
 
 from __future__ import annotations

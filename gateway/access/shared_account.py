@@ -190,7 +190,7 @@ class SharedAccount:
             lease.go_offline(now)
 
     async def go_online(self) -> bool:
-        """Reports to Redis what was spent meanwhile, and shares the counts again. False while Redis is still down."""
+        """Reports the amounts spent until now to Redis, and shares counts again. False while Redis is still down."""
         while self._refill:
             await asyncio.shield(self._refill)
         return await self._start_refill(ZERO, recent=ZERO)

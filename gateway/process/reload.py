@@ -146,7 +146,7 @@ class Reload:
             _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
 
     def _warm(self, serving: Serving) -> None:
-        """Search a new document index once beside the requests: a store that hangs must not delay a revoked key."""
+        """Search a new document index once in the background: a store that hangs must not delay a revoked key."""
         if self._warming is not None:
             self._warming.cancel()
         self._warming = asyncio.create_task(serving.composition.warm(), name="coe-warm")

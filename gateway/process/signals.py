@@ -104,7 +104,7 @@ class ServerStop:
         self._stop()
 
     def _install(self, loop: Loop) -> WorkerSignal:
-        """Granian calls this in place of its own function."""
+        """Granian calls this instead of its own function."""
         loop.add_signal_handler(signal.SIGTERM, self._request)
         return self._server
 

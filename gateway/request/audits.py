@@ -64,7 +64,7 @@ class Audits:
         if log is None or not log.audited:
             return
         audit, log.audit = log.audit, None
-        if trace.options is not None and trace.options.purpose:  # CoE's own requests are no traffic
+        if trace.options is not None and trace.options.purpose:  # CoE's own requests are not traffic
             return
         outcome = self._without_calls(trace, log, audit)
         trace.audit = outcome or "started"

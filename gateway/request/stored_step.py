@@ -45,7 +45,7 @@ from gateway.stored_responses.store import FILE, ResponseStore, SqliteResponseSt
 
 _log = logging.getLogger("gateway")
 NONE, SQLITE = "none", "sqlite"
-"""Values of `stored_responses.store` that are no address."""
+"""Values of `stored_responses.store` that are not an address."""
 MAX_HELD_BYTES = 64 * 2**20
 """Bytes of request bodies that a process keeps until their answers are stored; answers to others are not stored."""
 MAX_REFERENCES = 2_000

@@ -41,7 +41,7 @@ class StoredResponse:
 
     @property
     def input_items(self) -> list[Item]:
-        """The input as `input_items` lists it: every item has an id of its own, and a message has a list of parts."""
+        """The input as `input_items` lists it: every item has its own id, and a message has a list of parts."""
         seen, listed = {item["id"] for item in self.input if is_id(item.get("id"))}, []
         free = set(seen)  # ids that no listed item has yet; the first item with an id keeps it, a second gets a new one
         for index, item in enumerate(self.input):

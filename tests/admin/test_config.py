@@ -178,7 +178,7 @@ def test_a_text_is_replaced_once_for_each_tag_with_one_backup_and_its_permission
     assert replace_declaration(settings, "second", expected=tag) == tag_of(b"second")
     assert (config.read_text(), config.stat().st_mode & 0o777) == ("second", 0o600)
     assert (settings.home / BACKUP).read_text() == "first"
-    with pytest.raises(ConfigRefused, match="changed meanwhile"):
+    with pytest.raises(ConfigRefused, match="changed in the meantime"):
         replace_declaration(settings, "third", expected=tag)
     assert config.read_text() == "second"
     config.write_bytes(b"x" * (MAX_TEXT_BYTES + 1))

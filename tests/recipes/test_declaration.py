@@ -134,7 +134,7 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ("{name: x, cascade: [a, b], signal: judge}", "'x' needs `judge`: the expert that grades the answers"),
         ("{name: x, vote: [a, b], signal: judge, judge: c}", "a judge is for a cascade; 'x' is a vote"),
         ("{name: x, cascade: [[a, b]], signal: judge, judge: c}", "'x' has one step, so there is no answer to judge"),
-        ("{name: x, cascade: [a, b], signal: judge, judge: b}", "'b' is a member, which cannot grade answers beside"),
+        ("{name: x, cascade: [a, b], signal: judge, judge: b}", "'b' is a member, and a member cannot also be the"),
         ("{name: x, cascade: [a, b], signal: judge, judge: cc}", "unknown expert 'cc'; did you mean 'c'?"),
         ("{name: x, cascade: [a, b], signal: judge, judge: x}", "a recipe cannot contain itself"),
         ("{name: x, cascade: [a, b], signal: judge, judge: vectors}", "'vectors' does not support the chat API"),

@@ -124,7 +124,7 @@ def _judge(registry: Registry, name: str | None) -> ExpertSpec | None:
 
 
 def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[ExpertSpec]:
-    """The experts that answer, with their variants. Asks whether to go on without the others.
+    """The experts that answer, with their variants. Asks whether to continue without the others.
 
     Raises DataError if fewer than two answer, and ExpertUnavailable if one does not and `yes` excludes the question.
     """

@@ -59,7 +59,7 @@ class Assembly:
         self._choices: dict[int, dict[str, Any]] = {}
 
     def add(self, events: bytes) -> None:
-        """Add complete events. Raises ValueError, TypeError or LookupError if they are no chunks of an answer."""
+        """Add complete events. Raises ValueError, TypeError or LookupError if they are not chunks of an answer."""
         for chunk in sse.chunks_of(events):
             self._answer |= {name: value for name, value in chunk.items() if name != "choices" and value is not None}
             for piece in chunk.get("choices") or ():

@@ -155,7 +155,7 @@ class StreamedReply:
         if self._response.media_type != self.media_type:
             await self._raise_no_stream()
         first, event = bytearray(), None
-        while event is None and not self._done:  # comments keep a connection alive and are no answer
+        while event is None and not self._done:  # comments keep a connection alive and are not an answer
             chunk = await self._response.chunk()
             if not chunk:
                 raise self._errors.connection_lost("ended the stream before the first event")

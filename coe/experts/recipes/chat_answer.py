@@ -126,7 +126,7 @@ def _called_functions(message: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]
 
 
 def _form_of_calls(functions: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return names and arguments in a fixed order; None without calls, or if arguments are no JSON object."""
+    """Return names and arguments in a fixed order; None without calls, or if arguments are not a JSON object."""
     calls: list[tuple[str, str]] = []
     for function in functions:
         arguments = json_form((function.get("arguments") or "{}").strip())

@@ -1,7 +1,7 @@
 """`RecipeExpert`: calls the members of a recipe step by step, and returns the answer of one of them unchanged.
 
-After each step a `RecipePolicy` compares the final answers and decides whether to go on. A member that fails counts as
-no answer. The recipe stops early and returns its best answer so far, unverified, when a stream was held as long as
+After each step a `RecipePolicy` compares the final answers and decides whether to continue. A member that fails counts
+as no answer. The recipe stops early and returns its best answer so far, unverified, when a stream was held as long as
 allowed, too many bytes are held, or the deadline is near. An answer that a cap on its tokens has cut off counts as none
 too, and is never returned. Members are the experts that single requests use, so their breakers, health and residency
 apply.
@@ -167,7 +167,7 @@ class _Run:
         return any(draft.usable for draft in self._drafts)
 
     async def _judged(self, number: int, goes_on: bool, judge: Expert) -> tuple[bool, RecipeStop]:
-        """Have the best answer after step `number` graded. Return whether to go on, and why to stop before that.
+        """Have the best answer after step `number` graded. Return whether to continue, and why to stop before that.
 
         Without a grade, agreement has decided whether it `goes_on`.
         """
@@ -201,7 +201,7 @@ class _Run:
         return self._compare(number, grade), ""
 
     def _compare(self, number: int, grade: float = math.nan) -> bool:
-        """Rate all answers after step `number` and return whether to go on; `grade` is a judge's of the best one.
+        """Rate all answers after step `number` and return whether to continue; `grade` is a judge's of the best one.
 
         An answer that has begun and is not complete counts as different from all others.
         """

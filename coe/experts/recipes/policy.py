@@ -76,7 +76,7 @@ class RecipePolicy:
         return tuple(name for step in self.steps for name in step.members)
 
     def never_stopping(self) -> RecipePolicy:
-        """Return the policy that calls every step: the expected gain of going on is always 1, and no judge grades."""
+        """Return the policy that calls every step: the expected gain of continuing is always 1, and no judge grades."""
         always = (None if step.gain is None else np.eye(1, len(step.gain))[0] for step in self.steps)
         steps = tuple(replace(step, gain=gain, graded=None) for step, gain in zip(self.steps, always, strict=True))
         return replace(self, steps=steps, judge="")
@@ -93,7 +93,7 @@ class RecipePolicy:
         return np.concatenate([step.caps for step in self.steps])
 
     def with_caps(self, caps: Mapping[str, float]) -> RecipePolicy:
-        """Return the policy with these caps by member, inf without one, in place of its own."""
+        """Return the policy with these caps by member, inf without one, instead of its own."""
         if caps == self.max_tokens:
             return self
         limits = (tuple(caps.get(name, np.inf) for name in step.members) for step in self.steps)
@@ -115,7 +115,7 @@ class RecipePolicy:
         `classes` and `tokens` (of output) have shape (n_prompts, members so far), `posterior` (n_prompts,
         n_categories). `grades` (n_prompts,) are a judge's of the best answers, NaN where agreement alone decides.
         Returns the probability that each answer is right (`AnswerWeights.probabilities`), and whether
-        each prompt goes on to the next step.
+        each prompt continues to the next step.
         """
         step = self.steps[number]
         probabilities = step.weights.probabilities(classes, posterior)

@@ -1,4 +1,4 @@
-"""Stores the arms of a plan as JSON beside it (`recipes.json`): fitted policies, and recipes that write."""
+"""Stores the arms of a plan as JSON next to it (`recipes.json`): fitted policies, and chains and fuses."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePoli
         typical, graded = _array(one["typical"], (seen,)), _rule_from_json(one["graded"], n_categories)
         steps.append(Step(tuple(one["members"]), weights, typical, gain, graded, _caps_from_json(one)))
     if not steps or steps[-1].gain is not None:
-        raise ValueError("the last step of a policy must not go on")
+        raise ValueError("the last step of a policy must not continue")
     loss, max_loss = (None if found[name] is None else float(found[name]) for name in _LOSSES)
     return RecipePolicy(
         str(found["recipe"]),

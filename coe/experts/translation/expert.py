@@ -160,7 +160,7 @@ def dropped_parts(api: Api, fields: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def reported_types(kinds: Iterable[str]) -> tuple[str, ...]:
-    """Returns types as headers and records hold them, each once and at most MAX_DROPPED. A type that is no word is
+    """Returns types as headers and records hold them, each once and at most MAX_DROPPED. A type that is not a word is
     `other`, since it could hold anything."""
     words = (kind if _TYPE.fullmatch(kind) else "other" for kind in kinds)
     return tuple(dict.fromkeys(words))[:MAX_DROPPED]

@@ -33,7 +33,7 @@ class EngineClient(Protocol):
         """Serves the LoRA adapter in `folder` as the model `name`, and replaces one of the same name."""
 
     async def unload_adapter(self, name: str) -> None:
-        """Stops serving `name`; requests in flight complete. An unknown name is no error."""
+        """Stops serving `name`; requests in flight complete. An unknown name is not an error."""
 
 
 ClientFactory = Callable[[str, "aiohttp.ClientSession"], EngineClient]
@@ -47,7 +47,7 @@ class AdminHttp:
         self._root, self._session = root.rstrip("/"), session
 
     async def _post(self, path: str, body: Any = None, *, time_limit: float, missing: bytes = b"") -> None:
-        """A 404 whose text contains `missing` is no error, unless that is empty."""
+        """A 404 whose text contains `missing` is not an error, unless that is empty."""
         await self._request("POST", path, body, time_limit=time_limit, missing=missing)
 
     async def _get(self, path: str, *, time_limit: float) -> Any:
@@ -56,7 +56,7 @@ class AdminHttp:
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError:
-            raise FleetError(f"{self._root}{path} answered {text[:100]!r}, which is no JSON") from None
+            raise FleetError(f"{self._root}{path} answered {text[:100]!r}, which is not JSON") from None
 
     async def _request(self, method: str, path: str, body: Any, *, time_limit: float, missing: bytes = b"") -> bytes:
         import aiohttp  # not for the gateway, which starts no server

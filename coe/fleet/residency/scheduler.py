@@ -20,7 +20,7 @@ RATES_AGE = 1.0
 """Seconds after which all rates are computed again. Until then each request counts in full for its expert, so that a
 burst is seen at once."""
 RATE_PRECISION = 0.02
-"""Change of a rate, relative to it, that is too small to make a kept snapshot anew."""
+"""Change of a rate, relative to it, that is too small to replace a kept snapshot."""
 
 Ticket = int
 """Identifies one request from its arrival to its end."""

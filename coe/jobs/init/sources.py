@@ -29,7 +29,7 @@ class Source:
       inference engine whose server `coe up` starts.
     - `key_env`: environment variable of its key; empty without one.
     - `prefix`: what litellm's table, and runtime litellm, put before the name of its models.
-    - `runtime`: runtime of its experts. Providers of runtime litellm have an API of their own.
+    - `runtime`: runtime of its experts. Providers of runtime litellm have their own API.
     """
 
     name: str

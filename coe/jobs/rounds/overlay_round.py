@@ -39,7 +39,7 @@ MAX_REQUESTS = 5_000
 HELD_OUT_SHARE = 0.3
 """Newest share of the requests, which judges the overlay and does not train it."""
 PENALTY = 0.02
-"""L2 penalty on the distance from the identity, beside the mean loss of a request."""
+"""L2 penalty on the distance from the identity, added to the mean loss of a request."""
 MIN_LIKED_REWARD = 0.75
 """Reward from which the category of an uncorrected request counts as right."""
 UNRATED_WEIGHT = 0.2

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 
 RATING_KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred")
-"""Explicit ratings of an answer, surest first; the surest one given counts."""
+"""Explicit ratings of an answer, most reliable first; the most reliable one counts."""
 
 KIND_WEIGHT: Mapping[FeedbackKind, float] = MappingProxyType(
     {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1, "audit": 0.0}
@@ -29,12 +29,12 @@ requests are rated (`Experience.weight`). An audit compares two answers and rate
 
 
 def certainty_rank(kind: FeedbackKind) -> int:
-    """The rank of a kind as evidence of quality, 0 the surest; of several feedbacks the surest kind counts."""
+    """The rank of a kind as evidence of quality, 0 the most reliable; of several feedbacks the best kind counts."""
     return (*RATING_KINDS, "regenerated", "abandoned", "category", "audit").index(kind)
 
 
 def precedence(feedback: Feedback) -> tuple[int, float, str]:
-    """Sort key of several feedbacks on one request: the surest kind counts, then the latest event."""
+    """Sort key of several feedbacks on one request: the most reliable kind counts, then the latest event."""
     return -certainty_rank(feedback.kind), feedback.time, feedback.event_id
 
 

@@ -50,9 +50,10 @@ def load_experience(
 ) -> LoadedExperience:
     """Join pages of records, oldest first, with pages of feedback in any order, repeated or not.
 
-    The first of repeated records counts. Of several feedbacks on a request, the surest kind counts, then the latest.
-    Probabilities of undeclared categories count as general. Left out and counted are records of undeclared experts,
-    records of failed requests, and feedback for unknown or another tenant's ids. Raises DataError when nothing is left.
+    The first of repeated records counts. Of several feedbacks on a request, the most reliable kind counts, then the
+    latest. Probabilities of undeclared categories count as general. Left out and counted are records of undeclared
+    experts, records of failed requests, and feedback for unknown or another tenant's ids. Raises DataError when nothing
+    is left.
     """
     rows = _RingBuffer(categories, experts, limit)
     for page in records:

@@ -15,7 +15,7 @@ from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 Array = NDArray[np.float64]
 DAY_SECONDS = 86_400.0
 MAX_PSEUDO_COUNT = 30.0
-"""Largest pseudo-count beside feedback. Experts that differed only in level may since differ by category."""
+"""Largest pseudo-count of scores when feedback exists. Experts may since differ by category, not only in level."""
 
 
 @dataclass(frozen=True, slots=True)

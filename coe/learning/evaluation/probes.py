@@ -75,7 +75,7 @@ def read_probes(path: Path, *, categories: Collection[str], seed: int = 0) -> li
         try:
             probe = probe_of(row, categories, seed)
             if (earlier := seen.setdefault(probe.prompt_id, number)) != number:
-                raise ValueError(f"the same id or prompt as line {earlier}; give each probe an `id` of its own")
+                raise ValueError(f"the same id or prompt as line {earlier}; give each probe its own `id`")
             probes.append(probe)
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")

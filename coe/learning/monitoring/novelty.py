@@ -61,7 +61,7 @@ class CategoryProposal:
         """For a report."""
         return (
             f"{self.requests} uncertain requests ({self.share:.1%} of those considered) are alike (silhouette "
-            f"{self.silhouette:.2f}), mostly taken for {self.nearest}; consider a category of their own"
+            f"{self.silhouette:.2f}), mostly taken for {self.nearest}; consider a separate category"
         )
 
 

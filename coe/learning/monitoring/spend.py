@@ -1,4 +1,4 @@
-"""Sums the dollars of the routing log by API key, tenant, expert and category, beside what one expert would have cost.
+"""Sums the dollars of the routing log by API key, tenant, expert and category, next to what one expert would have cost.
 
 `Spend` adds records one by one, so its memory does not grow with the log. All requests count, also those of CoE's own
 commands and audits, which `coe status` leaves out. `coe spend` and `GET /v1/spend` report it.
@@ -84,7 +84,7 @@ class Spend:
             self._compare(record, calls, dollars)
 
     def add_audits(self, pages: Iterable[Sequence[Feedback]]) -> None:
-        """Add the calls of audits, which are no part of a request's record."""
+        """Add the calls of audits, which are not part of a request's record."""
         for event in (event for page in pages for event in page):
             if event.audit is not None and event.audit.calls:
                 tokens = [(call.input_tokens or 0, call.output_tokens or 0) for call in event.audit.calls]

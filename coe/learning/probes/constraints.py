@@ -89,7 +89,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _goes_on(text: str, end: re.Match[str], has_capitals: bool) -> bool:
-    """Return whether a sentence goes on after its apparent end."""
+    """Return whether a sentence continues after its apparent end."""
     if _TITLE.search(text, max(0, end.start() - 5), end.start() + 1):
         return True
     following = _LOWER_CASE_NEXT.match(text, end.end()) if has_capitals else None

@@ -1,7 +1,7 @@
 """Fits the answer weights and stopping rules of a recipe on recorded answers.
 
 Weights maximise the penalised likelihood of a conditional logit. Stopping rules come from backward induction. From the
-last step to the first, the realised gain of going on, net of its cost, is regressed on the state of the answers. The
+last step to the first, the realised gain of continuing, net of its cost, is regressed on the state of the answers. The
 method follows least-squares Monte Carlo for optimal stopping (Longstaff and Schwartz 2001). Every estimate of quality
 uses weights that were fitted on other prompts. `arms` fits recipes with this module, and `search` proposes new ones.
 """
@@ -255,7 +255,7 @@ def stop_backwards(
 def _fit_gains(
     answered: Sequence[AnsweredSet], costs: Sequence[Array], price: float, *, without: int
 ) -> tuple[Array, ...]:
-    """Return the coefficients of the net gain of going on after each step but the last, fitted outside one fold.
+    """Return the coefficients of the net gain of continuing after each step but the last, fitted outside one fold.
 
     The value of stopping is itself a regression, whose differences are far less noisy than those of single scores.
     """

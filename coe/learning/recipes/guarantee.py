@@ -1,6 +1,6 @@
 """Bounds what a recipe may lose against its last step, with 95 % confidence, by fixed-sequence testing.
 
-The thresholds of a recipe are ordered from the one that goes on most often to the one that stops earliest. Each is
+The thresholds of a recipe are ordered from the one that continues most often to the one that stops earliest. Each is
 tested in turn: "the mean loss is above `max_loss`" must be rejected at level 5 %. The first threshold that fails ends
 the sequence, so the probability of accepting any threshold that breaks the bound is at most 5 % (Angelopoulos et al.
 2021, Learn then Test). The test is a betting test for the mean of bounded variables, valid for any number of prompts

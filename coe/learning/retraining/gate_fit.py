@@ -36,7 +36,7 @@ from coe.retrieval.gate import (
 FOLDS = 5
 PENALTIES = (10.0, 30.0, 100.0, 300.0)
 FEATURE_SCALES = (0.15, 0.2, 0.05)
-"""Scales of the posterior, its entropy and the cues, each brought to unit spread, beside a unit vector."""
+"""Scales of the posterior, its entropy and the cues, each brought to unit spread, next to a unit vector."""
 PAIR_SCALE, CATEGORY_SCALE = 0.03, 0.1
 """Scales of the offsets of pairs and of categories; the scale of experts is 1."""
 MIN_QUESTIONS = 50

@@ -74,7 +74,7 @@ _CHECK = object_schema(
 )
 _SAVED = object_schema({"object": {"const": "config.saved"}, "etag": TEXT})
 _REFUSED = {
-    409: "The file is read-only, not in force, changed meanwhile or holds a secret, or the new text has a problem."
+    409: "The file is read-only, not in force, was changed by others or holds a secret, or the new text has a problem."
 }
 _BUSY = {429: "Too many requests read experts.yaml."}
 

@@ -1,4 +1,4 @@
-"""Reports of the routing log, computed by a job beside the gateway: `GET /v1/spend` and `GET /v1/history`."""
+"""Reports of the routing log, computed by a job outside the gateway process: `GET /v1/spend` and `GET /v1/history`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Current numbers of the gateway (`GET /v1/stats`, `/v1/stats/stream`) and a report on its traffic (`GET /v1/status`).
 
 Numbers are summed over all workers. The stream sends them as server-sent events, and a client cannot hold it open by
-not reading. The report is that of `coe status` on the last week, computed by a job beside the gateway.
+not reading. The report is that of `coe status` on the last week, computed by a job outside the gateway process.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ _STATS = object_schema(
 
 
 class Stats:
-    """Every event is complete, so a missed one is no loss; events that are due in the same second share a snapshot."""
+    """Every event is complete, so a missed one loses nothing; events of the same second share a snapshot."""
 
     def __init__(self, parts: Parts) -> None:
         self._current = parts.current

@@ -22,7 +22,7 @@ _NUMBER = re.compile(
 )
 BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^2 is no number
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^2 is not a number
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _FORMS = (
@@ -63,7 +63,7 @@ def unclear(reference: str) -> str | None:
     if pointed != plain:
         return f"must have a decimal point, for a comma may part a list: write {match[0].strip()}"
     if _OTHER_DIGIT.search(f"{plain[: match.start()]} {plain[match.end() :]}"):
-        return f"must be one number, without others beside it: {match[0].strip()} is all that would be compared"
+        return f"must be one number, without others next to it: {match[0].strip()} is all that would be compared"
     return None
 
 

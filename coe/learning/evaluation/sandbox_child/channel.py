@@ -25,7 +25,7 @@ class MessageTooLarge(ValueError):
 
 
 class Channel:
-    """A pair of pipes. `receive` raises EOFError at the end, and ValueError for bytes that are no frame."""
+    """A pair of pipes. `receive` raises EOFError at the end, and ValueError for bytes that are not a frame."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing = reading, writing

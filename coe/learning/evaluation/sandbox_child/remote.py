@@ -211,7 +211,7 @@ def _standard(module: str, name: str) -> type[Exception] | None:
 def _exception(kind: type[Exception], words: list[Any], text: str) -> Exception:
     try:
         return kind(*words)
-    except Exception:  # a constructor with a signature of its own
+    except Exception:  # a constructor with another signature
         return kind.__new__(kind, text)
 
 
