@@ -85,7 +85,7 @@ def test_a_file_of_another_kind_or_in_no_folder_is_bad_usage(config: Path, tmp_p
         assert "must end in .jsonl or .parquet" in result.output
     result = tried("log", "export", tmp_path / "nowhere" / "log.jsonl", "--config", config)
     assert result.exit_code == 2
-    assert "there is no folder" in result.output
+    assert "does not exist; create it first" in result.output
     assert tried("log", "import", tmp_path / "none.jsonl", "--config", config).exit_code == 2
 
 

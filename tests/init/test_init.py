@@ -198,7 +198,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_requested(
 ) -> None:
     monkeypatch.setattr(init_verb, "list_models", None)
     status, output = run("--endpoint", "http://127.0.0.1:9", "--output", "none/own.yaml")
-    assert (status, "folder none does not exist" in " ".join(output.split())) == (2, True)
+    assert (status, "does not exist; create it" in " ".join(output.split())) == (2, True)
 
 
 def test_models_after_the_most_that_are_read_are_reported_as_such(

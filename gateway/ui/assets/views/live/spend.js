@@ -50,7 +50,7 @@ function report({ total, audits, always, tables, note }) {
   return html`
     <dl class="figures">
       ${figure("Spent", dollars(total.dollars), `${number(total.requests)} requests, ${number(total.unpriced)} of unknown cost`)}
-      ${audits.requests ? figure("Audits", dollars(audits.dollars), "not included above") : nothing}
+      ${audits.requests ? figure("Audits", dollars(audits.dollars), "not included in Spent") : nothing}
       ${largest?.dollars
         ? figure(`Always ${largest.expert}`, dollars(largest.dollars), `${dollars(always.dollars)} for the same requests`)
         : nothing}
