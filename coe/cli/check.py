@@ -119,7 +119,7 @@ def _check_categories(declared: Registry, settings: Settings) -> None:
 
 
 def notes_on(declared: Registry, settings: Settings) -> list[str]:
-    """Return what is valid and has an effect that is easily missed."""
+    """Return notes on settings that are valid but have an effect that is easily missed."""
     retrieval = declared.retrieval
     if declared.cache is None or retrieval.store is None or retrieval.default_similarity >= 1:
         return []

@@ -56,7 +56,7 @@ Progress = Callable[[Mapping[str, int]], AbstractContextManager[tuple[Report, Re
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """A run: what to score, and on which experts and recipes that write.
+    """A run: what to score, and on which experts, chains and fuses.
 
     `keys` holds, for every declared expert and arm of such a recipe, the key of each probe's cell. `passage_keys` are
     those of the experts on the probes `with_passages`. Of a cascade with a judge, the members of all steps but the last

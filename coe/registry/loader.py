@@ -225,7 +225,7 @@ def _step_problems(recipe: RecipeSpec) -> Problems:
         yield (kind,), f"recipe {name!r} needs two members; add one, or pin the expert"
     for key in ("by", "instruction"):
         if getattr(recipe, key) is not None:
-            yield (key,), f"`{key}` is for recipes that write, and {name!r} is a {kind}; remove it, or use `fuse`"
+            yield (key,), f"`{key}` is for chains and fuses, and {name!r} is a {kind}; remove it, or use `fuse`"
     yield from _judge_problems(recipe)
     for key in ("max_loss", "audit_rate"):
         if getattr(recipe, key) is not None and len(recipe.steps) == 1:

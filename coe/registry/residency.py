@@ -79,7 +79,7 @@ def _placement_problem(expert: ExpertSpec, registry: Registry) -> tuple[str, str
 
 
 def _choice_problem(expert: ExpertSpec, devices: Sequence[DeviceSpec]) -> tuple[str, str] | None:
-    """Return what keeps residency from choosing one of several devices for an expert."""
+    """Return the setting that prevents residency from choosing among several devices for an expert."""
     names = [device.name for device in devices]
     if len(set(names)) < len(names):
         return "device", f"a device is named twice: {', '.join(names)}"

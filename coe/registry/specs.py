@@ -211,7 +211,7 @@ class Registry(StrictModel):
     @cached_property
     def arms(self) -> tuple[ExpertSpec | ArmSpec, ...]:
         """All that routing may select: the experts, their variants, then the arms of the recipes. Columns of plans are
-        in this order, but arms of recipes that write come last."""
+        in this order, but arms of chains and fuses come last."""
         return (*self.single_arms, *self.recipe_arms)
 
     @cached_property

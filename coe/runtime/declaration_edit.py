@@ -151,7 +151,7 @@ def check_candidate(text: str, current: str, settings: Settings, *, check: Calla
 
 
 def _machine_problems(source: YamlSource, registry: Registry, settings: Settings) -> Iterator[str]:
-    """Yield what local experts need of this machine, and categories that the router in use cannot classify."""
+    """Yield missing requirements of local experts, and categories that the router in use cannot classify."""
     for index, key, what in find_problems(registry.hosted_experts, base_folder=settings.config.parent):
         yield f"{source.at(('experts', index, key))}: {registry.experts[index].name!r}: {what}"
     store = ArtifactStore(settings.artifacts, ROUTER)
@@ -182,7 +182,7 @@ def diff_of(old: str, new: str, name: str) -> str:
 def replace_declaration(settings: Settings, text: str, *, expected: str) -> str:
     """Replace the file atomically if its tag is `expected`, keep the old text as BACKUP, and return the new tag.
 
-    Raises ConfigRefused if somebody else changed it, another change is in progress, or it cannot be written.
+    Raises ConfigRefused if it was changed in between, another change is in progress, or it cannot be written.
     """
     path = settings.config.resolve()
     try:

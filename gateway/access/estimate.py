@@ -183,7 +183,7 @@ class WorstCase:
     def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices], *, caps_apply: bool = False) -> WorstCase:
         """Return the worst case of all calls of a recipe.
 
-        A later step of a recipe that writes also reads the answers of the step before, and a judge reads one answer. If
+        A later step of a chain or fuse also reads the answers of the step before, and a judge reads one answer. If
         caps apply, all steps but the last have them; the last one has none for free text.
         """
         total = cls(0.0, 0.0)
@@ -289,7 +289,7 @@ class Pricing:
         )
 
     def amounts(self, chat: Chat, recipe: str, *, input_tokens: float, output_tokens: float) -> Amounts:
-        """Return the most that a request uses, with so many tokens of conversation and of an answer.
+        """Return the most that a request uses, with these numbers of tokens in its conversation and in an answer.
 
         An answer has no more tokens than either its limit or its cap, so both cases are bounds. The first steps of
         streams have no caps, and no step of a request that sets its reasoning.

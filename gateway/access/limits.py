@@ -139,7 +139,7 @@ class TokenBucket:
         self._tokens -= amount
 
     def settle(self, reserved: float, used: float, window: int) -> None:
-        """Returns what was reserved and not used, or charges what was used beyond it."""
+        """Releases the unused part of a reservation, or charges the use beyond it."""
         self._tokens = min(self.limit, self._tokens + reserved - used)
 
     def set_remaining(self, amount: float, now: float) -> None:

@@ -73,7 +73,7 @@ def log_uncaught() -> None:
 
 
 def log_start_failure(build: Callable[[], Built]) -> Built:
-    """Returns what `build` makes. Logs an error in it and ends the process."""
+    """Returns the result of `build`. Logs an error in it and ends the process."""
     try:
         return build()
     except Exception:

@@ -37,7 +37,7 @@ WATCH_DELAY = 0.05
 """Seconds from which on a request notices that its client left. Waiting for it takes a task, and so a twentieth of the
 processor time of a short request."""
 MIN_EVICTION_LEAD = 2
-"""A caller loses its newest queue place to another that has at least so many fewer; at a lead of one, two callers
+"""A caller loses its newest queue place to another that has at least this many fewer; at a lead of one, two callers
 would take the same place from each other again and again."""
 
 _Queue = OrderedDict["ActiveRequest", None]
@@ -264,7 +264,7 @@ class ActiveRequest:
             raise self._admission.overloaded("and the place in the queue went to a caller with fewer waiting")
 
     async def parse(self, parse: Callable[[], T], *, size: int) -> T:
-        """Returns what `parse` reads from a body of `size` bytes. Raises InvalidRequest."""
+        """Returns the result of `parse` for a body of `size` bytes. Raises InvalidRequest."""
         return parse() if size <= SMALL_BODY else await self._admission.large_bodies.parse(parse)
 
     def reserve_memory(self, size: int) -> None:
@@ -350,7 +350,7 @@ class _CompletionRate:
         self._window_start, self._completed_before = now, self.completed
 
     def seconds_for(self, requests: int) -> float:
-        """Estimate the seconds until so many requests have ended, from MIN_RETRY_SECONDS to MAX_RETRY_SECONDS."""
+        """Estimate the seconds until this many `requests` have ended, from MIN_RETRY_SECONDS to MAX_RETRY_SECONDS."""
         self.sample()
         if self._per_second is None:
             return MIN_RETRY_SECONDS

@@ -54,7 +54,7 @@ class StoredResponse:
         return listed
 
     def entries(self) -> dict[str, bytes]:
-        """Returns what is stored, by name; empty for an answer without an id, or one that is too long or too deep."""
+        """Returns the values to store, by name; empty for an answer without id, or one that is too long or too deep."""
         output = self.response.get("output")
         if not is_id(self.response.get("id")) or not isinstance(output, list) or len(self.previous) >= MAX_TURNS:
             return {}

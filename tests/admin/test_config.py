@@ -59,7 +59,11 @@ def problems_of(tmp_path: Path, text: str, current: str = TEXT) -> tuple[str, ..
     [
         ("model: m", "modell: m", "experts.yaml:5: unknown key 'modell'; did you mean 'model'?"),
         ("${GOOD_KEY}", "sk-literal", "experts.yaml:8: this is a literal key or password"),
-        ("model: m", "model: m\n    parameters: {aws_secret_access_key: AKIA}", "experts.yaml:6: this is a literal key"),
+        (
+            "model: m",
+            "model: m\n    parameters: {aws_secret_access_key: AKIA}",
+            "experts.yaml:6: this is a literal key",
+        ),
         ("${GOOD_KEY}", "${OTHER}", "experts.yaml:8: the variable OTHER is new"),
         ("127.0.0.1:9", "${OTHER}.evil.example", "experts.yaml:7: the variable OTHER is new"),
         ("general: good}", "general: nobody}", "experts.yaml:9: unknown expert 'nobody'"),

@@ -111,8 +111,8 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ("{name: x, fuse: [a], by: b}", "'x' has one expert in `fuse`; add one, or use `chain: [it, by]`"),
         ("{name: x, fuse: [a, b]}", "'x' needs `by`: the expert that writes the answer from those of the others"),
         ("{name: x, chain: [a, b], by: c}", "`by` is for a fuse; 'x' is a chain, whose last member writes the answer"),
-        ("{name: x, cascade: [a, b], by: c}", "`by` is for recipes that write, and 'x' is a cascade; remove it"),
-        ("{name: x, vote: [a, b], instruction: hi}", "`instruction` is for recipes that write, and 'x' is a vote"),
+        ("{name: x, cascade: [a, b], by: c}", "`by` is for chains and fuses, and 'x' is a cascade; remove it"),
+        ("{name: x, vote: [a, b], instruction: hi}", "`instruction` is for chains and fuses, and 'x' is a vote"),
         ("{name: x, chain: [a, b], instruction: ' '}", "recipes.0.instruction: string should match pattern"),
         ("{name: x, chain: [a, b], max_loss: 0.1}", "'x' is a chain, which always calls all members, so `max_loss`"),
         (

@@ -135,14 +135,14 @@ class MemberCalls:
         return (held_until, "stream_hold") if held_until < self._stop_at else (self._stop_at, "deadline")
 
     def stop_before(self, calls: int) -> RecipeStop:
-        """Return why not to begin a step of so many calls; empty if it may begin."""
+        """Return the reason not to begin a step of `calls` calls; empty if it may begin."""
         if self.exceeds_limit(calls):
             return "unavailable"
         at, stop = self._limit()
         return stop if self._clock() >= at else ""
 
     def exceeds_limit(self, calls: int) -> bool:
-        """True if so many further calls are more than `policy.max_calls` allows."""
+        """True if `calls` further calls exceed `policy.max_calls`."""
         return len(self.log.calls) + calls > self._max_calls
 
     def raise_defect(self) -> None:

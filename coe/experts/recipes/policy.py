@@ -210,7 +210,7 @@ _SECOND_CLASS_GAIN = 1e9
 
 
 def default_policy(recipe: RecipeSpec, *, categories: int) -> RecipePolicy:
-    """Return the policy for posteriors over so many categories.
+    """Return the policy for posteriors over this many categories.
 
     The next step is called unless the answers so far agree: two or more final answers, all equal. In a cascade, one
     final answer is enough after a step of one member. With a judge, its grade decides.

@@ -20,7 +20,7 @@ MAX_CHECK_WORK = 4_000_000
 """Values of the schema times characters of the answer, up to which it is checked: about 30 ms."""
 
 Check = Callable[[Any, int], bool]
-"""Returns whether a JSON value of so many characters has the demanded form."""
+"""Returns whether a JSON value of this many characters has the demanded form."""
 
 
 def in_demanded_form(final_answer: FinalAnswer, fields: Mapping[str, Any]) -> FinalAnswer:

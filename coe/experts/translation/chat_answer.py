@@ -119,7 +119,7 @@ class CallOrder:
         self._ended: set[int] = set()
 
     def add(self, delta: Delta) -> list[Delta]:
-        """Returns what can be written now."""
+        """Returns the deltas that can be written now."""
         if self._open is None and not delta.calls:
             return [delta]
         ordered, text = [], replace(delta, calls=())
@@ -132,7 +132,7 @@ class CallOrder:
         return ordered
 
     def end(self) -> list[Delta]:
-        """Returns what waits at the end of the stream."""
+        """Returns the deltas that still wait at the end of the stream."""
         return self._advance(at_end=True)
 
     def _add_call(self, call: CallDelta) -> list[Delta]:
@@ -149,7 +149,7 @@ class CallOrder:
         return [Delta(calls=(call,))]
 
     def _advance(self, *, at_end: bool = False) -> list[Delta]:
-        """Opens the next call if the open one is complete, and so on. Returns what can be written."""
+        """Opens the next call if the open one is complete, and so on. Returns the deltas that can be written."""
         ordered: list[Delta] = []
         while self._open is None or at_end or self._is_complete():
             if self._open is not None:

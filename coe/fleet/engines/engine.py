@@ -63,7 +63,7 @@ class InferenceEngine(Protocol):
 
 
 def weight_problems(model: str, *, base_folder: Path) -> Iterator[tuple[str, str]]:
-    """Yields what is wrong with the folder of a model in Hugging Face format."""
+    """Yields the problems of the folder of a model in Hugging Face format."""
     try:
         weights.locate(model, base_folder=base_folder)
     except FleetError as error:

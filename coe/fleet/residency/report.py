@@ -32,7 +32,7 @@ class Preview:
     """Actions of the policy at the time `at`, if nothing happens before.
 
     `at` is None if there are none until a request arrives or ends.
-    `now` is the schedule of the present moment, whose candidates explain who waits.
+    `now` is the schedule of this moment, whose candidates explain who waits.
     """
 
     now: Schedule

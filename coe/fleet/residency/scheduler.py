@@ -247,7 +247,7 @@ class Scheduler:
         return self._servers[key].tier
 
     def load_seconds(self, key: str) -> float:
-        """Expected seconds until a server is awake: from its present tier, or from the one that it rests in."""
+        """Expected seconds until a server is awake: from its current tier, or from the one that it rests in."""
         return self._servers[key].load_seconds
 
     def status(self, key: str) -> dict[str, Any]:

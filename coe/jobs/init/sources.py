@@ -146,7 +146,7 @@ def with_keys(sources: Sequence[Source], keys: Sequence[str], environ: Mapping[s
     """Apply `--key-env`: VARIABLE for a single source, or NAME=VARIABLE for the one of that name or address.
 
     Raises ConfigError for a source that does not exist, and for a variable that is not set. It does not repeat the
-    text, which is the key itself if somebody misunderstood the option.
+    text, which is the key itself if the user misunderstood the option.
     """
     found = list(sources)
     for text in keys:

@@ -1,4 +1,4 @@
-"""Reads and writes the measured answers of recipes that write: their scores, and the tokens and time of every call.
+"""Reads and writes the measured answers of chains and fuses: their scores, and the tokens and time of every call.
 
 `coe score --recipe` writes recipe_calls.parquet, a row for each call. `coe plan` prices the calls at the declared
 prices of the members.

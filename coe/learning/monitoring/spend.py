@@ -20,7 +20,7 @@ MAX_ROWS = 2_000
 """Rows of a report, including OTHER for further combinations. The log may hold names that are no longer declared."""
 OTHER = "(other)"
 SAME_TOKENS = (
-    "an expert's dollars under `always` are those of the same tokens at its present prices; another model may write "
+    "an expert's dollars under `always` are those of the same tokens at its current prices; another model may write "
     "more or less (`coe status` compares the plan by measured tokens and quality)"
 )
 
@@ -100,7 +100,7 @@ class Spend:
         self, record: RoutingRecord, calls: Sequence[RecipeCall], dollars: float, used: tuple[int, int]
     ) -> Iterator[tuple[str, float, int, int]]:
         """Yield the expert, dollars and tokens of each part of a request: a recipe's cost is that of its members, in
-        proportion to their present prices."""
+        proportion to their current prices."""
         if not calls or "expert" not in self._by:
             yield record.expert, dollars, *used
             return
@@ -116,7 +116,7 @@ class Spend:
             yield expert, dollars * share, int(input_tokens), int(output_tokens)
 
     def _dollars_of(self, call: RecipeCall) -> float:
-        """Return a call's cost at present prices; 0 for an expert that is no longer declared."""
+        """Return a call's cost at current prices; 0 for an expert that is no longer declared."""
         if (prices := self._prices.get(call.expert)) is None:
             return 0.0
         return prices.cost(call.input_tokens or 0, call.output_tokens or 0, call.cached_tokens or 0)

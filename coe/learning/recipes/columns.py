@@ -1,7 +1,7 @@
 """Builds the columns of a plan for recipes: the scores, costs and calls of each arm on the answers of `coe score`.
 
 Declared cascades and votes are fitted with their declared steps, and a bound on their loss is tested. `recipes: auto`
-adds proposed ones. `measured` has the columns of recipes that write. `coe plan` uses them (`coe.jobs.plan_basis`).
+adds proposed ones. `measured` has the columns of chains and fuses. `coe plan` uses them (`coe.jobs.plan_basis`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RecipeColumns:
 
     `scores` has shape (n_prompts, n_arms); the expected `quality` and the uses have shape (n_categories, n_arms), NaN
     where unknown. `calls` maps an arm to the mean calls of each member, shape (n_categories, n_members), and `left_out`
-    a recipe to the reason why it is not planned. Arms of recipes that write are `written` and follow the others.
+    a recipe to the reason why it is not planned. Arms of chains and fuses are `written` and follow the others.
     """
 
     policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class RecipeColumns:
         return {name: (*policy.members, *judged[name]) for name, policy in self.policies.items()} | written
 
     def joined(self, others: RecipeColumns) -> RecipeColumns:
-        """Return these columns, and behind them those of recipes that write."""
+        """Return these columns, and behind them the columns of chains and fuses."""
         left_out = {**self.left_out, **others.left_out}
         if not self.arms or not others.arms:
             return replace(self if self.arms else others, left_out=left_out)
@@ -366,9 +366,9 @@ def filled(values: Array, otherwise: Array) -> Array:
 
 
 def of_calls(steps: Sequence[int], each: Array, use: str) -> Array:
-    """Return the use of an arm on each prompt from its calls, (n_prompts, n_calls), in steps of so many members.
+    """Return the use of an arm on each prompt from its calls `each`, (n_prompts, n_calls).
 
-    It is their sum; a step waits for its slowest member only.
+    `steps` are the numbers of members. The use is the sum over calls, but a step waits for its slowest member only.
     """
     if use != "latency_ms":
         return np.asarray(each.sum(axis=1))

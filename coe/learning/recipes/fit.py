@@ -212,7 +212,7 @@ class AnsweredSet:
 
 
 def answered_set(answers: Answers, columns: Sequence[int], probabilities: Array, *, latest: int) -> AnsweredSet:
-    """Return what follows from the answers of `columns`, given the probabilities that they are right.
+    """Return the state after the answers of `columns`, given the probabilities that they are right.
 
     `latest` is the position of the first member of the latest step.
     """
@@ -340,7 +340,7 @@ def against_last_step(
 ) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
     """Compare the answers of a policy with those after its last step, on recorded answers.
 
-    `grades` (n_prompts, n_experts) are those of its judge. Returns what each prompt loses by stopping early, -1 to 1,
+    `grades` (n_prompts, n_experts) are those of its judge. Returns the loss of each prompt by stopping early, -1 to 1,
     whether the answers differ, and whether an audit could compare them; all (n_prompts,). An audit cannot compare an
     unreadable answer that was accepted early.
     """

@@ -129,7 +129,7 @@ def _fraction(digits: str) -> Fraction:
 # ---------------------------------------------------------------------------------------------------- one number alone
 
 MAX_EXACT_DIGITS = 60
-"""Whole numbers with at most so many digits are written out; all others have 12 significant digits."""
+"""Whole numbers with at most this many digits are written out; all others have 12 significant digits."""
 _MAX_DIGITS = 400
 """Digits of a number, and exponent; others are too large to compare."""
 _MIXED = re.compile(r"(?<![\d./])(\d{1,15})\s(\d{1,9})\s?/\s?(\d{1,9})(?![\d/])")

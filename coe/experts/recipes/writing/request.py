@@ -125,6 +125,6 @@ def _tokens(text: str) -> float:
 
 
 def _within(text: str, tokens: float) -> str:
-    """Cut a text to at most so many tokens."""
+    """Cut a text to at most this many tokens."""
     needed = _tokens(text)
     return text if needed <= tokens else cut(text, int(len(text) * tokens / needed))
