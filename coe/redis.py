@@ -59,7 +59,7 @@ class _Failures:
 
     def _remedy(self, problem: str) -> str:
         if "OOM command" in problem or "command not allowed when used memory" in problem:
-            return "it is full: raise its maxmemory, or keep less in it"
+            return "it is full: raise its maxmemory, or store less in it"
         if "READONLY" in problem or "read only replica" in problem:
             return f"it is a read-only replica: name the primary in {self._key}"
         if "unknown" in problem.lower() and "command" in problem.lower():

@@ -19,7 +19,7 @@ DEFAULT_TYPE = "application/octet-stream"
 
 
 class RelayedReply:
-    """A response of any media type. `begin` reads the first chunk, of JSON all."""
+    """A response of any media type. `begin` reads the first chunk, or all of a JSON body."""
 
     def __init__(
         self, response: Response, *, errors: ErrorMapping, rewriter: ModelNameRewriter, stream_idle_timeout: float

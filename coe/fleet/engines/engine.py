@@ -30,7 +30,7 @@ class ModelFolders:
 class InferenceEngine(Protocol):
     """Plans the servers of one runtime. `command` is the program, `install` the way to get it. `reserved_flags`
     are options that CoE sets from the rest of the declaration. `start_seconds` is the expected time from stopped to
-    awake before any measurement: seconds, and seconds a GB."""
+    awake before any measurement: (constant seconds, additional seconds per GB of weights)."""
 
     @property
     def command(self) -> str: ...
@@ -53,8 +53,8 @@ class InferenceEngine(Protocol):
     def problems(
         self, expert: LocalExpert, options: Mapping[str, Flag], *, base_folder: Path
     ) -> Iterator[tuple[str, str]]:
-        """Yields keys of the expert in experts.yaml, and what is wrong with the remedy, as far as the declaration and
-        the disk show it."""
+        """Yields (key of the expert in experts.yaml, problem with its remedy), as far as the declaration and the disk
+        show it."""
 
     def server_spec(
         self, first: LocalExpert, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
@@ -83,7 +83,7 @@ def command_of(engine: InferenceEngine, expert: LocalExpert, address: ListenAddr
 
 
 def spare_threads() -> int:
-    """The cores that this process may use, less one: with one thread for each, a server on a busy machine falls to a
+    """The cores that this process may use, minus one: with one thread for each, a server on a busy machine falls to a
     tenth of its speed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores - 1)

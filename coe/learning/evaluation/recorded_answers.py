@@ -118,7 +118,7 @@ def _cells(table: Table, quality: Quality) -> tuple[list[int], list[int], dict[i
 def _normalized(answers: Sequence[str]) -> list[str | None]:
     """Return the form by which answers are compared, None for those without a readable one.
 
-    Text that would be too long for a final answer is what the source took as the answer, so it is compared as it is.
+    A text that is too long for a final answer is compared as it is, because the data's source took it as the answer.
     """
     forms = {text: final_answer(text) or _long_form(text) for text in set(answers)}
     return [forms[text] for text in answers]
