@@ -160,7 +160,9 @@ PROGRESS_MARGIN = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """`check_interval` and `check_timeout` of health checks, and `grace` between SIGTERM and SIGKILL, in seconds. After
+    """Timeouts of supervised servers, in seconds.
+
+    `check_interval` and `check_timeout` are of health checks, `grace` is the time between SIGTERM and SIGKILL. After
     `max_missed_checks` failed checks a server counts as frozen, as does one that leaves a one-token request unanswered
     for `progress_timeout` seconds. One is sent `progress_interval` seconds after the latest answer. Delays before
     restarts double from `first_restart` to `max_restart` seconds."""

@@ -191,29 +191,35 @@ def _run_split(
     choice["coe_hard"] = assignment.quality[posteriors.argmax(axis=1)].argmax(axis=1)
     choice |= _bounds(data, train, test)
     scores, everyone = data.scores[test], np.arange(len(test))
+    prompts = [data.prompts[i] for i in test]
     known = bool(np.isfinite(data.active_b).all())
+    traces, arena, stays, route_ms = {}, {}, {}, []
+    if known:
+        traces = {name: trace(expects, scores, data.active_b) for name, expects in value.items()}
+    if known and perturbed_prompts:
+        arena = _arena(data, value | {"best_single": _single(data, train, len(test))}, scores)
+    if perturbed_prompts:
+        stays = staying(_decide(router, assignment), prompts[:perturbed_prompts])
+    if len(router.categories) > 1:
+        route_ms = _route_ms(router, assignment, prompts[:MAX_TIMED_PROMPTS])
+    recipes = None
+    if recorded is not None:
+        rows, categories = np.array(list(labelled)), np.array(list(labelled.values()))
+        recipes = compare(
+            _answers(data, recorded, rows, categories, router),
+            _answers(data, recorded, test, np.zeros(len(test), dtype=np.int64), router),
+            posteriors.astype(np.float64),
+            quality=assignment.quality,
+        )
     return SplitResult(
         prompts=test,
         score={"random": scores.mean(axis=1)} | {name: scores[everyone, chosen] for name, chosen in choice.items()},
         size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
-        traces={name: trace(expects, scores, data.active_b) for name, expects in value.items()} if known else {},
-        route_ms=[]
-        if len(router.categories) == 1
-        else _route_ms(router, assignment, [data.prompts[i] for i in test[:MAX_TIMED_PROMPTS]]),
-        arena=_arena(data, value | {"best_single": _single(data, train, len(test))}, scores)
-        if perturbed_prompts and known
-        else {},
-        stays=staying(_decide(router, assignment), [data.prompts[i] for i in test[:perturbed_prompts]])
-        if perturbed_prompts
-        else {},
-        recipes=None
-        if recorded is None
-        else compare(
-            _answers(data, recorded, np.array(list(labelled)), np.array(list(labelled.values())), router),
-            _answers(data, recorded, test, np.zeros(len(test), dtype=np.int64), router),
-            posteriors.astype(np.float64),
-            quality=assignment.quality,
-        ),
+        traces=traces,
+        route_ms=route_ms,
+        arena=arena,
+        stays=stays,
+        recipes=recipes,
     )
 
 

@@ -34,7 +34,10 @@ MAX_CAUSE_CHARACTERS = 500
 
 
 class ArtifactSync:
-    """`behind` is True while the shared versions cannot be copied; the previous ones stay in use."""
+    """Copies new shared versions into the local state folder at intervals.
+
+    `behind` is True while they cannot be copied; the previous ones stay in use.
+    """
 
     def __init__(self, settings: Settings, share: RedisArtifacts) -> None:
         self._settings, self._share = settings, share

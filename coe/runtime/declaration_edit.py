@@ -49,7 +49,7 @@ MIN_SCRUBBED_CHARACTERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checked text: its problems as `file:line: problem`, or else what follows from it for the plan in use."""
+    """A checked text: its problems as `file:line: problem`, or else its consequences for the plan in use."""
 
     problems: tuple[str, ...]
     consequences: tuple[str, ...] = ()

@@ -86,9 +86,7 @@ def check_promotable(settings: Settings, kind: str, artifact: Artifact) -> None:
         if problem := overlays_problem(artifact, found, load_router(*check_router(settings))):
             raise ArtifactError(problem)
     elif set(Gate.load(artifact.folder / GATE_FILE).categories) != set(declared.category_names):
-        raise ArtifactError(
-            f"gate {artifact.manifest.version} was fitted to other categories than experts.yaml has"
-        )
+        raise ArtifactError(f"gate {artifact.manifest.version} was fitted to other categories than experts.yaml has")
 
 
 MAX_LISTED = 100

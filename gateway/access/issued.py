@@ -26,8 +26,11 @@ _log = logging.getLogger("gateway")
 
 
 class IssuedKeyWatch:
-    """`keys` are the issued keys now, including revoked ones. `on_change` is called after they changed. `degraded` is
-    True while the store cannot be read."""
+    """Holds the issued keys of a worker, and reads them again when the store has changed.
+
+    `keys` includes revoked ones. `on_change` is called after a change. `degraded` is True while the store cannot be
+    read.
+    """
 
     def __init__(self, store: KeyStore, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -40,7 +43,7 @@ class IssuedKeyWatch:
         self.on_change: Callable[[], None] = lambda: None
 
     async def refresh(self) -> None:
-        """Read what changed. Does not fail."""
+        """Read the keys again if they changed. Does not fail."""
         async with self._lock:  # a read that began before a change must not undo it here
             try:
                 found = await self._store.read(self._version)

@@ -127,7 +127,7 @@ class TextFormatter(PrintableFormatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """time (RFC 3339), level, logger, message, the fields of a request, exception."""
+    """Formats a log record as one JSON object: time (RFC 3339), level, logger, message, request fields, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

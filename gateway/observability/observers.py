@@ -43,8 +43,11 @@ from gateway.request.trace import Trace
 
 @dataclass(frozen=True, slots=True)
 class Observability:
-    """`observers` are called with every finished request. `tracing` also prepares requests; None if no collector is
-    declared."""
+    """The metrics, the tracing and the other observers of a worker.
+
+    `observers` are called with every finished request. `tracing` also prepares requests; None if no collector is
+    declared.
+    """
 
     metrics: Metrics
     tracing: Tracing | None

@@ -123,8 +123,11 @@ FINISH_SECONDS = 30.0
 
 
 class Drain:
-    """`begin` starts the drain. For `lame_duck` seconds only readiness is off and requests are still served, so that a
-    load balancer can notice; pass 0 if there is none."""
+    """Ends a worker gracefully: reports that it is not ready, refuses new requests, then cancels the running ones.
+
+    `begin` starts the drain. For `lame_duck` seconds, readiness is off but requests are still served, so that a load
+    balancer can notice; pass 0 if there is none.
+    """
 
     def __init__(self, current: ServingState, *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:
         self._current = current

@@ -31,7 +31,10 @@ _log = logging.getLogger("gateway")
 
 
 class Audits:
-    """`store` receives the outcomes. Leaving the context cancels the audits that still run."""
+    """Runs audits of recipes' answers in the background.
+
+    `store` receives the outcomes. Leaving the context cancels the audits that still run.
+    """
 
     def __init__(
         self,

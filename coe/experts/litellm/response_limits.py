@@ -62,7 +62,7 @@ def current_limits() -> ResponseLimits:
 
 
 class _ErrorBody:
-    """An error body: read up to a limit, without an error, since the status decides what happens next."""
+    """An error body, cut at a limit without an error, since the status decides what happens next."""
 
     def __init__(self, max_bytes: int) -> None:
         self._remaining = max_bytes

@@ -65,7 +65,9 @@ _RATED = np.array([*(kind in RATING_KINDS for kind in FEEDBACK_KINDS), False])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Experience:
-    """n requests in the order they were logged, m categories, k experts. Indices are into the tuples of names.
+    """Logged experience as arrays: n requests in the order of the log, m categories, k experts.
+
+    Indices are into the tuples of names.
 
     `posterior` (n, m) is float32; `chosen` (n,) is the expert that answered, `allowed` (n, k) are those that could
     have. `propensity` (n,) is the probability with which it was chosen, NaN where expected quality did not decide

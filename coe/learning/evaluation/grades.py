@@ -67,7 +67,7 @@ def grading_probe(probe: Probe, answer: Cell, judge: ExpertSpec) -> Probe | None
 
 @dataclass(frozen=True, slots=True)
 class GradeRow:
-    """One grade as the table has it, and what the judge's call took; None without one or where unknown."""
+    """One row of the table: the grade, and the tokens, time and cost of the judge's call; None where unknown."""
 
     prompt_id: str
     model: str

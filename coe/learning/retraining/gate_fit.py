@@ -47,7 +47,7 @@ MIN_TRAINING_QUESTIONS = MIN_QUESTIONS * (FOLDS - 1) // FOLDS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GateExamples:
-    """n questions, m categories, k experts: the questions, and the scores with and without passages.
+    """Training data of the gate: n questions, with scores of k experts with and without passages; m categories.
 
     `posterior` (n, m) and `vectors` (n, dimensions) are those of the served router and encoder, `full` (n, m) is the
     router's posterior given the vectors. `without` and `with_` (n, k) are scores from 0 to 1, NaN where missing.

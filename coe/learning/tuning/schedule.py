@@ -48,7 +48,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assessment:
-    """The plan that the scores give now, what it may lose, and what the remaining probes may gain.
+    """The plan of the current scores, its possible loss, and the possible gain of the remaining probes.
 
     `choice`, shape (n_categories,), is the index of the expert. `certainty` is the probability that the loss is within
     the tolerance. `gain`, shape (n_categories,), is the quality that the remaining probes are expected to gain in each

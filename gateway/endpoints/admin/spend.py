@@ -28,7 +28,7 @@ from gateway.request.body import RequestModel
 
 
 class SpendQuery(RequestModel):
-    """The period before now, and what to sum by."""
+    """The period before now, and the dimensions to sum by."""
 
     since: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}[smhd]$", description="Period before now: 12h, 7d, ...")] = "7d"
     by: Annotated[

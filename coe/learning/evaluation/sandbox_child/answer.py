@@ -218,7 +218,7 @@ def _is_same(before: list[Any], after: list[Any]) -> bool:
 
 
 class _Printed(io.BytesIO):
-    """Keeps the beginning of what is printed."""
+    """Keeps the first MAX_PRINTED_BYTES of the printed output."""
 
     def write(self, data: Any) -> int:
         room = max(MAX_PRINTED_BYTES - self.tell(), 0)
