@@ -290,7 +290,7 @@ def logged_uses(settings: Settings, registry: Registry, seconds: float) -> Logge
         with note_if_slow("reading the routing log"), open_logs(registry.log.url, base=settings.home) as logs:
             return LoggedUses.of(logs.records(since=now - seconds, until=now), registry.category_names)
     except LogError as error:
-        print_error(f"note: uses are those of the scores alone, since the routing log cannot be read: {error}")
+        print_error(f"note: uses come from the scores alone, since the routing log cannot be read: {error}")
         return None
 
 

@@ -107,7 +107,7 @@ class FeedbackWriter(BackgroundWriter[Pending]):
     async def keep(self, pending: Pending) -> None:
         """Stores one event, and returns once it is in the log or the spool. Raises LogError if neither accepts it."""
         if self.stuck or self._closing.is_set():
-            raise LogError(self.last_error or "the process is about to end")
+            raise LogError(self.last_error or "the process is shutting down")
         waiter = asyncio.get_running_loop().create_future()
         self._waiters[id(pending)] = waiter
         try:

@@ -55,7 +55,7 @@ class ArtifactSync:
             cause = (str(error) if isinstance(error, CoEError | OSError) else repr(error))[:MAX_CAUSE_CHARACTERS]
             if cause != self._last_error:
                 self._last_error = cause
-                _log.error("the shared artifacts cannot be copied, the last good state stays in use: %s", cause)
+                _log.error("the shared artifacts cannot be copied, the last good state stays in service: %s", cause)
             return
         if self.behind:
             _log.warning("the shared artifacts are copied again")

@@ -196,4 +196,4 @@ class DurableLimiter(MemoryLimiter):
         self._backoff.failed()
         if not self.degraded:
             self.degraded = True
-            _log.warning("limits: %s; until then what keys use is counted in memory only", error)
+            _log.warning("limits: %s; until then, the use of keys is counted in memory only", error)

@@ -64,10 +64,10 @@ PROBLEMS: Mapping[int, str] = {
     422: "The expert refuses the request.",
     429: "Too many requests, at the gateway, for this key or at the expert.",
     431: "The headers are too large.",
-    500: "A bug of the gateway.",
+    500: "A bug in the gateway.",
     501: "A required package is not installed on the gateway.",
     502: "The expert returned an invalid response.",
-    503: "No expert can be reached, or the gateway is about to end.",
+    503: "No expert can be reached, or the gateway is shutting down.",
     504: "No answer in time.",
 }
 """Meaning of an error status, where an operation does not state its own."""

@@ -111,7 +111,7 @@ class Recorder:
             vectors = await asyncio.get_running_loop().run_in_executor(self._threads, encoder.encode, [text])
             record = replace(record, embedding=vectors[0].astype(np.float16).tobytes())
         except Exception:  # a record without its embedding is still useful
-            _log.exception("record %s goes without its embedding", record.request_id)
+            _log.exception("record %s is stored without its embedding", record.request_id)
         self._writer.put(record)
 
 

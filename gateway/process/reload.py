@@ -165,7 +165,7 @@ class Reload:
             text = await asyncio.to_thread(self._settings.config.read_text)
             cause = without_values(cause, text, self._settings.environ)
         self._current.reload_error = cause
-        _log.error("not reloaded; still serving the last valid state: %s", cause)
+        _log.error("not reloaded; the last good state stays in service: %s", cause)
 
 
 def check_reloadable(old: Registry, new: Registry) -> None:

@@ -149,4 +149,4 @@ class Drain:
     def abort(self) -> None:
         """Ends every running request with an error."""
         for request in tuple(self._current.admission.active):
-            request.cancel(Draining("this gateway ended before the answer was complete; ask again", retry_after=1.0))
+            request.cancel(Draining("this gateway ended before the answer was complete; try again", retry_after=1.0))

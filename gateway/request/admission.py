@@ -58,7 +58,7 @@ class Admission:
         self.in_use = 0
         self.queued = 0
         self.closed = False
-        """True if all new requests are refused because the process is about to end."""
+        """True if all new requests are refused because the process is shutting down."""
         self.active: set[ActiveRequest] = set()
         """Requests that arrive, wait or run, for the end of the process to cancel."""
         self.large_bodies = LargeBodies()
@@ -80,7 +80,7 @@ class Admission:
         """Begin a request whose body is to arrive; enter it at once. Raises Draining, or Overloaded when the queue is
         full or too many bodies arrive."""
         if self.closed:
-            raise Draining("this gateway is about to end; ask again", retry_after=MIN_RETRY_SECONDS)
+            raise Draining("this gateway is shutting down; send the request again", retry_after=MIN_RETRY_SECONDS)
         permits, places = self.limits.concurrent_requests, self.limits.queued_requests
         if self.in_use >= permits and self.queued >= places and self._evictable(caller) is None:
             raise self._queue_full()

@@ -205,7 +205,7 @@ def _pool(
     if max_active_b is not None:
         models = [model for model in models if active_b[model] <= max_active_b]
     if len(models) < 2:
-        raise DataError(f"{path}: {len(models)} model(s) left of {len(scored)}; routing takes two")
+        raise DataError(f"{path}: {len(models)} model(s) left of {len(scored)}; routing needs two")
     return tuple(models)
 
 
