@@ -152,7 +152,7 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
             f"{', '.join(names)}, whose tokens were not measured; coe score measures them"
         )
     if logged := report["uses"]["logged"]:
-        print_line(f"uses: tokens, costs and times are also those of {logged} requests in the routing log")
+        print_line(f"uses: tokens, costs and times also come from {logged} requests in the routing log")
     for line in (*_waits(report["waits"]), *_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
         print_line(line)
     print_line(

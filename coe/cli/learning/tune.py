@@ -136,7 +136,7 @@ def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[Exp
             print_error(finding.sentence)
     answering = [spec for spec in registry.single_arms if spec.expert_name not in dead]
     if len(answering) < 2:
-        raise DataError("tune: a plan takes two experts that answer; declare more, or correct those of experts.yaml")
+        raise DataError("tune: a plan needs two experts that answer; declare more, or correct those of experts.yaml")
     if names := ", ".join(dead):
         if yes:
             remedy = "correct them, or remove them from experts.yaml"
