@@ -223,5 +223,5 @@ def _recipe(record: RoutingRecord) -> str:
 
 
 def _ago(text: str, *, option: str, default: float) -> float:
-    """The Unix time of a duration ago."""
+    """The Unix time that is the given duration ago."""
     return time.time() - duration_seconds(text, option=option) if text else default

@@ -124,11 +124,11 @@ class ErrorMapping:
         return self.connection_lost(f"{where}: {self._line(message_of(error))}", cause="server_error")
 
     def invalid_response(self, what: str) -> ExpertInvalidResponse:
-        """The response does not follow the API."""
+        """The error for a response that does not follow the API."""
         return ExpertInvalidResponse(f"expert {self.expert!r} sent {what}", expert=self.expert)
 
     def timed_out(self, what: str) -> ExpertTimeout:
-        """The server did not answer in time."""
+        """The error for a server that did not answer in time."""
         return ExpertTimeout(f"expert {self.expert!r} {what}", expert=self.expert)
 
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes, *, api: Api) -> ExpertError:

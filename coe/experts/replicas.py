@@ -135,7 +135,7 @@ class TrackedReply:
         await self._reply.aclose()
 
     def end(self, error: BaseException | None = None, *, complete: bool = False) -> None:
-        """Report the end, unless it is reported."""
+        """Report the end, once."""
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(error, complete)
@@ -215,7 +215,7 @@ class ReplicatedExpert:
         return Health(bool(ready), self._load(ready), len(ready), p95, "" if ready else self._cause())
 
     def _cause(self) -> Cause:
-        """Why no replica is ready."""
+        """The reason why no replica is ready."""
         return next((replica.cause for replica in self.replicas if replica.cause), "circuit_open")
 
     async def stream(self, call: Call) -> Reply:

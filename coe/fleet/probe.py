@@ -145,7 +145,7 @@ class ProgressCheck:
         return self._request is not None and now - self._time >= self._limit
 
     async def aclose(self) -> None:
-        """Withdraws a request that is not answered."""
+        """Cancels a request that is not answered."""
         if self._request is not None:
             self._request.cancel()
             await asyncio.gather(self._request, return_exceptions=True)

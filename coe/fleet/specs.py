@@ -104,7 +104,7 @@ class ServerSpec:
 
     @property
     def root(self) -> str:
-        """The URL of its pages."""
+        """Base URL of the server."""
         return root_of(self.host, self.port)
 
     @property

@@ -45,7 +45,7 @@ class Pending:
 
 
 def _encode(pending: Pending) -> bytes:
-    """UTF-8 JSON. Raises LogError."""
+    """The event as UTF-8 JSON. Raises LogError."""
     return orjson.dumps(
         {
             "event": orjson.Fragment(codec.encode_event(pending.event)),
@@ -56,7 +56,7 @@ def _encode(pending: Pending) -> bytes:
 
 
 def _decode(line: bytes) -> Pending:
-    """Raises DamagedEntry."""
+    """The event in a line. Raises DamagedEntry."""
     try:
         values = orjson.loads(line)
         event = codec.decode_event(orjson.dumps(values["event"]))

@@ -256,7 +256,7 @@ class RedisLog:
 
 
 def _scan_conditions(query: LogQuery) -> list[str | bytes]:
-    """The arguments of SCAN from the fifth on."""
+    """The arguments of SCAN from the fifth one."""
     since = repr(query.since) if query.since else ""
     until = repr(query.until) if query.until < math.inf else ""
     patterns = [_pattern(name, value) for name, value in exact_filters(query).items()]

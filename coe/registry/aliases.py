@@ -27,7 +27,7 @@ MAX_MODEL_CHARACTERS = 256
 AliasName = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 """A model name, or a pattern with `*`: printable ASCII characters without spaces."""
 Problems = Iterator[tuple[tuple[str, ...], str]]
-"""Key paths and what is wrong there."""
+"""Key paths and their problems."""
 
 
 class OperatingPoint(StrictModel):

@@ -156,7 +156,7 @@ def _assignment_problems(registry: Registry) -> Problems:
 
 
 def _expert_problems(expert: ExpertSpec) -> Problems:
-    """Yield keys relative to the expert."""
+    """Yield the problems of an expert, with keys relative to it."""
     if expert.name == AUTO:
         yield ("name",), f"the name {AUTO!r} is reserved; choose another name"
     yield from address_problems(expert)
@@ -199,7 +199,7 @@ def _recipe_problems(source: YamlSource, registry: Registry) -> Problems:
 
 
 def _recipe_name_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
-    """Yield keys relative to the recipe."""
+    """Yield the problems of a recipe's name, with keys relative to the recipe."""
     name, taken = recipe.name, {"an expert": registry.expert_names, "a category": registry.category_names}
     for kind, names in taken.items():
         if name in names:

@@ -119,7 +119,7 @@ def _line(event: Event) -> int:
 KeyPath = tuple[str | int, ...]
 """Keys and indices that lead to a value, like pydantic's `loc`."""
 Problems = Iterator[tuple[KeyPath, str]]
-"""Key paths and what is wrong there."""
+"""Key paths and their problems."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|^os\.environ/([A-Za-z_][A-Za-z0-9_]*)$")
 

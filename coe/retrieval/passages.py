@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coe.errors import IndexMismatch
 
 Vector = NDArray[np.float32]
-"""Unit length, shape (dimensions,)."""
+"""A vector of unit length, shape (dimensions,)."""
 MAX_PASSAGES = 100
 """Largest `limit` of a search."""
 

@@ -227,7 +227,7 @@ def _kind_of(name: str) -> Literal["context", "request", "material", ""]:
 
 
 def _only_headings(text: str) -> bool:
-    """True if no line says more than a heading."""
+    """True if every line is a heading."""
     return all(not line.strip() or _HEADING.match(line) for line in text.split("\n", 8))
 
 

@@ -30,7 +30,7 @@ class IssuedKey(ApiKey):
 
 
 IssuedKeys = tuple[IssuedKey, ...]
-"""Oldest first."""
+"""Issued keys, oldest first."""
 
 
 def is_over(key: KeySpec, now: float) -> bool:

@@ -328,7 +328,7 @@ class MemoryAccount:
         self.meters = meters
 
     def _new_counter(self, meter: Meter) -> Counter:
-        """A counter less what was used before."""
+        """A counter, reduced by the earlier use."""
         counter = new_counter(meter)
         if not isinstance(counter, ConcurrencySlots):
             now = self._clock()

@@ -182,7 +182,7 @@ class SharedAccount:
             await self._start_refill(ZERO, recent=recent)
 
     def go_offline(self) -> None:
-        """Counts alone from now on."""
+        """Counts in this process only from now on."""
         if self.offline:
             return
         self.offline, now = True, self._context.now()

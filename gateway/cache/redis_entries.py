@@ -110,7 +110,7 @@ class RedisEntries:
         await self._redis.run(self._put(keys=self._keys(name, group), args=arguments))
 
     async def delete(self, name: str, *, group: str = "") -> bool:
-        """Returns whether there was such an entry."""
+        """Deletes an entry. Returns whether it existed."""
         return bool(await self._redis.run(self._delete(keys=self._keys(name, group), args=[name])))
 
     def prefix(self, group: str = "") -> str:

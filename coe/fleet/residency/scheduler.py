@@ -49,11 +49,11 @@ class ServerRecord:
     from_sleep: bool = False
     switches: int = 0
     requests: int = 0
-    """Since the rates were computed."""
+    """Requests since the rates were computed."""
     state: ServerState | None = None
     """As of an earlier decision; None after a change."""
     expires: float = -math.inf
-    """When its rate is too old."""
+    """Time from which its rate is too old."""
 
     @property
     def load_seconds(self) -> float:

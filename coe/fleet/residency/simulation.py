@@ -115,7 +115,7 @@ class Simulation:
         return sum(scheduler.switches for scheduler in self._schedulers)
 
     def run(self) -> Simulation:
-        """Runs to the end of all work."""
+        """Runs until all work is done."""
         for ticket, request in enumerate(self._requests):
             self._at(request.at, partial(self._request_arrived, ticket))
         while self._events:

@@ -71,7 +71,7 @@ class OverlayResult:
 
     @property
     def sentence(self) -> str:
-        """For a report."""
+        """The outcome in one sentence, for a report."""
         judged = "nothing is new"
         if self.contrast is not None:
             judged = (
@@ -80,7 +80,7 @@ class OverlayResult:
         return f"{self.tenant}: {self.verdict} ({judged}; {self.corrected} of {self.requests} corrected)"
 
     def to_json(self) -> dict[str, Any]:
-        """For a report."""
+        """The fields of a report."""
         fields = ("tenant", "verdict", "requests", "corrected", "sentence")
         contrast = None if self.contrast is None else asdict(self.contrast)
         return {name: getattr(self, name) for name in fields} | {"contrast": contrast}

@@ -78,7 +78,7 @@ class BanditLog:
         return len(self.chosen)
 
     def part(self, rows: NDArray[np.bool_]) -> BanditLog:
-        """The requests of a mask."""
+        """The requests that a mask selects."""
         return BanditLog(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def of_chosen(self, table: Array) -> Array:

@@ -55,7 +55,7 @@ class Refit:
         return self.table.shrunk(pseudo_count=self.weighting.pseudo_count)
 
     def lower(self, *, deviations: float) -> Array:
-        """Lower confidence bounds of the same."""
+        """Lower confidence bounds of the quality."""
         return self.table.lower(deviations=deviations, pseudo_count=self.weighting.pseudo_count)
 
 

@@ -92,7 +92,7 @@ def _plain(text: str) -> str:
 
 
 def _pointed(text: str) -> str:
-    """The text with decimal commas as points."""
+    """The text with decimal points in place of decimal commas."""
     return _CONTINENTAL.sub(_with_point, text)
 
 
@@ -192,7 +192,7 @@ def _form(text: str, leads: Callable[[str], bool]) -> str | None:
 
 
 def _added(mixed: re.Match[str]) -> str:
-    """1 1/2 as one fraction."""
+    """A mixed number, such as 1 1/2, as one fraction."""
     whole, top, bottom = (int(part) for part in mixed.groups())
     return f"{whole * bottom + top}/{bottom}"
 
