@@ -1,6 +1,6 @@
 """Admits requests: bounds how many run, wait and arrive at a time, and shares these places fairly among callers.
 
-`Admission` holds the counts and the queue of one process. `ActiveRequest` is the stay of one request: a context
+`Admission` holds the counts and the queue of one process. `ActiveRequest` is one request in progress: a context
 manager that holds its place, permit, body memory, deadline and cancellation, and returns all of them at its end.
 A request first arrives (its body is read), then holds a permit to its last byte or waits in the queue for one.
 """
@@ -54,7 +54,7 @@ class Admission:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        """May be replaced. Permits in use beyond a lower limit end with their requests."""
+        """Limits, which may be replaced. Permits in use beyond a lower limit end with their requests."""
         self.in_use = 0
         self.queued = 0
         self.closed = False
@@ -127,7 +127,7 @@ class Admission:
         request.granted.set_result(False)
 
     def _queue_full(self) -> Overloaded:
-        return self.overloaded("and as many requests wait for one as may")
+        return self.overloaded("and the queue is full")
 
     def overloaded(self, reason: str) -> Overloaded:
         """The refusal of a request. Its Retry-After is the time in which the requests that wait now will be served."""
@@ -213,7 +213,7 @@ class ActiveRequest:
         self._loop = task.get_loop()
         self._started = self._loop.time()
         self.deadline = self._started + min(self._timeout, BODY_TIMEOUT)
-        """By the event loop's clock; at first the time for the body. May be moved to later only."""
+        """Deadline by the event loop's clock; at first that of the body. May only be moved to later."""
         self._timer = self._loop.call_at(min(self.deadline, self._started + WATCH_DELAY), self._on_timer)
         self._admission.active.add(self)
         return self
@@ -323,7 +323,7 @@ class ActiveRequest:
         elif self.arriving and self._timeout > BODY_TIMEOUT:
             self.cancel(body_too_slow())
         else:
-            message = f"the answer was not complete within the {self._timeout:g} s this request had"
+            message = f"the answer was not complete within the request's timeout of {self._timeout:g} s"
             self.cancel(DeadlineExceeded(message))
 
 
