@@ -37,7 +37,7 @@ class Replica:
     server's own queue, None if it shows none (only vLLM does). `alive` is the result of the last health check, None
     before the first. `address` names the server without credentials. `root` is the URL of its pages, empty for a
     provider's own address. `cause` is that of its last failure. `expert` answers in all its APIs, regardless of the
-    breaker. The parameter `chat` is the same without the translation of other APIs, None if it translates none.
+    breaker. The parameter `chat` is the same expert without the translation of other APIs, None if it translates none.
     """
 
     def __init__(
