@@ -131,7 +131,7 @@ def test_probes_judge_arms_by_the_recorded_answers(service: LoggedService, panel
     assert sources == {"held-out set", "logged traffic"}
     (panel / "answers.jsonl").unlink()
     service.serve(10)
-    with pytest.raises(DataError, match="the arms of recipes cannot be measured: no answers are recorded"):
+    with pytest.raises(DataError, match="the arms of recipes cannot be measured: the scores have no recorded"):
         service.retrain("--probes", panel)
 
 
