@@ -1,4 +1,4 @@
-"""Measures how long a one-token request waits at the embedded expert after plain requests that their clients left.
+"""Measures how long a one-token request waits at the embedded expert after abandoned non-streaming requests.
 
 Sent to `transformers serve` as they are, and through CoE's expert, which requests streams.
 """

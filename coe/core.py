@@ -69,7 +69,7 @@ class Message:
 @fast_init
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """The part of a request body that routing reads. The raw body is kept unchanged beside it.
+    """The part of a request body that routing reads. The raw body is kept unchanged as well.
 
     `api` is the client's API. `needs` are the capabilities that the expert must have, the optional ones if
     any expert has them. `characters` is the length of all

@@ -36,7 +36,7 @@ def foreign_package(root: Path) -> str | None:
         if spec is not None and spec.origin not in (None, str(first)):
             return (
                 f"the package {name!r} is imported from {spec.origin}, which is not part of {DISTRIBUTION}; "
-                "use a virtual environment of its own, and no PYTHONPATH with such a folder"
+                "use a separate virtual environment, and no PYTHONPATH with such a folder"
             )
         if not first.is_file() or digests.get(f"{name}/__init__.py", "") not in ("", _digest(first)):
             return (

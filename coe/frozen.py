@@ -14,7 +14,7 @@ def fast_init(cls: type[T]) -> type[T]:
     The generated one calls `object.__setattr__` for every field. This one gives the new instance a class with the same
     slots that is not frozen, assigns the fields, and returns the instance to its own class.
 
-    Raises TypeError for a class with `__post_init__` or a field that is no parameter.
+    Raises TypeError for a class with `__post_init__` or a field that is not a parameter.
     """
     found: dict[str, Any] = {
         "_set": object.__setattr__,

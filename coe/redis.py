@@ -1,6 +1,6 @@
 """A bounded client for one Redis server, whose failures are one error class.
 
-Each user opens a client of its own with its error class, timeouts and number of connections: the routing log, limits,
+Each feature opens its own client with its error class, timeouts and number of connections: the routing log, limits,
 conversations, documents, and, with the blocking client, shared artifacts. Error messages name host and port of the
 server, and never repeat its address, which may hold a password.
 """
@@ -59,7 +59,7 @@ class _Failures:
 
     def _remedy(self, problem: str) -> str:
         if "OOM command" in problem or "command not allowed when used memory" in problem:
-            return "it is full: raise its maxmemory, or keep less in it"
+            return "it is full: raise its maxmemory, or store less in it"
         if "READONLY" in problem or "read only replica" in problem:
             return f"it is a read-only replica: name the primary in {self._key}"
         if "unknown" in problem.lower() and "command" in problem.lower():
@@ -122,7 +122,7 @@ class RedisClient:
 
 
 class BlockingRedisClient:
-    """The same for threads. `errors()` wraps the commands of `client`."""
+    """A Redis client for threads. `errors()` wraps the commands of `client`."""
 
     def __init__(self, url: str, *, key: str, error: ErrorOf, connect_timeout: float, timeout: float) -> None:
         """Raises ConfigError when `url` cannot be a Redis address."""

@@ -30,7 +30,7 @@ class Settings:
     | variable | meaning | default |
     |---|---|---|
     | COE_CONFIG | path of the declaration | experts.yaml |
-    | COE_HOME | state folder: artifacts, model cache, logs | .coe beside the declaration |
+    | COE_HOME | state folder: artifacts, model cache, logs | .coe next to the declaration |
     | COE_HOST, COE_PORT | address of the gateway | 127.0.0.1, 8080 |
     | COE_ADMIN_KEY_FILE | file with an API key of all scopes; created if missing | none |
     | COE_WORKERS | number of gateway processes | 1 |
@@ -61,7 +61,7 @@ class Settings:
     traces: str | None
     """URL for OpenTelemetry traces; None: no traces."""
     endpoints: Mapping[str, tuple[Endpoint, ...]]
-    """Servers of local experts at the start; `served` returns the present ones."""
+    """Servers of local experts at the start; `served` returns the current ones."""
     endpoints_file: Path | None
     residency_socket: Path | None
     """Socket of the residency scheduler; None without residency."""
@@ -93,7 +93,7 @@ class Settings:
         )
 
     def served(self) -> Mapping[str, tuple[Endpoint, ...]]:
-        """Return the present servers of local experts. Raises ConfigError."""
+        """Return the current servers of local experts. Raises ConfigError."""
         return self.endpoints if self.endpoints_file is None else _endpoints(_text(self.endpoints_file))
 
     @property

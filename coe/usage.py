@@ -119,7 +119,7 @@ class RecipeLog:
 
 
 class RecipeUsage(Usage):
-    """The sum over the calls of a recipe that have begun to answer. `refresh` computes it from their present counts.
+    """The sum over the calls of a recipe that have begun to answer. `refresh` computes it from their current counts.
 
     `fallback` is the name and usage of the expert that answers in place of a recipe that failed.
     """

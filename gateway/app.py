@@ -77,7 +77,7 @@ def _with_cors(app: ASGIApp) -> CORSMiddleware:
         app,
         allow_origin_regex=r"(?s).*",
         allow_methods=ALLOWED_METHODS,
-        allow_headers=["*"],  # clients of OpenAI and Anthropic send headers of their own
+        allow_headers=["*"],  # clients of OpenAI and Anthropic send their own headers
         expose_headers=EXPOSED_HEADERS,
         allow_private_network=True,
         max_age=PREFLIGHT_CACHE_SECONDS,

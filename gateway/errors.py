@@ -75,7 +75,7 @@ def body_of(error: errors.RequestError) -> bytes:
 
 def headers_of(error: errors.RequestError) -> list[tuple[bytes, bytes]]:
     """The headers of an error: `retry-after` in whole seconds if the error has a time, `www-authenticate` for a missing
-    key, and `connection: close` if this process is about to end."""
+    key, and `connection: close` if this process is shutting down."""
     if isinstance(error, errors.Unauthorized):
         return [(b"www-authenticate", b"Bearer")]
     headers = [] if error.retry_after is None else [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after)))]

@@ -65,9 +65,9 @@ class ServingState:
         self.serving = serving
         self.admission = Admission(serving.registry.limits)
         self.leaving = False
-        """True if the process is about to end, so that no load balancer should send it requests."""
+        """True if the process is shutting down, so that no load balancer should send it requests."""
         self.reload_error: str | None = None
-        """Why the latest reload failed; the last good state is still served."""
+        """Cause of the latest failed reload; the last good state stays in service."""
 
     def replace(self, serving: Serving) -> None:
         """Serve new requests with this state; requests in progress keep theirs."""
@@ -152,7 +152,7 @@ class Wiring:
         return serving
 
     def with_issued(self, serving: Serving) -> Serving:
-        """The same state with the API keys that are issued now."""
+        """This state with the API keys that are issued now."""
         return replace(serving, access=self._access(serving.composition))
 
     def _access(self, composition: Composition) -> Access:

@@ -91,7 +91,7 @@ class AdaptedRouter:
         return prediction if force or prediction.stage != LOAD_SHED else None
 
     def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
-        """As CascadeRouter.predict."""
+        """Predict like `CascadeRouter.predict`."""
         return self._base.run(
             texts,
             embeddings,

@@ -31,7 +31,7 @@ MAX_BYTES = 512
 MAX_TOKENS = 256
 """Tokens that are read, for texts with one token a character."""
 PREFIX = "query: "
-"""The model was trained with it."""
+"""Prefix of every text, as in the training of the model."""
 MAX_LEVEL = 63
 """Largest quantised weight. With 127, sums of two products overflow 16 bits on processors without VNNI."""
 

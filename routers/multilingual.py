@@ -81,8 +81,10 @@ class LanguageIdentifier:
 
 @dataclass(frozen=True, slots=True)
 class MultilingualHead:
-    """`linear` scores unit vectors without the language `direction` (dimensions,), a unit vector; its weights include
-    the calibration. `probe` (dimensions,) is the encoder's vector of PROBE_TEXT, and `network` (n_bytes,) its graph, as
+    """Classifies vectors of the multilingual encoder.
+
+    `linear` scores unit vectors without the language `direction` (dimensions,), a unit vector; its weights include the
+    calibration. `probe` (dimensions,) is the encoder's vector of PROBE_TEXT, and `network` (n_bytes,) its graph, as
     E5Encoder reads it."""
 
     linear: LinearHead

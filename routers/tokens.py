@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 FAST_CHARACTERS = 512
 """Characters of a text that the fast heads read, so that their latency does not depend on its length."""
 MAX_CACHED_WORDS = 30_000
-"""About 6 MB."""
+"""Words in the cache, which then takes about 6 MB."""
 MAX_CACHED_WORD_CHARACTERS = 32
 MAX_WORDS_OUTSIDE_ASCII = 8
-"""English texts have a few, such as those with an apostrophe or a dash of typography."""
+"""English texts have a few, such as words with a typographic apostrophe or dash."""
 _WORD = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
 
 

@@ -118,7 +118,7 @@ def _ask_two_questions(port: int) -> set[str]:
         messages=[{"role": "user", "content": "Write a Python function that reverses a list"}],
         max_tokens=24,
     )
-    _expect(bool(plain.parse().choices[0].message.content), "the plain answer is empty")
+    _expect(bool(plain.parse().choices[0].message.content), "the non-streaming answer is empty")
     streamed = client.chat.completions.with_raw_response.create(
         model="auto", messages=[{"role": "user", "content": "Write a poem about the sea"}], max_tokens=24, stream=True
     )

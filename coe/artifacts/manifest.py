@@ -64,7 +64,7 @@ def is_version(name: str) -> bool:
 def check_version(version: str) -> str:
     """Returns the version. Raises ArtifactError for a name that no version has, such as a path."""
     if not is_version(version):
-        raise ArtifactError(f"{version[:64]!r} is no version of an artifact: a version is 12 hexadecimal digits")
+        raise ArtifactError(f"{version[:64]!r} is not an artifact version (12 hexadecimal digits)")
     return version
 
 
@@ -79,7 +79,7 @@ def read_artifact(folder: Path) -> Artifact:
     for name, digest in manifest.files.items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise ArtifactError(
-                f"{folder / name}: missing or changed since training; delete {folder.parent} to train anew"
+                f"{folder / name}: missing or changed since training; delete {folder.parent} to train again"
             )
     return Artifact(folder, manifest)
 
@@ -90,7 +90,7 @@ def read_manifest(folder: Path) -> Manifest:
         return parse_manifest((folder / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
         raise ArtifactError(
-            f"{folder / MANIFEST}: cannot be read ({error}); delete {folder.parent} to train anew"
+            f"{folder / MANIFEST}: cannot be read ({error}); delete {folder.parent} to train again"
         ) from error
 
 
@@ -109,5 +109,5 @@ def parse_manifest(content: bytes) -> Manifest:
     if len(files) > MAX_FILES or not all(map(is_file_name, files)):
         raise ValueError(f"not a manifest: it may name {MAX_FILES} files, without folders")
     if manifest.version != wanted:
-        raise ValueError(f"its version is {manifest.version!r}, and the digest of what it names {wanted}")
+        raise ValueError(f"its version is {manifest.version!r}, but the digest of its contents is {wanted}")
     return manifest

@@ -207,5 +207,5 @@ def _archive_members(packed: bytes) -> Iterator[tuple[str, bytes]]:
             plain = member.isreg() and not member.issparse() and is_file_name(member.name)
             content = tar.extractfile(member) if plain and member.size <= len(packed) else None
             if content is None:
-                raise ValueError(f"it holds {member.name[:64]!r}, which is no plain file")
+                raise ValueError(f"it contains {member.name[:64]!r}, which is not a regular file")
             yield member.name, content.read()

@@ -206,7 +206,7 @@ class ArtifactStore:
         except FileNotFoundError:
             return ()
         except ValueError as error:
-            raise ArtifactError(f"{path}: a line is no promotion ({error}); delete the file to begin anew") from None
+            raise ArtifactError(f"{path}: a line is not a promotion ({error}); delete the file to start over") from None
 
     def last_promotion(self) -> Promotion | None:
         """The move that put the current version into use, so that its `was` is what a rollback restores; None if none

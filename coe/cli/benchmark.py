@@ -24,7 +24,7 @@ MaxActive = Annotated[
 OpenOnly = Annotated[bool, typer.Option("--open-only", help="Only models of known size.")]
 Encoder = Annotated[str, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="Compare with recipes; the folder needs recorded answers.")]
-Arena = Annotated[bool, typer.Option("--arena", help="Score quality against cost on a log scale, and perturb prompts.")]
+Arena = Annotated[bool, typer.Option("--arena", help="Also report RouterArena's score, and perturb prompts.")]
 Report = Annotated[Path | None, typer.Option("--json", callback=writable_file, help="File for the report.")]
 Plot = Annotated[Path | None, typer.Option("--plot", callback=image_file, help="Image of the frontier (.png or .svg).")]
 
@@ -149,5 +149,5 @@ def show_recipes(found: Mapping[str, Any]) -> None:
     share = found.get("cost_share_for_best_single_quality")
     if share is not None:
         print_line(
-            f"cost for the quality of the best single model ({found['best_single']:.4f}): {share:.2f} of its own"
+            f"cost for the quality of the best single model ({found['best_single']:.4f}): {share:.2f} of its cost"
         )

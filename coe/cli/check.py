@@ -43,7 +43,7 @@ def check(
     """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name.
 
     Then it lists what a start or reload with this file will do with the plan and the router in use, and when `coe plan`
-    should be run again. FILE may be a draft beside the file in use. With `--live` it also requests one token
+    should be run again. FILE may be a draft next to the file in use. With `--live` it also requests one token
     from every expert, and exits with 1 where one does not answer.
     """
     if schema:
@@ -119,7 +119,7 @@ def _check_categories(declared: Registry, settings: Settings) -> None:
 
 
 def notes_on(declared: Registry, settings: Settings) -> list[str]:
-    """Return what is valid and has an effect that is easily missed."""
+    """Return notes on settings that are valid but have an effect that is easily missed."""
     retrieval = declared.retrieval
     if declared.cache is None or retrieval.store is None or retrieval.default_similarity >= 1:
         return []

@@ -27,7 +27,7 @@ _DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
 def _declaration(path: Path | None) -> Path | None:
     """Refuse a file of data in the place of the configuration. Raises BadParameter."""
     if path is not None and path.suffix in _DATA_SUFFIXES:
-        raise typer.BadParameter(f"{path} is no configuration; data have an option of their own, see --help")
+        raise typer.BadParameter(f"{path} is a data file, not a configuration; pass it with its own option, see --help")
     return path
 
 
@@ -65,7 +65,7 @@ def writable_file(path: Path | None) -> Path | None:
     if path.is_dir():
         raise typer.BadParameter(f"{path} is a folder; name a file in it")
     if not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent} for it; make it first")
+        raise typer.BadParameter(f"folder {path.parent} does not exist; create it first")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise typer.BadParameter(f"{path} may not be written")
     return path

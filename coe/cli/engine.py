@@ -1,4 +1,4 @@
-"""`coe engine`: lists the inference engines of this machine, and installs one into an environment of its own."""
+"""`coe engine`: lists the inference engines of this machine, and installs one into its own environment."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _version(runtime: str, command: Path) -> str | None:
 
 @app.command("install")
 def install(name: Name, build: BuildOption = "auto", force: Force = False, config: Config = None) -> None:
-    """Install an engine into an environment of its own, where `coe up` finds it.
+    """Install an engine into its own environment, where `coe up` finds it.
 
     It uses uv if installed, else venv and pip. llama.cpp is compiled, which takes some minutes.
     """
@@ -106,7 +106,7 @@ def install(name: Name, build: BuildOption = "auto", force: Force = False, confi
     chosen: Build = machine.accelerator if build == "auto" else build
     found = environments.installed(settings.engines, name)
     if found is not None and not force:
-        print_line(f"{name} {found.version} ({found.build}) is installed in {found.folder}; --force installs it anew")
+        print_line(f"{name} {found.version} ({found.build}) is installed in {found.folder}; --force installs it again")
         return
     if (why := environments.obstacle(name, chosen, machine)) is not None:
         raise FleetError(f"{name} cannot be installed here: {why}")

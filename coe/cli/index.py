@@ -146,7 +146,7 @@ def search(
 
 @app.command("rebuild")
 def rebuild(config: Config = None, json: Json = False) -> None:
-    """Embed all stored documents with the encoder of the router in use; searches use the old index meanwhile."""
+    """Embed all stored documents with the encoder of the router in use; searches use the old index until then."""
     count = _with_store(config, _rebuild)
     print_json({"documents": count}) if json else print_line(f"{count} documents embedded")
 

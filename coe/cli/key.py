@@ -34,7 +34,7 @@ Expires = Annotated[str | None, typer.Option("--expires", help="Date from which 
 LimitsOption = Annotated[
     list[str] | None, typer.Option("--limit", help="A limit, such as dollars_per_day=25; may be repeated.")
 ]
-Issue = Annotated[bool, typer.Option("--issue", help="Put the key into use at once, beside experts.yaml.")]
+Issue = Annotated[bool, typer.Option("--issue", help="Put the key into use at once, without a change of experts.yaml.")]
 Revoke = Annotated[bool, typer.Option("--revoke", help="Revoke the issued key NAME.")]
 BY = "the command line"
 

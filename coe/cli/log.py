@@ -145,7 +145,7 @@ def _no_match(query: LogQuery, registry: Registry) -> str:
     """The note for an empty list, with the declared names where the query names something else."""
     for name, known in (("category", registry.category_names), ("expert", registry.arm_names)):
         if (value := getattr(query, name)) and value not in known:
-            return f"no records match; {value!r} is no declared {name}; declared: {', '.join(known)}"
+            return f"no records match; {value!r} is not a declared {name}; declared: {', '.join(known)}"
     return "no records match"
 
 
@@ -219,5 +219,5 @@ def _recipe(record: RoutingRecord) -> str:
 
 
 def _ago(text: str, *, option: str, default: float) -> float:
-    """The Unix time of a duration ago."""
+    """The Unix time that is the given duration ago."""
     return time.time() - duration_seconds(text, option=option) if text else default

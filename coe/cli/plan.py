@@ -152,7 +152,7 @@ def show_plan(report: Mapping[str, Any], scores: Path, *, is_dry_run: bool) -> N
             f"{', '.join(names)}, whose tokens were not measured; coe score measures them"
         )
     if logged := report["uses"]["logged"]:
-        print_line(f"uses: tokens, costs and times are also those of {logged} requests in the routing log")
+        print_line(f"uses: tokens, costs and times also come from {logged} requests in the routing log")
     for line in (*_waits(report["waits"]), *_sweep(report), *(_gate(report["gate"]) if "gate" in report else ())):
         print_line(line)
     print_line(
@@ -286,7 +286,7 @@ def answers(lines: Iterable[str], problem: Problem, traffic: NDArray[np.float64]
 
 
 def _budget(line: str) -> Budget:
-    """Raises DataError for a line that is no budget, ConfigError for a limit that is not above 0."""
+    """Raises DataError for a line that is not a budget, ConfigError for a limit that is not above 0."""
     known = list(Budget.__dataclass_fields__)
     try:
         rows = orjson.loads(line)
@@ -294,7 +294,7 @@ def _budget(line: str) -> Budget:
             raise ValueError
         return Budget(**{row: None if limit is None else float(limit) for row, limit in rows.items()})
     except (TypeError, ValueError):
-        raise DataError(f"solve: a line is no JSON object of {', '.join(known)}") from None
+        raise DataError(f"solve: each line must be a JSON object with keys from {', '.join(known)}") from None
 
 
 def _solved(problem: Problem, traffic: NDArray[np.float64] | None, budget: Budget) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def score(
     Local experts must be running: they are reached through the gateway (`coe up` in another terminal), external ones
     directly. Exit 1 when scores are missing in the end: no expert gets a zero for failing.
 
-    Without PROBES, the probes that ship with CoE are used, and those of probes.jsonl beside experts.yaml (`coe
+    Without PROBES, the probes that ship with CoE are used, and those of probes.jsonl next to experts.yaml (`coe
     probes`). A part of them are templates with fresh numbers for each new folder.
 
     A probe has `prompt` or `messages`, `category`, optionally `id` and `difficulty`, and `checker`: exact, choice,
@@ -120,7 +120,7 @@ def _declared(registry: Registry, name: str, option: str) -> ExpertSpec:
         if spec.name == name:
             return spec
     declared = ", ".join(registry.single_names)
-    raise typer.BadParameter(f"{name!r} is no declared expert; declared: {declared}", param_hint=option)
+    raise typer.BadParameter(f"{name!r} is not a declared expert; declared: {declared}", param_hint=option)
 
 
 def _written(registry: Registry, name: str) -> RecipeSpec:
@@ -128,7 +128,7 @@ def _written(registry: Registry, name: str) -> RecipeSpec:
     found = next((recipe for recipe in registry.declared_recipes if recipe.name == name), None)
     if found is None:
         declared = ", ".join(recipe.name for recipe in registry.declared_recipes) or "none"
-        raise typer.BadParameter(f"{name!r} is no declared recipe; declared: {declared}", param_hint="--recipe")
+        raise typer.BadParameter(f"{name!r} is not a declared recipe; declared: {declared}", param_hint="--recipe")
     if not found.writes and found.judge is None:
         message = f"{name!r} compares answers, so `coe plan` prices it from those of its members; leave it out"
         raise typer.BadParameter(message, param_hint="--recipe")

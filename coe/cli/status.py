@@ -95,7 +95,7 @@ def _show_history(report: Mapping[str, Any]) -> None:
 def _dimensions(by: str) -> tuple[Dimension, ...]:
     named = [name.strip() for name in by.split(",")]
     if wrong := [name for name in named if name not in DIMENSIONS]:
-        raise typer.BadParameter(f"{wrong[0]!r} is none of {', '.join(DIMENSIONS)}", param_hint="--by")
+        raise typer.BadParameter(f"{wrong[0]!r} is not one of {', '.join(DIMENSIONS)}", param_hint="--by")
     return tuple(name for name in DIMENSIONS if name in named)
 
 
@@ -121,7 +121,7 @@ def _spend_lines(report: Mapping[str, Any]) -> list[str]:
     total, audits, always = report["total"], report["audits"], report["always"]
     lines = [f"{total['unpriced']:,} answered requests have no known cost"] if total["unpriced"] else []
     if audits["requests"]:
-        lines.append(f"audits beside these: {_dollars(audits['dollars'])} for {audits['requests']:,} answers")
+        lines.append(f"audits, not included above: {_dollars(audits['dollars'])} for {audits['requests']:,} answers")
     if always["unknown"]:
         lines.append(f"without `prices` in experts.yaml, so of unknown cost: {', '.join(always['unknown'])}")
     if not any(one["dollars"] for one in always["experts"]):

@@ -1,4 +1,5 @@
-"""Describes the five APIs of expert servers, each by one `ApiFormat`.
+"""Describes each API of expert servers by one `ApiFormat`: chat, completions, responses, messages, embeddings and the
+pass-through APIs.
 
 A format holds the path, the request fields that hold a system prompt, and functions that read responses. These find
 content, the end, failures and token counts. HTTP experts and litellm experts use the formats.
@@ -18,7 +19,7 @@ Fields = Mapping[str, Any]
 LENGTH_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 """Request fields that limit the number of output tokens."""
 CHAT_LENGTH_FIELDS = ("max_tokens", "max_completion_tokens")
-"""Those of Chat Completions."""
+"""The same fields of Chat Completions."""
 OWN_ITEM = "_coe"
 """Follows the prefix in the ids of Responses items that CoE itself writes, such as `msg_coe...`."""
 MAX_TOKEN_COUNT = 2**48
@@ -36,7 +37,7 @@ _MESSAGES_END = sse.EventTypes("message_stop")
 class ApiFormat:
     """One API, as its servers speak it.
 
-    Every plain response has the field `answer_field`. The other members read the events of a stream: `preamble` matches
+    Every non-streaming response has the field `answer_field`. The rest read the events of a stream: `preamble` matches
     events without content, `done` the end of the stream, `finished` that only the end is missing. `failure` returns
     what an error event carries, `usages` the token counts. `end` is appended if a server omits it.
     `system_prompt_fields` returns the request fields that a system prompt changes, `defaults` the declared parameters
@@ -228,5 +229,5 @@ API_FORMATS: Mapping[Api, ApiFormat] = {
         system_prompt_fields=_no_prompt,
     ),
     **{api: replace(_PASS_THROUGH, path=api) for api in PASS_THROUGH_APIS},
-    "tokenize": replace(_PASS_THROUGH, path="/tokenize"),  # vLLM has it beside /v1
+    "tokenize": replace(_PASS_THROUGH, path="/tokenize"),  # vLLM serves it outside /v1
 }

@@ -124,11 +124,11 @@ class ErrorMapping:
         return self.connection_lost(f"{where}: {self._line(message_of(error))}", cause="server_error")
 
     def invalid_response(self, what: str) -> ExpertInvalidResponse:
-        """The response does not follow the API."""
-        return ExpertInvalidResponse(f"expert {self.expert!r} answered {what}", expert=self.expert)
+        """The error for a response that does not follow the API."""
+        return ExpertInvalidResponse(f"expert {self.expert!r} sent {what}", expert=self.expert)
 
     def timed_out(self, what: str) -> ExpertTimeout:
-        """The server did not answer in time."""
+        """The error for a server that did not answer in time."""
         return ExpertTimeout(f"expert {self.expert!r} {what}", expert=self.expert)
 
     def refusal(self, status: int, headers: Mapping[str, str], body: bytes, *, api: Api) -> ExpertError:
@@ -276,7 +276,7 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
         "overloaded": ("the server is overloaded or still starting", "add replicas, or wait until it has started"),
         "server_error": ("the server answers with an error", "read the server's own log"),
         "unexpected_status": (
-            "it answers with a status that is none of the API's",
+            "it answers with a status code that the API does not define",
             "check that `base_url` is the API itself, not a page or a redirect to it",
         ),
         "timeout": (
@@ -284,13 +284,13 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
             "check the server's load, or raise `policy.first_token_timeout` and `policy.response_timeout`",
         ),
         "invalid_response": (
-            "its answer is not the declared API",
-            "check that `base_url` leads to an OpenAI-compatible API and that `apis` names what it speaks",
+            "its response does not match the declared API",
+            "check that `base_url` leads to an OpenAI-compatible API and that `apis` lists the APIs it supports",
         ),
         "rejected": ("it rejects the request", "check the `parameters` of the expert"),
         "unsupported": ("it does not speak the API of the request", "declare the `apis` that the server speaks"),
         "asleep": ("it shares a device and was not loaded in time", "see `residency` in experts.yaml"),
-        "hedged": ("it was slower than the expert asked beside it", "see `policy.hedge` in experts.yaml"),
+        "hedged": ("it was slower than the expert called in parallel (hedging)", "see `policy.hedge` in experts.yaml"),
         "gateway_limit": (
             "the gateway had no file descriptor left for a connection",
             "raise its limit of open files (`ulimit -n`, LimitNOFILE in systemd)",

@@ -32,7 +32,7 @@ _SERVER_ITEMS = ("reasoning", "compaction", "mcp_")
 
 
 class ForeignItems:
-    """Wraps `expert`, the server of which speaks the Responses API."""
+    """Wraps an expert whose server supports the Responses API."""
 
     health = Health()
 
@@ -74,8 +74,8 @@ class ForeignItems:
         await self._expert.aclose()
 
     def _remember(self, marks: set[int], left_out: set[int]) -> None:
-        """Remember what was accepted and what was not. What was accepted earlier and now left out is forgotten, so that
-        the next rejection counts."""
+        """Remember which items were accepted. Items accepted earlier but omitted now are forgotten, so the next
+        rejection is counted."""
         if left_out and not self._has_warned:
             self._has_warned = True
             _log.warning(

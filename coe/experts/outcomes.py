@@ -73,8 +73,8 @@ class Breaker:
     If several callers use the server, failures that a single request can provoke open it only if they come from several
     callers. The same holds for a failed trial: after one caller's failure another caller may try at once. Failures that
     concern all callers (`caller_independent`) count for every caller. A 429 throttles its own caller, and all callers
-    once another one gets a 429 meanwhile. Memory is bounded: the callers of the last WINDOW_SIZE outcomes, the latest
-    caller, and the latest throttled one.
+    once another one gets a 429 in the meantime. Memory is bounded: the callers of the last WINDOW_SIZE outcomes, the
+    latest caller, and the latest throttled one.
 
     Not thread-safe: it belongs to one event loop. `clock` is in seconds and monotonic.
     """
@@ -209,7 +209,7 @@ class Breaker:
             self._trip(now, caller_independent)
 
     def cancelled(self, generation: int) -> None:
-        """The caller cancelled the request, which is no outcome of the server."""
+        """The caller cancelled the request, which is not an outcome of the server."""
         if self._open and generation == self._generation:
             self._trial = False
 

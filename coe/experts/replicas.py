@@ -37,7 +37,7 @@ class Replica:
     server's own queue, None if it shows none (only vLLM does). `alive` is the result of the last health check, None
     before the first. `address` names the server without credentials. `root` is the URL of its pages, empty for a
     provider's own address. `cause` is that of its last failure. `expert` answers in all its APIs, regardless of the
-    breaker. The parameter `chat` is the same without the translation of other APIs, None if it translates none.
+    breaker. The parameter `chat` is the same expert without the translation of other APIs, None if it translates none.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class TrackedReply:
         await self._reply.aclose()
 
     def end(self, error: BaseException | None = None, *, complete: bool = False) -> None:
-        """Report the end, unless it is reported."""
+        """Report the end, once."""
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(error, complete)
@@ -215,7 +215,7 @@ class ReplicatedExpert:
         return Health(bool(ready), self._load(ready), len(ready), p95, "" if ready else self._cause())
 
     def _cause(self) -> Cause:
-        """Why no replica is ready."""
+        """The reason why no replica is ready."""
         return next((replica.cause for replica in self.replicas if replica.cause), "circuit_open")
 
     async def stream(self, call: Call) -> Reply:
@@ -245,7 +245,7 @@ class ReplicatedExpert:
         raise failure or self._none_ready(call.tenant)
 
     async def _timed(self, replica: Replica, call: Call) -> Reply:
-        """Calls one replica and records the time to the first token of a stream. A plain response arrives in one piece,
+        """Calls one replica and records the time to the first token of a stream. A whole response arrives in one piece,
         so its time depends on its length."""
         began = self._clock()
         try:

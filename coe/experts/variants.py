@@ -1,6 +1,6 @@
 """Variants of experts: the same expert, called with other parameters.
 
-`VariantExpert` answers like an expert of its own and calls the declared one, so breaker, health, connections and
+`VariantExpert` answers like a separate expert and calls the declared one, so breaker, health, connections and
 residency are shared. `contradiction` says why a request does not go to a variant.
 """
 
@@ -38,7 +38,7 @@ class VariantExpert:
             raise
 
     async def aclose(self) -> None:
-        """Does nothing: the expert belongs to others."""
+        """Does nothing: the caller closes the expert."""
 
 
 def build_variants(registry: Registry, experts: Mapping[str, Expert]) -> dict[str, VariantExpert]:

@@ -49,9 +49,9 @@ class Fleet(RunningServers):
     Entering starts all servers in parallel and returns once each has answered with a token, or raises FleetError with
     the end of the failed server's log. Inside, a server that dies or stops answering is restarted on the same port;
     `report` receives one line for each event. Leaving, a failure or a cancellation ends every process that the servers
-    started, however deep and in whatever session, before control returns; a cancellation meanwhile waits (at most the
-    grace period of `timeouts` and a few seconds). `supervisor.py` covers the case that this process is killed. Enter it
-    in a thread that lives as long as the block.
+    started, however deep and in whatever session, before control returns; a cancellation during this time waits (at
+    most the grace period of `timeouts` and a few seconds). `supervisor.py` covers the case that this process is killed.
+    Enter it in a thread that lives as long as the block.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ async def run_together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 async def run_to_completion(work: Coroutine[Any, Any, None]) -> None:
-    """Finishes `work` even if cancelled meanwhile; raises the cancellation afterwards."""
+    """Finishes `work` even if cancelled; raises the cancellation afterwards."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

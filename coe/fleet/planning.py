@@ -36,7 +36,7 @@ def local_servers(
 ) -> tuple[list[ServerSpec], dict[str, Endpoint]]:
     """Returns the servers to start and the endpoint of each local expert by name; other experts are left out.
 
-    Commands are looked for in `engines`, where `coe engine install` puts them, beside the interpreter `python`, and on
+    Commands are looked for in `engines`, where `coe engine install` puts them, next to the interpreter `python`, and on
     PATH. Folders are relative to `base_folder`.
     `host` is the local address to listen at. The first use of a packaged model converts it into `cache`, which takes
     about 20 s and blocks. Raises FleetError for what cannot run.

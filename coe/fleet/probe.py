@@ -1,5 +1,7 @@
 """Probes expert servers: readiness and progress by a real small request, liveness by the health page.
 
+Such a probe is not one of the evaluation prompts that `coe score` measures with (`coe.learning.evaluation.probes`).
+
 The modules that run servers use it, on one machine (`coe.fleet.server`), on shared devices and on Ray.
 """
 
@@ -143,7 +145,7 @@ class ProgressCheck:
         return self._request is not None and now - self._time >= self._limit
 
     async def aclose(self) -> None:
-        """Withdraws a request that is not answered."""
+        """Cancels a request that is not answered."""
         if self._request is not None:
             self._request.cancel()
             await asyncio.gather(self._request, return_exceptions=True)

@@ -45,7 +45,7 @@ def is_free(port: int, *, host: str = HOST) -> bool:
 
 
 def root_of(host: str, port: int) -> str:
-    """The URL of the pages at an address; IPv6 addresses get their brackets."""
+    """Base URL of a server; IPv6 addresses get their brackets."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -60,7 +60,7 @@ class ListenAddress:
 
 
 START_SECONDS = (20.0, 1.0)
-"""Expected time from stopped to awake before any measurement: seconds, and seconds a GB."""
+"""Expected time from stopped to awake before any measurement: (constant seconds, seconds per GB of weights)."""
 
 
 ATTACHED = "attached\n"
@@ -99,7 +99,7 @@ class ServerSpec:
 
     @property
     def root(self) -> str:
-        """The URL of its pages."""
+        """Base URL of the server."""
         return root_of(self.host, self.port)
 
     @property
@@ -115,7 +115,9 @@ PROGRESS_MARGIN = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """`check_interval` and `check_timeout` of health checks, and `grace` between SIGTERM and SIGKILL, in seconds. After
+    """Timeouts of supervised servers, in seconds.
+
+    `check_interval` and `check_timeout` are of health checks, `grace` is the time between SIGTERM and SIGKILL. After
     `max_missed_checks` failed checks a server counts as frozen, as does one that leaves a one-token request unanswered
     for `progress_timeout` seconds. One is sent `progress_interval` seconds after the latest answer. Delays before
     restarts double from `first_restart` to `max_restart` seconds."""

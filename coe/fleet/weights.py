@@ -1,7 +1,7 @@
 """Finds the weights of a declared model: a folder, a package that contains them (converted once), or a hub name.
 
 `python -m coe.fleet.weights FILE FOLDER` converts a GGUF file into a safetensors folder with its tokenizer; `resolve`
-runs it in a process of its own.
+runs it in its own process.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _check_gguf(file: Path, model: str) -> None:
     except OSError as error:
         raise FleetError(f"model {model!r}: {file} cannot be read: {error.strerror}") from None
     if start != b"GGUF":
-        raise FleetError(f"model {model!r}: {file} is no GGUF file; convert it, or use another runtime")
+        raise FleetError(f"model {model!r}: {file} is not a GGUF file; convert it, or use another runtime")
 
 
 def _gguf_in(folder: Path, model: str) -> Path:
@@ -214,7 +214,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Writes the bfloat16 model and its tokenizer into `folder`. Imports torch, so run it in a process of its own."""
+    """Writes the bfloat16 model and its tokenizer into `folder`. Imports torch, so run it in its own process."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

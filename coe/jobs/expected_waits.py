@@ -1,8 +1,8 @@
 """Estimates how long requests wait for experts that share devices, and counts it in a plan's latencies.
 
 The service's scheduler is simulated on the traffic of a plan: the log's rate of requests, Poisson arrivals, the kept
-load times. A wait depends on the whole plan, because its experts share memory. It is therefore no constant that the
-mixed-integer program could use. `solve_with_waits` therefore searches best first over the experts that a plan may not
+load times. A wait depends on the whole plan, because its experts share memory. So it cannot be a constant in
+the mixed-integer program; `solve_with_waits` instead searches best first over the experts that a plan may not
 use. Each node is solved exactly without waits, which bounds what its plans can reach, and its plan is simulated. The
 first plan that keeps the latency limit with its own waits is chosen. A plan over the same experts that was solved with
 these waits replaces it if it is better.

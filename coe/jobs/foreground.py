@@ -26,7 +26,7 @@ frees an object, so the first SystemExit may be lost."""
 def progress_bar(title: str) -> Iterator[Callable[[str, float], None] | None]:
     """A progress bar on a terminal: yields a function of the stage's name and the share done (0 to 1).
 
-    Yields None where standard error is no terminal.
+    Yields None where standard error is not a terminal.
     """
     if not sys.stderr.isatty():
         yield None

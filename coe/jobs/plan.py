@@ -313,7 +313,7 @@ def logged_uses(
             pages = logs.records(since=now - seconds, until=now)
             return LoggedUses.of(pages if arms is None else arms.observe(pages), registry.category_names)
     except LogError as error:
-        print_error(f"note: uses are those of the scores alone, since the routing log cannot be read: {error}")
+        print_error(f"note: uses come from the scores alone, since the routing log cannot be read: {error}")
         return None
 
 

@@ -76,13 +76,13 @@ def plan_basis(
     logged: LoggedUses | None = None,
     past: Sequence[PastArms] = (),
 ) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
-    """The basis of a plan of the scored experts and the categories that they may serve, what is left out, and the
-    columns of recipes.
+    """Return the inputs of the solver for the scored experts and the categories that they may serve, the parts of the
+    declaration and the data that are left out, and the plan columns of recipes.
 
-    The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the uses that scores
-    measured with the `logged` ones. Enough logged requests of the router in use also give the weights of categories and
-    the sample of traffic, in place of the probes. The logged requests of `past` plans correct the uses of recipe arms.
-    Raises DataError where no category can be planned.
+    The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the usage measured by
+    `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights of categories
+    and the sample of traffic, in place of the probes. The logged requests of `past` plans correct the uses of recipe
+    arms. Raises DataError where no category can be planned.
     """
     data = read_quality(folder, benchmark=benchmark, only=registry.single_names, partly=True)
     probes = _PlannedProbes.of(folder, data, registry)

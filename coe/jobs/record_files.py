@@ -51,7 +51,7 @@ Row = tuple[RoutingRecord, Rating]
 
 
 class RatingIndex:
-    """The feedback that learning uses by request: the surest and then latest rating, and the latest correction.
+    """The feedback that learning uses by request: the most reliable and then latest rating, and the latest correction.
 
     Takes some 300 bytes a request.
     """

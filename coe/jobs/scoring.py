@@ -56,7 +56,7 @@ Progress = Callable[[Mapping[str, int]], AbstractContextManager[tuple[Report, Re
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """A run: what to score, and on which experts and recipes that write.
+    """A run: what to score, and on which experts, chains and fuses.
 
     `keys` holds, for every declared expert and arm of such a recipe, the key of each probe's cell. `passage_keys` are
     those of the experts on the probes `with_passages`. Of a cascade with a judge, the members of all steps but the last
@@ -302,7 +302,7 @@ def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: st
     answers = [_answer_row(prompt_id, name, cell, prices[name]) for prompt_id, name, cell in cells]
     write_answers(out, benchmark=benchmark, answers=answers)
     written = [
-        RecipeAnswer(probe.prompt_id, arm, recipe.writing, cell.score, cell.calls)
+        RecipeAnswer(probe.prompt_id, arm, recipe.writing_digest, cell.score, cell.calls)
         for arm, recipe in arms.items()
         for probe, key in zip(scoring.probes, scoring.keys[arm], strict=True)
         if (cell := journal.scored.get(key)) is not None and cell.score is not None

@@ -1,7 +1,7 @@
 """RouterArena's score of quality and cost, and the robustness of routing decisions to perturbed prompts.
 
 The score is that of RouterArena (Lu et al. 2025, arXiv 2510.00202): a weighted harmonic mean of quality and of cost on
-a logarithmic scale. RouterArena's scale is in dollars of its own models; here it reaches from the cheapest to the
+a logarithmic scale. RouterArena's scale is in the dollars of its models; here it reaches from the cheapest to the
 dearest model of the pool, so scores of different pools are not comparable.
 """
 
@@ -36,7 +36,7 @@ def arena_score(quality: float, cost: float, *, costs: Floats) -> float:
 def arena_choice(value: Floats, costs: Floats) -> NDArray[np.int64]:
     """Return the model chosen for each prompt (n_prompts,) at the price that maximizes the expected arena score.
 
-    `value` (n_prompts, n_models) are predicted qualities. The measured scores are not used, so this is no oracle.
+    `value` (n_prompts, n_models) are predicted qualities. The measured scores are not used, so this is not an oracle.
     """
     prompts, best, chosen = np.arange(len(value)), -1.0, value.argmax(axis=1)
     for price in PRICES:

@@ -1,4 +1,4 @@
-"""Measures how much of the possible gain routing reaches on quality data, against baselines and bounds.
+"""Compares routing with baselines, the best single model and the oracle on quality data.
 
 CoE is trained and served as in production on random splits. The baselines are nearest neighbours and ridge regression
 on embeddings, tuned on folds; the bounds are the best single model, the best map on the test part, and the oracle.
@@ -31,25 +31,26 @@ from coe.routing.request_text import prompt_text
 
 Floats = NDArray[np.floating]
 PredictScores = Callable[[Floats, Floats, Floats, float], NDArray[np.float64]]
-"""Maps (vectors, scores) to train on, vectors to predict for and a strength to scores (n_prompts, n_models)."""
+"""Maps (vectors, scores) to train on, vectors to predict for and a hyperparameter to scores (n_prompts, n_models). The
+hyperparameter is the number of neighbours for knn, the L2 penalty for ridge."""
 
 KNN_GRID = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 RIDGE_GRID = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 TUNING_FOLDS = 4
 
 
-def knn_baseline(vectors: Floats, scores: Floats, targets: Floats, strength: float) -> NDArray[np.float64]:
-    """Mean scores of the `strength` prompts most similar by cosine; vectors are unit length."""
-    neighbours = min(int(strength), len(vectors))
+def knn_baseline(vectors: Floats, scores: Floats, targets: Floats, hyperparameter: float) -> NDArray[np.float64]:
+    """Mean scores of the `hyperparameter` prompts most similar by cosine; vectors are unit length."""
+    neighbours = min(int(hyperparameter), len(vectors))
     closest = np.argpartition(-(targets @ vectors.T), neighbours - 1, axis=1)[:, :neighbours]
     return np.asarray(scores[closest].mean(axis=1), dtype=np.float64)
 
 
-def ridge_baseline(vectors: Floats, scores: Floats, targets: Floats, strength: float) -> NDArray[np.float64]:
+def ridge_baseline(vectors: Floats, scores: Floats, targets: Floats, hyperparameter: float) -> NDArray[np.float64]:
     """One ridge regression for each model, with an unpenalized intercept."""
     centre, level = vectors.mean(axis=0), scores.mean(axis=0)
     inputs = (vectors - centre).astype(np.float64)
-    gram = inputs.T @ inputs + strength * np.eye(inputs.shape[1])
+    gram = inputs.T @ inputs + hyperparameter * np.eye(inputs.shape[1])
     return np.asarray((targets - centre) @ np.linalg.solve(gram, inputs.T @ (scores - level)) + level)
 
 
@@ -62,14 +63,14 @@ def tuned(
     grid: Sequence[float],
     seed: int,
 ) -> NDArray[np.float64]:
-    """Predictions with the strength of `grid` whose choices score best on held-out folds of the training data."""
+    """Predictions with the value of `grid` whose choices score best on held-out folds of the training data."""
     fold = np.random.default_rng(seed).permutation(len(vectors)) % TUNING_FOLDS
     reached = []
-    for strength in grid:
+    for hyperparameter in grid:
         gained = 0.0
         for held in range(TUNING_FOLDS):
             trained, tested = fold != held, fold == held
-            chosen = predict(vectors[trained], scores[trained], vectors[tested], strength).argmax(axis=1)
+            chosen = predict(vectors[trained], scores[trained], vectors[tested], hyperparameter).argmax(axis=1)
             gained += float(scores[tested][np.arange(len(chosen)), chosen].sum())
         reached.append(gained)
     return predict(vectors, scores, targets, grid[int(np.argmax(reached))])
@@ -150,7 +151,7 @@ def benchmark(
                 train_router=train_router,
                 work=work,
                 seed=seed,
-                arena=ROBUSTNESS_PROMPTS // len(seeds) if arena else 0,
+                perturbed_prompts=ROBUSTNESS_PROMPTS // len(seeds) if arena else 0,
             )
         )
     report("done", 1.0)
@@ -168,10 +169,10 @@ def _run_split(
     train_router: TrainRouter,
     work: Path,
     seed: int,
-    arena: int,
+    perturbed_prompts: int,
 ) -> SplitResult:
     """The result of one seed; `texts` are the prepared prompts, `embedded` the embeddings of all and the dimensions of
-    their sentence vectors, which come first. `arena` is the number of prompts that are perturbed, 0 for no arena."""
+    their sentence vectors, which come first. `perturbed_prompts` is their number, 0 for no arena report."""
     shuffled = np.random.default_rng(seed).permutation(len(data.prompts))
     train, test = np.split(shuffled, [round(TRAIN_SHARE * len(shuffled))])
     folder = work / f"router-{data.digest[:16]}-{seed}"
@@ -190,25 +191,35 @@ def _run_split(
     choice["coe_hard"] = assignment.quality[posteriors.argmax(axis=1)].argmax(axis=1)
     choice |= _bounds(data, train, test)
     scores, everyone = data.scores[test], np.arange(len(test))
+    prompts = [data.prompts[i] for i in test]
     known = bool(np.isfinite(data.active_b).all())
+    traces, arena, stays, route_ms = {}, {}, {}, []
+    if known:
+        traces = {name: trace(expects, scores, data.active_b) for name, expects in value.items()}
+    if known and perturbed_prompts:
+        arena = _arena(data, value | {"best_single": _single(data, train, len(test))}, scores)
+    if perturbed_prompts:
+        stays = staying(_decide(router, assignment), prompts[:perturbed_prompts])
+    if len(router.categories) > 1:
+        route_ms = _route_ms(router, assignment, prompts[:MAX_TIMED_PROMPTS])
+    recipes = None
+    if recorded is not None:
+        rows, categories = np.array(list(labelled)), np.array(list(labelled.values()))
+        recipes = compare(
+            _answers(data, recorded, rows, categories, router),
+            _answers(data, recorded, test, np.zeros(len(test), dtype=np.int64), router),
+            posteriors.astype(np.float64),
+            quality=assignment.quality,
+        )
     return SplitResult(
         prompts=test,
         score={"random": scores.mean(axis=1)} | {name: scores[everyone, chosen] for name, chosen in choice.items()},
         size={"random": float(data.active_b.mean())} | {n: float(data.active_b[c].mean()) for n, c in choice.items()},
-        traces={name: trace(expects, scores, data.active_b) for name, expects in value.items()} if known else {},
-        route_ms=[]
-        if len(router.categories) == 1
-        else _route_ms(router, assignment, [data.prompts[i] for i in test[:MAX_TIMED_PROMPTS]]),
-        arena=_arena(data, value | {"best_single": _single(data, train, len(test))}, scores) if arena and known else {},
-        stays=staying(_decide(router, assignment), [data.prompts[i] for i in test[:arena]]) if arena else {},
-        recipes=None
-        if recorded is None
-        else compare(
-            _answers(data, recorded, np.array(list(labelled)), np.array(list(labelled.values())), router),
-            _answers(data, recorded, test, np.zeros(len(test), dtype=np.int64), router),
-            posteriors.astype(np.float64),
-            quality=assignment.quality,
-        ),
+        traces=traces,
+        route_ms=route_ms,
+        arena=arena,
+        stays=stays,
+        recipes=recipes,
     )
 
 
@@ -280,9 +291,9 @@ def _assigned(
     there = [number for number, label in enumerate(labels) if label in router.categories]
     known, scores = [labels[number] for number in there], data.scores[train[there]]
     table = tabulate_prompts(known, data.models, scores, categories=router.categories)
-    strength = fit_pseudo_count(known, scores)
+    hyperparameter = fit_pseudo_count(known, scores)
     rows = {int(train[number]): router.categories.index(labels[number]) for number in there}
-    return router, solve(Problem.of(table, quality=table.shrunk(pseudo_count=strength))), rows
+    return router, solve(Problem.of(table, quality=table.shrunk(pseudo_count=hyperparameter))), rows
 
 
 def _merge_rare_labels(texts: Sequence[str], labels: Sequence[str], coarse: Sequence[str]) -> list[str]:

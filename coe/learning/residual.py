@@ -51,7 +51,7 @@ class EmbeddingProjection:
         return cls(centre, np.ascontiguousarray(vectors[:, ::-1][:, :MAX_AXES]))
 
     def __call__(self, embeddings: NDArray[np.floating]) -> Floats:
-        """Return the readings (n_prompts, n_axes), of at most unit length."""
+        """Return the projected embeddings (n_prompts, n_axes), of at most unit length."""
         return np.asarray(_unit_layers(embeddings, self.centre) @ self.axes)
 
 
@@ -63,21 +63,21 @@ def _unit_layers(embeddings: NDArray[np.floating], centre: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Residual:
-    """A fitted residual model: `kernel(readings(embeddings), known) @ weights` is added to expected quality.
+    """A fitted residual model: `kernel(projection(embeddings), known) @ weights` is added to expected quality.
 
     `known` (n_training, n_axes) are the projected training prompts and `weights` (n_training, n_experts) their
     coefficients. Both have no rows if no penalty reduced the error enough. `strength` is the chosen penalty, infinite
     for none.
     """
 
-    readings: EmbeddingProjection
+    projection: EmbeddingProjection
     known: Floats
     weights: Floats
     strength: float
 
     def __call__(self, embeddings: NDArray[np.floating]) -> Floats:
         """Return the expected scores beyond the table, shape (n_prompts, n_experts)."""
-        return np.asarray(_kernel(self.readings(embeddings), self.known) @ self.weights)
+        return np.asarray(_kernel(self.projection(embeddings), self.known) @ self.weights)
 
 
 def fit_residual(embeddings: NDArray[np.floating], scores: Floats, expected: Floats, *, dimensions: int) -> Residual:
@@ -87,8 +87,8 @@ def fit_residual(embeddings: NDArray[np.floating], scores: Floats, expected: Flo
     n_prompts^3 operations.
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(scores))[:MAX_TRAINING_PROMPTS])
-    readings = EmbeddingProjection.of(embeddings[rows], dimensions)
-    known, table = readings(embeddings[rows]), expected[rows]
+    projection = EmbeddingProjection.of(embeddings[rows], dimensions)
+    known, table = projection(embeddings[rows]), expected[rows]
     target = scores[rows] - table
     target = target - target.mean(axis=1, keepdims=True)
     kernel, best = _kernel(known, known), (float("inf"), np.zeros_like(target))
@@ -102,7 +102,7 @@ def fit_residual(embeddings: NDArray[np.floating], scores: Floats, expected: Flo
     strength, weights = best
     if np.isinf(strength):
         known, weights = known[:0], weights[:0]
-    return Residual(readings, known, weights, strength)
+    return Residual(projection, known, weights, strength)
 
 
 def _kernel(left: Floats, right: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Differences between a published plan and the present experts.yaml, and the consequence of each. Pure.
+"""Differences between a published plan and the current experts.yaml, and the consequence of each. Pure.
 
 The gateway logs them at start and on reload, `coe check` and `coe status` print them, and the admin API returns them.
 """

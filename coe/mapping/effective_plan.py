@@ -1,4 +1,4 @@
-"""Adapts a published plan to the present experts.yaml, and reports the consequences of each difference.
+"""Adapts a published plan to the current experts.yaml, and reports the consequences of each difference.
 
 The result is the effective plan. `coe.runtime.active_state` computes it for the gateway and for jobs. The module is
 pure: it reads no file. The rules are:
@@ -72,7 +72,7 @@ def check_overlap(plan: PublishedPlan, registry: Registry) -> None:
 
 
 def reprice(plan: PublishedPlan, registry: Registry) -> Array:
-    """Return the prices by the plan's duals and the present uses, shape (n_categories, n_columns) of the declaration.
+    """Return the prices by the plan's duals and the current uses, shape (n_categories, n_columns) of the declaration.
 
     An expert of unknown use gets the largest use. Three kinds of prices keep their published value: prices that are
     equal up to rounding, so that an unchanged declaration gives the published assignment; prices of arms; and all

@@ -29,11 +29,11 @@ FRONTIER_MIP_GAP = 1e-3
 
 
 def solve(problem: Problem, *, traffic: NDArray[np.floating] | None = None) -> Assignment:
-    """Return the optimal assignment within the budget. Experts that are not hosted serve nothing.
+    """Return the optimal assignment within the budget. Only hosted experts, which the plan keeps running, serve.
 
-    `traffic`, shape (n_requests, n_categories), is a sample of the router's posteriors. With it, the prices keep the
-    mean rows and the share row for real requests, which seldom belong to one category only. Raises ConfigError with the
-    row and its smallest feasible limit if the budget is infeasible.
+    `traffic`, shape (n_requests, n_categories), is a sample of the router's posteriors. With it, the prices are
+    fitted so that real requests, which mix categories, stay within the mean budgets and `max_share`. Raises ConfigError
+    with the row and its smallest feasible limit if the budget is infeasible.
     """
     plan = require_solution(problem)
     price, duals = prices(problem, hosted=plan.hosted, traffic=traffic)

@@ -1,8 +1,8 @@
 """The files of a plan: assignment.json, plan.json (inputs, evidence, frontiers) and traffic.npy.
 
 `coe plan` and `coe retrain` write `PlanInputs`. The files are read to show a plan, to solve it again under another
-budget, and to compare it with the present declaration. `PublishedPlan` is a plan that was read; `current_problem`
-applies the present declaration to its problem.
+budget, and to compare it with the current declaration. `PublishedPlan` is a plan that was read; `current_problem`
+applies the current declaration to its problem.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ class PublishedPlan:
     def arms(self, registry: Registry) -> tuple[str, ...]:
         """Return the arms of declared recipes that the plan has a column for, with the same steps.
 
-        Those of recipes that write follow the others, as in the columns of a plan.
+        The columns of chains and fuses follow the others, as in the columns of a plan.
         """
         if self.policies is None:
             return ()
@@ -395,7 +395,7 @@ def _with_arms(present: Uses, planned: Problem, categories: Sequence[str], arms:
 
 
 def _quality_row(record: PlanRecord, row: int, pins: Mapping[str, str], then: Mapping[str, str]) -> Array:
-    """Return the qualities of a category under the present pins; `then` are the plan's."""
+    """Return the qualities of a category under the current pins; `then` are the plan's."""
     name, experts = record.problem.categories[row], record.problem.experts
     pin = pins.get(name)
     if pin == then.get(name):

@@ -73,7 +73,7 @@ def mean_rows(problem: Problem) -> MeanRows:
 
 
 def share_rows(problem: Problem) -> Any:
-    """Return the calls of each expert that is no arm, sparse, of shape (n_rows, n_categories * n_experts)."""
+    """Return the calls of each expert that is not an arm, sparse, of shape (n_rows, n_categories * n_experts)."""
     from scipy.sparse import coo_array, csr_array
 
     row = np.cumsum(~problem.is_arm) - 1

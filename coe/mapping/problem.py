@@ -73,7 +73,7 @@ class Problem:
     - `members` maps the columns that are arms to the experts that must be hosted for them. An arm has no memory of its
       own.
 
-    Raises DataError for arrays of other shapes, for members that are no experts, and if a budget row limits a use that
+    Raises DataError for arrays of other shapes, for members that are not experts, and if a budget row limits a use that
     is not known of every expert.
     """
 

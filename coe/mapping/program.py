@@ -32,7 +32,7 @@ VACUOUS_LIMITS = {"max_share": 1.0}
 
 
 class TimeBudget:
-    """A limit in seconds from now on. `skipped` describes what did not fit into it."""
+    """A time limit in seconds from now on. `skipped` describes the parts that were left out for lack of time."""
 
     def __init__(self, seconds: float = 30.0, *, skipped: list[str] | None = None) -> None:
         self._end = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""The routing log and the feedback beside it: how to open them, and the writers that keep them off the request path.
+"""The routing log and the feedback next to it: how to open them, and the writers that keep them off the request path.
 
 `open_log` and `open_feedback` choose SQLite or Redis by the address. Records wait in a RecordWriter and feedback in a
 FeedbackWriter, which batch, retry and spool.
@@ -49,7 +49,7 @@ def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | 
 
 
 def open_feedback(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> FeedbackLog:
-    """Opens the feedback beside the routing log at `url`, its newest `retention` events; otherwise like `open_log`."""
+    """Opens the feedback next to the routing log at `url`, its newest `retention` events; otherwise like `open_log`."""
     if path := _sqlite_path(url, base):
         from coe.records.sqlite import SqliteFeedback
 

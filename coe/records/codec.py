@@ -197,7 +197,7 @@ FIELD_TYPES[tuple[RecipeCall, ...]] = FieldType(
 FIELDS = fields_of(RoutingRecord)
 """The table of the routing log."""
 COLUMNS = tuple(field.name for field in FIELDS if field.info.column)
-"""Fields with a column of their own in a SQLite log; `LogQuery` filters by them."""
+"""Fields with their own column in a SQLite log; `LogQuery` filters by them."""
 
 
 SCHEMA = 1

@@ -59,8 +59,11 @@ LOG_TABLES = (
 
 
 class Database:
-    """A SQLite file; a new one is created with the statements `tables`. It is opened again at the next call after a
-    failure, or if it was deleted or replaced. Unless `durable`, a power cut may lose what was written last."""
+    """Runs work on a SQLite file in one thread; a new file is created with the statements `tables`.
+
+    The file is opened again at the next call after a failure, or if it was deleted or replaced. Unless `durable`, a
+    power cut may lose the latest writes.
+    """
 
     def __init__(self, path: Path, *, tables: Sequence[str], durable: bool = True) -> None:
         self.path = path

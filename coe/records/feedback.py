@@ -95,12 +95,12 @@ class Feedback:
 
     def __post_init__(self) -> None:
         if self.kind not in FEEDBACK_KINDS:
-            raise InvalidRequest(f"kind: {self.kind!r} is none of {', '.join(FEEDBACK_KINDS)}", param="kind")
+            raise InvalidRequest(f"kind: {self.kind!r} is not one of {', '.join(FEEDBACK_KINDS)}", param="kind")
         for name in ("event_id", "request_id"):
             if not 0 < len(getattr(self, name)) <= MAX_NAME_CHARACTERS:
                 raise InvalidRequest(f"{name}: must have 1 to {MAX_NAME_CHARACTERS} characters", param=name)
         if not math.isfinite(self.time):
-            raise InvalidRequest(f"time: {self.time} is no time", param="time")
+            raise InvalidRequest(f"time: {self.time} is not a finite number", param="time")
         rule, fits = _VALUES[self.kind]
         if not fits(self.value):
             raise InvalidRequest(f"value: {self.value!r} does not fit {self.kind}, which needs {rule}", param="value")

@@ -53,7 +53,7 @@ class Pending:
 
 
 def _encode(pending: Pending) -> bytes:
-    """UTF-8 JSON. Raises LogError."""
+    """The event as UTF-8 JSON. Raises LogError."""
     return orjson.dumps(
         {
             "event": orjson.Fragment(codec.encode_event(pending.event)),
@@ -64,7 +64,7 @@ def _encode(pending: Pending) -> bytes:
 
 
 def _decode(line: bytes) -> Pending:
-    """Raises DamagedEntry."""
+    """The event in a line. Raises DamagedEntry."""
     try:
         values = orjson.loads(line)
         event = codec.decode_event(orjson.dumps(values["event"]))
@@ -79,7 +79,7 @@ FEEDBACK: spooled.EntryType[Pending] = spooled.EntryType(
 
 
 class FeedbackWriter(BackgroundWriter[Pending]):
-    """Writes feedback to `feedback`; `records` is the routing log beside it. The caller closes both.
+    """Writes feedback to `feedback`; `records` is the routing log next to it. The caller closes both.
 
     `count` is called with the kind of every event that is on disk.
     """
@@ -103,7 +103,7 @@ class FeedbackWriter(BackgroundWriter[Pending]):
     async def keep(self, pending: Pending) -> None:
         """Stores one event, and returns once it is in the log or the spool. Raises LogError if neither accepts it."""
         if self.stuck or self._closing.is_set():
-            raise LogError(self.last_error or "the process is about to end")
+            raise LogError(self.last_error or "the process is shutting down")
         waiter = asyncio.get_running_loop().create_future()
         self._waiters[id(pending)] = waiter
         try:

@@ -1,4 +1,4 @@
-"""One request's record in the routing log, and the protocol of the log. Imports `coe.frozen` only.
+"""One request's record in the routing log, and the protocol of the log. Imports `coe.frozen` and `coe.usage` only.
 
 RoutingRecord is the only list of fields: `coe.records.codec` derives every stored and documented form from it.
 """

@@ -83,7 +83,7 @@ if oldest > {EPOCH_MS} then
 end
 """
 
-# Records are lines of our own JSON, so fields are compared as bytes; the caller compares again after parsing. A line
+# Records are lines of CoE's own JSON, so fields are compared as bytes; the caller compares again after parsing. A line
 # whose time cannot be read is sent to the caller too.
 SCAN = """
 local since, until_ = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -261,12 +261,12 @@ class RedisLog:
 
     def _checked_cursor(self, cursor: str) -> str:
         if not re.fullmatch(r"\d{1,19}-\d{1,19}", cursor):
-            raise UnknownCursor(f"{self._redis.place}: {cursor!r} is no cursor of this log; start again without one")
+            raise UnknownCursor(f"{self._redis.place}: {cursor!r} is not a cursor of this log; start again without one")
         return cursor
 
 
 def _scan_conditions(query: LogQuery) -> list[str | bytes]:
-    """The arguments of SCAN from the fifth on."""
+    """The arguments of SCAN from the fifth one."""
     since = repr(query.since) if query.since else ""
     until = repr(query.until) if query.until < math.inf else ""
     patterns = [_pattern(name, value) for name, value in exact_filters(query).items()]

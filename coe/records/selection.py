@@ -31,7 +31,7 @@ def parse_cursor(cursor: str, *, place: str) -> int:
     if not cursor:
         return 0
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
-        raise UnknownCursor(f"{place}: {cursor!r} is no cursor of this log; start again without one")
+        raise UnknownCursor(f"{place}: {cursor!r} is not a cursor of this log; start again without one")
     return int(cursor)
 
 

@@ -1,6 +1,6 @@
 """A queue on disk for entries that a log cannot accept yet: a SQLite file that survives crashes.
 
-Several processes may share one file; each kind of entry has a table of its own. BackgroundWriter fills and empties it.
+Several processes may share one file; each kind of entry has its own table. BackgroundWriter fills and empties it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Spool(Generic[T]):
         return await self._database.read(work)
 
     async def remove(self, rows: Sequence[int]) -> None:
-        """Removes delivered rows; rows that another process removed meanwhile are ignored."""
+        """Removes delivered rows; rows that another process has already removed are ignored."""
         remove = f"DELETE FROM {self.kind.table} WHERE seq = ?"  # noqa: S608 (constants)
 
         def work(connection: sqlite3.Connection) -> None:

@@ -62,7 +62,7 @@ class ModelNames:
         self._exact = {name: target for name, target in targets.items() if "*" not in name} | self._exact
 
     def resolve(self, model: str) -> ResolvedModel | None:
-        """Return what a value of `model` stands for; None if it is not known."""
+        """Return the model that a value of `model` stands for; None if it is not known."""
         if (found := self._exact.get(model)) is not None or len(model) > MAX_MODEL_CHARACTERS:
             return found
         return next((target for pattern, target in self._patterns if matches(pattern, model)), None)

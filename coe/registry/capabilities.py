@@ -40,12 +40,12 @@ class ModelTable:
 
     @cached_property
     def entries(self) -> Mapping[str, Any]:
-        """An entry by name of model; none if litellm is not installed."""
+        """Entries by model name; empty if litellm is not installed."""
         return _litellm_table()
 
 
 def lookup(runtime: str, model: str, options: Mapping[str, Any], table: ModelTable) -> frozenset[Capability]:
-    """Return the capabilities of an expert's model and server, those to try if they are unknown."""
+    """Return the capabilities of an expert's model and server; if they are unknown, TRIED."""
     known = RUNTIMES[runtime].capabilities
     if known is not None:
         return known(options)
@@ -99,7 +99,7 @@ def _names(model: str) -> Iterator[str]:
 
 
 def _litellm_table() -> Mapping[str, Any]:
-    """Return litellm's table, an entry by name of model; empty if litellm is not installed or has none."""
+    """Return litellm's table, with entries by model name; empty if litellm is not installed or has none."""
     package = find_spec("litellm")
     for folder in (package.submodule_search_locations or ()) if package else ():
         try:

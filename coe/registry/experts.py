@@ -200,7 +200,7 @@ class ExpertSpec(StrictModel):
     prices: Prices = Prices()
     """Prices of the model."""
     variants: tuple[VariantSpec, ...] = ()
-    """Further ways to call the expert, each with a quality and uses of its own that `coe score` measures and `coe plan`
+    """Further ways to call the expert, each with its own quality and uses that `coe score` measures and `coe plan`
     chooses by. They share the server, its health and its memory."""
 
     @field_validator("capabilities", mode="before")

@@ -156,7 +156,7 @@ def _assignment_problems(registry: Registry) -> Problems:
 
 
 def _expert_problems(expert: ExpertSpec) -> Problems:
-    """Yield keys relative to the expert."""
+    """Yield the problems of an expert, with keys relative to it."""
     if expert.name == AUTO:
         yield ("name",), f"the name {AUTO!r} is reserved; choose another name"
     yield from address_problems(expert)
@@ -199,7 +199,7 @@ def _recipe_problems(source: YamlSource, registry: Registry) -> Problems:
 
 
 def _recipe_name_problems(recipe: RecipeSpec, registry: Registry) -> Problems:
-    """Yield keys relative to the recipe."""
+    """Yield the problems of a recipe's name, with keys relative to the recipe."""
     name, taken = recipe.name, {"an expert": registry.expert_names, "a category": registry.category_names}
     for kind, names in taken.items():
         if name in names:
@@ -225,7 +225,7 @@ def _step_problems(recipe: RecipeSpec) -> Problems:
         yield (kind,), f"recipe {name!r} needs two members; add one, or pin the expert"
     for key in ("by", "instruction"):
         if getattr(recipe, key) is not None:
-            yield (key,), f"`{key}` is for recipes that write, and {name!r} is a {kind}; remove it, or use `fuse`"
+            yield (key,), f"`{key}` is for chains and fuses, and {name!r} is a {kind}; remove it, or use `fuse`"
     yield from _judge_problems(recipe)
     for key in ("max_loss", "audit_rate"):
         if getattr(recipe, key) is not None and len(recipe.steps) == 1:
@@ -244,7 +244,7 @@ def _judge_problems(recipe: RecipeSpec) -> Problems:
     elif judge is not None and len(recipe.steps) == 1:
         yield ("signal",), f"{name!r} has one step, so there is no answer to judge before the last; remove `signal`"
     if judge in recipe.members:
-        yield ("judge",), f"{judge!r} is a member, which cannot grade answers beside its own; use another expert"
+        yield ("judge",), f"{judge!r} is a member, and a member cannot also be the judge; use another expert"
 
 
 def _writing_problems(recipe: RecipeSpec, kind: str) -> Problems:

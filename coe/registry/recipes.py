@@ -45,7 +45,7 @@ yourself with the best of them. Return the final answer only; do not mention the
 def _members(step: Any) -> Any:
     """Convert one name to a step of one member. Rejects an empty step."""
     if step in ([], ""):
-        raise PydanticCustomError("empty_step", "a step calls at least one expert; name one, or remove the step")
+        raise PydanticCustomError("empty_step", "a step must name at least one expert; add one or remove the step")
     return [step] if isinstance(step, str) else step
 
 
@@ -141,7 +141,7 @@ class RecipeSpec(StrictModel):
 
     @property
     def levels(self) -> int:
-        """The number of arms: a recipe that writes, or has one step, cannot stop early."""
+        """The number of arms: a chain or fuse, or a recipe with one step, cannot stop early."""
         return RECIPE_LEVELS if len(self.steps) > 1 and not self.writes else 1
 
     @property
@@ -155,8 +155,9 @@ class RecipeSpec(StrictModel):
         return self.instruction or (CHAIN_INSTRUCTION if self.chain else FUSE_INSTRUCTION)
 
     @property
-    def writing(self) -> str:
-        """Digest of all but the members that a measured answer of a chain or fuse depends on; empty for others."""
+    def writing_digest(self) -> str:
+        """Digest of the kind (chain or fuse) and the instruction; empty for cascades and votes. Measured answers are
+        valid only for the same digest."""
         if not self.writes:
             return ""
         text = f"{'chain' if self.chain else 'fuse'}\n{self.written_instruction}"
@@ -174,7 +175,7 @@ def cap_problems(recipe: RecipeSpec, experts: Mapping[str, ExpertSpec]) -> Itera
     name, key = recipe.name, "max_tokens"
     for member, cap in recipe.max_tokens.items():
         if member not in recipe.members:
-            yield (key, member), f"{member!r} is no member of {name!r}{nearest(member, recipe.members)}"
+            yield (key, member), f"{member!r} is not a member of {name!r}{nearest(member, recipe.members)}"
         elif member in experts and (limit := _output_limit(experts[member])) <= cap:
             present = f"the {limit} tokens that `parameters` of {member!r} allow"
             yield (key, member), f"the cap is no lower than {present}; lower it, or remove it"
@@ -233,9 +234,9 @@ class ArmSpec:
     """One arm of a recipe: what the plan selects and routing calls, like an expert.
 
     Arms of one recipe differ by `level`: level 1 stops earliest. `steps` are the names of the members of each step,
-    `members` their declarations in the order of the calls. `writing` is `RecipeSpec.writing`, `judge` the name of the
-    judge, empty without one, and `judge_spec` its declaration. `takes_tools` is True with `tools: agreement`.
-    `max_tokens` are the caps of members by name.
+    `members` their declarations in the order of the calls. `writing_digest` is `RecipeSpec.writing_digest`, `judge` the
+    name of the judge, empty without one, and `judge_spec` its declaration. `takes_tools` is True with
+    `tools: agreement`. `max_tokens` are the caps of members by name.
     """
 
     name: str
@@ -243,7 +244,7 @@ class ArmSpec:
     level: int
     steps: tuple[tuple[str, ...], ...]
     members: tuple[ExpertSpec, ...]
-    writing: str = ""
+    writing_digest: str = ""
     judge: str = ""
     takes_tools: bool = False
     judge_spec: ExpertSpec | None = None
@@ -279,7 +280,7 @@ class ArmSpec:
     @property
     def context_length(self) -> int:
         """Smallest context of the members; those that get earlier answers keep DRAFTS_CONTEXT_SHARE for them."""
-        if self.writing:
+        if self.writing_digest:
             first = len(self.steps[0])
             kept = [int(one.context_length * (1 - DRAFTS_CONTEXT_SHARE)) for one in self.members[first:]]
             return min(*(one.context_length for one in self.members[:first]), *kept)

@@ -79,7 +79,7 @@ def _placement_problem(expert: ExpertSpec, registry: Registry) -> tuple[str, str
 
 
 def _choice_problem(expert: ExpertSpec, devices: Sequence[DeviceSpec]) -> tuple[str, str] | None:
-    """Return what keeps residency from choosing one of several devices for an expert."""
+    """Return the setting that prevents residency from choosing among several devices for an expert."""
     names = [device.name for device in devices]
     if len(set(names)) < len(names):
         return "device", f"a device is named twice: {', '.join(names)}"
@@ -114,7 +114,7 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _device_memory_problems(registry: Registry) -> Problems:
-    """Check that each device can hold its pinned experts and, beside them, any other one."""
+    """Check that each device can hold its pinned experts and, at the same time, any other one."""
     assert registry.residency is not None
     for index, device in enumerate(registry.residency.devices):
         where = ("residency", "devices", index, "memory_gb")

@@ -51,7 +51,7 @@ def _vllm_capabilities(options: Mapping[str, Any]) -> Capabilities:
 
 
 def _llama_cpp_capabilities(options: Mapping[str, Any]) -> Capabilities:
-    """Images need the file of a projector."""
+    """Return the capabilities of llama.cpp; images need the file of a projector."""
     images: Capabilities = frozenset({"images"}) if "mmproj" in options else frozenset()
     return _LLAMA_CPP | images
 

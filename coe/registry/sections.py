@@ -317,7 +317,8 @@ class LogSpec(StrictModel):
 
 
 class RetrievalPrice(StrictModel):
-    """Gain in expected quality (0 to 1) that passages must exceed, by what retrieval took when the gate was fitted."""
+    """Gain in expected quality (0 to 1) that passages must exceed, by the tokens and time that retrieval
+    took when the gate was fitted."""
 
     per_thousand_tokens: Annotated[float, Field(ge=0)] = 0.1
     """Required gain per thousand tokens of passages."""

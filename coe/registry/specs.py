@@ -72,8 +72,8 @@ class RouterSpec(StrictModel):
     """Training data for the first start: a JSONL or parquet file with the columns prompt and category, relative to this
     file. Default: the shipped starter prompts."""
     extra_training_data: str | None = None
-    """Training data beside training_data or the starter prompts: a file of the same form, relative to this file. `coe
-    train --add` adds a file once."""
+    """Training data that is added to training_data or the starter prompts: a file of the same form, relative to this
+    file. `coe train --add` adds a file once."""
     encoder_timeout: Annotated[float, Field(ge=0)] | None = None
     """Seconds for the sentence encoder on an uncertain conversation. After that the fast prediction decides. 0 disables
     the encoder. Default: no limit."""
@@ -198,7 +198,7 @@ class Registry(StrictModel):
                 level,
                 recipe.steps,
                 tuple(map(self.expert, recipe.members)),
-                recipe.writing,
+                recipe.writing_digest,
                 recipe.judge or "",
                 recipe.tools == "agreement",
                 None if recipe.judge is None else self.expert(recipe.judge),
@@ -211,7 +211,7 @@ class Registry(StrictModel):
     @cached_property
     def arms(self) -> tuple[ExpertSpec | ArmSpec, ...]:
         """All that routing may select: the experts, their variants, then the arms of the recipes. Columns of plans are
-        in this order, but arms of recipes that write come last."""
+        in this order, but arms of chains and fuses come last."""
         return (*self.single_arms, *self.recipe_arms)
 
     @cached_property

@@ -119,7 +119,7 @@ def _line(event: Event) -> int:
 KeyPath = tuple[str | int, ...]
 """Keys and indices that lead to a value, like pydantic's `loc`."""
 Problems = Iterator[tuple[KeyPath, str]]
-"""Key paths and what is wrong there."""
+"""Key paths and their problems."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|^os\.environ/([A-Za-z_][A-Za-z0-9_]*)$")
 
@@ -153,7 +153,7 @@ class YamlSource:
         return YamlSource(self.file, {**self.value, key: items}, self.lines, inserted)
 
     def first_item(self) -> YamlSource:
-        """Return the first item of a list as a source of its own."""
+        """Return the first item of a list as a separate source."""
         lines = {path[1:]: line for path, line in self.lines.items() if path[:1] == (0,)}
         return YamlSource(self.file, self.value[0], lines)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coe.errors import IndexMismatch
 
 Vector = NDArray[np.float32]
-"""Unit length, shape (dimensions,)."""
+"""A vector of unit length, shape (dimensions,)."""
 MAX_PASSAGES = 100
 """Largest `limit` of a search."""
 
@@ -147,5 +147,5 @@ def check_encoder(location: str, *, indexed: EncoderId, current: EncoderId) -> N
     if indexed != current:
         raise IndexMismatch(
             f"{location}: its vectors are of encoder {indexed.digest} ({indexed.dimensions} dimensions), the router in "
-            f"use has {current.digest} ({current.dimensions}); run `coe index rebuild`, which embeds all documents anew"
+            f"use has {current.digest} ({current.dimensions}); run `coe index rebuild`, which embeds all documents"
         )

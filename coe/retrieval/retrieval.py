@@ -118,7 +118,7 @@ class Retrieval:
     def net_gain(self, prediction: Prediction, mode: RetrievalMode) -> Array | None:
         """Return the expected gain of passages minus their price for each expert, shape (k,), in about 10 µs.
 
-        None if passages are not expected for any expert, or the gate cannot tell.
+        None if passages are not expected for any expert, or the gate has no estimate.
         """
         gate = self.gate
         if gate is None or mode == "off" or self._clock() < self._backoff_until:
@@ -130,7 +130,7 @@ class Retrieval:
 
     async def warm(self) -> None:
         """Search once without the requests' timeout, so that the first request is not the one that imports the store's
-        library and opens the index. A failure is logged: requests go on without passages."""
+        library and opens the index. A failure is logged: requests continue without passages."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(WARM_SECONDS):

@@ -150,18 +150,18 @@ class _Schedule:
             return attempt.retry(exclude=self._excluded)
         return self.next()
 
-    def start(self, attempt: _Attempt, *, beside: _Attempt | None = None) -> None:
+    def start(self, attempt: _Attempt, *, parallel: _Attempt | None = None) -> None:
         """Count an attempt, which may run in parallel with another one."""
         self._remaining -= 1
         self._attempts.count += 1
-        self.note_sole_expert(attempt, beside=beside)
+        self.note_sole_expert(attempt, parallel=parallel)
 
-    def note_sole_expert(self, attempt: _Attempt, *, beside: _Attempt | None = None) -> None:
+    def note_sole_expert(self, attempt: _Attempt, *, parallel: _Attempt | None = None) -> None:
         """Note in the attempts whether another expert can take over if this attempt fails."""
         self._attempts.sole_expert = ""
         if self._candidates:
             return
-        others = [beside] if beside else []
+        others = [parallel] if parallel else []
         others += [failed for failed, error in self._retryable if error.request_sent and error.retry_after is not None]
         if all(other.expert is attempt.expert for other in others):
             self._attempts.sole_expert = attempt.expert.name
@@ -255,7 +255,7 @@ async def _call_hedged(schedule: _Schedule, attempt: _Attempt, hedge_after: floa
     try:
         done, pending = await asyncio.wait(tasks, timeout=hedge_after)
         if pending and (second := schedule.next_hedge(attempt)) is not None:
-            schedule.start(second, beside=attempt)
+            schedule.start(second, parallel=attempt)
             tasks.append(asyncio.create_task(race.run(second)))
             pending.add(tasks[-1])
         while race.winner is None:

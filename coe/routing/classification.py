@@ -85,9 +85,9 @@ class LoadShedding:
 class Classifier:
     """A router with tenants' overlays. For one event loop; owns none of its parts.
 
-    `encoder_timeout` limits an encoder pass in seconds: None is no limit, 0 disables encoder passes. The results of the
-    latest MAX_CACHED_RESULTS passes that identified the language are kept by the digest of their text, without white
-    space around it.
+    `encoder_timeout` limits an encoder pass in seconds: None means unlimited, 0 disables encoder passes. The results of
+    the latest MAX_CACHED_RESULTS passes that identified the language are kept by the digest of their text, without
+    white space around it.
     """
 
     def __init__(self, router: Router, *, overlays: Overlays, threads: Executor, encoder_timeout: float | None) -> None:

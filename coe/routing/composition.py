@@ -185,7 +185,7 @@ class Composition:
     async def find_previous(
         self, chat: Chat, conversation: Conversation, routed: RoutedText, options: RequestOptions
     ) -> Previous:
-        """Return the expert of the conversation's last answer, and what the request means for it."""
+        """Return the expert of the conversation's last answer, and how the request relates to that answer."""
         found = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
         if not found:
             return Previous("", routed.continues, routed.in_loop)

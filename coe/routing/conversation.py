@@ -1,11 +1,11 @@
 """Identifies the conversation of a request, and the expert that answered in it last.
 
-Every request of a conversation repeats what identifies it and the request before it.
+Clients resend the history with every request, so the key of the previous answer can be recomputed from the new request.
 
 The key of an answer is a digest of the turns that lead to it. The next request of the conversation has the same turns
-before that answer, so it computes the same key. Turns are the user's requests and the ids of tool calls. Left out is
-what clients rewrite: system prompts (a clock), results of tools (shortened later), answers, and text that an agent's
-harness adds. Such a key follows a conversation through branches and regenerated answers.
+before that answer, so it computes the same key. Turns are the user's requests and the ids of tool calls. The digest
+omits parts that clients rewrite: system prompts (a clock), results of tools (shortened later), answers, and text that
+an agent's harness adds. Such a key follows a conversation through branches and regenerated answers.
 
 An id from the client identifies a conversation only if it is meant to: `x-session-id` and the field `conversation`.
 `prompt_cache_key`, `metadata.user_id`, `user` and `safety_identifier` may name a user, an application or a session, so
@@ -46,7 +46,7 @@ MAX_ID_CHARACTERS = 512
 _SEPARATING_FIELDS = ("prompt_cache_key", "safety_identifier", "user")
 _ID_FIELDS = ("metadata", *_SEPARATING_FIELDS)
 _NO_IDS = ("",) * len(_ID_FIELDS)
-"""The separating ids of most requests."""
+"""Value for a request without any of these ids, which is the usual case."""
 _KEY_BYTES = 16
 
 
@@ -55,8 +55,8 @@ _KEY_BYTES = 16
 class Conversation:
     """The keys of a request.
 
-    `answer` are the keys for the expert that answers it. `earlier` are the keys under which the expert of the answer
-    before it may be known, the surest first; empty if it begins a conversation. `prefix` is the same for all requests
+    `answer` are the keys for the expert that answers it. `earlier` are the keys under which the expert of the previous
+    answer may be stored, most reliable first; empty for a new conversation. `prefix` is the same for all requests
     of a conversation, and empty for embeddings. `scope` is what all keys contain. The first `latest` of the `earlier`
     keys are of the newest answer.
     """

@@ -78,7 +78,7 @@ _THANKS = words_of("""
     obrigada obrigado owe please pls plz regards rush sincerely soon sorry thank thanks thx ty tysm weekend спасибо
     ありがとう 谢谢
     """)
-"""Words of which one is in a courtesy after the request, such as "let me know" or "have a nice day"."""
+"""A courtesy after the request contains at least one of these words, such as "let me know" or "have a nice day"."""
 _HOW_ARE_YOU = words_of("how are you")
 _GRATITUDE = words_of("thanks thank thx ty tysm danke merci gracias obrigado obrigada grazie")
 """Words of thanks, which may be all that a message says: "thanks, it works now"."""

@@ -40,7 +40,7 @@ _HEALTHY = Health()
 class Previous:
     """The expert of a conversation's last answer, empty if it is unknown or there is none.
 
-    `continues`: the request has no topic of its own (`RoutedText.continues`), so the expert stays whatever the
+    `continues`: the request does not have its own topic (`RoutedText.continues`), so the expert stays whatever the
     utilities. `in_loop`: it has the results of tools that the answer called, so the expert stays also if overloaded.
     `switching_cost` is the price of the prefix cache that another expert does not have, in expected quality.
     `escalate_to` is the expert that continues a stuck session, else empty. `escalated`: the session was stuck before.

@@ -34,7 +34,8 @@ def only_local(rule: ExpertRule | None) -> ExpertRule:
 
 
 def exclusion(rule: ExpertRule, arm: ExpertSpec | ArmSpec) -> Exclusion:
-    """Return why a rule excludes an expert or arm. An expert that a recipe calls, its judge included, excludes it."""
+    """Return why a rule excludes an expert or arm. A recipe is excluded if the rule excludes any expert that it calls,
+    its judge included."""
     called = arm.called if isinstance(arm, ArmSpec) else (arm,)
     if (names := rule.experts) is not None and not all(any(is_named(one, name) for name in names) for one in called):
         return "key"
@@ -159,7 +160,7 @@ def _permitted_experts(registry: Registry, rule: ExpertRule) -> tuple[ExpertSpec
 
 
 def _with_optional_capabilities(eligible: list[str], chat: Chat, registry: Registry) -> list[str]:
-    """Return those of the eligible that declare the optional capabilities of a chat, each as far as any does."""
+    """For each optional capability of the chat, keep the experts that declare it, or all if none does."""
     for need in sorted(chat.needs & OPTIONAL_CAPABILITIES):
         sufficient = {need, "json_schema"} if need == "json_object" else {need}
         capabilities = {name: registry.arm(name).capabilities for name in eligible}
@@ -169,7 +170,7 @@ def _with_optional_capabilities(eligible: list[str], chat: Chat, registry: Regis
 
 
 def _with_language(eligible: list[str], language: str, registry: Registry) -> list[str]:
-    """Return those of the eligible that speak the language; all if none does or it is not identified."""
+    """Keep the experts that speak the language; all if none does or it is not identified."""
     if language in ("", UNDETERMINED):
         return eligible
     declared = {name: registry.arm(name).languages for name in eligible}
@@ -181,7 +182,7 @@ def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
     """Return the model that a recipe's request could name instead, or the line of experts.yaml with which an expert
     could take a chat; empty if it lacks nothing that is declared."""
     if isinstance(arm := specs[0], ArmSpec):
-        takes_none = "tools" in chat.needs and not arm.takes_tools and not arm.writing
+        takes_none = "tools" in chat.needs and not arm.takes_tools and not arm.writing_digest
         declared = ", or declare `tools: agreement` for the recipe" if takes_none else ""
         return f"; request {AUTO!r} or an expert, such as {arm.members[0].name!r}{declared}"
     if chat.api not in TEXT_APIS and not any(chat.api in spec.supported_apis for spec in specs):

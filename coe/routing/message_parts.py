@@ -48,7 +48,7 @@ _CONTEXT_TAGS = words_of("""
     workspace editor session git status project layout tools tool capabilities notice hook budget usage permissions
     skills agents collaboration mode details history stdout stderr preferences
     """)
-"""Words in the names of blocks about the session. They never tell what is asked for."""
+"""Words in the names of blocks about the session. Such blocks never contain the request."""
 _MATERIAL_TAGS = words_of("""
     file files document documents attached attachment attachments context selection snippet diff source sources article
     result results output outputs log logs data content contents email transcript passage excerpt contract paste pasted
@@ -223,7 +223,7 @@ def _kind_of(name: str) -> Literal["context", "request", "material", ""]:
 
 
 def _only_headings(text: str) -> bool:
-    """True if no line says more than a heading."""
+    """True if every line is a heading."""
     return all(not line.strip() or _HEADING.match(line) for line in text.split("\n", 8))
 
 

@@ -1,4 +1,4 @@
-"""Wording of a request: whether it has a topic of its own, is only a nudge to go on, or starts with an instruction.
+"""Wording of a request: whether it has its own topic, is only a nudge to continue, or starts with an instruction.
 
 Word lists decide, in English with the commonest forms of other languages. All functions read a bounded number of
 characters.
@@ -10,7 +10,7 @@ import math
 import re
 
 MAX_CHARACTERS = 600
-"""Characters that these functions read. A longer text is no nudge."""
+"""Characters that these functions read. A longer text is not a nudge."""
 MIN_TOPIC_WORDS = 2
 """Words with a meaning of their own from which on a request is understood without its context."""
 MIN_UNSPACED_CHARACTERS = 5
@@ -158,7 +158,7 @@ def has_topic(text: str) -> bool:
 
 
 def opens_topic(text: str, general: float) -> bool:
-    """True if the newest request of a conversation has a topic of its own, so that its context does not matter.
+    """True if the newest request of a conversation has its own topic, so that its context does not matter.
 
     `general` is the probability of the category `general` for the request alone. The weights are those of a logistic
     regression on conversations whose topic changed or did not (docs/experiments/topic-changes.md).
@@ -184,7 +184,7 @@ def refers_to_context(text: str) -> bool:
 
 
 def is_nudge(text: str) -> bool:
-    """True if a message only asks to go on with the task at hand."""
+    """True if a message only asks to continue the task at hand."""
     if len(text) > MAX_CHARACTERS:
         return False
     words = _WORD.findall(text.lower())

@@ -1,4 +1,4 @@
-"""Replay a logged request: decide it again with the present router, plan and health of experts.
+"""Replay a logged request: decide it again with the current router, plan and health of experts.
 
 The admin API uses it for the replay of a record (`/v1/records`).
 """
@@ -21,10 +21,10 @@ from coe.routing.eligibility import MAX_CHARACTERS_PER_TOKEN
 
 @dataclass(frozen=True, slots=True)
 class ReplayedDecision:
-    """The present prediction and decision for a logged request.
+    """The current prediction and decision for a logged request.
 
-    `source` is what the prediction comes from: the stored `prompt`, classified by the present router, or the logged
-    `posterior`, mapped to the present categories.
+    `source` is the source of the prediction: the stored `prompt`, classified by the current router, or the logged
+    `posterior`, mapped to the current categories.
     """
 
     source: Literal["prompt", "posterior"]
@@ -56,7 +56,7 @@ async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDec
 
 
 def _logged_prediction(composition: Composition, record: RoutingRecord) -> Prediction:
-    """Return the logged posterior of the router with the present overlay.
+    """Return the logged posterior of the router with the current overlay.
 
     The probability of a category that is no longer declared goes to `general`.
     """

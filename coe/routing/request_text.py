@@ -47,7 +47,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "history": "a quoted conversation",
         "scaffold": "labels of an agent's prompt",
         "material": "the text that an instruction is about",
-        "nudge": "a request to go on with the task",
+        "nudge": "a request to continue the task",
         "blank": "no text",
     }
 )

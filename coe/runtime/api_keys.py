@@ -40,7 +40,7 @@ def rule_of(key: ApiKey) -> ExpertRule | None:
 ADMIN_KEY_NAME = "admin"
 """The key's name in logs and records."""
 MIN_KEY_CHARACTERS = 20
-"""Characters of a key that was written by hand."""
+"""Fewest characters of a key that was written by hand."""
 
 
 def create_admin_key(settings: Settings) -> str | None:

@@ -1,4 +1,4 @@
-"""Mirrors the versions in use on all machines into this one's state folder, if `artifacts` names a Redis.
+"""Copies the shared promoted versions from Redis into the local state folder, if `artifacts` is a Redis address.
 
 From there they are reloaded like local promotions: `gateway/process/reload.py` watches the folder. The gateway syncs in
 a task; commands sync once before they change anything.
@@ -34,7 +34,10 @@ MAX_CAUSE_CHARACTERS = 500
 
 
 class ArtifactSync:
-    """`behind` is True while the shared versions cannot be copied; the previous ones stay in use."""
+    """Copies new shared versions into the local state folder at intervals.
+
+    `behind` is True while they cannot be copied; the previous ones stay in use.
+    """
 
     def __init__(self, settings: Settings, share: RedisArtifacts) -> None:
         self._settings, self._share = settings, share
@@ -47,12 +50,12 @@ class ArtifactSync:
             _mirror(self._settings, self._share)
             for name in (TRAFFIC_REPORT_FILE, LOSS_BOUNDS_FILE):
                 self._share.fetch_file(name, self._settings.artifacts)
-        except Exception as error:  # whatever is shared, it is no reason to stop following
+        except Exception as error:  # a bad shared artifact must not end the sync loop
             self.behind = True
             cause = (str(error) if isinstance(error, CoEError | OSError) else repr(error))[:MAX_CAUSE_CHARACTERS]
             if cause != self._last_error:
                 self._last_error = cause
-                _log.error("the shared artifacts cannot be copied, the last good state stays in use: %s", cause)
+                _log.error("the shared artifacts cannot be copied, the last good state stays in service: %s", cause)
             return
         if self.behind:
             _log.warning("the shared artifacts are copied again")

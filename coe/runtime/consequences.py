@@ -45,7 +45,7 @@ def _router_consequences(registry: Registry, artifact: Artifact) -> Iterator[Con
     trained = artifact.manifest.categories
     for name in registry.category_names:
         if name not in trained and name != GENERAL:
-            sentence = f"category {name!r}: the router knows it by its examples alone until `coe train` is run"
+            sentence = f"category {name!r}: until `coe train` is run, the router recognises it only from its examples"
             yield Consequence("router", name, sentence)
     left = [name for name in trained if name not in registry.category_names]
     if left:

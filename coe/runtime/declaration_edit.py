@@ -49,7 +49,7 @@ MIN_SCRUBBED_CHARACTERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checked text: its problems as `file:line: problem`, or else what follows from it for the plan in use."""
+    """A checked text: its problems as `file:line: problem`, or else its consequences for the plan in use."""
 
     problems: tuple[str, ...]
     consequences: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ def unwritable(path: Path) -> str:
 def secret_problems(text: str, source: YamlSource) -> Iterator[str]:
     """Yield a problem for each literal key or password of a text and what was parsed from it: a value with such a name,
     a part of an address, or one of both in a comment. A secret under another name is not recognised."""
-    remedy = "a key or password stands here; put it into an environment variable: ${NAME}"
+    remedy = "this is a literal key or password; put it into an environment variable: ${NAME}"
     for path, value in _scalars(source.value, ()):
         is_named = any(isinstance(key, str) and _SECRET_NAME.search(key) for key in path)
         if (is_named and not _VARIABLE.fullmatch(value)) or _is_literal(_in_addresses(value)):
@@ -151,7 +151,7 @@ def check_candidate(text: str, current: str, settings: Settings, *, check: Calla
 
 
 def _machine_problems(source: YamlSource, registry: Registry, settings: Settings) -> Iterator[str]:
-    """Yield what local experts need of this machine, and categories that the router in use cannot classify."""
+    """Yield missing requirements of local experts, and categories that the router in use cannot classify."""
     for index, key, what in find_problems(registry.hosted_experts, base_folder=settings.config.parent):
         yield f"{source.at(('experts', index, key))}: {registry.experts[index].name!r}: {what}"
     store = ArtifactStore(settings.artifacts, ROUTER)
@@ -182,7 +182,7 @@ def diff_of(old: str, new: str, name: str) -> str:
 def replace_declaration(settings: Settings, text: str, *, expected: str) -> str:
     """Replace the file atomically if its tag is `expected`, keep the old text as BACKUP, and return the new tag.
 
-    Raises ConfigRefused if somebody else changed it, another change is in progress, or it cannot be written.
+    Raises ConfigRefused if it was changed in between, another change is in progress, or it cannot be written.
     """
     path = settings.config.resolve()
     try:
@@ -191,7 +191,7 @@ def replace_declaration(settings: Settings, text: str, *, expected: str) -> str:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             old = read_text(path)
             if tag_of(old) != expected:
-                raise ConfigRefused(f"{path.name} was changed meanwhile; load it again")
+                raise ConfigRefused(f"{path.name} was changed in the meantime; load it again")
             mode = path.stat().st_mode & 0o777
             replace_file(settings.home / BACKUP, old, mode=mode)
             replace_file(path, text.encode(), mode=mode)

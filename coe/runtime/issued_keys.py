@@ -1,7 +1,7 @@
-"""Issued API keys: made and revoked while the gateway runs, beside those that experts.yaml declares.
+"""Issued API keys: made and revoked while the gateway runs, in addition to those that experts.yaml declares.
 
 All functions are pure: they return the new list of issued keys, or raise KeyRefused or KeyNotFound with the remedy.
-`key_store` stores the list. Issued keys are in force only beside a declared key with the scope `admin`, so that a lost
+`key_store` stores the list. Issued keys are in force only next to a declared key with the scope `admin`, so that a lost
 or emptied store never opens a gateway.
 """
 
@@ -30,7 +30,7 @@ class IssuedKey(ApiKey):
 
 
 IssuedKeys = tuple[IssuedKey, ...]
-"""Oldest first."""
+"""Issued keys, oldest first."""
 
 
 def is_over(key: KeySpec, now: float) -> bool:
@@ -106,8 +106,8 @@ def _new_problem(registry: Registry, issued: IssuedKeys, key: IssuedKey, now: fl
 
 
 _SHARED = (
-    "the key {0!r} would share the tenant {1!r} with a key, and one of both has it only by its name; choose another "
-    "tenant, or declare the tenant of both"
+    "the key {0!r} would share the tenant {1!r} with another key, and one of the two has it only because a "
+    "key's name is its default tenant; choose another tenant, or declare the tenant of both"
 )
 
 
@@ -127,7 +127,7 @@ def _with_room(issued: IssuedKeys, now: float) -> IssuedKeys:
 
 
 def in_force(registry: Registry, issued: IssuedKeys) -> tuple[ApiKey, ...]:
-    """Return the issued keys that are accepted beside the declared ones: not revoked, without a declared name, and
+    """Return the issued keys that are accepted besides the declared ones: not revoked, without a declared name, and
     without the tenant that a declared key has by default or the other way around.
 
     An expired key stays among them, so that its error can say so.

@@ -30,7 +30,7 @@ MAX_DOCUMENT_BYTES = 4 * 2**20
 MAX_ISSUED_BYTES = 3 * 2**20
 """Bytes of a list with a new key."""
 MAX_CONFLICTS = 10
-"""Other changes of the list at the same time, after which a change is given up."""
+"""Other changes of the list at the same time, after which a change fails."""
 RETRY_AFTER = 1.0
 TIMEOUT_SECONDS = 1.0
 _KEYS: TypeAdapter[IssuedKeys] = TypeAdapter(IssuedKeys)
@@ -65,8 +65,8 @@ def open_key_store(counters: str, *, home: Path) -> KeyStore:
 
 async def change(store: KeyStore, decide: Callable[[IssuedKeys], tuple[T, IssuedKeys]]) -> tuple[T, Stored]:
     """Replace the list with the one that `decide` returns, and return its result and the new list. `decide` runs again
-    if another process changed the list meanwhile. Raises KeysUnavailable, KeyRefused for a list that would be too large
-    to be read, and whatever `decide` raises."""
+    if another process changed the list in the meantime. Raises KeysUnavailable, KeyRefused for a list that would be too
+    large to be read, and whatever `decide` raises."""
     try:
         for _ in range(MAX_CONFLICTS):
             found = await store.read("-") or NOTHING

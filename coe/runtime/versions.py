@@ -33,7 +33,7 @@ from coe.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class VersionChange:
-    """The version that was in use of a kind, and the one that is; None for none."""
+    """The previous and the new version in use of a kind; None for none."""
 
     kind: str
     was: str | None
@@ -86,7 +86,7 @@ def check_promotable(settings: Settings, kind: str, artifact: Artifact) -> None:
         if problem := overlays_problem(artifact, found, load_router(*check_router(settings))):
             raise ArtifactError(problem)
     elif set(Gate.load(artifact.folder / GATE_FILE).categories) != set(declared.category_names):
-        raise ArtifactError(f"gate {artifact.manifest.version} is of other categories than experts.yaml declares")
+        raise ArtifactError(f"gate {artifact.manifest.version} was fitted to other categories than experts.yaml has")
 
 
 MAX_LISTED = 100
@@ -96,7 +96,7 @@ ORIGINS = ("train", "plan", "retrain", "packaged")
 CORRECTION_DIGESTS = "corrections"
 """A router's metric: digests of all prompts that it learned from traffic, shown as their number."""
 REPORT = "report.json"
-"""Report of the learning round, stored in the folder of what it promoted."""
+"""Report of the learning round, stored in the folder of the promoted version."""
 
 
 class VersionCatalog:

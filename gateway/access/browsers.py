@@ -1,7 +1,7 @@
 """Checks of Host, Origin and Sec-Fetch-Site: protection against web pages that use a visitor's browser to reach the
 gateway.
 
-A page may send cross-origin requests (CSRF), or reach the gateway under a host name of its own (DNS rebinding).
+A page may send cross-origin requests (CSRF), or reach the gateway under the page's host name (DNS rebinding).
 `check_exposure` also makes sure that a gateway without API keys listens on loopback only.
 """
 

@@ -108,7 +108,7 @@ LAST_WRITE_TIMEOUT_SECONDS = 2.0
 class DurableLimiter(MemoryLimiter):
     """A MemoryLimiter that starts from a file and writes use there while it is entered.
 
-    `degraded` is True while the file cannot be read or written; changes stay in memory meanwhile and are written later.
+    `degraded` is True while the file cannot be read or written; changes stay in memory and are written later.
     Several processes may use one file: it holds their sum. Each learns what the others spent of a key's money whenever
     it writes its own.
     """
@@ -196,4 +196,4 @@ class DurableLimiter(MemoryLimiter):
         self._backoff.failed()
         if not self.degraded:
             self.degraded = True
-            _log.warning("limits: %s; until then what keys use is counted in memory only", error)
+            _log.warning("limits: %s; until then, the use of keys is counted in memory only", error)

@@ -2,8 +2,8 @@
 
 Experts have different tokenizers, so the count is approximate. Text counts a quarter of its characters; tools, tool
 calls and other JSON for the model a quarter of the JSON. Images, files and audio count what providers charge. `Pricing`
-computes the most that a key reserves: one call to an expert, or all calls of a recipe. That is linear in the tokens of
-the conversation and of one answer, so it is a few sums for any recipe.
+computes the most that a key reserves: one call to an expert, or all calls of a recipe. This upper bound is linear in
+the tokens of the conversation and of one answer, so a few coefficients per recipe suffice (`WorstCase`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _PROMPT_FIELDS: Mapping[Api, tuple[str, ...]] = {
     "responses": ("tools", "text"),
     "messages": ("tools", "output_config", "output_format", "mcp_servers"),
 }
-"""Fields beside the conversation that the model reads."""
+"""Fields besides the conversation that the model reads."""
 _ITEM_NAMES: Mapping[Api, str] = {"chat": "messages", "responses": "input", "messages": "messages"}
 _IGNORED_FIELDS = frozenset(("role", "content", "name", "type", "id", "status", "signature", "cache_control"))
 """Fields of a message or item that are counted elsewhere, or that no model reads."""
@@ -70,11 +70,11 @@ def input_tokens(chat: Chat) -> float:
         texts = sum(len(one) / CHARACTERS_PER_TOKEN if isinstance(one, str) else len(one) for one in prompts)
         return texts + (len(suffix) / CHARACTERS_PER_TOKEN if isinstance(suffix, str) else 0)
     fields = chat.fields
-    beside = sum([_json_tokens(fields[name]) for name in _PROMPT_FIELDS.get(chat.api, ()) if fields.get(name)])
+    other_fields = sum([_json_tokens(fields[name]) for name in _PROMPT_FIELDS.get(chat.api, ()) if fields.get(name)])
     items = fields.get(_ITEM_NAMES.get(chat.api, ""))
     return (
         chat.characters / CHARACTERS_PER_TOKEN
-        + beside
+        + other_fields
         + (sum(map(_item_tokens, items)) if isinstance(items, list) else 0.0)
     )
 
@@ -165,7 +165,7 @@ def _json_tokens(value: Any) -> float:
 @dataclass(frozen=True, slots=True)
 class WorstCase:
     """The most that a request may use: `conversation` times its input tokens, plus `answer` times the tokens of an
-    answer, plus `fixed` tokens; the same of US dollars per million tokens."""
+    answer, plus `fixed` tokens. The fields `*_price` are the same coefficients for US dollars per million tokens."""
 
     conversation: float = 1.0
     answer: float = 1.0
@@ -176,14 +176,14 @@ class WorstCase:
 
     @classmethod
     def of_expert(cls, prices: Prices) -> WorstCase:
-        """Return that of one call."""
+        """Return the worst case of one call."""
         return cls(conversation_price=prices.input, answer_price=prices.output)
 
     @classmethod
     def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices], *, caps_apply: bool = False) -> WorstCase:
         """Return the worst case of all calls of a recipe.
 
-        A later step of a recipe that writes also reads the answers of the step before, and a judge reads one answer. If
+        A later step of a chain or fuse also reads the answers of the step before, and a judge reads one answer. If
         caps apply, all steps but the last have them; the last one has none for free text.
         """
         total = cls(0.0, 0.0)
@@ -231,20 +231,20 @@ _PARTS = tuple(part.name for part in fields(WorstCase))
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Upper bounds of a request's use: the worst case `whole`, and `capped`, with the caps of recipes; None without
-    recipes."""
+    """Upper bounds of a request's use: `whole` without caps, `capped` with the recipes' `max_tokens` caps. `capped` is
+    None if the request calls no recipe."""
 
     whole: WorstCase = WorstCase()
     capped: WorstCase | None = None
 
     @classmethod
     def of_expert(cls, prices: Prices) -> Bounds:
-        """Return those of one call."""
+        """Return the bounds of one call."""
         return cls(WorstCase.of_expert(prices))
 
     @classmethod
     def of_recipe(cls, recipe: RecipeSpec, prices: Mapping[str, Prices]) -> Bounds:
-        """Return those of all calls of a recipe."""
+        """Return the bounds of all calls of a recipe."""
         return cls(WorstCase.of_recipe(recipe, prices), WorstCase.of_recipe(recipe, prices, caps_apply=True))
 
     @classmethod
@@ -260,8 +260,8 @@ class Bounds:
 class Pricing:
     """Prices of experts by name, and the worst case of a request.
 
-    `worst_of` has it by the name that a request pins: an expert, a recipe or an arm. `highest` is that of a routed
-    request to single experts, `routed` that of one that routing may give to a recipe; None if it gives none to any.
+    `worst_of` holds bounds by pinned name: an expert, a recipe or an arm. `highest` are the bounds of a routed request
+    to single experts, `routed` of a request that routing may give to a recipe; None if no recipe is routed.
     """
 
     experts: Mapping[str, Prices] = field(default_factory=dict)
@@ -289,7 +289,7 @@ class Pricing:
         )
 
     def amounts(self, chat: Chat, recipe: str, *, input_tokens: float, output_tokens: float) -> Amounts:
-        """Return the most that a request uses, with so many tokens of conversation and of an answer.
+        """Return the most that a request uses, with these numbers of tokens in its conversation and in an answer.
 
         An answer has no more tokens than either its limit or its cap, so both cases are bounds. The first steps of
         streams have no caps, and no step of a request that sets its reasoning.
@@ -302,7 +302,7 @@ class Pricing:
         return Amounts(1, min(whole.tokens, capped.tokens), min(whole.dollars, capped.dollars))
 
     def _bounds(self, chat: Chat, recipe: str) -> Bounds:
-        """Return those of the expert or recipe that a request pins, or the highest of all for a routed request."""
+        """Return the bounds of the pinned expert or recipe; for a routed request, the highest of all."""
         model = recipe if chat.model == AUTO and recipe else chat.model
         if (found := self.worst_of.get(model)) is not None:
             return found

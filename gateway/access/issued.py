@@ -1,7 +1,7 @@
 """The issued API keys as one process knows them: read again every POLL_SECONDS, changed through the store.
 
 A revoked key is refused after at most POLL_SECONDS and one read. A process that cannot read the store keeps the keys
-for MAX_STALE_SECONDS, then refuses all issued keys: one of them may have been revoked meanwhile.
+for MAX_STALE_SECONDS, then refuses all issued keys: one of them may have been revoked in the meantime.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ _log = logging.getLogger("gateway")
 
 
 class IssuedKeyWatch:
-    """`keys` are the issued keys now, including revoked ones. `on_change` is called after they changed. `degraded` is
-    True while the store cannot be read."""
+    """Holds the issued keys of a worker, and reads them again when the store has changed.
+
+    `keys` includes revoked ones. `on_change` is called after a change. `degraded` is True while the store cannot be
+    read.
+    """
 
     def __init__(self, store: KeyStore, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
@@ -40,7 +43,7 @@ class IssuedKeyWatch:
         self.on_change: Callable[[], None] = lambda: None
 
     async def refresh(self) -> None:
-        """Read what changed. Does not fail."""
+        """Read the keys again if they changed. Does not fail."""
         async with self._lock:  # a read that began before a change must not undo it here
             try:
                 found = await self._store.read(self._version)

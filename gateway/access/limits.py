@@ -17,10 +17,10 @@ from coe.errors import InvalidRequest, LimitReached, RequestError
 from coe.registry import ApiKey, KeyLimits
 from coe.terminal import dollars
 
-Name = Literal[
+MeterName = Literal[
     "concurrent_requests", "requests_per_minute", "tokens_per_minute", "dollars_per_day", "dollars_per_month"
 ]
-_UNITS: dict[Name, int] = {
+_UNITS: dict[MeterName, int] = {
     "concurrent_requests": 0,
     "requests_per_minute": 0,
     "tokens_per_minute": 1,
@@ -30,7 +30,8 @@ _UNITS: dict[Name, int] = {
 
 
 MEMORY = "memory"
-"""The value of `access.counters` for counts in the process, kept in the state folder."""
+"""The value of `access.counters` that counts in process memory and persists the totals to SQLite in the state folder,
+so that restarts keep budgets."""
 
 
 class Amounts(NamedTuple):
@@ -40,8 +41,8 @@ class Amounts(NamedTuple):
     tokens: float
     dollars: float
 
-    def beyond(self, other: Amounts) -> Amounts:
-        """These amounts less the other ones, which may be negative."""
+    def minus(self, other: Amounts) -> Amounts:
+        """Element-wise difference; may be negative."""
         return Amounts(self.requests - other.requests, self.tokens - other.tokens, self.dollars - other.dollars)
 
 
@@ -49,7 +50,7 @@ class Amounts(NamedTuple):
 class Meter:
     """One declared limit of one key. `unit` is the index in Amounts of what it counts."""
 
-    name: Name
+    name: MeterName
     limit: float
     unit: int
 
@@ -65,7 +66,7 @@ class Account(Protocol):
         InvalidRequest for more than a limit ever allows."""
 
     async def extend(self, reservation: Any, amounts: Amounts) -> None:
-        """Reserves what `amounts` has beyond the reserved ones, or nothing. Raises as `reserve` does."""
+        """Reserves the difference between `amounts` and the reserved ones, or nothing. Raises as `reserve` does."""
 
     def settle(self, reservation: Any, used: Amounts) -> None:
         """Replaces a reservation by what was `used`: returns the rest, or charges more. Releases the concurrent
@@ -138,7 +139,7 @@ class TokenBucket:
         self._tokens -= amount
 
     def settle(self, reserved: float, used: float, window: int) -> None:
-        """Returns what was reserved and not used, or charges what was used beyond it."""
+        """Releases the unused part of a reservation, or charges the use beyond it."""
         self._tokens = min(self.limit, self._tokens + reserved - used)
 
     def set_remaining(self, amount: float, now: float) -> None:
@@ -327,7 +328,7 @@ class MemoryAccount:
         self.meters = meters
 
     def _new_counter(self, meter: Meter) -> Counter:
-        """A counter less what was used before."""
+        """A counter, reduced by the earlier use."""
         counter = new_counter(meter)
         if not isinstance(counter, ConcurrencySlots):
             now = self._clock()

@@ -107,7 +107,7 @@ class SharedAccount:
         return reservation
 
     async def extend(self, reservation: SharedReservation, amounts: Amounts) -> None:
-        reservation.parts.append(await self._reserve(amounts.beyond(reservation.amounts)))
+        reservation.parts.append(await self._reserve(amounts.minus(reservation.amounts)))
         reservation.amounts = amounts
 
     async def _reserve(self, amounts: Amounts) -> ReservedPart:
@@ -130,7 +130,7 @@ class SharedAccount:
         *earlier, last = reservation.parts
         for part in earlier:
             self._settle(part, part.amounts)
-        self._settle(last, used.beyond(reservation.amounts.beyond(last.amounts)))
+        self._settle(last, used.minus(reservation.amounts.minus(last.amounts)))
         self._context.mark_open(self)
 
     def _settle(self, part: ReservedPart, used: Amounts) -> None:
@@ -182,7 +182,7 @@ class SharedAccount:
             await self._start_refill(ZERO, recent=recent)
 
     def go_offline(self) -> None:
-        """Counts alone from now on."""
+        """Counts in this process only from now on."""
         if self.offline:
             return
         self.offline, now = True, self._context.now()
@@ -190,7 +190,7 @@ class SharedAccount:
             lease.go_offline(now)
 
     async def go_online(self) -> bool:
-        """Reports to Redis what was spent meanwhile, and shares the counts again. False while Redis is still down."""
+        """Reports the amounts spent until now to Redis, and shares counts again. False while Redis is still down."""
         while self._refill:
             await asyncio.shield(self._refill)
         return await self._start_refill(ZERO, recent=ZERO)

@@ -108,7 +108,7 @@ class AmountLease:
             self.counter.set_remaining(remaining, now)
 
     def on_timeout(self) -> None:
-        """Redis did not reply to a refill."""
+        """Handle a refill that Redis did not answer."""
         self._unreported -= min(0.0, self._in_flight)  # a debt is reported again; what was returned is given up
 
     def go_offline(self, now: float) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 ENTRY_OVERHEAD_BYTES = 256
-"""Bytes that an entry takes beside its value: its key and its place in the order of use."""
+"""Bytes that an entry takes in addition to its value: its key and its place in the order of use."""
 
 
 class AnswerCache(Protocol):

@@ -68,7 +68,7 @@ class RedisAnswerCache:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stores what waits, as far as Redis replies."""
+        """Stores the pending entries, as far as Redis replies."""
         assert self._task
         self._task.cancel()
         with suppress(asyncio.CancelledError):

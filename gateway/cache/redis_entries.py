@@ -12,8 +12,8 @@ from typing import Any
 from coe.redis import RedisClient
 from gateway.cache.memory import ENTRY_OVERHEAD_BYTES
 
-# KEYS: the entry, the index, the sizes. ARGV: the entry's name in the index, and the milliseconds that it lives from
-# now on (0: as before).
+# KEYS: the entry, the index, the sizes. ARGV: the entry's name in the index, and the shortest remaining lifetime
+# in milliseconds (0: unchanged).
 _GET = """
 local value, ttl = redis.call('GET', KEYS[1]), tonumber(ARGV[2])
 if value then
@@ -28,8 +28,8 @@ end
 return value
 """
 # KEYS: the entry, the index, the sizes. ARGV: the entry's name, its value, its size, milliseconds to live, the largest
-# total size, the prefix of entries. Entries that were last used longer ago than they live are gone: at most 100 of them
-# leave the index at a time.
+# total size, the prefix of entries. Entries unused for longer than `ttl` have already expired: at
+# most 100 of them leave the index at a time.
 _PUT = """
 local time = redis.call('TIME')
 local now, ttl = time[1] * 1000 + math.floor(time[2] / 1000), tonumber(ARGV[4])
@@ -71,8 +71,10 @@ return redis.call('DEL', KEYS[1])
 
 
 class RedisEntries:
-    """The entries of one user of Redis. All entries of a group together have at most `max_bytes`, with
-    ENTRY_OVERHEAD_BYTES each. The methods raise the error of `redis`, and do not bound their time."""
+    """The entries of one feature (answer cache or stored responses), with `space` in their keys.
+
+    All entries of a group together have at most `max_bytes`, with ENTRY_OVERHEAD_BYTES each. The methods raise the
+    error of `redis`, and do not bound their time."""
 
     def __init__(self, redis: RedisClient, space: str, max_bytes: int) -> None:
         self._redis = redis
@@ -81,7 +83,8 @@ class RedisEntries:
         self._get, self._put, self._delete = map(redis.client.register_script, (_GET, _PUT, _DELETE))
 
     async def get(self, names: Sequence[str], *, group: str = "", ttl: float = 0) -> list[bytes | None]:
-        """Returns the values, None for those that are not there. With `ttl` they live that many seconds longer."""
+        """Returns the values, None for those that are not there. With `ttl`, the remaining lifetime of
+        found entries is raised to at least `ttl` seconds."""
         if len(names) == 1:
             keys = self._keys(names[0], group)
             return [await self._redis.run(self._get(keys=keys, args=[names[0], round(ttl * 1000)]))]
@@ -107,7 +110,7 @@ class RedisEntries:
         await self._redis.run(self._put(keys=self._keys(name, group), args=arguments))
 
     async def delete(self, name: str, *, group: str = "") -> bool:
-        """Returns whether there was such an entry."""
+        """Deletes an entry. Returns whether it existed."""
         return bool(await self._redis.run(self._delete(keys=self._keys(name, group), args=[name])))
 
     def prefix(self, group: str = "") -> str:

@@ -66,7 +66,7 @@ def chat_of(
 
 
 def _check_counts(fields: dict[str, Any]) -> None:
-    """Raises InvalidRequest for a count that is no number. Counts multiply the cost; some servers accept "64"."""
+    """Raises InvalidRequest for a count that is not a number. Counts multiply the cost; some servers accept "64"."""
     if fields.keys().isdisjoint(_CHECKED_FIELDS):
         return
     for name in LENGTH_FIELDS:

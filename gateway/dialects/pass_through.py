@@ -37,7 +37,7 @@ def _form(body: bytes | bytearray) -> FormBody:
     try:
         return FormBody(body)
     except ValueError as error:
-        raise InvalidRequest(f"the body is no multipart form: {error}", code="invalid_form") from None
+        raise InvalidRequest(f"the body is not a multipart form: {error}", code="invalid_form") from None
 
 
 def _error_event(error: RequestError) -> bytes:

@@ -1,1 +1,1 @@
-"""HTTP endpoints beside the chat APIs, and their OpenAPI document."""
+"""HTTP endpoints besides the chat APIs, and their OpenAPI document."""

@@ -197,7 +197,7 @@ def _check_name(event: Feedback, registry: Registry, rule: ExpertRule | None) ->
     else:
         return
     if event.value not in known:
-        raise InvalidRequest(f"{event.kind}: {event.value!r} is none of {', '.join(known)}", param=event.kind)
+        raise InvalidRequest(f"{event.kind}: {event.value!r} is not one of {', '.join(known)}", param=event.kind)
 
 
 def _stored(pending: Pending) -> bytes:

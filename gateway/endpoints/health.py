@@ -99,13 +99,13 @@ class Health:
     @operation(
         "GET /",
         "root",
-        "Where to go on.",
+        "Links to the API, the dashboard and the health pages.",
         ref("Root"),
-        responses={307: Success("The way to the page, for browsers.", {})},
+        responses={307: Success("Redirects browsers to the dashboard.", {})},
         scope="public",
     )
     async def root(self, request: Request) -> Response:
-        """The page for browsers, and links for other clients."""
+        """Redirects browsers to the dashboard; returns links to other clients."""
         vary = {"vary": "accept"}
         if "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("ui/", status_code=307, headers=vary)  # relative: works behind a proxy's prefix

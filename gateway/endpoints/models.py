@@ -54,7 +54,7 @@ SCHEMAS["Models"]["properties"] |= {"has_more": BOOLEAN, "first_id": TEXT_OR_NUL
 
 
 class Models:
-    """`auto`, operating points, the declared experts, variants and recipes, and the aliases that are no patterns."""
+    """`/v1/models`: `auto`, operating points, experts, variants, recipes, and the aliases that are not patterns."""
 
     def __init__(self, parts: Parts) -> None:
         self._current, self._declaration = parts.current, parts.settings.config

@@ -1,6 +1,6 @@
 """One HTTP operation: its route, its authorization and its OpenAPI entry are derived from this value.
 
-An endpoint module declares its operations beside the code that answers them, with the schemas and responses defined
+An endpoint module declares its operations next to the code that answers them, with the schemas and responses defined
 here. `operations.py` collects them and makes the routes; `openapi.py` writes the OpenAPI document, which the reference
 page is generated from.
 """
@@ -64,10 +64,10 @@ PROBLEMS: Mapping[int, str] = {
     422: "The expert refuses the request.",
     429: "Too many requests, at the gateway, for this key or at the expert.",
     431: "The headers are too large.",
-    500: "A bug of the gateway.",
-    501: "What this needs is not installed where the gateway runs.",
-    502: "The expert answered nonsense.",
-    503: "No expert can be reached, or the gateway is about to end.",
+    500: "A bug in the gateway.",
+    501: "A required package is not installed on the gateway.",
+    502: "The expert returned an invalid response.",
+    503: "No expert can be reached, or the gateway is shutting down.",
     504: "No answer in time.",
 }
 """Meaning of an error status, where an operation does not state its own."""
@@ -92,7 +92,7 @@ class Operation:
     """The operation of `method path`; `name` is unique among all operations.
 
     `handler` is the method of the resource that answers. Without a handler, the resource is an ASGI application that
-    checks `scope` itself, as a step of its own.
+    checks `scope` itself, as a separate step.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Operation:
     request_headers: tuple[str, ...] = ()
     """Names of parameter components."""
     problems: Mapping[int, str] = field(default_factory=dict)
-    """Meanings of error statuses, beside those of authorization."""
+    """Meanings of error statuses, besides those of authorization."""
     error: str = "Error"
     """The schema component of error bodies."""
     also: tuple[str, ...] = ()

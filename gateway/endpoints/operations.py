@@ -70,7 +70,7 @@ _SCHEMAS: Schema = (
 
 
 class OpenApi:
-    """`GET /openapi.json`: written once for every serving state."""
+    """`GET /openapi.json`; the document is built once for each serving state."""
 
     def __init__(self, parts: Parts) -> None:
         self._current = parts.current

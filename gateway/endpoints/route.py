@@ -59,8 +59,8 @@ def count_tokens_endpoint(parts: Parts) -> DryRun:
 
 
 async def _token_count(serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
-    """An estimate, since each expert has its own tokenizer. A system prompt that an expert adds and retrieved passages
-    are not counted."""
+    """Estimate the input tokens, since each expert has its own tokenizer. System prompts that an expert adds and
+    retrieved passages are not counted."""
     return {"input_tokens": math.ceil(input_tokens(chat))}
 
 
@@ -155,7 +155,7 @@ SCHEMAS: Schema = {
             "fallback_from": TEXT,
             "cause": {
                 "enum": ["", *CAUSES],
-                "description": "Why the first choice would not be called; empty where it would.",
+                "description": "Reason why the first choice would not be called; empty if it would.",
             },
             "candidates": TEXTS,
             "probabilities": {"type": "object", "additionalProperties": NUMBER},

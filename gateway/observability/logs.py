@@ -28,7 +28,7 @@ _gateway = logging.getLogger("gateway")
 
 _OWN_ERRORS = (CoEError, OSError, ImportError)
 """Errors whose messages are about files, addresses and declarations. RequestErrors are not: an expert's message may
-quote."""
+quote the request."""
 MAX_CAUSES = 8
 """Errors of a chain of causes that are logged."""
 MAX_FRAMES = 32
@@ -73,7 +73,7 @@ def log_uncaught() -> None:
 
 
 def log_start_failure(build: Callable[[], Built]) -> Built:
-    """Returns what `build` makes. Logs an error in it and ends the process."""
+    """Returns the result of `build`. Logs an error in it and ends the process."""
     try:
         return build()
     except Exception:
@@ -127,7 +127,7 @@ class TextFormatter(PrintableFormatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """time (RFC 3339), level, logger, message, the fields of a request, exception."""
+    """Formats a log record as one JSON object: time (RFC 3339), level, logger, message, request fields, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

@@ -1,4 +1,5 @@
-"""Shares metrics between the worker processes of one gateway, so that any of them can serve the page of all.
+"""Shares metrics between the worker processes of one gateway, so that any worker can serve
+`/metrics` for all workers.
 
 Each worker claims a number by a file lock in a shared folder, and serves snapshots of its registry on a Unix socket
 there. Its last snapshot stays as a file. A worker that replaces an ended one continues from that file, so totals never

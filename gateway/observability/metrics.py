@@ -206,7 +206,7 @@ _RESPONSE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30
 _WAIT_BUCKETS = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _NO_LABELS: Labels = ()
 MAX_KEY_LABELS = 500
-"""API keys with a time series of their own, the first ones that cost something."""
+"""API keys with their own time series, the first ones that cost something."""
 OTHER_KEYS: Labels = ("(other)",)
 EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -43,8 +43,11 @@ from gateway.request.trace import Trace
 
 @dataclass(frozen=True, slots=True)
 class Observability:
-    """`observers` are called with every finished request. `tracing` also prepares requests; None if no collector is
-    declared."""
+    """The metrics, the tracing and the other observers of a worker.
+
+    `observers` are called with every finished request. `tracing` also prepares requests; None if no collector is
+    declared.
+    """
 
     metrics: Metrics
     tracing: Tracing | None
@@ -108,7 +111,7 @@ class Recorder:
             vectors = await asyncio.get_running_loop().run_in_executor(self._threads, encoder.encode, [text])
             record = replace(record, embedding=vectors[0].astype(np.float16).tobytes())
         except Exception:  # a record without its embedding is still useful
-            _log.exception("record %s goes without its embedding", record.request_id)
+            _log.exception("record %s is stored without its embedding", record.request_id)
         self._writer.put(record)
 
 

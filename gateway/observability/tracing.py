@@ -155,7 +155,7 @@ async def open_tracing(settings: Settings) -> AsyncIterator[Tracing | None]:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     exporter = OTLPSpanExporter(endpoint=settings.traces)
-    processor = BatchSpanProcessor(exporter)  # a bounded queue and a thread of its own
+    processor = BatchSpanProcessor(exporter)  # a bounded queue and its own thread
     try:
         yield Tracing(processor)
     finally:

@@ -1,2 +1,2 @@
-"""The gateway's processes: workers, signals, drain, reload, jobs in processes of their own, and operating-system
+"""The gateway's processes: workers, signals, drain, reload, jobs in separate processes, and operating-system
 limits."""

@@ -1,4 +1,5 @@
-"""`BoundWatch`: reads new audits from the feedback log and stores recipes that broke their loss bound.
+"""`BoundWatch`: polls the feedback log for audit results, and publishes recipes whose quality loss exceeds `max_loss`,
+so that they stop early no longer.
 
 One worker of a gateway runs it as a background task. The stored file is watched by `gateway.process.reload`, here and
 on machines that share artifacts. Nothing is read while no recipe in use has a bound.
@@ -19,14 +20,14 @@ from coe.supervision import TaskFailed, supervised
 from gateway.serving_state import ServingState
 
 POLL_SECONDS = 15.0
-"""Interval of readings of the log."""
+"""Interval of polls of the log."""
 PAGE_EVENTS = 200
 """Events of one page: parsing them holds up the event loop for about a millisecond."""
 _log = logging.getLogger("gateway")
 
 
 class BoundWatch:
-    """`bounds` are those of the policies in use, up to the last reading of the log."""
+    """Polls the feedback log. `bounds` are the loss bounds of the policies in use, up to the last poll."""
 
     def __init__(self, current: ServingState, feedback: FeedbackLog, settings: Settings) -> None:
         self._current = current

@@ -62,7 +62,7 @@ def raise_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(ValueError, OSError):  # macOS refuses more than a limit of its own
+        with suppress(ValueError, OSError):  # macOS refuses more than its own limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     limit = soft_limit()
     if limit < MIN_DESCRIPTORS:

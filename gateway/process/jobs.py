@@ -1,4 +1,4 @@
-"""Runs commands of `coe` in processes of their own, because a serving process must not import what they need.
+"""Runs commands of `coe` in separate processes, because a serving process must not import what they need.
 
 Jobs runs one command at a time. Reports caches what such commands report. PlanSolver keeps its process for the next
 request.
@@ -68,7 +68,7 @@ class Jobs:
             try:
                 output, errors = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
-                message = f"`{verb}` took more than {seconds:g} s and was ended; run it by hand"
+                message = f"`{verb}` took more than {seconds:g} s and was stopped; run it on the command line"
                 raise JobUnavailable(message, retry_after=RETRY_AFTER_SECONDS) from None
             finally:
                 process.kill()
@@ -197,7 +197,7 @@ class PlanSolver:
         try:
             async with self._lock:
                 if number != self._newest:
-                    raise JobUnavailable("a newer budget was requested meanwhile", retry_after=SOLVER_RETRY_SECONDS)
+                    raise JobUnavailable("a newer budget has been requested", retry_after=SOLVER_RETRY_SECONDS)
                 if self._idle_timer is not None:
                     self._idle_timer.cancel()
                 deadline = asyncio.get_running_loop().call_later(SOLVE_TIMEOUT_SECONDS, self._kill)

@@ -146,7 +146,7 @@ class Reload:
             _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
 
     def _warm(self, serving: Serving) -> None:
-        """Search a new document index once beside the requests: a store that hangs must not delay a revoked key."""
+        """Search a new document index once in the background: a store that hangs must not delay a revoked key."""
         if self._warming is not None:
             self._warming.cancel()
         self._warming = asyncio.create_task(serving.composition.warm(), name="coe-warm")
@@ -165,7 +165,7 @@ class Reload:
             text = await asyncio.to_thread(self._settings.config.read_text)
             cause = without_values(cause, text, self._settings.environ)
         self._current.reload_error = cause
-        _log.error("not reloaded, the last good state serves on: %s", cause)
+        _log.error("not reloaded; the last good state stays in service: %s", cause)
 
 
 def check_reloadable(old: Registry, new: Registry) -> None:
@@ -204,7 +204,7 @@ def _residency_settings(old: Registry, new: Registry) -> Iterator[tuple[str, tup
 
 
 def _server(spec: ExpertSpec, shares_device: bool) -> tuple[object, ...]:
-    """Return what the server of a local expert was started with, and its place on a shared device."""
+    """Return the settings that the server of a local expert was started with, and its place on a shared device."""
     place = (spec.device, spec.memory_gb, spec.pinned, spec.sleep_level) if shares_device else ()
     return spec.runtime, spec.model, tuple(spec.options.items()), spec.gpus, spec.replicas, *place
 

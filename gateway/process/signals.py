@@ -104,7 +104,7 @@ class ServerStop:
         self._stop()
 
     def _install(self, loop: Loop) -> WorkerSignal:
-        """Granian calls this in place of its own function."""
+        """Granian calls this instead of its own function."""
         loop.add_signal_handler(signal.SIGTERM, self._request)
         return self._server
 
@@ -123,8 +123,11 @@ FINISH_SECONDS = 30.0
 
 
 class Drain:
-    """`begin` starts the drain. For `lame_duck` seconds only readiness is off and requests are still served, so that a
-    load balancer can notice; pass 0 if there is none."""
+    """Ends a worker gracefully: reports that it is not ready, refuses new requests, then cancels the running ones.
+
+    `begin` starts the drain. For `lame_duck` seconds, readiness is off but requests are still served, so that a load
+    balancer can notice; pass 0 if there is none.
+    """
 
     def __init__(self, current: ServingState, *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:
         self._current = current
@@ -146,4 +149,4 @@ class Drain:
     def abort(self) -> None:
         """Ends every running request with an error."""
         for request in tuple(self._current.admission.active):
-            request.cancel(Draining("this gateway ended before the answer was complete; ask again", retry_after=1.0))
+            request.cancel(Draining("this gateway ended before the answer was complete; try again", retry_after=1.0))

@@ -1,6 +1,6 @@
 """Admits requests: bounds how many run, wait and arrive at a time, and shares these places fairly among callers.
 
-`Admission` holds the counts and the queue of one process. `ActiveRequest` is the stay of one request: a context
+`Admission` holds the counts and the queue of one process. `ActiveRequest` is one request in progress: a context
 manager that holds its place, permit, body memory, deadline and cancellation, and returns all of them at its end.
 A request first arrives (its body is read), then holds a permit to its last byte or waits in the queue for one.
 """
@@ -37,7 +37,7 @@ WATCH_DELAY = 0.05
 """Seconds from which on a request notices that its client left. Waiting for it takes a task, and so a twentieth of the
 processor time of a short request."""
 MIN_EVICTION_LEAD = 2
-"""A caller loses its newest queue place to another that has at least so many fewer; at a lead of one, two callers
+"""A caller loses its newest queue place to another that has at least this many fewer; at a lead of one, two callers
 would take the same place from each other again and again."""
 
 _Queue = OrderedDict["ActiveRequest", None]
@@ -54,11 +54,11 @@ class Admission:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        """May be replaced. Permits in use beyond a lower limit end with their requests."""
+        """Limits, which may be replaced. Permits in use beyond a lower limit end with their requests."""
         self.in_use = 0
         self.queued = 0
         self.closed = False
-        """True if all new requests are refused because the process is about to end."""
+        """True if all new requests are refused because the process is shutting down."""
         self.active: set[ActiveRequest] = set()
         """Requests that arrive, wait or run, for the end of the process to cancel."""
         self.large_bodies = LargeBodies()
@@ -80,7 +80,7 @@ class Admission:
         """Begin a request whose body is to arrive; enter it at once. Raises Draining, or Overloaded when the queue is
         full or too many bodies arrive."""
         if self.closed:
-            raise Draining("this gateway is about to end; ask again", retry_after=MIN_RETRY_SECONDS)
+            raise Draining("this gateway is shutting down; send the request again", retry_after=MIN_RETRY_SECONDS)
         permits, places = self.limits.concurrent_requests, self.limits.queued_requests
         if self.in_use >= permits and self.queued >= places and self._evictable(caller) is None:
             raise self._queue_full()
@@ -127,7 +127,7 @@ class Admission:
         request.granted.set_result(False)
 
     def _queue_full(self) -> Overloaded:
-        return self.overloaded("and as many requests wait for one as may")
+        return self.overloaded("and the queue is full")
 
     def overloaded(self, reason: str) -> Overloaded:
         """The refusal of a request. Its Retry-After is the time in which the requests that wait now will be served."""
@@ -213,7 +213,7 @@ class ActiveRequest:
         self._loop = task.get_loop()
         self._started = self._loop.time()
         self.deadline = self._started + min(self._timeout, BODY_TIMEOUT)
-        """By the event loop's clock; at first the time for the body. May be moved to later only."""
+        """Deadline by the event loop's clock; at first that of the body. May only be moved to later."""
         self._timer = self._loop.call_at(min(self.deadline, self._started + WATCH_DELAY), self._on_timer)
         self._admission.active.add(self)
         return self
@@ -264,7 +264,7 @@ class ActiveRequest:
             raise self._admission.overloaded("and the place in the queue went to a caller with fewer waiting")
 
     async def parse(self, parse: Callable[[], T], *, size: int) -> T:
-        """Returns what `parse` reads from a body of `size` bytes. Raises InvalidRequest."""
+        """Returns the result of `parse` for a body of `size` bytes. Raises InvalidRequest."""
         return parse() if size <= SMALL_BODY else await self._admission.large_bodies.parse(parse)
 
     def reserve_memory(self, size: int) -> None:
@@ -323,7 +323,7 @@ class ActiveRequest:
         elif self.arriving and self._timeout > BODY_TIMEOUT:
             self.cancel(body_too_slow())
         else:
-            message = f"the answer was not complete within the {self._timeout:g} s this request had"
+            message = f"the answer was not complete within the request's timeout of {self._timeout:g} s"
             self.cancel(DeadlineExceeded(message))
 
 
@@ -350,7 +350,7 @@ class _CompletionRate:
         self._window_start, self._completed_before = now, self.completed
 
     def seconds_for(self, requests: int) -> float:
-        """Estimate the seconds until so many requests have ended, from MIN_RETRY_SECONDS to MAX_RETRY_SECONDS."""
+        """Estimate the seconds until this many `requests` have ended, from MIN_RETRY_SECONDS to MAX_RETRY_SECONDS."""
         self.sample()
         if self._per_second is None:
             return MIN_RETRY_SECONDS

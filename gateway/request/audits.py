@@ -30,7 +30,10 @@ _log = logging.getLogger("gateway")
 
 
 class Audits:
-    """`store` receives the outcomes. Leaving the context cancels the audits that still run."""
+    """Runs audits of recipes' answers in the background.
+
+    `store` receives the outcomes. Leaving the context cancels the audits that still run.
+    """
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class Audits:
         if log is None or not log.audited:
             return
         audit, log.audit = log.audit, None
-        if trace.options is not None and trace.options.purpose:  # CoE's own requests are no traffic
+        if trace.options is not None and trace.options.purpose:  # CoE's own requests are not traffic
             return
         outcome = self._without_calls(trace, log, audit)
         trace.audit = outcome or "started"

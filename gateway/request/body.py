@@ -44,8 +44,9 @@ _BELOW_ASTRAL = bytes(range(0xF0))
 
 
 class FairShares:
-    """Counts what each caller holds of a fixed capacity. A caller may hold at most as much as is still free, so that
-    no caller can use up what another needs. No part of the capacity is reserved for a caller.
+    """Shares a fixed capacity among callers: each may hold at most as much as is still free.
+
+    So no caller can use up the share that another needs, and no part of the capacity is reserved for a caller.
 
     One caller alone gets half of the capacity, each of two callers a third. A caller at its limit leaves half of what
     it found free, so 128 units are exhausted only when about eight callers are at their limit.

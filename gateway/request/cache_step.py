@@ -1,7 +1,7 @@
 """The answer cache in the line of a request: a lookup after the request is parsed, and the storage of new answers.
 
-`CacheStep.lookup` runs between the steps parse and classify. A miss goes on through the line, its answer is kept while
-it is relayed, and `observe` stores it with the record, after the last byte.
+`CacheStep.lookup` runs between the steps parse and classify. A miss continues through the line, its answer is kept
+while it is relayed, and `observe` stores it with the record, after the last byte.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class _Cited:
 
 
 class _CitedAnswer(_Cited):
-    """A plain JSON answer with annotations."""
+    """A JSON answer with annotations."""
 
     def __init__(self, reply: Reply, passages: Passages, annotate: Callable[[JsonObject, Passages], None]) -> None:
         super().__init__(reply, passages)

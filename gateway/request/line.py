@@ -1,7 +1,7 @@
-"""Serves one request of a chat API in eight steps: admit, parse, classify, assign, gate, call, relay, record.
+"""Serves one request of a chat API in eight steps: admit, parse, classify, assign, retrieve, call, relay, record.
 
-`Line` is the ASGI application of one API. `Line._steps` lists steps 1 to 7, and `Line._record` is step 8. What is not
-declared takes no part in them: answer cache, stored responses, tracing, retrieval, audits.
+`Line` is the ASGI application of one API. `Line._steps` lists steps 1 to 7, and `Line._record` is step 8. Answer cache,
+stored responses, tracing, retrieval and audits run only if they are declared.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Observer = Callable[[Trace], None]
 
 
 class Line:
-    """One chat API as an ASGI application."""
+    """Runs the eight steps of a request for one chat API; an ASGI application."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Line:
             self._record(trace)  # 8
 
     async def _serve(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
-        """Open what a request holds for as long as it runs: its place among the active ones, and its allowance.
+        """Acquire the resources of a running request: its place among the active ones, and its allowance.
 
         Raises the RequestError that the client gets, or ClientLeftError.
         """
@@ -132,7 +132,7 @@ class Line:
                         )
                     with trace.step("assign"):  # 4
                         conversation, previous = await _assign(trace, chat, options)
-                    with trace.step("gate"):  # 5
+                    with trace.step("retrieve"):  # 5
                         if composition.retrieves:
                             chat = await _retrieve(trace, chat, options, previous)
                 with trace.step("call"):  # 6
@@ -148,7 +148,7 @@ class Line:
             self._stored.release(trace.stored)
         observers = self._observers
         if self._audit is not None and trace.attempts.recipe_log is not None:
-            observers = (self._audit, *observers)  # first, so that the record says what became of an audit
+            observers = (self._audit, *observers)  # first, so that the record has the outcome of an audit
         for observe in observers:
             try:
                 observe(trace)
@@ -158,7 +158,7 @@ class Line:
     async def _parse(
         self, trace: Trace, request: ActiveRequest, scope: Scope, body: bytes | bytearray
     ) -> tuple[Chat, RequestOptions]:
-        """Return the chat, with the model that the client's name for it stands for, and its options."""
+        """Return the chat with its resolved model, and its options."""
         assert trace.options is not None
         deployment = scope["path_params"].get(DEPLOYMENT, "") if "path_params" in scope else ""
         parse = partial(self._dialect.parse, body, model=deployment)
@@ -198,9 +198,9 @@ class Line:
         return options if self._tracing is None else self._tracing.begin(trace, options)
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
-        """Send the error: as the response, or as an event of the stream whose headers are out."""
+        """Send the error: as the response, or as an event of the stream whose headers are sent."""
         if trace.reply is not None and trace.reply.media_type not in (JSON, EVENT_STREAM):
-            return  # a part of the answer is out: the server closes the connection, so that the client notices
+            return  # a part of the answer is sent: the server closes the connection, so that the client notices
         if trace.stream_begun:
             event = {"type": "http.response.body", "body": self._dialect.error_event(error), "more_body": False}
             with suppress(TimeoutError):
@@ -213,7 +213,7 @@ class Line:
 
 
 async def _assign(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Conversation, Previous]:
-    """Decide on the expert. Return the conversation of the request, and who answered there before."""
+    """Decide on the expert. Return the conversation of the request, and the expert that answered there before."""
     composition, prediction = trace.serving.composition, trace.prediction
     assert prediction is not None
     conversation = read_conversation(chat, options, trace.routed.requests)
@@ -223,7 +223,7 @@ async def _assign(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Co
 
 
 async def _retrieve(trace: Trace, chat: Chat, options: RequestOptions, previous: Previous) -> Chat:
-    """Return the chat, with passages if the gate opens. The decision may change where it counted on passages."""
+    """Return the chat, with passages if the gate opens. The decision may change if it relied on passages."""
     assert trace.decision is not None
     assert trace.prediction is not None
     chat, trace.decision, trace.retrieval_result = await trace.serving.composition.retrieve(
@@ -267,11 +267,11 @@ async def _call(
 
 
 def _accept(trace: Trace, request: ActiveRequest, allowance: Allowance, answer: RoutedReply, chat: Chat) -> Reply:
-    """Note the answer that has begun, and free what only its call needed. Return the reply to relay."""
+    """Note the answer that has begun, and free the data that only its call needed. Return the reply to relay."""
     trace.answered(answer)
     usage = trace.usage
     assert usage is not None
-    allowance.charge(usage, trace.prices)  # its parts count on until the answer is complete
+    allowance.charge(usage, trace.prices)  # its counts grow until the answer is complete
     if request.memory:  # the expert has the large body
         trace.chat = chat.without_content()
         trace.drop_audit_body()
@@ -290,7 +290,7 @@ async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send)
 
 
 async def relay(reply: Reply, send: Send, *, headers: Headers) -> None:
-    """Send a reply to its end. Raises the ExpertError that breaks it off; the headers of a stream are out by then.
+    """Send a reply to its end. Raises the ExpertError that breaks it off; the headers of a stream are already sent.
 
     `send` waits for the socket: a client that reads slowly slows down the expert and uses no memory of this process.
     """

@@ -63,7 +63,7 @@ def read_options(
         elif name in _CHOICES:
             field, values = _CHOICES[name]
             choice = _choice(value, name.decode(), values)
-            # of repeated headers the last one wins, but none lifts the mark that another one sets
+            # the last of repeated headers wins, except that `x-coe-only-local: true` cannot be undone
             choices[field] = choice or choices.get(field, False) if field == "only_local" else choice
         elif name == b"x-coe-recipe" and value:
             choices["recipe"] = _recipe(value)
@@ -85,8 +85,8 @@ def resolve_model(
     """Replace an alias or operating point by the model that it stands for, and set the point's cost weight unless the
     request has a header for it.
 
-    Raises ModelNotFound for a model or recipe that does not exist for the caller. This is the first use of the names,
-    so no other error, price or stored answer shows that an excluded one exists.
+    Raises ModelNotFound for a model or recipe that does not exist for the caller. Names are checked here
+    before anything else, so that no other error, price or cached answer reveals an excluded model.
     """
     if chat.model == AUTO and not options.recipe:  # the usual case; no alias has this name
         return chat, options

@@ -45,7 +45,7 @@ from gateway.stored_responses.store import FILE, ResponseStore, SqliteResponseSt
 
 _log = logging.getLogger("gateway")
 NONE, SQLITE = "none", "sqlite"
-"""Values of `stored_responses.store` that are no address."""
+"""Values of `stored_responses.store` that are not an address."""
 MAX_HELD_BYTES = 64 * 2**20
 """Bytes of request bodies that a process keeps until their answers are stored; answers to others are not stored."""
 MAX_REFERENCES = 2_000
@@ -95,11 +95,11 @@ class StoredStep:
     async def continued(
         self, chat: Chat, options: RequestOptions, registry: Registry, request: ActiveRequest, *, body_bytes: int
     ) -> tuple[Chat, StoredUse]:
-        """Returns the chat with the conversation that it continues, whose memory is that of `request`. Raises
+        """Returns the chat with the conversation that it continues, whose memory counts towards `request`. Raises
         InvalidRequest for an unknown id, BodyTooLarge, BodyMemoryFull and ResponsesUnavailable.
 
-        The answers of an API key with a list of experts, and answers to requests for local experts only, have owners of
-        their own: a request that is not limited in the same way could send them to any expert."""
+        The answers of an API key with a list of experts, and answers to requests for local experts only, have separate
+        owners: a request that is not limited in the same way could send them to any expert."""
         rule = options.rule
         owners = _owners(options.tenant, rule, only_local=rule is not None and rule.only_local)
         use, sent, fields = StoredUse(owners[0]), items_of(chat.fields), dict(chat.fields)
@@ -125,7 +125,7 @@ class StoredStep:
         return chat, use
 
     def release(self, use: StoredUse) -> None:
-        """Gives up the request."""
+        """Drops the request's input, and frees its bytes."""
         self._held_bytes -= use.body_bytes
         use.body_bytes, use.input = 0, ()
 
@@ -292,7 +292,7 @@ class _StoringReply:
         return answer if isinstance(answer, dict) else None
 
     def _echoed(self, chunk: bytes) -> bytes:
-        """The expert got the conversation in place of the id, so it has returned none."""
+        """Restores the previous id: the expert got the conversation instead, so its answer has none."""
         for without in _NO_ID:
             chunk = chunk.replace(without, self._id)
         return chunk

@@ -33,7 +33,7 @@ from gateway.stored_responses.conversation import StoredUse
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
-StepName = Literal["admit", "parse", "cache", "classify", "assign", "gate", "call", "relay"]
+StepName = Literal["admit", "parse", "cache", "classify", "assign", "retrieve", "call", "relay"]
 
 
 class StepTimer:
@@ -57,7 +57,7 @@ class StepTimer:
 
 @dataclass(slots=True, eq=False)
 class Trace:
-    """The known facts of one request. Until a step sets another outcome it is `aborted`: the client left, or the
+    """The state of one request. Until a step sets another outcome, it is `aborted`: the client disconnected, or the
     process ended."""
 
     serving: Serving
@@ -75,7 +75,7 @@ class Trace:
     options: RequestOptions | None = None
     chat: Chat | None = None
     requested_model: str = ""
-    """`model` as the client sent it; that of `chat` is what it stands for."""
+    """`model` as sent by the client; `chat.model` is the resolved name."""
     routed: RoutedText = NO_TEXT
     """The text that was classified."""
     prediction: Prediction | None = None
@@ -84,16 +84,16 @@ class Trace:
     attempts: Attempts = field(default_factory=Attempts)
     reply: Reply | None = None
     prices: Prices = Prices()  # noqa: RUF009  (immutable)
-    """Those of the expert that answers."""
+    """Prices of the answering expert."""
     status: int | None = None
     """HTTP status of the response; None if no response began."""
     audit: str = ""
-    """Field of the record: what became of an answer that was drawn for an audit."""
+    """Field of the record: the outcome of the audit if this answer was sampled for one."""
     spans: Spans | None = None
     cache: CacheUse | None = None
     """None if the request does not use the answer cache."""
     dropped: tuple[str, ...] = ()
-    """Types of what was left out, because the expert's server cannot read it."""
+    """Types of the parts that were left out, because the expert's server cannot read them."""
     stored: StoredUse | None = None
     """None unless the request's answer can be referred to later."""
 
@@ -222,7 +222,7 @@ class Trace:
             found.append((b"x-coe-dropped", ", ".join(self.dropped).encode()))
         if self.cache is not None:
             found.append((b"x-coe-cache", self.cache.result.encode()))
-        if self.ended_ms("gate") is not None:
+        if self.ended_ms("retrieve") is not None:
             found.append((b"x-coe-retrieval", self._retrieval_header()))
         if self.allowance is not None:
             found += self.allowance.headers()

@@ -41,7 +41,7 @@ class StoredResponse:
 
     @property
     def input_items(self) -> list[Item]:
-        """The input as `input_items` lists it: every item has an id of its own, and a message has a list of parts."""
+        """The input as `input_items` lists it: every item has its own id, and a message has a list of parts."""
         seen, listed = {item["id"] for item in self.input if is_id(item.get("id"))}, []
         free = set(seen)  # ids that no listed item has yet; the first item with an id keeps it, a second gets a new one
         for index, item in enumerate(self.input):
@@ -54,7 +54,7 @@ class StoredResponse:
         return listed
 
     def entries(self) -> dict[str, bytes]:
-        """Returns what is stored, by name; empty for an answer without an id, or one that is too long or too deep."""
+        """Returns the values to store, by name; empty for an answer without id, or one that is too long or too deep."""
         output = self.response.get("output")
         if not is_id(self.response.get("id")) or not isinstance(output, list) or len(self.previous) >= MAX_TURNS:
             return {}

@@ -1,4 +1,4 @@
-"""The ResponseStore of several gateways together, in Redis. After a failure it is not tried again for RETRY_SECONDS."""
+"""A ResponseStore in Redis, shared by several gateways. After a failure, all calls fail at once for RETRY_SECONDS."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ RETRY_AFTER = 1.0
 MAX_WAITING = 1_000
 """Calls of a process that run or wait; more fail at once."""
 ENTRY_OVERHEAD_BYTES = 256
-"""Bytes that an entry takes beside its value."""
+"""Bytes that an entry takes in addition to its value."""
 MAX_EXPIRED = 1_000
 """Expired entries that one call deletes."""
 RENEWED_SHARE = 0.05

@@ -47,7 +47,10 @@ def softmax(logits: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class StaticVectors:
-    """`tokens` (vocabulary, dimensions), int8, times `scales` (vocabulary,), weighted by token frequency."""
+    """Quantised static token vectors: `tokens` (vocabulary, dimensions), int8, times `scales` (vocabulary,).
+
+    They are weighted by token frequency.
+    """
 
     tokens: NDArray[np.int8]
     scales: NDArray[np.float32]

@@ -110,7 +110,9 @@ class LexicalFeatures:
 
 @dataclass(frozen=True, slots=True)
 class LexicalHead:
-    """`weights` (rows, n_categories), `idf` (rows,), `dense` weights (N_DENSE, n_categories), `bias` (n_categories,).
+    """Maps lexical features to logits by a linear model.
+
+    `weights` (rows, n_categories), `idf` (rows,), `dense` weights (N_DENSE, n_categories), `bias` (n_categories,).
 
     `known` (rows,) marks the terms seen in training; the weights of other terms are zero.
     """

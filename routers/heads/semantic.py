@@ -113,7 +113,7 @@ ABSENT_CATEGORY_LOGIT = -100.0
 
 @dataclass(frozen=True, slots=True)
 class LinearHead:
-    """`weights` of shape (dimensions, n_categories) and `bias` (n_categories,), float32."""
+    """Maps vectors to logits linearly: `weights` (dimensions, n_categories) and `bias` (n_categories,), float32."""
 
     weights: NDArray[np.float32]
     bias: NDArray[np.float32]

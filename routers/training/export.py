@@ -43,7 +43,7 @@ MASK_TOLERANCE = 1e-5
 def locate_encoder(encoder: str) -> str:
     """Return the folder of `encoder` if it is a folder or an installed package, else `encoder` as a hub name.
 
-    Raises DataError for an identifier that is no such package.
+    Raises DataError for an identifier that is not such a package.
     """
     if Path(encoder).is_dir():
         return encoder

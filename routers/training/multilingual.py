@@ -1,7 +1,7 @@
 """Train the head for texts that are not English, on a sample of the English texts and all others.
 
 Topics learned from English prompts hold in other languages once the direction that separates languages is projected
-off. The direction comes from the training texts and the foreign prompts that ship with this package, so that a training
+out. The direction comes from the training texts and the foreign prompts that ship with this package, so that a training
 set in English is enough.
 """
 
@@ -41,7 +41,7 @@ TOLERANCE = 1e-5
 BACKGROUND_TEXTS = 64
 """Shipped foreign prompts, and as many English ones, that help to find the direction, in every training set."""
 MIN_JUDGED_TEXTS = 50
-"""With fewer foreign texts, the head is calibrated on all."""
+"""With fewer foreign texts, the head is calibrated on all of them."""
 BATCH_TEXTS = 16
 """Texts embedded by one thread before it reports."""
 

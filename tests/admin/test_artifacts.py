@@ -146,7 +146,7 @@ async def test_overlays_are_listed_by_tenant_and_a_damaged_history_does_not_hide
     async with gateway_of(settings=settings) as gateway:
         found = (await listed(gateway))[OVERLAYS]
         whole = (await gateway.post(f"/v1/artifacts/overlays/{version}", method="GET")).json
-    assert "a line is no promotion" in found["damaged"]
+    assert "a line is not a promotion" in found["damaged"]
     assert [one["version"] for one in found["versions"]] == [version]
     assert [one["tenant"] for one in whole["tenants"]] == ["alice", "bob"]
     assert (settings.artifacts / OVERLAYS / version / OVERLAYS_FILE).is_file()

@@ -58,12 +58,16 @@ def problems_of(tmp_path: Path, text: str, current: str = TEXT) -> tuple[str, ..
     ("old", "new", "problem"),
     [
         ("model: m", "modell: m", "experts.yaml:5: unknown key 'modell'; did you mean 'model'?"),
-        ("${GOOD_KEY}", "sk-literal", "experts.yaml:8: a key or password stands here"),
-        ("model: m", "model: m\n    parameters: {aws_secret_access_key: AKIA}", "experts.yaml:6: a key or password"),
+        ("${GOOD_KEY}", "sk-literal", "experts.yaml:8: this is a literal key or password"),
+        (
+            "model: m",
+            "model: m\n    parameters: {aws_secret_access_key: AKIA}",
+            "experts.yaml:6: this is a literal key",
+        ),
         ("${GOOD_KEY}", "${OTHER}", "experts.yaml:8: the variable OTHER is new"),
         ("127.0.0.1:9", "${OTHER}.evil.example", "experts.yaml:7: the variable OTHER is new"),
         ("general: good}", "general: nobody}", "experts.yaml:9: unknown expert 'nobody'"),
-        ("version: 1", "version: 1\nlog: {url: 'redis://:pass@h/0'}", "experts.yaml:2: a key or password stands here"),
+        ("version: 1", "version: 1\nlog: {url: 'redis://:pass@h/0'}", "experts.yaml:2: this is a literal key"),
         ("version: 1", "version: 1\npolicy: {max_attempts: 7}", "a change of this needs a restart"),
         ("version: 1", "version: [", "experts.yaml:"),
     ],
@@ -178,7 +182,7 @@ def test_a_text_is_replaced_once_for_each_tag_with_one_backup_and_its_permission
     assert replace_declaration(settings, "second", expected=tag) == tag_of(b"second")
     assert (config.read_text(), config.stat().st_mode & 0o777) == ("second", 0o600)
     assert (settings.home / BACKUP).read_text() == "first"
-    with pytest.raises(ConfigRefused, match="changed meanwhile"):
+    with pytest.raises(ConfigRefused, match="changed in the meantime"):
         replace_declaration(settings, "third", expected=tag)
     assert config.read_text() == "second"
     config.write_bytes(b"x" * (MAX_TEXT_BYTES + 1))

@@ -108,7 +108,7 @@ async def test_a_failing_log_is_unavailable_and_its_address_stays_hidden() -> No
 
 async def test_a_cursor_of_another_log_is_an_invalid_request() -> None:
     async with gateway_of() as gateway:
-        gateway.log.fails = UnknownCursor("7-1 is no cursor of this log")
+        gateway.log.fails = UnknownCursor("7-1 is not a cursor of this log")
         response = await read(gateway, query="before=7-1")
     assert (response.status, response.error["param"]) == (400, "before")
 

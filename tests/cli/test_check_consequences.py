@@ -86,7 +86,7 @@ def test_a_new_category_has_consequences_for_router_plan_and_overlays(settings: 
     new = [{"name": name, "description": name, "examples": ["is it void", "may I sue"]} for name in names]
     found = report(settings, measured_registry(categories=new))
     kinds = {one["kind"]: one["sentence"] for one in found["consequences"]}
-    assert "knows it by its examples alone until `coe train`" in kinds["router"]
+    assert "until `coe train` is run, the router recognises it only from its examples" in kinds["router"]
     assert "'generalist' answers it" in kinds["category_added"]
     assert "stay unused until `coe retrain`" in kinds["overlays"]
 

@@ -109,7 +109,7 @@ def test_an_engine_gets_an_environment_with_the_build_for_this_machine(
     assert f"{engine}: installing {package}~=" in output
     assert f"{engine} 1.2.3 ({build}) is installed in {tools.engines / engine}; `coe up` finds it" in output
     assert bin_folders(tools.engines, engine)[0] == tools.engines / engine / "bin"
-    assert "--force installs it anew" in tools.run("install", engine)
+    assert "--force installs it again" in tools.run("install", engine)
 
 
 def test_llama_server_is_compiled_from_source_and_listed_with_its_version(tools: Tools) -> None:

@@ -62,4 +62,4 @@ def test_the_configuration_may_be_an_argument(config: Path) -> None:
 @pytest.mark.parametrize("verb", ["check", "up", "serve", "status", "spend", "train", "retrain"])
 def test_data_in_the_place_of_the_configuration_are_refused(verb: str) -> None:
     status, text = run(verb, "prompts.jsonl")
-    assert (status, "no configuration" in " ".join(text.split())) == (2, True)
+    assert (status, "not a configuration" in " ".join(text.split())) == (2, True)

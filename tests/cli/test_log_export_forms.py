@@ -85,7 +85,7 @@ def test_a_file_of_another_kind_or_in_no_folder_is_bad_usage(config: Path, tmp_p
         assert "must end in .jsonl or .parquet" in result.output
     result = tried("log", "export", tmp_path / "nowhere" / "log.jsonl", "--config", config)
     assert result.exit_code == 2
-    assert "there is no folder" in result.output
+    assert "does not exist; create it first" in result.output
     assert tried("log", "import", tmp_path / "none.jsonl", "--config", config).exit_code == 2
 
 
@@ -110,7 +110,7 @@ def test_where_there_is_no_log_nothing_is_exported_and_nothing_created(config: P
 def test_an_empty_list_is_reported_and_names_undeclared_words(config: Path) -> None:
     logged(config, record_of(1))
     assert tried("log", "--expert", "smal", "--config", config).stderr == (
-        "no records match; 'smal' is no declared expert; declared: small\n"
+        "no records match; 'smal' is not a declared expert; declared: small\n"
     )
     assert tried("log", "--outcome", "aborted", "--config", config).stderr == "no records match\n"
     assert tried("log", "--config", config).stderr == ""

@@ -32,7 +32,7 @@ def coe(*words: str | bytes | Path, **variables: str) -> tuple[int, str]:
 )
 @pytest.mark.parametrize(
     ("place", "output"),
-    [("gone/a.png", "there is no folder"), (".", "is a folder"), ("kept.png", "may not be written")],
+    [("gone/a.png", "does not exist"), (".", "is a folder"), ("kept.png", "may not be written")],
 )
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     verb: tuple[str, ...], place: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

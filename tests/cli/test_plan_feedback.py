@@ -131,7 +131,7 @@ def test_probes_judge_arms_by_the_recorded_answers(service: LoggedService, panel
     assert sources == {"held-out set", "logged traffic"}
     (panel / "answers.jsonl").unlink()
     service.serve(10)
-    with pytest.raises(DataError, match="the arms of recipes cannot be measured: no answers are recorded"):
+    with pytest.raises(DataError, match="the arms of recipes cannot be measured: the scores have no recorded"):
         service.retrain("--probes", panel)
 
 
@@ -147,7 +147,7 @@ def mixed(service: LoggedService, scores: Path, monkeypatch: pytest.MonkeyPatch)
     calls, grades = [], []
     for row in (row for row in rows if row["model"] == "chef"):
         one = {"benchmark": "own", "prompt_id": row["prompt_id"]}
-        arm = {**one, "arm": "improve@1", "writing": chain.writing, "score": 0.8, **used}
+        arm = {**one, "arm": "improve@1", "writing": chain.writing_digest, "score": 0.8, **used}
         calls += [arm | {"step": step, "member": name} for step, name in enumerate(("chef", "generalist"))]
         grades.append({**one, "model": "chef", "judge": "critic", "grade": 9 if row["score"] > 0.5 else 2, **used})
     for name, table in (("scores", rows), ("answers", answers), ("recipe_calls", calls), ("grades", grades)):

@@ -161,7 +161,7 @@ def test_a_declaration_that_changes_during_a_round_stops_the_promotion(
         return plain(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(plan_round, "judge_plan", slow)
-    with pytest.raises(ArtifactError, match=r"experts\.yaml was changed meanwhile; nothing is promoted"):
+    with pytest.raises(ArtifactError, match=r"experts\.yaml was changed in the meantime; nothing is promoted"):
         service.run("retrain")
     assert service.store().in_use() is None
 

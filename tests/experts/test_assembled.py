@@ -1,4 +1,4 @@
-"""Plain requests to `transformers serve` are streamed from it, and closed when the client leaves."""
+"""Non-streaming requests to `transformers serve` are streamed from it, and closed when the client leaves."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from coe.errors import (
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client
-from coe.experts.http.expert import HttpExpert, Limit
+from coe.experts.http.expert import FastTimeout, HttpExpert
 from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -267,10 +267,10 @@ async def test_the_limit_for_the_first_chunk_ends_with_it(
 
 async def test_who_cancels_a_task_beside_its_limit_has_cancelled_it() -> None:
     for cancels, is_limit in ((False, True), (True, False)):
-        limits = list[Limit]()
+        limits = list[FastTimeout]()
 
-        async def work(limits: list[Limit] = limits) -> bool:
-            limits.append(Limit(60))
+        async def work(limits: list[FastTimeout] = limits) -> bool:
+            limits.append(FastTimeout(60))
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError as error:

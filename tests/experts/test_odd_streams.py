@@ -10,7 +10,7 @@ from coe.errors import ExpertError, ExpertInvalidResponse, ExpertUnavailable
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Response
-from coe.experts.http.replies import MAX_ERROR_BYTES, ModelNameRewriter, PlainReply, StreamedReply
+from coe.experts.http.replies import MAX_ERROR_BYTES, JsonReply, ModelNameRewriter, StreamedReply
 from tests.experts.faulty_server import CHUNK, DONE, LAST
 
 pytestmark = pytest.mark.anyio
@@ -56,9 +56,9 @@ def streamed(*chunks: bytes, api: Api = "chat", choices: int = 1, **response: st
     )
 
 
-def plain(*chunks: bytes, api: Api = "chat") -> PlainReply:
+def plain(*chunks: bytes, api: Api = "chat") -> JsonReply:
     answer: Any = Chunks(*chunks, media_type="application/json")
-    return PlainReply(
+    return JsonReply(
         answer,
         api_format=API_FORMATS[api],
         errors=ErrorMapping("clever", key=""),
@@ -66,7 +66,7 @@ def plain(*chunks: bytes, api: Api = "chat") -> PlainReply:
     )
 
 
-async def relayed(reply: StreamedReply | PlainReply) -> bytes:
+async def relayed(reply: StreamedReply | JsonReply) -> bytes:
     await reply.begin()
     body = b"".join([chunk async for chunk in reply.chunks()])
     await reply.aclose()

@@ -248,7 +248,7 @@ def test_options_of_ollama_become_its_environment(engines: Engines) -> None:
     ("runtime", "declared", "key", "message"),
     [
         ("llama.cpp", {"model": "./nowhere.gguf"}, "model", "there is no file /"),
-        ("llama.cpp", {"model": "notes.txt"}, "model", "is no GGUF file"),
+        ("llama.cpp", {"model": "notes.txt"}, "model", "is not a GGUF file"),
         ("llama.cpp", {"model": "two"}, "model", "must hold one GGUF model; found: a.gguf, b.gguf"),
         ("llama.cpp", {"model": "tiny"}, "model", "name a GGUF file, a folder with one, or a hub model"),
         ("llama.cpp", {"options": {"sleep-idle-seconds": 60}}, "options", "declare `residency`"),

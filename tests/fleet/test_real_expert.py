@@ -53,7 +53,7 @@ async def sampled_text(session: aiohttp.ClientSession, served: Endpoint, *, temp
 
 
 async def check_plain_answers(session: aiohttp.ClientSession, served: Endpoint) -> None:
-    """A plain answer of the expert is that of the server, and abandoned ones do not block the next."""
+    """A non-streaming answer of the expert is that of the server, and abandoned ones do not block the next."""
     fields = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
     async with send_chat(session, served, "What is the capital of France?", tokens=8, stream=False) as response:
         own = await response.json()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 JSON = {"content-type": "application/json"}
 WHY = JSON | {"x-coe-explain": "1"}
-STEPS = ["admit", "parse", "classify", "assign", "gate", "call"]
+STEPS = ["admit", "parse", "classify", "assign", "retrieve", "call"]
 
 
 async def send_chat(gateway: Gateway, path: str, headers: dict[str, str], **fields: object) -> Response:

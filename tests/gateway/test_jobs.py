@@ -96,7 +96,7 @@ async def test_of_the_budgets_that_wait_the_newest_is_solved(settings: Settings)
         asked = [asyncio.create_task(solver.solve(version, {"mean_active_b": limit})) for limit in (3, 4, 5)]
         await asyncio.wait(asked)
     reported = [one.exception() or one.result()["budget"] for one in asked]
-    assert [str(one) for one in reported[:2]] == ["a newer budget was requested meanwhile"] * 2
+    assert [str(one) for one in reported[:2]] == ["a newer budget has been requested"] * 2
     assert reported[2] == {"mean_active_b": 5.0}
 
 

@@ -148,7 +148,7 @@ def test_an_expert_that_does_not_answer_fails_the_command_and_stays_in_the_file(
         (("--provider", "openai"), "OPENAI_API_KEY is not set"),
         (("--provider", "opnai"), "did you mean 'openai'"),
         (("--endpoint", "http://h", "--key-env", KEY), "not the key itself"),
-        (("--demo", "--endpoint", "http://h"), "stands alone"),
+        (("--demo", "--endpoint", "http://h"), "cannot be combined with"),
     ],
 )
 def test_bad_input_writes_nothing_and_names_the_remedy(folder: Path, words: Sequence[str], why: str) -> None:
@@ -198,7 +198,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_requested(
 ) -> None:
     monkeypatch.setattr(init_verb, "list_models", None)
     status, output = run("--endpoint", "http://127.0.0.1:9", "--output", "none/own.yaml")
-    assert (status, "there is no folder" in " ".join(output.split())) == (2, True)
+    assert (status, "does not exist; create it" in " ".join(output.split())) == (2, True)
 
 
 def test_models_after_the_most_that_are_read_are_reported_as_such(
@@ -258,7 +258,7 @@ def test_on_a_terminal_it_asks(folder: Path) -> None:
         assert process.wait(timeout=240) == 0, shown.decode()
     registry = loaded(folder / "experts.yaml")
     assert (registry.expert_names, registry.general_expert) == (("model-3", "model-0"), "model-3")
-    for said in (b"write http://HOST:PORT/v1", b"10 selects no model", b"model-2 is none of them", b"there is no file"):
+    for said in (b"write http://HOST:PORT/v1", b"10 selects no model", b"model-2 is not in", b"there is no file"):
         assert said in shown
 
 

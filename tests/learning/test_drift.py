@@ -121,7 +121,7 @@ def test_clusters_of_uncertain_requests_are_proposed_with_their_exemplars() -> N
     for proposal in found:
         assert len({int(of[row]) for row in proposal.exemplars}) == 1
         assert proposal.nearest == "general"
-        assert "consider a category of their own" in proposal.sentence
+        assert "consider a separate category" in proposal.sentence
 
 
 def test_scattered_or_few_uncertain_requests_propose_nothing() -> None:

@@ -59,7 +59,7 @@ async def test_a_request_is_a_server_span_with_a_child_for_every_step() -> None:
             sent = reported(gateway)
         spans = collector.tree()
     root = spans.pop("POST /v1/chat/completions")
-    assert list(spans) == ["admit", "parse", "classify", "assign", "gate", "call", "relay"]
+    assert list(spans) == ["admit", "parse", "classify", "assign", "retrieve", "call", "relay"]
     assert (root.kind, root.parent_id, root.status) == (SERVER, "", 0)
     assert {span.parent_id for span in spans.values()} == {root.span_id}
     assert {span.trace_id for span in spans.values()} == {root.trace_id}

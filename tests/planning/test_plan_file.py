@@ -126,5 +126,5 @@ def test_each_line_is_answered_by_a_plan_or_by_why_there_is_none() -> None:
     assert found[0]["plan"]["quality"] == pytest.approx(found[1]["plan"]["quality"])
     assert "the smallest feasible limit is" in found[2]["error"]
     assert "must be above 0" in found[3]["error"]
-    assert all("no JSON object of memory_gb" in answer["error"] for answer in found[4:])
+    assert all("with keys from memory_gb" in answer["error"] for answer in found[4:])
     assert orjson.dumps(found)

@@ -64,7 +64,7 @@ def test_promptfoo_assertions_become_checkers(tmp_path: Path) -> None:
     assert reasons[0] == "no checker for the assertion 'llm-rubric' with 'is polite'"
     assert reasons[1] == "the prompt has variables without an inline value"
     assert reasons[2] == "the test asserts nothing about the answer"
-    assert set(reasons[3:]) == {"the prompt is no inline text"}
+    assert set(reasons[3:]) == {"the prompt is not inline text"}
     for row in rows[:3]:
         assert isinstance(row, dict)
         probe_of({"category": "general"} | row, ("general", "multilingual"))

@@ -70,8 +70,8 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
             "{name: x, vote: [a, b, c, d]}",
             "recipe 'x' may make 4 calls and policy.max_calls allows 3; remove members",
         ),
-        ("{name: x, cascade: [a, []]}", "recipes.0.cascade.1: a step calls at least one expert; name one"),
-        ("{name: x, cascade: [a, b], max_tokens: {c: 9}}", "'c' is no member of 'x'; known: a, b"),
+        ("{name: x, cascade: [a, []]}", "recipes.0.cascade.1: a step must name at least one expert; add one"),
+        ("{name: x, cascade: [a, b], max_tokens: {c: 9}}", "'c' is not a member of 'x'; known: a, b"),
         (
             "{name: x, cascade: [a, b], max_tokens: {b: 0}}",
             "recipes.0.max_tokens.b: input should be greater than or equal to 1",
@@ -111,8 +111,8 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ("{name: x, fuse: [a], by: b}", "'x' has one expert in `fuse`; add one, or use `chain: [it, by]`"),
         ("{name: x, fuse: [a, b]}", "'x' needs `by`: the expert that writes the answer from those of the others"),
         ("{name: x, chain: [a, b], by: c}", "`by` is for a fuse; 'x' is a chain, whose last member writes the answer"),
-        ("{name: x, cascade: [a, b], by: c}", "`by` is for recipes that write, and 'x' is a cascade; remove it"),
-        ("{name: x, vote: [a, b], instruction: hi}", "`instruction` is for recipes that write, and 'x' is a vote"),
+        ("{name: x, cascade: [a, b], by: c}", "`by` is for chains and fuses, and 'x' is a cascade; remove it"),
+        ("{name: x, vote: [a, b], instruction: hi}", "`instruction` is for chains and fuses, and 'x' is a vote"),
         ("{name: x, chain: [a, b], instruction: ' '}", "recipes.0.instruction: string should match pattern"),
         ("{name: x, chain: [a, b], max_loss: 0.1}", "'x' is a chain, which always calls all members, so `max_loss`"),
         (
@@ -134,7 +134,7 @@ def load(tmp_path: Path, recipes: str) -> registry.Registry:
         ("{name: x, cascade: [a, b], signal: judge}", "'x' needs `judge`: the expert that grades the answers"),
         ("{name: x, vote: [a, b], signal: judge, judge: c}", "a judge is for a cascade; 'x' is a vote"),
         ("{name: x, cascade: [[a, b]], signal: judge, judge: c}", "'x' has one step, so there is no answer to judge"),
-        ("{name: x, cascade: [a, b], signal: judge, judge: b}", "'b' is a member, which cannot grade answers beside"),
+        ("{name: x, cascade: [a, b], signal: judge, judge: b}", "'b' is a member, and a member cannot also be the"),
         ("{name: x, cascade: [a, b], signal: judge, judge: cc}", "unknown expert 'cc'; did you mean 'c'?"),
         ("{name: x, cascade: [a, b], signal: judge, judge: x}", "a recipe cannot contain itself"),
         ("{name: x, cascade: [a, b], signal: judge, judge: vectors}", "'vectors' does not support the chat API"),
@@ -243,8 +243,8 @@ def test_a_chain_and_a_fuse_are_steps_with_one_arm_whose_later_members_keep_room
     assert declared.arm_names[-3:] == ("x@1", "y@1", "z@1")
     assert [declared.arm_of_model[name] for name in ("x", "y", "z")] == ["x@1", "y@1", "z@1"]
     assert declared.arm("x@1").context_length == 0.75 * declared.expert("a").context_length
-    assert len({one.writing for one in (chain, fuse, other)}) == 3
-    assert RecipeSpec(name="v", vote=("a", "b")).writing == ""
+    assert len({one.writing_digest for one in (chain, fuse, other)}) == 3
+    assert RecipeSpec(name="v", vote=("a", "b")).writing_digest == ""
 
 
 def test_recipes_change_the_digest_and_limits_of_calls_do_not() -> None:

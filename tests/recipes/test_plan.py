@@ -17,7 +17,7 @@ from tests.fakes import ScriptedExpert
 from tests.recipes.planned import ANSWERS, CAREFUL, DECLARED, plan, published, write_config, write_table
 
 COUNCIL = "recipes: [{name: council, fuse: [a, b], by: large}]\n"
-WRITING = RecipeSpec(name="council", fuse=("a", "b"), by="large").writing
+WRITING = RecipeSpec(name="council", fuse=("a", "b"), by="large").writing_digest
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_a_plan_on_the_present_prices_of_the_members(config: Path) -> None:
 
 def test_calls_of_one_member_are_summed(config: Path) -> None:
     config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 90") + COUNCIL.replace("by: large", "by: a"))
-    measure(config, RecipeSpec(name="council", fuse=("a", "b"), by="a").writing)
+    measure(config, RecipeSpec(name="council", fuse=("a", "b"), by="a").writing_digest)
     path = config.parent / "recipe_calls.jsonl"
     path.write_text(path.read_text().replace('"large"', '"a"'))
     plan(config)

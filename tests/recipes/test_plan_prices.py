@@ -70,4 +70,4 @@ def test_a_bound_without_recorded_answers_leaves_the_recipe_out_with_the_remedy(
     config.write_text(DECLARED.replace("mean_cost: 10", "mean_cost: 40") + CAREFUL.replace("}]", ", max_loss: 0.1}]"))
     reason = plan(config)["left_out"]["recipes"]["careful"]
     line = len(DECLARED.splitlines()) + 1
-    assert reason == f"experts.yaml:{line}: no answers are recorded beside the scores; run `coe score` again"
+    assert reason == f"experts.yaml:{line}: the scores have no recorded answers; run `coe score` again"

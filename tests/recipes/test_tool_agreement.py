@@ -16,7 +16,7 @@ def call(name: str, arguments: str, number: int = 0) -> dict[str, Any]:
 
 
 def calling(*calls: dict[str, Any], finish: str = "tool_calls", **message: Any) -> bytes:
-    """A plain answer that calls tools."""
+    """A non-streaming answer that calls tools."""
     return answer(None, finish=finish, tool_calls=list(calls), **message)[0]
 
 

@@ -158,7 +158,7 @@ async def test_feedback_and_records_live_in_one_place_and_leave_each_other_alone
 
 @pytest.mark.parametrize("cursor", ["yesterday", "-1", "1-2", "1; DROP TABLE feedback", "٣", "9" * 40])
 async def test_a_cursor_from_elsewhere_is_refused_by_name(feedback: FeedbackLog, cursor: str) -> None:
-    with pytest.raises(LogError, match="no cursor of this log"):
+    with pytest.raises(LogError, match="not a cursor of this log"):
         await feedback.read(after=cursor)
 
 

@@ -134,7 +134,7 @@ async def test_where_log_and_spool_fail_every_waiting_event_is_refused_at_once(t
 async def test_a_writer_that_is_closing_refuses(tmp_path: Path) -> None:
     async with writer_of(ListLog([]), tmp_path / "spool.db") as writer:
         pass
-    with pytest.raises(LogError, match="about to end"):
+    with pytest.raises(LogError, match="shutting down"):
         await writer.keep(Pending(event(1)))
 
 

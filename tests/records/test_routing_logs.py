@@ -205,9 +205,9 @@ async def test_one_page_is_bounded_whatever_the_query_asks_for(
 async def test_a_cursor_from_elsewhere_is_refused_by_name(log: RoutingLog, cursor: str) -> None:
     await log.append(records(1))
     for method in (log.read, log.tail, log.back):
-        with pytest.raises(LogError, match="no cursor of this log"):
+        with pytest.raises(LogError, match="not a cursor of this log"):
             await method(LogQuery(after=cursor))
-        with pytest.raises(LogError, match="no cursor of this log"):
+        with pytest.raises(LogError, match="not a cursor of this log"):
             await method(LogQuery(before=cursor))
 
 

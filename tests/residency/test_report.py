@@ -60,7 +60,7 @@ def test_an_expert_that_cannot_be_loaded_says_so() -> None:
     larger = ServerState(replace(B, memory=40.0), "stopped", waiting=(0.0,))
     failed = ServerState(C, "stopped", waiting=(0.0,), retry_at=8.0)
     sentence, reasons = reported(ServerState(A, "awake"), larger, failed)
-    assert reasons["code"].startswith("needs 40 GB, more than its device has")
+    assert reasons["code"].startswith("needs 40 GB, more than pinned experts leave")
     assert reasons["chat"] == "failed and may start again in 8.0 s"
     assert sentence.startswith("in 8.0 s: stop law")
 

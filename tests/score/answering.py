@@ -111,7 +111,7 @@ class AnsweringServer:
         answer = self.models[body["model"]](body["messages"][-1]["content"])
         if isinstance(answer, int):
             return web.json_response({"error": {"message": "because I say so"}}, status=answer)
-        if body.get("stream"):  # the gateway streams plain requests to `transformers serve`
+        if body.get("stream"):  # the gateway streams non-streaming requests to `transformers serve`
             return web.Response(body=_events(completion(answer)), content_type="text/event-stream")
         return web.json_response(completion(answer))
 

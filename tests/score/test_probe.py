@@ -80,7 +80,7 @@ def test_the_digest_covers_what_the_score_depends_on_and_nothing_else(tmp_path: 
         (GOOD | {"reference": None}, "needs a `reference`"),
         (GOOD | {"reference": "four"}, "must hold a number"),
         (GOOD | {"reference": "3,5"}, "must have a decimal point, for a comma may part a list: write 3.5"),
-        (GOOD | {"reference": "2 und 3"}, "must be one number, without others beside it"),
+        (GOOD | {"reference": "2 und 3"}, "must be one number, without others next to it"),
         (GOOD | {"checker": "choice", "reference": "K"}, "letter from A to J"),
         (GOOD | {"checker": "exact", "reference": "..."}, "nothing but punctuation"),
         (GOOD | {"checker": "code"}, "needs `tests`"),

@@ -105,7 +105,7 @@ async def test_a_fuse_is_scored_with_the_tokens_and_time_of_every_call(scoring: 
     assert len(rows) == 3 * COUNT
     assert all(row.pop("latency_ms") > 0 for row in rows)
     (writing,) = {row.pop("writing") for row in rows}
-    assert writing == scoring.registry.arm("council@1").writing  # type: ignore[union-attr]
+    assert writing == scoring.registry.arm("council@1").writing_digest  # type: ignore[union-attr]
     shared = {"benchmark": "probes", "prompt_id": "q0", "arm": "council@1", "score": 1.0}
     tokens = {"input_tokens": 3, "output_tokens": 5}
     assert rows[:3] == [
@@ -121,7 +121,7 @@ async def test_the_planner_reads_it_beside_the_scores_of_the_experts(scoring: Sc
     assert (await scoring.run("--recipe", "council"))[0] == 0
     quality = read_quality(scoring.folder / "out")
     assert quality.models == ("large", "referee", "small")
-    arms = [arm for arm in scoring.registry.recipe_arms if arm.writing]
+    arms = [arm for arm in scoring.registry.recipe_arms if arm.writing_digest]
     measured = read_recipe_answers(scoring.folder / "out", quality, arms)["council@1"]
     assert measured.scores.tolist() == [1.0] * COUNT
     assert measured.uses["output_tokens"].tolist() == [[5.0, 5.0, 5.0]] * COUNT
@@ -150,7 +150,7 @@ async def test_experts_are_scored_with_a_recipe_only_if_they_are_named(scoring: 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("counsel", "is no declared recipe; declared: council, v"), ("v", "compares answers, so `coe plan` prices it")],
+    [("counsel", "is not a declared recipe; declared: council, v"), ("v", "compares answers, so `coe plan` prices it")],
 )
 async def test_a_wrong_recipe_is_refused_before_any_call(scoring: Scoring, name: str, message: str) -> None:
     code, _, output = await scoring.run("--recipe", name)

@@ -26,7 +26,7 @@ async def test_an_answer_streams_and_the_panel_explains_the_decision(browser: Br
         await expect(considered).to_have_count(len(MODELS))
         await expect(considered.first).to_contain_text("coder (chosen)")
         await expect(why.locator(".stretches dt")).to_have_text(
-            ["admit", "parse", "classify", "assign", "gate", "call", "relay", "record"]
+            ["admit", "parse", "classify", "assign", "retrieve", "call", "relay", "record"]
         )
         for place, value in enumerate(await why.locator(".stretches dd").all_inner_texts()):
             assert bool(re.search(r"\d m?s$", value)) == (place < 7)

@@ -74,7 +74,7 @@ def test_adapters_follow_the_declaration_while_the_base_runs(awake: Service, ada
     assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.send_chat("corsair")))
     awake.declare(*declared, {**declared[1], "name": "corsair", "adapter": str(adapters / "nowhere")})
     awake.wait_for_line("expert 'corsair': there is no folder")
-    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.send_chat("corsair"))), "the last good state serves on"
+    assert ADAPTER_ANSWERS["pirate"].startswith(text_of(awake.send_chat("corsair"))), "still serving the old state"
     awake.declare(*declared)
     awake.wait_for_line("has unloaded the adapter 'corsair'")
     assert awake.send_chat("corsair").status_code == 404

@@ -100,7 +100,7 @@ def init(
     if demo:
         if endpoint or provider or key_env or model or serve:
             raise typer.BadParameter(
-                "stands alone: leave out --endpoint, --provider, --key-env, --model and --serve", param_hint="--demo"
+                "cannot be combined with --endpoint, --provider, --key-env, --model or --serve", param_hint="--demo"
             )
         _check_demo()
         _write(settings, declaration.demo())

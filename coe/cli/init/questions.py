@@ -62,7 +62,7 @@ def general_expert(names: Sequence[str], default: str) -> str:
     print_line(f"Experts: {', '.join(names)}")
     question = f"Which one answers until they are measured (Enter for {default})"
     while (answer := _prompt(question) or default) not in names:
-        print_line(f"{answer} is none of them")
+        print_line(f"{answer} is not in the list")
     return answer
 
 

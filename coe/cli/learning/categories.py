@@ -89,7 +89,7 @@ def suggest(
         print_line(f"# {one.requests} prompts ({one.requests / len(texts):.1%}), silhouette {one.silhouette:.2f}")
         print_line(f"# routed now to {overlap}\n{entry}")
     if not entries:
-        print_error("no cluster is distinct enough for a category of its own")
+        print_error("no cluster is distinct enough for its own category")
 
 
 def _proposals(

@@ -47,7 +47,7 @@ def promote(
 
 
 def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Json = False) -> None:
-    """Return to what was in use before; a second time, to what was in use before that."""
+    """Restore the version that was in use before; a second call restores the one before that."""
     from coe.runtime.versions import roll_back
 
     settings = settings_for(config)
@@ -74,7 +74,7 @@ def versions(kind: OptionalKind = None, config: Config = None, json: Json = Fals
 
     settings = settings_for(config)
     wanted = tuple(ARTIFACT_KINDS) if kind is None else (kind.value,)
-    synced_store(settings, wanted[0])  # fetches what is in use on other machines
+    synced_store(settings, wanted[0])  # fetches the versions in use on other machines
     found = [VersionCatalog(settings.artifacts, one).list_versions() for one in wanted]
     if json:
         print_json({"kinds": [_to_json(one) | {"quality_of": ARTIFACT_KINDS[one["kind"]].quality} for one in found]})

@@ -21,7 +21,7 @@ from coe.terminal import print_json, print_line
 
 Data = Annotated[Path | None, typer.Option("--data", help="JSONL or parquet with prompt and category.")]
 Add = Annotated[
-    Path | None, typer.Option("--add", help="Further prompts of that form, beside --data or the starter prompts.")
+    Path | None, typer.Option("--add", help="Further prompts of that form, added to --data or the starter prompts.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Artifact folder [default: in the state folder].")]
 Encoder = Annotated[str | None, typer.Option("--encoder", help="A folder, an installed package, or a hub name.")]

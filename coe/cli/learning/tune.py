@@ -119,12 +119,12 @@ def _judge(registry: Registry, name: str | None) -> ExpertSpec | None:
         return None
     if name not in registry.single_names:
         declared = ", ".join(registry.single_names)
-        raise typer.BadParameter(f"{name!r} is no declared expert; declared: {declared}", param_hint="--judge")
+        raise typer.BadParameter(f"{name!r} is not a declared expert; declared: {declared}", param_hint="--judge")
     return registry.expert(name)
 
 
 def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[ExpertSpec]:
-    """The experts that answer, with their variants. Asks whether to go on without the others.
+    """The experts that answer, with their variants. Asks whether to continue without the others.
 
     Raises DataError if fewer than two answer, and ExpertUnavailable if one does not and `yes` excludes the question.
     """
@@ -136,12 +136,12 @@ def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[Exp
             print_error(finding.sentence)
     answering = [spec for spec in registry.single_arms if spec.expert_name not in dead]
     if len(answering) < 2:
-        raise DataError("tune: a plan takes two experts that answer; declare more, or correct those of experts.yaml")
+        raise DataError("tune: a plan needs two experts that answer; declare more, or correct those of experts.yaml")
     if names := ", ".join(dead):
         if yes:
             remedy = "correct them, or remove them from experts.yaml"
             raise ExpertUnavailable(f"tune: {names} cannot be measured; {remedy}", expert=next(iter(dead)))
-        if not typer.confirm(f"Go on without scores of {names}?", err=True):
+        if not typer.confirm(f"Continue without scores for {names}?", err=True):
             raise typer.Exit(1)
     return answering
 

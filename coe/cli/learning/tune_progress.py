@@ -1,4 +1,4 @@
-"""Shows the progress of `coe tune`, and its plan beside the single experts as a table."""
+"""Shows the progress of `coe tune`, and a table of its plan and the single experts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tune_progress(
 
 
 def show_comparison(against: Sequence[Mapping[str, Any]], assignment: Sequence[Mapping[str, Any]]) -> None:
-    """Print the expert of each category, and the plan beside each single expert: quality, cost, latency."""
+    """Print the expert of each category, and the plan next to each single expert: quality, cost, latency."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,8 +1,8 @@
-"""A plain answer that is assembled from the server's stream.
+"""Assembles a non-streaming response from the server's stream.
 
-`transformers serve` finishes a plain request even if its client has left, and requests wait in one queue: abandoned
-ones would block it for minutes. It stops a stream whose connection is closed. So `HttpExpert` requests a stream from it
-for plain requests too. The answer has the shape that the server gives plain answers.
+`transformers serve` finishes a non-streaming request even if its client has left, and requests wait in one queue:
+abandoned ones would block it for minutes. It stops a stream whose connection is closed. So `HttpExpert` requests a
+stream from it for non-streaming requests too. The response has the server's usual non-streaming format.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TEXTS = ("content", "reasoning_content", "refusal")
 
 
 class AssembledReply:
-    """A plain reply over `stream`, a reply in Chat Completions or legacy Completions. `begin` reads all of it."""
+    """A non-streaming reply from `stream`, a reply in Chat Completions or Completions. `begin` reads all of it."""
 
     media_type = "application/json"
 
@@ -38,11 +38,11 @@ class AssembledReply:
                 async for events in chunks:
                     size += len(events)
                     if size > MAX_ANSWER_BYTES:
-                        raise self._errors.invalid_response("an answer longer than it may be")
+                        raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
                     answer.add(events)
             self._body = sse.dumps(answer.plain())
         except (AttributeError, LookupError, TypeError, ValueError):
-            raise self._errors.invalid_response("events that are not of this API") from None
+            raise self._errors.invalid_response("events that do not belong to this API") from None
 
     def chunks(self) -> Chunks:
         return SingleChunk(self._body)
@@ -59,7 +59,7 @@ class Assembly:
         self._choices: dict[int, dict[str, Any]] = {}
 
     def add(self, events: bytes) -> None:
-        """Add complete events. Raises ValueError, TypeError or LookupError if they are no chunks of an answer."""
+        """Add complete events. Raises ValueError, TypeError or LookupError if they are not chunks of an answer."""
         for chunk in sse.chunks_of(events):
             self._answer |= {name: value for name, value in chunk.items() if name != "choices" and value is not None}
             for piece in chunk.get("choices") or ():

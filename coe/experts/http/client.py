@@ -45,7 +45,7 @@ class Target:
     def __init__(self, url: str, headers: Mapping[str, str], *, method: str = "POST") -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{parts.scheme}://{parts.hostname} is no http or https address")
+            raise ValueError(f"{parts.scheme}://{parts.hostname} is not an http or https address")
         self.secure = parts.scheme == "https"
         self.host = parts.hostname
         self.port = parts.port or (443 if self.secure else 80)
@@ -209,7 +209,7 @@ class Response:
 
     async def chunk(self, within: float | None = None) -> bytes:
         """Returns the bytes that arrived since the last call, at least one; empty at the end. Raises OSError if it
-        breaks off, and TimeoutError if nothing arrives `within` so many seconds."""
+        breaks off, and TimeoutError if nothing arrives for `within` seconds."""
         return await self._connection.chunk(within)
 
     def release(self) -> None:
@@ -242,7 +242,7 @@ class Connection(asyncio.Protocol):
         self._idle_in: deque[Connection] | None = None
         """The connections among which it is idle."""
         self._deadline = math.inf
-        """Of the present wait for bytes, or for another exchange, by the event loop's clock."""
+        """Deadline of the current wait for bytes, or for another exchange, by the event loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
@@ -282,7 +282,7 @@ class Connection(asyncio.Protocol):
 
     async def chunk(self, within: float | None = None) -> bytes:
         """Returns the bytes that arrived since the last call; empty at the end. Raises TimeoutError if none arrive
-        `within` so many seconds."""
+        `within` seconds."""
         if within is not None and not self._chunks:
             self._set_deadline(within)
         while not self._chunks:
@@ -333,14 +333,14 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
 
     def _take_error(self) -> BaseException:
-        """Returns what broke the connection and forgets it: its traceback will refer to this connection and the
-        request."""
+        """Returns the error that broke the connection and forgets it: its traceback will refer to both this connection
+        and the request."""
         assert self._error is not None
         error, self._error = self._error, ConnectionResetError("the connection is broken")
         return error
 
     def _set_deadline(self, seconds: float) -> None:
-        """Limit the present wait. One timer serves all waits, as setting one takes as long as reading an event."""
+        """Limit the current wait. One timer serves all waits, as setting one takes as long as reading an event."""
         self._deadline = self._loop.time() + seconds
         if self._timer is not None and self._deadline < self._timer_at:
             self._timer.cancel()

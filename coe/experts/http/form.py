@@ -24,7 +24,7 @@ _FILE = re.compile(rb";\s*filename\*?=", re.IGNORECASE)
 class FormBody(Mapping[str, Any]):
     """The fields of a form by name, without its files; of a name that is there several times, the last one.
 
-    Raises ValueError for a body that is no form.
+    Raises ValueError for a body that is not a form.
     """
 
     def __init__(self, body: bytes | bytearray) -> None:

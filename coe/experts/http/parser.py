@@ -60,7 +60,7 @@ class ResponseParser:
     def end(self) -> None:
         """The connection was closed. Raises ProtocolError unless this ends the response."""
         if self._read is not ResponseParser._read_until_close or not self.status:
-            raise ProtocolError("the connection ended in mid-answer")
+            raise ProtocolError("the connection ended in the middle of the answer")
         self.complete = True
 
     def _read_head(self, data: bytes) -> bytes:

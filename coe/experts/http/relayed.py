@@ -12,14 +12,14 @@ from coe.experts.api_formats import record_usage
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
 from coe.experts.http.client import Response
-from coe.experts.http.replies import MAX_ANSWER_BYTES, ModelNameRewriter, PlainReply
+from coe.experts.http.replies import MAX_ANSWER_BYTES, JsonReply, ModelNameRewriter
 from coe.usage import Usage
 
 DEFAULT_TYPE = "application/octet-stream"
 
 
 class RelayedReply:
-    """A response of any media type. `begin` reads the first chunk, of JSON all."""
+    """A response of any media type. `begin` reads the first chunk, or all of a JSON body."""
 
     def __init__(
         self, response: Response, *, errors: ErrorMapping, rewriter: ModelNameRewriter, stream_idle_timeout: float
@@ -28,7 +28,7 @@ class RelayedReply:
         self._errors = errors
         self._rewriter = rewriter
         self._stream_idle_timeout = stream_idle_timeout
-        self._is_json = response.media_type == PlainReply.media_type
+        self._is_json = response.media_type == JsonReply.media_type
         self.media_type = response.media_type if self._is_json else response.headers.get("content-type", DEFAULT_TYPE)
         self._first = b""
         self.usage = Usage()
@@ -39,7 +39,7 @@ class RelayedReply:
     async def _json(self) -> bytes:
         body = await self._response.read(MAX_ANSWER_BYTES)
         if len(body) > MAX_ANSWER_BYTES:
-            raise self._errors.invalid_response("an answer longer than it may be")
+            raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
         try:
             answer: Any = sse.loads(body)
         except ValueError:

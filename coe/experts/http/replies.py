@@ -1,4 +1,4 @@
-"""Replies of HTTP experts: one JSON document (`PlainReply`), or server-sent events (`StreamedReply`).
+"""Replies of HTTP experts: one JSON document (`JsonReply`), or server-sent events (`StreamedReply`).
 
 `HttpExpert` creates them for a response with status 200. They detect errors under status 200, count tokens, replace the
 model name, and pass only complete events on.
@@ -21,7 +21,7 @@ from coe.experts.http.client import Response
 from coe.usage import Usage
 
 MAX_ANSWER_BYTES = 64 * 2**20
-"""Bytes of a plain response."""
+"""Bytes of a non-streaming response."""
 MAX_PREAMBLE_BYTES = 2**20
 """Bytes of an event stream until the first event with content."""
 MAX_ERROR_BYTES = 2**16
@@ -48,13 +48,13 @@ class ModelNameRewriter:
         return events
 
     def in_answer(self, body: bytes, answer: dict[str, Any]) -> bytes:
-        """Replaces it at the top of a plain response only: a tool's arguments may contain a `model` too."""
+        """Replaces it at the top of a non-streaming response only: a tool's arguments may contain a `model` too."""
         if body.count(b'"model"') < 2:
             return self.in_events(body)
         return sse.dumps({**answer, "model": self._client_name}) if answer.get("model") == self._server_name else body
 
 
-class PlainReply:
+class JsonReply:
     """A response that arrives as one JSON document."""
 
     media_type = "application/json"
@@ -72,7 +72,7 @@ class PlainReply:
     async def begin(self) -> None:
         body = await _read_body(self._response, max_bytes=MAX_ANSWER_BYTES)
         if body is None:
-            raise self._errors.invalid_response("an answer longer than it may be")
+            raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
         try:
             answer = sse.loads(body)
         except ValueError:
@@ -92,7 +92,7 @@ class PlainReply:
 
 
 class SingleChunk:
-    """The chunks of a plain reply. An iterator, as the event loop registers each asynchronous generator."""
+    """The chunks of a non-streaming reply. An iterator, as the event loop registers each asynchronous generator."""
 
     __slots__ = ("_chunk",)
 
@@ -155,7 +155,7 @@ class StreamedReply:
         if self._response.media_type != self.media_type:
             await self._raise_no_stream()
         first, event = bytearray(), None
-        while event is None and not self._done:  # comments keep a connection alive and are no answer
+        while event is None and not self._done:  # comments keep a connection alive and are not an answer
             chunk = await self._response.chunk()
             if not chunk:
                 raise self._errors.connection_lost("ended the stream before the first event")
@@ -181,7 +181,7 @@ class StreamedReply:
     async def _raise_no_stream(self) -> NoReturn:
         """Servers send an error as JSON with status 200, even if a stream was requested."""
         kind, answer = self._response.media_type, None
-        if kind == PlainReply.media_type:
+        if kind == JsonReply.media_type:
             with contextlib.suppress(ValueError):
                 answer = sse.loads(await _read_body(self._response, max_bytes=MAX_ERROR_BYTES) or b"")
         if isinstance(answer, dict) and answer.get("error"):
@@ -222,7 +222,7 @@ class StreamedReply:
                         yield self._rewriter.in_events(good)
                     if failure:
                         self._done = False  # a failed answer is never complete
-                        raise self._errors.server_error("failed in mid-answer", failure)
+                        raise self._errors.server_error("failed in the middle of the answer", failure)
         except TimeoutError:
             raise self._errors.timed_out(f"fell silent for {self._stream_idle_timeout:g} s") from None
         except OSError as error:

@@ -1,8 +1,8 @@
-"""Server-sent events: splits a byte stream into complete events, and reads facts such as the end and token counts.
+"""Server-sent events: splits a byte stream into complete events, and finds the end, errors and token counts.
 
-Most functions search for a word before they parse JSON, so events without it cost little. JSON is accepted as servers
-write it: Python's own encoder emits NaN, Infinity and lone surrogates, and clients read them. The API formats, the
-drafts of recipes and the gateway's dialects use this module.
+Most functions search for a substring before they parse JSON, so events without it cost little. JSON is accepted as
+servers write it: Python's own encoder emits NaN, Infinity and lone surrogates, and clients read them. The API formats,
+the drafts of recipes and the gateway's dialects use this module.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class EventBuffer:
 
     def __init__(self, *, limit: int = MAX_EVENT_BYTES) -> None:
         self.rest: bytes | bytearray = b""
-        """The bytes behind the last complete event."""
+        """The bytes after the last complete event."""
         self._limit = limit
         self._returned = False
 
@@ -87,7 +87,7 @@ class EventBuffer:
             raise ValueError(f"an event is longer than {self._limit} bytes")
 
     def _with_newlines(self, chunk: bytes) -> bytes:
-        """A CR ends its line at once, since the next byte may be long in coming; a following LF belongs to it."""
+        """A CR ends its line at once, since the next byte may arrive much later; a following LF belongs to it."""
         if chunk:
             chunk = chunk.removeprefix(b"\n") if self._returned else chunk
             self._returned = chunk.endswith(b"\r")
@@ -141,7 +141,7 @@ def _role_alone(choice: Any) -> bool:
 
 def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> Any:
     """The first data line as JSON that is not [DONE] and not `preamble`; None without one. Raises ValueError if this is
-    no event stream."""
+    not an event stream."""
     if not _FIELD.match(events):
         raise ValueError("it does not begin with an event")
     for line in events.splitlines():
@@ -234,8 +234,8 @@ def _only_usage(event: bytes) -> bool:
 
 
 def usage_event(events: bytes) -> bytes:
-    """The event with token counts and no choice that OpenAI's API has, made of the last counts among the events. Empty
-    if there are none, or if a server sent this event itself."""
+    """The event with token counts and no choice, as OpenAI's API sends it, made from the last counts among the events.
+    Empty if there are none, or if a server sent this event itself."""
     for event in _parsed(b'"usage"', reversed(events.splitlines())):
         if isinstance(event.get("usage"), dict):
             return b"data: %b\n\n" % dumps({**event, "choices": []}) if event.get("choices", True) else b""

@@ -1,8 +1,8 @@
 """Calls an expert through litellm, which supports providers that have no OpenAI-compatible or Anthropic API.
 
-It is called for chat and embeddings. Its import takes seconds and its calls milliseconds, so it runs in an event loop
-in a thread of its own, the background loop. litellm returns objects, so this module serializes its replies to bytes.
-`coe.experts.factory` imports this module only when it is needed.
+litellm serves chat and embeddings only. Importing it takes seconds and each call blocks for milliseconds, so it runs in
+a separate thread with its own event loop, the background loop. litellm returns objects, so this module serializes its
+replies to bytes. `coe.experts.factory` imports this module only when it is needed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ from coe.usage import Usage
 T = TypeVar("T")
 REMEDY = pip_install("providers")
 SIDE_REQUEST_TIMEOUT = 1.0
-"""Seconds for requests that litellm makes beside the call (Ollama: the model's size). All its streams wait
-meanwhile."""
+"""Timeout in seconds of litellm's own extra requests (Ollama: the model's size), which block all litellm streams."""
 _LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai")
 
 EntryPoint: TypeAlias = Callable[..., Awaitable[Any]]
@@ -77,7 +76,7 @@ class LitellmExpert:
         arguments["timeout"] = call.first_token_timeout + call.stream_idle_timeout  # a backstop: those below end before
         if headers := forwarded_headers(call, self.spec):
             arguments["extra_headers"] = headers
-        reply = _StreamedReply(self, call) if call.stream else _PlainReply(self, call)
+        reply = _StreamedReply(self, call) if call.stream else _JsonReply(self, call)
         await self._import()
         try:
             async with asyncio.timeout(call.first_token_timeout) as limit:
@@ -141,7 +140,7 @@ def _failed_inside_litellm(error: BaseException) -> bool:
     return isinstance(error, (AttributeError, LookupError, TypeError, UnicodeError))
 
 
-class _PlainReply:
+class _JsonReply:
     """A response that arrives in one piece."""
 
     media_type = "application/json"
@@ -250,7 +249,7 @@ class _StreamedReply:
     def _visible_bytes(self, event: dict[str, Any]) -> bytes:
         chunk = to_event(event)
         if failure := self._api_format.failure(chunk):
-            where = "failed in mid-answer" if self._has_content else "answered with an error"
+            where = "failed in the middle of the answer" if self._has_content else "answered with an error"
             raise self._expert.errors.server_error(where, failure)
         for counts in self._api_format.usages(chunk):
             record_usage(self.usage, counts)

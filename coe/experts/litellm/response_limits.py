@@ -62,7 +62,7 @@ def current_limits() -> ResponseLimits:
 
 
 class _ErrorBody:
-    """An error body: read up to a limit, without an error, since the status decides what happens next."""
+    """An error body, cut at a limit without an error, since the status decides what happens next."""
 
     def __init__(self, max_bytes: int) -> None:
         self._remaining = max_bytes
@@ -74,7 +74,7 @@ class _ErrorBody:
 
 
 class _Whole:
-    """A plain response, or a stream of another kind than server-sent events."""
+    """A non-streaming response, or a stream of another kind than server-sent events."""
 
     def __init__(self, limits: ResponseLimits) -> None:
         self._limits = limits
@@ -83,7 +83,7 @@ class _Whole:
     def read(self, chunk: bytes) -> bytes:
         self._size += len(chunk)
         if self._size > MAX_ANSWER_BYTES:
-            raise self._limits.exceed("an answer longer than it may be")
+            raise self._limits.exceed("an answer longer than the limit of 64 MiB")
         return chunk
 
 

@@ -24,7 +24,7 @@ _NAMES: Mapping[Api, str] = {
 }
 FIELDS: Mapping[Api, frozenset[str]] = {api: frozenset(names.split()) for api, names in _NAMES.items()}
 """Request fields that pass. litellm reads its own settings (api_base, mock_response, fallbacks and many more) from the
-same arguments; otherwise a client could send the expert's key to an address of its own."""
+same arguments; otherwise a client could send the expert's key to its own address."""
 
 
 def litellm_arguments(call: Call, spec: ExpertSpec) -> dict[str, Any]:

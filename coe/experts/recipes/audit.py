@@ -22,7 +22,7 @@ from coe.usage import AuditResult, MemberCall
 
 
 class Audit:
-    """One audit of an accepted answer; implements `coe.core.RecipeAudit`.
+    """One audit of an accepted answer; implements `coe.usage.RecipeAudit`.
 
     `answers` are the final answers of the members that were called, in the order of `policy.members`, and `accepted` is
     the position of the returned one. With `caps_apply`, the members have the caps of the policy.
@@ -90,7 +90,7 @@ class Audit:
     def _differs(self, answers: Sequence[str | None], last: int) -> bool:
         """Return whether the policy returns another answer than the accepted one after its last step."""
         policy, classes = self._policy, answer_classes(answers)
-        tokens = np.expm1(policy.steps[-1].typical)[np.newaxis]  # they matter to whether a policy goes on only
+        tokens = np.expm1(policy.steps[-1].typical)[np.newaxis]  # they matter to whether a policy continues only
         probabilities, _ = policy.evaluate(len(policy.steps) - 1, classes[np.newaxis], tokens, self._posterior)
         returned = int(best_answer(probabilities, otherwise=len(answers) - last)[0])
         return not is_same_answer(classes, returned, self._accepted)

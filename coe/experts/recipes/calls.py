@@ -125,7 +125,7 @@ class MemberCalls:
         return ""
 
     def _limit(self) -> tuple[float, RecipeStop]:
-        """Return when (event loop clock) and why to stop. Without an answer to return there is no limit here."""
+        """Return the time (event loop clock) and reason to stop. Infinity while there is no answer to return."""
         begun = [draft.began for draft in self.drafts if draft.usable and draft.began is not None]
         if not begun:
             return math.inf, "deadline"
@@ -135,18 +135,18 @@ class MemberCalls:
         return (held_until, "stream_hold") if held_until < self._stop_at else (self._stop_at, "deadline")
 
     def stop_before(self, calls: int) -> RecipeStop:
-        """Return why not to begin a step of so many calls; empty if it may begin."""
+        """Return the reason not to begin a step of `calls` calls; empty if it may begin."""
         if self.exceeds_limit(calls):
             return "unavailable"
         at, stop = self._limit()
         return stop if self._clock() >= at else ""
 
     def exceeds_limit(self, calls: int) -> bool:
-        """True if so many further calls are more than `policy.max_calls` allows."""
+        """True if `calls` further calls exceed `policy.max_calls`."""
         return len(self.log.calls) + calls > self._max_calls
 
     def raise_defect(self) -> None:
-        """Raise the error of a draft that is no failure of its expert."""
+        """Raise a draft's error if it is a bug, not a failure of its expert."""
         for draft, _ in self._running:
             if draft.error is not None and not isinstance(draft.error, ExpertError | InvalidRequest):
                 raise draft.error

@@ -20,9 +20,9 @@ LENGTH_REASONS = ("length", "max_tokens", "model_length")
 """Finish reasons of an answer that a limit on its tokens has ended, as various servers write them."""
 MAX_LAST_EVENTS = 16
 """Last events of a stream that are searched for its finish reason; token counts and the end follow it."""
-_CUT_OFF = (*LENGTH_REASONS, "content_filter", "tool_calls", "function_call")
+_INCOMPLETE_TEXT_REASONS = (*LENGTH_REASONS, "content_filter", "tool_calls", "function_call")
 """Finish reasons of an answer whose text is not a complete answer."""
-_CALLED = ("tool_calls", "function_call", "stop")
+_COMPLETE_CALL_REASONS = ("tool_calls", "function_call", "stop")
 """Finish reasons of an answer whose calls are complete; some servers write `stop`."""
 
 
@@ -37,7 +37,7 @@ def answer_text(body: bytes, *, stream: bool) -> str | None:
 def _plain_text(answer: dict[str, Any]) -> str | None:
     choice = answer["choices"][0]
     message = choice["message"]
-    if choice.get("finish_reason") in _CUT_OFF or message.get("refusal") or message.get("tool_calls"):
+    if choice.get("finish_reason") in _INCOMPLETE_TEXT_REASONS or message.get("refusal") or message.get("tool_calls"):
         return None
     content = message["content"]
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
@@ -47,7 +47,7 @@ def _streamed_text(events: bytes) -> str | None:
     parts: list[str] = []
     for choice in _choices(events.splitlines()):
         delta = choice.get("delta") or {}
-        if choice.get("finish_reason") in _CUT_OFF or delta.get("refusal") or delta.get("tool_calls"):
+        if choice.get("finish_reason") in _INCOMPLETE_TEXT_REASONS or delta.get("refusal") or delta.get("tool_calls"):
             return None
         parts.append(delta.get("content") or "")
     return "".join(parts)
@@ -87,7 +87,7 @@ def called_tools(body: bytes, *, stream: bool) -> str | None:
     """Return the canonical form of the calls; None if there are none, or they are cut off or malformed."""
     try:
         message, finish = _streamed_message(body) if stream else _plain_message(sse.loads(body))
-        return _form_of_calls(_called_functions(message)) if finish in _CALLED else None
+        return _form_of_calls(_called_functions(message)) if finish in _COMPLETE_CALL_REASONS else None
     except MALFORMED:
         return None
 
@@ -126,7 +126,7 @@ def _called_functions(message: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]
 
 
 def _form_of_calls(functions: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return names and arguments in a fixed order; None without calls, or if arguments are no JSON object."""
+    """Return names and arguments in a fixed order; None without calls, or if arguments are not a JSON object."""
     calls: list[tuple[str, str]] = []
     for function in functions:
         arguments = json_form((function.get("arguments") or "{}").strip())

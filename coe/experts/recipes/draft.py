@@ -1,8 +1,7 @@
-"""A member's answer while a recipe holds it, and the text of a complete chat answer.
+"""`Draft`: one call to a member of a recipe, whose answer is buffered until the recipe returns or discards it.
 
-A task of its own reads each draft, so that the members of a step answer at the same time. A draft keeps its chunks
-until the recipe returns or discards it. The chunks of a returned draft go to the client unchanged; if the answer is not
-complete, the task still reads the rest.
+A separate task reads each draft, so that the members of a step answer at the same time. The chunks of a returned draft
+go to the client unchanged; if the answer is not complete, the task still reads the rest.
 """
 
 from __future__ import annotations
@@ -208,7 +207,7 @@ class Draft:
         self._chunks.clear()
 
     def to_stream(self, *, with_usage: bool) -> bool:
-        """Turn a complete plain answer into the events of a stream; False if it has not the form of an answer."""
+        """Turn a complete non-streaming answer into the events of a stream; False if it is not a valid answer."""
         try:
             events = _events(sse.loads(b"".join(self._chunks)), with_usage=with_usage)
         except MALFORMED:
@@ -237,7 +236,7 @@ class Draft:
 
 
 def _events(answer: dict[str, Any], *, with_usage: bool) -> bytes:
-    """Return a plain answer of one choice as a stream: its text, its finish reason and its usage, an event each."""
+    """Return a non-streaming answer of one choice as a stream: text, finish reason and usage, one event each."""
     choice = answer["choices"][0]
     shared: dict[str, Any] = {"object": "chat.completion.chunk"}
     shared |= {name: answer[name] for name in ("id", "created", "model") if name in answer}

@@ -1,7 +1,7 @@
 """`RecipeExpert`: calls the members of a recipe step by step, and returns the answer of one of them unchanged.
 
-After each step a `RecipePolicy` compares the final answers and decides whether to go on. A member that fails counts as
-no answer. The recipe stops early and returns its best answer so far, unverified, when a stream was held as long as
+After each step a `RecipePolicy` compares the final answers and decides whether to continue. A member that fails counts
+as no answer. The recipe stops early and returns its best answer so far, unverified, when a stream was held as long as
 allowed, too many bytes are held, or the deadline is near. An answer that a cap on its tokens has cut off counts as none
 too, and is never returned. Members are the experts that single requests use, so their breakers, health and residency
 apply.
@@ -81,7 +81,7 @@ class RecipeExpert:
         return await calls.returning(_Run(self, call, calls, final_answer).reply, first=len(self._first))
 
     async def aclose(self) -> None:
-        """Does nothing: the members belong to others."""
+        """Does nothing: the caller closes the members."""
 
 
 class _Run:
@@ -133,15 +133,15 @@ class _Run:
             assert self._call is not None
             latest = self._start(number, step, self._call)
             stop = await self._calls.settle(latest)
-            goes_on = self._compare(number)
+            continues = self._compare(number)
             if stop:
                 return stop
             is_last = number + 1 == len(steps)
             if not is_last and self._recipe.judge is not None:
-                goes_on, stop = await self._judged(number, goes_on, self._recipe.judge)
+                continues, stop = await self._judged(number, continues, self._recipe.judge)
                 if stop:
                     return stop
-            if not is_last and not goes_on and self._has_answer(latest):
+            if not is_last and not continues and self._has_answer(latest):
                 return "accepted"
         return "last_step" if any(draft.complete for draft in latest) else "unavailable"
 
@@ -166,23 +166,23 @@ class _Run:
             return False
         return any(draft.usable for draft in self._drafts)
 
-    async def _judged(self, number: int, goes_on: bool, judge: Expert) -> tuple[bool, RecipeStop]:
-        """Have the best answer after step `number` graded. Return whether to go on, and why to stop before that.
+    async def _judged(self, number: int, continues: bool, judge: Expert) -> tuple[bool, RecipeStop]:
+        """Have the best answer after step `number` graded. Return whether to continue, and why to stop before that.
 
-        Without a grade, agreement has decided whether it `goes_on`.
+        Without a grade, agreement has decided whether it `continues`.
         """
         calls, call = self._calls, self._call
         assert call is not None
         if not any(draft.complete for draft in self._drafts):
-            return goes_on, ""
+            return continues, ""
         text = without_reasoning(self._best(finished_only=True).text() or "")
         if not text:  # cut off or refused
-            return goes_on, ""
+            return continues, ""
         if stop := calls.stop_before(1):
             log = MemberCall(judge.name, number)
             log.outcome = "skipped"
             calls.log.calls.append(log)
-            return goes_on, "" if stop == "unavailable" else stop
+            return continues, "" if stop == "unavailable" else stop
         timeout = self._recipe.limits.response_timeout
         fields = grading_fields(call.fields, text)
         plain = replace(call, fields=fields, renames_limit=True, stream=False, first_token_timeout=timeout)
@@ -192,7 +192,7 @@ class _Run:
             calls.raise_defect()
             if grading.complete:
                 grading.log.outcome = "ungraded"
-            return goes_on, stop
+            return continues, stop
         grade = float(grading.answer)
         rule = self._recipe.policy.steps[number].graded
         grading.log.outcome = "graded"
@@ -201,7 +201,7 @@ class _Run:
         return self._compare(number, grade), ""
 
     def _compare(self, number: int, grade: float = math.nan) -> bool:
-        """Rate all answers after step `number` and return whether to go on; `grade` is a judge's of the best one.
+        """Rate all answers after step `number` and return whether to continue; `grade` is a judge's of the best one.
 
         An answer that has begun and is not complete counts as different from all others.
         """
@@ -215,7 +215,7 @@ class _Run:
         typical = np.expm1(self._recipe.policy.steps[number].typical)
         counted = [_output_tokens(draft.log) for draft in self._drafts]
         tokens = np.array([usual if count is None else count for count, usual in zip(counted, typical, strict=True)])
-        probabilities, goes_on = self._recipe.policy.evaluate(
+        probabilities, continues = self._recipe.policy.evaluate(
             number, classes[np.newaxis], tokens[np.newaxis], self._posterior, np.array([grade])
         )
         for draft, answer_class, is_unfinished in zip(self._drafts, classes.tolist(), unfinished, strict=True):
@@ -223,7 +223,7 @@ class _Run:
                 draft.log.confidence = round(float(probabilities[0, answer_class]), 4)
                 first = self._calls.log.calls.index(self._drafts[answer_class].log)
                 draft.log.answer_class = None if is_unfinished else first
-        return bool(goes_on[0])
+        return bool(continues[0])
 
     def _best(self, *, finished_only: bool) -> Draft:
         """Return the answer that is most likely right; if none can be compared, the first one of the latest step.

@@ -23,7 +23,7 @@ MAX_GRADED_CHARACTERS = 8000
 GRADE_TOKENS = 16
 """Largest number of tokens of a grade."""
 PROMPT_TOKENS = 160
-"""Tokens of a judge's request beside the conversation and the answer."""
+"""Tokens of a judge's request besides the conversation and the answer."""
 MAX_GRADE = 10
 ACCEPTED_GRADE = 8
 """Grade from which on an answer is accepted before a plan has fitted a rule."""
@@ -66,7 +66,7 @@ class GradeRule:
     """When an answer with a grade is accepted.
 
     `intercept` and `slope` are of the logistic from grade to probability. `gain`, shape (STATE_FEATURES +
-    n_categories,), are the coefficients of the expected gain of going on, net of its cost, over `graded_features`.
+    n_categories,), are the coefficients of the expected gain of continuing, net of its cost, over `graded_features`.
     """
 
     intercept: float

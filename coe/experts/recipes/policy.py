@@ -1,7 +1,7 @@
 """The fitted policy of a recipe: in which order members answer, when to stop, and whose answer to return.
 
-A policy is one arm of the plan. The policies of one recipe differ by `price`: the quality per unit of cost below which
-another answer is not worth its cost.
+A policy is one arm of the plan. The policies of one recipe differ by `price`: the quality that one unit of cost must
+add, below which another answer is not worth its cost.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Step:
     """Members that are called at the same time, and the rule that follows from the answers so far.
 
     `weights` and `typical` (mean of log(1 + output tokens)) cover the members of this step and of all earlier ones.
-    `gain`, shape (STATE_FEATURES + n_categories,), are the coefficients of the expected gain of going on, net of its
+    `gain`, shape (STATE_FEATURES + n_categories,), are the coefficients of the expected gain of continuing, net of its
     cost; None for the last step. `graded` decides instead where a judge has graded the best answer. `max_tokens` is the
     cap of each of its members' answers, inf without one; empty if none has one.
     """
@@ -76,7 +76,7 @@ class RecipePolicy:
         return tuple(name for step in self.steps for name in step.members)
 
     def never_stopping(self) -> RecipePolicy:
-        """Return the policy that calls every step: the expected gain of going on is always 1, and no judge grades."""
+        """Return the policy that calls every step: the expected gain of continuing is always 1, and no judge grades."""
         always = (None if step.gain is None else np.eye(1, len(step.gain))[0] for step in self.steps)
         steps = tuple(replace(step, gain=gain, graded=None) for step, gain in zip(self.steps, always, strict=True))
         return replace(self, steps=steps, judge="")
@@ -93,7 +93,7 @@ class RecipePolicy:
         return np.concatenate([step.caps for step in self.steps])
 
     def with_caps(self, caps: Mapping[str, float]) -> RecipePolicy:
-        """Return the policy with these caps by member, inf without one, in place of its own."""
+        """Return the policy with these caps by member, inf without one, instead of its own."""
         if caps == self.max_tokens:
             return self
         limits = (tuple(caps.get(name, np.inf) for name in step.members) for step in self.steps)
@@ -115,7 +115,7 @@ class RecipePolicy:
         `classes` and `tokens` (of output) have shape (n_prompts, members so far), `posterior` (n_prompts,
         n_categories). `grades` (n_prompts,) are a judge's of the best answers, NaN where agreement alone decides.
         Returns the probability that each answer is right (`AnswerWeights.probabilities`), and whether
-        each prompt goes on to the next step.
+        each prompt continues to the next step.
         """
         step = self.steps[number]
         probabilities = step.weights.probabilities(classes, posterior)
@@ -153,7 +153,7 @@ def replay(
     """Run a policy on recorded answers, columns (n_prompts, n_members) in the order of `policy.members`.
 
     `grades` of the same shape are those of its judge, NaN without one. In streams, caps apply only where an earlier
-    answer is readable, and in plain answers also to all steps but the last.
+    answer is readable, and in non-streaming answers also to all steps but the last.
 
     Where no answer is readable, the first one of the latest step is returned, as in serving; if one of that step was
     cut off, the next step is called first. With a judge, the first of the last step is returned if none of it is
@@ -210,7 +210,7 @@ _SECOND_CLASS_GAIN = 1e9
 
 
 def default_policy(recipe: RecipeSpec, *, categories: int) -> RecipePolicy:
-    """Return the policy for posteriors over so many categories.
+    """Return the policy for posteriors over this many categories.
 
     The next step is called unless the answers so far agree: two or more final answers, all equal. In a cascade, one
     final answer is enough after a step of one member. With a judge, its grade decides.

@@ -1,4 +1,4 @@
-"""Stores the arms of a plan as JSON beside it (`recipes.json`): fitted policies, and recipes that write."""
+"""Stores the arms of a plan as JSON next to it (`recipes.json`): fitted policies, and chains and fuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERSION = 4
 
 @dataclass(frozen=True, slots=True)
 class WrittenArm:
-    """The arm of a chain or fuse as it was measured: it has no policy. `writing` is `RecipeSpec.writing`."""
+    """The arm of a chain or fuse as it was measured: it has no policy. `writing` is `RecipeSpec.writing_digest`."""
 
     recipe: str
     steps: tuple[tuple[str, ...], ...]
@@ -33,7 +33,7 @@ class WrittenArm:
 class ArmPolicies:
     """The policies of arms by arm name, over `categories` in the order of their coefficients.
 
-    `written` are the arms of recipes that write. `streamed` is the share of requests that the plan counted as streams.
+    `written` are the arms of chains and fuses. `streamed` is the share of requests that the plan counted as streams.
     `version` is a digest of the file; empty if they were not read from one. Policies of the recipes in `broken` never
     stop early.
     """
@@ -46,7 +46,7 @@ class ArmPolicies:
     broken: frozenset[str] = frozenset()
 
     def without_early_stops(self, recipes: Collection[str]) -> ArmPolicies:
-        """Return the policies of which those of these recipes call every step."""
+        """Return a copy in which the policies of these recipes never stop early."""
         by_arm = {arm: one.never_stopping() if one.recipe in recipes else one for arm, one in self.by_arm.items()}
         return replace(self, by_arm=by_arm, broken=self.broken.union(recipes))
 
@@ -67,7 +67,7 @@ class ArmPolicies:
         judges = {one.recipe: one.judge for one in self.by_arm.values()}
         planned = self.steps.get(arm.recipe), writing.get(arm.recipe, ""), judges.get(arm.recipe, "")
         caps = self.max_tokens.get(arm.recipe, {})
-        return planned == (arm.steps, arm.writing, arm.judge) and caps == arm.max_tokens
+        return planned == (arm.steps, arm.writing_digest, arm.judge) and caps == arm.max_tokens
 
     def only(self, arms: Collection[str]) -> ArmPolicies:
         """Return some of the arms."""
@@ -167,7 +167,7 @@ def _policy_from_json(found: Mapping[str, Any], n_categories: int) -> RecipePoli
         typical, graded = _array(one["typical"], (seen,)), _rule_from_json(one["graded"], n_categories)
         steps.append(Step(tuple(one["members"]), weights, typical, gain, graded, _caps_from_json(one)))
     if not steps or steps[-1].gain is not None:
-        raise ValueError("the last step of a policy must not go on")
+        raise ValueError("the last step of a policy must not continue")
     loss, max_loss = (None if found[name] is None else float(found[name]) for name in _LOSSES)
     return RecipePolicy(
         str(found["recipe"]),

@@ -20,7 +20,7 @@ MAX_CHECK_WORK = 4_000_000
 """Values of the schema times characters of the answer, up to which it is checked: about 30 ms."""
 
 Check = Callable[[Any, int], bool]
-"""Returns whether a JSON value of so many characters has the demanded form."""
+"""Returns whether a JSON value of this many characters has the demanded form."""
 
 
 def in_demanded_form(final_answer: FinalAnswer, fields: Mapping[str, Any]) -> FinalAnswer:
@@ -70,7 +70,7 @@ def _expanded_size(node: Any, root: Mapping[str, Any], path: tuple[str, ...], li
     """Count the values of a schema with its references expanded, up to the first number above `limit`.
 
     References that this function might resolve otherwise than the validator does count as more than the limit: those to
-    no place in the schema, inside their own target, with escapes of URLs, or below a part with an id of its own.
+    no place in the schema, inside their own target, with escapes of URLs, or below a part with its own id.
     """
     if not isinstance(node, dict | list):
         return 1

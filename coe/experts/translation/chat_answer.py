@@ -1,6 +1,6 @@
-"""Reads answers of Chat Completions: a `Delta` is what one chunk of a stream, or a whole plain answer, adds.
+"""Reads answers of Chat Completions: a `Delta` is what one chunk of a stream, or a non-streaming answer, adds.
 
-Both builders of translated answers consume deltas, so that a plain answer and a stream are translated by the same code.
+Both builders of translated answers consume deltas, so that streams and non-streaming answers share one translation.
 Servers deviate from OpenAI's form: reasoning has several names, calls lack their index, and content may be parts.
 """
 
@@ -46,13 +46,13 @@ class Delta:
 
 
 class ChatReader:
-    """Reads one answer. Raises ValueError for what is no chat answer."""
+    """Reads one answer. Raises ValueError for anything but a Chat Completions response."""
 
     def __init__(self) -> None:
         self._calls = 0
 
     def whole(self, answer: Mapping[str, Any]) -> Delta:
-        """Returns the delta of a plain answer."""
+        """Returns the delta of a non-streaming answer."""
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ValueError("chat without a choice")
@@ -71,7 +71,7 @@ class ChatReader:
     def _delta(self, choice: Mapping[str, Any], field: str) -> Delta:
         message = choice.get(field) or {}
         if not isinstance(message, dict):
-            raise ValueError(f"a {field} that is no object")
+            raise ValueError(f"a {field} that is not an object")
         reasoning = next((text for name in _REASONING_FIELDS if (text := _text(message.get(name)))), "")
         blocks = _objects(message.get("thinking_blocks"))
         return Delta(
@@ -119,7 +119,7 @@ class CallOrder:
         self._ended: set[int] = set()
 
     def add(self, delta: Delta) -> list[Delta]:
-        """Returns what can be written now."""
+        """Returns the deltas that can be written now."""
         if self._open is None and not delta.calls:
             return [delta]
         ordered, text = [], replace(delta, calls=())
@@ -132,7 +132,7 @@ class CallOrder:
         return ordered
 
     def end(self) -> list[Delta]:
-        """Returns what waits at the end of the stream."""
+        """Returns the deltas that still wait at the end of the stream."""
         return self._advance(at_end=True)
 
     def _add_call(self, call: CallDelta) -> list[Delta]:
@@ -149,7 +149,7 @@ class CallOrder:
         return [Delta(calls=(call,))]
 
     def _advance(self, *, at_end: bool = False) -> list[Delta]:
-        """Opens the next call if the open one is complete, and so on. Returns what can be written."""
+        """Opens the next call if the open one is complete, and so on. Returns the deltas that can be written."""
         ordered: list[Delta] = []
         while self._open is None or at_end or self._is_complete():
             if self._open is not None:
@@ -181,7 +181,7 @@ _NOTHING = Delta()
 
 
 def _text(value: Any) -> str:
-    """The text of a field that may be absent, or parts of which some are texts."""
+    """The text of a field that may be absent, or a list in which only some parts are text."""
     if isinstance(value, list):
         return "".join(_text(part.get("text")) for part in _objects(value))
     return value if isinstance(value, str) else ""

@@ -100,7 +100,7 @@ def _parts_of(content: Any) -> list[Mapping[str, Any]]:
 
 
 def _content(parts: Parts, joint: str) -> Any:
-    """Texts as one text, which every server accepts; parts where one is no text or carries more than its text."""
+    """Texts as one text, which every server accepts; parts where one is not text or carries more than its text."""
     if all(part.keys() == {"type", "text"} for part in parts):
         return joint.join(part["text"] for part in parts)
     return list(parts)

@@ -2,7 +2,7 @@
 
 Requests in other APIs, and in those that the server speaks, pass unchanged, except for the name of a limit that CoE has
 set itself (`Call.renames_limit`). The answer's deltas are translated as they
-arrive, with one builder for plain answers and streams.
+arrive, with one builder for non-streaming answers and streams.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from coe.core import Api, Call, Expert, Health, Reply
 from coe.errors import ExpertRejected, InvalidRequest
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
-from coe.experts.http.replies import PlainReply
+from coe.experts.http.replies import JsonReply
 from coe.experts.translation import messages_request, responses_request
 from coe.experts.translation.chat_answer import CallOrder, ChatReader, Delta
 from coe.experts.translation.messages_answer import MessageBuilder
@@ -100,8 +100,8 @@ class TranslatedExpert:
         await self._expert.aclose()
 
     async def _accepted(self, call: Call, *, optional: Sequence[str] = _OPTIONAL) -> Reply:
-        """The reply to the call. What a server rejects by name, and is `optional` or has another name, is changed. A
-        change is kept for later calls only once it helped: servers quote requests in their errors."""
+        """The reply to the call. A field that the server rejects by name is removed if `optional`, or renamed if it has
+        another name. A change is kept for later calls only once it helped: servers quote requests in their errors."""
         for name in optional:
             if (name, str(call.fields.get(name))) in self._rejected:
                 call = _without(call, name)
@@ -133,12 +133,12 @@ class TranslatedExpert:
                 body = b"".join([chunk async for chunk in chunks])
             builder.add(ChatReader().whole(sse.loads(body)))
         except ValueError as error:
-            raise self._errors.invalid_response(f"something that is no chat answer ({error})") from None
+            raise self._errors.invalid_response(f"something other than a Chat Completions answer ({error})") from None
         finally:
             await reply.aclose()
         builder.end(reply.usage)
         answer = builder.response if isinstance(builder, ResponseBuilder) else builder.message
-        return _PlainReply(_dumps(answer), reply.usage)
+        return _JsonReply(_dumps(answer), reply.usage)
 
 
 def is_translated(spec: ExpertSpec, api: Api) -> bool:
@@ -160,16 +160,16 @@ def dropped_parts(api: Api, fields: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def reported_types(kinds: Iterable[str]) -> tuple[str, ...]:
-    """Returns types as headers and records hold them, each once and at most MAX_DROPPED. A type that is no word is
+    """Returns types as headers and records hold them, each once and at most MAX_DROPPED. A type that is not a word is
     `other`, since it could hold anything."""
     words = (kind if _TYPE.fullmatch(kind) else "other" for kind in kinds)
     return tuple(dict.fromkeys(words))[:MAX_DROPPED]
 
 
-class _PlainReply:
+class _JsonReply:
     """A translated answer in one piece."""
 
-    media_type = PlainReply.media_type
+    media_type = JsonReply.media_type
 
     def __init__(self, body: bytes, usage: Usage) -> None:
         self.usage = usage

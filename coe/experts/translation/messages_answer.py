@@ -129,7 +129,7 @@ class MessageBuilder:
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call. What is no JSON object is kept under the name that Anthropic's own servers use."""
+    """The arguments of a call. Anything but a JSON object is kept under the name that Anthropic's servers use."""
     try:
         found = sse.loads(arguments.encode("utf-8", "surrogatepass")) if arguments else {}
     except ValueError:

@@ -179,7 +179,7 @@ def _add_thinking(body: dict[str, Any], thinking: Fields, effort: Any, claude: b
     if claude and kind is not None:
         body["thinking"] = thinking
         add_effort(body, effort, "output_config.effort")
-        if effort is not None:  # litellm makes it output_config.effort again, beside this thinking
+        if effort is not None:  # litellm makes it output_config.effort again, along with this thinking
             body["reasoning_effort"] = effort
     elif kind == "disabled":
         return  # chat has no field that every server takes for it

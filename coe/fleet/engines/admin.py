@@ -42,11 +42,11 @@ class EngineClient:
         raise FleetError(f"{self._root} cannot load the adapter {name!r} in {folder}")
 
     async def unload_adapter(self, name: str) -> None:
-        """Stops serving `name`; requests in flight complete. An unknown name is no error."""
+        """Stops serving `name`; requests in flight complete. An unknown name is not an error."""
         raise FleetError(f"{self._root} cannot unload the adapter {name!r}")
 
     async def _post(self, path: str, body: Any = None, *, time_limit: float, missing: bytes = b"") -> None:
-        """A 404 whose text contains `missing` is no error, unless that is empty."""
+        """A 404 whose text contains `missing` is not an error, unless that is empty."""
         await self._request("POST", path, body, time_limit=time_limit, missing=missing)
 
     async def _get(self, path: str, *, time_limit: float) -> Any:
@@ -55,7 +55,7 @@ class EngineClient:
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError:
-            raise FleetError(f"{self._root}{path} answered {text[:100]!r}, which is no JSON") from None
+            raise FleetError(f"{self._root}{path} answered {text[:100]!r}, which is not JSON") from None
 
     async def _request(self, method: str, path: str, body: Any, *, time_limit: float, missing: bytes = b"") -> bytes:
         import aiohttp  # not for the gateway, which starts no server

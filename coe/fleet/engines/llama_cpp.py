@@ -1,7 +1,7 @@
 """`llama-server` of llama.cpp, for GGUF files on a CPU, or on a GPU that its build supports.
 
 Its servers can only be stopped. Its router mode also ends a process to unload a model, and `--sleep-idle-seconds`
-sleeps by a timer of its own, which residency cannot control.
+sleeps by its own timer, which residency cannot control.
 """
 
 from __future__ import annotations

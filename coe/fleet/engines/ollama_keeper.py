@@ -88,7 +88,7 @@ def _request(url: str, body: Any, time_limit: float) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        raise OSError(f"the answer is no JSON: {text[:100]!r}") from None
+        raise OSError(f"the answer is not JSON: {text[:100]!r}") from None
 
 
 if __name__ == "__main__":

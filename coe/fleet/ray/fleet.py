@@ -78,7 +78,7 @@ class ClusterFleet(RunningServers):
 
     def endpoints(self, experts: Sequence[ExpertSpec], keys: Sequence[str]) -> dict[str, tuple[Endpoint, ...]]:
         """The endpoints of the replicas that are up, for experts whose servers have these keys. If none is up, the last
-        one: requests to it fail, and their breaker notices when one is back."""
+        known endpoint: requests to it fail, and their breaker notices when it is up again."""
         found: dict[str, tuple[Endpoint, ...]] = {}
         for expert, key in zip(experts, keys, strict=True):
             up = [supervisor.served for supervisor in self._replicas(key) if supervisor.served is not None]
@@ -97,12 +97,12 @@ class ClusterFleet(RunningServers):
         return loaded[0]
 
     def stale_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """The adapters that `key` serves beyond these."""
+        """The adapters that `key` serves and that are not among `adapters`."""
         served = dict.fromkeys(name for supervisor in self._replicas(key) for name in supervisor.adapters)
         return [name for name in served if name not in adapters]
 
     async def unload_adapters(self, key: str, adapters: Mapping[str, Path]) -> list[str]:
-        """Stops serving all adapters but these. Returns the removed names. Raises FleetError."""
+        """Stops serving all adapters except these. Returns the removed names. Raises FleetError."""
         stale = self.stale_adapters(key, adapters)
         for supervisor in self._replicas(key):
             for name in stale:

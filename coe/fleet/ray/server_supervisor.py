@@ -103,7 +103,7 @@ class ServerSupervisor:
             start=self._place_and_start,
             timeouts=self._timeouts,
             report=lambda failure, delay: self._report(
-                f"{self._name} {failure}; starting it anew, on a node that has room, in {delay:g} s"
+                f"{self._name} {failure}; restarting it on a node with free capacity in {delay:g} s"
             ),
         )
 
@@ -134,7 +134,7 @@ class ServerSupervisor:
             last_response = time.monotonic()
             for line in events:
                 self._report(f"node {self._node}: {line}")
-        return f"is given up: node {self._node} has not responded for {SILENCE_TIMEOUT:g} s"
+        return f"is abandoned: node {self._node} has not responded for {SILENCE_TIMEOUT:g} s"
 
     async def load_adapters(self, adapters: Mapping[str, Path]) -> list[str]:
         """Serves these LoRA folders too; returns the new names. A lost server loads them when it returns. Raises

@@ -70,7 +70,10 @@ async def connected_client(
 
 
 class ResidencyClient:
-    """Call `acquire` before a request to an expert, and what it returns when the request is over."""
+    """Requests experts from the residency scheduler over a Unix socket.
+
+    Call `acquire` before a request to an expert, and call its result when the request has ended.
+    """
 
     def __init__(self, address: Path) -> None:
         self._address = address

@@ -43,7 +43,7 @@ class DecayingCounts:
 
 
 _SMALLEST_UNIT = 1e-100
-"""Unit below which the weights are scaled anew, since they would grow beyond what a float holds."""
+"""Unit below which the weights are rescaled, since they would grow beyond what a float holds."""
 
 
 class Forecast:

@@ -41,7 +41,7 @@ class LoadTimes:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            self._report(f"{self._path}: ignored, load times are learned anew ({error})")
+            self._report(f"{self._path}: ignored, load times are learned again ({error})")
             return
         for expert, server in self._servers.items():
             times = found.get(expert) if isinstance(found, dict) else None

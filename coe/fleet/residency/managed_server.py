@@ -52,7 +52,7 @@ class ManagedServer:
         return self.profile.key
 
     def use(self, spec: ServerSpec) -> None:
-        """Has the next start use this spec, which confines the server to its present device."""
+        """Has the next start use this spec, which confines the server to its current device."""
         self._next_spec = spec
 
     async def load(self) -> None:

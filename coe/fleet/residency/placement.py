@@ -3,7 +3,7 @@
 A server is on one device at a time, and only a stopped one moves. Where requests wait for a stopped server, it goes to
 the device with the least `load_cost`: the seconds until the load is worth its price there, the loads before it, and its
 own load. The price depends on the offered load of the device and on what must leave, as in `plan`. Between equal costs,
-the servers that leave decide, then the present device.
+the servers that leave decide, then the current device.
 
 A sleeping server wakes where it sleeps. But once a request has waited for it as long as a start takes, and another of
 its devices has nothing to load and enough memory that is free or held by idle servers, it is stopped and starts there.
@@ -41,7 +41,7 @@ Cost = tuple[float, float]
 
 
 def load_cost(server: ServerState, state: DeviceState) -> Cost:
-    """The cost of loading `server` on a device, which may be its present one. Infinite if too few servers may leave."""
+    """The cost of loading `server` on a device, which may be its current one. Infinite if too few servers may leave."""
     others = replace(state, servers=tuple(_loaded(s) for s in state.servers if s.key != server.key))
     lacking = server.profile.memory - _available_memory(others)
     leaving = select_victims(sorted(_evictable(others), key=eviction_order), lacking)

@@ -10,7 +10,7 @@ that wait for the server, as one transmission does in pull-based broadcast sched
 2. *When*: a load has a price in seconds of wait, at most `max_wait`. A server is loaded once the norm of its requests'
    waits reaches the price: the rule of dynamic acknowledgement (Dooly, Goldman and Scott 2001), whose cost is the sum
    or the maximum of the waits, with a norm between the two. The price grows with the *offered load* of the device: the
-   load seconds a second that it would need if every request for a server that is not awake had a load of its own. A
+   load seconds a second that it would need if every request for a server that is not awake had its own load. A
    device with spare capacity loads at once; an overloaded device batches requests.
 3. *Eviction*: the servers with the lowest reload cost per GB first: request rate x load seconds / GB (as in
    GreedyDual-Size-Frequency, Cherkasova 1998), idle servers before busy ones. Those that turn out not to be needed,
@@ -18,8 +18,9 @@ that wait for the server, as one transmission does in pull-based broadcast sched
    those with waiting requests last, and awake ones are stopped if they would keep too much.
 4. *Lookahead*: idle servers are unloaded for the next `LOOKAHEAD` servers while another one still loads. A busy server
    drains (it accepts no new request and unloads once it is idle) only for the most urgent one, and does not begin to
-   during a load: memory that waits for work to end is idle. What fits beside the most urgent one loads meanwhile.
-5. *One load at a time*, since two would share its bandwidth. But servers that sleep in RAM wake beside a start, one at
+   during a load: memory that waits for work to end is idle. What fits next to the most urgent one loads in the
+   meantime.
+5. *One load at a time*, since two would share its bandwidth. But servers that sleep in RAM wake during a start, one at
    a time, where idle servers leave enough memory.
 
 A server with requests in flight is never unloaded. When none is wanted, a server with a forecast of at least one
@@ -54,7 +55,7 @@ _PRECISION = 1e-9
 _TIME_PRECISION = 1e-6
 """Seconds below which a load that is not due yet is due: rounding errors of a norm."""
 _SHORTEST_CHECK = 0.1
-"""Seconds between two checks at least: prices change meanwhile."""
+"""Seconds between two checks at least: prices change in between."""
 
 
 def plan(state: DeviceState, *, explain: bool = False) -> Schedule:
@@ -150,7 +151,7 @@ def _select_loads(
     leave = set[str]()
     waits = (Waits(server, state.now) for server in wanted)
     perhaps_due = {server.key for server in perhaps}  # the others explain who waits, and change no decision
-    starting = device.loading and not device.waking  # what sleeps in RAM may wake beside it
+    starting = device.loading and not device.waking  # what sleeps in RAM may wake at the same time
     for urgent in sorted(waits, key=lambda one: (starting and not _is_in_ram(one.server), -one.urgency)):
         server = urgent.server
         if server.key in leave:  # it leaves for a more urgent one

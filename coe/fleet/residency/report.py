@@ -1,4 +1,5 @@
-"""Explains one device to operators: who is awake, what loads, who waits, and what is decided next and why. Pure.
+"""Explains one device to operators: which experts are awake, which are loading, which requests wait, and the next
+decision with its reason. Pure functions.
 
 `preview` calls the policy itself on the moment when it decides next, so that an explanation cannot differ from what is
 done: now, at its next check, or when the load that is under way should end. Requests that arrive or end in between
@@ -31,7 +32,7 @@ class Preview:
     """Actions of the policy at the time `at`, if nothing happens before.
 
     `at` is None if there are none until a request arrives or ends.
-    `now` is the schedule of the present moment, whose candidates explain who waits.
+    `now` is the schedule of this moment, whose candidates explain who waits.
     """
 
     now: Schedule
@@ -164,9 +165,7 @@ def _weighed_reason(server: ServerState, state: DeviceState, weighed: Candidate,
     if weighed.obstacle == "failed":
         return f"failed and may start again in {weighed.due - state.now:.1f} s"
     if weighed.obstacle == "too_large":
-        return (
-            f"needs {server.profile.memory:g} GB, more than its device has beside pinned experts; its requests expire"
-        )
+        return f"needs {server.profile.memory:g} GB, more than pinned experts leave on its device; its requests expire"
     if weighed.obstacle == "no_room":
         return "waits until those before it are loaded, or experts that may not leave free memory"
     paid = f"{weighed.waited:.1f} s of waits against a price of {weighed.price:.1f} s"

@@ -20,7 +20,7 @@ RATES_AGE = 1.0
 """Seconds after which all rates are computed again. Until then each request counts in full for its expert, so that a
 burst is seen at once."""
 RATE_PRECISION = 0.02
-"""Change of a rate, relative to it, that is too small to make a kept snapshot anew."""
+"""Change of a rate, relative to it, that is too small to replace a kept snapshot."""
 
 Ticket = int
 """Identifies one request from its arrival to its end."""
@@ -49,11 +49,11 @@ class ServerRecord:
     from_sleep: bool = False
     switches: int = 0
     requests: int = 0
-    """Since the rates were computed."""
+    """Requests since the rates were computed."""
     state: ServerState | None = None
     """As of an earlier decision; None after a change."""
     expires: float = -math.inf
-    """When its rate is too old."""
+    """Time from which its rate is too old."""
 
     @property
     def load_seconds(self) -> float:
@@ -247,7 +247,7 @@ class Scheduler:
         return self._servers[key].tier
 
     def load_seconds(self, key: str) -> float:
-        """Expected seconds until a server is awake: from its present tier, or from the one that it rests in."""
+        """Expected seconds until a server is awake: from its current tier, or from the one that it rests in."""
         return self._servers[key].load_seconds
 
     def status(self, key: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Simulates the schedulers of devices on a trace of requests: only servers and time are not the real ones.
+"""Simulates the schedulers of devices on a trace of requests: the real schedulers with simulated servers and time.
 
-`coe plan` estimates waits with it, and the benchmarks compare policies. A run takes some 0.1 ms a request and a server
-that it has to weigh, and ends: every request is served, since simulated servers do not fail.
+`coe plan` estimates waits with it, and the benchmarks compare policies. A run takes about 0.1 ms per request and
+candidate server, and always terminates: simulated servers do not fail, so every request is served.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Simulation:
         return sum(scheduler.switches for scheduler in self._schedulers)
 
     def run(self) -> Simulation:
-        """Runs to the end of all work."""
+        """Runs until all work is done."""
         for ticket, request in enumerate(self._requests):
             self._at(request.at, partial(self._request_arrived, ticket))
         while self._events:

@@ -1,6 +1,6 @@
 """Requests the list of models of many servers at the same time, each with bounded time and bytes.
 
-A list is data of strangers: names that a declaration cannot hold are left out, above all `${NAME}`, which the loader
+A list is untrusted input: names that a declaration cannot hold are left out, above all `${NAME}`, which the loader
 would replace by a variable of the environment.
 """
 

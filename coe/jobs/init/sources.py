@@ -25,11 +25,11 @@ class Source:
 
     - `name`: part of the names of experts, and how the command line refers to it.
     - `base_urls`: addresses to try, the first that lists models is used.
-    - `kind`: a server of this machine that may not run, a hosted provider, an address that the user gave, or an
+    - `kind`: a local server that might not be running, a hosted provider, an address that the user gave, or an
       inference engine whose server `coe up` starts.
     - `key_env`: environment variable of its key; empty without one.
     - `prefix`: what litellm's table, and runtime litellm, put before the name of its models.
-    - `runtime`: runtime of its experts. Providers of runtime litellm have an API of their own.
+    - `runtime`: runtime of its experts. Providers of runtime litellm have their own API.
     """
 
     name: str
@@ -116,7 +116,7 @@ def provider(name: str, environ: Mapping[str, str]) -> Source:
 def endpoint(url: str, *, option: str = "--endpoint") -> Source:
     """Return the source of an address that the user gave, with and without /v1.
 
-    Raises ConfigError if it is no http or https address, or holds credentials, which would end up in experts.yaml.
+    Raises ConfigError if it is not an http or https address, or holds credentials, which would end up in experts.yaml.
     """
     address = url if "://" in url else f"http://{url}"
     try:
@@ -146,7 +146,7 @@ def with_keys(sources: Sequence[Source], keys: Sequence[str], environ: Mapping[s
     """Apply `--key-env`: VARIABLE for a single source, or NAME=VARIABLE for the one of that name or address.
 
     Raises ConfigError for a source that does not exist, and for a variable that is not set. It does not repeat the
-    text, which is the key itself if somebody misunderstood the option.
+    text, which is the key itself if the user misunderstood the option.
     """
     found = list(sources)
     for text in keys:

@@ -45,8 +45,8 @@ ARMS = ("withheld", "used")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GateTrials:
-    """n rated trials. `given` (n,) says whether passages were added, `gain` (n,) is the gain that the gate expected of
-    them."""
+    """n rated trials of the gate. `given` (n,) is True where passages were added, `gain` (n,) is the gain that the gate
+    expected of them."""
 
     rated: Experience
     given: NDArray[np.bool_]

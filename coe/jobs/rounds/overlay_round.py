@@ -39,7 +39,7 @@ MAX_REQUESTS = 5_000
 HELD_OUT_SHARE = 0.3
 """Newest share of the requests, which judges the overlay and does not train it."""
 PENALTY = 0.02
-"""L2 penalty on the distance from the identity, beside the mean loss of a request."""
+"""L2 penalty on the distance from the identity, added to the mean loss of a request."""
 MIN_LIKED_REWARD = 0.75
 """Reward from which the category of an uncorrected request counts as right."""
 UNRATED_WEIGHT = 0.2
@@ -71,7 +71,7 @@ class OverlayResult:
 
     @property
     def sentence(self) -> str:
-        """For a report."""
+        """The outcome in one sentence, for a report."""
         judged = "nothing is new"
         if self.contrast is not None:
             judged = (
@@ -80,7 +80,7 @@ class OverlayResult:
         return f"{self.tenant}: {self.verdict} ({judged}; {self.corrected} of {self.requests} corrected)"
 
     def to_json(self) -> dict[str, Any]:
-        """For a report."""
+        """The fields of a report."""
         fields = ("tenant", "verdict", "requests", "corrected", "sentence")
         contrast = None if self.contrast is None else asdict(self.contrast)
         return {name: getattr(self, name) for name in fields} | {"contrast": contrast}

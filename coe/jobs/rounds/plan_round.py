@@ -206,7 +206,7 @@ def _evidence_in_use(job: Job, version: str | None) -> PlanEvidence:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Measured quality, if any was given; `digest` covers all inputs of a round beside the logs."""
+    """Measured quality, if any was given; `digest` covers all inputs of a round besides the logs."""
 
     digest: str
     table: ScoreTable | None = None

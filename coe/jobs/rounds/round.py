@@ -72,7 +72,7 @@ def read_round_states(artifacts: Path) -> Mapping[str, RoundState]:
     except FileNotFoundError:
         return {}
     except (orjson.JSONDecodeError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}); delete it, and rounds are counted anew") from None
+        raise ArtifactError(f"{path}: cannot be read ({error}); delete it, and rounds are counted from zero") from None
 
 
 def write_round_state(artifacts: Path, kind: str, state: RoundState) -> None:
@@ -207,7 +207,7 @@ class Job:
         store = self.store(kind)
         mirror([store])
         if declared != self.registry.digest or store.in_use() != instead_of:
-            raise ArtifactError(f"retrain: {kind} or experts.yaml was changed meanwhile; nothing is promoted")
+            raise ArtifactError(f"retrain: {kind} or experts.yaml was changed in the meantime; nothing is promoted")
         self.check_lock()
         if version is None:
             store.clear(by="retrain", why=why)

@@ -81,7 +81,7 @@ def tenant_factors(weights: Array, *, share: float, free: float) -> Array:
 
 
 def merged(table: ScoreTable, base: ScoreTable) -> ScoreTable:
-    """Both tables together; `base` has the weight of its own counts.
+    """Both tables together; `base` is weighted by its counts.
 
     Checked probes and user ratings differ in level, so the base is first shifted by the weighted median difference over
     the cells that both have. The median ignores the few cells in which an expert has changed since the base was

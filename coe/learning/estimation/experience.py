@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackKind
 
 RATING_KINDS: tuple[FeedbackKind, ...] = ("score", "thumb", "preferred")
-"""Explicit ratings of an answer, surest first; the surest one given counts."""
+"""Explicit ratings of an answer, most reliable first; the most reliable one counts."""
 
 KIND_WEIGHT: Mapping[FeedbackKind, float] = MappingProxyType(
     {"score": 1.0, "thumb": 1.0, "preferred": 0.5, "category": 0.0, "regenerated": 0.2, "abandoned": 0.1, "audit": 0.0}
@@ -29,12 +29,12 @@ requests are rated (`Experience.weight`). An audit compares two answers and rate
 
 
 def certainty_rank(kind: FeedbackKind) -> int:
-    """The rank of a kind as evidence of quality, 0 the surest; of several feedbacks the surest kind counts."""
+    """The rank of a kind as evidence of quality, 0 the most reliable; of several feedbacks the best kind counts."""
     return (*RATING_KINDS, "regenerated", "abandoned", "category", "audit").index(kind)
 
 
 def precedence(feedback: Feedback) -> tuple[int, float, str]:
-    """Sort key of several feedbacks on one request: the surest kind counts, then the latest event."""
+    """Sort key of several feedbacks on one request: the most reliable kind counts, then the latest event."""
     return -certainty_rank(feedback.kind), feedback.time, feedback.event_id
 
 
@@ -65,7 +65,9 @@ _RATED = np.array([*(kind in RATING_KINDS for kind in FEEDBACK_KINDS), False])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Experience:
-    """n requests in the order they were logged, m categories, k experts. Indices are into the tuples of names.
+    """Logged experience as arrays: n requests in the order of the log, m categories, k experts.
+
+    Indices are into the tuples of names.
 
     `posterior` (n, m) is float32; `chosen` (n,) is the expert that answered, `allowed` (n, k) are those that could
     have. `propensity` (n,) is the probability with which it was chosen, NaN where expected quality did not decide

@@ -50,9 +50,10 @@ def load_experience(
 ) -> LoadedExperience:
     """Join pages of records, oldest first, with pages of feedback in any order, repeated or not.
 
-    The first of repeated records counts. Of several feedbacks on a request, the surest kind counts, then the latest.
-    Probabilities of undeclared categories count as general. Left out and counted are records of undeclared experts,
-    records of failed requests, and feedback for unknown or another tenant's ids. Raises DataError when nothing is left.
+    The first of repeated records counts. Of several feedbacks on a request, the most reliable kind counts, then the
+    latest. Probabilities of undeclared categories count as general. Left out and counted are records of undeclared
+    experts, records of failed requests, and feedback for unknown or another tenant's ids. Raises DataError when nothing
+    is left.
     """
     rows = _RingBuffer(categories, experts, limit)
     for page in records:
@@ -138,7 +139,7 @@ def _alternatives(experts: Sequence[str]) -> dict[str, list[int]]:
 class _FeedbackJoin:
     """Finds the request of each feedback and keeps the feedback that counts.
 
-    That is the largest of a total order, so that neither order of arrival nor repetition matters and seen events need
+    It keeps the largest event of a total order, so that arrival order and duplicates do not matter and seen events need
     not be stored.
     """
 
@@ -222,7 +223,7 @@ class Logs:
                 yield users
 
     def all(self, *, since: float = 0.0, until: float, category: str = "") -> Iterator[tuple[RoutingRecord, ...]]:
-        """The same with the requests of CoE commands."""
+        """Yield pages of the users' requests and of the requests of CoE commands."""
         query = LogQuery(since=since, category=category, limit=PAGE_SIZE)
         while True:
             page = self._runner.run(self._records.read(query))

@@ -63,8 +63,8 @@ class BanditLog:
     def of(cls, usable: Experience, *, supported: NDArray[np.bool_] | None = None) -> BanditLog:
         """Prepare requests that are usable off-policy. The model is the shrunk table over posteriors, cross-fitted.
 
-        Without `supported` every allowed expert is taken to have had a chance, which only exploration with an unlimited
-        loss gives.
+        Without `supported`, every allowed expert counts as one that could have been chosen, which is true only if
+        exploration has an unlimited loss.
         """
         return cls(
             usable.chosen.astype(np.int64),
@@ -78,7 +78,7 @@ class BanditLog:
         return len(self.chosen)
 
     def part(self, rows: NDArray[np.bool_]) -> BanditLog:
-        """The requests of a mask."""
+        """The requests that a mask selects."""
         return BanditLog(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def of_chosen(self, table: Array) -> Array:
@@ -132,7 +132,7 @@ class _WeightedPolicy:
     """A policy, or a difference of two, weighted against the log.
 
     `weight` (n,) are importance weights. `changed` is the share of traffic treated differently from the log (or from
-    the other policy), and `unsupported` the share treated as the log could not.
+    the other policy), and `unsupported` the share of choices that the log could not have made.
     """
 
     log: BanditLog
@@ -174,7 +174,7 @@ def _doubly_robust(weighted: _WeightedPolicy) -> Estimate:
 def _t_interval(method: str, value: float, variance: float, weighted: _WeightedPolicy) -> Estimate:
     """A t-interval that does not rely on a small sample's own variance.
 
-    A few heavy weights decide the variance, and a log that happens to hold none of them seems certain. So the variance
+    A few heavy weights determine the variance, so a log that holds none of them looks precise. Therefore the variance
     is at least that of 0-or-1 rewards (above). One request of the heaviest weight that the log could hold is added, in
     proportion to the changed traffic. The degrees of freedom are those of the weights' kurtosis, 2 n / (kurtosis - 1),
     the precision of a variance. Coverage against plain normal intervals: docs/experiments/off-policy-learning.md.

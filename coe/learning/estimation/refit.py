@@ -15,7 +15,7 @@ from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 Array = NDArray[np.float64]
 DAY_SECONDS = 86_400.0
 MAX_PSEUDO_COUNT = 30.0
-"""Largest pseudo-count beside feedback. Experts that differed only in level may since differ by category."""
+"""Largest pseudo-count of scores when feedback exists. Experts may since differ by category, not only in level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Refit:
         return self.table.shrunk(pseudo_count=self.weighting.pseudo_count)
 
     def lower(self, *, deviations: float) -> Array:
-        """Lower confidence bounds of the same."""
+        """Lower confidence bounds of the quality."""
         return self.table.lower(deviations=deviations, pseudo_count=self.weighting.pseudo_count)
 
 

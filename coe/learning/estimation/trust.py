@@ -28,7 +28,7 @@ SIGNIFICANCE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The relation of one tenant's rewards to what the others' rewards predict for the same experts and categories.
+    """The relation of one tenant's rewards to the prediction from other tenants' rewards, by expert and category.
 
     `slope` is the regression of the tenant's rewards on that prediction: 1 in agreement, 0 unrelated, -1 inverted;
     `error` is its standard error. `trust`, 0 to 1, is the factor on the weight of the tenant's feedback.
@@ -42,7 +42,7 @@ class Agreement:
 
     @property
     def sentence(self) -> str:
-        """For a report."""
+        """The agreement in one sentence, for a report."""
         return (
             f"tenant {self.tenant!r}: agreement {self.slope:.2f} ± {self.error:.2f} with the others over "
             f"{self.requests} rated requests; its feedback counts {self.trust:.0%}"

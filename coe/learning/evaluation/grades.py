@@ -1,7 +1,7 @@
-"""Grades that the judge of a cascade gives to recorded answers: what to ask it, and the table of the grades.
+"""Grades that the judge of a cascade gives to recorded answers: its requests, and the table of the grades.
 
-`coe score --recipe` keeps the text of the answers of all members but those of the last step, and has each graded with
-the request that serving sends. `coe plan` fits from the grades when an answer is accepted.
+`coe score --recipe` stores the answers of all members except those of the last step, and sends each to the judge with
+the same prompt as in serving. `coe plan` fits from the grades when an answer is accepted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Grader:
         return await self._judge.stream(replace(call, fields=limited, renames_limit=True))
 
     async def aclose(self) -> None:
-        """Does nothing: the judge belongs to others."""
+        """Does nothing: the caller closes the judge."""
 
 
 def grading_probe(probe: Probe, answer: Cell, judge: ExpertSpec) -> Probe | None:
@@ -67,7 +67,7 @@ def grading_probe(probe: Probe, answer: Cell, judge: ExpertSpec) -> Probe | None
 
 @dataclass(frozen=True, slots=True)
 class GradeRow:
-    """One grade as the table has it, and what the judge's call took; None without one or where unknown."""
+    """One row of the table: the grade, and the tokens, time and cost of the judge's call; None where unknown."""
 
     prompt_id: str
     model: str

@@ -35,7 +35,7 @@ def split_probes(
     """The score table of the larger part, and the rest as held-out probes.
 
     A digest of the prompt decides its part, so that it is the same in every round. `arms` are the scores of further
-    columns, shape (n_prompts,), NaN where a prompt was not measured; it is then no held-out probe. Raises DataError
+    columns, shape (n_prompts,), NaN where a prompt was not measured; it is then not a held-out probe. Raises DataError
     where an expert has no scores, a category is not declared, or the set is too small to split.
     """
     if absent := [name for name in experts if name not in data.models]:
@@ -58,6 +58,6 @@ def split_probes(
 
 
 def is_held_out(prompt: str, *, share: float) -> bool:
-    """Checks that a prompt belongs to the held-out part, a fixed property of its text."""
+    """Return whether a prompt belongs to the held-out part, a fixed property of its text."""
     digest = hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8, person=b"coe held").digest()
     return int.from_bytes(digest) < share * 2**64

@@ -1,6 +1,6 @@
 """Reads probes from JSON Lines or parquet: prompts with a category and a checker that scores an answer.
 
-A probe with `draw` is a template: it is drawn anew for every seed.
+A probe with `draw` is a template: it is drawn again for every seed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def read_probes(path: Path, *, categories: Collection[str], seed: int = 0) -> li
         try:
             probe = probe_of(row, categories, seed)
             if (earlier := seen.setdefault(probe.prompt_id, number)) != number:
-                raise ValueError(f"the same id or prompt as line {earlier}; give each probe an `id` of its own")
+                raise ValueError(f"the same id or prompt as line {earlier}; give each probe its own `id`")
             probes.append(probe)
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")

@@ -92,7 +92,7 @@ def read_quality(
 ) -> Quality:
     """Read `prompts`, `scores`, `answers` and `models` (.parquet, .jsonl or .csv each) of one benchmark.
 
-    `answers` and `models` may be absent. `max_active_b` keeps models of at most so many billions of active parameters,
+    `answers` and `models` may be absent. `max_active_b` keeps models with at most that many billion active parameters,
     `open_only` those of known size, `only` those named. Models without scores are left out. While no prompt has scores
     of all models, the model with the fewest scores is left out too. With `partly`, prompts that lack scores are kept.
     The category of a prompt is its `label`, or its `category` where there is no label. Raises DataError with the file,
@@ -212,7 +212,7 @@ def _pool(
     if max_active_b is not None:
         models = [model for model in models if active_b[model] <= max_active_b]
     if len(models) < 2:
-        raise DataError(f"{path}: {len(models)} model(s) left of {len(scored)}; routing takes two")
+        raise DataError(f"{path}: {len(models)} model(s) left of {len(scored)}; routing needs two")
     return tuple(models)
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes the measured answers of recipes that write: their scores, and the tokens and time of every call.
+"""Reads and writes the measured answers of chains and fuses: their scores, and the tokens and time of every call.
 
 `coe score --recipe` writes recipe_calls.parquet, a row for each call. `coe plan` prices the calls at the declared
 prices of the members.
@@ -35,7 +35,7 @@ _NEEDED = ("prompt_id", "arm", "writing", "score", "step", "member")
 
 @dataclass(frozen=True, slots=True)
 class RecipeAnswer:
-    """A scored answer of an arm, and its calls. `writing` is `RecipeSpec.writing`."""
+    """A scored answer of an arm, and its calls. `writing` is `RecipeSpec.writing_digest`."""
 
     prompt_id: str
     arm: str
@@ -89,7 +89,10 @@ def read_recipe_answers(folder: Path, quality: Quality, arms: Sequence[ArmSpec])
     found = {}
     for arm in arms:
         planned = tuple((str(step), name) for step, names in enumerate(arm.steps) for name in names)
-        rows = [calls.get((prompt_id, arm.name, arm.writing), {}).get(planned, []) for prompt_id in quality.prompt_ids]
+        rows = [
+            calls.get((prompt_id, arm.name, arm.writing_digest), {}).get(planned, [])
+            for prompt_id in quality.prompt_ids
+        ]
         if any(rows):
             found[arm.name] = _aligned(rows, scores, measures, len(planned))
     return found

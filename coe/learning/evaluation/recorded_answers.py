@@ -1,4 +1,4 @@
-"""Reads and writes the recorded answers of experts beside their scores: which are equal, and how long they are.
+"""Reads and writes the recorded answers of experts next to their scores: which are equal, and how long they are.
 
 `coe score` writes answers.parquet. Public data may have output_chars in place of output_tokens. Answers are equal when
 their normalized forms are equal: numbers by value, code by the parsed program.
@@ -114,7 +114,7 @@ def _cells(table: Table, quality: Quality) -> tuple[list[int], list[int], dict[i
 def _normalized(answers: Sequence[str]) -> list[str | None]:
     """Return the form by which answers are compared, None for those without a readable one.
 
-    Text that would be too long for a final answer is what the source took as the answer, so it is compared as it is.
+    A text that is too long for a final answer is compared as it is, because the data's source took it as the answer.
     """
     forms = {text: final_answer(text) or _long_form(text) for text in set(answers)}
     return [forms[text] for text in answers]

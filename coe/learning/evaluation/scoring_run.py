@@ -149,9 +149,15 @@ def cell_keys(probes: Iterable[Probe], spec: ExpertSpec, judge: ExpertSpec | Non
 def recipe_keys(
     probes: Iterable[Probe], recipe: RecipeSpec, members: Sequence[ExpertSpec], judge: ExpertSpec | None
 ) -> list[str]:
-    """The same of a recipe that writes: the score depends on its steps, its instruction and all its members."""
+    """Return the digests for a chain or fuse, whose score depends on its steps, its instruction and all its members."""
     rooms = [member.context_length for member in members]
-    answering = [recipe.arm(1), recipe.steps, recipe.writing, [declared_fields(member) for member in members], rooms]
+    answering = [
+        recipe.arm(1),
+        recipe.steps,
+        recipe.writing_digest,
+        [declared_fields(member) for member in members],
+        rooms,
+    ]
     return _keys(probes, orjson.dumps(answering).decode(), judge)
 
 

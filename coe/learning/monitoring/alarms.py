@@ -56,8 +56,8 @@ class Alarm:
 def share_alarms(recent: Experience, assignment: Assignment) -> tuple[Alarm, ...]:
     """Experts whose share of the recent requests is far from what the assignment gives them on the same requests.
 
-    If the plan itself gives everything to one expert, that is no alarm. An expert that fails, or that clients pin, is
-    one.
+    If the plan itself gives everything to one expert, that is not an alarm. An expert that fails, or that clients pin,
+    is one.
     """
     if len(recent) < MIN_REQUESTS:
         return ()

@@ -112,7 +112,7 @@ class TrafficHistory:
             self._sampled.add(index)
 
     def rate(self, pages: Iterable[Sequence[Feedback]]) -> None:
-        """Keep the surest and then latest rating of each request that was added."""
+        """Keep the most reliable and then latest rating of each request that was added."""
         for event in (event for page in pages for event in page):
             key = event.request_id, event.tenant
             if event.kind in RATING_KINDS and key in self._rated:

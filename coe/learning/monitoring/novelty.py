@@ -58,10 +58,10 @@ class CategoryProposal:
 
     @property
     def sentence(self) -> str:
-        """For a report."""
+        """The proposal in one sentence, for a report."""
         return (
             f"{self.requests} uncertain requests ({self.share:.1%} of those considered) are alike (silhouette "
-            f"{self.silhouette:.2f}), mostly taken for {self.nearest}; consider a category of their own"
+            f"{self.silhouette:.2f}), mostly taken for {self.nearest}; consider a separate category"
         )
 
 
@@ -76,7 +76,7 @@ def propose_categories(
     """Clusters among the requests whose confidence is `below` a threshold, largest first; none where there are few.
 
     `embeddings` (n, dimensions) are unit length, `confidence` (n,) 0 to 1, `category` (n,) the likeliest one's index.
-    Clusters are those of HDBSCAN (Campello, Moulavi and Sander 2013), which leaves the rest alone.
+    Clusters are those of HDBSCAN (Campello, Moulavi and Sander 2013), which assigns the rest to none.
     """
     rows = np.flatnonzero(confidence < below)
     rows = np.random.default_rng(0).permutation(rows)[:MAX_CLUSTERED]

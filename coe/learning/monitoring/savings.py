@@ -1,6 +1,6 @@
 """Compares the plan in use with always calling one expert, on the requests of the routing log.
 
-Quality is the plan's estimate from scores, dollars follow the tokens that the log measured at the present prices. Both
+Quality is the plan's estimate from scores, dollars follow the tokens that the log measured at current prices. Both
 are computed for the categories of the same logged requests. `coe status` reports it.
 """
 
@@ -47,7 +47,7 @@ class PlanQuality:
 
 
 def billed(logged: LoggedUses) -> dict[str, Any]:
-    """Return what the logged requests cost as recorded, and how many of them have a known cost."""
+    """Return the recorded cost of the logged requests, and how many of them have a known cost."""
     names = sorted({name for _, name in logged.requests})
     if not names:
         return {"requests": 0, "with_cost": 0, "dollars": 0.0}

@@ -1,4 +1,4 @@
-"""Sums the dollars of the routing log by API key, tenant, expert and category, beside what one expert would have cost.
+"""Sums the dollars of the routing log by API key, tenant, expert and category, next to what one expert would have cost.
 
 `Spend` adds records one by one, so its memory does not grow with the log. All requests count, also those of CoE's own
 commands and audits, which `coe status` leaves out. `coe spend` and `GET /v1/spend` report it.
@@ -20,7 +20,7 @@ MAX_ROWS = 2_000
 """Rows of a report, including OTHER for further combinations. The log may hold names that are no longer declared."""
 OTHER = "(other)"
 SAME_TOKENS = (
-    "an expert's dollars under `always` are those of the same tokens at its present prices; another model may write "
+    "an expert's dollars under `always` are those of the same tokens at its current prices; another model may write "
     "more or less (`coe status` compares the plan by measured tokens and quality)"
 )
 
@@ -84,7 +84,7 @@ class Spend:
             self._compare(record, calls, dollars)
 
     def add_audits(self, pages: Iterable[Sequence[Feedback]]) -> None:
-        """Add the calls of audits, which are no part of a request's record."""
+        """Add the calls of audits, which are not part of a request's record."""
         for event in (event for page in pages for event in page):
             if event.audit is not None and event.audit.calls:
                 tokens = [(call.input_tokens or 0, call.output_tokens or 0) for call in event.audit.calls]
@@ -100,7 +100,7 @@ class Spend:
         self, record: RoutingRecord, calls: Sequence[RecipeCall], dollars: float, used: tuple[int, int]
     ) -> Iterator[tuple[str, float, int, int]]:
         """Yield the expert, dollars and tokens of each part of a request: a recipe's cost is that of its members, in
-        proportion to their present prices."""
+        proportion to their current prices."""
         if not calls or "expert" not in self._by:
             yield record.expert, dollars, *used
             return
@@ -116,7 +116,7 @@ class Spend:
             yield expert, dollars * share, int(input_tokens), int(output_tokens)
 
     def _dollars_of(self, call: RecipeCall) -> float:
-        """Return a call's cost at present prices; 0 for an expert that is no longer declared."""
+        """Return a call's cost at current prices; 0 for an expert that is no longer declared."""
         if (prices := self._prices.get(call.expert)) is None:
             return 0.0
         return prices.cost(call.input_tokens or 0, call.output_tokens or 0, call.cached_tokens or 0)

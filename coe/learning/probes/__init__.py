@@ -1,1 +1,1 @@
-"""Probes beside those that users write: shipped ones, templates, constraints on the form of an answer, and imports."""
+"""Probes besides those that users write: shipped ones, templates, constraints on the form of an answer, and imports."""

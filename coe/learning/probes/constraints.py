@@ -38,7 +38,7 @@ def meets(answer: str, constraints: Mapping[str, Any]) -> float:
 
 
 def body_of(answer: str) -> str:
-    """Return what is checked: the answer without reasoning and bold marks, with straight apostrophes; the content of
+    """Return the text to check: the answer without reasoning and bold marks, with straight apostrophes; the content of
     an answer that is one fenced block."""
     text = without_reasoning(answer)[:MAX_READ_CHARACTERS]
     blocks = list(fenced_blocks(text))
@@ -52,7 +52,7 @@ def _straight(text: str) -> str:
 
 
 def problem_in(constraints: Any) -> str | None:
-    """Return what is wrong with the `constraints` of a probe, and the remedy; None for good ones."""
+    """Return the problem of the `constraints` of a probe, and the remedy; None for valid ones."""
     if not isinstance(constraints, dict) or not constraints:
         return f"checker 'constraints' needs `constraints`: an object with some of {', '.join(_MET)}"
     for name, wanted in constraints.items():
@@ -89,7 +89,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _goes_on(text: str, end: re.Match[str], has_capitals: bool) -> bool:
-    """Return whether a sentence goes on after its apparent end."""
+    """Return whether a sentence continues after its apparent end."""
     if _TITLE.search(text, max(0, end.start() - 5), end.start() + 1):
         return True
     following = _LOWER_CASE_NEXT.match(text, end.end()) if has_capitals else None

@@ -67,7 +67,7 @@ def with_checker(row: Row) -> Row | Skipped:
         return row | {"checker": "choice", "reference": chosen(reference)}
     if 0 < len(reference.split()) <= MAX_REFERENCE_WORDS:
         return row | {"checker": "contains", "reference": reference}
-    return Skipped("its reference is empty or free text, which needs a checker of its own")
+    return Skipped("its reference is empty or free text, which needs its own checker")
 
 
 # ---------------------------------------------------------------------------------------------------------------- CSV
@@ -134,7 +134,7 @@ def _promptfoo_row(prompt: Any, test: Any, usual: Any) -> Row | Skipped:
     if isinstance(prompt, dict):
         prompt = prompt.get("raw")
     if not isinstance(prompt, str) or prompt.startswith("file://"):
-        return Skipped("the prompt is no inline text")
+        return Skipped("the prompt is not inline text")
     if not isinstance(test, dict) or not isinstance(usual, dict):
         return Skipped("the test or the default test is not inline")
     variables, metadata = [one.get("vars") or {} for one in (usual, test)], test.get("metadata") or {}

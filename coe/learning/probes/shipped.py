@@ -39,7 +39,7 @@ def shipped_probes(categories: Collection[str], seed: int) -> list[Probe]:
 
 
 def own_file(config: Path) -> Path:
-    """Return the file of the user's own probes: probes.jsonl beside experts.yaml."""
+    """Return the file of the user's own probes: probes.jsonl next to experts.yaml."""
     return config.parent / "probes.jsonl"
 
 

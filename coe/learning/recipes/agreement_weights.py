@@ -37,7 +37,7 @@ class _Kinds:
 
     @classmethod
     def of(cls, classes: NDArray[np.int64]) -> _Kinds:
-        """Return those of the answer `classes` (n_prompts, n_members)."""
+        """Return the kinds of the answer `classes` (n_prompts, n_members)."""
         _, chosen, of_prompt = np.unique(agreement_kinds(classes), return_index=True, return_inverse=True)
         return cls(*support(classes[chosen]), of_prompt)
 

@@ -1,8 +1,8 @@
 """Fits the arms of declared and proposed recipes on recorded answers, and estimates their quality and cost.
 
 An arm is one column of the plan: a recipe with one fitted policy. A recipe with several steps has RECIPE_LEVELS arms,
-which stop at different prices of cost; level 1 stops earliest. `coe plan` uses it through `columns`, `coe benchmark`
-through `benchmark`.
+which stop at different prices: the quality that one unit of cost must add. Level 1 stops earliest. `coe plan` uses it
+through `columns`, `coe benchmark` through `benchmark`.
 """
 
 from __future__ import annotations

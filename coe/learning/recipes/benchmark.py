@@ -1,7 +1,8 @@
 """Measures what recipes add to single experts on recorded answers, at every budget.
 
 On each random 70/30 split, the router, the scores and the recipes are fitted on the larger part, and the other part is
-routed as in service. Cost is active parameters times output tokens, in billions times thousands.
+routed as in service. The cost of an answer is active parameters (in billions) x output tokens (in
+thousands).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from coe.learning.recipes.arms import Arm, cost_by_category, propose_arms, quali
 from coe.learning.recipes.fit import replayed
 
 PRICES = (0.0, *(float(price) for price in np.geomspace(3e-4, 3.0, 120)))
-"""Prices of the budget, in quality per typical cost of an answer, at which both plans are compared."""
+"""Lagrange multipliers of the budget at which both plans are compared: the quality that the typical cost of an answer
+must add."""
 MULTIPLES = (0.5, 1.0, 1.6, 2.0, 4.0)
 """Budgets as multiples of the cost of the plan with single experts and no budget."""
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)

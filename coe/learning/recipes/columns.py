@@ -1,7 +1,7 @@
 """Builds the columns of a plan for recipes: the scores, costs and calls of each arm on the answers of `coe score`.
 
 Declared cascades and votes are fitted with their declared steps, and a bound on their loss is tested. `recipes: auto`
-adds proposed ones. `measured` has the columns of recipes that write. `coe plan` uses them (`coe.jobs.plan_basis`).
+adds proposed ones. `measured` has the columns of chains and fuses. `coe plan` uses them (`coe.jobs.plan_basis`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RecipeColumns:
 
     `scores` has shape (n_prompts, n_arms); the expected `quality` and the uses have shape (n_categories, n_arms), NaN
     where unknown. `calls` maps an arm to the mean calls of each member, shape (n_categories, n_members), and `left_out`
-    a recipe to the reason why it is not planned. Arms of recipes that write are `written` and follow the others.
+    a recipe to the reason why it is not planned. Arms of chains and fuses are `written` and follow the others.
     """
 
     policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class RecipeColumns:
         return {name: (*policy.members, *judged[name]) for name, policy in self.policies.items()} | written
 
     def joined(self, others: RecipeColumns) -> RecipeColumns:
-        """Return these columns, and behind them those of recipes that write."""
+        """Return these columns, and behind them the columns of chains and fuses."""
         left_out = {**self.left_out, **others.left_out}
         if not self.arms or not others.arms:
             return replace(self if self.arms else others, left_out=left_out)
@@ -199,7 +199,7 @@ def _usable_prompts(
 ) -> tuple[list[int], str]:
     """Return the rows with an answer of every expert, and why they are too few; empty if they are enough."""
     if recorded is None:
-        return [], "no answers are recorded beside the scores; run `coe score` again"
+        return [], "the scores have no recorded answers; run `coe score` again"
     columns = [data.models.index(name) for name in experts]
     found = [row for row in rows if recorded.recorded[row, columns].all()]
     if len(found) < MIN_PROMPTS:

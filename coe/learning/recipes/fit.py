@@ -1,7 +1,7 @@
 """Fits the answer weights and stopping rules of a recipe on recorded answers.
 
 Weights maximise the penalised likelihood of a conditional logit. Stopping rules come from backward induction. From the
-last step to the first, the realised gain of going on, net of its cost, is regressed on the state of the answers. The
+last step to the first, the realised gain of continuing, net of its cost, is regressed on the state of the answers. The
 method follows least-squares Monte Carlo for optimal stopping (Longstaff and Schwartz 2001). Every estimate of quality
 uses weights that were fitted on other prompts. `arms` fits recipes with this module, and `search` proposes new ones.
 """
@@ -212,7 +212,7 @@ class AnsweredSet:
 
 
 def answered_set(answers: Answers, columns: Sequence[int], probabilities: Array, *, latest: int) -> AnsweredSet:
-    """Return what follows from the answers of `columns`, given the probabilities that they are right.
+    """Return the state after the answers of `columns`, given the probabilities that they are right.
 
     `latest` is the position of the first member of the latest step.
     """
@@ -255,7 +255,7 @@ def stop_backwards(
 def _fit_gains(
     answered: Sequence[AnsweredSet], costs: Sequence[Array], price: float, *, without: int
 ) -> tuple[Array, ...]:
-    """Return the coefficients of the net gain of going on after each step but the last, fitted outside one fold.
+    """Return the coefficients of the net gain of continuing after each step but the last, fitted outside one fold.
 
     The value of stopping is itself a regression, whose differences are far less noisy than those of single scores.
     """
@@ -340,7 +340,7 @@ def against_last_step(
 ) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
     """Compare the answers of a policy with those after its last step, on recorded answers.
 
-    `grades` (n_prompts, n_experts) are those of its judge. Returns what each prompt loses by stopping early, -1 to 1,
+    `grades` (n_prompts, n_experts) are those of its judge. Returns the loss of each prompt by stopping early, -1 to 1,
     whether the answers differ, and whether an audit could compare them; all (n_prompts,). An audit cannot compare an
     unreadable answer that was accepted early.
     """

@@ -1,6 +1,6 @@
 """Bounds what a recipe may lose against its last step, with 95 % confidence, by fixed-sequence testing.
 
-The thresholds of a recipe are ordered from the one that goes on most often to the one that stops earliest. Each is
+The thresholds of a recipe are ordered from the one that continues most often to the one that stops earliest. Each is
 tested in turn: "the mean loss is above `max_loss`" must be rejected at level 5 %. The first threshold that fails ends
 the sequence, so the probability of accepting any threshold that breaks the bound is at most 5 % (Angelopoulos et al.
 2021, Learn then Test). The test is a betting test for the mean of bounded variables, valid for any number of prompts
@@ -50,12 +50,12 @@ def upper_mean(values: Array) -> float:
 
 
 def loss_per_difference(losses: Array, differs: NDArray[np.bool_], max_loss: float) -> float:
-    """Return c: what an answer that differs from the one after the last step counts as in service.
+    """Return c, the loss assumed in service for an answer that differs from the last step's answer.
 
     `losses` and `differs` (n_prompts,) are of an arm that keeps the bound. c is an upper confidence value (95 %) of the
     mean loss per difference, but at most the bound over the upper confidence value of the rate of differences. Where
-    that cap applies, c is no confidence value of the loss but a calibration: a recipe whose answers differ as often as
-    on these prompts does not count as broken, and the test is about the rate of differences
+    that cap applies, c is not a confidence value of the loss but a calibration: a recipe whose answers differ as often
+    as on these prompts does not count as broken, and the test is about the rate of differences
     (`coe.learning.recipes.loss_test`).
     """
     by_rate = max_loss / upper_mean(differs.astype(np.float64))

@@ -39,7 +39,7 @@ class Judgements:
     cost: float
 
     def rows(self, chosen: NDArray[np.int64]) -> Judgements:
-        """Return those of some prompts."""
+        """Return the judgements of some prompts."""
         return replace(self, grades=self.grades[chosen])
 
 

@@ -32,7 +32,7 @@ ALTERNATIVES = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 
 def capital(audited: NDArray[np.integer] | int, differed: NDArray[np.integer] | int, rate: float) -> Array:
-    """Return the capital after so many audited answers, of which `differed` differ; any shape.
+    """Return the capital after `audited` answers, of which `differed` differ; any shape.
 
     `rate` is the largest rate of differences under the hypothesis. From 1 on no rate breaks the bound, and the capital
     stays 1.

@@ -71,7 +71,7 @@ def columns_of_recipes(
         expected=uses,
         past=past,
     )
-    writing = [arm for arm in registry.recipe_arms if arm.writing and arm.recipe in names]
+    writing = [arm for arm in registry.recipe_arms if arm.writing_digest and arm.recipe in names]
     measured = read_recipe_answers(folder, data, writing)
     written = _written_columns(writing, data, measured, rows, experts, categories, lengths, uses or Uses())
     probes = np.array([sum(data.categories[row] == name for row in rows) for name in categories], dtype=np.float64)
@@ -144,7 +144,7 @@ def _column(
 
     called = np.array([sum(one.name == name for one in arm.members) for name in members], dtype=np.float64)
     return RecipeColumns(
-        written={arm.name: WrittenArm(arm.recipe, arm.steps, arm.writing)},
+        written={arm.name: WrittenArm(arm.recipe, arm.steps, arm.writing_digest)},
         scores=measured.scores[list(rows), np.newaxis],
         quality=expected_quality(answers, scores),
         active_b=by_category(of_calls(sizes, np.broadcast_to(active_b, shape), "active_b")),

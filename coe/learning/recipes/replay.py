@@ -217,9 +217,9 @@ def filled(values: Array, otherwise: Array) -> Array:
 
 
 def of_calls(steps: Sequence[int], each: Array, use: str) -> Array:
-    """Return the use of an arm on each prompt from its calls, (n_prompts, n_calls), in steps of so many members.
+    """Return the use of an arm on each prompt from its calls `each`, (n_prompts, n_calls).
 
-    It is their sum; a step waits for its slowest member only.
+    `steps` are the numbers of members. The use is the sum over calls, but a step waits for its slowest member only.
     """
     if use != "latency_ms":
         return np.asarray(each.sum(axis=1))

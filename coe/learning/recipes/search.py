@@ -1,8 +1,9 @@
-"""Proposes cascades and votes from recorded answers: which members, in which order, at which price of cost.
+"""Proposes cascades and votes from recorded answers: which members, in which order, at which price.
 
-For each price, a beam search inserts the member that raises mean quality net of cost most, at any position, up to the
-largest number of calls. Then single members of its sequence, and of the one found at the price before, are moved,
-dropped or capped. The search ignores categories; fitted policies do not.
+A price is the quality that one unit of cost must add. For each price, a beam search inserts the member that raises mean
+quality net of cost most, at any position, up to the largest number of calls. Then single members of its sequence, and
+of the one found at the price before, are moved, dropped or capped. The search ignores categories; fitted policies do
+not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`TrafficLengths`: how much longer users' requests are than the probes, so that recipes are fitted to requests.
 
-A stopping rule sees how long answers are, and a cap ends the long ones. Fitted to answers of another length than users
-get, it stops at other answers than planned. So the recorded tokens and times are scaled by category and expert to the
-means that the plan expects of requests (`coe.mapping.MeasuredUses.updated`).
+A stopping rule sees how long answers are, and a cap ends the long ones. If it is fitted on probes whose answers are
+longer or shorter than users', it stops at the wrong answers in service. So the recorded tokens and times are scaled by
+category and expert to the means that the plan expects of requests (`coe.mapping.MeasuredUses.updated`).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from coe.retrieval.gate import (
 FOLDS = 5
 PENALTIES = (10.0, 30.0, 100.0, 300.0)
 FEATURE_SCALES = (0.15, 0.2, 0.05)
-"""Scales of the posterior, its entropy and the cues, each brought to unit spread, beside a unit vector."""
+"""Scales of the posterior, its entropy and the cues, each brought to unit spread, next to a unit vector."""
 PAIR_SCALE, CATEGORY_SCALE = 0.03, 0.1
 """Scales of the offsets of pairs and of categories; the scale of experts is 1."""
 MIN_QUESTIONS = 50
@@ -47,7 +47,7 @@ MIN_TRAINING_QUESTIONS = MIN_QUESTIONS * (FOLDS - 1) // FOLDS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GateExamples:
-    """n questions, m categories, k experts: the questions, and the scores with and without passages.
+    """Training data of the gate: n questions, with scores of k experts with and without passages; m categories.
 
     `posterior` (n, m) and `vectors` (n, dimensions) are those of the served router and encoder, `full` (n, m) is the
     router's posterior given the vectors. `without` and `with_` (n, k) are scores from 0 to 1, NaN where missing.

@@ -153,7 +153,7 @@ class JudgedPlan:
     `candidate` is the assignment with the accepted moves, or with all proposed ones where none is accepted. `tested` is
     False where too few ratings are new for a test. `rated` counts the ratings of the current assignment's own requests,
     the latest of which came at `rated_until` (Unix seconds). `estimates` has the off-policy estimates of both
-    assignments by method; it is empty where the current assignment has too few requests of its own.
+    assignments by method; it is empty where the current assignment has too few requests.
     """
 
     candidate: Assignment

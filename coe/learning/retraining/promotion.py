@@ -1,4 +1,5 @@
-"""Tests whether a candidate may replace what is in use: one source shows a gain, and none shows a loss.
+"""Tests whether a candidate may replace the version in use: at least one evidence source must show a gain, and no
+source a loss.
 
 Evidence comes from a held-out set (a randomization test on pairs) or from logged traffic (a doubly robust off-policy
 estimate). A series of rounds spends its error probability by alpha spending: all rounds together promote a candidate

@@ -1,7 +1,7 @@
 """Schedules probes: first those whose scores could change the plan, and none once the plan is settled.
 
 Every expert first answers a few probes of each category. Then `assess` draws quality tables from the posterior of the
-scores and solves the plan of each. The loss of the present plan in a draw is what the draw's own plan gains over it.
+scores and solves the plan of each. The loss of the current plan in a draw is what the draw's own plan gains over it.
 The plan is settled when the loss is within a tolerance in most draws. Until then, `next_blocks` selects the categories
 with the largest expected loss per unit of cost, and there the experts that enough draws choose. These are the expected
 opportunity cost of Chick and Inoue (2001, doi:10.1287/opre.49.5.732.10615) and successive elimination.
@@ -48,7 +48,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assessment:
-    """The plan that the scores give now, what it may lose, and what the remaining probes may gain.
+    """The plan of the current scores, its possible loss, and the possible gain of the remaining probes.
 
     `choice`, shape (n_categories,), is the index of the expert. `certainty` is the probability that the loss is within
     the tolerance. `gain`, shape (n_categories,), is the quality that the remaining probes are expected to gain in each

@@ -81,7 +81,7 @@ class Spending:
     aside: dict[asyncio.Task[Any] | None, float] = field(default_factory=dict, init=False)
     """US dollars that a task keeps for its later calls."""
     is_short: bool = field(default=False, init=False)
-    """True once a call of the present round was refused because of the limit in dollars."""
+    """True once a call of the current round was refused because of the limit in dollars."""
 
     @property
     def is_over(self) -> bool:

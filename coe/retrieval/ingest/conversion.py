@@ -92,7 +92,7 @@ class Converter:
                 await process.stdin.drain()
                 size = int.from_bytes(await process.stdout.readexactly(8), "big")
                 if size > 16 * converter.MAX_CHARACTERS:
-                    raise DocumentError("converting it gave nonsense")
+                    raise DocumentError("its conversion gave an invalid result")
                 response: dict[str, str] = orjson.loads(await process.stdout.readexactly(size))
         except TimeoutError:
             await self._stop()
@@ -165,7 +165,7 @@ def _read_text(file: Path, file_format: FileFormat) -> ConvertedText:
         raise DocumentError(f"it cannot be read: {error.strerror}") from None
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     if encoding != "utf-16" and b"\x00" in data:
-        raise DocumentError("it holds NUL bytes, so it is no text")
+        raise DocumentError("it holds NUL bytes, so it is not text")
     try:
         text = normalize_text(data.decode(encoding))
     except UnicodeDecodeError as error:

@@ -131,7 +131,7 @@ NPROBES = 48
 """Partitions of the vector index that a search reads; the index has as many as the square root of its chunks. With
 100,000 chunks it finds 99.6 % of the nearest ten."""
 SPARE_CANDIDATES = 3
-"""Candidates fetched in addition, because some may have been deleted meanwhile."""
+"""Candidates fetched in addition, because some may have been deleted in the meantime."""
 MAX_QUERY_CHARACTERS = 2_000
 """Characters of a question for full-text search, where every word costs time."""
 _ROW_ID = "_rowid"

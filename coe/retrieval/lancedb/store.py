@@ -49,7 +49,7 @@ MAX_UNINDEXED_CHUNKS, MAX_UNINDEXED_SHARE = 1_000, 0.05
 MAX_FRAGMENTS = 50
 """Fragments (one for each write) that are not yet compacted."""
 MAX_INDEX_SEGMENTS = 2
-"""Segments of the vector index, each of which a search reads; with more, the index is built anew."""
+"""Segments of the vector index, each of which a search reads; with more, the index is built again."""
 REINDEX_SHARE = 0.01
 """Share of all chunks that a store must have written for it to rebuild the vector index when it closes."""
 DOCUMENTS_PER_PAGE = 500
@@ -190,12 +190,12 @@ class LanceStore:
             await table.optimize(cleanup_older_than=VERSION_RETENTION)
 
     async def _rebuild_vector_index(self, table: AsyncTable, count: int, *, closing: bool = False) -> bool:
-        """Compact the table and build the vector index anew if it is behind, fragmented, or `closing` after many
+        """Compact the table and rebuild the vector index if it is behind, fragmented, or `closing` after many
         writes.
 
         An incremental update would leave the index in few large partitions. Rows of different index segments are never
         compacted together, and an index that is remapped to compacted rows is searched in twice the time (four times
-        without quantisation). So the index is dropped first; searches compare vectors one by one meanwhile.
+        without quantisation). So the index is dropped first; searches compare vectors one by one until then.
         """
         from lancedb.index import IvfSq
 

@@ -1,1 +1,1 @@
-"""Document store in Redis 8 or newer, with vector sets and inverted indexes of its own."""
+"""Document store in Redis 8 or newer, with vector sets and its own inverted indexes."""

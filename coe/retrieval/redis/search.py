@@ -23,7 +23,7 @@ from coe.retrieval.redis.terms import query_terms, top_chunks
 KEY_PREFIX = "coe:{documents}:"
 INDEX_KEY = f"{KEY_PREFIX}index"
 SPARE_CANDIDATES = 10
-"""Candidates fetched in addition, because some may have been deleted meanwhile."""
+"""Candidates fetched in addition, because some may have been deleted in the meantime."""
 VSIM_EF = 100
 """EF of VSIM: candidates of the graph search. With 100,000 chunks it finds 98.8 % of the nearest 50; twice as many find
 99.6 % in twice the time."""

@@ -171,7 +171,7 @@ class RedisStore:
     async def _write(self, script: Any, writes: Sequence[_Write], *, new: bool = False) -> int:
         """Run a script for each document in one pipeline and return the sum of its results.
 
-        All are repeated if a rebuild began meanwhile. Raises IndexRebuilding after REBUILD_WAIT_SECONDS.
+        All are repeated if a rebuild began in the meantime. Raises IndexRebuilding after REBUILD_WAIT_SECONDS.
         """
         deadline = asyncio.get_running_loop().time() + REBUILD_WAIT_SECONDS
         holder = self._draft[1] if self._draft else ""

@@ -68,13 +68,13 @@ _CHECK = object_schema(
         "object": {"const": "config.check"},
         "ok": BOOLEAN,
         "problems": PROBLEM_LIST,
-        "consequences": TEXTS | {"description": "What follows for the plan in use."},
+        "consequences": TEXTS | {"description": "Consequences for the plan in use."},
         "diff": TEXT | {"description": "Unified diff from the text in force."},
     }
 )
 _SAVED = object_schema({"object": {"const": "config.saved"}, "etag": TEXT})
 _REFUSED = {
-    409: "The file is read-only, not in force, changed meanwhile or holds a secret, or the new text has a problem."
+    409: "The file is read-only, not in force, was changed by others or holds a secret, or the new text has a problem."
 }
 _BUSY = {429: "Too many requests read experts.yaml."}
 

@@ -126,7 +126,7 @@ def _summed(cells: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> d
 
 
 def failed(outcomes: Mapping[str, int]) -> int:
-    """The number of failures among them."""
+    """The number of failures among `outcomes`."""
     return sum(count for outcome, count in outcomes.items() if outcome not in _NOT_FAILURES)
 
 

@@ -265,7 +265,7 @@ def _failing(expert: Expert) -> list[dict[str, Any]]:
 
 
 def _assigned(assignment: Assignment, name: str) -> list[dict[str, Any]]:
-    """The categories of which it is the choice, the largest margin over the runner-up first."""
+    """The categories assigned to this expert, largest margin over the runner-up first."""
     rows = zip(assignment.categories, assignment.choice, assignment.runner_up, assignment.margin, strict=True)
     own = [
         {"category": category, "runner_up": second, "margin": margin}

@@ -225,7 +225,7 @@ def _indices(known: Sequence[str], names: Sequence[str]) -> list[int | None]:
 def _uses(
     stored: _StoredPlan, registry: Registry, categories: Sequence[str], experts: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The present uses of experts, and the planned ones of arms: means over the plan's categories, and by category.
+    """The current uses of experts, and the planned ones of arms: means over the plan's categories, and by category.
 
     Unknown uses are null, and so is a use that the plan knows of no expert.
     """

@@ -1,6 +1,6 @@
 """`/v1/records`: the routing log, one record with its feedback, and the replay of its decision.
 
-The declarations of the fields (`coe/records/fields.py`) state which of them each response returns.
+`FieldInfo.api` of each field (`coe/records/record.py`) states which of these responses return it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class RecordQuery(RequestModel):
     limit: Annotated[int, Field(ge=1, le=MAX_RECORDS)] = 50
 
     def log_query(self) -> LogQuery:
-        """The same for the log."""
+        """The query that the log understands."""
         fields = self.model_dump(exclude={"id", "until"})
         until = math.inf if self.until == MAX_TIME else self.until
         return LogQuery(request_id=self.id, until=until, **fields)

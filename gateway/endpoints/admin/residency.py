@@ -1,7 +1,8 @@
 """Reports on the devices that experts share (`GET /v1/residency`): experts that are awake, requested or loading, and
 the next decision.
 
-The scheduler of `coe up` explains itself (`coe.fleet.residency.report`); requests of the same second share a report.
+The scheduler in `coe up` produces the report (`coe.fleet.residency.report`); requests of the same second share a
+report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reports of the routing log, computed by a job beside the gateway: `GET /v1/spend` and `GET /v1/history`."""
+"""Reports of the routing log, computed by a job outside the gateway process: `GET /v1/spend` and `GET /v1/history`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gateway.request.body import RequestModel
 
 
 class SpendQuery(RequestModel):
-    """The period before now, and what to sum by."""
+    """The period before now, and the dimensions to sum by."""
 
     since: Annotated[str, Field(pattern=r"^[1-9]\d{0,4}[smhd]$", description="Period before now: 12h, 7d, ...")] = "7d"
     by: Annotated[

@@ -1,7 +1,7 @@
 """Current numbers of the gateway (`GET /v1/stats`, `/v1/stats/stream`) and a report on its traffic (`GET /v1/status`).
 
 Numbers are summed over all workers. The stream sends them as server-sent events, and a client cannot hold it open by
-not reading. The report is that of `coe status` on the last week, computed by a job beside the gateway.
+not reading. The report is that of `coe status` on the last week, computed by a job outside the gateway process.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class SharedSnapshot:
         while self._taken_at < due:
             if self._taking is None:
                 self._taking = asyncio.create_task(self._refresh(), name="coe-stats")
-            await asyncio.shield(self._taking)  # a client that disconnects cancels it for nobody else
+            await asyncio.shield(self._taking)  # a client that disconnects must not cancel it for others
         return self._latest
 
     async def _refresh(self) -> None:
@@ -151,7 +151,7 @@ _STATS = object_schema(
 
 
 class Stats:
-    """Every event is complete, so a missed one is no loss; events that are due in the same second share a snapshot."""
+    """Every event is complete, so a missed one loses nothing; events of the same second share a snapshot."""
 
     def __init__(self, parts: Parts) -> None:
         self._current = parts.current
@@ -174,7 +174,7 @@ class Stats:
         problems={429: "Too many streams are open.", 503: "The gateway is shutting down."},
     )
     async def stream(self, request: Request) -> Response:
-        """The same every `interval` seconds, until `events` were sent."""
+        """Sends a snapshot every `interval` seconds, until `events` were sent."""
         query = query_of(request, StreamQuery)
         if self._current.leaving:
             raise Draining("this gateway is shutting down; send the request again", retry_after=_RETRY_AFTER)

@@ -82,7 +82,7 @@ export async function* dataOf(response) {
 
 /**
  * A value that `fetchValue` loads: `state` is loading, ready or failed, with `value` or `error`. `load` loads it again and
- * keeps the old value meanwhile; a result that a later load has overtaken is dropped.
+ * keeps the old value until then; a result that a later load has overtaken is dropped.
  */
 export function resource(fetchValue, draw) {
   let latest = 0;

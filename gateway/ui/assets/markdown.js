@@ -47,7 +47,7 @@ class Markdown extends HTMLElement {
     due.delete(this);
   }
 
-  /** Renders everything anew. */
+  /** Renders everything again. */
   renew() {
     this.#reset();
     this.#changed();

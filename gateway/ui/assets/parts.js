@@ -45,7 +45,7 @@ export function table(caption, columns, rows) {
   </div>`;
 }
 
-/** A bar of `share` (0 to 1) of the available width; hidden from screen readers, which read the number beside it. */
+/** A bar of `share` (0 to 1) of the available width; hidden from screen readers, which read the number next to it. */
 export function bar(share, series = 1) {
   const width = `${Math.max(0, Math.min(1, share)) * 100}%`;
   return html`<svg class="bar" aria-hidden="true">${svg`<rect width=${width} height="100%" rx="2" class="series-${series}"></rect>`}</svg>`;

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ANSWER = "The result is forty-two, and here is why it holds."
-"""A plain answer. A stream sends it word by word."""
+"""A non-streaming answer. A stream sends it word by word."""
 STEPS = 3
 """Tool steps of a loop."""
 IN_STEPS = "Work in three steps."

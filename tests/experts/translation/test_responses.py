@@ -349,7 +349,7 @@ async def test_an_answer_in_another_form_is_an_invalid_response() -> None:
     chat = ChatExpert(*call_delta(0, "look", "{}"), *call_delta(1, "look", "{}"), late)
     with pytest.raises(ExpertInvalidResponse, match="out of order"):
         await answer(chat, "responses", stream=True)
-    with pytest.raises(ExpertInvalidResponse, match="no chat answer"):
+    with pytest.raises(ExpertInvalidResponse, match="other than a Chat Completions answer"):
         await answer(_WithoutChoice(), "responses")
 
 

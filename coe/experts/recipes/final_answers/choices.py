@@ -92,7 +92,7 @@ _GRADE = re.compile(rf"(?<![{SPACED}])[A-Ja-j](?:[+#°]|-(?![{SPACED}]))")
 def stated_letters(text: str) -> list[tuple[int, str]]:
     """Return the place and the letter of each statement such as "the answer is (B)", in order, without negated ones.
 
-    C++ and B- are no choice.
+    C++ and B- are not choices.
     """
     found = []
     for pattern in (_STATED, _PICKED):

@@ -22,7 +22,7 @@ _NUMBER = re.compile(
 )
 BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^2 is no number
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?[+-]?\d+\}?")  # the 2 of m^2 is not a number
 _SUPERSCRIPT = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _FORMS = (
@@ -63,7 +63,7 @@ def unclear(reference: str) -> str | None:
     if pointed != plain:
         return f"must have a decimal point, for a comma may part a list: write {match[0].strip()}"
     if _OTHER_DIGIT.search(f"{plain[: match.start()]} {plain[match.end() :]}"):
-        return f"must be one number, without others beside it: {match[0].strip()} is all that would be compared"
+        return f"must be one number, without others next to it: {match[0].strip()} is all that would be compared"
     return None
 
 
@@ -92,7 +92,7 @@ def _plain(text: str) -> str:
 
 
 def _pointed(text: str) -> str:
-    """The text with decimal commas as points."""
+    """The text with decimal points in place of decimal commas."""
     return _CONTINENTAL.sub(_with_point, text)
 
 
@@ -129,7 +129,7 @@ def _fraction(digits: str) -> Fraction:
 # ---------------------------------------------------------------------------------------------------- one number alone
 
 MAX_EXACT_DIGITS = 60
-"""Whole numbers with at most so many digits are written out; all others have 12 significant digits."""
+"""Whole numbers with at most this many digits are written out; all others have 12 significant digits."""
 _MAX_DIGITS = 400
 """Digits of a number, and exponent; others are too large to compare."""
 _MIXED = re.compile(r"(?<![\d./])(\d{1,15})\s(\d{1,9})\s?/\s?(\d{1,9})(?![\d/])")
@@ -192,7 +192,7 @@ def _form(text: str, leads: Callable[[str], bool]) -> str | None:
 
 
 def _added(mixed: re.Match[str]) -> str:
-    """1 1/2 as one fraction."""
+    """A mixed number, such as 1 1/2, as one fraction."""
     whole, top, bottom = (int(part) for part in mixed.groups())
     return f"{whole * bottom + top}/{bottom}"
 

@@ -1,7 +1,7 @@
 """Normalizes the wording of answers in any script, so that small differences of form do not count.
 
 `answers` compares short answers of a recipe's members by it. The checkers of `coe score` compare an answer with its
-reference. Recipes do not compare longer text, because its wording is no evidence of agreement.
+reference. Recipes do not compare longer text, because its wording is not evidence of agreement.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _is_edge(character: str) -> bool:
 
 MAX_SHORT_WORDS = 12
 MAX_SHORT_CHARACTERS = 160
-"""Limits of a short answer; longer text is free text, whose wording is no evidence of agreement."""
+"""Limits of a short answer; longer text is free text, whose wording is not evidence of agreement."""
 
 _QUOTES = str.maketrans({"’": "'", "‘": "'"} | dict.fromkeys('"“”«»„`'))
 _PARTED = re.compile(r"[,;:!?]+(?=\s|$)|(?<=\d)[,;](?=\S)|\.(?=\s|$)|(?<=[^\W\d])[-‐‑](?=[^\W\d])")

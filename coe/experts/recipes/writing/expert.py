@@ -16,7 +16,7 @@ from coe.core import Call, Expert, Health, Reply
 from coe.experts.recipes.calls import MemberCalls, RecipeReply
 from coe.experts.recipes.draft import Draft
 from coe.experts.recipes.final_answers.answers import without_reasoning
-from coe.experts.recipes.writing.request import has_form, inner_fields, with_drafts
+from coe.experts.recipes.writing.request import constrains_format, inner_fields, with_drafts
 from coe.registry import ExpertSpec, Policy
 from coe.registry.recipes import RecipeSpec
 from coe.usage import RecipeStop
@@ -47,7 +47,7 @@ class WritingExpert:
 
     async def stream(self, call: Call) -> Reply:
         """Call the steps and return the answer of the last one. Raises an ExpertError if there is none to return."""
-        returns_drafts = not has_form(call.fields)
+        returns_drafts = not constrains_format(call.fields)
         calls = MemberCalls(
             self.name,
             call if returns_drafts else replace(call, deadline=math.inf),
@@ -60,7 +60,7 @@ class WritingExpert:
         return await calls.returning(run.reply, first=len(self._first))
 
     async def aclose(self) -> None:
-        """Does nothing: the members belong to others."""
+        """Does nothing: the caller closes the members."""
 
 
 class _Run:
@@ -108,7 +108,7 @@ class _Run:
         fields, count = with_drafts(
             call.fields if is_last else inner_fields(call.fields),
             [draft.answer for draft in answered if draft.answer is not None and draft.log.step == latest],
-            word="draft" if recipe.chain else "answer",
+            label="draft" if recipe.chain else "answer",
             instruction=recipe.written_instruction,
             member=self._expert.declared[name],
         )

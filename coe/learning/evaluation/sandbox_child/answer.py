@@ -35,7 +35,7 @@ def _plain(value: Any) -> Any:
     for base in _PLAIN_BASES:
         if isinstance(value, base):
             return base(value)
-    raise TypeError(f"{type(value).__name__} is no plain value")
+    raise TypeError(f"{type(value).__name__} is not a plain value")
 
 
 _TAKEN_OVER = (
@@ -58,7 +58,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class AnswerProcess:
-    """Serves requests one at a time; a callback into the tests may hold further requests meanwhile."""
+    """Serves requests one at a time; a callback into the tests may send nested requests."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -207,7 +207,7 @@ def _builtin(kind: type) -> Any:
 
 
 def _snapshot(container: Any) -> list[Any]:
-    """The items of a container; nested containers have numbers of their own."""
+    """The items of a container; nested containers have their own numbers."""
     if isinstance(container, dict):
         return [part for pair in container.items() for part in pair]
     return list(container)
@@ -218,7 +218,7 @@ def _is_same(before: list[Any], after: list[Any]) -> bool:
 
 
 class _Printed(io.BytesIO):
-    """Keeps the beginning of what is printed."""
+    """Keeps the first MAX_PRINTED_BYTES of the printed output."""
 
     def write(self, data: Any) -> int:
         room = max(MAX_PRINTED_BYTES - self.tell(), 0)

@@ -174,7 +174,7 @@ _install()
 
 
 class AnswerModule(ModuleType):
-    """`import answer` in the tests."""
+    """The module that `import answer` gives the tests; its names are those of the answer in the other process."""
 
     def __init__(self, remote: Operations) -> None:
         super().__init__("answer")

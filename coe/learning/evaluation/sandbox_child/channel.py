@@ -1,6 +1,6 @@
 """The channel between the two sandboxed processes: frames of JSON, and plain Python values by exact type.
 
-A frame is its length in four bytes, then JSON. Whatever arrives has become a value of the built-in type it names. A
+A frame is its length in four bytes, then JSON. Every received value is converted to the built-in type it declares. A
 mutable container is numbered in the order of its appearance, so that one that appears again is `["same", number]`.
 Everything else is passed to `foreign`, which the two processes fill in differently.
 """
@@ -25,7 +25,7 @@ class MessageTooLarge(ValueError):
 
 
 class Channel:
-    """A pair of pipes. `receive` raises EOFError at the end, and ValueError for bytes that are no frame."""
+    """A pair of pipes. `receive` raises EOFError at the end, and ValueError for bytes that are not a frame."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing = reading, writing
@@ -137,7 +137,7 @@ class Encoder:
 
 
 class Decoder:
-    """Decodes the values of one message. Raises some Exception for what no Encoder has made."""
+    """Decodes the values of one message. Raises an exception for input that `Encoder` did not produce."""
 
     def __init__(self, foreign: Callable[[str, list[Any], Decoder], Any], containers: Sequence[Any] = ()) -> None:
         self.containers = list(containers)

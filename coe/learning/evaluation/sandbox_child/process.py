@@ -60,7 +60,11 @@ _CALLS: dict[str, tuple[int, dict[str, int]]] = {
 
 
 def confine(limits: dict[str, Any]) -> None:
-    """Raises OSError where a measure fails inside bubblewrap (`isolated`); elsewhere applies what the system has."""
+    """Confine this process: bound its resources, drop its privileges and forbid system calls.
+
+    Inside bubblewrap (`isolated`), raises OSError if a measure fails or the machine has no table of system calls.
+    Outside it, privileges and the file system stay as they are, and measures that the system lacks are skipped.
+    """
     isolated = limits["isolated"]
     libc = ctypes.CDLL(None, use_errno=True)
     if isolated:

@@ -44,7 +44,7 @@ class Remote:
         """Have the answer executed as a module. Raises AnswerFailed."""
         answer = self._exchange(["load", source])
         if answer[0] != "loaded":
-            self._fail(str(answer[1]) if answer[0] == "failed" else "it sent something that is no value")
+            self._fail(str(answer[1]) if answer[0] == "failed" else "it sent an invalid value")
 
     def do(self, operation: str, *words: Any, **named: Any) -> Any:
         """Execute an operation on values and objects there. Raises what it raised, or AnswerFailed."""
@@ -70,7 +70,7 @@ class Remote:
                     decoder.refill(containers[number], contents)
                 sys.stdout.write(str(printed))
         except Exception:
-            self._fail("it sent something that is no value")
+            self._fail("it sent an invalid value")
         if message[0] == "left":
             self._fail(f"{message[1]}: {message[2]}" if len(message) > 2 and message[2] != "SystemExit" else message[1])
         if kind == "raised":
@@ -90,9 +90,9 @@ class Remote:
             self.ended = True
             self._fail("it ended before its tests did")
         except ValueError as error:  # not JSON, or too large
-            self._fail(f"it sent something that is no value ({error})")
+            self._fail(f"it sent an invalid value ({error})")
         if type(answer) is not list or not answer:
-            self._fail("it sent something that is no value")
+            self._fail("it sent an invalid value")
         return answer
 
     def _fail(self, why: str) -> None:
@@ -107,7 +107,7 @@ class Remote:
             function = self._callbacks[number]
             words, named = decoder.decode(words), decoder.decode(named)
         except Exception:
-            self._fail("it sent something that is no value")
+            self._fail("it sent an invalid value")
         encoder = Encoder(self._foreign, decoder.containers)
         try:
             return ["value", encoder.encode(function(*words, **named))]
@@ -194,7 +194,7 @@ class _Raised(Exception):
 def _allowed(error: Any, operation: str) -> Exception:
     """StopIteration ends loops of the tests in silence, so it is that only from an iterator."""
     if not isinstance(error, Exception):
-        return TypeError("the answer raised something that is no exception")
+        return TypeError("the answer raised something that is not an exception")
     if isinstance(error, StopIteration) and operation != "next":
         return RuntimeError("the answer raised StopIteration")
     return error
@@ -211,7 +211,7 @@ def _standard(module: str, name: str) -> type[Exception] | None:
 def _exception(kind: type[Exception], words: list[Any], text: str) -> Exception:
     try:
         return kind(*words)
-    except Exception:  # a constructor with a signature of its own
+    except Exception:  # a constructor with another signature
         return kind.__new__(kind, text)
 
 

@@ -164,7 +164,7 @@ function code(text, language) {
   );
 }
 
-/** A link that opens in a tab of its own; text where the address is not one of the web or of mail. */
+/** A link that opens in its own tab; text where the address is not one of the web or of mail. */
 function link(href, content) {
   const url = URL.canParse(href) ? new URL(href) : null;
   if (!SCHEMES.includes(url?.protocol)) return element("span", {}, ...content);

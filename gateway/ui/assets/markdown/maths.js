@@ -1,7 +1,7 @@
 // Maths in TeX between $ or \( (inline), $$ or \[ (display), shown as MathML.
 
 const MAX_TEX = 4_000; // characters; longer formulas stay TeX
-const MAX_START = 2_000; // characters of a paragraph in which a formula in lines of its own may begin
+const MAX_START = 2_000; // characters of a paragraph in which a formula on separate lines may begin
 const LIMITS = { throwOnError: true, trust: false, maxExpand: 200, maxSize: [20, 400] }; // sizes in em and points
 const DISPLAY = /^ {0,3}(?:\$\$([^$]{1,4000}?)\$\$|\\\[([^]{1,4000}?)\\\])[ \t]*(?:\n|$)/;
 const INLINE = /^(?:\$\$([^$]{1,4000}?)\$\$|\\\[([^]{1,4000}?)\\\]|\\\(([^]{1,4000}?)\\\)|\$(?![\s$])((?:\\[^\n]|[^$\\\n]){1,1000}?)(?<!\s)\$(?!\d))/;
@@ -59,7 +59,7 @@ function typeset(shown, tex, display) {
     return; // no valid TeX, or nested too deep
   }
   for (const part of formula.querySelectorAll("*")) {
-    for (const name of ["id", "href", "name"]) part.removeAttribute(name); // of \label and \ref; the page has ids and links of its own
+    for (const name of ["id", "href", "name"]) part.removeAttribute(name); // of \label and \ref; the page has its own ids and links
   }
   shown.replaceChildren(...formula.childNodes);
 }

@@ -1,4 +1,4 @@
-// experts.yaml: its text with line numbers, the problems of a change beside their lines, the diff, and saving it.
+// experts.yaml: its text with line numbers, the problems of a change next to their lines, the diff, and saving it.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import { api, resource } from "../api.js";

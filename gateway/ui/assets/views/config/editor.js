@@ -2,7 +2,7 @@
 
 import { html, nothing } from "../../vendor/lit-html.js";
 
-/** `problems` are { line, message }; their lines are marked beside the text. */
+/** `problems` are { line, message }; their lines are marked next to the text. */
 export function editor(text, edited, { problems, readOnly }) {
   const lines = text.split("\n").length;
   const marked = new Map(problems.map(({ line, message }) => [line, message]));

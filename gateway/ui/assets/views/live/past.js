@@ -8,7 +8,7 @@ import { dollars, figure, milliseconds, number, percent, shown } from "../../par
 const PERIODS = { "1h": "last hour", "1d": "last day", "7d": "last 7 days" };
 const DIMENSIONS = { expert: "expert", category: "category", key: "API key" };
 
-/** The card; the report reads the log in a process of its own, so it is loaded on request. */
+/** The card; the report reads the log in a separate process, so it is loaded on request. */
 export function openPast(draw) {
   let period = "1d";
   let by = "expert";

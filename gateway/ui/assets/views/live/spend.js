@@ -8,7 +8,7 @@ const PERIODS = { "1d": "last day", "7d": "last 7 days", "30d": "last 30 days" }
 const DIMENSIONS = { key: "API key", expert: "Expert", category: "Category" };
 const LIMIT = 10; // rows of each table
 
-/** The card; the report reads the log in a process of its own, so it is loaded on request. */
+/** The card; the report reads the log in a separate process, so it is loaded on request. */
 export function openSpend(draw) {
   let period = "7d";
   let found = null;
@@ -50,7 +50,7 @@ function report({ total, audits, always, tables, note }) {
   return html`
     <dl class="figures">
       ${figure("Spent", dollars(total.dollars), `${number(total.requests)} requests, ${number(total.unpriced)} of unknown cost`)}
-      ${audits.requests ? figure("Audits", dollars(audits.dollars), "beside these") : nothing}
+      ${audits.requests ? figure("Audits", dollars(audits.dollars), "not included in Spent") : nothing}
       ${largest?.dollars
         ? figure(`Always ${largest.expert}`, dollars(largest.dollars), `${dollars(always.dollars)} for the same requests`)
         : nothing}

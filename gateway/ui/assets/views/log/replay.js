@@ -1,4 +1,4 @@
-// "Replay": the decision with the current router, plan and experts, beside the recorded one.
+// "Replay": the decision with the current router, plan and experts, next to the recorded one.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";

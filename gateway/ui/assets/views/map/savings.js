@@ -4,7 +4,7 @@ import { html, nothing } from "../../vendor/lit-html.js";
 import { api, resource } from "../../api.js";
 import { dollars, figure, number, shown, table } from "../../parts.js";
 
-/** The card; the report takes a process of its own some seconds, so it is loaded on request. */
+/** The card; the report takes some seconds in a separate process, so it is loaded on request. */
 export function openSavings(draw) {
   let status = null;
   const load = () => {

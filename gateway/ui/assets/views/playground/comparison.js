@@ -1,4 +1,4 @@
-// A recipe beside its members: tokens, cost, time, and why each answer ended.
+// A recipe next to its members: tokens, cost, time, and why each answer ended.
 
 import { html, nothing } from "../../vendor/lit-html.js";
 import { dollars, milliseconds, number, table } from "../../parts.js";

@@ -81,7 +81,7 @@ function steps({ headers: found, record, state }, decision) {
   const header = found["server-timing"] ?? "";
   const times = Object.fromEntries([...header.matchAll(/([a-z]+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]));
   const relayed = decision.first_token_ms == null || !record?.request_id ? null : decision.total_ms - decision.first_token_ms;
-  const named = ["admit", "parse", "classify", "assign", "gate", "call"].map((name) => ({ name, ms: times[name] ?? null }));
+  const named = ["admit", "parse", "classify", "assign", "retrieve", "call"].map((name) => ({ name, ms: times[name] ?? null }));
   const open = state === "pending" || state === "streaming";
   return [...named, { name: "relay", ms: relayed, note: open ? "…" : "–" }, { name: "record", ms: null, note: "after the response" }];
 }
