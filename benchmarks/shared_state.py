@@ -23,9 +23,9 @@ import numpy as np
 import orjson
 from redis import Redis
 
-from coe.artifacts.redis import RedisArtifacts, mirror
-from coe.artifacts.store import ArtifactStore
-from gateway.access.conversations import RedisAffinity
+from coe.artifacts.redis import RedisArtifacts
+from coe.artifacts.store import ArtifactStore, mirror
+from gateway.access.redis_affinity import RedisAffinity
 
 AT_ONCE = 32
 

@@ -46,7 +46,7 @@ from coe.runtime.issued_keys import access_with, check_issued
 from coe.runtime.key_store import open_key_store
 from coe.settings import Settings
 from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter, watching_issued_keys
-from gateway.access.conversations import open_affinity
+from gateway.access.redis_affinity import open_affinity
 from gateway.app import create_app
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics

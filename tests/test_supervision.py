@@ -24,7 +24,7 @@ from coe.records import FeedbackWriter, RecordWriter
 from coe.runtime.artifact_sync import ArtifactSync, sync_artifacts
 from coe.settings import Settings
 from coe.supervision import log_failure, next_pause, supervised
-from gateway.access.conversations import RedisAffinity
+from gateway.access.redis_affinity import RedisAffinity
 from gateway.access.durable import DurableLimiter
 from gateway.access.redis import RedisLimiter
 from gateway.observability.logs import TextFormatter

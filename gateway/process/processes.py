@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from multiprocessing.connection import wait
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
@@ -120,6 +121,20 @@ class _GatewayServer(Server):  # type: ignore[misc, valid-type]  # Granian choos
         self.interrupt_signal = True
         self.main_loop_interrupt.set()
 
+    def _stop_workers(self) -> None:
+        """Stops the workers, and kills those that have not ended after the time limit. Granian's own method takes a
+        worker for running while its other thread reaps it, and reports a kill that is none."""
+        for worker in self.wrks:
+            worker.terminate()
+        deadline = time.monotonic() + self.workers_kill_timeout
+        for number, worker in enumerate(self.wrks):
+            if not wait([worker.inner.sentinel], max(0.0, deadline - time.monotonic())):
+                text = "worker %d (process %d) has not stopped within %d s and is killed"
+                _log.warning(text, number + 1, worker.inner.pid, self.workers_kill_timeout)
+                worker.kill()
+            worker.join()
+        self.wrks.clear()
+
     def _signal_workers(self, number: signal.Signals) -> None:
         for worker in self.wrks:
             with suppress(ProcessLookupError):  # it has ended since
@@ -151,7 +166,7 @@ class _GatewayServer(Server):  # type: ignore[misc, valid-type]  # Granian choos
 
     def _crashed(self, number: int) -> None:
         worker = self.wrks[number]
-        self._states.crashed(number)
+        self._states.count_crash(number)
         exit_description = _exit_description(worker.inner.exitcode)
         name = f"worker {number + 1} (process {worker.inner.pid})"
         if not self._states.ever_ready and not any(other.is_alive() for other in self.wrks):
@@ -200,12 +215,12 @@ def _load_application(build: Callable[[], Starlette], states: WorkerStates, *, w
         try:
             async with lifespan(served) as state:
                 started = True
-                states.ready(worker)
+                states.set_ready(worker)
                 asyncio.get_running_loop().call_later(SERVER_START_SECONDS, server_stop.set_serving)
                 yield state
         except Exception as error:
             if not started:
-                states.failed(worker, describe_error(error))
+                states.set_failed(worker, describe_error(error))
             raise
 
     app.router.lifespan_context = reporting
@@ -216,7 +231,7 @@ def _build_reporting(build: Callable[[], Starlette], states: WorkerStates, worke
     try:
         return build()
     except Exception as error:
-        states.failed(worker, describe_error(error))
+        states.set_failed(worker, describe_error(error))
         raise
 
 

@@ -27,7 +27,7 @@ class WorkerStates:
     def __init__(self, workers: int) -> None:
         self._cells = RawArray(_Cell, workers)
 
-    def ready(self, worker: int) -> None:
+    def set_ready(self, worker: int) -> None:
         """Records that a worker serves requests."""
         self._cells[worker].ready = True
 
@@ -36,7 +36,7 @@ class WorkerStates:
         """True if any worker has served requests since the parent started."""
         return any(cell.ready for cell in self._cells)
 
-    def failed(self, worker: int, cause: str) -> None:
+    def set_failed(self, worker: int, cause: str) -> None:
         """Records why a worker could not start."""
         self._cells[worker].cause = cause.encode("utf-8", "replace")[: CAUSE_BYTES - 1]
 
@@ -44,7 +44,7 @@ class WorkerStates:
         """The error that ended a worker's start; empty if it reported none."""
         return bytes(self._cells[worker].cause).decode("utf-8", "replace")
 
-    def crashed(self, worker: int) -> None:
+    def count_crash(self, worker: int) -> None:
         """Counts a crash."""
         self._cells[worker].crashes += 1
 

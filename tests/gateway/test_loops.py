@@ -16,7 +16,7 @@ from coe.registry import Registry
 from coe.registry.sections import ResidencySpec
 from coe.routing.conversation import Affinity, read_conversation
 from gateway.access import conversations
-from gateway.access.conversations import open_affinity
+from gateway.access.redis_affinity import open_affinity
 from gateway.dialects.chat import CHAT
 from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES

@@ -55,9 +55,9 @@ def test_a_worker_is_due_once_its_delay_is_over_and_only_once() -> None:
 def test_a_workers_state_keeps_its_cause_within_a_bound() -> None:
     states = WorkerStates(2)
     assert (states.ever_ready, states.cause(1)) == (False, "")
-    states.failed(1, "ä" * CAUSE_BYTES)
-    states.ready(0)
-    states.crashed(1)
+    states.set_failed(1, "ä" * CAUSE_BYTES)
+    states.set_ready(0)
+    states.count_crash(1)
     assert states.ever_ready
     assert len(states.cause(1).encode("utf-8", "replace")) <= CAUSE_BYTES + 2
     assert states.cause(0) == ""

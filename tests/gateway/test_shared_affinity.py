@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from coe.errors import ConfigError
-from gateway.access.conversations import EXPIRY_SECONDS, RedisAffinity, open_affinity
+from gateway.access.redis_affinity import EXPIRY_SECONDS, RedisAffinity, open_affinity
 from tests.records.redis_server import MISSING, RedisServer, installed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not installed(), reason=MISSING)]
@@ -43,8 +43,8 @@ async def test_one_that_stops_tells_what_it_knows(redis_server: RedisServer) -> 
 async def test_a_redis_that_is_away_knows_nothing_and_is_found_again(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.access.conversations.RETRY_SECONDS", 0.05)
-    monkeypatch.setattr("gateway.access.conversations.EXCHANGE_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.access.redis_affinity.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("gateway.access.redis_affinity.EXCHANGE_TIMEOUT_SECONDS", 0.2)
     async with RedisAffinity(redis_server.url) as one:
         one.publish([b"k"], "coder")
         assert await heard(one, b"k") == "coder"
