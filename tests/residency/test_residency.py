@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -238,6 +239,18 @@ async def test_the_report_shows_who_waits_loads_and_is_next(fakes: Fakes) -> Non
         (device,) = await fetch_report(address)
         assert device["servers"][1]["loading"]["from"] == "stopped"
         (await waiting)()
+
+
+async def test_a_scheduler_that_closes_the_connection_is_no_empty_report(tmp_path: Path) -> None:
+    def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    address = tmp_path / "s"
+    async with await asyncio.start_unix_server(close, address):
+        with pytest.raises(ConnectionResetError, match="closed without a report"):
+            await fetch_report(address)
+        with pytest.raises(ExpertAsleep, match="does not answer"):
+            await ResidencyClient(address).report()
 
 
 async def test_waits_are_reported_by_the_tier_at_arrival_and_their_outcome(fakes: Fakes) -> None:

@@ -189,7 +189,7 @@ async def fetch_report(address: Path) -> list[dict[str, Any]]:
                     return list(message["devices"])
         finally:
             writer.close()
-    return []
+    raise ConnectionResetError(f"{address}: the connection was closed without a report")
 
 
 class _Refused(Exception):

@@ -124,7 +124,8 @@ class Journal:
                     self._note(Cell.of_line(line))
                 except (orjson.JSONDecodeError, TypeError, AttributeError) as error:
                     message = f"{self._path}:{number}: not a line of the journal ({error})"
-                    raise DataError(f"{message}; delete it and its probe is requested again") from None
+                    remedy = "delete it and its probe is requested again, or delete the file of another version of CoE"
+                    raise DataError(f"{message}; {remedy}") from None
         return whole
 
     def _note(self, cell: Cell) -> None:
