@@ -113,13 +113,14 @@ def workers_share_memory(settings: Settings) -> bool:
 class PreloadedRouter:
     """The router that the parent process loads for its workers before it forks them.
 
-    Each process releases its copy when another router is in use. The memory is free once all have.
+    Each process releases its copy when another router or declaration is in use. The memory is free once all have.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError or ArtifactError with the remedy."""
         self._artifacts = ArtifactStore(settings.artifacts, ROUTER)
-        self._version = self._artifacts.in_use()
+        self._config = settings.config
+        self._source = self._current_source()
         self.loaded: LoadedRouter | None = preload_router(settings)
         tune_gc()  # collections in the workers leave the objects of this process alone, so their pages stay shared
 
@@ -131,11 +132,15 @@ class PreloadedRouter:
         return state
 
     def release_if_replaced(self) -> None:
-        """For the parent process, which reads no state."""
-        with suppress(OSError):  # an unreadable pointer: the next check decides
-            if self.loaded is not None and self._artifacts.in_use() != self._version:
+        """Release it in the parent process, which reads no state."""
+        with suppress(OSError):  # a file that is being replaced: the next check decides
+            if self.loaded is not None and self._current_source() != self._source:
                 self.loaded = None
                 trim_memory()
+
+    def _current_source(self) -> tuple[str | None, int]:
+        """The version in use, and the time of the declaration, to whose categories the router is adapted."""
+        return self._artifacts.in_use(), self._config.stat().st_mtime_ns
 
 
 def prepare(settings: Settings) -> None:

@@ -1,9 +1,10 @@
 """Starts modules as processes that need not import the product: forks of a template process that has imported it.
 
 The imports of a gateway or a command take over a second of processor time, and tests start some hundred of them.
-`python` gives the words that subprocess and asyncio start. Where the kernel or the C library has not what this needs,
-the words are those of a plain `python -m`. So they are, in any case, for a test of the interpreter's own settings,
-of a terminal, or of limits that a process inherits: a fork has those of the template.
+`python` returns the words that subprocess and asyncio start: on other systems than Linux on x86-64, and where the C
+library hides the thread's number, those of a plain `python -m`. Tests of the interpreter's own settings, a terminal,
+limits that a process inherits, or the order of sets start `sys.executable`: a fork has the settings, the limits and the
+hash seed of the template.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from typing import Any
 
 import psutil
 
+import coe
+
 ROOT = Path(__file__).parent.parent
 IMPORTED = ("coe.cli", "gateway.main", "gateway.process.processes", "tests.fakes")
 _WORD = "python, forked"
 _MESSAGE_BYTES = 200_000
-_CLONE = {"x86_64": 56, "aarch64": 220}
-"""Numbers of the system call."""
+_MACHINE, _CLONE = "x86_64", 56
+"""The architecture, and there the number of the system call; elsewhere its arguments have another order."""
 _PR_GET_TID_ADDRESS = 40
 _CLONE_PARENT, _CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x8000, 0x200000, 0x1000000
 
@@ -51,6 +54,11 @@ def children() -> list[psutil.Process]:
     return [one for one in found if _template is None or one.pid != _template.pid]
 
 
+def restore_interrupts() -> None:
+    """Handle SIGINT, which the processes of a background job ignore: a `preexec_fn`. A fork does so in any case."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class _Template:
     """The template process, which starts with the first command."""
 
@@ -68,7 +76,10 @@ class _Template:
         arguments. Return the number of the process."""
         if os.fsdecode(args[0]) != _WORD:
             return _fork_exec(args, *more)
-        (_, _, _, cwd, environ, stdin, _, _, stdout, _, stderr, _, _, _, new_session) = more[:15]
+        (_, _, files_kept, cwd, environ, stdin, _, _, stdout, _, stderr, _, _, _, new_session) = more[:15]
+        assert len(files_kept) == 1, "a fork has no pass_fds"  # subprocess's own pipe
+        assert more[15] == -1, "a fork has no process_group"
+        assert more[20] in (None, restore_interrupts), "a fork has no preexec_fn"
         start = {
             "words": [os.fsdecode(word) for word in args[1:]],
             "folder": os.fsencode(cwd or Path.cwd()),
@@ -79,7 +90,10 @@ class _Template:
         with self._lock:
             self._connection = connection = self._connection or self._started()
             socket.send_fds(connection, [pickle.dumps(start)], files)
-            return int(connection.recv(100))
+            if not (process := connection.recv(100)):
+                assert self._process is not None
+                raise RuntimeError(f"the template process ended with code {self._process.wait()}")
+            return int(process)
 
     def _started(self) -> socket.socket:
         own, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -114,6 +128,7 @@ def _serve(connection: socket.socket) -> dict[str, Any]:
         message, files, *_ = socket.recv_fds(connection, _MESSAGE_BYTES, 3)
         if not message:
             sys.exit()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the fork has its own handler
         process = _fork()
         if process == 0:
             for number, file in enumerate(files):
@@ -124,6 +139,7 @@ def _serve(connection: socket.socket) -> dict[str, Any]:
             connection.close()
             request: dict[str, Any] = pickle.loads(message)
             return request
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         connection.send(str(process).encode())
 
 
@@ -132,7 +148,7 @@ def _fork() -> int:
     assert len(list(Path("/proc/self/task").iterdir())) == 1, f"one of {IMPORTED} starts threads, which a fork lacks"
     flags = signal.SIGCHLD | _CLONE_PARENT | _CLONE_CHILD_CLEARTID | _CLONE_CHILD_SETTID
     ctypes.pythonapi.PyOS_BeforeFork()
-    process: int = _libc.syscall(_CLONE[platform.machine()], flags, None, None, _thread_address(), None)
+    process: int = _libc.syscall(_CLONE, flags, None, None, _thread_address(), None)
     if process == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
     else:
@@ -153,10 +169,13 @@ def _become(words: list[str], folder: bytes, environ: dict[bytes, bytes], new_se
     """Run `python -m` with these words, as a process of its own would do."""
     if new_session:
         os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    restore_interrupts()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.chdir(folder)
     os.environb.clear()
     os.environb.update(environ)
+    for name, value in coe.NO_USAGE_REPORTS.items():  # as an import of the package does
+        os.environ.setdefault(name, value)
     sys.path[0] = str(Path.cwd())
     sys.argv = list(words)
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
@@ -164,7 +183,7 @@ def _become(words: list[str], folder: bytes, environ: dict[bytes, bytes], new_se
 
 _fork_exec = subprocess._fork_exec  # type: ignore[attr-defined]
 _template: _Template | None = None
-if __name__ != "__main__" and sys.platform == "linux" and platform.machine() in _CLONE and _thread_address():
+if __name__ != "__main__" and sys.platform == "linux" and platform.machine() == _MACHINE and _thread_address():
     _template = _Template()
     subprocess._fork_exec = _template.fork_exec  # type: ignore[attr-defined]
 

@@ -24,9 +24,9 @@ from coe.records import FeedbackWriter, RecordWriter
 from coe.runtime.artifact_sync import ArtifactSync, sync_artifacts
 from coe.settings import Settings
 from coe.supervision import log_failure, next_pause, supervised
-from gateway.access.redis_affinity import RedisAffinity
 from gateway.access.durable import DurableLimiter
 from gateway.access.redis import RedisLimiter
+from gateway.access.redis_affinity import RedisAffinity
 from gateway.observability.logs import TextFormatter
 from gateway.observability.metrics import Metrics, exposition
 

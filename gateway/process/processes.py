@@ -61,7 +61,7 @@ def serve(
     at_intervals: Callable[[], None] | None = None,
 ) -> None:
     """Serves the application that `build` makes, once in every worker, until SIGINT or SIGTERM. The parent calls
-    `at_intervals` every INTERVAL_SECONDS. Raises WorkerError if no worker could start."""
+    `at_intervals` at least every INTERVAL_SECONDS. Raises WorkerError if no worker could start."""
     raise_limit()
     signal.signal(DRAIN_SIGNAL, signal.SIG_IGN)  # a worker that is only starting must not die of it
     processes = _GatewayServer(settings, address=address, at_intervals=at_intervals)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from coe.cli import app
 from coe.records import open_log
 from coe.records.record import LogQuery, RoutingRecord
+from tests import forked
 from tests.cli.logged_service import LoggedService
 from tests.cli.test_cli import logged, record_of, run
 from tests.records.test_every_field import RECORD
@@ -161,7 +162,7 @@ def test_an_interrupted_export_leaves_the_former_file_and_no_draft(
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd=Path(__file__).parents[2],
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=forked.restore_interrupts,
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == b"writing\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import multiprocessing
 import os
@@ -22,12 +21,14 @@ from typing import Any
 import psutil
 import pytest
 
+import routers
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
+from coe.core import Router
 from coe.fleet.specs import free_port
 from coe.runtime.active_state import load_active_state, preload_router
 from coe.settings import Settings
-from gateway.main import PreloadedRouter, workers_share_memory
+from gateway.main import PreloadedRouter, build_app, workers_share_memory
 from tests.routers.conftest import WORDS
 
 TEXTS = ["bake the stew", "a star that a telescope sees", "ledger and dividend", "none of these words"]
@@ -38,6 +39,7 @@ experts: [{name: small, model: m, runtime: external, base_url: 'http://127.0.0.1
 assignment: {general: small}
 router: {encoder_timeout: 10}
 """
+CHESS = "{name: chess, description: chess, examples: [knight takes rook, castle the king]}, "
 Built = tuple[Path, dict[str, Any], list[Any]]
 
 
@@ -66,8 +68,7 @@ def publish(settings: Settings, built: Built, note: str = "") -> None:
 def test_a_worker_uses_it_only_while_its_artifact_and_categories_are_in_use(settings: Settings, built: Built) -> None:
     preloaded = preload_router(settings)
     assert load_active_state(settings, preloaded=preloaded).router is preloaded.router
-    chess = "{name: chess, description: chess, examples: [knight takes rook, castle the king]}, "
-    added = load_active_state(declare(settings.config.parent, chess), preloaded=preloaded)
+    added = load_active_state(declare(settings.config.parent, CHESS), preloaded=preloaded)
     assert added.router is not preloaded.router
     assert "chess" in added.router.categories
     declare(settings.config.parent)
@@ -98,10 +99,26 @@ def test_parent_and_worker_release_it_when_another_one_is_promoted(settings: Set
     promoted = worker.read(settings, started)
     assert promoted.router is not started.router
     del started
-    gc.unfreeze()
-    gc.collect()
     assert [reference() for reference in references] == [None, None]
     assert worker.read(settings, promoted).router is promoted.router
+
+
+@pytest.mark.anyio
+async def test_the_application_of_a_worker_loads_no_router_of_its_own(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = PreloadedRouter(settings)
+
+    def load(*_: Any, **__: Any) -> Router:
+        raise AssertionError("the worker loads a router")
+
+    monkeypatch.setattr(routers, "load", load)
+    app = build_app(settings, None, router)
+    async with app.router.lifespan_context(app):
+        pass
+    with pytest.raises(AssertionError, match="loads a router"):
+        async with (alone := build_app(settings)).router.lifespan_context(alone):
+            pass
 
 
 FORKING = """
@@ -130,6 +147,7 @@ print(json.dumps([*found, queue.get(), [child.exitcode for child in children]]))
 
 
 def test_forked_processes_classify_as_their_parent_by_both_stages(settings: Settings) -> None:
+    declare(settings.config.parent, CHESS)  # its examples are embedded in the parent
     command = [sys.executable, "-c", FORKING, str(settings.config), json.dumps(TEXTS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     first, second, parent, exit_codes = json.loads(done.stdout)

@@ -69,7 +69,7 @@ class ScoreCommand:
             stderr=asyncio.subprocess.PIPE,
             env={"COE_PORT": str(self.server.port), "PATH": "/usr/bin:/bin"},
             # Shells start background jobs with SIGINT ignored, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=forked.restore_interrupts,
         )
 
     async def run(self, *words: str, out: str = "out") -> tuple[int, dict[str, object], str]:

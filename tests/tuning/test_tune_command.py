@@ -82,7 +82,7 @@ class Place:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={"PATH": "/usr/bin:/bin"},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=forked.restore_interrupts,
         )
 
     async def run(self, *words: str) -> tuple[int, str, str]:

@@ -155,8 +155,8 @@ def _lora_flags(options: Mapping[str, Flag], *, ranks: list[int]) -> dict[str, F
 
 
 def _environment(expert: ExpertSpec, options: Mapping[str, Flag], address: ListenAddress) -> dict[str, str]:
-    """Enables the endpoints of `VllmClient`, on loopback only, and disables usage statistics."""
-    environ = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    """Enables the endpoints of `VllmClient`, on loopback only."""
+    environ = dict[str, str]()
     if address.host == HOST:
         environ[DEV_MODE_VARIABLE] = "1"
     if options.get("enable-lora") and not any(options.get(name, 1) != 1 for name in _MULTI_SERVER_FLAGS):
