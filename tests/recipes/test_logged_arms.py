@@ -315,7 +315,7 @@ def append(config: Path, records: Sequence[RoutingRecord]) -> None:
 
 def of_plan(version: str, count: int = 300, first: int = 0, **fields: Any) -> list[RoutingRecord]:
     """Requests of a minute ago that a plan's arm answered; a third of them went on."""
-    usual = {"plan": version, "time": time.time() - 60, "stream": True} | fields
+    usual: dict[str, Any] = {"plan": version, "time": time.time() - 60, "stream": True} | fields
     return [served(first + number, goes_on=number % 3 == 0, **usual) for number in range(count)]
 
 
