@@ -319,14 +319,17 @@ def print_cells(predicted: Array, billed: Array, requests: Requests, probes: NDA
         np.column_stack([np.bincount(labels, column, count) for column in values.T]) / size
         for values in (billed, billed**2)
     )
-    errors, spread = np.abs(predicted / mean - 1), np.sqrt(squares - mean**2) / mean
+    errors, spread = np.abs(predicted / mean - 1), np.sqrt(np.maximum(squares - mean**2, 0.0)) / mean
     print(f"\n{what:>24} {'cells':>6} {'within 10 %':>12} {'median error':>13} {'of bill':>8} {'of probes':>10}")
     for low, high in zip(COUNTS, (*COUNTS[1:], 10**9), strict=True):
         rows = (probes >= low) & (probes < high)
         one, noise = errors[rows].ravel(), spread[rows]
         if len(one):
             within = f"{(one <= 0.1).sum()}/{len(one)}"
-            bill, sample = np.median(noise / np.sqrt(size[rows])), np.median(noise / np.sqrt(probes[rows])[:, None])
+            bill, sample = (
+                np.median(noise / np.sqrt(size[rows])),
+                np.median(noise / np.sqrt(np.maximum(probes[rows], 1))[:, None]),
+            )
             print(
                 f"{f'{low} probes and more':>24} {len(one):6} {within:>12} {np.median(one):13.1%} {bill:8.1%} "
                 f"{sample:10.1%}"

@@ -41,6 +41,7 @@ from coe.mapping import (
     PlanInputs,
     Problem,
     TimeBudget,
+    changed_fields,
     marginal_values,
     planned_quality,
     planned_use,
@@ -101,7 +102,7 @@ def make_plan(
         deviations=options.deviations,
         evidence=PlanEvidence() if options.drop_feedback else evidence,
         logged=logged,
-        past=_past_arms(store, arms),
+        past=[] if logged is None else _past_arms(store, arms, registry),
     )
     policies = ArmPolicies(basis.problem.categories, recipes.policies, recipes.written, share_of_streams(logged))
     unplanned = _unplanned(settings, registry, recipes.left_out)
@@ -217,13 +218,18 @@ def _plan_in_use(store: ArtifactStore, registry: Registry) -> tuple[PlanEvidence
         return PlanEvidence(), {}
 
 
-def _past_arms(store: ArtifactStore, log: LoggedArms) -> list[PastArms]:
+def _past_arms(store: ArtifactStore, log: LoggedArms, registry: Registry) -> list[PastArms]:
     """The plans whose arms answered logged requests; without those that were deleted or cannot be read."""
     found = []
     for version in log.plans:
         with suppress(ArtifactError):
-            policies = read_published(store.published(version).folder, version).policies
-            found += [] if policies is None else [PastArms(version, policies, log)]
+            plan = read_published(store.published(version).folder, version)
+            dependencies = None if plan.record is None else plan.record.dependencies
+            if plan.policies is None or dependencies is None:
+                continue
+            then = dependencies.experts
+            changed = {one.name for one in registry.single_arms if changed_fields(then.get(one.name, {}), one)}
+            found.append(PastArms(version, plan.policies, log, frozenset(changed)))
     return found
 
 
@@ -303,7 +309,7 @@ def logged_uses(
 ) -> LoggedUses | None:
     """The uses in the routing log of the last `seconds`; None, with a note, where the log cannot be read.
 
-    Those of recipes' arms are added to `arms`.
+    Those of recipes' arms are added to `arms`; these are incomplete where the log cannot be read.
     """
     if not seconds:
         return None

@@ -28,7 +28,7 @@ from coe.mapping.plan_file import (
     read_published,
     round_traffic,
 )
-from coe.mapping.problem import ANSWER_FIELDS, Budget, Dependencies, Problem
+from coe.mapping.problem import ANSWER_FIELDS, Budget, Dependencies, Problem, changed_fields
 from coe.mapping.program import TimeBudget, smallest_limit
 from coe.mapping.uses import LOGGED_MEASURES, MEASURES, MeasuredUses, Uses, declared_uses
 
@@ -52,6 +52,7 @@ __all__ = [
     "TimeBudget",
     "Uses",
     "best_choice",
+    "changed_fields",
     "common_part",
     "current_problem",
     "decision_risk",

@@ -364,7 +364,7 @@ def test_a_plan_measures_uses_in_the_log_beside_the_scores(config: Path) -> None
     assert cell["active_b_tokens"] == pytest.approx(2 * 410, rel=0.02)
     assert cell["first_token_ms"] == pytest.approx(20, rel=0.02)
     assert report["uses"]["by_category"]["code"]["small"]["output_tokens"] == 100
-    assert "also those of 1200 requests in the routing log" in plan(config)
+    assert "also come from 1200 requests in the routing log" in plan(config)
 
 
 def test_the_weights_of_a_plan_are_the_mix_of_the_router_in_use(config: Path) -> None:

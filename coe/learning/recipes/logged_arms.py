@@ -1,8 +1,8 @@
 """Corrects the expected uses of arms by the logged requests that they answered.
 
-Replay of recorded answers gives the uses of an arm on the probes. How often it goes on there is uncertain, above all
-for an arm that mostly stops early. `LoggedArms` sums what arms used in service, by the plan whose policies they had.
-The ratio to the replay of those same policies corrects the arms of the next plan, whose policies differ little.
+Replay of recorded answers gives the uses of an arm on the probes. How often it continues there is uncertain, above
+all for an arm that mostly stops early. `LoggedArms` sums what arms used in service, by the plan whose policies they
+had. The ratio to the replay of those same policies corrects the arms of the next plan, whose policies differ little.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -27,11 +28,14 @@ MAX_PLANS = 4
 MAX_CELLS = 50_000
 """Arms and categories of a plan that are summed."""
 MEASURES = ("active_b", "cost", "latency_ms")
-"""Fields of `Uses` that are corrected, beside the calls."""
+"""Fields of `Uses` that are corrected; calls are corrected too."""
 CALLS = "calls of "
 """Prefix of a measure: the calls of a member by an arm."""
 MAX_RATIO = 4.0
-"""Most that a logged use is above or below the replayed one; more is an accident of few requests."""
+"""Most that the logged use of few requests is above or below the replayed one: more is an accident. The limit is
+squared with as many requests as the replay counts for, cubed with twice as many, and so on."""
+COMPLETE_SHARE = 0.99
+"""Least share of a cell's requests with a known use. Those with an unknown one differ: a later member was called."""
 _ENDED = frozenset({"answered", "unreadable", "cut_off", "unverified", "graded", "ungraded"})
 """Outcomes of calls that are charged; the others have no usage, or a part of it."""
 _REQUESTS = "requests"
@@ -41,8 +45,7 @@ _NOTHING = (0.0, 0.0)
 class LoggedArms:
     """Counts and sums of the uses of arms by plan, arm and category, in the units of `Uses`.
 
-    Dollars are at the present prices. Requests that another expert answered in the end do not count, and times of
-    members that share a device do not: these include waits of the plan then in use.
+    Dollars are at the current prices. Requests that another expert answered in the end do not count.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -87,11 +90,16 @@ class LoggedArms:
     def sums(self, plan: str, arm: str, measure: str, categories: Sequence[str]) -> Array:
         """Return count and sum of a measure of an arm, shape (n_categories, 2).
 
-        A request without a call of a member counts for the member's calls too.
+        A request without a call of a member counts for the member's calls too. Cost and active parameters that some
+        requests of a cell lack are left out.
         """
         cells = self._plans.get(plan, {})
         found = [_sums_of(cells.get((arm, category), {}), measure) for category in categories]
         return np.array(found, dtype=np.float64).reshape(len(categories), 2)
+
+    def waits(self, members: Iterable[str]) -> bool:
+        """Return True if a member shares a device: times of its arm include waits of the plan then in use."""
+        return not self._waiting.isdisjoint(members)
 
     def _uses_of(self, record: RoutingRecord) -> dict[str, float]:
         """Return the known measures of a request."""
@@ -100,7 +108,7 @@ class LoggedArms:
         found = {_REQUESTS: 1.0} | {CALLS + name: float(made) for name, made in calls.items()}
         if any(call.expert not in self._specs for call in called):
             return found
-        if record.attempts == 1 and not any(call.expert in self._waiting for call in called):
+        if record.attempts == 1:
             found["latency_ms"] = record.total_ms
         sizes = [self._specs[call.expert].active_parameters_b for call in called]
         if None not in sizes:
@@ -117,18 +125,24 @@ class LoggedArms:
 
 
 def _sums_of(measures: Mapping[str, Sequence[float]], measure: str) -> Sequence[float]:
-    if not measure.startswith(CALLS):
-        return measures.get(measure, _NOTHING)
-    return measures.get(_REQUESTS, _NOTHING)[0], measures.get(measure, _NOTHING)[1]
+    requests, known = measures.get(_REQUESTS, _NOTHING)[0], measures.get(measure, _NOTHING)
+    if measure.startswith(CALLS):
+        return requests, known[1]
+    complete = measure == "latency_ms" or known[0] >= COMPLETE_SHARE * requests
+    return known if complete else _NOTHING
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PastArms:
-    """The arms of a plan that answered logged requests."""
+    """The arms of a plan that answered logged requests.
+
+    `changed` are the experts that another model or other settings replaced since: arms that call them are left out.
+    """
 
     plan: str
     policies: ArmPolicies
     log: LoggedArms
+    changed: frozenset[str] = frozenset()
 
     def matching(self, arms: Mapping[str, RecipePolicy], categories: Sequence[str]) -> dict[str, RecipePolicy]:
         """Return the policy that this plan had, over `categories`, for each arm with the same name, steps and judge.
@@ -139,12 +153,19 @@ class PastArms:
         return {
             name: before[name]
             for name, one in arms.items()
-            if name in before and _shape(before[name]) == _shape(one) and before[name].max_loss is None
+            if name in before
+            and _shape(before[name]) == _shape(one)
+            and before[name].max_loss is None
+            and self.changed.isdisjoint((*one.members, one.judge))
         }
 
     def written(self, arms: Mapping[str, WrittenArm]) -> list[str]:
-        """Return the arms of recipes that write which this plan had too."""
-        return [name for name, one in arms.items() if self.policies.written.get(name) == one]
+        """Return the arms of chains and fuses which this plan had too."""
+        return [
+            name
+            for name, one in arms.items()
+            if self.policies.written.get(name) == one and self.changed.isdisjoint(chain.from_iterable(one.steps))
+        ]
 
 
 def _shape(policy: RecipePolicy) -> tuple[object, ...]:
@@ -152,7 +173,7 @@ def _shape(policy: RecipePolicy) -> tuple[object, ...]:
 
 
 class Calibration:
-    """Logged uses of arms beside those that replay gives for the same requests, by arm and measure.
+    """Compares logged uses of arms with those that replay gives for the same requests, by arm and measure.
 
     `members` are those of each arm, in the order of its calls in `Uses`; `probes` (n_categories,) counts the prompts
     that were replayed.
@@ -166,23 +187,24 @@ class Calibration:
     def add(self, past: PastArms, replayed: Uses, arms: Mapping[str, int]) -> None:
         """Add the requests to some arms of a past plan; `arms` has their columns in the uses of its policies."""
         for arm, number in arms.items():
-            columns = {name: found[:, number] for name in MEASURES if (found := getattr(replayed, name)) is not None}
+            measures = [name for name in MEASURES if name != "latency_ms" or not past.log.waits(self._members[arm])]
+            columns = {name: found[:, number] for name in measures if (found := getattr(replayed, name)) is not None}
             calls = dict(zip(self._members[arm], replayed.calls[arm].T, strict=True))
             for measure, values in (columns | {CALLS + name: made for name, made in calls.items()}).items():
-                known = np.isfinite(values) & (values > 0)
+                known = np.isfinite(values) & ((values > 0) | measure.startswith(CALLS))
                 sums = np.where(known[:, None], past.log.sums(past.plan, arm, measure, self._categories), 0.0)
                 self._logged[arm, measure] += sums
                 self._replayed[arm, measure] += sums[:, 0] * np.where(known, values, 0.0)
 
     def corrected(self, uses: Uses, arms: Sequence[str]) -> Uses:
-        """Return the uses of `arms` times the ratios of logged to replayed uses."""
+        """Return the uses of `arms` times the ratios of logged to replayed uses, and the corrected calls."""
         found = {name: getattr(uses, name) for name in MEASURES}
         scaled = {
             name: None if values is None else values * self._ratios([(arm, name) for arm in arms])
             for name, values in found.items()
         }
         calls = {
-            arm: made * self._ratios([(arm, CALLS + name) for name in self._members[arm]])
+            arm: self._calls(made, [(arm, CALLS + name) for name in self._members[arm]])
             for arm, made in uses.calls.items()
         }
         return replace(uses, calls=calls, **scaled)
@@ -193,9 +215,31 @@ class Calibration:
         Its logarithm is shrunk: a logged request counts as much as a probe, or as one of the prompts that the replay is
         shrunk by.
         """
+        count, logged, replayed = self._sums(columns)
+        ratio = np.divide(logged, replayed, out=np.ones_like(replayed), where=replayed > 0)
+        limit = np.log(MAX_RATIO) * (1 + count / self._behind)
+        log_ratio = np.clip(np.log(np.maximum(ratio, np.finfo(np.float64).tiny)), -limit, limit)
+        return np.asarray(np.exp(log_ratio * count / (count + self._behind)))
+
+    def _calls(self, made: Array, columns: Sequence[tuple[str, str]]) -> Array:
+        """Return the calls `made` of the members of an arm, corrected; both of shape (n_categories, n_columns).
+
+        The means of log and replay are weighted, so a member is corrected that replay never calls. Of another policy
+        than the logged one, fewer calls are a ratio and more are added, at most up to the logged mean.
+        """
+        count, logged, replayed = self._sums(columns)
+        fewer = np.divide(logged, replayed, out=np.ones_like(replayed), where=logged < replayed)
+        mean = logged / np.maximum(count, 1.0)
+        more = np.minimum(made + (logged - replayed) / (count + self._behind), np.maximum(made, mean))
+        share = count / (count + self._behind)
+        return np.where(logged > replayed, more, made * (1 + share * (fewer - 1)))
+
+    def _sums(self, columns: Sequence[tuple[str, str]]) -> tuple[Array, Array, Array]:
+        """Return the count, the logged and the replayed sum of measures of arms, each (n_categories, n_columns)."""
         logged = np.stack([self._logged[one] for one in columns], axis=1)
-        replayed = np.column_stack([self._replayed[one] for one in columns])
-        ratio = np.divide(logged[..., 1], replayed, out=np.ones_like(replayed), where=replayed > 0)
-        count = logged[..., 0]
-        share = count / (count + self._probes[:, None] + COST_PSEUDO_COUNT)
-        return np.asarray(np.clip(ratio, 1 / MAX_RATIO, MAX_RATIO) ** share)
+        return logged[..., 0], logged[..., 1], np.column_stack([self._replayed[one] for one in columns])
+
+    @property
+    def _behind(self) -> Array:
+        """Return how many prompts the replay counts for, shape (n_categories, 1)."""
+        return self._probes[:, None] + COST_PSEUDO_COUNT

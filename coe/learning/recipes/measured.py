@@ -73,9 +73,8 @@ def columns_of_recipes(
     )
     writing = [arm for arm in registry.recipe_arms if arm.writing_digest and arm.recipe in names]
     measured = read_recipe_answers(folder, data, writing)
-    written = _written_columns(writing, data, measured, rows, experts, categories, lengths, uses or Uses())
-    probes = np.array([sum(data.categories[row] == name for row in rows) for name in categories], dtype=np.float64)
-    return replayed.joined(written.calibrated(past, lambda policies: Uses(), categories, probes))
+    written = _written_columns(writing, data, measured, rows, experts, categories, lengths, uses or Uses(), past)
+    return replayed.joined(written)
 
 
 def _written_columns(
@@ -87,8 +86,9 @@ def _written_columns(
     categories: Sequence[str],
     lengths: TrafficLengths | None,
     expected: Uses,
+    past: Sequence[PastArms],
 ) -> RecipeColumns:
-    """Return the columns of the chains and fuses that were measured."""
+    """Return the columns of the chains and fuses that were measured, each corrected by the requests of `past` plans."""
     found = RecipeColumns()
     for arm in arms:
         absent = dict.fromkeys(one.name for one in arm.members if one.name not in experts)
@@ -101,7 +101,9 @@ def _written_columns(
             found = found.joined(_left_out(arm, f"{count}; {command}"))
         else:
             answers = _answers(data, here, experts, categories)
-            found = found.joined(_column(arm, measured[arm.name], answers, here, rows, lengths, expected))
+            column = _column(arm, measured[arm.name], answers, here, rows, lengths, expected)
+            probes = np.bincount(answers.labels, minlength=len(categories)).astype(np.float64)
+            found = found.joined(column.calibrated(past, lambda policies: Uses(), categories, probes))
     return found
 
 
