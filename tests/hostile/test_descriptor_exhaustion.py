@@ -57,7 +57,8 @@ async def hungry(tmp_path: Path) -> AsyncIterator[tuple[Served, Path, Path]]:
     """The gateway, the file whose existence makes it hold all descriptors, and its log."""
     file, log = tmp_path / "hungry", tmp_path / "stderr"
     with log.open("wb") as stderr:
-        async with serving(tmp_path, environ={"HUNGRY": str(file)}, stderr=stderr) as served:
+        policy = {"max_attempts": 1, "keep_alive_interval": DEADLINE}  # or a slow failure is an event of a stream
+        async with serving(tmp_path, environ={"HUNGRY": str(file)}, stderr=stderr, policy=policy) as served:
             yield served, file, log
 
 

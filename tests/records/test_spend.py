@@ -179,7 +179,7 @@ async def test_the_command_reads_each_kind_of_log(
     assert (found["audits"]["requests"], found["audits"]["dollars"]) == (1, 0.5)
     wrong = await anyio.to_thread.run_sync(run("--by", "model"))
     assert wrong.exit_code == 2
-    assert "none of key, tenant, expert, category" in wrong.output
+    assert "not one of key, tenant, expert, category" in wrong.output
 
 
 def test_without_a_log_the_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ import sys
 from types import TracebackType
 from typing import Any
 
+import coe
+
 NOBODY = 65534
 MAX_OPEN_FILES = 32
 MAX_INODES = 1024
@@ -66,6 +68,8 @@ def confine(limits: dict[str, Any]) -> None:
     Outside it, privileges and the file system stay as they are, and measures that the system lacks are skipped.
     """
     isolated = limits["isolated"]
+    for name in coe.NO_USAGE_REPORTS:  # set by the import of the package; the environment is empty otherwise
+        os.environ.pop(name, None)
     libc = ctypes.CDLL(None, use_errno=True)
     if isolated:
         _bound_files(libc, limits["disk_bytes"])
