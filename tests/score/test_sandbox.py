@@ -172,6 +172,20 @@ async def test_a_cancelled_run_leaves_no_process() -> None:
             os.kill(pid, signal.SIG_DFL)
 
 
+async def test_a_run_can_be_cancelled_at_any_moment_of_its_start() -> None:
+    """asyncio can wait forever for the pipes of a process whose start is cancelled."""
+    sandbox = Sandbox(BOUNDS)
+    await sandbox.check()
+    for steps in range(24):
+        task = asyncio.create_task(sandbox.run("import time; time.sleep(600)", "assert True"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=60)
+        assert done == {task}, f"cancelled after {steps} iterations of the event loop"
+        assert task.cancelled()
+
+
 async def test_code_is_refused_where_bubblewrap_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolation, "BUBBLEWRAP", "no-such-bwrap")
     with pytest.raises(ConfigError, match=r"not installed here: .*apt-get install bubblewrap.*--unsafe"):

@@ -15,6 +15,7 @@ import signal
 from dataclasses import dataclass
 
 import orjson
+import psutil
 
 from coe.errors import ConfigError
 from coe.learning.evaluation import isolation
@@ -126,7 +127,7 @@ class Sandbox:
         }
         examines = part == "examiner"
         words = [str(end) for end in ends] if examines else []
-        process = await asyncio.create_subprocess_exec(
+        start = asyncio.create_subprocess_exec(
             *command(part, words, limits=limits, unsafe=self._unsafe),
             stdin=asyncio.subprocess.PIPE if examines else ends[0],
             stdout=asyncio.subprocess.PIPE if examines else ends[1],
@@ -136,8 +137,9 @@ class Sandbox:
             env={"PATH": os.environ.get("PATH", os.defpath)},
             start_new_session=True,
         )
-        stack.push_async_callback(_end, process)
-        return process
+        starting = asyncio.ensure_future(start)
+        stack.push_async_callback(_end_started, starting)
+        return await asyncio.shield(starting)  # a start that is cancelled itself can wait for its pipes forever
 
 
 class _Pipe:
@@ -192,14 +194,33 @@ async def _last_stderr_line(*processes: asyncio.subprocess.Process) -> str:
     return ""
 
 
+async def _end_started(starting: asyncio.Future[asyncio.subprocess.Process]) -> None:
+    """Wait until a process has started, and end it."""
+    with contextlib.suppress(OSError):  # it could not start: `_start_process` has raised this
+        await _end(await starting)
+
+
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill the process group if it still runs, and drain its pipes so that asyncio closes them."""
+    """Kill the process and its descendants if it still runs, and drain its pipes so that asyncio closes them."""
     if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        await _kill(process.pid)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_SECONDS):
             await process.communicate()
+
+
+async def _kill(pid: int) -> None:
+    """Kill a process and its descendants. bubblewrap's child is in another session, and dies with bubblewrap only once
+    its own start has requested that."""
+    with contextlib.suppress(psutil.NoSuchProcess, TimeoutError):
+        process = psutil.Process(pid)
+        process.suspend()
+        async with asyncio.timeout(_END_SECONDS):
+            while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)  # until it cannot start another child
+        for one in (*process.children(recursive=True), process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 async def _parse_verdict(report: bytes, answer: asyncio.subprocess.Process, bounds: Bounds) -> Verdict:
