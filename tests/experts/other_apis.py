@@ -1,4 +1,4 @@
-"""How servers answer in the APIs other than chat: non-streaming responses, event streams, failures."""
+"""Responses of servers in the APIs other than chat: non-streaming ones, event streams, failures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A declaration with recorded answers, and its plan by `coe plan`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,12 @@ from typer.testing import CliRunner
 from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
+from coe.learning.evaluation.quality import read_quality
+from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.recipes.logged_arms import PastArms
+from coe.learning.recipes.measured import columns_of_recipes
+from coe.mapping import MeasuredUses
+from coe.registry import load
 from tests.recipes.recorded import recorded_answers
 
 DECLARED = """\
@@ -25,6 +32,7 @@ CAREFUL = "recipes: [{name: careful, cascade: [[a, b], large]}]\n"
 ANSWERS = recorded_answers(
     {"a": (0.6, 0.5), "b": (0.6, 0.5), "large": (0.8, 0.75)}, {"a": 1.0, "b": 1.0, "large": 12.0}, prompts=1200
 )
+EXPERTS, CATEGORIES = ("a", "b", "large"), ("code", "law", "general")
 LETTERS = "ABCDEFGHIJ"
 
 
@@ -47,6 +55,30 @@ def write_config(folder: Path) -> Path:
     write_table(folder / "scores.jsonl", scores)
     write_table(folder / "answers.jsonl", answers)
     return folder / "experts.yaml"
+
+
+def columns(
+    config: Path,
+    recipes: str = CAREFUL,
+    *,
+    declared: str = DECLARED,
+    expected: MeasuredUses | None = None,
+    past: Sequence[PastArms] = (),
+) -> RecipeColumns:
+    """Return the columns of these recipes, fitted on the scores of `write_config`."""
+    config.write_text(declared + recipes)
+    data = read_quality(config.parent, benchmark="own")
+    return columns_of_recipes(
+        config.parent,
+        data,
+        load(config, environ={}),
+        rows=range(len(data.prompts)),
+        experts=EXPERTS,
+        categories=CATEGORIES,
+        streamed=0.0,
+        expected=expected,
+        past=past,
+    )
 
 
 def plan(config: Path, *words: str) -> dict[str, Any]:

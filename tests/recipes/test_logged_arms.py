@@ -14,19 +14,26 @@ import pytest
 from coe.cli.common import settings_for
 from coe.errors import LogError
 from coe.experts.recipes.policy_file import ArmPolicies
-from coe.learning.evaluation.quality import read_quality
 from coe.learning.recipes.columns import RecipeColumns
 from coe.learning.recipes.logged_arms import MAX_PLANS, MAX_RATIO, Calibration, LoggedArms, PastArms
-from coe.learning.recipes.measured import columns_of_recipes
 from coe.mapping import Uses, read_published
 from coe.records import open_log
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load
 from tests.learning.samples import record
-from tests.recipes.planned import ANSWERS, CAREFUL, DECLARED, plan, published, write_config
+from tests.recipes.planned import (
+    ANSWERS,
+    CAREFUL,
+    CATEGORIES,
+    DECLARED,
+    EXPERTS,
+    columns,
+    plan,
+    published,
+    write_config,
+)
 from tests.recipes.test_plan import COUNCIL, measure
 
-CATEGORIES, EXPERTS = ("code", "law", "general"), ("a", "b", "large")
 PROBES = np.bincount(ANSWERS.labels, minlength=3)
 """Probes of each category."""
 
@@ -35,23 +42,6 @@ PROBES = np.bincount(ANSWERS.labels, minlength=3)
 def config(tmp_path: Path) -> Path:
     """Probes of code and law, each answer of 100 output tokens."""
     return write_config(tmp_path)
-
-
-def columns(
-    config: Path, past: Sequence[PastArms] = (), recipes: str = CAREFUL, declared: str = DECLARED
-) -> RecipeColumns:
-    config.write_text(declared + recipes)
-    data = read_quality(config.parent, benchmark="own")
-    return columns_of_recipes(
-        config.parent,
-        data,
-        load(config, environ={}),
-        rows=range(len(data.prompts)),
-        experts=EXPERTS,
-        categories=CATEGORIES,
-        streamed=0.0,
-        past=past,
-    )
 
 
 def served(number: int = 0, *, goes_on: bool = True, ms: float = 300.0, **fields: Any) -> RoutingRecord:
@@ -143,7 +133,7 @@ def test_only_the_latest_plans_are_kept(config: Path) -> None:
 def test_an_arm_costs_what_its_requests_did_as_if_they_were_probes(config: Path) -> None:
     plain = columns(config)
     expected = 2 + 12 * plain.calls["careful@2"][0, 2]
-    found = columns(config, [past_of(config, plain, (served(number) for number in range(900)))])
+    found = columns(config, past=[past_of(config, plain, (served(number) for number in range(900)))])
     share = 900 / (900 + PROBES[0] + 30)
     ratio = found.cost / plain.cost
     assert plain.cost[0, 1] == pytest.approx(expected)
@@ -165,7 +155,7 @@ def test_times_of_an_arm_with_a_member_that_shares_a_device_are_not_corrected(co
     shared = DECLARED.replace(external, large) + "residency: {devices: [{name: gpu0, memory_gb: 10}]}\n"
     plain = columns(config, declared=shared)
     records = [served(number, goes_on=number % 2 == 0, ms=900.0) for number in range(900)]
-    found = columns(config, [past_of(config, plain, records)], declared=shared)
+    found = columns(config, past=[past_of(config, plain, records)], declared=shared)
     np.testing.assert_array_equal(found.latency_ms, plain.latency_ms)
     assert abs(found.cost[0, 1] / plain.cost[0, 1] - 1) > 0.05
 
@@ -174,7 +164,7 @@ def test_requests_that_cost_what_replay_gives_change_nothing(config: Path) -> No
     plain = columns(config)
     rate = float(plain.calls["careful@2"][0, 2])
     records = [served(number, goes_on=number < round(1000 * rate)) for number in range(1000)]
-    found = columns(config, [past_of(config, plain, records)])
+    found = columns(config, past=[past_of(config, plain, records)])
     np.testing.assert_allclose(found.cost, plain.cost, rtol=0.002)
     np.testing.assert_allclose(found.calls["careful@2"], plain.calls["careful@2"], rtol=0.002)
 
@@ -184,7 +174,7 @@ def test_requests_are_compared_with_the_policies_that_they_had(config: Path) -> 
     plain = columns(config)
     policies = dict(plain.policies) | {"careful@2": plain.policies["careful@2"].never_stopping()}
     before = replace(plain, policies=policies)
-    found = columns(config, [past_of(config, before, (served(number) for number in range(900)))])
+    found = columns(config, past=[past_of(config, before, (served(number) for number in range(900)))])
     np.testing.assert_allclose(found.cost, plain.cost)
     np.testing.assert_allclose(found.calls["careful@2"], plain.calls["careful@2"])
 
@@ -195,7 +185,7 @@ def test_several_plans_correct_an_arm_together(config: Path) -> None:
         past_of(config, plain, [served(number, plan=name) for number in range(450)], name=name) for name in ("p1", "p2")
     ]
     together = past_of(config, plain, [served(number) for number in range(900)])
-    np.testing.assert_allclose(columns(config, past).cost, columns(config, [together]).cost)
+    np.testing.assert_allclose(columns(config, past=past).cost, columns(config, past=[together]).cost)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +201,7 @@ def test_requests_of_another_recipe_or_with_a_bound_do_not_count(config: Path, r
     bounded = "max_loss" in recipes
     before = columns(config, recipes=recipes if bounded else CAREFUL)
     past = past_of(config, before, (served(number) for number in range(900)))
-    plain, found = columns(config, recipes=recipes), columns(config, [past], recipes=recipes)
+    plain, found = columns(config, recipes=recipes), columns(config, past=[past], recipes=recipes)
     assert found.arms
     np.testing.assert_array_equal(found.cost, plain.cost)
 
@@ -219,7 +209,7 @@ def test_requests_of_another_recipe_or_with_a_bound_do_not_count(config: Path, r
 def test_a_few_requests_that_cost_far_more_change_little(config: Path) -> None:
     plain = columns(config)
     long = (*served().steps[:2], RecipeCall("large", 1, "answered", 0, 100_000, 200.0))
-    found = columns(config, [past_of(config, plain, [served(number, steps=long) for number in range(3)])])
+    found = columns(config, past=[past_of(config, plain, [served(number, steps=long) for number in range(3)])])
     assert 1.0 < found.cost[0, 1] / plain.cost[0, 1] < 1.02
 
 
@@ -284,12 +274,12 @@ def test_a_fuse_is_corrected_by_its_requests(config: Path, prompts: int) -> None
         RecipeCall("large", 1, "answered", 0, 100, 300.0, accepted=True),
     )
     records = [served(number, expert="council@1", recipe="council", steps=calls) for number in range(900)]
-    found = columns(config, [past_of(config, plain, records)], recipes=COUNCIL)
+    found = columns(config, past=[past_of(config, plain, records)], recipes=COUNCIL)
     share = 900 / (900 + np.count_nonzero(ANSWERS.labels[:prompts] == 0) + 30)
     assert found.cost[0, 0] / plain.cost[0, 0] == pytest.approx(2**share)
     np.testing.assert_allclose(found.calls["council@1"], plain.calls["council@1"])
     before = replace(plain, written={"council@1": replace(plain.written["council@1"], writing="other")})
-    kept = columns(config, [past_of(config, before, records)], recipes=COUNCIL)
+    kept = columns(config, past=[past_of(config, before, records)], recipes=COUNCIL)
     np.testing.assert_array_equal(kept.cost, plain.cost)
 
 

@@ -9,14 +9,11 @@ import pytest
 
 from coe.learning.evaluation.grades import Grades
 from coe.learning.evaluation.quality import read_quality
-from coe.learning.recipes.columns import RecipeColumns
-from coe.learning.recipes.measured import columns_of_recipes
 from coe.learning.recipes.traffic import TrafficLengths
 from coe.mapping import MeasuredUses
-from coe.registry import load
-from tests.recipes.planned import CAREFUL, DECLARED, write_config, write_table
+from tests.recipes.planned import CAREFUL, CATEGORIES, DECLARED, EXPERTS, columns, write_config, write_table
 
-CATEGORIES, EXPERTS = ("code", "law", "general"), ("a", "b", "large")
+PANEL = "recipes: [{name: panel, vote: [a, b]}]\n"
 CAPPED = CAREFUL.replace("[[a, b], large]}]", "[b, large], max_tokens: {b: 150}}]")
 
 
@@ -24,23 +21,6 @@ CAPPED = CAREFUL.replace("[[a, b], large]}]", "[b, large], max_tokens: {b: 150}}
 def config(tmp_path: Path) -> Path:
     """Probes of code and law, each answer of 100 output tokens."""
     return write_config(tmp_path)
-
-
-def columns(
-    config: Path, expected: MeasuredUses | None, recipes: str = CAREFUL, *, declared: str = DECLARED
-) -> RecipeColumns:
-    config.write_text(declared + recipes)
-    data = read_quality(config.parent, benchmark="own")
-    return columns_of_recipes(
-        config.parent,
-        data,
-        load(config, environ={}),
-        rows=range(len(data.prompts)),
-        experts=EXPERTS,
-        categories=CATEGORIES,
-        streamed=0.0,
-        expected=expected,
-    )
 
 
 def expected_uses(written: float, *, given: float = 0.0, cached: float = 0.0, general: float = 1.0) -> MeasuredUses:
@@ -70,8 +50,8 @@ def test_longer_answers_cost_as_much_more_and_the_recipe_stops_at_the_same_ones(
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     lengths = random.lognormal(np.log(100), 0.8, len(rows)).round()
     write_table(path, [row | {"output_tokens": int(length)} for row, length in zip(rows, lengths, strict=True)])
-    plain = columns(config, None)
-    longer = columns(config, expected_uses(written=4 * lengths.mean()))
+    plain = columns(config)
+    longer = columns(config, expected=expected_uses(written=4 * lengths.mean()))
     for arm in ("careful@1", "careful@2", "careful@3"):
         np.testing.assert_allclose(longer.calls[arm], plain.calls[arm], atol=0.03)
     np.testing.assert_allclose(longer.cost[:2] / plain.cost[:2], 4.0, rtol=0.05)
@@ -79,14 +59,15 @@ def test_longer_answers_cost_as_much_more_and_the_recipe_stops_at_the_same_ones(
 
 
 def test_a_cap_cuts_off_answers_that_are_longer_than_those_to_the_probes(config: Path) -> None:
-    plain, longer = columns(config, None, CAPPED), columns(config, expected_uses(written=200.0), CAPPED)
+    plain, longer = columns(config, CAPPED), columns(config, CAPPED, expected=expected_uses(written=200.0))
     assert plain.calls["careful@1"][:2, 1].max() < 1.0
     np.testing.assert_allclose(longer.calls["careful@1"], 1.0)  # b is cut off, so large is always called
     np.testing.assert_allclose(longer.cost[:2, 0], (150 * 10 + 200 * 120) / 1000)
 
 
 def test_a_category_without_probes_costs_more_where_its_requests_do(config: Path) -> None:
-    alike, dear = columns(config, expected_uses(written=100.0)), columns(config, expected_uses(100.0, general=4.0))
+    alike = columns(config, expected=expected_uses(written=100.0))
+    dear = columns(config, expected=expected_uses(100.0, general=4.0))
     np.testing.assert_allclose(dear.cost[:2], alike.cost[:2])
     np.testing.assert_allclose(dear.cost[2], 4 * alike.cost[2])
     np.testing.assert_allclose(dear.latency_ms[2], 4 * alike.latency_ms[2])
@@ -97,13 +78,13 @@ def test_cached_input_is_priced_as_such(config: Path) -> None:
     declared = DECLARED.replace("prices: {output: 10}", "prices: {input: 10, cached_input: 1}")
     rewrite_answers(config.parent, input_tokens=50)
     expected = expected_uses(written=100.0, given=200.0, cached=150.0)
-    found = columns(config, expected, "recipes: [{name: panel, vote: [a, b]}]\n", declared=declared)
+    found = columns(config, PANEL, declared=declared, expected=expected)
     np.testing.assert_allclose(found.cost[:2, 0], 2 * (50 * 10 + 150 * 1) / 1000)
 
 
 def test_answers_without_counted_tokens_cost_what_requests_use(config: Path) -> None:
     rewrite_answers(config.parent, input_tokens=None, output_tokens=None, latency_ms=None, output_chars=800)
-    found = columns(config, expected_uses(written=400.0, given=10.0), "recipes: [{name: panel, vote: [a, b]}]\n")
+    found = columns(config, PANEL, expected=expected_uses(written=400.0, given=10.0))
     np.testing.assert_allclose(found.cost[:2, 0], 2 * 400 * 10 / 1000)
     np.testing.assert_allclose(found.latency_ms[:2, 0], 100.0)
 

@@ -174,7 +174,7 @@ def _doubly_robust(weighted: _WeightedPolicy) -> Estimate:
 def _t_interval(method: str, value: float, variance: float, weighted: _WeightedPolicy) -> Estimate:
     """A t-interval that does not rely on a small sample's own variance.
 
-    A few heavy weights determine the variance, so a log that holds none of them looks precise. Therefore the variance
+    A few heavy weights determine the variance, so a log without them has too small a variance. Therefore the variance
     is at least that of 0-or-1 rewards (above). One request of the heaviest weight that the log could hold is added, in
     proportion to the changed traffic. The degrees of freedom are those of the weights' kurtosis, 2 n / (kurtosis - 1),
     the precision of a variance. Coverage against plain normal intervals: docs/experiments/off-policy-learning.md.

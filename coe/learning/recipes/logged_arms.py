@@ -119,9 +119,8 @@ class LoggedArms:
 
     def _cost(self, call: RecipeCall) -> float:
         """Return US dollars per thousand such calls."""
-        prices, given, cached = self._specs[call.expert].prices, call.input_tokens or 0, call.cached_tokens or 0
-        written = call.output_tokens or 0
-        return ((given - cached) * prices.input + cached * prices.cached + written * prices.output) / 1000
+        prices = self._specs[call.expert].prices
+        return 1000 * prices.cost(call.input_tokens or 0, call.output_tokens or 0, call.cached_tokens or 0)
 
 
 def _sums_of(measures: Mapping[str, Sequence[float]], measure: str) -> Sequence[float]:
