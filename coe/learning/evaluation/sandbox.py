@@ -210,17 +210,27 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 async def _kill(pid: int) -> None:
-    """Kill a process and its descendants. bubblewrap's child is in another session, and dies with bubblewrap only once
-    its own start has requested that."""
-    with contextlib.suppress(psutil.NoSuchProcess, TimeoutError):
-        process = psutil.Process(pid)
-        process.suspend()
+    """Kill the group of a process, and its descendants in other sessions: bubblewrap's child dies with bubblewrap only
+    once its own start has requested that."""
+    try:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            process.suspend()
+            await _until_stopped(process)  # then it cannot start another child
+            for child in process.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+async def _until_stopped(process: psutil.Process) -> None:
+    """Wait until a process has stopped or ended, at most _END_SECONDS."""
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_SECONDS):
             while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):  # noqa: ASYNC110
-                await asyncio.sleep(0.001)  # until it cannot start another child
-        for one in (*process.children(recursive=True), process):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                await asyncio.sleep(0.001)
 
 
 async def _parse_verdict(report: bytes, answer: asyncio.subprocess.Process, bounds: Bounds) -> Verdict:
