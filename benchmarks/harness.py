@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from random import Random
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -271,6 +272,7 @@ def running(
     folder: Path = ROOT,
 ) -> Iterator[psutil.Process]:
     """Run a server in `folder` until the block ends; enters once `ready` answers."""
+    _require_unused(ready)
     process = subprocess.Popen(command, env=env, cwd=folder, stdout=output, stderr=output)
     try:
         _until_answers(ready, process)
@@ -282,6 +284,12 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _require_unused(url: str) -> None:
+    """Exit if another server answers at the URL: it would be measured instead."""
+    with suppress(OSError), socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=1):
+        raise SystemExit(f"another process listens at {url}: stop it first")
 
 
 def _until_answers(url: str, process: subprocess.Popen[bytes]) -> None:

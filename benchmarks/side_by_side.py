@@ -50,11 +50,11 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.passthrough", base_url, str(PASSTHROUGH_PORT)]
         bare = stack.enter_context(running(command, ready=f"http://127.0.0.1:{PASSTHROUGH_PORT}/"))
         servers = {BARE: (PASSTHROUGH_PORT, bare)}
-        for number, (name, checkout, home) in enumerate(options.checkouts):
+        for number, (name, code, home) in enumerate(options.checkouts):
             own, port = folder / name, GATEWAY_PORT + 10 + number
             own.mkdir()
             served = gateway(
-                own, workers=options.workers, home=home, base_url=f"{base_url}/v1", port=port, checkout=checkout
+                own, workers=options.workers, home=home, base_url=f"{base_url}/v1", port=port, checkout=code
             )
             servers[name] = (port, stack.enter_context(served)[0])
         for port, _ in servers.values():
@@ -76,22 +76,27 @@ def main() -> None:
 
 def _burst(port: int, process: psutil.Process, script: Path, seconds: int) -> dict[str, float]:
     """Load one server at 32 connections, then, after its log is written, at one."""
-    before = _processor_seconds(process)
+    before = processor_seconds(process)
     many = wrk(port, script, connections=32, seconds=seconds)
-    time.sleep(PAUSE_SECONDS)
-    used = _processor_seconds(process) - before
+    quiet()
+    used = processor_seconds(process) - before
     one = wrk(port, script, connections=1, seconds=max(1, seconds // 2))
     return {"rps": many.rps, "cpu_us": 1e6 * used / (many.rps * seconds), "p50_ms": one.p50}
 
 
-def _processor_seconds(process: psutil.Process) -> float:
+def quiet() -> None:
+    """Wait until the records of a burst are written."""
+    time.sleep(PAUSE_SECONDS)
+
+
+def processor_seconds(process: psutil.Process) -> float:
     times = [found.cpu_times() for found in (process, *process.children(recursive=True))]
     return float(sum(found.user + found.system for found in times))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkouts", nargs="+", type=_checkout, metavar="NAME=CHECKOUT:STATE")
+    parser.add_argument("checkouts", nargs="+", type=checkout, metavar="NAME=CHECKOUT:STATE")
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=1)
@@ -99,12 +104,13 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _checkout(value: str) -> tuple[str, Path, Path]:
+def checkout(value: str) -> tuple[str, Path, Path]:
+    """Parse NAME=CHECKOUT:STATE."""
     name, _, folders = value.partition("=")
-    checkout, _, home = folders.partition(":")
-    if not (name and checkout and home):
+    code, _, home = folders.partition(":")
+    if not (name and code and home):
         raise argparse.ArgumentTypeError(f"{value!r} is not NAME=CHECKOUT:STATE")
-    return name, Path(checkout).resolve(), Path(home).resolve()
+    return name, Path(code).resolve(), Path(home).resolve()
 
 
 if __name__ == "__main__":
