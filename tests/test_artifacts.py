@@ -78,11 +78,37 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path) -> None:
     artifact = published(store, "one")
     store.promote(artifact.manifest.version)
     (artifact.folder / "weights.bin").write_text("oNe")
-    with pytest.raises(ArtifactError, match=r"weights\.bin: missing or changed since training; delete"):
+    with pytest.raises(ArtifactError, match=r"weights\.bin: missing or changed.*make it again with `coe train`"):
         store.current()
     (artifact.folder / "manifest.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read.*`coe rollback router`"):
         store.current()
+
+
+def test_damaged_overlays_can_only_be_rolled_back(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "overlays")
+    artifact = published(store, "one")
+    store.promote(artifact.manifest.version)
+    (artifact.folder / "weights.bin").unlink()
+    with pytest.raises(ArtifactError, match="since it was published; restore the version before with `coe rollback"):
+        store.current()
+
+
+@pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
+@pytest.mark.parametrize("content", ["oNe", None])
+def test_making_a_damaged_version_again_repairs_it(name: str, content: str | None, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    artifact = published(store, "one")
+    store.promote(artifact.manifest.version, by="train")
+    (artifact.folder / name).unlink()
+    if content is not None:
+        (artifact.folder / name).write_text(content)
+    again = published(store, "one").manifest.version
+    store.promote(again, by="train")
+    current = store.current()
+    assert current is not None
+    assert current.manifest.version == artifact.manifest.version == again
+    assert [path.name for path in (tmp_path / "router").iterdir() if path.is_dir()] == [again]
 
 
 def test_a_version_that_is_not_there_cannot_be_promoted(tmp_path: Path) -> None:
@@ -220,6 +246,14 @@ def test_a_packaged_version_never_replaces_one_that_was_trained_or_chosen(tmp_pa
     (tmp_path / "router" / "history.jsonl").write_text("damaged\n")
     store.adopt(second.folder, why="shipped")
     assert store.in_use() == first.manifest.version
+
+
+def test_a_damaged_copy_of_the_packaged_version_is_copied_again(tmp_path: Path) -> None:
+    store, shipped = ArtifactStore(tmp_path, "router"), packaged(tmp_path, "one")
+    store.adopt(shipped.folder, why="shipped")
+    (store.folder(shipped.manifest.version) / "weights.bin").write_text("changed")
+    store.adopt(shipped.folder, why="shipped")
+    assert store.current() is not None
 
 
 def test_a_damaged_packaged_version_changes_nothing(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ ROUTER, ASSIGNMENT, OVERLAYS, GATE = "router", "assignment", "overlays", "gate"
 
 @dataclass(frozen=True, slots=True)
 class ArtifactKind:
-    """One kind of artifact. `quality` describes the number that versions are compared by, `check` what is
-    verified before a promotion, and `default` what serves where no version is in use."""
+    """One kind of artifact. `remade_by` is the command that makes a damaged version again, None where it needs an
+    intact one. `quality` describes the number that versions are compared by, `check` what is verified before a
+    promotion, and `default` what serves where no version is in use."""
 
     name: str
+    remade_by: str | None
     quality: str
     check: str
     default: str = "none"
@@ -25,22 +27,26 @@ class ArtifactKind:
 _KINDS = (
     ArtifactKind(
         ROUTER,
+        remade_by="coe train",
         quality="accuracy on held-out prompts",
         check="its categories are those of experts.yaml, and its files are complete",
     ),
     ArtifactKind(
         OVERLAYS,
+        remade_by=None,
         quality="mean gain of the tenants' held-out accuracy",
         check="they were fitted to the router in use",
     ),
     ArtifactKind(
         ASSIGNMENT,
+        remade_by="coe plan",
         quality="planned quality, a lower confidence bound",
         check="its categories and experts are declared in experts.yaml",
         default="as declared in experts.yaml",
     ),
     ArtifactKind(
         GATE,
+        remade_by="coe plan",
         quality="quality with the gate on held-out questions",
         check="its categories are those of experts.yaml",
     ),

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from coe.artifacts.atomic_files import sha256
+from coe.artifacts.kinds import ARTIFACT_KINDS
 from coe.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -78,9 +79,7 @@ def read_artifact(folder: Path) -> Artifact:
     manifest = read_manifest(folder)
     for name, digest in manifest.files.items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise ArtifactError(
-                f"{folder / name}: missing or changed since training; delete {folder.parent} to train again"
-            )
+            raise ArtifactError(f"{folder / name}: missing or changed since it was published; {_remedy(folder)}")
     return Artifact(folder, manifest)
 
 
@@ -89,9 +88,16 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return parse_manifest((folder / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{folder / MANIFEST}: cannot be read ({error}); delete {folder.parent} to train again"
-        ) from error
+        raise ArtifactError(f"{folder / MANIFEST}: cannot be read ({error}); {_remedy(folder)}") from error
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a damaged folder ROOT/KIND/VERSION; other folders come with an installation."""
+    kind = ARTIFACT_KINDS.get(folder.parent.name)
+    if kind is None:
+        return "install CoE again"
+    again = f"make it again with `{kind.remade_by}`, or " if kind.remade_by else ""
+    return f"{again}restore the version before with `coe rollback {kind.name}`"
 
 
 def parse_manifest(content: bytes) -> Manifest:

@@ -127,14 +127,15 @@ class ArtifactStore:
 
     def publish(self, draft: Path, *, categories: Sequence[str], data: str, metrics: Mapping[str, Any]) -> Artifact:
         """Adds a manifest to a draft and moves it to its version, on disk on return. Equal files and data give the same
-        version. Deletes outdated versions."""
+        version, and replace a damaged one. Deletes outdated versions."""
         files = {path.name: sync_and_hash(path) for path in sorted(draft.iterdir())}
         version = version_of(files, data=data, categories=categories)
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
         manifest = Manifest(self._kind, version, created, tuple(categories), data, dict(metrics), files)
         (draft / MANIFEST).write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
         sync_and_hash(draft / MANIFEST)
-        artifact = Artifact(self._install(draft, version), manifest)
+        with self._locked():
+            artifact = Artifact(self._install(draft, version), manifest)
         self._delete_outdated(exclude=version)
         return artifact
 
@@ -144,21 +145,36 @@ class ArtifactStore:
             needed = {exclude, self.in_use(), *(one for move in moves for one in (move.version, move.was))}
             published = {one: (self._folder / one / MANIFEST).stat().st_mtime for one in self.versions()}
             for version in outdated_versions(published, needed, now=time.time()):
-                outdated = self._folder / f"{DRAFT_PREFIX}{version}"  # the next draft deletes it if this process dies
-                (self._folder / version).rename(outdated)
-                shutil.rmtree(outdated, ignore_errors=True)
+                self._delete(version)
+
+    def _delete(self, version: str) -> None:
+        outdated = self._folder / f"{DRAFT_PREFIX}{version}"  # the next draft deletes it if this process dies
+        shutil.rmtree(outdated, ignore_errors=True)
+        (self._folder / version).rename(outdated)
+        shutil.rmtree(outdated, ignore_errors=True)
 
     def _folder_of(self, version: str) -> Path:
         """Raises ArtifactError for a name that is not a version, so that no path leads out of the folder."""
         return self._folder / check_version(version)
 
     def _install(self, draft: Path, version: str) -> Path:
+        """Moves a draft to its version, unless an intact copy is there. The lock is held."""
         folder = self._folder_of(version)
-        if not folder.exists():
-            draft.chmod(0o755)
-            draft.rename(folder)
-            sync(self._folder)
+        if self._is_intact(version):
+            return folder
+        if folder.exists():
+            self._delete(version)
+        draft.chmod(0o755)
+        draft.rename(folder)
+        sync(self._folder)
         return folder
+
+    def _is_intact(self, version: str) -> bool:
+        try:
+            read_artifact(self._folder_of(version))
+        except ArtifactError:
+            return False
+        return True
 
     def promote(self, version: str, *, by: PromotedBy = "hand", why: str = "") -> None:
         """Puts a published version into use, and records by whom and why. Raises ArtifactError if it is missing or
@@ -170,7 +186,8 @@ class ArtifactStore:
         """Publishes a verified copy of a packaged version. Puts it into use, on this machine only, if no version or an
         earlier packaged version is in use. Raises ArtifactError if it is damaged."""
         version = read_manifest(folder).version
-        self._add(version, lambda draft: shutil.copytree(folder, draft, dirs_exist_ok=True))
+        if not self._is_intact(version):
+            self._add(version, lambda draft: shutil.copytree(folder, draft, dirs_exist_ok=True))
         with self._locked():
             was = self.in_use()
             if was != version and self.may_adopt_packaged():
@@ -245,13 +262,11 @@ class ArtifactStore:
                 self._write_pointer(state.version, checked_history(state.history, self._kind))
 
     def _fetch(self, version: str) -> None:
-        if self._share is not None:
+        if self._share is not None and not self._has(version):
             self._add(version, partial(self._share.fetch, self._kind, version))
 
     def _add(self, version: str, write: Callable[[Path], object]) -> None:
         """Adds a version that is published elsewhere; `write` writes its files into a folder."""
-        if self._has(version):
-            return
         with self.draft() as draft:
             write(draft)
             read_artifact(draft)

@@ -112,7 +112,8 @@ class Reload:
                 continue
             states = await self._settled_states()
             previous, digests = digests, await asyncio.to_thread(_digests, self._files)
-            if requested or digests != previous:
+            # after a failure equal files are read again: a version that was damaged may have been made again
+            if requested or digests != previous or self._current.reload_error is not None:
                 await self._apply(digests[0])
 
     async def _settled_states(self) -> FileStates:

@@ -114,12 +114,12 @@ async def test_a_damaged_version_is_shown_as_such_and_refused(settings: Settings
     (settings.artifacts / "router" / bad / "router.json").write_text("{}")
     async with gateway_of(settings=settings) as gateway:
         assert (
-            "missing or changed since training"
+            "missing or changed since it was published"
             in (await gateway.post(f"/v1/artifacts/router/{bad}", method="GET")).json["damaged"]
         )
         answer = await move(gateway, "router", "promote", version=bad)
         assert (answer.status, answer.error["code"]) == (409, "artifact_refused")
-        assert "router.json: missing or changed since training" in answer.error["message"]
+        assert "router.json: missing or changed since it was published" in answer.error["message"]
         (settings.artifacts / "router" / bad / "manifest.json").write_text("no")
         found = {one["version"]: one["damaged"] for one in (await listed(gateway))["router"]["versions"]}
     assert "manifest.json: cannot be read" in found[bad]
