@@ -46,10 +46,10 @@ def group_of(process: psutil.Process) -> int | None:
 
 
 def test_a_failed_check_ends_the_background_jobs_and_their_children(checkout: Path) -> None:
-    write(checkout / "bin" / "make", f'[ "$1" != docs ] || {{ {STAYS}; }}')
+    write(checkout / "bin" / "make", f'[ "$1" = setup ] || {{ {STAYS}; }}')
     for name in ("test-vllm", "test-clients"):
         write(checkout / "scripts" / name, STAYS)
-    started = 'until [ "$(wc -l < "$RUNNING")" = 3 ]; do sleep 0.01; done'
+    started = 'until [ "$(wc -l < "$RUNNING")" = 4 ]; do sleep 0.01; done'
     write(checkout / "scripts" / "check", f"{started}; echo wrong; exit 3")
     (checkout / "running").touch()
     done = run(checkout)
@@ -68,6 +68,15 @@ def test_a_failure_of_the_docs_prints_their_output(checkout: Path) -> None:
     done = run(checkout)
     assert done.returncode == 1
     assert "a broken link" in done.stderr
+
+
+def test_a_failed_test_ends_the_run(checkout: Path) -> None:
+    write(checkout / "bin" / "make", '[ "$1" != test ] || { echo "1 failed"; exit 2; }')
+    for name in ("test-vllm", "test-clients"):
+        write(checkout / "scripts" / name, '[ "$1" = --collect-only ] || echo wrong')
+    write(checkout / "scripts" / "check", ":")
+    done = run(checkout)
+    assert (done.returncode, done.stdout) == (2, "1 failed\n")
 
 
 def test_the_exit_status_of_a_run_without_failures_is_0(checkout: Path) -> None:
