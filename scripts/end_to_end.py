@@ -3,8 +3,9 @@ page.
 
 Then a recipe of two local models answers, one of which is killed meanwhile.
 
-    .venv/bin/python scripts/end_to_end.py
+    .venv/bin/python scripts/end_to_end.py [FOLDER]
 
+FOLDER receives a copy of the router that the first start trains.
 Exits 1 with the reason when something is not as README says.
 """
 
@@ -34,13 +35,17 @@ ROOT = Path(__file__).parent.parent
 READY = "CoE answers at"
 RECIPES = """\
 experts:
-  - {name: small, model: SmolLM2-135M-Instruct, runtime: transformers, memory_gb: 0.9}
+  - name: small
+    model: SmolLM2-135M-Instruct
+    runtime: transformers
+    options: {dtype: float32}  # much faster on a processor without instructions for bfloat16
+    memory_gb: 1.2
   - name: strong
     model: SmolLM2-135M-Instruct
     runtime: transformers
-    options: {model-timeout: 86400}  # flags of its own give it a process of its own
+    options: {dtype: float32, model-timeout: 86400}  # flags of its own give it a process of its own
     system_prompt: You are a helpful assistant. Answer in one sentence.
-    memory_gb: 0.9
+    memory_gb: 1.2
 recipes:
   - {name: careful, cascade: [small, strong]}
 policy: {max_stream_hold: 120}  # this machine is slow: a stream waits for both answers
@@ -63,6 +68,8 @@ def main() -> None:
             _run_readme_example(clone, port)
             _check_log(clone, experts)
             _walk_through_the_page(clone, port)
+        if len(sys.argv) > 1:
+            shutil.copytree(clone / ".coe" / "artifacts" / "router", Path(sys.argv[1]) / "router", dirs_exist_ok=True)
         with _serving(clone, port, "second"):
             _ask_two_questions(port)
         (clone / "recipes.yaml").write_text(_recipes_of(clone), encoding="utf-8")

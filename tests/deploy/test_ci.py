@@ -46,10 +46,10 @@ def group_of(process: psutil.Process) -> int | None:
 
 
 def test_a_failed_check_ends_the_background_jobs_and_their_children(checkout: Path) -> None:
-    write(checkout / "bin" / "make", f'[ "$1" != docs ] || {{ {STAYS}; }}')
+    write(checkout / "bin" / "make", f'[ "$1" = setup ] || {{ {STAYS}; }}')
     for name in ("test-vllm", "test-clients"):
         write(checkout / "scripts" / name, STAYS)
-    started = 'until [ "$(wc -l < "$RUNNING")" = 3 ]; do sleep 0.01; done'
+    started = 'until [ "$(wc -l < "$RUNNING")" = 4 ]; do sleep 0.01; done'
     write(checkout / "scripts" / "check", f"{started}; echo wrong; exit 3")
     (checkout / "running").touch()
     done = run(checkout)
@@ -70,15 +70,25 @@ def test_a_failure_of_the_docs_prints_their_output(checkout: Path) -> None:
     assert "a broken link" in done.stderr
 
 
+def test_a_failed_test_ends_the_run(checkout: Path) -> None:
+    write(checkout / "bin" / "make", '[ "$1" != test ] || { echo "1 failed"; exit 2; }')
+    for name in ("test-vllm", "test-clients"):
+        write(checkout / "scripts" / name, '[ "$1" = --collect-only ] || echo wrong')
+    write(checkout / "scripts" / "check", ":")
+    done = run(checkout)
+    assert (done.returncode, done.stdout) == (2, "1 failed\n")
+
+
 def test_the_exit_status_of_a_run_without_failures_is_0(checkout: Path) -> None:
-    for name in ("check", "test-vllm", "test-clients", "wheel"):
+    for name in ("check", "test-vllm"):
         write(checkout / "scripts" / name, ":")
     write(checkout / "bin" / "make", ":")
     python = checkout / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    write(python, ":")
-    routers = checkout / ".venv-clients" / "home" / "artifacts" / "router"
-    routers.mkdir(parents=True)
-    (routers / "current").write_text("1")
+    train = 'if [ "$1" = scripts/end_to_end.py ]; then mkdir -p "$2/router" && echo 7 > "$2/router/current"; fi'
+    write(python, train)
+    write(checkout / "scripts" / "test-clients", '[ "$1" = --collect-only ] || ls "$CLIENTS_ARTIFACTS/router"')
+    write(checkout / "scripts" / "wheel", 'echo "wheel of $(basename "$1")"')
     done = run(checkout)
     assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "current\nwheel of 7\n", "the router that the first start trained"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -102,8 +103,9 @@ async def send_chat(spring: Spring, model: str, api: Any, *, stream: bool = Fals
         await reply.aclose()
 
 
+@cache
 def bomb() -> bytes:
-    """128 MiB in a few kB."""
+    """128 MiB in a few kB; packing them takes half a second."""
     packer = zlib.compressobj(9, wbits=31)
     return b"".join(packer.compress(b" " * 2**20) for _ in range(128)) + packer.flush()
 

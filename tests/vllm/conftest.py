@@ -15,9 +15,9 @@ from tests.vllm.service import Service
 
 ROOT = Path(__file__).parent.parent.parent
 VENV = ROOT / ".venv-vllm"
-CACHE = VENV / "models"
+MODELS = VENV / "models"
 OPTIONS = {
-    "dtype": "bfloat16",
+    "dtype": "float32",
     "enforce-eager": True,
     "max-model-len": 1024,
     "max-num-seqs": 4,
@@ -36,7 +36,8 @@ def python() -> Path:
 
 @pytest.fixture(scope="session")
 def model() -> Path:
-    found = weights.resolve("SmolLM2-135M-Instruct", cache=CACHE, report=print)
+    cache = Path(os.environ.get("COE_TEST_CACHE", MODELS))
+    found = weights.resolve("SmolLM2-135M-Instruct", cache=cache, report=print)
     assert isinstance(found, Path)
     return found
 
@@ -45,7 +46,7 @@ def model() -> Path:
 def adapters(python: Path, model: Path) -> Path:
     """A folder with one trained LoRA adapter for each manner; trained once, in some 10 s each."""
     source = Path(__file__).with_name("train_adapters.py")
-    made = CACHE / "adapters" / str(source.stat().st_mtime_ns)
+    made = MODELS / "adapters" / str(source.stat().st_mtime_ns)
     if not all((made / name / "adapter_model.safetensors").exists() for name in ADAPTER_ANSWERS):
         environ = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         command = (python, "-m", "tests.vllm.train_adapters", model, made)

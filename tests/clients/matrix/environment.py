@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
@@ -17,9 +18,11 @@ def node() -> Path:
 
 
 def trained_router() -> Path:
-    """Return the artifacts of the router that the script trained."""
-    found = FOLDER / "home" / "artifacts"
-    assert found.exists(), "run these with scripts/test-clients, which installs the clients and trains the router"
+    """Return the artifacts of the router that the script trained, or those in CLIENTS_ARTIFACTS."""
+    found = Path(os.environ.get("CLIENTS_ARTIFACTS") or FOLDER / "home" / "artifacts")
+    assert (found / "router" / "current").exists(), (
+        "run these with scripts/test-clients, which installs the clients and trains the router"
+    )
     return found
 
 
