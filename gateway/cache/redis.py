@@ -1,7 +1,8 @@
 """The answer cache of several gateways together, in Redis.
 
 A lookup waits at most LOOKUP_TIMEOUT_SECONDS. One task stores answers and reconnects; while Redis is unavailable every
-lookup is a miss at once, and answers are dropped.
+lookup is a miss at once, and answers are dropped. After a failure Redis is used again once it has stored and returned a
+test entry: a server that is full, slow or has foreign data under these keys answers a ping.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ RETRY_SECONDS = 1.0
 MAX_PENDING_BYTES = 16 * 2**20
 """Bytes of answers that wait to be stored; further answers are dropped."""
 MAX_CONNECTIONS = 16
+_TEST_ENTRY = "test"
+"""Name of the entry that is stored after a failure. Those of answers are 64 hexadecimal digits."""
+_TEST_TTL_SECONDS = 30 * 86400
+"""The longest `cache.ttl`, because storing an entry deletes those that were not used for longer than its lifetime."""
 
 
 class CacheUnavailable(CoEError):
@@ -114,9 +119,12 @@ class RedisAnswerCache:
                 self._wake.set()
 
     async def _flush(self) -> None:
-        """Pings Redis and writes the pending answers. Never raises: if Redis is down, drops the pending answers."""
+        """Checks Redis and writes the pending answers. Never raises: if Redis is down, drops the pending answers."""
         try:
-            await self._within_time_limit(self._redis.run(self._redis.client.ping()))
+            if self.degraded:
+                await self._use_test_entry()
+            else:
+                await self._within_time_limit(self._redis.run(self._redis.client.ping()))
             while self._pending:
                 key, value, ttl = self._pending.popleft()
                 self.pending_bytes -= len(value)
@@ -128,6 +136,13 @@ class RedisAnswerCache:
             self._pending.clear()
             self.pending_bytes = 0
             self._go_down(error)
+
+    async def _use_test_entry(self) -> None:
+        """Stores an entry, looks it up as a request does, and deletes it. Raises what fails."""
+        await self._within_time_limit(self._entries.put(_TEST_ENTRY, b"", ttl=_TEST_TTL_SECONDS))
+        async with asyncio.timeout(LOOKUP_TIMEOUT_SECONDS):
+            await self._entries.get([_TEST_ENTRY])
+        await self._within_time_limit(self._entries.delete(_TEST_ENTRY))
 
     async def _within_time_limit(self, command: Awaitable[object]) -> None:
         async with asyncio.timeout(EXCHANGE_TIMEOUT_SECONDS):

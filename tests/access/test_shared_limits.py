@@ -5,7 +5,8 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,44 @@ async def test_a_redis_that_is_away_at_the_start_is_waited_for(
         account = account_of(limiter, requests_per_minute=60)
         assert len(await admitted(account, 100)) == 60
         own_server.start()
+        await wait_until(lambda: _together(limiter))
+    own_server.kill()
+
+
+@asynccontextmanager
+async def slow_to_open(server: RedisServer, seconds: float) -> AsyncIterator[str]:
+    """Yields an address of the server at which the first bytes of a connection are passed on after some seconds."""
+    connections = set[asyncio.Task[None] | None]()
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(2**16):
+                target.write(data)
+        target.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.current_task())
+        await asyncio.sleep(seconds)
+        replies, requests = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.gather(copy(reader, requests), copy(replies, writer))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
+        try:
+            yield f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/0"
+        finally:
+            await asyncio.gather(*filter(None, connections))
+
+
+async def test_connections_that_open_slower_than_a_refill_may_take_are_opened_in_the_background(
+    own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis, "RECONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(redis, "CONNECT_TIMEOUT_SECONDS", 60.0)
+    monkeypatch.setattr(redis, "REFILL_TIMEOUT_SECONDS", 0.5)
+    async with slow_to_open(own_server, 1.0) as url, RedisLimiter(url) as limiter:
+        account = account_of(limiter, requests_per_minute=10)
+        assert len(await admitted(account, 1)) == 1
+        assert limiter.degraded
         await wait_until(lambda: _together(limiter))
     own_server.kill()
 

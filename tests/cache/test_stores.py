@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from redis import Redis
@@ -20,6 +20,8 @@ pytestmark = pytest.mark.anyio
 
 MAX_BYTES = 10_000
 LONG = 3600.0
+PREFIX = "coe:{answers}:1:"
+INDEX = f"{PREFIX}used"
 
 
 def key_of(number: int) -> bytes:
@@ -144,6 +146,49 @@ async def test_a_redis_that_is_away_is_a_miss_and_is_found_again(redis_server: R
         assert await cache.get(key_of(1)) is None
         assert await cache.get(key_of(1)) is None
         await stored(cache, 1, b"after")
+
+
+def fill(client: Redis) -> None:
+    client.config_set("maxmemory", "1")
+
+
+def empty(client: Redis) -> None:
+    client.config_set("maxmemory", "0")
+
+
+def write_foreign_data(client: Redis) -> None:
+    client.rename(INDEX, "kept")
+    client.set(INDEX, "foreign")
+
+
+def restore_data(client: Redis) -> None:
+    client.rename("kept", INDEX)
+
+
+@pytest.mark.parametrize(("break_it", "mend"), [(fill, empty), (write_foreign_data, restore_data)])
+async def test_a_redis_that_fails_but_answers_a_ping_is_back_only_when_it_works(
+    redis_server: RedisServer,
+    caplog: pytest.LogCaptureFixture,
+    break_it: Callable[[Redis], None],
+    mend: Callable[[Redis], None],
+) -> None:
+    async with RedisAnswerCache(redis_server.url, MAX_BYTES) as cache:
+        await stored(cache, 1, b"before")
+        with Redis.from_url(redis_server.url) as client:
+            break_it(client)
+            failures = client.info("stats")["total_error_replies"] + 5
+            assert await cache.get(key_of(1)) is None
+            async with asyncio.timeout(60):
+                while client.info("stats")["total_error_replies"] < failures:
+                    assert cache.degraded
+                    assert await cache.get(key_of(1)) is None
+                    await asyncio.sleep(0.001)
+            mend(client)
+            await found(cache, 1, b"before")
+            assert not client.exists(f"{PREFIX}test")
+    logged = [record.getMessage() for record in caplog.records if record.name == "gateway"]
+    assert len(logged) == 2, logged
+    assert logged[-1].endswith(" is back")
 
 
 async def test_a_frozen_redis_delays_one_lookup_by_the_limit_and_no_further_one(

@@ -294,6 +294,22 @@ async def test_when_the_hold_ends_a_later_step_that_has_begun_is_relayed() -> No
     await reply.aclose()
 
 
+async def test_a_complete_free_text_goes_before_a_stream_of_its_step_that_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recipe_calls, "MAX_HELD_BYTES", 2000)
+    go, essay = asyncio.Event(), "one two three four five six"
+    a, b = members(a=stream("so", go, "x" * 3000), b=stream(essay))
+    log = RecipeLog()
+    recipe = recipe_of(a, b, vote=["a", "b"], limits={"max_stream_hold": 60})
+    call = asyncio.create_task(recipe.stream(call_of(stream=True, log=log)))
+    await wait_until(lambda: [one.outcome for one in log.calls] == ["cancelled", "unreadable"])
+    go.set()
+    reply = await call
+    assert (log.stop, [one.accepted for one in log.calls]) == ("held_bytes", [False, True])
+    assert await bytes_of(reply) == b"".join(stream(essay))
+
+
 async def test_a_stream_that_breaks_while_it_is_held_counts_as_no_answer() -> None:
     a, b, large = members(a=stream("it", unavailable("a")), b=stream("X"), large=stream("X"))
     log = RecipeLog()

@@ -87,6 +87,7 @@ async def test_a_judge_gets_a_bounded_request_of_its_own() -> None:
         (ExpertTimeout("slow", expert="referee"), "timeout"),
         (answer("It is fine."), "ungraded"),
         (answer("9", finish="length"), "ungraded"),
+        (answer(None, tool_calls=[{"function": {"name": "grade", "arguments": '{"grade": 9}'}}]), "ungraded"),
     ],
 )
 async def test_without_a_grade_agreement_decides_and_the_record_says_so(script: object, outcome: str) -> None:

@@ -1,10 +1,12 @@
 """With `tools: agreement`, members that call the same tools with equal arguments agree."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
+from coe.core import Call
 from coe.experts.recipes.chat_answer import answer_text, called_tools
 from coe.usage import RecipeLog
 from tests.fakes import ScriptedExpert
@@ -82,6 +84,24 @@ def test_an_answer_that_calls_a_tool_has_no_text() -> None:
     assert answer_text(calling(call("now", "{}"), content="Let me see."), stream=False) is None
 
 
+def offering(asked: Call) -> Call:
+    """The request with a tool."""
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+    return replace(asked, fields={**asked.fields, "tools": [tool]})
+
+
+@pytest.mark.anyio
+async def test_calls_of_tools_that_the_request_did_not_offer_are_no_answer() -> None:
+    invented = calling(call("weather", "{}"))
+    members = ScriptedExpert("a", (invented,)), ScriptedExpert("b", (invented,)), ScriptedExpert("c", answer("X"))
+    log = RecipeLog()
+    reply = await recipe_of(*members, vote=["a", "b", "c"], ask="until_agreed", tools="agreement").stream(
+        call_of(log=log)
+    )
+    assert await bytes_of(reply) == answer("X")[0]
+    assert [outcome for _, _, outcome, _ in calls_of(log)] == ["unreadable", "unreadable", "answered"]
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(("second", "asked"), [('{"city":  "Paris"}', 2), ('{"city": "Rome"}', 3)])
 async def test_the_third_member_is_called_where_two_call_differently(second: str, asked: int) -> None:
@@ -93,7 +113,7 @@ async def test_the_third_member_is_called_where_two_call_differently(second: str
     )
     log = RecipeLog()
     recipe = recipe_of(*members, vote=["a", "b", "c"], ask="until_agreed", tools="agreement")
-    reply = await recipe.stream(call_of(log=log))
+    reply = await recipe.stream(offering(call_of(log=log)))
     body = orjson.loads(await bytes_of(reply))
     assert body == orjson.loads(first)
     assert [name for name, *_ in calls_of(log)] == ["a", "b", "c"][:asked]

@@ -146,6 +146,15 @@ async def test_reasoning_is_left_out_of_a_draft_and_an_answer_without_text_is_no
     assert log.calls[2].drafts == 1
 
 
+async def test_a_draft_that_calls_a_tool_is_none() -> None:
+    called = answer(None, finish="tool_calls", tool_calls=[{"function": {"name": "look_up", "arguments": "{}"}}])
+    a, b = members(a=called, b=answer("4"))
+    log = RecipeLog()
+    await bytes_of(await writing(a, b, **CHAIN).stream(requesting(log)))
+    assert b.calls[0].fields["messages"] == [QUESTION]
+    assert [(one.outcome, one.drafts) for one in log.calls] == [("unreadable", 0), ("answered", 0)]
+
+
 async def test_the_answers_follow_parts_of_a_message_and_a_turn_of_the_assistant() -> None:
     a, b = members(a=answer("X"), b=answer("Y"))
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}

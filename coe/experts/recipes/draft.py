@@ -27,6 +27,9 @@ MAX_TEXT_BYTES = 2 * 2**20
 MAX_RELAY_BYTES = 2**20
 """Bytes that are read ahead of a client while an unfinished draft is relayed."""
 
+TOOL_FIELDS = ("tools", "functions")
+"""Fields by which a request of Chat Completions offers tools."""
+
 FinalAnswer = Callable[[str], str | None]
 """Returns the normalized final answer of a text; None if there is none that can be compared."""
 
@@ -77,6 +80,7 @@ class Draft:
         self._call: Call | None = call
         self._held = held
         self._cap = cap
+        self._offers_tools = any(call.fields.get(name) for name in TOOL_FIELDS)
         self._final_answer = final_answer
         self._chunks: deque[bytes] = deque()
         self._size = 0
@@ -188,12 +192,13 @@ class Draft:
         return answer_text(b"".join(self._chunks), stream=self.media_type == EVENT_STREAM)
 
     def _comparable_answer(self) -> str | None:
-        """Return the final answer of the text, or the form of the tools that the answer calls."""
+        """Return the final answer of the text, or the form of the tools that the answer calls. Models also call tools
+        that a request does not offer; such an answer has none."""
         if self._size > MAX_TEXT_BYTES:
             return None
         if (text := self.text()) is not None:
             return self._final_answer(text)
-        return self._called_tools()
+        return self._called_tools() if self._offers_tools else None
 
     def _called_tools(self) -> str | None:
         if self._size > MAX_TEXT_BYTES:

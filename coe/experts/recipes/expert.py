@@ -226,7 +226,8 @@ class _Run:
         return bool(continues[0])
 
     def _best(self, *, finished_only: bool) -> Draft:
-        """Return the answer that is most likely right; if none can be compared, the first one of the latest step.
+        """Return the answer that is most likely right; if none can be compared, the first complete one of the latest
+        step, or else a stream of it that has begun.
 
         With `finished_only`, a stream that has only begun is not returned if another answer is complete. Raises the
         last error if there is no answer.
@@ -240,7 +241,10 @@ class _Run:
         if self._recipe.judge is not None and last and all(draft.answer is None for draft in last):
             return last[0]  # the judge has rejected the others
         best = max(usable, key=lambda draft: draft.log.confidence or 0.0)
-        return best if best.log.confidence else max(usable, key=lambda draft: draft.log.step)
+        if best.log.confidence and any(draft.answer is not None for draft in usable):
+            return best
+        # only streams that have begun have a probability, each as the one answer that differs from all others
+        return max(usable, key=lambda draft: (draft.log.step, draft.complete, draft.log.confidence or 0.0))
 
 
 def _output_tokens(call: MemberCall) -> float | None:
