@@ -1,7 +1,7 @@
 """Throughput on prompts that the router has never seen, against the prompts that it was trained on, in pairs.
 
     .venv/bin/python -m benchmarks.fresh_prompts --data DIR/category --home STATE [--workers 2] [--pairs 6]
-        [--seconds 3] [--checkout NAME=FOLDER:STATE ...]
+        [--seconds 3] [--connections 32] [--checkout NAME=FOLDER:STATE ...]
 
 DIR/category holds train.parquet as for benchmarks/category.py, of which up to EACH English prompts a category are sent:
 more than a gateway keeps encoder results for. Some 30 % of them need an encoder pass, or are answered by the fast heads
@@ -60,20 +60,25 @@ def main() -> None:
         for _ in range(options.pairs):
             for (name, kind), bursts in found.items():
                 before = _stages(folder / name)
-                bursts.append(_burst(*servers[name], scripts[kind], options.seconds))
+                bursts.append(_burst(*servers[name], scripts[kind], options))
                 after = _stages(folder / name)
                 for stage, count in after.items():
                     stages[name, kind][stage] = stages[name, kind].get(stage, 0) + count - before.get(stage, 0)
     _report(found, stages)
 
 
-def _burst(port: int, process: psutil.Process, script: Path, seconds: int) -> dict[str, float]:
-    """Load one server at 32 connections, and wait until its log is written."""
+def _burst(port: int, process: psutil.Process, script: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Load one server, and wait until its log is written."""
     before = processor_seconds(process)
-    load = wrk(port, script, connections=32, seconds=seconds)
+    load = wrk(port, script, connections=options.connections, seconds=options.seconds)
     quiet()
     used = processor_seconds(process) - before
-    return {"rps": load.rps, "cpu_us": 1e6 * used / (load.rps * seconds), "p50_ms": load.p50, "p99_ms": load.p99}
+    return {
+        "rps": load.rps,
+        "cpu_us": 1e6 * used / (load.rps * options.seconds),
+        "p50_ms": load.p50,
+        "p99_ms": load.p99,
+    }
 
 
 def _report(
@@ -118,6 +123,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--checkout", type=checkout, action="append", default=[], metavar="NAME=FOLDER:STATE")
     return parser.parse_args()
 
