@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from coe.core import UNDETERMINED, Prediction
+from coe.core import LOAD_SHED, UNDETERMINED, Prediction
 from coe.routing import classification
 from coe.routing.classification import (
+    BUSY_RATIO,
     ENCODER_BACKOFF_FACTOR,
     MAX_BACKOFF_SECONDS,
     MAX_ENCODER_PASSES,
@@ -70,6 +72,17 @@ def test_a_fast_pass_delays_no_other() -> None:
     assert load_shedding.has_capacity
 
 
+@pytest.mark.parametrize(("waited", "has_capacity"), [(BUSY_RATIO - 1.01, True), (BUSY_RATIO - 0.99, False)])
+def test_a_long_pass_is_slow_only_if_it_mostly_waited(waited: float, has_capacity: bool) -> None:
+    """A long text on a slow processor takes longer than the limit on an idle machine too."""
+    clock, own = ManualClock(), 4 * SLOW_ENCODER_PASS_SECONDS
+    load_shedding = LoadShedding(clock=clock)
+    with load_shedding.encoder_pass() as one:
+        clock.now += (1 + waited) * own
+        one.processor_seconds = own
+    assert load_shedding.has_capacity == has_capacity
+
+
 def test_a_failed_pass_is_no_longer_counted() -> None:
     load_shedding = LoadShedding(clock=ManualClock())
     for _ in range(MAX_ENCODER_PASSES + 1):
@@ -102,6 +115,41 @@ async def test_results_of_the_latest_encoder_passes_are_kept_whatever_the_white_
         await stage("ponder general")  # in place of the art, which was used least recently
         assert [await stage(text) for text in ("ponder code", "ponder art")] == ["predict"] * 2
         assert passes[2:] == ["ponder general", "ponder art"]
+
+
+class ComputingRouter(WordRouter):
+    """Computes for longer than the limit of a pass."""
+
+    def predict(self, texts: Sequence[str], *, embeddings: Any = None) -> list[Prediction]:
+        end = time.thread_time() + 2 * SLOW_ENCODER_PASS_SECONDS
+        while time.thread_time() < end:
+            pass
+        return super().predict(texts)
+
+
+class WaitingRouter(WordRouter):
+    """Waits for longer than the limit of a pass."""
+
+    def predict(self, texts: Sequence[str], *, embeddings: Any = None) -> list[Prediction]:
+        time.sleep(10 * SLOW_ENCODER_PASS_SECONDS)
+        return super().predict(texts)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("router", "stage"), [(ComputingRouter, "predict"), (WaitingRouter, LOAD_SHED)])
+async def test_passes_are_skipped_after_one_that_waited_not_after_one_that_computed(
+    router: type[WordRouter], stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classification, "BUSY_RATIO", 100.0)  # this machine may be busy
+    monkeypatch.setattr(classification, "ENCODER_BACKOFF_FACTOR", 1000.0)
+    monkeypatch.setattr(classification, "MAX_BACKOFF_SECONDS", 1000.0)
+    with ThreadPoolExecutor(1) as threads:
+        classifier = Classifier(router(), overlays=Overlays(), threads=threads, encoder_timeout=None)
+        found = [
+            (await classifier.refine(classifier.predict_fast(text, None), text, None)).stage
+            for text in ("ponder code", "ponder art")
+        ]
+    assert found == ["predict", stage]
 
 
 @pytest.mark.anyio

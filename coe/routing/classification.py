@@ -2,8 +2,8 @@
 
 `coe.routing.request_text` makes the text. `Classifier` predicts fast on the event loop; `Composition` requests an
 encoder pass only if it may change the decision. Encoder passes run in threads and compete with the event loop for
-processors. `LoadShedding` limits how many run at once, and skips them for a while after a slow one, which indicates
-busy processors.
+processors. `LoadShedding` limits how many run at once, and skips them for a while after one that mostly waited, which
+indicates busy processors.
 
 An `Overlay` is a tenant's own linear head on the global router's posterior (matrix and vector scaling, Guo et al.
 2017). `coe retrain` fits overlays to the tenant's corrections.
@@ -38,8 +38,11 @@ MAX_ENCODER_PASSES = 4
 """Concurrent encoder passes. With two threads, the last one waits for one other."""
 SLOW_ENCODER_PASS_SECONDS = 0.02
 SLOW_MULTILINGUAL_PASS_SECONDS = 0.2
-"""Duration of an encoder pass, waiting included, above which the processors count as busy. Texts that are not English
-wait longer, because the fast heads hardly classify them."""
+"""Duration of an encoder pass, waiting included, up to which the processors do not count as busy. Texts that are not
+English wait longer, because the fast heads hardly classify them."""
+BUSY_RATIO = 3.0
+"""Ratio of the duration to the processor time of the pass itself above which a longer pass counts as slow. A long text
+on a slow processor takes longer than SLOW_ENCODER_PASS_SECONDS without waiting for anything."""
 ENCODER_BACKOFF_FACTOR = 4.0
 """After a slow encoder pass, passes are skipped for this multiple of its duration: at most a fifth of the time."""
 MAX_BACKOFF_SECONDS = 1.0
@@ -51,10 +54,17 @@ SHORT_CIRCUIT = "short_circuit"
 """Stage of an uncertain fast prediction where an encoder pass would not change the decision."""
 
 
+@dataclass(slots=True)
+class EncoderPass:
+    """One encoder pass. `processor_seconds` is 0 until it ends, and stays so if nobody waits for its end."""
+
+    processor_seconds: float = 0.0
+
+
 class LoadShedding:
     """Limits the encoder passes of one process. For one event loop; not thread-safe.
 
-    A pass of more than `slow` seconds counts as slow.
+    A pass counts as slow if it takes more than `slow` seconds and more than BUSY_RATIO times its own processor time.
     """
 
     def __init__(self, *, slow: float = SLOW_ENCODER_PASS_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
@@ -69,16 +79,16 @@ class LoadShedding:
         return self._running < MAX_ENCODER_PASSES and self._clock() >= self._backoff_until
 
     @contextmanager
-    def encoder_pass(self) -> Iterator[None]:
-        """Count and time one encoder pass."""
-        start = self._clock()
+    def encoder_pass(self) -> Iterator[EncoderPass]:
+        """Count and time one encoder pass, which reports its processor time in the value that is yielded."""
+        start, one = self._clock(), EncoderPass()
         self._running += 1
         try:
-            yield
+            yield one
         finally:
             self._running -= 1
             now = self._clock()
-            if now - start > self._slow:
+            if now - start > max(self._slow, BUSY_RATIO * one.processor_seconds):
                 self._backoff_until = now + min(MAX_BACKOFF_SECONDS, ENCODER_BACKOFF_FACTOR * (now - start))
 
 
@@ -132,12 +142,18 @@ class Classifier:
         load_shedding = self._multilingual_load_shedding if foreign else self._load_shedding
         if not load_shedding.has_capacity:
             return None
-        with load_shedding.encoder_pass(), suppress(TimeoutError):
+        with load_shedding.encoder_pass() as one, suppress(TimeoutError):
             async with asyncio.timeout(self._encoder_timeout):
-                running = asyncio.get_running_loop().run_in_executor(self._threads, self._router.predict, (text,))
-                (refined,) = await running
+                running = asyncio.get_running_loop().run_in_executor(self._threads, self._predict, text)
+                refined, one.processor_seconds = await running
             return refined
         return None
+
+    def _predict(self, text: str) -> tuple[Prediction, float]:
+        """Return the router's prediction and the processor time of this thread that it took."""
+        start = time.thread_time()
+        (refined,) = self._router.predict((text,))
+        return refined, time.thread_time() - start
 
 
 @dataclass(frozen=True, slots=True, eq=False)
