@@ -35,15 +35,11 @@ ROOT = Path(__file__).parent.parent
 READY = "CoE answers at"
 RECIPES = """\
 experts:
-  - name: small
-    model: SmolLM2-135M-Instruct
-    runtime: transformers
-    options: {dtype: float32}  # much faster on a processor without instructions for bfloat16
-    memory_gb: 1.2
+  - {name: small, model: SmolLM2-135M-Instruct, runtime: transformers, memory_gb: 1.2}
   - name: strong
     model: SmolLM2-135M-Instruct
     runtime: transformers
-    options: {dtype: float32, model-timeout: 86400}  # flags of its own give it a process of its own
+    options: {model-timeout: 86400}  # flags of its own give it a process of its own
     system_prompt: You are a helpful assistant. Answer in one sentence.
     memory_gb: 1.2
 recipes:

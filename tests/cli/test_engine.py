@@ -90,7 +90,7 @@ class Tools:
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
     made = Tools(tmp_path)
     monkeypatch.setenv("PATH", str(made.folder))
-    monkeypatch.setattr(environments, "_cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(environments, "cpu_flags", lambda: frozenset({"avx2"}))
     monkeypatch.setattr(environments.platform, "system", lambda: "Linux")
     monkeypatch.setattr(environments.platform, "machine", lambda: "x86_64")
     return made

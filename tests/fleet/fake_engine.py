@@ -23,7 +23,7 @@ FLAGS = {
         ("--enable-metrics", "--enable-memory-saver", "--enable-weights-cpu-backup"),
     ),
     "vllm": (("--served-model-name", "--max-model-len"), ("--enable-sleep-mode",)),
-    "transformers": (("--device",), ()),
+    "transformers": (("--device", "--dtype"), ()),
 }
 CHAT = {"choices": [{"message": {"role": "assistant", "content": "Hi"}}]}
 Page = Callable[[dict[str, Any]], tuple[int, Any]]

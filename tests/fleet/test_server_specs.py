@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from coe.errors import FleetError
+from coe.fleet.engines import transformers
 from coe.fleet.planning import local_servers
 from coe.fleet.specs import ServerSpec
 from coe.registry import ExpertSpec
@@ -34,6 +35,16 @@ def plan(*experts: ExpertSpec, python: Path) -> tuple[list[ServerSpec], dict[str
     return local_servers(experts, cache=python.parent / "cache", logs=python.parent / "logs", python=python)
 
 
+@pytest.fixture(autouse=True)
+def processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with instructions for bfloat16."""
+    has(monkeypatch, "avx2", "avx512_bf16")
+
+
+def has(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr(transformers, "cpu_flags", lambda: frozenset(flags))
+
+
 def test_a_transformers_expert_is_served_under_its_model_on_the_cpu(python: Path) -> None:
     [spec], endpoints = plan(declared("small"), python=python)
     assert spec.argv == (
@@ -51,6 +62,24 @@ def test_declared_options_replace_the_defaults(python: Path) -> None:
     options = {"continuous_batching": True, "device": "cuda:0", "compile": False, "cb-num-blocks": 8}
     [spec], _ = plan(declared("small", options=options), python=python)
     assert spec.argv[7:] == (*("--device", "cuda:0", "--continuous-batching", "--no-compile", "--cb-num-blocks", "8"),)
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "dtype"),
+    [
+        ({}, ("avx2",), "float32"),
+        ({"dtype": "auto"}, ("avx2",), "auto"),
+        ({"device": "cuda:0"}, ("avx2",), None),
+        ({}, ("avx2", "amx_bf16"), None),
+        ({}, (), None),  # not an x86 processor, or not Linux
+    ],
+)
+def test_a_processor_without_bfloat16_computes_in_float32(
+    options: dict[str, Any], flags: tuple[str, ...], dtype: str | None, python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has(monkeypatch, *flags)
+    [spec], _ = plan(declared("small", options=options), python=python)
+    assert dict(zip(spec.argv[7::2], spec.argv[8::2], strict=True)).get("--dtype") == dtype
 
 
 def test_the_probe_of_a_server_may_use_the_apis_of_all_its_experts(python: Path) -> None:

@@ -35,8 +35,6 @@ from coe.cli import app
 app()
 """
 """The command line with fewer questions for a gate: a real model takes a second for each."""
-FAST: dict[str, Any] = {"dtype": "float32"}
-"""A processor without instructions for bfloat16 reads a passage in a quarter of the time."""
 FACTS = [
     (f"{name} {kind}", COLOURS[(at + len(kind)) % 4])
     for at, name in enumerate(NAMES)
@@ -93,7 +91,7 @@ async def test_a_real_model_is_measured_with_and_without_passages_and_a_gate_fit
     tmp_path: Path, converted_models: Path, built: tuple[Path, dict[str, Any], list[Any]]
 ) -> None:
     specs, endpoints = local_servers(
-        [ExpertSpec(name="small", model="SmolLM2-135M-Instruct", runtime="transformers", options=FAST)],
+        [ExpertSpec(name="small", model="SmolLM2-135M-Instruct", runtime="transformers")],
         cache=converted_models,
         logs=tmp_path / "logs",
         python=Path(sys.executable),

@@ -72,7 +72,7 @@ _PASSED_PREFIXES = ("LC_", "XDG_", "PIP_", "UV_", "CUDA", "NVCC_", "ROCM_", "HIP
 class Machine:
     """Properties of this machine that select the build of an engine.
 
-    `cpu_flags` are those of /proc/cpuinfo, empty on other systems.
+    `cpu_flags` are as from the function of this name.
     """
 
     accelerator: Build
@@ -87,7 +87,7 @@ class Machine:
             accelerator = "cuda"
         elif Path("/dev/kfd").exists():
             accelerator = "rocm"
-        return cls(accelerator, f"{platform.system()} {platform.machine()}", _cpu_flags())
+        return cls(accelerator, f"{platform.system()} {platform.machine()}", cpu_flags())
 
 
 def _succeeds(*command: str) -> bool:
@@ -98,7 +98,8 @@ def _succeeds(*command: str) -> bool:
     return done.returncode == 0 and bool(done.stdout.strip())
 
 
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction sets of an x86 processor, as /proc/cpuinfo names them; none on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

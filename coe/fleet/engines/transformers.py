@@ -8,15 +8,24 @@ from pathlib import Path
 from coe.errors import pip_install
 from coe.fleet import weights
 from coe.fleet.engines.engine import InferenceEngine, ModelFolders, spare_threads, to_argv
+from coe.fleet.engines.environments import cpu_flags
 from coe.fleet.specs import ListenAddress, ServerSpec
 from coe.registry import ExpertSpec
 from coe.registry.sections import Flag
 
 # Without continuous batching, requests queue, and each is sampled as requested. With it, three run at the speed of one,
 # but all are sampled as the first request set (transformers 5.24), so experts that share a model could not have
-# different temperatures. Measured with 135M parameters on two cores: 0.8 GB without, 1.2 GB with
+# different temperatures. Measured with 135M parameters in bfloat16 on two cores: 0.8 GB without, 1.2 GB with
 # continuous-batching, cb-num-blocks: 64 and cb-max-batch-tokens: 256.
 _DEFAULTS: Mapping[str, Flag] = {"device": "cpu"}
+_BFLOAT16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+def _emulates_bfloat16(flags: Mapping[str, Flag]) -> bool:
+    """True for an x86 processor without instructions for bfloat16, the type of most weights. It takes two to four times
+    as long in it as in float32 (docs/experiments/test-suite-time.md)."""
+    found = cpu_flags()
+    return flags["device"] == "cpu" and bool(found) and not found & _BFLOAT16_INSTRUCTIONS
 
 
 class Transformers(InferenceEngine):
@@ -28,7 +37,8 @@ class Transformers(InferenceEngine):
     ready_timeout = 300.0
 
     def flags(self, expert: ExpertSpec) -> dict[str, Flag]:
-        return {**_DEFAULTS, **super().flags(expert)}
+        flags = {**_DEFAULTS, **super().flags(expert)}
+        return flags if "dtype" in flags or not _emulates_bfloat16(flags) else {**flags, "dtype": "float32"}
 
     def server_spec(
         self, first: ExpertSpec, *, adapters: Mapping[str, Path], models: ModelFolders, address: ListenAddress
