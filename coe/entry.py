@@ -1,7 +1,7 @@
 """Entry point of the command `coe`: checks that its packages are its own, then runs `coe.cli`.
 
-The package `coe` of the index, and any other package named `gateway` or `routers`, can hide those of this distribution
-or overwrite their first files, without an error of pip (docs/internals/decisions/0017-distribution-name.md).
+Another distribution with a package `coe`, `gateway` or `routers` (PyPI has a `coe`) can hide ours or overwrite its
+`__init__.py`, and pip reports no error (docs/internals/decisions/0017-distribution-name.md).
 """
 
 from __future__ import annotations

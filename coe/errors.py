@@ -1,4 +1,4 @@
-"""All errors that CoE raises on purpose, and the causes why an expert did not answer.
+"""The errors that end a command or a request, and the causes why an expert did not answer.
 
 CoEError
 ├── errors that end a process or a job (ConfigError, ArtifactError, ...)
@@ -68,7 +68,7 @@ class WorkerError(CoEError):
 
 
 class LogError(CoEError):
-    """The routing log could not be opened, read or written."""
+    """The routing log, the issued keys or another such store could not be opened, read or written."""
 
 
 class DamagedEntry(LogError):
@@ -202,7 +202,7 @@ class Unauthorized(InvalidRequest, code="invalid_api_key"):
 
 
 class Forbidden(InvalidRequest, code="insufficient_scope"):
-    """The scopes of the API key do not allow this."""
+    """The API key, or the header x-coe-only-local, does not allow this: scope, expert or locality."""
 
 
 class CrossOriginRequest(InvalidRequest, code="cross_origin_request"):
@@ -262,7 +262,7 @@ class JobUnavailable(_Temporary, code="job_unavailable"):
 
 
 class NotInstalled(RequestError, code="not_installed"):
-    """A package that the request needs is not installed on the gateway."""
+    """A package or a store that the request needs is not available on the gateway."""
 
 
 class DeadlineExceeded(RequestError, code="deadline_exceeded"):

@@ -1,7 +1,7 @@
 """Print text to terminals and logs with control characters escaped.
 
-File names, responses and errors of servers may hold characters that control the terminal or forge a log line. All
-output of the command line and all log lines pass through here.
+File names, responses and errors of servers may hold characters that control the terminal or forge a log line. The
+command line prints through here, except tables and progress bars; its log lines are formatted here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Writes files atomically and durably: after a power cut, a file has its old or its new content, never a part of it.
 
 `replace_file` writes a draft, flushes it to disk and renames it over the file. It holds the content in memory, so it is
-for small files. `sync_and_hash` flushes a file that already exists. The artifact store uses both; quality data and the
-traffic report use `replace_file`.
+for small files. `sync_and_hash` flushes a file that already exists.
 """
 
 from __future__ import annotations

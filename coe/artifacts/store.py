@@ -205,7 +205,7 @@ class ArtifactStore:
         return move is not None and move.by == "packaged"
 
     def clear(self, *, by: PromotedBy = "hand", why: str = "") -> None:
-        """Puts no version into use; published versions stay."""
+        """Takes the version in use out of use; published versions stay."""
         self._set_in_use(None, by, why)
 
     def in_use(self) -> str | None:
@@ -352,7 +352,7 @@ def outdated_versions(published: Mapping[str, float], needed: Collection[str | N
 
 
 def mirror(stores: Sequence[ArtifactStore]) -> None:
-    """Copies the versions in use elsewhere: fetches and verifies everything before a pointer moves.
+    """Downloads the versions that the share has in use; fetches and verifies all of them before a pointer moves.
 
     Raises ArtifactError, with the versions in use unchanged, if Redis is down or a version is damaged.
     """

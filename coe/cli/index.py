@@ -128,7 +128,7 @@ def search(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Show the passages that a request with this text would get."""
+    """Show the passages nearest to a text; a request gets those of them that pass the gate and its limits."""
     found = _with_store(
         config,
         lambda store, encoder: store.search(
@@ -178,7 +178,9 @@ async def _add(
     async with Converter() as converter:
         with progress_bar("indexing") as progress:
             texts = _texts(found, converter, run, place=place)
-            run.tally = await Indexer(store, encoder).add(texts, progress=_share("indexing", len(found), progress))
+            run.tally = await Indexer(store, encoder).add(
+                texts, progress=_report_share("indexing", len(found), progress)
+            )
         if prune and not run.refused:
             current = {_id(one.path, base) for one in found}
             others = [name for name in await store.digests(collection, tenant) if name not in current]
@@ -213,10 +215,12 @@ def _id(file: Path, base: Path) -> str:
 async def _rebuild(store: DocumentStore, encoder: TokenizingEncoder) -> int:
     total = sum(one.documents for one in await store.collections())
     with progress_bar("embedding") as progress:
-        return await Indexer(store, encoder).rebuild(progress=_share("embedding", total, progress))
+        return await Indexer(store, encoder).rebuild(progress=_report_share("embedding", total, progress))
 
 
-def _share(stage: str, total: int, progress: Callable[[str, float], None] | None) -> Callable[[int], None] | None:
+def _report_share(
+    stage: str, total: int, progress: Callable[[str, float], None] | None
+) -> Callable[[int], None] | None:
     """A function of the number done that updates the progress bar; None without a bar."""
     if progress is None:
         return None

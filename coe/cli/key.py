@@ -1,6 +1,6 @@
 """`coe key`: makes an API key, for experts.yaml or in use at once (`--issue`); lists and revokes issued keys.
 
-Issued keys are stored where `access.counters` says; running gateways follow within a second.
+Issued keys are stored beside the usage counters (`access.counters`); gateways apply changes within a second.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def score(
     """Score experts on probes. A stopped run continues where it stopped: only missing scores are requested.
 
     Local experts must be running: they are reached through the gateway (`coe up` in another terminal), external ones
-    directly. Exit 1 when scores are missing in the end: no expert gets a zero for failing.
+    directly. Exit 1 if scores are missing at the end; a failed request is missing, not a zero.
 
     Without PROBES, the probes that ship with CoE are used, and those of probes.jsonl next to experts.yaml (`coe
     probes`). A part of them are templates with fresh numbers for each new folder.
@@ -78,7 +78,7 @@ def score(
     """
     require_parquet()
     settings, registry = declaration_for(config)
-    recipes = [_written(registry, name) for name in dict.fromkeys(recipe or ())]
+    recipes = [_scored_recipe(registry, name) for name in dict.fromkeys(recipe or ())]
     names = expert or (() if recipes else registry.single_names)
     experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(names)]
     judging = _declared(registry, judge, "--judge") if judge else None
@@ -123,7 +123,7 @@ def _declared(registry: Registry, name: str, option: str) -> ExpertSpec:
     raise typer.BadParameter(f"{name!r} is not a declared expert; declared: {declared}", param_hint=option)
 
 
-def _written(registry: Registry, name: str) -> RecipeSpec:
+def _scored_recipe(registry: Registry, name: str) -> RecipeSpec:
     """Return a declared recipe that must be scored by real calls."""
     found = next((recipe for recipe in registry.declared_recipes if recipe.name == name), None)
     if found is None:

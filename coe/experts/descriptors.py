@@ -42,7 +42,7 @@ def out_of_descriptors(error: BaseException) -> bool:
 
 
 def _is_shortage(error: OSError) -> bool:
-    """A failed name lookup and an exception group do not show their error number: test by opening one."""
+    """True if an OS error means that no descriptor is left. Without an error number, tries to open one."""
     if isinstance(error, socket.gaierror) or error.errno is None:
         return not _can_open()
     return error.errno in _SHORTAGE

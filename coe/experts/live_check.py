@@ -1,4 +1,4 @@
-"""Checks experts live: requests one token from each server, and reports the cause and the remedy of each failure.
+"""Checks experts live: requests a short answer from each server, and reports cause and remedy of each failure.
 
 `coe check --live`, `coe up` and the gateway's start use it. The request bypasses breakers and incidents, so a check
 does not affect traffic.

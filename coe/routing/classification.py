@@ -35,7 +35,7 @@ OVERLAYS_FILE = "overlays.jsonl"
 MIN_PROBABILITY = 1e-4
 """Lower bound of the posterior before its logarithm."""
 MAX_ENCODER_PASSES = 4
-"""Concurrent encoder passes. With two threads, the last one waits for one other."""
+"""Passes of one kind at once: two run in the two threads, and each of the others waits for one of them."""
 SLOW_ENCODER_PASS_SECONDS = 0.02
 SLOW_MULTILINGUAL_PASS_SECONDS = 0.2
 """Duration of an encoder pass, waiting included, up to which the processors do not count as busy. Texts that are not
@@ -44,14 +44,14 @@ BUSY_RATIO = 3.0
 """Ratio of the duration to the processor time of the pass itself above which a longer pass counts as slow. A long text
 on a slow processor takes longer than SLOW_ENCODER_PASS_SECONDS without waiting for anything."""
 ENCODER_BACKOFF_FACTOR = 4.0
-"""After a slow encoder pass, passes are skipped for this multiple of its duration: at most a fifth of the time."""
+"""After a slow pass of n seconds, no pass starts for 4 n seconds: slow passes take at most a fifth of the time."""
 MAX_BACKOFF_SECONDS = 1.0
 """Longest time without passes, since the first pass also loads the multilingual encoder."""
 MAX_CACHED_RESULTS = 1024
 """Latest texts whose encoder results are kept: about 500 kB. A loop of tool calls repeats its request, and popular
 prompts come again."""
 SHORT_CIRCUIT = "short_circuit"
-"""Stage of an uncertain fast prediction where an encoder pass would not change the decision."""
+"""Stage of an uncertain fast prediction where an encoder pass is unlikely to change the decision."""
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class EncoderPass:
 
 
 class LoadShedding:
-    """Limits the encoder passes of one process. For one event loop; not thread-safe.
+    """Limits the encoder passes of one kind (English or multilingual). For one event loop; not thread-safe.
 
     A pass counts as slow if it takes more than `slow` seconds and more than BUSY_RATIO times its own processor time.
     """

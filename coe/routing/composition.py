@@ -47,8 +47,8 @@ from coe.routing.stuck import is_stuck
 from coe.usage import RecipeLog
 
 MIN_DECISION_RISK = 0.3
-"""Probability that a more accurate posterior selects another expert, from which on an encoder pass pays. On public
-prompts, passes at a lower risk changed the choice to a worse expert as often as to a better one."""
+"""Probability that a more accurate posterior selects another expert, above which an encoder pass is worth its time.
+On public prompts, passes at a lower risk changed the choice to a worse expert as often as to a better one."""
 ESCALATED_MARK = "!"
 """End of an affinity entry of a session that was escalated."""
 CHARACTERS_PER_TOKEN = 4
@@ -67,7 +67,7 @@ class RoutedReply:
 
 
 class Composition:
-    """Router, assignment and experts. Thread-safe if its router is.
+    """Router, assignment and experts. Belongs to one event loop.
 
     `recipes` are the arms of the declared recipes by name.
     """
@@ -165,7 +165,7 @@ class Composition:
         return self._classifier.overlays.apply(prediction, tenant)
 
     def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
-        """True if a more accurate posterior might change the selected expert or the retrieval."""
+        """True if a better posterior is likely enough to change the selected expert; always True with documents."""
         if self._retrieval is not None:
             return True
         if chat.model != AUTO:
@@ -229,13 +229,13 @@ class Composition:
         *,
         previous: Previous = NO_PREVIOUS,
     ) -> Decision:
-        """Decide, if declared with exploration, but never in a loop of tool calls. Changes no state."""
+        """Decide with exploration, if it is declared, except in a loop of tool calls. Changes no state."""
         explores = self.registry.policy.exploration.rate > 0 and not previous.in_loop
         uniform = random.random() if explores else None  # noqa: S311 (no secret depends on it)
         return self.decide(chat, prediction, options, previous=previous, uniform=uniform)
 
     def assign_general(self, chat: Chat, options: RequestOptions) -> Decision:
-        """Decide on a request that passes through: as for a certain text of the category `general`."""
+        """Decide on a request that passes through: as for a text that is certainly of the category `general`."""
         posterior = np.array([name == GENERAL for name in self.router.categories], dtype=np.float32)
         return self.decide(chat, Prediction(posterior, "pass_through"), options)
 
@@ -248,7 +248,7 @@ class Composition:
         previous: Previous = NO_PREVIOUS,
         uniform: float | None = None,
     ) -> Decision:
-        """Call `coe.routing.decision.decide` with this composition's parts; same parameters and errors."""
+        """Call `coe.routing.decision.decide` with this composition's parts and the request's options. Same errors."""
         return decide(
             chat,
             prediction,
@@ -308,8 +308,8 @@ class Composition:
         question = RetrievalRequest(chat, routed.text, prediction, expert, context, tenant, options.retrieval)
         counted_on = retrieval.net_gain(prediction, options.retrieval) is not None
         chat_with_passages, result = await retrieval.retrieve(question)
-        inserted = result.status in ("used", "withheld")
-        if counted_on and not inserted and decision.reason in ("routed", "spilled", "fallback"):
+        found = result.status in ("used", "withheld")
+        if counted_on and not found and decision.reason in ("routed", "spilled", "fallback"):
             options = replace(options, retrieval="off")
             decision = self.assign(chat, prediction, options, previous=previous)
         return chat_with_passages, decision, result

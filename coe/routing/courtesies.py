@@ -159,7 +159,7 @@ def _first_other_word(text: str, position: int) -> int:
 
 
 def _is_courtesy(sentence: str, mark: str) -> bool:
-    """True for a sentence of courteous words that addresses the reader or is about not knowing."""
+    """True for a sentence of courteous words that addresses the reader, or is neither question nor instruction."""
     words = _courtesy(sentence)
     if not words or not words.isdisjoint(_ADDRESSING) or words >= _HOW_ARE_YOU:
         return bool(words)

@@ -73,13 +73,13 @@ def decide(
 ) -> Decision:
     """Select the expert and the fallback order.
 
-    Only eligible experts count, and arms of recipes with a measured quality; of these, those that speak the language,
-    if any does. No expert that `rule` excludes is a candidate. A pinned expert or recipe is selected whatever its
-    health; `recipe` (`RequestOptions.recipe`) pins one too, or excludes all. The `previous` expert of a conversation
-    stays if the request continues its task, or unless another one is better by more than `sticky_margin` and the
-    switching cost. Below the confidence threshold (declared, or else trained) the expert of `general` is selected,
-    otherwise the expert of highest utility. An expert that is down is replaced (a fallback); an overloaded one is, if
-    the other is worse by at most `max_quality_loss`.
+    Candidates are eligible experts and recipe arms of measured quality; only those that speak the language, if any do.
+    No expert that `rule` excludes is a candidate. A pinned expert or recipe is selected whatever its health; `recipe`
+    (`RequestOptions.recipe`) pins one too, or excludes all. The `previous` expert of a conversation stays if the
+    request continues its task or is uncertain, or if no other is better by more than `sticky_margin` and the switching
+    cost. Otherwise an uncertain request (confidence below the threshold, declared or else trained) goes to the expert
+    of `general`, any other to the expert of highest utility. An expert that is down is replaced (a fallback); an
+    overloaded one is, if the other is worse by at most `max_quality_loss`.
 
     `extra_price`, shape (n_experts,) in units of quality, is added to the plan's expected prices; it is negative where
     passages are expected to add quality. An expert that `health_by_expert` lacks is up and idle. `uniform`, drawn from

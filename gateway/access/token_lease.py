@@ -134,7 +134,7 @@ class AmountLease:
 class SlotLease:
     """A lease of concurrent requests. A gateway reports how many it holds in all, so a refill may be lost or repeated.
 
-    In use are the slots of its counter; the held ones beyond are available.
+    The slots in use are those of its counter; further held ones are available.
     """
 
     def __init__(self, meter: Meter, counter: ConcurrencySlots) -> None:

@@ -1,7 +1,7 @@
-"""The answer cache in the line of a request: a lookup after the request is parsed, and the storage of new answers.
+"""The answer cache in the request pipeline: a lookup after the request is parsed, and the storage of new answers.
 
-`CacheStep.lookup` runs between the steps parse and classify. A miss continues through the line, its answer is kept
-while it is relayed, and `observe` stores it with the record, after the last byte.
+`CacheStep.lookup` runs between the steps parse and classify. A miss continues through the pipeline; its answer is
+kept while it is relayed, and `observe` stores it with the record, after the last byte.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MEMORY = "memory"
 _STORED_REASONS: frozenset[Reason] = frozenset(("routed", "uncertain", "sticky", "pinned"))
 """Decision reasons whose answers are stored. Fallback, spill, exploration and escalation answer with another expert."""
 _STORED_RETRIEVAL = ("none", "off", "skipped")
-"""Retrieval results that do not depend on the documents, if the store was not searched (retrieval time 0)."""
+"""Retrieval results that do not depend on documents, provided that the store was not searched."""
 
 _STORED_OUTCOMES = ("answered", "unreadable", "cut_off", "graded")
 """Outcomes of a recipe's calls, if none failed."""
@@ -84,7 +84,7 @@ class CacheStep:
         return reply
 
     def observe(self, trace: Trace) -> None:
-        """Store the answer of a finished request that missed, if it is complete and the plan's own choice."""
+        """Store the answer of a finished request that missed, if it is complete and holds for an equal request."""
         if trace.cache is not None:
             self._store(trace)
             trace.cache.release()
@@ -145,7 +145,7 @@ def _is_storable(trace: Trace) -> bool:
         decision.reason in _STORED_REASONS
         and prediction.stage != LOAD_SHED
         and retrieval.status in _STORED_RETRIEVAL
-        and not retrieval.ms  # the store was searched, so the answer depends on its documents
+        and not retrieval.ms  # otherwise the store was searched, and the answer depends on its documents
         and (log is None or (log.stop in VERIFIED and all(call.outcome in _STORED_OUTCOMES for call in log.calls)))
     )
 

@@ -1,4 +1,4 @@
-"""Answers a request about a chat without calling an expert: steps 1 and 2 of the line, and no record."""
+"""Answers a request about a chat without calling an expert: steps 1 and 2 of the request pipeline, and no record."""
 
 from __future__ import annotations
 

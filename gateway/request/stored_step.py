@@ -1,4 +1,4 @@
-"""The stored responses in the line of a request: the conversation before it, and the storage of its answer.
+"""The stored responses in the request pipeline: the conversation before it, and the storage of its answer.
 
 `StoredStep.continued` runs after a request is parsed: it replaces `previous_response_id` and item references by the
 items that are stored, so that any expert can answer. `relayed` stores the answer before its end is sent, so that a

@@ -37,7 +37,7 @@ StepName = Literal["admit", "parse", "cache", "classify", "assign", "retrieve", 
 
 
 class StepTimer:
-    """Times one step of the line, as a context manager. Times are by `time.perf_counter`."""
+    """Times one step of the request pipeline, as a context manager. Times are by `time.perf_counter`."""
 
     __slots__ = ("began", "ended")
 

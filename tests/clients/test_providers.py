@@ -199,7 +199,7 @@ async def test_a_server_that_sends_nothing_or_falls_silent_is_disconnected(
 ) -> None:
     stall = [{"role": "user", "content": "stall"}]
     await answer(provider(server), call(messages=HI))  # so that litellm is imported
-    with pytest.raises(ExpertTimeout, match="fell silent"):
+    with pytest.raises(ExpertTimeout, match="sent nothing for"):
         await _read(translated(server.url, session), call(api="responses", stream=True, input="stall", chunk=0.1))
     await asyncio.wait_for(server.dropped.wait(), 60)
     server.dropped.clear()

@@ -112,7 +112,7 @@ async def test_declared_parameters_fill_gaps_and_the_system_prompt_comes_first(s
         ("fails-late", True, ExpertUnavailable, "cuda died"),
         ("nested-reason", False, ExpertUnavailable, r"HTTP 500: \[\[\["),
         ("truncated", True, ExpertUnavailable, "before the answer was complete"),
-        ("torn", True, ExpertUnavailable, "broke off"),
+        ("torn", True, ExpertUnavailable, "in the middle of the stream"),
     ],
 )
 async def test_each_fault_has_its_error(
@@ -287,7 +287,7 @@ async def test_who_cancels_a_task_beside_its_limit_has_cancelled_it() -> None:
 
 
 async def test_an_expert_that_falls_silent_times_out_and_is_disconnected(server: FaultyServer) -> None:
-    with pytest.raises(ExpertTimeout, match="fell silent"):
+    with pytest.raises(ExpertTimeout, match="sent nothing for"):
         await answer(server.url, "stalls", stream=True, chunk=0.05)
     await asyncio.wait_for(server.dropped.wait(), 60)
 

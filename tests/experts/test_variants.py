@@ -306,7 +306,9 @@ async def test_variants_are_models_and_counted_with_their_expert() -> None:
         models = await gateway.post("/v1/models", method="GET")
         one = await gateway.post("/v1/models/coder:low", method="GET")
         experts = await gateway.post("/v1/experts", method="GET")
+        stats = await gateway.post("/v1/stats", method="GET")
         page = (await gateway.post("/metrics", method="GET")).body
+    assert sum(stats.json["experts"][0]["first_byte"]) == 2
     assert [model["id"] for model in models.json["data"]][4:] == ["coder:low", "coder:high"]
     assert one.status == 200
     coder = experts.json["data"][0]

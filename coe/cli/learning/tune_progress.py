@@ -61,7 +61,7 @@ def show_comparison(against: Sequence[Mapping[str, Any]], assignment: Sequence[M
     console.print(chosen)
     table = Table(title="this plan against each single expert", title_justify="left")
     table.add_column("expert")
-    for name in ("quality", "less plan", "$ per 1000", "latency"):
+    for name in ("quality", "vs. plan", "$ per 1000", "latency"):
         table.add_column(name, justify="right")
     plan = next(row["estimate"] for row in against if row["expert"] is None)
     for row in against:

@@ -1,4 +1,4 @@
-"""A multipart form, passed to an expert's server as it came but for the value of its field `model`."""
+"""A multipart form that reaches the expert's server unchanged, except for the value of its field `model`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replies of operations that CoE passes through without reading them, such as audio, images and scores.
+"""Replies of operations that CoE does not route by text, such as audio, images and scores.
 
 JSON is read to its end, for its token counts and the model's name. Anything else goes to the client as it arrives.
 """
@@ -60,7 +60,7 @@ class RelayedReply:
                     return
                 chunk = await self._response.chunk(self._stream_idle_timeout)
         except TimeoutError:
-            raise self._errors.timed_out(f"fell silent for {self._stream_idle_timeout:g} s") from None
+            raise self._errors.timed_out(f"sent nothing for {self._stream_idle_timeout:g} s") from None
         except OSError as error:
             raise self._errors.connection_lost("broke off the answer") from error
 

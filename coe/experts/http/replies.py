@@ -92,7 +92,7 @@ class JsonReply:
 
 
 class SingleChunk:
-    """The chunks of a non-streaming reply. An iterator, as the event loop registers each asynchronous generator."""
+    """The chunks of a non-streaming reply. A plain iterator: the event loop would track an asynchronous generator."""
 
     __slots__ = ("_chunk",)
 
@@ -179,7 +179,7 @@ class StreamedReply:
             raise self._errors.connection_lost("ended the stream before the first event")
 
     async def _raise_no_stream(self) -> NoReturn:
-        """Servers send an error as JSON with status 200, even if a stream was requested."""
+        """Raises the error of a response that is no event stream. Servers may send it as JSON with status 200."""
         kind, answer = self._response.media_type, None
         if kind == JsonReply.media_type:
             with contextlib.suppress(ValueError):
@@ -224,9 +224,9 @@ class StreamedReply:
                         self._done = False  # a failed answer is never complete
                         raise self._errors.server_error("failed in the middle of the answer", failure)
         except TimeoutError:
-            raise self._errors.timed_out(f"fell silent for {self._stream_idle_timeout:g} s") from None
+            raise self._errors.timed_out(f"sent nothing for {self._stream_idle_timeout:g} s") from None
         except OSError as error:
-            raise self._errors.connection_lost("broke off the stream") from error
+            raise self._errors.connection_lost("closed the connection in the middle of the stream") from error
         if not self._done:
             yield self._end_event()
 

@@ -219,7 +219,7 @@ class _StreamedReply:
                 if chunk:
                     yield chunk
         except TimeoutError:
-            raise self._expert.errors.timed_out(f"fell silent for {self._call.stream_idle_timeout:g} s") from None
+            raise self._expert.errors.timed_out(f"sent nothing for {self._call.stream_idle_timeout:g} s") from None
         self._source = None
         if not self._complete:
             raise self._expert.errors.connection_lost("ended the stream before the answer was complete")

@@ -34,7 +34,7 @@ class ResponseLimits:
         self.exceeded_limit = ""
 
     def begin(self) -> None:
-        """Applies to all requests from now on in this task and in threads that it starts."""
+        """Applies these limits to all requests that this task, and threads that it starts, send from now on."""
         _LIMITS.set(self)
 
     def for_response(self, status: int, headers: Mapping[str, str]) -> Reader:

@@ -1,1 +1,1 @@
-"""Experts made of experts: cascades and votes over the answers of several members."""
+"""Experts made of experts: cascades, votes, chains and fuses over the answers of several members."""

@@ -99,18 +99,18 @@ def sort_key(row: Row) -> tuple[str, str, str, int]:
 
 
 def visible(collections: Sequence[str], tenant: str | None) -> str:
-    """Select the rows of these collections (empty: all) that a tenant may see."""
+    """SQL condition for the rows of these collections (empty: all) that a tenant may see."""
     own = _one_of("tenant", [SHARED_TENANT] if tenant is None else [SHARED_TENANT, tenant])
     return f"{own} AND {_one_of('collection', collections)}" if collections else own
 
 
 def owned(collection: str, tenant: str | None) -> str:
-    """Select the rows of one tenant's part of a collection."""
+    """SQL condition for one tenant's part of a collection."""
     return f"collection = {_quoted(collection)} AND tenant = {_quoted(tenant or SHARED_TENANT)}"
 
 
 def any_of(keys: Sequence[DocumentKey]) -> str:
-    """Select the rows of these documents."""
+    """SQL condition for the rows of these documents."""
     ordered = sorted((one.collection, one.tenant or SHARED_TENANT, one.id) for one in keys)
     parts = []
     for (collection, tenant), group in groupby(ordered, key=lambda one: one[:2]):

@@ -53,17 +53,18 @@ class Counts:
     def bounds(self, name: str) -> tuple[float, ...]:
         return self._families[name].bounds if name in self._families else ()
 
-    def buckets(self, name: str, *labels: str) -> list[int]:
-        """Observations in each bucket of a histogram; the last bucket is for values above all bounds."""
+    def buckets(self, name: str, *label_sets: tuple[str, ...]) -> list[int]:
+        """Observations in each bucket of a histogram, summed over these sets of labels; the last bucket is for values
+        above all bounds."""
         family = self._families.get(name)
         if family is None:
             return []
-        cell = family.cells.get(labels)
-        return [int(count) for count in cell[:-1]] if cell else [0] * (len(family.bounds) + 1)
+        cells = [family.cells[labels][:-1] for labels in label_sets if labels in family.cells]
+        return [int(sum(counts)) for counts in zip([0] * (len(family.bounds) + 1), *cells, strict=True)]
 
 
 def stats_of(counts: Counts, registry: Registry) -> dict[str, Any]:
-    """All numbers. Counters run since the start of the gateway; compare two snapshots for a rate."""
+    """The value of `/v1/stats`. Counters run since the start of the gateway; compare two snapshots for a rate."""
     return {
         "categories": list(registry.category_names),
         "requests": _requests(counts),
@@ -104,7 +105,7 @@ def expert_stats(counts: Counts, registry: Registry) -> dict[str, dict[str, Any]
             "fallbacks": int(sum(fallbacks.get(arm, 0) for arm in arms)),
             "in_flight": int(in_flight.get(name, 0)),
             "replicas": {address: _STATES[int(state)] for address, state in replicas.get(name, {}).items()},
-            "first_byte": counts.buckets("coe_first_byte_seconds", name),
+            "first_byte": counts.buckets("coe_first_byte_seconds", *((arm,) for arm in arms)),
             "tokens": _summed(tokens, arms),
             "cost": round(sum(cost.get(arm, 0.0) for arm in arms), 6),
         }
@@ -146,7 +147,7 @@ def _requests(counts: Counts) -> dict[str, Any]:
 
 
 def _histogram(counts: Counts, name: str) -> dict[str, Any]:
-    return {"bounds": counts.bounds(name), "counts": counts.buckets(name)}
+    return {"bounds": counts.bounds(name), "counts": counts.buckets(name, ())}
 
 
 def _artifacts(counts: Counts) -> dict[str, dict[str, int]]:

@@ -68,7 +68,7 @@ _HISTORY = ("created", "created_by", "revoked", "revoked_by")
 
 
 class Keys:
-    """Every change is logged with the key that made it."""
+    """The endpoints of API keys. They log every change with the key that made it."""
 
     def __init__(self, parts: Parts) -> None:
         self._current, self._settings, self._issued = parts.current, parts.settings, parts.issued
@@ -110,7 +110,7 @@ class Keys:
             _log.warning("API key %s issued by %s: %s", key.name, key.created_by, _rights(key))
             return key
 
-        key = await asyncio.shield(change())  # a client that left leaves no key without a line in the log
+        key = await asyncio.shield(change())  # finishes also if the client has left, so that every issued key is logged
         response = json_response({"object": "key.new", "secret": secret, "key": _shown(key)})
         response.headers["cache-control"] = "no-store"
         return response
@@ -167,7 +167,7 @@ def _check_counted(registry: Registry, key: IssuedKey, *, workers: int) -> None:
 
 
 def _declared_problem(settings: Settings, name: str) -> str:
-    """Return the place where a declared key is to be removed; reads experts.yaml."""
+    """Return the message that names the place of a declared key; reads experts.yaml."""
     if name == ADMIN_KEY_NAME and settings.admin_key_file is not None:
         return f"the key {name!r} is the one in {settings.admin_key_file} (COE_ADMIN_KEY_FILE); change that file"
     where = settings.config.name
