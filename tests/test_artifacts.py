@@ -12,6 +12,7 @@ import pytest
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import MIN_KEPT_VERSIONS, ArtifactStore
 from coe.errors import ArtifactError
+from coe.runtime.versions import VersionCatalog
 
 
 def published(store: ArtifactStore, content: str) -> Artifact:
@@ -90,7 +91,7 @@ def test_damaged_overlays_can_only_be_rolled_back(tmp_path: Path) -> None:
     artifact = published(store, "one")
     store.promote(artifact.manifest.version)
     (artifact.folder / "weights.bin").unlink()
-    with pytest.raises(ArtifactError, match="since it was published; restore the version before with `coe rollback"):
+    with pytest.raises(ArtifactError, match="since it was published; if it is in use, `coe rollback overlays`"):
         store.current()
 
 
@@ -109,6 +110,17 @@ def test_making_a_damaged_version_again_repairs_it(name: str, content: str | Non
     assert current is not None
     assert current.manifest.version == artifact.manifest.version == again
     assert [path.name for path in (tmp_path / "router").iterdir() if path.is_dir()] == [again]
+
+
+def test_a_repaired_version_is_listed_as_intact(tmp_path: Path) -> None:
+    store, catalog = ArtifactStore(tmp_path, "router"), VersionCatalog(tmp_path, "router")
+    artifact = published(store, "one")
+    (artifact.folder / MANIFEST).write_text("{")
+    [damaged] = catalog.list_versions()["versions"]
+    published(store, "one")
+    [repaired] = catalog.list_versions()["versions"]
+    assert "cannot be read" in damaged["damaged"]
+    assert not repaired["damaged"]
 
 
 def test_a_version_that_is_not_there_cannot_be_promoted(tmp_path: Path) -> None:
@@ -259,7 +271,7 @@ def test_a_damaged_copy_of_the_packaged_version_is_copied_again(tmp_path: Path) 
 def test_a_damaged_packaged_version_changes_nothing(tmp_path: Path) -> None:
     store, shipped = ArtifactStore(tmp_path, "router"), packaged(tmp_path, "one")
     (shipped.folder / "weights.bin").write_text("changed")
-    with pytest.raises(ArtifactError, match=r"weights\.bin: missing or changed"):
+    with pytest.raises(ArtifactError, match=rf"{shipped.folder}/weights\.bin: missing or changed"):
         store.adopt(shipped.folder, why="shipped")
     assert store.in_use() is None
     assert store.versions() == ()

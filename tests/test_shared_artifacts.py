@@ -1,5 +1,6 @@
 """Artifacts that machines share through a real Redis."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def test_what_is_promoted_here_is_in_use_there_with_its_history(tmp_path: Path, 
     assert in_use(here) == here.published(first)
     there.clear()
     assert in_use(here) is None
+
+
+def test_a_version_whose_folder_was_deleted_is_copied_again(tmp_path: Path, share: RedisArtifacts) -> None:
+    here, there = (ArtifactStore(tmp_path / name, "router", share) for name in "ab")
+    here.promote(made(here, "one"))
+    found = in_use(there)
+    assert found is not None
+    shutil.rmtree(found.folder)
+    assert in_use(there) == found
 
 
 def test_the_version_in_use_and_the_one_before_are_kept(tmp_path: Path, share: RedisArtifacts, redis: Redis) -> None:

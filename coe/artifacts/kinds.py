@@ -13,9 +13,12 @@ ROUTER, ASSIGNMENT, OVERLAYS, GATE = "router", "assignment", "overlays", "gate"
 
 @dataclass(frozen=True, slots=True)
 class ArtifactKind:
-    """One kind of artifact. `remade_by` is the command that makes a damaged version again, None where it needs an
-    intact one. `quality` describes the number that versions are compared by, `check` what is verified before a
-    promotion, and `default` what serves where no version is in use."""
+    """One kind of artifact.
+
+    `remade_by` is the command that makes a damaged version again, None if that command needs an intact version.
+    `quality` describes the number that versions are compared by, `check` what is verified before a promotion, and
+    `default` what serves where no version is in use.
+    """
 
     name: str
     remade_by: str | None

@@ -78,7 +78,7 @@ def read_artifact(folder: Path) -> Artifact:
     """Reads and verifies a published folder. Raises ArtifactError that names the damaged file and the remedy."""
     manifest = read_manifest(folder)
     for name, digest in manifest.files.items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
+        if _sha256_of(folder / name) != digest:
             raise ArtifactError(f"{folder / name}: missing or changed since it was published; {_remedy(folder)}")
     return Artifact(folder, manifest)
 
@@ -96,8 +96,16 @@ def _remedy(folder: Path) -> str:
     kind = ARTIFACT_KINDS.get(folder.parent.name)
     if kind is None:
         return "install CoE again"
-    again = f"make it again with `{kind.remade_by}`, or " if kind.remade_by else ""
-    return f"{again}restore the version before with `coe rollback {kind.name}`"
+    again = f"make it again with `{kind.remade_by}`; " if kind.remade_by else ""
+    return f"{again}if it is in use, `coe rollback {kind.name}` restores the version before"
+
+
+def _sha256_of(path: Path) -> str | None:
+    """The digest of a file; None if it is missing or cannot be read."""
+    try:
+        return sha256(path)
+    except OSError:
+        return None
 
 
 def parse_manifest(content: bytes) -> Manifest:

@@ -1,6 +1,6 @@
 """Versioned folders of one kind of artifact; publishing and promoting are one atomic rename each.
 
-ROOT/KIND/VERSION/manifest.json + the files it lists      never changed once published
+ROOT/KIND/VERSION/manifest.json + the files it lists      never changed once published; replaced if damaged
 ROOT/KIND/current                                         the version in use, one line
 ROOT/KIND/history.jsonl                                   promotions: when, by whom and why
 
@@ -145,13 +145,13 @@ class ArtifactStore:
             needed = {exclude, self.in_use(), *(one for move in moves for one in (move.version, move.was))}
             published = {one: (self._folder / one / MANIFEST).stat().st_mtime for one in self.versions()}
             for version in outdated_versions(published, needed, now=time.time()):
-                self._delete(version)
+                shutil.rmtree(self._set_aside(version), ignore_errors=True)
 
-    def _delete(self, version: str) -> None:
-        outdated = self._folder / f"{DRAFT_PREFIX}{version}"  # the next draft deletes it if this process dies
+    def _set_aside(self, version: str) -> Path:
+        """Renames the folder of a version, to be deleted. If this process dies first, the next draft deletes it."""
+        outdated = self._folder / f"{DRAFT_PREFIX}{version}"
         shutil.rmtree(outdated, ignore_errors=True)
-        (self._folder / version).rename(outdated)
-        shutil.rmtree(outdated, ignore_errors=True)
+        return (self._folder / version).rename(outdated)
 
     def _folder_of(self, version: str) -> Path:
         """Raises ArtifactError for a name that is not a version, so that no path leads out of the folder."""
@@ -162,11 +162,12 @@ class ArtifactStore:
         folder = self._folder_of(version)
         if self._is_intact(version):
             return folder
-        if folder.exists():
-            self._delete(version)
         draft.chmod(0o755)
+        outdated = self._set_aside(version) if folder.exists() else None
         draft.rename(folder)
         sync(self._folder)
+        if outdated is not None:
+            shutil.rmtree(outdated, ignore_errors=True)
         return folder
 
     def _is_intact(self, version: str) -> bool:
@@ -187,6 +188,7 @@ class ArtifactStore:
         earlier packaged version is in use. Raises ArtifactError if it is damaged."""
         version = read_manifest(folder).version
         if not self._is_intact(version):
+            read_artifact(folder)  # its error names the packaged file, not the copy
             self._add(version, lambda draft: shutil.copytree(folder, draft, dirs_exist_ok=True))
         with self._locked():
             was = self.in_use()

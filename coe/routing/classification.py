@@ -56,7 +56,7 @@ SHORT_CIRCUIT = "short_circuit"
 
 @dataclass(slots=True)
 class EncoderPass:
-    """One encoder pass. `processor_seconds` is 0 until it ends, and stays so if nobody waits for its end."""
+    """One encoder pass. `processor_seconds` is set when it ends, and stays 0 after a timeout or a cancellation."""
 
     processor_seconds: float = 0.0
 

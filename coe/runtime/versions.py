@@ -100,7 +100,7 @@ REPORT = "report.json"
 
 
 class VersionCatalog:
-    """The artifacts of one kind under a root folder. Manifests never change, so each is read once."""
+    """The artifacts of one kind under a root folder. An intact version never changes, so its manifest is read once."""
 
     def __init__(self, root: Path, kind: str) -> None:
         self.kind = kind
@@ -114,7 +114,8 @@ class VersionCatalog:
     def list_versions(self) -> dict[str, Any]:
         """Versions and moves, newest first; blocks on the disk."""
         published = self._store.versions()
-        self._summaries = {version: self._summaries.get(version) or self._summary(version) for version in published}
+        known = {version: one for version, one in self._summaries.items() if not one["damaged"]}
+        self._summaries = {version: known.get(version) or self._summary(version) for version in published}
         newest = sorted(self._summaries.values(), key=lambda one: str(one["created"] or ""), reverse=True)
         moves, damage = self._moves()
         # Moves come newest first, so the first move that brought a version is its origin.

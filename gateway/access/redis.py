@@ -32,8 +32,8 @@ REFILL_TIMEOUT_SECONDS = 0.2
 REFILL_GRACE_SECONDS = 0.05
 """Additional time for a reply that arrived while the event loop of this process was busy."""
 CONNECT_TIMEOUT_SECONDS = 5.0
-"""Time limit of opening the connections again after a failure. The handshakes of one take several round trips, so to a
-distant Redis they take longer than a refill may, whose timeout closes the connection."""
+"""Time limit of opening the connections again after a failure. Opening one takes several round trips. To a distant
+Redis this takes longer than the time limit of a refill, after which the connection is closed."""
 MAX_CONNECTIONS = 8
 
 # KEYS: the key's counts (hash), its slots by gateway (hash). ARGV: the gateway, the seconds for which its slots are
@@ -231,11 +231,11 @@ class RedisLimiter:
         _log.warning("limits: %s is back; the gateways count together again", self._redis.place)
 
     async def _connect(self) -> bool:
-        """Opens all connections, so that no refill has to wait for one. Returns whether Redis replied over each."""
+        """Opens all connections, so that no refill has to wait for one. Returns whether Redis replied over any."""
         pings = (self._redis.run(self._redis.client.ping()) for _ in range(MAX_CONNECTIONS))
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                 replies = await asyncio.gather(*pings, return_exceptions=True)
         except TimeoutError:
             return False
-        return not any(isinstance(reply, Exception) for reply in replies)
+        return not all(isinstance(reply, Exception) for reply in replies)

@@ -1,8 +1,8 @@
 """The answer cache of several gateways together, in Redis.
 
 A lookup waits at most LOOKUP_TIMEOUT_SECONDS. One task stores answers and reconnects; while Redis is unavailable every
-lookup is a miss at once, and answers are dropped. After a failure Redis is used again once it has stored and returned a
-test entry: a server that is full, slow or has foreign data under these keys answers a ping.
+lookup is a miss at once, and answers are dropped. After a failure Redis is used again once storing and looking up a
+test entry succeed: a server that is full, slow or has foreign data under these keys answers a ping.
 """
 
 from __future__ import annotations
@@ -120,8 +120,9 @@ class RedisAnswerCache:
 
     async def _flush(self) -> None:
         """Checks Redis and writes the pending answers. Never raises: if Redis is down, drops the pending answers."""
+        was_down = self.degraded
         try:
-            if self.degraded:
+            if was_down:
                 await self._use_test_entry()
             else:
                 await self._within_time_limit(self._redis.run(self._redis.client.ping()))
@@ -129,9 +130,9 @@ class RedisAnswerCache:
                 key, value, ttl = self._pending.popleft()
                 self.pending_bytes -= len(value)
                 await self._within_time_limit(self._entries.put(key.hex(), value, ttl=ttl))
-            if self.degraded:
+            if was_down:  # a lookup that failed meanwhile waits for the next test entry
+                self.degraded = False
                 _log.warning("cache: %s is back", self._redis.place)
-            self.degraded = False
         except Exception as error:  # a lost answer must not fail anything
             self._pending.clear()
             self.pending_bytes = 0

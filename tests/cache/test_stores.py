@@ -191,6 +191,36 @@ async def test_a_redis_that_fails_but_answers_a_ping_is_back_only_when_it_works(
     assert logged[-1].endswith(" is back")
 
 
+async def test_a_lookup_that_fails_during_a_ping_is_not_undone_by_its_reply(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Redis that is slower than lookups allow, and not than pings."""
+    pinged, go = asyncio.Event(), asyncio.Event()
+
+    async def ping() -> bool:
+        pinged.set()
+        await go.wait()
+        return True
+
+    async def hang(keys: object) -> list[bytes | None]:
+        await asyncio.Event().wait()
+        return []
+
+    async with RedisAnswerCache(redis_server.url, MAX_BYTES) as cache:
+        await stored(cache, 1, b"before")
+        monkeypatch.setattr(redis_cache, "LOOKUP_TIMEOUT_SECONDS", 0.02)
+        monkeypatch.setattr(cache._entries, "get", hang)
+        monkeypatch.setattr(cache._redis.client, "ping", ping)
+        cache.put(key_of(2), b"more", ttl=LONG)
+        await pinged.wait()
+        assert await cache.get(key_of(1)) is None
+        go.set()
+        for _ in range(10):  # while the answer is stored, and Redis is tried again
+            await asyncio.sleep(0.02)
+            assert cache.degraded
+    assert len([record for record in caplog.records if record.name == "gateway"]) == 1
+
+
 async def test_a_frozen_redis_delays_one_lookup_by_the_limit_and_no_further_one(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

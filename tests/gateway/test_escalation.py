@@ -17,6 +17,7 @@ from gateway.dialects.messages import MESSAGES
 from gateway.dialects.responses import RESPONSES
 from tests.access.samples import key_of
 from tests.fakes import Gateway, gateway_of, registry_of
+from tests.nesting import is_serializable, nested
 
 pytestmark = pytest.mark.anyio
 
@@ -89,8 +90,8 @@ def test_calls_of_any_form_are_read() -> None:
 def test_edits_with_lone_surrogates_are_compared_and_deep_ones_are_left_out() -> None:
     body = messages_body([EDIT, FAIL, EDIT])
     chat = MESSAGES.parse(orjson.dumps(body))
-    deep = orjson.loads(b"[" * 1_000 + b"]" * 1_000)
-    for arguments, stuck in (("\ud800", True), (deep, False)):
+    deep = nested(1000)
+    for arguments, stuck in (("\ud800", True), (deep, is_serializable(deep))):
         for message in (1, 5):
             body["messages"][message]["content"][0]["input"] = arguments
         assert is_stuck(replace(chat, fields=body)) is stuck

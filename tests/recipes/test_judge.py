@@ -49,6 +49,23 @@ async def test_a_judge_that_refuses_max_tokens_grades_all_the_same() -> None:
     assert calls_of(log) == [("small", 0, "answered", True), ("referee", 0, "graded", False)]
 
 
+async def test_a_complete_answer_of_the_last_step_goes_before_one_that_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recipe_calls, "MAX_HELD_BYTES", 2000)
+    go, log = asyncio.Event(), RecipeLog()
+    small, a, b, referee = members(
+        small=stream(ESSAY), a=stream("so", go, "x" * 3000), b=stream(ESSAY), referee=answer("0")
+    )
+    declared = JUDGED | {"cascade": ["small", ["a", "b"]]}
+    recipe = recipe_of(small, a, b, referee, **declared, limits={"max_stream_hold": 60})
+    call = asyncio.create_task(recipe.stream(call_of(stream=True, log=log)))
+    await wait_until(lambda: [one.outcome for one in log.calls][2:] == ["cancelled", "unreadable"])
+    go.set()
+    assert await bytes_of(await call) == b"".join(stream(ESSAY))
+    assert (log.stop, [one.expert for one in log.calls if one.accepted]) == ("held_bytes", ["b"])
+
+
 @pytest.mark.parametrize(("grade", "accepted"), [("8", True), ("10", True), ("7", False), ("0", False)])
 @pytest.mark.parametrize("text", ["X", ESSAY])
 async def test_before_a_plan_an_answer_is_accepted_from_grade_eight_on(grade: str, accepted: bool, text: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from coe.experts.http import sse
 from gateway.stored_responses import conversation
 from gateway.stored_responses.conversation import MAX_TURNS, StoredResponse, references, resolved
+from tests.nesting import is_serializable, nested
 
 ITEM = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}
 ANSWER: dict[str, Any] = {"id": "resp_1", "output": [ITEM, {"type": "compaction"}]}
@@ -51,11 +52,8 @@ def test_long_answers_and_conversations_are_not_stored(monkeypatch: pytest.Monke
 
 
 def test_an_answer_that_is_nested_too_deeply_is_not_stored() -> None:
-    for depth, is_stored in ((300, True), (1_000, False)):
-        nested: Any = "end"
-        for _ in range(depth):
-            nested = [nested]
-        assert bool(StoredResponse({**ANSWER, "metadata": nested}, INPUT, ()).entries()) is is_stored
+    for depth, is_stored in ((300, True), (1000, is_serializable(nested(1000)))):
+        assert bool(StoredResponse({**ANSWER, "metadata": nested(depth)}, INPUT, ()).entries()) is is_stored
 
 
 def test_references_are_replaced_as_far_as_they_are_found() -> None:

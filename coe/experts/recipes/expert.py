@@ -239,7 +239,7 @@ class _Run:
             usable = [draft for draft in usable if draft.complete] or usable
         last = [draft for draft in usable if draft.log.step + 1 == len(self._recipe.policy.steps)]
         if self._recipe.judge is not None and last and all(draft.answer is None for draft in last):
-            return last[0]  # the judge has rejected the others
+            return max(last, key=lambda draft: draft.complete)  # the judge has rejected the others
         best = max(usable, key=lambda draft: draft.log.confidence or 0.0)
         if best.log.confidence and any(draft.answer is not None for draft in usable):
             return best

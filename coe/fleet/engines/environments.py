@@ -72,7 +72,7 @@ _PASSED_PREFIXES = ("LC_", "XDG_", "PIP_", "UV_", "CUDA", "NVCC_", "ROCM_", "HIP
 class Machine:
     """Properties of this machine that select the build of an engine.
 
-    `cpu_flags` are as from the function of this name.
+    `cpu_flags` is the result of the function `cpu_flags`.
     """
 
     accelerator: Build
