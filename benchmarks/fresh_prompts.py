@@ -13,17 +13,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import sqlite3
 import tempfile
-from contextlib import ExitStack, closing
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
 
 import psutil
 
 from benchmarks.category import LEFT_OUT, read, sample
-from benchmarks.harness import GATEWAY_PORT, ROOT, STARTER, UPSTREAM_PORT, gateway, load_script, require, upstream, wrk
-from benchmarks.side_by_side import checkout, processor_seconds, quiet
+from benchmarks.harness import (
+    GATEWAY_PORT,
+    ROOT,
+    STARTER,
+    UPSTREAM_PORT,
+    gateway,
+    load_script,
+    record_counts,
+    require,
+    upstream,
+    wrk,
+)
+from benchmarks.side_by_side import burst, checkout
 
 EACH = 1000
 FRESH, LEARNED = "fresh", "learned"
@@ -56,37 +67,20 @@ def main() -> None:
             for script in scripts.values():
                 wrk(port, script, connections=8, seconds=2)  # warm up
         found = {(name, kind): list[dict[str, float]]() for name in servers for kind in scripts}
-        stages = {key: dict[str, int]() for key in found}
+        stages = {key: Counter[str]() for key in found}
+        load = {"connections": options.connections, "seconds": options.seconds}
         for _ in range(options.pairs):
             for (name, kind), bursts in found.items():
-                before = _stages(folder / name)
-                bursts.append(_burst(*servers[name], scripts[kind], options))
-                after = _stages(folder / name)
-                for stage, count in after.items():
-                    stages[name, kind][stage] = stages[name, kind].get(stage, 0) + count - before.get(stage, 0)
+                before = record_counts(folder / name, "stage")
+                bursts.append(burst(*servers[name], scripts[kind], **load))
+                stages[name, kind] += record_counts(folder / name, "stage") - before
     _report(found, stages)
 
 
-def _burst(port: int, process: psutil.Process, script: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Load one server, and wait until its log is written."""
-    before = processor_seconds(process)
-    load = wrk(port, script, connections=options.connections, seconds=options.seconds)
-    quiet()
-    used = processor_seconds(process) - before
-    return {
-        "rps": load.rps,
-        "cpu_us": 1e6 * used / (load.rps * options.seconds),
-        "p50_ms": load.p50,
-        "p99_ms": load.p99,
-    }
-
-
-def _report(
-    found: dict[tuple[str, str], list[dict[str, float]]], stages: dict[tuple[str, str], dict[str, int]]
-) -> None:
+def _report(found: dict[tuple[str, str], list[dict[str, float]]], stages: dict[tuple[str, str], Counter[str]]) -> None:
     for (name, kind), bursts in found.items():
         figures = ", ".join(f"{figure} {median(one[figure] for one in bursts):.4g}" for figure in bursts[0])
-        total = max(1, sum(stages[name, kind].values()))
+        total = max(1, stages[name, kind].total())
         shares = ", ".join(
             f"{stage or 'none'} {count / total:.3f}" for stage, count in sorted(stages[name, kind].items())
         )
@@ -106,14 +100,6 @@ def _fresh(data: Path, folder: Path) -> Path:
     prompts = folder / "fresh.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in sample(rows, each=EACH)))
     return prompts
-
-
-def _stages(folder: Path) -> dict[str, int]:
-    """Count the stages in the routing log of the gateway in `folder`."""
-    with closing(sqlite3.connect(folder / "state" / "routing-log.sqlite")) as log:
-        return dict(
-            log.execute("SELECT json_extract(CAST(record AS TEXT), '$.stage'), count(*) FROM records GROUP BY 1")
-        )
 
 
 def _options() -> argparse.Namespace:

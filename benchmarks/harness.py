@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -240,10 +241,11 @@ def gateway(
             yield process, time.monotonic() - begin
 
 
-def outcomes(folder: Path) -> dict[str, int]:
-    """Count the outcomes in the routing log of a `gateway` with this folder."""
+def record_counts(folder: Path, field: str) -> Counter[str]:
+    """Count the values of a field of the records in the routing log of a `gateway` with this folder."""
+    query = "SELECT json_extract(CAST(record AS TEXT), ?), count(*) FROM records GROUP BY 1"
     with closing(sqlite3.connect(folder / "state" / "routing-log.sqlite")) as log:
-        return dict(log.execute("SELECT outcome, count(*) FROM records GROUP BY outcome"))
+        return Counter(dict(log.execute(query, (f"$.{field}",))))
 
 
 @contextmanager

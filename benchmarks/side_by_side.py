@@ -60,7 +60,7 @@ def main() -> None:
         for port, _ in servers.values():
             wrk(port, script, connections=8, seconds=2)  # warm up
         rounds = [
-            {name: _burst(*server, script, options.seconds) for name, server in servers.items()}
+            {name: _bursts(*server, script, options.seconds) for name, server in servers.items()}
             for _ in range(options.pairs)
         ]
     first = options.checkouts[0][0]
@@ -74,22 +74,22 @@ def main() -> None:
             )
 
 
-def _burst(port: int, process: psutil.Process, script: Path, seconds: int) -> dict[str, float]:
-    """Load one server at 32 connections, then, after its log is written, at one."""
-    before = processor_seconds(process)
-    many = wrk(port, script, connections=32, seconds=seconds)
-    quiet()
-    used = processor_seconds(process) - before
-    one = wrk(port, script, connections=1, seconds=max(1, seconds // 2))
-    return {"rps": many.rps, "cpu_us": 1e6 * used / (many.rps * seconds), "p50_ms": one.p50}
+def _bursts(port: int, process: psutil.Process, script: Path, seconds: int) -> dict[str, float]:
+    """Load one server at 32 connections, then at one, of which the median latency counts."""
+    many = burst(port, process, script, connections=32, seconds=seconds)
+    return many | {"p50_ms": wrk(port, script, connections=1, seconds=max(1, seconds // 2)).p50}
 
 
-def quiet() -> None:
-    """Wait until the records of a burst are written."""
+def burst(port: int, process: psutil.Process, script: Path, *, connections: int, seconds: int) -> dict[str, float]:
+    """Load one server, and wait until its log is written."""
+    before = _processor_seconds(process)
+    load = wrk(port, script, connections=connections, seconds=seconds)
     time.sleep(PAUSE_SECONDS)
+    used = _processor_seconds(process) - before
+    return {"rps": load.rps, "cpu_us": 1e6 * used / (load.rps * seconds), "p50_ms": load.p50, "p99_ms": load.p99}
 
 
-def processor_seconds(process: psutil.Process) -> float:
+def _processor_seconds(process: psutil.Process) -> float:
     times = [found.cpu_times() for found in (process, *process.children(recursive=True))]
     return float(sum(found.user + found.system for found in times))
 

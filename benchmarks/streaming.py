@@ -37,7 +37,7 @@ from benchmarks.harness import (
     gateway,
     head,
     load_script,
-    outcomes,
+    record_counts,
     require,
     rss_mb,
     running,
@@ -98,7 +98,7 @@ def plain(home: Path, requests: int) -> dict[str, Any]:
                 done += run.rps * 5
                 failures.update(run.failures)
             memory[str(share)] = rss_mb(process)
-        ended = outcomes(folder)
+        ended = record_counts(folder, "outcome")
     reported = {"requests": round(done), "failed": failures, "outcomes": ended}
     return {"rss_mb": memory, "many": reported}
 

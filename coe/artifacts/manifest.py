@@ -92,7 +92,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _remedy(folder: Path) -> str:
-    """What to do about a damaged folder ROOT/KIND/VERSION; other folders come with an installation."""
+    """The remedy for a damaged folder ROOT/KIND/VERSION; other folders come with an installation."""
     kind = ARTIFACT_KINDS.get(folder.parent.name)
     if kind is None:
         return "install CoE again"

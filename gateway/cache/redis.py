@@ -139,7 +139,7 @@ class RedisAnswerCache:
             self._go_down(error)
 
     async def _use_test_entry(self) -> None:
-        """Stores an entry, looks it up as a request does, and deletes it. Raises what fails."""
+        """Stores, reads and deletes an entry, each within its time limit. Raises the error of what fails."""
         await self._within_time_limit(self._entries.put(_TEST_ENTRY, b"", ttl=_TEST_TTL_SECONDS))
         async with asyncio.timeout(LOOKUP_TIMEOUT_SECONDS):
             await self._entries.get([_TEST_ENTRY])
