@@ -18,9 +18,8 @@ from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError
 from coe.jobs.foreground import note_if_slow
-from coe.learning.estimation.evidence import merged
 from coe.learning.estimation.logged_uses import LoggedUses
-from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
+from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, merged
 from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.recipes.columns import RecipeColumns
 from coe.learning.recipes.logged_arms import PastArms

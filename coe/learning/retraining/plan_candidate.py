@@ -24,8 +24,7 @@ from coe.learning.estimation.off_policy import (
     fold_indices,
     greedy_policy,
 )
-from coe.learning.estimation.refit import Refit, Weighting, refit, trust_of
-from coe.learning.estimation.trust import agreements
+from coe.learning.estimation.refit import Refit, Weighting, agreements, refit, trust_of
 from coe.learning.retraining.moves import (
     HeldOutProbes,
     Move,
