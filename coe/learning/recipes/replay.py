@@ -19,8 +19,8 @@ from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms
 from coe.learning.recipes.fit import against_last_step, replayed
-from coe.learning.recipes.guarantee import accepted_thresholds, loss_per_difference
 from coe.learning.recipes.judged import Judgements, JudgeUse
+from coe.learning.recipes.max_loss import accepted_thresholds, loss_per_difference
 from coe.learning.recipes.traffic import CACHED
 from coe.mapping import Uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
