@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from coe.core import GENERAL, Encoder, Neighbour, Prediction, Router
 from coe.errors import DataError
 from coe.learning.arena import arena_choice, arena_score, staying
-from coe.learning.benchmark_report import SplitResult, benchmark_report
+from coe.learning.benchmark_report import SplitResult, benchmark_report, trace
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
-from coe.learning.frontier import trace
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.benchmark import compare, recipe_report
 from coe.learning.residual import Residual, fit_residual
