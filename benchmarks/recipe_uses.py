@@ -347,7 +347,7 @@ def problem_of(pool: Pool, probes: NDArray[np.int64], arms: RecipeColumns, uses:
     table: ScoreTable = tabulate_softly(names, experts, member, pool.data.scores[probes])
     pseudo_count = fit_pseudo_count([names[label] for label in pool.labels[probes]], pool.data.scores[probes])
     quality = np.hstack((table.shrunk(pseudo_count=pseudo_count), arms.quality))
-    declared = arms.beside(declared_uses(pool.registry, names, experts, measured=uses))
+    declared = declared_uses(pool.registry, names, experts, measured=uses).joined(arms.uses, len(arms.arms))
     weights = np.full(len(names), 1 / len(names))
     return Problem(names, (*experts, *arms.arms), quality, weights, declared, members=arms.members)
 
@@ -409,8 +409,8 @@ def main() -> None:
     bill = Bill.of(held_out, arms)
     count = np.bincount(pool.labels[probes], minlength=len(names))
     print(f"{len(arms.arms)} arms, {len(held_out.streams) / len(names):.0f} billed requests of each category")
-    print_cells(arms.cost / 1000, bill.dollars[:, len(MODELS) :], held_out, count, "cost")
-    print_cells(arms.latency_ms, bill.latency_ms[:, len(MODELS) :], held_out, count, "latency")
+    print_cells(arms.uses.cost / 1000, bill.dollars[:, len(MODELS) :], held_out, count, "cost")
+    print_cells(arms.uses.latency_ms, bill.latency_ms[:, len(MODELS) :], held_out, count, "latency")
     print_limits(problem_of(pool, probes, arms, uses), bill, log, held_out)
 
 

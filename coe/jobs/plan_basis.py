@@ -146,7 +146,7 @@ class _PlannedProbes:
         rows = _planned_rows(folder, data, categories)
         labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
         member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
-        cells = np.ix_(rows, [data.models.index(name) for name in experts])
+        cells = data.grid(rows, experts)
         uses = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
         return cls(experts, categories, rows, labels, prompts, member, data.scores[cells], uses)
 

@@ -20,7 +20,7 @@ from coe.errors import ArtifactError, DataError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping.assignment import Assignment
 from coe.mapping.plan import frontiers, marginal_values
-from coe.mapping.problem import USE_OF_ROW, Array, Budget, Dependencies, Problem
+from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Array, Budget, Dependencies, Problem
 from coe.mapping.program import TimeBudget
 from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 from coe.mapping.uses import MeasuredUses, Uses, declared_uses
@@ -285,9 +285,8 @@ class PublishedPlan:
         experts = [name for name in columns or registry.single_names if name in registry.single_names]
         present = declared_uses(registry, categories, experts, measured=measured)
         arms = list(columns or ())[len(experts) :]
-        if not arms or self.record is None:
-            return present
-        return _with_arms(present, self.record.problem, categories, arms)
+        planned = Uses() if self.record is None else _planned_uses(self.record.problem, categories, arms)
+        return present.joined(planned, len(arms))
 
     def declaration(self, registry: Registry) -> Registry:
         """Return the declaration with the recipes that this plan proposed."""
@@ -376,22 +375,18 @@ def current_problem(
     return problem, None if traffic is None else traffic[:, rows]
 
 
-def _with_arms(present: Uses, planned: Problem, categories: Sequence[str], arms: Sequence[str]) -> Uses:
-    """Append the planned uses of arms to those of experts; a category that the plan lacks has their mean."""
+def _planned_uses(planned: Problem, categories: Sequence[str], arms: Sequence[str]) -> Uses:
+    """Return the planned uses of arms; a category that the plan lacks has their mean."""
     rows = [planned.categories.index(name) if name in planned.categories else None for name in categories]
     columns = [planned.experts.index(name) for name in arms]
 
     def by_category(values: Array) -> Array:
         return np.stack([values.mean(axis=0) if row is None else values[row] for row in rows])
 
-    def joined(now: Array | None, then: Array | None) -> Array | None:
-        if now is None or then is None:
-            return now
-        return np.hstack((now, by_category(then[:, columns]) if then.ndim > 1 else then[columns]))
-
-    found = {name: joined(getattr(present, name), getattr(planned.uses, name)) for name in USE_OF_ROW.values()}
+    then = {row: getattr(planned.uses, USE_OF_ROW[row]) for row in MEAN_ROWS}
+    uses = {USE_OF_ROW[row]: None if use is None else by_category(use[:, columns]) for row, use in then.items()}
     calls = {arm: by_category(planned.uses.calls[arm]) for arm in arms if arm in planned.uses.calls}
-    return Uses(**found, calls=calls)
+    return Uses(**uses, calls=calls)
 
 
 def _quality_row(record: PlanRecord, row: int, pins: Mapping[str, str], then: Mapping[str, str]) -> Array:

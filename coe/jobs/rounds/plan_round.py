@@ -168,19 +168,11 @@ def _planned_arms(job: Job, folder: Path, version: str) -> RecipeColumns:
     arms, registry, categories = plan.arms(job.registry), job.registry, job.in_use.router.categories
     if not arms or plan.policies is None:
         return RecipeColumns()
-    uses, shape = plan.uses(registry, categories, job.columns), (len(categories), len(arms))
-
-    def of_arms(use: Array | None) -> Array:
-        is_known = use is not None and use.shape[1] == len(job.columns)
-        return use[:, -len(arms) :] if use is not None and is_known else np.full(shape, np.nan)
-
+    columns = range(len(job.columns) - len(arms), len(job.columns))
     return RecipeColumns(
         policies={arm: plan.policies.by_arm[arm] for arm in arms if arm in plan.policies.by_arm},
         written={arm: plan.policies.written[arm] for arm in arms if arm in plan.policies.written},
-        active_b=of_arms(uses.active_b),
-        cost=of_arms(uses.cost),
-        latency_ms=of_arms(uses.latency_ms),
-        calls=uses.calls,
+        uses=plan.uses(registry, categories, job.columns).part(range(len(categories)), columns),
     )
 
 

@@ -129,11 +129,7 @@ class LoggedUses:
         nothing = [0.0] * size
         flat = [self._sums[arm][number * size :][:size] if arm in self._sums else nothing for arm in arms]
         sums = np.array(flat).reshape(len(arms), len(self.categories), 3)
-        count, total, squares = np.moveaxis(sums.swapaxes(0, 1), -1, 0)
-        known, missing = count > 0, np.full(count.shape, np.nan)
-        mean = np.divide(total, count, out=missing.copy(), where=known)
-        variance = np.divide(squares, count, out=missing, where=known) - mean**2
-        return ScoreTable(self.categories, tuple(arms), mean, np.maximum(variance, 0.0), count)
+        return ScoreTable.of_sums(self.categories, arms, *np.moveaxis(sums.swapaxes(0, 1), -1, 0))
 
     def tables(self, arms: Sequence[str]) -> dict[str, ScoreTable]:
         """Return the tables of LOGGED_MEASURES."""

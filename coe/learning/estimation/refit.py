@@ -60,11 +60,8 @@ def sums_by_tenant(experience: Experience, utility: Array, importance: Array, po
 def score_table_from_sums(experience: Experience, sums: Array) -> ScoreTable:
     """The score table of sums of shape (4, m, k)."""
     mass, square, total, second = sums
-    nothing = np.full_like(mass, np.nan)
-    mean = np.divide(total, mass, out=nothing.copy(), where=mass > 0)
-    variance = np.divide(second, mass, out=nothing, where=mass > 0) - mean**2
-    count = np.divide(mass**2, square, out=np.zeros_like(mass), where=square > 0)
-    return ScoreTable(experience.categories, experience.experts, mean, np.maximum(variance, 0.0), count)
+    table = ScoreTable.of_sums(experience.categories, experience.experts, mass, total, second)
+    return replace(table, count=np.divide(mass**2, square, out=np.zeros_like(mass), where=square > 0))
 
 
 def tenant_factors(weights: Array, *, share: float, free: float) -> Array:
@@ -97,10 +94,7 @@ def merged(table: ScoreTable, base: ScoreTable) -> ScoreTable:
     count = table.count + base.count
     squares = table.count * (np.nan_to_num(table.variance) + new**2)
     squares += base.count * (np.nan_to_num(base.variance) + old**2)
-    nothing = np.full_like(count, np.nan)
-    mean = np.divide(table.count * new + base.count * old, count, out=nothing.copy(), where=count > 0)
-    variance = np.divide(squares, count, out=nothing, where=count > 0) - mean**2
-    return ScoreTable(table.categories, table.experts, mean, np.maximum(variance, 0.0), count)
+    return ScoreTable.of_sums(table.categories, table.experts, count, table.count * new + base.count * old, squares)
 
 
 def level_difference(table: ScoreTable, base: ScoreTable) -> float:

@@ -6,8 +6,8 @@ their normalized forms are equal: numbers by value, code by the parsed program.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ from coe.errors import DataError
 from coe.experts.recipes.agreement import answer_classes
 from coe.experts.recipes.final_answers.answers import final_answer
 from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_SHORT_WORDS
-from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.quality import Quality, filled
+from coe.learning.evaluation.scoring_run import Cell
 from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table, write_parquet
+from coe.registry import Prices
 
 CHARACTERS_PER_TOKEN = 4.0
 """Converts `output_chars` into tokens."""
@@ -64,9 +66,11 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
     tokens[rows, columns] = _tokens(table)[list(found)]
     counted = np.zeros(shape, dtype=bool)
     counted[rows, columns] = np.isfinite(np.array(table.numbers("output_tokens")))[list(found)]
+    if not np.isfinite(tokens).any():
+        raise DataError(f"{path}: no answer has a length; fill in output_tokens or output_chars")
     return RecordedAnswers(
         classes=np.array([answer_classes(row) for row in texts.tolist()], dtype=np.int64),
-        tokens=_filled(tokens, path),
+        tokens=filled(tokens, np.nanmean(tokens)),
         recorded=recorded,
         counted=counted,
     )
@@ -125,16 +129,6 @@ def _long_form(text: str) -> str | None:
     return " ".join(words) if len(words) > MAX_SHORT_WORDS else None
 
 
-def _filled(tokens: NDArray[np.float64], path: Path) -> NDArray[np.float64]:
-    """Replace missing counts by the mean of the model's, or of all."""
-    known = np.isfinite(tokens)
-    if not known.any():
-        raise DataError(f"{path}: no answer has a length; fill in output_tokens or output_chars")
-    total, count = np.where(known, tokens, 0.0).sum(axis=0), known.sum(axis=0)
-    means = np.divide(total, count, out=np.full(total.shape, total.sum() / count.sum()), where=count > 0)
-    return np.where(known, tokens, means)
-
-
 ANSWERS = "answers.parquet"
 _COLUMNS = dict.fromkeys(("benchmark", "prompt_id", "model", "answer"), "string") | {
     "input_tokens": "int64",
@@ -145,20 +139,18 @@ _COLUMNS = dict.fromkeys(("benchmark", "prompt_id", "model", "answer"), "string"
 }
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerRow:
-    """One answer as the table has it; `cost` is in US dollars. None where unknown."""
+def write_answers(
+    folder: Path, *, benchmark: str, cells: Iterable[tuple[str, str, Cell]], prices: Mapping[str, Prices]
+) -> None:
+    """Write answers.parquet, a row for each scored answer, from its prompt, its model and its cell.
 
-    prompt_id: str
-    model: str
-    answer: str | None
-    input_tokens: int | None
-    output_tokens: int | None
-    output_chars: int | None
-    latency_ms: float | None
-    cost: float | None
-
-
-def write_answers(folder: Path, *, benchmark: str, answers: Iterable[AnswerRow]) -> None:
-    """Write answers.parquet, a row for each scored answer. `benchmark` names the probe set."""
-    write_parquet(folder / ANSWERS, _COLUMNS, ((benchmark, *astuple(answer)) for answer in answers))
+    `benchmark` names the probe set. The cost is in US dollars at `prices`.
+    """
+    rows = (
+        (
+            *(benchmark, prompt_id, model, one.answer, one.input_tokens, one.output_tokens, one.output_chars),
+            *(one.latency_ms, prices[model].known_cost(one.input_tokens, one.output_tokens)),
+        )
+        for prompt_id, model, one in cells
+    )
+    write_parquet(folder / ANSWERS, _COLUMNS, rows)

@@ -33,19 +33,16 @@ MIN_PROMPTS = 60
 class RecipeColumns:
     """The arms of a plan, in the order of its columns.
 
-    `scores` has shape (n_prompts, n_arms); the expected `quality` and the uses have shape (n_categories, n_arms), NaN
-    where unknown. `calls` maps an arm to the mean calls of each member, shape (n_categories, n_members), and `left_out`
-    a recipe to the reason why it is not planned. Arms of chains and fuses are `written` and follow the others.
+    `scores` has shape (n_prompts, n_arms), the expected `quality` (n_categories, n_arms), NaN where unknown. `uses` are
+    those of the arms. `left_out` maps a recipe to the reason why it is not planned. Arms of chains and fuses are
+    `written` and follow the others.
     """
 
     policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
     written: Mapping[str, WrittenArm] = field(default_factory=dict)
     scores: Array = field(default_factory=lambda: np.empty((0, 0)))
     quality: Array = field(default_factory=lambda: np.empty((0, 0)))
-    active_b: Array = field(default_factory=lambda: np.empty((0, 0)))
-    cost: Array = field(default_factory=lambda: np.empty((0, 0)))
-    latency_ms: Array = field(default_factory=lambda: np.empty((0, 0)))
-    calls: Mapping[str, Array] = field(default_factory=dict)
+    uses: Uses = field(default_factory=Uses)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -66,33 +63,14 @@ class RecipeColumns:
         left_out = {**self.left_out, **others.left_out}
         if not self.arms or not others.arms:
             return replace(self if self.arms else others, left_out=left_out)
-
-        def both(name: str) -> Array:
-            return np.hstack((getattr(self, name), getattr(others, name)))
-
         return RecipeColumns(
-            policies=self.policies,
-            written={**self.written, **others.written},
-            scores=both("scores"),
-            quality=both("quality"),
-            active_b=both("active_b"),
-            cost=both("cost"),
-            latency_ms=both("latency_ms"),
-            calls={**self.calls, **others.calls},
-            left_out=left_out,
+            self.policies,
+            {**self.written, **others.written},
+            np.hstack((self.scores, others.scores)),
+            np.hstack((self.quality, others.quality)),
+            self.uses.joined(others.uses, len(others.arms)),
+            left_out,
         )
-
-    @property
-    def uses(self) -> Uses:
-        """Return the uses of the arms, which need no memory of their own."""
-        return Uses(active_b=self.active_b, cost=self.cost, latency_ms=self.latency_ms, calls=self.calls)
-
-    def with_uses(self, uses: Uses) -> RecipeColumns:
-        """Return the columns with other uses."""
-        assert uses.active_b is not None
-        assert uses.cost is not None
-        assert uses.latency_ms is not None
-        return replace(self, active_b=uses.active_b, cost=uses.cost, latency_ms=uses.latency_ms, calls=uses.calls)
 
     def calibrated(
         self,
@@ -113,24 +91,7 @@ class RecipeColumns:
             policies, written = one.matching(self.policies, categories), one.written(self.written)
             calibration.add(one, replayed(policies), {name: column for column, name in enumerate(policies)})
             calibration.add(one, self.uses, {name: self.arms.index(name) for name in written})
-        return self.with_uses(calibration.corrected(self.uses, self.arms))
-
-    def beside(self, uses: Uses) -> Uses:
-        """Return the uses of experts with the columns of the arms behind them."""
-        if not self.arms:
-            return uses
-
-        def joined(found: Array | None, added: Array) -> Array | None:
-            return None if found is None else np.hstack((found, added))
-
-        memory = None if uses.memory_gb is None else np.append(uses.memory_gb, np.zeros(len(self.arms)))
-        return Uses(
-            memory_gb=memory,
-            active_b=joined(uses.active_b, self.active_b),
-            cost=joined(uses.cost, self.cost),
-            latency_ms=joined(uses.latency_ms, self.latency_ms),
-            calls={**uses.calls, **self.calls},
-        )
+        return replace(self, uses=calibration.corrected(self.uses, self.arms))
 
 
 def recipe_columns(
@@ -200,8 +161,7 @@ def _usable_prompts(
     """Return the rows with an answer of every expert, and why they are too few; empty if they are enough."""
     if recorded is None:
         return [], "the scores have no recorded answers; run `coe score` again"
-    columns = [data.models.index(name) for name in experts]
-    found = [row for row in rows if recorded.recorded[row, columns].all()]
+    found = np.asarray(rows)[recorded.recorded[data.grid(rows, experts)].all(axis=1)].tolist()
     if len(found) < MIN_PROMPTS:
         return found, f"answers of all experts are recorded for {len(found)} probes, and {MIN_PROMPTS} are needed"
     return found, ""
@@ -228,8 +188,9 @@ def _columns(
         policies=policies,
         scores=scores[list(rows)],
         quality=quality_by_category(answers, list(named.values())) if named else nothing,
+        uses=uses,
         left_out=left_out,
-    ).with_uses(uses)
+    )
 
 
 def _levels(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:

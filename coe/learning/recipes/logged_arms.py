@@ -20,7 +20,7 @@ from coe.experts.recipes.policy_file import ArmPolicies, WrittenArm
 from coe.learning.estimation.logged_uses import unusable
 from coe.learning.recipes.arms import COST_PSEUDO_COUNT
 from coe.mapping import Uses
-from coe.records.record import RecipeCall, RoutingRecord
+from coe.records.record import RecipeCall, RoutingRecord, observed
 from coe.registry import Registry
 
 MAX_PLANS = 4
@@ -58,10 +58,7 @@ class LoggedArms:
 
     def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
         """Sum all pages and pass them through unchanged."""
-        for page in pages:
-            for record in page:
-                self.add(record)
-            yield page
+        return observed(pages, self.add)
 
     def add(self, record: RoutingRecord) -> None:
         """Add a record that an arm of a plan answered."""

@@ -14,14 +14,14 @@ import numpy as np
 from coe.experts.recipes.agreement import NO_ANSWER, Array
 from coe.experts.recipes.policy_file import WrittenArm
 from coe.learning.evaluation.grades import read_grades
-from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.quality import Quality, filled
 from coe.learning.evaluation.recipe_answers import MeasuredArm, read_recipe_answers
 from coe.learning.evaluation.recorded_answers import read_answers
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import cost_by_category, expected_quality
 from coe.learning.recipes.columns import MIN_PROMPTS, RecipeColumns, recipe_columns
 from coe.learning.recipes.logged_arms import PastArms
-from coe.learning.recipes.replay import filled, of_calls, relative_use
+from coe.learning.recipes.replay import of_calls, relative_use
 from coe.learning.recipes.traffic import CACHED, TrafficLengths
 from coe.mapping import MeasuredUses, Uses, declared_uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
@@ -113,10 +113,9 @@ def _left_out(arm: ArmSpec, reason: str) -> RecipeColumns:
 
 def _answers(data: Quality, prompts: Sequence[int], experts: Sequence[str], categories: Sequence[str]) -> Answers:
     """Return the experts' scores on some prompts; what they answered is not needed."""
-    scores = data.scores[np.ix_(list(prompts), [data.models.index(name) for name in experts])]
-    labels = np.array([list(categories).index(data.categories[row]) for row in prompts])
-    nothing = np.zeros(scores.shape)
-    classes = np.full(scores.shape, NO_ANSWER, dtype=np.int64)
+    scores = data.scores[data.grid(prompts, experts)]
+    nothing, classes = np.zeros(scores.shape), np.full(scores.shape, NO_ANSWER, dtype=np.int64)
+    labels = data.labels(prompts, categories)
     return Answers(tuple(experts), classes, scores, nothing, nothing, labels, len(categories))
 
 
@@ -137,8 +136,8 @@ def _column(
     if lengths is not None:
         each = lengths.of_calls(each, arm.steps, answers.labels)
     shape = (len(prompts), len(arm.members))
-    active_b = np.array([np.nan if one.active_parameters_b is None else one.active_parameters_b for one in arm.members])
-    latency = np.array([np.nan if one.latency_ms is None else one.latency_ms for one in arm.members])
+    active_b = np.array([one.active_parameters_b for one in arm.members], dtype=np.float64)  # NaN for None
+    times = filled(each["latency_ms"], np.array([one.latency_ms for one in arm.members], dtype=np.float64))
 
     def by_category(values: Array, use: Array | None = None) -> Array:
         relative = relative_use(use, answers, [(tuple(members), called)])
@@ -149,17 +148,19 @@ def _column(
         written={arm.name: WrittenArm(arm.recipe, arm.steps, arm.writing_digest)},
         scores=measured.scores[list(rows), np.newaxis],
         quality=expected_quality(answers, scores),
-        active_b=by_category(of_calls(sizes, np.broadcast_to(active_b, shape), "active_b")),
-        cost=by_category(of_calls(sizes, _dollars(arm.members, each), "dollars"), expected.cost),
-        latency_ms=by_category(of_calls(sizes, filled(each["latency_ms"], latency), "latency_ms"), expected.latency_ms),
-        calls={arm.name: np.tile(called, (answers.n_categories, 1))},
+        uses=Uses(
+            active_b=by_category(of_calls(sizes, np.broadcast_to(active_b, shape), "active_b")),
+            cost=by_category(of_calls(sizes, _dollars(arm.members, each), "dollars"), expected.cost),
+            latency_ms=by_category(of_calls(sizes, times, "latency_ms"), expected.latency_ms),
+            calls={arm.name: np.tile(called, (answers.n_categories, 1))},
+        ),
     )
 
 
 def _dollars(members: Sequence[ExpertSpec], each: Mapping[str, Array]) -> Array:
     """Return the US dollars per thousand requests of each call; tokens that were not counted are assumed."""
-    given = filled(each["input_tokens"], np.full(len(members), ASSUMED_INPUT_TOKENS))
-    written = filled(each["output_tokens"], np.full(len(members), ASSUMED_OUTPUT_TOKENS))
-    cached = filled(each.get(CACHED, np.zeros_like(given)), np.zeros(len(members)))
+    given = filled(each["input_tokens"], ASSUMED_INPUT_TOKENS)
+    written = filled(each["output_tokens"], ASSUMED_OUTPUT_TOKENS)
+    cached = filled(each.get(CACHED, np.zeros_like(given)), 0.0)
     prices = np.array([(one.prices.input, one.prices.output, one.prices.cached) for one in members])
     return np.asarray(((given - cached) * prices[:, 0] + written * prices[:, 1] + cached * prices[:, 2]) / 1000)
