@@ -47,10 +47,9 @@ def knn_baseline(vectors: Floats, scores: Floats, targets: Floats, hyperparamete
 
 def ridge_baseline(vectors: Floats, scores: Floats, targets: Floats, hyperparameter: float) -> NDArray[np.float64]:
     """One ridge regression for each model, with an unpenalized intercept."""
-    centre, level = vectors.mean(axis=0), scores.mean(axis=0)
-    inputs = (vectors - centre).astype(np.float64)
-    gram = inputs.T @ inputs + hyperparameter * np.eye(inputs.shape[1])
-    return np.asarray((targets - centre) @ np.linalg.solve(gram, inputs.T @ (scores - level)) + level)
+    from sklearn.linear_model import Ridge
+
+    return np.asarray(Ridge(hyperparameter).fit(vectors.astype(np.float64), scores).predict(targets.astype(np.float64)))
 
 
 def tuned(
@@ -196,7 +195,8 @@ def _run_split(
     if known:
         traces = {name: trace(expects, scores, data.active_b) for name, expects in value.items()}
     if known and perturbed_prompts:
-        arena = _arena(data, value | {"best_single": _single(data, train, len(test))}, scores)
+        single = np.tile(data.scores[train].mean(axis=0), (len(test), 1))  # a price selects one model for all prompts
+        arena = _arena(data, value | {"best_single": single}, scores)
     if perturbed_prompts:
         stays = staying(_decide(router, assignment), prompts[:perturbed_prompts])
     if len(router.categories) > 1:
@@ -220,11 +220,6 @@ def _run_split(
         stays=stays,
         recipes=recipes,
     )
-
-
-def _single(data: Quality, train: NDArray[np.int64], count: int) -> Floats:
-    """The training means of the models for each of `count` prompts, with which a price selects one model for all."""
-    return np.tile(data.scores[train].mean(axis=0), (count, 1))
 
 
 def _arena(data: Quality, value: Mapping[str, Floats], scores: Floats) -> dict[str, float]:
