@@ -54,8 +54,8 @@ def served(number: int = 0, *, goes_on: bool = True, ms: float = 300.0, **fields
 
 def logged(config: Path, records: Iterable[RoutingRecord]) -> LoggedArms:
     found = LoggedArms(load(config, environ={}))
-    for _ in found.observe([list(records)]):
-        pass
+    for one in records:
+        found.add(one)
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.learning.retraining.moves import HeldOutProbes
 from coe.learning.retraining.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
 from coe.mapping import PlanEvidence, PlanInputs, read_evidence, read_published
+from coe.mapping.plan_file import ASSIGNMENT_FILE
 from coe.mapping.problem import Array, relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.feedback import FEEDBACK_KINDS
@@ -50,11 +51,8 @@ class PolicyWindow:
         self._digest, self._exploration = digest, exploration
         self.since = 0.0
 
-    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
-        """Pass the pages through unchanged."""
-        return observed(pages, self._add)
-
-    def _add(self, record: RoutingRecord) -> None:
+    def add(self, record: RoutingRecord) -> None:
+        """Move the beginning of the window behind a record that another policy decided."""
         decided = bool(record.assignment) and self._digest.startswith(record.assignment)
         if record.category and not (decided and record.exploration == self._exploration):
             self.since = max(self.since, math.nextafter(record.time, math.inf))
@@ -85,7 +83,7 @@ class PlanRound:
         window = PolicyWindow(job.in_use.assignment.digest, exploration=declared)
         damaged_before = job.logs.damaged
         try:
-            loaded = job.experience(window.observe(job.records()))
+            loaded = job.experience(observed(job.records(), window.add))
         except DataError as error:
             return str(error)
         if damaged := job.logs.damaged - damaged_before:
@@ -180,7 +178,7 @@ def _save(judged: JudgedPlan, basis: PlanInputs, folder: Path, *, config: str, p
     """Write the plan. The policies of recipes are those of `plan`, the one in use."""
     if plan is not None and (plan / RECIPES_FILE).exists():
         shutil.copyfile(plan / RECIPES_FILE, folder / RECIPES_FILE)
-    (folder / f"{ASSIGNMENT}.json").write_bytes(judged.candidate.to_json())
+    (folder / ASSIGNMENT_FILE).write_bytes(judged.candidate.to_json())
     basis.save(folder, judged.candidate)
     return {"categories": judged.candidate.categories, "data": config, "metrics": {}}
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coe.core import TEXT_APIS
 from coe.mapping import LOGGED_MEASURES, MeasuredUses, PlanInputs
 from coe.mapping.score_table import ScoreTable
-from coe.records.record import RecipeCall, RoutingRecord, observed
+from coe.records.record import RecipeCall, RoutingRecord
 
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
@@ -66,13 +66,10 @@ class LoggedUses:
     def of(cls, pages: Iterable[Sequence[RoutingRecord]], categories: Sequence[str]) -> LoggedUses:
         """Sum all pages."""
         found = cls(categories)
-        for _ in found.observe(pages):
-            pass
+        for page in pages:
+            for record in page:
+                found.add(record)
         return found
-
-    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
-        """Sum all pages and pass them through unchanged."""
-        return observed(pages, self.add)
 
     def add(self, record: RoutingRecord) -> None:
         """Add a record, or count it under `left_out`."""

@@ -8,7 +8,7 @@ had. The ratio to the replay of those same policies corrects the arms of the nex
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -20,7 +20,7 @@ from coe.experts.recipes.policy_file import ArmPolicies, WrittenArm
 from coe.learning.estimation.logged_uses import unusable
 from coe.learning.recipes.arms import COST_PSEUDO_COUNT
 from coe.mapping import Uses
-from coe.records.record import RecipeCall, RoutingRecord, observed
+from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import Registry
 
 MAX_PLANS = 4
@@ -55,10 +55,6 @@ class LoggedArms:
         }
         self._categories = {name: row for row, name in enumerate(registry.category_names)}
         self._plans: dict[str, dict[tuple[str, str], dict[str, list[float]]]] = {}
-
-    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
-        """Sum all pages and pass them through unchanged."""
-        return observed(pages, self.add)
 
     def add(self, record: RoutingRecord) -> None:
         """Add a record that an arm of a plan answered."""
