@@ -87,17 +87,12 @@ def distil(
     frequencies: NDArray[np.int64],
 ) -> StaticVectors:
     """Distil token vectors from `encode_tokens` (ids to vectors), weighted by corpus `frequencies` (vocabulary,)."""
+    from sklearn.decomposition import PCA
+
     vectors = encode_tokens(np.arange(len(frequencies)))
-    reduced = _pca(vectors, dimensions=min(DIMENSIONS, vectors.shape[1]))
+    reduced = PCA(min(DIMENSIONS, *vectors.shape), svd_solver="covariance_eigh").fit_transform(vectors)
     share = frequencies / max(1, int(frequencies.sum()))
     return StaticVectors.of((reduced * (SMOOTHING / (SMOOTHING + share))[:, None]).astype(np.float32))
-
-
-def _pca(vectors: NDArray[np.float32], *, dimensions: int) -> NDArray[np.float32]:
-    centred = vectors - vectors.mean(axis=0)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    reduced: NDArray[np.float32] = centred @ axes[:, ::-1][:, :dimensions]
-    return reduced
 
 
 @dataclass(frozen=True, slots=True)
