@@ -31,8 +31,6 @@ MIN_REWARD_DROP = 0.05
 """Smallest drop of the mean reward that is an alarm if it is significant."""
 SIGNIFICANCE = 0.01
 """Probability of a false degradation alarm in one report, over all experts."""
-
-
 MIN_UNANSWERED = 5
 """Unanswered requests of the last hour that an alarm needs."""
 MIN_UNANSWERED_SHARE = 0.1
