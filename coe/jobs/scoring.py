@@ -27,7 +27,7 @@ from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.quality import write_quality
-from coe.learning.evaluation.recipe_answers import CALLS, RecipeAnswer, write_recipe_answers
+from coe.learning.evaluation.recipe_answers import CALLS, write_recipe_answers
 from coe.learning.evaluation.recorded_answers import write_answers
 from coe.learning.evaluation.sandbox import Sandbox
 from coe.learning.evaluation.scoring_run import (
@@ -301,7 +301,7 @@ def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: st
     prices = {spec.name: spec.prices for spec in scoring.registry.single_arms}
     write_answers(out, benchmark=benchmark, cells=cells, prices=prices)
     written = [
-        RecipeAnswer(probe.prompt_id, arm, recipe.writing_digest, cell.score, cell.calls)
+        (probe.prompt_id, arm, recipe.writing_digest, cell)
         for arm, recipe in arms.items()
         for probe, key in zip(scoring.probes, scoring.keys[arm], strict=True)
         if (cell := journal.scored.get(key)) is not None and cell.score is not None
