@@ -107,12 +107,7 @@ def choose_escalation_threshold(
 
 
 def choose_separation_threshold(
-    fast: Floats,
-    encoder: Floats,
-    in_scope: NDArray[np.bool_],
-    *,
-    max_escalated: float,
-    max_loss: float,
+    fast: Floats, encoder: Floats, in_scope: NDArray[np.bool_], *, max_escalated: float, max_loss: float
 ) -> float:
     """Return the lowest confidence at which the fast prediction is kept, judged by out-of-scope detection.
 

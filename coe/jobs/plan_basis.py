@@ -243,11 +243,7 @@ class _Bounds:
     pseudo_count: float
 
     def of_plan(
-        self,
-        measured: ScoreTable,
-        recipes: RecipeColumns,
-        feedback: ScoreTable | None,
-        reassigned: NDArray[np.bool_],
+        self, measured: ScoreTable, recipes: RecipeColumns, feedback: ScoreTable | None, reassigned: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
         """Return the bounds of all columns, with `feedback` for the `reassigned` categories, shape (n_categories,)."""
         quality = self.of_scores(measured, recipes)

@@ -53,13 +53,7 @@ def ridge_baseline(vectors: Floats, scores: Floats, targets: Floats, hyperparame
 
 
 def tuned(
-    predict: PredictScores,
-    vectors: Floats,
-    scores: Floats,
-    targets: Floats,
-    *,
-    grid: Sequence[float],
-    seed: int,
+    predict: PredictScores, vectors: Floats, scores: Floats, targets: Floats, *, grid: Sequence[float], seed: int
 ) -> NDArray[np.float64]:
     """Predictions with the value of `grid` whose choices score best on held-out folds of the training data."""
     fold = np.random.default_rng(seed).permutation(len(vectors)) % TUNING_FOLDS

@@ -112,10 +112,7 @@ def tabulate_prompts(
 
 
 def tabulate_softly(
-    categories: Sequence[str],
-    experts: Sequence[str],
-    posterior: NDArray[np.floating],
-    scores: NDArray[np.floating],
+    categories: Sequence[str], experts: Sequence[str], posterior: NDArray[np.floating], scores: NDArray[np.floating]
 ) -> ScoreTable:
     """Build the table from soft labels: prompt i belongs to category m with weight `posterior[i, m]`.
 

@@ -83,8 +83,7 @@ class StaticVectors:
 
 
 def distil(
-    encode_tokens: Callable[[NDArray[np.int64]], NDArray[np.float32]],
-    frequencies: NDArray[np.int64],
+    encode_tokens: Callable[[NDArray[np.int64]], NDArray[np.float32]], frequencies: NDArray[np.int64]
 ) -> StaticVectors:
     """Distil token vectors from `encode_tokens` (ids to vectors), weighted by corpus `frequencies` (vocabulary,)."""
     from sklearn.decomposition import PCA

@@ -193,14 +193,7 @@ def _measure(tuning: Tuning, settings: Settings) -> str:
 
 
 def _planned(
-    tuning: Tuning,
-    settings: Settings,
-    folder: Path,
-    *,
-    benchmark: str,
-    reason: str,
-    yes: bool,
-    json: bool,
+    tuning: Tuning, settings: Settings, folder: Path, *, benchmark: str, reason: str, yes: bool, json: bool
 ) -> dict[str, Any]:
     """Write the scores, plan, show the plan, ask, and put it into use. Returns the report."""
     scoring, status = tuning.scoring, tuning.status()

@@ -91,12 +91,7 @@ class AnswerTable:
         return self._within_loss(arms, recipe.name, steps, recipe.max_loss, judgements)
 
     def _within_loss(
-        self,
-        arms: Sequence[Arm],
-        name: str,
-        steps: list[list[int]],
-        max_loss: float,
-        judgements: Judgements | None,
+        self, arms: Sequence[Arm], name: str, steps: list[list[int]], max_loss: float, judgements: Judgements | None
     ) -> list[Arm]:
         """Return the arms whose loss against the last step is bounded, the safest ones.
 
