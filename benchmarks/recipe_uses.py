@@ -29,7 +29,7 @@ from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers, read_answers
 from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.columns import RecipeColumns, recipe_columns
+from coe.learning.recipes.columns import RecipeColumns, fitted_columns
 from coe.learning.recipes.fit import ReplayedAnswers, replayed
 from coe.learning.recipes.logged_arms import LoggedArms, PastArms
 from coe.learning.recipes.replay import of_calls
@@ -279,7 +279,7 @@ def columns_of(
     names, rows, experts = pool.registry.category_names, probes.tolist(), tuple(MODELS)
     lengths = TrafficLengths.of(uses, pool.data, pool.recorded, rows=rows, experts=experts, categories=names)
     data, recorded = lengths.of_requests(pool.data, pool.recorded)
-    return recipe_columns(
+    return fitted_columns(
         pool.registry,
         data,
         recorded,

@@ -21,9 +21,8 @@ from coe.jobs.foreground import note_if_slow
 from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, merged
 from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.recipes.columns import RecipeColumns, recipe_columns
 from coe.learning.recipes.logged_arms import PastArms
-from coe.learning.recipes.measured import columns_of_recipes
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.mapping import (
     Dependencies,
@@ -192,7 +191,7 @@ def _with_recipes(
     """
     whole = np.flatnonzero(np.isfinite(probes.scores).all(axis=1))
     with note_if_slow("fitting recipes"):
-        recipes = columns_of_recipes(
+        recipes = recipe_columns(
             folder,
             data,
             registry,

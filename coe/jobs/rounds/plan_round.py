@@ -27,8 +27,7 @@ from coe.learning.estimation.experience_loader import LoadedExperience
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, Weighting
 from coe.learning.evaluation.probe_split import split_probes
 from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.recipes.columns import RecipeColumns
-from coe.learning.recipes.measured import columns_of_recipes
+from coe.learning.recipes.columns import RecipeColumns, recipe_columns
 from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.learning.retraining.moves import HeldOutProbes
 from coe.learning.retraining.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
@@ -237,7 +236,7 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
         one.model_copy(update={"max_loss": None}) for one in job.registry.declared_recipes if one.name in planned
     ]
     rows = [row for row, category in enumerate(data.categories) if category in job.registry.category_names]
-    found = columns_of_recipes(
+    found = recipe_columns(
         folder,
         data,
         job.registry,
