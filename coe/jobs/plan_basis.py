@@ -95,8 +95,14 @@ def plan_basis(
     feedback = None
     if reassigned and evidence.feedback is not None:
         feedback = evidence.feedback.over(probes.categories, columns)
-    bounds = _Bounds(deviations, pseudo_count)
-    quality = bounds.of_plan(measured, recipes, feedback, np.isin(probes.categories, reassigned))
+    quality = _lower_bounds(
+        measured,
+        recipes,
+        feedback,
+        reassigned=np.isin(probes.categories, reassigned),
+        deviations=deviations,
+        pseudo_count=pseudo_count,
+    )
     mix = _logged_mix(settings, logged, probes.categories)
     weights = np.maximum(probes.member.sum(axis=0), 1.0) if mix is None else mix[0]
     problem = declared_problem(
@@ -234,36 +240,29 @@ def _planned_rows(folder: Path, data: Quality, categories: Sequence[str]) -> lis
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    """Lower confidence bounds of quality, `deviations` standard errors below the estimates."""
+def _lower_bounds(
+    measured: ScoreTable,
+    recipes: RecipeColumns,
+    feedback: ScoreTable | None,
+    *,
+    reassigned: NDArray[np.bool_],
+    deviations: float,
+    pseudo_count: float,
+) -> NDArray[np.float64]:
+    """Return lower confidence bounds of quality, `deviations` standard errors below the estimates.
 
-    deviations: float
-    pseudo_count: float
-
-    def of_plan(
-        self, measured: ScoreTable, recipes: RecipeColumns, feedback: ScoreTable | None, reassigned: NDArray[np.bool_]
-    ) -> NDArray[np.float64]:
-        """Return the bounds of all columns, with `feedback` for the `reassigned` categories, shape (n_categories,)."""
-        quality = self.of_scores(measured, recipes)
-        return (
-            quality
-            if feedback is None
-            else np.where(reassigned[:, None], self.with_feedback(measured, feedback), quality)
-        )
-
-    def of_scores(self, measured: ScoreTable, recipes: RecipeColumns) -> NDArray[np.float64]:
-        """Return the bounds of all columns; those of arms, the last ones, are below the quality that replay gave."""
-        quality = measured.lower(deviations=self.deviations, pseudo_count=self.pseudo_count)
-        if recipes.arms:
-            error = measured.error(pseudo_count=self.pseudo_count)[:, -len(recipes.arms) :]
-            quality[:, -len(recipes.arms) :] = np.maximum(recipes.quality - self.deviations * error, 0.0)
+    Those of arms, the last columns, are below the quality that replay gave. The bounds of the `reassigned` categories,
+    shape (n_categories,), are of scores and `feedback` together.
+    """
+    quality = measured.lower(deviations=deviations, pseudo_count=pseudo_count)
+    if recipes.arms:
+        error = measured.error(pseudo_count=pseudo_count)[:, -len(recipes.arms) :]
+        quality[:, -len(recipes.arms) :] = np.maximum(recipes.quality - deviations * error, 0.0)
+    if feedback is None:
         return quality
-
-    def with_feedback(self, measured: ScoreTable, feedback: ScoreTable) -> NDArray[np.float64]:
-        """Return the bounds of scores and feedback together."""
-        strength = min(self.pseudo_count, MAX_PSEUDO_COUNT)
-        return merged(measured, feedback).lower(deviations=self.deviations, pseudo_count=strength)
+    strength = min(pseudo_count, MAX_PSEUDO_COUNT)
+    both = merged(measured, feedback).lower(deviations=deviations, pseudo_count=strength)
+    return np.where(reassigned[:, None], both, quality)
 
 
 def _logged_mix(

@@ -267,26 +267,22 @@ def _written_columns(
     past: Sequence[PastArms],
 ) -> RecipeColumns:
     """Return the columns of the chains and fuses that were measured, each corrected by the requests of `past` plans."""
-    found = RecipeColumns()
+    found, left_out = RecipeColumns(), dict[str, str]()
     for arm in arms:
         absent = dict.fromkeys(one.name for one in arm.members if one.name not in experts)
         here = [row for row in rows if arm.name in measured and np.isfinite(measured[arm.name].scores[row])]
         if absent:
-            found = found.joined(_left_out(arm, f"no scores of {', '.join(absent)}; run `coe score` for them"))
+            left_out[arm.recipe] = f"no scores of {', '.join(absent)}; run `coe score` for them"
         elif len(here) < MIN_PROMPTS:
             count = f"it is measured on {len(here)} probes, and {MIN_PROMPTS} are needed" if here else "not measured"
             command = f"`coe score PROBES --out FOLDER --recipe {arm.recipe}` calls it for real"
-            found = found.joined(_left_out(arm, f"{count}; {command}"))
+            left_out[arm.recipe] = f"{count}; {command}"
         else:
             answers = _answers(data, here, experts, categories)
             column = _column(arm, measured[arm.name], answers, here, rows, lengths, expected)
             probes = np.bincount(answers.labels, minlength=len(categories)).astype(np.float64)
             found = found.joined(column.calibrated(past, lambda policies: Uses(), categories, probes))
-    return found
-
-
-def _left_out(arm: ArmSpec, reason: str) -> RecipeColumns:
-    return RecipeColumns(left_out={arm.recipe: reason})
+    return replace(found, left_out=left_out)
 
 
 def _answers(data: Quality, prompts: Sequence[int], experts: Sequence[str], categories: Sequence[str]) -> Answers:
