@@ -6,6 +6,7 @@ their normalized forms are equal: numbers by value, code by the parsed program.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,16 +57,17 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
         raise DataError(f"{path}: lacks the column output_tokens (or output_chars); it has {present}")
     table = table.where("benchmark", quality.benchmark)
     _check_prompts(table, folder, quality)
-    rows, columns, found = _cells(table, quality)
+    found, rows, columns = _cells(table, quality)
+    answers = table.texts("answer")
     shape = (len(quality.prompts), len(quality.models))
     recorded = np.zeros(shape, dtype=bool)
     recorded[rows, columns] = True
     texts = np.full(shape, None, dtype=object)
-    texts[rows, columns] = _normalized([answer for row, answer in enumerate(table.texts("answer")) if row in found])
+    texts[rows, columns] = _normalized([answers[row] for row in found])
     tokens = np.full(shape, np.nan)
-    tokens[rows, columns] = _tokens(table)[list(found)]
+    tokens[rows, columns] = _tokens(table)[found]
     counted = np.zeros(shape, dtype=bool)
-    counted[rows, columns] = np.isfinite(np.array(table.numbers("output_tokens")))[list(found)]
+    counted[rows, columns] = np.isfinite(np.array(table.numbers("output_tokens")))[found]
     if not np.isfinite(tokens).any():
         raise DataError(f"{path}: no answer has a length; fill in output_tokens or output_chars")
     return RecordedAnswers(
@@ -97,22 +99,19 @@ def _check_prompts(table: Table, folder: Path, quality: Quality) -> None:
         )
 
 
-def _cells(table: Table, quality: Quality) -> tuple[list[int], list[int], dict[int, None]]:
-    """Return the prompt and the model of each row of the table that `quality` covers, and the numbers of these rows."""
-    cells: dict[tuple[int, int], int] = {}
-    twice: list[tuple[str, str]] = []
-    for row, prompt, model in quality.cells(table):
-        if (prompt, model) in cells:
-            twice.append((quality.prompt_ids[prompt], quality.models[model]))
-        cells[prompt, model] = row
-    if twice:
+def _cells(table: Table, quality: Quality) -> NDArray[np.int64]:
+    """Return the rows of the table that `quality` covers, with their prompts and models by index, shape (3, n_rows)."""
+    cells = quality.cells(table)
+    known = Counter((prompt, model) for _, prompt, model in cells)
+    if twice := [cell for cell, count in known.items() if count > 1]:
+        prompt, model = twice[0]
         raise DataError(
-            f"{table.path}: {len(twice)} answers occur twice, that of {twice[0][1]} to prompt {twice[0][0]!r} for one; "
-            "keep one row for each prompt and model"
+            f"{table.path}: {known.total() - len(known)} answers occur twice, that of {quality.models[model]} to "
+            f"prompt {quality.prompt_ids[prompt]!r} for one; keep one row for each prompt and model"
         )
     if not cells:
         raise DataError(f"{table.path}: no answer belongs to a scored prompt and model; compare with the scores' file")
-    return [row for row, _ in cells], [column for _, column in cells], dict.fromkeys(cells.values())
+    return np.array(cells, dtype=np.int64).T
 
 
 def _normalized(answers: Sequence[str]) -> list[str | None]:
