@@ -15,8 +15,8 @@ import typer
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import check_live
-from coe.cli.common import Config, Json, keep_stdout_clean, settings_for
-from coe.cli.score import requested_probes
+from coe.cli.common import Config, Json, declaration_for, keep_stdout_clean
+from coe.cli.score import Concurrency, Judge, Probes, declared_expert, requested_probes
 from coe.errors import DataError, ExpertUnavailable
 from coe.jobs.plan import PlanOptions, make_plan
 from coe.jobs.scoring import Scoring, open_journal, write_tables
@@ -29,7 +29,7 @@ from coe.learning.probes.shipped import SHIPPED, folder_seed, write_seed
 from coe.learning.tuning.measurements import Estimate
 from coe.learning.tuning.schedule import Goal
 from coe.mapping.uses import ASSUMED_OUTPUT_TOKENS
-from coe.registry import ExpertSpec, Registry, load
+from coe.registry import ExpertSpec, Registry
 from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
 from coe.terminal import print_error, print_json, print_line, printable
@@ -51,15 +51,9 @@ _REASONS = {
 _FINISHED = ("settled", "little to gain", "all scored")
 """Reasons after which `--yes` puts the plan into use; after others, it may rest on few scores."""
 
-Probes = Annotated[
-    Path | None,
-    typer.Argument(help="JSONL or parquet, one probe a line [default: shipped probes, and probes.jsonl if it exists]."),
-]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for scores [default: quality in the state folder].")]
 Budget = Annotated[float | None, typer.Option("--budget", min=0, help="US dollars that calls may cost at most.")]
 Minutes = Annotated[float | None, typer.Option("--minutes", min=0, help="No call starts after this time.")]
-Concurrency = Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Probes in flight at each expert.")]
-JudgeName = Annotated[str | None, typer.Option("--judge", help="The expert that judges where no checker can.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: measure, and put a finished plan into use.")]
 
 
@@ -69,7 +63,7 @@ def tune(
     minutes: Minutes = None,
     out: Out = None,
     concurrency: Concurrency = 8,
-    judge: JudgeName = None,
+    judge: Judge = None,
     yes: Yes = False,
     config: Config = None,
     json: Json = False,
@@ -84,17 +78,14 @@ def tune(
     """
     keep_stdout_clean()
     require_parquet()
-    settings = settings_for(config)
-    registry = load(settings.config, environ=settings.environ)
+    settings, registry = declaration_for(config)
     if not yes and not sys.stdin.isatty():
         message = "there is no terminal to ask on; give it to measure and to put the plan into use"
         raise typer.BadParameter(message, param_hint="--yes")
     folder = settings.home / "quality" if out is None else out
     seed = folder_seed(folder)
-    judging = _judge(registry, judge)
-    read = requested_probes(probes, registry, settings.config, seed, runs_code=installed())
-    if judging is None and any(probe.checker == "judge" for probe in read):
-        raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
+    judging = declared_expert(registry, judge, "--judge") if judge else None
+    read = requested_probes(probes, registry, settings.config, seed, runs_code=installed(), judge=judging)
     limits = Limits(budget, None if minutes is None else 60 * minutes)
     spent = price_of_check(registry, limits)
     experts = _answering(registry, settings, yes=yes)
@@ -113,15 +104,6 @@ def tune(
         print_json(report)
     if reason == "stopped" or not report["in_use"]:
         raise typer.Exit(1)
-
-
-def _judge(registry: Registry, name: str | None) -> ExpertSpec | None:
-    if name is None:
-        return None
-    if name not in registry.single_names:
-        declared = ", ".join(registry.single_names)
-        raise typer.BadParameter(f"{name!r} is not a declared expert; declared: {declared}", param_hint="--judge")
-    return registry.expert(name)
 
 
 def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[ExpertSpec]:
