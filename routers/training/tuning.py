@@ -226,8 +226,9 @@ def _risk_coverage_points(confidence: Floats, correct: NDArray[np.bool_]) -> lis
 
 def _confusion(posterior: Floats, labels: Labels) -> list[list[int]]:
     """Return the counts of texts by true category (row) and predicted category (column)."""
-    size = posterior.shape[1]
-    found: list[list[int]] = (
-        np.bincount(labels * size + posterior.argmax(axis=1), minlength=size**2).reshape(size, size).tolist()
-    )
+    from sklearn.metrics import confusion_matrix
+
+    found: list[list[int]] = confusion_matrix(
+        labels, posterior.argmax(axis=1), labels=range(posterior.shape[1])
+    ).tolist()
     return found
