@@ -161,11 +161,8 @@ class MeasuredUses:
         return cls(tuple(categories), tuple(experts), **means)
 
     def to_json(self) -> dict[str, Any]:
-        """Return nested lists by measure; null for NaN."""
-        return {
-            name: [[value if np.isfinite(value) else None for value in row] for row in getattr(self, name).tolist()]
-            for name in LOGGED_MEASURES
-        }
+        """Return nested lists by measure. orjson writes null for NaN."""
+        return {name: getattr(self, name).tolist() for name in LOGGED_MEASURES}
 
 
 _CACHED = "cached_tokens"
