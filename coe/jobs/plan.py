@@ -398,12 +398,12 @@ def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: 
 
 def load_examples(settings: Settings, registry: Registry, folder: Path) -> GateExamples | None:
     """The pairs of scores, with the posteriors and vectors of the router in use; None without any."""
-    gains = read_gains(folder, registry.expert_names)
-    if gains is None:
+    examples = read_gains(folder, registry.expert_names)
+    if examples is None:
         return None
     import routers
     from coe.runtime.active_state import check_router, load_router
 
     artifact = check_router(settings)[1]
     router = load_router(registry, artifact)
-    return gains.examples(router, routers.load_document_encoder(artifact.folder))
+    return examples(router, routers.load_document_encoder(artifact.folder))
