@@ -54,9 +54,9 @@ class NewCategories:
         return result
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class AdaptedRouter:
-    """A coe.core.Router. Thread-safe: immutable.
+    """A coe.core.Router. Thread-safe: never changed.
 
     `targets` (n_base_categories,) maps each trained category to its index in `categories`; `new` (n_new,) are the
     indices of the new categories. `exemplars` holds the projected vectors (n_texts, n_axes) of each new category's

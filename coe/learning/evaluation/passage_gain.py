@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -106,6 +107,7 @@ def read_gains(folder: Path, experts: Sequence[str]) -> Callable[[Router, Encode
     scores = np.full((2, len(prompts), len(known)), np.nan)
     for row in rows:
         scores[:, index[row["prompt_id"]], known.index(row["model"])] = row["without"], row["with"]
-    columns = {name: np.array([row[name] for row in prompts.values()]) for name in ("cosine", "tokens", "seconds")}
+    names = ("cosine", "tokens", "seconds")
+    columns: dict[str, Any] = {name: np.array([row[name] for row in prompts.values()]) for name in names}
     texts = tuple(row["prompt"] for row in prompts.values())
     return partial(GateExamples.from_texts, texts, experts=known, without=scores[0], with_=scores[1], **columns)

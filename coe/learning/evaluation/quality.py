@@ -94,7 +94,7 @@ def column_means(values: NDArray[np.float64], otherwise: ArrayLike) -> NDArray[n
     """The mean of each column of `values` without NaN, `otherwise` where a column has no value."""
     count = np.isfinite(values).sum(axis=0)
     means = np.broadcast_to(np.asarray(otherwise, dtype=np.float64), count.shape).copy()
-    return np.divide(np.nansum(values, axis=0), count, out=means, where=count > 0)
+    return np.asarray(np.divide(np.nansum(values, axis=0), count, out=means, where=count > 0))
 
 
 def filled(values: NDArray[np.float64], otherwise: ArrayLike) -> NDArray[np.float64]:
