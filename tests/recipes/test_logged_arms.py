@@ -185,7 +185,7 @@ def test_several_plans_correct_an_arm_together(config: Path) -> None:
         past_of(config, plain, [served(number, plan=name) for number in range(450)], name=name) for name in ("p1", "p2")
     ]
     together = past_of(config, plain, [served(number) for number in range(900)])
-    np.testing.assert_allclose(columns(config, past=past).cost, columns(config, past=[together]).cost)
+    np.testing.assert_allclose(columns(config, past=past).uses.cost, columns(config, past=[together]).uses.cost)
 
 
 @pytest.mark.parametrize(
