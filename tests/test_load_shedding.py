@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coe.core import LOAD_SHED, UNDETERMINED, Prediction
+from coe.core import FAST_UNCERTAIN, UNDETERMINED, Prediction
 from coe.routing import classification
 from coe.routing.classification import (
     BUSY_RATIO,
@@ -137,7 +137,7 @@ class WaitingRouter(WordRouter):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("router", "ratio", "stage"), [(ComputingRouter, 1000.0, "predict"), (WaitingRouter, BUSY_RATIO, LOAD_SHED)]
+    ("router", "ratio", "stage"), [(ComputingRouter, 1000.0, "predict"), (WaitingRouter, BUSY_RATIO, FAST_UNCERTAIN)]
 )
 async def test_passes_are_skipped_after_one_that_waited_not_after_one_that_computed(
     router: type[WordRouter], ratio: float, stage: str, monkeypatch: pytest.MonkeyPatch

@@ -111,7 +111,7 @@ class Classifier:
         """Latest encoder results before overlays, the most recently used last."""
 
     def predict_fast(self, text: str, tenant: str | None) -> Prediction:
-        """Return the fast prediction with the tenant's overlay, of stage LOAD_SHED if it is uncertain.
+        """Return the fast prediction with the tenant's overlay, of stage FAST_UNCERTAIN if it is uncertain.
 
         Runs on the event loop, in about 0.1 ms.
         """

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import (
+    FAST_UNCERTAIN,
     GENERAL,
-    LOAD_SHED,
     UNDETERMINED,
     Call,
     Chat,
@@ -141,7 +141,7 @@ class Composition:
             opens = opens_topic(routed.newest, float(alone.probabilities[self._general]))
             routed, fast = routed.of_topic(opens=opens), alone if opens else None
         fast = fast or self._classifier.predict_fast(routed.text, tenant)
-        if fast.stage != LOAD_SHED:
+        if fast.stage != FAST_UNCERTAIN:
             return routed, fast
         return routed, await self._refined(fast, routed.text, chat, tenant, rule)
 
@@ -150,7 +150,7 @@ class Composition:
     ) -> Prediction:
         """Classify a text that `read_request` made from the chat."""
         fast = self._classifier.predict_fast(text, tenant)
-        return fast if fast.stage != LOAD_SHED else await self._refined(fast, text, chat, tenant, rule)
+        return fast if fast.stage != FAST_UNCERTAIN else await self._refined(fast, text, chat, tenant, rule)
 
     async def _refined(
         self, fast: Prediction, text: str, chat: Chat, tenant: str | None, rule: ExpertRule | None
