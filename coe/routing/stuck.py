@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
+from coe import json_text
 from coe.core import Chat
-from coe.experts.http import sse
 from coe.routing.conversation import newest_turn
 
 MAX_STEPS = 40
@@ -66,7 +66,7 @@ def _serialized(call: list[Any]) -> bytes:
         return orjson.dumps(call)
     except TypeError:  # lone surrogates, or nesting
         try:
-            return sse.dumps(call)
+            return json_text.dumps(call)
         except RecursionError:
             return b""
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import orjson
 
-from coe.experts.http import sse
+from coe import json_text
 
 Item = dict[str, Any]
 MAX_ID_CHARACTERS = 200
@@ -136,4 +136,4 @@ def dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except (TypeError, orjson.JSONEncodeError):  # lone surrogates
-        return sse.dumps(value)
+        return json_text.dumps(value)

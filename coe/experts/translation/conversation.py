@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
+from coe import json_text
 from coe.errors import InvalidRequest
-from coe.experts.http import sse
 
 Parts = Sequence[Mapping[str, Any]]
 
@@ -87,12 +87,12 @@ def image_part(url: str, detail: Any = None) -> dict[str, Any]:
     return {"type": "image_url", "image_url": image}
 
 
-def json_text(value: Any) -> str:
+def arguments_json(value: Any) -> str:
     """Returns the JSON of a call's arguments. Raises RecursionError."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:  # deep nesting, or numbers and characters that orjson does not write
-        return sse.dumps(value).decode()
+        return json_text.dumps(value).decode()
 
 
 def _parts_of(content: Any) -> list[Mapping[str, Any]]:
