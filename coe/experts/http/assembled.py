@@ -41,7 +41,7 @@ class AssembledReply:
                     if size > MAX_ANSWER_BYTES:
                         raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
                     answer.add(events)
-            self._body = json_text.dumps(answer.plain())
+            self._body = json_text.dumps_with_nan(answer.plain())
         except (AttributeError, LookupError, TypeError, ValueError):
             raise self._errors.invalid_response("events that do not belong to this API") from None
 

@@ -54,7 +54,7 @@ class ModelNameRewriter:
             return self.in_events(body)
         if answer.get("model") != self._server_name:
             return body
-        return json_text.dumps({**answer, "model": self._client_name})
+        return json_text.dumps_with_nan({**answer, "model": self._client_name})
 
 
 class JsonReply:

@@ -219,7 +219,9 @@ def usage_event(events: bytes) -> bytes:
     Empty if there are none, or if a server sent this event itself."""
     for event in _parsed(b'"usage"', reversed(events.splitlines())):
         if isinstance(event.get("usage"), dict):
-            return b"data: %b\n\n" % json_text.dumps({**event, "choices": []}) if event.get("choices", True) else b""
+            if not event.get("choices", True):
+                return b""
+            return b"data: %b\n\n" % json_text.dumps_with_nan({**event, "choices": []})
     return b""
 
 

@@ -98,7 +98,7 @@ class ChatReader:
         self._calls = max(self._calls, number + 1)
         arguments = function.get("arguments")
         if isinstance(arguments, dict):
-            arguments = json_text.dumps(arguments).decode()
+            arguments = json_text.dumps_with_nan(arguments).decode()
         return CallDelta(number, _text(call.get("id")), name, _text(arguments))
 
 

@@ -14,8 +14,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
 
-import orjson
-
 from coe import json_text
 from coe.core import Api, Call, Expert, Health, Reply
 from coe.errors import ExpertRejected, InvalidRequest
@@ -249,12 +247,9 @@ def _event(event: Event) -> bytes:
 
 def _dumps(value: Any) -> bytes:
     try:
-        return orjson.dumps(value)
-    except TypeError:  # lone surrogates, which some servers write, or deep nesting
-        try:
-            return json_text.dumps(value)
-        except RecursionError:  # what a response repeats of its request
-            raise _too_deep() from None
+        return json_text.dumps(value)
+    except RecursionError:  # what a response repeats of its request
+        raise _too_deep() from None
 
 
 def _too_deep() -> InvalidRequest:
