@@ -2,6 +2,7 @@
 
 import math
 
+import orjson
 import pytest
 
 from coe import json_text
@@ -16,8 +17,8 @@ def test_json_that_orjson_refuses_is_read_and_written_unchanged() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"NaN,", b"[" * 100_000, b"\xff"])
-def test_invalid_json_raises_value_error(text: bytes) -> None:
-    with pytest.raises(ValueError, match="."):
+def test_invalid_json_is_refused(text: bytes) -> None:
+    with pytest.raises(orjson.JSONDecodeError):
         json_text.loads(text)
 
 
