@@ -132,7 +132,7 @@ def load_active_state(
         registry,
         router,
         planned.assignment,
-        float(artifact.manifest.metrics.get("confidence_threshold", 0.0)),
+        artifact.manifest.metric("confidence_threshold") or 0.0,
         artifact.folder,
         overlays,
         index,
