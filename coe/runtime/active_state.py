@@ -14,7 +14,7 @@ from pathlib import Path
 
 import routers
 from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
-from coe.artifacts.manifest import MANIFEST, Artifact, read_manifest
+from coe.artifacts.manifest import MANIFEST, Artifact, noting, read_manifest
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL, Router
 from coe.errors import ArtifactError, ConfigError
@@ -107,9 +107,12 @@ def load_active_state(
     *,
     packaged: bool = False,
     preloaded: LoadedRouter | None = None,
+    damaged: dict[str, str] | None = None,
 ) -> ActiveState:
     """Loads everything, except the router of `previous` or else `preloaded`, if its artifact and the declared
-    categories are in use. `packaged` is that of `check_router`. Raises ConfigError or ArtifactError with the remedy."""
+    categories are in use. `packaged` is that of `check_router`. With `damaged`, a plan or overlays that cannot be read
+    count as not in use, and the problem of each kind is put there. Raises ConfigError or ArtifactError with the
+    remedy."""
     registry, artifact = check_router(settings, packaged=packaged, is_reload=previous is not None)
     if previous is not None and previous.folder != artifact.folder:
         previous = None  # another router: nothing is shared with it
@@ -119,9 +122,12 @@ def load_active_state(
     else:
         router = load_router(registry, artifact)
     versions = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ASSIGNMENT, OVERLAYS)}
-    planned = assignment_in_use(settings, registry, router.categories)
+    planned, overlays = EffectivePlan(declared_assignment(registry, router.categories)), Overlays()
+    with noting(damaged, ASSIGNMENT):
+        planned = assignment_in_use(settings, registry, router.categories)
     registry = registry.with_proposed(planned.policies.steps, planned.policies.max_tokens)
-    overlays = overlays_in_use(settings, router)
+    with noting(damaged, OVERLAYS):
+        overlays = overlays_in_use(settings, router)
     if registry.retrieval.store is None:
         index = None
     elif previous is not None and previous.index and previous.registry.retrieval == registry.retrieval:
