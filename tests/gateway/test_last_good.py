@@ -5,22 +5,34 @@ from __future__ import annotations
 import fcntl
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
 
-from coe.artifacts.kinds import ASSIGNMENT, ROUTER
+from coe.artifacts.kinds import ASSIGNMENT, GATE, ROUTER
 from coe.artifacts.store import ArtifactStore
-from coe.errors import ArtifactError
+from coe.errors import ArtifactError, ConfigError
+from coe.experts.http.client import Client
 from coe.mapping.problem import declared_assignment
 from coe.registry import Registry, load
-from coe.runtime.active_state import ActiveState
+from coe.retrieval.gate import GATE_FILE
+from coe.routing.conversation import Affinity
+from coe.runtime.active_state import ActiveState, assignment_in_use, gate_in_use
 from coe.runtime.api_keys import ADMIN_KEY_NAME, create_admin_key, digest_of, with_admin_key
 from coe.runtime.kept_state import KeptState
+from coe.runtime.key_store import SqliteKeyStore
 from coe.settings import Endpoint, Settings
+from gateway.access import IssuedKeyWatch, open_limiter
 from gateway.process.last_good import LOCK, LastGood, last_good_folder
-from tests.fakes import WordRouter
+from gateway.serving_state import Wiring
+from tests.admin.samples import measured_registry, planned, settings_in
+from tests.fakes import WordRouter, registry_of
+from tests.retrieval.gates import CATEGORIES, WIDTH, gate_of
+
+pytestmark = pytest.mark.anyio
 
 DECLARATION = """\
 version: 1
@@ -126,6 +138,45 @@ def test_copies_that_are_not_in_use_any_more_are_deleted(settings: Settings, fol
     keep(folder, settings, router=new, gate=None)
     assert {str(path.relative_to(folder)) for path in folder.rglob("file")} == {f"{ROUTER}/{new}/file"}
     assert not list(folder.glob(".draft*"))
+
+
+def test_the_plan_and_the_gate_of_a_kept_state_are_loaded_whatever_is_promoted_since(tmp_path: Path) -> None:
+    registry = measured_registry()
+    settings = settings_in(tmp_path, registry)
+    plan, assignment = planned(settings, registry)
+    with ArtifactStore(settings.artifacts, GATE).draft() as draft:
+        gate_of(1.0).save(draft / GATE_FILE)
+        gate = ArtifactStore(settings.artifacts, GATE).publish(draft, categories=CATEGORIES, data="", metrics={})
+    versions = {ASSIGNMENT: plan, GATE: gate.manifest.version}
+    kept = KeptState("", None, {}, versions, settings.artifacts, tmp_path / "copies")
+    (settings.artifacts / ASSIGNMENT / "current").write_text("000000000000")
+    with pytest.raises(ArtifactError):
+        assignment_in_use(settings, registry, CATEGORIES)
+    assert assignment_in_use(settings, registry, CATEGORIES, kept).assignment.choice == assignment.choice
+    in_use = ActiveState(registry, WordRouter(), assignment, 0.0, tmp_path, kept=kept)
+    assert gate_in_use(settings, in_use, dimensions=WIDTH)[1] == gate.manifest.version
+    assert gate_in_use(settings, replace(in_use, kept=None), dimensions=WIDTH) == (None, "")
+
+
+async def test_a_kept_state_is_served_with_the_addresses_and_the_versions_that_it_had(settings: Settings) -> None:
+    assert settings.endpoints_file is not None
+    settings.endpoints_file.write_text("invalid")
+    local = {"name": "local", "model": "m", "runtime": "vllm"}
+    registry = registry_of(experts=[local], assignment={"general": "local"})
+    kept = KeptState("", None, {"local": (Endpoint(**ENDPOINT),)}, {GATE: "g"}, settings.artifacts, Path())
+    assignment = declared_assignment(registry, CATEGORIES)
+    in_use = ActiveState(registry, WordRouter(), assignment, 0.0, Path(), kept=kept)
+    async with Client() as session, open_limiter("memory", home=settings.home) as limiter:
+        with ThreadPoolExecutor(1) as threads:
+            issued = IssuedKeyWatch(SqliteKeyStore(settings.home / "keys.sqlite"))
+            wiring = Wiring(
+                settings, session=session, threads=threads, limiter=limiter, affinity=Affinity(), issued=issued
+            )
+            assert wiring.serving(in_use).versions[GATE] == "g"
+            assert [one.root for one in wiring.experts["local"].replicas] == ["http://127.0.0.1:7"]
+            with pytest.raises(ConfigError, match="COE_ENDPOINTS"):
+                wiring.serving(replace(in_use, kept=None))
+            await wiring.aclose()
 
 
 def test_a_damaged_state_does_not_prevent_a_start_with_the_files_in_use(
