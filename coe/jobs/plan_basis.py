@@ -74,9 +74,10 @@ def plan_basis(
     logged: LoggedUses | None = None,
     past: Sequence[PastArms] = (),
 ) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
-    """Return the inputs of the solver for the scored experts and the categories that they may serve, the parts of the
-    declaration and the data that are left out, and the plan columns of recipes.
+    """Return the inputs of the solver, the parts that are left out, and the plan columns of recipes.
 
+    The inputs are for the scored experts and the categories that they may serve; parts of the declaration and of the
+    data are left out.
     The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the usage measured by
     `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights of categories
     and the sample of traffic, in place of the probes. The logged requests of `past` plans correct the uses of recipe

@@ -3,7 +3,7 @@
 Every score is a cell of a journal, keyed by what it depends on, so an interrupted run continues where it stopped.
 Recipes that write are scored like experts, under the name of their arm, by the code that serves them. External experts
 are reached directly, local ones and those of litellm through the gateway. With passages, each probe is also scored as
-the retrieval gate would send it, and the pairs of scores go into a file that `coe plan` fits the gate on.
+the retrieval gate would send it. The pairs of scores go into a file that `coe plan` fits the gate on.
 """
 
 from __future__ import annotations

@@ -117,12 +117,12 @@ def benchmark(
     """Train and tune on the larger part of random 70/30 splits by `seeds`, and score on the other part.
 
     Routers are trained into folders of `work`; data with one category needs none, and CoE then selects the best single
-    model. Returns a JSON-able report: each method's mean with its standard error, its paired differences from the best
-    single model and from CoE, the share of the gap between best single model and oracle that CoE closes, its frontier,
-    hull areas and routing time. With the `recorded` answers it also compares single experts with recipes
-    (`coe.learning.recipes.benchmark`). `arena` adds scores of quality against cost, and robustness. Sizes,
-    frontier, areas and these scores are null or empty where a model's size is not known.
-    Raises DataError when the data cannot be split.
+    model. Returns a JSON-able report. It has each method's mean with its standard error, and its paired differences
+    from the best single model and from CoE. Of CoE it also has the closed share of the gap between best single model
+    and oracle, the frontier, hull areas and routing time. With the `recorded` answers it also compares single experts
+    with recipes (`coe.learning.recipes.benchmark`). `arena` adds scores of quality against cost, and robustness. Sizes,
+    frontier, areas and these scores are null or empty where a model's size is not known. Raises DataError when the
+    data cannot be split.
     """
     report = progress or (lambda stage, share: None)
     texts, splits = [prepare(prompt) for prompt in data.prompts], []
@@ -257,8 +257,10 @@ def _answers(
 def _train(
     data: Quality, texts: Sequence[str], train: NDArray[np.int64], train_router: TrainRouter, folder: Path
 ) -> tuple[Router, Assignment, dict[int, int]]:
-    """A router and an assignment for the training part, made as by `coe train` and `coe plan`, and the category of each
-    training prompt that they were measured on."""
+    """A router and an assignment for the training part, and the category of each prompt that they were measured on.
+
+    They are made as by `coe train` and `coe plan`.
+    """
     if len(set(data.categories)) == 1:
         return _assigned(data, train, [data.categories[0]] * len(train), OneCategory(data.categories[0]))
     coarse = [data.coarse[i] for i in train if data.coarse]

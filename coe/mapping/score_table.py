@@ -20,8 +20,8 @@ PROMPT_SHRINKAGE = 0.25
 class ScoreTable:
     """Measured scores. Every array has shape (n_categories, n_experts).
 
-    `mean` is the mean score (0 to 1, NaN without scores), `variance` the variance of single scores in the cell, and
-    `count` the number of scores, or the sum of weights if prompts belong to several categories.
+    `mean` is the mean score (0 to 1, NaN without scores), and `variance` the variance of single scores in the cell.
+    `count` is the number of scores, or the sum of weights if prompts belong to several categories.
     """
 
     categories: tuple[str, ...]

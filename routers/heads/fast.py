@@ -1,8 +1,8 @@
 """The fast heads: logits of the lexical and the static head, for every request in about 0.1 ms.
 
-`StaticVectors` are token vectors distilled from the sentence encoder, as in model2vec: every token is encoded alone,
-the vectors of its last and inner layers side by side are reduced by PCA, and frequent tokens get lower weights (smooth
-inverse frequency, Arora et al. 2017). The vector of a text is the sum of its tokens' vectors at unit length.
+`StaticVectors` are token vectors distilled from the sentence encoder, as in model2vec. Every token is encoded alone,
+and PCA reduces the vectors of its last and inner layers side by side. Frequent tokens get lower weights (smooth inverse
+frequency, Arora et al. 2017). The vector of a text is the sum of its tokens' vectors at unit length.
 
 `FastHeads` serves both heads in one pass, with everything about a token side by side in memory. It computes the same as
 LexicalHead, StaticVectors and LinearHead, which training uses, in a third of the time. Between two requests the CPU

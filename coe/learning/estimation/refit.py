@@ -25,7 +25,7 @@ def score_table(experience: Experience, utility: Array, importance: Array, *, sh
     each.
 
     Two bounds hold in each cell. Requests that are likelier of another category count together at most as much as the
-    cell's own (or `free`), so that many borderline requests do not dominate a small category. One tenant has at most
+    cell's own (or `free`). So many borderline requests do not dominate a small category. One tenant has at most
     `share` of the cell (or `free`, or an equal part where there are too few tenants). Counts are effective sample sizes
     (Kish 1965), since scores of uneven importance carry less information.
     """

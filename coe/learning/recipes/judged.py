@@ -31,8 +31,10 @@ MAX_ITERATIONS = 50
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgements:
-    """The grades of one judge for the answers of an `Answers`, (n_prompts, n_experts), NaN without one, and the mean
-    cost of a judgement in the unit of its costs."""
+    """The grades of one judge for an `Answers`, (n_prompts, n_experts), NaN without one.
+
+    `cost` is the mean cost of a judgement, in the unit of the answers' costs.
+    """
 
     judge: str
     grades: Array

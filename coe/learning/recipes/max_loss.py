@@ -9,9 +9,9 @@ mean of bounded variables, valid for any number of prompts (Waudby-Smith and Ram
 In service, `LossTest` follows audited answers, at any time (an e-process). The hypothesis is that the expected loss of
 an answer is at most `max_loss`, given all earlier answers. Service has no labels. So the loss of an audited answer is
 taken as c where it differs from the one after the last step, and 0 where it does not. c is the upper confidence value
-of the loss per difference that `coe plan` measured, capped so that a recipe whose answers differ as often as on the
-probes does not count as broken. The hypothesis becomes: the rate of differences is at most `max_loss` / c. Where the
-cap applies, the test is about that rate, and not about the loss.
+of the loss per difference that `coe plan` measured. It is capped, so that a recipe whose answers differ as often as on
+the probes does not count as broken. The hypothesis becomes: the rate of differences is at most `max_loss` / c. Where
+the cap applies, the test is about that rate, and not about the loss.
 
 A capital of 1 bets against it before each audited answer. For an alternative rate, an answer multiplies the capital by
 its probability under the alternative over that under the hypothesis, which is a bet 1 + b (loss - max_loss). The
@@ -70,7 +70,7 @@ def loss_per_difference(losses: Array, differs: NDArray[np.bool_], max_loss: flo
     """Return c, the loss assumed in service for an answer that differs from the last step's answer.
 
     `losses` and `differs` (n_prompts,) are of an arm that keeps the bound. c is an upper confidence value (95 %) of the
-    mean loss per difference, but at most the bound over the upper confidence value of the rate of differences. Where
+    mean loss per difference. It is at most the bound over the upper confidence value of the rate of differences. Where
     that cap applies, c is not a confidence value of the loss but a calibration: a recipe whose answers differ as often
     as on these prompts does not count as broken, and `LossTest` is about the rate of differences.
     """

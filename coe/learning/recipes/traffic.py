@@ -88,8 +88,8 @@ class TrafficLengths:
         """Return measured calls, (n_prompts, n_calls) by measure, as calls of requests.
 
         `steps` are the members of each step, in the order of the calls; `labels` (n_prompts,) are the categories of the
-        prompts. Later steps read the conversation, as long as in the first step, and the drafts of the step before,
-        which are as much longer as its answers and in no prefix cache.
+        prompts. Later steps read the conversation, as long as in the first step, and the drafts of the step before.
+        The drafts grow by the same factor as its answers, and are in no prefix cache.
         """
         cells = np.ix_(labels, np.array([self.experts.index(one) for step in steps for one in step]))
         found = {name: values * self.ratios[name][cells] for name, values in uses.items()}
