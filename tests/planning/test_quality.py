@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from coe.errors import DataError
-from coe.learning.evaluation.quality import read_quality
+from coe.learning.evaluation.quality import column_means, filled, read_quality
 
 Rows = list[dict[str, Any]]
 
@@ -194,3 +194,11 @@ def test_missing_empty_and_damaged_files_are_named(tmp_path: Path) -> None:
     (folder / "prompts.parquet").write_bytes(b"not parquet")
     with pytest.raises(DataError, match=r"prompts\.parquet: cannot be read"):
         read_quality(folder)
+
+
+def test_means_of_columns_are_of_finite_values_only() -> None:
+    values = np.array([[1.0, np.nan, np.inf, np.nan], [3.0, 5.0, 7.0, -np.inf]])
+    np.testing.assert_array_equal(column_means(values, 0.5), [2.0, 5.0, 7.0, 0.5])
+    np.testing.assert_array_equal(filled(values, [9, 9, 9, 0.5]), [[1.0, 5.0, 7.0, 0.5], [3.0, 5.0, 7.0, 0.5]])
+    assert column_means(np.array([4.0, np.inf]), np.nan) == 4.0
+    assert np.isnan(column_means(np.array([]), np.nan))

@@ -133,6 +133,13 @@ def test_a_missing_row_is_no_answer_and_has_the_usual_length(tmp_path: Path) -> 
     assert found.recorded.sum() == 11
 
 
+def test_an_infinite_length_is_an_unknown_one(tmp_path: Path) -> None:
+    answers = [{**row, "output_chars": "inf"} if row["model"] == "small" else row for row in rows_of()]
+    found = read_answers(*folder_with(tmp_path, answers))
+    assert found is not None
+    np.testing.assert_allclose(found.tokens[:, 2], 25)
+
+
 def test_a_model_without_lengths_has_the_mean_of_all(tmp_path: Path) -> None:
     answers = [{**row, "output_chars": None} if row["model"] == "small" else row for row in rows_of()]
     found = read_answers(*folder_with(tmp_path, answers))

@@ -91,14 +91,15 @@ class Quality:
 
 
 def column_means(values: NDArray[np.float64], otherwise: ArrayLike) -> NDArray[np.float64]:
-    """The mean of each column of `values` without NaN, `otherwise` where a column has no value."""
-    count = np.isfinite(values).sum(axis=0)
+    """The mean of the finite `values` of each column, `otherwise` where a column has none."""
+    known = np.isfinite(values)
+    total, count = np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0)
     means = np.broadcast_to(np.asarray(otherwise, dtype=np.float64), count.shape).copy()
-    return np.asarray(np.divide(np.nansum(values, axis=0), count, out=means, where=count > 0))
+    return np.asarray(np.divide(total, count, out=means, where=count > 0))
 
 
 def filled(values: NDArray[np.float64], otherwise: ArrayLike) -> NDArray[np.float64]:
-    """`values` with NaN replaced by the mean of the column, or by `otherwise` where the column has no value."""
+    """`values`, where the mean of the column (`column_means`) replaces NaN and infinity."""
     return np.where(np.isfinite(values), values, column_means(values, otherwise))
 
 

@@ -18,7 +18,7 @@ from coe.errors import DataError
 from coe.experts.recipes.agreement import answer_classes
 from coe.experts.recipes.final_answers.answers import final_answer
 from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_SHORT_WORDS
-from coe.learning.evaluation.quality import Quality, filled
+from coe.learning.evaluation.quality import Quality, column_means, filled
 from coe.learning.evaluation.scoring_run import Cell
 from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table, write_parquet
 from coe.registry import Prices
@@ -72,7 +72,7 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
         raise DataError(f"{path}: no answer has a length; fill in output_tokens or output_chars")
     return RecordedAnswers(
         classes=np.array([answer_classes(row) for row in texts.tolist()], dtype=np.int64),
-        tokens=filled(tokens, np.nanmean(tokens)),
+        tokens=filled(tokens, column_means(tokens.ravel(), np.nan)),
         recorded=recorded,
         counted=counted,
     )
