@@ -6,8 +6,9 @@ the files in use: this applies a change or a repair, or reports why it failed.
 COE_HOME/last-good/RUN/state.json       written atomically by every worker after each load; the last one counts
 COE_HOME/last-good/RUN/KIND/VERSION/    a copy of each artifact in it, for a version that is damaged later
 
-RUN is private to one gateway and deleted at its end, so that its next start reads the files in use. It is readable by
-its owner only, because a declaration may contain secrets.
+RUN is private to one gateway and deleted at its end, so that its next start reads the files in use. The next start of
+any gateway deletes the RUN of a killed one. RUN is readable by its owner only, because a declaration may contain
+secrets.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import Any, Protocol
 import orjson
 
 from coe.artifacts.atomic_files import replace_file
-from coe.artifacts.kinds import ROUTER
+from coe.artifacts.kinds import GATE, ROUTER
+from coe.errors import ConfigError
 from coe.runtime.active_state import ActiveState
 from coe.runtime.api_keys import ADMIN_KEY_NAME
 from coe.runtime.kept_state import KeptState
@@ -107,7 +109,9 @@ class LastGood:
     def load(self) -> ActiveState | None:
         """Load the kept state; None if nothing is kept yet, or if it is damaged."""
         try:
-            fields = orjson.loads((self._folder / STATE).read_bytes())
+            if (content := self._content()) is None:
+                return None
+            fields = orjson.loads(content)
             kept = KeptState(
                 fields["declaration"],
                 fields["admin_digest"],
@@ -116,35 +120,46 @@ class LastGood:
                 artifacts=self._settings.artifacts,
                 copies=self._folder,
             )
-            return self._read(self._settings, None, kept=kept)
-        except FileNotFoundError:
-            return None
+            in_use = self._read(self._settings, None, kept=kept)
+            if in_use.index is not None:
+                kept.artifact(GATE)  # the serving state reads it, when it is too late for the files in use
+            return in_use
         except Exception as error:  # the files in use may be valid, so the start goes on with them
             text = "the last good state cannot be loaded, so the worker starts with the files in use: %s"
             _log.error(text, describe_error(error))
             return None
 
     def keep(self, in_use: ActiveState, versions: Mapping[str, str | None]) -> None:
-        """Keep a state that serves with these `versions`, by kind of artifact. Raises OSError or ConfigError."""
+        """Keep a state of the files in use that serves with these `versions`, by kind of artifact.
+
+        Raises OSError or ConfigError if it cannot be kept. Then none is: an older one may accept keys revoked since.
+        """
         if not in_use.declaration:
             return
-        endpoints = self._settings.served() if in_use.kept is None else in_use.kept.endpoints
+        with _locked(self._folder / WRITER_LOCK):
+            try:
+                self._replace(in_use, versions)
+            except (OSError, ConfigError):
+                (self._folder / STATE).unlink(missing_ok=True)
+                raise
+
+    def _replace(self, in_use: ActiveState, versions: Mapping[str, str | None]) -> None:
+        """Replace the kept state. Raises OSError or ConfigError."""
         content = orjson.dumps(
             {
                 "declaration": in_use.declaration,
                 "admin_digest": self._admin_digest(in_use),
-                "endpoints": {name: [asdict(one) for one in found] for name, found in endpoints.items()},
+                "endpoints": {name: [asdict(one) for one in found] for name, found in self._settings.served().items()},
                 "versions": dict(versions),
             }
         )
-        with _locked(self._folder / WRITER_LOCK):
-            if self._content() == content:  # another worker loaded the same
-                return
-            for kind, version in versions.items():
-                if version is not None:
-                    self._copy(kind, version, self._source(in_use, kind, version))
-            replace_file(self._folder / STATE, content, mode=0o600)
-            self._delete_unused(versions)
+        if self._content() == content:  # another worker loaded the same
+            return
+        for kind, version in versions.items():
+            if version is not None:
+                self._copy(kind, version, self._source(in_use, kind, version))
+        replace_file(self._folder / STATE, content, mode=0o600)
+        self._delete_unused(versions)
 
     def _admin_digest(self, in_use: ActiveState) -> str | None:
         if self._settings.admin_key_file is None:
@@ -168,7 +183,8 @@ class LastGood:
         target.parent.mkdir(exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=self._folder, prefix=DRAFT_PREFIX))
         try:
-            shutil.copytree(source, draft, dirs_exist_ok=True)
+            for file in source.iterdir():  # without the modes: a read-only folder can be neither moved nor deleted
+                shutil.copyfile(file, draft / file.name)
             draft.rename(target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

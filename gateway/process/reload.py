@@ -100,7 +100,7 @@ class Reload:
             await self._apply(contents[0])
         elif self._current.reload_error is None:
             self._config_digest = contents[0]
-            await self._keep()
+        await self._keep()  # also if the files have become invalid since they were first read
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
@@ -151,8 +151,8 @@ class Reload:
             await self._keep()
 
     async def _keep(self) -> None:
-        """Keep the state in service for workers that start again."""
-        if self._last_good is None:
+        """Keep the state in service for workers that start again, unless it is the kept one."""
+        if self._last_good is None or self._in_use.kept is not None:
             return
         try:
             await asyncio.to_thread(self._last_good.keep, self._in_use, self._current.serving.versions)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import fcntl
 import logging
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import orjson
 import pytest
@@ -27,6 +33,7 @@ from coe.runtime.key_store import SqliteKeyStore
 from coe.settings import Endpoint, Settings
 from gateway.access import IssuedKeyWatch, open_limiter
 from gateway.process.last_good import LOCK, LastGood, last_good_folder
+from gateway.process.reload import Reload
 from gateway.serving_state import Wiring
 from tests.admin.samples import measured_registry, planned, settings_in
 from tests.fakes import WordRouter, registry_of
@@ -194,6 +201,63 @@ def test_a_damaged_state_does_not_prevent_a_start_with_the_files_in_use(
     (folder / "state.json").write_text("{")
     assert last_good.load() is None
     assert len(caplog.messages) == 2
+
+
+def test_a_damaged_gate_of_the_kept_state_is_found_before_the_state_is_used(
+    settings: Settings, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = published(settings, GATE, "g")
+    index: Any = "the documents, which are searched with the gate"
+
+    def read(settings: Settings, previous: None, *, kept: KeptState) -> ActiveState:
+        return replace(state_of(settings, kept.registry(settings), "r"), index=index)
+
+    keep(folder, settings, router=published(settings, ROUTER, "r"), gate=gate)
+    last_good = LastGood(folder, settings, read=read)
+    assert last_good.load() is not None
+    for place in (settings.artifacts, folder):
+        (place / GATE / gate / "file").write_text("damaged")
+    assert last_good.load() is None
+    assert "changed since it was published" in caplog.text
+
+
+def test_a_state_that_cannot_be_kept_leaves_no_older_one(
+    settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(folder, settings, router=published(settings, ROUTER, "old"))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", Mock(side_effect=OSError(errno.ENOSPC, "no space left")))
+        with pytest.raises(OSError, match="no space left"):
+            keep(folder, settings, router=published(settings, ROUTER, "new"))
+    assert not [path for path in folder.iterdir() if path.name == "state.json" or path.name.startswith(".draft")]
+
+
+def test_the_copy_of_a_read_only_version_can_be_moved_and_deleted(settings: Settings, folder: Path) -> None:
+    router = published(settings, ROUTER, "r")
+    version = settings.artifacts / ROUTER / router
+    (version / "file").chmod(0o444)
+    version.chmod(0o555)
+    keep(folder, settings, router=router)
+    copy = folder / ROUTER / router
+    assert (copy.stat().st_mode & 0o700, (copy / "file").stat().st_mode & 0o600) == (0o700, 0o600)
+    version.chmod(0o755)
+
+
+async def test_the_state_at_the_start_is_kept_also_if_the_files_became_invalid_during_it(settings: Settings) -> None:
+    def read(*_: object) -> ActiveState:
+        raise ConfigError("invalid by now")
+
+    router = published(settings, ROUTER, "r")
+    started = state_of(settings, with_admin_key(load(settings.config, environ=settings.environ), settings), router)
+    current: Any = SimpleNamespace(serving=SimpleNamespace(versions={ROUTER: router}), reload_error=None)
+    wiring: Any = SimpleNamespace(close_retired=AsyncMock())
+    last_good = Mock(spec=LastGood)
+    reload = Reload(current, settings=settings, in_use=started, wiring=wiring, read=read, last_good=last_good)
+    async with reload.watching(since=()), asyncio.timeout(60):
+        while not last_good.keep.called:
+            await asyncio.sleep(0.01)
+    last_good.keep.assert_called_once_with(started, {ROUTER: router})
+    assert current.reload_error == "invalid by now"
 
 
 def test_each_gateway_has_a_folder_of_its_own_until_it_ends(tmp_path: Path) -> None:
