@@ -49,7 +49,8 @@ def ridge_baseline(vectors: Floats, scores: Floats, targets: Floats, hyperparame
     """One ridge regression for each model, with an unpenalized intercept."""
     from sklearn.linear_model import Ridge
 
-    return np.asarray(Ridge(hyperparameter).fit(vectors.astype(np.float64), scores).predict(targets.astype(np.float64)))
+    fitted = Ridge(hyperparameter).fit(vectors.astype(np.float64), scores)
+    return np.asarray(fitted.predict(targets.astype(np.float64))).reshape(len(targets), -1)  # also for one model
 
 
 def tuned(

@@ -310,6 +310,8 @@ def test_ridge_recovers_a_linear_relation_and_neighbours_a_local_one() -> None:
     scores = np.column_stack((vectors[:, 0], -vectors[:, 0]))
     predicted = ridge_baseline(vectors[:200], scores[:200], vectors[200:], 1e-6)
     np.testing.assert_allclose(predicted, scores[200:], atol=1e-6)
+    single = ridge_baseline(vectors[:200], scores[:200, :1], vectors[200:], 1e-6)
+    np.testing.assert_allclose(single, scores[200:, :1], atol=1e-6)
     near = knn_baseline(vectors, scores, vectors, 1)
     np.testing.assert_allclose(near, scores)
 
