@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 import routers
 from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
-from coe.errors import ConfigError
+from coe.errors import CoEError, ConfigError
 from coe.experts import ReplicatedExpert, endpoints_of, running_health_checks
 from coe.experts.http.client import Client
 from coe.experts.live_check import check_experts, log_findings
@@ -37,6 +37,7 @@ from coe.runtime.active_state import (
     ActiveState,
     LoadedRouter,
     check_active_state,
+    check_router,
     load_active_state,
     preload_router,
 )
@@ -121,6 +122,7 @@ class PreloadedRouter:
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError or ArtifactError with the remedy."""
+        self._settings = settings
         self._artifacts = ArtifactStore(settings.artifacts, ROUTER)
         self._config = settings.config
         self._source = self._current_source()
@@ -135,9 +137,11 @@ class PreloadedRouter:
         return state
 
     def release_if_replaced(self) -> None:
-        """Release it in the parent process, which reads no state."""
-        with suppress(OSError):  # a file that is being replaced: the next check decides
+        """Release it in the parent process, which reads no state, unless the files that replace it are invalid: then
+        workers that start again serve the last good state with it."""
+        with suppress(OSError, CoEError):  # also a file that is being replaced: the next check decides
             if self.loaded is not None and self._current_source() != self._source:
+                check_router(self._settings)
                 self.loaded = None
                 trim_memory()
 
