@@ -8,7 +8,7 @@ import pytest
 from coe.experts.recipes.agreement import NO_ANSWER
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import cost_by_category, declared_arms, propose_arms, quality_by_category
-from coe.learning.recipes.benchmark import Trace, compare, recipe_report
+from coe.learning.recipes.benchmark import Trace, arm_costs, compare, recipe_report
 from coe.learning.recipes.search import RecipeSearch
 from tests.recipes.recorded import halves, recorded_answers
 
@@ -88,6 +88,16 @@ def test_a_lucky_category_hardly_raises_the_expected_quality_of_an_arm() -> None
 def test_costs_follow_the_category() -> None:
     costs = np.where(POOL.labels == 0, 1.0, 3.0)[:, None]
     assert cost_by_category(POOL, costs)[:, 0] == pytest.approx([1.0, 3.0], abs=0.1)
+
+
+def test_in_a_rare_category_an_arm_is_expected_to_cost_as_much_more_as_its_members() -> None:
+    rows = np.concatenate((np.flatnonzero(POOL.labels == 0), np.flatnonzero(POOL.labels == 1)[:10]))
+    few = replace(POOL, costs=np.where(POOL.labels == 1, 10.0, 1.0)[:, None] * POOL.costs).rows(rows)
+    (arm,) = declared_arms(few, "panel", [[0, 1, 2]])
+    alone = cost_by_category(few, arm.outcome.costs[:, None])
+    common, rare = arm_costs(cost_by_category(few, few.costs), few, [arm])[:, 0]
+    assert common == pytest.approx(3.0, abs=0.1)
+    assert 1.3 * alone[1, 0] < rare < 30.0
 
 
 def test_recipes_gain_at_a_budget_and_the_report_says_by_how_much() -> None:

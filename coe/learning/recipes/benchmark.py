@@ -20,6 +20,7 @@ from coe.learning.paired_scores import paired_difference
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import Arm, cost_by_category, propose_arms, quality_by_category
 from coe.learning.recipes.fit import replayed
+from coe.learning.recipes.replay import relative_use
 
 PRICES = (0.0, *(float(price) for price in np.geomspace(3e-4, 3.0, 120)))
 """Lagrange multipliers of the budget at which both plans are compared: the quality that the typical cost of an answer
@@ -120,10 +121,21 @@ def _with_arms(single: Columns, train: Answers, test: Answers, arms: Sequence[Ar
     outcomes = [replayed(arm.policy, test, posterior) for arm in arms]
     return Columns(
         np.column_stack((single.quality, quality_by_category(train, arms))),
-        np.column_stack((single.cost, cost_by_category(train, np.column_stack([arm.outcome.costs for arm in arms])))),
+        np.column_stack((single.cost, arm_costs(single.cost, train, arms))),
         np.column_stack((single.scores, *(found.scores for found in outcomes))),
         np.column_stack((single.costs, *(found.costs(test) for found in outcomes))),
     )
+
+
+def arm_costs(cost: Array, train: Answers, arms: Sequence[Arm]) -> Array:
+    """Return the expected cost of each arm (n_categories, n_arms), as `coe plan` estimates it.
+
+    `cost` (n_categories, n_experts) is that of the experts. A category where the members' answers cost more is expected
+    to cost more, before the arm's own cost there is seen.
+    """
+    called = [replayed(arm.policy, train).called.mean(axis=0) for arm in arms]
+    relative = relative_use(cost, train, [(train.experts, calls) for calls in called])
+    return cost_by_category(train, np.column_stack([arm.outcome.costs for arm in arms]), relative=relative)
 
 
 def _shown(policy: RecipePolicy) -> str:
