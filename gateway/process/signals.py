@@ -1,8 +1,8 @@
-"""Signals of a worker process and its end: drain, reload, abort, the parent's death, and the stop of Granian's server.
+"""Signals of a worker process and its end: drain, reload, abort, and the parent's death.
 
 `handle_signals` connects the parent's signals. Drain sets the process not ready, then refuses new requests, then
 aborts the running ones. `end_with_parent` ends a worker whose parent has died, even by SIGKILL, so that the port is
-free for the next start. ServerStop replaces Granian's SIGTERM handler.
+free for the next start.
 """
 
 from __future__ import annotations
@@ -16,10 +16,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-
-from granian import _signals
-from granian._granian import WorkerSignal
-from uvloop import Loop
 
 from coe.errors import Draining
 from gateway.serving_state import ServingState
@@ -81,41 +77,6 @@ def _watch_parent(parent: int, serving: threading.Event) -> None:
     os.kill(os.getpid(), ABORT_SIGNAL)
     time.sleep(WRITE_SECONDS)
     os._exit(1)
-
-
-class ServerStop:
-    """Stops Granian's server on SIGTERM.
-
-    It replaces Granian's own handler, which blocks the process forever if SIGTERM arrives before the server runs, or
-    twice: a process group, a service manager and the parent may each send one. Create it before the server.
-    """
-
-    def __init__(self) -> None:
-        self.serving = threading.Event()
-        """Set once the server runs."""
-        self._requested = False
-        self._stopped = False
-        self._server = WorkerSignal()
-        _signals.set_loop_signals = self._install
-
-    def set_serving(self) -> None:
-        """Marks the server as running. A SIGTERM that arrived before stops it now."""
-        self.serving.set()
-        self._stop()
-
-    def _install(self, loop: Loop) -> WorkerSignal:
-        """Granian calls this instead of its own function."""
-        loop.add_signal_handler(signal.SIGTERM, self._request)
-        return self._server
-
-    def _request(self) -> None:
-        self._requested = True
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._requested and self.serving.is_set() and not self._stopped:
-            self._stopped = True
-            self._server.set()
 
 
 FINISH_SECONDS = 30.0

@@ -15,6 +15,7 @@ from coe.runtime.active_state import ActiveState, assignment_in_use, overlays_in
 from coe.settings import Settings
 from gateway.access import redis
 from gateway.app import create_app
+from gateway.http.server import open_listener
 from gateway.main import open_worker, workers_folder
 from gateway.process import jobs, processes
 from tests.fakes import WordRouter
@@ -50,5 +51,7 @@ def build(settings: Settings, workers: Path | None) -> Starlette:
 
 if __name__ == "__main__":
     settings = Settings.read()
+    stalled_after = load(settings.config, environ=settings.environ).policy.stream_idle_timeout
+    listener = open_listener(settings.host, settings.port, stalled_after=stalled_after)
     with workers_folder(settings.workers) as workers:
-        processes.serve(partial(build, settings, workers), settings, address=settings.host)
+        processes.serve(partial(build, settings, workers), settings, listener=listener)

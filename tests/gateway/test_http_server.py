@@ -1,0 +1,486 @@
+"""The HTTP server of a worker process, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.http import connection as connections
+from gateway.http.connection import MAX_HEAD_BYTES, MAX_PIPELINED, MAX_UNREAD_BYTES
+from gateway.http.server import HttpServer, open_listener
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+GET = b"GET /%b HTTP/1.1\r\nhost: localhost\r\n\r\n"
+CLOSING = b"GET /%b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+
+
+def start(status: int = 200, *headers: tuple[bytes, bytes]) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+def part(body: bytes, *, more: bool = False) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+async def whole_body(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return body
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Respond with what the application was given."""
+    body = await whole_body(receive)
+    headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in scope["headers"]]
+    fields = ("method", "path", "http_version", "scheme", "client", "server")
+    seen = {field: scope[field] for field in fields} | {"headers": headers, "body": body.decode("latin-1")}
+    data = orjson.dumps(seen | {"query": scope["query_string"].decode(), "raw_path": scope["raw_path"].decode()})
+    await send(start(200, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))))
+    await send(part(data))
+
+
+@asynccontextmanager
+async def served(app: ASGIApp, *, max_connections: int = 100) -> AsyncIterator[tuple[HttpServer, int]]:
+    listener = open_listener("127.0.0.1", 0, stalled_after=60)
+    port = listener.getsockname()[1]
+    async with HttpServer(app, listener, max_connections=max_connections) as server:
+        yield server, port
+
+
+async def answers(port: int, data: bytes, *, pieces: int = 1) -> bytes:
+    """Send data, in pieces, and return what comes back until the connection closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with closing(writer):
+        size = -(-len(data) // pieces)
+        for at in range(0, len(data), size):
+            writer.write(data[at : at + size])
+            await writer.drain()
+            if pieces > 1:
+                await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            return await reader.read()
+
+
+def split(answer: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
+    """Return the status line, the headers and the body of an answer."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    return status, dict(line.split(b": ", 1) for line in lines), body  # type: ignore[misc]
+
+
+# ------------------------------------------------------------------------------------------ requests
+
+
+async def test_the_application_gets_the_request_as_it_was_sent() -> None:
+    body = b'{"a": 1}'
+    head = b"POST /a%20b/c?d=%65&f HTTP/1.1\r\nHost: localhost\r\nX-Twice: 1\r\nx-twice: \r\nconnection: close\r\n"
+    async with served(echo) as (_, port):
+        status, headers, answer = split(await answers(port, head + b"content-length: %d\r\n\r\n" % len(body) + body))
+    seen = orjson.loads(answer)
+    assert status == b"HTTP/1.1 200 OK"
+    assert set(headers) == {b"date", b"content-type", b"content-length", b"connection"}
+    assert headers[b"date"].endswith(b" GMT")
+    assert (seen["method"], seen["path"], seen["raw_path"], seen["query"]) == ("POST", "/a b/c", "/a%20b/c", "d=%65&f")
+    assert seen["body"].encode() == body
+    assert seen["headers"][:3] == [["host", "localhost"], ["x-twice", "1"], ["x-twice", ""]]
+    assert seen["server"] == ["127.0.0.1", port]
+    assert seen["client"][0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("target", "path"), [(b"http://other/a?b", "/a"), (b"http://other", "/"), (b"*", "*"), (b"//a", "//a")]
+)
+async def test_other_forms_of_a_target(target: bytes, path: str) -> None:
+    request = b"OPTIONS %b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n" % target
+    async with served(echo) as (_, port):
+        assert orjson.loads(split(await answers(port, request))[2])["path"] == path
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    pieces=st.integers(1, 400),
+    chunks=st.lists(st.binary(min_size=1, max_size=100), max_size=4),
+    trailer=st.sampled_from([b"", b"x-trailer: 1\r\n", b"x-trailer: 1\r\nhost: evil\r\n"]),
+)
+async def test_how_the_bytes_arrive_makes_no_difference(pieces: int, chunks: list[bytes], trailer: bytes) -> None:
+    """The first request has a chunked body with trailers, which are no headers: not of it, and not of the next one."""
+    first = b"POST /first HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    first += b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n" + trailer + b"\r\n"
+    second = b"POST /second HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi"
+    async with served(echo) as (_, port):
+        answer = await answers(port, first + second, pieces=pieces)
+    _, headers, rest = split(answer)
+    length = int(headers[b"content-length"])
+    one, two = orjson.loads(rest[:length]), orjson.loads(split(rest[length:])[2])
+    assert (one["path"], one["body"].encode("latin-1")) == ("/first", b"".join(chunks))
+    assert (two["path"], two["body"]) == ("/second", "hi")
+    assert one["headers"] == [["host", "localhost"], ["transfer-encoding", "chunked"]]
+    assert two["headers"] == [["host", "localhost"], ["connection", "close"], ["content-length", "2"]]
+
+
+async def test_pipelined_requests_are_answered_in_order_up_to_a_bound() -> None:
+    async with served(echo) as (_, port):
+        answer = await answers(port, b"".join(GET % b"%d" % number for number in range(MAX_PIPELINED + 100)))
+    paths = [int(piece.partition(b'"')[0]) for piece in answer.split(b'"path":"/')[1:]]
+    assert paths == list(range(MAX_PIPELINED + 1))
+    assert answer.count(b"connection: close") == 1
+
+
+async def test_a_client_that_waits_for_continue_gets_it_once_the_body_is_wanted() -> None:
+    head = (
+        b"POST / HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 2\r\nconnection: close\r\n\r\n"
+    )
+    async with served(echo) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            writer.write(head)
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(b"hi")
+            assert orjson.loads(split(await reader.read())[2])["body"] == "hi"
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("framing", "body", "seen"),
+    [
+        (b"content-length: 2\r\n", b"hi", "hi"),
+        (b"transfer-encoding: chunked\r\n", b"2\r\nhi\r\n0\r\n\r\n", "hi"),
+        (b"", b"", ""),
+    ],
+)
+async def test_an_offer_to_upgrade_gets_an_ordinary_response(
+    framing: bytes, body: bytes, seen: str, pieces: int
+) -> None:
+    """Java's HttpClient offers HTTP/2 with every request that it sends over plain HTTP."""
+    offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    request = b"POST /first HTTP/1.1\r\nhost: localhost\r\n%b%b\r\n%b" % (offer, framing, body)
+    async with served(echo) as (_, port):
+        answer = await answers(port, request + CLOSING % b"second", pieces=pieces)
+    status, headers, rest = split(answer)
+    first = orjson.loads(rest[: int(headers[b"content-length"])])
+    assert status == b"HTTP/1.1 200 OK"
+    assert (first["path"], first["body"]) == ("/first", seen)
+    assert ["upgrade", "h2c"] in first["headers"]
+    assert b'"path":"/second"' in rest
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/9.9\r\nhost: a\r\n\r\n",
+        b"GET / HTTP/2.0\r\nhost: a\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET / HTTP/1.1\nhost: a\n\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nno number\r\n",
+        b"CONNECT other:443 HTTP/1.1\r\nhost: a\r\n\r\n",
+    ],
+)
+async def test_what_is_no_valid_request_is_refused_with_the_reason(request_bytes: bytes) -> None:
+    async with served(echo) as (_, port):
+        status, headers, body = split(await answers(port, request_bytes))
+    assert status == b"HTTP/1.1 400 Bad Request"
+    assert headers[b"connection"] == b"close"
+    error = orjson.loads(body)["error"]
+    assert error["code"] == "invalid_http"
+    assert "not a valid HTTP/1.1 request: " in error["message"]
+
+
+async def test_a_broken_request_does_not_disturb_the_response_before_it() -> None:
+    async with served(echo) as (_, port):
+        answer = await answers(port, GET % b"first" + b"nonsense\r\n\r\n")
+    status, headers, body = split(answer)
+    assert status == b"HTTP/1.1 200 OK"
+    assert len(body) == int(headers[b"content-length"])
+
+
+# -------------------------------------------------------------------------------------------- bounds
+
+
+@pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nx-long: "])
+async def test_an_endless_head_is_refused(begin: bytes) -> None:
+    async with served(echo) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            writer.write(begin)
+            line = b"x: y\r\n" if begin.endswith(b"\r\n") else b"y" * 6
+            for _ in range(2 * MAX_HEAD_BYTES // len(line)):
+                writer.write(line)
+                await asyncio.sleep(0)
+            status, _, body = split(await reader.read())
+    assert status == b"HTTP/1.1 431 Request Header Fields Too Large"
+    assert orjson.loads(body)["error"]["code"] == "headers_too_large"
+
+
+@pytest.mark.parametrize("begin", [b"1;extension=", b"0\r\nx-trailer: "])
+async def test_endless_parts_of_a_chunked_body_that_are_no_body_are_refused(begin: bytes) -> None:
+    head = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with served(echo) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            writer.write(head + begin)
+            await wait_until(lambda: server.tasks)
+            for _ in range(2 * MAX_HEAD_BYTES // 4096):
+                writer.write(b"y" * 4096)
+                await asyncio.sleep(0.001)
+            answer = await reader.read()
+            await wait_until(lambda: not server.tasks)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_a_body_that_the_application_does_not_read_is_not_read_from_the_socket() -> None:
+    go_on, size = asyncio.Event(), 64 * 2**20
+
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        body = await whole_body(receive)
+        await send(start(200, (b"content-length", b"0")))
+        await send(part(b""))
+        assert len(body) == size
+
+    async with served(late) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size)
+            writer.write(bytes(size))
+            await wait_until(lambda: server.tasks)
+            await asyncio.sleep(0.1)
+            (connection,) = server._connections
+            assert connection._reading is not None
+            assert 0 < connection._reading.unread <= MAX_UNREAD_BYTES + 2**18  # one read of the event loop
+            go_on.set()
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_a_response_before_the_end_of_the_body_reaches_the_client_and_the_rest_is_discarded() -> None:
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start(413, (b"content-length", b"2")))
+        await send(part(b"no"))
+
+    size = 8 * 2**20
+    async with served(refuse) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            for _ in range(2):  # on the same connection
+                writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size)
+                writer.write(bytes(size))
+                await writer.drain()
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+                assert await reader.readexactly(2) == b"no"
+
+
+@pytest.mark.parametrize("sent", [b"\r\n", b"GET / HTT", GET % b"one" + b"GET"])
+async def test_a_connection_without_a_whole_head_in_time_is_closed(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
+    async with served(echo) as (_, port):
+        answer = await answers(port, sent)
+    assert answer.count(b"HTTP/1.1 200 OK") == sent.count(b"\r\n\r\n")
+
+
+async def test_an_idle_connection_is_closed_only_after_its_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.4)
+        await echo(scope, receive, send)
+
+    async with served(slow) as (_, port):
+        assert (await answers(port, GET % b"slow")).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_further_connections_wait_until_there_is_room() -> None:
+    async with served(echo, max_connections=2) as (server, port):
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        await wait_until(lambda: len(server._connections) == 2)
+        for _, writer in opened:
+            writer.write(CLOSING % b"x")
+        for reader, writer in opened:
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+            writer.close()
+
+
+async def test_the_listener_resets_clients_that_read_nothing_and_connections_send_at_once() -> None:
+    with open_listener("127.0.0.1", 0, stalled_after=1.5) as listener:
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
+        async with HttpServer(echo, listener, max_connections=10) as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1])
+            await wait_until(lambda: server._connections)
+            (connection,) = server._connections
+            accepted = connection._transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            writer.close()
+
+
+# ----------------------------------------------------------------------------------------- responses
+
+
+def streams(*chunks: bytes, headers: tuple[tuple[bytes, bytes], ...] = (), status: int = 200) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start(status, *headers))
+        for chunk in chunks:
+            await send(part(chunk, more=True))
+        await send(part(b""))
+
+    return app
+
+
+async def test_a_stream_is_chunked_and_ends_with_the_connection_for_http_1_0() -> None:
+    async with served(streams(b"one", b"", b"two")) as (_, port):
+        chunked = split(await answers(port, CLOSING % b""))
+        until_close = split(await answers(port, b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n"))
+    assert chunked[1][b"transfer-encoding"] == b"chunked"
+    assert chunked[2] == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+    assert b"transfer-encoding" not in until_close[1]
+    assert until_close[1][b"connection"] == b"close"
+    assert until_close[2] == b"onetwo"
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "headers"),
+    [(b"HEAD", 200, ((b"content-length", b"6"),)), (b"HEAD", 200, ()), (b"GET", 204, ()), (b"GET", 304, ())],
+)
+async def test_responses_without_a_body(method: bytes, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+    async with served(streams(b"one", b"two", headers=headers, status=status)) as (_, port):
+        line, sent, body = split(await answers(port, method + (CLOSING % b"")[3:]))
+    assert line.startswith(b"HTTP/1.1 %d " % status)
+    assert body == b""
+    assert b"transfer-encoding" not in sent
+    assert sent.get(b"content-length") == dict(headers).get(b"content-length")
+
+
+@pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\rb", b"a\0b"])
+async def test_a_header_with_a_line_break_is_never_sent(value: bytes) -> None:
+    async with served(streams(b"one", headers=((b"x-name", value),))) as (_, port):
+        answer = await answers(port, CLOSING % b"")
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"x-name" not in answer
+
+
+async def test_an_application_that_fails_is_a_500_or_a_broken_connection() -> None:
+    def failing(*messages: Message) -> ASGIApp:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            for message in messages:
+                await send(message)
+            raise ValueError
+
+        return app
+
+    async with served(failing()) as (_, port):
+        assert (await answers(port, CLOSING % b"")).startswith(b"HTTP/1.1 500 Internal Server Error")
+    async with served(failing(start(200, (b"content-length", b"3")))) as (_, port):
+        assert (await answers(port, CLOSING % b"")).startswith(b"HTTP/1.1 500 Internal Server Error")
+    async with served(failing(start(), part(b"one", more=True))) as (_, port):
+        answer = await answers(port, GET % b"")
+    assert answer.endswith(b"3\r\none\r\n")  # without the end of a chunked body
+
+
+@pytest.mark.parametrize("length", [b"2", b"4"])
+async def test_a_body_of_another_length_than_declared_never_ends_as_if_it_were_whole(length: bytes) -> None:
+    async with served(streams(b"one", headers=((b"content-length", length),))) as (_, port):
+        answer = await answers(port, CLOSING % b"")
+    assert answer.startswith(b"HTTP/1.1 500 ") or len(split(answer)[2]) < int(length)
+
+
+async def test_the_application_learns_that_the_client_has_left() -> None:
+    left = asyncio.Event()
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        await whole_body(receive)
+        assert (await receive())["type"] == "http.disconnect"
+        await send(start())  # has no effect
+        left.set()
+
+    async with served(waits) as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET % b"")
+        await wait_until(lambda: server.tasks)
+        writer.close()
+        await asyncio.wait_for(left.wait(), 60)
+
+
+async def test_a_slow_client_slows_down_the_application() -> None:
+    sent = itertools.count()
+    latest = 0
+
+    async def floods(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal latest
+        await send(start())
+        for latest in sent:
+            await send(part(bytes(2**16), more=True))
+            if await_disconnect := latest >= 10_000:
+                assert not await_disconnect
+
+    async with served(floods) as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
+        writer.write(GET % b"")
+
+        def stopped() -> Callable[[], bool]:
+            previous = -1
+
+            def check() -> bool:
+                nonlocal previous
+                before, previous = previous, latest
+                return 0 < before == latest
+
+            return check
+
+        await wait_until(stopped(), pause=0.3)
+        assert latest < 1000
+        (task,) = server.tasks
+        task.cancel()
+        writer.transport.abort()
+
+
+# ------------------------------------------------------------------------------------------------ end
+
+
+async def test_the_end_waits_for_responses_closes_idle_connections_and_serves_a_head_that_is_arriving() -> None:
+    go_on = asyncio.Event()
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/waits":
+            await go_on.wait()
+        await echo(scope, receive, send)
+
+    async with served(waits) as (server, port):
+        idle, idle_writer = await asyncio.open_connection("127.0.0.1", port)
+        idle_writer.write(GET % b"")
+        await idle.readuntil(b"}")
+        arriving, arriving_writer = await asyncio.open_connection("127.0.0.1", port)
+        arriving_writer.write((GET % b"late")[:10])
+        running, running_writer = await asyncio.open_connection("127.0.0.1", port)
+        running_writer.write(GET % b"waits")
+        await wait_until(lambda: len(server._connections) == 3 and server.tasks)
+        await asyncio.sleep(0.05)
+        ending = asyncio.create_task(server.__aexit__())
+        assert await asyncio.wait_for(idle.read(), 60) == b""
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        arriving_writer.write((GET % b"late")[10:])
+        late = split(await asyncio.wait_for(arriving.read(), 60))
+        assert (late[0], late[1][b"connection"]) == (b"HTTP/1.1 200 OK", b"close")
+        assert not ending.done()
+        go_on.set()
+        assert split(await asyncio.wait_for(running.read(), 60))[1][b"connection"] == b"close"
+        await asyncio.wait_for(ending, 60)
+        for writer in (idle_writer, arriving_writer, running_writer):
+            writer.close()
