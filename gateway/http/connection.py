@@ -8,19 +8,16 @@ connection hold is bounded: bytes of a head, bytes of a body that nobody reads y
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
-from http import HTTPStatus
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp
 
-from gateway.errors import error_body
-
-if TYPE_CHECKING:
-    from gateway.http.server import HttpServer
+from coe.errors import HeadersTooLarge, InvalidHttp, RequestError
+from gateway.errors import body_of, status_of
+from gateway.http.exchange import STATUS_LINES, Exchange
 
 IDLE_SECONDS = 75.0
 """Time limit for a request's head, and for a connection to wait for its next request. Longer than that of load
@@ -35,15 +32,28 @@ MAX_UNREAD_BYTES = 2**16
 """Bytes of a body that wait for the application; the connection is not read meanwhile. One read may exceed it."""
 MAX_PIPELINED = 16
 """Requests of one connection that wait for the response before theirs; the connection closes after the last one."""
-CHUNKED, CONTENT_LENGTH, UNTIL_CLOSE, NO_BODY = range(4)
-"""How the end of a response's body is marked."""
+_FRAMING = (b"content-length", b"transfer-encoding")
+_WITHOUT_BODY = (b"content-length", b"0")
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
-_STATUS_LINES = {
-    status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase if status in set(HTTPStatus) else ''}\r\n".encode()
-    for status in range(100, 600)
-}
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_log = logging.getLogger("gateway.http")
+
+@dataclass(slots=True)
+class SharedState:
+    """What the connections of a process share."""
+
+    app: ASGIApp
+    address: tuple[str, int]
+    """Address of the listener."""
+    loop: asyncio.AbstractEventLoop
+    connections: set[Connection] = field(default_factory=set)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    """The tasks of the running requests."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever a connection closes."""
+    date: bytes = b""
+    """The date header, which changes every second."""
+    closing: bool = False
+    """True once no new connections are accepted."""
 
 
 class Connection(asyncio.Protocol):
@@ -51,13 +61,13 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_client", "_current", "_deadline", "_headers", "_in_head", "_is_last", "_is_reading", "_loop", "_parser",
-        "_reading", "_server", "_timer", "_transport", "_unparsed", "_upgrades", "_url", "_waiting", "_writable",
+        "_reading", "_shared", "_timer", "_transport", "_unparsed", "_upgrades", "_url", "_waiting", "_writable",
     )  # fmt: skip
 
-    def __init__(self, server: HttpServer, client: tuple[str, int]) -> None:
-        self._server = server
+    def __init__(self, shared: SharedState, client: tuple[str, int]) -> None:
+        self._shared = shared
         self._client = client
-        self._loop = server.loop
+        self._loop = shared.loop
         self._parser = HttpRequestParser(self)
         self._transport: asyncio.Transport
         self._deadline: float | None = None
@@ -83,8 +93,7 @@ class Connection(asyncio.Protocol):
 
     # ------------------------------------------------------------------------------------- transport
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._deadline = self._loop.time() + IDLE_SECONDS
         self._timer = self._loop.call_at(self._deadline, self._on_timer)
@@ -94,26 +103,30 @@ class Connection(asyncio.Protocol):
             return  # the connection closes after the responses that are due
         self._unparsed += len(data)
         try:
+            self._parse(data)
+        except HttpParserError as error:
+            if self._reading is not None or not self._is_last:
+                self._refuse(InvalidHttp(f"this is not a valid HTTP/1.1 request: {error.__context__ or error}"))
+            return
+        if self._unparsed > MAX_HEAD_BYTES:
+            self._refuse(HeadersTooLarge(f"the headers are longer than {MAX_HEAD_BYTES // 1024} KiB together"))
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. Raises HttpParserError.
+
+        A request may offer another protocol, as those of Java's client do. An ordinary response declines the offer, but
+        llhttp stops behind the head, so a new parser gets a head of the same length, and the body.
+        """
+        while True:
             try:
                 self._parser.feed_data(data)
             except HttpParserUpgrade as upgrade:
-                self._read_without_upgrade(data[upgrade.args[0] :])
-        except HttpParserError as error:
-            if self._reading is not None or not self._is_last:
-                message = f"this is not a valid HTTP/1.1 request: {error.__context__ or error}"
-                self._refuse(400, message, code="invalid_http")
-            return
-        if self._unparsed > MAX_HEAD_BYTES:
-            message = f"the request has more than {MAX_HEAD_BYTES // 1024} KiB of headers"
-            self._refuse(431, message, code="headers_too_large")
-
-    def _read_without_upgrade(self, rest: bytes) -> None:
-        """Read on after the head of a request that offers another protocol. The offer is declined by an ordinary
-        response, as Java's client expects it, but llhttp treats the body as data of that protocol."""
-        framing = [header for header in self._headers if header[0] in (b"content-length", b"transfer-encoding")]
-        head = b"".join(b"%b: %b\r\n" % header for header in framing or [(b"content-length", b"0")])
-        self._parser = HttpRequestParser(self)
-        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n%b" % (head, rest))
+                framing = [header for header in self._headers if header[0] in _FRAMING] or [_WITHOUT_BODY]
+                head = b"".join(b"%b: %b\r\n" % header for header in framing)
+                data = b"POST / HTTP/1.1\r\n%b\r\n%b" % (head, data[upgrade.args[0] :])
+                self._parser = HttpRequestParser(self)
+            else:
+                return
 
     def connection_lost(self, _: Exception | None) -> None:
         self._timer.cancel()
@@ -124,7 +137,8 @@ class Connection(asyncio.Protocol):
         self._current = self._reading = None
         self._waiting.clear()
         del self._parser  # it refers to this connection: a cycle
-        self._server.connection_closed(self)
+        self._shared.connections.discard(self)
+        self._shared.changed.set()
 
     def pause_writing(self) -> None:
         self._writable = self._loop.create_future()
@@ -164,7 +178,7 @@ class Connection(asyncio.Protocol):
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        if self._upgrades:  # the head that `_read_without_upgrade` has written
+        if self._upgrades:  # the head that `_parse` has written
             self._upgrades = False
             return
         self._in_head, self._unparsed = False, 0
@@ -187,10 +201,10 @@ class Connection(asyncio.Protocol):
             "root_path": "",
             "headers": self._headers,
             "client": self._client,
-            "server": self._server.address,
+            "server": self._shared.address,
         }
         exchange = self._reading = Exchange(self, scope)
-        if self._server.closing or version == "1.0" or not self._parser.should_keep_alive():
+        if self._shared.closing or version == "1.0" or not self._parser.should_keep_alive():
             self._end_after(exchange)
         if self._current is None:
             self._start(exchange)
@@ -221,9 +235,9 @@ class Connection(asyncio.Protocol):
 
     def _start(self, exchange: Exchange) -> None:
         self._current, self._deadline = exchange, None
-        task = self._loop.create_task(exchange.run(self._server.app))
-        self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
+        task = self._loop.create_task(exchange.run(self._shared.app))
+        self._shared.tasks.add(task)
+        task.add_done_callback(self._shared.tasks.discard)
 
     def response_complete(self, exchange: Exchange) -> None:
         """Continue with the next request, or close the connection. The rest of an unread body is discarded first."""
@@ -238,7 +252,7 @@ class Connection(asyncio.Protocol):
         if self._waiting:
             self._start(self._waiting.popleft())
             self.update_reading()
-        elif not exchange.keep_alive or self._is_last or self._server.closing:
+        elif not exchange.keep_alive or self._is_last or self._shared.closing:
             self._transport.close()
         else:
             self._deadline = self._loop.time() + IDLE_SECONDS
@@ -263,7 +277,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._transport.pause_reading()
 
-    def _refuse(self, status: int, message: str, *, code: str) -> None:
+    def _refuse(self, error: RequestError) -> None:
         """Refuse what arrives, and close the connection, after the responses that are due."""
         broken, self._reading = self._reading, None
         self._end_after(self._last_exchange())
@@ -276,9 +290,9 @@ class Connection(asyncio.Protocol):
         if broken is not None and broken.begun:
             self._transport.close()
             return
-        body = error_body(message, kind="invalid_request_error", code=code)
+        body = body_of(error)
         head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-        self._transport.write(_STATUS_LINES[status] + self._server.date + head + body)
+        self._transport.write(STATUS_LINES[status_of(error)] + self._shared.date + head + body)
         self._transport.write_eof()  # closed while bytes arrive, the connection is reset, and the response may be lost
         self._close_at(self._loop.time() + DISCARD_SECONDS)
 
@@ -308,188 +322,11 @@ class Connection(asyncio.Protocol):
     @property
     def date(self) -> bytes:
         """The date header of a response."""
-        return self._server.date
+        return self._shared.date
 
-    def abort_response(self) -> None:
-        """Close the connection in the middle of a response, after what is written, so that the client notices."""
+    def close(self) -> None:
+        """Close the connection once the buffer is sent."""
         self._transport.close()
-
-
-class Exchange:
-    """One request and its response. `receive` and `send` are those of ASGI."""
-
-    __slots__ = (
-        "_body", "_connection", "_disconnected", "_end_delivered", "_ended", "_expects_continue", "_framing", "_head",
-        "_left", "_waiter", "complete", "keep_alive", "scope", "unread",
-    )  # fmt: skip
-
-    def __init__(self, connection: Connection, scope: Scope) -> None:
-        self._connection = connection
-        self.scope = scope
-        self.keep_alive = True
-        self.complete = False
-        """True once the response is sent."""
-        self.unread = 0
-        """Bytes of the body that the application has not received."""
-        self._body: list[bytes] = []
-        self._ended = False
-        self._end_delivered = False
-        self._disconnected = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._expects_continue = any(
-            name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]
-        )
-        self._head: bytes | None = None
-        """The head of the response until its first part of a body, b"" afterwards; None before the response."""
-        self._framing = CHUNKED
-        self._left = 0
-        """Bytes that are missing to the declared length of the response."""
-
-    async def run(self, app: ASGIApp) -> None:
-        """Run the application. A response that it does not begin is a 500; one that it does not end closes the
-        connection, so that the client notices."""
-        try:
-            await app(self.scope, self.receive, self.send)
-        except Exception:
-            if not self.complete:  # Starlette raises an error again that it has logged and answered
-                _log.exception("the application failed")
-        if self.complete or self._disconnected:
-            return
-        if not self.begun:
-            self._head = None
-            await self.send({"type": "http.response.start", "status": 500, "headers": [(b"content-length", b"0")]})
-            await self.send({"type": "http.response.body"})
-        else:
-            self._connection.abort_response()
-
-    @property
-    def begun(self) -> bool:
-        """True once a part of the response is sent."""
-        return self._head == b""
-
-    # --------------------------------------------------------------------------------------- request
-
-    def add_body(self, body: bytes) -> None:
-        """Add a part of the body. It is discarded once the response is complete."""
-        if not self.complete:
-            self._body.append(body)
-            self.unread += len(body)
-            self._wake()
-
-    def end_body(self) -> None:
-        self._ended = True
-        self._wake()
-
-    def disconnect(self) -> None:
-        """End `receive`: the client has left."""
-        self._disconnected = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def receive(self) -> Message:
-        """Return what has arrived of the body; after its end, wait until the client leaves or the response is sent."""
-        if self._expects_continue and self._head is None:
-            self._expects_continue = False
-            self._connection.write(_CONTINUE)
-        while not (self._disconnected or self.complete):
-            if self.unread or (self._ended and not self._end_delivered):
-                body = b"".join(self._body)
-                self._body, self.unread, self._end_delivered = [], 0, self._ended
-                if not self._ended:
-                    self._connection.update_reading()
-                return {"type": "http.request", "body": body, "more_body": not self._ended}
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return {"type": "http.disconnect"}
-
-    # -------------------------------------------------------------------------------------- response
-
-    async def send(self, message: Message) -> None:
-        """Send the head or a part of the body. Waits while the client does not read."""
-        if self._connection.write_paused:
-            await self._connection.writable()
-        if self._disconnected:
-            return
-        if message["type"] == "http.response.start":
-            self._begin(message["status"], message.get("headers", ()))
-        elif message["type"] == "http.response.body":
-            self._send_body(message.get("body", b""), more=message.get("more_body", False))
-
-    def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        if self._head is not None:
-            raise RuntimeError("the response has begun already")
-        lines = [_STATUS_LINES[status], self._connection.date]
-        has_length = closes = False
-        for name, value in headers:
-            lines.append(b"%b: %b\r\n" % (name, value))
-            if name == b"content-length":
-                has_length, self._left = True, int(value)
-            elif name == b"connection" and value.lower() == b"close":
-                closes, self.keep_alive = True, False
-        self._framing = self._framing_of(status, has_length=has_length)
-        if self._framing == CHUNKED:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        if not (self.keep_alive or closes):
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
-            raise RuntimeError("a response header holds a line break or NUL")
-        self._head = head
-        if not has_length:  # a stream: its first part may be long in coming
-            self._flush()
-
-    def _framing_of(self, status: int, *, has_length: bool) -> int:
-        if self.scope["method"] == "HEAD" or status in (204, 304):
-            return NO_BODY
-        if has_length:
-            return CONTENT_LENGTH
-        if self.scope["http_version"] == "1.0":
-            self.keep_alive = False
-            return UNTIL_CLOSE
-        return CHUNKED
-
-    def _flush(self) -> None:
-        if self._head:
-            self._connection.write(self._head)
-            self._head = b""
-
-    def _send_body(self, body: bytes, *, more: bool) -> None:
-        if self._head is None or self.complete:
-            raise RuntimeError("a response body without a head or after its end")
-        data = self._framed(body, more=more)
-        if self._head:
-            data, self._head = self._head + data, b""
-        if data:
-            self._connection.write(data)
-        if not more:
-            if self._left and self._framing == CONTENT_LENGTH:
-                raise RuntimeError("the response is shorter than its content-length")
-            self.complete = True
-            self._body, self.unread = [], 0
-            self._wake()
-            self._connection.response_complete(self)
-
-    def _framed(self, body: bytes, *, more: bool) -> bytes:
-        if self._framing == CHUNKED:
-            end = b"" if more else b"0\r\n\r\n"
-            return b"%x\r\n%b\r\n%b" % (len(body), body, end) if body else end
-        if self._framing == NO_BODY:
-            return b""
-        if self._framing == CONTENT_LENGTH:
-            self._left -= len(body)
-            if self._left < 0:
-                raise RuntimeError("the response is longer than its content-length")
-        return body
-
-
-_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
 def _split_url(url: bytes) -> tuple[str, bytes]:

@@ -7,6 +7,7 @@ leaves new connections to the others.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import time
@@ -16,7 +17,8 @@ from typing import Self
 from starlette.types import ASGIApp
 
 from coe.supervision import TaskFailed, ignore_failure, supervised
-from gateway.http.connection import Connection
+from gateway.http.connection import Connection, SharedState
+from gateway.process.connections import REMEDY
 
 ACCEPT_PAUSE_SECONDS = 0.05
 """Pause after a failed accept: without a free file descriptor the next one would fail as well."""
@@ -51,70 +53,59 @@ class HttpServer:
         max_connections: int,
         task_failed: TaskFailed = ignore_failure,
     ) -> None:
-        self.app = app
-        self.address: tuple[str, int] = listener.getsockname()[:2]
-        self.tasks: set[asyncio.Task[None]] = set()
-        """The tasks of the running requests."""
-        self.closing = False
-        """True once no new connections are accepted."""
-        self.date = b""
-        """The date header, which changes every second."""
+        self._app = app
         self._listener = listener
         self._max_connections = max_connections
         self._task_failed = task_failed
-        self._connections: set[Connection] = set()
-        self._changed = asyncio.Event()
-        """Set whenever a connection closes."""
 
     async def __aenter__(self) -> Self:
-        self.loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        self.state = SharedState(self._app, self._listener.getsockname()[:2], loop)
         self._set_date()
         self._accepting = supervised(self._accept, "accept", task_failed=self._task_failed)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.closing = True
+        state = self.state
+        state.closing = True
         self._accepting.cancel()
         await asyncio.gather(self._accepting, return_exceptions=True)
         self._listener.close()
-        for connection in tuple(self._connections):
+        for connection in tuple(state.connections):
             connection.shutdown()
-        while self._connections:
-            self._changed.clear()
-            await self._changed.wait()
-        if self.tasks:
-            await asyncio.wait(self.tasks)
+        while state.connections:
+            state.changed.clear()
+            await state.changed.wait()
+        if state.tasks:
+            await asyncio.wait(state.tasks)
         self._date_timer.cancel()
 
-    def connection_closed(self, connection: Connection) -> None:
-        """Note the end of a connection."""
-        self._connections.discard(connection)
-        self._changed.set()
-
     async def _accept(self) -> None:
+        state, warned = self.state, False
         while True:
-            while len(self._connections) >= self._max_connections:
-                self._changed.clear()
-                await self._changed.wait()
+            while len(state.connections) >= self._max_connections:
+                state.changed.clear()
+                await state.changed.wait()
             try:
-                client, address = await self.loop.sock_accept(self._listener)
+                client, address = await state.loop.sock_accept(self._listener)
             except OSError as error:  # the client has left, or no file descriptor is free
-                _log.debug("a connection was not accepted: %s", error)
+                if error.errno in (errno.EMFILE, errno.ENFILE) and not warned:
+                    _log.warning("no file descriptor is left for a client's connection; %s", REMEDY)
+                    warned = True
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
-                continue
-            await self._open(Connection(self, address[:2]), client)
+            else:
+                await self._open(Connection(state, address[:2]), client)
 
     async def _open(self, connection: Connection, client: socket.socket) -> None:
-        self._connections.add(connection)
+        self.state.connections.add(connection)
         try:
-            await self.loop.connect_accepted_socket(lambda: connection, client)
+            await self.state.loop.connect_accepted_socket(lambda: connection, client)
         except BaseException as error:
-            self._connections.discard(connection)
-            client.close()
+            self.state.connections.discard(connection)
             if not isinstance(error, OSError):  # the client has left
                 raise
 
     def _set_date(self) -> None:
         now = time.time()
-        self.date = b"date: %b\r\n" % formatdate(now, usegmt=True).encode()
-        self._date_timer = self.loop.call_later(1 - now % 1, self._set_date)
+        self.state.date = b"date: %b\r\n" % formatdate(now, usegmt=True).encode()
+        self._date_timer = self.state.loop.call_later(1 - now % 1, self._set_date)

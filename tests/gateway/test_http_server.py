@@ -21,6 +21,13 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The event loop of the gateway."""
+    return "asyncio", {"use_uvloop": True}
+
+
 GET = b"GET /%b HTTP/1.1\r\nhost: localhost\r\n\r\n"
 CLOSING = b"GET /%b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 
@@ -235,12 +242,12 @@ async def test_endless_parts_of_a_chunked_body_that_are_no_body_are_refused(begi
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         with closing(writer):
             writer.write(head + begin)
-            await wait_until(lambda: server.tasks)
+            await wait_until(lambda: server.state.tasks)
             for _ in range(2 * MAX_HEAD_BYTES // 4096):
                 writer.write(b"y" * 4096)
                 await asyncio.sleep(0.001)
             answer = await reader.read()
-            await wait_until(lambda: not server.tasks)
+            await wait_until(lambda: not server.state.tasks)
     assert answer.startswith(b"HTTP/1.1 431 ")
 
 
@@ -259,9 +266,9 @@ async def test_a_body_that_the_application_does_not_read_is_not_read_from_the_so
         with closing(writer):
             writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size)
             writer.write(bytes(size))
-            await wait_until(lambda: server.tasks)
+            await wait_until(lambda: server.state.tasks)
             await asyncio.sleep(0.1)
-            (connection,) = server._connections
+            (connection,) = server.state.connections
             assert connection._reading is not None
             assert 0 < connection._reading.unread <= MAX_UNREAD_BYTES + 2**18  # one read of the event loop
             go_on.set()
@@ -309,7 +316,7 @@ async def test_an_idle_connection_is_closed_only_after_its_response(monkeypatch:
 async def test_further_connections_wait_until_there_is_room() -> None:
     async with served(echo, max_connections=2) as (server, port):
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-        await wait_until(lambda: len(server._connections) == 2)
+        await wait_until(lambda: len(server.state.connections) == 2)
         for _, writer in opened:
             writer.write(CLOSING % b"x")
         for reader, writer in opened:
@@ -322,8 +329,8 @@ async def test_the_listener_resets_clients_that_read_nothing_and_connections_sen
         assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
         async with HttpServer(echo, listener, max_connections=10) as server:
             _, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1])
-            await wait_until(lambda: server._connections)
-            (connection,) = server._connections
+            await wait_until(lambda: server.state.connections)
+            (connection,) = server.state.connections
             accepted = connection._transport.get_extra_info("socket")
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -412,7 +419,7 @@ async def test_the_application_learns_that_the_client_has_left() -> None:
     async with served(waits) as (server, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET % b"")
-        await wait_until(lambda: server.tasks)
+        await wait_until(lambda: server.state.tasks)
         writer.close()
         await asyncio.wait_for(left.wait(), 60)
 
@@ -445,7 +452,7 @@ async def test_a_slow_client_slows_down_the_application() -> None:
 
         await wait_until(stopped(), pause=0.3)
         assert latest < 1000
-        (task,) = server.tasks
+        (task,) = server.state.tasks
         task.cancel()
         writer.transport.abort()
 
@@ -469,7 +476,7 @@ async def test_the_end_waits_for_responses_closes_idle_connections_and_serves_a_
         arriving_writer.write((GET % b"late")[:10])
         running, running_writer = await asyncio.open_connection("127.0.0.1", port)
         running_writer.write(GET % b"waits")
-        await wait_until(lambda: len(server._connections) == 3 and server.tasks)
+        await wait_until(lambda: len(server.state.connections) == 3 and server.state.tasks)
         await asyncio.sleep(0.05)
         ending = asyncio.create_task(server.__aexit__())
         assert await asyncio.wait_for(idle.read(), 60) == b""
