@@ -41,12 +41,12 @@ def part(body: bytes, *, more: bool = False) -> Message:
 
 
 async def whole_body(receive: Receive) -> bytes:
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         body += message.get("body", b"")
         if not message.get("more_body", False):
-            return body
+            return bytes(body)
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +86,7 @@ def split(answer: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
     """Return the status line, the headers and the body of an answer."""
     head, _, body = answer.partition(b"\r\n\r\n")
     status, *lines = head.split(b"\r\n")
-    return status, dict(line.split(b": ", 1) for line in lines), body  # type: ignore[misc]
+    return status, dict(line.split(b": ", 1) for line in lines), body
 
 
 # ------------------------------------------------------------------------------------------ requests

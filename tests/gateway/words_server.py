@@ -3,6 +3,8 @@ router's version is what stands in its pointer."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from functools import partial
 from pathlib import Path
 
@@ -53,5 +55,7 @@ if __name__ == "__main__":
     settings = Settings.read()
     stalled_after = load(settings.config, environ=settings.environ).policy.stream_idle_timeout
     listener = open_listener(settings.host, settings.port, stalled_after=stalled_after)
+    if "SPAWN" in os.environ:  # as on macOS
+        processes._CONTEXT = multiprocessing.get_context("spawn")
     with workers_folder(settings.workers) as workers:
         processes.serve(partial(build, settings, workers), settings, listener=listener)
