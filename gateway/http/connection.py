@@ -228,6 +228,7 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             return
         exchange.end_body()
+        self.update_reading()
         if exchange.complete and self._current is None:  # its response was complete before its body
             self._next(exchange)
 

@@ -292,6 +292,24 @@ async def test_a_response_before_the_end_of_the_body_reaches_the_client_and_the_
                 assert await reader.readexactly(2) == b"no"
 
 
+@pytest.mark.parametrize("read", [True, False])
+async def test_a_connection_is_read_after_a_body_that_arrived_at_once(read: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if read:
+            await whole_body(receive)
+        await send(start(200, (b"content-length", b"0")))
+        await send(part(b""))
+
+    size = MAX_UNREAD_BYTES + 100
+    async with served(app) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            for _ in range(3):
+                writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b" % (size, bytes(size)))
+                async with asyncio.timeout(60):
+                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+
+
 @pytest.mark.parametrize("sent", [b"\r\n", b"GET / HTT", GET % b"one" + b"GET"])
 async def test_a_connection_without_a_whole_head_in_time_is_closed(
     sent: bytes, monkeypatch: pytest.MonkeyPatch

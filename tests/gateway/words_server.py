@@ -20,6 +20,7 @@ from gateway.app import create_app
 from gateway.http.server import open_listener
 from gateway.main import open_worker, workers_folder
 from gateway.process import jobs, processes
+from gateway.process.connections import raise_limit
 from tests.fakes import WordRouter
 
 
@@ -53,6 +54,7 @@ def build(settings: Settings, workers: Path | None) -> Starlette:
 
 if __name__ == "__main__":
     settings = Settings.read()
+    raise_limit()
     stalled_after = load(settings.config, environ=settings.environ).policy.stream_idle_timeout
     listener = open_listener(settings.host, settings.port, stalled_after=stalled_after)
     if "SPAWN" in os.environ:  # as on macOS
