@@ -8,7 +8,8 @@ connection hold is bounded: bytes of a head, bytes of a body that nobody reads y
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import socket
+import struct
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -22,10 +23,11 @@ from gateway.http.exchange import STATUS_LINES, Exchange
 IDLE_SECONDS = 75.0
 """Time limit for a request's head, and for a connection to wait for its next request. Longer than that of load
 balancers (60), so that none sends a request into a closing connection."""
-CLOSING_HEAD_SECONDS = 5.0
+CLOSING_HEAD_SECONDS = 4.0
 """Time limit for a head that is arriving when the server stops."""
 DISCARD_SECONDS = 30.0
-"""Time in which the rest of a request is discarded after its response, so that the client can read the response."""
+"""Time in which bytes that arrive after a response are discarded. Unread, they would reset the connection when it
+closes, and the client could lose the response."""
 MAX_HEAD_BYTES = 2**16
 """Bytes of a head, of the trailers, or between two parts of a chunked body. One read may exceed it."""
 MAX_UNREAD_BYTES = 2**16
@@ -68,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._shared = shared
         self._client = client
         self._loop = shared.loop
-        self._parser = HttpRequestParser(self)
+        self._parser: HttpRequestParser
         self._transport: asyncio.Transport
         self._deadline: float | None = None
         """Time at which the connection closes, None while a response is due."""
@@ -84,7 +86,7 @@ class Connection(asyncio.Protocol):
         """The request whose response is sent."""
         self._reading: Exchange | None = None
         """The request whose body arrives."""
-        self._waiting: deque[Exchange] = deque()
+        self._waiting: list[Exchange] = []
         self._is_last = False
         """True if no further request of this connection is read."""
         self._is_reading = True
@@ -95,8 +97,12 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
+        self._parser = HttpRequestParser(self)
+        self._shared.connections.add(self)
         self._deadline = self._loop.time() + IDLE_SECONDS
         self._timer = self._loop.call_at(self._deadline, self._on_timer)
+        if self._shared.closing:  # it was being accepted
+            self.close()
 
     def data_received(self, data: bytes) -> None:
         if self._is_last and self._reading is None:
@@ -121,6 +127,8 @@ class Connection(asyncio.Protocol):
             try:
                 self._parser.feed_data(data)
             except HttpParserUpgrade as upgrade:
+                if self._is_last and self._reading is None:
+                    return
                 framing = [header for header in self._headers if header[0] in _FRAMING] or [_WITHOUT_BODY]
                 head = b"".join(b"%b: %b\r\n" % header for header in framing)
                 data = b"POST / HTTP/1.1\r\n%b\r\n%b" % (head, data[upgrade.args[0] :])
@@ -159,7 +167,7 @@ class Connection(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         if self._deadline is not None and self._deadline <= self._loop.time():
-            self._transport.close()
+            self.close()
         else:
             due = self._deadline or self._loop.time() + IDLE_SECONDS
             self._timer = self._loop.call_at(due, self._on_timer)
@@ -169,6 +177,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if not self._upgrades:
             self._url, self._headers, self._in_head = b"", [], True
+            self._unparsed = self._unparsed or 1  # bytes behind another request, in one read with it
 
     def on_url(self, part: bytes) -> None:
         self._url += part
@@ -223,7 +232,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._upgrades:
             return  # its body follows
-        self._unparsed = 0
+        self._unparsed, self._url, self._headers = 0, b"", []  # an idle connection keeps none of them
         exchange, self._reading = self._reading, None
         if exchange is None:
             return
@@ -243,20 +252,33 @@ class Connection(asyncio.Protocol):
     def response_complete(self, exchange: Exchange) -> None:
         """Continue with the next request, or close the connection. The rest of an unread body is discarded first."""
         self._current = None
-        if exchange is self._reading:
+        if exchange is not self._reading:
+            self._next(exchange)
+        elif exchange.keep_alive:
             self._close_at(self._loop.time() + DISCARD_SECONDS)
             self.update_reading()
         else:
-            self._next(exchange)
+            self._close_after_client()
 
     def _next(self, exchange: Exchange) -> None:
-        if self._waiting:
-            self._start(self._waiting.popleft())
+        if not exchange.keep_alive:  # the client was told so, and sends the requests that wait again
+            self._close_after_client()
+        elif self._waiting:
+            self._start(self._waiting.pop(0))
             self.update_reading()
-        elif not exchange.keep_alive or self._is_last or self._shared.closing:
-            self._transport.close()
+        elif self._is_last or self._shared.closing:
+            self._close_after_client()
         else:
             self._deadline = self._loop.time() + IDLE_SECONDS
+
+    def _close_after_client(self) -> None:
+        """Send the end of the connection, and close it when the client does. What arrives until then is discarded."""
+        self._is_last, self._reading = True, None
+        self._waiting.clear()
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            self._close_at(self._loop.time() + DISCARD_SECONDS)
+            self.update_reading()
 
     def _last_exchange(self) -> Exchange | None:
         """The newest request whose response is not complete, or whose body is not."""
@@ -281,30 +303,36 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: RequestError) -> None:
         """Refuse what arrives, and close the connection, after the responses that are due."""
         broken, self._reading = self._reading, None
-        self._end_after(self._last_exchange())
         if broken is not None:
             broken.disconnect()  # its body cannot become complete
             if broken in self._waiting:
                 self._waiting.remove(broken)
+        self._end_after(self._last_exchange())
+        self.update_reading()
         if self._current is not None and self._current is not broken:
             return
         if broken is not None and broken.begun:
-            self._transport.close()
+            self.close()
             return
         body = body_of(error)
         head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
         self._transport.write(STATUS_LINES[status_of(error)] + self._shared.date + head + body)
-        self._transport.write_eof()  # closed while bytes arrive, the connection is reset, and the response may be lost
-        self._close_at(self._loop.time() + DISCARD_SECONDS)
+        self._close_after_client()
 
     def shutdown(self) -> None:
         """Close the connection once its requests have their responses. A head that is arriving is still read."""
         if (last := self._last_exchange()) is not None:
             last.keep_alive = False
+        elif self._is_last:
+            return  # the client reads its last response
         elif self._unparsed:
             self._close_at(self._loop.time() + CLOSING_HEAD_SECONDS)
         else:
-            self._transport.close()
+            self.close()
+
+    def abort(self) -> None:
+        """Close the connection at once, without what is not sent yet."""
+        self._transport.abort()
 
     # --------------------------------------------------------------------------------------- writing
 
@@ -326,8 +354,15 @@ class Connection(asyncio.Protocol):
         return self._shared.date
 
     def close(self) -> None:
-        """Close the connection once the buffer is sent."""
+        """Close the connection once the buffer is sent, and read no further request."""
+        self._is_last = True
         self._transport.close()
+
+    def reset(self) -> None:
+        """Close the connection in a way that the client takes for an error."""
+        client = self._transport.get_extra_info("socket")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
 
 
 def _split_url(url: bytes) -> tuple[str, bytes]:

@@ -44,7 +44,10 @@ class Channel(Protocol):
         """Continue with the next request."""
 
     def close(self) -> None:
-        """Close the connection once the buffer is sent."""
+        """Close the connection once the buffer is sent, and read no further request."""
+
+    def reset(self) -> None:
+        """Close the connection in a way that the client takes for an error."""
 
 
 class Exchange:
@@ -68,7 +71,7 @@ class Exchange:
         self._end_delivered = False
         self._disconnected = False
         self._waiter: asyncio.Future[None] | None = None
-        self._expects_continue = any(
+        self._expects_continue = scope["http_version"] != "1.0" and any(
             name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]
         )
         self._head: bytes | None = None
@@ -85,12 +88,17 @@ class Exchange:
         except Exception:
             if not self.complete:  # Starlette raises an error again that it has logged and answered
                 _log.exception("the application failed")
-        if self.complete or self._disconnected:
-            return
+        finally:  # also when it is cancelled
+            if not (self.complete or self._disconnected):
+                self._fail()
+
+    def _fail(self) -> None:
         if not self.begun:
             self._head = None
-            await self.send({"type": "http.response.start", "status": 500, "headers": [(b"content-length", b"0")]})
-            await self.send({"type": "http.response.body"})
+            self._begin(500, [(b"content-length", b"0")])
+            self._send_body(b"", more=False)
+        elif self._framing == UNTIL_CLOSE:  # an ordinary end would look like the end of the response
+            self._channel.reset()
         else:
             self._channel.close()
 
@@ -118,14 +126,16 @@ class Exchange:
         self._wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self._waiter is not None:
             self._waiter.set_result(None)
+            self._waiter = None
 
     async def receive(self) -> Message:
         """Return what has arrived of the body; after its end, wait until the client leaves or the response is sent."""
-        if self._expects_continue and self._head is None:
+        if self._expects_continue and self._head is None and not self._disconnected:
             self._expects_continue = False
-            self._channel.write(_CONTINUE)
+            if not self._ended:
+                self._channel.write(_CONTINUE)
         while not (self._disconnected or self.complete):
             if self.unread or (self._ended and not self._end_delivered):
                 body = b"".join(self._body)
@@ -133,11 +143,9 @@ class Exchange:
                 if not self._ended:
                     self._channel.update_reading()
                 return {"type": "http.request", "body": body, "more_body": not self._ended}
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            if self._waiter is None:
+                self._waiter = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._waiter)  # several tasks may wait
         return {"type": "http.disconnect"}
 
     # -------------------------------------------------------------------------------------- response
@@ -164,6 +172,8 @@ class Exchange:
                 has_length, self._left = True, int(value)
             elif name == b"connection" and value.lower() == b"close":
                 closes, self.keep_alive = True, False
+        if self._expects_continue and not self._ended:
+            self.keep_alive = False  # the client may send the body or not, so the next request has no certain beginning
         self._framing = self._framing_of(status, has_length=has_length)
         if self._framing == CHUNKED:
             lines.append(b"transfer-encoding: chunked\r\n")

@@ -22,6 +22,8 @@ from gateway.process.connections import REMEDY
 
 ACCEPT_PAUSE_SECONDS = 0.05
 """Pause after a failed accept: without a free file descriptor the next one would fail as well."""
+CLOSING_SECONDS = 5.0
+"""Time for clients to read their responses, and to send the rest of what arrives, when the server stops."""
 BACKLOG = 2048
 """Connections that wait to be accepted."""
 _log = logging.getLogger("gateway.http")
@@ -73,12 +75,27 @@ class HttpServer:
         self._listener.close()
         for connection in tuple(state.connections):
             connection.shutdown()
-        while state.connections:
-            state.changed.clear()
-            await state.changed.wait()
-        if state.tasks:
-            await asyncio.wait(state.tasks)
+        await self._wait_for_clients()
         self._date_timer.cancel()
+
+    async def _wait_for_clients(self) -> None:
+        """Wait for the running requests, then for the clients to read their responses, but not for clients that do
+        not."""
+        state = self.state
+        until = state.loop.time() + CLOSING_SECONDS
+        while state.connections or state.tasks:
+            if state.tasks:
+                await asyncio.wait(state.tasks)
+                until = state.loop.time() + CLOSING_SECONDS
+                continue
+            state.changed.clear()
+            try:
+                async with asyncio.timeout_at(until):
+                    await state.changed.wait()
+            except TimeoutError:
+                if not state.tasks:
+                    for connection in tuple(state.connections):
+                        connection.abort()
 
     async def _accept(self) -> None:
         state, warned = self.state, False
@@ -97,13 +114,10 @@ class HttpServer:
                 await self._open(Connection(state, address[:2]), client)
 
     async def _open(self, connection: Connection, client: socket.socket) -> None:
-        self.state.connections.add(connection)
         try:
             await self.state.loop.connect_accepted_socket(lambda: connection, client)
-        except BaseException as error:
-            self.state.connections.discard(connection)
-            if not isinstance(error, OSError):  # the client has left
-                raise
+        except OSError:  # the client has left
+            client.close()
 
     def _set_date(self) -> None:
         now = time.time()

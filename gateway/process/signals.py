@@ -27,8 +27,8 @@ DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL = signal.SIGUSR1, signal.SIGHUP, signa
 async def handle_signals(
     *, drain: Callable[[], None], reload: Callable[[], None], abort: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """DRAIN_SIGNAL, RELOAD_SIGNAL and ABORT_SIGNAL call these until the block ends. SIGINT is ignored: Ctrl-C in a
-    terminal reaches all processes, and only the parent acts on it."""
+    """DRAIN_SIGNAL, RELOAD_SIGNAL and ABORT_SIGNAL call these until the block ends; then they are ignored. SIGINT is
+    ignored: Ctrl-C in a terminal reaches all processes, and only the parent acts on it."""
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(DRAIN_SIGNAL, drain)
     loop.add_signal_handler(RELOAD_SIGNAL, reload)
@@ -38,10 +38,12 @@ async def handle_signals(
     try:
         yield
     finally:
-        loop.remove_signal_handler(DRAIN_SIGNAL)
-        loop.remove_signal_handler(RELOAD_SIGNAL)
-        loop.remove_signal_handler(ABORT_SIGNAL)
-        signal.signal(ABORT_SIGNAL, signal.SIG_IGN)  # no request is left, and the records are still being written
+        for number in (DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL):
+            loop.add_signal_handler(number, _ignore)  # the records are still being written
+
+
+def _ignore() -> None:
+    """Do nothing. Without a handler, a signal would end the process."""
 
 
 PARENT_CHECK_SECONDS = 0.5
