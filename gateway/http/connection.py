@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -56,6 +57,17 @@ class SharedState:
     """The date header, which changes every second."""
     closing: bool = False
     """True once no new connections are accepted."""
+    on_change: Callable[[int], None] = lambda _: None
+    """Called with the number of connections when it changes."""
+
+    def add(self, connection: Connection) -> None:
+        self.connections.add(connection)
+        self.on_change(len(self.connections))
+
+    def remove(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self.on_change(len(self.connections))
+        self.changed.set()
 
 
 class Connection(asyncio.Protocol):
@@ -98,7 +110,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._parser = HttpRequestParser(self)
-        self._shared.connections.add(self)
+        self._shared.add(self)
         self._deadline = self._loop.time() + IDLE_SECONDS
         self._timer = self._loop.call_at(self._deadline, self._on_timer)
         if self._shared.closing:  # it was being accepted
@@ -145,8 +157,7 @@ class Connection(asyncio.Protocol):
         self._current = self._reading = None
         self._waiting.clear()
         del self._parser  # it refers to this connection: a cycle
-        self._shared.connections.discard(self)
-        self._shared.changed.set()
+        self._shared.remove(self)
 
     def pause_writing(self) -> None:
         self._writable = self._loop.create_future()

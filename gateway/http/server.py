@@ -1,7 +1,7 @@
 """`HttpServer`: accepts the connections of one worker process, at most as many as it has room for, and closes them.
 
 Several processes may share the listening socket. Each accepts one connection per turn of its event loop, so a busy one
-leaves new connections to the others.
+leaves new connections to the others. One that has clearly more connections than another hesitates before each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import socket
 import time
 from email.utils import formatdate
-from typing import Self
+from typing import Protocol, Self
 
 from starlette.types import ASGIApp
 
@@ -24,6 +24,8 @@ ACCEPT_PAUSE_SECONDS = 0.05
 """Pause after a failed accept: without a free file descriptor the next one would fail as well."""
 CLOSING_SECONDS = 5.0
 """Time for clients to read their responses, and to send the rest of what arrives, when the server stops."""
+HESITATION_SECONDS, HESITATIONS = 0.001, 5
+"""Pauses in which another process can accept a connection before one that has clearly more, and their number."""
 BACKLOG = 2048
 """Connections that wait to be accepted."""
 _log = logging.getLogger("gateway.http")
@@ -44,6 +46,20 @@ def open_listener(host: str, port: int, *, stalled_after: float) -> socket.socke
     return listener
 
 
+class Peers(Protocol):
+    """The processes that share the listener, as one of them sees them."""
+
+    def report(self, connections: int) -> None:
+        """Tell the others how many connections this process has."""
+
+    def leave(self) -> None:
+        """Tell the others that this process accepts no more."""
+
+    @property
+    def has_more(self) -> bool:
+        """True if this process has clearly more connections than another."""
+
+
 class HttpServer:
     """Serves an ASGI application. Use it as a context: its end waits until every response is sent."""
 
@@ -53,16 +69,21 @@ class HttpServer:
         listener: socket.socket,
         *,
         max_connections: int,
+        peers: Peers | None = None,
         task_failed: TaskFailed = ignore_failure,
     ) -> None:
         self._app = app
         self._listener = listener
         self._max_connections = max_connections
+        self._peers = peers
         self._task_failed = task_failed
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self.state = SharedState(self._app, self._listener.getsockname()[:2], loop)
+        if self._peers is not None:
+            self.state.on_change = self._peers.report
+            self._peers.report(0)
         self._set_date()
         self._accepting = supervised(self._accept, "accept", task_failed=self._task_failed)
         return self
@@ -70,6 +91,9 @@ class HttpServer:
     async def __aexit__(self, *_: object) -> None:
         state = self.state
         state.closing = True
+        if self._peers is not None:
+            state.on_change = lambda _: None
+            self._peers.leave()
         self._accepting.cancel()
         await asyncio.gather(self._accepting, return_exceptions=True)
         self._listener.close()
@@ -103,6 +127,7 @@ class HttpServer:
             while len(state.connections) >= self._max_connections:
                 state.changed.clear()
                 await state.changed.wait()
+            await self._hesitate()
             try:
                 client, address = await state.loop.sock_accept(self._listener)
             except OSError as error:  # the client has left, or no file descriptor is free
@@ -112,6 +137,13 @@ class HttpServer:
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
             else:
                 await self._open(Connection(state, address[:2]), client)
+
+    async def _hesitate(self) -> None:
+        """Leave the next connection to another process if this one has clearly more."""
+        for _ in range(HESITATIONS):
+            if self._peers is None or not self._peers.has_more:
+                return
+            await asyncio.sleep(HESITATION_SECONDS)
 
     async def _open(self, connection: Connection, client: socket.socket) -> None:
         try:

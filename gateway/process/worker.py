@@ -15,11 +15,11 @@ from starlette.applications import Starlette
 
 from coe.settings import Settings
 from coe.supervision import ignore_failure
-from gateway.http.server import HttpServer
+from gateway.http.server import HttpServer, Peers
 from gateway.observability.logs import describe_error, log_uncaught, logging_config
 from gateway.process.connections import ConnectionLimits, soft_limit
 from gateway.process.signals import DRAIN_SIGNAL, RELOAD_SIGNAL, end_with_parent
-from gateway.process.worker_states import WorkerStates
+from gateway.process.worker_states import AcceptingWorkers, WorkerStates
 
 _log = logging.getLogger("gateway")
 
@@ -49,7 +49,8 @@ def run_worker(
         app = build()
         app.state.worker_crashes = states.crashes
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve_application(app, listener, started=started))
+            peers = AcceptingWorkers(states, number)
+            runner.run(serve_application(app, listener, started=started, peers=peers))
     except Exception as error:
         if not serving.is_set():
             states.set_failed(number, describe_error(error))
@@ -58,7 +59,11 @@ def run_worker(
 
 
 async def serve_application(
-    app: Starlette, listener: socket.socket, *, started: Callable[[], None] = lambda: None
+    app: Starlette,
+    listener: socket.socket,
+    *,
+    started: Callable[[], None] = lambda: None,
+    peers: Peers | None = None,
 ) -> None:
     """Serve the application until SIGTERM, then wait until all responses are sent. `started` is called once it is
     ready."""
@@ -67,6 +72,6 @@ async def serve_application(
     async with app.router.lifespan_context(app):
         limit = ConnectionLimits.within(soft_limit()).clients
         failed = getattr(app.state, "task_failed", ignore_failure)
-        async with HttpServer(app, listener, max_connections=limit, task_failed=failed):
+        async with HttpServer(app, listener, max_connections=limit, peers=peers, task_failed=failed):
             started()
             await stop.wait()

@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http import server as servers
 from gateway.http.connection import MAX_PIPELINED
+from gateway.http.server import HttpServer, open_listener
+from gateway.process.worker_states import AcceptingWorkers, WorkerStates
 from tests.gateway.test_http_server import CLOSING, GET, answers, echo, part, served, split, start, whole_body
 from tests.waiting import wait_until
 
@@ -161,6 +163,26 @@ async def test_a_refused_request_asks_for_no_body(caplog: pytest.LogCaptureFixtu
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+# ------------------------------------------------------------------------------------------- processes
+
+
+async def test_new_connections_go_to_the_server_that_has_clearly_fewer() -> None:
+    """Without the counts of the others, two servers on one event loop would take turns."""
+    states = WorkerStates(2)
+    with open_listener("127.0.0.1", 0, stalled_after=60) as listener:
+        port = listener.getsockname()[1]
+        async with HttpServer(echo, listener, max_connections=100, peers=AcceptingWorkers(states, 0)) as one:
+            opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+            await wait_until(lambda: len(one.state.connections) == 10)
+            other = HttpServer(echo, listener.dup(), max_connections=100, peers=AcceptingWorkers(states, 1))
+            async with other as two:
+                opened += [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
+                await wait_until(lambda: len(one.state.connections) + len(two.state.connections) == 18)
+                assert len(two.state.connections) >= 6
+            for _, writer in opened:
+                writer.close()
+
+
 # ------------------------------------------------------------------------------------------------ end
 
 
@@ -170,7 +192,7 @@ async def test_an_idle_connection_keeps_nothing_of_its_last_request() -> None:
         writer.write(GET % b"")
         await reader.readuntil(b"}")
         (connection,) = server.state.connections
-        assert not (connection._headers or connection._url or connection._current)
+        assert (connection._headers, connection._url, connection._current) == ([], b"", None)
         writer.close()
 
 
