@@ -146,8 +146,8 @@ class HttpServer:
             await asyncio.sleep(HESITATION_SECONDS)
 
     async def _open(self, connection: Connection, client: socket.socket) -> None:
-        try:
-            await self.state.loop.connect_accepted_socket(lambda: connection, client)
+        try:  # cancelled, uvloop would close the socket and never report the connection as lost
+            await asyncio.shield(self.state.loop.connect_accepted_socket(lambda: connection, client))
         except OSError:  # the client has left
             client.close()
 

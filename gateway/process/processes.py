@@ -129,6 +129,7 @@ class _Processes:
             self._check_workers()
         self._listener.close()  # or new connections would wait here for an answer
         self._stop_workers()
+        signal.signal(RELOAD_SIGNAL, signal.SIG_IGN)  # the interpreter's end restores a handler's default: to die
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a worker that has not started yet

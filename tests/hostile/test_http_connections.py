@@ -12,7 +12,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http import server as servers
-from gateway.http.connection import MAX_PIPELINED
+from gateway.http.connection import MAX_PIPELINED, Connection
 from gateway.http.server import HttpServer, open_listener
 from gateway.process.worker_states import AcceptingWorkers, WorkerStates
 from tests.gateway.test_http_server import CLOSING, GET, answers, echo, part, served, split, start, whole_body
@@ -227,6 +227,25 @@ async def test_a_head_that_arrives_with_the_request_before_it_is_served_at_the_e
         assert b'"path":"/second"' in await reader.read()
         await asyncio.wait_for(ending, LIMIT)
         writer.close()
+
+
+async def test_the_end_comes_while_a_connection_is_being_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending: list[asyncio.Task[None]] = []
+    made = Connection.connection_made
+
+    def connection_made(connection: Connection, transport: asyncio.Transport) -> None:
+        made(connection, transport)
+        ending.append(asyncio.create_task(server.__aexit__()))
+
+    monkeypatch.setattr(Connection, "connection_made", connection_made)
+    monkeypatch.setattr(servers, "CLOSING_SECONDS", 0.2)
+    listener = open_listener("127.0.0.1", 0, stalled_after=60)
+    server = HttpServer(echo, listener, max_connections=10)
+    await server.__aenter__()
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    assert await asyncio.wait_for(reader.read(), LIMIT) == b""
+    await asyncio.wait_for(ending[0], LIMIT)
+    writer.close()
 
 
 async def test_a_connection_that_is_accepted_at_the_end_is_closed() -> None:
