@@ -195,7 +195,10 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # trailers are ignored: a proxy has not checked them as headers
-            self._headers.append((name.lower(), value))
+            name = name.lower()
+            if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise ValueError("a transfer-encoding other than chunked")
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._upgrades:  # the head that `_parse` has written
