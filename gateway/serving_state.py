@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS
 from coe.artifacts.store import ArtifactStore
-from coe.experts import ReplicatedExpert, ResidencyHold, build_experts, build_recipes
+from coe.experts import ExpertLoader, ReplicatedExpert, build_experts, build_recipes
 from coe.experts.http.client import Client
 from coe.experts.recipes.policy_file import NO_POLICIES, ArmPolicies
 from coe.mapping import Consequence
@@ -89,7 +89,7 @@ class Wiring:
         limiter: Limiter,
         affinity: Affinity,
         issued: IssuedKeyWatch,
-        residency: ResidencyHold | None = None,
+        residency: ExpertLoader | None = None,
     ) -> None:
         self._settings = settings
         self._session = session

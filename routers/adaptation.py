@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import GENERAL, LOAD_SHED, Neighbour, Prediction, Router
+from coe.core import FAST_UNCERTAIN, GENERAL, Neighbour, Prediction, Router
 from routers.calibration import Floats
 from routers.cascade import CascadeRouter, HeadOutputs
 from routers.examples import prompt_digest
@@ -88,7 +88,7 @@ class AdaptedRouter:
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         """As Router.predict_fast; a text is also uncertain if a new category may be near."""
         prediction = self._fast_prediction(self._base.fast_heads(text))
-        return prediction if force or prediction.stage != LOAD_SHED else None
+        return prediction if force or prediction.stage != FAST_UNCERTAIN else None
 
     def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
         """Predict like `CascadeRouter.predict`."""
@@ -113,12 +113,12 @@ class AdaptedRouter:
         return sorted(found, key=lambda one: -one.similarity)[:limit]
 
     def _fast_prediction(self, features: FastFeatures) -> Prediction:
-        """Return the fast prediction, with stage LOAD_SHED if it is uncertain."""
+        """Return the fast prediction, with stage FAST_UNCERTAIN if it is uncertain."""
         prediction = self._base.fast_prediction(features)
         odds = np.exp(STATIC_WEIGHT * self._static.margins(features.vector) + STATIC_BIAS)
         confidence = prediction.confidence / (1 + float(odds.sum()) * np.e**FAST_MARGIN_NATS)
-        if prediction.stage != LOAD_SHED and confidence < self._base.ensemble.threshold:
-            prediction = replace(prediction, stage=LOAD_SHED)
+        if prediction.stage != FAST_UNCERTAIN and confidence < self._base.ensemble.threshold:
+            prediction = replace(prediction, stage=FAST_UNCERTAIN)
         return self._with_new_categories(prediction, odds)
 
     def _encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from coe.core import ENGLISH, LOAD_SHED, UNDETERMINED, Encoder, Neighbour, Prediction
+from coe.core import ENGLISH, FAST_UNCERTAIN, UNDETERMINED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, logarithmic_pool
 from routers.files import Arrays, content_version, read_arrays, read_json
@@ -144,9 +144,9 @@ class CascadeRouter:
         self._multilingual = multilingual
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
-        """As Router.predict_fast: None for an uncertain text, or with `force` a prediction of stage LOAD_SHED."""
+        """As Router.predict_fast: None for an uncertain text, or with `force` a prediction of stage FAST_UNCERTAIN."""
         prediction = self.fast_prediction(self.fast_heads(text))
-        return prediction if force or prediction.stage != LOAD_SHED else None
+        return prediction if force or prediction.stage != FAST_UNCERTAIN else None
 
     def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
         """Predict every text, in order. The encoder runs only for texts that `predict_fast` leaves open; given
@@ -175,7 +175,7 @@ class CascadeRouter:
             if posterior is not None:
                 predictions[index] = multilingual(Prediction(posterior, MULTILINGUAL, language=languages[index]))
                 done.add(index)
-        rows = [i for i, one in enumerate(predictions) if embeddings is not None or one.stage == LOAD_SHED]
+        rows = [i for i, one in enumerate(predictions) if embeddings is not None or one.stage == FAST_UNCERTAIN]
         if rows := [index for index in rows if index not in done]:
             known = None if embeddings is None else embeddings[rows]
             outputs = self.head_outputs(
@@ -194,7 +194,7 @@ class CascadeRouter:
         return [Neighbour(self.categories[label], similarity, digest) for label, similarity, digest in found]
 
     def fast_prediction(self, features: FastFeatures) -> Prediction:
-        """Return the fast stage's prediction, of stage LOAD_SHED if it is below the escalation threshold or if the
+        """Return the fast stage's prediction, of stage FAST_UNCERTAIN if it is below the escalation threshold or if the
         text is for the multilingual stage."""
         posterior = self.ensemble.fast_posterior(features.lexical, features.static)
         language = UNDETERMINED if features.foreign else ENGLISH
@@ -203,7 +203,7 @@ class CascadeRouter:
         confident = prediction.confidence >= self.ensemble.threshold
         if features.foreign and self._multilingual is not None and self._multilingual.usable:
             confident = False
-        return prediction if confident else replace(prediction, stage=LOAD_SHED)
+        return prediction if confident else replace(prediction, stage=FAST_UNCERTAIN)
 
     def encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
         """Return the encoder stage's predictions."""

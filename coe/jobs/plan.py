@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
-from coe.errors import ArtifactError, ConfigError, LogError
+from coe.errors import ArtifactError, ConfigError, StoreError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.jobs.expected_waits import solve_with_waits, wait_model, waits_report
 from coe.jobs.foreground import note_if_slow
@@ -318,7 +318,7 @@ def logged_uses(
         with note_if_slow("reading the routing log"), open_logs(registry.log.url, base=settings.home) as logs:
             pages = logs.records(since=now - seconds, until=now)
             return LoggedUses.of(pages if arms is None else arms.observe(pages), registry.category_names)
-    except LogError as error:
+    except StoreError as error:
         print_error(f"note: uses come from the scores alone, since the routing log cannot be read: {error}")
         return None
 

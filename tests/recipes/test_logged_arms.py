@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from coe.cli.common import settings_for
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.experts.recipes.policy_file import ArmPolicies
 from coe.learning.recipes.columns import RecipeColumns
 from coe.learning.recipes.logged_arms import MAX_PLANS, MAX_RATIO, Calibration, LoggedArms, PastArms
@@ -330,7 +330,7 @@ def test_a_log_that_fails_midway_corrects_no_arm(config: Path, monkeypatch: pyte
     class Failing:
         def records(self, **_: float) -> Iterator[list[RoutingRecord]]:
             yield of_plan(version)
-            raise LogError("the disk failed")
+            raise StoreError("the disk failed")
 
     @contextmanager
     def opened(url: str, *, base: Path) -> Iterator[Failing]:

@@ -160,7 +160,7 @@ def test_a_foreign_text_takes_the_multilingual_stage_whatever_the_fast_heads_thi
         assert router.predict_fast(text) is None
         forced = router.predict_fast(text, force=True)
         assert forced is not None
-        assert (forced.stage, forced.language) == ("load_shed", "und")
+        assert (forced.stage, forced.language) == ("fast_uncertain", "und")
         (prediction,) = router.predict([text])
         assert (categories[prediction.best], prediction.stage, prediction.language) == (name, "multilingual", "de")
 
