@@ -43,7 +43,8 @@ def promote(
 
     settings = settings_for(config)
     store = synced_store(settings, kind.value)
-    _print(promote_version(settings, store, kind.value, version or store.newest(), why=why), json)
+    chosen = version or store.newest(left_out=lambda error: print_error(f"note: a version is left out: {error}"))
+    _print(promote_version(settings, store, kind.value, chosen, why=why), json)
 
 
 def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Json = False) -> None:
