@@ -113,35 +113,21 @@ class HeadOutputs:
     similarity: Floats
 
 
+@dataclass(eq=False, repr=False)
 class CascadeRouter:
     """A coe.core.Router over four heads. Thread-safe."""
 
-    def __init__(
-        self,
-        *,
-        categories: tuple[str, ...],
-        version: str,
-        fast_heads: FastHeads,
-        static_centroids: StaticCentroids,
-        encoder: Encoder,
-        linear: LinearHead,
-        knn: KnnHead,
-        category_means: CategoryMeans,
-        ensemble: EnsembleWeights,
-        in_distribution: InDistributionModels,
-        multilingual: MultilingualStage | None = None,
-    ) -> None:
-        self.categories = categories
-        self.version = version
-        self.fast_heads = fast_heads
-        self.static_centroids = static_centroids
-        self.encoder = encoder
-        self._linear = linear
-        self.knn = knn
-        self.category_means = category_means
-        self.ensemble = ensemble
-        self.in_distribution = in_distribution
-        self._multilingual = multilingual
+    categories: tuple[str, ...]
+    version: str
+    fast_heads: FastHeads
+    static_centroids: StaticCentroids
+    encoder: Encoder
+    linear: LinearHead
+    knn: KnnHead
+    category_means: CategoryMeans
+    ensemble: EnsembleWeights
+    in_distribution: InDistributionModels
+    multilingual: MultilingualStage | None
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         """As Router.predict_fast: None for an uncertain text, or with `force` a prediction of stage FAST_UNCERTAIN."""
@@ -168,7 +154,7 @@ class CascadeRouter:
         languages = {index: UNDETERMINED for index, one in enumerate(features) if one.foreign}
         done = set[int]()
         for index in languages:
-            found = self._multilingual.classify(texts[index]) if self._multilingual is not None else None
+            found = self.multilingual.classify(texts[index]) if self.multilingual is not None else None
             if found is None:
                 continue
             languages[index], posterior = found
@@ -201,7 +187,7 @@ class CascadeRouter:
         in_distribution = self.in_distribution.fast.of(features.similarity) * _shared_words(features, language)
         prediction = Prediction(posterior, FAST, in_distribution, language=language)
         confident = prediction.confidence >= self.ensemble.threshold
-        if features.foreign and self._multilingual is not None and self._multilingual.usable:
+        if features.foreign and self.multilingual is not None and self.multilingual.usable:
             confident = False
         return prediction if confident else replace(prediction, stage=FAST_UNCERTAIN)
 
@@ -223,7 +209,7 @@ class CascadeRouter:
         logits = {
             "lexical": np.stack([one.lexical for one in features]),
             "static": np.stack([one.static for one in features]),
-            "linear": self._linear.logits(embeddings),
+            "linear": self.linear.logits(embeddings),
             "knn": votes,
         }
         return HeadOutputs(logits, vectors, projected, similarity)

@@ -32,6 +32,7 @@ from coe.learning.monitoring.novelty import CategoryProposal, category_entry, pr
 from coe.learning.monitoring.savings import LABELS, ROUTING_BIAS, PlanQuality, billed, savings
 from coe.learning.monitoring.traffic import Traffic, comparison, embeddings, traffic_sample
 from coe.mapping import Assignment, read_plan_file, read_published
+from coe.records.record import observed
 from coe.settings import Settings
 
 if TYPE_CHECKING:
@@ -144,9 +145,10 @@ def _alarms(
     gateways serve is unknown."""
     since, experts = now - WEEK_SECONDS, in_use.assignment.experts
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
+        records = logs.records(since=since, until=now, own=traffic.add_own)
         try:
             found = load_experience(
-                logged.observe(traffic.observe(logs.records(since=since, until=now, own=traffic.add_own))),
+                observed(observed(records, traffic.add), logged.add),
                 logs.feedback(since=since),
                 categories=traffic.categories,
                 experts=experts,

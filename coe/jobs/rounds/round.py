@@ -84,12 +84,8 @@ def write_round_state(artifacts: Path, kind: str, state: RoundState) -> None:
 
 
 REPORTS = "reports"
-
-
 MAX_REPORTS = 50
 """Kept reports of rejected candidates of all kinds, the newest."""
-
-
 NOTHING_TO_LEARN = "nothing to learn from"
 
 Pages = Iterable[Sequence[RoutingRecord]]
