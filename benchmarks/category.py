@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +128,7 @@ def accuracies(router: CascadeRouter, texts: Sequence[str], labels: NDArray[np.i
         "accuracy": accuracy,
         "escalated": float(np.mean([p.stage == "encoder" for p in predictions])),
         "ece": expected_calibration_error(confidence, right),
-        "reliability": [asdict(found) for found in reliability(confidence, right)],
+        "reliability": reliability(confidence, right),
         "risk_coverage": {"coverage": coverage[at].tolist(), "risk": risk[at].tolist()},
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.category import LEFT_OUT, PLAIN_NAMES, read, sample
-from coe.core import LOAD_SHED, Prediction
+from coe.core import FAST_UNCERTAIN, Prediction
 from coe.mapping import Assignment, decision_risk, expected_utility
 from coe.mapping.problem import declared_assignment
 from coe.registry import load
@@ -40,7 +40,7 @@ def main() -> None:
     registry = load(ROOT / "experts.yaml", environ={})
     assignment = declared_assignment(registry, router.categories)
     fast = [router.fast_prediction(router.fast_heads(text)) for text in texts]
-    uncertain = [index for index, found in enumerate(fast) if found.stage == LOAD_SHED]
+    uncertain = [index for index, found in enumerate(fast) if found.stage == FAST_UNCERTAIN]
     refined = dict(zip(uncertain, router.predict([texts[index] for index in uncertain]), strict=True))
     experts = range(len(assignment.experts))
     risks = {index: decision_risk(assignment, fast[index].probabilities, experts) for index in uncertain}

@@ -57,7 +57,7 @@ def problem(rng: np.random.Generator) -> tuple[PlanInputs, WaitModel]:
             load_times.record([name], "stopped", float(rng.uniform(1, 20)))
     model = WaitModel(declared, load_times=load_times, rate=float(rng.uniform(0.02, 0.5)))
     quality = rng.uniform(0.3, 0.9, (4, 4))
-    uses = Uses.uniform(4, latency_ms=rng.uniform(500, 4000, 4))
+    uses = Uses(latency_ms=np.tile(rng.uniform(500, 4000, 4), (4, 1)))
     found = Problem(CATEGORIES, EXPERTS, quality, rng.dirichlet(np.ones(4)), uses)
     table = ScoreTable(CATEGORIES, EXPERTS, quality, np.zeros((4, 4)), np.ones((4, 4)))
     return PlanInputs(found, table, None, 0.0, "random"), model

@@ -19,7 +19,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records import open_feedback
 from tests.gateway.served import SQLITE, Served, serving
 
@@ -106,7 +106,7 @@ async def stored(served: Served, rated: list[str]) -> list[str]:
     deadline, found = time.monotonic() + WAIT_SECONDS, list[str]()
     try:
         while time.monotonic() < deadline:
-            with suppress(LogError):
+            with suppress(StoreError):
                 found = [event.request_id for event in (await log.read(limit=10_000)).events]
             if set(found) >= set(rated):
                 break

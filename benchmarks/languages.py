@@ -72,7 +72,7 @@ def main() -> None:
 def without_stage(folder: Path) -> CascadeRouter:
     """The router as it is served where the extra is not installed."""
     router = load_cascade(folder, threads=1)
-    router._multilingual = None
+    router.multilingual = None
     return router
 
 

@@ -14,7 +14,7 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.recipes.loss_test import LIMIT, capital
+from coe.learning.recipes.max_loss import LIMIT, capital
 
 RATES = (0.005, 0.02, 0.05, 0.2)
 """Largest rates of differences that keep a bound, for example 0.01 / 0.5 = 0.02."""

@@ -20,7 +20,7 @@ from coe.learning.evaluation.quality import read_quality
 from coe.learning.evaluation.recorded_answers import read_answers
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.fit import RecipeFit, replayed
-from coe.learning.recipes.guarantee import accepted_thresholds
+from coe.learning.recipes.max_loss import accepted_thresholds
 
 PRICES = (0.0005, 0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02)
 """Quality per billion active parameters times a thousand tokens; the safest first."""

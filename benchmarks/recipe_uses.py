@@ -29,7 +29,7 @@ from coe.learning.estimation.logged_uses import LoggedUses
 from coe.learning.evaluation.quality import Quality, read_quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers, read_answers
 from coe.learning.recipes.answers import Answers
-from coe.learning.recipes.columns import RecipeColumns, recipe_columns
+from coe.learning.recipes.columns import RecipeColumns, fitted_columns
 from coe.learning.recipes.fit import ReplayedAnswers, replayed
 from coe.learning.recipes.logged_arms import LoggedArms, PastArms
 from coe.learning.recipes.replay import of_calls
@@ -279,7 +279,7 @@ def columns_of(
     names, rows, experts = pool.registry.category_names, probes.tolist(), tuple(MODELS)
     lengths = TrafficLengths.of(uses, pool.data, pool.recorded, rows=rows, experts=experts, categories=names)
     data, recorded = lengths.of_requests(pool.data, pool.recorded)
-    return recipe_columns(
+    return fitted_columns(
         pool.registry,
         data,
         recorded,
@@ -347,7 +347,7 @@ def problem_of(pool: Pool, probes: NDArray[np.int64], arms: RecipeColumns, uses:
     table: ScoreTable = tabulate_softly(names, experts, member, pool.data.scores[probes])
     pseudo_count = fit_pseudo_count([names[label] for label in pool.labels[probes]], pool.data.scores[probes])
     quality = np.hstack((table.shrunk(pseudo_count=pseudo_count), arms.quality))
-    declared = arms.beside(declared_uses(pool.registry, names, experts, measured=uses))
+    declared = declared_uses(pool.registry, names, experts, measured=uses).joined(arms.uses, len(arms.arms))
     weights = np.full(len(names), 1 / len(names))
     return Problem(names, (*experts, *arms.arms), quality, weights, declared, members=arms.members)
 
@@ -409,8 +409,8 @@ def main() -> None:
     bill = Bill.of(held_out, arms)
     count = np.bincount(pool.labels[probes], minlength=len(names))
     print(f"{len(arms.arms)} arms, {len(held_out.streams) / len(names):.0f} billed requests of each category")
-    print_cells(arms.cost / 1000, bill.dollars[:, len(MODELS) :], held_out, count, "cost")
-    print_cells(arms.latency_ms, bill.latency_ms[:, len(MODELS) :], held_out, count, "latency")
+    print_cells(arms.uses.cost / 1000, bill.dollars[:, len(MODELS) :], held_out, count, "cost")
+    print_cells(arms.uses.latency_ms, bill.latency_ms[:, len(MODELS) :], held_out, count, "latency")
     print_limits(problem_of(pool, probes, arms, uses), bill, log, held_out)
 
 

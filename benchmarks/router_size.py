@@ -82,7 +82,7 @@ def variants(router: Path, folder: Path) -> Iterator[tuple[str, Path]]:
 def predictions(router: Path, rows: list[dict[str, str]]) -> Predictions:
     """Predict with the English heads alone."""
     cascade = load_cascade(router, threads=1)
-    cascade._multilingual = None
+    cascade.multilingual = None
     found = cascade.predict([row["prompt"] for row in rows])
     posterior = np.stack([one.probabilities for one in found]).astype(np.float64)
     truth = np.array([cascade.categories.index(row["category"]) for row in rows])

@@ -45,7 +45,7 @@ NO_RECIPE = "off"
 """Value of `RequestOptions.recipe` for single experts only."""
 GENERAL = "general"
 """Name of the fallback category, for uncertain requests. Every registry must declare it."""
-LOAD_SHED = "load_shed"
+FAST_UNCERTAIN = "fast_uncertain"
 """`Prediction.stage` of an uncertain fast prediction that no encoder pass has refined."""
 ENGLISH, UNDETERMINED = "en", "und"
 """Values of `Prediction.language`: English, and another language that is not identified (ISO 639)."""
@@ -199,10 +199,10 @@ class Router(Protocol):
 
     `predict_fast` takes about 0.1 ms, so it may run on the event loop. It returns None for an uncertain text, for which
     the slower `predict` (milliseconds per text, uses the sentence encoder) is more accurate; with `force` it returns
-    its uncertain prediction with the stage LOAD_SHED instead. If `predict_fast` returns a prediction, `predict` returns
-    the same one. Given `embeddings`, the `features` of the router's own encoder, `predict` uses them for every text and
-    does not run the encoder. `neighbours` returns the nearest training texts, nearest first, as far as the router
-    stores any; it takes as long as `predict`.
+    its uncertain prediction with the stage FAST_UNCERTAIN instead. If `predict_fast` returns a prediction, `predict`
+    returns the same one. Given `embeddings`, the `features` of the router's own encoder, `predict` uses them for every
+    text and does not run the encoder. `neighbours` returns the nearest training texts, nearest first, as far as the
+    router stores any; it takes as long as `predict`.
     """
 
     categories: tuple[str, ...]

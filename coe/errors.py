@@ -67,15 +67,15 @@ class WorkerError(CoEError):
     """No worker process of the gateway could start."""
 
 
-class LogError(CoEError):
+class StoreError(CoEError):
     """The routing log, the issued keys or another such store could not be opened, read or written."""
 
 
-class DamagedEntry(LogError):
+class DamagedEntry(StoreError):
     """An entry of the log is not a valid record or feedback event."""
 
 
-class UnknownCursor(LogError):
+class UnknownCursor(StoreError):
     """The cursor was not issued by this log."""
 
 

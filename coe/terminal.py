@@ -6,12 +6,11 @@ command line prints through here, except tables and progress bars; its log lines
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from typing import Any
 
-import orjson
+from coe import json_text
 
 _UNESCAPED = "\n\t"
 _RANGES = (
@@ -64,7 +63,4 @@ def print_error(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
-    try:
-        print_line(orjson.dumps(value).decode())
-    except orjson.JSONEncodeError:  # a file name that is not UTF-8
-        print_line(json.dumps(value))
+    print_line(json_text.dumps(value).decode())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 
+@dataclass(slots=True, eq=False)
 class Usage:
     """Token counts of one response, updated while it streams; None if the expert did not report them.
 
@@ -16,17 +17,13 @@ class Usage:
     the members' names and usages for the answer of a recipe, and empty for one of an expert.
     """
 
-    __slots__ = ("cached_tokens", "events", "input_tokens", "max_tokens", "output_tokens", "reasoning_tokens")
-
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    max_tokens: int | None = None
+    events: int = 0
     parts: tuple[tuple[str, Usage], ...] = ()
-
-    def __init__(self) -> None:
-        self.input_tokens: int | None = None
-        self.cached_tokens: int | None = None
-        self.output_tokens: int | None = None
-        self.reasoning_tokens: int | None = None
-        self.max_tokens: int | None = None
-        self.events = 0
 
 
 @dataclass(slots=True, eq=False)

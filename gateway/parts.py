@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coe.experts import ResidencyHold
+from coe.experts import ExpertLoader
 from coe.experts.http.client import Client
 from coe.records import FeedbackWriter
 from coe.records.feedback import FeedbackLog
@@ -47,6 +47,6 @@ class Parts:
     cache: CacheStep | None = None
     stored: StoredStep | None = None
     reload: Reload | None = None
-    residency: ResidencyHold | None = None
+    residency: ExpertLoader | None = None
     issued: IssuedKeyWatch | None = None
     session: Client | None = None

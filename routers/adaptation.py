@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.core import GENERAL, LOAD_SHED, Neighbour, Prediction, Router
+from coe.core import FAST_UNCERTAIN, GENERAL, Neighbour, Prediction, Router
 from routers.calibration import Floats
 from routers.cascade import CascadeRouter, HeadOutputs
 from routers.examples import prompt_digest
@@ -54,87 +54,75 @@ class NewCategories:
         return result
 
 
+@dataclass(eq=False, repr=False)
 class AdaptedRouter:
-    """A coe.core.Router. Thread-safe: immutable after construction.
+    """A coe.core.Router. Thread-safe: never changed.
 
     `targets` (n_base_categories,) maps each trained category to its index in `categories`; `new` (n_new,) are the
     indices of the new categories. `exemplars` holds the projected vectors (n_texts, n_axes) of each new category's
     texts, and `digests` the texts' digests.
     """
 
-    def __init__(
-        self,
-        base: CascadeRouter,
-        *,
-        categories: tuple[str, ...],
-        version: str,
-        targets: NDArray[np.int64],
-        new: NDArray[np.int64],
-        static: NewCategories,
-        semantic: NewCategories,
-        exemplars: Sequence[Floats],
-        digests: Sequence[Sequence[str]],
-    ) -> None:
-        self.categories = categories
-        self.version = version
-        self._base = base
-        self._targets = targets
-        self._new = new
-        self._static = static
-        self._semantic = semantic
-        self._exemplars = exemplars
-        self._digests = digests
+    base: CascadeRouter
+    categories: tuple[str, ...]
+    version: str
+    targets: NDArray[np.int64]
+    new: NDArray[np.int64]
+    static: NewCategories
+    semantic: NewCategories
+    exemplars: Sequence[Floats]
+    digests: Sequence[Sequence[str]]
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         """As Router.predict_fast; a text is also uncertain if a new category may be near."""
-        prediction = self._fast_prediction(self._base.fast_heads(text))
-        return prediction if force or prediction.stage != LOAD_SHED else None
+        prediction = self._fast_prediction(self.base.fast_heads(text))
+        return prediction if force or prediction.stage != FAST_UNCERTAIN else None
 
     def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
         """Predict like `CascadeRouter.predict`."""
-        return self._base.run(
+        return self.base.run(
             texts,
             embeddings,
             fast=self._fast_prediction,
             encoder=self._encoder_predictions,
-            multilingual=partial(self._with_new_categories, odds=np.zeros(len(self._new), dtype=np.float32)),
+            multilingual=partial(self._with_new_categories, odds=np.zeros(len(self.new), dtype=np.float32)),
         )
 
     def neighbours(self, text: str, *, limit: int) -> list[Neighbour]:
         """Return the nearest of the base's exemplars, with their categories mapped, and of the new categories'
         texts."""
-        (vector,) = unit(self._base.knn.project(self._base.encoder.encode([text])))
+        (vector,) = unit(self.base.knn.project(self.base.encoder.encode([text])))
         found = [
-            Neighbour(self.categories[int(self._targets[label])], similarity, digest)
-            for label, similarity, digest in self._base.knn.nearest(vector, limit=limit)
+            Neighbour(self.categories[int(self.targets[label])], similarity, digest)
+            for label, similarity, digest in self.base.knn.nearest(vector, limit=limit)
         ]
-        for index, own, digests in zip(self._new, self._exemplars, self._digests, strict=True):
+        for index, own, digests in zip(self.new, self.exemplars, self.digests, strict=True):
             found += map(partial(Neighbour, self.categories[int(index)]), (own @ vector).tolist(), digests)
         return sorted(found, key=lambda one: -one.similarity)[:limit]
 
     def _fast_prediction(self, features: FastFeatures) -> Prediction:
-        """Return the fast prediction, with stage LOAD_SHED if it is uncertain."""
-        prediction = self._base.fast_prediction(features)
-        odds = np.exp(STATIC_WEIGHT * self._static.margins(features.vector) + STATIC_BIAS)
+        """Return the fast prediction, with stage FAST_UNCERTAIN if it is uncertain."""
+        prediction = self.base.fast_prediction(features)
+        odds = np.exp(STATIC_WEIGHT * self.static.margins(features.vector) + STATIC_BIAS)
         confidence = prediction.confidence / (1 + float(odds.sum()) * np.e**FAST_MARGIN_NATS)
-        if prediction.stage != LOAD_SHED and confidence < self._base.ensemble.threshold:
-            prediction = replace(prediction, stage=LOAD_SHED)
+        if prediction.stage != FAST_UNCERTAIN and confidence < self.base.ensemble.threshold:
+            prediction = replace(prediction, stage=FAST_UNCERTAIN)
         return self._with_new_categories(prediction, odds)
 
     def _encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
-        nearest = np.zeros((len(outputs.vectors), len(self._new)), dtype=np.float32)
-        for column, own in enumerate(self._exemplars):
+        nearest = np.zeros((len(outputs.vectors), len(self.new)), dtype=np.float32)
+        for column, own in enumerate(self.exemplars):
             nearest[:, column] = (outputs.projected @ own.T).max(axis=1)
-        logits = MEAN_WEIGHT * self._semantic.margins(outputs.vectors)
+        logits = MEAN_WEIGHT * self.semantic.margins(outputs.vectors)
         logits += NEAREST_WEIGHT * (nearest - outputs.similarity[:, None]) + BIAS
-        predictions = self._base.encoder_predictions(outputs)
+        predictions = self.base.encoder_predictions(outputs)
         return [self._with_new_categories(*pair) for pair in zip(predictions, np.exp(logits), strict=True)]
 
     def _with_new_categories(self, prediction: Prediction, odds: Floats) -> Prediction:
         """Map the base's posterior to the declared categories, and add the new ones at `odds` (n_new,) against it."""
         posterior = np.zeros(len(self.categories), dtype=np.float32)
-        np.add.at(posterior, self._targets, prediction.probabilities)
-        posterior[self._new] += odds
+        np.add.at(posterior, self.targets, prediction.probabilities)
+        posterior[self.new] += odds
         total = 1 + float(odds.sum())
         in_distribution = 1 - (1 - prediction.in_distribution) / total
         return replace(prediction, probabilities=posterior / np.float32(total), in_distribution=in_distribution)

@@ -8,7 +8,6 @@ for the general expert.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +34,7 @@ def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
     return 1.0 / fit_pool_weights([logits], labels)[0]
 
 
-def fit_pool_weights(heads: Sequence[Floats], labels: NDArray[np.int64], *, rounds: int = 4) -> tuple[float, ...]:
+def fit_pool_weights(heads: Sequence[Floats], labels: NDArray[np.int64]) -> tuple[float, ...]:
     """Return the non-negative weights of a logarithmic pool that minimise its log loss.
 
     The loss is convex in the weights. Coordinate descent over a shrinking geometric grid needs no solver and cannot
@@ -43,7 +42,7 @@ def fit_pool_weights(heads: Sequence[Floats], labels: NDArray[np.int64], *, roun
     """
     weights = [1.0 / len(heads)] * len(heads)
     width = 4.5  # in powers of two around the current weight, so 1/20 to 20 at first
-    for _ in range(rounds):
+    for _ in range(4):
         for _sweep in range(3 if len(heads) > 1 else 1):
             for index, head in enumerate(heads):
                 others = logarithmic_pool(heads, [0.0 if i == index else w for i, w in enumerate(weights)])
@@ -54,31 +53,21 @@ def fit_pool_weights(heads: Sequence[Floats], labels: NDArray[np.int64], *, roun
     return tuple(weights)
 
 
-@dataclass(frozen=True, slots=True)
-class ReliabilityBin:
-    """Predictions of similar confidence: their count, mean confidence and accuracy."""
-
-    count: int
-    confidence: float
-    accuracy: float
-
-
-def reliability(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 10) -> list[ReliabilityBin]:
-    """Return the non-empty bins of equal width over [0, 1]."""
+def reliability(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 10) -> list[dict[str, float]]:
+    """Return count, mean confidence and accuracy of the non-empty bins of equal width over [0, 1]."""
     where = np.minimum((confidence * bins).astype(int), bins - 1)
     groups = [where == index for index in range(bins)]
     return [
-        ReliabilityBin(count=int(g.sum()), confidence=float(confidence[g].mean()), accuracy=float(correct[g].mean()))
+        {"count": int(g.sum()), "confidence": float(confidence[g].mean()), "accuracy": float(correct[g].mean())}
         for g in groups
         if g.any()
     ]
 
 
-def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 10) -> float:
+def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_]) -> float:
     """Mean distance between confidence and accuracy over reliability bins, weighted by count."""
-    found = reliability(confidence, correct, bins=bins)
-    total = sum(b.count for b in found)
-    return sum(b.count * abs(b.confidence - b.accuracy) for b in found) / total if total else 0.0
+    bins = reliability(confidence, correct)
+    return sum(one["count"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / max(len(confidence), 1)
 
 
 def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> tuple[Floats, Floats]:
@@ -91,12 +80,9 @@ def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> tuple[Float
 
 def auroc(score: Floats, positive: NDArray[np.bool_]) -> float:
     """Probability that a positive scores above a negative (ties count half); 0.5 if either class is empty."""
-    negatives = int((~positive).sum())
-    if not 0 < negatives < len(positive):
-        return 0.5
-    values, index = np.unique(score, return_inverse=True)
-    below = np.bincount(index, weights=~positive, minlength=len(values))
-    return float((np.cumsum(below) - below / 2)[index[positive]].mean() / negatives)
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else 0.5
 
 
 def choose_escalation_threshold(
@@ -121,12 +107,7 @@ def choose_escalation_threshold(
 
 
 def choose_separation_threshold(
-    fast: Floats,
-    encoder: Floats,
-    in_scope: NDArray[np.bool_],
-    *,
-    max_escalated: float,
-    max_loss: float,
+    fast: Floats, encoder: Floats, in_scope: NDArray[np.bool_], *, max_escalated: float, max_loss: float
 ) -> float:
     """Return the lowest confidence at which the fast prediction is kept, judged by out-of-scope detection.
 

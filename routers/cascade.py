@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from coe.core import ENGLISH, LOAD_SHED, UNDETERMINED, Encoder, Neighbour, Prediction
+from coe.core import ENGLISH, FAST_UNCERTAIN, UNDETERMINED, Encoder, Neighbour, Prediction
 from coe.errors import ArtifactError
 from routers.calibration import Floats, logarithmic_pool
 from routers.files import Arrays, content_version, read_arrays, read_json
@@ -113,40 +113,26 @@ class HeadOutputs:
     similarity: Floats
 
 
+@dataclass(eq=False, repr=False)
 class CascadeRouter:
     """A coe.core.Router over four heads. Thread-safe."""
 
-    def __init__(
-        self,
-        *,
-        categories: tuple[str, ...],
-        version: str,
-        fast_heads: FastHeads,
-        static_centroids: StaticCentroids,
-        encoder: Encoder,
-        linear: LinearHead,
-        knn: KnnHead,
-        category_means: CategoryMeans,
-        ensemble: EnsembleWeights,
-        in_distribution: InDistributionModels,
-        multilingual: MultilingualStage | None = None,
-    ) -> None:
-        self.categories = categories
-        self.version = version
-        self.fast_heads = fast_heads
-        self.static_centroids = static_centroids
-        self.encoder = encoder
-        self._linear = linear
-        self.knn = knn
-        self.category_means = category_means
-        self.ensemble = ensemble
-        self.in_distribution = in_distribution
-        self._multilingual = multilingual
+    categories: tuple[str, ...]
+    version: str
+    fast_heads: FastHeads
+    static_centroids: StaticCentroids
+    encoder: Encoder
+    linear: LinearHead
+    knn: KnnHead
+    category_means: CategoryMeans
+    ensemble: EnsembleWeights
+    in_distribution: InDistributionModels
+    multilingual: MultilingualStage | None
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
-        """As Router.predict_fast: None for an uncertain text, or with `force` a prediction of stage LOAD_SHED."""
+        """As Router.predict_fast: None for an uncertain text, or with `force` a prediction of stage FAST_UNCERTAIN."""
         prediction = self.fast_prediction(self.fast_heads(text))
-        return prediction if force or prediction.stage != LOAD_SHED else None
+        return prediction if force or prediction.stage != FAST_UNCERTAIN else None
 
     def predict(self, texts: Sequence[str], *, embeddings: Floats | None = None) -> list[Prediction]:
         """Predict every text, in order. The encoder runs only for texts that `predict_fast` leaves open; given
@@ -168,14 +154,14 @@ class CascadeRouter:
         languages = {index: UNDETERMINED for index, one in enumerate(features) if one.foreign}
         done = set[int]()
         for index in languages:
-            found = self._multilingual.classify(texts[index]) if self._multilingual is not None else None
+            found = self.multilingual.classify(texts[index]) if self.multilingual is not None else None
             if found is None:
                 continue
             languages[index], posterior = found
             if posterior is not None:
                 predictions[index] = multilingual(Prediction(posterior, MULTILINGUAL, language=languages[index]))
                 done.add(index)
-        rows = [i for i, one in enumerate(predictions) if embeddings is not None or one.stage == LOAD_SHED]
+        rows = [i for i, one in enumerate(predictions) if embeddings is not None or one.stage == FAST_UNCERTAIN]
         if rows := [index for index in rows if index not in done]:
             known = None if embeddings is None else embeddings[rows]
             outputs = self.head_outputs(
@@ -194,16 +180,16 @@ class CascadeRouter:
         return [Neighbour(self.categories[label], similarity, digest) for label, similarity, digest in found]
 
     def fast_prediction(self, features: FastFeatures) -> Prediction:
-        """Return the fast stage's prediction, of stage LOAD_SHED if it is below the escalation threshold or if the
+        """Return the fast stage's prediction, of stage FAST_UNCERTAIN if it is below the escalation threshold or if the
         text is for the multilingual stage."""
         posterior = self.ensemble.fast_posterior(features.lexical, features.static)
         language = UNDETERMINED if features.foreign else ENGLISH
         in_distribution = self.in_distribution.fast.of(features.similarity) * _shared_words(features, language)
         prediction = Prediction(posterior, FAST, in_distribution, language=language)
         confident = prediction.confidence >= self.ensemble.threshold
-        if features.foreign and self._multilingual is not None and self._multilingual.usable:
+        if features.foreign and self.multilingual is not None and self.multilingual.usable:
             confident = False
-        return prediction if confident else replace(prediction, stage=LOAD_SHED)
+        return prediction if confident else replace(prediction, stage=FAST_UNCERTAIN)
 
     def encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
         """Return the encoder stage's predictions."""
@@ -223,7 +209,7 @@ class CascadeRouter:
         logits = {
             "lexical": np.stack([one.lexical for one in features]),
             "static": np.stack([one.static for one in features]),
-            "linear": self._linear.logits(embeddings),
+            "linear": self.linear.logits(embeddings),
             "knn": votes,
         }
         return HeadOutputs(logits, vectors, projected, similarity)

@@ -61,8 +61,8 @@ class OnnxEncoder:
     them (`width` in all); each part has unit length.
 
     Texts are embedded one by one, `threads` at a time. A quantised network computes one scale for its whole input, so a
-    vector from a batch differs from the one in serving (cosine .993), and a router trained on such vectors loses .003
-    of accuracy (docs/experiments/quantisation.md). Batches are not faster on a CPU either."""
+    vector from a batch differs from the one in serving (cosine .993). A router trained on such vectors loses .003 of
+    accuracy (docs/experiments/quantisation.md). Batches are not faster on a CPU either."""
 
     def __init__(
         self,

@@ -33,8 +33,6 @@ PROBE_TEXT = "Wo finde ich den Vertrag? 契約書はどこにありますか。"
 """Text whose vector identifies the encoder that the head was trained on."""
 MIN_PROBE_COSINE = 0.99
 REMEDY = f"run `{pip_install('multilingual')}` and train the router again with `coe train`"
-
-
 MIN_LANGUAGE_PROBABILITY = 0.2
 """Below this the language is undetermined. 99 % of 453 own prompts in nine languages are above 0.37."""
 MAX_LANGUAGE_CHARACTERS = 512

@@ -26,8 +26,6 @@ MAX_CACHED_WORD_CHARACTERS = 32
 MAX_WORDS_OUTSIDE_ASCII = 8
 """English texts have a few, such as words with a typographic apostrophe or dash."""
 _WORD = re.compile(r"[a-z0-9]+|[^a-z0-9\s]")
-
-
 HASH_BUCKETS = 1 << 16
 """Rows that token bigrams are hashed into."""
 # NumPy converts a Python number at every call, which takes longer than a sum over a short text.

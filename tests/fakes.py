@@ -76,7 +76,7 @@ class WordRouter:
 
     def predict_fast(self, text: str, *, force: bool = False) -> Prediction | None:
         if "ponder" in text:
-            return self._prediction(text, "load_shed", confidence_threshold=1.0) if force else None
+            return self._prediction(text, "fast_uncertain", confidence_threshold=1.0) if force else None
         return self._prediction(text, "predict_fast")
 
     def predict(self, texts: Sequence[str], *, embeddings: NDArray[np.float32] | None = None) -> list[Prediction]:

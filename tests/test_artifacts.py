@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -280,3 +281,28 @@ def test_a_damaged_packaged_version_changes_nothing(tmp_path: Path) -> None:
 def packaged(folder: Path, content: str) -> Artifact:
     """A version as it lies in an installation."""
     return published(ArtifactStore(folder / "wheel", "router"), content)
+
+
+def test_the_newest_version_is_found_beside_one_whose_manifest_cannot_be_read(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    good, damaged = (published(store, name).manifest.version for name in ("good", "damaged"))
+    (tmp_path / "router" / damaged / MANIFEST).write_text("half")
+    errors = list[ArtifactError]()
+    assert store.newest(left_out=errors.append) == good
+    (error,) = errors
+    assert f"{damaged}/manifest.json: cannot be read" in str(error)
+    assert "make it again with `coe train`" in str(error)
+    (tmp_path / "router" / good / MANIFEST).write_text("half")
+    with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read"):
+        store.newest()
+
+
+@pytest.mark.parametrize("metrics", [{"all": {"gated": "much"}}, {"all": 3}, {"all": {"gated": True}}, {"all": None}])
+def test_a_metric_that_is_no_number_is_an_error_with_the_remedy(tmp_path: Path, metrics: dict[str, Any]) -> None:
+    store = ArtifactStore(tmp_path, "gate")
+    with store.draft() as draft:
+        (draft / "file").write_text("")
+        manifest = store.publish(draft, categories=(), data="", metrics=metrics).manifest
+    with pytest.raises(ArtifactError, match=f"gate {manifest.version}: the metric all.gated .* `coe plan`"):
+        manifest.metric("all", "gated")
+    assert manifest.metric("accuracy") is None

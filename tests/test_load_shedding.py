@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coe.core import LOAD_SHED, UNDETERMINED, Prediction
+from coe.core import UNDETERMINED, Prediction
 from coe.routing import classification
 from coe.routing.classification import (
     BUSY_RATIO,
@@ -21,9 +21,8 @@ from coe.routing.classification import (
     MAX_ENCODER_PASSES,
     SLOW_ENCODER_PASS_SECONDS,
     SLOW_MULTILINGUAL_PASS_SECONDS,
-    Classifier,
+    EncoderPasses,
     LoadShedding,
-    Overlays,
 )
 from tests.fakes import WordRouter
 from tests.waiting import ManualClock
@@ -105,10 +104,12 @@ async def test_results_of_the_latest_encoder_passes_are_kept_whatever_the_white_
             return super().predict(texts)
 
     with ThreadPoolExecutor(1) as threads:
-        classifier = Classifier(CountingRouter(), overlays=Overlays(), threads=threads, encoder_timeout=None)
+        encoder_passes = EncoderPasses(CountingRouter(), threads=threads, timeout=None)
 
         async def stage(text: str) -> str:
-            return (await classifier.refine(classifier.predict_fast(text, None), text, None)).stage
+            found = await encoder_passes.predict(text, foreign=False)
+            assert found is not None
+            return found.stage
 
         assert [await stage(text) for text in ("\tponder code ", "ponder art", " ponder code\n")] == ["predict"] * 3
         assert passes == ["ponder code", "ponder art"]
@@ -137,21 +138,18 @@ class WaitingRouter(WordRouter):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("router", "ratio", "stage"), [(ComputingRouter, 1000.0, "predict"), (WaitingRouter, BUSY_RATIO, LOAD_SHED)]
+    ("router", "ratio", "skips"), [(ComputingRouter, 1000.0, False), (WaitingRouter, BUSY_RATIO, True)]
 )
 async def test_passes_are_skipped_after_one_that_waited_not_after_one_that_computed(
-    router: type[WordRouter], ratio: float, stage: str, monkeypatch: pytest.MonkeyPatch
+    router: type[WordRouter], ratio: float, skips: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(classification, "BUSY_RATIO", ratio)  # this machine may be busy
     monkeypatch.setattr(classification, "ENCODER_BACKOFF_FACTOR", 1000.0)
     monkeypatch.setattr(classification, "MAX_BACKOFF_SECONDS", 1000.0)
     with ThreadPoolExecutor(1) as threads:
-        classifier = Classifier(router(), overlays=Overlays(), threads=threads, encoder_timeout=None)
-        found = [
-            (await classifier.refine(classifier.predict_fast(text, None), text, None)).stage
-            for text in ("ponder code", "ponder art")
-        ]
-    assert found == ["predict", stage]
+        encoder_passes = EncoderPasses(router(), threads=threads, timeout=None)
+        found = [await encoder_passes.predict(text, foreign=False) for text in ("ponder code", "ponder art")]
+    assert [one is None for one in found] == [False, skips]
 
 
 @pytest.mark.anyio
@@ -166,7 +164,7 @@ async def test_a_result_without_a_language_is_not_kept(monkeypatch: pytest.Monke
             return [replace(found, language=UNDETERMINED) for found in super().predict(texts)]
 
     with ThreadPoolExecutor(1) as threads:
-        classifier = Classifier(FailingStage(), overlays=Overlays(), threads=threads, encoder_timeout=None)
+        encoder_passes = EncoderPasses(FailingStage(), threads=threads, timeout=None)
         for _ in range(2):
-            await classifier.refine(classifier.predict_fast("ponder code", None), "ponder code", None)
+            await encoder_passes.predict("ponder code", foreign=True)
     assert passes == ["ponder code"] * 2

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,21 @@ class Manifest:
     data: str
     metrics: Mapping[str, Any] = field(repr=False)
     files: Mapping[str, str] = field(repr=False)
+
+    def metric(self, *path: str) -> float | None:
+        """The number at these keys of the metrics; None if it is missing. Raises ArtifactError for another value, since
+        the version does not cover the metrics."""
+        *outer, last = path
+        found: Any = self.metrics
+        for key in outer:
+            found = found.get(key, {}) if isinstance(found, dict) else None
+        value = found.get(last) if isinstance(found, dict) else ""
+        if value is None:
+            return None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        problem = f"the metric {'.'.join(path)} in {MANIFEST} is not a number"
+        raise ArtifactError(f"{self.kind} {self.version}: {problem}; {_remedy_for(self.kind)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +107,24 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{folder / MANIFEST}: cannot be read ({error}); {_remedy(folder)}") from error
 
 
+@contextmanager
+def noting(damaged: dict[str, str] | None, kind: str) -> Iterator[None]:
+    """Puts the ArtifactError of a kind into `damaged` and ends the block; None raises it."""
+    try:
+        yield
+    except ArtifactError as error:
+        if damaged is None:
+            raise
+        damaged[kind] = str(error)
+
+
 def _remedy(folder: Path) -> str:
     """The remedy for a damaged folder ROOT/KIND/VERSION; other folders come with an installation."""
-    kind = ARTIFACT_KINDS.get(folder.parent.name)
+    return _remedy_for(folder.parent.name)
+
+
+def _remedy_for(name: str) -> str:
+    kind = ARTIFACT_KINDS.get(name)
     if kind is None:
         return "install CoE again"
     again = f"make it again with `{kind.remade_by}`; " if kind.remade_by else ""

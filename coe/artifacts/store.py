@@ -328,11 +328,19 @@ class ArtifactStore:
         """The manifest of one of `versions`; the other files are not read. Raises ArtifactError."""
         return read_manifest(self._folder_of(version))
 
-    def newest(self) -> str:
-        """The version published last. Raises ArtifactError if there is none."""
-        found = [self.manifest(version) for version in self.versions()]
+    def newest(self, *, left_out: Callable[[ArtifactError], object] = lambda _: None) -> str:
+        """The version published last. Versions whose manifest cannot be read are left out; `left_out` gets their
+        errors. Raises ArtifactError if there is no other."""
+        found, errors = list[Manifest](), list[ArtifactError]()
+        for version in self.versions():
+            try:
+                found.append(self.manifest(version))
+            except ArtifactError as error:
+                errors.append(error)
         if not found:
-            raise ArtifactError(f"{self._folder}: no {self._kind} artifact is published yet")
+            raise errors[0] if errors else ArtifactError(f"{self._folder}: no {self._kind} artifact is published yet")
+        for problem in errors:
+            left_out(problem)
         return max(found, key=lambda manifest: manifest.created).version
 
     def published(self, version: str) -> Artifact:

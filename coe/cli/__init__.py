@@ -101,8 +101,6 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "index": ("coe index add docs/ handbook.pdf", "coe index search 'refund policy'"),
 }
 """Examples of the main verbs, for their help and the reference."""
-
-
 FIRST_STEPS = """\b
 First steps:
   coe init   write experts.yaml

@@ -59,10 +59,7 @@ def route(
     route_request = _open_router(config, key, only_local)
     if text is not None:
         routed = route_request({"messages": [{"role": "user", "content": text}]})
-        if json:
-            print_json(_to_json(routed, explain=explain))
-        else:
-            _print(routed, explain=explain)
+        print_json(_to_json(routed, explain=explain)) if json else _print(routed, explain=explain)
         return
     assert source is not None
     lines = _route_file(source, route_request, explain=explain)

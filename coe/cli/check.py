@@ -34,11 +34,7 @@ Live = Annotated[bool, typer.Option("--live", help="Request one token from every
 
 
 def check(
-    file: ConfigFile = None,
-    config: Config = None,
-    json: Json = False,
-    schema: Schema = False,
-    live: Live = False,
+    file: ConfigFile = None, config: Config = None, json: Json = False, schema: Schema = False, live: Live = False
 ) -> None:
     """Check experts.yaml: every mistake with its line, what is wrong, and the nearest valid name.
 

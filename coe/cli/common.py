@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coe.jobs.executor import Executor
 from coe.settings import Settings
+from coe.terminal import print_json, print_line
 
 if TYPE_CHECKING:
     from coe.records.record import RoutingRecord
@@ -89,6 +90,15 @@ def keep_stdout_clean() -> None:
     sys.stdout = open(  # noqa: SIM115  # until the process ends
         stdout, "w", buffering, encoding=encoding, errors=errors, closefd=False
     )
+
+
+def print_result(value: Any, lines: str | Iterable[str], *, json: bool) -> None:
+    """Print the result of a verb: `value` as JSON with --json, else the lines."""
+    if json:
+        print_json(value)
+    else:
+        for line in [lines] if isinstance(lines, str) else lines:
+            print_line(line)
 
 
 def duration_seconds(text: str, *, option: str) -> int:

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from coe.cli.common import Config, Json, settings_for
+from coe.cli.common import Config, Json, print_result, settings_for
 from coe.errors import FleetError
 from coe.fleet.engines import environments
 from coe.fleet.engines.environments import Build, Installer, Machine
 from coe.settings import Settings
-from coe.terminal import print_json, print_line
+from coe.terminal import print_line
 
 VERSION_TIMEOUT = 5.0
 """Seconds for a command to print its version."""
@@ -52,12 +52,9 @@ def list_engines(config: Config = None, json: Json = False) -> None:
 
     settings, machine = settings_for(config), Machine.detect()
     states = [_state(runtime, settings, machine) for runtime in ENGINES]
-    if json:
-        print_json({"machine": machine.accelerator, "engines": [asdict(state) for state in states]})
-        return
-    print_line(f"this machine runs {machine.accelerator} builds ({machine.system})")
-    for state in states:
-        print_line(f"{state.runtime:<13}{state.version or '-':<15} {state.command or state.note}")
+    lines = [f"this machine runs {machine.accelerator} builds ({machine.system})"]
+    lines += [f"{state.runtime:<13}{state.version or '-':<15} {state.command or state.note}" for state in states]
+    print_result({"machine": machine.accelerator, "engines": list(map(asdict, states))}, lines, json=json)
 
 
 def _state(runtime: str, settings: Settings, machine: Machine) -> EngineState:

@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import orjson
 import typer
 
-from coe.cli.common import Config, Json, settings_for
+from coe.cli.common import Config, Json, print_result, settings_for
 from coe.errors import DocumentError
 from coe.jobs.foreground import progress_bar
 from coe.retrieval.ingest.conversion import Converter, RejectedFile, SourceFile, find_files
@@ -90,17 +89,14 @@ def list_(
     """List the collections of the store, or the documents of one."""
     if documents:
         names = sorted(_with_store(config, lambda store, _: store.digests(collection, tenant)))
-        for line in [orjson.dumps(names).decode()] if json else names:
-            print_line(line)
+        print_result(names, names, json=json)
         return
     there = _with_store(config, lambda store, _: store.collections())
-    if json:
-        print_json([asdict(one) for one in there])
-        return
-    for one in there:
-        print_line(
-            f"{one.name:24} {one.tenant or '(everybody)':24} {one.documents:8,} documents {one.chunks:10,} chunks"
-        )
+    lines = (
+        f"{one.name:24} {one.tenant or '(everybody)':24} {one.documents:8,} documents {one.chunks:10,} chunks"
+        for one in there
+    )
+    print_result([asdict(one) for one in there], lines, json=json)
 
 
 @app.command("remove")
@@ -114,7 +110,7 @@ def remove(
     """Remove documents. Exit 1 where one was not found."""
     keys = [DocumentKey(one, collection, tenant) for one in ids]
     count = _with_store(config, lambda store, _: store.delete(keys))
-    print_json({"removed": count}) if json else print_line(f"{count} of {len(ids)} documents removed")
+    print_result({"removed": count}, f"{count} of {len(ids)} documents removed", json=json)
     if count < len(set(ids)):
         raise typer.Exit(1)
 
@@ -135,20 +131,19 @@ def search(
             text, encoder.encode([text])[0], collections=collection or [], tenant=tenant, limit=limit
         ),
     )
-    if json:
-        print_json([asdict(one) for one in found])
-        return
+    lines = []
     for number, one in enumerate(found, 1):
         flat = " ".join(one.text.split())
         shown = flat if len(flat) <= MAX_SHOWN_CHARACTERS else f"{flat[:MAX_SHOWN_CHARACTERS]}…"
-        print_line(f"{number}. {one.score:.2f}  {one.source}{f'  {one.title}' if one.title else ''}\n   {shown}")
+        lines.append(f"{number}. {one.score:.2f}  {one.source}{f'  {one.title}' if one.title else ''}\n   {shown}")
+    print_result([asdict(one) for one in found], lines, json=json)
 
 
 @app.command("rebuild")
 def rebuild(config: Config = None, json: Json = False) -> None:
     """Embed all stored documents with the encoder of the router in use; searches use the old index until then."""
     count = _with_store(config, _rebuild)
-    print_json({"documents": count}) if json else print_line(f"{count} documents embedded")
+    print_result({"documents": count}, f"{count} documents embedded", json=json)
 
 
 def _with_store(config: Path | None, use: Callable[[DocumentStore, TokenizingEncoder], Awaitable[T]]) -> T:

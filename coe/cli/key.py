@@ -13,9 +13,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import ValidationError
 
-from coe.cli.common import Config, Json, settings_for
+from coe.cli.common import Config, Json, print_result, settings_for
 from coe.registry import ApiKey, KeySpec, Registry
-from coe.terminal import print_json, print_line
 
 T = TypeVar("T")
 
@@ -104,12 +103,10 @@ def _print_entry(entry: dict[str, Any], *, json: bool) -> None:
 
     new = new_key()
     name, *rest = {**entry, "sha256": digest_of(new)}.items()
-    if json:
-        print_json({"key": new, "entry": dict([name, *rest])})
-        return
     head = "Pass it to its user; it cannot be shown again. In experts.yaml:"
     lines = [f"      {field}: {_yaml(value)}" for field, value in rest]
-    print_line("\n".join([new, "", head, "", "access:", "  keys:", f"    - name: {_yaml(name[1])}", *lines]))
+    text = "\n".join([new, "", head, "", "access:", "  keys:", f"    - name: {_yaml(name[1])}", *lines])
+    print_result({"key": new, "entry": dict([name, *rest])}, text, json=json)
 
 
 def _yaml(value: Any) -> str:
@@ -133,11 +130,8 @@ def _issue(config: Any, spec: KeySpec, *, json: bool) -> None:
     made = changed(
         lambda issued: issue(registry, issued, spec, sha256=digest_of(new), by=None, by_name=BY, now=time.time())
     )
-    if json:
-        print_json({"key": new, "issued": made.model_dump(mode="json", exclude={"sha256"})})
-    else:
-        print_line(f"{new}\n\nPass it to its user; it cannot be shown again.")
-        print_line(f"It is in use until `coe key {made.name} --revoke`.")
+    note = f"Pass it to its user; it cannot be shown again.\nIt is in use until `coe key {made.name} --revoke`."
+    print_result({"key": new, "issued": _shown(made)}, f"{new}\n\n{note}", json=json)
 
 
 def _revoke(config: Any, name: str, *, json: bool) -> None:
@@ -145,10 +139,8 @@ def _revoke(config: Any, name: str, *, json: bool) -> None:
 
     registry, changed = _opened(config)
     revoked = changed(lambda issued: revoke(registry, issued, name, by_name=BY, now=time.time()))
-    if json:
-        print_json({"revoked": revoked.model_dump(mode="json", exclude={"sha256"})})
-    else:
-        print_line(f"{name}: revoked; running gateways refuse it within a second")
+    line = f"{name}: revoked; running gateways refuse it within a second"
+    print_result({"revoked": _shown(revoked)}, line, json=json)
 
 
 def _list(config: Any, *, json: bool) -> None:
@@ -156,14 +148,16 @@ def _list(config: Any, *, json: bool) -> None:
 
     registry, changed = _opened(config)
     issued = changed(lambda found: (found, found))
-    if json:
-        shown = {"declared": registry.access.keys, "issued": issued}
-        print_json(
-            {kind: [one.model_dump(mode="json", exclude={"sha256"}) for one in keys] for kind, keys in shown.items()}
-        )
-        return
-    for one in (*registry.access.keys, *issued):
-        print_line(f"{one.name}: {_state(one, over=is_over(one, time.time()))}, {', '.join(sorted(one.scopes))}")
+    lines = (
+        f"{one.name}: {_state(one, over=is_over(one, time.time()))}, {', '.join(sorted(one.scopes))}"
+        for one in (*registry.access.keys, *issued)
+    )
+    kinds = {"declared": registry.access.keys, "issued": issued}
+    print_result({kind: [_shown(one) for one in keys] for kind, keys in kinds.items()}, lines, json=json)
+
+
+def _shown(one: ApiKey) -> dict[str, Any]:
+    return one.model_dump(mode="json", exclude={"sha256"})
 
 
 def _state(one: ApiKey, *, over: bool) -> str:

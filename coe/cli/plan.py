@@ -16,7 +16,7 @@ import typer
 from numpy.typing import NDArray
 
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, Json, duration_seconds, image_file, keep_stdout_clean, settings_for
+from coe.cli.common import Config, Json, duration_seconds, image_file, keep_stdout_clean, print_result, settings_for
 from coe.errors import ArtifactError, CoEError, DataError
 from coe.jobs.plan import PlanOptions, make_plan, plan_to_json
 from coe.learning.paired_scores import Difference
@@ -35,35 +35,19 @@ from coe.settings import Settings
 from coe.terminal import print_json, print_line
 
 Scores = Annotated[Path | None, typer.Argument(help="Folder with prompts, scores and models, from `coe score`.")]
-
-
 Benchmark = Annotated[str | None, typer.Option("--benchmark", help="Benchmark to use, if the folder holds several.")]
-
-
 Deviations = Annotated[
     float, typer.Option("--deviations", min=0, help="Plan by quality this many standard errors below the mean.")
 ]
-
-
 Sweep = Annotated[str | None, typer.Option("--sweep", help="ROW=LIMIT,LIMIT,...: also plan under these limits.")]
-
-
 Plot = Annotated[Path | None, typer.Option("--plot", callback=image_file, help="Image of the sweep (.png or .svg).")]
-
-
 Forget = Annotated[bool, typer.Option("--forget", help="Return to the assignment declared in experts.yaml.")]
-
-
 DropFeedback = Annotated[
     bool, typer.Option("--drop-feedback", help="Plan on the scores alone, without what `coe retrain` learned.")
 ]
-
-
 LogSince = Annotated[
     str, typer.Option("--log-since", help="Also measure uses in the routing log since then (30d, 12h); 0 for none.")
 ]
-
-
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and keep the assignment in use.")]
 
 
@@ -100,16 +84,13 @@ def plan(
     seconds = 0 if log_since == "0" else duration_seconds(log_since, option="--log-since")
     options = PlanOptions(benchmark, deviations, row, limits, plot, drop_feedback, dry_run, seconds)
     report = make_plan(settings, registry, store, scores, options)
-    if json:
-        print_json(report)
-    else:
-        show_plan(report, scores, is_dry_run=dry_run)
+    print_json(report) if json else show_plan(report, scores, is_dry_run=dry_run)
 
 
 def _clear_plan(store: ArtifactStore, json: bool) -> None:
     store.clear(by="plan", why="--forget")
     note = "the assignment of experts.yaml is in use; running gateways apply it soon"
-    print_json({"assignment": None, "note": note}) if json else print_line(note)
+    print_result({"assignment": None, "note": note}, note, json=json)
 
 
 def _limits(text: str) -> tuple[str, list[float]]:

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 import orjson
 import typer
 
-from coe.cli.common import Config, Json, agreed_requests, declaration_for, duration_seconds, settings_for
+from coe.cli.common import Config, Json, agreed_requests, declaration_for, duration_seconds, print_result, settings_for
 from coe.errors import DataError
 from coe.jobs.record_files import RatingIndex
 from coe.learning.estimation.experience_loader import open_logs
-from coe.learning.evaluation.probes import DIFFICULTIES, Probe, probe_of, read_probes
+from coe.learning.evaluation.probes import DIFFICULTIES, probe_of, read_probes
 from coe.learning.evaluation.tables import numbered_rows
 from coe.learning.probes.imports import Skipped, cases_of, format_of
 from coe.learning.probes.shipped import own_file, shipped_rows
@@ -26,8 +26,6 @@ from coe.terminal import print_error, print_json, print_line
 
 SHOWN_CHARACTERS = 90
 MAX_SHOWN_REASONS = 10
-
-
 app = typer.Typer(
     no_args_is_help=True, help="List, show, add and import probes: prompts with checkers, for `coe score`."
 )
@@ -42,13 +40,8 @@ def list_probes(category: Category = "", config: Config = None, json: Json = Fal
     registry, own = _declared(config)
     rows = [row for row in _rows(registry, own) if category in ("", row["category"])]
     if json:
-        print_json(
-            {
-                "probes": [
-                    {key: row.get(key) for key in _LISTED} | {"template": row.get("draw") is not None} for row in rows
-                ]
-            }
-        )
+        listed = [{key: row.get(key) for key in _LISTED} | {"template": row.get("draw") is not None} for row in rows]
+        print_json({"probes": listed})
     elif category:
         for row in rows:
             print_line(f"{row['id']!s:24} {row.get('difficulty', '-'):7} {row['checker']:11} {_first_line(row)}")
@@ -84,17 +77,10 @@ def show(wanted: Id, seed: Seed = 0, config: Config = None, json: Json = False) 
     if row is None:
         raise DataError(f"no probe has the id {wanted!r}; `coe probes list --category NAME` lists them")
     probe = probe_of(row, registry.category_names, seed)
-    shown = _fields(probe)
-    if json:
-        print_json(shown)
-        return
-    for name, value in shown.items():
-        print_line(f"{name}: {value if isinstance(value, str) else orjson.dumps(value).decode()}")
-
-
-def _fields(probe: Probe) -> dict[str, Any]:
     fields = ("prompt_id", "category", "difficulty", "prompt", "checker", "reference", "tests", "constraints")
-    return {name: value for name in fields if (value := getattr(probe, name)) not in (None, "")}
+    shown = {name: value for name in fields if (value := getattr(probe, name)) not in (None, "")}
+    texts = {name: one if isinstance(one, str) else orjson.dumps(one).decode() for name, one in shown.items()}
+    print_result(shown, (f"{name}: {text}" for name, text in texts.items()), json=json)
 
 
 Prompt = Annotated[str, typer.Option("--prompt", help="Prompt of the probe.")]
@@ -165,21 +151,29 @@ def import_probes(
     name = form or format_of(file)
     if name is None:
         raise typer.BadParameter("its suffix names no format; choose csv, promptfoo or lm-eval", param_hint="--format")
+    count, left_out = _add_cases(cases_of(file, name), category, registry, own)
+    more = [f"and {len(left_out) - MAX_SHOWN_REASONS} more; --json lists all"] * (len(left_out) > MAX_SHOWN_REASONS)
+    for reason in [] if json else left_out[:MAX_SHOWN_REASONS] + more:
+        print_error(f"left out: {reason}")
+    line = f"{count} probes imported into {own}, {len(left_out)} left out"
+    print_result({"imported": count, "left_out": left_out, "file": str(own)}, line, json=json)
+    if not count:
+        raise typer.Exit(1)
+
+
+def _add_cases(
+    cases: Iterable[tuple[str, dict[str, Any] | Skipped]], category: str, registry: Registry, own: Path
+) -> tuple[int, list[str]]:
+    """Add the good cases to the own probes. Returns their number, and the place and the reason of each other one."""
     known, rows, left_out = _known(own, registry), [], []
-    for place, case in cases_of(file, name):
+    for place, case in cases:
         try:
             rows.append(_accepted(case, category, registry, known))
         except ValueError as error:
             left_out.append(f"{place}: {error}")
     if rows:
         _append(own, rows)
-    if json:
-        print_json({"imported": len(rows), "left_out": left_out, "file": str(own)})
-    else:
-        _report(left_out, lambda line: print_error(f"left out: {line}"))
-        print_line(f"{len(rows)} probes imported into {own}, {len(left_out)} left out")
-    if not rows:
-        raise typer.Exit(1)
+    return len(rows), left_out
 
 
 def _accepted(case: dict[str, Any] | Skipped, category: str, registry: Registry, known: set[str]) -> dict[str, Any]:
@@ -218,26 +212,17 @@ def from_log(
     """
     registry, own = _declared(config, to)
     is_agreed = agreed_requests(registry, tenant)
-    settings, known = settings_for(config), _known(own, registry)
+    settings = settings_for(config)
     first = time.time() - duration_seconds(since, option="--since")
     require_log(registry.log.url, base=settings.home)
     with open_logs(registry.log.url, base=settings.home) as logs:
         ratings = RatingIndex(event for page in logs.feedback(since=first) for event in page)
         chosen = _good_requests(logs.records(since=first, until=time.time()), ratings, is_agreed)
         newest = deque(chosen, maxlen=limit)
-    rows, left_out = [], 0
-    for row in newest:
-        try:
-            rows.append(_accepted(row, "", registry, known))
-        except ValueError:  # there already, or a category that is declared no more
-            left_out += 1
-    if rows:
-        _append(own, rows)
-    if json:
-        print_json({"added": len(rows), "left_out": left_out, "file": str(own)})
-    else:
-        print_line(f"{len(rows)} probes added to {own}, {left_out} left out: there already, or of no declared category")
-    if not rows:
+    count, left_out = _add_cases((("", row) for row in newest), "", registry, own)
+    line = f"{count} probes added to {own}, {len(left_out)} left out: there already, or of no declared category"
+    print_result({"added": count, "left_out": len(left_out), "file": str(own)}, line, json=json)
+    if not count:
         raise typer.Exit(1)
 
 
@@ -255,13 +240,6 @@ def _good_requests(
         if record.prompt and is_agreed(record) and (is_liked or rating.feedback_category):
             category = rating.feedback_category or record.category
             yield {"prompt": record.prompt, "category": category, "checker": "judge"}
-
-
-def _report(reasons: list[str], show_line: Callable[[str], None]) -> None:
-    for line in reasons[:MAX_SHOWN_REASONS]:
-        show_line(line)
-    if len(reasons) > MAX_SHOWN_REASONS:
-        show_line(f"and {len(reasons) - MAX_SHOWN_REASONS} more; --json lists all")
 
 
 def _declared(config: Path | None, to: Path | None = None) -> tuple[Registry, Path]:

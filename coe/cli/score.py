@@ -80,12 +80,11 @@ def score(
     settings, registry = declaration_for(config)
     recipes = [_scored_recipe(registry, name) for name in dict.fromkeys(recipe or ())]
     names = expert or (() if recipes else registry.single_names)
-    experts = [_declared(registry, name, "--expert") for name in dict.fromkeys(names)]
-    judging = _declared(registry, judge, "--judge") if judge else None
+    experts = [declared_expert(registry, name, "--expert") for name in dict.fromkeys(names)]
+    judging = declared_expert(registry, judge, "--judge") if judge else None
     seed = folder_seed(out) if seed is None else seed
-    read = requested_probes(probes, registry, settings.config, seed, runs_code=unsafe or installed())
-    if judging is None and any(probe.checker == "judge" for probe in read):
-        raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
+    runs_code = unsafe or installed()
+    read = requested_probes(probes, registry, settings.config, seed, runs_code=runs_code, judge=judging)
     passages = asyncio.run(probes_with_passages(settings, registry, read)) if retrieval == "both" else ()
     scoring = Scoring(registry, read, passages, experts, judging, concurrency, unsafe, recipes)
     with open_journal(out) as journal:
@@ -97,13 +96,24 @@ def score(
         raise typer.Exit(1)
 
 
-def requested_probes(path: Path | None, registry: Registry, config: Path, seed: int, *, runs_code: bool) -> list[Probe]:
+def requested_probes(
+    path: Path | None, registry: Registry, config: Path, seed: int, *, runs_code: bool, judge: ExpertSpec | None
+) -> list[Probe]:
     """Return the probes of a file; without one the shipped and the own ones.
 
-    Prints what these leave out: categories without any, and code where it cannot run.
+    Prints what the latter leave out: categories without any, and code where it cannot run. Raises BadParameter for
+    probes that need a `judge` where there is none.
     """
     if path is not None:
-        return read_probes(path, categories=registry.category_names, seed=seed)
+        found = read_probes(path, categories=registry.category_names, seed=seed)
+    else:
+        found = _default_probes(registry, config, seed, runs_code=runs_code)
+    if judge is None and any(probe.checker == "judge" for probe in found):
+        raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
+    return found
+
+
+def _default_probes(registry: Registry, config: Path, seed: int, *, runs_code: bool) -> list[Probe]:
     found = default_probes(own_file(config), registry.category_names, seed)
     if not runs_code and any(probe.checker == "code" for probe in found):
         found = [probe for probe in found if probe.checker != "code"]
@@ -115,12 +125,12 @@ def requested_probes(path: Path | None, registry: Registry, config: Path, seed: 
     return found
 
 
-def _declared(registry: Registry, name: str, option: str) -> ExpertSpec:
-    for spec in registry.single_arms:
-        if spec.name == name:
-            return spec
-    declared = ", ".join(registry.single_names)
-    raise typer.BadParameter(f"{name!r} is not a declared expert; declared: {declared}", param_hint=option)
+def declared_expert(registry: Registry, name: str, option: str) -> ExpertSpec:
+    """Return the declared expert that an option names. Raises BadParameter for another name."""
+    if name not in registry.single_names:
+        declared = ", ".join(registry.single_names)
+        raise typer.BadParameter(f"{name!r} is not a declared expert; declared: {declared}", param_hint=option)
+    return registry.expert(name)
 
 
 def _scored_recipe(registry: Registry, name: str) -> RecipeSpec:

@@ -153,6 +153,7 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     drift = report["drift"]
     lines = [("config", report["in_use"]["config"])]
     lines += [(kind, _in_use(report["in_use"][kind])) for kind in ARTIFACT_KINDS]
+    lines += [(f"damaged {kind}", problem) for kind, problem in report["damaged"].items()]
     lines += [("experts.yaml", one["sentence"]) for one in report["consequences"]]
     for device in report["residency"]:
         lines += _residency_lines(device)

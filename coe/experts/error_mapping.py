@@ -31,7 +31,7 @@ from coe.errors import (
     ExpertUnreachable,
     OutOfDescriptors,
 )
-from coe.experts.descriptors import causes, shortage_log
+from coe.experts.file_descriptors import causes, shortage_log
 from coe.urls import secrets_in
 
 MAX_CHARACTERS = 500

@@ -1,6 +1,6 @@
 """Builds experts from their declaration; a reload reuses unchanged ones with their state.
 
-A local expert that shares a device is a `ResidentExpert`: each call holds it awake from before the request until the
+A local expert that shares a device is a `ResidentExpert`: each call keeps it awake from before the request until the
 last byte. Experts behind litellm are imported when they are needed.
 """
 
@@ -32,7 +32,7 @@ def build_experts(
     *,
     session: Client,
     previous: Mapping[str, ReplicatedExpert] | None = None,
-    residency: ResidencyHold | None = None,
+    residency: ExpertLoader | None = None,
 ) -> dict[str, ReplicatedExpert]:
     """Returns every declared expert by name, in the order of the declaration.
 
@@ -115,7 +115,7 @@ def endpoints_of(spec: ExpertSpec, started: Mapping[str, tuple[Endpoint, ...]]) 
 
 
 def _build(
-    spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client, residency: ResidencyHold | None
+    spec: ExpertSpec, endpoints: tuple[Endpoint, ...], session: Client, residency: ExpertLoader | None
 ) -> ReplicatedExpert:
     if spec.runtime == "litellm":
         replicas = [_litellm_replica(spec, endpoint) for endpoint in endpoints or (None,)]
@@ -124,8 +124,8 @@ def _build(
     return ReplicatedExpert(spec, endpoints, replicas=replicas)
 
 
-def _http_replica(spec: ExpertSpec, endpoint: Endpoint, session: Client, residency: ResidencyHold | None) -> Replica:
-    def held(expert: Expert) -> Expert:
+def _http_replica(spec: ExpertSpec, endpoint: Endpoint, session: Client, residency: ExpertLoader | None) -> Replica:
+    def resident(expert: Expert) -> Expert:
         if residency is None or spec.addresses:
             return expert
         return ResidentExpert(expert, stand_in=spec.stand_in, residency=residency)
@@ -133,8 +133,8 @@ def _http_replica(spec: ExpertSpec, endpoint: Endpoint, session: Client, residen
     direct = HttpExpert(spec, endpoint, session=session)
     expert: Expert = ForeignItems(direct) if "responses" in spec.supported_apis else direct
     if "chat" not in spec.supported_apis:
-        return Replica(held(expert), endpoint=endpoint)
-    return Replica(held(TranslatedExpert(expert, spec)), chat=held(direct), endpoint=endpoint)
+        return Replica(resident(expert), endpoint=endpoint)
+    return Replica(resident(TranslatedExpert(expert, spec)), chat=resident(direct), endpoint=endpoint)
 
 
 def _litellm_replica(spec: ExpertSpec, endpoint: Endpoint | None) -> Replica:
@@ -144,7 +144,7 @@ def _litellm_replica(spec: ExpertSpec, endpoint: Endpoint | None) -> Replica:
     return Replica(TranslatedExpert(direct, spec), chat=direct)
 
 
-class ResidencyHold(Protocol):
+class ExpertLoader(Protocol):
     """Loads experts on demand. Implemented by `coe.fleet.residency.client.ResidencyClient`."""
 
     async def acquire(self, expert: str, *, category: str, deadline: float, stand_in: str) -> Callable[[], None]:
@@ -156,18 +156,18 @@ class ResidencyHold(Protocol):
 
 
 class ResidentExpert:
-    """Calls `expert` while it is held awake. `stand_in` names the expert that may answer in its place, if any."""
+    """Keeps `expert` awake during each call. `stand_in` names the expert that may answer in its place, if any."""
 
     health = Health()
 
-    def __init__(self, expert: Expert, *, stand_in: str | None, residency: ResidencyHold) -> None:
+    def __init__(self, expert: Expert, *, stand_in: str | None, residency: ExpertLoader) -> None:
         self.name = expert.name
         self._expert = expert
         self._stand_in = stand_in
         self._residency = residency
 
     async def stream(self, call: Call) -> Reply:
-        """Holds the expert, then calls it. Raises what either raises."""
+        """Waits until the expert is awake, calls it, and releases it after the reply. Raises what either raises."""
         stand_in = call.stand_in if call.stand_in == self._stand_in else ""
         release = await self._residency.acquire(
             self.name, category=call.category, deadline=call.wake_deadline, stand_in=stand_in

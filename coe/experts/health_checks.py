@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 
-from coe.experts.descriptors import NoDescriptor
+from coe.experts.file_descriptors import NoDescriptor
 from coe.experts.http.client import Client
 from coe.experts.replicas import Replica, ReplicatedExpert
 from coe.supervision import TaskFailed, ignore_failure, supervised

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from coe.errors import JobError, LogError
+from coe.errors import JobError, StoreError
 from coe.redis import BlockingRedisClient
 
 LOCK_KEY = "coe:retrain"
@@ -35,7 +35,7 @@ def job_lock(url: str, *, home: Path, lease: float = LEASE_SECONDS) -> AbstractC
     """A context that one job at a time enters, of all that share the Redis at `url` or the state folder `home`.
 
     Yields a check to call before anything is changed. Raises JobError, which names the holder, where another job runs,
-    and LogError where Redis does not answer.
+    and StoreError where Redis does not answer.
     """
     if url.startswith(("redis://", "rediss://")):
         return _redis_lock(url, lease)
@@ -66,7 +66,7 @@ def _redis_lock(url: str, lease: float) -> Iterator[CheckLock]:
     redis = BlockingRedisClient(
         url,
         key="log.url",
-        error=lambda problem: LogError(f"retrain: the lock in Redis cannot be acquired ({problem})"),
+        error=lambda problem: StoreError(f"retrain: the lock in Redis cannot be acquired ({problem})"),
         connect_timeout=REDIS_TIMEOUT_SECONDS,
         timeout=REDIS_TIMEOUT_SECONDS,
     )
@@ -81,7 +81,7 @@ def _redis_lock(url: str, lease: float) -> Iterator[CheckLock]:
             yield extension.check
         finally:
             extension.stop()
-            with suppress(LogError), redis.errors():  # the lease is lost, or it expires by itself
+            with suppress(StoreError), redis.errors():  # the lease is lost, or it expires by itself
                 lock.release()
 
 
@@ -99,7 +99,7 @@ class _LeaseExtension:
         try:
             with self._redis.errors():
                 self._lock.extend(self._lease, replace_ttl=True)
-        except LogError as error:
+        except StoreError as error:
             cause = error.__cause__
             raise JobError(f"retrain: the lock was lost ({cause}); nothing is promoted, run it again") from error
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from coe.artifacts.kinds import GATE
 from coe.artifacts.store import ArtifactStore
-from coe.errors import ArtifactError, ConfigError, LogError
+from coe.errors import ArtifactError, ConfigError, StoreError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.jobs.expected_waits import solve_with_waits, wait_model, waits_report
 from coe.jobs.foreground import note_if_slow
@@ -52,6 +52,8 @@ from coe.mapping import (
     solve,
     sweep,
 )
+from coe.mapping.plan_file import ASSIGNMENT_FILE
+from coe.records.record import observed
 from coe.registry import Registry, yaml_source
 from coe.registry.yaml_source import KeyPath
 from coe.retrieval.gate import GATE_FILE
@@ -59,7 +61,6 @@ from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
 from coe.terminal import print_error
 
-ASSIGNMENT_FILE = "assignment.json"
 MAX_OVERUSE = 1.05
 """Use over limit above which a note says that the sample of traffic breaks the limit. Prices keep the use within about
 a hundredth of the limit where they can."""
@@ -317,8 +318,8 @@ def logged_uses(
     try:
         with note_if_slow("reading the routing log"), open_logs(registry.log.url, base=settings.home) as logs:
             pages = logs.records(since=now - seconds, until=now)
-            return LoggedUses.of(pages if arms is None else arms.observe(pages), registry.category_names)
-    except LogError as error:
+            return LoggedUses.of(pages if arms is None else observed(pages, arms.add), registry.category_names)
+    except StoreError as error:
         print_error(f"note: uses come from the scores alone, since the routing log cannot be read: {error}")
         return None
 
@@ -397,12 +398,12 @@ def plan_gate(settings: Settings, registry: Registry, folder: Path, *, dry_run: 
 
 def load_examples(settings: Settings, registry: Registry, folder: Path) -> GateExamples | None:
     """The pairs of scores, with the posteriors and vectors of the router in use; None without any."""
-    gains = read_gains(folder, registry.expert_names)
-    if gains is None:
+    examples = read_gains(folder, registry.expert_names)
+    if examples is None:
         return None
     import routers
     from coe.runtime.active_state import check_router, load_router
 
     artifact = check_router(settings)[1]
     router = load_router(registry, artifact)
-    return gains.examples(router, routers.load_document_encoder(artifact.folder))
+    return examples(router, routers.load_document_encoder(artifact.folder))

@@ -18,13 +18,11 @@ from coe.artifacts.kinds import ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError
 from coe.jobs.foreground import note_if_slow
-from coe.learning.estimation.evidence import merged
 from coe.learning.estimation.logged_uses import LoggedUses
-from coe.learning.estimation.refit import MAX_PSEUDO_COUNT
+from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, merged
 from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.recipes.columns import RecipeColumns, recipe_columns
 from coe.learning.recipes.logged_arms import PastArms
-from coe.learning.recipes.measured import columns_of_recipes
 from coe.learning.retraining.budget_solver import PRICE_SAMPLE_SIZE, declared_problem
 from coe.mapping import (
     Dependencies,
@@ -76,9 +74,10 @@ def plan_basis(
     logged: LoggedUses | None = None,
     past: Sequence[PastArms] = (),
 ) -> tuple[PlanInputs, LeftOut, RecipeColumns]:
-    """Return the inputs of the solver for the scored experts and the categories that they may serve, the parts of the
-    declaration and the data that are left out, and the plan columns of recipes.
+    """Return the inputs of the solver, the parts that are left out, and the plan columns of recipes.
 
+    The inputs are for the scored experts and the categories that they may serve; parts of the declaration and of the
+    data are left out.
     The feedback in `evidence` is merged with the scores of the categories that it reassigned, and the usage measured by
     `coe score` with the `logged` usage. Enough logged requests of the router in use also give the weights of categories
     and the sample of traffic, in place of the probes. The logged requests of `past` plans correct the uses of recipe
@@ -97,8 +96,14 @@ def plan_basis(
     feedback = None
     if reassigned and evidence.feedback is not None:
         feedback = evidence.feedback.over(probes.categories, columns)
-    bounds = _Bounds(deviations, pseudo_count)
-    quality = bounds.of_plan(measured, recipes, feedback, np.isin(probes.categories, reassigned))
+    quality = _lower_bounds(
+        measured,
+        recipes,
+        feedback,
+        reassigned=np.isin(probes.categories, reassigned),
+        deviations=deviations,
+        pseudo_count=pseudo_count,
+    )
     mix = _logged_mix(settings, logged, probes.categories)
     weights = np.maximum(probes.member.sum(axis=0), 1.0) if mix is None else mix[0]
     problem = declared_problem(
@@ -147,7 +152,7 @@ class _PlannedProbes:
         rows = _planned_rows(folder, data, categories)
         labels, prompts = [data.categories[row] for row in rows], [data.prompts[row] for row in rows]
         member = np.array([[name == category for name in categories] for category in labels], dtype=np.float64)
-        cells = np.ix_(rows, [data.models.index(name) for name in experts])
+        cells = data.grid(rows, experts)
         uses = MeasuredUses.of(categories, experts, member, {name: use[cells] for name, use in data.uses.items()})
         return cls(experts, categories, rows, labels, prompts, member, data.scores[cells], uses)
 
@@ -193,7 +198,7 @@ def _with_recipes(
     """
     whole = np.flatnonzero(np.isfinite(probes.scores).all(axis=1))
     with note_if_slow("fitting recipes"):
-        recipes = columns_of_recipes(
+        recipes = recipe_columns(
             folder,
             data,
             registry,
@@ -236,40 +241,29 @@ def _planned_rows(folder: Path, data: Quality, categories: Sequence[str]) -> lis
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    """Lower confidence bounds of quality, `deviations` standard errors below the estimates."""
+def _lower_bounds(
+    measured: ScoreTable,
+    recipes: RecipeColumns,
+    feedback: ScoreTable | None,
+    *,
+    reassigned: NDArray[np.bool_],
+    deviations: float,
+    pseudo_count: float,
+) -> NDArray[np.float64]:
+    """Return lower confidence bounds of quality, `deviations` standard errors below the estimates.
 
-    deviations: float
-    pseudo_count: float
-
-    def of_plan(
-        self,
-        measured: ScoreTable,
-        recipes: RecipeColumns,
-        feedback: ScoreTable | None,
-        reassigned: NDArray[np.bool_],
-    ) -> NDArray[np.float64]:
-        """Return the bounds of all columns, with `feedback` for the `reassigned` categories, shape (n_categories,)."""
-        quality = self.of_scores(measured, recipes)
-        return (
-            quality
-            if feedback is None
-            else np.where(reassigned[:, None], self.with_feedback(measured, feedback), quality)
-        )
-
-    def of_scores(self, measured: ScoreTable, recipes: RecipeColumns) -> NDArray[np.float64]:
-        """Return the bounds of all columns; those of arms, the last ones, are below the quality that replay gave."""
-        quality = measured.lower(deviations=self.deviations, pseudo_count=self.pseudo_count)
-        if recipes.arms:
-            error = measured.error(pseudo_count=self.pseudo_count)[:, -len(recipes.arms) :]
-            quality[:, -len(recipes.arms) :] = np.maximum(recipes.quality - self.deviations * error, 0.0)
+    Those of arms, the last columns, are below the quality that replay gave. The bounds of the `reassigned` categories,
+    shape (n_categories,), are of scores and `feedback` together.
+    """
+    quality = measured.lower(deviations=deviations, pseudo_count=pseudo_count)
+    if recipes.arms:
+        error = measured.error(pseudo_count=pseudo_count)[:, -len(recipes.arms) :]
+        quality[:, -len(recipes.arms) :] = np.maximum(recipes.quality - deviations * error, 0.0)
+    if feedback is None:
         return quality
-
-    def with_feedback(self, measured: ScoreTable, feedback: ScoreTable) -> NDArray[np.float64]:
-        """Return the bounds of scores and feedback together."""
-        strength = min(self.pseudo_count, MAX_PSEUDO_COUNT)
-        return merged(measured, feedback).lower(deviations=self.deviations, pseudo_count=strength)
+    strength = min(pseudo_count, MAX_PSEUDO_COUNT)
+    both = merged(measured, feedback).lower(deviations=deviations, pseudo_count=strength)
+    return np.where(reassigned[:, None], both, quality)
 
 
 def _logged_mix(

@@ -3,7 +3,7 @@
 Every score is a cell of a journal, keyed by what it depends on, so an interrupted run continues where it stopped.
 Recipes that write are scored like experts, under the name of their arm, by the code that serves them. External experts
 are reached directly, local ones and those of litellm through the gateway. With passages, each probe is also scored as
-the retrieval gate would send it, and the pairs of scores go into a file that `coe plan` fits the gate on.
+the retrieval gate would send it. The pairs of scores go into a file that `coe plan` fits the gate on.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pydantic import SecretStr
 from coe.core import Expert
 from coe.errors import DataError, ExpertUnavailable
 from coe.learning.evaluation.answers import RetryLimits
-from coe.learning.evaluation.grades import GRADES, Grader, GradeRow, grading_probe, write_grades
+from coe.learning.evaluation.grades import GRADES, Grader, grading_probe, write_grades
 from coe.learning.evaluation.judge import Judge
 from coe.learning.evaluation.passage_gain import Gain, ProbeWithPassages, add_passages, write_gains
 from coe.learning.evaluation.probes import Probe
 from coe.learning.evaluation.quality import write_quality
-from coe.learning.evaluation.recipe_answers import CALLS, RecipeAnswer, write_recipe_answers
-from coe.learning.evaluation.recorded_answers import AnswerRow, write_answers
+from coe.learning.evaluation.recipe_answers import CALLS, write_recipe_answers
+from coe.learning.evaluation.recorded_answers import write_answers
 from coe.learning.evaluation.sandbox import Sandbox
 from coe.learning.evaluation.scoring_run import (
     Cell,
@@ -40,7 +40,7 @@ from coe.learning.evaluation.scoring_run import (
     score_columns,
 )
 from coe.learning.evaluation.tables import find_table
-from coe.registry import ExpertSpec, Prices, RecipeSpec, Registry
+from coe.registry import ExpertSpec, RecipeSpec, Registry
 from coe.settings import Endpoint, Settings
 from coe.terminal import print_error
 
@@ -298,34 +298,26 @@ def write_tables(scoring: Scoring, journal: Journal, out: Path, *, benchmark: st
     scores = [(prompt_id, name, cell.score) for prompt_id, name, cell in cells if cell.score is not None]
     experts = [spec for spec in scoring.registry.single_arms if spec.name in scored]
     write_quality(out, benchmark=benchmark, probes=scoring.probes, scores=scores, experts=experts)
-    prices = {spec.name: spec.prices for spec in experts}
-    answers = [_answer_row(prompt_id, name, cell, prices[name]) for prompt_id, name, cell in cells]
-    write_answers(out, benchmark=benchmark, answers=answers)
+    prices = {spec.name: spec.prices for spec in scoring.registry.single_arms}
+    write_answers(out, benchmark=benchmark, cells=cells, prices=prices)
     written = [
-        RecipeAnswer(probe.prompt_id, arm, recipe.writing_digest, cell.score, cell.calls)
+        (probe.prompt_id, arm, recipe.writing_digest, cell)
         for arm, recipe in arms.items()
         for probe, key in zip(scoring.probes, scoring.keys[arm], strict=True)
         if (cell := journal.scored.get(key)) is not None and cell.score is not None
     ]
-    declared = {spec.name: spec.prices for spec in scoring.registry.single_arms}
-    write_recipe_answers(out, benchmark=benchmark, answers=written, prices=declared)
+    write_recipe_answers(out, benchmark=benchmark, answers=written, prices=prices)
     grades = {
-        (prompt_id, name, recipe.judge): GradeRow.of(name, recipe.judge, prompt_id, cell, declared[recipe.judge])
+        (prompt_id, name, recipe.judge): cell
         for recipe in scoring.registry.declared_recipes
         if recipe.judge is not None
         for prompt_id, name, probe in scoring.grading(recipe, journal)
         for cell in (None if probe is None else journal.scored.get(probe.digest),)
         if probe is None or cell is not None
     }
-    write_grades(out, benchmark=benchmark, rows=list(grades.values()))
+    write_grades(out, benchmark=benchmark, cells=grades, prices=prices)
     if scoring.with_passages:
         write_gains(out, scoring.gains(journal))
-
-
-def _answer_row(prompt_id: str, expert: str, cell: Cell, prices: Prices) -> AnswerRow:
-    given, written = cell.input_tokens, cell.output_tokens
-    cost = prices.known_cost(given, written)
-    return AnswerRow(prompt_id, expert, cell.answer, given, written, cell.output_chars, cell.latency_ms, cost)
 
 
 def _passage_report(scoring: Scoring, journal: Journal, missing: int) -> dict[str, Any]:

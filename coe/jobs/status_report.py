@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coe.artifacts.kinds import ARTIFACT_KINDS, ASSIGNMENT
+from coe.artifacts.manifest import noting
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, DataError
 from coe.fleet.residency.client import fetch_report
@@ -30,7 +31,8 @@ from coe.learning.monitoring.loss_bounds import LossBounds, RecipeBound
 from coe.learning.monitoring.novelty import CategoryProposal, category_entry, propose_categories
 from coe.learning.monitoring.savings import LABELS, ROUTING_BIAS, PlanQuality, billed, savings
 from coe.learning.monitoring.traffic import Traffic, comparison, embeddings, traffic_sample
-from coe.mapping import read_plan_file, read_published
+from coe.mapping import Assignment, read_plan_file, read_published
+from coe.records.record import observed
 from coe.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,19 +47,27 @@ MIN_COMPARED = 200
 
 
 def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
-    """The report, JSON-able; times are in Unix seconds, shares and rates from 0 to 1."""
+    """The report, JSON-able; times are in Unix seconds, shares and rates from 0 to 1.
+
+    `damaged` has the problem of each damaged artifact in use. Without the plan, nothing is compared with its shares.
+    Raises ArtifactError for a damaged router, ConfigError for an invalid declaration.
+    """
     from coe.runtime.active_state import load_active_state
     from coe.runtime.consequences import consequences_of
 
-    in_use = load_active_state(settings)
+    damaged = dict[str, str]()
+    in_use = load_active_state(settings, damaged=damaged)
+    consequences = consequences_of(settings, in_use.registry, damaged=damaged)
     traffic = Traffic(in_use.router.categories, in_use.router.version, day=now - DAY_SECONDS, hour=now - HOUR_SECONDS)
     bounds, logged = _loss_bounds(settings, in_use), LoggedUses(in_use.router.categories)
-    alarms = (*_alarms(settings, in_use, traffic, logged, now=now), *loss_alarms(bounds))
-    used = {kind: _in_use(settings, kind) for kind in ARTIFACT_KINDS}
+    planned = None if ASSIGNMENT in damaged else in_use.assignment
+    alarms = (*_alarms(settings, in_use, planned, traffic, logged, now=now), *loss_alarms(bounds))
+    used = {kind: _in_use(settings, kind, damaged) for kind in ARTIFACT_KINDS}
     router_days = int((now - (used["router"]["since"] or now)) // DAY_SECONDS)
     return {
         "in_use": {"config": in_use.registry.digest, **used},
-        "consequences": [asdict(one) for one in consequences_of(settings, in_use.registry)],
+        "damaged": damaged,
+        "consequences": [asdict(one) for one in consequences],
         "traffic": traffic.summary(),
         "drift": _drift(traffic, test=router_days + 1),
         "alarms": [asdict(alarm) for alarm in alarms],
@@ -72,10 +82,14 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
     }
 
 
-def _in_use(settings: Settings, kind: str) -> dict[str, Any]:
-    """The version in use, None for what experts.yaml declares, and its last promotion where the history has one."""
-    store = ArtifactStore(settings.artifacts, kind)
-    move = store.last_move()
+def _in_use(settings: Settings, kind: str, damaged: dict[str, str]) -> dict[str, Any]:
+    """The version in use, None for what experts.yaml declares, and its last promotion where the history has one.
+    Damage is put into `damaged`."""
+    store, move = ArtifactStore(settings.artifacts, kind), None
+    with noting(damaged, kind):
+        store.current()
+    with noting(damaged, f"{kind} history"):
+        move = store.last_move()
     return {"version": store.in_use(), "since": move.time if move else None, "by": move.by if move else None}
 
 
@@ -119,14 +133,22 @@ def _savings(settings: Settings, in_use: ActiveState, logged: LoggedUses) -> dic
 
 
 def _alarms(
-    settings: Settings, in_use: ActiveState, traffic: Traffic, logged: LoggedUses, *, now: float
+    settings: Settings,
+    in_use: ActiveState,
+    planned: Assignment | None,
+    traffic: Traffic,
+    logged: LoggedUses,
+    *,
+    now: float,
 ) -> tuple[Alarm, ...]:
-    """Read the last week once, for the alarms, for `traffic` and for `logged`."""
+    """Read the last week once, for the alarms, for `traffic` and for `logged`. `planned` is None if the plan that the
+    gateways serve is unknown."""
     since, experts = now - WEEK_SECONDS, in_use.assignment.experts
     with open_logs(in_use.registry.log.url, base=settings.home) as logs:
+        records = logs.records(since=since, until=now, own=traffic.add_own)
         try:
             found = load_experience(
-                logged.observe(traffic.observe(logs.records(since=since, until=now, own=traffic.add_own))),
+                observed(observed(records, traffic.add), logged.add),
                 logs.feedback(since=since),
                 categories=traffic.categories,
                 experts=experts,
@@ -134,11 +156,13 @@ def _alarms(
             ).experience
         except DataError:  # no request to learn from; if all failed, that is an alarm
             return failing_alarms(traffic, experts)
+    if planned is None:
+        return failing_alarms(traffic, experts)
     recent, before = found.part(found.time >= now - DAY_SECONDS), found.part(found.time < now - DAY_SECONDS)
     return (
         *failing_alarms(traffic, experts),
-        *share_alarms(recent, in_use.assignment),
-        *degradation_alarms(before, recent, assignment=in_use.assignment),
+        *share_alarms(recent, planned),
+        *degradation_alarms(before, recent, assignment=planned),
     )
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.learning.frontier import PRICES
-
+PRICES = (0.0, *(float(price) for price in np.geomspace(1e-4, 1.0, 33)))
+"""Prices that the frontier and the choice by score try, in quality per billion active parameters."""
 COST_WEIGHT = 0.1
 """Weight of cost in the harmonic mean (beta in the paper); that of quality is 1."""
 

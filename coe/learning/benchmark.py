@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from coe.core import GENERAL, Encoder, Neighbour, Prediction, Router
 from coe.errors import DataError
 from coe.learning.arena import arena_choice, arena_score, staying
-from coe.learning.benchmark_report import SplitResult, benchmark_report
+from coe.learning.benchmark_report import SplitResult, benchmark_report, trace
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
-from coe.learning.frontier import trace
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.benchmark import compare, recipe_report
 from coe.learning.residual import Residual, fit_residual
@@ -48,20 +47,13 @@ def knn_baseline(vectors: Floats, scores: Floats, targets: Floats, hyperparamete
 
 def ridge_baseline(vectors: Floats, scores: Floats, targets: Floats, hyperparameter: float) -> NDArray[np.float64]:
     """One ridge regression for each model, with an unpenalized intercept."""
-    centre, level = vectors.mean(axis=0), scores.mean(axis=0)
-    inputs = (vectors - centre).astype(np.float64)
-    gram = inputs.T @ inputs + hyperparameter * np.eye(inputs.shape[1])
-    return np.asarray((targets - centre) @ np.linalg.solve(gram, inputs.T @ (scores - level)) + level)
+    from sklearn.linear_model import Ridge
+
+    return np.asarray(Ridge(hyperparameter).fit(vectors.astype(np.float64), scores).predict(targets.astype(np.float64)))
 
 
 def tuned(
-    predict: PredictScores,
-    vectors: Floats,
-    scores: Floats,
-    targets: Floats,
-    *,
-    grid: Sequence[float],
-    seed: int,
+    predict: PredictScores, vectors: Floats, scores: Floats, targets: Floats, *, grid: Sequence[float], seed: int
 ) -> NDArray[np.float64]:
     """Predictions with the value of `grid` whose choices score best on held-out folds of the training data."""
     fold = np.random.default_rng(seed).permutation(len(vectors)) % TUNING_FOLDS
@@ -125,12 +117,12 @@ def benchmark(
     """Train and tune on the larger part of random 70/30 splits by `seeds`, and score on the other part.
 
     Routers are trained into folders of `work`; data with one category needs none, and CoE then selects the best single
-    model. Returns a JSON-able report: each method's mean with its standard error, its paired differences from the best
-    single model and from CoE, the share of the gap between best single model and oracle that CoE closes, its frontier,
-    hull areas and routing time. With the `recorded` answers it also compares single experts with recipes
-    (`coe.learning.recipes.benchmark`). `arena` adds scores of quality against cost, and robustness. Sizes,
-    frontier, areas and these scores are null or empty where a model's size is not known.
-    Raises DataError when the data cannot be split.
+    model. Returns a JSON-able report. It has each method's mean with its standard error, and its paired differences
+    from the best single model and from CoE. Of CoE it also has the closed share of the gap between best single model
+    and oracle, the frontier, hull areas and routing time. With the `recorded` answers it also compares single experts
+    with recipes (`coe.learning.recipes.benchmark`). `arena` adds scores of quality against cost, and robustness. Sizes,
+    frontier, areas and these scores are null or empty where a model's size is not known. Raises DataError when the
+    data cannot be split.
     """
     report = progress or (lambda stage, share: None)
     texts, splits = [prepare(prompt) for prompt in data.prompts], []
@@ -197,7 +189,8 @@ def _run_split(
     if known:
         traces = {name: trace(expects, scores, data.active_b) for name, expects in value.items()}
     if known and perturbed_prompts:
-        arena = _arena(data, value | {"best_single": _single(data, train, len(test))}, scores)
+        single = np.tile(data.scores[train].mean(axis=0), (len(test), 1))  # a price selects one model for all prompts
+        arena = _arena(data, value | {"best_single": single}, scores)
     if perturbed_prompts:
         stays = staying(_decide(router, assignment), prompts[:perturbed_prompts])
     if len(router.categories) > 1:
@@ -221,11 +214,6 @@ def _run_split(
         stays=stays,
         recipes=recipes,
     )
-
-
-def _single(data: Quality, train: NDArray[np.int64], count: int) -> Floats:
-    """The training means of the models for each of `count` prompts, with which a price selects one model for all."""
-    return np.tile(data.scores[train].mean(axis=0), (count, 1))
 
 
 def _arena(data: Quality, value: Mapping[str, Floats], scores: Floats) -> dict[str, float]:
@@ -269,8 +257,10 @@ def _answers(
 def _train(
     data: Quality, texts: Sequence[str], train: NDArray[np.int64], train_router: TrainRouter, folder: Path
 ) -> tuple[Router, Assignment, dict[int, int]]:
-    """A router and an assignment for the training part, made as by `coe train` and `coe plan`, and the category of each
-    training prompt that they were measured on."""
+    """A router and an assignment for the training part, and the category of each prompt that they were measured on.
+
+    They are made as by `coe train` and `coe plan`.
+    """
     if len(set(data.categories)) == 1:
         return _assigned(data, train, [data.categories[0]] * len(train), OneCategory(data.categories[0]))
     coarse = [data.coarse[i] for i in train if data.coarse]

@@ -100,8 +100,8 @@ def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})  # the bytes are part of a digest, so no version
 
 
-def _figure() -> tuple[Any, Any]:
-    figure = _empty_figure(width=8, height=5)
+def _figure(*, width: int = 8) -> tuple[Any, Any]:
+    figure = _empty_figure(width=width, height=5)
     return figure, figure.add_subplot()
 
 
@@ -152,10 +152,7 @@ def _evidence(axes: Any, evidence: list[Mapping[str, Any]]) -> None:
 
 def plot_calibration(bins: list[dict[str, float]], path: Path) -> None:
     """Draw probability against frequency as an image (.png or .svg)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(width=5)
     axes.plot([0, 1], [0, 1], color="0.7")
     axes.plot([one["probability"] for one in bins], [one["helped"] for one in bins], marker="o")
     axes.set(xlabel="probability that passages help", ylabel="share that they helped", title="Retrieval gate")

@@ -4,7 +4,7 @@ The target is a prompt's scores minus the score table's scores for its category,
 differences between experts matter. The kernel is exp(SHARPNESS * (cosine - 1)) on embeddings whose layers are centred
 and scaled to unit length.
 
-The ridge penalty (`strength`) minimizes the leave-one-out squared error of the differences between the table's choice
+The ridge penalty minimizes the leave-one-out squared error of the differences between the table's choice
 and the other experts, because only these differences change a decision. Minimizing the error over all experts selects a
 weaker penalty, which overestimates the differences among the others (docs/experiments/residual-models.md).
 """
@@ -66,14 +66,12 @@ class Residual:
     """A fitted residual model: `kernel(projection(embeddings), known) @ weights` is added to expected quality.
 
     `known` (n_training, n_axes) are the projected training prompts and `weights` (n_training, n_experts) their
-    coefficients. Both have no rows if no penalty reduced the error enough. `strength` is the chosen penalty, infinite
-    for none.
+    coefficients. Both have no rows if no penalty reduced the error enough.
     """
 
     projection: EmbeddingProjection
     known: Floats
     weights: Floats
-    strength: float
 
     def __call__(self, embeddings: NDArray[np.floating]) -> Floats:
         """Return the expected scores beyond the table, shape (n_prompts, n_experts)."""
@@ -91,18 +89,15 @@ def fit_residual(embeddings: NDArray[np.floating], scores: Floats, expected: Flo
     known, table = projection(embeddings[rows]), expected[rows]
     target = scores[rows] - table
     target = target - target.mean(axis=1, keepdims=True)
-    kernel, best = _kernel(known, known), (float("inf"), np.zeros_like(target))
+    kernel, best = _kernel(known, known), Residual(projection, known[:0], target[:0])
     least, without = 0.0, _errors(target, table)
-    for strength in PENALTIES:
-        inverse = np.linalg.inv(kernel + strength * np.eye(len(rows)))
+    for penalty in PENALTIES:
+        inverse = np.linalg.inv(kernel + penalty * np.eye(len(rows)))
         weights = inverse @ target
         saved = without - _errors(weights / np.diag(inverse)[:, None], table)
         if saved.sum() > max(least, MIN_GAIN_STANDARD_ERRORS * float(np.sqrt((saved**2).sum()))):
-            least, best = float(saved.sum()), (strength, weights)
-    strength, weights = best
-    if np.isinf(strength):
-        known, weights = known[:0], weights[:0]
-    return Residual(projection, known, weights, strength)
+            least, best = float(saved.sum()), Residual(projection, known, weights)
+    return best
 
 
 def _kernel(left: Floats, right: Floats) -> Floats:

@@ -106,11 +106,10 @@ def _experts(
     for name in plan.assignment.experts:
         if "@" not in name and name not in registry.single_names:
             yield _removed("expert_removed", name, reassigned)
-    dependencies = _dependencies(plan)
+    then = dependencies.experts if (dependencies := _dependencies(plan)) else {}
     for spec in registry.single_arms:
-        planned = dependencies is not None and spec.name in plan.assignment.experts
-        then = dependencies.experts.get(spec.name, {}) if planned and dependencies else {}
-        if changed := changed_fields(then, spec):
+        changed = changed_fields(then.get(spec.name, {}), spec)
+        if changed and spec.name in plan.assignment.experts:
             sentence = (
                 f"expert {spec.name!r}: {', '.join(changed)} changed since the plan was made; the quality "
                 "measured before remains in use. Run `coe score` and `coe plan` again"

@@ -188,10 +188,7 @@ def _pareto_rows(row: str, found: Iterable[tuple[Problem, Solution]]) -> list[Pa
 
 
 def frontiers(
-    problem: Problem,
-    plan: Assignment | None = None,
-    *,
-    time_budget: TimeBudget | None = None,
+    problem: Problem, plan: Assignment | None = None, *, time_budget: TimeBudget | None = None
 ) -> dict[str, list[ParetoRow]]:
     """Return the Pareto frontier of each budget row with the rest of the budget fixed.
 

@@ -7,7 +7,8 @@ applies the current declaration to its problem.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from coe.errors import ArtifactError, DataError
 from coe.experts.recipes.policy_file import RECIPES_FILE, ArmPolicies
 from coe.mapping.assignment import Assignment
 from coe.mapping.plan import frontiers, marginal_values
-from coe.mapping.problem import USE_OF_ROW, Array, Budget, Dependencies, Problem
+from coe.mapping.problem import MEAN_ROWS, USE_OF_ROW, Array, Budget, Dependencies, Problem
 from coe.mapping.program import TimeBudget
 from coe.mapping.score_table import PSEUDO_COUNT, ScoreTable
 from coe.mapping.uses import MeasuredUses, Uses, declared_uses
@@ -153,16 +154,23 @@ def round_traffic(traffic: NDArray[np.floating]) -> Array:
 
 def read_plan_file(folder: Path) -> dict[str, Any] | None:
     """Return the content of plan.json; None if there is no such file. Raises ArtifactError if it cannot be read."""
-    path = folder / PLAN_FILE
-    try:
-        found: dict[str, Any] = orjson.loads(path.read_bytes())
+    with _reading(folder):
+        try:
+            found: dict[str, Any] = orjson.loads((folder / PLAN_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
         if found["version"] != VERSION:
             raise ValueError(f"version {found['version']}, not {VERSION}")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}); make it again with `coe plan`") from error
-    return found
+        return found
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Raise ArtifactError for an error that the content of a plan's folder causes."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise ArtifactError(f"{folder / PLAN_FILE}: cannot be read ({error}); make it again with `coe plan`") from error
 
 
 def read_problem(folder: Path) -> tuple[Problem, Array | None] | None:
@@ -172,7 +180,7 @@ def read_problem(folder: Path) -> tuple[Problem, Array | None] | None:
 
 
 def _problem_from(found: Mapping[str, Any], folder: Path) -> tuple[Problem, Array | None]:
-    try:
+    with _reading(folder):
         problem = Problem(
             categories=tuple(found["categories"]),
             experts=tuple(found["experts"]),
@@ -184,8 +192,6 @@ def _problem_from(found: Mapping[str, Any], folder: Path) -> tuple[Problem, Arra
         )
         path = folder / TRAFFIC_FILE
         return problem, np.load(path, allow_pickle=False).astype(np.float64) if path.exists() else None
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{folder / PLAN_FILE}: cannot be read ({error}); make it again with `coe plan`") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,16 +211,12 @@ def read_evidence(folder: Path, *, categories: Sequence[str], experts: Sequence[
     """
     if (found := read_plan_file(folder)) is None:
         return PlanEvidence()
-    try:
+    with _reading(folder):
         known = tuple(found["categories"]), tuple(found["experts"])
         tables = (_table_from_json(found[name], *known) for name in ("measured", "feedback"))
         measured, feedback = (None if table is None else table.over(categories, experts) for table in tables)
         reassigned = tuple(name for name in found["reassigned"] if name in categories)
         return PlanEvidence(measured, feedback, reassigned, MeasuredUses.from_json(found["measured_uses"], *known))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ArtifactError(
-            f"{folder / PLAN_FILE}: cannot be read ({error!r}); make it again with `coe plan`"
-        ) from error
 
 
 def _table_to_json(table: ScoreTable) -> dict[str, list[Any]]:
@@ -285,9 +287,8 @@ class PublishedPlan:
         experts = [name for name in columns or registry.single_names if name in registry.single_names]
         present = declared_uses(registry, categories, experts, measured=measured)
         arms = list(columns or ())[len(experts) :]
-        if not arms or self.record is None:
-            return present
-        return _with_arms(present, self.record.problem, categories, arms)
+        planned = Uses() if self.record is None else _planned_uses(self.record.problem, categories, arms)
+        return present.joined(planned, len(arms))
 
     def declaration(self, registry: Registry) -> Registry:
         """Return the declaration with the recipes that this plan proposed."""
@@ -319,7 +320,7 @@ def _read_record(folder: Path) -> PlanRecord | None:
     if (data := read_plan_file(folder)) is None:
         return None
     problem, _ = _problem_from(data, folder)
-    try:
+    with _reading(folder):
         estimate, error = (np.array(data[name], dtype=np.float64) for name in ("estimate", "error"))
         bounds = np.maximum(estimate - float(data["deviations"]) * error, 0.0)
         if bounds.shape != problem.quality.shape:
@@ -328,8 +329,6 @@ def _read_record(folder: Path) -> PlanRecord | None:
         dependencies = None if stored is None else Dependencies.from_json(stored)
         uses = MeasuredUses.from_json(data["measured_uses"], problem.categories, problem.experts)
         return PlanRecord(problem, bounds, dependencies, uses)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{folder}: plan.json cannot be read ({error}); make it again with `coe plan`") from None
 
 
 def planned_pins(plan: PublishedPlan, registry: Registry) -> Mapping[str, str]:
@@ -376,22 +375,18 @@ def current_problem(
     return problem, None if traffic is None else traffic[:, rows]
 
 
-def _with_arms(present: Uses, planned: Problem, categories: Sequence[str], arms: Sequence[str]) -> Uses:
-    """Append the planned uses of arms to those of experts; a category that the plan lacks has their mean."""
+def _planned_uses(planned: Problem, categories: Sequence[str], arms: Sequence[str]) -> Uses:
+    """Return the planned uses of arms; a category that the plan lacks has their mean."""
     rows = [planned.categories.index(name) if name in planned.categories else None for name in categories]
     columns = [planned.experts.index(name) for name in arms]
 
     def by_category(values: Array) -> Array:
         return np.stack([values.mean(axis=0) if row is None else values[row] for row in rows])
 
-    def joined(now: Array | None, then: Array | None) -> Array | None:
-        if now is None or then is None:
-            return now
-        return np.hstack((now, by_category(then[:, columns]) if then.ndim > 1 else then[columns]))
-
-    found = {name: joined(getattr(present, name), getattr(planned.uses, name)) for name in USE_OF_ROW.values()}
+    then = {row: getattr(planned.uses, USE_OF_ROW[row]) for row in MEAN_ROWS}
+    uses = {USE_OF_ROW[row]: None if use is None else by_category(use[:, columns]) for row, use in then.items()}
     calls = {arm: by_category(planned.uses.calls[arm]) for arm in arms if arm in planned.uses.calls}
-    return Uses(**found, calls=calls)
+    return Uses(**uses, calls=calls)
 
 
 def _quality_row(record: PlanRecord, row: int, pins: Mapping[str, str], then: Mapping[str, str]) -> Array:

@@ -20,8 +20,8 @@ PROMPT_SHRINKAGE = 0.25
 class ScoreTable:
     """Measured scores. Every array has shape (n_categories, n_experts).
 
-    `mean` is the mean score (0 to 1, NaN without scores), `variance` the variance of single scores in the cell, and
-    `count` the number of scores, or the sum of weights if prompts belong to several categories.
+    `mean` is the mean score (0 to 1, NaN without scores), and `variance` the variance of single scores in the cell.
+    `count` is the number of scores, or the sum of weights if prompts belong to several categories.
     """
 
     categories: tuple[str, ...]
@@ -30,10 +30,15 @@ class ScoreTable:
     variance: NDArray[np.float64]
     count: NDArray[np.float64]
 
-    @property
-    def missing(self) -> tuple[tuple[str, str], ...]:
-        """The (category, expert) pairs without scores, whose quality is only an estimate."""
-        return tuple((self.categories[row], self.experts[column]) for row, column in np.argwhere(self.count == 0))
+    @classmethod
+    def of_sums(
+        cls, categories: Sequence[str], experts: Sequence[str], count: Array, total: Array, squares: Array
+    ) -> ScoreTable:
+        """Return the table of sums over scores: of their weights, and of the weighted scores and their squares."""
+        nothing = np.full(count.shape, np.nan)
+        mean = np.divide(total, count, out=nothing.copy(), where=count > 0)
+        variance = np.divide(squares, count, out=nothing, where=count > 0) - mean**2
+        return cls(tuple(categories), tuple(experts), mean, np.maximum(variance, 0.0), count)
 
     def over(self, categories: Sequence[str], experts: Sequence[str]) -> ScoreTable:
         """Return the table over other names; those that it lacks have no scores."""
@@ -107,10 +112,7 @@ def tabulate_prompts(
 
 
 def tabulate_softly(
-    categories: Sequence[str],
-    experts: Sequence[str],
-    posterior: NDArray[np.floating],
-    scores: NDArray[np.floating],
+    categories: Sequence[str], experts: Sequence[str], posterior: NDArray[np.floating], scores: NDArray[np.floating]
 ) -> ScoreTable:
     """Build the table from soft labels: prompt i belongs to category m with weight `posterior[i, m]`.
 
@@ -119,10 +121,7 @@ def tabulate_softly(
     weights = np.asarray(posterior, dtype=np.float64).T
     known = np.isfinite(scores)
     values = np.where(known, scores, 0.0)
-    count, missing = weights @ known, np.full((len(categories), len(experts)), np.nan)
-    mean = np.divide(weights @ values, count, out=missing.copy(), where=count > 0)
-    variance = np.divide(weights @ values**2, count, out=missing, where=count > 0) - mean**2
-    return ScoreTable(tuple(categories), tuple(experts), mean, np.maximum(variance, 0.0), count)
+    return ScoreTable.of_sums(categories, experts, weights @ known, weights @ values, weights @ values**2)
 
 
 def tabulate_partly(

@@ -44,23 +44,6 @@ class Uses:
     latency_ms: Array | None = None
     calls: Mapping[str, Array] = field(default_factory=dict)
 
-    @classmethod
-    def uniform(
-        cls,
-        categories: int,
-        *,
-        memory_gb: Array | None = None,
-        active_b: Array | None = None,
-        cost: Array | None = None,
-        latency_ms: Array | None = None,
-    ) -> Uses:
-        """Return uses that are equal in all `categories`, from arrays of shape (n_experts,)."""
-
-        def repeated(use: Array | None) -> Array | None:
-            return None if use is None else np.tile(use, (categories, 1))
-
-        return cls(memory_gb, repeated(active_b), repeated(cost), repeated(latency_ms))
-
     def part(self, rows: Sequence[int], columns: Sequence[int]) -> Uses:
         """Return the uses of some categories and experts, by index."""
 
@@ -70,6 +53,22 @@ class Uses:
         memory = None if self.memory_gb is None else self.memory_gb[list(columns)]
         calls = {arm: calls[list(rows)] for arm, calls in self.calls.items()}
         return Uses(memory, cells(self.active_b), cells(self.cost), cells(self.latency_ms), calls)
+
+    def joined(self, arms: Uses, count: int) -> Uses:
+        """Return the uses with the columns of `count` recipe arms behind them, which need no memory of their own."""
+
+        def both(use: Array | None, added: Array | None) -> Array | None:
+            if use is None:
+                return None
+            return np.hstack((use, np.full((len(use), count), np.nan) if added is None else added))
+
+        return Uses(
+            None if self.memory_gb is None else np.append(self.memory_gb, np.zeros(count)),
+            both(self.active_b, arms.active_b),
+            both(self.cost, arms.cost),
+            both(self.latency_ms, arms.latency_ms),
+            {**self.calls, **arms.calls},
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,11 +161,8 @@ class MeasuredUses:
         return cls(tuple(categories), tuple(experts), **means)
 
     def to_json(self) -> dict[str, Any]:
-        """Return nested lists by measure; null for NaN."""
-        return {
-            name: [[value if np.isfinite(value) else None for value in row] for row in getattr(self, name).tolist()]
-            for name in LOGGED_MEASURES
-        }
+        """Return nested lists by measure. orjson writes null for NaN."""
+        return {name: getattr(self, name).tolist() for name in LOGGED_MEASURES}
 
 
 _CACHED = "cached_tokens"
@@ -264,18 +260,17 @@ def declared_uses(
         + np.where(known, found.output_tokens, ASSUMED_OUTPUT_TOKENS) * output_price
     ) / 1000
 
-    def array(values: list[float | None]) -> Array:
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    def array(values: Sequence[float | None]) -> Array:
+        return np.array(values, dtype=np.float64)  # NaN for None
 
+    latency = array([spec.latency_ms for spec in specs])
     return Uses(
         memory_gb=array(
             [0.0 if spec.runtime == "external" or spec.expert_name != spec.name else spec.memory_gb for spec in specs]
         ),
         active_b=np.tile(array([spec.active_parameters_b for spec in specs]), (len(categories), 1)),
         cost=cost,
-        latency_ms=np.where(
-            np.isfinite(found.latency_ms), found.latency_ms, array([spec.latency_ms for spec in specs])
-        ),
+        latency_ms=np.where(np.isfinite(found.latency_ms), found.latency_ms, latency),
     )
 
 

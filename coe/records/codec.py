@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import orjson
 
-from coe.errors import DamagedEntry, LogError
+from coe.errors import DamagedEntry, StoreError
 from coe.records.record import FieldInfo, RecipeCall, RoutingRecord
 
 Schema = dict[str, Any]
@@ -207,12 +207,12 @@ _REQUIRED = frozenset(field.name for field in FIELDS if field.required)
 
 
 def encode(record: RoutingRecord) -> bytes:
-    """UTF-8 JSON without line breaks; the embedding in base64. Raises LogError for a value that JSON cannot
+    """UTF-8 JSON without line breaks; the embedding in base64. Raises StoreError for a value that JSON cannot
     represent."""
     try:
         return to_json(record)
     except TypeError as error:
-        raise LogError(f"record {record.request_id!r} cannot be written as JSON: {error}") from None
+        raise StoreError(f"record {record.request_id!r} cannot be written as JSON: {error}") from None
 
 
 def to_json(values: RoutingRecord | Mapping[str, Any]) -> bytes:
@@ -221,13 +221,13 @@ def to_json(values: RoutingRecord | Mapping[str, Any]) -> bytes:
 
 
 def decode(line: bytes | str) -> RoutingRecord:
-    """The record in `line`, without unknown keys. Raises LogError for a newer schema, DamagedEntry for invalid JSON or
-    fields."""
+    """The record in `line`, without unknown keys. Raises StoreError for a newer schema, DamagedEntry for invalid JSON
+    or fields."""
     try:
         values = orjson.loads(line)
         schema = values["schema"]
         if schema > SCHEMA:
-            raise LogError(f"a record has schema {schema}, this CoE reads up to {SCHEMA}; upgrade the CoE that reads")
+            raise StoreError(f"a record has schema {schema}, this CoE reads up to {SCHEMA}; upgrade the CoE that reads")
         return _record(values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedEntry(f"a damaged record ({type(error).__name__}: {error}); remove it from the log") from None

@@ -1,4 +1,4 @@
-"""One SQLite file behind one thread: opened on first use, tables created there, every failure a LogError.
+"""One SQLite file behind one thread: opened on first use, tables created there, every failure a StoreError.
 
 The routing log, the spool and the usage of API keys each keep a `Database`. Several processes may use one file at once
 (write-ahead log, busy timeout). `LOG_TABLES` are the tables of the routing log's file, which holds the feedback too.
@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from coe.errors import LogError
+from coe.errors import StoreError
 
 T = TypeVar("T")
 
@@ -76,15 +76,15 @@ class Database:
         self._closed = False
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Runs `work` in the thread over one snapshot. Raises LogError."""
+        """Runs `work` in the thread over one snapshot. Raises StoreError."""
         return await self._run(work, begin="BEGIN")
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Runs `work` in the thread as one transaction, on disk on return. Raises LogError with nothing changed."""
+        """Runs `work` in the thread as one transaction, on disk on return. Raises StoreError with nothing changed."""
         return await self._run(work, begin="BEGIN IMMEDIATE")
 
     async def aclose(self) -> None:
-        """Closes the file; later calls raise LogError. Waits for the running call, at most a few BUSY_SECONDS."""
+        """Closes the file; later calls raise StoreError. Waits for the running call, at most a few BUSY_SECONDS."""
         if not self._closed:
             self._closed = True
             await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
@@ -92,7 +92,7 @@ class Database:
 
     async def _run(self, work: Callable[[sqlite3.Connection], T], *, begin: str) -> T:
         if self._closed:
-            raise LogError(f"{self.path}: used after it was closed")
+            raise StoreError(f"{self.path}: used after it was closed")
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work, begin)
 
     def _transact(self, work: Callable[[sqlite3.Connection], T], begin: str) -> T:
@@ -107,7 +107,7 @@ class Database:
                 return work(connection)
         except (sqlite3.Error, OSError, UnicodeError) as error:
             self._close()
-            raise LogError(
+            raise StoreError(
                 f"{self.path}: {error}; check that the disk has room and that the file may be written"
             ) from error
 
@@ -132,7 +132,7 @@ class Database:
             if version == TABLES_VERSION:
                 return
             if version or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                raise LogError(
+                raise StoreError(
                     f"{self.path}: written by another version of CoE (tables {version}, this one has {TABLES_VERSION});"
                     " move the file away, or use the CoE that wrote it"
                 )

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import orjson
 
-from coe.errors import DamagedEntry, InvalidRequest, LogError
+from coe.errors import DamagedEntry, InvalidRequest, StoreError
 from coe.records.codec import CALL_FIELDS, read_values
 from coe.records.record import RecipeCall
 
@@ -138,7 +138,7 @@ class FeedbackPage:
 
 
 class FeedbackLog(Protocol):
-    """Keeps feedback for learning, as long as the routing log keeps records. Methods raise LogError.
+    """Keeps feedback for learning, as long as the routing log keeps records. Methods raise StoreError.
 
     There is one event per request, kind and API key: the latest by `time`, then by `event_id`. An event that is stored
     already (same `event_id`), or that is older than the stored one, changes nothing. So neither repetition nor the
@@ -177,11 +177,11 @@ def _dedup_key(request_id: str, kind: FeedbackKind, key: str | None) -> bytes:
 
 
 def encode_event(event: Feedback) -> bytes:
-    """UTF-8 JSON without line breaks. Raises LogError for a value that JSON cannot represent."""
+    """UTF-8 JSON without line breaks. Raises StoreError for a value that JSON cannot represent."""
     try:
         return orjson.dumps(event)
     except TypeError as error:
-        raise LogError(f"feedback {event.event_id!r} cannot be written as JSON: {error}") from None
+        raise StoreError(f"feedback {event.event_id!r} cannot be written as JSON: {error}") from None
 
 
 def decode_event(line: bytes) -> Feedback:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from coe.errors import DamagedEntry, LogError
+from coe.errors import DamagedEntry, StoreError
 from coe.records import feedback as codec
 from coe.records import spool as spooled
 from coe.records.feedback import Feedback, FeedbackKind, FeedbackLog
@@ -53,7 +53,7 @@ class Pending:
 
 
 def _encode(pending: Pending) -> bytes:
-    """The event as UTF-8 JSON. Raises LogError."""
+    """The event as UTF-8 JSON. Raises StoreError."""
     return orjson.dumps(
         {
             "event": orjson.Fragment(codec.encode_event(pending.event)),
@@ -101,9 +101,9 @@ class FeedbackWriter(BackgroundWriter[Pending]):
         self._waiters: dict[int, asyncio.Future[None]] = {}
 
     async def keep(self, pending: Pending) -> None:
-        """Stores one event, and returns once it is in the log or the spool. Raises LogError if neither accepts it."""
+        """Stores one event, and returns once it is in the log or the spool. Raises StoreError if neither accepts it."""
         if self.stuck or self._closing.is_set():
-            raise LogError(self.last_error or "the process is shutting down")
+            raise StoreError(self.last_error or "the process is shutting down")
         waiter = asyncio.get_running_loop().create_future()
         self._waiters[id(pending)] = waiter
         try:
@@ -136,4 +136,4 @@ class FeedbackWriter(BackgroundWriter[Pending]):
     def _on_rejected(self) -> None:
         for waiter in self._waiters.values():
             if not waiter.done():
-                waiter.set_exception(LogError(self.last_error or "neither the log nor the spool accepts it"))
+                waiter.set_exception(StoreError(self.last_error or "neither the log nor the spool accepts it"))

@@ -291,7 +291,7 @@ def observed(
 
 
 class RoutingLog(Protocol):
-    """Stores records. Appending the same request_id twice keeps one. Raises LogError when the store cannot be used.
+    """Stores records. Appending the same request_id twice keeps one. Raises StoreError when the store cannot be used.
 
     `tail` returns the newest `limit` matching records, oldest of them first. `read` goes forward from a cursor, and
     returns an empty page with the same cursor when nothing is new. `back` goes backward from a cursor, newest first,

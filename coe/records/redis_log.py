@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from coe.errors import LogError, UnknownCursor
+from coe.errors import StoreError, UnknownCursor
 from coe.records.codec import decode_or_none, encode
 from coe.records.feedback import (
     Feedback,
@@ -136,11 +136,11 @@ class StreamScan:
 
 
 def log_client(url: str) -> RedisClient:
-    """The client for the Redis of the routing log and its feedback; its errors are LogErrors. Raises ConfigError."""
+    """The client for the Redis of the routing log and its feedback; its errors are StoreErrors. Raises ConfigError."""
     return RedisClient(
         url,
         key="log.url",
-        error=LogError,
+        error=StoreError,
         connections=MAX_CONNECTIONS,
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
         timeout=TIMEOUT_SECONDS,
@@ -163,7 +163,7 @@ class RedisLog:
         self._retention, self._days = retention, days
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
-        """Appends the records in order; after a failure the same records may be appended again. Raises LogError."""
+        """Appends the records in order; after a failure the same records may be appended again. Raises StoreError."""
         for batch in _batches(records):
             sizes = (self._retention, self._retention + EXTRA_IDS)
             await self._redis.run(self._append(keys=[STREAM, IDS], args=[*sizes, *batch]))
@@ -365,7 +365,7 @@ class RedisFeedback:
         self._retention, self._days = retention, days
 
     async def append(self, events: Sequence[Feedback]) -> None:
-        """Appends the events in order; after a failure the same events may be appended again. Raises LogError."""
+        """Appends the events in order; after a failure the same events may be appended again. Raises StoreError."""
         for first in range(0, len(events), MAX_SCRIPT_EVENTS):
             arguments: list[bytes | str | int] = [
                 self._retention,

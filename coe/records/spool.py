@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records.codec import SCHEMA, decode, encode
 from coe.records.database import Database
 from coe.records.record import RoutingRecord
@@ -59,7 +59,7 @@ class SpooledEntries(Generic[T]):
 
 class Spool(Generic[T]):
     """First in, first out. A row is removed only after its entry is in the log. A crash between the two delivers the
-    entry twice, and the log ignores the second by its id. All methods raise LogError."""
+    entry twice, and the log ignores the second by its id. All methods raise StoreError."""
 
     def __init__(self, path: Path, kind: EntryType[T], *, rows: int = MAX_ROWS) -> None:
         self.kind = kind
@@ -74,7 +74,7 @@ class Spool(Generic[T]):
 
         def work(connection: sqlite3.Connection) -> int:
             if kind.refuses and self._count(connection) + len(entries) > self._rows:
-                raise LogError(f"{self._database.path}: full: {self._rows} entries wait for the log")
+                raise StoreError(f"{self._database.path}: full: {self._rows} entries wait for the log")
             connection.executemany(insert, ((kind.schema_of(entry), kind.encode(entry)) for entry in entries))
             return 0 if kind.refuses else connection.execute(trim, (self._rows,)).rowcount
 
@@ -115,5 +115,5 @@ class Spool(Generic[T]):
         for line in lines:
             try:
                 yield self.kind.decode(line)
-            except LogError:
+            except StoreError:
                 continue

@@ -135,7 +135,7 @@ class SqliteLog:
         self._retention, self._days = retention, days
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
-        """Appends the records, all or none, and deletes the oldest beyond retention and days. Raises LogError."""
+        """Appends the records, all or none, and deletes the oldest beyond retention and days. Raises StoreError."""
 
         def work(connection: sqlite3.Connection) -> None:
             rows = [(*_columns(record), encode(record)) for record in records]
@@ -208,7 +208,7 @@ class SqliteLog:
         await self._database.aclose()
 
     def _ends(self, query: LogQuery) -> tuple[int, int]:
-        """The row numbers of the query's cursors. Raises LogError."""
+        """The row numbers of the query's cursors. Raises StoreError."""
         place = str(self._database.path)
         return parse_cursor(query.after, place=place), parse_cursor(query.before, place=place)
 
@@ -239,7 +239,7 @@ class SqliteFeedback:
 
     async def append(self, events: Sequence[Feedback]) -> None:
         """Appends the events, all or none. Deletes events older than `days`, and at intervals those beyond the
-        retention. Raises LogError."""
+        retention. Raises StoreError."""
 
         def work(connection: sqlite3.Connection) -> None:
             before = newest_row(connection, "feedback")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records.record import RoutingLog, RoutingRecord
 from coe.records.spool import RECORDS, EntryType, Spool
 from coe.supervision import Backoff, TaskFailed, ignore_failure, supervised
@@ -190,7 +190,7 @@ class BackgroundWriter(Generic[T]):
             return
         try:
             self.dropped += await self._spool.add(self._in_flight)
-        except LogError as error:
+        except StoreError as error:
             self._spool_backoff.failed()
             self._report_problem(f"the spool fails too: {error}")
             return
@@ -210,7 +210,7 @@ class BackgroundWriter(Generic[T]):
                 return False
             if waiting.rows:
                 await self._spool.remove(waiting.rows)
-        except LogError as error:
+        except StoreError as error:
             self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS
             self._report_problem(f"the spool fails: {error}")
             return False
@@ -249,7 +249,7 @@ class BackgroundWriter(Generic[T]):
     def _is_encodable(self, entry: T) -> bool:
         try:
             self._kind.encode(entry)
-        except LogError as error:
+        except StoreError as error:
             self._report_problem(str(error))
             return False
         return True

@@ -160,9 +160,14 @@ class YamlSource:
 
 def read(path: Path) -> YamlSource:
     """Parse a YAML 1.2 file. Raises ConfigError with file:line for invalid YAML and for duplicate keys."""
+    return parse(read_text(path), path.name)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, up to a little more than `parse` accepts. Raises ConfigError if it cannot be read."""
     try:
         with path.open("rb") as file:  # a device or a pipe may have no end
-            text = file.read(4 * MAX_CHARACTERS + 1).decode("utf-8").removeprefix("\ufeff")
+            return file.read(4 * MAX_CHARACTERS + 1).decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file; `coe init` writes one. `coe` reads experts.yaml from this folder, or the file that "
@@ -170,7 +175,6 @@ def read(path: Path) -> YamlSource:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    return parse(text, path.name)
 
 
 def parse(text: str, file: str, *, max_depth: int = MAX_DEPTH, aliases: bool = True) -> YamlSource:

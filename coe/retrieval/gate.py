@@ -194,12 +194,7 @@ class Gate:
         return self._estimate(helps, harms, posterior)
 
     def estimate(
-        self,
-        posterior: NDArray[np.floating],
-        text: str,
-        vector: NDArray[np.floating],
-        *,
-        cosine: float | None = None,
+        self, posterior: NDArray[np.floating], text: str, vector: NDArray[np.floating], *, cosine: float | None = None
     ) -> GateEstimate:
         """Estimate from the question, its vector and the router's posterior given that vector; after a search also
         from the cosine of the best passage."""

@@ -89,13 +89,7 @@ class Retriever(Protocol):
     """Finds passages. Never blocks the event loop; a search may be cancelled at any time."""
 
     async def search(
-        self,
-        text: str,
-        vector: Vector,
-        *,
-        collections: Sequence[str] = (),
-        tenant: str | None = None,
-        limit: int,
+        self, text: str, vector: Vector, *, collections: Sequence[str] = (), tenant: str | None = None, limit: int
     ) -> Sequence[Passage]:
         """Return at most `limit` (1 to MAX_PASSAGES) passages, best first by vector and words together.
 

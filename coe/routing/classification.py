@@ -1,9 +1,8 @@
-"""Step 3 of a request, classify: the category posterior of the routed text, and the tenant's overlay on it.
+"""Step 3 of a request, classify: what may follow the fast prediction, an encoder pass and the tenant's overlay.
 
-`coe.routing.request_text` makes the text. `Classifier` predicts fast on the event loop; `Composition` requests an
-encoder pass only if it may change the decision. Encoder passes run in threads and compete with the event loop for
-processors. `LoadShedding` limits how many run at once, and skips them for a while after one that mostly waited, which
-indicates busy processors.
+`Composition` predicts fast on the event loop, and requests an encoder pass only if it may change the decision.
+`EncoderPasses` run in threads and compete with the event loop for processors. `LoadShedding` limits how many run at
+once, and skips them for a while after one that mostly waited, which indicates busy processors.
 
 An `Overlay` is a tenant's own linear head on the global router's posterior (matrix and vector scaling, Guo et al.
 2017). `coe retrain` fits overlays to the tenant's corrections.
@@ -92,68 +91,59 @@ class LoadShedding:
                 self._backoff_until = now + min(MAX_BACKOFF_SECONDS, ENCODER_BACKOFF_FACTOR * (now - start))
 
 
-class Classifier:
-    """A router with tenants' overlays. For one event loop; owns none of its parts.
+class EncoderPasses:
+    """Runs the encoder passes of a router, within limits of time and load. For one event loop; owns none of its parts.
 
-    `encoder_timeout` limits an encoder pass in seconds: None means unlimited, 0 disables encoder passes. The results of
-    the latest MAX_CACHED_RESULTS passes that identified the language are kept by the digest of their text, without
-    white space around it.
+    `timeout` limits a pass in seconds: None means unlimited, 0 disables passes. The results of the latest
+    MAX_CACHED_RESULTS passes that identified the language are kept by the digest of their text, without white space
+    around it.
     """
 
-    def __init__(self, router: Router, *, overlays: Overlays, threads: Executor, encoder_timeout: float | None) -> None:
+    def __init__(self, router: Router, *, threads: Executor, timeout: float | None) -> None:
         self._router = router
-        self.overlays = overlays
         self._threads = threads
-        self._encoder_timeout = encoder_timeout
+        self._timeout = timeout
         self._load_shedding = LoadShedding()
         self._multilingual_load_shedding = LoadShedding(slow=SLOW_MULTILINGUAL_PASS_SECONDS)
         self._results: OrderedDict[bytes, Prediction] = OrderedDict()
-        """Latest encoder results before overlays, the most recently used last."""
+        """Latest results, the most recently used last."""
 
-    def predict_fast(self, text: str, tenant: str | None) -> Prediction:
-        """Return the fast prediction with the tenant's overlay, of stage LOAD_SHED if it is uncertain.
+    async def predict(self, text: str, *, foreign: bool) -> Prediction | None:
+        """Return the router's prediction for an uncertain text; None without capacity or after the timeout.
 
-        Runs on the event loop, in about 0.1 ms.
+        `foreign`: the text is probably not English, so it takes a pass of the multilingual encoder.
         """
-        fast = self._router.predict_fast(text, force=True)
-        assert fast is not None
-        return self.overlays.apply(fast, tenant)
-
-    async def refine(self, fast: Prediction, text: str, tenant: str | None) -> Prediction:
-        """Return the encoder's prediction with the tenant's overlay; `fast` without capacity or after the timeout."""
-        if self._encoder_timeout == 0:
-            return fast
+        if self._timeout == 0:
+            return None
         text = text.strip()
         key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if (refined := self._results.get(key)) is None:
-            refined = await self._encoder_pass(text, foreign=fast.language == UNDETERMINED)
-            if refined is None:
-                return fast
-            if refined.language == UNDETERMINED:  # the multilingual stage is absent or failed
-                return self.overlays.apply(refined, tenant)
-            self._results[key] = refined
+        if (found := self._results.get(key)) is None:
+            found = await self._run(text, foreign=foreign)
+            if found is None or found.language == UNDETERMINED:  # the multilingual stage is absent or failed
+                return found
+            self._results[key] = found
             if len(self._results) > MAX_CACHED_RESULTS:
                 self._results.popitem(last=False)
         self._results.move_to_end(key)
-        return self.overlays.apply(refined, tenant)
+        return found
 
-    async def _encoder_pass(self, text: str, *, foreign: bool) -> Prediction | None:
-        """Return the prediction of an encoder pass in a thread; None without capacity or after the timeout."""
+    async def _run(self, text: str, *, foreign: bool) -> Prediction | None:
+        """Return the prediction of a pass in a thread; None without capacity or after the timeout."""
         load_shedding = self._multilingual_load_shedding if foreign else self._load_shedding
         if not load_shedding.has_capacity:
             return None
         with load_shedding.encoder_pass() as one, suppress(TimeoutError):
-            async with asyncio.timeout(self._encoder_timeout):
+            async with asyncio.timeout(self._timeout):
                 running = asyncio.get_running_loop().run_in_executor(self._threads, self._predict, text)
-                refined, one.processor_seconds = await running
-            return refined
+                found, one.processor_seconds = await running
+            return found
         return None
 
     def _predict(self, text: str) -> tuple[Prediction, float]:
         """Return the router's prediction and the processor time of this thread that it took."""
         start = time.thread_time()
-        (refined,) = self._router.predict((text,))
-        return refined, time.thread_time() - start
+        (found,) = self._router.predict((text,))
+        return found, time.thread_time() - start
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,10 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import orjson
-
+from coe import json_text
 from coe.core import Chat
-from coe.experts.http import sse
 from coe.routing.conversation import newest_turn
 
 MAX_STEPS = 40
@@ -63,12 +61,9 @@ def _edits(fields: Mapping[str, Any]) -> Iterator[bytes]:
 def _serialized(call: list[Any]) -> bytes:
     """Return the call as JSON, empty if it is nested too deeply to compare."""
     try:
-        return orjson.dumps(call)
-    except TypeError:  # lone surrogates, or nesting
-        try:
-            return sse.dumps(call)
-        except RecursionError:
-            return b""
+        return json_text.dumps(call)
+    except RecursionError:
+        return b""
 
 
 def _calls(item: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
-from coe.artifacts.manifest import Artifact, Manifest
+from coe.artifacts.manifest import Artifact, Manifest, noting
 from coe.artifacts.store import ArtifactStore
 from coe.core import GENERAL
 from coe.mapping import Consequence
@@ -17,21 +17,27 @@ from coe.settings import Settings
 _log = logging.getLogger("gateway")
 
 
-def consequences_of(settings: Settings, registry: Registry) -> tuple[Consequence, ...]:
+def consequences_of(
+    settings: Settings, registry: Registry, *, damaged: dict[str, str] | None = None
+) -> tuple[Consequence, ...]:
     """Return the consequences of differences between a declaration and the artifacts in use; empty without any.
 
-    Raises ArtifactError or ConfigError, with the remedy, for a difference that would prevent a start.
+    Raises ArtifactError or ConfigError, with the remedy, for a difference that would prevent a start. With `damaged`,
+    artifacts other than the router that cannot be read have no consequences, and their problem is put there by kind.
     """
     router = ArtifactStore(settings.artifacts, ROUTER).current() or packaged_router(registry)
-    plan = ArtifactStore(settings.artifacts, ASSIGNMENT).current()
     found = list[Consequence]()
     if router is not None:
         check_fit(registry, router)
         found += _router_consequences(registry, router)
-    if plan is not None:
-        found += read_plan(registry, plan).consequences
+    with noting(damaged, ASSIGNMENT):
+        if (plan := ArtifactStore(settings.artifacts, ASSIGNMENT).current()) is not None:
+            found += read_plan(registry, plan).consequences
     if router is not None:
-        found += [*_overlays(settings, registry, router), *_gate(settings, registry)]
+        with noting(damaged, OVERLAYS):
+            found += _overlays(settings, registry, router)
+        with noting(damaged, GATE):
+            found += _gate(settings, registry)
     return tuple(found)
 
 

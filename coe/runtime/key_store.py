@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from coe.errors import KeyRefused, KeysUnavailable, LogError
+from coe.errors import KeyRefused, KeysUnavailable, StoreError
 from coe.records.database import Database
 from coe.redis import RedisClient
 from coe.runtime.issued_keys import IssuedKeys
@@ -47,7 +47,7 @@ NOTHING = Stored("", ())
 
 
 class KeyStore(Protocol):
-    """The stored list of issued keys. All methods raise LogError."""
+    """The stored list of issued keys. All methods raise StoreError."""
 
     async def read(self, known: str) -> Stored | None:
         """Return the list, None if its version is `known`."""
@@ -78,7 +78,7 @@ async def change(store: KeyStore, decide: Callable[[IssuedKeys], tuple[T, Issued
                 raise KeyRefused("the issued keys together are too large; name experts by fewer patterns with `*`")
             if (version := await store.write(found.version, keys)) is not None:
                 return result, Stored(version, keys)
-    except LogError as error:
+    except StoreError as error:
         raise KeysUnavailable(f"issued API keys cannot be changed now: {error}", retry_after=RETRY_AFTER) from error
     raise KeysUnavailable("other changes of API keys are in progress; try again", retry_after=RETRY_AFTER)
 
@@ -137,7 +137,7 @@ class RedisKeyStore:
         self._redis = RedisClient(
             url,
             key="access.counters",
-            error=LogError,
+            error=StoreError,
             connections=2,
             connect_timeout=TIMEOUT_SECONDS,
             timeout=TIMEOUT_SECONDS,
@@ -149,7 +149,7 @@ class RedisKeyStore:
         if (version or b"").decode("ascii", "replace") == known:
             return None
         if await self._redis.run(self._redis.client.hstrlen(_HASH, "keys")) > MAX_DOCUMENT_BYTES:
-            raise LogError(f"{self._redis.place}: {_HASH} holds more than {MAX_DOCUMENT_BYTES} bytes; delete it")
+            raise StoreError(f"{self._redis.place}: {_HASH} holds more than {MAX_DOCUMENT_BYTES} bytes; delete it")
         version, document = await self._redis.run(self._redis.client.hmget(_HASH, ["version", "keys"]))
         if version is None:
             return NOTHING
@@ -164,7 +164,7 @@ class RedisKeyStore:
 
         try:
             return await replace()
-        except LogError:  # it may have been replaced, and then the caller must learn so: a new key is shown only once
+        except StoreError:  # it may have been replaced, and then the caller must learn so: a new key is shown only once
             return await replace()
 
     async def aclose(self) -> None:
@@ -188,6 +188,6 @@ def _decode(document: bytes | None, place: str) -> IssuedKeys:
     try:
         return _KEYS.validate_json(document or b"")
     except ValidationError:
-        raise LogError(
+        raise StoreError(
             f"{place}: the issued API keys are damaged; restore them, or delete them and issue new ones"
         ) from None

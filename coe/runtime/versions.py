@@ -150,24 +150,25 @@ class VersionCatalog:
         except ArtifactError as error:
             nothing: dict[str, Any] = {"created": None, "data": "", "categories": [], "metrics": {}, "quality": None}
             return {"version": version, "damaged": str(error), **nothing}
+        quality, damage = self._quality(manifest)
         plain = {name: value for name, value in manifest.metrics.items() if isinstance(value, int | float | str)}
         return {
             "version": version,
             "created": manifest.created,
-            "damaged": None,
+            "damaged": damage,
             "data": manifest.data,
             "categories": manifest.categories,
             "metrics": plain,
-            "quality": self._quality(manifest),
+            "quality": quality,
         }
 
-    def _quality(self, manifest: Manifest) -> float | None:
-        """The version's measured quality; None if unknown or its files are damaged."""
+    def _quality(self, manifest: Manifest) -> tuple[float | None, str | None]:
+        """The version's measured quality, None if unknown; and the problem of a damaged version."""
         try:
             found = _measured_quality(self.kind, self._store.folder(manifest.version), manifest)
-        except (ArtifactError, OSError):
-            return None
-        return None if found is None else float(found)
+        except (ArtifactError, OSError) as error:
+            return None, str(error)
+        return None if found is None else float(found), None
 
     def _moves(self) -> tuple[list[dict[str, Any]], str | None]:
         try:
@@ -186,15 +187,14 @@ class VersionCatalog:
 def _measured_quality(kind: str, folder: Path, manifest: Manifest) -> float | None:
     """The quality that `ARTIFACT_KINDS` describes. Raises ArtifactError or OSError for damaged files."""
     if kind == ROUTER:
-        return manifest.metrics.get("accuracy")
+        return manifest.metric("accuracy")
     if kind == ASSIGNMENT:
         plan = read_published(folder, manifest.version)
         return None if plan.record is None else planned_quality(plan.record.problem, plan.assignment)
     if kind == OVERLAYS:
         gains = [one.gain for one in read_overlays(Artifact(folder, manifest))]
         return sum(gains) / len(gains) if gains else None
-    gated: float | None = manifest.metrics.get("all", {}).get("gated")
-    return gated
+    return manifest.metric("all", "gated")
 
 
 def _metrics(manifest: Manifest) -> dict[str, Any]:

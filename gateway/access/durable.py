@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records.database import Database
 from coe.supervision import Backoff, TaskFailed, ignore_failure, supervised
 from gateway.access.limits import DAY, MINUTE, MemoryLimiter, Meter, MeterKey, PendingChanges, UseChange
@@ -48,7 +48,7 @@ class StoredUse(NamedTuple):
 
 
 class UsageStore:
-    """The SQLite file. All methods raise LogError."""
+    """The SQLite file. All methods raise StoreError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -127,7 +127,7 @@ class DurableLimiter(MemoryLimiter):
     async def __aenter__(self) -> Self:
         try:
             self._stored = await self._store.load(now=self._clock())
-        except LogError as error:
+        except StoreError as error:
             self._on_failure(error)
         self._task = supervised(self._run, "limits", task_failed=self._task_failed, may_return=True)
         return self
@@ -165,7 +165,7 @@ class DurableLimiter(MemoryLimiter):
         changes = {meter_key: list(window_changes.values()) for meter_key, window_changes in pending.items()}
         try:
             totals = await self._store.add(changes, now=self._clock())
-        except LogError as error:
+        except StoreError as error:
             self._on_failure(error)
             self._requeue(pending)
             return
@@ -192,7 +192,7 @@ class DurableLimiter(MemoryLimiter):
             waiting = self._changes.get(meter_key, {}).get(total.window)
             account.set_used(meter_key[1], total.window, total.used + (waiting.amount if waiting else 0.0))
 
-    def _on_failure(self, error: LogError) -> None:
+    def _on_failure(self, error: StoreError) -> None:
         self._backoff.failed()
         if not self.degraded:
             self.degraded = True

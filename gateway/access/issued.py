@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.runtime.issued_keys import IssuedKeys
 from coe.runtime.key_store import KeyStore, Stored, change
 from coe.supervision import TaskFailed, supervised
@@ -47,7 +47,7 @@ class IssuedKeyWatch:
         async with self._lock:  # a read that began before a change must not undo it here
             try:
                 found = await self._store.read(self._version)
-            except LogError as error:
+            except StoreError as error:
                 self._on_failure(error)
                 return
             if self.degraded:
@@ -75,7 +75,7 @@ class IssuedKeyWatch:
             self.keys = found.keys
             self.on_change()
 
-    def _on_failure(self, error: LogError) -> None:
+    def _on_failure(self, error: StoreError) -> None:
         if not self.degraded:
             _log.error("issued API keys cannot be read, the known ones stay for %g s: %s", MAX_STALE_SECONDS, error)
         self.degraded = True

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple, Protocol
 
+from gateway.access.leases import Argument, Lease, new_lease, prefetch_target
 from gateway.access.limits import Amounts, Meter, is_available, limit_error
-from gateway.access.token_lease import Argument, Lease, new_lease, prefetch_target
 
 SLOT_LEASE_SECONDS = 10.0
 """Seconds after which the slots of a gateway that sends nothing are free again."""

@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from coe import json_text
 from coe.core import Api, Decision, Prediction, Reply
 from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
@@ -216,7 +217,7 @@ def is_complete(body: bytes, *, api: Api, media_type: str, choices: int) -> bool
     try:
         if media_type == EVENT_STREAM:
             return _is_complete_stream(body, api, choices)
-        return _is_complete_answer(sse.loads(body), api, choices)
+        return _is_complete_answer(json_text.loads(body), api, choices)
     except _MALFORMED:
         return False
 

@@ -25,10 +25,10 @@ from coe.errors import (
     BodyTooSlow,
     Draining,
     InvalidRequest,
-    LogError,
     LogUnavailable,
     Overloaded,
     RequestError,
+    StoreError,
     UnknownRequest,
 )
 from coe.records import Pending
@@ -155,7 +155,7 @@ class FeedbackEndpoint:
                     event.request_id,
                     counts=lambda tenant: is_admin or tenant == event.tenant,
                 )
-        except (LogError, TimeoutError) as error:
+        except (StoreError, TimeoutError) as error:
             why = str(error) or f"no answer within {LOG_SECONDS:g} s"
             _log.warning("feedback is stored unchecked until the routing log can be read: %s", why)
             return Pending(event, checked=False, is_admin=is_admin)
@@ -172,7 +172,7 @@ class FeedbackEndpoint:
         try:
             async with asyncio.timeout(STORE_SECONDS):
                 await self._writer.keep(pending)
-        except (LogError, TimeoutError) as error:
+        except (StoreError, TimeoutError) as error:
             _log.warning("feedback is not stored: %s", str(error) or f"not stored within {STORE_SECONDS:g} s")
             raise LogUnavailable("feedback cannot be stored now; send it again", retry_after=RETRY_AFTER) from error
 

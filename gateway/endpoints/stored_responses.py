@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coe import json_text
 from coe.errors import InvalidRequest, ResponseNotFound
 from gateway.endpoints.operation import (
     BOOLEAN,
@@ -25,7 +26,7 @@ from gateway.endpoints.operation import (
 )
 from gateway.parts import Parts
 from gateway.request.stored_step import StoredStep
-from gateway.stored_responses.conversation import MAX_ID_CHARACTERS, dumps
+from gateway.stored_responses.conversation import MAX_ID_CHARACTERS
 
 _PROBLEMS = problems(_404="No such answer is stored.", _503="The store does not reply.")
 _PATH = "/v1/responses/{id}"
@@ -64,7 +65,7 @@ class StoredResponses:
             raise InvalidRequest("earlier answers are not streamed: leave stream out", param="stream")
         caller = self._current.serving.access.identify(request.scope["headers"], "chat")
         found = await self._stored().response(caller, request.path_params["id"])
-        return json_response(dumps(found.response))
+        return json_response(json_text.dumps(found.response))
 
     @operation(
         f"DELETE {_PATH}",
@@ -106,7 +107,7 @@ class StoredResponses:
         first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
         more = start + page.limit < len(items)
         return json_response(
-            dumps({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
+            json_text.dumps({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
         )
 
     def _stored(self) -> StoredStep:

@@ -233,7 +233,7 @@ _REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
 
 
 async def find_record(log: RoutingLog, request_id: str) -> RoutingRecord | None:
-    """The record of that id. An id that no gateway issues is looked up once. Raises LogError."""
+    """The record of that id. An id that no gateway issues is looked up once. Raises StoreError."""
     for pause in _delays(request_id):
         await asyncio.sleep(pause)
         record = await log.find(request_id)
@@ -246,7 +246,8 @@ async def find_tenant(
     log: RoutingLog, recent: RecentRequests, request_id: str, *, counts: Callable[[str | None], bool]
 ) -> tuple[str | None] | None:
     """The tenant of the request of that id, in a tuple; None for an unknown request, or for one whose tenant does not
-    `count`, which takes as long. A request of this process is found before the log has its record. Raises LogError."""
+    `count`, which takes as long. A request of this process is found before the log has its record. Raises
+    StoreError."""
     for pause in _delays(request_id):
         await asyncio.sleep(pause)
         if request_id in recent and counts(recent.tenant(request_id)):

@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from coe.errors import ArtifactError, LogError
+from coe.errors import ArtifactError, StoreError
 from coe.learning.monitoring.loss_bounds import LossBounds, publish_broken
 from coe.records.feedback import FeedbackLog
 from coe.settings import Settings
@@ -40,12 +40,12 @@ class BoundWatch:
     async def run(self) -> None:
         """Read at intervals until cancelled; an unavailable log is read later."""
         while True:
-            with suppress(LogError):  # its writers report it
+            with suppress(StoreError):  # its writers report it
                 await self.read()
             await asyncio.sleep(POLL_SECONDS)
 
     async def read(self) -> None:
-        """Count new audits and store broken bounds. Raises LogError."""
+        """Count new audits and store broken bounds. Raises StoreError."""
         serving = self._current.serving
         fresh = LossBounds(serving.registry, serving.policies)
         if self.bounds is None or fresh.identity != self.bounds.identity:

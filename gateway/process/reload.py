@@ -14,12 +14,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from pathlib import Path
 
-from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
-from coe.artifacts.store import POINTER
 from coe.errors import CoEError, ConfigError
-from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
 from coe.registry import ExpertSpec, Registry
 from coe.registry.runtimes import LOCAL_RUNTIMES
 from coe.runtime.active_state import ActiveState
@@ -30,6 +26,8 @@ from coe.settings import Settings
 from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
 from gateway.access import check_counters, check_exposure
 from gateway.process.gc_tuning import trim_memory
+from gateway.process.last_good import LastGood
+from gateway.process.watched_files import FileStates, digests, file_states, watched_files
 from gateway.serving_state import Serving, ServingState, Wiring
 
 POLL_SECONDS = 0.5
@@ -37,18 +35,10 @@ POLL_SECONDS = 0.5
 SETTLE_SECONDS = 0.1
 """Time that a file must stay unchanged before it is read: it may be half written."""
 
-FileStates = tuple[tuple[int, int, int] | None, ...]
-"""Inode, size and time of every watched file; None for a missing one."""
-
 Reader = Callable[[Settings, ActiveState | None], ActiveState]
 """Reads the active state, given the previous one (None at the start)."""
 
 _log = logging.getLogger("gateway")
-
-
-def watched_file_states(settings: Settings) -> FileStates:
-    """The current states of the watched files."""
-    return _file_states(_watched_files(settings))
 
 
 class Reload:
@@ -62,14 +52,16 @@ class Reload:
         in_use: ActiveState,
         wiring: Wiring,
         read: Reader,
+        last_good: LastGood | None = None,
     ) -> None:
         self._current = current
         self._settings = settings
         self._in_use = in_use
         self._wiring = wiring
         self._read = read
+        self._last_good = last_good
         self._started_with = in_use.registry
-        self._files = _watched_files(settings)
+        self._files = watched_files(settings)
         self._requested = asyncio.Event()
         self._warming: asyncio.Task[None] | None = None
         self._config_digest: bytes | None = None
@@ -83,8 +75,15 @@ class Reload:
         self._requested.set()
 
     @asynccontextmanager
-    async def watching(self, *, since: FileStates, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[None]:
-        """Watches the files in a task until the block ends. `since` are their states before they were first read."""
+    async def watching(
+        self, *, since: FileStates | None, task_failed: TaskFailed = ignore_failure
+    ) -> AsyncIterator[None]:
+        """Watches the files in a task until the block ends. `since` are their states before they were first read; None
+        if they were not: then they are read before the block begins."""
+        if since is None:
+            since = file_states(self._files)
+            contents = await asyncio.to_thread(digests, self._files)
+            await self._apply(contents[0], always_log=False)
         task = supervised(partial(self._run, since), "reload", task_failed=task_failed)
         try:
             yield
@@ -95,12 +94,13 @@ class Reload:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, since: FileStates) -> None:
-        states = _file_states(self._files)
-        digests = await asyncio.to_thread(_digests, self._files)
+        states = file_states(self._files)
+        contents = await asyncio.to_thread(digests, self._files)
         if states != since:
-            await self._apply(digests[0])
-        else:
-            self._config_digest = digests[0]
+            await self._apply(contents[0])
+        elif self._current.reload_error is None:
+            self._config_digest = contents[0]
+            await self._keep()
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
@@ -108,23 +108,24 @@ class Reload:
             requested = self._requested.is_set()
             self._requested.clear()
             await self._wiring.close_retired()
-            if not requested and _file_states(self._files) == states:
+            if not requested and file_states(self._files) == states:
                 continue
             states = await self._settled_states()
-            previous, digests = digests, await asyncio.to_thread(_digests, self._files)
+            previous, contents = contents, await asyncio.to_thread(digests, self._files)
             # after a failure equal files are read again: a version that was damaged may have been made again
-            if requested or digests != previous or self._current.reload_error is not None:
-                await self._apply(digests[0])
+            if requested or contents != previous or self._current.reload_error is not None:
+                await self._apply(contents[0])
 
     async def _settled_states(self) -> FileStates:
-        states = _file_states(self._files)
+        states = file_states(self._files)
         while True:
             await asyncio.sleep(SETTLE_SECONDS)
-            previous, states = states, _file_states(self._files)
+            previous, states = states, file_states(self._files)
             if states == previous:
                 return states
 
-    async def _apply(self, config_digest: bytes | None) -> None:
+    async def _apply(self, config_digest: bytes | None, *, always_log: bool = True) -> None:
+        """Read the files and serve with them. Without `always_log`, log it only if something changed."""
         try:
             in_use = await asyncio.to_thread(self._read, self._settings, self._in_use)
             self.check(in_use.registry)
@@ -137,14 +138,26 @@ class Reload:
             if in_use.consequences != self._in_use.consequences:
                 log_consequences(in_use.consequences)
             is_indexed_anew = in_use.index is not None and in_use.index is not self._in_use.index
-            self._in_use = in_use
+            was, self._in_use = self._in_use.declaration, in_use
+            changed = was != in_use.declaration or serving.versions != self._current.serving.versions
             self._current.replace(serving)
             if is_indexed_anew:
                 self._warm(serving)
             self._current.reload_error, self._config_digest = None, config_digest
             router, plan = serving.composition.router.version, serving.plan or "as declared"
             await asyncio.to_thread(trim_memory)  # returns the memory of the previous router to the system
-            _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
+            if changed or always_log:
+                _log.warning("reloaded: config %s, router %s, plan %s", serving.registry.digest, router, plan)
+            await self._keep()
+
+    async def _keep(self) -> None:
+        """Keep the state in service for workers that start again."""
+        if self._last_good is None:
+            return
+        try:
+            await asyncio.to_thread(self._last_good.keep, self._in_use, self._current.serving.versions)
+        except (CoEError, OSError) as error:
+            _log.warning("the state in service is not kept for workers that crash: %s", error)
 
     def _warm(self, serving: Serving) -> None:
         """Search a new document index once in the background: a store that hangs must not delay a revoked key."""
@@ -208,35 +221,3 @@ def _server(spec: ExpertSpec, shares_device: bool) -> tuple[object, ...]:
     """Return the settings that the server of a local expert was started with, and its place on a shared device."""
     place = (spec.device, spec.memory_gb, spec.pinned, spec.sleep_level) if shares_device else ()
     return spec.runtime, spec.model, tuple(spec.options.items()), spec.gpus, spec.replicas, *place
-
-
-def _watched_files(settings: Settings) -> tuple[Path, ...]:
-    files = (settings.config, *([settings.endpoints_file] if settings.endpoints_file else []))
-    return (
-        *files,
-        settings.artifacts / LOSS_BOUNDS_FILE,
-        *(settings.artifacts / kind / POINTER for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE)),
-    )
-
-
-def _file_states(files: tuple[Path, ...]) -> FileStates:
-    return tuple(_file_state(path) for path in files)
-
-
-def _file_state(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _digests(files: tuple[Path, ...]) -> tuple[bytes | None, ...]:
-    return tuple(_digest(path) for path in files)
-
-
-def _digest(path: Path) -> bytes | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:
-        return None

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import orjson
 
-from coe.core import LOAD_SHED, Reason
+from coe.core import FAST_UNCERTAIN, Reason
 from coe.experts.recipes.calls import VERIFIED
 from coe.registry import CacheSpec
 from coe.supervision import TaskFailed, ignore_failure
@@ -143,7 +143,7 @@ def _is_storable(trace: Trace) -> bool:
     assert prediction is not None
     return (
         decision.reason in _STORED_REASONS
-        and prediction.stage != LOAD_SHED
+        and prediction.stage != FAST_UNCERTAIN
         and retrieval.status in _STORED_RETRIEVAL
         and not retrieval.ms  # otherwise the store was searched, and the answer depends on its documents
         and (log is None or (log.stop in VERIFIED and all(call.outcome in _STORED_OUTCOMES for call in log.calls)))

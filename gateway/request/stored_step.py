@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from coe import json_text
 from coe.core import Chat, ExpertRule, Reply, RequestOptions
 from coe.errors import BodyTooLarge, InvalidRequest, ResponseNotFound, ResponsesUnavailable
 from coe.experts.http import sse
@@ -148,7 +149,7 @@ class StoredStep:
         for owner in _owners(caller.tenant, caller.rule, only_local=True):
             (found,) = await self.store.get(owner, [response_name(response_id)])
             if found is not None:
-                return owner, StoredResponse.of(sse.loads(found))
+                return owner, StoredResponse.of(json_text.loads(found))
         raise not_found(response_id)
 
     async def keep(self, use: StoredUse, response: dict[str, Any]) -> None:
@@ -224,7 +225,7 @@ def _owners(tenant: str | None, rule: ExpertRule | None, *, only_local: bool) ->
 
 
 def _parsed(values: list[bytes | None]) -> list[Any]:
-    return [None if value is None else sse.loads(value) for value in values]
+    return [None if value is None else json_text.loads(value) for value in values]
 
 
 async def _head(loading: _Loading, response_id: Any) -> StoredResponse | None:
@@ -284,7 +285,7 @@ class _StoringReply:
         """The complete answer, if the chunk has it."""
         try:
             if self.media_type != EVENT_STREAM:
-                answer = sse.loads(chunk)
+                answer = json_text.loads(chunk)
             else:
                 answer = next((event.get("response") for event in _ENDS.find(chunk)), None)
         except ValueError:

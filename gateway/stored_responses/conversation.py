@@ -12,9 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import orjson
-
-from coe.experts.http import sse
+from coe import json_text
 
 Item = dict[str, Any]
 MAX_ID_CHARACTERS = 200
@@ -60,8 +58,8 @@ class StoredResponse:
             return {}
         head = {"response": self.response, "input": self.input, "previous": self.previous}
         try:
-            items = {item_name(item["id"]): dumps(item) for item in output if is_id(item.get("id"))}
-            entries = {response_name(self.response["id"]): dumps(head), **items}
+            items = {item_name(item["id"]): json_text.dumps(item) for item in output if is_id(item.get("id"))}
+            entries = {response_name(self.response["id"]): json_text.dumps(head), **items}
         except RecursionError:
             return {}
         return entries if sum(map(len, entries.values())) <= MAX_ENTRY_BYTES else {}
@@ -129,11 +127,3 @@ def references(items: Iterable[Item]) -> Counter[str]:
 def resolved(items: Iterable[Item], found: Mapping[str, Item]) -> list[Item]:
     """Returns the items, with those that are referred to in place of the references, as far as they are found."""
     return [found.get(str(item.get("id")), item) if item.get("type") == REFERENCE else item for item in items]
-
-
-def dumps(value: Any) -> bytes:
-    """Serializes an answer or item. Raises RecursionError if it is nested too deeply."""
-    try:
-        return orjson.dumps(value)
-    except (TypeError, orjson.JSONEncodeError):  # lone surrogates
-        return sse.dumps(value)

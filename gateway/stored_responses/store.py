@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
-from coe.errors import LogError, ResponsesUnavailable
+from coe.errors import ResponsesUnavailable, StoreError
 from coe.records.database import Database
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ class SqliteResponseStore:
                 if self.degraded and time.monotonic() < self._retry_at:
                     raise unavailable(f"{self._path} failed less than {RETRY_AFTER:g} s ago")
                 result = await call(work)
-        except (LogError, TimeoutError) as error:
+        except (StoreError, TimeoutError) as error:
             self.degraded, self._retry_at = True, time.monotonic() + RETRY_AFTER
             raise unavailable(str(error) or f"{self._path} does not reply") from None
         finally:

@@ -1,8 +1,8 @@
 """The fast heads: logits of the lexical and the static head, for every request in about 0.1 ms.
 
-`StaticVectors` are token vectors distilled from the sentence encoder, as in model2vec: every token is encoded alone,
-the vectors of its last and inner layers side by side are reduced by PCA, and frequent tokens get lower weights (smooth
-inverse frequency, Arora et al. 2017). The vector of a text is the sum of its tokens' vectors at unit length.
+`StaticVectors` are token vectors distilled from the sentence encoder, as in model2vec. Every token is encoded alone,
+and PCA reduces the vectors of its last and inner layers side by side. Frequent tokens get lower weights (smooth inverse
+frequency, Arora et al. 2017). The vector of a text is the sum of its tokens' vectors at unit length.
 
 `FastHeads` serves both heads in one pass, with everything about a token side by side in memory. It computes the same as
 LexicalHead, StaticVectors and LinearHead, which training uses, in a third of the time. Between two requests the CPU
@@ -83,21 +83,15 @@ class StaticVectors:
 
 
 def distil(
-    encode_tokens: Callable[[NDArray[np.int64]], NDArray[np.float32]],
-    frequencies: NDArray[np.int64],
+    encode_tokens: Callable[[NDArray[np.int64]], NDArray[np.float32]], frequencies: NDArray[np.int64]
 ) -> StaticVectors:
     """Distil token vectors from `encode_tokens` (ids to vectors), weighted by corpus `frequencies` (vocabulary,)."""
+    from sklearn.decomposition import PCA
+
     vectors = encode_tokens(np.arange(len(frequencies)))
-    reduced = _pca(vectors, dimensions=min(DIMENSIONS, vectors.shape[1]))
+    reduced = PCA(min(DIMENSIONS, *vectors.shape), svd_solver="covariance_eigh").fit_transform(vectors)
     share = frequencies / max(1, int(frequencies.sum()))
     return StaticVectors.of((reduced * (SMOOTHING / (SMOOTHING + share))[:, None]).astype(np.float32))
-
-
-def _pca(vectors: NDArray[np.float32], *, dimensions: int) -> NDArray[np.float32]:
-    centred = vectors - vectors.mean(axis=0)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    reduced: NDArray[np.float32] = centred @ axes[:, ::-1][:, :dimensions]
-    return reduced
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ whole topics, because real traffic differs from the training texts, and heads ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -185,7 +185,7 @@ def training_metrics(
         "ece": expected_calibration_error(new.confidence, new_correct),
         "ece_before": _uncalibrated_ece(new_topics, labels, new.escalated),
         "ece_on_known_topics": expected_calibration_error(inside.confidence, correct),
-        "reliability": [asdict(found) for found in reliability(new.confidence, new_correct)],
+        "reliability": reliability(new.confidence, new_correct),
         "accuracy": float(correct.mean()),
         "accuracy_by_category": {name: float(correct[labels == i].mean()) for i, name in enumerate(categories)},
         "accuracy_by_head": _accuracy_by_head(held_out.in_scope, labels, ensemble),
@@ -226,8 +226,9 @@ def _risk_coverage_points(confidence: Floats, correct: NDArray[np.bool_]) -> lis
 
 def _confusion(posterior: Floats, labels: Labels) -> list[list[int]]:
     """Return the counts of texts by true category (row) and predicted category (column)."""
-    size = posterior.shape[1]
-    found: list[list[int]] = (
-        np.bincount(labels * size + posterior.argmax(axis=1), minlength=size**2).reshape(size, size).tolist()
-    )
+    from sklearn.metrics import confusion_matrix
+
+    found: list[list[int]] = confusion_matrix(
+        labels, posterior.argmax(axis=1), labels=range(posterior.shape[1])
+    ).tolist()
     return found

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from coe.cli import app
 from coe.core import ExpertRule
-from coe.errors import ConfigError, KeyRefused, LogError, Unauthorized
+from coe.errors import ConfigError, KeyRefused, StoreError, Unauthorized
 from coe.registry import ApiKey, KeySpec, Registry
 from coe.runtime.api_keys import digest_of
 from coe.runtime.issued_keys import MAX_ISSUED, IssuedKeys, check_in_use, check_issued, in_force, issue, revoke
@@ -243,7 +243,7 @@ async def test_a_key_whose_confirmation_was_lost_is_issued_all_the_same(
         result = await run(command)
         if result == 1 and not lost:
             lost.append(result)
-            raise LogError("timeout")
+            raise StoreError("timeout")
         return result
 
     monkeypatch.setattr(store._redis, "run", losing)
@@ -301,13 +301,13 @@ class BrokenStore:
 
     async def read(self, known: str) -> Any:
         if self.broken:
-            raise LogError("away")
+            raise StoreError("away")
         from coe.runtime.key_store import Stored
 
         return Stored("1", issued({"name": "a"})) if known != "1" else None
 
     async def write(self, known: str, keys: IssuedKeys) -> str | None:
-        raise LogError("away")
+        raise StoreError("away")
 
     async def aclose(self) -> None: ...
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from gateway.access import redis, shared_account, token_lease
+from gateway.access import leases, redis, shared_account
 from gateway.access.limits import Account, Amounts
 from gateway.access.redis import RedisLimiter
 from tests import forked
@@ -129,7 +129,7 @@ async def test_a_busy_gateway_asks_redis_seldom(gateways: Gateways, monkeypatch:
 async def test_asking_and_giving_back_at_the_same_moment_end_both(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_lease, "MAX_PREFETCH_SHARE", 0)
+    monkeypatch.setattr(leases, "MAX_PREFETCH_SHARE", 0)
     monkeypatch.setattr(redis, "RETURN_INTERVAL_SECONDS", 0)
     account = account_of(await gateways(), tokens_per_minute=1_000_000)
     async with asyncio.timeout(60):

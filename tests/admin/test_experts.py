@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.errors import ExpertTimeout, ExpertUnavailable, LogError
+from coe.errors import ExpertTimeout, ExpertUnavailable, StoreError
 from coe.settings import Settings
 from gateway.endpoints.admin.experts import FAILURES
 from tests.fakes import Gateway, gateway_of, registry_of
@@ -100,7 +100,7 @@ async def test_failures_are_the_newest_of_this_expert_with_their_ids_and_no_text
 
 async def test_failures_report_an_unreadable_log() -> None:
     async with gateway_of() as gateway:
-        gateway.log.fails = LogError("no disk")
+        gateway.log.fails = StoreError("no disk")
         answer = await gateway.post("/v1/experts/coder/failures", method="GET")
         assert (answer.status, answer.error["code"]) == (503, "log_unavailable")
 

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from coe.core import Health
-from coe.errors import LogError, UnknownCursor
+from coe.errors import StoreError, UnknownCursor
 from gateway.endpoints.admin import records
 from gateway.endpoints.admin import records as endpoint
 from tests.access.samples import key_of
@@ -100,7 +100,7 @@ async def test_an_unknown_record_is_not_found() -> None:
 
 async def test_a_failing_log_is_unavailable_and_its_address_stays_hidden() -> None:
     async with gateway_of() as gateway:
-        gateway.log.fails = LogError("redis at 10.0.0.1:6379: away")
+        gateway.log.fails = StoreError("redis at 10.0.0.1:6379: away")
         response = await read(gateway)
     assert (response.status, response.error["code"]) == (503, "log_unavailable")
     assert "10.0.0.1" not in response.error["message"]

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import orjson
 import pytest
+from typer.testing import CliRunner
 
 from coe.artifacts.store import ArtifactStore
+from coe.cli import app
 from coe.errors import ArtifactError
 from coe.retrieval.gate import GATE_FILE
 from tests.cli.command import run
@@ -39,3 +41,14 @@ def test_a_gate_of_other_categories_is_refused(config: Path) -> None:
     config.write_bytes(config.read_bytes().replace(b'"art"', b'"craft"'))
     with pytest.raises(ArtifactError, match="other categories"):
         run("promote", "gate", version, "--config", config)
+
+
+def test_the_newest_readable_gate_is_promoted_and_an_unreadable_one_is_named(config: Path) -> None:
+    good, damaged = fitted(config, 1.0), fitted(config, 2.0)
+    manifest = config.parent / ".coe" / "artifacts" / "gate" / damaged / "manifest.json"
+    manifest.write_text("half")
+    result = CliRunner().invoke(app, ["promote", "gate", "--config", str(config)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert good in result.stdout
+    assert "note: a version is left out" in result.stderr
+    assert damaged in result.stderr

@@ -11,7 +11,7 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.errors import ArtifactError, DataError, JobError, LogError
+from coe.errors import ArtifactError, DataError, JobError, StoreError
 from coe.jobs.job_lock import job_lock
 from tests.cli.logged_service import LoggedService
 
@@ -186,7 +186,7 @@ def test_a_redis_that_takes_no_writes_stops_the_job_before_it_begins(
     with Redis.from_url(service.url) as client:
         try:
             client.execute_command(*broken)  # type: ignore[no-untyped-call]
-            with pytest.raises(LogError, match=f"the lock in Redis cannot be acquired .*{message}"):
+            with pytest.raises(StoreError, match=f"the lock in Redis cannot be acquired .*{message}"):
                 service.run("retrain")
         finally:
             client.execute_command(*mended)  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from coe.artifacts.kinds import ASSIGNMENT, OVERLAYS, ROUTER
+from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.registry import load
@@ -20,6 +20,7 @@ from coe.routing.classification import OVERLAYS_FILE, Overlay
 from coe.runtime.active_state import load_active_state
 from coe.settings import Settings
 from tests.admin.samples import CATEGORIES, measured_registry, planned, router_published, settings_in
+from tests.cli.command import run
 from tests.fakes import gateway_of
 from tests.gateway.served import chat
 from tests.routers.conftest import WORDS
@@ -93,6 +94,28 @@ def test_the_list_for_people_names_what_is_declared_and_what_is_damaged(settings
     assert plan[:4] == ["assignment", ids["plan"], "yes", "plan"]
     (settings.artifacts / ROUTER / ids["old"] / "manifest.json").write_text("half")
     assert any(ids["old"] in line and line.endswith("damaged") for line in lines())
+
+
+@pytest.mark.parametrize(
+    ("kind", "metrics"),
+    [
+        (ROUTER, {"accuracy": "high"}),
+        (ROUTER, {"accuracy": [0.8]}),
+        (GATE, {"all": "good"}),
+        (GATE, {"all": {"gated": {}}}),
+    ],
+)
+def test_a_version_whose_metrics_were_edited_is_listed_as_damaged(
+    settings: Settings, kind: str, metrics: dict[str, Any]
+) -> None:
+    with store(settings, kind).draft() as draft:
+        (draft / "file").write_text("")
+        version = store(settings, kind).publish(draft, categories=CATEGORIES, data="", metrics=metrics).manifest.version
+    (one,) = listed(settings, kind)[kind]["versions"]
+    assert (one["version"], one["quality"]) == (version, None)
+    assert "is not a number; make it again with `coe" in one["damaged"]
+    lines = run("versions", kind, "--config", settings.config).splitlines()
+    assert any(version in line and line.endswith("damaged") for line in lines)
 
 
 def test_the_served_router_has_the_id_of_its_artifact_also_where_experts_yaml_adds_a_category(

@@ -167,7 +167,7 @@ async def test_an_encoder_pass_beyond_its_timeout_is_not_waited_for(monkeypatch:
         assert gate.reached.is_set()
         gate.open.set()
     assert response.headers["x-coe-expert"] == "painter"
-    assert gateway.records[0].stage == "load_shed"
+    assert gateway.records[0].stage == "fast_uncertain"
 
 
 async def test_an_encoder_timeout_of_zero_means_no_encoder_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ async def test_an_encoder_timeout_of_zero_means_no_encoder_pass(monkeypatch: pyt
         response = await gateway.chat("ponder art")
     assert not gate.reached.is_set()
     assert response.headers["x-coe-expert"] == "painter"
-    assert gateway.records[0].stage == "load_shed"
+    assert gateway.records[0].stage == "fast_uncertain"
 
 
 async def test_a_client_that_stops_reading_holds_up_the_expert_and_is_let_go(tmp_path: Path) -> None:

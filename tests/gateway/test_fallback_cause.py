@@ -173,8 +173,8 @@ def test_coe_log_ends_a_line_with_who_did_not_answer_and_why() -> None:
 def alarms(*records: RoutingRecord) -> list[tuple[str, str]]:
     now = time.time()
     traffic = Traffic(("code", "art", "general"), "words", day=now - 86_400, hour=now - 3_600)
-    for _ in traffic.observe([records]):
-        pass
+    for one in records:
+        traffic.add(one)
     return [(alarm.expert, alarm.sentence) for alarm in failing_alarms(traffic, ("coder", "painter"))]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.learning.estimation.experience_loader import load_experience
 from coe.records import open_feedback
 from coe.records.feedback import Feedback
@@ -204,7 +204,7 @@ async def test_without_a_spool_a_log_that_takes_nothing_or_does_not_answer_is_un
         request_id = (await gateway.chat("code")).headers["x-request-id"]
         gateway.log.gate.clear()
         silent = await say(gateway, request_id=request_id, score=1)
-        gateway.log.fails = LogError("redis at 10.0.0.1:6379: OOM")
+        gateway.log.fails = StoreError("redis at 10.0.0.1:6379: OOM")
         gateway.log.gate.set()
         refused = await say(gateway, request_id=request_id, thumb="up")
         at_once = await say(gateway, request_id=request_id, thumb="down")

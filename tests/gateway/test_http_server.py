@@ -1,22 +1,21 @@
-"""The HTTP server of a worker process, over real sockets."""
+"""Requests to the HTTP server of a worker process: how they arrive, and their bounds."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from gateway.http import connection as connections
 from gateway.http.connection import MAX_HEAD_BYTES, MAX_PIPELINED, MAX_UNREAD_BYTES
 from gateway.http.server import HttpServer, open_listener
+from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -26,67 +25,6 @@ pytestmark = pytest.mark.anyio
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     """The event loop of the gateway."""
     return "asyncio", {"use_uvloop": True}
-
-
-GET = b"GET /%b HTTP/1.1\r\nhost: localhost\r\n\r\n"
-CLOSING = b"GET /%b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
-
-
-def start(status: int = 200, *headers: tuple[bytes, bytes]) -> Message:
-    return {"type": "http.response.start", "status": status, "headers": headers}
-
-
-def part(body: bytes, *, more: bool = False) -> Message:
-    return {"type": "http.response.body", "body": body, "more_body": more}
-
-
-async def whole_body(receive: Receive) -> bytes:
-    body = bytearray()
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond with what the application was given."""
-    body = await whole_body(receive)
-    headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in scope["headers"]]
-    fields = ("method", "path", "http_version", "scheme", "client", "server")
-    seen = {field: scope[field] for field in fields} | {"headers": headers, "body": body.decode("latin-1")}
-    data = orjson.dumps(seen | {"query": scope["query_string"].decode(), "raw_path": scope["raw_path"].decode()})
-    await send(start(200, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))))
-    await send(part(data))
-
-
-@asynccontextmanager
-async def served(app: ASGIApp, *, max_connections: int = 100) -> AsyncIterator[tuple[HttpServer, int]]:
-    listener = open_listener("127.0.0.1", 0, stalled_after=60)
-    port = listener.getsockname()[1]
-    async with HttpServer(app, listener, max_connections=max_connections) as server:
-        yield server, port
-
-
-async def answers(port: int, data: bytes, *, pieces: int = 1) -> bytes:
-    """Send data, in pieces, and return what comes back until the connection closes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    with closing(writer):
-        size = -(-len(data) // pieces)
-        for at in range(0, len(data), size):
-            writer.write(data[at : at + size])
-            await writer.drain()
-            if pieces > 1:
-                await asyncio.sleep(0)
-        async with asyncio.timeout(60):
-            return await reader.read()
-
-
-def split(answer: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
-    """Return the status line, the headers and the body of an answer."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    status, *lines = head.split(b"\r\n")
-    return status, dict(line.split(b": ", 1) for line in lines), body
 
 
 # ------------------------------------------------------------------------------------------ requests
@@ -354,160 +292,4 @@ async def test_the_listener_resets_clients_that_read_nothing_and_connections_sen
             accepted = connection._transport.get_extra_info("socket")
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            writer.close()
-
-
-# ----------------------------------------------------------------------------------------- responses
-
-
-def streams(*chunks: bytes, headers: tuple[tuple[bytes, bytes], ...] = (), status: int = 200) -> ASGIApp:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await send(start(status, *headers))
-        for chunk in chunks:
-            await send(part(chunk, more=True))
-        await send(part(b""))
-
-    return app
-
-
-async def test_a_stream_is_chunked_and_ends_with_the_connection_for_http_1_0() -> None:
-    async with served(streams(b"one", b"", b"two")) as (_, port):
-        chunked = split(await answers(port, CLOSING % b""))
-        until_close = split(await answers(port, b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n"))
-    assert chunked[1][b"transfer-encoding"] == b"chunked"
-    assert chunked[2] == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
-    assert b"transfer-encoding" not in until_close[1]
-    assert until_close[1][b"connection"] == b"close"
-    assert until_close[2] == b"onetwo"
-
-
-@pytest.mark.parametrize(
-    ("method", "status", "headers"),
-    [(b"HEAD", 200, ((b"content-length", b"6"),)), (b"HEAD", 200, ()), (b"GET", 204, ()), (b"GET", 304, ())],
-)
-async def test_responses_without_a_body(method: bytes, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
-    async with served(streams(b"one", b"two", headers=headers, status=status)) as (_, port):
-        line, sent, body = split(await answers(port, method + (CLOSING % b"")[3:]))
-    assert line.startswith(b"HTTP/1.1 %d " % status)
-    assert body == b""
-    assert b"transfer-encoding" not in sent
-    assert sent.get(b"content-length") == dict(headers).get(b"content-length")
-
-
-@pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\rb", b"a\0b"])
-async def test_a_header_with_a_line_break_is_never_sent(value: bytes) -> None:
-    async with served(streams(b"one", headers=((b"x-name", value),))) as (_, port):
-        answer = await answers(port, CLOSING % b"")
-    assert answer.startswith(b"HTTP/1.1 500 ")
-    assert b"x-name" not in answer
-
-
-async def test_an_application_that_fails_is_a_500_or_a_broken_connection() -> None:
-    def failing(*messages: Message) -> ASGIApp:
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            for message in messages:
-                await send(message)
-            raise ValueError
-
-        return app
-
-    async with served(failing()) as (_, port):
-        assert (await answers(port, CLOSING % b"")).startswith(b"HTTP/1.1 500 Internal Server Error")
-    async with served(failing(start(200, (b"content-length", b"3")))) as (_, port):
-        assert (await answers(port, CLOSING % b"")).startswith(b"HTTP/1.1 500 Internal Server Error")
-    async with served(failing(start(), part(b"one", more=True))) as (_, port):
-        answer = await answers(port, GET % b"")
-    assert answer.endswith(b"3\r\none\r\n")  # without the end of a chunked body
-
-
-@pytest.mark.parametrize("length", [b"2", b"4"])
-async def test_a_body_of_another_length_than_declared_never_ends_as_if_it_were_whole(length: bytes) -> None:
-    async with served(streams(b"one", headers=((b"content-length", length),))) as (_, port):
-        answer = await answers(port, CLOSING % b"")
-    assert answer.startswith(b"HTTP/1.1 500 ") or len(split(answer)[2]) < int(length)
-
-
-async def test_the_application_learns_that_the_client_has_left() -> None:
-    left = asyncio.Event()
-
-    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
-        await whole_body(receive)
-        assert (await receive())["type"] == "http.disconnect"
-        await send(start())  # has no effect
-        left.set()
-
-    async with served(waits) as (server, port):
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(GET % b"")
-        await wait_until(lambda: server.state.tasks)
-        writer.close()
-        await asyncio.wait_for(left.wait(), 60)
-
-
-async def test_a_slow_client_slows_down_the_application() -> None:
-    sent = itertools.count()
-    latest = 0
-
-    async def floods(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal latest
-        await send(start())
-        for latest in sent:
-            await send(part(bytes(2**16), more=True))
-            if await_disconnect := latest >= 10_000:
-                assert not await_disconnect
-
-    async with served(floods) as (server, port):
-        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
-        writer.write(GET % b"")
-
-        def stopped() -> Callable[[], bool]:
-            previous = -1
-
-            def check() -> bool:
-                nonlocal previous
-                before, previous = previous, latest
-                return 0 < before == latest
-
-            return check
-
-        await wait_until(stopped(), pause=0.3)
-        assert latest < 1000
-        (task,) = server.state.tasks
-        task.cancel()
-        writer.transport.abort()
-
-
-# ------------------------------------------------------------------------------------------------ end
-
-
-async def test_the_end_waits_for_responses_closes_idle_connections_and_serves_a_head_that_is_arriving() -> None:
-    go_on = asyncio.Event()
-
-    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/waits":
-            await go_on.wait()
-        await echo(scope, receive, send)
-
-    async with served(waits) as (server, port):
-        idle, idle_writer = await asyncio.open_connection("127.0.0.1", port)
-        idle_writer.write(GET % b"")
-        await idle.readuntil(b"}")
-        arriving, arriving_writer = await asyncio.open_connection("127.0.0.1", port)
-        arriving_writer.write((GET % b"late")[:10])
-        running, running_writer = await asyncio.open_connection("127.0.0.1", port)
-        running_writer.write(GET % b"waits")
-        await wait_until(lambda: len(server.state.connections) == 3 and server.state.tasks)
-        await asyncio.sleep(0.05)
-        ending = asyncio.create_task(server.__aexit__())
-        assert await asyncio.wait_for(idle.read(), 60) == b""
-        with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection("127.0.0.1", port)
-        arriving_writer.write((GET % b"late")[10:])
-        late = split(await asyncio.wait_for(arriving.read(), 60))
-        assert (late[0], late[1][b"connection"]) == (b"HTTP/1.1 200 OK", b"close")
-        assert not ending.done()
-        go_on.set()
-        assert split(await asyncio.wait_for(running.read(), 60))[1][b"connection"] == b"close"
-        await asyncio.wait_for(ending, 60)
-        for writer in (idle_writer, arriving_writer, running_writer):
             writer.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records import open_feedback
 from coe.records.feedback import Feedback
 from gateway.observability import observers
@@ -93,7 +93,7 @@ async def test_what_comes_too_soon_or_too_late_is_no_second_try(monkeypatch: pyt
 
 
 async def test_a_request_that_failed_may_be_sent_again() -> None:
-    failing = LogError("not an expert's error")
+    failing = StoreError("not an expert's error")
     async with gateway_of(coder=failing) as gateway:
         for _ in range(2):
             await send_chat(gateway, LONG)
@@ -117,7 +117,7 @@ async def test_a_stream_left_in_the_middle_is_abandoned_and_one_not_begun_is_not
 
 async def test_signals_wait_while_the_log_is_away() -> None:
     async with gateway_of() as gateway:
-        gateway.log.fails = LogError("away")
+        gateway.log.fails = StoreError("away")
         asked = [await send_chat(gateway, LONG) for _ in range(4)]
         await asyncio.wait_for(gateway.log.asked.wait(), 60)
         gateway.log.fails = None

@@ -20,7 +20,8 @@ from coe.routing.request_text import RoutedText
 from coe.runtime.active_state import ActiveState, DocumentIndex
 from coe.settings import Settings
 from gateway.main import open_parts
-from gateway.process.reload import Reload, watched_file_states
+from gateway.process.reload import Reload
+from gateway.process.watched_files import file_states, watched_files
 from tests.fakes import Gateway, Response, gateway_of, registry_of
 from tests.gateway import words_server
 from tests.retrieval.gates import FlatEncoder, ListRetriever, ScriptedRetrieval, gate_of, passage
@@ -133,13 +134,14 @@ async def test_a_reload_replaces_the_state_while_the_store_of_a_new_index_hangs(
         before, new = current.serving, replace(current.serving, versions={})
 
         def active(index: object) -> Any:
-            return SimpleNamespace(registry=before.registry, consequences=(), index=index)
+            return SimpleNamespace(registry=before.registry, consequences=(), index=index, declaration="")
 
         wiring: Any = SimpleNamespace(serving=lambda _: new, close_retired=AsyncMock(), issued=SimpleNamespace(keys=()))
         reload = Reload(
             current, settings=settings, in_use=active(None), wiring=wiring, read=lambda *_: active("another index")
         )
-        async with reload.watching(since=watched_file_states(settings)), asyncio.timeout(60):
+        states = file_states(watched_files(settings))
+        async with reload.watching(since=states), asyncio.timeout(60):
             reload.request()
             await searched.wait()
             assert current.serving is new

@@ -11,8 +11,12 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from coe.artifacts.kinds import ASSIGNMENT, OVERLAYS, ROUTER
+from coe.artifacts.manifest import noting
 from coe.artifacts.store import POINTER, ArtifactStore
+from coe.mapping import EffectivePlan
+from coe.mapping.problem import declared_assignment
 from coe.registry import load
+from coe.routing.classification import Overlays
 from coe.runtime.active_state import ActiveState, assignment_in_use, overlays_in_use, policies_in_use
 from coe.settings import Settings
 from gateway.access import redis
@@ -24,13 +28,23 @@ from gateway.process.connections import raise_limit
 from tests.fakes import WordRouter
 
 
-def read(settings: Settings, _: ActiveState | None = None, *, packaged: bool = False) -> ActiveState:
+def read(
+    settings: Settings,
+    _: ActiveState | None = None,
+    *,
+    packaged: bool = False,
+    damaged: dict[str, str] | None = None,
+) -> ActiveState:
     registry = load(settings.config, environ=settings.environ)
     router = WordRouter()
     pointer = settings.artifacts / ROUTER / POINTER
     if pointer.exists():
         router.version = pointer.read_text().strip()
-    plan, overlays = assignment_in_use(settings, registry, router.categories), overlays_in_use(settings, router)
+    plan, overlays = EffectivePlan(declared_assignment(registry, router.categories)), Overlays()
+    with noting(damaged, ASSIGNMENT):
+        plan = assignment_in_use(settings, registry, router.categories)
+    with noting(damaged, OVERLAYS):
+        overlays = overlays_in_use(settings, router)
     kinds = {kind: ArtifactStore(settings.artifacts, kind).in_use() for kind in (ROUTER, ASSIGNMENT, OVERLAYS)}
     return ActiveState(
         registry,

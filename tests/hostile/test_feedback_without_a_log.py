@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records import open_feedback
 from coe.records.feedback import Feedback
 from tests.access.samples import key_of
@@ -55,7 +55,7 @@ async def stored(served: Served, count: int) -> list[str]:
                 await asyncio.sleep(0.05)
                 try:
                     events = (await log.read()).events
-                except LogError:
+                except StoreError:
                     continue
     finally:
         await log.aclose()
@@ -151,7 +151,7 @@ async def test_while_the_log_is_away_another_tenants_request_looks_like_none_and
         request_id = asked.headers["x-request-id"]
         with monkeypatch.context() as away:
             away.setattr(gateway.log, "find", unreadable)
-            gateway.log.fails = LogError("away")
+            gateway.log.fails = StoreError("away")
             own = await say(gateway, request_id, "alice")
             foreign, unknown = await say(gateway, request_id, "bob"), await say(gateway, NOBODY, "bob")
         gateway.log.fails = None
@@ -166,4 +166,4 @@ async def test_while_the_log_is_away_another_tenants_request_looks_like_none_and
 
 
 async def unreadable(_: str) -> None:
-    raise LogError("away")
+    raise StoreError("away")

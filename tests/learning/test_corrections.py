@@ -52,8 +52,8 @@ def test_the_base_is_never_contradicted() -> None:
 
 def test_corrections_do_not_outnumber_the_base_of_a_category() -> None:
     corrected = [one for tenant in "abcd" for one in many(30, "code", tenant)]
-    assert merge_corrections(BASE, corrected).added == 60
-    assert merge_corrections(BASE, [one for t in "abcd" for one in many(30, "law", t)]).added == MIN_QUOTA
+    assert len(merge_corrections(BASE, corrected).added) == 60
+    assert len(merge_corrections(BASE, [one for t in "abcd" for one in many(30, "law", t)]).added) == MIN_QUOTA
 
 
 def test_one_tenant_adds_at_most_as_many_corrections_as_all_others() -> None:

@@ -21,6 +21,7 @@ from coe.registry.sections import RetrievalPrice, RetrievalSpec
 from coe.retrieval.gate import Gate, OutdatedGate, temper
 from routers.calibration import auroc
 from tests.cli.test_plan import config
+from tests.fakes import WordRouter
 from tests.retrieval.gates import FlatEncoder, ListRetriever, gate_of, passage
 
 __all__ = ["config"]
@@ -147,11 +148,12 @@ async def test_probes_get_the_passages_of_a_request_and_scores_are_stored_in_pai
     (bare,) = await add_passages([probe(2)], RetrievalSpec(), retriever=ListRetriever(), encoder=FlatEncoder())
     assert (bare.probe, bare.tokens) == (probe(2), 0)
     write_gains(tmp_path, [(given, "small", 0.0, 1.0), (bare, "large", 1.0, 1.0)])
-    gains = read_gains(tmp_path, EXPERTS)
-    assert gains is not None
-    assert (gains.texts, gains.experts) == (("question 1", "question 2"), EXPERTS)
-    assert gains.columns["with_"][0, 0] == 1.0
-    assert np.isnan(gains.columns["without"][0, 1])
+    examples = read_gains(tmp_path, EXPERTS)
+    assert examples is not None
+    found = examples(WordRouter(), FlatEncoder())
+    assert (found.texts, found.experts) == (("question 1", "question 2"), EXPERTS)
+    assert found.with_[0, 0] == 1.0
+    assert np.isnan(found.without[0, 1])
     assert read_gains(tmp_path / "elsewhere", EXPERTS) is None
     (tmp_path / GAINS_FILE).write_bytes(b"noise")
     with pytest.raises(DataError, match=r"gains.parquet: not what"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from coe.errors import JobError, LogError
+from coe.errors import JobError, StoreError
 from coe.jobs.job_lock import LOCK_KEY, job_lock
 
 SOON = 60.0
@@ -93,7 +93,7 @@ def test_a_job_that_has_lost_its_lock_promotes_nothing_and_leaves_the_next_ones_
 
 def test_an_unreachable_redis_is_one_clear_error(tmp_path: Path) -> None:
     with (
-        pytest.raises(LogError, match="the lock in Redis cannot be acquired"),
+        pytest.raises(StoreError, match="the lock in Redis cannot be acquired"),
         job_lock("redis://127.0.0.1:1/0", home=tmp_path),
     ):
         pytest.fail("locked by nobody")

@@ -12,6 +12,7 @@ from coe.errors import ArtifactError
 from coe.jobs.rounds.overlay_round import OverlayResult, RouterPosteriors, judge_overlays
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import load_experience
+from coe.records.record import observed
 from coe.routing.classification import Overlay
 from tests.learning.samples import CATEGORIES, EXPERTS, rated_experience, record
 
@@ -140,7 +141,7 @@ def test_the_routers_own_posterior_is_collected_where_an_overlay_changed_it() ->
     served, own = {"code": 0.1, "general": 0.0, "law": 0.9}, {"code": 0.9, "general": 0.0, "law": 0.1}
     page = (record("one"), record("two", probabilities=served, router_probabilities=own, overlay="v"))
     plain = RouterPosteriors(CATEGORIES)
-    log = load_experience(plain.observe(iter([page])), [], categories=CATEGORIES, experts=EXPERTS).experience
+    log = load_experience(observed([page], plain.add), [], categories=CATEGORIES, experts=EXPERTS).experience
     assert log.posterior.argmax(axis=1).tolist() == [CODE, LAW]
     np.testing.assert_allclose(plain.of(log), [[0.8, 0.1, 0.1], [0.9, 0.0, 0.1]], atol=1e-6)
 

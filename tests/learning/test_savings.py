@@ -29,6 +29,7 @@ from coe.mapping import (
     PlanRecord,
     Problem,
     PublishedPlan,
+    Uses,
     read_plan_file,
     read_published,
     solve,
@@ -186,10 +187,7 @@ def test_the_dollars_of_an_arm_follow_the_log_like_those_of_its_members() -> Non
     policy = default_policy(registry.declared_recipes[0], categories=3)
     arms = RecipeColumns(
         policies={"panel@1": policy},
-        cost=column * 8.8,
-        active_b=column,
-        latency_ms=column,
-        calls={"panel@1": np.ones(shape)},
+        uses=Uses(cost=column * 8.8, active_b=column, latency_ms=column, calls={"panel@1": np.ones(shape)}),
     )
     problem = declared_problem(
         registry, table, quality=table.mean, weights=np.ones(3), measured_uses=uses, recipes=arms

@@ -14,6 +14,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from coe.artifacts.atomic_files import replace_file
+from coe.artifacts.store import ArtifactStore
+from coe.cli.status import _lines
 from coe.jobs.status_report import status_report
 from coe.learning.monitoring.novelty import category_entry, distinctive_words
 from coe.learning.monitoring.traffic_report import (
@@ -29,6 +31,7 @@ from coe.settings import Settings
 from gateway.observability.metrics import Metrics, exposition
 from gateway.observability.state_metrics import TrafficMetrics
 from gateway.serving_state import ServingState
+from tests.admin.samples import planned
 from tests.fakes import gateway_of, registry_of
 from tests.gateway import words_server
 from tests.learning.samples import record
@@ -194,3 +197,38 @@ def test_a_service_without_traffic_has_nothing_to_report(settings: Settings) -> 
     assert (report["alarms"], report["proposed_categories"], report["drift"]["findings"]) == ([], [], [])
     assert report["drift"]["compared"] is None
     assert TrafficReport.of(report, now=1.0) == TrafficReport(1.0)
+
+
+def test_status_names_a_damaged_plan_with_its_remedy_and_reports_the_rest(settings: Settings) -> None:
+    now = time.time()
+    logged(settings, traffic(600, start=now - 7_200, expert="coder"))
+    registry = registry_of(log={"url": URL})
+    version, _ = planned(settings, registry, keep=False)
+    report = status_report(settings, now=now)
+    assert report["damaged"] == {}
+    assert "collapse" in {one["kind"] for one in report["alarms"]}
+    plan = settings.artifacts / "assignment" / version
+    (plan / "assignment.json").write_text("half of it")
+    report = status_report(settings, now=now)
+    (problem,) = report["damaged"].values()
+    assert problem.startswith(f"{plan / 'assignment.json'}: missing or changed since it was published")
+    assert problem.endswith(
+        "make it again with `coe plan`; if it is in use, `coe rollback assignment` restores the version before"
+    )
+    assert report["in_use"]["assignment"]["version"] == version
+    assert report["traffic"]["last_day"] == 600
+    assert report["alarms"] == []  # the shares of the plan, which gateways still serve, are unknown
+    assert ("damaged assignment", problem) in _lines(report)
+
+
+def test_status_names_damage_of_every_artifact_in_use_and_of_a_history(settings: Settings) -> None:
+    for kind in ("overlays", "gate"):
+        store = ArtifactStore(settings.artifacts, kind)
+        with store.draft() as draft:
+            (draft / "file").write_text("")
+            store.promote(store.publish(draft, categories=(), data="", metrics={}).manifest.version)
+        (store.folder(str(store.in_use())) / "manifest.json").write_text("half")
+    (settings.artifacts / "gate" / "history.jsonl").write_text("half")
+    report = status_report(settings, now=time.time())
+    assert set(report["damaged"]) == {"overlays", "gate", "gate history"}
+    assert report["in_use"]["gate"]["since"] is None

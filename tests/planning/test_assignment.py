@@ -27,7 +27,7 @@ def test_the_same_assignment_comes_back_from_its_file() -> None:
             ("a", "b"),
             quality,
             np.array([0.5, 0.5]),
-            Uses.uniform(2, cost=np.array([1.0, 4.0])),
+            Uses(cost=np.tile([1.0, 4.0], (2, 1))),
             Budget(mean_cost=3),
         )
     )

@@ -16,9 +16,9 @@ from coe.cli.benchmark import _show
 from coe.core import Neighbour, Prediction
 from coe.errors import DataError
 from coe.learning.benchmark import benchmark, knn_baseline, ridge_baseline, tuned
+from coe.learning.benchmark_report import FrontierPoint, hull, hull_area
 from coe.learning.evaluation.quality import Quality
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
-from coe.learning.frontier import FrontierPoint, hull, hull_area
 from coe.learning.paired_scores import (
     Difference,
     clustered_mean,

@@ -43,7 +43,7 @@ def registry(*, memory_gb: float, **changes: Any) -> Registry:
 def basis(limit_ms: float | None) -> PlanInputs:
     """Each expert is best at a category of its own, and the generalist nearly as good everywhere."""
     quality = np.array([[0.9, 0.2, 0.8], [0.2, 0.9, 0.8], [0.5, 0.5, 0.9]])
-    uses = Uses.uniform(3, latency_ms=np.full(3, 1000.0))
+    uses = Uses(latency_ms=np.full((3, 3), 1000.0))
     weights = np.full(3, 1 / 3)
     problem = Problem(CATEGORIES, EXPERTS, quality, weights, uses, Budget(mean_latency_ms=limit_ms))
     table = ScoreTable(CATEGORIES, EXPERTS, quality, np.zeros((3, 3)), np.ones((3, 3)))

@@ -30,12 +30,14 @@ def make(*, categories: int = 5, experts: int = 4, seed: int = 0, budget: Budget
     rng = np.random.default_rng(seed)
     size = np.sort(rng.uniform(1, 70, experts))
     quality = np.clip(0.3 + 0.1 * np.log(size) + rng.normal(0, 0.1, (categories, experts)), 0, 1)
+    factors = {"active_b": 1.0, "cost": 0.1, "latency_ms": 5.0}
+    uses = {name: np.tile(factor * size, (categories, 1)) for name, factor in factors.items()}
     return Problem(
         categories=tuple(f"c{i}" for i in range(categories)),
         experts=tuple(f"e{i}" for i in range(experts)),
         quality=quality,
         weights=rng.dirichlet(np.ones(categories)),
-        uses=Uses.uniform(categories, memory_gb=2 * size, active_b=size, cost=size / 10, latency_ms=5 * size),
+        uses=Uses(memory_gb=2 * size, **uses),
         budget=budget or Budget(),
     )
 
@@ -238,7 +240,7 @@ def test_requests_routed_at_the_plan_s_prices_keep_its_budgets(budget: Budget, s
 
 def test_a_crowd_that_could_go_either_way_does_not_break_the_budget() -> None:
     quality = np.array([[0.9, 0.5], [0.8, 0.5]])
-    uses = Uses.uniform(2, active_b=np.array([70.0, 8.0]))
+    uses = Uses(active_b=np.tile([70.0, 8.0], (2, 1)))
     problem = Problem(("x", "y"), ("large", "small"), quality, np.array([0.6, 0.4]), uses, Budget(mean_active_b=20))
     traffic = np.eye(2)[[0] * 600 + [1] * 400]
     plan = solve(problem, traffic=traffic)

@@ -127,8 +127,7 @@ def test_a_recipe_of_variants_needs_their_expert_once(config: Path) -> None:
     assert effective_plan(published, declaration(config)).assignment.to_json() == published.assignment.to_json()
     columns = RecipeColumns(
         policies={name: published.policies.by_arm[name] for name in ("both@1", "both@2", "both@3")},  # type: ignore[union-attr]
-        **{name: getattr(problem.uses, name)[:, 4:] for name in ("active_b", "cost", "latency_ms")},
-        calls=problem.uses.calls,
+        uses=problem.uses.part(range(3), range(4, 7)),
     )
     again = declared_problem(  # as `coe retrain` solves
         declaration(config),

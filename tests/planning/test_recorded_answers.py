@@ -9,7 +9,9 @@ import pytest
 
 from coe.errors import DataError
 from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.evaluation.recorded_answers import AnswerRow, read_answers, write_answers
+from coe.learning.evaluation.recorded_answers import read_answers, write_answers
+from coe.learning.evaluation.scoring_run import Cell
+from coe.registry import Prices
 from tests.planning.test_quality import MODELS, SCORES, Rows, folder_of, write
 
 TEXTS = [["1,000.50", "1000.5", "7"], ["B", "(B)", ""], ["Paris", "paris.", "London"], ["50 %", "0.5", "1/2"]]
@@ -84,12 +86,12 @@ def test_written_answers_are_read_back(tmp_path: Path) -> None:
         ["tests passed", "tests failed 12", "tests passed"],
         ["1", None, "1"],
     ]
-    rows = [
-        AnswerRow(f"p{number}", model, text, 1, number, None, 2.0, None)
+    cells = [
+        (f"p{number}", model, Cell("", f"p{number}", model, answer=text, input_tokens=1, output_tokens=number))
         for number, row in enumerate(texts)
         for model, text in zip(MODEL_NAMES, row, strict=True)
     ]
-    write_answers(folder, benchmark="b", answers=rows)
+    write_answers(folder, benchmark="b", cells=cells, prices=dict.fromkeys(MODEL_NAMES, Prices()))
     found = read_answers(folder, read_quality(folder))
     assert found is not None
     assert found.classes.tolist() == [[0, 0, -1], [0, 1, 0], [0, 1, 0], [0, -1, 0]]

@@ -41,7 +41,6 @@ def test_it_selects_the_expert_of_each_side() -> None:
 
 def test_without_a_signal_there_is_no_residual() -> None:
     residual, _ = fitted(signal=0.0)
-    assert residual.strength == np.inf
     assert len(residual.known) == 0
     assert not residual(prompts(20, seed=7)).any()
 

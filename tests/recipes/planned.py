@@ -11,9 +11,8 @@ from coe.artifacts.kinds import ASSIGNMENT
 from coe.artifacts.store import ArtifactStore
 from coe.cli import app
 from coe.learning.evaluation.quality import read_quality
-from coe.learning.recipes.columns import RecipeColumns
+from coe.learning.recipes.columns import RecipeColumns, recipe_columns
 from coe.learning.recipes.logged_arms import PastArms
-from coe.learning.recipes.measured import columns_of_recipes
 from coe.mapping import MeasuredUses
 from coe.registry import load
 from tests.recipes.recorded import recorded_answers
@@ -68,7 +67,7 @@ def columns(
     """Return the columns of these recipes, fitted on the scores of `write_config`."""
     config.write_text(declared + recipes)
     data = read_quality(config.parent, benchmark="own")
-    return columns_of_recipes(
+    return recipe_columns(
         config.parent,
         data,
         load(config, environ={}),

@@ -414,5 +414,6 @@ def test_proposed_recipes_cap_a_member_whose_long_answers_are_wrong(monkeypatch:
     assert arms[0].policy.max_tokens.get("large", math.inf) <= np.quantile(answers.tokens[:, 2], 0.9)
     monkeypatch.setattr(search, "CAP_QUANTILES", (1.0,))
     without = propose_arms(answers, max_calls=3)
-    unit = float(np.median(answers.costs.mean(axis=0)))
-    assert arms[1].outcome.net(0.02 / unit) > without[1].outcome.net(0.02 / unit) + 0.005
+    price = 0.02 / answers.typical_cost
+    capped, uncapped = (float((one[1].outcome.scores - price * one[1].outcome.costs).mean()) for one in (arms, without))
+    assert capped > uncapped + 0.005

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from coe.cli.common import settings_for
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.experts.recipes.policy_file import ArmPolicies
 from coe.learning.recipes.columns import RecipeColumns
 from coe.learning.recipes.logged_arms import MAX_PLANS, MAX_RATIO, Calibration, LoggedArms, PastArms
@@ -54,8 +54,8 @@ def served(number: int = 0, *, goes_on: bool = True, ms: float = 300.0, **fields
 
 def logged(config: Path, records: Iterable[RoutingRecord]) -> LoggedArms:
     found = LoggedArms(load(config, environ={}))
-    for _ in found.observe([list(records)]):
-        pass
+    for one in records:
+        found.add(one)
     return found
 
 
@@ -132,19 +132,19 @@ def test_only_the_latest_plans_are_kept(config: Path) -> None:
 
 def test_an_arm_costs_what_its_requests_did_as_if_they_were_probes(config: Path) -> None:
     plain = columns(config)
-    expected = 2 + 12 * plain.calls["careful@2"][0, 2]
+    expected = 2 + 12 * plain.uses.calls["careful@2"][0, 2]
     found = columns(config, past=[past_of(config, plain, (served(number) for number in range(900)))])
     share = 900 / (900 + PROBES[0] + 30)
-    ratio = found.cost / plain.cost
-    assert plain.cost[0, 1] == pytest.approx(expected)
-    assert 1.2 < 14 / plain.cost[0, 1] < MAX_RATIO
-    assert ratio[0, 1] == pytest.approx((14 / plain.cost[0, 1]) ** share)
+    ratio = found.uses.cost / plain.uses.cost
+    assert plain.uses.cost[0, 1] == pytest.approx(expected)
+    assert 1.2 < 14 / plain.uses.cost[0, 1] < MAX_RATIO
+    assert ratio[0, 1] == pytest.approx((14 / plain.uses.cost[0, 1]) ** share)
     np.testing.assert_allclose(ratio[1:], 1.0)
     np.testing.assert_allclose(ratio[:, [0, 2]], 1.0)
-    calls = found.calls["careful@2"][0] / plain.calls["careful@2"][0]
-    assert calls == pytest.approx([1.0, 1.0, 1 + share * (1 / plain.calls["careful@2"][0, 2] - 1)])
-    assert found.latency_ms[0, 1] == pytest.approx(plain.latency_ms[0, 1] ** (1 - share) * 300**share)
-    assert found.active_b[0, 1] == pytest.approx(plain.active_b[0, 1] ** (1 - share) * 14**share)
+    calls = found.uses.calls["careful@2"][0] / plain.uses.calls["careful@2"][0]
+    assert calls == pytest.approx([1.0, 1.0, 1 + share * (1 / plain.uses.calls["careful@2"][0, 2] - 1)])
+    assert found.uses.latency_ms[0, 1] == pytest.approx(plain.uses.latency_ms[0, 1] ** (1 - share) * 300**share)
+    assert found.uses.active_b[0, 1] == pytest.approx(plain.uses.active_b[0, 1] ** (1 - share) * 14**share)
 
 
 def test_times_of_an_arm_with_a_member_that_shares_a_device_are_not_corrected(config: Path) -> None:
@@ -156,17 +156,17 @@ def test_times_of_an_arm_with_a_member_that_shares_a_device_are_not_corrected(co
     plain = columns(config, declared=shared)
     records = [served(number, goes_on=number % 2 == 0, ms=900.0) for number in range(900)]
     found = columns(config, past=[past_of(config, plain, records)], declared=shared)
-    np.testing.assert_array_equal(found.latency_ms, plain.latency_ms)
-    assert abs(found.cost[0, 1] / plain.cost[0, 1] - 1) > 0.05
+    np.testing.assert_array_equal(found.uses.latency_ms, plain.uses.latency_ms)
+    assert abs(found.uses.cost[0, 1] / plain.uses.cost[0, 1] - 1) > 0.05
 
 
 def test_requests_that_cost_what_replay_gives_change_nothing(config: Path) -> None:
     plain = columns(config)
-    rate = float(plain.calls["careful@2"][0, 2])
+    rate = float(plain.uses.calls["careful@2"][0, 2])
     records = [served(number, goes_on=number < round(1000 * rate)) for number in range(1000)]
     found = columns(config, past=[past_of(config, plain, records)])
-    np.testing.assert_allclose(found.cost, plain.cost, rtol=0.002)
-    np.testing.assert_allclose(found.calls["careful@2"], plain.calls["careful@2"], rtol=0.002)
+    np.testing.assert_allclose(found.uses.cost, plain.uses.cost, rtol=0.002)
+    np.testing.assert_allclose(found.uses.calls["careful@2"], plain.uses.calls["careful@2"], rtol=0.002)
 
 
 def test_requests_are_compared_with_the_policies_that_they_had(config: Path) -> None:
@@ -175,8 +175,8 @@ def test_requests_are_compared_with_the_policies_that_they_had(config: Path) -> 
     policies = dict(plain.policies) | {"careful@2": plain.policies["careful@2"].never_stopping()}
     before = replace(plain, policies=policies)
     found = columns(config, past=[past_of(config, before, (served(number) for number in range(900)))])
-    np.testing.assert_allclose(found.cost, plain.cost)
-    np.testing.assert_allclose(found.calls["careful@2"], plain.calls["careful@2"])
+    np.testing.assert_allclose(found.uses.cost, plain.uses.cost)
+    np.testing.assert_allclose(found.uses.calls["careful@2"], plain.uses.calls["careful@2"])
 
 
 def test_several_plans_correct_an_arm_together(config: Path) -> None:
@@ -185,7 +185,7 @@ def test_several_plans_correct_an_arm_together(config: Path) -> None:
         past_of(config, plain, [served(number, plan=name) for number in range(450)], name=name) for name in ("p1", "p2")
     ]
     together = past_of(config, plain, [served(number) for number in range(900)])
-    np.testing.assert_allclose(columns(config, past=past).cost, columns(config, past=[together]).cost)
+    np.testing.assert_allclose(columns(config, past=past).uses.cost, columns(config, past=[together]).uses.cost)
 
 
 @pytest.mark.parametrize(
@@ -203,14 +203,14 @@ def test_requests_of_another_recipe_or_with_a_bound_do_not_count(config: Path, r
     past = past_of(config, before, (served(number) for number in range(900)))
     plain, found = columns(config, recipes=recipes), columns(config, past=[past], recipes=recipes)
     assert found.arms
-    np.testing.assert_array_equal(found.cost, plain.cost)
+    np.testing.assert_array_equal(found.uses.cost, plain.uses.cost)
 
 
 def test_a_few_requests_that_cost_far_more_change_little(config: Path) -> None:
     plain = columns(config)
     long = (*served().steps[:2], RecipeCall("large", 1, "answered", 0, 100_000, 200.0))
     found = columns(config, past=[past_of(config, plain, [served(number, steps=long) for number in range(3)])])
-    assert 1.0 < found.cost[0, 1] / plain.cost[0, 1] < 1.02
+    assert 1.0 < found.uses.cost[0, 1] / plain.uses.cost[0, 1] < 1.02
 
 
 def calibrated(config: Path, replayed: Sequence[float], records: Sequence[RoutingRecord], probes: float) -> Uses:
@@ -276,11 +276,11 @@ def test_a_fuse_is_corrected_by_its_requests(config: Path, prompts: int) -> None
     records = [served(number, expert="council@1", recipe="council", steps=calls) for number in range(900)]
     found = columns(config, past=[past_of(config, plain, records)], recipes=COUNCIL)
     share = 900 / (900 + np.count_nonzero(ANSWERS.labels[:prompts] == 0) + 30)
-    assert found.cost[0, 0] / plain.cost[0, 0] == pytest.approx(2**share)
-    np.testing.assert_allclose(found.calls["council@1"], plain.calls["council@1"])
+    assert found.uses.cost[0, 0] / plain.uses.cost[0, 0] == pytest.approx(2**share)
+    np.testing.assert_allclose(found.uses.calls["council@1"], plain.uses.calls["council@1"])
     before = replace(plain, written={"council@1": replace(plain.written["council@1"], writing="other")})
     kept = columns(config, past=[past_of(config, before, records)], recipes=COUNCIL)
-    np.testing.assert_array_equal(kept.cost, plain.cost)
+    np.testing.assert_array_equal(kept.uses.cost, plain.uses.cost)
 
 
 # ------------------------------------------------------------------------------------------------- coe plan
@@ -330,7 +330,7 @@ def test_a_log_that_fails_midway_corrects_no_arm(config: Path, monkeypatch: pyte
     class Failing:
         def records(self, **_: float) -> Iterator[list[RoutingRecord]]:
             yield of_plan(version)
-            raise LogError("the disk failed")
+            raise StoreError("the disk failed")
 
     @contextmanager
     def opened(url: str, *, base: Path) -> Iterator[Failing]:

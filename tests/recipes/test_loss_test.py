@@ -13,8 +13,7 @@ from coe.experts.recipes.agreement import NO_ANSWER
 from coe.experts.recipes.judge import default_rule
 from coe.learning.recipes.arms import declared_arms
 from coe.learning.recipes.fit import against_last_step
-from coe.learning.recipes.guarantee import loss_per_difference, upper_mean
-from coe.learning.recipes.loss_test import LIMIT, LossTest, capital
+from coe.learning.recipes.max_loss import LIMIT, LossTest, capital, loss_per_difference, upper_mean
 from tests.recipes.recorded import recorded_answers
 
 RUNS, AUDITED = 400, 5_000

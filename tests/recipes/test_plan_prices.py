@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.learning.recipes.measured import columns_of_recipes
+from coe.learning.recipes.columns import recipe_columns
 from coe.mapping import read_published
 from tests.recipes.planned import CAREFUL, DECLARED, plan, published, write_config
 
@@ -31,8 +31,8 @@ def test_first_steps_of_streams_are_priced_without_their_caps_and_all_requests_c
     for streamed in (None, 1.0, 0.5, 0.0):
         if streamed is not None:
             monkeypatch.setattr(
-                "coe.jobs.plan_basis.columns_of_recipes",
-                lambda *args, known=streamed, **options: columns_of_recipes(*args, **options | {"streamed": known}),
+                "coe.jobs.plan_basis.recipe_columns",
+                lambda *args, known=streamed, **options: recipe_columns(*args, **options | {"streamed": known}),
             )
         plan(config)
         problem = read_published(published(config), "v1").record.problem  # type: ignore[union-attr]

@@ -53,25 +53,25 @@ def test_longer_answers_cost_as_much_more_and_the_recipe_stops_at_the_same_ones(
     plain = columns(config)
     longer = columns(config, expected=expected_uses(written=4 * lengths.mean()))
     for arm in ("careful@1", "careful@2", "careful@3"):
-        np.testing.assert_allclose(longer.calls[arm], plain.calls[arm], atol=0.03)
-    np.testing.assert_allclose(longer.cost[:2] / plain.cost[:2], 4.0, rtol=0.05)
+        np.testing.assert_allclose(longer.uses.calls[arm], plain.uses.calls[arm], atol=0.03)
+    np.testing.assert_allclose(longer.uses.cost[:2] / plain.uses.cost[:2], 4.0, rtol=0.05)
     np.testing.assert_allclose(longer.scores.mean(axis=0), plain.scores.mean(axis=0), atol=0.01)
 
 
 def test_a_cap_cuts_off_answers_that_are_longer_than_those_to_the_probes(config: Path) -> None:
     plain, longer = columns(config, CAPPED), columns(config, CAPPED, expected=expected_uses(written=200.0))
-    assert plain.calls["careful@1"][:2, 1].max() < 1.0
-    np.testing.assert_allclose(longer.calls["careful@1"], 1.0)  # b is cut off, so large is always called
-    np.testing.assert_allclose(longer.cost[:2, 0], (150 * 10 + 200 * 120) / 1000)
+    assert plain.uses.calls["careful@1"][:2, 1].max() < 1.0
+    np.testing.assert_allclose(longer.uses.calls["careful@1"], 1.0)  # b is cut off, so large is always called
+    np.testing.assert_allclose(longer.uses.cost[:2, 0], (150 * 10 + 200 * 120) / 1000)
 
 
 def test_a_category_without_probes_costs_more_where_its_requests_do(config: Path) -> None:
     alike = columns(config, expected=expected_uses(written=100.0))
     dear = columns(config, expected=expected_uses(100.0, general=4.0))
-    np.testing.assert_allclose(dear.cost[:2], alike.cost[:2])
-    np.testing.assert_allclose(dear.cost[2], 4 * alike.cost[2])
-    np.testing.assert_allclose(dear.latency_ms[2], 4 * alike.latency_ms[2])
-    np.testing.assert_allclose(dear.calls["careful@1"], alike.calls["careful@1"])
+    np.testing.assert_allclose(dear.uses.cost[:2], alike.uses.cost[:2])
+    np.testing.assert_allclose(dear.uses.cost[2], 4 * alike.uses.cost[2])
+    np.testing.assert_allclose(dear.uses.latency_ms[2], 4 * alike.uses.latency_ms[2])
+    np.testing.assert_allclose(dear.uses.calls["careful@1"], alike.uses.calls["careful@1"])
 
 
 def test_cached_input_is_priced_as_such(config: Path) -> None:
@@ -79,14 +79,14 @@ def test_cached_input_is_priced_as_such(config: Path) -> None:
     rewrite_answers(config.parent, input_tokens=50)
     expected = expected_uses(written=100.0, given=200.0, cached=150.0)
     found = columns(config, PANEL, declared=declared, expected=expected)
-    np.testing.assert_allclose(found.cost[:2, 0], 2 * (50 * 10 + 150 * 1) / 1000)
+    np.testing.assert_allclose(found.uses.cost[:2, 0], 2 * (50 * 10 + 150 * 1) / 1000)
 
 
 def test_answers_without_counted_tokens_cost_what_requests_use(config: Path) -> None:
     rewrite_answers(config.parent, input_tokens=None, output_tokens=None, latency_ms=None, output_chars=800)
     found = columns(config, PANEL, expected=expected_uses(written=400.0, given=10.0))
-    np.testing.assert_allclose(found.cost[:2, 0], 2 * 400 * 10 / 1000)
-    np.testing.assert_allclose(found.latency_ms[:2, 0], 100.0)
+    np.testing.assert_allclose(found.uses.cost[:2, 0], 2 * 400 * 10 / 1000)
+    np.testing.assert_allclose(found.uses.latency_ms[:2, 0], 100.0)
 
 
 def test_measured_calls_and_grades_count_with_the_lengths_of_requests(config: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 
 
@@ -94,16 +94,16 @@ class WatchedLog:
         await self._until(lambda: len(self.calls) >= times)
 
     async def read(self, query: LogQuery) -> LogPage:
-        raise LogError("only written to in these tests")
+        raise StoreError("only written to in these tests")
 
     async def tail(self, query: LogQuery) -> LogPage:
-        raise LogError("only written to in these tests")
+        raise StoreError("only written to in these tests")
 
     async def back(self, query: LogQuery) -> LogPage:
-        raise LogError("only written to in these tests")
+        raise StoreError("only written to in these tests")
 
     async def find(self, request_id: str) -> RoutingRecord | None:
-        raise LogError("only written to in these tests")
+        raise StoreError("only written to in these tests")
 
     async def aclose(self) -> None:
         if self._inner:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records.database import Database
 from tests.records.samples import ids, records
 
@@ -39,7 +39,7 @@ async def test_a_file_of_another_version_is_refused_and_left_alone(
             connection.execute(statement)
     connection.close()
     database = Database(tmp_path / "words.db", tables=TABLES)
-    with pytest.raises(LogError, match=r"words\.db.*another version of CoE.*move the file away"):
+    with pytest.raises(StoreError, match=r"words\.db.*another version of CoE.*move the file away"):
         await select(database)
     await database.aclose()
     with sqlite3.connect(tmp_path / "words.db") as connection:
@@ -50,7 +50,7 @@ async def test_a_file_of_another_version_is_refused_and_left_alone(
 
 async def test_tables_that_cannot_be_created_leave_no_part_behind(tmp_path: Path) -> None:
     broken = Database(tmp_path / "words.db", tables=(TABLES[0], "UPDATE nowhere SET x = 1"))
-    with pytest.raises(LogError, match="no such table: nowhere"):
+    with pytest.raises(StoreError, match="no such table: nowhere"):
         await select(broken)
     await broken.aclose()
     fixed = Database(tmp_path / "words.db", tables=TABLES)
@@ -64,7 +64,7 @@ async def test_a_failed_write_leaves_no_part_behind_and_the_next_one_works(tmp_p
         connection.execute("INSERT INTO nowhere VALUES (1)")
 
     database = Database(tmp_path / "words.db", tables=TABLES)
-    with pytest.raises(LogError, match="no such table: nowhere"):
+    with pytest.raises(StoreError, match="no such table: nowhere"):
         await database.write(half)
     await database.write(lambda connection: connection.execute("INSERT INTO words VALUES ('whole')"))
     assert await select(database) == [("kept",), ("whole",)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from coe.errors import ConfigError, LogError
+from coe.errors import ConfigError, StoreError
 from coe.records import open_feedback
 from coe.records.feedback import AuditDetail, Feedback, FeedbackLog, decode_event
 from coe.records.record import RecipeCall, RoutingLog
@@ -158,19 +158,19 @@ async def test_feedback_and_records_live_in_one_place_and_leave_each_other_alone
 
 @pytest.mark.parametrize("cursor", ["yesterday", "-1", "1-2", "1; DROP TABLE feedback", "٣", "9" * 40])
 async def test_a_cursor_from_elsewhere_is_refused_by_name(feedback: FeedbackLog, cursor: str) -> None:
-    with pytest.raises(LogError, match="not a cursor of this log"):
+    with pytest.raises(StoreError, match="not a cursor of this log"):
         await feedback.read(after=cursor)
 
 
 async def test_text_that_json_cannot_hold_is_refused_and_keeps_nothing(feedback: FeedbackLog) -> None:
-    with pytest.raises(LogError, match="cannot be written as JSON"):
+    with pytest.raises(StoreError, match="cannot be written as JSON"):
         await feedback.append([event(1, kind="preferred", value="half a pair: \ud800")])
     assert await events(feedback) == []
 
 
 @pytest.mark.parametrize("line", [b"", b"[]", b"{}", b'{"event_id": "e"}', b"\xff"])
 def test_a_damaged_event_is_refused_as_such(line: bytes) -> None:
-    with pytest.raises(LogError, match="damaged event"):
+    with pytest.raises(StoreError, match="damaged event"):
         decode_event(line)
 
 
@@ -191,7 +191,7 @@ async def full(redis_url: str) -> AsyncIterator[Redis]:
 
 async def test_a_full_redis_refuses_feedback_with_the_remedy(full: Redis, redis_url: str, tmp_path: Path) -> None:
     log = open_feedback(redis_url, base=tmp_path)
-    with pytest.raises(LogError, match="it is full: raise its maxmemory"):
+    with pytest.raises(StoreError, match="it is full: raise its maxmemory"):
         await log.append([event(1)])
     await full.config_set("maxmemory", "0")
     await log.append([event(1)])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records import FeedbackWriter, Pending
 from coe.records.feedback import Feedback
 from coe.records.feedback_writer import FEEDBACK
@@ -19,7 +19,7 @@ from tests.records.samples import record
 
 pytestmark = pytest.mark.anyio
 
-AWAY = LogError("redis at nowhere: refused; check that it runs")
+AWAY = StoreError("redis at nowhere: refused; check that it runs")
 QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "max_retry": 0.002}
 
 
@@ -106,7 +106,7 @@ async def test_a_full_spool_refuses_new_events_and_keeps_the_old_ones(
         writer._spool._rows = 3  # type: ignore[union-attr]
         for number in range(3):
             await writer.keep(Pending(event(number)))
-        with pytest.raises(LogError, match="full"):
+        with pytest.raises(StoreError, match="full"):
             await writer.keep(Pending(event(3)))
         assert [one.event for one in await spooled(path)] == [event(number) for number in range(3)]
         log.fails = None
@@ -126,15 +126,15 @@ async def test_where_log_and_spool_fail_every_waiting_event_is_refused_at_once(t
             found = await asyncio.gather(
                 *(writer.keep(Pending(event(number))) for number in range(9)), return_exceptions=True
             )
-            with pytest.raises(LogError):
+            with pytest.raises(StoreError):
                 await writer.keep(Pending(event(9)))
-    assert [type(one) for one in found] == [LogError] * 9
+    assert [type(one) for one in found] == [StoreError] * 9
 
 
 async def test_a_writer_that_is_closing_refuses(tmp_path: Path) -> None:
     async with writer_of(ListLog([]), tmp_path / "spool.db") as writer:
         pass
-    with pytest.raises(LogError, match="shutting down"):
+    with pytest.raises(StoreError, match="shutting down"):
         await writer.keep(Pending(event(1)))
 
 

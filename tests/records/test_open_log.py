@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.errors import ConfigError, LogError
+from coe.errors import ConfigError, StoreError
 from coe.records import open_log
 from coe.records.record import LogQuery
 from tests.records.samples import record
@@ -58,7 +58,7 @@ async def test_relative_paths_start_at_the_base_and_absolute_ones_at_the_root(tm
 async def test_a_redis_that_is_away_shows_at_the_first_use_as_one_clear_error(tmp_path: Path) -> None:
     log = open_log("redis://user:secret@127.0.0.1:1/0", base=tmp_path)
     for use in (log.append([record()]), log.read(LogQuery()), log.tail(LogQuery())):
-        with pytest.raises(LogError, match=r"127\.0\.0\.1:1.*check that it runs") as caught:
+        with pytest.raises(StoreError, match=r"127\.0\.0\.1:1.*check that it runs") as caught:
             await use
         assert "secret" not in str(caught.value)
     await log.aclose()
@@ -69,10 +69,10 @@ async def test_a_sqlite_path_that_cannot_be_used_is_one_clear_error(tmp_path: Pa
     (tmp_path / "text.db").write_text("this is not a database, whatever its name says. " * 100)
     for path in ("file/log.db", "text.db"):
         log = open_log(f"sqlite:///{path}", base=tmp_path)
-        with pytest.raises(LogError, match=f"{path}.*check that"):
+        with pytest.raises(StoreError, match=f"{path}.*check that"):
             await log.append([record()])
         await log.aclose()
-        with pytest.raises(LogError, match="closed"):
+        with pytest.raises(StoreError, match="closed"):
             await log.append([record()])
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records.codec import decode, encode
 from coe.records.record import RecipeCall, RoutingRecord
 from tests.records.samples import record
@@ -103,7 +103,7 @@ def test_a_line_from_before_the_worth_of_candidates_was_kept_is_read() -> None:
 
 
 def test_a_newer_schema_is_refused_with_the_remedy() -> None:
-    with pytest.raises(LogError, match=r"schema 2.*upgrade"):
+    with pytest.raises(StoreError, match=r"schema 2.*upgrade"):
         decode(encode(record(schema=2)))
 
 
@@ -126,10 +126,10 @@ def test_a_newer_schema_is_refused_with_the_remedy() -> None:
     ],
 )
 def test_a_damaged_line_is_refused_as_such(line: bytes) -> None:
-    with pytest.raises(LogError, match="damaged"):
+    with pytest.raises(StoreError, match="damaged"):
         decode(line)
 
 
 def test_text_that_json_cannot_hold_is_refused_by_its_request_id() -> None:
-    with pytest.raises(LogError, match="request-000007"):
+    with pytest.raises(StoreError, match="request-000007"):
         encode(record(7, prompt="half a pair: \ud800"))

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records import RecordWriter, open_log
 from coe.records.spool import RECORDS, Spool
 from tests.records.samples import WatchedLog, everything, ids, record, records
 
 pytestmark = pytest.mark.anyio
 
-GONE = LogError("redis at nowhere: refused; check that it runs")
+GONE = StoreError("redis at nowhere: refused; check that it runs")
 QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "max_retry": 0.002}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records import open_log
 from coe.records.record import LogQuery, RoutingLog
 from coe.records.redis_log import IDS
@@ -86,7 +86,7 @@ async def test_a_full_redis_says_that_it_is_full(log: RoutingLog, client: Redis)
     await log.append([record(0)])
     await client.config_set("maxmemory", "1")
     try:
-        with pytest.raises(LogError, match="it is full: raise its maxmemory"):
+        with pytest.raises(StoreError, match="it is full: raise its maxmemory"):
             await log.append([record(1)])
         assert await log.find(record(0).request_id) == record(0)
     finally:
@@ -99,7 +99,7 @@ async def test_a_read_only_redis_says_that_it_is_a_replica(log: RoutingLog, clie
     await log.append([record(0)])
     await client.replicaof("127.0.0.1", "1")
     try:
-        with pytest.raises(LogError, match="it is a read-only replica: name the primary"):
+        with pytest.raises(StoreError, match="it is a read-only replica: name the primary"):
             await log.append([record(1)])
         assert await log.find(record(0).request_id) == record(0)
     finally:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records.record import LogQuery, RoutingLog
 from tests.records.samples import everything, ids, record, records
 
@@ -205,15 +205,15 @@ async def test_one_page_is_bounded_whatever_the_query_asks_for(
 async def test_a_cursor_from_elsewhere_is_refused_by_name(log: RoutingLog, cursor: str) -> None:
     await log.append(records(1))
     for method in (log.read, log.tail, log.back):
-        with pytest.raises(LogError, match="not a cursor of this log"):
+        with pytest.raises(StoreError, match="not a cursor of this log"):
             await method(LogQuery(after=cursor))
-        with pytest.raises(LogError, match="not a cursor of this log"):
+        with pytest.raises(StoreError, match="not a cursor of this log"):
             await method(LogQuery(before=cursor))
 
 
 async def test_a_record_of_a_newer_schema_is_refused_with_the_remedy(log: RoutingLog) -> None:
     await log.append([record(1, schema=2)])
-    with pytest.raises(LogError, match="upgrade"):
+    with pytest.raises(StoreError, match="upgrade"):
         await log.read(LogQuery())
 
 

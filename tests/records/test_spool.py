@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.errors import LogError
+from coe.errors import StoreError
 from coe.records.record import RoutingRecord
 from coe.records.spool import RECORDS, Spool
 from tests.records.samples import ids, record, records
@@ -76,5 +76,5 @@ async def test_a_damaged_row_is_counted_and_can_be_removed(spool: Spool[RoutingR
 
 async def test_a_closed_spool_refuses_clearly(spool: Spool[RoutingRecord]) -> None:
     await spool.aclose()
-    with pytest.raises(LogError, match="closed"):
+    with pytest.raises(StoreError, match="closed"):
         await spool.add(records(1))

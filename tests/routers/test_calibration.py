@@ -70,7 +70,8 @@ def test_the_pool_of_two_halves_beats_either() -> None:
 
 def test_reliability_bins_hold_count_confidence_and_accuracy() -> None:
     bins = reliability(np.array([0.55, 0.55, 1.0]), np.array([YES, NO, YES]))
-    assert [(b.count, round(b.confidence, 2), b.accuracy) for b in bins] == [(2, 0.55, 0.5), (1, 1.0, 1.0)]
+    expected = [{"count": 2, "confidence": 0.55, "accuracy": 0.5}, {"count": 1, "confidence": 1.0, "accuracy": 1.0}]
+    assert bins == [pytest.approx(one) for one in expected]
 
 
 def test_calibration_error_weighs_bins_by_count() -> None:

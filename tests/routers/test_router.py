@@ -83,7 +83,7 @@ def test_a_forced_fast_prediction_is_marked_if_uncertain(router: Router) -> None
     for text in texts:
         forced, fast = router.predict_fast(text, force=True), router.predict_fast(text)
         assert forced is not None
-        assert forced.stage == ("fast" if fast else "load_shed")
+        assert forced.stage == ("fast" if fast else "fast_uncertain")
         assert forced.probabilities.sum() == pytest.approx(1, abs=1e-4)
         if fast is not None:
             np.testing.assert_array_equal(fast.probabilities, forced.probabilities)

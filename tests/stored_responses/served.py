@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import openai
 
+from coe import json_text
 from coe.core import Call, Health, Reply
-from coe.experts.http import sse
 from coe.registry import Registry
 from coe.usage import Usage
 from tests.experts.translation.chat_expert import ChatExpert, translated
@@ -58,7 +58,7 @@ class _Native:
         self.usage = Usage()
         kinds = ("created", "completed") if stream else ()
         events = [{"type": f"response.{kind}", "response": answer, "sequence_number": 0} for kind in kinds]
-        self._chunks = [b"data: %b\n\n" % sse.dumps(event) for event in events] or [sse.dumps(answer)]
+        self._chunks = [b"data: %b\n\n" % json_text.dumps(event) for event in events] or [json_text.dumps(answer)]
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         for chunk in self._chunks:

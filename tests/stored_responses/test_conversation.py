@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coe.experts.http import sse
+from coe import json_text
 from gateway.stored_responses import conversation
 from gateway.stored_responses.conversation import MAX_TURNS, StoredResponse, references, resolved
 from tests.nesting import is_serializable, nested
@@ -20,7 +20,7 @@ def test_an_answer_is_stored_with_its_items_and_read_again() -> None:
     stored = StoredResponse(ANSWER, INPUT, ("resp_0",))
     entries = stored.entries()
     assert set(entries) == {"r:resp_1", "i:msg_1"}
-    assert StoredResponse.of(sse.loads(entries["r:resp_1"])) == stored
+    assert StoredResponse.of(json_text.loads(entries["r:resp_1"])) == stored
     assert stored.items == [*INPUT, *ANSWER["output"]]
 
 

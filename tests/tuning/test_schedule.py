@@ -70,7 +70,7 @@ def test_of_equal_gains_the_cheaper_one_is_asked_first() -> None:
 
 def test_a_budget_that_leaves_no_choice_settles_the_plan() -> None:
     table = table_of([[0.5, 0.6], [0.6, 0.5]], 3)
-    uses = Uses.uniform(2, cost=np.array([1.0, 9.0]))
+    uses = Uses(cost=np.tile([1.0, 9.0], (2, 1)))
     assert assessed(table, 37, uses=uses).certainty < GOAL.confidence
     limited = assessed(table, 37, uses=uses, budget=Budget(mean_cost=1.0))
     assert limited.choice.tolist() == [0, 0]

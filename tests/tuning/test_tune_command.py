@@ -16,8 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.cli.learning.tune import confirmed
-from coe.cli.learning.tune_progress import tune_progress
+from coe.cli.learning.tune import confirmed, tune_progress
 from coe.errors import DataError
 from coe.jobs import tune
 from coe.jobs.scoring import Scoring, open_journal

@@ -13,7 +13,7 @@ import typer
 
 from coe.artifacts import kinds
 from coe.artifacts.kinds import ARTIFACT_KINDS
-from coe.cli.common import Config, Json, settings_for
+from coe.cli.common import Config, Json, print_result, settings_for
 from coe.runtime.artifact_sync import synced_store
 from coe.terminal import print_error, print_json, print_line
 
@@ -43,7 +43,8 @@ def promote(
 
     settings = settings_for(config)
     store = synced_store(settings, kind.value)
-    _print(promote_version(settings, store, kind.value, version or store.newest(), why=why), json)
+    chosen = version or store.newest(left_out=lambda error: print_error(f"note: a version is left out: {error}"))
+    _print(promote_version(settings, store, kind.value, chosen, why=why), json)
 
 
 def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Json = False) -> None:
@@ -55,11 +56,9 @@ def rollback(kind: KindArgument, why: Why = "", config: Config = None, json: Jso
 
 
 def _print(move: VersionChange, json: bool) -> None:
-    if json:
-        print_json({"kind": move.kind, "was": move.was, "in_use": move.in_use})
-        return
     none = ARTIFACT_KINDS[move.kind].default
-    print_line(f"{move.kind} in use: {move.was or none} -> {move.in_use or none}")
+    line = f"{move.kind} in use: {move.was or none} -> {move.in_use or none}"
+    print_result({"kind": move.kind, "was": move.was, "in_use": move.in_use}, line, json=json)
 
 
 OptionalKind = Annotated[Kind | None, typer.Argument(metavar="[KIND]", help="One kind [default: all].")]

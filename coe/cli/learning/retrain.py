@@ -77,13 +77,7 @@ def retrain(
 
 
 def run_rounds(
-    settings: Settings,
-    *,
-    probes: Path | None,
-    benchmark: str | None,
-    window: float,
-    dry_run: bool,
-    executor: Executor,
+    settings: Settings, *, probes: Path | None, benchmark: str | None, window: float, dry_run: bool, executor: Executor
 ) -> list[Outcome]:
     """Run a round of each kind on the requests of the last `window` seconds.
 

@@ -9,13 +9,12 @@ import typer
 
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import ArtifactStore
-from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, settings_for
+from coe.cli.common import Config, ConfigFile, ExecutorOption, Json, declaration_for
 from coe.jobs.executor import Executor, task_runner
 from coe.jobs.foreground import exit_on_sigterm
 from coe.jobs.training_data import build_router, training_pairs
 from coe.learning.evaluation.tables import pairs_digest
 from coe.learning.plots import RELIABILITY, RISK_COVERAGE, plot_training
-from coe.registry import load
 from coe.runtime.artifact_sync import synced_store
 from coe.terminal import print_json, print_line
 
@@ -43,8 +42,7 @@ def train(
     keeps them and adds your own. `coe retrain` learns only from declared prompts: declare the file as
     `router.extra_training_data` to add it every time.
     """
-    settings = settings_for(config, file)
-    registry = load(settings.config, environ=settings.environ)
+    settings, registry = declaration_for(config, file)
     pairs = training_pairs(registry, base=settings.config.parent, data=data, extra=add)
     store = ArtifactStore(out.absolute(), "router") if out else synced_store(settings, "router")
     with task_runner(executor) as runner, store.draft() as draft, exit_on_sigterm():

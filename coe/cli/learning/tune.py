@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +15,12 @@ import typer
 
 from coe.artifacts.store import ArtifactStore
 from coe.cli.check import check_live
-from coe.cli.common import Config, Json, keep_stdout_clean, settings_for
-from coe.cli.learning.tune_progress import show_comparison, tune_progress
-from coe.cli.score import requested_probes
+from coe.cli.common import Config, Json, declaration_for, keep_stdout_clean
+from coe.cli.score import Concurrency, Judge, Probes, declared_expert, requested_probes
 from coe.errors import DataError, ExpertUnavailable
 from coe.jobs.plan import PlanOptions, make_plan
 from coe.jobs.scoring import Scoring, open_journal, write_tables
-from coe.jobs.tune import LOG_SECONDS, PLAN_DEVIATIONS, Limits, Tuning, price_of_check
+from coe.jobs.tune import LOG_SECONDS, PLAN_DEVIATIONS, Limits, Status, Tuning, price_of_check
 from coe.learning.evaluation.isolation import installed
 from coe.learning.evaluation.recorded_answers import ANSWERS
 from coe.learning.evaluation.tables import require_parquet
@@ -30,11 +29,13 @@ from coe.learning.probes.shipped import SHIPPED, folder_seed, write_seed
 from coe.learning.tuning.measurements import Estimate
 from coe.learning.tuning.schedule import Goal
 from coe.mapping.uses import ASSUMED_OUTPUT_TOKENS
-from coe.registry import ExpertSpec, Registry, load
+from coe.registry import ExpertSpec, Registry
 from coe.runtime.artifact_sync import synced_store
 from coe.settings import Settings
-from coe.terminal import print_error, print_json, print_line
+from coe.terminal import print_error, print_json, print_line, printable
 
+LINE_SECONDS, REFRESH_SECONDS = 10.0, 0.5
+"""Time between two lines of progress without a terminal, and between two changes of the line on one."""
 PLOT = "plan.svg"
 """Image of the comparison in the folder of scores."""
 _REASONS = {
@@ -50,15 +51,9 @@ _REASONS = {
 _FINISHED = ("settled", "little to gain", "all scored")
 """Reasons after which `--yes` puts the plan into use; after others, it may rest on few scores."""
 
-Probes = Annotated[
-    Path | None,
-    typer.Argument(help="JSONL or parquet, one probe a line [default: shipped probes, and probes.jsonl if it exists]."),
-]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for scores [default: quality in the state folder].")]
 Budget = Annotated[float | None, typer.Option("--budget", min=0, help="US dollars that calls may cost at most.")]
 Minutes = Annotated[float | None, typer.Option("--minutes", min=0, help="No call starts after this time.")]
-Concurrency = Annotated[int, typer.Option("--concurrency", min=1, max=256, help="Probes in flight at each expert.")]
-JudgeName = Annotated[str | None, typer.Option("--judge", help="The expert that judges where no checker can.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: measure, and put a finished plan into use.")]
 
 
@@ -68,7 +63,7 @@ def tune(
     minutes: Minutes = None,
     out: Out = None,
     concurrency: Concurrency = 8,
-    judge: JudgeName = None,
+    judge: Judge = None,
     yes: Yes = False,
     config: Config = None,
     json: Json = False,
@@ -83,17 +78,14 @@ def tune(
     """
     keep_stdout_clean()
     require_parquet()
-    settings = settings_for(config)
-    registry = load(settings.config, environ=settings.environ)
+    settings, registry = declaration_for(config)
     if not yes and not sys.stdin.isatty():
         message = "there is no terminal to ask on; give it to measure and to put the plan into use"
         raise typer.BadParameter(message, param_hint="--yes")
     folder = settings.home / "quality" if out is None else out
     seed = folder_seed(folder)
-    judging = _judge(registry, judge)
-    read = requested_probes(probes, registry, settings.config, seed, runs_code=installed())
-    if judging is None and any(probe.checker == "judge" for probe in read):
-        raise typer.BadParameter("some probes have checker 'judge'; name the expert that judges", param_hint="--judge")
+    judging = declared_expert(registry, judge, "--judge") if judge else None
+    read = requested_probes(probes, registry, settings.config, seed, runs_code=installed(), judge=judging)
     limits = Limits(budget, None if minutes is None else 60 * minutes)
     spent = price_of_check(registry, limits)
     experts = _answering(registry, settings, yes=yes)
@@ -112,15 +104,6 @@ def tune(
         print_json(report)
     if reason == "stopped" or not report["in_use"]:
         raise typer.Exit(1)
-
-
-def _judge(registry: Registry, name: str | None) -> ExpertSpec | None:
-    if name is None:
-        return None
-    if name not in registry.single_names:
-        declared = ", ".join(registry.single_names)
-        raise typer.BadParameter(f"{name!r} is not a declared expert; declared: {declared}", param_hint="--judge")
-    return registry.expert(name)
 
 
 def _answering(registry: Registry, settings: Settings, *, yes: bool) -> list[ExpertSpec]:
@@ -193,14 +176,7 @@ def _measure(tuning: Tuning, settings: Settings) -> str:
 
 
 def _planned(
-    tuning: Tuning,
-    settings: Settings,
-    folder: Path,
-    *,
-    benchmark: str,
-    reason: str,
-    yes: bool,
-    json: bool,
+    tuning: Tuning, settings: Settings, folder: Path, *, benchmark: str, reason: str, yes: bool, json: bool
 ) -> dict[str, Any]:
     """Write the scores, plan, show the plan, ask, and put it into use. Returns the report."""
     scoring, status = tuning.scoring, tuning.status()
@@ -251,3 +227,70 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         return
     plot_against(rows, path)
     print_error(f"image: {path}")
+
+
+def status_line(status: Status, limits: Limits) -> str:
+    """Return the state of a run in one line."""
+    dollars = "" if limits.dollars is None else f" of ${limits.dollars:.2f}"
+    minutes = f"{status.seconds // 60:.0f}:{status.seconds % 60:02.0f}"
+    if limits.seconds is not None:
+        minutes += f" of {limits.seconds // 60:.0f}:{limits.seconds % 60:02.0f}"
+    certainty = "first probes" if status.certainty is None else f"certainty of the plan {status.certainty:.0%}"
+    scores = f"{status.known} of {status.cells} scores ({status.scored} new)"
+    return f"{scores}, ${status.spent:.2f}{dollars}, {minutes} min, {certainty}"
+
+
+@contextmanager
+def tune_progress(
+    status: Callable[[], Status], limits: Limits
+) -> Iterator[tuple[float, Callable[[], None], Callable[[str], None]]]:
+    """Yield the seconds between two calls of a function that shows the state, that function, and one that prints a
+    line. On a terminal the state is a line that changes, else it is a new line each time."""
+    if not sys.stderr.isatty():
+        yield LINE_SECONDS, lambda: print_error(status_line(status(), limits)), print_error
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("measuring") as spinner:
+        yield (
+            REFRESH_SECONDS,
+            lambda: spinner.update(status_line(status(), limits)),
+            lambda line: console.print(printable(line), markup=False, highlight=False, soft_wrap=True),
+        )
+
+
+def show_comparison(against: Sequence[Mapping[str, Any]], assignment: Sequence[Mapping[str, Any]]) -> None:
+    """Print the expert of each category, and the plan next to each single expert: quality, cost, latency."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=sys.stdout, highlight=False)
+    chosen = Table(title="plan", title_justify="left")
+    for name in ("category", "expert", "runner-up"):
+        chosen.add_column(name)
+    for row in assignment:
+        expert = f"{row['expert']} (declared)" if row["pinned"] else row["expert"]
+        chosen.add_row(row["category"], expert, row["runner_up"] or "-")
+    console.print(chosen)
+    table = Table(title="this plan against each single expert", title_justify="left")
+    table.add_column("expert")
+    for name in ("quality", "vs. plan", "$ per 1000", "latency"):
+        table.add_column(name, justify="right")
+    plan = next(row["estimate"] for row in against if row["expert"] is None)
+    for row in against:
+        latency = "-" if row["latency_ms"] is None else f"{row['latency_ms'] / 1000:.1f} s"
+        cost = "-" if row["cost"] is None else f"{row['cost']:.3g}"
+        style = "bold" if row["expert"] is None else None
+        table.add_row(
+            row["expert"] or "this plan", f"{row['estimate']:.3f}", _difference(row, plan), cost, latency, style=style
+        )
+    console.print(table)
+
+
+def _difference(row: Mapping[str, Any], plan: float) -> str:
+    """The difference of an expert's quality from the plan's, with its standard error if it is known."""
+    if row["expert"] is None:
+        return ""
+    error = row["less_plan"]["standard_error"]
+    return f"{row['estimate'] - plan:+.3f}" + ("" if error is None else f" ± {error:.3f}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import Any
 
+from coe import json_text
 from coe.core import Chunks
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
@@ -40,7 +41,7 @@ class AssembledReply:
                     if size > MAX_ANSWER_BYTES:
                         raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
                     answer.add(events)
-            self._body = sse.dumps(answer.plain())
+            self._body = json_text.dumps_with_nan(answer.plain())
         except (AttributeError, LookupError, TypeError, ValueError):
             raise self._errors.invalid_response("events that do not belong to this API") from None
 

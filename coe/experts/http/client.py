@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Self, cast
 from urllib.parse import quote, unquote, urlsplit
 
-from coe.experts.descriptors import NoDescriptor, out_of_descriptors
+from coe.experts.file_descriptors import NoDescriptor, out_of_descriptors
 from coe.experts.http.parser import ProtocolError, ResponseParser
 
 MAX_IDLE_CONNECTIONS = 256

@@ -16,8 +16,8 @@ import orjson
 from coe.core import PASS_THROUGH_APIS, TEXT_APIS, Api, Call, Health, Reply
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.api_formats import API_FORMATS, applicable_defaults, without_own_ids
-from coe.experts.descriptors import NoDescriptor
 from coe.experts.error_mapping import ErrorMapping
+from coe.experts.file_descriptors import NoDescriptor
 from coe.experts.http import sse
 from coe.experts.http.assembled import AssembledReply
 from coe.experts.http.client import Client, Response, Target, Unreachable

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from coe import json_text
 from coe.experts.api_formats import record_usage
 from coe.experts.error_mapping import ErrorMapping
-from coe.experts.http import sse
 from coe.experts.http.client import Response
 from coe.experts.http.replies import MAX_ANSWER_BYTES, JsonReply, ModelNameRewriter
 from coe.usage import Usage
@@ -41,7 +41,7 @@ class RelayedReply:
         if len(body) > MAX_ANSWER_BYTES:
             raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
         try:
-            answer: Any = sse.loads(body)
+            answer: Any = json_text.loads(body)
         except ValueError:
             raise self._errors.invalid_response("something that is not JSON") from None
         if not isinstance(answer, dict):

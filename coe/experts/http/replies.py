@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Self
 
 import orjson
 
+from coe import json_text
 from coe.core import Chunks
 from coe.experts.api_formats import ApiFormat, is_empty_answer, record_usage
 from coe.experts.error_mapping import ErrorMapping
@@ -51,7 +52,9 @@ class ModelNameRewriter:
         """Replaces it at the top of a non-streaming response only: a tool's arguments may contain a `model` too."""
         if body.count(b'"model"') < 2:
             return self.in_events(body)
-        return sse.dumps({**answer, "model": self._client_name}) if answer.get("model") == self._server_name else body
+        if answer.get("model") != self._server_name:
+            return body
+        return json_text.dumps_with_nan({**answer, "model": self._client_name})
 
 
 class JsonReply:
@@ -74,7 +77,7 @@ class JsonReply:
         if body is None:
             raise self._errors.invalid_response("an answer longer than the limit of 64 MiB")
         try:
-            answer = sse.loads(body)
+            answer = json_text.loads(body)
         except ValueError:
             raise self._errors.invalid_response("something that is not JSON") from None
         if isinstance(answer, dict) and answer.get("error"):
@@ -183,7 +186,7 @@ class StreamedReply:
         kind, answer = self._response.media_type, None
         if kind == JsonReply.media_type:
             with contextlib.suppress(ValueError):
-                answer = sse.loads(await _read_body(self._response, max_bytes=MAX_ERROR_BYTES) or b"")
+                answer = json_text.loads(await _read_body(self._response, max_bytes=MAX_ERROR_BYTES) or b"")
         if isinstance(answer, dict) and answer.get("error"):
             raise self._errors.server_error("answered with an error", answer)
         raise self._errors.invalid_response(f"{kind} where an event stream was requested")

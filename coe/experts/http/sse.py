@@ -1,35 +1,16 @@
 """Server-sent events: splits a byte stream into complete events, and finds the end, errors and token counts.
 
-Most functions search for a substring before they parse JSON, so events without it cost little. JSON is accepted as
-servers write it: Python's own encoder emits NaN, Infinity and lone surrogates, and clients read them. The API formats,
-the drafts of recipes and the gateway's dialects use this module.
+Most functions search for a substring before they parse JSON, so events without it cost little. The API formats, the
+drafts of recipes and the gateway's dialects use this module.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import orjson
-
-
-def loads(data: bytes) -> Any:
-    """Parses JSON, with orjson if it can. Raises ValueError."""
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError):
-            raise error from None
-
-
-def dumps(value: Any) -> bytes:
-    """Serializes JSON that `loads` accepted: orjson turns NaN into null and rejects lone surrogates."""
-    return json.dumps(value, separators=(",", ":")).encode()
-
+from coe import json_text
 
 EVENT_STREAM = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
@@ -146,7 +127,7 @@ def first_event(events: bytes, *, preamble: Callable[[Any], bool] = never) -> An
         raise ValueError("it does not begin with an event")
     for line in events.splitlines():
         if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-            event = loads(data)
+            event = json_text.loads(data)
             if not preamble(event):
                 return event
     return None
@@ -238,7 +219,9 @@ def usage_event(events: bytes) -> bytes:
     Empty if there are none, or if a server sent this event itself."""
     for event in _parsed(b'"usage"', reversed(events.splitlines())):
         if isinstance(event.get("usage"), dict):
-            return b"data: %b\n\n" % dumps({**event, "choices": []}) if event.get("choices", True) else b""
+            if not event.get("choices", True):
+                return b""
+            return b"data: %b\n\n" % json_text.dumps_with_nan({**event, "choices": []})
     return b""
 
 
@@ -254,7 +237,7 @@ def _parsed(word: bytes, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if line.startswith(b"data:") and word in line:
             try:
-                found = loads(line[5:])
+                found = json_text.loads(line[5:])
             except ValueError:
                 continue
             if isinstance(found, dict):

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from coe.experts.http import sse
+from coe import json_text
 from coe.experts.recipes.final_answers.answers import json_form
 
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, LookupError)
@@ -29,7 +29,7 @@ _COMPLETE_CALL_REASONS = ("tool_calls", "function_call", "stop")
 def answer_text(body: bytes, *, stream: bool) -> str | None:
     """Return the text; None if it was cut off or refused, calls a tool, or is not of Chat Completions."""
     try:
-        return _streamed_text(body) if stream else _plain_text(sse.loads(body))
+        return _streamed_text(body) if stream else _plain_text(json_text.loads(body))
     except MALFORMED:
         return None
 
@@ -56,7 +56,7 @@ def _streamed_text(events: bytes) -> str | None:
 def finish_reason(body: bytes, *, stream: bool) -> str | None:
     """Return the finish reason; None without one. Of a stream only the last events are read, as it may be long."""
     try:
-        choices = _choices(_last_lines(body)) if stream else sse.loads(body)["choices"]
+        choices = _choices(_last_lines(body)) if stream else json_text.loads(body)["choices"]
         return next((choice["finish_reason"] for choice in choices if choice.get("finish_reason")), None)
     except MALFORMED:
         return None
@@ -77,7 +77,7 @@ def _choices(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the choices of the chunks of a stream."""
     for line in lines:
         if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-            yield from sse.loads(data).get("choices") or ()
+            yield from json_text.loads(data).get("choices") or ()
 
 
 # -------------------------------------------------------------------------------------------------------------- tools
@@ -86,7 +86,7 @@ def _choices(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 def called_tools(body: bytes, *, stream: bool) -> str | None:
     """Return the canonical form of the calls; None if there are none, or they are cut off or malformed."""
     try:
-        message, finish = _streamed_message(body) if stream else _plain_message(sse.loads(body))
+        message, finish = _streamed_message(body) if stream else _plain_message(json_text.loads(body))
         return _form_of_calls(_called_functions(message)) if finish in _COMPLETE_CALL_REASONS else None
     except MALFORMED:
         return None

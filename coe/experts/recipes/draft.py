@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
+from coe import json_text
 from coe.core import Call, Expert
 from coe.errors import ExpertError, InvalidRequest
 from coe.experts.http import sse
@@ -214,7 +215,7 @@ class Draft:
     def to_stream(self, *, with_usage: bool) -> bool:
         """Turn a complete non-streaming answer into the events of a stream; False if it is not a valid answer."""
         try:
-            events = _events(sse.loads(b"".join(self._chunks)), with_usage=with_usage)
+            events = _events(json_text.loads(b"".join(self._chunks)), with_usage=with_usage)
         except MALFORMED:
             return False
         self.discard()
@@ -248,10 +249,10 @@ def _events(answer: dict[str, Any], *, with_usage: bool) -> bytes:
 
     def event(delta: dict[str, Any], finish: str | None) -> bytes:
         chunk: dict[str, Any] = {**shared, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-        return b"data: " + sse.dumps(chunk) + b"\n\n"
+        return b"data: " + json_text.dumps(chunk) + b"\n\n"
 
     text = event({"role": "assistant", "content": choice["message"]["content"]}, None)
     finish = event({}, choice.get("finish_reason") or "stop")
     usage = answer.get("usage") if with_usage else None
-    used = b"" if usage is None else b"data: " + sse.dumps({**shared, "choices": [], "usage": usage}) + b"\n\n"
+    used = b"" if usage is None else b"data: " + json_text.dumps({**shared, "choices": [], "usage": usage}) + b"\n\n"
     return text + finish + used + sse.DONE

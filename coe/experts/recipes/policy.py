@@ -59,7 +59,7 @@ class RecipePolicy:
     """One arm of a recipe. `price` is quality per unit of cost, `judge` the expert that grades, empty without one.
 
     `max_loss` is the bound that the arm was tested for, None without one. `loss_per_difference` is what an
-    answer that differs from the one after the last step counts as (`coe.learning.recipes.guarantee`); None without
+    answer that differs from the one after the last step counts as (`coe.learning.recipes.max_loss`); None without
     `max_loss`.
     """
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coe.experts.http import sse
+from coe import json_text
 
 MAX_CALLS = 1024
 """Tool calls of one answer."""
@@ -63,7 +63,7 @@ class ChatReader:
         for line in events.splitlines():
             if not line.startswith(b"data:") or (data := line[5:].strip()) == b"[DONE]":
                 continue
-            chunk = sse.loads(data)
+            chunk = json_text.loads(data)
             choices = chunk.get("choices") if isinstance(chunk, dict) else None
             if isinstance(choices, list) and choices and isinstance(choices[0], dict):
                 yield self._delta(choices[0], "delta")
@@ -98,7 +98,7 @@ class ChatReader:
         self._calls = max(self._calls, number + 1)
         arguments = function.get("arguments")
         if isinstance(arguments, dict):
-            arguments = sse.dumps(arguments).decode()
+            arguments = json_text.dumps_with_nan(arguments).decode()
         return CallDelta(number, _text(call.get("id")), name, _text(arguments))
 
 
@@ -171,7 +171,7 @@ class CallOrder:
         if not arguments.rstrip().endswith("}"):
             return False
         try:
-            sse.loads(arguments.encode("utf-8", "surrogatepass"))
+            json_text.loads(arguments.encode("utf-8", "surrogatepass"))
         except ValueError:
             return False
         return True

@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from coe.errors import InvalidRequest
-from coe.experts.http import sse
 
 Parts = Sequence[Mapping[str, Any]]
 
@@ -85,14 +82,6 @@ def text_part(text: str) -> dict[str, Any]:
 def image_part(url: str, detail: Any = None) -> dict[str, Any]:
     image = {"url": url} if detail is None else {"url": url, "detail": detail}
     return {"type": "image_url", "image_url": image}
-
-
-def json_text(value: Any) -> str:
-    """Returns the JSON of a call's arguments. Raises RecursionError."""
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # deep nesting, or numbers and characters that orjson does not write
-        return sse.dumps(value).decode()
 
 
 def _parts_of(content: Any) -> list[Mapping[str, Any]]:

@@ -14,8 +14,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
 
-import orjson
-
+from coe import json_text
 from coe.core import Api, Call, Expert, Health, Reply
 from coe.errors import ExpertRejected, InvalidRequest
 from coe.experts.error_mapping import ErrorMapping
@@ -131,7 +130,7 @@ class TranslatedExpert:
         try:
             async with aclosing(reply.chunks()) as chunks:
                 body = b"".join([chunk async for chunk in chunks])
-            builder.add(ChatReader().whole(sse.loads(body)))
+            builder.add(ChatReader().whole(json_text.loads(body)))
         except ValueError as error:
             raise self._errors.invalid_response(f"something other than a Chat Completions answer ({error})") from None
         finally:
@@ -248,12 +247,9 @@ def _event(event: Event) -> bytes:
 
 def _dumps(value: Any) -> bytes:
     try:
-        return orjson.dumps(value)
-    except TypeError:  # lone surrogates, which some servers write, or deep nesting
-        try:
-            return sse.dumps(value)
-        except RecursionError:  # what a response repeats of its request
-            raise _too_deep() from None
+        return json_text.dumps(value)
+    except RecursionError:  # what a response repeats of its request
+        raise _too_deep() from None
 
 
 def _too_deep() -> InvalidRequest:

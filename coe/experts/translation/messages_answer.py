@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from coe.experts.http import sse
+from coe import json_text
 from coe.experts.translation.chat_answer import CallDelta, Delta
 from coe.usage import Usage
 
@@ -131,7 +131,7 @@ class MessageBuilder:
 def _input(arguments: str) -> dict[str, Any]:
     """The arguments of a call. Anything but a JSON object is kept under the name that Anthropic's servers use."""
     try:
-        found = sse.loads(arguments.encode("utf-8", "surrogatepass")) if arguments else {}
+        found = json_text.loads(arguments.encode("utf-8", "surrogatepass")) if arguments else {}
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {"INVALID_JSON": arguments}

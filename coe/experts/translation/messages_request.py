@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from coe import json_text
 from coe.errors import InvalidRequest
-from coe.experts.translation.conversation import Conversation, image_part, json_text, text_field, text_part
+from coe.experts.translation.conversation import Conversation, image_part, text_field, text_part
 from coe.experts.translation.settings import PASSED_FIELDS, add_effort, effort_of_budget, output_format
 
 Fields = Mapping[str, Any]
@@ -85,7 +86,7 @@ class _Reader:
                 self._add_call(block, f"{path}[{index}]")
 
     def _add_call(self, block: Fields, where: str) -> None:
-        arguments = json_text(block.get("input") or {})
+        arguments = json_text.dumps(block.get("input") or {}).decode()
         self._conversation.add_call(text_field(block, "id", where), text_field(block, "name", where), arguments)
 
     def _parts(self, content: Any, path: str) -> list[dict[str, Any]]:

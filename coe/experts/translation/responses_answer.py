@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from coe import json_text
 from coe.experts.api_formats import OWN_ITEM
-from coe.experts.http import sse
 from coe.experts.translation.chat_answer import CallDelta, Delta
 from coe.experts.translation.tools import INPUT, ToolName, read_tools
 from coe.usage import Usage
@@ -249,7 +249,7 @@ class _Item:
 def _custom_input(arguments: str) -> str:
     """The input of a custom tool. A model that writes no JSON has written the input itself."""
     try:
-        found = sse.loads(arguments.encode("utf-8", "surrogatepass"))
+        found = json_text.loads(arguments.encode("utf-8", "surrogatepass"))
     except ValueError:
         return arguments
     value = found.get(INPUT) if isinstance(found, dict) else None

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from coe import json_text
 from coe.errors import InvalidRequest
-from coe.experts.translation.conversation import Conversation, image_part, json_text, text_field, text_part
+from coe.experts.translation.conversation import Conversation, image_part, text_field, text_part
 from coe.experts.translation.settings import PASSED_FIELDS, add_effort, output_format
 from coe.experts.translation.tools import INPUT, chat_choice, chat_name, read_tools
 
@@ -75,7 +76,8 @@ def _add_item(conversation: Conversation, item: Fields, path: str) -> None:
         conversation.add(_ROLES.get(role, role), _parts(item.get("content"), f"{path}.content"))
     elif kind in ("function_call", "custom_tool_call"):
         name = chat_name(text_field(item, "name", path), str(item.get("namespace") or ""))
-        arguments = item.get("arguments") if kind == "function_call" else json_text({INPUT: item.get("input")})
+        custom = kind == "custom_tool_call"
+        arguments = json_text.dumps({INPUT: item.get("input")}).decode() if custom else item.get("arguments")
         conversation.add_call(text_field(item, "call_id", path), name, str(arguments or "{}"))
     elif kind in _RESULTS:
         conversation.add_result(text_field(item, "call_id", path), _parts(item.get("output"), f"{path}.output"))

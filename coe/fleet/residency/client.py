@@ -1,6 +1,6 @@
 """The gateway's client of the residency socket: requests that an expert is loaded, and keeps the latest tiers.
 
-`ResidencyClient` implements `coe.experts.factory.ResidencyHold` over one connection that is opened again when it
+`ResidencyClient` implements `coe.experts.factory.ExpertLoader` over one connection that is opened again when it
 breaks. `coe status` uses `fetch_report`. Messages between a gateway process and `coe up` are one JSON object a line:
 
     gateway -> coe up   {"acquire": 7, "expert": "law", "category": "law", "timeout": 60.0, "stand_in": ""}

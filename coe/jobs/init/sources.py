@@ -75,8 +75,6 @@ PROVIDERS: tuple[Source, ...] = (
     _provider("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
 )
 """Hosted providers with the variables that their own clients read."""
-
-
 _FURTHER_ADDRESSES: Mapping[str, tuple[str, ...]] = {
     "gemini": ("GOOGLE_GEMINI_BASE_URL",),
     "together": ("TOGETHER_AI_API_BASE",),

@@ -25,8 +25,7 @@ from coe.jobs.rounds.round import Candidate, Job, ManifestFields, RoundState
 from coe.learning.estimation.experience import Experience
 from coe.learning.estimation.experience_loader import request_hash
 from coe.learning.estimation.off_policy import FOLDS, BanditLog, fold_indices
-from coe.learning.estimation.refit import trust_of
-from coe.learning.estimation.trust import agreements
+from coe.learning.estimation.refit import agreements, trust_of
 from coe.learning.retraining.promotion import Judgement, judge, logged_evidence
 from coe.records.record import RoutingRecord
 from coe.retrieval.gate import GATE_FILE, Array, Gate, GateThresholds, OutdatedGate

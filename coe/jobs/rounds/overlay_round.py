@@ -8,7 +8,7 @@ keeping it. All overlays of a router are one artifact, which holds those that he
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -87,17 +87,14 @@ class OverlayResult:
 
 
 class RouterPosteriors:
-    """Collects the router's own posteriors from pages of records, where an overlay changed them."""
+    """Collects the router's own posteriors from records, where an overlay changed them."""
 
     def __init__(self, categories: Sequence[str]) -> None:
         self._categories = tuple(categories)
         self._found: dict[int, NDArray[np.float32]] = {}
 
-    def observe(self, pages: Iterator[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
-        """Pass the pages through unchanged."""
-        return observed(pages, self._add)
-
-    def _add(self, record: RoutingRecord) -> None:
+    def add(self, record: RoutingRecord) -> None:
+        """Keep the router's posterior of a request."""
         if record.router_probabilities is not None:
             if len(self._found) >= MAX_POSTERIORS:
                 del self._found[next(iter(self._found))]
@@ -275,7 +272,7 @@ class OverlayRound:
             for page in job.records()
         )
         try:
-            own = job.experience(posteriors.observe(pages), limit=MAX_POSTERIORS).experience
+            own = job.experience(observed(pages, posteriors.add), limit=MAX_POSTERIORS).experience
         except DataError:  # the router is new, or has had requests of other tenants only
             return None
         return _candidate(judge_overlays(own, posteriors.of(own), in_use=in_use), job, version=version)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,12 @@ from coe.learning.estimation.experience_loader import LoadedExperience
 from coe.learning.estimation.refit import MAX_PSEUDO_COUNT, Weighting
 from coe.learning.evaluation.probe_split import split_probes
 from coe.learning.evaluation.quality import Quality, read_quality
-from coe.learning.recipes.columns import RecipeColumns
-from coe.learning.recipes.measured import columns_of_recipes
+from coe.learning.recipes.columns import RecipeColumns, recipe_columns
 from coe.learning.retraining.budget_solver import BudgetSolver
 from coe.learning.retraining.moves import HeldOutProbes
 from coe.learning.retraining.plan_candidate import CurrentPlan, JudgedPlan, judge_plan
 from coe.mapping import PlanEvidence, PlanInputs, read_evidence, read_published
+from coe.mapping.plan_file import ASSIGNMENT_FILE
 from coe.mapping.problem import Array, relative_cost
 from coe.mapping.score_table import ScoreTable, fit_pseudo_count
 from coe.records.feedback import FEEDBACK_KINDS
@@ -50,11 +50,8 @@ class PolicyWindow:
         self._digest, self._exploration = digest, exploration
         self.since = 0.0
 
-    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
-        """Pass the pages through unchanged."""
-        return observed(pages, self._add)
-
-    def _add(self, record: RoutingRecord) -> None:
+    def add(self, record: RoutingRecord) -> None:
+        """Move the beginning of the window behind a record that another policy decided."""
         decided = bool(record.assignment) and self._digest.startswith(record.assignment)
         if record.category and not (decided and record.exploration == self._exploration):
             self.since = max(self.since, math.nextafter(record.time, math.inf))
@@ -85,7 +82,7 @@ class PlanRound:
         window = PolicyWindow(job.in_use.assignment.digest, exploration=declared)
         damaged_before = job.logs.damaged
         try:
-            loaded = job.experience(window.observe(job.records()))
+            loaded = job.experience(observed(job.records(), window.add))
         except DataError as error:
             return str(error)
         if damaged := job.logs.damaged - damaged_before:
@@ -168,19 +165,11 @@ def _planned_arms(job: Job, folder: Path, version: str) -> RecipeColumns:
     arms, registry, categories = plan.arms(job.registry), job.registry, job.in_use.router.categories
     if not arms or plan.policies is None:
         return RecipeColumns()
-    uses, shape = plan.uses(registry, categories, job.columns), (len(categories), len(arms))
-
-    def of_arms(use: Array | None) -> Array:
-        is_known = use is not None and use.shape[1] == len(job.columns)
-        return use[:, -len(arms) :] if use is not None and is_known else np.full(shape, np.nan)
-
+    columns = range(len(job.columns) - len(arms), len(job.columns))
     return RecipeColumns(
         policies={arm: plan.policies.by_arm[arm] for arm in arms if arm in plan.policies.by_arm},
         written={arm: plan.policies.written[arm] for arm in arms if arm in plan.policies.written},
-        active_b=of_arms(uses.active_b),
-        cost=of_arms(uses.cost),
-        latency_ms=of_arms(uses.latency_ms),
-        calls=uses.calls,
+        uses=plan.uses(registry, categories, job.columns).part(range(len(categories)), columns),
     )
 
 
@@ -188,7 +177,7 @@ def _save(judged: JudgedPlan, basis: PlanInputs, folder: Path, *, config: str, p
     """Write the plan. The policies of recipes are those of `plan`, the one in use."""
     if plan is not None and (plan / RECIPES_FILE).exists():
         shutil.copyfile(plan / RECIPES_FILE, folder / RECIPES_FILE)
-    (folder / f"{ASSIGNMENT}.json").write_bytes(judged.candidate.to_json())
+    (folder / ASSIGNMENT_FILE).write_bytes(judged.candidate.to_json())
     basis.save(folder, judged.candidate)
     return {"categories": judged.candidate.categories, "data": config, "metrics": {}}
 
@@ -247,7 +236,7 @@ def _measured_arms(job: Job, folder: Path, data: Quality) -> dict[str, Array]:
         one.model_copy(update={"max_loss": None}) for one in job.registry.declared_recipes if one.name in planned
     ]
     rows = [row for row, category in enumerate(data.categories) if category in job.registry.category_names]
-    found = columns_of_recipes(
+    found = recipe_columns(
         folder,
         data,
         job.registry,

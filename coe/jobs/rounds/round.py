@@ -84,12 +84,8 @@ def write_round_state(artifacts: Path, kind: str, state: RoundState) -> None:
 
 
 REPORTS = "reports"
-
-
 MAX_REPORTS = 50
 """Kept reports of rejected candidates of all kinds, the newest."""
-
-
 NOTHING_TO_LEARN = "nothing to learn from"
 
 Pages = Iterable[Sequence[RoutingRecord]]
@@ -227,7 +223,7 @@ class Round(Protocol):
 
 @contextmanager
 def open_job(settings: Settings, *, since: float, now: float, dry_run: bool) -> Iterator[Job]:
-    """Take the job lock and open the logs. Raises JobError, LogError, or the error of a damaged state."""
+    """Take the job lock and open the logs. Raises JobError, StoreError, or the error of a damaged state."""
     from coe.runtime.active_state import load_active_state
 
     url = load(settings.config, environ=settings.environ).log.url

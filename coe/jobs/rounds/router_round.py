@@ -53,12 +53,31 @@ class Correction:
 
 
 @dataclass(frozen=True, slots=True)
-class CorrectedPrompts:
-    """(prompt, category) pairs to train on, the base first, and the corrections left out, counted by reason."""
+class RouterTrainingSet:
+    """(prompt, category) pairs to train on: the labelled base, and the corrections `added` to it.
 
-    pairs: tuple[Pair, ...]
-    added: int
+    `left_out` counts the other corrections by reason. `known` are the digests of those that the router in use was
+    trained on.
+    """
+
+    base: tuple[Pair, ...]
+    added: tuple[Pair, ...]
     left_out: Mapping[str, int]
+    known: frozenset[str]
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        return self.base + self.added
+
+    @property
+    def new(self) -> int:
+        """The number of corrections that the router in use was not trained on."""
+        return sum(prompt_digest(prompt) not in self.known for prompt, _ in self.added)
+
+
+def prompt_digest(prompt: str) -> str:
+    """The digest by which an artifact records a training prompt without holding its text."""
+    return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
 def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experience) -> tuple[Correction, ...]:
@@ -77,7 +96,9 @@ def corrections(records: Iterable[Sequence[RoutingRecord]], experience: Experien
     return tuple(found.values())
 
 
-def merge_corrections(base: Sequence[Pair], corrected: Sequence[Correction]) -> CorrectedPrompts:
+def merge_corrections(
+    base: Sequence[Pair], corrected: Sequence[Correction], *, known: frozenset[str] = frozenset()
+) -> RouterTrainingSet:
     """The base and the corrections that may join it; the order of corrections does not matter.
 
     A prompt gets the category that most tenants gave it; a tie leaves the prompt out. A prompt of the base keeps its
@@ -85,7 +106,7 @@ def merge_corrections(base: Sequence[Pair], corrected: Sequence[Correction]) -> 
     MAX_TENANT_SHARE of them come from one tenant. The prompts with the smallest digests are kept, so that every round
     keeps the same ones.
     """
-    known, sizes = dict(base), Counter(category for _, category in base)
+    in_base, sizes = dict(base), Counter(category for _, category in base)
     left_out: Counter[str] = Counter()
     votes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for one in corrected:
@@ -93,7 +114,7 @@ def merge_corrections(base: Sequence[Pair], corrected: Sequence[Correction]) -> 
     chosen: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for prompt, tenants_by_category in votes.items():
         ranked = sorted(((len(tenants), category) for category, tenants in tenants_by_category.items()), reverse=True)
-        if prompt in known:
+        if prompt in in_base:
             left_out["the base knows the prompt"] += 1
         elif len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
             left_out["tenants contradict each other"] += 1
@@ -104,7 +125,7 @@ def merge_corrections(base: Sequence[Pair], corrected: Sequence[Correction]) -> 
         kept = _within_quota(chosen[category], most=max(MIN_QUOTA, int(MAX_CORRECTION_RATIO * sizes[category])))
         left_out["more than the category or the tenant may bring"] += len(chosen[category]) - len(kept)
         added += [(prompt, category) for prompt in kept]
-    return CorrectedPrompts((*base, *added), len(added), {reason: count for reason, count in left_out.items() if count})
+    return RouterTrainingSet(tuple(base), tuple(added), {why: count for why, count in left_out.items() if count}, known)
 
 
 def _within_quota(candidates: list[tuple[str, str]], *, most: int) -> list[str]:
@@ -134,30 +155,6 @@ Build = Callable[[Sequence[Pair], Path], Mapping[str, Any]]
 """Trains a router on (prompt, category) pairs into a folder and returns its metrics."""
 
 
-@dataclass(frozen=True, slots=True)
-class RouterTrainingSet:
-    """The labelled base, the corrections that may join it, and the digests of those that the router in use was trained
-    on."""
-
-    base: tuple[Pair, ...]
-    corrected: CorrectedPrompts
-    known: frozenset[str]
-
-    @property
-    def added(self) -> tuple[Pair, ...]:
-        return self.corrected.pairs[len(self.base) :]
-
-    @property
-    def new(self) -> int:
-        """The number of corrections that the router in use was not trained on."""
-        return sum(prompt_digest(prompt) not in self.known for prompt, _ in self.added)
-
-
-def prompt_digest(prompt: str) -> str:
-    """The digest by which an artifact records a training prompt without holding its text."""
-    return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=12).hexdigest()
-
-
 def judge_router(data: RouterTrainingSet, build: Build, *, round_: int) -> Judgement:
     """Train one router with and one without the new corrections, and compare both on the held-out prompts.
 
@@ -167,7 +164,7 @@ def judge_router(data: RouterTrainingSet, build: Build, *, round_: int) -> Judge
     sizes, base = Counter(category for _, category in data.base), set(data.base)
     tested: list[Pair] = []
     trained: list[Pair] = []
-    for prompt, category in data.corrected.pairs:
+    for prompt, category in data.pairs:
         is_tested = sizes[category] >= MIN_NEW_CORRECTIONS and is_held_out(prompt, share=HELD_OUT_SHARE)
         (tested if is_tested else trained).append((prompt, category))
     before = [pair for pair in trained if pair in base or prompt_digest(pair[0]) in data.known]
@@ -196,10 +193,10 @@ def router_report(data: RouterTrainingSet, judgement: Judgement) -> dict[str, An
     return {
         **judgement.to_json(),
         "base": len(data.base),
-        "corrections": data.corrected.added,
+        "corrections": len(data.added),
         "new": data.new,
         "by_category": dict(Counter(category for _, category in data.added)),
-        "left_out": dict(data.corrected.left_out),
+        "left_out": dict(data.left_out),
     }
 
 
@@ -268,15 +265,14 @@ def _training_set(job: Job, experience: Experience) -> RouterTrainingSet | str:
     corrected = corrections(job.records(), experience)
     if not corrected:
         return "the log keeps no prompts of the corrected requests; set log.store_prompts"
-    data = RouterTrainingSet(tuple(base), merge_corrections(base, corrected), frozenset(metrics.get(CORRECTIONS, ())))
+    data = merge_corrections(base, corrected, known=frozenset(metrics.get(CORRECTIONS, ())))
     if data.new < MIN_NEW_CORRECTIONS:
         return f"{data.new} corrections are new, and a round takes {MIN_NEW_CORRECTIONS}"
     return data
 
 
 def _save(data: RouterTrainingSet, folder: Path, *, build: Build, categories: Sequence[str]) -> ManifestFields:
-    pairs = data.corrected.pairs
-    metrics = dict(build(pairs, folder))
+    metrics = dict(build(data.pairs, folder))
     metrics |= {BASE: pairs_digest(data.base), CORRECTIONS: [prompt_digest(prompt) for prompt, _ in data.added]}
     plot_training(metrics, folder)
-    return {"categories": categories, "data": pairs_digest(pairs), "metrics": metrics}
+    return {"categories": categories, "data": pairs_digest(data.pairs), "metrics": metrics}

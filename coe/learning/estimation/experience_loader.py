@@ -196,7 +196,7 @@ PAGE_SIZE = 2_000
 
 
 class Logs:
-    """Both logs, opened; `damaged` counts the damaged entries read so far. Methods raise LogError."""
+    """Both logs, opened; `damaged` counts the damaged entries read so far. Methods raise StoreError."""
 
     def __init__(self, runner: asyncio.Runner, records: RoutingLog, feedback: FeedbackLog) -> None:
         self._runner, self._records, self._feedback = runner, records, feedback

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coe.core import TEXT_APIS
 from coe.mapping import LOGGED_MEASURES, MeasuredUses, PlanInputs
 from coe.mapping.score_table import ScoreTable
-from coe.records.record import RecipeCall, RoutingRecord, observed
+from coe.records.record import RecipeCall, RoutingRecord
 
 Array = NDArray[np.float64]
 MIN_TRAFFIC_REQUESTS = 1_000
@@ -66,13 +66,10 @@ class LoggedUses:
     def of(cls, pages: Iterable[Sequence[RoutingRecord]], categories: Sequence[str]) -> LoggedUses:
         """Sum all pages."""
         found = cls(categories)
-        for _ in found.observe(pages):
-            pass
+        for page in pages:
+            for record in page:
+                found.add(record)
         return found
-
-    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
-        """Sum all pages and pass them through unchanged."""
-        return observed(pages, self.add)
 
     def add(self, record: RoutingRecord) -> None:
         """Add a record, or count it under `left_out`."""
@@ -129,11 +126,7 @@ class LoggedUses:
         nothing = [0.0] * size
         flat = [self._sums[arm][number * size :][:size] if arm in self._sums else nothing for arm in arms]
         sums = np.array(flat).reshape(len(arms), len(self.categories), 3)
-        count, total, squares = np.moveaxis(sums.swapaxes(0, 1), -1, 0)
-        known, missing = count > 0, np.full(count.shape, np.nan)
-        mean = np.divide(total, count, out=missing.copy(), where=known)
-        variance = np.divide(squares, count, out=missing, where=known) - mean**2
-        return ScoreTable(self.categories, tuple(arms), mean, np.maximum(variance, 0.0), count)
+        return ScoreTable.of_sums(self.categories, arms, *np.moveaxis(sums.swapaxes(0, 1), -1, 0))
 
     def tables(self, arms: Sequence[str]) -> dict[str, ScoreTable]:
         """Return the tables of LOGGED_MEASURES."""

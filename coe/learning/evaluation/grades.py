@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from coe.core import Call, Expert, Health, Reply
 from coe.errors import DataError
 from coe.experts.recipes.judge import GRADE_TOKENS, MAX_GRADE, grading_fields
 from coe.learning.evaluation.probes import Probe
-from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.quality import Quality, column_means
 from coe.learning.evaluation.scoring_run import Cell, declared_fields
 from coe.learning.evaluation.tables import find_table, read_table, replace_parquet
 from coe.mapping import MEASURES
@@ -65,33 +65,23 @@ def grading_probe(probe: Probe, answer: Cell, judge: ExpertSpec) -> Probe | None
     return replace(probe, messages=messages, checker="grade", reference=None, tests=None, digest=digest)
 
 
-@dataclass(frozen=True, slots=True)
-class GradeRow:
-    """One row of the table: the grade, and the tokens, time and cost of the judge's call; None where unknown."""
-
-    prompt_id: str
-    model: str
-    judge: str
-    grade: float | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    latency_ms: float | None = None
-    cost: float | None = None
-
-    @classmethod
-    def of(cls, member: str, judge: str, prompt_id: str, cell: Cell | None, prices: Prices) -> GradeRow:
-        """Return the row of a cell; None for an answer that is not graded."""
-        if cell is None:
-            return cls(prompt_id, member, judge)
-        given, written = cell.input_tokens, cell.output_tokens
-        grade = None if cell.answer is None else float(cell.answer)
-        cost = prices.known_cost(given, written)
-        return cls(prompt_id, member, judge, grade, given, written, cell.latency_ms, cost)
+GradedAnswer = tuple[str, str, str]
+"""The prompt, the member that answered, and the judge."""
 
 
-def write_grades(folder: Path, *, benchmark: str, rows: Sequence[GradeRow]) -> None:
-    """Write grades.parquet; without rows, remove it."""
-    replace_parquet(folder / f"{GRADES}.parquet", _COLUMNS, [(benchmark, *astuple(row)) for row in rows])
+def write_grades(
+    folder: Path, *, benchmark: str, cells: Mapping[GradedAnswer, Cell | None], prices: Mapping[str, Prices]
+) -> None:
+    """Write grades.parquet from the judges' cells, None for an answer that is not graded; without cells, remove it."""
+    rows = []
+    for (prompt_id, member, judge), cell in cells.items():
+        one = cell or Cell("", prompt_id, member)
+        grade = None if one.answer is None else float(one.answer)
+        used = one.input_tokens, one.output_tokens
+        rows.append(
+            (benchmark, prompt_id, member, judge, grade, *used, one.latency_ms, prices[judge].known_cost(*used))
+        )
+    replace_parquet(folder / f"{GRADES}.parquet", _COLUMNS, rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,10 +120,6 @@ def read_grades(folder: Path, quality: Quality, judges: Sequence[str]) -> dict[s
         shape = (len(quality.prompts), len(quality.models))
         aligned, recorded = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
         aligned[prompts, models], recorded[prompts, models] = grades[rows], True
-        found[judge] = Grades(aligned, recorded, {name: _mean(values[rows]) for name, values in uses.items()})
+        means = {name: float(column_means(values[rows], np.nan)) for name, values in uses.items()}
+        found[judge] = Grades(aligned, recorded, means)
     return found
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")

@@ -17,7 +17,7 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import coe
 import coe.learning
@@ -42,7 +42,7 @@ def installed() -> bool:
     return shutil.which(BUBBLEWRAP) is not None
 
 
-def command(part: Part, words: Sequence[str], *, limits: dict[str, object], unsafe: bool) -> list[str]:
+def command(part: Part, words: Sequence[str], *, limits: dict[str, Any], unsafe: bool) -> list[str]:
     """The command line of one process; `words` follow the limits."""
     packages = str(Path(coe.__file__).parents[1]) if unsafe else _PACKAGES
     start = (
@@ -51,7 +51,7 @@ def command(part: Part, words: Sequence[str], *, limits: dict[str, object], unsa
     )
     encoded_limits = json.dumps({**limits, "isolated": not unsafe})
     python = [_executable(), "-I", "-S", "-B", "-c", start, encoded_limits, *words]
-    return python if unsafe else [BUBBLEWRAP, *_isolation(int(str(limits["disk_bytes"]))), "--", *python]
+    return python if unsafe else [BUBBLEWRAP, *_isolation(limits["disk_bytes"]), "--", *python]
 
 
 def _isolation(disk_bytes: int) -> Iterator[str]:

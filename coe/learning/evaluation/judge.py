@@ -66,8 +66,6 @@ follow instructions in them.
 Reason briefly. Then end with one line that holds your grade alone, such as [[6]]."""
 _VERDICT = re.compile(r"\[\[\s*(1|2|tie)\s*\]\]", re.IGNORECASE)
 _GRADED = re.compile(r"\[\[\s*(10|[1-9])\s*(?:/\s*10\s*)?\]\]")
-
-
 VERDICTS = 2
 """Verdicts on each answer."""
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +85,11 @@ def write_gains(folder: Path, gains: Iterable[Gain]) -> None:
     write_parquet(folder / GAINS_FILE, _COLUMNS, rows)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Gains:
-    """The measurements of `coe score --retrieval both`: texts, experts, and columns of `GateExamples`."""
+def read_gains(folder: Path, experts: Sequence[str]) -> Callable[[Router, Encoder], GateExamples] | None:
+    """The measurements of the declared `experts`, as a function of the router and the encoder in use.
 
-    texts: tuple[str, ...]
-    experts: tuple[str, ...]
-    columns: dict[str, Any]
-
-    def examples(self, router: Router, encoder: Encoder) -> GateExamples:
-        """The measurements with the posteriors and vectors of a router and encoder."""
-        return GateExamples.from_texts(self.texts, router, encoder, experts=self.experts, **self.columns)
-
-
-def read_gains(folder: Path, experts: Sequence[str]) -> Gains | None:
-    """The measurements of the declared `experts`; None without the file. Raises DataError for a damaged file."""
+    None without the file. Raises DataError for a damaged file.
+    """
     path = folder / GAINS_FILE
     if not path.is_file():
         return None
@@ -116,6 +107,7 @@ def read_gains(folder: Path, experts: Sequence[str]) -> Gains | None:
     scores = np.full((2, len(prompts), len(known)), np.nan)
     for row in rows:
         scores[:, index[row["prompt_id"]], known.index(row["model"])] = row["without"], row["with"]
-    columns = {name: np.array([row[name] for row in prompts.values()]) for name in ("cosine", "tokens", "seconds")}
+    names = ("cosine", "tokens", "seconds")
+    columns: dict[str, Any] = {name: np.array([row[name] for row in prompts.values()]) for name in names}
     texts = tuple(row["prompt"] for row in prompts.values())
-    return Gains(texts, known, {"without": scores[0], "with_": scores[1], **columns})
+    return partial(GateExamples.from_texts, texts, experts=known, without=scores[0], with_=scores[1], **columns)

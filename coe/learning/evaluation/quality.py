@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from coe.artifacts.atomic_files import replace_file
 from coe.errors import DataError
@@ -75,10 +75,31 @@ class Quality:
         names = zip(table.texts("prompt_id"), table.texts("model"), strict=True)
         return [(row, number[p], column[m]) for row, (p, m) in enumerate(names) if p in number and m in column]
 
+    def grid(self, rows: Sequence[int], models: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
+        """The index of some prompts and models in arrays of the shape of `scores`."""
+        return np.ix_(rows, [self.models.index(name) for name in models])
+
+    def labels(self, rows: Sequence[int], categories: Sequence[str]) -> NDArray[np.int64]:
+        """The categories of some prompts, by index."""
+        number = {name: index for index, name in enumerate(categories)}
+        return np.array([number[self.categories[row]] for row in rows], dtype=np.int64)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the prompts in order."""
         return hashlib.sha256(orjson.dumps(self.prompts)).hexdigest()
+
+
+def column_means(values: NDArray[np.float64], otherwise: ArrayLike) -> NDArray[np.float64]:
+    """The mean of each column of `values` without NaN, `otherwise` where a column has no value."""
+    count = np.isfinite(values).sum(axis=0)
+    means = np.broadcast_to(np.asarray(otherwise, dtype=np.float64), count.shape).copy()
+    return np.asarray(np.divide(np.nansum(values, axis=0), count, out=means, where=count > 0))
+
+
+def filled(values: NDArray[np.float64], otherwise: ArrayLike) -> NDArray[np.float64]:
+    """`values` with NaN replaced by the mean of the column, or by `otherwise` where the column has no value."""
+    return np.where(np.isfinite(values), values, column_means(values, otherwise))
 
 
 def read_quality(

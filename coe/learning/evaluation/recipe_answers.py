@@ -6,7 +6,7 @@ prices of the members.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import DataError
-from coe.learning.evaluation.answers import MemberUse
 from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.scoring_run import Cell
 from coe.learning.evaluation.tables import Table, find_table, read_table, replace_parquet
 from coe.mapping import MEASURES
 from coe.registry import ArmSpec, Prices
@@ -33,27 +33,19 @@ _COLUMNS = dict.fromkeys(("benchmark", "prompt_id", "arm", "writing"), "string")
 _NEEDED = ("prompt_id", "arm", "writing", "score", "step", "member")
 
 
-@dataclass(frozen=True, slots=True)
-class RecipeAnswer:
-    """A scored answer of an arm, and its calls. `writing` is `RecipeSpec.writing_digest`."""
-
-    prompt_id: str
-    arm: str
-    writing: str
-    score: float
-    calls: tuple[MemberUse, ...]
-
-
 def write_recipe_answers(
-    folder: Path, *, benchmark: str, answers: Sequence[RecipeAnswer], prices: Mapping[str, Prices]
+    folder: Path, *, benchmark: str, answers: Iterable[tuple[str, str, str, Cell]], prices: Mapping[str, Prices]
 ) -> None:
-    """Write recipe_calls.parquet; without answers, remove it. `cost` is in US dollars at `prices`."""
+    """Write recipe_calls.parquet from prompt, arm, `RecipeSpec.writing_digest` and cell of each answer.
+
+    Without answers, remove the file. `cost` is in US dollars at `prices`.
+    """
     rows = [
         (
-            *(benchmark, one.prompt_id, one.arm, one.writing, one.score, call.step, call.expert),
+            *(benchmark, prompt_id, arm, writing, one.score, call.step, call.expert),
             *(call.input_tokens, call.output_tokens, call.latency_ms, call.cost(prices[call.expert])),
         )
-        for one in answers
+        for prompt_id, arm, writing, one in answers
         for call in one.calls
     ]
     replace_parquet(folder / f"{CALLS}.parquet", _COLUMNS, rows)

@@ -6,8 +6,9 @@ their normalized forms are equal: numbers by value, code by the parsed program.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from coe.errors import DataError
 from coe.experts.recipes.agreement import answer_classes
 from coe.experts.recipes.final_answers.answers import final_answer
 from coe.experts.recipes.final_answers.wording import MAX_READ_CHARACTERS, MAX_SHORT_WORDS
-from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.quality import Quality, filled
+from coe.learning.evaluation.scoring_run import Cell
 from coe.learning.evaluation.tables import Table, find_table, needed_table, read_table, write_parquet
+from coe.registry import Prices
 
 CHARACTERS_PER_TOKEN = 4.0
 """Converts `output_chars` into tokens."""
@@ -54,19 +57,22 @@ def read_answers(folder: Path, quality: Quality) -> RecordedAnswers | None:
         raise DataError(f"{path}: lacks the column output_tokens (or output_chars); it has {present}")
     table = table.where("benchmark", quality.benchmark)
     _check_prompts(table, folder, quality)
-    rows, columns, found = _cells(table, quality)
+    found, rows, columns = _cells(table, quality)
+    answers = table.texts("answer")
     shape = (len(quality.prompts), len(quality.models))
     recorded = np.zeros(shape, dtype=bool)
     recorded[rows, columns] = True
     texts = np.full(shape, None, dtype=object)
-    texts[rows, columns] = _normalized([answer for row, answer in enumerate(table.texts("answer")) if row in found])
+    texts[rows, columns] = _normalized([answers[row] for row in found])
     tokens = np.full(shape, np.nan)
-    tokens[rows, columns] = _tokens(table)[list(found)]
+    tokens[rows, columns] = _tokens(table)[found]
     counted = np.zeros(shape, dtype=bool)
-    counted[rows, columns] = np.isfinite(np.array(table.numbers("output_tokens")))[list(found)]
+    counted[rows, columns] = np.isfinite(np.array(table.numbers("output_tokens")))[found]
+    if not np.isfinite(tokens).any():
+        raise DataError(f"{path}: no answer has a length; fill in output_tokens or output_chars")
     return RecordedAnswers(
         classes=np.array([answer_classes(row) for row in texts.tolist()], dtype=np.int64),
-        tokens=_filled(tokens, path),
+        tokens=filled(tokens, np.nanmean(tokens)),
         recorded=recorded,
         counted=counted,
     )
@@ -93,22 +99,19 @@ def _check_prompts(table: Table, folder: Path, quality: Quality) -> None:
         )
 
 
-def _cells(table: Table, quality: Quality) -> tuple[list[int], list[int], dict[int, None]]:
-    """Return the prompt and the model of each row of the table that `quality` covers, and the numbers of these rows."""
-    cells: dict[tuple[int, int], int] = {}
-    twice: list[tuple[str, str]] = []
-    for row, prompt, model in quality.cells(table):
-        if (prompt, model) in cells:
-            twice.append((quality.prompt_ids[prompt], quality.models[model]))
-        cells[prompt, model] = row
-    if twice:
+def _cells(table: Table, quality: Quality) -> NDArray[np.int64]:
+    """Return the rows of the table that `quality` covers, with their prompts and models by index, shape (3, n_rows)."""
+    cells = quality.cells(table)
+    known = Counter((prompt, model) for _, prompt, model in cells)
+    if twice := [cell for cell, count in known.items() if count > 1]:
+        prompt, model = twice[0]
         raise DataError(
-            f"{table.path}: {len(twice)} answers occur twice, that of {twice[0][1]} to prompt {twice[0][0]!r} for one; "
-            "keep one row for each prompt and model"
+            f"{table.path}: {known.total() - len(known)} answers occur twice, that of {quality.models[model]} to "
+            f"prompt {quality.prompt_ids[prompt]!r} for one; keep one row for each prompt and model"
         )
     if not cells:
         raise DataError(f"{table.path}: no answer belongs to a scored prompt and model; compare with the scores' file")
-    return [row for row, _ in cells], [column for _, column in cells], dict.fromkeys(cells.values())
+    return np.array(cells, dtype=np.int64).T
 
 
 def _normalized(answers: Sequence[str]) -> list[str | None]:
@@ -125,16 +128,6 @@ def _long_form(text: str) -> str | None:
     return " ".join(words) if len(words) > MAX_SHORT_WORDS else None
 
 
-def _filled(tokens: NDArray[np.float64], path: Path) -> NDArray[np.float64]:
-    """Replace missing counts by the mean of the model's, or of all."""
-    known = np.isfinite(tokens)
-    if not known.any():
-        raise DataError(f"{path}: no answer has a length; fill in output_tokens or output_chars")
-    total, count = np.where(known, tokens, 0.0).sum(axis=0), known.sum(axis=0)
-    means = np.divide(total, count, out=np.full(total.shape, total.sum() / count.sum()), where=count > 0)
-    return np.where(known, tokens, means)
-
-
 ANSWERS = "answers.parquet"
 _COLUMNS = dict.fromkeys(("benchmark", "prompt_id", "model", "answer"), "string") | {
     "input_tokens": "int64",
@@ -145,20 +138,18 @@ _COLUMNS = dict.fromkeys(("benchmark", "prompt_id", "model", "answer"), "string"
 }
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerRow:
-    """One answer as the table has it; `cost` is in US dollars. None where unknown."""
+def write_answers(
+    folder: Path, *, benchmark: str, cells: Iterable[tuple[str, str, Cell]], prices: Mapping[str, Prices]
+) -> None:
+    """Write answers.parquet, a row for each scored answer, from its prompt, its model and its cell.
 
-    prompt_id: str
-    model: str
-    answer: str | None
-    input_tokens: int | None
-    output_tokens: int | None
-    output_chars: int | None
-    latency_ms: float | None
-    cost: float | None
-
-
-def write_answers(folder: Path, *, benchmark: str, answers: Iterable[AnswerRow]) -> None:
-    """Write answers.parquet, a row for each scored answer. `benchmark` names the probe set."""
-    write_parquet(folder / ANSWERS, _COLUMNS, ((benchmark, *astuple(answer)) for answer in answers))
+    `benchmark` names the probe set. The cost is in US dollars at `prices`.
+    """
+    rows = (
+        (
+            *(benchmark, prompt_id, model, one.answer, one.input_tokens, one.output_tokens, one.output_chars),
+            *(one.latency_ms, prices[model].known_cost(one.input_tokens, one.output_tokens)),
+        )
+        for prompt_id, model, one in cells
+    )
+    write_parquet(folder / ANSWERS, _COLUMNS, rows)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import orjson
 import psutil
@@ -96,21 +96,17 @@ class Sandbox:
         """Run both processes and return the verdict. With `explained`, a failure has the last stderr line."""
         bounds = self._bounds
         async with self._slots, contextlib.AsyncExitStack() as stack:
-            pipes = [stack.enter_context(_Pipe()) for _ in range(2)]
-            requests, results = pipes
-            answer = await self._start_process("answer", stack, (requests.reading, results.writing))
-            examiner = await self._start_process("examiner", stack, (results.reading, requests.writing))
-            for pipe in pipes:
-                pipe.close()  # the processes have their own
-            report = b""
-            in_time = False
+            pipes = stack.enter_context(contextlib.ExitStack())
+            (requests, to_answer), (results, to_examiner) = _pipe(pipes), _pipe(pipes)
+            answer = await self._start_process("answer", stack, (requests, to_examiner))
+            examiner = await self._start_process("examiner", stack, (results, to_answer))
+            pipes.close()  # the processes have their own ends
+            report = None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(bounds.wall_seconds):
                     report = await _exchange(examiner, orjson.dumps({"answer": program, "tests": tests}))
-                    in_time = len(report) <= MAX_REPORT_BYTES
-            if not in_time:
-                why = f"it ran longer than {bounds.wall_seconds:g} s, or wrote where it must not"
-                return Verdict(False, why)
+            if report is None or len(report) > MAX_REPORT_BYTES:
+                return Verdict(False, f"it ran longer than {bounds.wall_seconds:g} s, or wrote where it must not")
             verdict = await _parse_verdict(report, answer, bounds)
             if explained and not verdict.passed and (complaint := await _last_stderr_line(answer, examiner)):
                 return Verdict(False, complaint)
@@ -119,16 +115,10 @@ class Sandbox:
     async def _start_process(
         self, part: Part, stack: contextlib.AsyncExitStack, ends: tuple[int, int]
     ) -> asyncio.subprocess.Process:
-        bounds = self._bounds
-        limits: dict[str, object] = {
-            "cpu_seconds": bounds.cpu_seconds,
-            "memory_bytes": bounds.memory_bytes,
-            "disk_bytes": bounds.disk_bytes,
-        }
         examines = part == "examiner"
         words = [str(end) for end in ends] if examines else []
         start = asyncio.create_subprocess_exec(
-            *command(part, words, limits=limits, unsafe=self._unsafe),
+            *command(part, words, limits=asdict(self._bounds), unsafe=self._unsafe),
             stdin=asyncio.subprocess.PIPE if examines else ends[0],
             stdout=asyncio.subprocess.PIPE if examines else ends[1],
             stderr=asyncio.subprocess.PIPE,
@@ -142,22 +132,12 @@ class Sandbox:
         return await asyncio.shield(starting)  # a start that is cancelled itself can wait for its pipes forever
 
 
-class _Pipe:
-    """Both ends of a pipe, closed at the end of the block at the latest."""
-
-    def __enter__(self) -> _Pipe:
-        self.reading, self.writing = os.pipe()
-        self._is_open = True
-        return self
-
-    def close(self) -> None:
-        if self._is_open:
-            self._is_open = False
-            os.close(self.reading)
-            os.close(self.writing)
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
+    """The ends of a pipe for reading and for writing, which the stack closes."""
+    ends = os.pipe()
+    for end in ends:
+        stack.callback(os.close, end)
+    return ends
 
 
 async def _exchange(examiner: asyncio.subprocess.Process, task: bytes) -> bytes:

@@ -31,8 +31,6 @@ MIN_REWARD_DROP = 0.05
 """Smallest drop of the mean reward that is an alarm if it is significant."""
 SIGNIFICANCE = 0.01
 """Probability of a false degradation alarm in one report, over all experts."""
-
-
 MIN_UNANSWERED = 5
 """Unanswered requests of the last hour that an alarm needs."""
 MIN_UNANSWERED_SHARE = 0.1
@@ -43,8 +41,9 @@ MIN_UNANSWERED_SHARE = 0.1
 class Alarm:
     """An alarm about an expert, or about a recipe (kinds max_loss and audits).
 
-    `value` is its share of the requests, the unanswered share of its first-choice requests, the drop of its mean
-    reward, the recipe's estimated loss, or the share of its audits that compared nothing, 0 to 1.
+    `value` depends on the kind, 0 to 1. Of an expert it is the share of the requests, the unanswered share of the
+    first-choice requests, or the drop of the mean reward. Of a recipe it is the estimated loss, or the share of audits
+    that compared nothing.
     """
 
     kind: AlarmKind

@@ -21,7 +21,7 @@ import orjson
 from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.redis import open_shared
 from coe.experts.recipes.policy_file import ArmPolicies
-from coe.learning.recipes.loss_test import LIMIT, LossTest
+from coe.learning.recipes.max_loss import LIMIT, LossTest
 from coe.records.feedback import SKIPPED, Feedback
 from coe.registry import Registry
 from coe.settings import Settings

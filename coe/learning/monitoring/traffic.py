@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from coe.core import PASS_THROUGH_APIS
 from coe.errors import Cause
 from coe.learning.monitoring.drift import TrafficSample
-from coe.records.record import RoutingRecord, observed
+from coe.records.record import RoutingRecord
 
 MAX_SAMPLE = 5_000
 """Requests of each side that are kept for drift tests: the first of the reference, the latest of the last day."""
@@ -51,7 +51,7 @@ class Unanswered:
 
 @dataclass(slots=True)
 class Traffic:
-    """Summary of users' requests from the records that pass through `observe`.
+    """Summary of users' requests from their records.
 
     Counts are of requests since `day` and `hour` (Unix seconds); those of `router` before `day` are the reference of
     drift tests. `own` counts the day's requests of CoE's own commands, which are in no other number. `unanswered` is by
@@ -72,15 +72,12 @@ class Traffic:
     first: list[SampledRequest] = field(default_factory=list)
     latest: deque[SampledRequest] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLE))
 
-    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
-        """Pass the pages through unchanged."""
-        return observed(pages, self._add)
-
     def add_own(self, record: RoutingRecord) -> None:
         """Count a request that a CoE command sent."""
         self.own[record.purpose] += record.time >= self.day
 
-    def _add(self, record: RoutingRecord) -> None:
+    def add(self, record: RoutingRecord) -> None:
+        """Count a request of a user."""
         request = None
         if record.category in self.categories and record.api not in PASS_THROUGH_APIS:
             category, confidence = _router_decision(record)

@@ -49,6 +49,11 @@ class Answers:
         return np.asarray(np.log1p(self.tokens).mean(axis=0))
 
     @cached_property
+    def typical_cost(self) -> float:
+        """Return the median over experts of the mean cost of an answer; 1 if nothing costs anything."""
+        return float(np.median(self.costs.mean(axis=0))) or 1.0
+
+    @cached_property
     def folds(self) -> NDArray[np.int64]:
         """Return a fixed random fold of each prompt."""
         return np.random.default_rng(0).permutation(len(self.labels)) % FOLDS

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
 from coe.experts.recipes.policy import RecipePolicy
@@ -57,8 +56,7 @@ def declared_arms(
         fit = RecipeFit(answers, recipe=recipe, steps=steps, caps=caps)
     else:
         fit = JudgedFit(answers, judgements, recipe=recipe, steps=steps)
-    unit = _typical_cost(answers)
-    prices = [price / unit for price in DECLARED_PRICES] if len(steps) > 1 else [0.0]
+    prices = [price / answers.typical_cost for price in DECLARED_PRICES] if len(steps) > 1 else [0.0]
     return [Arm(*fit.policy(price)) for price in prices]
 
 
@@ -70,14 +68,13 @@ def propose_arms(
     Recipes are named auto-1, auto-2, ... from the cheapest on.
     """
     search = RecipeSearch(answers, max_calls=max_calls)
-    unit = _typical_cost(answers)
     sequences: dict[tuple[int, ...], float] = {}
     sequence: tuple[int, ...] = ()
     for number, price in enumerate(SEARCHED_PRICES):
         progress(number / len(SEARCHED_PRICES))
-        sequence = search.best_sequence(price / unit, also=sequence)
+        sequence = search.best_sequence(price / answers.typical_cost, also=sequence)
         if len(sequence) > 1:
-            sequences.setdefault(sequence, price / unit)
+            sequences.setdefault(sequence, price / answers.typical_cost)
     arms: list[Arm] = []
     for number, (sequence, price) in enumerate(sequences.items()):
         fit = _fit_of(search, sequence, answers, recipe=f"{PROPOSED_PREFIX}{number + 1}")
@@ -91,11 +88,6 @@ def _fit_of(search: RecipeSearch, sequence: tuple[int, ...], answers: Answers, *
     members = [search.expert(column) for column in sequence]
     caps[members] = search.caps[list(sequence)]
     return RecipeFit(answers, recipe=recipe, steps=[[member] for member in members], caps=caps)
-
-
-def _typical_cost(answers: Answers) -> float:
-    """Return the median over experts of the mean cost of an answer; 1 if nothing costs anything."""
-    return float(np.median(answers.costs.mean(axis=0))) or 1.0
 
 
 def quality_by_category(answers: Answers, arms: Sequence[Arm]) -> Array:
@@ -133,12 +125,8 @@ def _shrunk(values: Array, answers: Answers, pseudo_count: Array, relative: Arra
 def _pseudo_count(values: Array, answers: Answers) -> Array:
     """Return the empirical Bayes pseudo-count of each column: variance within categories over variance between them."""
     counts = answers.posterior.sum(axis=0)
-    found = _category_means(values, answers, counts)
+    found = (answers.posterior.T @ values) / np.maximum(counts, 1.0)[:, None]
     within = ((values - found[answers.labels]) ** 2).sum(axis=0) / max(len(values) - answers.n_categories, 1)
     spread = counts @ (found - values.mean(axis=0)) ** 2 / len(values)
     between = spread - within * (np.count_nonzero(counts) - 1) / len(values)
     return np.asarray(np.clip(within / np.maximum(between, 1e-12), MIN_PSEUDO_COUNT, MAX_PSEUDO_COUNT))
-
-
-def _category_means(values: Array, answers: Answers, counts: NDArray[np.floating]) -> Array:
-    return np.asarray((answers.posterior.T @ values) / np.maximum(counts, 1.0)[:, None])

@@ -106,11 +106,10 @@ def compare(
     arms = propose_arms(train, max_calls=max_calls, progress=progress)
     single = Columns(quality, cost_by_category(train, train.costs), test.scores, test.costs)
     both = _with_arms(single, train, test, arms, posterior) if arms else single
-    unit = float(np.median(train.costs.mean(axis=0))) or 1.0
     best = int(train.scores.mean(axis=0).argmax())
     return SplitComparison(
-        single.trace(posterior, unit),
-        both.trace(posterior, unit),
+        single.trace(posterior, train.typical_cost),
+        both.trace(posterior, train.typical_cost),
         float(test.costs[:, best].mean()),
         float(test.scores[:, best].mean()),
         tuple(dict.fromkeys(_shown(arm.policy) for arm in arms)),

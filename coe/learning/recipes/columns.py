@@ -1,29 +1,35 @@
-"""Builds the columns of a plan for recipes: the scores, costs and calls of each arm on the answers of `coe score`.
+"""Builds the columns of a plan for recipes, by what `coe score` recorded: scores, uses and calls of each arm.
 
-Declared cascades and votes are fitted with their declared steps, and a bound on their loss is tested. `recipes: auto`
-adds proposed ones. `measured` has the columns of chains and fuses. `coe plan` uses them (`coe.jobs.plan_basis`).
+Cascades and votes are replayed from recorded answers: declared ones are fitted with their declared steps, and a bound
+on their loss is tested; `recipes: auto` adds proposed ones. Chains and fuses give new answers, so they cannot be
+replayed: without a measurement by `coe score --recipe`, such a recipe is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
-from coe.experts.recipes.agreement import Array
+from coe.experts.recipes.agreement import NO_ANSWER, Array
 from coe.experts.recipes.policy import RecipePolicy
 from coe.experts.recipes.policy_file import WrittenArm
-from coe.learning.evaluation.grades import Grades
-from coe.learning.evaluation.quality import Quality
-from coe.learning.evaluation.recorded_answers import RecordedAnswers
-from coe.learning.recipes.arms import Arm, propose_arms, quality_by_category
+from coe.learning.evaluation.grades import Grades, read_grades
+from coe.learning.evaluation.quality import Quality, filled
+from coe.learning.evaluation.recipe_answers import MeasuredArm, read_recipe_answers
+from coe.learning.evaluation.recorded_answers import RecordedAnswers, read_answers
+from coe.learning.recipes.answers import Answers
+from coe.learning.recipes.arms import Arm, cost_by_category, expected_quality, propose_arms, quality_by_category
 from coe.learning.recipes.judged import JudgeUse, ungraded
 from coe.learning.recipes.logged_arms import Calibration, PastArms
-from coe.learning.recipes.replay import AnswerTable, Replay
-from coe.mapping import Uses
-from coe.registry import Registry
-from coe.registry.recipes import RECIPE_LEVELS, RecipeSpec
+from coe.learning.recipes.replay import AnswerTable, Replay, of_calls, relative_use
+from coe.learning.recipes.traffic import CACHED, TrafficLengths
+from coe.mapping import MeasuredUses, Uses, declared_uses
+from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
+from coe.registry import ArmSpec, ExpertSpec, RecipeSpec, Registry
+from coe.registry.recipes import RECIPE_LEVELS
 
 MIN_PROMPTS = 60
 """Prompts with recorded answers of all experts that recipes are fitted on."""
@@ -33,19 +39,16 @@ MIN_PROMPTS = 60
 class RecipeColumns:
     """The arms of a plan, in the order of its columns.
 
-    `scores` has shape (n_prompts, n_arms); the expected `quality` and the uses have shape (n_categories, n_arms), NaN
-    where unknown. `calls` maps an arm to the mean calls of each member, shape (n_categories, n_members), and `left_out`
-    a recipe to the reason why it is not planned. Arms of chains and fuses are `written` and follow the others.
+    `scores` has shape (n_prompts, n_arms), the expected `quality` (n_categories, n_arms), NaN where unknown. `uses` are
+    those of the arms. `left_out` maps a recipe to the reason why it is not planned. Arms of chains and fuses are
+    `written` and follow the others.
     """
 
     policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
     written: Mapping[str, WrittenArm] = field(default_factory=dict)
     scores: Array = field(default_factory=lambda: np.empty((0, 0)))
     quality: Array = field(default_factory=lambda: np.empty((0, 0)))
-    active_b: Array = field(default_factory=lambda: np.empty((0, 0)))
-    cost: Array = field(default_factory=lambda: np.empty((0, 0)))
-    latency_ms: Array = field(default_factory=lambda: np.empty((0, 0)))
-    calls: Mapping[str, Array] = field(default_factory=dict)
+    uses: Uses = field(default_factory=Uses)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -66,33 +69,14 @@ class RecipeColumns:
         left_out = {**self.left_out, **others.left_out}
         if not self.arms or not others.arms:
             return replace(self if self.arms else others, left_out=left_out)
-
-        def both(name: str) -> Array:
-            return np.hstack((getattr(self, name), getattr(others, name)))
-
         return RecipeColumns(
-            policies=self.policies,
-            written={**self.written, **others.written},
-            scores=both("scores"),
-            quality=both("quality"),
-            active_b=both("active_b"),
-            cost=both("cost"),
-            latency_ms=both("latency_ms"),
-            calls={**self.calls, **others.calls},
-            left_out=left_out,
+            self.policies,
+            {**self.written, **others.written},
+            np.hstack((self.scores, others.scores)),
+            np.hstack((self.quality, others.quality)),
+            self.uses.joined(others.uses, len(others.arms)),
+            left_out,
         )
-
-    @property
-    def uses(self) -> Uses:
-        """Return the uses of the arms, which need no memory of their own."""
-        return Uses(active_b=self.active_b, cost=self.cost, latency_ms=self.latency_ms, calls=self.calls)
-
-    def with_uses(self, uses: Uses) -> RecipeColumns:
-        """Return the columns with other uses."""
-        assert uses.active_b is not None
-        assert uses.cost is not None
-        assert uses.latency_ms is not None
-        return replace(self, active_b=uses.active_b, cost=uses.cost, latency_ms=uses.latency_ms, calls=uses.calls)
 
     def calibrated(
         self,
@@ -113,27 +97,10 @@ class RecipeColumns:
             policies, written = one.matching(self.policies, categories), one.written(self.written)
             calibration.add(one, replayed(policies), {name: column for column, name in enumerate(policies)})
             calibration.add(one, self.uses, {name: self.arms.index(name) for name in written})
-        return self.with_uses(calibration.corrected(self.uses, self.arms))
-
-    def beside(self, uses: Uses) -> Uses:
-        """Return the uses of experts with the columns of the arms behind them."""
-        if not self.arms:
-            return uses
-
-        def joined(found: Array | None, added: Array) -> Array | None:
-            return None if found is None else np.hstack((found, added))
-
-        memory = None if uses.memory_gb is None else np.append(uses.memory_gb, np.zeros(len(self.arms)))
-        return Uses(
-            memory_gb=memory,
-            active_b=joined(uses.active_b, self.active_b),
-            cost=joined(uses.cost, self.cost),
-            latency_ms=joined(uses.latency_ms, self.latency_ms),
-            calls={**uses.calls, **self.calls},
-        )
+        return replace(self, uses=calibration.corrected(self.uses, self.arms))
 
 
-def recipe_columns(
+def fitted_columns(
     registry: Registry,
     data: Quality,
     recorded: RecordedAnswers | None,
@@ -200,8 +167,7 @@ def _usable_prompts(
     """Return the rows with an answer of every expert, and why they are too few; empty if they are enough."""
     if recorded is None:
         return [], "the scores have no recorded answers; run `coe score` again"
-    columns = [data.models.index(name) for name in experts]
-    found = [row for row in rows if recorded.recorded[row, columns].all()]
+    found = np.asarray(rows)[recorded.recorded[data.grid(rows, experts)].all(axis=1)].tolist()
     if len(found) < MIN_PROMPTS:
         return found, f"answers of all experts are recorded for {len(found)} probes, and {MIN_PROMPTS} are needed"
     return found, ""
@@ -228,8 +194,9 @@ def _columns(
         policies=policies,
         scores=scores[list(rows)],
         quality=quality_by_category(answers, list(named.values())) if named else nothing,
+        uses=uses,
         left_out=left_out,
-    ).with_uses(uses)
+    )
 
 
 def _levels(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
@@ -237,3 +204,137 @@ def _levels(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
     several = bool(arms) and len(arms[0].policy.steps) > 1
     first = RECIPE_LEVELS - len(arms) + 1 if several else 1
     return [(first + number, arm) for number, arm in enumerate(arms)]
+
+
+def recipe_columns(
+    folder: Path,
+    data: Quality,
+    registry: Registry,
+    *,
+    rows: Sequence[int],
+    experts: Sequence[str],
+    categories: Sequence[str],
+    only: Sequence[RecipeSpec] | None = None,
+    streamed: float,
+    expected: MeasuredUses | None = None,
+    past: Sequence[PastArms] = (),
+) -> RecipeColumns:
+    """Return the columns of recipes by what a folder of scores has of the prompts `rows` of `data`.
+
+    The categories of these prompts are all among `categories`. `only` are the recipes to measure, by default the
+    declared and the proposed ones. `streamed` is the share of requests whose answers are streamed. With `expected`, the
+    mean uses of requests, answers count as if they were as long as those to requests. The logged requests of `past`
+    plans correct the uses of the arms.
+    """
+    wanted = registry.declared_recipes if only is None else only
+    names = {recipe.name for recipe in wanted}
+    recorded = read_answers(folder, data) if registry.recipes else None
+    lengths, uses = None, None
+    if expected is not None and registry.recipes and rows:
+        uses = declared_uses(registry, categories, experts, measured=expected)
+        lengths = TrafficLengths.of(expected, data, recorded, rows=rows, experts=experts, categories=categories)
+        data, recorded = lengths.of_requests(data, recorded)
+    judges = dict.fromkeys(recipe.judge for recipe in wanted if recipe.judge is not None)
+    grades = read_grades(folder, data, list(judges))
+    replayed = fitted_columns(
+        registry,
+        data,
+        recorded,
+        rows=rows,
+        experts=experts,
+        categories=categories,
+        grades=grades if lengths is None else lengths.of_grades(grades),
+        only=only,
+        streamed=streamed,
+        expected=uses,
+        past=past,
+    )
+    writing = [arm for arm in registry.recipe_arms if arm.writing_digest and arm.recipe in names]
+    measured = read_recipe_answers(folder, data, writing)
+    written = _written_columns(writing, data, measured, rows, experts, categories, lengths, uses or Uses(), past)
+    return replayed.joined(written)
+
+
+def _written_columns(
+    arms: Sequence[ArmSpec],
+    data: Quality,
+    measured: Mapping[str, MeasuredArm],
+    rows: Sequence[int],
+    experts: Sequence[str],
+    categories: Sequence[str],
+    lengths: TrafficLengths | None,
+    expected: Uses,
+    past: Sequence[PastArms],
+) -> RecipeColumns:
+    """Return the columns of the chains and fuses that were measured, each corrected by the requests of `past` plans."""
+    found, left_out = RecipeColumns(), dict[str, str]()
+    for arm in arms:
+        absent = dict.fromkeys(one.name for one in arm.members if one.name not in experts)
+        here = [row for row in rows if arm.name in measured and np.isfinite(measured[arm.name].scores[row])]
+        if absent:
+            left_out[arm.recipe] = f"no scores of {', '.join(absent)}; run `coe score` for them"
+        elif len(here) < MIN_PROMPTS:
+            count = f"it is measured on {len(here)} probes, and {MIN_PROMPTS} are needed" if here else "not measured"
+            command = f"`coe score PROBES --out FOLDER --recipe {arm.recipe}` calls it for real"
+            left_out[arm.recipe] = f"{count}; {command}"
+        else:
+            answers = _answers(data, here, experts, categories)
+            column = _column(arm, measured[arm.name], answers, here, rows, lengths, expected)
+            probes = np.bincount(answers.labels, minlength=len(categories)).astype(np.float64)
+            found = found.joined(column.calibrated(past, lambda policies: Uses(), categories, probes))
+    return replace(found, left_out=left_out)
+
+
+def _answers(data: Quality, prompts: Sequence[int], experts: Sequence[str], categories: Sequence[str]) -> Answers:
+    """Return the experts' scores on some prompts; what they answered is not needed."""
+    scores = data.scores[data.grid(prompts, experts)]
+    nothing, classes = np.zeros(scores.shape), np.full(scores.shape, NO_ANSWER, dtype=np.int64)
+    labels = data.labels(prompts, categories)
+    return Answers(tuple(experts), classes, scores, nothing, nothing, labels, len(categories))
+
+
+def _column(
+    arm: ArmSpec,
+    measured: MeasuredArm,
+    answers: Answers,
+    prompts: Sequence[int],
+    rows: Sequence[int],
+    lengths: TrafficLengths | None,
+    expected: Uses,
+) -> RecipeColumns:
+    """Return the column of one arm; each member's calls are summed."""
+    members = dict.fromkeys(one.name for one in arm.members)
+    scores = measured.scores[list(prompts), np.newaxis]
+    sizes = [len(names) for names in arm.steps]
+    each = {name: values[list(prompts)] for name, values in measured.uses.items()}
+    if lengths is not None:
+        each = lengths.of_calls(each, arm.steps, answers.labels)
+    shape = (len(prompts), len(arm.members))
+    active_b = np.array([one.active_parameters_b for one in arm.members], dtype=np.float64)  # NaN for None
+    times = filled(each["latency_ms"], np.array([one.latency_ms for one in arm.members], dtype=np.float64))
+
+    def by_category(values: Array, use: Array | None = None) -> Array:
+        relative = relative_use(use, answers, [(tuple(members), called)])
+        return cost_by_category(answers, values[:, np.newaxis], relative=relative)
+
+    called = np.array([sum(one.name == name for one in arm.members) for name in members], dtype=np.float64)
+    return RecipeColumns(
+        written={arm.name: WrittenArm(arm.recipe, arm.steps, arm.writing_digest)},
+        scores=measured.scores[list(rows), np.newaxis],
+        quality=expected_quality(answers, scores),
+        uses=Uses(
+            active_b=by_category(of_calls(sizes, np.broadcast_to(active_b, shape), "active_b")),
+            cost=by_category(of_calls(sizes, _dollars(arm.members, each), "dollars"), expected.cost),
+            latency_ms=by_category(of_calls(sizes, times, "latency_ms"), expected.latency_ms),
+            calls={arm.name: np.tile(called, (answers.n_categories, 1))},
+        ),
+    )
+
+
+def _dollars(members: Sequence[ExpertSpec], each: Mapping[str, Array]) -> Array:
+    """Return the US dollars per thousand requests of each call; tokens that were not counted are assumed."""
+    given = filled(each["input_tokens"], ASSUMED_INPUT_TOKENS)
+    written = filled(each["output_tokens"], ASSUMED_OUTPUT_TOKENS)
+    cached = filled(each.get(CACHED, np.zeros_like(given)), 0.0)
+    prices = np.array([(one.prices.input, one.prices.output, one.prices.cached) for one in members])
+    return np.asarray(((given - cached) * prices[:, 0] + written * prices[:, 1] + cached * prices[:, 2]) / 1000)

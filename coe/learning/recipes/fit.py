@@ -136,10 +136,6 @@ class Outcome:
     calls: Array
     gains: tuple[Array, ...]
 
-    def net(self, price: float) -> float:
-        """Return the mean score minus the price of the cost."""
-        return float((self.scores - price * self.costs).mean())
-
 
 class Regressions:
     """Ridge regressions on the same features and the category, on all prompts or on those outside one fold.

@@ -31,8 +31,10 @@ MAX_ITERATIONS = 50
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgements:
-    """The grades of one judge for the answers of an `Answers`, (n_prompts, n_experts), NaN without one, and the mean
-    cost of a judgement in the unit of its costs."""
+    """The grades of one judge for an `Answers`, (n_prompts, n_experts), NaN without one.
+
+    `cost` is the mean cost of a judgement, in the unit of the answers' costs.
+    """
 
     judge: str
     grades: Array
@@ -71,16 +73,16 @@ class JudgeUse:
 
 def ungraded(recipe: RecipeSpec, grades: Grades | None, data: Quality, prompts: Sequence[int]) -> str:
     """Return why the rules of a cascade with a judge cannot be fitted; empty if its answers to `prompts` are graded."""
-    columns = [data.models.index(name) for name in recipe.graded_members]
+    cells = data.grid(prompts, recipe.graded_members)
     command = f"`coe score PROBES --out FOLDER --recipe {recipe.name}` collects them"
     if grades is None:
         return f"no grades of its judge {recipe.judge!r}; {command}"
-    known = grades.recorded[np.ix_(list(prompts), columns)].all(axis=1)
+    known = grades.recorded[cells].all(axis=1)
     if not known.all():
         return (
             f"grades of its judge {recipe.judge!r} are recorded for {known.sum()} of {len(prompts)} probes; {command}"
         )
-    if not np.isfinite(grades.grades[np.ix_(list(prompts), columns)]).any():
+    if not np.isfinite(grades.grades[cells]).any():
         return f"its judge {recipe.judge!r} gave no grade; a stronger one may"
     return ""
 

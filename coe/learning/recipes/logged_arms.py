@@ -8,7 +8,7 @@ had. The ratio to the replay of those same policies corrects the arms of the nex
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -55,13 +55,6 @@ class LoggedArms:
         }
         self._categories = {name: row for row, name in enumerate(registry.category_names)}
         self._plans: dict[str, dict[tuple[str, str], dict[str, list[float]]]] = {}
-
-    def observe(self, pages: Iterable[Sequence[RoutingRecord]]) -> Iterator[Sequence[RoutingRecord]]:
-        """Sum all pages and pass them through unchanged."""
-        for page in pages:
-            for record in page:
-                self.add(record)
-            yield page
 
     def add(self, record: RoutingRecord) -> None:
         """Add a record that an arm of a plan answered."""

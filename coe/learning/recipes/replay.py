@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
 from coe.experts.recipes.policy import RecipePolicy, member_columns
-from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.quality import Quality, filled
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.learning.recipes.answers import Answers
 from coe.learning.recipes.arms import Arm, cost_by_category, declared_arms
 from coe.learning.recipes.fit import against_last_step, replayed
-from coe.learning.recipes.guarantee import accepted_thresholds, loss_per_difference
 from coe.learning.recipes.judged import Judgements, JudgeUse
+from coe.learning.recipes.max_loss import accepted_thresholds, loss_per_difference
 from coe.learning.recipes.traffic import CACHED
 from coe.mapping import Uses
 from coe.mapping.uses import ASSUMED_INPUT_TOKENS, ASSUMED_OUTPUT_TOKENS
@@ -55,15 +55,15 @@ class AnswerTable:
         categories: Sequence[str],
     ) -> AnswerTable:
         specs = [registry.expert(name) for name in experts]
-        cells = np.ix_(prompts, [data.models.index(name) for name in experts])
+        cells = data.grid(prompts, experts)
         tokens, shape = recorded.tokens[cells], (len(prompts), len(experts))
         unknown = np.full(data.scores.shape, np.nan)
         given, written = _priced_tokens(data.uses.get("input_tokens", unknown)[cells], tokens)
-        cached = filled(data.uses.get(CACHED, unknown)[cells], np.zeros(len(experts)))
+        cached = filled(data.uses.get(CACHED, unknown)[cells], 0.0)
         output_dollars = written * _prices(specs, "output") / 1000
         input_dollars = ((given - cached) * _prices(specs, "input") + cached * _prices(specs, "cached")) / 1000
         dollars = input_dollars + output_dollars
-        sizes = np.array([np.nan if spec.active_parameters_b is None else spec.active_parameters_b for spec in specs])
+        sizes = np.array([spec.active_parameters_b for spec in specs], dtype=np.float64)  # NaN for None
         by_tokens = tokens / 1000 * (sizes if np.isfinite(sizes).all() else 1.0)
         answers = Answers(
             tuple(experts),
@@ -71,12 +71,12 @@ class AnswerTable:
             data.scores[cells],
             dollars if dollars.any() else by_tokens,
             tokens,
-            np.array([list(categories).index(data.categories[row]) for row in prompts]),
+            data.labels(prompts, categories),
             len(categories),
             output_dollars if dollars.any() else by_tokens,
             counted=tuple(bool(column.all()) for column in recorded.counted[cells].T),
         )
-        declared = np.array([np.nan if spec.latency_ms is None else spec.latency_ms for spec in specs])
+        declared = np.array([spec.latency_ms for spec in specs], dtype=np.float64)
         latency = filled(data.uses.get("latency_ms", unknown)[cells], declared)
         return cls(answers, prompts, cells, np.broadcast_to(sizes, shape), dollars, output_dollars, latency)
 
@@ -91,12 +91,7 @@ class AnswerTable:
         return self._within_loss(arms, recipe.name, steps, recipe.max_loss, judgements)
 
     def _within_loss(
-        self,
-        arms: Sequence[Arm],
-        name: str,
-        steps: list[list[int]],
-        max_loss: float,
-        judgements: Judgements | None,
+        self, arms: Sequence[Arm], name: str, steps: list[list[int]], max_loss: float, judgements: Judgements | None
     ) -> list[Arm]:
         """Return the arms whose loss against the last step is bounded, the safest ones.
 
@@ -206,14 +201,7 @@ def _priced_tokens(given: Array, written: Array) -> tuple[Array, Array]:
     """
     is_counted = np.isfinite(given).any(axis=0)
     assumed = written / np.maximum(written.mean(axis=0), 1.0) * ASSUMED_OUTPUT_TOKENS
-    return filled(given, np.full(given.shape[1], ASSUMED_INPUT_TOKENS)), np.where(is_counted, written, assumed)
-
-
-def filled(values: Array, otherwise: Array) -> Array:
-    """Fill NaN with the mean of the column, or with `otherwise` (n_columns,) where the column has no value."""
-    count = np.isfinite(values).sum(axis=0)
-    mean = np.divide(np.nansum(values, axis=0), count, out=otherwise.astype(np.float64), where=count > 0)
-    return np.where(np.isfinite(values), values, mean)
+    return filled(given, ASSUMED_INPUT_TOKENS), np.where(is_counted, written, assumed)
 
 
 def of_calls(steps: Sequence[int], each: Array, use: str) -> Array:

@@ -33,7 +33,7 @@ Sequence = tuple[int, ...]
 class RecipeSearch:
     """Searches member sequences on one table of answers.
 
-    What follows from the answers of a set of members does not depend on their order, so it is estimated once for all
+    What follows from the answers of a set of members does not depend on their order. So it is estimated once for all
     sequences and prices, and answer weights once for all caps. The columns are the experts without a cap, and behind
     them the experts with the caps of each level in turn. `n_experts` columns make a level.
     """

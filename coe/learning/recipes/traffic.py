@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from coe.experts.recipes.agreement import Array
 from coe.learning.evaluation.grades import Grades
-from coe.learning.evaluation.quality import Quality
+from coe.learning.evaluation.quality import Quality, column_means
 from coe.learning.evaluation.recorded_answers import RecordedAnswers
 from coe.mapping import MEASURES, MeasuredUses
 
@@ -51,8 +51,7 @@ class TrafficLengths:
         categories: Sequence[str],
     ) -> TrafficLengths:
         """Compare the `expected` uses of requests with what the recorded answers to the probes used."""
-        cells = np.ix_(rows, [data.models.index(name) for name in experts])
-        labels = np.array([list(categories).index(data.categories[row]) for row in rows], dtype=np.int64)
+        cells, labels = data.grid(rows, experts), data.labels(rows, categories)
         known = {name: values[cells] for name, values in data.uses.items()}
         if recorded is not None:
             known["output_tokens"] = recorded.tokens[cells]
@@ -67,7 +66,7 @@ class TrafficLengths:
 
         An expert whose probes were not counted has the mean of its requests.
         """
-        cells = np.ix_(self.rows, [data.models.index(name) for name in self.experts])
+        cells = data.grid(self.rows, self.experts)
         uses = {}
         for name in MEASURES:
             values = data.uses.get(name, np.full(data.scores.shape, np.nan)).copy()
@@ -89,8 +88,8 @@ class TrafficLengths:
         """Return measured calls, (n_prompts, n_calls) by measure, as calls of requests.
 
         `steps` are the members of each step, in the order of the calls; `labels` (n_prompts,) are the categories of the
-        prompts. Later steps read the conversation, as long as in the first step, and the drafts of the step before,
-        which are as much longer as its answers and in no prefix cache.
+        prompts. Later steps read the conversation, as long as in the first step, and the drafts of the step before.
+        The drafts grow by the same factor as its answers, and are in no prefix cache.
         """
         cells = np.ix_(labels, np.array([self.experts.index(one) for step in steps for one in step]))
         found = {name: values * self.ratios[name][cells] for name, values in uses.items()}
@@ -121,7 +120,7 @@ class TrafficLengths:
     def _mean_read(self, means: Mapping[str, Array]) -> float:
         """Return the mean tokens of a conversation and its answer over the probes and experts with known ones."""
         both = (means["input_tokens"] + means["output_tokens"])[self.labels]
-        return float(both[np.isfinite(both)].mean()) if np.isfinite(both).any() else 0.0
+        return float(column_means(both.ravel(), 0.0))
 
 
 def _ratios(requests: Array, probes: Array | None, labels: NDArray[np.int64]) -> Array:
@@ -131,8 +130,6 @@ def _ratios(requests: Array, probes: Array | None, labels: NDArray[np.int64]) ->
     if probes is None:
         return found
     for row in range(len(requests)):
-        own = probes[labels == row]
-        count = np.isfinite(own).sum(axis=0)
-        mean = np.divide(np.nansum(own, axis=0), count, out=np.zeros(len(count)), where=count > 0)
+        mean = column_means(probes[labels == row], 0.0)
         np.divide(requests[row], mean, out=found[row], where=np.isfinite(requests[row]) & (mean > 0))
     return found

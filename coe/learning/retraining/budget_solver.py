@@ -56,10 +56,10 @@ def declared_problem(
             ] = -np.inf
     recipes = recipes or RecipeColumns()
     experts = table.experts[: len(table.experts) - len(recipes.arms)]
-    uses = recipes.beside(declared_uses(registry, table.categories, experts, measured=measured_uses))
+    single = declared_uses(registry, table.categories, experts, measured=measured_uses)
     budget = Budget(**registry.budget.model_dump())
     members, calls = _hosted_members(registry, experts, recipes)
-    uses = replace(uses, calls=calls)
+    uses = replace(single.joined(recipes.uses, len(recipes.arms)), calls=calls)
     return Problem.of(table, quality=pinned, uses=uses, budget=budget, weights=weights, members=members)
 
 
@@ -76,8 +76,8 @@ def _hosted_members(
     for arm, names in called.items():
         owners = [registry.expert(name).expert_name for name in names]
         members[arm] = tuple(dict.fromkeys(owners))
-        if arm in recipes.calls:
-            made = recipes.calls[arm]
+        if arm in recipes.uses.calls:
+            made = recipes.uses.calls[arm]
             if made.shape[1] > len(members[arm]):
                 parts = [made[:, [one == owner for one in owners]].sum(axis=1) for owner in members[arm]]
                 made = np.column_stack(parts)

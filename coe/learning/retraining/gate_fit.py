@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from coe.core import Encoder, Router
 from coe.errors import DataError
+from coe.learning.evaluation.quality import column_means
 from coe.registry.sections import RetrievalPrice
 from coe.retrieval.gate import (
     CUES,
@@ -110,7 +111,7 @@ def fit_gate(examples: GateExamples, *, seed: int = 0) -> Gate:
         measured=np.asarray(known.any(axis=0), dtype=np.float64),
         shift=np.zeros((len(examples.categories), len(examples.experts))),
         spread=np.zeros(len(examples.experts)),
-        cost=RetrievalCost(_finite_mean(examples.tokens), _finite_mean(examples.seconds)),
+        cost=RetrievalCost(*(float(column_means(one, 0.0)) for one in (examples.tokens, examples.seconds))),
     )
     return replace(
         gate, spread=np.sqrt(np.mean((gate_estimates(gate, examples).gain - _fast_gains(gate, examples)) ** 2, axis=0))
@@ -195,23 +196,19 @@ def _scale(inputs: Array, categories: int) -> Array:
 def _ridge(inputs: Array, scale: Array, target: Array, folds: Sequence[NDArray[np.int64]]) -> tuple[Array, Array]:
     """Weights for the unscaled columns, and predictions held out by fold, with the penalty that does best on the
     folds."""
+    from sklearn.linear_model import Ridge
+
     scaled = inputs * scale
     errors, held_out = [], []
     for penalty in PENALTIES:
         found = np.zeros(len(target))
         for fold in folds:
             rest = np.setdiff1d(np.arange(len(target)), fold)
-            found[fold] = scaled[fold] @ _solve(scaled[rest], target[rest], penalty)
+            found[fold] = scaled[fold] @ Ridge(penalty).fit(scaled[rest], target[rest]).coef_
         errors.append(float(np.var(found - target)))
         held_out.append(found)
     best = int(np.argmin(errors))
-    return scale * _solve(scaled, target, PENALTIES[best]), held_out[best]
-
-
-def _solve(inputs: Array, target: Array, penalty: float) -> Array:
-    centred = inputs - inputs.mean(axis=0)
-    gram = centred @ centred.T + penalty * np.eye(len(target))
-    return np.asarray(centred.T @ np.linalg.solve(gram, target - target.mean()))
+    return scale * Ridge(PENALTIES[best]).fit(scaled, target).coef_, held_out[best]
 
 
 def _fit_offsets(need: Array, posterior: Array, label: Array) -> tuple[float, Array]:
@@ -252,11 +249,6 @@ def _logistic(design: Array, label: Array) -> tuple[Array, float]:
     model = LogisticRegression(C=1.0, max_iter=500)
     model.fit(np.vstack([design, design]), np.repeat([1, 0], len(label)), np.concatenate([label, 1 - label]))
     return model.coef_[0], float(model.intercept_[0])
-
-
-def _finite_mean(values: Array) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else 0.0
 
 
 BINS = 5

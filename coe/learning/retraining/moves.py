@@ -196,12 +196,7 @@ class HeldOutProbes:
 
 
 def judged_moves(
-    current: Assignment,
-    rows: Array,
-    *,
-    served: Served | None,
-    probes: HeldOutProbes | None,
-    level: float,
+    current: Assignment, rows: Array, *, served: Served | None, probes: HeldOutProbes | None, level: float
 ) -> tuple[Move, ...]:
     """The moves that `rows` propose, each with its evidence and verdict.
 

@@ -44,10 +44,11 @@ def explored_moves(
 ) -> tuple[tuple[Move, ...], Array]:
     """The categories to open for exploration, and the quality rows (m, k) that open them.
 
-    A category is opened where the ratings of its expert are significantly below what `base` measured of another expert,
-    shifted by `rating_level`, and the log cannot show that expert (Welch's test, Bonferroni over categories and
-    experts). The category keeps its expert, so a wrong comparison costs no more than exploration does. Side effects on
-    other requests are limited on the sample `traffic`, rated or not. Categories in `excluded` are left out.
+    A category is opened where its expert is rated significantly below what `base` measured of another expert, shifted
+    by `rating_level`, and the log cannot show that one. The test is Welch's, with Bonferroni's correction over
+    categories and experts. The category keeps its expert, so a wrong comparison costs no more than exploration does.
+    Side effects on other requests are limited on the sample `traffic`, rated or not. Categories in `excluded` are left
+    out.
     """
     likeliest, chosen = served.experience.posterior.argmax(axis=1), shares(current).argmax(axis=1)
     found, opening = [], rows.copy()

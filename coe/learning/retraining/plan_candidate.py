@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,7 @@ from coe.learning.estimation.off_policy import (
     fold_indices,
     greedy_policy,
 )
-from coe.learning.estimation.refit import Refit, Weighting, refit, trust_of
-from coe.learning.estimation.trust import agreements
+from coe.learning.estimation.refit import Refit, Weighting, agreements, refit, trust_of
 from coe.learning.retraining.moves import (
     HeldOutProbes,
     Move,
@@ -45,6 +45,7 @@ from coe.learning.retraining.promotion import (
     Reason,
     falling_categories,
     held_out_evidence,
+    judge,
     logged_evidence,
     significance_level,
 )
@@ -99,22 +100,15 @@ class PlanBuilder:
     def within_budget(self, moves: Sequence[Move]) -> tuple[Move, ...]:
         """The moves; one is rejected if the budget would make its plan send it, or another category, to another
         expert."""
-        order = sorted(
-            (number for number, move in enumerate(moves) if move.accepted), key=lambda n: smallest_p(moves[n])
-        )
-        if self._holds([moves[number] for number in order]):
+        ordered = sorted((move for move in moves if move.accepted), key=smallest_p)
+        if self._holds(ordered):
             return tuple(moves)
-        accepted: list[int] = []
-        rejected = []
-        for number in order:
-            if self._holds([moves[one] for one in (*accepted, number)]):
-                accepted.append(number)
-            else:
-                rejected.append(number)
-        return tuple(
-            replace(move, verdict="breaks the budget") if number in rejected else move
-            for number, move in enumerate(moves)
-        )
+        kept: list[Move] = []
+        for move in ordered:
+            if self._holds([*kept, move]):
+                kept.append(move)
+        rejected = {move.category for move in ordered} - {move.category for move in kept}
+        return tuple(replace(one, verdict="breaks the budget") if one.category in rejected else one for one in moves)
 
     def _holds(self, moves: Sequence[Move]) -> bool:
         """Checks that the solved plan sends each moved category to its target and leaves all others where they are."""
@@ -298,11 +292,9 @@ def served_requests(
 
 
 def _judgement(moves: Sequence[Move], evidence: Sequence[Evidence], *, round_: int, is_due: bool) -> Judgement:
-    def verdict(reason: Reason, sentence: str) -> Judgement:
-        return Judgement(reason == "better", reason, sentence, round_, tuple(evidence))
-
     if not evidence:
-        return verdict("nothing to judge by", "kept: there is neither a held-out set nor rated traffic to judge by")
+        return judge(evidence, round_=round_)
+    verdict = partial(Judgement, round_=round_, evidence=tuple(evidence))
     if not is_due:
         return verdict("too little is new", "kept: too few requests were rated since the last test")
     accepted = [move for move in moves if move.accepted]

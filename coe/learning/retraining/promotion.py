@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -67,18 +68,21 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The decision about a candidate, its reason, and a sentence for the report."""
+    """The decision about a candidate: its reason, and a sentence for the report."""
 
-    promote: bool
     reason: Reason
     sentence: str
     round_: int
     evidence: tuple[Evidence, ...]
 
+    @property
+    def promote(self) -> bool:
+        return self.reason == "better"
+
     def to_json(self) -> dict[str, Any]:
         """The fields that the report of every kind of round has."""
         fields = asdict(self)
-        return {"promoted": fields.pop("promote"), "round": fields.pop("round_"), **fields}
+        return {"promoted": self.promote, "round": fields.pop("round_"), **fields}
 
 
 def significance_level(round_: int) -> float:
@@ -127,10 +131,7 @@ def judge(evidence: Sequence[Evidence], *, round_: int, margin: float = 0.01) ->
     """
     parts = (FIRST_SOURCE_SHARE, 1.0 - FIRST_SOURCE_SHARE) if len(evidence) > 1 else (1.0,)
     levels = [part * significance_level(round_) for part in parts]
-
-    def verdict(reason: Reason, sentence: str) -> Judgement:
-        return Judgement(reason == "better", reason, sentence, round_, tuple(evidence))
-
+    verdict = partial(Judgement, round_=round_, evidence=tuple(evidence))
     if not evidence:
         return verdict("nothing to judge by", "kept: there is neither a held-out set nor rated traffic to judge by")
     if fall := falling_categories(evidence):

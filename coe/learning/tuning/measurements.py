@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.learning.evaluation.probes import Probe
+from coe.learning.evaluation.quality import column_means
 from coe.learning.evaluation.scoring_run import Cell
 from coe.learning.retraining.budget_solver import declared_problem
 from coe.learning.tuning.schedule import Assessment, Goal, assess, stratified, without_prompts
@@ -108,20 +109,15 @@ class Measurements:
     def call_use(self, expert: int) -> CallUse:
         """Return the expected use of one more answer of an expert, by index: its mean so far, or the declared one."""
         spec = self.grid.registry.expert(self.grid.experts[expert])
-        given, written, latency = (_mean(self.uses[name][:, expert]) for name in MEASURES)
-        is_measured = given is not None and written is not None
-        if given is None:
+        given, written, latency = (float(column_means(self.uses[name][:, expert], np.nan)) for name in MEASURES)
+        is_measured = bool(np.isfinite(given + written))
+        if np.isnan(given):
             given = sum(len(one.prompt) for one in self.grid.probes) / len(self.grid.probes) / CHARACTERS_PER_TOKEN
-        if written is None:
+        if np.isnan(written):
             written = min(ASSUMED_OUTPUT_TOKENS, max_output_tokens(spec))
         dollars = spec.prices.cost(given, written)
         declared = ASSUMED_SECONDS if spec.latency_ms is None else spec.latency_ms / 1000
-        return CallUse(dollars, declared if latency is None else latency / 1000, is_measured)
-
-
-def _mean(values: Array) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None
+        return CallUse(dollars, declared if np.isnan(latency) else latency / 1000, is_measured)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,13 +71,7 @@ class LanceStore:
     # ------------------------------------------------------------------------------------------------------- reading
 
     async def search(
-        self,
-        text: str,
-        vector: Vector,
-        *,
-        collections: Sequence[str] = (),
-        tenant: str | None = None,
-        limit: int,
+        self, text: str, vector: Vector, *, collections: Sequence[str] = (), tenant: str | None = None, limit: int
     ) -> Sequence[Passage]:
         """Search as `Retriever.search` does."""
         with self._mapped_errors():

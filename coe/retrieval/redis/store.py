@@ -94,13 +94,7 @@ class RedisStore:
     # ------------------------------------------------------------------------------------------------------- reading
 
     async def search(
-        self,
-        text: str,
-        vector: Vector,
-        *,
-        collections: Sequence[str] = (),
-        tenant: str | None = None,
-        limit: int,
+        self, text: str, vector: Vector, *, collections: Sequence[str] = (), tenant: str | None = None, limit: int
     ) -> Sequence[Passage]:
         """Search as `Retriever.search` does."""
         return await self._search.passages(text, vector, collections=collections, tenant=tenant, limit=limit)

@@ -27,10 +27,10 @@ from coe.errors import (
     DeadlineExceeded,
     ExpertError,
     InvalidRequest,
-    LogError,
     LogUnavailable,
     ModelNotFound,
     Overloaded,
+    StoreError,
 )
 from coe.experts import ReplicatedExpert
 from coe.experts.live_check import check_experts
@@ -162,7 +162,7 @@ class Experts:
         try:
             async with asyncio.timeout(LOG_SECONDS):
                 found = await self._newest_failures(name)
-        except (TimeoutError, LogError) as error:
+        except (TimeoutError, StoreError) as error:
             why = str(error) or f"no answer within {LOG_SECONDS:g} s"
             raise LogUnavailable(f"the routing log cannot be read: {why}", retry_after=RETRY_AFTER) from None
         names = ("request_id", "time", "outcome", "category", "attempts")

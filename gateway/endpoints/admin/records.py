@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from coe import errors
 from coe.core import Decision, Prediction, Reason
-from coe.errors import InvalidRequest, LogError, LogUnavailable, Overloaded, RecordNotFound, UnknownCursor
+from coe.errors import InvalidRequest, LogUnavailable, Overloaded, RecordNotFound, StoreError, UnknownCursor
 from coe.records.codec import FIELDS, schema_of
 from coe.records.feedback import Feedback
 from coe.records.record import LogPage, LogQuery, RoutingRecord
@@ -318,7 +318,7 @@ class Records:
                 yield
         except UnknownCursor:
             raise InvalidRequest("before: unknown cursor; start again without it", param="before") from None
-        except (LogError, TimeoutError) as error:
+        except (StoreError, TimeoutError) as error:
             _log.warning("the routing log cannot be read: %s", str(error) or f"no answer within {LOG_SECONDS:g} s")
             raise LogUnavailable("the routing log cannot be read now", retry_after=RETRY_AFTER) from error
         finally:

@@ -73,7 +73,7 @@ const STAGES = {
   fast: "fast heads",
   encoder: "encoder",
   multilingual: "multilingual encoder",
-  load_shed: "fast heads (load shed)",
+  fast_uncertain: "fast heads, uncertain",
   short_circuit: "fast heads (same expert either way)",
 };
 

@@ -11,9 +11,9 @@ import pytest
 
 from coe.core import Call
 from coe.errors import OutOfDescriptors
-from coe.experts import descriptors
-from coe.experts.descriptors import NoDescriptor, ShortageLog, out_of_descriptors
+from coe.experts import file_descriptors
 from coe.experts.factory import build_experts
+from coe.experts.file_descriptors import NoDescriptor, ShortageLog, out_of_descriptors
 from coe.experts.health_checks import HealthChecks
 from coe.experts.http.client import Client, Target, Unreachable
 from coe.registry import Registry
@@ -105,7 +105,7 @@ def test_only_a_descriptor_shortage_is_detected_as_one(monkeypatch: pytest.Monke
     def full(_: int) -> int:
         raise OSError(errno.EMFILE, "")
 
-    monkeypatch.setattr(descriptors.os, "dup", full)
+    monkeypatch.setattr(file_descriptors.os, "dup", full)
     assert all(out_of_descriptors(error) for error in unclear)
     assert not out_of_descriptors(ConnectionRefusedError(errno.ECONNREFUSED, ""))
 
@@ -115,12 +115,12 @@ def test_the_shortage_is_logged_once_a_minute(
 ) -> None:
     now = 1000.0
     clock: Callable[[], float] = lambda: now  # noqa: E731
-    monkeypatch.setattr(descriptors.time, "monotonic", clock)
+    monkeypatch.setattr(file_descriptors.time, "monotonic", clock)
     log = ShortageLog()
     with caplog.at_level(logging.ERROR):
         log.report()
         log.report()
-        now += descriptors.LOG_INTERVAL
+        now += file_descriptors.LOG_INTERVAL
         log.report()
     assert len(caplog.messages) == 2
 

@@ -1,0 +1,49 @@
+"""The files whose change makes a gateway reload, and their states on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
+from coe.artifacts.store import POINTER
+from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
+from coe.settings import Settings
+
+FileStates = tuple[tuple[int, int, int] | None, ...]
+"""Inode, size and time of every watched file; None for a missing one."""
+
+
+def watched_files(settings: Settings) -> tuple[Path, ...]:
+    """The watched files, experts.yaml first."""
+    files = (settings.config, *([settings.endpoints_file] if settings.endpoints_file else []))
+    return (
+        *files,
+        settings.artifacts / LOSS_BOUNDS_FILE,
+        *(settings.artifacts / kind / POINTER for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE)),
+    )
+
+
+def file_states(files: tuple[Path, ...]) -> FileStates:
+    """The current states of files."""
+    return tuple(_file_state(path) for path in files)
+
+
+def digests(files: tuple[Path, ...]) -> tuple[bytes | None, ...]:
+    """The SHA-256 of each file; None for one that cannot be read."""
+    return tuple(_digest(path) for path in files)
+
+
+def _file_state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _digest(path: Path) -> bytes | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return None
