@@ -15,7 +15,7 @@ from gateway.http import server as servers
 from gateway.http.connection import MAX_PIPELINED, Connection
 from gateway.http.server import HttpServer, open_listener
 from gateway.process.worker_states import AcceptingWorkers, WorkerStates
-from tests.gateway.test_http_server import CLOSING, GET, answers, echo, part, served, split, start, whole_body
+from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
