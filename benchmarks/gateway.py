@@ -6,7 +6,8 @@ gateways.
 
 Needs nginx (the upstream, a fixed answer at C speed) and wrk (the load) on PATH (`apt-get install nginx-light wrk
 redis-server`); a router is trained where `--home` has none. All targets alternate in every round, because the
-machine's speed drifts; medians are reported. wrk corrects for coordinated omission; `p99_ms_in_turn` is of a client
+machine's speed drifts; medians are reported. The bare pass-through runs on Granian, as in older figures, and once more
+on the gateway's own server (`passthrough-own`). wrk corrects for coordinated omission; `p99_ms_in_turn` is of a client
 that sends the next request after each response.
 
 In the gateway, routing, a declared key with its limits, metrics and the routing log (SQLite) are on; several workers
@@ -126,12 +127,16 @@ def _targets(stack: ExitStack, folder: Path, options: argparse.Namespace) -> tup
     script = load_script(folder, options.prompts)
     command = [sys.executable, "-m", "benchmarks.passthrough", UPSTREAM, str(PASSTHROUGH_PORT)]
     bare = stack.enter_context(running(command, ready=f"http://127.0.0.1:{PASSTHROUGH_PORT}/"))
+    own_port = PASSTHROUGH_PORT + 1
+    command = [sys.executable, "-m", "benchmarks.passthrough", UPSTREAM, str(own_port), "own"]
+    own = stack.enter_context(running(command, ready=f"http://127.0.0.1:{own_port}/"))
     coe, ready = stack.enter_context(
         gateway(folder, workers=options.workers, home=options.home, base_url=f"{UPSTREAM}/v1")
     )
     targets = {
         "direct": Target(UPSTREAM_PORT, script, None),
         "passthrough": Target(PASSTHROUGH_PORT, script, bare),
+        "passthrough-own": Target(own_port, script, own),
         "coe": Target(GATEWAY_PORT, script, coe),
     }
     given = dict(pair.split("=", 1) for pair in options.peer_bin)

@@ -193,6 +193,10 @@ class NothingMeasured(InvalidRequest, code="nothing_measured"):
     """The assignment in use was declared, not planned from scores, or the record of its scores is missing."""
 
 
+class InvalidHttp(InvalidRequest, code="invalid_http"):
+    """The bytes are not a valid HTTP/1.1 request."""
+
+
 class HeadersTooLarge(InvalidRequest, code="headers_too_large"):
     """The headers exceed the size limit."""
 

@@ -107,6 +107,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             _register_state_metrics(parts)
             app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
             _show_worker_crashes(app, parts.metrics)
+            app.state.task_failed = parts.metrics.task_failed
             try:
                 yield
             finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import multiprocessing
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -50,6 +49,7 @@ from coe.settings import Settings
 from gateway.access import check_counters, check_exposure, create_admin_key, open_limiter, watching_issued_keys
 from gateway.access.redis_affinity import open_affinity
 from gateway.app import create_app
+from gateway.http.server import open_listener
 from gateway.observability.logs import log_uncaught
 from gateway.observability.metrics import Metrics
 from gateway.observability.observers import ImplicitSignals, RecentRequests, Recorder, open_observability
@@ -67,7 +67,6 @@ from gateway.process.bound_watch import BoundWatch, watching_bounds
 from gateway.process.connections import (
     ConnectionLimits,
     raise_limit,
-    resetting_stalled_clients,
     soft_limit,
     warn_if_few,
 )
@@ -100,18 +99,24 @@ def serve(settings: Settings) -> None:
 
     if (created := create_admin_key(settings)) is not None:
         _log.warning(created)
-    prepare(settings)
-    address = check_port(settings)
+    registry = prepare(settings)
     log_uncaught()
     router = PreloadedRouter(settings) if workers_share_memory(settings) else None
-    with workers_folder(settings.workers) as workers, last_good_folder(settings.home) as kept:
+    with (
+        open_port(settings, registry) as listener,
+        workers_folder(settings.workers) as workers,
+        last_good_folder(settings.home) as kept,
+    ):
         build = partial(build_app, settings, workers, router, kept)
-        processes.serve(build, settings, address=address, at_intervals=router.release_if_replaced if router else None)
+        at_intervals = router.release_if_replaced if router else None
+        processes.serve(build, settings, listener=listener, at_intervals=at_intervals)
 
 
 def workers_share_memory(settings: Settings) -> bool:
     """True if several workers are forked, so that pages which no process writes exist once."""
-    return settings.workers > 1 and multiprocessing.get_start_method() == "fork"
+    from gateway.process.processes import SHARES_MEMORY
+
+    return settings.workers > 1 and SHARES_MEMORY
 
 
 class PreloadedRouter:
@@ -150,7 +155,7 @@ class PreloadedRouter:
         return self._artifacts.in_use(), self._config.stat().st_mtime_ns
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: Settings) -> Registry:
     """Check everything that serving needs before a port is opened. Raises ConfigError or ArtifactError."""
     sync_once(settings)
     registry, _ = check_active_state(settings)
@@ -163,16 +168,14 @@ def prepare(settings: Settings) -> None:
         endpoints_of(spec, settings.endpoints)
     check_tracing(settings)
     log_consequences(consequences_of(settings, registry))
+    return registry
 
 
-def check_port(settings: Settings) -> str:
-    """Return the numeric address to listen on. Raises ConfigError if the port cannot be opened; two gateways would
-    otherwise share it without a warning."""
+def open_port(settings: Settings, registry: Registry) -> socket.socket:
+    """Open the socket that the workers accept connections from. Raises ConfigError."""
     where = f"{settings.host}:{settings.port}"
     try:
-        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family):
-            return str(address[0])
+        return open_listener(settings.host, settings.port, stalled_after=registry.policy.stream_idle_timeout)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(f"{where} is in use; stop what listens there or set COE_PORT") from None
@@ -212,8 +215,8 @@ async def open_worker(
     check: bool = False,
     last_good: LastGood | None = None,
 ) -> AsyncIterator[Parts]:
-    """The parts of a worker process, which handles its parent's signals, closes connections of clients that do not
-    read, and computes matrix products in the calling thread."""
+    """The parts of a worker process, which handles its parent's signals, and computes matrix products in the calling
+    thread."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):  # OpenBLAS's own threads busy-wait for milliseconds after a product
@@ -221,10 +224,8 @@ async def open_worker(
             assert parts.reload is not None
             drain = Drain(parts.current, lame_duck=settings.drain)
             failed = parts.metrics.task_failed
-            stalled = parts.current.serving.registry.policy.stream_idle_timeout
             async with (
                 handle_signals(drain=drain.begin, reload=parts.reload.request, abort=drain.abort),
-                resetting_stalled_clients(after=stalled, task_failed=failed),
                 trimming_memory(task_failed=failed),
             ):
                 tune_gc()

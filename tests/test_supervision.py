@@ -10,11 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
 
 import coe.experts.health_checks
 import coe.records.writer
 import coe.runtime.artifact_sync
-import gateway.process.connections
 import gateway.process.gc_tuning
 import gateway.process.reload
 from coe import supervision
@@ -27,6 +27,7 @@ from coe.supervision import log_failure, next_pause, supervised
 from gateway.access.durable import DurableLimiter
 from gateway.access.redis import RedisLimiter
 from gateway.access.redis_affinity import RedisAffinity
+from gateway.http.server import HttpServer, open_listener
 from gateway.observability.logs import TextFormatter
 from gateway.observability.metrics import Metrics, exposition
 
@@ -187,9 +188,11 @@ def memory(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) 
     return gateway.process.gc_tuning.trimming_memory(task_failed=failed)
 
 
-def stalls(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
-    patch.setattr(gateway.process.connections, "_configure_listeners", work)
-    return gateway.process.connections.resetting_stalled_clients(after=1.0, task_failed=failed)
+def connections(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
+    patch.setattr(HttpServer, "_accept", work)
+    return HttpServer(
+        Starlette(), open_listener("127.0.0.1", 0, stalled_after=1.0), max_connections=1, task_failed=failed
+    )
 
 
 def reload(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder: Path) -> Opened:
@@ -206,7 +209,7 @@ def artifact_sync(patch: pytest.MonkeyPatch, work: Work, failed: Failed, folder:
     return sync_artifacts(Settings.read({"COE_HOME": str(folder)}), URL, task_failed=metrics.task_failed)
 
 
-OPENED = [records, feedback, limits, conversations, turns, expert_watch, memory, stalls, reload, artifact_sync]
+OPENED = [records, feedback, limits, conversations, turns, expert_watch, memory, connections, reload, artifact_sync]
 
 
 @pytest.mark.parametrize("opened", OPENED)

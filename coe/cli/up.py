@@ -81,14 +81,14 @@ def _with_address(settings: Settings, host: str | None, port: int | None) -> Set
 
 async def _up(settings: Settings, ray: Any = None) -> None:
     from gateway.access import check_exposure, create_admin_key, with_admin_key
-    from gateway.main import check_port
+    from gateway.main import open_port
 
     _stop_on_signals()
     if (created := create_admin_key(settings)) is not None:
         print_line(created)
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
     check_exposure(settings, registry.access)
-    check_port(settings)
+    open_port(settings, registry).close()  # a port in use is reported before anything is started
     await _ensure_router(settings, registry)
     async with contextlib.AsyncExitStack() as stack:
         if ray is not None:

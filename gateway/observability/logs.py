@@ -10,9 +10,8 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
@@ -20,8 +19,6 @@ from coe.errors import CoEError, RequestError
 from coe.settings import Settings
 from coe.terminal import PrintableFormatter, printable
 from gateway.request.trace import Trace
-
-Built = TypeVar("Built")
 
 _access = logging.getLogger("gateway.access")
 _gateway = logging.getLogger("gateway")
@@ -42,8 +39,7 @@ ACCESS_FIELDS = (
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
-    """Configuration for `logging.config.dictConfig`: everything to standard error, including the messages of the server
-    (Granian)."""
+    """Configuration for `logging.config.dictConfig`: everything to standard error."""
     formatter = JsonFormatter if settings.log_format == "json" else TextFormatter
     return {
         "version": 1,
@@ -52,7 +48,6 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "chosen", "stream": "ext://sys.stderr"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
-            "_granian": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
             "gateway.access": {"level": "INFO"},
             "coe.experts": {"level": "INFO"},
         },
@@ -70,15 +65,6 @@ def log_uncaught() -> None:
 
     sys.excepthook = log_error
     threading.excepthook = lambda args: log_error(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
-
-
-def log_start_failure(build: Callable[[], Built]) -> Built:
-    """Returns the result of `build`. Logs an error in it and ends the process."""
-    try:
-        return build()
-    except Exception:
-        _gateway.critical("a worker cannot start", exc_info=True)
-        raise SystemExit(1) from None
 
 
 def describe_error(error: BaseException) -> str:
@@ -143,9 +129,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def _message(record: logging.LogRecord) -> str:
-    """The message; of the server and the event loop only the first line, as the rest repeats an exception's message."""
+    """The message; of the event loop only the first line, as the rest repeats an exception's message."""
     message = record.getMessage()
-    return message.partition("\n")[0] if record.name.startswith(("_granian", "asyncio")) else message
+    return message.partition("\n")[0] if record.name.startswith("asyncio") else message
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

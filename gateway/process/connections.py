@@ -1,23 +1,13 @@
-"""Limits the connections of a process to its file descriptors, and ends connections that make no progress.
-
-`gateway.main` uses both. The kernel resets connections of clients that stopped reading (TCP_USER_TIMEOUT), because only
-the kernel knows that no data leaves.
-"""
+"""Limits the connections of a process to its file descriptors."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import resource
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 from coe.errors import ConfigError
-from coe.supervision import TaskFailed, ignore_failure, supervised
 
 MAX_DESCRIPTORS = 65_536
 """The soft limit is raised to at most this, also where the hard limit is infinite."""
@@ -82,53 +72,3 @@ def warn_if_few(limit: int, *, concurrent_requests: int) -> None:
             concurrent_requests,
             REMEDY,
         )
-
-
-_MAX_CHECKS, _CHECK_SECONDS = 5000, 0.002
-"""The server opens its listener after the application has started. Connections accepted before the check keep their
-settings."""
-
-
-@asynccontextmanager
-async def resetting_stalled_clients(*, after: float, task_failed: TaskFailed = ignore_failure) -> AsyncIterator[None]:
-    """Configures the listeners once the server has opened them. `after` is in seconds."""
-    task = supervised(partial(_configure_listeners, after), "stalls", task_failed=task_failed, may_return=True)
-    try:
-        yield
-    finally:
-        task.cancel()
-
-
-async def _configure_listeners(after: float) -> None:
-    """Connections that this process accepts from then on are reset when data has waited for `after` seconds without
-    progress; the request then ends as if the client had disconnected. Linux only; elsewhere nothing happens."""
-    if not hasattr(socket, "TCP_USER_TIMEOUT"):
-        return
-    for _ in range(_MAX_CHECKS):
-        if _limit_listeners(after):
-            return
-        await asyncio.sleep(_CHECK_SECONDS)
-
-
-def _limit_listeners(after: float) -> bool:
-    """Set the timeout of all listeners. Returns whether there is any."""
-    return sum(_set_user_timeout(int(entry.name), after) for entry in Path("/proc/self/fd").iterdir()) > 0
-
-
-def _set_user_timeout(descriptor: int, after: float) -> bool:
-    """Set the timeout if the descriptor is a listener, whose accepted connections inherit it. Returns whether it is.
-
-    The descriptor is not duplicated: closing a copy of a file's descriptor would release all locks that this process
-    holds on the file, such as those of SQLite.
-    """
-    try:
-        found = socket.socket(fileno=descriptor)
-    except OSError:  # not a socket, or closed since
-        return False
-    try:
-        if found.family == socket.AF_UNIX or not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return False
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(after * 1000))
-        return True
-    finally:
-        found.detach()

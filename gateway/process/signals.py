@@ -1,8 +1,8 @@
-"""Signals of a worker process and its end: drain, reload, abort, the parent's death, and the stop of Granian's server.
+"""Signals of a worker process and its end: drain, reload, abort, and the parent's death.
 
 `handle_signals` connects the parent's signals. Drain sets the process not ready, then refuses new requests, then
 aborts the running ones. `end_with_parent` ends a worker whose parent has died, even by SIGKILL, so that the port is
-free for the next start. ServerStop replaces Granian's SIGTERM handler.
+free for the next start.
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from granian import _signals
-from granian._granian import WorkerSignal
-from uvloop import Loop
-
 from coe.errors import Draining
 from gateway.serving_state import ServingState
 
@@ -31,8 +27,8 @@ DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL = signal.SIGUSR1, signal.SIGHUP, signa
 async def handle_signals(
     *, drain: Callable[[], None], reload: Callable[[], None], abort: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """DRAIN_SIGNAL, RELOAD_SIGNAL and ABORT_SIGNAL call these until the block ends. SIGINT is ignored: Ctrl-C in a
-    terminal reaches all processes, and only the parent acts on it."""
+    """DRAIN_SIGNAL, RELOAD_SIGNAL and ABORT_SIGNAL call these until the block ends; then they are ignored. SIGINT is
+    ignored: Ctrl-C in a terminal reaches all processes, and only the parent acts on it."""
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(DRAIN_SIGNAL, drain)
     loop.add_signal_handler(RELOAD_SIGNAL, reload)
@@ -42,10 +38,12 @@ async def handle_signals(
     try:
         yield
     finally:
-        loop.remove_signal_handler(DRAIN_SIGNAL)
-        loop.remove_signal_handler(RELOAD_SIGNAL)
-        loop.remove_signal_handler(ABORT_SIGNAL)
-        signal.signal(ABORT_SIGNAL, signal.SIG_IGN)  # no request is left, and the records are still being written
+        for number in (DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL):
+            loop.add_signal_handler(number, _ignore)  # the records are still being written
+
+
+def _ignore() -> None:
+    """Do nothing. Without a handler, a signal would end the process."""
 
 
 PARENT_CHECK_SECONDS = 0.5
@@ -81,41 +79,6 @@ def _watch_parent(parent: int, serving: threading.Event) -> None:
     os.kill(os.getpid(), ABORT_SIGNAL)
     time.sleep(WRITE_SECONDS)
     os._exit(1)
-
-
-class ServerStop:
-    """Stops Granian's server on SIGTERM.
-
-    It replaces Granian's own handler, which blocks the process forever if SIGTERM arrives before the server runs, or
-    twice: a process group, a service manager and the parent may each send one. Create it before the server.
-    """
-
-    def __init__(self) -> None:
-        self.serving = threading.Event()
-        """Set once the server runs."""
-        self._requested = False
-        self._stopped = False
-        self._server = WorkerSignal()
-        _signals.set_loop_signals = self._install
-
-    def set_serving(self) -> None:
-        """Marks the server as running. A SIGTERM that arrived before stops it now."""
-        self.serving.set()
-        self._stop()
-
-    def _install(self, loop: Loop) -> WorkerSignal:
-        """Granian calls this instead of its own function."""
-        loop.add_signal_handler(signal.SIGTERM, self._request)
-        return self._server
-
-    def _request(self) -> None:
-        self._requested = True
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._requested and self.serving.is_set() and not self._stopped:
-            self._stopped = True
-            self._server.set()
 
 
 FINISH_SECONDS = 30.0

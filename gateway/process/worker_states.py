@@ -17,40 +17,70 @@ class _Cell(ctypes.Structure):
         ("ready", ctypes.c_bool),
         ("crashes", ctypes.c_uint64),
         ("cause", ctypes.c_char * CAUSE_BYTES),
+        ("connections", ctypes.c_int32),
     )
 
 
+_NOT_ACCEPTING = -1
+
+
 class WorkerStates:
-    """One cell for each worker. The worker writes `ready` and `cause`, the parent writes `crashes`, so no lock is
-    needed. Workers are numbered from 0."""
+    """One cell for each worker. The worker writes all but `crashes`, which the parent writes, so no lock is needed; the
+    parent writes for a worker that has ended. Workers are numbered from 0."""
 
     def __init__(self, workers: int) -> None:
-        self._cells = RawArray(_Cell, workers)
+        self.cells = RawArray(_Cell, workers)
+        for cell in self.cells:
+            cell.connections = _NOT_ACCEPTING
 
     def set_ready(self, worker: int) -> None:
         """Records that a worker serves requests."""
-        self._cells[worker].ready = True
+        self.cells[worker].ready = True
 
     @property
     def ever_ready(self) -> bool:
         """True if any worker has served requests since the parent started."""
-        return any(cell.ready for cell in self._cells)
+        return any(cell.ready for cell in self.cells)
 
     def set_failed(self, worker: int, cause: str) -> None:
         """Records why a worker could not start."""
-        self._cells[worker].cause = cause.encode("utf-8", "replace")[: CAUSE_BYTES - 1]
+        self.cells[worker].cause = cause.encode("utf-8", "replace")[: CAUSE_BYTES - 1]
 
     def cause(self, worker: int) -> str:
         """The error that ended a worker's start; empty if it reported none."""
-        return bytes(self._cells[worker].cause).decode("utf-8", "replace")
+        return bytes(self.cells[worker].cause).decode("utf-8", "replace")
 
     def count_crash(self, worker: int) -> None:
         """Counts a crash."""
-        self._cells[worker].crashes += 1
+        self.cells[worker].crashes += 1
+        self.cells[worker].connections = _NOT_ACCEPTING
 
     def crashes(self) -> dict[tuple[str, ...], float]:
         """Crashes since the parent started, by worker."""
-        return {(str(worker),): float(cell.crashes) for worker, cell in enumerate(self._cells)}
+        return {(str(worker),): float(cell.crashes) for worker, cell in enumerate(self.cells)}
+
+
+class AcceptingWorkers:
+    """The client connections of the workers that accept them, as worker `number` sees them: `Peers` of its server."""
+
+    def __init__(self, states: WorkerStates, number: int) -> None:
+        self._cells = states.cells
+        self._own = self._cells[number]
+
+    def report(self, connections: int) -> None:
+        """Tell the others how many connections this worker has."""
+        self._own.connections = connections
+
+    def leave(self) -> None:
+        """Tell the others that this worker accepts no more."""
+        self._own.connections = _NOT_ACCEPTING
+
+    @property
+    def has_more(self) -> bool:
+        """True if this worker has clearly more connections than another: a quarter, and more than two."""
+        counts = [cell.connections for cell in self._cells if cell.connections != _NOT_ACCEPTING]
+        own: int = self._own.connections
+        return own > 2 + 1.25 * min(counts, default=own)
 
 
 FIRST_DELAY_SECONDS = 0.5

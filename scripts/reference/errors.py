@@ -76,6 +76,7 @@ _REMEDIES: Mapping[str, str] = {
     "internal_error": "Read the log of the gateway; this is a bug.",
     "invalid_api_key": "Send a declared key as `authorization: Bearer KEY`; `coe key` makes one.",
     "invalid_form": "Send a `multipart/form-data` body; the message names its fault.",
+    "invalid_http": "Send HTTP/1.1 with CRLF line ends and one of `content-length` and `transfer-encoding`.",
     "invalid_host": "Send exactly one `Host` header.",
     "invalid_json": "Send a JSON object in UTF-8.",
     "invalid_request": "Correct the field that `param` names.",

@@ -10,11 +10,9 @@ import hashlib
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
-from granian.constants import Interfaces, Loops
-from granian.server import Server
+import uvloop
 from starlette.applications import Starlette
 
 from coe.mapping.problem import declared_assignment
@@ -22,8 +20,10 @@ from coe.registry import Registry
 from coe.runtime.active_state import ActiveState
 from coe.settings import Settings
 from gateway.app import create_app
+from gateway.http.server import open_listener
 from gateway.main import open_parts
 from gateway.parts import Parts
+from gateway.process.worker import serve_application
 from tests.fakes import WordRouter, registry_of
 
 KEY = "sk-test-of-the-clients"
@@ -75,7 +75,5 @@ def build(upstream: str, folder: Path) -> Starlette:
 
 if __name__ == "__main__":
     port, upstream, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    server = Server(
-        "clients", port=port, interface=Interfaces.ASGI, loop=Loops.uvloop, websockets=False, log_enabled=False
-    )
-    server.serve(target_loader=partial(build, upstream, folder), wrap_loader=False)
+    listener = open_listener("127.0.0.1", port, stalled_after=60)
+    uvloop.run(serve_application(build(upstream, folder), listener))

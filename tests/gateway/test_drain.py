@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -125,6 +126,16 @@ async def test_an_idle_gateway_ends_at_once_on_ctrl_c(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
         # Below every wait of the shutdown, and many times what it takes on a busy machine.
         assert await asyncio.wait_for(served.process.wait(), 0.9 * WRITE_SECONDS) == 0
+
+
+async def test_reloads_during_the_end_do_not_disturb_it(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        served.process.send_signal(signal.SIGTERM)
+        while served.process.returncode is None:
+            with suppress(ProcessLookupError):
+                served.process.send_signal(signal.SIGHUP)
+            await asyncio.sleep(0.002)
+        assert served.process.returncode == 0
 
 
 async def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
 from coe.mapping import Assignment
+from coe.registry.loader import load
 from coe.runtime.active_state import category_texts, check_active_state
 from coe.settings import Settings
-from gateway.main import check_port, prepare
+from gateway.main import open_port, prepare
 from routers.cascade import FORMAT
 
 DECLARED = """\
@@ -123,15 +124,17 @@ def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = replace(settings_of(tmp_path), port=taken.getsockname()[1])
         with pytest.raises(ConfigError, match="is in use; stop what listens there or set COE_PORT"):
-            check_port(settings)
-    check_port(settings)
+            open_port(settings, load(settings.config, environ={}))
+    open_port(settings, load(settings.config, environ={})).close()
 
 
 def test_a_host_name_becomes_an_address_and_an_unknown_one_is_named(tmp_path: Path) -> None:
     settings = replace(settings_of(tmp_path), port=0)
-    assert check_port(replace(settings, host="localhost")) in ("127.0.0.1", "::1")
+    registry = load(settings.config, environ={})
+    with open_port(replace(settings, host="localhost"), registry) as listener:
+        assert listener.getsockname()[0] in ("127.0.0.1", "::1")
     with pytest.raises(ConfigError, match="cannot listen on no host:0"):
-        check_port(replace(settings, host="no host"))
+        open_port(replace(settings, host="no host"), registry)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +154,7 @@ def test_a_wrong_environment_names_the_variable(environ: dict[str, str], says: s
 
 def test_the_serving_process_imports_nothing_heavy_that_it_does_not_use() -> None:
     code = (
-        "import sys, coe.cli, gateway.main, routers.cascade, granian.server\n"
+        "import sys, coe.cli, gateway.main, routers.cascade, gateway.process.processes\n"
         "import coe.records.sqlite, coe.records.redis_log\n"
         "heavy = {'torch', 'sklearn', 'scipy', 'transformers', 'litellm', 'pyarrow', 'aiohttp'}\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -12,6 +12,7 @@ import pytest
 
 from tests.gateway.served import Served, serving
 from tests.records.redis_server import MISSING, RedisServer, installed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -32,6 +33,16 @@ async def test_plain_and_streamed_answers_pass_through(served: Served) -> None:
     first, second = await served.records(2)
     assert (first.reason, second.reason) == ("pinned", "routed")
     assert (second.input_tokens, second.output_tokens) == (2, 4)
+
+
+async def test_workers_that_are_no_forks_serve_reload_and_end(tmp_path: Path) -> None:
+    async with serving(tmp_path, environ={"COE_WORKERS": "2", "SPAWN": "1"}) as served:
+        await wait_until(lambda: len(served.workers) >= 2, pause=0.02)
+        async with served.send_chat("good") as response:
+            assert response.status == 200
+        served.process.send_signal(signal.SIGHUP)
+        served.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(served.process.wait(), 60) == 0
 
 
 async def test_the_first_piece_arrives_while_the_expert_is_still_at_work(served: Served) -> None:

@@ -3,6 +3,8 @@ router's version is what stands in its pointer."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +21,10 @@ from coe.runtime.active_state import ActiveState, assignment_in_use, overlays_in
 from coe.settings import Settings
 from gateway.access import redis
 from gateway.app import create_app
+from gateway.http.server import open_listener
 from gateway.main import open_worker, workers_folder
 from gateway.process import jobs, processes
+from gateway.process.connections import raise_limit
 from tests.fakes import WordRouter
 
 
@@ -64,5 +68,10 @@ def build(settings: Settings, workers: Path | None) -> Starlette:
 
 if __name__ == "__main__":
     settings = Settings.read()
+    raise_limit()
+    stalled_after = load(settings.config, environ=settings.environ).policy.stream_idle_timeout
+    listener = open_listener(settings.host, settings.port, stalled_after=stalled_after)
+    if "SPAWN" in os.environ:  # as on macOS
+        processes._CONTEXT = multiprocessing.get_context("spawn")
     with workers_folder(settings.workers) as workers:
-        processes.serve(partial(build, settings, workers), settings, address=settings.host)
+        processes.serve(partial(build, settings, workers), settings, listener=listener)

@@ -15,6 +15,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from coe.settings import Settings
+from gateway.http.server import open_listener
 from gateway.main import workers_folder
 from gateway.process import processes
 from tests.gateway.words_server import build as build_well
@@ -40,5 +41,6 @@ async def _fails(_: Starlette) -> AsyncIterator[None]:
 
 if __name__ == "__main__":
     settings = Settings.read()
+    listener = open_listener(settings.host, settings.port, stalled_after=60)
     with workers_folder(settings.workers) as workers:
-        processes.serve(partial(build, settings, workers), settings, address=settings.host)
+        processes.serve(partial(build, settings, workers), settings, listener=listener)

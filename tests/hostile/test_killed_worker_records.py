@@ -20,12 +20,12 @@ LEAST = 100
 """Requests that are answered before the kill."""
 
 
-async def load(served: Served, answered: dict[str, float]) -> None:
-    """Send requests of many clients until the connections break. Returns the time of each answer by request id."""
+async def load(served: Served, answered: dict[str, float], *, killed: asyncio.Event) -> None:
+    """Send requests of many clients until the worker is killed. Notes the time of each answer by request id."""
 
     async def send_chat() -> None:
         with suppress(aiohttp.ClientError):
-            while True:
+            while not killed.is_set():
                 async with served.send_chat("good") as response:
                     assert response.status == 200
                     await response.read()
@@ -39,6 +39,14 @@ async def kill(worker: psutil.Process) -> None:
     assert (await asyncio.to_thread(psutil.wait_procs, [worker], 30))[1] == []
 
 
+async def test_connections_wait_while_the_only_worker_starts_again(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        for _ in range(3):
+            await kill(served.workers[0])
+            async with served.send_chat("good") as response:
+                assert response.status == 200
+
+
 async def logged(served: Served) -> set[str]:
     return {record.request_id for record in await served.records(0)}
 
@@ -47,13 +55,15 @@ async def test_a_worker_killed_under_load_loses_only_the_records_of_its_last_mom
     answered: dict[str, float] = {}
     async with serving(tmp_path) as served:
         (worker,) = served.workers
-        clients = asyncio.create_task(load(served, answered))
+        killed = asyncio.Event()
+        clients = asyncio.create_task(load(served, answered, killed=killed))
         early: set[str] = set()
         async with asyncio.timeout(60):
             while len(early) < LEAST:
                 await asyncio.sleep(0.1)
                 early = {name for name, at in answered.items() if at <= time.monotonic() - WRITTEN}
         await kill(worker)
+        killed.set()
         await clients
         missing = answered.keys() - await logged(served)
     assert missing & early == set()
@@ -63,7 +73,7 @@ async def test_once_the_backlog_is_written_a_killed_worker_loses_nothing(tmp_pat
     answered: dict[str, float] = {}
     async with serving(tmp_path) as served:
         (worker,) = served.workers
-        clients = asyncio.create_task(load(served, answered))
+        clients = asyncio.create_task(load(served, answered, killed=asyncio.Event()))
         async with asyncio.timeout(60):
             while len(answered) < LEAST:
                 await asyncio.sleep(0.1)

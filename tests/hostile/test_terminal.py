@@ -79,6 +79,7 @@ def test_everything_that_commands_print_is_printable(capsys: pytest.CaptureFixtu
             "confidence": [],
         },
         "consequences": [{"sentence": HARM}],
+        "damaged": {HARM: HARM},
         "drift": {"reference": HARM, "findings": [{"sentence": HARM}]},
         "alarms": [{"sentence": HARM}],
         "proposed_categories": [{"sentence": HARM, "entry": HARM}],

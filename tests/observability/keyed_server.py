@@ -6,13 +6,11 @@ import hashlib
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from granian.constants import Interfaces, Loops
-from granian.server import Server
+import uvloop
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +21,8 @@ from coe.registry import Registry
 from coe.retrieval.ingest.indexing import encoder_id
 from coe.retrieval.lancedb.store import LanceStore
 from coe.runtime.active_state import DocumentIndex
+from gateway.http.server import open_listener
+from gateway.process.worker import serve_application
 from tests.admin.samples import ScriptedJobs
 from tests.fakes import Gateway, gateway_of, registry_of
 from tests.records.samples import record
@@ -40,13 +40,13 @@ def declared(key: str) -> Registry:
     return registry_of(experts=[expert], assignment={"general": "all"}, access={"keys": keys})
 
 
-class Served:
+class Served(Starlette):
     """The started gateway as an application of its own."""
 
     def __init__(self, key: str) -> None:
+        super().__init__(lifespan=self._lifespan)
         self._registry = declared(key)
-        self._gateway: Gateway | None = None
-        self._start = Starlette(lifespan=self._lifespan)
+        self._gateway: Gateway
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
@@ -64,11 +64,10 @@ class Served:
             await store.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._start if self._gateway is None or scope["type"] == "lifespan" else self._gateway.app
-        await app(scope, receive, send)
+        await self._gateway.app(scope, receive, send)
 
 
 if __name__ == "__main__":
     port, key = int(sys.argv[1]), sys.argv[2]
-    server = Server("keyed", port=port, interface=Interfaces.ASGI, loop=Loops.uvloop, websockets=False)
-    server.serve(target_loader=partial(Served, key), wrap_loader=False)
+    listener = open_listener("127.0.0.1", port, stalled_after=60)
+    uvloop.run(serve_application(Served(key), listener))

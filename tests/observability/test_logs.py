@@ -13,7 +13,7 @@ import pytest
 
 from coe.errors import ConfigError, ExpertRejected
 from coe.settings import Settings
-from gateway.observability.logs import log_request, log_start_failure, log_uncaught, logging_config
+from gateway.observability.logs import log_request, log_uncaught, logging_config
 from tests.fakes import gateway_of
 
 Lines = Callable[[], list[Any]]
@@ -37,7 +37,6 @@ def written(form: str) -> Iterator[Lines]:
     finally:
         root.handlers[:] = before
         root.setLevel(level)
-        logging.getLogger("_granian").handlers.clear()
 
 
 @pytest.mark.parametrize("name", ["gateway", "coe.records"])
@@ -52,11 +51,8 @@ def test_every_logger_writes_a_line_of_the_same_form(written: Lines, form: str, 
         assert written()[1] == "  is full request_id=req_1"
 
 
-@pytest.mark.parametrize("name", ["_granian.utils", "asyncio"])
-def test_the_servers_own_words_stand_without_the_traceback_it_puts_among_them(
-    written: Lines, form: str, name: str
-) -> None:
-    logging.getLogger(name).error("Application callable raised an exception\nKeyError: 'a prompt'")
+def test_messages_of_the_event_loop_are_logged_without_the_traceback_in_them(written: Lines, form: str) -> None:
+    logging.getLogger("asyncio").error("Application callable raised an exception\nKeyError: 'a prompt'")
     assert len(written()) == 1
     assert "Application callable raised an exception" in str(written())
     assert "a prompt" not in str(written())
@@ -112,16 +108,6 @@ def test_uncaught_errors_are_logged(written: Lines, form: str, monkeypatch: pyte
     text = json.dumps(written())
     assert "ZeroDivisionError" in text
     assert "ConfigError: wrong" in text
-
-
-def test_a_worker_that_cannot_start_logs_the_reason(written: Lines, form: str) -> None:
-    def build() -> None:
-        raise ConfigError("experts.yaml:3: no")
-
-    with pytest.raises(SystemExit):
-        log_start_failure(build)
-    assert "ConfigError: experts.yaml:3: no" in json.dumps(written())
-    assert log_start_failure(lambda: 7) == 7
 
 
 @pytest.mark.anyio

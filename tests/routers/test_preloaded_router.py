@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -29,6 +28,7 @@ from coe.fleet.specs import free_port
 from coe.runtime.active_state import load_active_state, preload_router
 from coe.settings import Settings
 from gateway.main import PreloadedRouter, build_app, workers_share_memory
+from gateway.process import processes
 from tests.routers.conftest import WORDS
 
 TEXTS = ["bake the stew", "a star that a telescope sees", "ledger and dividend", "none of these words"]
@@ -78,11 +78,11 @@ def test_a_worker_uses_it_only_while_its_artifact_and_categories_are_in_use(sett
     assert load_active_state(settings, promoted, preloaded=preloaded).router is promoted.router
 
 
-@pytest.mark.parametrize(("workers", "method", "shared"), [(1, "fork", False), (2, "spawn", False), (2, "fork", True)])
+@pytest.mark.parametrize(("workers", "forks", "shared"), [(1, True, False), (2, False, False), (2, True, True)])
 def test_forked_workers_share_memory(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, workers: int, method: str, shared: bool
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, workers: int, forks: bool, shared: bool
 ) -> None:
-    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+    monkeypatch.setattr(processes, "SHARES_MEMORY", forks)
     assert workers_share_memory(replace(settings, workers=workers)) is shared
 
 

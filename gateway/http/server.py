@@ -1,0 +1,157 @@
+"""`HttpServer`: accepts the connections of one worker process, at most as many as it has room for, and closes them.
+
+Several processes may share the listening socket. Each accepts one connection per turn of its event loop, so a busy one
+leaves new connections to the others. One that has clearly more connections than another hesitates before each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import time
+from email.utils import formatdate
+from typing import Protocol, Self
+
+from starlette.types import ASGIApp
+
+from coe.supervision import TaskFailed, ignore_failure, supervised
+from gateway.http.connection import Connection, SharedState
+from gateway.process.connections import REMEDY
+
+ACCEPT_PAUSE_SECONDS = 0.05
+"""Pause after a failed accept: without a free file descriptor the next one would fail as well."""
+CLOSING_SECONDS = 5.0
+"""Time for clients to read their responses, and to send the rest of what arrives, when the server stops."""
+HESITATION_SECONDS, HESITATIONS = 0.001, 5
+"""Pauses in which another process can accept a connection before one that has clearly more, and their number."""
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
+_log = logging.getLogger("gateway.http")
+
+
+def open_listener(host: str, port: int, *, stalled_after: float) -> socket.socket:
+    """Open the socket that the workers accept connections from. Raises OSError.
+
+    The kernel resets a connection whose client has not read any data for `stalled_after` seconds (Linux only), because
+    only the kernel knows that no data leaves.
+    """
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit the options
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(stalled_after * 1000))
+    listener.setblocking(False)
+    return listener
+
+
+class Peers(Protocol):
+    """The processes that share the listener, as one of them sees them."""
+
+    def report(self, connections: int) -> None:
+        """Tell the others how many connections this process has."""
+
+    def leave(self) -> None:
+        """Tell the others that this process accepts no more."""
+
+    @property
+    def has_more(self) -> bool:
+        """True if this process has clearly more connections than another."""
+
+
+class HttpServer:
+    """Serves an ASGI application. Use it as a context: its end waits until every response is sent."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        *,
+        max_connections: int,
+        peers: Peers | None = None,
+        task_failed: TaskFailed = ignore_failure,
+    ) -> None:
+        self._app = app
+        self._listener = listener
+        self._max_connections = max_connections
+        self._peers = peers
+        self._task_failed = task_failed
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self.state = SharedState(self._app, self._listener.getsockname()[:2], loop)
+        if self._peers is not None:
+            self.state.on_change = self._peers.report
+            self._peers.report(0)
+        self._set_date()
+        self._accepting = supervised(self._accept, "accept", task_failed=self._task_failed)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        state = self.state
+        state.closing = True
+        if self._peers is not None:
+            state.on_change = lambda _: None
+            self._peers.leave()
+        self._accepting.cancel()
+        await asyncio.gather(self._accepting, return_exceptions=True)
+        self._listener.close()
+        for connection in tuple(state.connections):
+            connection.shutdown()
+        await self._wait_for_clients()
+        self._date_timer.cancel()
+
+    async def _wait_for_clients(self) -> None:
+        """Wait for the running requests, then for the clients to read their responses, but not for clients that do
+        not."""
+        state = self.state
+        until = state.loop.time() + CLOSING_SECONDS
+        while state.connections or state.tasks:
+            if state.tasks:
+                await asyncio.wait(state.tasks)
+                until = state.loop.time() + CLOSING_SECONDS
+                continue
+            state.changed.clear()
+            try:
+                async with asyncio.timeout_at(until):
+                    await state.changed.wait()
+            except TimeoutError:
+                if not state.tasks:
+                    for connection in tuple(state.connections):
+                        connection.abort()
+
+    async def _accept(self) -> None:
+        state, warned = self.state, False
+        while True:
+            while len(state.connections) >= self._max_connections:
+                state.changed.clear()
+                await state.changed.wait()
+            await self._hesitate()
+            try:
+                client, address = await state.loop.sock_accept(self._listener)
+            except OSError as error:  # the client has left, or no file descriptor is free
+                if error.errno in (errno.EMFILE, errno.ENFILE) and not warned:
+                    _log.warning("no file descriptor is left for a client's connection; %s", REMEDY)
+                    warned = True
+                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
+            else:
+                await self._open(Connection(state, address[:2]), client)
+
+    async def _hesitate(self) -> None:
+        """Leave the next connection to another process if this one has clearly more."""
+        for _ in range(HESITATIONS):
+            if self._peers is None or not self._peers.has_more:
+                return
+            await asyncio.sleep(HESITATION_SECONDS)
+
+    async def _open(self, connection: Connection, client: socket.socket) -> None:
+        try:  # cancelled, uvloop would close the socket and never report the connection as lost
+            await asyncio.shield(self.state.loop.connect_accepted_socket(lambda: connection, client))
+        except OSError:  # the client has left
+            client.close()
+
+    def _set_date(self) -> None:
+        now = time.time()
+        self.state.date = b"date: %b\r\n" % formatdate(now, usegmt=True).encode()
+        self._date_timer = self.state.loop.call_later(1 - now % 1, self._set_date)

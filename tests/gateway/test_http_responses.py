@@ -1,0 +1,177 @@
+"""Responses of the HTTP server of a worker process, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The event loop of the gateway."""
+    return "asyncio", {"use_uvloop": True}
+
+
+# ----------------------------------------------------------------------------------------- responses
+
+
+def streams(*chunks: bytes, headers: tuple[tuple[bytes, bytes], ...] = (), status: int = 200) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start(status, *headers))
+        for chunk in chunks:
+            await send(part(chunk, more=True))
+        await send(part(b""))
+
+    return app
+
+
+async def test_a_stream_is_chunked_and_ends_with_the_connection_for_http_1_0() -> None:
+    async with served(streams(b"one", b"", b"two")) as (_, port):
+        chunked = split(await answers(port, CLOSING % b""))
+        until_close = split(await answers(port, b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n"))
+    assert chunked[1][b"transfer-encoding"] == b"chunked"
+    assert chunked[2] == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+    assert b"transfer-encoding" not in until_close[1]
+    assert until_close[1][b"connection"] == b"close"
+    assert until_close[2] == b"onetwo"
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "headers"),
+    [(b"HEAD", 200, ((b"content-length", b"6"),)), (b"HEAD", 200, ()), (b"GET", 204, ()), (b"GET", 304, ())],
+)
+async def test_responses_without_a_body(method: bytes, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+    async with served(streams(b"one", b"two", headers=headers, status=status)) as (_, port):
+        line, sent, body = split(await answers(port, method + (CLOSING % b"")[3:]))
+    assert line.startswith(b"HTTP/1.1 %d " % status)
+    assert body == b""
+    assert b"transfer-encoding" not in sent
+    assert sent.get(b"content-length") == dict(headers).get(b"content-length")
+
+
+@pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\rb", b"a\0b"])
+async def test_a_header_with_a_line_break_is_never_sent(value: bytes) -> None:
+    async with served(streams(b"one", headers=((b"x-name", value),))) as (_, port):
+        answer = await answers(port, CLOSING % b"")
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"x-name" not in answer
+
+
+async def test_an_application_that_fails_is_a_500_or_a_broken_connection() -> None:
+    def failing(*messages: Message) -> ASGIApp:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            for message in messages:
+                await send(message)
+            raise ValueError
+
+        return app
+
+    async with served(failing()) as (_, port):
+        assert (await answers(port, CLOSING % b"")).startswith(b"HTTP/1.1 500 Internal Server Error")
+    async with served(failing(start(200, (b"content-length", b"3")))) as (_, port):
+        assert (await answers(port, CLOSING % b"")).startswith(b"HTTP/1.1 500 Internal Server Error")
+    async with served(failing(start(), part(b"one", more=True))) as (_, port):
+        answer = await answers(port, GET % b"")
+    assert answer.endswith(b"3\r\none\r\n")  # without the end of a chunked body
+
+
+@pytest.mark.parametrize("length", [b"2", b"4"])
+async def test_a_body_of_another_length_than_declared_never_ends_as_if_it_were_whole(length: bytes) -> None:
+    async with served(streams(b"one", headers=((b"content-length", length),))) as (_, port):
+        answer = await answers(port, CLOSING % b"")
+    assert answer.startswith(b"HTTP/1.1 500 ") or len(split(answer)[2]) < int(length)
+
+
+async def test_the_application_learns_that_the_client_has_left() -> None:
+    left = asyncio.Event()
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        await whole_body(receive)
+        assert (await receive())["type"] == "http.disconnect"
+        await send(start())  # has no effect
+        left.set()
+
+    async with served(waits) as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET % b"")
+        await wait_until(lambda: server.state.tasks)
+        writer.close()
+        await asyncio.wait_for(left.wait(), 60)
+
+
+async def test_a_slow_client_slows_down_the_application() -> None:
+    sent = itertools.count()
+    latest = 0
+
+    async def floods(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal latest
+        await send(start())
+        for latest in sent:
+            await send(part(bytes(2**16), more=True))
+            if await_disconnect := latest >= 10_000:
+                assert not await_disconnect
+
+    async with served(floods) as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
+        writer.write(GET % b"")
+
+        def stopped() -> Callable[[], bool]:
+            previous = -1
+
+            def check() -> bool:
+                nonlocal previous
+                before, previous = previous, latest
+                return 0 < before == latest
+
+            return check
+
+        await wait_until(stopped(), pause=0.3)
+        assert latest < 1000
+        (task,) = server.state.tasks
+        task.cancel()
+        writer.transport.abort()
+
+
+# ------------------------------------------------------------------------------------------------ end
+
+
+async def test_the_end_waits_for_responses_closes_idle_connections_and_serves_a_head_that_is_arriving() -> None:
+    go_on = asyncio.Event()
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/waits":
+            await go_on.wait()
+        await echo(scope, receive, send)
+
+    async with served(waits) as (server, port):
+        idle, idle_writer = await asyncio.open_connection("127.0.0.1", port)
+        idle_writer.write(GET % b"")
+        await idle.readuntil(b"}")
+        arriving, arriving_writer = await asyncio.open_connection("127.0.0.1", port)
+        arriving_writer.write((GET % b"late")[:10])
+        running, running_writer = await asyncio.open_connection("127.0.0.1", port)
+        running_writer.write(GET % b"waits")
+        await wait_until(lambda: len(server.state.connections) == 3 and server.state.tasks)
+        await asyncio.sleep(0.05)
+        ending = asyncio.create_task(server.__aexit__())
+        assert await asyncio.wait_for(idle.read(), 60) == b""
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        arriving_writer.write((GET % b"late")[10:])
+        late = split(await asyncio.wait_for(arriving.read(), 60))
+        assert (late[0], late[1][b"connection"]) == (b"HTTP/1.1 200 OK", b"close")
+        assert not ending.done()
+        go_on.set()
+        assert split(await asyncio.wait_for(running.read(), 60))[1][b"connection"] == b"close"
+        await asyncio.wait_for(ending, 60)
+        for writer in (idle_writer, arriving_writer, running_writer):
+            writer.close()

@@ -1,0 +1,295 @@
+"""Requests to the HTTP server of a worker process: how they arrive, and their bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import closing
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+
+from gateway.http import connection as connections
+from gateway.http.connection import MAX_HEAD_BYTES, MAX_PIPELINED, MAX_UNREAD_BYTES
+from gateway.http.server import HttpServer, open_listener
+from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The event loop of the gateway."""
+    return "asyncio", {"use_uvloop": True}
+
+
+# ------------------------------------------------------------------------------------------ requests
+
+
+async def test_the_application_gets_the_request_as_it_was_sent() -> None:
+    body = b'{"a": 1}'
+    head = b"POST /a%20b/c?d=%65&f HTTP/1.1\r\nHost: localhost\r\nX-Twice: 1\r\nx-twice: \r\nconnection: close\r\n"
+    async with served(echo) as (_, port):
+        status, headers, answer = split(await answers(port, head + b"content-length: %d\r\n\r\n" % len(body) + body))
+    seen = orjson.loads(answer)
+    assert status == b"HTTP/1.1 200 OK"
+    assert set(headers) == {b"date", b"content-type", b"content-length", b"connection"}
+    assert headers[b"date"].endswith(b" GMT")
+    assert (seen["method"], seen["path"], seen["raw_path"], seen["query"]) == ("POST", "/a b/c", "/a%20b/c", "d=%65&f")
+    assert seen["body"].encode() == body
+    assert seen["headers"][:3] == [["host", "localhost"], ["x-twice", "1"], ["x-twice", ""]]
+    assert seen["server"] == ["127.0.0.1", port]
+    assert seen["client"][0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("target", "path"), [(b"http://other/a?b", "/a"), (b"http://other", "/"), (b"*", "*"), (b"//a", "//a")]
+)
+async def test_other_forms_of_a_target(target: bytes, path: str) -> None:
+    request = b"OPTIONS %b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n" % target
+    async with served(echo) as (_, port):
+        assert orjson.loads(split(await answers(port, request))[2])["path"] == path
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    pieces=st.integers(1, 400),
+    chunks=st.lists(st.binary(min_size=1, max_size=100), max_size=4),
+    trailer=st.sampled_from([b"", b"x-trailer: 1\r\n", b"x-trailer: 1\r\nhost: evil\r\n"]),
+)
+async def test_how_the_bytes_arrive_makes_no_difference(pieces: int, chunks: list[bytes], trailer: bytes) -> None:
+    """The first request has a chunked body with trailers, which are no headers: not of it, and not of the next one."""
+    first = b"POST /first HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    first += b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n" + trailer + b"\r\n"
+    second = b"POST /second HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi"
+    async with served(echo) as (_, port):
+        answer = await answers(port, first + second, pieces=pieces)
+    _, headers, rest = split(answer)
+    length = int(headers[b"content-length"])
+    one, two = orjson.loads(rest[:length]), orjson.loads(split(rest[length:])[2])
+    assert (one["path"], one["body"].encode("latin-1")) == ("/first", b"".join(chunks))
+    assert (two["path"], two["body"]) == ("/second", "hi")
+    assert one["headers"] == [["host", "localhost"], ["transfer-encoding", "chunked"]]
+    assert two["headers"] == [["host", "localhost"], ["connection", "close"], ["content-length", "2"]]
+
+
+async def test_pipelined_requests_are_answered_in_order_up_to_a_bound() -> None:
+    async with served(echo) as (_, port):
+        answer = await answers(port, b"".join(GET % b"%d" % number for number in range(MAX_PIPELINED + 100)))
+    paths = [int(piece.partition(b'"')[0]) for piece in answer.split(b'"path":"/')[1:]]
+    assert paths == list(range(MAX_PIPELINED + 1))
+    assert answer.count(b"connection: close") == 1
+
+
+async def test_a_client_that_waits_for_continue_gets_it_once_the_body_is_wanted() -> None:
+    head = (
+        b"POST / HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 2\r\nconnection: close\r\n\r\n"
+    )
+    async with served(echo) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            writer.write(head)
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(b"hi")
+            assert orjson.loads(split(await reader.read())[2])["body"] == "hi"
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("framing", "body", "seen"),
+    [
+        (b"content-length: 2\r\n", b"hi", "hi"),
+        (b"transfer-encoding: chunked\r\n", b"2\r\nhi\r\n0\r\n\r\n", "hi"),
+        (b"", b"", ""),
+    ],
+)
+async def test_an_offer_to_upgrade_gets_an_ordinary_response(
+    framing: bytes, body: bytes, seen: str, pieces: int
+) -> None:
+    """Java's HttpClient offers HTTP/2 with every request that it sends over plain HTTP."""
+    offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    request = b"POST /first HTTP/1.1\r\nhost: localhost\r\n%b%b\r\n%b" % (offer, framing, body)
+    async with served(echo) as (_, port):
+        answer = await answers(port, request + CLOSING % b"second", pieces=pieces)
+    status, headers, rest = split(answer)
+    first = orjson.loads(rest[: int(headers[b"content-length"])])
+    assert status == b"HTTP/1.1 200 OK"
+    assert (first["path"], first["body"]) == ("/first", seen)
+    assert ["upgrade", "h2c"] in first["headers"]
+    assert b'"path":"/second"' in rest
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/9.9\r\nhost: a\r\n\r\n",
+        b"GET / HTTP/2.0\r\nhost: a\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET / HTTP/1.1\nhost: a\n\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nno number\r\n",
+        b"CONNECT other:443 HTTP/1.1\r\nhost: a\r\n\r\n",
+    ],
+)
+async def test_what_is_no_valid_request_is_refused_with_the_reason(request_bytes: bytes) -> None:
+    async with served(echo) as (_, port):
+        status, headers, body = split(await answers(port, request_bytes))
+    assert status == b"HTTP/1.1 400 Bad Request"
+    assert headers[b"connection"] == b"close"
+    error = orjson.loads(body)["error"]
+    assert error["code"] == "invalid_http"
+    assert "not a valid HTTP/1.1 request: " in error["message"]
+
+
+async def test_a_broken_request_does_not_disturb_the_response_before_it() -> None:
+    async with served(echo) as (_, port):
+        answer = await answers(port, GET % b"first" + b"nonsense\r\n\r\n")
+    status, headers, body = split(answer)
+    assert status == b"HTTP/1.1 200 OK"
+    assert len(body) == int(headers[b"content-length"])
+
+
+# -------------------------------------------------------------------------------------------- bounds
+
+
+@pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nx-long: "])
+async def test_an_endless_head_is_refused(begin: bytes) -> None:
+    async with served(echo) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            writer.write(begin)
+            line = b"x: y\r\n" if begin.endswith(b"\r\n") else b"y" * 6
+            for _ in range(2 * MAX_HEAD_BYTES // len(line)):
+                writer.write(line)
+                await asyncio.sleep(0)
+            status, _, body = split(await reader.read())
+    assert status == b"HTTP/1.1 431 Request Header Fields Too Large"
+    assert orjson.loads(body)["error"]["code"] == "headers_too_large"
+
+
+@pytest.mark.parametrize("begin", [b"1;extension=", b"0\r\nx-trailer: "])
+async def test_endless_parts_of_a_chunked_body_that_are_no_body_are_refused(begin: bytes) -> None:
+    head = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with served(echo) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            writer.write(head + begin)
+            await wait_until(lambda: server.state.tasks)
+            for _ in range(2 * MAX_HEAD_BYTES // 4096):
+                writer.write(b"y" * 4096)
+                await asyncio.sleep(0.001)
+            answer = await reader.read()
+            await wait_until(lambda: not server.state.tasks)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_a_body_that_the_application_does_not_read_is_not_read_from_the_socket() -> None:
+    go_on, size = asyncio.Event(), 64 * 2**20
+
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        body = await whole_body(receive)
+        await send(start(200, (b"content-length", b"0")))
+        await send(part(b""))
+        assert len(body) == size
+
+    async with served(late) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size)
+            writer.write(bytes(size))
+            await wait_until(lambda: server.state.tasks)
+            await asyncio.sleep(0.1)
+            (connection,) = server.state.connections
+            assert connection._reading is not None
+            assert 0 < connection._reading.unread <= MAX_UNREAD_BYTES + 2**18  # one read of the event loop
+            go_on.set()
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_a_response_before_the_end_of_the_body_reaches_the_client_and_the_rest_is_discarded() -> None:
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start(413, (b"content-length", b"2")))
+        await send(part(b"no"))
+
+    size = 8 * 2**20
+    async with served(refuse) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            for _ in range(2):  # on the same connection
+                writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size)
+                writer.write(bytes(size))
+                await writer.drain()
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+                assert await reader.readexactly(2) == b"no"
+
+
+@pytest.mark.parametrize("read", [True, False])
+async def test_a_connection_is_read_after_a_body_that_arrived_at_once(read: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if read:
+            await whole_body(receive)
+        await send(start(200, (b"content-length", b"0")))
+        await send(part(b""))
+
+    size = MAX_UNREAD_BYTES + 100
+    async with served(app) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            for _ in range(3):
+                writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b" % (size, bytes(size)))
+                async with asyncio.timeout(60):
+                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("sent", [b"\r\n", b"GET / HTT", GET % b"one" + b"GET"])
+async def test_a_connection_without_a_whole_head_in_time_is_closed(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
+    async with served(echo) as (_, port):
+        answer = await answers(port, sent)
+    assert answer.count(b"HTTP/1.1 200 OK") == sent.count(b"\r\n\r\n")
+
+
+async def test_an_idle_connection_is_closed_only_after_its_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.4)
+        await echo(scope, receive, send)
+
+    async with served(slow) as (_, port):
+        assert (await answers(port, GET % b"slow")).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_further_connections_wait_until_there_is_room() -> None:
+    async with served(echo, max_connections=2) as (server, port):
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        await wait_until(lambda: len(server.state.connections) == 2)
+        for _, writer in opened:
+            writer.write(CLOSING % b"x")
+        for reader, writer in opened:
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+            writer.close()
+
+
+async def test_the_listener_resets_clients_that_read_nothing_and_connections_send_at_once() -> None:
+    with open_listener("127.0.0.1", 0, stalled_after=1.5) as listener:
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
+        async with HttpServer(echo, listener, max_connections=10) as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1])
+            await wait_until(lambda: server.state.connections)
+            (connection,) = server.state.connections
+            accepted = connection._transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            writer.close()

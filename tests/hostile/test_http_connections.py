@@ -1,0 +1,271 @@
+"""Connections of the HTTP server whose clients or applications do what they should not, or do it at a bad moment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import subprocess
+import sys
+
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.http import server as servers
+from gateway.http.connection import MAX_PIPELINED, Connection
+from gateway.http.server import HttpServer, open_listener
+from gateway.process.worker_states import AcceptingWorkers, WorkerStates
+from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+LIMIT = 20
+"""Seconds for what happens at once; below the time that the server would wait otherwise."""
+CHUNKED = b"POST /%b HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The event loop of the gateway."""
+    return "asyncio", {"use_uvloop": True}
+
+
+def responds(body: bytes, *headers: tuple[bytes, bytes], seen: list[str] | None = None) -> ASGIApp:
+    """An application that responds without reading the body, and notes the paths in `seen`."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if seen is not None:
+            seen.append(scope["path"])
+        await send(start(200, (b"content-length", b"%d" % len(body)), *headers))
+        await send(part(body))
+
+    return app
+
+
+# --------------------------------------------------------------------------------------- application
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_cancelled_application_does_not_leave_its_client_waiting(begun: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if begun:
+            await send(start())
+        raise asyncio.CancelledError
+
+    async with served(app) as (_, port), asyncio.timeout(LIMIT):
+        answer = await answers(port, CLOSING % b"")
+    assert answer.startswith(b"HTTP/1.1 200 OK" if begun else b"HTTP/1.1 500 ")
+
+
+async def test_a_broken_response_to_http_1_0_does_not_look_whole() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(part(b"half", more=True))
+        await asyncio.sleep(0.05)
+        raise ValueError
+
+    async with served(app) as (_, port):
+        with pytest.raises(ConnectionResetError):
+            await answers(port, b"GET / HTTP/1.0\r\n\r\n")
+
+
+async def test_all_tasks_that_wait_for_the_client_learn_that_it_has_left() -> None:
+    seen = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await whole_body(receive)
+        waiting = [asyncio.ensure_future(receive()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        seen.extend(await asyncio.gather(*waiting[1:]))
+
+    async with served(app) as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET % b"")
+        await wait_until(lambda: server.state.tasks)
+        writer.close()
+        await asyncio.wait_for(wait_until(lambda: len(seen) == 2), LIMIT)
+
+
+# ---------------------------------------------------------------------------------------- last request
+
+
+async def test_no_request_is_served_behind_a_response_that_announces_the_end() -> None:
+    """Its client sends it again elsewhere, so it would be served twice."""
+    paths: list[str] = []
+    async with served(responds(b"ok", (b"connection", b"close"), seen=paths)) as (_, port):
+        answer = await answers(port, GET % b"first" + GET % b"second")
+        early = await answers(port, CHUNKED % b"early" + b"0\r\n\r\n" + GET % b"second")
+    assert answer.count(b"HTTP/1.1 200 OK") == early.count(b"HTTP/1.1 200 OK") == 1
+    assert paths == ["/first", "/early"]
+
+
+async def test_the_end_comes_with_the_last_response_though_the_body_does_not() -> None:
+    request = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 10\r\n\r\n"
+    async with served(responds(b"ok")) as (_, port), asyncio.timeout(LIMIT):
+        assert (await answers(port, request)).endswith(b"ok")
+
+
+async def test_a_client_that_pipelines_too_much_gets_all_responses_that_it_can() -> None:
+    """Closed while bytes arrive, the connection would be reset, and responses under way lost."""
+    data = b"".join(GET % (b"x" * 1000) for _ in range(5000))
+    async with served(responds(bytes(100_000))) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data)
+        await asyncio.sleep(0.2)
+        answer = await reader.read()
+        writer.close()
+    assert answer.count(b"HTTP/1.1 200 OK") == answer.count(bytes(100_000)) == MAX_PIPELINED + 1
+
+
+async def test_the_response_before_a_broken_request_announces_the_end() -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await echo(scope, receive, send)
+
+    async with served(app) as (server, port):
+        answer = asyncio.create_task(answers(port, GET % b"first" + CHUNKED % b"second" + b"no number\r\n"))
+        await wait_until(lambda: server.state.tasks)
+        (connection,) = server.state.connections
+        await asyncio.wait_for(wait_until(connection._transport.is_reading), LIMIT)  # it notices that the client leaves
+        go_on.set()
+        status, headers, _ = split(await answer)
+    assert (status, headers[b"connection"]) == (b"HTTP/1.1 200 OK", b"close")
+
+
+# --------------------------------------------------------------------------------------------- expect
+
+
+async def test_a_body_that_was_not_asked_for_ends_the_connection() -> None:
+    """The client may leave it out, and the next request would be read as that body."""
+    expects = b"POST /%b HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 50\r\n\r\n"
+    paths: list[str] = []
+    async with served(responds(b"no", seen=paths)) as (_, port), asyncio.timeout(LIMIT):
+        _, headers, body = split(await answers(port, expects % b"first" + GET % b"second"))
+    assert (headers[b"connection"], body, paths) == (b"close", b"no", ["/first"])
+
+
+async def test_http_1_0_gets_no_interim_response() -> None:
+    request = b"POST / HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nhi"
+    async with served(echo) as (_, port):
+        assert (await answers(port, request)).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_a_refused_request_asks_for_no_body(caplog: pytest.LogCaptureFixture) -> None:
+    request = (CHUNKED % b"")[:-2] + b"expect: 100-continue\r\n\r\nno number\r\n"
+    async with served(echo) as (_, port):
+        answer = await answers(port, request)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"100 Continue" not in answer
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+# ------------------------------------------------------------------------------------------- processes
+
+
+async def test_new_connections_go_to_the_server_that_has_clearly_fewer() -> None:
+    """Without the counts of the others, two servers on one event loop would take turns."""
+    states = WorkerStates(2)
+    with open_listener("127.0.0.1", 0, stalled_after=60) as listener:
+        port = listener.getsockname()[1]
+        async with HttpServer(echo, listener, max_connections=100, peers=AcceptingWorkers(states, 0)) as one:
+            opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+            await wait_until(lambda: len(one.state.connections) == 10)
+            other = HttpServer(echo, listener.dup(), max_connections=100, peers=AcceptingWorkers(states, 1))
+            async with other as two:
+                opened += [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
+                await wait_until(lambda: len(one.state.connections) + len(two.state.connections) == 18)
+                assert len(two.state.connections) >= 6
+            for _, writer in opened:
+                writer.close()
+
+
+# ------------------------------------------------------------------------------------------------ end
+
+
+async def test_an_idle_connection_keeps_nothing_of_its_last_request() -> None:
+    async with served(echo) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET % b"")
+        await reader.readuntil(b"}")
+        (connection,) = server.state.connections
+        assert (connection._headers, connection._url, connection._current) == ([], b"", None)
+        writer.close()
+
+
+@pytest.mark.parametrize("client", ["reads nothing", "sends half a body"])
+async def test_the_end_does_not_wait_for_a_client_that_does_nothing(
+    client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The records are written after the end, and the parent kills a worker that takes too long."""
+    monkeypatch.setattr(servers, "CLOSING_SECONDS", 0.2)
+    request = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf"
+    with socket.socket() as peer:
+        async with served(responds(bytes(20_000_000))) as (server, port):
+            peer.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(peer, ("127.0.0.1", port))
+            peer.send(GET % b"" if client == "reads nothing" else request)
+            await wait_until(lambda: server.state.connections)
+            (connection,) = server.state.connections
+            await wait_until(lambda: connection.write_paused and not server.state.tasks)
+            ending = asyncio.create_task(server.__aexit__())
+            await asyncio.wait_for(ending, LIMIT)
+            assert not server.state.connections
+
+
+async def test_a_head_that_arrives_with_the_request_before_it_is_served_at_the_end() -> None:
+    async with served(echo) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET % b"first" + (GET % b"second")[:10])
+        await reader.readuntil(b"}")
+        ending = asyncio.create_task(server.__aexit__())
+        await wait_until(lambda: server._listener.fileno() == -1)
+        writer.write((GET % b"second")[10:])
+        assert b'"path":"/second"' in await reader.read()
+        await asyncio.wait_for(ending, LIMIT)
+        writer.close()
+
+
+async def test_the_end_comes_while_a_connection_is_being_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending: list[asyncio.Task[None]] = []
+    made = Connection.connection_made
+
+    def connection_made(connection: Connection, transport: asyncio.Transport) -> None:
+        made(connection, transport)
+        ending.append(asyncio.create_task(server.__aexit__()))
+
+    monkeypatch.setattr(Connection, "connection_made", connection_made)
+    monkeypatch.setattr(servers, "CLOSING_SECONDS", 0.2)
+    listener = open_listener("127.0.0.1", 0, stalled_after=60)
+    server = HttpServer(echo, listener, max_connections=10)
+    await server.__aenter__()
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    assert await asyncio.wait_for(reader.read(), LIMIT) == b""
+    await asyncio.wait_for(ending[0], LIMIT)
+    writer.close()
+
+
+async def test_a_connection_that_is_accepted_at_the_end_is_closed() -> None:
+    async with served(echo) as (server, port):
+        server.state.closing = True
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await asyncio.wait_for(reader.read(), LIMIT) == b""
+        writer.close()
+
+
+def test_signals_after_the_drain_do_not_end_a_worker_that_writes_its_records() -> None:
+    program = """if True:
+        import asyncio, os
+        from gateway.process.signals import ABORT_SIGNAL, DRAIN_SIGNAL, RELOAD_SIGNAL, handle_signals
+        async def main():
+            nothing = lambda: None
+            async with handle_signals(drain=nothing, reload=nothing, abort=nothing):
+                pass
+            for number in (DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL):
+                os.kill(os.getpid(), number)
+                await asyncio.sleep(0.01)
+        asyncio.run(main())"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
