@@ -325,7 +325,7 @@ class Connection(asyncio.Protocol):
         self.update_reading()
         if self._current is not None and self._current is not broken:
             return
-        if broken is not None and broken.begun:
+        if broken is not None and broken.head_sent:
             self.close()
             return
         body = body_of(error)

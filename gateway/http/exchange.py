@@ -75,7 +75,7 @@ class Exchange:
             name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]
         )
         self._head: bytes | None = None
-        """The head of the response until its first part of a body, b"" afterwards; None before the response."""
+        """The head of the response while it waits for the body; None before the response, b"" once it is sent."""
         self._framing = CHUNKED
         self._left = 0
         """Bytes that are missing to the declared length of the response."""
@@ -93,7 +93,7 @@ class Exchange:
                 self._fail()
 
     def _fail(self) -> None:
-        if not self.begun:
+        if not self.head_sent:
             self._head = None
             self._begin(500, [(b"content-length", b"0")])
             self._send_body(b"", more=False)
@@ -103,8 +103,8 @@ class Exchange:
             self._channel.close()
 
     @property
-    def begun(self) -> bool:
-        """True once a part of the response is sent."""
+    def head_sent(self) -> bool:
+        """True once the head of the response is sent."""
         return self._head == b""
 
     # --------------------------------------------------------------------------------------- request

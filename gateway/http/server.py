@@ -1,7 +1,7 @@
 """`HttpServer`: accepts the connections of one worker process, at most as many as it has room for, and closes them.
 
 Several processes may share the listening socket. Each accepts one connection per turn of its event loop, so a busy one
-leaves new connections to the others. One that has clearly more connections than another hesitates before each.
+leaves new connections to the others. One that has clearly more connections than another waits up to 5 ms before each.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import logging
 import socket
 import time
+from contextlib import suppress
 from email.utils import formatdate
 from typing import Protocol, Self
 
@@ -24,7 +25,7 @@ ACCEPT_PAUSE_SECONDS = 0.05
 """Pause after a failed accept: without a free file descriptor the next one would fail as well."""
 CLOSING_SECONDS = 5.0
 """Time for clients to read their responses, and to send the rest of what arrives, when the server stops."""
-HESITATION_SECONDS, HESITATIONS = 0.001, 5
+DEFER_SECONDS, MAX_DEFERRALS = 0.001, 5
 """Pauses in which another process can accept a connection before one that has clearly more, and their number."""
 BACKLOG = 2048
 """Connections that wait to be accepted."""
@@ -50,10 +51,10 @@ class Peers(Protocol):
     """The processes that share the listener, as one of them sees them."""
 
     def report(self, connections: int) -> None:
-        """Tell the others how many connections this process has."""
+        """Report to the others how many connections this process has."""
 
     def leave(self) -> None:
-        """Tell the others that this process accepts no more."""
+        """Report to the others that this process accepts no more."""
 
     @property
     def has_more(self) -> bool:
@@ -127,7 +128,7 @@ class HttpServer:
             while len(state.connections) >= self._max_connections:
                 state.changed.clear()
                 await state.changed.wait()
-            await self._hesitate()
+            await self._defer()
             try:
                 client, address = await state.loop.sock_accept(self._listener)
             except OSError as error:  # the client has left, or no file descriptor is free
@@ -138,18 +139,19 @@ class HttpServer:
             else:
                 await self._open(Connection(state, address[:2]), client)
 
-    async def _hesitate(self) -> None:
+    async def _defer(self) -> None:
         """Leave the next connection to another process if this one has clearly more."""
-        for _ in range(HESITATIONS):
+        for _ in range(MAX_DEFERRALS):
             if self._peers is None or not self._peers.has_more:
                 return
-            await asyncio.sleep(HESITATION_SECONDS)
+            await asyncio.sleep(DEFER_SECONDS)
 
     async def _open(self, connection: Connection, client: socket.socket) -> None:
         try:  # cancelled, uvloop would close the socket and never report the connection as lost
             await asyncio.shield(self.state.loop.connect_accepted_socket(lambda: connection, client))
         except OSError:  # the client has left
-            client.close()
+            with suppress(OSError):  # the event loop may have closed it
+                client.close()
 
     def _set_date(self) -> None:
         now = time.time()

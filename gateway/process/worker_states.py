@@ -68,11 +68,11 @@ class AcceptingWorkers:
         self._own = self._cells[number]
 
     def report(self, connections: int) -> None:
-        """Tell the others how many connections this worker has."""
+        """Report to the others how many connections this worker has."""
         self._own.connections = connections
 
     def leave(self) -> None:
-        """Tell the others that this worker accepts no more."""
+        """Report to the others that this worker accepts no more."""
         self._own.connections = _NOT_ACCEPTING
 
     @property

@@ -91,7 +91,8 @@ async def test_a_body_of_another_length_than_declared_never_ends_as_if_it_were_w
     assert answer.startswith(b"HTTP/1.1 500 ") or len(split(answer)[2]) < int(length)
 
 
-async def test_the_application_learns_that_the_client_has_left() -> None:
+@pytest.mark.parametrize("half", [True, False])
+async def test_the_application_learns_that_the_client_has_left(half: bool) -> None:
     left = asyncio.Event()
 
     async def waits(scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,8 +105,12 @@ async def test_the_application_learns_that_the_client_has_left() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET % b"")
         await wait_until(lambda: server.state.tasks)
-        writer.close()
+        if half:
+            writer.write_eof()
+        else:
+            writer.close()
         await asyncio.wait_for(left.wait(), 60)
+        writer.close()
 
 
 async def test_a_slow_client_slows_down_the_application() -> None:

@@ -65,7 +65,7 @@ def test_a_workers_state_keeps_its_cause_within_a_bound() -> None:
     assert states.crashes() == {("0",): 0, ("1",): 1}
 
 
-def test_a_worker_that_accepts_hesitates_only_if_another_that_accepts_has_clearly_fewer_connections() -> None:
+def test_a_worker_that_accepts_waits_only_if_another_that_accepts_has_clearly_fewer_connections() -> None:
     states = WorkerStates(3)
     own, other = AcceptingWorkers(states, 0), AcceptingWorkers(states, 1)
     own.report(100)
