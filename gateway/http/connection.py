@@ -1,8 +1,8 @@
 """One client connection: an asyncio protocol that parses HTTP/1.1 with llhttp (httptools) and runs the application.
 
-`Connection` receives bytes and reads requests from them. `Exchange` is one request with its response: the `receive` and
-`send` of ASGI. Requests that a client pipelines wait for their turn. What an unauthenticated client can make a
-connection hold is bounded: bytes of a head, bytes of a body that nobody reads yet, pipelined requests, and time.
+`Connection` parses the bytes that arrive into requests. `Exchange` is one request with its response: the `receive` and
+`send` of ASGI. Pipelined requests are served one after the other. Bounds limit what a client can make a connection
+hold: the bytes of a head, the bytes of a body that the application has not received, pipelined requests, and time.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ from gateway.errors import body_of, status_of
 from gateway.http.exchange import STATUS_LINES, Exchange
 
 IDLE_SECONDS = 75.0
-"""Time limit for a request's head, and for a connection to wait for its next request. Longer than that of load
-balancers (60), so that none sends a request into a closing connection."""
+"""Time from the start of a connection, or from its last response, until the next head is complete. The usual idle
+timeout of load balancers (60 s) is shorter, so that they do not send a request on a connection that is closing."""
 CLOSING_HEAD_SECONDS = 4.0
 """Time limit for a head that is arriving when the server stops."""
 DISCARD_SECONDS = 30.0
-"""Time in which bytes that arrive after a response are discarded. Unread, they would reset the connection when it
-closes, and the client could lose the response."""
+"""Time in which bytes that arrive after a response are read and discarded. If a socket is closed with unread bytes, the
+kernel resets the connection, and the client can lose the response."""
 MAX_HEAD_BYTES = 2**16
-"""Bytes of a head, of the trailers, or between two parts of a chunked body. One read may exceed it."""
+"""Limit of a head, of the trailers, and of the framing between two parts of a chunked body. The last read may exceed
+it."""
 MAX_UNREAD_BYTES = 2**16
-"""Bytes of a body that wait for the application; the connection is not read meanwhile. One read may exceed it."""
+"""Bytes of a body that may wait for the application. Above it the connection is not read. The last read may exceed
+it."""
 MAX_PIPELINED = 16
-"""Requests of one connection that wait for the response before theirs; the connection closes after the last one."""
+"""Requests of one connection that wait for earlier responses. At this number no more are read, and the connection
+closes after the last response."""
 _FRAMING = (b"content-length", b"transfer-encoding")
 _WITHOUT_BODY = (b"content-length", b"0")
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -42,7 +45,7 @@ _ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 @dataclass(slots=True)
 class SharedState:
-    """What the connections of a process share."""
+    """State that all connections of a process share."""
 
     app: ASGIApp
     address: tuple[str, int]
@@ -54,9 +57,9 @@ class SharedState:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever a connection closes."""
     date: bytes = b""
-    """The date header, which changes every second."""
+    """The `date` header line, which is updated every second."""
     closing: bool = False
-    """True once no new connections are accepted."""
+    """True once the server stops and accepts no new connections."""
     on_change: Callable[[int], None] = lambda _: None
     """Called with the number of connections when it changes."""
 
@@ -85,22 +88,24 @@ class Connection(asyncio.Protocol):
         self._parser: HttpRequestParser
         self._transport: asyncio.Transport
         self._deadline: float | None = None
-        """Time at which the connection closes, None while a response is due."""
+        """Time of the event loop at which the connection closes; None while a response is due."""
         self._timer: asyncio.TimerHandle
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._in_head = True
         self._upgrades = False
-        """True from the head of a request that offers another protocol to its body."""
+        """True from the end of a head that offers another protocol until the new parser has read the head that replaces
+        it."""
         self._unparsed = 0
-        """Bytes received since a head ended or a part of a body arrived."""
+        """Bytes received since the last head, part of a body, or request ended."""
         self._current: Exchange | None = None
-        """The request whose response is sent."""
+        """The request whose response is due; None between requests."""
         self._reading: Exchange | None = None
-        """The request whose body arrives."""
+        """The request whose body is arriving."""
         self._waiting: list[Exchange] = []
+        """Pipelined requests whose turn has not come, the oldest first."""
         self._is_last = False
-        """True if no further request of this connection is read."""
+        """True once no further request of this connection is read."""
         self._is_reading = True
         self._writable: asyncio.Future[None] | None = None
         """Set while the buffer of the transport is full."""
@@ -113,7 +118,7 @@ class Connection(asyncio.Protocol):
         self._shared.add(self)
         self._deadline = self._loop.time() + IDLE_SECONDS
         self._timer = self._loop.call_at(self._deadline, self._on_timer)
-        if self._shared.closing:  # it was being accepted
+        if self._shared.closing:  # the server has stopped during the accept
             self.close()
 
     def data_received(self, data: bytes) -> None:
@@ -132,8 +137,9 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         """Feed the parser. Raises HttpParserError.
 
-        A request may offer another protocol, as those of Java's client do. An ordinary response declines the offer, but
-        llhttp stops behind the head, so a new parser gets a head of the same length, and the body.
+        A request may offer another protocol (`upgrade`), as those of Java's client do. An ordinary response declines
+        the offer, but llhttp stops parsing after such a head. So a new parser gets a head that declares the same length
+        of the body, and then the body.
         """
         while True:
             try:
@@ -171,7 +177,10 @@ class Connection(asyncio.Protocol):
             self._writable = None
 
     def _close_at(self, deadline: float) -> None:
-        """Close the connection then. `_deadline` alone is enough for a time that the timer does not miss."""
+        """Close the connection at `deadline`, with a new timer.
+
+        A deadline IDLE_SECONDS from now needs no new timer: the running one ends before and is then set again.
+        """
         self._timer.cancel()
         self._deadline = deadline
         self._timer = self._loop.call_at(deadline, self._on_timer)
@@ -188,20 +197,20 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if not self._upgrades:
             self._url, self._headers, self._in_head = b"", [], True
-            self._unparsed = self._unparsed or 1  # bytes behind another request, in one read with it
+            self._unparsed = self._unparsed or 1  # it may begin in the read that ended the previous request
 
     def on_url(self, part: bytes) -> None:
         self._url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # trailers are ignored: a proxy has not checked them as headers
+        if self._in_head:  # trailers are ignored, because a proxy does not check them as headers
             name = name.lower()
             if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 raise ValueError("a transfer-encoding other than chunked")
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self._upgrades:  # the head that `_parse` has written
+        if self._upgrades:  # this is the head that `_parse` wrote
             self._upgrades = False
             return
         self._in_head, self._unparsed = False, 0
@@ -245,14 +254,14 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._upgrades:
-            return  # its body follows
+            return  # the new parser reads the body
         self._unparsed, self._url, self._headers = 0, b"", []  # an idle connection keeps none of them
         exchange, self._reading = self._reading, None
         if exchange is None:
             return
         exchange.end_body()
         self.update_reading()
-        if exchange.complete and self._current is None:  # its response was complete before its body
+        if exchange.complete and self._current is None:  # the response was complete before the body
             self._next(exchange)
 
     # ------------------------------------------------------------------------------------- exchanges
@@ -264,7 +273,7 @@ class Connection(asyncio.Protocol):
         task.add_done_callback(self._shared.tasks.discard)
 
     def response_complete(self, exchange: Exchange) -> None:
-        """Continue with the next request, or close the connection. The rest of an unread body is discarded first."""
+        """Continue with the next request or close the connection. First discard the rest of a body that is arriving."""
         self._current = None
         if exchange is not self._reading:
             self._next(exchange)
@@ -275,7 +284,7 @@ class Connection(asyncio.Protocol):
             self._close_after_client()
 
     def _next(self, exchange: Exchange) -> None:
-        if not exchange.keep_alive:  # the client was told so, and sends the requests that wait again
+        if not exchange.keep_alive:  # the client repeats the waiting requests after `connection: close`
             self._close_after_client()
         elif self._waiting:
             self._start(self._waiting.pop(0))
@@ -286,7 +295,7 @@ class Connection(asyncio.Protocol):
             self._deadline = self._loop.time() + IDLE_SECONDS
 
     def _close_after_client(self) -> None:
-        """Send the end of the connection, and close it when the client does. What arrives until then is discarded."""
+        """Close the sending half, and the connection once the client closes its half. Discard bytes that arrive."""
         self._is_last, self._reading = True, None
         self._waiting.clear()
         if not self._transport.is_closing():
@@ -295,7 +304,7 @@ class Connection(asyncio.Protocol):
             self.update_reading()
 
     def _last_exchange(self) -> Exchange | None:
-        """The newest request whose response is not complete, or whose body is not."""
+        """Return the newest request whose response or body is not complete."""
         return self._waiting[-1] if self._waiting else self._current or self._reading
 
     def _end_after(self, exchange: Exchange | None) -> None:
@@ -305,7 +314,7 @@ class Connection(asyncio.Protocol):
             exchange.keep_alive = False
 
     def update_reading(self) -> None:
-        """Stop reading while a body waits for the application or a request for its turn, and go on afterwards."""
+        """Pause reading while bytes of a body wait for the application or a request waits for its turn, else resume."""
         reading = not self._waiting and (self._reading is None or self._reading.unread <= MAX_UNREAD_BYTES)
         if reading != self._is_reading and not self._transport.is_closing():
             self._is_reading = reading
@@ -315,10 +324,10 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
 
     def _refuse(self, error: RequestError) -> None:
-        """Refuse what arrives, and close the connection, after the responses that are due."""
+        """Send an error and close the connection. If an earlier response is due, only close the connection after it."""
         broken, self._reading = self._reading, None
         if broken is not None:
-            broken.disconnect()  # its body cannot become complete
+            broken.disconnect()  # its body will never be complete
             if broken in self._waiting:
                 self._waiting.remove(broken)
         self._end_after(self._last_exchange())
@@ -334,18 +343,18 @@ class Connection(asyncio.Protocol):
         self._close_after_client()
 
     def shutdown(self) -> None:
-        """Close the connection once its requests have their responses. A head that is arriving is still read."""
+        """Close the connection after the responses that are due. A request whose head is arriving is still served."""
         if (last := self._last_exchange()) is not None:
             last.keep_alive = False
         elif self._is_last:
-            return  # the client reads its last response
+            return  # it closes once the client has read its last response
         elif self._unparsed:
             self._close_at(self._loop.time() + CLOSING_HEAD_SECONDS)
         else:
             self.close()
 
     def abort(self) -> None:
-        """Close the connection at once, without what is not sent yet."""
+        """Close the connection at once and discard unsent bytes."""
         self._transport.abort()
 
     # --------------------------------------------------------------------------------------- writing
@@ -373,16 +382,16 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def reset(self) -> None:
-        """Close the connection in a way that the client takes for an error."""
+        """Reset the connection (TCP RST), so that the client gets an error."""
         client = self._transport.get_extra_info("socket")
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
 
 
 def _split_url(url: bytes) -> tuple[str, bytes]:
-    """Return the path, as it was sent, and the query of a request's target. Raises ValueError."""
+    """Return the path and the query of a request target, both as sent. Raises ValueError."""
     if not url.startswith(b"/") and url != b"*":
-        parsed = parse_url(url)  # http://host/path, which proxies send
+        parsed = parse_url(url)  # the absolute form, http://host/path
         return (parsed.path or b"/").decode("ascii"), parsed.query or b""
     path, _, query = url.partition(b"?")
     return path.decode("ascii"), query

@@ -11,7 +11,7 @@ from typing import Protocol
 from starlette.types import ASGIApp, Message, Scope
 
 CHUNKED, CONTENT_LENGTH, UNTIL_CLOSE, NO_BODY = range(4)
-"""How the end of a response's body is marked."""
+"""Ways to mark the end of a response's body."""
 STATUS_LINES = {
     status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase if status in set(HTTPStatus) else ''}\r\n".encode()
     for status in range(100, 600)
@@ -29,25 +29,25 @@ class Channel(Protocol):
 
     @property
     def write_paused(self) -> bool:
-        """True while the client does not read."""
+        """True while the write buffer is full, because the client does not read."""
 
     def write(self, data: bytes) -> None:
-        """Send bytes, or buffer them."""
+        """Send bytes; what cannot be sent yet is buffered."""
 
     async def writable(self) -> None:
         """Wait until the buffer has room, or the client has left."""
 
     def update_reading(self) -> None:
-        """Read on if the application has received the body so far."""
+        """Pause or resume reading, by the bytes of the body that wait for the application."""
 
     def response_complete(self, exchange: Exchange) -> None:
-        """Continue with the next request."""
+        """Continue with the next request, or close the connection."""
 
     def close(self) -> None:
         """Close the connection once the buffer is sent, and read no further request."""
 
     def reset(self) -> None:
-        """Close the connection in a way that the client takes for an error."""
+        """Reset the connection (TCP RST), so that the client gets an error."""
 
 
 class Exchange:
@@ -78,17 +78,17 @@ class Exchange:
         """The head of the response while it waits for the body; None before the response, b"" once it is sent."""
         self._framing = CHUNKED
         self._left = 0
-        """Bytes that are missing to the declared length of the response."""
+        """Bytes of the declared content-length that are not sent yet."""
 
     async def run(self, app: ASGIApp) -> None:
-        """Run the application. A response that it does not begin is a 500; one that it does not end closes the
-        connection, so that the client notices."""
+        """Run the application. If it ends before any of the response is sent, the response is a 500. If it ends in the
+        middle of one, the connection closes, so that the client detects the failure."""
         try:
             await app(self.scope, self.receive, self.send)
         except Exception:
-            if not self.complete:  # Starlette raises an error again that it has logged and answered
+            if not self.complete:  # Starlette raises errors again after it has logged and answered them
                 _log.exception("the application failed")
-        finally:  # also when it is cancelled
+        finally:  # also after a cancellation
             if not (self.complete or self._disconnected):
                 self._fail()
 
@@ -110,7 +110,7 @@ class Exchange:
     # --------------------------------------------------------------------------------------- request
 
     def add_body(self, body: bytes) -> None:
-        """Add a part of the body. It is discarded once the response is complete."""
+        """Add a part of the body; after the response it is discarded."""
         if not self.complete:
             self._body.append(body)
             self.unread += len(body)
@@ -121,7 +121,7 @@ class Exchange:
         self._wake()
 
     def disconnect(self) -> None:
-        """End `receive`: the client has left."""
+        """Record that the client has left, so that `receive` returns."""
         self._disconnected = True
         self._wake()
 
@@ -131,7 +131,8 @@ class Exchange:
             self._waiter = None
 
     async def receive(self) -> Message:
-        """Return what has arrived of the body; after its end, wait until the client leaves or the response is sent."""
+        """Return the part of the body that has arrived. After its end, wait until the client leaves or the response is
+        sent, and return `http.disconnect`."""
         if self._expects_continue and self._head is None and not self._disconnected:
             self._expects_continue = False
             if not self._ended:
@@ -173,7 +174,7 @@ class Exchange:
             elif name == b"connection" and value.lower() == b"close":
                 closes, self.keep_alive = True, False
         if self._expects_continue and not self._ended:
-            self.keep_alive = False  # the client may send the body or not, so the next request has no certain beginning
+            self.keep_alive = False  # the client may or may not send the body, so the next request's start is unknown
         self._framing = self._framing_of(status, has_length=has_length)
         if self._framing == CHUNKED:
             lines.append(b"transfer-encoding: chunked\r\n")
@@ -184,7 +185,7 @@ class Exchange:
         if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
             raise RuntimeError("a response header holds a line break or NUL")
         self._head = head
-        if not has_length:  # a stream: its first part may be long in coming
+        if not has_length:  # a stream, whose first part may arrive late
             self._flush()
 
     def _framing_of(self, status: int, *, has_length: bool) -> int:

@@ -1,7 +1,8 @@
-"""`HttpServer`: accepts the connections of one worker process, at most as many as it has room for, and closes them.
+"""`HttpServer`: accepts client connections in one worker process up to a limit, and closes them when it stops.
 
-Several processes may share the listening socket. Each accepts one connection per turn of its event loop, so a busy one
-leaves new connections to the others. One that has clearly more connections than another waits up to 5 ms before each.
+Several processes may share the listening socket. Each accepts one connection per iteration of its event loop, so a busy
+process leaves new connections to the others. A process with clearly more connections than another waits up to 5 ms
+before each accept.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from gateway.http.connection import Connection, SharedState
 from gateway.process.connections import REMEDY
 
 ACCEPT_PAUSE_SECONDS = 0.05
-"""Pause after a failed accept: without a free file descriptor the next one would fail as well."""
+"""Pause after a failed accept. Without a free file descriptor an immediate retry would fail too."""
 CLOSING_SECONDS = 5.0
-"""Time for clients to read their responses, and to send the rest of what arrives, when the server stops."""
+"""Time that clients have, when the server stops, to read their responses and to send the rest of a head or body."""
 DEFER_SECONDS, MAX_DEFERRALS = 0.001, 5
-"""Pauses in which another process can accept a connection before one that has clearly more, and their number."""
+"""Length and largest number of the pauses before an accept in which a process with fewer connections can accept."""
 BACKLOG = 2048
-"""Connections that wait to be accepted."""
+"""Connections that the kernel queues until they are accepted."""
 _log = logging.getLogger("gateway.http")
 
 
 def open_listener(host: str, port: int, *, stalled_after: float) -> socket.socket:
-    """Open the socket that the workers accept connections from. Raises OSError.
+    """Open the socket from which the workers accept connections. Raises OSError.
 
-    The kernel resets a connection whose client has not read any data for `stalled_after` seconds (Linux only), because
-    only the kernel knows that no data leaves.
+    On Linux the kernel closes a connection whose client has not accepted any data for `stalled_after` seconds
+    (TCP_USER_TIMEOUT). The process itself cannot see whether buffered data was received.
     """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
@@ -48,13 +49,13 @@ def open_listener(host: str, port: int, *, stalled_after: float) -> socket.socke
 
 
 class Peers(Protocol):
-    """The processes that share the listener, as one of them sees them."""
+    """The view of one process on all processes that share the listener."""
 
     def report(self, connections: int) -> None:
         """Report to the others how many connections this process has."""
 
     def leave(self) -> None:
-        """Report to the others that this process accepts no more."""
+        """Report to the others that this process accepts no more connections."""
 
     @property
     def has_more(self) -> bool:
@@ -62,7 +63,10 @@ class Peers(Protocol):
 
 
 class HttpServer:
-    """Serves an ASGI application. Use it as a context: its end waits until every response is sent."""
+    """Serves an ASGI application while its context is entered.
+
+    Its exit waits for the running requests, and at most CLOSING_SECONDS more for clients to read the responses.
+    """
 
     def __init__(
         self,
@@ -104,8 +108,8 @@ class HttpServer:
         self._date_timer.cancel()
 
     async def _wait_for_clients(self) -> None:
-        """Wait for the running requests, then for the clients to read their responses, but not for clients that do
-        not."""
+        """Wait for the running requests, then up to CLOSING_SECONDS for the clients to read their responses. Then close
+        the remaining connections."""
         state = self.state
         until = state.loop.time() + CLOSING_SECONDS
         while state.connections or state.tasks:
@@ -131,7 +135,7 @@ class HttpServer:
             await self._defer()
             try:
                 client, address = await state.loop.sock_accept(self._listener)
-            except OSError as error:  # the client has left, or no file descriptor is free
+            except OSError as error:  # the client left before the accept, or no file descriptor is free
                 if error.errno in (errno.EMFILE, errno.ENFILE) and not warned:
                     _log.warning("no file descriptor is left for a client's connection; %s", REMEDY)
                     warned = True
@@ -147,7 +151,7 @@ class HttpServer:
             await asyncio.sleep(DEFER_SECONDS)
 
     async def _open(self, connection: Connection, client: socket.socket) -> None:
-        try:  # cancelled, uvloop would close the socket and never report the connection as lost
+        try:  # shielded: after a cancellation uvloop would close the socket without a call of `connection_lost`
             await asyncio.shield(self.state.loop.connect_accepted_socket(lambda: connection, client))
         except OSError:  # the client has left
             with suppress(OSError):  # the event loop may have closed it
