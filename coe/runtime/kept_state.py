@@ -1,6 +1,6 @@
-"""A kept state: what a gateway loaded last, so that it can be loaded again while the files in use are invalid.
+"""`KeptState`: the state that a gateway loaded last. It can be loaded again while the files in use are invalid.
 
-`gateway/process/last_good.py` writes and reads it.
+`gateway/process/last_good.py` stores it on disk.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from coe.settings import Endpoint, Settings
 
 @dataclass(frozen=True, slots=True)
 class KeptState:
-    """A declaration, and what was in use with it."""
+    """A declaration, and the versions and servers that were in use with it."""
 
     declaration: str = field(repr=False)
     """The text of experts.yaml. Environment variables in it are not substituted."""
     admin_digest: str | None
     """Digest of the key of COE_ADMIN_KEY_FILE; None without one."""
     endpoints: Mapping[str, tuple[Endpoint, ...]] = field(repr=False)
-    """Servers of local experts."""
+    """Addresses of the servers of local experts."""
     versions: Mapping[str, str | None]
     """The version in use of each kind of artifact, None for none."""
     artifacts: Path
+    """Folder of the versions KIND/VERSION, which are read first."""
     copies: Path
     """Folder of copies KIND/VERSION, for versions whose folder under `artifacts` is damaged."""
 
@@ -40,7 +41,7 @@ class KeptState:
         return registry if self.admin_digest is None else with_admin_digest(registry, self.admin_digest)
 
     def router(self) -> Artifact:
-        """The router. Raises ArtifactError if its copy is damaged too."""
+        """The router. Raises ArtifactError if there is none, or its copy is damaged too."""
         artifact = self.artifact(ROUTER)
         if artifact is None:
             raise ArtifactError("the kept state has no router")

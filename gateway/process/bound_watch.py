@@ -1,8 +1,8 @@
-"""`BoundWatch`: polls the feedback log for audit results, and publishes recipes whose quality loss exceeds `max_loss`,
-so that they stop early no longer.
+"""`BoundWatch`: polls the feedback log for audit results, and publishes the recipes whose quality loss exceeds
+`max_loss`. Such recipes no longer stop early.
 
-One worker of a gateway runs it as a background task. The stored file is watched by `gateway.process.reload`, here and
-on machines that share artifacts. Nothing is read while no recipe in use has a bound.
+One worker of a gateway runs it as a background task. `gateway.process.reload` watches the published file, here and on
+machines that share artifacts. While no recipe in use has a bound, the log is not read.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class BoundWatch:
         self.bounds: LossBounds | None = None
 
     async def run(self) -> None:
-        """Read at intervals until cancelled; an unavailable log is read later."""
+        """Read at intervals until cancelled. If the log is unavailable, the next interval reads it."""
         while True:
             with suppress(StoreError):  # its writers report it
                 await self.read()
             await asyncio.sleep(POLL_SECONDS)
 
     async def read(self) -> None:
-        """Count new audits and store broken bounds. Raises StoreError."""
+        """Count new audits and publish broken bounds. Raises StoreError."""
         serving = self._current.serving
         fresh = LossBounds(serving.registry, serving.policies)
         if self.bounds is None or fresh.identity != self.bounds.identity:
@@ -62,7 +62,7 @@ class BoundWatch:
             await self._publish(self.bounds)
 
     async def _publish(self, bounds: LossBounds) -> None:
-        """Store the broken bounds; what cannot be shared is shared after a later reading."""
+        """Publish the broken bounds. After a failure the next poll publishes them."""
         try:
             await asyncio.to_thread(publish_broken, self._settings, bounds)
         except ArtifactError as error:

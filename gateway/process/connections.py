@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from coe.errors import ConfigError
 
 MAX_DESCRIPTORS = 65_536
-"""The soft limit is raised to at most this, also where the hard limit is infinite."""
+"""The soft limit is raised to at most this number, even if the hard limit is infinite."""
 MIN_DESCRIPTORS = 128
 """The gateway does not start with fewer."""
 RESERVED_DESCRIPTORS = 64
@@ -18,8 +18,8 @@ RESERVED_DESCRIPTORS = 64
 MAX_CLIENTS = 16_384
 """Client connections of one worker process; further ones wait to be accepted."""
 CLIENT_SHARE = 0.4
-"""Part of the other descriptors for client connections. A request needs one of these and one to its expert, or two if
-it is hedged; health checks and idle connections need the rest."""
+"""Share of the remaining descriptors for client connections. A request needs one of these and one to its expert, or two
+if it is hedged. Health checks and idle connections need the rest."""
 REMEDY = "raise it: `ulimit -n 65536`, or LimitNOFILE=65536 in systemd"
 
 _log = logging.getLogger("gateway")
@@ -27,14 +27,14 @@ _log = logging.getLogger("gateway")
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Limits of open connections of one process: to `clients` and to `experts`."""
+    """Limits of the open connections of one process, with `clients` and with `experts`."""
 
     clients: int
     experts: int
 
     @classmethod
     def within(cls, limit: int) -> ConnectionLimits:
-        """The limits that fit into a number of descriptors."""
+        """Return the limits that fit into `limit` descriptors."""
         free = max(limit - RESERVED_DESCRIPTORS, 0)
         clients = min(int(free * CLIENT_SHARE), MAX_CLIENTS)
         return cls(clients, free - clients)
@@ -61,7 +61,7 @@ def raise_limit() -> int:
 
 
 def warn_if_few(limit: int, *, concurrent_requests: int) -> None:
-    """Logs a warning if the limit allows fewer client connections than requests are declared to be served at once."""
+    """Logs a warning if the limit allows fewer client connections than `limits.concurrent_requests` declares."""
     clients = ConnectionLimits.within(limit).clients
     if clients < concurrent_requests:
         _log.warning(

@@ -1,7 +1,7 @@
 """Keeps memory small and garbage collections short in a serving process.
 
-After loading, start-up garbage is freed and the rest frozen, so that collections skip it. Freed memory goes back to the
-system, once after loading and then at intervals.
+After loading, garbage of the start is freed and the remaining objects are frozen, so that collections skip them. Freed
+memory is returned to the system, once after loading and then at intervals.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from functools import partial
 from coe.supervision import TaskFailed, ignore_failure, supervised
 
 GC_THRESHOLD = 20_000
-"""New objects before a collection of the youngest generation. With Python's default of 700 requests trigger it all the
-time: nearly 3 % of the CPU."""
+"""New objects before a collection of the youngest generation. Python's default is 700; then collections during requests
+take nearly 3 % of the CPU."""
 TRIM_INTERVAL_SECONDS = 30.0
 """Interval at which freed memory is returned; each time takes about 3 ms, in a thread."""
 
@@ -25,8 +25,8 @@ TRIM_INTERVAL_SECONDS = 30.0
 def tune_gc() -> None:
     """Call once per process, before it serves. Takes about 50 ms.
 
-    Without it the collector visits all loaded objects again and again while every request waits (18 ms), and glibc
-    keeps 50 MB of freed tables.
+    Without it, full collections visit all loaded objects while every request waits (18 ms), and glibc keeps 50 MB of
+    freed tables.
     """
     gc.collect()
     gc.freeze()
@@ -44,7 +44,7 @@ def trim_memory() -> None:
 async def trimming_memory(
     *, every: float = TRIM_INTERVAL_SECONDS, task_failed: TaskFailed = ignore_failure
 ) -> AsyncIterator[None]:
-    """Trims memory at intervals until the block ends: after a busy time glibc keeps about 10 MB."""
+    """Trims memory at intervals until the block ends. Under load glibc keeps about 10 MB of freed memory."""
     task = supervised(partial(_trim_periodically, every), "memory", task_failed=task_failed)
     try:
         yield

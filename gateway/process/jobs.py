@@ -1,7 +1,6 @@
 """Runs commands of `coe` in separate processes, because a serving process must not import what they need.
 
-Jobs runs one command at a time. Reports caches what such commands report. PlanSolver keeps its process for the next
-request.
+`Jobs` runs one command at a time. `Reports` caches their results. `PlanSolver` keeps its process for later requests.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from coe.settings import Settings
 
 RETRY_AFTER_SECONDS = 5.0
 MAX_WAITING = 8
-"""Requests for a job, including the running one."""
+"""Requests for a job at once, including the running one."""
 MAX_ERROR_CHARACTERS = 500
 """Characters of a failed job's error output that are passed on."""
 
@@ -84,9 +83,9 @@ class Jobs:
 REPORT_SECONDS = 120.0
 """Time limit of the job of a report."""
 CACHE_SECONDS = 60.0
-"""A report is returned again for this long, since it reads the log."""
+"""Time for which a report is cached, since each one reads the log."""
 MAX_REPORTS = 12
-"""Reports of different arguments that are cached."""
+"""Reports with different arguments that are cached at once."""
 
 
 class Reports:
@@ -97,7 +96,7 @@ class Reports:
         self._tasks: dict[tuple[str, ...], tuple[asyncio.Task[tuple[float, Any]], float]] = {}
 
     async def get(self, *arguments: str, needs: tuple[str, ...] = ()) -> tuple[float, Any]:
-        """The Unix time of the report and the report of `coe ARGUMENTS`. Raises as `Jobs.run`."""
+        """Return the Unix time of the report, and the report of `coe ARGUMENTS`. Raises the errors of `Jobs.run`."""
         now = time.monotonic()
         task, began = self._tasks.pop(arguments, (None, 0.0))
         if task is None or (task.done() and (_failed(task) or now - began >= CACHE_SECONDS)):
@@ -105,7 +104,7 @@ class Reports:
             while len(self._tasks) >= MAX_REPORTS:
                 del self._tasks[next(iter(self._tasks))]
         self._tasks[arguments] = task, began
-        return await asyncio.shield(task)  # a client that disconnects cancels it for no other
+        return await asyncio.shield(task)  # a client that disconnects does not cancel it for others
 
     async def _compute(self, arguments: tuple[str, ...], needs: tuple[str, ...]) -> tuple[float, Any]:
         found = await self._jobs.run(*arguments, seconds=REPORT_SECONDS, needs=needs)
@@ -127,8 +126,8 @@ def check_installed(verb: str, needs: tuple[str, ...]) -> None:
 
 
 def start_command(settings: Settings, *arguments: str, stdin: int) -> subprocess.Popen[bytes]:
-    """Starts `coe ARGUMENTS` with the gateway's declaration and state, at low priority. Call it in a thread, as a fork
-    takes time."""
+    """Starts `coe ARGUMENTS` with the gateway's declaration and state, at low priority. Call it in a thread, since a
+    fork takes time."""
     nice = ("nice", "-n", "10") if shutil.which("nice") else ()
     return subprocess.Popen(  # noqa: S603  commands and existing versions only
         [*nice, sys.executable, "-P", "-m", "coe.cli", *arguments, "--config", str(settings.config)],
@@ -155,7 +154,7 @@ SOLVER_RETRY_SECONDS = 1.0
 class PlanSolver:
     """Solves plans under other budgets in one child process, one request at a time.
 
-    A slider in the dashboard sends many requests: of those that wait, the newest is solved, the others are refused.
+    A slider in the dashboard sends many requests. Of those that wait, the newest is solved and the others are refused.
     """
 
     def __init__(self, settings: Settings) -> None:

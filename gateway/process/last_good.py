@@ -1,14 +1,14 @@
-"""Keeps the last good state of a running gateway on disk: a worker that starts again after a crash begins with it.
+"""Keeps the last good state of a running gateway on disk, for workers that restart after a crash.
 
-The files in use may be invalid by then. The worker serves the last good state, like the other workers, and then reloads
-the files in use: this applies a change or a repair, or reports why it failed.
+The files in use may be invalid at that time. The worker first serves the last good state, like the other workers. Then
+it reloads the files in use, which applies a change or a repair, or reports the error.
 
-COE_HOME/last-good/RUN/state.json       written atomically by every worker after each load; the last one counts
-COE_HOME/last-good/RUN/KIND/VERSION/    a copy of each artifact in it, for a version that is damaged later
+COE_HOME/last-good/RUN/state.json       replaced atomically by a worker after it loads a new state
+COE_HOME/last-good/RUN/KIND/VERSION/    a copy of each artifact in it, used if the original is damaged later
 
-RUN is private to one gateway and deleted at its end, so that its next start reads the files in use. The next start of
-any gateway deletes the RUN of a killed one. RUN is readable by its owner only, because a declaration may contain
-secrets.
+RUN is private to one gateway and deleted at its end, so that its next start reads the files in use. If a gateway is
+killed, the next start of any gateway with this COE_HOME deletes its RUN. Only its owner can read RUN, because a
+declaration may contain secrets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from gateway.observability.logs import describe_error
 
 FOLDER, STATE = "last-good", "state.json"
 LOCK = ".lock"
-"""Held by the running gateway for its folder, and during a change of the folder above."""
+"""File that the running gateway locks in its folder, and in the folder above while it changes that one."""
 WRITER_LOCK = ".writing"
 DRAFT_PREFIX = ".draft-"
 
@@ -45,8 +45,10 @@ _log = logging.getLogger("gateway")
 
 @contextmanager
 def last_good_folder(home: Path) -> Iterator[Path | None]:
-    """A private folder for the last good state of one gateway, deleted at the end; None if it cannot be made. Deletes
-    the folders of gateways that were killed."""
+    """Yield a private folder for the last good state of one gateway, or None if it cannot be created.
+
+    The folder is deleted at the end of the block. The folders of killed gateways are deleted at its start.
+    """
     try:
         folder, lock = _new_folder(home / FOLDER)
     except OSError as error:
@@ -74,7 +76,7 @@ def _new_folder(root: Path) -> tuple[Path, Any]:
 
 
 def _is_running(folder: Path) -> bool:
-    """Returns whether the gateway of a folder runs."""
+    """True if the gateway of a folder is running."""
     try:
         with (folder / LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,7 +95,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 class KeptReader(Protocol):
-    """Loads a kept state; like `load_active_state`."""
+    """Function that loads a kept state: `load_active_state` or one like it."""
 
     def __call__(self, settings: Settings, previous: None, *, kept: KeptState) -> ActiveState: ...
 
@@ -122,17 +124,18 @@ class LastGood:
             )
             in_use = self._read(self._settings, None, kept=kept)
             if in_use.index is not None:
-                kept.artifact(GATE)  # the serving state reads it, when it is too late for the files in use
+                kept.artifact(GATE)  # verified here: later the worker cannot fall back to the files in use
             return in_use
-        except Exception as error:  # the files in use may be valid, so the start goes on with them
+        except Exception as error:  # the files in use may be valid, so the worker starts with them
             text = "the last good state cannot be loaded, so the worker starts with the files in use: %s"
             _log.error(text, describe_error(error))
             return None
 
     def keep(self, in_use: ActiveState, versions: Mapping[str, str | None]) -> None:
-        """Keep a state of the files in use that serves with these `versions`, by kind of artifact.
+        """Keep a state that was loaded from the files in use; `versions` has the version of each kind of artifact.
 
-        Raises OSError or ConfigError if it cannot be kept. Then none is: an older one may accept keys revoked since.
+        Raises OSError or ConfigError if it cannot be kept. Then no state is kept, because an older one may accept keys
+        that were revoked since.
         """
         if not in_use.declaration:
             return
@@ -153,7 +156,7 @@ class LastGood:
                 "versions": dict(versions),
             }
         )
-        if self._content() == content:  # another worker loaded the same
+        if self._content() == content:  # another worker has kept the same state
             return
         for kind, version in versions.items():
             if version is not None:
@@ -176,21 +179,21 @@ class LastGood:
         return in_use.folder if kind == ROUTER else self._settings.artifacts / kind / version
 
     def _copy(self, kind: str, version: str, source: Path) -> None:
-        """Copy a version, unless it is copied already, or deleted because nothing reads it (a gate that is unused)."""
+        """Copy a version, unless it is copied already or its folder is deleted, as that of an unused gate may be."""
         target = self._folder / kind / version
         if target.exists() or not source.is_dir():
             return
         target.parent.mkdir(exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=self._folder, prefix=DRAFT_PREFIX))
         try:
-            for file in source.iterdir():  # without the modes: a read-only folder can be neither moved nor deleted
+            for file in source.iterdir():  # without file modes: a read-only folder can be neither moved nor deleted
                 shutil.copyfile(file, draft / file.name)
             draft.rename(target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
     def _delete_unused(self, versions: Mapping[str, str | None]) -> None:
-        """Delete the copies that no state needs any more, and drafts of workers that were killed."""
+        """Delete the copies that the kept state does not need, and drafts of workers that were killed."""
         for folder in (*self._folder.glob("[!.]*/*/"), *self._folder.glob(f"{DRAFT_PREFIX}*/")):
             if folder.name != versions.get(folder.parent.name):
                 shutil.rmtree(folder, ignore_errors=True)

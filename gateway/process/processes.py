@@ -1,9 +1,9 @@
 """The gateway's processes: a parent, and workers that share its listening socket.
 
-The parent receives signals and decides; a worker acts only on signals from the parent. On SIGTERM or SIGINT the parent
+The parent handles signals from outside; a worker acts only on signals from the parent. On SIGTERM or SIGINT the parent
 makes the workers drain (SIGUSR1, see `gateway/process/signals.py`), waits for the lame duck period, and stops them: a
 worker closes the listener and idle connections, waits for running requests and closes the application, which writes the
-records. A second signal ends everything at once. On SIGHUP the workers check for changes.
+records. A second signal kills all processes at once. On SIGHUP the workers reload.
 
 A worker that crashes starts again after a delay of its own; the other workers continue. If no worker ever became ready
 and all have ended, the gateway stops with the cause. Workers end when the parent dies (`gateway/process/signals.py`).
@@ -37,14 +37,14 @@ from gateway.process.worker import run_worker
 from gateway.process.worker_states import RespawnSchedule, WorkerStates
 
 SHARES_MEMORY = sys.platform == "linux"
-"""True if workers are forks, which share the memory that the parent has filled; the libraries of macOS do not survive a
+"""True if workers are forks, which share the memory that the parent has filled. Libraries of macOS do not work after a
 fork."""
 FLUSH_SECONDS = 20
 """Time for a worker to write its records after its requests have ended."""
 START_CHECK_SECONDS = 0.5
-"""Interval of checks for a first ready worker, while a crashed one waits for that."""
+"""Interval of checks for a first ready worker. Crashed workers restart only after one was ready."""
 INTERVAL_SECONDS = 60.0
-"""Interval of what the parent process does while its workers serve."""
+"""Longest interval between two calls of `at_intervals`."""
 
 _CONTEXT = multiprocessing.get_context("fork") if SHARES_MEMORY else multiprocessing.get_context("spawn")
 _log = logging.getLogger("gateway")
@@ -99,7 +99,7 @@ class _Processes:
         at_intervals: Callable[[], None] | None,
     ) -> None:
         self.failure = ""
-        """Why no worker could start; empty otherwise."""
+        """The reason why no worker could start; empty otherwise."""
         self._pid = os.getpid()
         self._states = WorkerStates(settings.workers)
         self._target = partial(run_worker, build, settings, listener=listener, states=self._states, parent=self._pid)
@@ -116,7 +116,7 @@ class _Processes:
 
     def serve(self) -> None:
         """Start the workers and supervise them until a signal, or until none could start."""
-        signal.signal(DRAIN_SIGNAL, signal.SIG_IGN)  # a worker that is only starting must not die of it
+        signal.signal(DRAIN_SIGNAL, signal.SIG_IGN)  # a worker that is starting must not end on it
         signal.signal(RELOAD_SIGNAL, self._on_reload)
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
@@ -127,12 +127,12 @@ class _Processes:
             if self._at_intervals is not None:
                 self._at_intervals()
             self._check_workers()
-        self._listener.close()  # or new connections would wait here for an answer
+        self._listener.close()  # otherwise new connections would wait in its queue
         self._stop_workers()
-        signal.signal(RELOAD_SIGNAL, signal.SIG_IGN)  # the interpreter's end restores a handler's default: to die
+        signal.signal(RELOAD_SIGNAL, signal.SIG_IGN)  # at exit Python restores the default of a handled signal: to end
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a worker that has not started yet
+        if os.getpid() != self._pid:  # a fork that has not set its own handlers yet
             os._exit(128 + number)
         if self._stop_at is not None:
             for worker in self._workers.values():
@@ -153,7 +153,7 @@ class _Processes:
     # ------------------------------------------------------------------------------------------- waiting
 
     def _wake_up(self) -> None:
-        with suppress(BlockingIOError):  # it is woken already
+        with suppress(BlockingIOError):  # the pipe is full, so it wakes up in any case
             os.write(self._wake, b"!")
 
     def _wait(self) -> None:
@@ -196,7 +196,7 @@ class _Processes:
     def _start(self, number: int) -> None:
         process = _CONTEXT.Process(target=self._target, kwargs={"number": number}, daemon=True)
         self._workers[number] = worker = _Worker(number, process)
-        if self._stop_at is not None:  # the signal came while it was being started
+        if self._stop_at is not None:  # a signal to stop arrived during the start
             worker.signal(DRAIN_SIGNAL)
 
     def _stop_workers(self) -> None:

@@ -1,8 +1,8 @@
 """Applies changes of experts.yaml and of promoted artifacts while the gateway serves.
 
 A new state is read, checked and built completely before it replaces the old one. On any error the old one stays, the
-log gives the cause once, and `coe_reload_failed` and /health/ready show it. Running requests end with the state that
-they began with.
+log gives the cause once, and `coe_reload_failed` and /health/ready show it. Running requests keep the state that they
+began with.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gateway.serving_state import Serving, ServingState, Wiring
 POLL_SECONDS = 0.5
 """Interval of checks of the files."""
 SETTLE_SECONDS = 0.1
-"""Time that a file must stay unchanged before it is read: it may be half written."""
+"""Time that the files must stay unchanged before they are read, since one may be half written."""
 
 Reader = Callable[[Settings, ActiveState | None], ActiveState]
 """Reads the active state, given the previous one (None at the start)."""
@@ -42,7 +42,7 @@ _log = logging.getLogger("gateway")
 
 
 class Reload:
-    """Watches the files while `watching` is entered."""
+    """Watches the files and applies changes while the block of `watching` runs."""
 
     def __init__(
         self,
@@ -67,19 +67,19 @@ class Reload:
         self._config_digest: bytes | None = None
 
     def serves(self, config: bytes) -> bool:
-        """Returns whether the state in use was read from this content of experts.yaml."""
+        """True if the state in use was read from this content of experts.yaml."""
         return hashlib.sha256(config).digest() == self._config_digest
 
     def request(self) -> None:
-        """Checks now, and reloads even if no file changed."""
+        """Reload now, even if no file changed."""
         self._requested.set()
 
     @asynccontextmanager
     async def watching(
         self, *, since: FileStates | None, task_failed: TaskFailed = ignore_failure
     ) -> AsyncIterator[None]:
-        """Watches the files in a task until the block ends. `since` are their states before they were first read; None
-        if they were not: then they are read before the block begins."""
+        """Watches the files in a task until the block ends. `since` are their states before the first read. With
+        None they were not read yet, and are read before the block begins."""
         if since is None:
             since = file_states(self._files)
             contents = await asyncio.to_thread(digests, self._files)
@@ -100,7 +100,7 @@ class Reload:
             await self._apply(contents[0])
         elif self._current.reload_error is None:
             self._config_digest = contents[0]
-        await self._keep()  # also if the files have become invalid since they were first read
+        await self._keep()  # the state that was read first, even if the files have become invalid since
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
@@ -112,7 +112,7 @@ class Reload:
                 continue
             states = await self._settled_states()
             previous, contents = contents, await asyncio.to_thread(digests, self._files)
-            # after a failure equal files are read again: a version that was damaged may have been made again
+            # after a failure unchanged files are read again, because a damaged version may have been replaced
             if requested or contents != previous or self._current.reload_error is not None:
                 await self._apply(contents[0])
 
@@ -125,7 +125,7 @@ class Reload:
                 return states
 
     async def _apply(self, config_digest: bytes | None, *, always_log: bool = True) -> None:
-        """Read the files and serve with them. Without `always_log`, log it only if something changed."""
+        """Read the files and serve their state. Without `always_log`, log a success only if something changed."""
         try:
             in_use = await asyncio.to_thread(self._read, self._settings, self._in_use)
             self.check(in_use.registry)
@@ -151,7 +151,7 @@ class Reload:
             await self._keep()
 
     async def _keep(self) -> None:
-        """Keep the state in service for workers that start again, unless it is the kept one."""
+        """Keep the state in service for workers that restart, unless it was loaded from the kept state."""
         if self._last_good is None or self._in_use.kept is not None:
             return
         try:
@@ -160,7 +160,7 @@ class Reload:
             _log.warning("the state in service is not kept for workers that crash: %s", error)
 
     def _warm(self, serving: Serving) -> None:
-        """Search a new document index once in the background: a store that hangs must not delay a revoked key."""
+        """Search a new document index once in the background, since a slow store must not delay the next reload."""
         if self._warming is not None:
             self._warming.cancel()
         self._warming = asyncio.create_task(serving.composition.warm(), name="coe-warm")
@@ -175,7 +175,7 @@ class Reload:
         check_counters(access_with(registry, issued), workers=self._settings.workers)
 
     async def _report_failure(self, cause: str) -> None:
-        with suppress(OSError, UnicodeDecodeError):  # without the file there is no value of it in the cause
+        with suppress(OSError, UnicodeDecodeError):  # a file that cannot be read has no values in the cause
             text = await asyncio.to_thread(self._settings.config.read_text)
             cause = without_values(cause, text, self._settings.environ)
         self._current.reload_error = cause
@@ -212,7 +212,7 @@ def check_reloadable(old: Registry, new: Registry) -> None:
 
 
 def _residency_settings(old: Registry, new: Registry) -> Iterator[tuple[str, tuple[object, object]]]:
-    """Yield the settings that the process that started the servers keeps, with their values before and after."""
+    """Yield the settings that the process keeps which started the servers, with their old and new values."""
     for name in ("devices", "sleep_memory_gb", "max_wait"):
         yield name, (getattr(old.residency, name, None), getattr(new.residency, name, None))
 

@@ -1,8 +1,8 @@
-"""Signals of a worker process and its end: drain, reload, abort, and the parent's death.
+"""Signals to a worker process (drain, reload, abort), its drain, and its end when the parent dies.
 
-`handle_signals` connects the parent's signals. Drain sets the process not ready, then refuses new requests, then
-aborts the running ones. `end_with_parent` ends a worker whose parent has died, even by SIGKILL, so that the port is
-free for the next start.
+`handle_signals` connects the parent's signals. `Drain` reports the worker as not ready, later refuses new requests, and
+finally aborts the running ones. `end_with_parent` ends a worker whose parent has died, even by SIGKILL, so that the
+port is free for the next start.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ DRAIN_SIGNAL, RELOAD_SIGNAL, ABORT_SIGNAL = signal.SIGUSR1, signal.SIGHUP, signa
 async def handle_signals(
     *, drain: Callable[[], None], reload: Callable[[], None], abort: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """DRAIN_SIGNAL, RELOAD_SIGNAL and ABORT_SIGNAL call these until the block ends; then they are ignored. SIGINT is
-    ignored: Ctrl-C in a terminal reaches all processes, and only the parent acts on it."""
+    """Call these functions on DRAIN_SIGNAL, RELOAD_SIGNAL and ABORT_SIGNAL until the block ends, then ignore them.
+
+    SIGINT is ignored. Ctrl-C in a terminal sends it to all processes, and only the parent acts on it.
+    """
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(DRAIN_SIGNAL, drain)
     loop.add_signal_handler(RELOAD_SIGNAL, reload)
@@ -86,10 +88,10 @@ FINISH_SECONDS = 30.0
 
 
 class Drain:
-    """Ends a worker gracefully: reports that it is not ready, refuses new requests, then cancels the running ones.
+    """Ends a worker gracefully: reports it as not ready, then refuses new requests, then cancels the running ones.
 
     `begin` starts the drain. For `lame_duck` seconds, readiness is off but requests are still served, so that a load
-    balancer can notice; pass 0 if there is none.
+    balancer can stop sending them. Without a load balancer pass 0.
     """
 
     def __init__(self, current: ServingState, *, lame_duck: float, finish: float = FINISH_SECONDS) -> None:
@@ -98,7 +100,7 @@ class Drain:
         self._finish = finish
 
     def begin(self) -> None:
-        """May be called again; the first call counts."""
+        """Start the drain. Further calls have no effect."""
         if self._current.leaving:
             return
         self._current.leaving = True

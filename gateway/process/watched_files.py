@@ -1,4 +1,4 @@
-"""The files whose change makes a gateway reload, and their states on disk."""
+"""The files that a gateway watches and reloads when they change, and their states on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
 from coe.settings import Settings
 
 FileStates = tuple[tuple[int, int, int] | None, ...]
-"""Inode, size and time of every watched file; None for a missing one."""
+"""Inode, size and modification time of every watched file; None for a missing one."""
 
 
 def watched_files(settings: Settings) -> tuple[Path, ...]:

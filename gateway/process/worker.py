@@ -33,10 +33,10 @@ def run_worker(
     parent: int,
     number: int,
 ) -> None:
-    """The life of worker `number`, counted from 0. Ends the process with code 1 if the application cannot start."""
+    """Run worker `number`, from 0, until SIGTERM. Exits with code 1 if the application cannot start or fails."""
     for ignored in (DRAIN_SIGNAL, RELOAD_SIGNAL):  # until the application handles them
         signal.signal(ignored, signal.SIG_IGN)
-    logging.config.dictConfig(logging_config(settings))  # a process that is not a fork has none
+    logging.config.dictConfig(logging_config(settings))  # a process that is not a fork inherits none
     log_uncaught()
     serving = threading.Event()
     end_with_parent(parent, serving)
@@ -65,8 +65,7 @@ async def serve_application(
     started: Callable[[], None] = lambda: None,
     peers: Peers | None = None,
 ) -> None:
-    """Serve the application until SIGTERM, then wait until all responses are sent. `started` is called once it is
-    ready."""
+    """Serve the application until SIGTERM, then end as `HttpServer` does. `started` is called once it is ready."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with app.router.lifespan_context(app):

@@ -25,8 +25,8 @@ _NOT_ACCEPTING = -1
 
 
 class WorkerStates:
-    """One cell for each worker. The worker writes all but `crashes`, which the parent writes, so no lock is needed; the
-    parent writes for a worker that has ended. Workers are numbered from 0."""
+    """One cell for each worker, numbered from 0. No lock is needed: a worker writes its own cell while it runs, and the
+    parent after it has ended."""
 
     def __init__(self, workers: int) -> None:
         self.cells = RawArray(_Cell, workers)
@@ -34,7 +34,7 @@ class WorkerStates:
             cell.connections = _NOT_ACCEPTING
 
     def set_ready(self, worker: int) -> None:
-        """Records that a worker serves requests."""
+        """Record that a worker serves requests."""
         self.cells[worker].ready = True
 
     @property
@@ -43,7 +43,7 @@ class WorkerStates:
         return any(cell.ready for cell in self.cells)
 
     def set_failed(self, worker: int, cause: str) -> None:
-        """Records why a worker could not start."""
+        """Record why a worker could not start."""
         self.cells[worker].cause = cause.encode("utf-8", "replace")[: CAUSE_BYTES - 1]
 
     def cause(self, worker: int) -> str:
@@ -51,7 +51,7 @@ class WorkerStates:
         return bytes(self.cells[worker].cause).decode("utf-8", "replace")
 
     def count_crash(self, worker: int) -> None:
-        """Counts a crash."""
+        """Count a crash."""
         self.cells[worker].crashes += 1
         self.cells[worker].connections = _NOT_ACCEPTING
 
@@ -61,7 +61,7 @@ class WorkerStates:
 
 
 class AcceptingWorkers:
-    """The client connections of the workers that accept them, as worker `number` sees them: `Peers` of its server."""
+    """Implements `gateway.http.server.Peers` for worker `number`: counts of connections in shared memory."""
 
     def __init__(self, states: WorkerStates, number: int) -> None:
         self._cells = states.cells
@@ -72,12 +72,12 @@ class AcceptingWorkers:
         self._own.connections = connections
 
     def leave(self) -> None:
-        """Report to the others that this worker accepts no more."""
+        """Report to the others that this worker accepts no more connections."""
         self._own.connections = _NOT_ACCEPTING
 
     @property
     def has_more(self) -> bool:
-        """True if this worker has clearly more connections than another: a quarter, and more than two."""
+        """True if this worker has more than 1.25 n + 2 connections, where n is the lowest count of a worker."""
         counts = [cell.connections for cell in self._cells if cell.connections != _NOT_ACCEPTING]
         own: int = self._own.connections
         return own > 2 + 1.25 * min(counts, default=own)
@@ -85,12 +85,8 @@ class AcceptingWorkers:
 
 FIRST_DELAY_SECONDS = 0.5
 """Delay from a worker's first crash to its next start; each further crash doubles it."""
-
-
 MAX_DELAY_SECONDS = 30.0
 """Maximum delay between a crash and the next start."""
-
-
 HEALTHY_SECONDS = 60.0
 """Uptime of a worker after which its next crash counts as a first one."""
 
