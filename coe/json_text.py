@@ -1,7 +1,7 @@
-"""JSON text in bytes: orjson where it can, the standard library for what orjson refuses.
+"""Parses and writes JSON with orjson, and with the standard library where orjson refuses a value.
 
-Servers and clients in Python send NaN, Infinity, lone surrogates, integers beyond 64 bits and deep nesting. They pass
-through CoE as they are where a client reads the answer.
+Servers and clients in Python send NaN, Infinity and lone surrogates, which orjson does not parse. `dumps` writes them,
+but may write NaN and Infinity as null; `dumps_with_nan` keeps these. Integers beyond 64 bits become floats.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import orjson
 
 
 def loads(data: bytes) -> Any:
-    """Parses JSON. Raises ValueError."""
+    """Parse JSON. Raises ValueError."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -24,7 +24,7 @@ def loads(data: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Serializes a value that `loads` returned; NaN and Infinity may become null. Raises RecursionError."""
+    """Serialize a value that `loads` returned. NaN and Infinity may become null. Raises RecursionError."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
@@ -32,5 +32,5 @@ def dumps(value: Any) -> bytes:
 
 
 def dumps_with_nan(value: Any) -> bytes:
-    """As `dumps`, but slower, and NaN and Infinity stay."""
+    """Serialize a value with NaN and Infinity unchanged, more slowly than `dumps`. Raises RecursionError."""
     return json.dumps(value, separators=(",", ":")).encode()

@@ -1,8 +1,9 @@
-"""Step 3 of a request, classify: what may follow the fast prediction, an encoder pass and the tenant's overlay.
+"""Step 3 of a request, classify: the optional parts after the fast prediction, an encoder pass and a tenant's overlay.
 
 `Composition` predicts fast on the event loop, and requests an encoder pass only if it may change the decision.
-`EncoderPasses` run in threads and compete with the event loop for processors. `LoadShedding` limits how many run at
-once, and skips them for a while after one that mostly waited, which indicates busy processors.
+`EncoderPasses` runs these passes in threads, which compete with the event loop for processors. `LoadShedding` limits
+the number of concurrent passes. After a pass that mostly waited, it skips passes for a while, since processors are
+busy.
 
 An `Overlay` is a tenant's own linear head on the global router's posterior (matrix and vector scaling, Guo et al.
 2017). `coe retrain` fits overlays to the tenant's corrections.
@@ -34,28 +35,30 @@ OVERLAYS_FILE = "overlays.jsonl"
 MIN_PROBABILITY = 1e-4
 """Lower bound of the posterior before its logarithm."""
 MAX_ENCODER_PASSES = 4
-"""Passes of one kind at once: two run in the two threads, and each of the others waits for one of them."""
+"""Passes of one kind at once. The gateway has two threads for all passes, so two run and the others wait."""
 SLOW_ENCODER_PASS_SECONDS = 0.02
 SLOW_MULTILINGUAL_PASS_SECONDS = 0.2
-"""Duration of an encoder pass, waiting included, up to which the processors do not count as busy. Texts that are not
-English wait longer, because the fast heads hardly classify them."""
+"""Largest duration of an encoder pass, waiting included, that is not slow. It is longer for texts that are not English,
+because the fast heads classify these poorly."""
 BUSY_RATIO = 3.0
-"""Ratio of the duration to the processor time of the pass itself above which a longer pass counts as slow. A long text
-on a slow processor takes longer than SLOW_ENCODER_PASS_SECONDS without waiting for anything."""
+"""A pass is slow only if its duration also exceeds this many times its own processor time. A long text on a slow
+processor takes longer than SLOW_ENCODER_PASS_SECONDS without any waiting."""
 ENCODER_BACKOFF_FACTOR = 4.0
-"""After a slow pass of n seconds, no pass starts for 4 n seconds: slow passes take at most a fifth of the time."""
+"""After a slow pass of n seconds, no pass starts for 4 n seconds, but at most MAX_BACKOFF_SECONDS. So slow passes of up
+to 0.25 s take at most a fifth of the time."""
 MAX_BACKOFF_SECONDS = 1.0
-"""Longest time without passes, since the first pass also loads the multilingual encoder."""
+"""Limit of the time without passes. Without it, the first pass, which also loads the multilingual encoder, would stop
+passes for long."""
 MAX_CACHED_RESULTS = 1024
-"""Latest texts whose encoder results are kept: about 500 kB. A loop of tool calls repeats its request, and popular
-prompts come again."""
+"""Most recently used encoder results that are cached, about 500 kB. Loops of tool calls repeat a request, and several
+clients send the same prompts."""
 SHORT_CIRCUIT = "short_circuit"
-"""Stage of an uncertain fast prediction where an encoder pass is unlikely to change the decision."""
+"""Stage of a fast prediction that is uncertain, but whose decision an encoder pass is unlikely to change."""
 
 
 @dataclass(slots=True)
 class EncoderPass:
-    """One encoder pass. `processor_seconds` is set when it ends, and stays 0 after a timeout or a cancellation."""
+    """One encoder pass. `processor_seconds` is set at its end; after a timeout, cancellation or error it is 0."""
 
     processor_seconds: float = 0.0
 
@@ -79,7 +82,7 @@ class LoadShedding:
 
     @contextmanager
     def encoder_pass(self) -> Iterator[EncoderPass]:
-        """Count and time one encoder pass, which reports its processor time in the value that is yielded."""
+        """Count and time one encoder pass. The caller sets `processor_seconds` of the yielded value."""
         start, one = self._clock(), EncoderPass()
         self._running += 1
         try:
@@ -94,9 +97,8 @@ class LoadShedding:
 class EncoderPasses:
     """Runs the encoder passes of a router, within limits of time and load. For one event loop; owns none of its parts.
 
-    `timeout` limits a pass in seconds: None means unlimited, 0 disables passes. The results of the latest
-    MAX_CACHED_RESULTS passes that identified the language are kept by the digest of their text, without white space
-    around it.
+    `timeout` limits a pass in seconds: None means unlimited, 0 disables passes. The MAX_CACHED_RESULTS most recently
+    used results are cached by the digest of the stripped text. A result without an identified language is not cached.
     """
 
     def __init__(self, router: Router, *, threads: Executor, timeout: float | None) -> None:
@@ -106,10 +108,10 @@ class EncoderPasses:
         self._load_shedding = LoadShedding()
         self._multilingual_load_shedding = LoadShedding(slow=SLOW_MULTILINGUAL_PASS_SECONDS)
         self._results: OrderedDict[bytes, Prediction] = OrderedDict()
-        """Latest results, the most recently used last."""
+        """Cached results, the most recently used last."""
 
     async def predict(self, text: str, *, foreign: bool) -> Prediction | None:
-        """Return the router's prediction for an uncertain text; None without capacity or after the timeout.
+        """Return the router's prediction for an uncertain text; None if passes are disabled, skipped or too slow.
 
         `foreign`: the text is probably not English, so it takes a pass of the multilingual encoder.
         """
@@ -119,7 +121,7 @@ class EncoderPasses:
         key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if (found := self._results.get(key)) is None:
             found = await self._run(text, foreign=foreign)
-            if found is None or found.language == UNDETERMINED:  # the multilingual stage is absent or failed
+            if found is None or found.language == UNDETERMINED:  # the multilingual stage may be absent or have failed
                 return found
             self._results[key] = found
             if len(self._results) > MAX_CACHED_RESULTS:
@@ -140,7 +142,7 @@ class EncoderPasses:
         return None
 
     def _predict(self, text: str) -> tuple[Prediction, float]:
-        """Return the router's prediction and the processor time of this thread that it took."""
+        """Return the router's prediction, and the processor time in seconds that this thread spent on it."""
         start = time.thread_time()
         (found,) = self._router.predict((text,))
         return found, time.thread_time() - start
@@ -148,13 +150,13 @@ class EncoderPasses:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlays:
-    """The overlays in use by tenant, over the router's categories, and the `version` of their artifact."""
+    """The overlays in use, by tenant, and the `version` of their artifact."""
 
     version: str = ""
     by_tenant: Mapping[str, Overlay] = field(default_factory=lambda: MappingProxyType({}))
 
     def apply(self, prediction: Prediction, tenant: str | None) -> Prediction:
-        """Return the tenant's prediction, which includes the router's posterior; unchanged without an overlay."""
+        """Return the prediction after the tenant's overlay, and the router's posterior in it; unchanged without one."""
         overlay = self.by_tenant.get(tenant) if tenant is not None else None
         if overlay is None:
             return prediction

@@ -1,8 +1,8 @@
 """Estimates quality from feedback: score tables of weighted rewards, the trust in each tenant, and the refitted table.
 
-`refit` gives each expert's quality in each category, by feedback and measured scores together. Bounds keep a single
-tenant, or requests that mostly belong to another category, from dominating a cell. A tenant whose rewards
-systematically contradict what the others' rewards predict counts less (`agreements`).
+`refit` estimates the quality of each expert in each category from feedback and measured scores together. Bounds keep a
+single tenant, or requests that probably belong to another category, from dominating a cell. Feedback counts less if it
+systematically contradicts the prediction from other tenants' feedback (`agreements`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ BISECTION_STEPS = 50
 
 
 def score_table(experience: Experience, utility: Array, importance: Array, *, share: float, free: float) -> ScoreTable:
-    """The score table of the rewards: request i counts as `utility[i]` scores (0 to 1) for `importance[i]` requests
-    each.
+    """Return the score table of the rewards. Request i counts as `utility[i]` scores (0 to 1), each with the weight
+    `importance[i]`.
 
-    Two bounds hold in each cell. Requests that are likelier of another category count together at most as much as the
-    cell's own (or `free`). So many borderline requests do not dominate a small category. One tenant has at most
-    `share` of the cell (or `free`, or an equal part where there are too few tenants). Counts are effective sample sizes
+    Two bounds hold in each cell. Requests whose most likely category is another one count together at most as much as
+    the cell's own (or `free`), so that they do not dominate a small category. One tenant has at most `share` of the
+    cell (or `free`, or an equal part where there are too few tenants). Counts are effective sample sizes
     (Kish 1965), since scores of uneven importance carry less information.
     """
     best = experience.posterior.argmax(axis=1)[:, None] == np.arange(len(experience.categories))
@@ -35,13 +35,13 @@ def score_table(experience: Experience, utility: Array, importance: Array, *, sh
     inside, outside = own[0].sum(axis=0), borderline[0].sum(axis=0)
     limit = np.maximum(inside, free)
     scale = np.divide(limit, outside, out=np.ones_like(outside), where=outside > limit)
-    sums = own + borderline * scale  # as if fewer scores were drawn, not weaker ones
+    sums = own + borderline * scale  # the number of scores decreases, not their importance
     factor = tenant_factors(sums[0].reshape(len(sums[0]), -1), share=share, free=free).reshape(sums[0].shape)
     return score_table_from_sums(experience, (sums * factor).sum(axis=1))
 
 
 def sums_by_tenant(experience: Experience, utility: Array, importance: Array, posterior: NDArray[np.floating]) -> Array:
-    """Sums over requests of w u, w u², w u r and w u r², shape (4, n_tenants, m, k).
+    """Return sums over requests of w u, w u², w u r and w u r², shape (4, n_tenants, m, k).
 
     w is `posterior` (n, m) times `utility`, u the `importance` and r the reward.
     """
@@ -58,14 +58,14 @@ def sums_by_tenant(experience: Experience, utility: Array, importance: Array, po
 
 
 def score_table_from_sums(experience: Experience, sums: Array) -> ScoreTable:
-    """The score table of sums of shape (4, m, k)."""
+    """Return the score table of sums of shape (4, m, k)."""
     mass, square, total, second = sums
     table = ScoreTable.of_sums(experience.categories, experience.experts, mass, total, second)
     return replace(table, count=np.divide(mass**2, square, out=np.zeros_like(mass), where=square > 0))
 
 
 def tenant_factors(weights: Array, *, share: float, free: float) -> Array:
-    """Factors (0 to 1) that bound each tenant's part of each cell; `weights` has shape (n_tenants, n_cells).
+    """Return factors (0 to 1) that bound each tenant's part of each cell; `weights` has shape (n_tenants, n_cells).
 
     The bound is the largest level c with c <= share x sum of min(weight, c), found by bisection; `free` is always
     allowed.
@@ -83,7 +83,7 @@ def tenant_factors(weights: Array, *, share: float, free: float) -> Array:
 
 
 def merged(table: ScoreTable, base: ScoreTable) -> ScoreTable:
-    """Both tables together; `base` is weighted by its counts.
+    """Return both tables together, each weighted by its counts.
 
     Checked probes and user ratings differ in level, so the base is first shifted by the weighted median difference over
     the cells that both have. The median ignores the few cells in which an expert has changed since the base was
@@ -98,13 +98,13 @@ def merged(table: ScoreTable, base: ScoreTable) -> ScoreTable:
 
 
 def level_difference(table: ScoreTable, base: ScoreTable) -> float:
-    """The level of `table` less that of `base`: the weighted median difference over the cells that both have."""
+    """Return the level of `table` minus that of `base`: the weighted median difference over shared cells."""
     new, old = np.nan_to_num(table.mean), np.nan_to_num(base.mean)
     return _weighted_median(new - old, np.minimum(table.count, base.count))
 
 
 def _weighted_median(values: Array, weights: Array) -> float:
-    """The value at half of the total weight, interpolated between its neighbours; 0 without weight."""
+    """Return the value at half of the total weight, interpolated between its neighbours; 0 without weight."""
     order = np.argsort(values, axis=None)
     value, weight = values.ravel()[order], weights.ravel()[order]
     if not weight.sum():
@@ -117,19 +117,19 @@ def _weighted_median(values: Array, weights: Array) -> float:
 # ---------------------------------------------------------------------------------------------------- trust in tenants
 
 MIN_RATED = 50
-"""Rated requests that a tenant's judgement needs."""
+"""Smallest number of rated requests of a tenant that is compared with the others."""
 MIN_AGREEMENT = 0.5
-"""Agreement below which a tenant counts as disagreeing, if significantly so."""
+"""A tenant disagrees if its slope is significantly below this value."""
 SIGNIFICANCE = 0.01
-"""Probability that at least one honest tenant is judged to disagree."""
+"""Largest probability that any honest tenant is found to disagree."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The relation of one tenant's rewards to the prediction from other tenants' rewards, by expert and category.
+    """Agreement of one tenant's rewards with the prediction from other tenants' rewards by expert and category.
 
-    `slope` is the regression of the tenant's rewards on that prediction: 1 in agreement, 0 unrelated, -1 inverted;
-    `error` is its standard error. `trust`, 0 to 1, is the factor on the weight of the tenant's feedback.
+    `slope` is the regression slope of the tenant's rewards on that prediction: 1 in agreement, 0 unrelated, -1
+    inverted. `error` is its standard error. `trust`, 0 to 1, is the factor on the weight of the tenant's feedback.
     """
 
     tenant: str
@@ -148,12 +148,12 @@ class Agreement:
 
 
 def agreements(experience: Experience, *, base: ScoreTable | None = None) -> tuple[Agreement, ...]:
-    """Judge every tenant with enough feedback against the others (and against `base`, measured quality).
+    """Compare every tenant that has enough feedback with the others (and with `base`, measured quality).
 
     Levels do not matter, since harder requests get lower ratings from any tenant. The tenant that disagrees most
-    significantly is trusted less, and the others are judged again without it. This repeats, so that honest tenants are
-    not compared with an inverted one. The distrusted never make up half of all scores: then the others might be the
-    wrong ones. With one tenant and no base there is nothing to compare with.
+    significantly is trusted less, and the others are compared again without it. This repeats, so that honest tenants
+    are not compared with an inverted one. Distrusted tenants together have less than half of all scores, because
+    otherwise the others might be the wrong ones. With one tenant and no base there is no comparison.
     """
     rated = experience.part(experience.rated)
     ones = np.ones(len(rated))
@@ -191,7 +191,10 @@ def _agreement(rated: Experience, rows: NDArray[np.int64], others: Array, base: 
 
 
 def _regression(expected: Array, rewards: Array) -> tuple[float, float]:
-    """Slope with an intercept, and its standard error (robust, HC1); infinite error where all predictions are equal."""
+    """Return the slope of a regression with intercept, and its robust standard error (HC1).
+
+    The error is infinite if all predictions are equal.
+    """
     centred = expected - expected.mean()
     square = float((centred**2).sum())
     if square < 1e-9:
@@ -207,17 +210,17 @@ def _regression(expected: Array, rewards: Array) -> tuple[float, float]:
 
 DAY_SECONDS = 86_400.0
 MAX_PSEUDO_COUNT = 30.0
-"""Largest pseudo-count of scores when feedback exists. Experts may since differ by category, not only in level."""
+"""Largest pseudo-count once feedback exists, since experts may by then differ by category and not only in level."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
     """The weight of a request's feedback.
 
-    `half_life` is in days, since experts and users change. `clip` is the largest inverse propensity; 1 ignores
-    propensities. Within a category explored requests represent all others, and count more by it; beyond the clip the
-    noise of a few would cost more than the bias that they remove. `share` is the largest part of one tenant in a cell.
-    `free` is the number of scores that are always allowed.
+    `half_life` in days discounts old feedback, since experts and users change. Requests are weighted by their inverse
+    propensity, at most `clip`; 1 ignores propensities. Larger weights would add more variance than they remove bias.
+    `share` is the largest part of one tenant in a cell. `free` is the number of scores that is always allowed.
+    `pseudo_count` is the strength of shrinkage.
     """
 
     half_life: float = 30.0
@@ -229,9 +232,9 @@ class Weighting:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Refit:
-    """The score table of experience and measurement together, and how far tenants agree.
+    """The score table of feedback and measured scores together, and the agreement of tenants.
 
-    `feedback` is the part of the table that comes from feedback. `level` is the level of feedback less that of the
+    `feedback` is the part of the table that comes from feedback. `level` is the level of feedback minus that of the
     measured scores; 0 without measured scores.
     """
 
@@ -252,7 +255,7 @@ class Refit:
 
 
 def trust_of(experience: Experience, found: tuple[Agreement, ...]) -> Array:
-    """The trust in each request's tenant, shape (n,); 1 where nothing speaks against it."""
+    """Return the trust in each request's tenant, shape (n,); 1 for a tenant that is not in `found`."""
     by_name = {agreement.tenant: agreement.trust for agreement in found}
     trust = np.array([by_name.get(tenant, 1.0) for tenant in experience.tenants])
     return np.asarray(trust[experience.tenant])
@@ -266,10 +269,10 @@ def refit(
     weighting: Weighting | None = None,
     found: tuple[Agreement, ...] | None = None,
 ) -> Refit:
-    """The table that the experience up to `now` (Unix seconds) supports.
+    """Return the table that results from the experience up to `now` (Unix seconds).
 
-    `base` is measured quality (`coe score`), over the same categories and experts. `found` are agreements that are
-    known already, for refits of parts of one experience.
+    `base` is measured quality (`coe score`), over the same categories and experts. `found` are agreements of the
+    whole experience, for refits of its parts.
     """
     rule = weighting or Weighting()
     known = agreements(experience, base=base) if found is None else found

@@ -1,8 +1,7 @@
-"""Measures what recipes add to single experts on recorded answers, at every budget.
+"""Measures the gain of recipes over single experts on recorded answers, at every budget.
 
-On each random 70/30 split, the router, the scores and the recipes are fitted on the larger part, and the other part is
-routed as in service. The cost of an answer is active parameters (in billions) x output tokens (in
-thousands).
+On each random 70/30 split, the router, the scores and the recipes are fitted on the larger part. The other part is
+routed as in service. The cost of an answer is active parameters (in billions) x output tokens (in thousands).
 """
 
 from __future__ import annotations
@@ -23,27 +22,28 @@ from coe.learning.recipes.fit import replayed
 from coe.learning.recipes.replay import relative_use
 
 PRICES = (0.0, *(float(price) for price in np.geomspace(3e-4, 3.0, 120)))
-"""Lagrange multipliers of the budget at which both plans are compared: the quality that the typical cost of an answer
-must add."""
+"""Lagrange multipliers of the budget at which both plans are compared: the gain in quality that is required for an
+additional cost of one typical answer."""
 MULTIPLES = (0.5, 1.0, 1.6, 2.0, 4.0)
-"""Budgets as multiples of the cost of the plan with single experts and no budget."""
+"""Budgets as multiples of the cost of the unlimited plan with single experts."""
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 """Budgets as shares of the cost of the best single model."""
 MAX_CALLS = 6
+"""Calls of one proposed recipe."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """The routed test prompts at each price, lowest price first.
+    """Results of the routed test prompts at each price, lowest price first.
 
-    `costs` (n_prices,) are means over the prompts, `scores` has shape (n_prices, n_prompts).
+    `costs` (n_prices,) are means over the prompts. `scores` has shape (n_prices, n_prompts).
     """
 
     costs: Array
     scores: NDArray[np.float32]
 
     def at(self, cost: float) -> Array:
-        """Return the scores (n_prompts,) at a budget: what mixing the two neighbouring prices earns."""
+        """Return the expected scores (n_prompts,) at a budget, interpolated between the two neighbouring prices."""
         order = np.argsort(self.costs, kind="stable")
         position = float(np.interp(cost, self.costs[order], np.arange(len(order))))
         low = int(position)
@@ -60,9 +60,9 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """The plan's estimates for its columns, and their outcomes on the test prompts.
+    """The plan's estimates `quality` and `cost` of its columns, and their `scores` and `costs` on the test prompts.
 
-    `quality` and `cost` have shape (n_categories, n_columns), `scores` and `costs` (n_prompts, n_columns).
+    The estimates have shape (n_categories, n_columns), the results (n_prompts, n_columns).
     """
 
     quality: Array
@@ -71,7 +71,7 @@ class Columns:
     costs: Array
 
     def trace(self, posterior: Array, unit: float) -> Trace:
-        """Route the test prompts at each price. `unit` is a typical cost of an answer."""
+        """Route the test prompts at each price. `unit` is the typical cost of an answer."""
         prompts = np.arange(len(posterior))
         costs, scores = np.zeros(len(PRICES)), np.zeros((len(PRICES), len(prompts)), dtype=np.float32)
         for row, price in enumerate(PRICES):
@@ -130,8 +130,8 @@ def _with_arms(single: Columns, train: Answers, test: Answers, arms: Sequence[Ar
 def arm_costs(cost: Array, train: Answers, arms: Sequence[Arm]) -> Array:
     """Return the expected cost of each arm (n_categories, n_arms), as `coe plan` estimates it.
 
-    `cost` (n_categories, n_experts) is that of the experts. A category where the members' answers cost more is expected
-    to cost more, before the arm's own cost there is seen.
+    `cost` (n_categories, n_experts) is that of the experts. Where a category has few prompts, the estimate is shrunk
+    towards the members' relative cost in it.
     """
     called = [replayed(arm.policy, train).called.mean(axis=0) for arm in arms]
     relative = relative_use(cost, train, [(train.experts, calls) for calls in called])

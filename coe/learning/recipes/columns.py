@@ -1,8 +1,8 @@
-"""Builds the columns of a plan for recipes, by what `coe score` recorded: scores, uses and calls of each arm.
+"""Builds the columns of a plan for recipes: the scores, uses and calls of each arm, from the records of `coe score`.
 
-Cascades and votes are replayed from recorded answers: declared ones are fitted with their declared steps, and a bound
-on their loss is tested; `recipes: auto` adds proposed ones. Chains and fuses give new answers, so they cannot be
-replayed: without a measurement by `coe score --recipe`, such a recipe is left out.
+Cascades and votes are replayed from recorded answers. Declared ones are fitted with their declared steps, and tested
+against their `max_loss`; `recipes: auto` adds proposed ones. Chains and fuses generate new answers, so they cannot be
+replayed. They are left out unless `coe score --recipe` has measured them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from coe.registry import ArmSpec, ExpertSpec, RecipeSpec, Registry
 from coe.registry.recipes import RECIPE_LEVELS
 
 MIN_PROMPTS = 60
-"""Prompts with recorded answers of all experts that recipes are fitted on."""
+"""Smallest number of prompts with recorded answers of all experts. With fewer, no recipes are fitted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,8 +40,8 @@ class RecipeColumns:
     """The arms of a plan, in the order of its columns.
 
     `scores` has shape (n_prompts, n_arms), the expected `quality` (n_categories, n_arms), NaN where unknown. `uses` are
-    those of the arms. `left_out` maps a recipe to the reason why it is not planned. Arms of chains and fuses are
-    `written` and follow the others.
+    the resource uses of the arms. `left_out` maps a recipe to the reason why it is not planned. The arms of chains and
+    fuses are in `written` and follow those in `policies`.
     """
 
     policies: Mapping[str, RecipePolicy] = field(default_factory=dict)
@@ -53,19 +53,19 @@ class RecipeColumns:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """Return the names of the columns."""
+        """The names of the columns."""
         return (*self.policies, *self.written)
 
     @property
     def members(self) -> dict[str, tuple[str, ...]]:
-        """Return the members of each arm in the order of their first calls, and its judge."""
+        """The members of each arm in the order of their first calls, and its judge."""
         steps = {name: arm.steps for name, arm in self.written.items()}
         written = {name: tuple(dict.fromkeys(one for step in found for one in step)) for name, found in steps.items()}
         judged = {name: (one.judge,) if one.judge else () for name, one in self.policies.items()}
         return {name: (*policy.members, *judged[name]) for name, policy in self.policies.items()} | written
 
     def joined(self, others: RecipeColumns) -> RecipeColumns:
-        """Return these columns, and behind them the columns of chains and fuses."""
+        """Return these columns, followed by the columns of chains and fuses."""
         left_out = {**self.left_out, **others.left_out}
         if not self.arms or not others.arms:
             return replace(self if self.arms else others, left_out=left_out)
@@ -87,8 +87,8 @@ class RecipeColumns:
     ) -> RecipeColumns:
         """Return the columns with uses corrected by the requests of `past` plans.
 
-        `replayed` gives the uses of other policies of the arms. Those of arms that write were measured. `probes`
-        (n_categories,) counts the prompts behind the uses.
+        `replayed` returns the uses of arms under other policies. The uses of chains and fuses were measured instead.
+        `probes` (n_categories,) is the number of prompts from which the uses were computed.
         """
         if not past or not self.arms:
             return self
@@ -114,12 +114,11 @@ def fitted_columns(
     expected: Uses | None = None,
     past: Sequence[PastArms] = (),
 ) -> RecipeColumns:
-    """Fit the arms of all cascades and votes on the prompts `rows` of `data`, whose categories are all among
-    `categories`.
+    """Fit the arms of all cascades and votes on the prompts `rows` of `data`, all of them of `categories`.
 
     `grades` are those of the judges by name. `only` are the recipes to fit, by default the declared and the proposed.
-    `streamed` is the share of requests whose answers are streamed, where fewer caps apply. `expected` are the uses of
-    `experts`, which categories with few prompts are expected to follow. The logged requests of `past` plans correct the
+    `streamed` is the share of streamed requests, to which fewer caps apply. `expected` are the uses of `experts`, to
+    which estimates of categories with few prompts are shrunk. The logged requests of `past` plans correct the
     uses of the arms.
     """
     declared = registry.declared_recipes if only is None else only
@@ -164,7 +163,7 @@ def fitted_columns(
 def _usable_prompts(
     data: Quality, recorded: RecordedAnswers | None, rows: Sequence[int], experts: Sequence[str]
 ) -> tuple[list[int], str]:
-    """Return the rows with an answer of every expert, and why they are too few; empty if they are enough."""
+    """Return the rows with an answer of every expert, and the reason if they are too few, else an empty text."""
     if recorded is None:
         return [], "the scores have no recorded answers; run `coe score` again"
     found = np.asarray(rows)[recorded.recorded[data.grid(rows, experts)].all(axis=1)].tolist()
@@ -200,7 +199,7 @@ def _columns(
 
 
 def _levels(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
-    """Number the arms of a recipe: the last one keeps its highest level, if `max_loss` has removed cheaper ones."""
+    """Number the arms of a recipe so that the last one has the highest level, even if `max_loss` has removed others."""
     several = bool(arms) and len(arms[0].policy.steps) > 1
     first = RECIPE_LEVELS - len(arms) + 1 if several else 1
     return [(first + number, arm) for number, arm in enumerate(arms)]
@@ -219,11 +218,11 @@ def recipe_columns(
     expected: MeasuredUses | None = None,
     past: Sequence[PastArms] = (),
 ) -> RecipeColumns:
-    """Return the columns of recipes by what a folder of scores has of the prompts `rows` of `data`.
+    """Return the columns of recipes from a folder of scores, for the prompts `rows` of `data`.
 
     The categories of these prompts are all among `categories`. `only` are the recipes to measure, by default the
-    declared and the proposed ones. `streamed` is the share of requests whose answers are streamed. With `expected`, the
-    mean uses of requests, answers count as if they were as long as those to requests. The logged requests of `past`
+    declared and the proposed ones. `streamed` is the share of streamed requests. With `expected`, the mean uses of
+    logged requests, the lengths of recorded answers are scaled to those of requests. The logged requests of `past`
     plans correct the uses of the arms.
     """
     wanted = registry.declared_recipes if only is None else only
@@ -286,7 +285,7 @@ def _written_columns(
 
 
 def _answers(data: Quality, prompts: Sequence[int], experts: Sequence[str], categories: Sequence[str]) -> Answers:
-    """Return the experts' scores on some prompts; what they answered is not needed."""
+    """Return the experts' scores on some prompts, without their answers, which are not needed."""
     scores = data.scores[data.grid(prompts, experts)]
     nothing, classes = np.zeros(scores.shape), np.full(scores.shape, NO_ANSWER, dtype=np.int64)
     labels = data.labels(prompts, categories)
@@ -302,7 +301,7 @@ def _column(
     lengths: TrafficLengths | None,
     expected: Uses,
 ) -> RecipeColumns:
-    """Return the column of one arm; each member's calls are summed."""
+    """Return the column of one arm, with the calls of each member added up."""
     members = dict.fromkeys(one.name for one in arm.members)
     scores = measured.scores[list(prompts), np.newaxis]
     sizes = [len(names) for names in arm.steps]

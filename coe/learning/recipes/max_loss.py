@@ -1,17 +1,17 @@
-"""Bounds what a recipe may lose against its last step (`max_loss`), with 95 % confidence: before service, and in it.
+"""Tests that a recipe loses at most `max_loss` of quality against its last step: before service, and in service.
 
 Before service, `coe plan` tests the thresholds of a recipe in fixed sequence. They are ordered from the one that
-continues most often to the one that stops earliest. Each is tested in turn: "the mean loss is above `max_loss`" must be
-rejected at level 5 %. The first threshold that fails ends the sequence, so the probability of accepting any threshold
-that breaks the bound is at most 5 % (Angelopoulos et al. 2021, Learn then Test). The test is a betting test for the
-mean of bounded variables, valid for any number of prompts (Waudby-Smith and Ramdas 2024).
+continues most often to the one that continues least often. Each is tested in turn: "the mean loss is above `max_loss`"
+must be rejected at level 5 %. The first threshold that fails ends the sequence, so the probability of accepting any
+threshold that breaks the bound is at most 5 % (Angelopoulos et al. 2021, Learn then Test). The test is a betting test
+for the mean of bounded variables, valid for any number of prompts (Waudby-Smith and Ramdas 2024).
 
 In service, `LossTest` follows audited answers, at any time (an e-process). The hypothesis is that the expected loss of
 an answer is at most `max_loss`, given all earlier answers. Service has no labels. So the loss of an audited answer is
-taken as c where it differs from the one after the last step, and 0 where it does not. c is the upper confidence value
-of the loss per difference that `coe plan` measured. It is capped, so that a recipe whose answers differ as often as on
-the probes does not count as broken. The hypothesis becomes: the rate of differences is at most `max_loss` / c. Where
-the cap applies, the test is about that rate, and not about the loss.
+taken as c if it differs from the answer after the last step, and as 0 otherwise. c is an upper confidence bound of the
+loss per difference, measured by `coe plan`. It is capped, so that a recipe whose answers differ as often as on the
+probes does not count as broken. The hypothesis becomes: the rate of differences is at most `max_loss` / c. Where the
+cap applies, the test is about that rate, and not about the loss.
 
 A capital of 1 bets against it before each audited answer. For an alternative rate, an answer multiplies the capital by
 its probability under the alternative over that under the hypothesis, which is a bet 1 + b (loss - max_loss). The
@@ -19,8 +19,8 @@ capital is averaged over several alternatives. Under the hypothesis its mean nev
 it reaches 20 at any time with a probability of at most 5 % (Waudby-Smith and Ramdas 2024; Ramdas et al. 2023).
 
 The draw of an audit does not depend on the request, so audited answers need no weights. An audit that is skipped does
-not count: that is decided before any answer is compared. Answers of requests that reached the last step count, without
-a loss. So do failed and cancelled audits, which can only delay the result.
+not count, since that is decided before any comparison. Answers after the last step count with a loss of 0. Failed and
+cancelled audits count with a loss of 0 too, which can only delay the result.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 from coe.experts.recipes.agreement import Array
 
 LEVEL = 0.05
-"""Probability with which an accepted threshold may break the bound."""
+"""Largest probability that an accepted threshold breaks the bound."""
 MAX_BET = 0.75
-"""Largest share of the test's capital that one prompt may lose."""
+"""Largest share of the test's capital that one prompt can lose."""
 BISECTION_STEPS = 20
 """Halvings of the interval in which a confidence bound is searched."""
 ORDERS = 8
@@ -69,17 +69,18 @@ def upper_mean(values: Array) -> float:
 def loss_per_difference(losses: Array, differs: NDArray[np.bool_], max_loss: float) -> float:
     """Return c, the loss assumed in service for an answer that differs from the last step's answer.
 
-    `losses` and `differs` (n_prompts,) are of an arm that keeps the bound. c is an upper confidence value (95 %) of the
-    mean loss per difference. It is at most the bound over the upper confidence value of the rate of differences. Where
-    that cap applies, c is not a confidence value of the loss but a calibration: a recipe whose answers differ as often
-    as on these prompts does not count as broken, and `LossTest` is about the rate of differences.
+    `losses` and `differs` (n_prompts,) are of an arm that keeps the bound. c is an upper confidence bound (95 %) of the
+    mean loss per difference. It is capped at `max_loss` divided by the upper confidence bound of the rate of
+    differences. Where the cap applies, c is a calibration and not a bound of the loss: a recipe whose answers differ as
+    often as on these prompts does not count as broken, and `LossTest` tests the rate of differences.
     """
     by_rate = max_loss / upper_mean(differs.astype(np.float64))
     return float(np.clip(min(upper_mean(losses[differs]), by_rate), 0.0, 1.0))
 
 
 def _final_capital(losses: Array, max_loss: float) -> float:
-    """Return the capital after all prompts, in one order; bets are predictable and maximise its expected logarithm."""
+    """Return the capital after all prompts, in one order. Each bet depends on earlier prompts only, and approximately
+    maximises the expected logarithm of the capital."""
     if not len(losses):
         return 1.0
     gain = max_loss - losses
@@ -91,7 +92,7 @@ def _final_capital(losses: Array, max_loss: float) -> float:
 
 
 def accepted_thresholds(losses: Sequence[Array], max_loss: float) -> int:
-    """Return how many thresholds keep the bound, of a sequence ordered from the safest to the cheapest.
+    """Return the number of accepted thresholds of a sequence, which is ordered from the safest to the cheapest.
 
     `losses` holds the losses (n_prompts,) of each threshold against the last step, on the same prompts.
     """
@@ -124,7 +125,7 @@ def capital(audited: NDArray[np.integer] | int, differed: NDArray[np.integer] | 
 
 @dataclass(slots=True)
 class LossTest:
-    """The test of one recipe. `largest` is the largest capital so far."""
+    """The test of one recipe in service. `largest` is the largest capital so far."""
 
     max_loss: float
     loss_per_difference: float
@@ -144,7 +145,7 @@ class LossTest:
 
     @property
     def broken(self) -> bool:
-        """True from the first time on that the capital reached the limit."""
+        """True once the capital has reached the limit, even if it falls below it later."""
         return self.largest >= LIMIT
 
     def add(self, *, differs: bool) -> None:
