@@ -1,4 +1,4 @@
-"""The HTTP server over small applications, and requests and answers as bytes."""
+"""Helpers for tests of the HTTP server: small ASGI applications, and requests and responses as bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def whole_body(receive: Receive) -> bytes:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond with what the application was given."""
+    """Respond with the scope and the body that the application received, as JSON."""
     body = await whole_body(receive)
     headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in scope["headers"]]
     fields = ("method", "path", "http_version", "scheme", "client", "server")
@@ -52,7 +52,7 @@ async def served(app: ASGIApp, *, max_connections: int = 100) -> AsyncIterator[t
 
 
 async def answers(port: int, data: bytes, *, pieces: int = 1) -> bytes:
-    """Send data, in pieces, and return what comes back until the connection closes."""
+    """Send data, in pieces, and return all bytes that arrive until the connection closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     with closing(writer):
         size = -(-len(data) // pieces)
@@ -66,7 +66,7 @@ async def answers(port: int, data: bytes, *, pieces: int = 1) -> bytes:
 
 
 def split(answer: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
-    """Return the status line, the headers and the body of an answer."""
+    """Return the status line, the headers and the body of a response."""
     head, _, body = answer.partition(b"\r\n\r\n")
     status, *lines = head.split(b"\r\n")
     return status, dict(line.split(b": ", 1) for line in lines), body

@@ -1,4 +1,4 @@
-"""Requests to the HTTP server of a worker process: how they arrive, and their bounds."""
+"""Requests to the HTTP server of a worker process: parsing, pipelining, refusals, and bounds."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ async def test_other_forms_of_a_target(target: bytes, path: str) -> None:
     chunks=st.lists(st.binary(min_size=1, max_size=100), max_size=4),
     trailer=st.sampled_from([b"", b"x-trailer: 1\r\n", b"x-trailer: 1\r\nhost: evil\r\n"]),
 )
-async def test_how_the_bytes_arrive_makes_no_difference(pieces: int, chunks: list[bytes], trailer: bytes) -> None:
-    """The first request has a chunked body with trailers, which are no headers: not of it, and not of the next one."""
+async def test_the_split_of_the_bytes_makes_no_difference(pieces: int, chunks: list[bytes], trailer: bytes) -> None:
+    """The first request has a chunked body with trailers, which must not become headers of either request."""
     first = b"POST /first HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     first += b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n" + trailer + b"\r\n"
     second = b"POST /second HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi"
@@ -85,7 +85,7 @@ async def test_pipelined_requests_are_answered_in_order_up_to_a_bound() -> None:
     assert answer.count(b"connection: close") == 1
 
 
-async def test_a_client_that_waits_for_continue_gets_it_once_the_body_is_wanted() -> None:
+async def test_a_client_that_expects_100_continue_gets_it_once_the_application_reads_the_body() -> None:
     head = (
         b"POST / HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 2\r\nconnection: close\r\n\r\n"
     )
@@ -110,7 +110,7 @@ async def test_a_client_that_waits_for_continue_gets_it_once_the_body_is_wanted(
 async def test_an_offer_to_upgrade_gets_an_ordinary_response(
     framing: bytes, body: bytes, seen: str, pieces: int
 ) -> None:
-    """Java's HttpClient offers HTTP/2 with every request that it sends over plain HTTP."""
+    """Java's HttpClient offers HTTP/2 (h2c) in requests over plain HTTP."""
     offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
     request = b"POST /first HTTP/1.1\r\nhost: localhost\r\n%b%b\r\n%b" % (offer, framing, body)
     async with served(echo) as (_, port):
@@ -139,7 +139,7 @@ async def test_an_offer_to_upgrade_gets_an_ordinary_response(
         b"CONNECT other:443 HTTP/1.1\r\nhost: a\r\n\r\n",
     ],
 )
-async def test_what_is_no_valid_request_is_refused_with_the_reason(request_bytes: bytes) -> None:
+async def test_an_invalid_request_is_refused_with_the_reason(request_bytes: bytes) -> None:
     async with served(echo) as (_, port):
         status, headers, body = split(await answers(port, request_bytes))
     assert status == b"HTTP/1.1 400 Bad Request"
@@ -176,7 +176,7 @@ async def test_an_endless_head_is_refused(begin: bytes) -> None:
 
 
 @pytest.mark.parametrize("begin", [b"1;extension=", b"0\r\nx-trailer: "])
-async def test_endless_parts_of_a_chunked_body_that_are_no_body_are_refused(begin: bytes) -> None:
+async def test_endless_chunk_extensions_and_trailers_are_refused(begin: bytes) -> None:
     head = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
     async with served(echo) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -233,7 +233,7 @@ async def test_a_response_before_the_end_of_the_body_reaches_the_client_and_the_
 
 
 @pytest.mark.parametrize("read", [True, False])
-async def test_a_connection_is_read_after_a_body_that_arrived_at_once(read: bool) -> None:
+async def test_a_connection_is_read_again_after_a_body_that_arrived_in_one_piece(read: bool) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if read:
             await whole_body(receive)
@@ -271,7 +271,7 @@ async def test_an_idle_connection_is_closed_only_after_its_response(monkeypatch:
         assert (await answers(port, GET % b"slow")).startswith(b"HTTP/1.1 200 OK")
 
 
-async def test_further_connections_wait_until_there_is_room() -> None:
+async def test_connections_above_the_limit_wait_until_others_close() -> None:
     async with served(echo, max_connections=2) as (server, port):
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         await wait_until(lambda: len(server.state.connections) == 2)
@@ -282,7 +282,7 @@ async def test_further_connections_wait_until_there_is_room() -> None:
             writer.close()
 
 
-async def test_the_listener_resets_clients_that_read_nothing_and_connections_send_at_once() -> None:
+async def test_connections_inherit_tcp_user_timeout_and_tcp_nodelay_from_the_listener() -> None:
     with open_listener("127.0.0.1", 0, stalled_after=1.5) as listener:
         assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1500
         async with HttpServer(echo, listener, max_connections=10) as server:

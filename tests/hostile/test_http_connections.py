@@ -1,4 +1,4 @@
-"""Connections of the HTTP server whose clients or applications do what they should not, or do it at a bad moment."""
+"""Connections of the HTTP server with faulty clients or applications, and events at an unfavourable moment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 LIMIT = 20
-"""Seconds for what happens at once; below the time that the server would wait otherwise."""
+"""Seconds allowed for steps that happen at once, fewer than any time limit of the server that a fault would reach."""
 CHUNKED = b"POST /%b HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
@@ -32,7 +32,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 def responds(body: bytes, *headers: tuple[bytes, bytes], seen: list[str] | None = None) -> ASGIApp:
-    """An application that responds without reading the body, and notes the paths in `seen`."""
+    """Return an application that responds without reading the body, and appends the paths to `seen`."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if seen is not None:
@@ -70,7 +70,7 @@ async def test_a_broken_response_to_http_1_0_does_not_look_whole() -> None:
             await answers(port, b"GET / HTTP/1.0\r\n\r\n")
 
 
-async def test_all_tasks_that_wait_for_the_client_learn_that_it_has_left() -> None:
+async def test_every_task_in_receive_gets_http_disconnect() -> None:
     seen = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,8 +91,8 @@ async def test_all_tasks_that_wait_for_the_client_learn_that_it_has_left() -> No
 # ---------------------------------------------------------------------------------------- last request
 
 
-async def test_no_request_is_served_behind_a_response_that_announces_the_end() -> None:
-    """Its client sends it again elsewhere, so it would be served twice."""
+async def test_no_request_is_served_after_a_response_with_connection_close() -> None:
+    """The client repeats such a request on another connection, so it would be served twice."""
     paths: list[str] = []
     async with served(responds(b"ok", (b"connection", b"close"), seen=paths)) as (_, port):
         answer = await answers(port, GET % b"first" + GET % b"second")
@@ -101,14 +101,14 @@ async def test_no_request_is_served_behind_a_response_that_announces_the_end() -
     assert paths == ["/first", "/early"]
 
 
-async def test_the_end_comes_with_the_last_response_though_the_body_does_not() -> None:
+async def test_the_connection_closes_after_the_last_response_without_the_rest_of_the_body() -> None:
     request = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 10\r\n\r\n"
     async with served(responds(b"ok")) as (_, port), asyncio.timeout(LIMIT):
         assert (await answers(port, request)).endswith(b"ok")
 
 
-async def test_a_client_that_pipelines_too_much_gets_all_responses_that_it_can() -> None:
-    """Closed while bytes arrive, the connection would be reset, and responses under way lost."""
+async def test_a_client_that_pipelines_too_many_requests_gets_the_responses_up_to_the_limit() -> None:
+    """If the connection closed while bytes arrive, it would be reset, and responses in transit would be lost."""
     data = b"".join(GET % (b"x" * 1000) for _ in range(5000))
     async with served(responds(bytes(100_000))) as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -119,7 +119,7 @@ async def test_a_client_that_pipelines_too_much_gets_all_responses_that_it_can()
     assert answer.count(b"HTTP/1.1 200 OK") == answer.count(bytes(100_000)) == MAX_PIPELINED + 1
 
 
-async def test_the_response_before_a_broken_request_announces_the_end() -> None:
+async def test_the_response_before_an_invalid_request_has_connection_close() -> None:
     go_on = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,7 +130,7 @@ async def test_the_response_before_a_broken_request_announces_the_end() -> None:
         answer = asyncio.create_task(answers(port, GET % b"first" + CHUNKED % b"second" + b"no number\r\n"))
         await wait_until(lambda: server.state.tasks)
         (connection,) = server.state.connections
-        await asyncio.wait_for(wait_until(connection._transport.is_reading), LIMIT)  # it notices that the client leaves
+        await asyncio.wait_for(wait_until(connection._transport.is_reading), LIMIT)  # to detect that the client leaves
         go_on.set()
         status, headers, _ = split(await answer)
     assert (status, headers[b"connection"]) == (b"HTTP/1.1 200 OK", b"close")
@@ -139,8 +139,8 @@ async def test_the_response_before_a_broken_request_announces_the_end() -> None:
 # --------------------------------------------------------------------------------------------- expect
 
 
-async def test_a_body_that_was_not_asked_for_ends_the_connection() -> None:
-    """The client may leave it out, and the next request would be read as that body."""
+async def test_a_response_instead_of_100_continue_closes_the_connection() -> None:
+    """The client may leave out the body, and the next request would be read as that body."""
     expects = b"POST /%b HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 50\r\n\r\n"
     paths: list[str] = []
     async with served(responds(b"no", seen=paths)) as (_, port), asyncio.timeout(LIMIT):
@@ -154,7 +154,7 @@ async def test_http_1_0_gets_no_interim_response() -> None:
         assert (await answers(port, request)).startswith(b"HTTP/1.1 200 OK")
 
 
-async def test_a_refused_request_asks_for_no_body(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refused_request_gets_no_100_continue(caplog: pytest.LogCaptureFixture) -> None:
     request = (CHUNKED % b"")[:-2] + b"expect: 100-continue\r\n\r\nno number\r\n"
     async with served(echo) as (_, port):
         answer = await answers(port, request)
@@ -167,7 +167,7 @@ async def test_a_refused_request_asks_for_no_body(caplog: pytest.LogCaptureFixtu
 
 
 async def test_new_connections_go_to_the_server_that_has_clearly_fewer() -> None:
-    """Without the counts of the others, two servers on one event loop would take turns."""
+    """Without the shared counts, two servers on one event loop would accept alternately."""
     states = WorkerStates(2)
     with open_listener("127.0.0.1", 0, stalled_after=60) as listener:
         port = listener.getsockname()[1]
@@ -183,10 +183,10 @@ async def test_new_connections_go_to_the_server_that_has_clearly_fewer() -> None
                 writer.close()
 
 
-# ------------------------------------------------------------------------------------------------ end
+# ------------------------------------------------------------------------------------------- shutdown
 
 
-async def test_an_idle_connection_keeps_nothing_of_its_last_request() -> None:
+async def test_an_idle_connection_holds_no_data_of_its_last_request() -> None:
     async with served(echo) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET % b"")
@@ -197,10 +197,10 @@ async def test_an_idle_connection_keeps_nothing_of_its_last_request() -> None:
 
 
 @pytest.mark.parametrize("client", ["reads nothing", "sends half a body"])
-async def test_the_end_does_not_wait_for_a_client_that_does_nothing(
+async def test_shutdown_does_not_wait_for_a_client_that_does_nothing(
     client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The records are written after the end, and the parent kills a worker that takes too long."""
+    """The records are written after the shutdown, and the parent kills a worker that takes too long."""
     monkeypatch.setattr(servers, "CLOSING_SECONDS", 0.2)
     request = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf"
     with socket.socket() as peer:
@@ -216,7 +216,7 @@ async def test_the_end_does_not_wait_for_a_client_that_does_nothing(
             assert not server.state.connections
 
 
-async def test_a_head_that_arrives_with_the_request_before_it_is_served_at_the_end() -> None:
+async def test_a_head_that_begins_in_the_read_of_an_earlier_request_is_served_at_shutdown() -> None:
     async with served(echo) as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET % b"first" + (GET % b"second")[:10])
@@ -229,7 +229,7 @@ async def test_a_head_that_arrives_with_the_request_before_it_is_served_at_the_e
         writer.close()
 
 
-async def test_the_end_comes_while_a_connection_is_being_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_shutdown_while_a_connection_is_being_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     ending: list[asyncio.Task[None]] = []
     made = Connection.connection_made
 
@@ -248,7 +248,7 @@ async def test_the_end_comes_while_a_connection_is_being_accepted(monkeypatch: p
     writer.close()
 
 
-async def test_a_connection_that_is_accepted_at_the_end_is_closed() -> None:
+async def test_a_connection_that_is_accepted_at_shutdown_is_closed() -> None:
     async with served(echo) as (server, port):
         server.state.closing = True
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
