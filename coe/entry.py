@@ -1,4 +1,4 @@
-"""Entry point of the command `coe`: checks that its packages are its own, then runs `coe.cli`.
+"""Entry point of the command `coe`: checks that no other distribution replaces its packages, then runs `coe.cli`.
 
 Another distribution with a package `coe`, `gateway` or `routers` (PyPI has a `coe`) can hide ours or overwrite its
 `__init__.py`, and pip reports no error (docs/internals/decisions/0017-distribution-name.md).
@@ -19,7 +19,7 @@ PACKAGES = ("coe", "gateway", "routers")
 
 
 def main() -> None:
-    """Run `coe`, or exit with 1 and the reason if a package is not its own."""
+    """Run `coe`, or exit with code 1 and the reason if another distribution replaces a package."""
     if problem := foreign_package(Path(__file__).parent.parent):
         sys.exit(f"coe: {problem}")
     from coe.cli import main as run
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def foreign_package(root: Path) -> str | None:
-    """Return which of PACKAGES is not that of `root`, or was overwritten there, with the remedy; None if all are."""
+    """Return a message with the remedy if one of PACKAGES is not from `root` or was overwritten; None otherwise."""
     digests = _recorded_digests()
     for name in PACKAGES:
         first = root / name / "__init__.py"
@@ -47,7 +47,7 @@ def foreign_package(root: Path) -> str | None:
 
 
 def _recorded_digests() -> dict[str, str]:
-    """Return the digests of files by the record of the installation; an editable one has none of the packages."""
+    """Return the digests in RECORD by file. An editable installation has none of the packages there."""
     try:
         record = distribution(DISTRIBUTION).read_text("RECORD") or ""
     except PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 A task runner maps a function over items and returns the results in order. Both runners use one BLAS thread a task, so
 a job gives the same numbers on either executor. `coe train` and `coe retrain` choose the executor; the trainer in
-`routers` knows the `TaskRunner` protocol alone.
+`routers` depends only on the Protocol `TaskRunner`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ class Executor(StrEnum):
 
 @contextmanager
 def task_runner(executor: Executor) -> Iterator[TaskRunner]:
-    """The executor's task runner until the block ends. Raises ClusterError without Ray, or where it cannot be
-    reached."""
+    """Yield the executor's task runner. Raises ClusterError if Ray is not installed or cannot be reached."""
     if executor is Executor.RAY:
         from coe.fleet.ray.fleet import ray_cluster
 

@@ -1,9 +1,9 @@
-"""Estimates how long requests wait for experts that share devices, and counts it in a plan's latencies.
+"""Estimates how long requests wait for experts that share devices, and adds these waits to a plan's latencies.
 
-The service's scheduler is simulated on the traffic of a plan: the log's rate of requests, Poisson arrivals, the kept
-load times. A wait depends on the whole plan, because its experts share memory. So it cannot be a constant in
-the mixed-integer program; `solve_with_waits` instead searches best first over the experts that a plan may not
-use. Each node is solved exactly without waits, which bounds what its plans can reach, and its plan is simulated. The
+The service's scheduler is simulated on the traffic of a plan: the logged rate of requests, Poisson arrivals, and stored
+load times. A wait depends on the whole plan, because its experts share memory. So it cannot be a constant in the
+mixed-integer program. Instead, `solve_with_waits` does a best-first search over the sets of experts that a plan may not
+use. Each node is solved exactly without waits, which is an upper bound for its plans, and its plan is simulated. The
 first plan that keeps the latency limit with its own waits is chosen. A plan over the same experts that was solved with
 these waits replaces it if it is better.
 """
@@ -36,13 +36,13 @@ Array = NDArray[np.float64]
 SEEDS = 3
 """Simulations of a plan; the standard error is that of their means."""
 SIMULATED_REQUESTS, MIN_SIMULATED, EVENT_BUDGET = 600, 200, 12_000
-"""Requests of a simulation: at most, at least, and times the number of servers."""
+"""Requests of a simulation: the maximum, the minimum, and the target of requests times servers."""
 WARM_UP = 0.1
-"""Share of the requests at the beginning that do not count."""
+"""Share of the requests at the beginning that is discarded."""
 MIN_LOGGED_REQUESTS = 100
-"""Requests that the log must have for its rate to be used."""
+"""Smallest number of logged requests from which a rate is estimated."""
 ASSUMED_WORK_SECONDS = 3.0
-"""Work of a request whose latency is unknown."""
+"""Service time of a request whose latency is unknown."""
 MAX_PLANS, MAX_STEPS = 16, 32
 """Limits of one search: simulated plans, and steps. A step with a known plan needs no simulation, but solves the
 program once for each expert that requests wait for."""

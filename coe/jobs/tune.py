@@ -33,11 +33,11 @@ from coe.settings import Settings
 from coe.terminal import dollars
 
 GRACE_SECONDS = 30.0
-"""Time after the deadline at which answers that are still missing are given up."""
+"""Time after the deadline after which missing answers are cancelled."""
 PLAN_DEVIATIONS = 1.0
 """Standard errors below the mean of the quality that plans trust, as by default in `coe plan`."""
 LOG_SECONDS = 30 * 86_400
-"""Time of the routing log whose mix of categories counts, as by default in `coe plan`."""
+"""Length of the routing log from which the mix of categories is estimated, as by default in `coe plan`."""
 
 
 @dataclass(frozen=True, slots=True)

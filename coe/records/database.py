@@ -1,6 +1,6 @@
-"""One SQLite file behind one thread: opened on first use, tables created there, every failure a StoreError.
+"""`Database`: runs transactions on one SQLite file in one thread, and raises StoreError for every failure.
 
-The routing log, the spool and the usage of API keys each keep a `Database`. Several processes may use one file at once
+The routing log, the spool and the usage of API keys each have a `Database`. Several processes may use one file at once
 (write-ahead log, busy timeout). `LOG_TABLES` are the tables of the routing log's file, which holds the feedback too.
 """
 
@@ -59,10 +59,10 @@ LOG_TABLES = (
 
 
 class Database:
-    """Runs work on a SQLite file in one thread; a new file is created with the statements `tables`.
+    """Runs transactions on a SQLite file in one thread. A new file is created with the SQL statements `tables`.
 
-    The file is opened again at the next call after a failure, or if it was deleted or replaced. Unless `durable`, a
-    power cut may lose the latest writes.
+    The file is opened at the first call, and again after a failure or if it was deleted or replaced. Unless `durable`,
+    a power cut may lose the latest writes.
     """
 
     def __init__(self, path: Path, *, tables: Sequence[str], durable: bool = True) -> None:
@@ -72,19 +72,19 @@ class Database:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sqlite-{path.name}")
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, int] | None = None
-        """Device and inode of the file before it was opened; None for a new one, which is then opened once more."""
+        """Device and inode of the open file; None if it was just created. The next call then opens it again."""
         self._closed = False
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Runs `work` in the thread over one snapshot. Raises StoreError."""
+        """Run `work` in the thread on one snapshot of the data. Raises StoreError."""
         return await self._run(work, begin="BEGIN")
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Runs `work` in the thread as one transaction, on disk on return. Raises StoreError with nothing changed."""
+        """Run `work` in the thread as one transaction, committed on return. Raises StoreError with nothing changed."""
         return await self._run(work, begin="BEGIN IMMEDIATE")
 
     async def aclose(self) -> None:
-        """Closes the file; later calls raise StoreError. Waits for the running call, at most a few BUSY_SECONDS."""
+        """Close the file; later calls raise StoreError. Waits for the running call, at most a few BUSY_SECONDS."""
         if not self._closed:
             self._closed = True
             await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
@@ -160,7 +160,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _enable_wal(connection: sqlite3.Connection) -> None:
-    """SQLite's own timeout does not cover this switch: of two processes that open a new file, one is refused."""
+    """Switch to write-ahead logging. Retries, because SQLite's busy timeout does not cover this switch."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:

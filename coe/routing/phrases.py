@@ -1,6 +1,6 @@
-"""Wording of a request: whether it has its own topic, is only a nudge to continue, or starts with an instruction.
+"""Classifies the wording of a request: it has its own topic, only asks to continue, or starts with an instruction.
 
-Word lists decide, in English with the commonest forms of other languages. All functions read a bounded number of
+The functions use word lists, in English with the most common forms of other languages, and read a bounded number of
 characters.
 """
 
@@ -12,19 +12,19 @@ import re
 MAX_CHARACTERS = 600
 """Characters that these functions read. A longer text is not a nudge."""
 MIN_TOPIC_WORDS = 2
-"""Words with a meaning of their own from which on a request is understood without its context."""
+"""Smallest number of content words with which a request is understood without its context."""
 MIN_UNSPACED_CHARACTERS = 5
-"""Length from which on a run of Chinese, Japanese or Thai characters counts as several words."""
+"""Shortest run of Chinese, Japanese or Thai characters that counts as several words."""
 UNSPACED_WORD_CHARACTERS = 3
 """Characters of such a run that count as one word."""
 MAX_OWN_WORDS = 4
-"""Words with a meaning of their own that count towards a new topic."""
+"""Largest number of content words that count towards a new topic."""
 TOPIC_SCORE = 5.17
-"""Score from which on a request opens a topic, at a probability of 0.7."""
+"""Score above which a request opens a topic: a probability of 0.7."""
 MAX_COURTESY_CHARACTERS = 80
 MIN_LONG_NUDGE_WORDS = 12
 MAX_FOREIGN_SHARE = 0.12
-"""Share of words outside the lists up to which a longer message is still a nudge."""
+"""Largest share of words outside the lists with which a longer message is still a nudge."""
 
 _WORD = re.compile(r"[^\W\d_]+")
 _FORMULA = re.compile(r"\w\s{0,2}[=+*/^]\s{0,2}\d|\d\s{0,2}[-+*/^=]\s{0,2}\w")
@@ -49,7 +49,7 @@ FUNCTION_WORDS = words_of("""
     wants was way we well were what when where whether which while who whom whose why will with without won work works
     working would wrong yes yet you your yours
     """)
-"""Words without a meaning of their own, as in "what is wrong with this?"."""
+"""Function words and other words without content, as in "what is wrong with this?"."""
 
 _HANDLING_WORDS = words_of("""
     add alternative alternatives answer argument attached bit bullet bullets certain change changes check checklist
@@ -146,10 +146,7 @@ _CONTEXTUAL = _NUDGING | _ANSWER_WORDS
 
 
 def has_topic(text: str) -> bool:
-    """True if a request is understood without its context: two words with a meaning of their own, or a formula.
-
-    A translation is one too, whatever is translated.
-    """
+    """True if a request is understood without its context: two content words, a formula, or a translation."""
     if is_translation(text):
         return True
     text = text[:MAX_CHARACTERS].lower()
@@ -208,12 +205,12 @@ def names_language(text: str) -> bool:
 
 
 def is_instruction(text: str) -> bool:
-    """True if a text starts with what to do, after courtesies."""
+    """True if a text starts with an instruction, after courtesies."""
     return bool(_instruction(text))
 
 
 def _instruction(text: str) -> str:
-    """The first word after courtesies if it is an instruction, or else an empty text."""
+    """Return the first word after courtesies if it is an instruction, or else an empty text."""
     words = _WORD.findall(text[:MAX_COURTESY_CHARACTERS].lower())
     first = next((word for word in words if word not in _COURTESIES), "")
     return first if first in _INSTRUCTIONS and words[0] != "to" else ""

@@ -1,4 +1,4 @@
-"""Replay a logged request: decide it again with the current router, plan and health of experts.
+"""Replays a logged request: decides it again with the current router, plan and health of experts.
 
 The admin API uses it for the replay of a record (`/v1/records`).
 """
@@ -72,7 +72,7 @@ def _logged_prediction(composition: Composition, record: RoutingRecord) -> Predi
 
 
 def _logged_rule(composition: Composition, record: RoutingRecord) -> ExpertRule | None:
-    """Return the rule that excludes the experts that were excluded then; None if none was."""
+    """Return a rule that excludes the experts that the logged request excluded; None without any."""
     if not record.excluded and not record.only_local:
         return None
     names = (name for name in composition.registry.single_names if name not in record.excluded)

@@ -1,7 +1,7 @@
 """Loads the active state: the declaration, and the promoted router, overlays, assignment, gate and the document store.
 
-The gateway loads it at start and on reload, jobs at their start. `check_active_state` checks the same without loading a
-router. `preload_router` loads the router alone, before a parent process forks its workers.
+The gateway loads it at start and on reload, jobs load it at their start. `check_active_state` checks it without loading
+a router. `preload_router` loads the router alone, before a parent process forks its workers.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def open_index(settings: Settings, registry: Registry, folder: Path, *, threads:
 
 @dataclass(frozen=True, slots=True)
 class LoadedRouter:
-    """A router with what it was loaded from: it can serve as long as that is in use."""
+    """A router, with the folder and categories that it was loaded for. It can be used while both are in use."""
 
     router: Router
     folder: Path
@@ -79,8 +79,8 @@ def preload_router(settings: Settings) -> LoadedRouter:
 class ActiveState:
     """A declaration with the artifacts in use.
 
-    `confidence_threshold` is the confidence below which training found the router's answers unreliable; `folder` is the
-    router's.
+    `confidence_threshold` is the confidence below which training found the router's predictions unreliable. `folder` is
+    that of the router's artifact.
     """
 
     registry: Registry
@@ -116,10 +116,12 @@ def load_active_state(
     kept: KeptState | None = None,
     damaged: dict[str, str] | None = None,
 ) -> ActiveState:
-    """Loads everything, except the router of `previous` or else `preloaded`, if its artifact and the declared
-    categories are in use. `packaged` is that of `check_router`. With `kept`, that state is loaded instead of the files
-    in use. With `damaged`, a plan or overlays that cannot be read count as not in use, and the problem of each kind is
-    put there. Raises ConfigError or ArtifactError with the remedy."""
+    """Load the active state. Raises ConfigError or ArtifactError with the remedy.
+
+    The router of `previous`, or else `preloaded`, is reused if its artifact and categories are in use. `packaged` is
+    that of `check_router`. With `kept`, that state is loaded instead of the files in use. With `damaged`, a plan or
+    overlays that cannot be read count as not in use, and `damaged` gets the problem by kind.
+    """
     if kept is None:
         declaration = read_text(settings.config)
         registry = with_admin_key(load_text(declaration, settings.config.name, environ=settings.environ), settings)
@@ -204,7 +206,8 @@ def _checked_router(settings: Settings, registry: Registry, *, packaged: bool, i
 
 
 def packaged_router(registry: Registry) -> Artifact | None:
-    """Return the packaged router, not yet verified; None without one, or if experts.yaml declares what it is not.
+    """Return the packaged router, not yet verified; None without one, or if experts.yaml declares other data or
+    another encoder.
 
     It was trained with the default encoder on the starter prompts. `check_fit` decides whether its categories fit.
     """
@@ -270,7 +273,7 @@ def version_in_use(settings: Settings, kind: str, kept: KeptState | None = None)
 
 
 def artifact_in_use(settings: Settings, kind: str, kept: KeptState | None = None) -> Artifact | None:
-    """The same with its files, which are verified. Raises ArtifactError if one is damaged."""
+    """Return the artifact in use of a kind, verified; None for none. Raises ArtifactError if it is damaged."""
     return ArtifactStore(settings.artifacts, kind).current() if kept is None else kept.artifact(kind)
 
 
@@ -293,7 +296,7 @@ def read_overlays(artifact: Artifact) -> tuple[Overlay, ...]:
 
 
 def overlays_problem(artifact: Artifact, overlays: Sequence[Overlay], router: Router) -> str:
-    """Why overlays do not fit this router over its current categories; empty if they do."""
+    """Return the reason why overlays do not fit this router and its categories; empty if they do."""
     made, version = artifact.manifest, router.version
     if made.data == version and all(one.categories == router.categories for one in overlays):
         return ""

@@ -38,7 +38,7 @@ _ERROR_TYPES = {
 
 
 def _parse(body: bytes | bytearray, model: str = "") -> Chat:
-    """The routing view of a body. Raises InvalidRequest that names the field."""
+    """Return the routing view of a body. Raises InvalidRequest, which names the field."""
     fields = parse_object(body)
     model = model or model_of(fields)
     needs: Needs = set()
@@ -58,13 +58,13 @@ def _parse(body: bytes | bytearray, model: str = "") -> Chat:
 
 
 def error_body(error: RequestError) -> bytes:
-    """Anthropic's error body."""
+    """Return Anthropic's error body."""
     details = {"error_code": error.code} if isinstance(error, ThreadUnsupported) else None
     return refusal(status_of(error), str(error), details)
 
 
 def refusal(status: int, message: str, details: dict[str, str] | None = None) -> bytes:
-    """Anthropic's error body for an HTTP status. `details` is for clients' code."""
+    """Return Anthropic's error body for an HTTP status. `details` are additional fields for programs."""
     kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     error: dict[str, Any] = {"type": kind, "message": message}
     return orjson.dumps({"type": "error", "error": error | {"details": details} if details else error})
@@ -75,7 +75,7 @@ def _error_event(error: RequestError) -> bytes:
 
 
 def _messages(message: Any, index: int, needs: Needs) -> list[Message]:
-    """One message, or two if tool results precede the user's own text."""
+    """Return one message, or two if tool results precede the user's own text."""
     content = message.get("content") if isinstance(message, dict) else None
     if not isinstance(content, list):
         return [parse_message(message, "messages", index, ROLES, needs)]

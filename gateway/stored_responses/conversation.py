@@ -1,7 +1,7 @@
-"""The conversation that a Responses request continues, from the answers that are stored.
+"""Stored answers of the Responses API, and the conversations that later requests continue from them.
 
 An answer is stored with the input items of its request and the ids of the previous answers, not with the previous
-conversation. Two lookups therefore give the whole conversation: one for the answer, one for all previous answers. Each
+conversation. So two lookups return the whole conversation: one for the answer, one for all previous answers. Each
 output item is also stored under its own id, because requests may refer to items.
 """
 
@@ -19,7 +19,7 @@ MAX_ID_CHARACTERS = 200
 MAX_TURNS = 1_000
 """Answers of one conversation."""
 MAX_ENTRY_BYTES = 16 * 2**20
-"""Bytes of one stored answer with its input; longer ones are not stored."""
+"""Largest size of a stored answer with its input and its items. Larger ones are not stored."""
 REFERENCE = "item_reference"
 
 
@@ -80,11 +80,10 @@ class StoredUse:
         self.input: Sequence[Item] = ()
         self.previous: tuple[str, ...] = ()
         self.previous_id = ""
-        """`previous_response_id` of the request. The request is sent with the conversation instead; the answer repeats
-        the id."""
+        """`previous_response_id` of the request. The expert gets the conversation instead; the answer has the id."""
         self.body_bytes = 0
         self.stateful = False
-        """True if the request depends on stored answers, or its own is stored: the answer cache leaves it out."""
+        """True if the request depends on stored answers, or its own is stored. It then bypasses the answer cache."""
 
 
 def is_id(value: Any) -> bool:
@@ -120,10 +119,10 @@ def _listed(item: Item, name: str) -> Item:
 
 
 def references(items: Iterable[Item]) -> Counter[str]:
-    """Returns the ids of the items that are referred to, and how often each is."""
+    """Returns the number of references to each item, by its id."""
     return Counter(str(item.get("id")) for item in items if item.get("type") == REFERENCE)
 
 
 def resolved(items: Iterable[Item], found: Mapping[str, Item]) -> list[Item]:
-    """Returns the items, with those that are referred to in place of the references, as far as they are found."""
+    """Returns the items, in which each reference is replaced by its item if that is found."""
     return [found.get(str(item.get("id")), item) if item.get("type") == REFERENCE else item for item in items]
