@@ -169,7 +169,7 @@ class ErrorMapping:
 
 
 def connection_cause(error: BaseException) -> Cause | None:
-    """Why a connection could not be made, from an exception or one of its causes; None for another failure."""
+    """Return the cause of a failed connection, from an exception or its causes; None for another failure."""
     for cause in causes(error):
         if isinstance(cause, (socket.gaierror, UnicodeError)):
             return "name_resolution"

@@ -67,7 +67,7 @@ class BackgroundWriter(Generic[T]):
         self.spooled = 0
         """Entries put into the spool since the start."""
         self.last_error: str | None = None
-        """Why the log or the spool failed last; None while the log works."""
+        """The reason why the log or the spool failed last; None while the log works."""
         self._write, self._kind, self._name = append, kind, name
         self._spool = Spool(spool, kind) if spool else None
         self._queue: deque[T] = deque(maxlen=capacity)

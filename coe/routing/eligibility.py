@@ -24,7 +24,7 @@ MAX_CHARACTERS_PER_TOKEN = 8
 _TRANSLATED_APIS = frozenset({"responses", "messages"})
 """APIs that are translated for an expert with chat only."""
 Exclusion = Literal["", "key", "not_local"]
-"""Why a rule excludes an expert: the API key does not permit it, or it does not run locally; empty if it does not."""
+"""Reason why a rule excludes an expert: the API key does not permit it, or it is not local. Empty if none does."""
 _ONLY_LOCAL = ExpertRule(only_local=True)
 
 

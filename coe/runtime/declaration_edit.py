@@ -73,7 +73,7 @@ def read_text(path: Path) -> bytes:
 
 
 def unwritable(path: Path) -> str:
-    """Why the file cannot be replaced here; empty if it can."""
+    """Return the reason why the file cannot be replaced here; empty if it can."""
     if not os.access(path, os.W_OK) or not os.access(path.resolve().parent, os.W_OK):
         return f"{path.name} is read-only where the gateway runs; change it where it is deployed from"
     return ""

@@ -179,7 +179,7 @@ class Connection(asyncio.Protocol):
     def _close_at(self, deadline: float) -> None:
         """Close the connection at `deadline`, with a new timer.
 
-        A deadline IDLE_SECONDS from now needs no new timer: the running one ends before and is then set again.
+        A deadline IDLE_SECONDS from now needs no new timer: the pending timer fires before it and is set again.
         """
         self._timer.cancel()
         self._deadline = deadline

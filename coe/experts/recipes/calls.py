@@ -25,7 +25,7 @@ DEADLINE_MARGIN_SECONDS = 0.5
 DEADLINE_MARGIN_SHARE = 0.1
 """The margin is at most this share of the time that the request has left when it reaches the recipe."""
 VERIFIED: tuple[RecipeStop, ...] = ("accepted", "last_step")
-"""Why a recipe stopped, if its answer was compared with all others."""
+"""The reason why a recipe stopped, if its answer was compared with all others."""
 
 _REASONING = (
     "reasoning_effort",

@@ -108,7 +108,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def obstacle(engine: str, build: Build, machine: Machine) -> str | None:
-    """Why this build of an engine cannot be installed here, with the remedy; None if it can."""
+    """Return the reason why this build of an engine cannot be installed here, with the remedy; None if it can."""
     if engine == "llama.cpp":
         missing = [compiler for compiler in _COMPILERS[build] if shutil.which(compiler) is None]
         return f"its {build} build needs {' and '.join(missing)} on PATH; install a compiler" if missing else None

@@ -41,7 +41,7 @@ _SHORT = 10.0
 
 
 def adapter_problem(folder: Path) -> str | None:
-    """Why vLLM could not serve this adapter; None if nothing is wrong."""
+    """Return the reason why vLLM could not serve this adapter; None if nothing is wrong."""
     if not folder.is_dir():
         return f"there is no folder {folder}"
     found = _adapter_config(folder)

@@ -146,7 +146,7 @@ def _reason(
     weighed: Candidate | None,
     loading: Mapping[str, Loading],
 ) -> str:
-    """Why requests for the server wait; empty where none does."""
+    """Return the reason why requests for the server wait; empty where none does."""
     if (load := loading.get(server.key)) is not None:
         elapsed, late = state.now - load.since, " already" if state.now > load.since + load.expected else ""
         return f"has been loading for {elapsed:.1f} s{late}; {load.expected:.1f} s are expected"

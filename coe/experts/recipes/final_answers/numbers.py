@@ -53,7 +53,7 @@ def last_number(text: str) -> tuple[float, ...]:
 
 
 def unclear(reference: str) -> str | None:
-    """Why a text cannot be the reference of `numeric`, with the remedy; None where it can."""
+    """Return the reason why a text cannot be the reference of `numeric`, with the remedy; None where it can."""
     plain = _plain(reference.rpartition(_SOLUTION_END)[2])
     pointed = _pointed(plain)
     found = _last(pointed)
