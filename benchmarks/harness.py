@@ -48,7 +48,7 @@ ACCESS = f"""access:
 """
 BODIES = "bodies.jsonl"
 CLOSE = '"}]}'
-"""How each of them ends, after the prompt."""
+"""The end of each of them, after the prompt."""
 BITS, PASSES = 20, 2**8
 """White space after a prompt has so many characters, other ones in every pass over the prompts, of which a run has at
 most so many: a gateway may take a conversation that comes again for a second try, and write that down."""

@@ -56,7 +56,7 @@ class Run:
 
     @property
     def drop(self) -> float:
-        """How far the router in use ever lay below the best one promoted before."""
+        """The largest distance of the router in use below the best one promoted before."""
         return float(max(np.maximum.accumulate(self.curve) - self.curve))
 
 
@@ -172,7 +172,7 @@ def alternatives(scored_prompts: ScoredPrompts) -> dict[str, Array]:
 
 
 def coverage(scored_prompts: ScoredPrompts, *, logs: int = LOG_COUNT) -> dict[str, Any]:
-    """How often the 95 % intervals hold the true value, which is known: the prompts are the population that logs are
+    """Share of 95 % intervals that contain the true value, which is known: the prompts are the population that logs are
     drawn from, by a noisy table's choices with 10 % exploration among all experts."""
     policies = alternatives(scored_prompts)
     truth = {name: float((policy * scored_prompts.scores).sum(axis=1).mean()) for name, policy in policies.items()}

@@ -22,7 +22,7 @@ _LOADED = (
     ),
     re.compile(r"(?:@import\s+(?:url\()?|\burl\()\s*[\"']?((?:https?:)?//[^\"')\s]+)"),
 )
-"""What a browser fetches to show a page or to read a style sheet. It does not fetch the target of a link."""
+"""Addresses that a browser fetches to show a page or to read a style sheet. The target of a link is not one."""
 
 
 def loaded_from_elsewhere(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -1,4 +1,4 @@
-"""Which requests belong to one conversation, and which expert is remembered for it."""
+"""Assignment of requests to conversations, and the expert that is remembered for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages are generated from. This is the only module of the package that imports the project."""
+"""The sources from which the pages are generated. This is the only module of the package that imports the project."""
 
 from __future__ import annotations
 

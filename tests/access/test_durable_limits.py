@@ -29,7 +29,7 @@ TOKENS = Meter("tokens_per_minute", 600.0, 1)
 
 
 def written(folder: Path) -> dict[str, float]:
-    """What the file says is used, by meter."""
+    """Return the use that the file records, by meter."""
     if not (folder / KEY_USAGE_FILE).exists():
         return {}
     with closing(sqlite3.connect(folder / KEY_USAGE_FILE)) as file:

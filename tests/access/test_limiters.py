@@ -1,4 +1,4 @@
-"""What every limiter does, in one process and over Redis."""
+"""Conformance of every limiter, in one process and over Redis."""
 
 import asyncio
 from typing import Any

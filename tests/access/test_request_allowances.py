@@ -1,4 +1,4 @@
-"""What a key is charged for requests that call no expert."""
+"""Charges to a key for requests that call no expert."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which answers of each API are complete."""
+"""Complete and incomplete answers of each API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which requests use the cache, what their key depends on, and which answers are stored."""
+"""Requests that use the cache, their keys, and the answers that are stored."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class LoggedService:
         return found
 
     def retrain(self, *words: object) -> dict[str, Any]:
-        """What became of the assignment."""
+        """The outcome of the assignment."""
         found: dict[str, Any] = self.report("retrain", *words)["assignment"]
         return found
 

@@ -1,4 +1,4 @@
-"""What each dialect reads of a body, and its errors for a wrong one."""
+"""Fields that each dialect reads from a body, and its errors for an invalid one."""
 
 from __future__ import annotations
 

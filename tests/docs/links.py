@@ -10,7 +10,7 @@ from tests.docs.pages import DOCS, Page, toctree_entries
 
 
 def mistakes(page: Page, others: Mapping[Path, Page]) -> Iterator[str]:
-    """What is wrong with the links of a page."""
+    """Yield the errors of the links of a page."""
     for target, line in page.links:
         parts = urlsplit(target)
         if not parts.scheme:

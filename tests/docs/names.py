@@ -22,7 +22,7 @@ _SUFFIX = re.compile(r"\.(md|py|json|yaml|yml|toml|txt|sqlite|sock|css|js|html|s
 
 
 def mistakes(text: str) -> Iterator[str]:
-    """What is wrong with a piece of inline code."""
+    """Yield the errors of a piece of inline code."""
     if text.startswith("coe "):
         yield from _command(text)
     elif _HEADER.fullmatch(text) and text not in headers.names():

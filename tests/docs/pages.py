@@ -35,7 +35,7 @@ class Page:
     links: list[tuple[str, int]] = field(default_factory=list)
     """Targets of links and images, and their lines."""
     anchors: set[str] = field(default_factory=set)
-    """What a link to a heading of this page may name."""
+    """The anchors of this page that a link may name."""
 
     @property
     def name(self) -> str:

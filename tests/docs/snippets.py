@@ -61,7 +61,7 @@ _OTHER_YAML = ("services", "scrape_configs", "groups", "apiVersion", "rule_files
 
 
 def mistakes(block: Block) -> Iterator[str]:
-    """What is wrong with a block."""
+    """Yield the errors of a block."""
     if block.language is None:
         yield "the fence names no language"
     elif block.language in LANGUAGES:

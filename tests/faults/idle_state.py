@@ -1,4 +1,4 @@
-"""What the gateway's workers hold while they are idle and connected to nothing."""
+"""Resources of the gateway's workers while they are idle and connected to nothing."""
 
 from __future__ import annotations
 

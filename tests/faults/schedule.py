@@ -49,7 +49,7 @@ ADDRESSES = {"coder": 2, "painter": 1, "generalist": 2}
 
 @dataclass
 class Report:
-    """What became of the requests."""
+    """The outcomes of the requests."""
 
     seed: int
     answered: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What `coe check` reports about local experts."""
+"""Findings of `coe check` about local experts."""
 
 from __future__ import annotations
 

@@ -31,5 +31,5 @@ def has_permit(request: ActiveRequest) -> bool:
 
 
 def evicted(request: ActiveRequest) -> bool:
-    """Whether its place in the queue went to another caller."""
+    """True if its place in the queue went to another caller."""
     return request.granted is not None and request.granted.done() and not request.granted.result()

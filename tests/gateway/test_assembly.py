@@ -1,4 +1,4 @@
-"""What a new serving state keeps of the previous one."""
+"""Parts of the previous serving state that a new one keeps."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How many tokens a Messages request is said to have."""
+"""The token count of Messages requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a gateway ends: real processes, real signals."""
+"""The end of a gateway, with real processes and signals."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Which gate a gateway serves: the one in use, where it fits router, encoder and format."""
+"""The gate that a gateway serves: the one in use, if it fits router, encoder and format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process does once after loading."""
+"""Garbage collection and memory of a process after loading."""
 
 from __future__ import annotations
 

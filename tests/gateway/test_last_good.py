@@ -86,7 +86,7 @@ def state_of(settings: Settings, registry: Registry, router: str) -> ActiveState
 
 
 def kept_by(folder: Path, settings: Settings) -> KeptState:
-    """What another worker of the gateway would start with."""
+    """Return the kept state with which another worker of the gateway would start."""
     found = list[KeptState]()
 
     def read(settings: Settings, previous: None, *, kept: KeptState) -> ActiveState:

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not installed(), reason=MISS
 
 
 async def heard(conversations: RedisAffinity, key: bytes) -> str:
-    """What is known in the end."""
+    """Wait until a conversation is known, and return its expert."""
     async with asyncio.timeout(60):
         while (expert := await conversations.lookup([key])) is None:
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What is too old goes, with its id: by its own time in SQLite, by its arrival in Redis."""
+"""Deletion of old entries and their ids: by their own time in SQLite, by their arrival in Redis."""
 
 from __future__ import annotations
 

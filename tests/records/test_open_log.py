@@ -1,4 +1,4 @@
-"""What an address of a log may be, and what opening it does not do."""
+"""Valid addresses of a log, and side effects that opening it must not have."""
 
 from __future__ import annotations
 

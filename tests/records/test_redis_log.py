@@ -1,4 +1,4 @@
-"""What only the Redis log does: bounded script calls and bounded scans."""
+"""Features of the Redis log alone: bounded script calls and bounded scans."""
 
 from __future__ import annotations
 

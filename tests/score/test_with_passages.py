@@ -75,7 +75,7 @@ def made(folder: Path, router: Path, served: Endpoint, other: int) -> None:
 
 
 async def run(folder: Path, *words: str) -> Any:
-    """What the command reports."""
+    """Return the report of the command."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", SMALL_GATE, *words, "--config", str(folder / "experts.yaml"), "--json"),
         stdout=asyncio.subprocess.PIPE,

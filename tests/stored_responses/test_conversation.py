@@ -1,4 +1,4 @@
-"""What is stored of an answer, and what is too long or has no id."""
+"""Stored parts of an answer, and answers that are too long or have no id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every ResponseStore does, in SQLite and in a real Redis; and what happens while it is away."""
+"""Conformance of every ResponseStore, in SQLite and in a real Redis, and behaviour while it is unavailable."""
 
 from __future__ import annotations
 

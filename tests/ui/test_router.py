@@ -161,7 +161,7 @@ async def test_overlays_of_another_router_are_shown_as_unused(browser: Browser, 
 
 @pytest.fixture
 def found(settings: Settings) -> dict[str, Any]:
-    """What `GET /v1/status` says of traffic that has shifted; the served gateway has no router for `coe status`."""
+    """Result of `GET /v1/status` for traffic that has shifted; the served gateway has no router for `coe status`."""
     now = time.time()
     logged(settings, traffic(600, start=now - 3 * 86_400, expert="coder"))
     logged(settings, traffic(600, start=now - 7_200, expert="coder", uncertain_share=0.4))

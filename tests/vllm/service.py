@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 START = 300.0
 """Seconds within which a server must have started, on a busy machine."""
 SPARE = "Hi"
-"""What the spare expert answers."""
+"""The answer of the spare expert."""
 
 
 class Service:

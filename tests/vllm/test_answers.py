@@ -1,4 +1,4 @@
-"""What clients of the gateway get from experts on a real vLLM server."""
+"""Answers that clients of the gateway get from experts on a real vLLM server."""
 
 from __future__ import annotations
 

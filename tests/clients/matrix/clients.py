@@ -72,7 +72,7 @@ CLIENTS = (
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What happens today in a cell that does not work: `text` for the matrix, `error` as part of the failure's text.
+    """A cell that does not work today: `text` for the matrix, `error` as part of the failure's text.
 
     A cell with a gap must fail in this way. Once it works, its test says so, and its line here is removed.
     """

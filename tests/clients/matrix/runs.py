@@ -36,7 +36,7 @@ CLOSE_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Run:
-    """What a client reported and what the server saw, by feature; and the client's error output."""
+    """The client's reports and the server's observations, by feature, and the client's error output."""
 
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: dict[str, list[Seen]] = field(default_factory=dict)

@@ -27,7 +27,7 @@ _CODE_WORD = re.compile(r"code-\d+")
 
 
 def code_of(step: int) -> str:
-    """What the tool returns in a step. It is not part of the call, so only an executed call can report it."""
+    """The result of the tool in a step. It is not part of the call, so only an executed call can report it."""
     return f"code-{step * 37}"
 
 
@@ -42,7 +42,7 @@ LOOP_ANSWER = f"Done: {' '.join(code_of(step) for step in range(1, STEPS + 1))}"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the script needs of a request in any API: the users' text, the names of the tools, the tool results."""
+    """The parts of a request that the script needs, in any API: users' text, names of tools, tool results."""
 
     text: str
     tools: tuple[str, ...]

@@ -23,7 +23,7 @@ CELLS = [
 
 @pytest.fixture(scope="module")
 def results() -> dict[Cell, bool]:
-    """Whether each cell that was tested works."""
+    """True for each tested cell that works."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""How a translation adapts to its server: settings that it rejects, and item ids that it does not know."""
+"""Adaptation of a translation to its server: settings that it rejects, and item ids that it does not know."""
 
 from __future__ import annotations
 

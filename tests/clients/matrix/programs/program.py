@@ -1,4 +1,4 @@
-"""What the programs share: the environment, the tool, and the report of each feature as a line of JSON.
+"""Shared parts of the programs: the environment, the tool, and the report of each feature as a line of JSON.
 
 A program runs in the clients' own environment, so it imports nothing of CoE. Its four functions use the client as its
 documentation shows. After the last feature, cancellation, the program stays until its standard input ends: a connection
