@@ -22,7 +22,7 @@ from gateway.errors import body_of, status_of
 from gateway.http.exchange import STATUS_LINES, Exchange
 
 IDLE_SECONDS = 75.0
-"""Time from the start of a connection, or from its last response, until the next head is complete. The usual idle
+"""Time limit for a connection to wait for its next request, and then for the head of this request. The usual idle
 timeout of load balancers (60 s) is shorter, so that they do not send a request on a connection that is closing."""
 CLOSING_HEAD_SECONDS = 4.0
 """Time limit for a head that is arriving when the server stops."""
@@ -198,6 +198,8 @@ class Connection(asyncio.Protocol):
         if not self._upgrades:
             self._url, self._headers, self._in_head = b"", [], True
             self._unparsed = self._unparsed or 1  # it may begin in the read that ended the previous request
+            if self._deadline is not None:
+                self._deadline = self._loop.time() + IDLE_SECONDS
 
     def on_url(self, part: bytes) -> None:
         self._url += part

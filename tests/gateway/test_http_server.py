@@ -260,6 +260,22 @@ async def test_a_connection_without_a_whole_head_in_time_is_closed(
     assert answer.count(b"HTTP/1.1 200 OK") == sent.count(b"\r\n\r\n")
 
 
+async def test_a_head_that_begins_late_has_its_own_time() -> None:
+    async with served(echo) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            await wait_until(lambda: server.state.connections)
+            (connection,) = server.state.connections
+            for _ in range(2):  # the first request, and the next one
+                assert connection._deadline is not None
+                connection._deadline = before = connection._deadline - connections.IDLE_SECONDS / 2  # half has passed
+                writer.write((GET % b"late")[:5])
+                await wait_until(lambda before=before: (connection._deadline or 0) > before)  # type: ignore[misc]
+                writer.write((GET % b"late")[5:])
+                assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 OK")
+                await wait_until(lambda: connection._deadline is not None)
+
+
 async def test_an_idle_connection_is_closed_only_after_its_response(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
 

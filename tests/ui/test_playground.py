@@ -131,6 +131,7 @@ async def test_it_fits_and_is_accessible(browser: Browser, playground: Playgroun
         await check_accessible(page)
         await send_prompt(page, "code:\n```python\nprint(1)\n```")
         await wait_until_answered(page)
+        await expect(answers(page)).to_contain_text("2 + 4 tokens")  # the record is there: the layout moves no more
         if phone:
             await answers(page).get_by_text("Why?").click()
         await expect(page.get_by_role("link", name="Open record")).to_be_visible()
