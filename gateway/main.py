@@ -101,12 +101,12 @@ def serve(settings: Settings) -> None:
         _log.warning(created)
     registry = prepare(settings)
     log_uncaught()
-    router = PreloadedRouter(settings) if workers_share_memory(settings) else None
     with (
-        open_port(settings, registry) as listener,
+        open_port(settings, registry) as listener,  # before anything is loaded: a port in use is reported at once
         workers_folder(settings.workers) as workers,
         last_good_folder(settings.home) as kept,
     ):
+        router = PreloadedRouter(settings) if workers_share_memory(settings) else None
         build = partial(build_app, settings, workers, router, kept)
         at_intervals = router.release_if_replaced if router else None
         processes.serve(build, settings, listener=listener, at_intervals=at_intervals)
@@ -197,11 +197,13 @@ def build_app(
     workers: Path | None = None,
     router: PreloadedRouter | None = None,
     kept: Path | None = None,
+    *,
+    restarted: bool = False,
 ) -> Starlette:
     """The application of one worker process. `workers` and `kept` are the folders of `workers_folder` and
-    `last_good_folder`."""
+    `last_good_folder`. With `restarted`, the worker replaces one that has crashed."""
     read = router.read if router else load_active_state
-    last_good = None if kept is None else LastGood(kept, settings, read=read)
+    last_good = None if kept is None else LastGood(kept, settings, read=read, restores=restarted)
     check = settings.check_experts
     return create_app(partial(open_worker, settings, workers=workers, read=read, check=check, last_good=last_good))
 
@@ -242,8 +244,8 @@ async def open_parts(
     last_good: LastGood | None = None,
 ) -> AsyncIterator[Parts]:
     """Open the parts of an application and close them in reverse order. `read` returns what is in use, now and for
-    every reload. A worker that starts again begins with `last_good`. With `check`, the first worker checks the experts
-    in the background. Raises ConfigError or ArtifactError."""
+    every reload. A worker that replaces a crashed one begins with `last_good`. With `check`, the first worker checks
+    the experts in the background. Raises ConfigError or ArtifactError."""
     states = file_states(watched_files(settings))
     in_use = (last_good.load() if last_good else None) or read(settings, None)
     since = states if in_use.kept is None else None
@@ -261,11 +263,7 @@ async def open_parts(
         wiring.issued.on_change = lambda: current.replace(wiring.with_issued(current.serving))
         await current.serving.composition.warm()
         TrafficMetrics(settings.artifacts / TRAFFIC_REPORT_FILE, current).register(metrics)
-        await stack.enter_async_context(
-            running_health_checks(lambda: wiring.experts.values(), session=session, task_failed=failed)
-        )
-        if check and metrics.registry.worker == 0:
-            await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
+        await _watch_experts(stack, wiring, registry, session, metrics, check=check)
         if metrics.registry.worker == 0:
             await _watch_bounds(stack, current, feedback, settings, metrics)
         reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read, last_good=last_good)
@@ -335,6 +333,17 @@ async def _open_feedback_writer(
     await stack.enter_async_context(writer)
     add_feedback_metrics(metrics, writer)
     return writer
+
+
+async def _watch_experts(
+    stack: AsyncExitStack, wiring: Wiring, registry: Registry, session: Client, metrics: Metrics, *, check: bool
+) -> None:
+    """Run the health checks of the experts, and with `check` request one token from each in the first worker."""
+    await stack.enter_async_context(
+        running_health_checks(lambda: wiring.experts.values(), session=session, task_failed=metrics.task_failed)
+    )
+    if check and metrics.registry.worker == 0:
+        await stack.enter_async_context(checking(wiring.experts.values(), registry, session=session))
 
 
 async def _watch_bounds(

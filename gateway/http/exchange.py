@@ -97,7 +97,7 @@ class Exchange:
             self._head = None
             self._begin(500, [(b"content-length", b"0")])
             self._send_body(b"", more=False)
-        elif self._framing == UNTIL_CLOSE:  # an ordinary end would look like the end of the response
+        elif self._framing == UNTIL_CLOSE:  # after an ordinary end the response would seem complete
             self._channel.reset()
         else:
             self._channel.close()

@@ -101,15 +101,21 @@ class KeptReader(Protocol):
 
 
 class LastGood:
-    """The last good state in a folder of `last_good_folder`, which all workers of the gateway share."""
+    """The last good state in a folder of `last_good_folder`, which all workers of the gateway share.
 
-    def __init__(self, folder: Path, settings: Settings, *, read: KeptReader) -> None:
+    `restores`: this worker replaces one that has crashed, so it begins with the kept state.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, *, read: KeptReader, restores: bool) -> None:
         self._folder = folder
         self._settings = settings
         self._read = read
+        self._restores = restores
 
     def load(self) -> ActiveState | None:
-        """Load the kept state; None if nothing is kept yet, or if it is damaged."""
+        """Load the kept state. Return None at a first start, and if nothing is kept yet or it is damaged."""
+        if not self._restores:
+            return None
         try:
             if (content := self._content()) is None:
                 return None

@@ -26,14 +26,12 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
-from starlette.applications import Starlette
-
 from coe.errors import WorkerError
 from coe.settings import Settings
 from gateway.observability.logs import logging_config
 from gateway.process.connections import raise_limit
 from gateway.process.signals import DRAIN_SIGNAL, FINISH_SECONDS, RELOAD_SIGNAL
-from gateway.process.worker import run_worker
+from gateway.process.worker import Build, run_worker
 from gateway.process.worker_states import RespawnSchedule, WorkerStates
 
 SHARES_MEMORY = sys.platform == "linux"
@@ -51,7 +49,7 @@ _log = logging.getLogger("gateway")
 
 
 def serve(
-    build: Callable[[], Starlette],
+    build: Build,
     settings: Settings,
     *,
     listener: socket.socket,
@@ -92,7 +90,7 @@ class _Processes:
 
     def __init__(
         self,
-        build: Callable[[], Starlette],
+        build: Build,
         settings: Settings,
         *,
         listener: socket.socket,
@@ -179,7 +177,7 @@ class _Processes:
                 self._crashed(worker)
         if self._stop_at is None and not self.failure and self._states.ever_ready:
             for number in self._respawns.take_due():
-                self._start(number)
+                self._start(number, restarted=True)
 
     def _crashed(self, worker: _Worker) -> None:
         self._states.count_crash(worker.number)
@@ -193,8 +191,9 @@ class _Processes:
         delay = self._respawns.crashed(worker.number, uptime=time.monotonic() - worker.started)
         _log.error("%s %s; the others serve on, and it starts again in %g s", worker.name, exit_description, delay)
 
-    def _start(self, number: int) -> None:
-        process = _CONTEXT.Process(target=self._target, kwargs={"number": number}, daemon=True)
+    def _start(self, number: int, *, restarted: bool = False) -> None:
+        arguments = {"number": number, "restarted": restarted}
+        process = _CONTEXT.Process(target=self._target, kwargs=arguments, daemon=True)
         self._workers[number] = worker = _Worker(number, process)
         if self._stop_at is not None:  # a signal to stop arrived during the start
             worker.signal(DRAIN_SIGNAL)

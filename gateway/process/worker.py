@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 import uvloop
 from starlette.applications import Starlette
@@ -24,14 +25,21 @@ from gateway.process.worker_states import AcceptingWorkers, WorkerStates
 _log = logging.getLogger("gateway")
 
 
+class Build(Protocol):
+    """Function that builds the application of a worker; `restarted` is true if it replaces a crashed one."""
+
+    def __call__(self, *, restarted: bool) -> Starlette: ...
+
+
 def run_worker(
-    build: Callable[[], Starlette],
+    build: Build,
     settings: Settings,
     *,
     listener: socket.socket,
     states: WorkerStates,
     parent: int,
     number: int,
+    restarted: bool,
 ) -> None:
     """Run worker `number`, from 0, until SIGTERM. Exits with code 1 if the application cannot start or fails."""
     for ignored in (DRAIN_SIGNAL, RELOAD_SIGNAL):  # until the application handles them
@@ -46,7 +54,7 @@ def run_worker(
         serving.set()
 
     try:
-        app = build()
+        app = build(restarted=restarted)
         app.state.worker_crashes = states.crashes
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             peers = AcceptingWorkers(states, number)

@@ -93,7 +93,7 @@ def kept_by(folder: Path, settings: Settings) -> KeptState:
         found.append(kept)
         return state_of(settings, kept.registry(settings), str(kept.versions[ROUTER]))
 
-    assert LastGood(folder, settings, read=read).load() is not None
+    assert LastGood(folder, settings, read=read, restores=True).load() is not None
     return found[0]
 
 
@@ -103,7 +103,7 @@ def keep(folder: Path, settings: Settings, **versions: str | None) -> None:
 
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
     state = state_of(settings, registry, str(versions[ROUTER]))
-    LastGood(folder, settings, read=read).keep(state, versions)
+    LastGood(folder, settings, read=read, restores=True).keep(state, versions)
 
 
 def test_everything_that_a_start_reads_is_kept_without_the_values_of_the_environment(
@@ -186,13 +186,21 @@ async def test_a_kept_state_is_served_with_the_addresses_and_the_versions_that_i
             await wiring.aclose()
 
 
+def test_a_worker_of_the_first_start_keeps_the_state_and_does_not_load_it(settings: Settings, folder: Path) -> None:
+    keep(folder, settings, router=published(settings, ROUTER, "r"))
+    read = Mock()
+    assert LastGood(folder, settings, read=read, restores=False).load() is None
+    read.assert_not_called()
+    assert LastGood(folder, settings, read=read, restores=True).load() is not None
+
+
 def test_a_damaged_state_does_not_prevent_a_start_with_the_files_in_use(
     settings: Settings, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def read(*_: object, **__: object) -> ActiveState:
         raise ArtifactError("no such version")
 
-    last_good = LastGood(folder, settings, read=read)
+    last_good = LastGood(folder, settings, read=read, restores=True)
     assert last_good.load() is None
     assert not caplog.messages
     keep(folder, settings, router=published(settings, ROUTER, "r"))
@@ -213,7 +221,7 @@ def test_a_damaged_gate_of_the_kept_state_is_found_before_the_state_is_used(
         return replace(state_of(settings, kept.registry(settings), "r"), index=index)
 
     keep(folder, settings, router=published(settings, ROUTER, "r"), gate=gate)
-    last_good = LastGood(folder, settings, read=read)
+    last_good = LastGood(folder, settings, read=read, restores=True)
     assert last_good.load() is not None
     for place in (settings.artifacts, folder):
         (place / GATE / gate / "file").write_text("damaged")

@@ -59,7 +59,7 @@ def read(
     )
 
 
-def build(settings: Settings, workers: Path | None) -> Starlette:
+def build(settings: Settings, workers: Path | None, *, restarted: bool = False) -> Starlette:
     # However busy the machine is, a Redis that is there replies in time, and a plan is solved.
     redis.REFILL_TIMEOUT_SECONDS = 5.0
     jobs.SOLVE_TIMEOUT_SECONDS = 100.0

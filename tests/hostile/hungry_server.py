@@ -18,7 +18,7 @@ from gateway.process import processes
 from tests.gateway.words_server import build as build_well
 
 
-def build(settings: Settings, workers: Path | None) -> Starlette:
+def build(settings: Settings, workers: Path | None, *, restarted: bool = False) -> Starlette:
     threading.Thread(target=_eat, args=(Path(os.environ["HUNGRY"]),), daemon=True).start()
     return build_well(settings, workers)
 

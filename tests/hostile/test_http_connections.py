@@ -86,6 +86,7 @@ async def test_every_task_in_receive_gets_http_disconnect() -> None:
         await wait_until(lambda: server.state.tasks)
         writer.close()
         await asyncio.wait_for(wait_until(lambda: len(seen) == 2), LIMIT)
+    assert seen == [{"type": "http.disconnect"}] * 2
 
 
 # ---------------------------------------------------------------------------------------- last request

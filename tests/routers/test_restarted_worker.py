@@ -68,7 +68,7 @@ def kept(settings: Settings) -> str:
 
 
 def crash_workers(process: subprocess.Popen[bytes], url: str) -> None:
-    """Kill both workers; whoever answers from then on has started again."""
+    """Kill both workers, so that answers come from restarted ones."""
     parent = psutil.Process(process.pid)
     killed = parent.children()
     assert len(killed) == 2
