@@ -1,6 +1,7 @@
 """Tokens and hashed token bigrams of a text for the fast heads, by the sentence encoder's own tokenizer.
 
-One tokenization serves all fast heads. Ids of known words are cached, which takes a fifth of the tokenizer's time.
+One tokenization serves all fast heads. Ids of known words are cached, which takes a fifth of the tokenizer's time, and
+a tenth with the compiled kernel.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ArtifactError
+from routers.kernel import KERNEL, Kernel
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,19 +70,26 @@ class WordCachedTokenizer:
     ordinary text, and a control character ends a word.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, kernel: Kernel | None = KERNEL) -> None:
         self._tokenizer = tokenizer
+        self._kernel = kernel
         self.vocabulary_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self._vocabulary_size = np.array(self.vocabulary_size)
         self._cacheable = _is_uncased_bert(tokenizer)
         self._ids_by_word: dict[str, bytes] = {}
 
     def __call__(self, text: str) -> NDArray[np.int64]:
+        return np.frombuffer(self.id_bytes(text), dtype=np.int64)
+
+    def id_bytes(self, text: str) -> bytes:
+        """Return the token ids as the bytes of an int64 array."""
+        if self._cacheable and self._kernel is not None and text.isascii():
+            return self._kernel.word_ids(text, self._ids_by_word, self._add_to_cache)
         words = self._words(text) if self._cacheable else None
         if words is None:
-            return np.frombuffer(self._encode(text), dtype=np.int64)
+            return self._encode(text)
         cached, add = self._ids_by_word.get, self._add_to_cache
-        return np.frombuffer(b"".join([cached(word) or add(word) for word in words]), dtype=np.int64)
+        return b"".join([cached(word) or add(word) for word in words])
 
     def _words(self, text: str) -> list[str] | None:
         """Return the words of a text; None if too many of them are not ASCII."""
