@@ -80,6 +80,7 @@ from gateway.request.audits import Audits
 from gateway.request.cache_step import CacheStep, check_cache, open_cache
 from gateway.request.stored_step import StoredStep, check_stored_responses, open_stored_step
 from gateway.serving_state import ServingState, Wiring
+from routers.kernel import IMPLEMENTATION
 
 _log = logging.getLogger("gateway")
 
@@ -265,6 +266,7 @@ async def open_parts(
         TrafficMetrics(settings.artifacts / TRAFFIC_REPORT_FILE, current).register(metrics)
         await _watch_experts(stack, wiring, registry, session, metrics, check=check)
         if metrics.registry.worker == 0:
+            _log.info("router %s: the fast heads use %s", in_use.router.version, IMPLEMENTATION)
             await _watch_bounds(stack, current, feedback, settings, metrics)
         reload = Reload(current, settings=settings, in_use=in_use, wiring=wiring, read=read, last_good=last_good)
         del in_use  # this frame would keep the first router in memory for the life of the process

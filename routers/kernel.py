@@ -60,3 +60,5 @@ def _load() -> Kernel | None:
 
 KERNEL = _load()
 """The kernel of this installation; None without it."""
+IMPLEMENTATION = "the compiled kernel" if KERNEL else "NumPy, as no C compiler was there to build the kernel"
+"""Code that computes the fast heads, in words for the log."""

@@ -96,6 +96,7 @@ def main() -> None:
         coe = install(wheel, Path(folder) / "venv")
         _report("installed", began)
         _check_size(Path(folder) / "venv")
+        _check_kernel(wheel, Path(folder) / "venv")
         (Path(folder) / "routers").mkdir()  # as in many web applications
         (Path(folder) / "routers" / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
         with _expert() as expert:
@@ -121,6 +122,12 @@ def install(wheel: Path, venv: Path, *, extra: str = "") -> str:
     what = f"composition-of-experts{f'[{extra}]' if extra else ''} @ {wheel.resolve().as_uri()}"
     run(str(ROOT / "scripts" / "uv-install"), str(venv), "--constraint", str(ROOT / "constraints.txt"), what)
     return str(venv / "bin" / "coe")
+
+
+def _check_kernel(wheel: Path, venv: Path) -> None:
+    """A wheel for one platform has the kernel, and it loads."""
+    use = run(str(venv / "bin" / "python"), "-c", "from routers.kernel import IMPLEMENTATION as i; print(i)").strip()
+    expect((use == "the compiled kernel") == ("-any.whl" not in wheel.name), f"{wheel.name}: the fast heads use {use}")
 
 
 def _check_size(venv: Path) -> None:

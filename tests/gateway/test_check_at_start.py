@@ -14,6 +14,7 @@ from coe.cli import up
 from coe.errors import ConfigError
 from coe.settings import Settings
 from gateway.main import open_parts, open_worker
+from routers.kernel import KERNEL
 from tests.experts.fault_servers import answering, closed_port, servers
 from tests.gateway import words_server
 from tests.gateway.gateway_over import registry_over
@@ -44,6 +45,19 @@ async def test_a_gateway_that_starts_logs_which_experts_answer(
     assert bad.startswith("check at start: expert coder at ")
     assert "connection_refused" in bad
     assert last == "check at start: 1 of 2 expert servers answer"
+
+
+async def test_a_gateway_that_starts_logs_which_code_classifies(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="gateway")
+    async with servers((answering,)) as (good,):
+        registry = registry_over({"coder": f"{good}/v1", "generalist": f"{good}/v1"})
+        (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
+        async with open_parts(settings_in(tmp_path), read=words_server.read):
+            logged = [record.getMessage() for record in caplog.records if "fast heads" in record.getMessage()]
+    used = "the compiled kernel" if KERNEL else "NumPy, as no C compiler was there to build the kernel"
+    assert [line.partition(": ")[2] for line in logged] == [f"the fast heads use {used}"]
 
 
 async def test_coe_up_reports_which_experts_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -107,8 +108,12 @@ def test_features_are_computed_once_for_a_text_and_the_cache_keeps_the_truncated
     assert computed == ["bake", "orbit", "bake"]
 
 
+def test_the_kernel_is_there_where_a_c_compiler_is() -> None:
+    assert KERNEL is not None or shutil.which("gcc") is None, "run scripts/build_kernel.py"
+
+
 compiled = pytest.mark.parametrize("kernel", [found for found in IMPLEMENTATIONS.values() if found])
-"""A test of the compiled kernel, which `.ci/run` requires to be there."""
+"""A test of the compiled kernel."""
 
 
 @compiled
