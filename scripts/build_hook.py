@@ -21,7 +21,7 @@ class WheelHook(BuildHookInterface):  # type: ignore[type-arg]
             scripts = Path(self.root) / "scripts"
             runpy.run_path(str(scripts / "vendor.py"))["vendor"]()
             if kernel := runpy.run_path(str(scripts / "build_kernel.py"))["build_kernel"](Path(self.root) / "build"):
-                build_data["force_include"][str(kernel)] = f"routers/{kernel.name}"
+                build_data["force_include"][str(kernel)] = f"routers/kernel/{kernel.name}"
                 build_data["pure_python"] = False
                 platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
                 build_data["tag"] = f"cp311-abi3-{platform}"

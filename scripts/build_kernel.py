@@ -1,4 +1,4 @@
-"""Compiles routers/_kernel.c, the kernel of the fast heads, with this machine's C compiler; prints what it did.
+"""Compiles routers/kernel/module.c, the kernel of the fast heads, with this machine's C compiler; prints what it did.
 
     .venv/bin/python scripts/build_kernel.py
 
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = "routers/_kernel.c"
+SOURCE = "routers/kernel/module.c"
 NAME = "_kernel.abi3.so"
 
 
@@ -52,4 +52,4 @@ def _report(result: str) -> None:
 
 
 if __name__ == "__main__":
-    build_kernel(ROOT / "routers")
+    build_kernel(ROOT / "routers" / "kernel")

@@ -48,7 +48,9 @@ def crowded_folders() -> list[str]:
 
 def long_files() -> list[str]:
     """Returns a line for each file with more than `MAX_LINES` lines."""
-    lengths = ((path, len(path.read_bytes().splitlines())) for path in tracked_files("*.py", "*.js", "*.css", "*.c"))
+    lengths = (
+        (path, len(path.read_bytes().splitlines())) for path in tracked_files("*.py", "*.js", "*.css", "*.c", "*.h")
+    )
     return [
         f"{path.relative_to(ROOT)}: {lines} lines, at most {MAX_LINES}" for path, lines in lengths if lines > MAX_LINES
     ]

@@ -6,7 +6,7 @@ frequency, Arora et al. 2017). The vector of a text is the sum of its tokens' ve
 
 `FastHeads` serves both heads in one pass, with everything about a token side by side in memory. It computes the same as
 LexicalHead, StaticVectors and LinearHead, which training uses. Between two requests the CPU caches go cold, so every
-call and every cache line counts: the compiled kernel (`routers/_kernel.c`) takes one call, NumPy some forty and three
+call and every cache line counts: the compiled kernel (`routers.kernel`) takes one call, NumPy some forty and three
 times as long. `is_foreign` marks the texts for `routers.multilingual`.
 """
 

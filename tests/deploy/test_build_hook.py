@@ -34,8 +34,7 @@ def checkout(folder: Path) -> Path:
     (folder / "scripts").mkdir()
     (folder / "scripts" / "vendor.py").write_text("def vendor(): pass\n")
     shutil.copy(ROOT / "scripts" / "build_kernel.py", folder / "scripts")
-    (folder / "routers").mkdir()
-    shutil.copy(ROOT / "routers" / "_kernel.c", folder / "routers")
+    shutil.copytree(ROOT / "routers" / "kernel", folder / "routers" / "kernel")
     return folder
 
 
@@ -59,7 +58,7 @@ def test_a_wheel_with_the_kernel_is_for_this_platform_and_any_later_python(
         return
     (kernel,) = build_data["force_include"]
     assert Path(kernel).is_file()
-    assert build_data["force_include"][kernel] == "routers/_kernel.abi3.so"
+    assert build_data["force_include"][kernel] == "routers/kernel/_kernel.abi3.so"
     assert build_data["tag"].startswith("cp311-abi3-")
     assert build_data["pure_python"] is False
 

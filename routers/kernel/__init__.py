@@ -1,4 +1,4 @@
-"""The compiled kernel of the fast heads (`routers/_kernel.c`), which an installation has if a C compiler built it.
+"""The compiled kernel of the fast heads (`heads.h`, `module.c`), which an installation has if a C compiler built it.
 
 Without the kernel the fast heads use NumPy: same results up to rounding, three times as slow.
 """
@@ -53,7 +53,7 @@ class Kernel(Protocol):
 
 def _load() -> Kernel | None:
     try:
-        return cast(Kernel, import_module("routers._kernel"))
+        return cast(Kernel, import_module("routers.kernel._kernel"))
     except ImportError:
         return None
 
