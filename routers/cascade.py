@@ -24,6 +24,7 @@ from routers.files import Arrays, content_version, read_arrays, read_json
 from routers.heads.fast import FastFeatures, FastHeads, StaticCentroids, StaticVectors, softmax
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.semantic import CategoryMeans, KnnHead, LinearHead, unit
+from routers.kernel import KERNEL
 from routers.multilingual import MultilingualHead, MultilingualStage, unusable
 from routers.tokens import WordCachedTokenizer, load_tokenizer
 
@@ -58,6 +59,10 @@ class EnsembleWeights:
 
     def fast_posterior(self, lexical: Floats, static: Floats) -> Floats:
         """Return the posterior from logits (n_categories,) or (n_texts, n_categories), in the same shape."""
+        if KERNEL is not None and lexical.ndim == 1:
+            posterior = np.empty_like(lexical)
+            KERNEL.pool(lexical, static, self.fast, posterior)
+            return posterior
         return softmax(self.fast[0] * lexical + self.fast[1] * static)
 
     def encoder_posterior(self, heads: Sequence[Floats]) -> Floats:

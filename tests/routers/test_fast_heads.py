@@ -14,7 +14,7 @@ import routers
 from routers import tokens
 from routers.cascade import LEXICAL, STATIC
 from routers.files import read_arrays
-from routers.heads.fast import FastHeads, StaticCentroids, StaticVectors
+from routers.heads.fast import FastHeads, StaticCentroids, StaticVectors, softmax
 from routers.heads.lexical import LexicalFeatures, LexicalHead
 from routers.heads.semantic import LinearHead
 from routers.kernel import KERNEL, Kernel
@@ -173,3 +173,15 @@ def test_the_kernel_passes_on_errors_of_the_tokenizer(kernel: Kernel) -> None:
         kernel.word_ids("é", {}, fails)
     with pytest.raises(UnicodeEncodeError):
         kernel.word_ids("\ud800", {}, fails)
+
+
+@compiled
+def test_the_kernel_pools_logits_as_softmax_does(kernel: Kernel) -> None:
+    rows = np.random.default_rng(0).normal(0, 20, (50, 2, 14)).astype(np.float32)
+    for first, second in [*rows, rows[0] * 0, rows[0] * 100]:
+        posterior = np.empty_like(first)
+        kernel.pool(first, second, (0.7, -1.3), posterior)
+        np.testing.assert_allclose(posterior, softmax(0.7 * first + -1.3 * second), atol=1e-6)
+    for wrong in (first[1:], first.astype(np.float64)):
+        with pytest.raises(ValueError, match="float32 of one length"):
+            kernel.pool(wrong, second, (1.0, 1.0), posterior)
