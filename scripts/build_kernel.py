@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/build_kernel.py
 
-Without a compiler, or with COE_KERNEL=0, there is no kernel, and the fast heads use NumPy. One file serves Python 3.11
+Without a compiler, or with BUILD_KERNEL=0, there is no kernel, and the fast heads use NumPy. One file serves Python 3.11
 and later, since the kernel uses the stable ABI only.
 """
 
@@ -23,8 +23,8 @@ def build_kernel(folder: Path) -> Path | None:
     """Compile the kernel to `folder`. Returns its path, or None after printing why there is none."""
     folder.mkdir(exist_ok=True)
     (folder / NAME).unlink(missing_ok=True)
-    if os.environ.get("COE_KERNEL") == "0":
-        _report("not built, as COE_KERNEL=0 demands; the fast heads use NumPy")
+    if os.environ.get("BUILD_KERNEL") == "0":
+        _report("not built, as BUILD_KERNEL=0 demands; the fast heads use NumPy")
         return None
     from setuptools import Distribution, Extension
     from setuptools.command.build_ext import build_ext

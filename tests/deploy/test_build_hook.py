@@ -40,7 +40,7 @@ def checkout(folder: Path) -> Path:
 
 def test_a_router_that_an_earlier_build_left_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (checkout(tmp_path) / "build" / "router").mkdir(parents=True)
-    monkeypatch.setenv("COE_KERNEL", "0")
+    monkeypatch.setenv("BUILD_KERNEL", "0")
     monkeypatch.delenv("WHEEL_ROUTER", raising=False)
     assert built(tmp_path, monkeypatch) == {"force_include": {}}
     monkeypatch.setenv("WHEEL_ROUTER", "build/router")
@@ -50,7 +50,7 @@ def test_a_router_that_an_earlier_build_left_is_not_packed(tmp_path: Path, monke
 def test_a_wheel_with_the_kernel_is_for_this_platform_and_any_later_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("COE_KERNEL", raising=False)
+    monkeypatch.delenv("BUILD_KERNEL", raising=False)
     monkeypatch.delenv("WHEEL_ROUTER", raising=False)
     build_data = built(checkout(tmp_path), monkeypatch)
     if shutil.which("cc") is None:
@@ -66,7 +66,7 @@ def test_a_wheel_with_the_kernel_is_for_this_platform_and_any_later_python(
 def test_without_a_compiler_the_wheel_has_no_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("COE_KERNEL", raising=False)
+    monkeypatch.delenv("BUILD_KERNEL", raising=False)
     monkeypatch.delenv("WHEEL_ROUTER", raising=False)
     monkeypatch.setenv("CC", "/bin/false")
     assert built(checkout(tmp_path), monkeypatch) == {"force_include": {}}
