@@ -26,6 +26,7 @@ from coe.routing.conversation import Affinity
 from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_use, version_in_use
 from coe.settings import Settings
 from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
+from gateway.cohort import Cohort
 from gateway.request.admission import Admission
 
 _log = logging.getLogger("gateway")
@@ -58,11 +59,12 @@ class Serving:
 
 
 class ServingState:
-    """Holds the state for new requests, and the admission, which outlives a reload."""
+    """Holds the state for new requests, and what outlives a reload: the admission and the cohort of ready requests."""
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
         self.admission = Admission(serving.registry.limits)
+        self.cohort = Cohort()
         self.leaving = False
         """True if the process is shutting down, so that no load balancer should send it requests."""
         self.reload_error: str | None = None

@@ -18,6 +18,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, par
 from starlette.types import ASGIApp
 
 from coe.errors import HeadersTooLarge, InvalidHttp, RequestError
+from gateway.cohort import Cohort
 from gateway.errors import body_of, status_of
 from gateway.http.exchange import STATUS_LINES, Exchange
 
@@ -51,6 +52,8 @@ class SharedState:
     address: tuple[str, int]
     """Address of the listener."""
     loop: asyncio.AbstractEventLoop
+    cohort: Cohort
+    """Counts the requests whose task has not begun."""
     connections: set[Connection] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """The tasks of the running requests."""
@@ -270,7 +273,8 @@ class Connection(asyncio.Protocol):
 
     def _start(self, exchange: Exchange) -> None:
         self._current, self._deadline = exchange, None
-        task = self._loop.create_task(exchange.run(self._shared.app))
+        self._shared.cohort.ready += 1
+        task = self._loop.create_task(exchange.run(self._shared.app, self._shared.cohort))
         self._shared.tasks.add(task)
         task.add_done_callback(self._shared.tasks.discard)
 

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
+from gateway.cohort import Cohort
+
 CHUNKED, CONTENT_LENGTH, UNTIL_CLOSE, NO_BODY = range(4)
 """Ways to mark the end of a response's body."""
 STATUS_LINES = {
@@ -80,9 +82,11 @@ class Exchange:
         self._left = 0
         """Bytes of the declared content-length that are not sent yet."""
 
-    async def run(self, app: ASGIApp) -> None:
+    async def run(self, app: ASGIApp, cohort: Cohort) -> None:
         """Run the application. If it ends before any of the response is sent, the response is a 500. If it ends in the
-        middle of one, the connection closes, so that the client detects the failure."""
+        middle of one, the connection closes, so that the client detects the failure. `cohort` has counted the request
+        as ready, as its task had not begun."""
+        cohort.ready -= 1
         try:
             await app(self.scope, self.receive, self.send)
         except Exception:

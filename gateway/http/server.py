@@ -19,6 +19,7 @@ from typing import Protocol, Self
 from starlette.types import ASGIApp
 
 from coe.supervision import TaskFailed, ignore_failure, supervised
+from gateway.cohort import Cohort
 from gateway.http.connection import Connection, SharedState
 from gateway.process.connections import REMEDY
 
@@ -76,16 +77,18 @@ class HttpServer:
         max_connections: int,
         peers: Peers | None = None,
         task_failed: TaskFailed = ignore_failure,
+        cohort: Cohort | None = None,
     ) -> None:
         self._app = app
         self._listener = listener
         self._max_connections = max_connections
         self._peers = peers
         self._task_failed = task_failed
+        self._cohort = cohort or Cohort()
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self.state = SharedState(self._app, self._listener.getsockname()[:2], loop)
+        self.state = SharedState(self._app, self._listener.getsockname()[:2], loop, self._cohort)
         if self._peers is not None:
             self.state.on_change = self._peers.report
             self._peers.report(0)

@@ -79,6 +79,7 @@ async def serve_application(
     async with app.router.lifespan_context(app):
         limit = ConnectionLimits.within(soft_limit()).clients
         failed = getattr(app.state, "task_failed", ignore_failure)
-        async with HttpServer(app, listener, max_connections=limit, peers=peers, task_failed=failed):
+        cohort = getattr(app.state, "cohort", None)
+        async with HttpServer(app, listener, max_connections=limit, peers=peers, task_failed=failed, cohort=cohort):
             started()
             await stop.wait()

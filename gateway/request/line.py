@@ -64,6 +64,7 @@ class Line:
         stored: StoredStep | None = None,
     ) -> None:
         self._state = state
+        self._cohort = state.cohort
         self._dialect = dialect
         self._observers = observers if cache is None else (*observers, cache.observe)
         self._audit = audit
@@ -76,6 +77,7 @@ class Line:
         try:
             trace.caller = trace.serving.access.identify(scope["headers"], "chat")
             await self._serve(trace, scope, receive, send)
+            await self._cohort.yield_to_others()
         except RequestError as error:
             trace.failed(error)
             error.drop_frames()
@@ -105,8 +107,11 @@ class Line:
     async def _steps(
         self, trace: Trace, request: ActiveRequest, allowance: Allowance, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6."""
-        composition = trace.serving.composition
+        """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6.
+
+        Concurrent requests take the expensive steps together: before 3, 4, 6 and 8 each yields to the others.
+        """
+        composition, cohort = trace.serving.composition, self._cohort
         with trace.step("admit"):  # 1
             body = await request.admit(scope, receive, forms=self._dialect.forms)
         with trace.step("parse"):  # 2
@@ -126,15 +131,18 @@ class Line:
                     with trace.step("assign"):
                         trace.decision = composition.assign_general(chat, options)
                 else:
+                    await cohort.yield_to_others()
                     with trace.step("classify"):  # 3
                         trace.routed, trace.prediction = await composition.classify(
                             chat, trace.caller.tenant, options.rule
                         )
+                    await cohort.yield_to_others()
                     with trace.step("assign"):  # 4
                         conversation, previous = await _assign(trace, chat, options)
                     with trace.step("retrieve"):  # 5
                         if composition.retrieves:
                             chat = await _retrieve(trace, chat, options, previous)
+                    await cohort.yield_to_others()
                 with trace.step("call"):  # 6
                     answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
                 reply = _accept(trace, request, allowance, answer, chat)

@@ -110,8 +110,9 @@ class Trace:
         return timer
 
     def elapsed_ms(self) -> float:
-        """Milliseconds since the request arrived."""
-        return (perf_counter() - self.start) * 1000
+        """Milliseconds from the arrival of the request to the end of its answer, or until now without one."""
+        ended = self.ended_ms("relay")
+        return (perf_counter() - self.start) * 1000 if ended is None else ended
 
     def step_times_ms(self, end: float) -> list[tuple[StepName, float, float, bool]]:
         """Each step's name, its begin and end in milliseconds from arrival, and whether it completed. An incomplete

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, closing
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.cohort import Cohort
 from gateway.http.server import HttpServer, open_listener
 
 GET = b"GET /%b HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -44,10 +45,12 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp, *, max_connections: int = 100) -> AsyncIterator[tuple[HttpServer, int]]:
+async def served(
+    app: ASGIApp, *, max_connections: int = 100, cohort: Cohort | None = None
+) -> AsyncIterator[tuple[HttpServer, int]]:
     listener = open_listener("127.0.0.1", 0, stalled_after=60)
     port = listener.getsockname()[1]
-    async with HttpServer(app, listener, max_connections=max_connections) as server:
+    async with HttpServer(app, listener, max_connections=max_connections, cohort=cohort) as server:
         yield server, port
 
 
