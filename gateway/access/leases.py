@@ -10,7 +10,6 @@ for each meter of a key.
 from __future__ import annotations
 
 from gateway.access.limits import (
-    Amounts,
     CalendarWindow,
     ConcurrencySlots,
     Meter,
@@ -21,6 +20,9 @@ from gateway.access.limits import (
 
 MAX_PREFETCH_SHARE = 0.01
 """The part of a limit that one gateway may hold without having spent it."""
+SURPLUS_FACTOR = 2
+"""A busy gateway returns what is beyond its prefetch target by this factor: the target follows the traffic, and the
+difference is soon needed again."""
 
 Argument = str | float
 
@@ -36,6 +38,7 @@ class AmountLease:
         self.counter = counter
         self.declare(meter)
         self.window = 0
+        self._has_windows = counter.kind == "window"
         self.available = 0.0
         self._unreported = 0.0  # positive: spent, to be reported to Redis; negative: unused, to be returned to it
         self._in_flight = 0.0  # in the running refill, with the opposite sign: positive: returned; negative: reported
@@ -55,8 +58,9 @@ class AmountLease:
 
     def covers(self, amount: float, now: float) -> bool:
         """Returns whether `amount` can be spent without a refill."""
-        self._update(now)
-        return is_available(self.available, amount, self.counter.limit)
+        if self._has_windows:
+            self._update(now)
+        return amount <= self.available or is_available(self.available, amount, self.counter.limit)
 
     def spend(self, amount: float) -> int:
         """Spends an available amount; returns the window that it belongs to."""
@@ -69,14 +73,17 @@ class AmountLease:
         self._report_later(amount)
         return self.window
 
-    def settle(self, reserved: float, used: float, window: int, *, was_offline: bool, online: bool, now: float) -> None:
-        """Replaces a reserved amount by the used one. `was_offline`: it was reserved while Redis was down. `online`:
-        Redis is reachable now."""
-        self._update(now)
-        if window != self.window:
+    def settle(
+        self, reserved: float, used: float, window: int | None, *, was_offline: bool, online: bool, now: float
+    ) -> None:
+        """Replaces the amount that was reserved of a window (None: the current one) by the used one. `was_offline`: it
+        was reserved while Redis was down. `online`: Redis is reachable now."""
+        if self._has_windows or not online:
+            self._update(now)
+        if window is not None and window != self.window:
             return
         if not online:
-            self.counter.settle(reserved, used, window)
+            self.counter.settle(reserved, used, self.window)
         if was_offline or not online:
             self._report_later(used - reserved)
         elif (available := self.available + reserved - used) >= 0:
@@ -159,7 +166,7 @@ class SlotLease:
         return max(0.0, self.available) + self._left_in_redis
 
     def covers(self, amount: float, now: float) -> bool:
-        return self.available >= amount
+        return self._held - self.counter.used >= amount
 
     def spend(self, amount: float) -> int:
         self.counter.consume(amount)
@@ -168,8 +175,10 @@ class SlotLease:
     def spend_offline(self, amount: float) -> int:
         return self.spend(amount)
 
-    def settle(self, reserved: float, used: float, window: int, *, was_offline: bool, online: bool, now: float) -> None:
-        self.counter.settle(reserved, used, window)
+    def settle(
+        self, reserved: float, used: float, window: int | None, *, was_offline: bool, online: bool, now: float
+    ) -> None:
+        self.counter.settle(reserved, used, self.window)
 
     def surplus(self, keep: float) -> float:
         return max(0.0, self.available - keep)
@@ -202,8 +211,13 @@ def new_lease(meter: Meter) -> Lease:
     return SlotLease(meter, counter) if isinstance(counter, ConcurrencySlots) else AmountLease(meter, counter)
 
 
-def prefetch_target(lease: Lease, waiting: Amounts, recent: Amounts) -> float:
+def prefetch_target(lease: Lease, waiting: float, recent: float) -> float:
     """The amount that a busy gateway wants available: what requests wait for, and ahead of that what the last interval
     used, up to MAX_PREFETCH_SHARE; whole requests only."""
-    ahead = min(lease.meter.limit * MAX_PREFETCH_SHARE, recent[lease.unit])
-    return waiting[lease.unit] + (ahead if lease.unit else ahead // 1)
+    ahead = min(lease.meter.limit * MAX_PREFETCH_SHARE, recent)
+    return waiting + (ahead if lease.unit else ahead // 1)
+
+
+def has_surplus(lease: Lease, recent: float) -> bool:
+    """Returns whether the gateway has to return or report something. `recent` is what the last interval used."""
+    return lease.surplus(prefetch_target(lease, 0.0, SURPLUS_FACTOR * recent)) > 0

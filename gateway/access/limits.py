@@ -266,14 +266,18 @@ class MemoryReservation:
     def rebase(self, counters: Sequence[tuple[Meter, Counter]]) -> None:
         """Continues with the limits of a reload. Nothing is reserved of new ones; of removed ones, the reservation
         counts as used."""
-        reserved = {
-            id(counter): (amount, window)
-            for (_, counter), amount, window in zip(self.counters, self.amounts, self.windows, strict=True)
-        }
-        found = [reserved.get(id(counter), (0.0, 0)) for _, counter in counters]
+        before, after = [counter for _, counter in self.counters], [counter for _, counter in counters]
+        self.amounts, self.windows = carried_over(before, after, self.amounts, self.windows)
         self.counters = counters
-        self.amounts = [amount for amount, _ in found]
-        self.windows = [window for _, window in found]
+
+
+def carried_over(
+    before: Sequence[object], after: Sequence[object], amounts: Sequence[float], windows: Sequence[int]
+) -> tuple[list[float], list[int]]:
+    """The amounts and windows of a reservation after a reload, by the position of what they are reserved of."""
+    reserved = {id(one): found for one, found in zip(before, zip(amounts, windows, strict=True), strict=True)}
+    found = [reserved.get(id(one), (0.0, 0)) for one in after]
+    return [amount for amount, _ in found], [window for _, window in found]
 
 
 class MemoryLimiter:

@@ -127,7 +127,7 @@ class RedisLimiter:
         self._task_failed = task_failed
         self._redis = limits_client(url)
         self._script = self._redis.client.register_script(REFILL)
-        self._clock = clock
+        self.now = clock
         self._gateway = uuid4().hex
         self._accounts: dict[str, SharedAccount] = {}
         self._open: set[SharedAccount] = set()
@@ -160,9 +160,6 @@ class RedisLimiter:
         return self._accounts
 
     # --------------------------------------------------------------------------------------------- for accounts
-
-    def now(self) -> float:
-        return self._clock()
 
     def mark_open(self, account: SharedAccount) -> None:
         """The account may hold something to return later."""

@@ -34,9 +34,10 @@ EXCHANGE_TIMEOUT_SECONDS = 1.0
 """Time limit of one exchange with Redis, connecting included."""
 RETRY_SECONDS = 1.0
 """Interval of attempts to reach a Redis that is down."""
-_SUPERSEDED = ""
+_SUPERSEDED = b""
 """Value of a pending write that only shortens the life of an entry."""
-_WRITE_ALL = """
+_EXPIRIES = b"%d" % EXPIRY_SECONDS, b"%d" % SUPERSEDED_EXPIRY_SECONDS
+_WRITE_ALL = b"""
 for i, key in ipairs(KEYS) do
   if ARGV[i + 2] == '' then redis.call('EXPIRE', key, ARGV[2])
   else redis.call('SET', key, ARGV[i + 2], 'EX', ARGV[1]) end
@@ -63,7 +64,8 @@ class RedisAffinity:
         """Raises ConfigError when `url` cannot be a Redis address."""
         self._task_failed = task_failed
         self._redis = limits_client(url)
-        self._writes: dict[bytes, str] = {}
+        self._connection = self._redis.connection()
+        self._writes: dict[bytes, bytes] = {}
         self._lookups: dict[tuple[bytes, ...], asyncio.Future[str | None]] = {}
         self._wake = asyncio.Event()
         self._write_scheduled = self._unavailable = False
@@ -86,14 +88,20 @@ class RedisAffinity:
 
     def publish(self, keys: Sequence[bytes], expert: str, *, superseded: Sequence[bytes] = ()) -> None:
         """Store the expert under these keys. The `superseded` keys are needed for a short time only."""
-        for key, value in (*((key, _SUPERSEDED) for key in superseded), *((key, expert) for key in keys)):
-            self._writes.pop(key, None)
-            self._writes[key] = value
+        name = expert.encode()
+        for key in superseded:
+            self._write(key, _SUPERSEDED)
+        for key in keys:
+            self._write(key, name)
         while len(self._writes) > MAX_PENDING_WRITES:
             del self._writes[next(iter(self._writes))]
         if not self._write_scheduled:
             self._write_scheduled = True
             asyncio.get_running_loop().call_later(WRITE_DELAY_SECONDS, self._wake.set)
+
+    def _write(self, key: bytes, value: bytes) -> None:
+        self._writes.pop(key, None)  # the oldest entry is the first
+        self._writes[key] = value
 
     async def lookup(self, keys: Sequence[bytes]) -> str | None:
         """The expert of the first key that is known; None if none is, or if Redis does not reply within
@@ -140,19 +148,19 @@ class RedisAffinity:
                 if not reply.done():
                     reply.set_result(None if expert is None else expert.decode(errors="replace"))
 
-    async def _send(self, writes: Mapping[bytes, str], lookups: Iterable[bytes]) -> dict[bytes, bytes | None]:
+    async def _send(self, writes: Mapping[bytes, bytes], lookups: Iterable[bytes]) -> dict[bytes, bytes | None]:
         """One round trip. Returns the reply to each lookup."""
-        pipeline, keys = self._redis.client.pipeline(transaction=False), list(lookups)
+        commands: list[list[bytes]] = []
         if writes:
-            lifetimes = EXPIRY_SECONDS, SUPERSEDED_EXPIRY_SECONDS
-            pipeline.eval(_WRITE_ALL, len(writes), *map(_redis_key, writes), *lifetimes, *writes.values())
-        if keys:
-            pipeline.mget(map(_redis_key, keys))
-        else:  # otherwise nothing may be sent, and a Redis that is down would seem to be back
-            pipeline.ping()
-        replies = (await pipeline.execute())[-1]
-        return dict(zip(keys, replies, strict=True)) if keys else {}
+            names = list(map(_redis_key, writes))
+            commands.append([b"EVAL", _WRITE_ALL, b"%d" % len(names), *names, *_EXPIRIES, *writes.values()])
+        if keys := list(lookups):
+            commands.append([b"MGET", *map(_redis_key, keys)])
+        if not commands:  # otherwise a Redis that is down would seem to be back
+            commands.append([b"PING"])
+        replies = await self._connection.exchange(*commands)
+        return dict(zip(keys, replies[-1], strict=True)) if keys else {}
 
 
-def _redis_key(key: bytes) -> str:
-    return f"coe:with:{key.hex()}"
+def _redis_key(key: bytes) -> bytes:
+    return b"coe:with:" + key.hex().encode()

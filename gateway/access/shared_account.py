@@ -8,15 +8,16 @@ down the account counts by itself.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from gateway.access.leases import Argument, Lease, new_lease, prefetch_target
-from gateway.access.limits import Amounts, Meter, is_available, limit_error
+from gateway.access.leases import Argument, Lease, has_surplus, new_lease, prefetch_target
+from gateway.access.limits import Amounts, Meter, carried_over, is_available, limit_error
 
 SLOT_LEASE_SECONDS = 10.0
 """Seconds after which the slots of a gateway that sends nothing are free again."""
-PACE_INTERVAL_SECONDS = 0.1
-"""The use of the last interval is prefetched for the next."""
+PACE_INTERVAL_SECONDS = 0.5
+"""The use of the last interval is prefetched for the next, so a busy key needs about two refills a second."""
 IDLE_SECONDS = 1.0
 """Seconds without a request after which nothing is prefetched."""
 REFUSAL_CACHE_SECONDS = 0.1
@@ -42,23 +43,24 @@ class SharedContext(Protocol):
         """Runs the refill script. Raises RedisUnavailable, after which all accounts are offline."""
 
 
-class ReservedPart(NamedTuple):
-    """Reserved amounts, the leases and windows that they came from, and whether Redis was down."""
-
-    leases: tuple[Lease, ...]
-    amounts: Amounts
-    windows: tuple[int, ...]
-    offline: bool
-
-
 class SharedReservation:
-    """The parts of one reservation, in order, and the sum of their amounts."""
+    """The leases of one reservation; by their position, the amount that is reserved and the window that it is of.
 
-    __slots__ = ("amounts", "parts")
+    `offline`: Redis was down at the last change.
+    """
 
-    def __init__(self) -> None:
-        self.amounts = ZERO
-        self.parts: list[ReservedPart] = []
+    __slots__ = ("amounts", "leases", "offline", "windows")
+
+    def __init__(self, leases: tuple[Lease, ...]) -> None:
+        self.leases = leases
+        self.amounts = [0.0] * len(leases)
+        self.windows = [0] * len(leases)
+        self.offline = False
+
+    def rebase(self, leases: tuple[Lease, ...]) -> None:
+        """Continues with the limits of a reload, as MemoryReservation does."""
+        self.amounts, self.windows = carried_over(self.leases, leases, self.amounts, self.windows)
+        self.leases = leases
 
 
 class Shortage(NamedTuple):
@@ -78,7 +80,8 @@ class SharedAccount:
         self._leases: tuple[Lease, ...] = ()
         self._refill: asyncio.Future[bool] | None = None
         self._waiting = ZERO  # amounts that requests wait for
-        self._interval_use = self._last_interval_use = ZERO
+        self._use: list[float] = []  # in the current interval, by lease
+        self._last_use: list[float] = []
         self._interval_start = self._last_refill = 0.0
         self._shortage: Shortage | None = None
         self.offline = context.degraded
@@ -94,6 +97,7 @@ class SharedAccount:
         self._leases = tuple(known.get(meter.name) or new_lease(meter) for meter in meters)
         for meter, lease in zip(meters, self._leases, strict=True):
             lease.declare(meter)
+        self._use, self._last_use = [0.0] * len(meters), [0.0] * len(meters)
 
     def remaining(self) -> list[float]:
         now = self._context.now()
@@ -102,55 +106,58 @@ class SharedAccount:
     # --------------------------------------------------------------------------------------------- reservations
 
     async def reserve(self, amounts: Amounts) -> SharedReservation:
-        reservation = SharedReservation()
+        reservation = SharedReservation(self._leases)
         await self.extend(reservation, amounts)
         return reservation
 
     async def extend(self, reservation: SharedReservation, amounts: Amounts) -> None:
-        reservation.parts.append(await self._reserve(amounts.minus(reservation.amounts)))
-        reservation.amounts = amounts
+        while (missing := self._spend(reservation, amounts)) is not None:
+            await self._wait_for_refill(missing)
 
-    async def _reserve(self, amounts: Amounts) -> ReservedPart:
-        while True:
-            leases, now = self._leases, self._context.now()
-            if self.offline:
-                return self._reserve_offline(amounts, now)
-            for lease in leases:
-                if not lease.covers(amounts[lease.unit], now):
-                    break
-            else:
-                self._record_use(amounts, now)
-                self._context.mark_open(self)
-                windows = tuple([lease.spend(amounts[lease.unit]) for lease in leases])
-                return ReservedPart(leases, amounts, windows, offline=False)
-            await self._wait_for_refill(amounts, now)
+    def _spend(self, reservation: SharedReservation, amounts: Amounts) -> Amounts | None:
+        """Reserves what is missing, or nothing where the leases do not cover it: then returns what is missing. Most
+        limits have nothing to add when the body is parsed."""
+        if reservation.leases is not self._leases:
+            reservation.rebase(self._leases)
+        now, offline, reserved = self._context.now(), self.offline, reservation.amounts
+        missing: list[tuple[int, Lease, float]] = []
+        for index, lease in enumerate(reservation.leases):
+            if amount := amounts[lease.unit] - reserved[index]:
+                missing.append((index, lease, amount))
+                if not offline and not lease.covers(amount, now):
+                    return _by_unit(amounts, reservation)
+        if offline:
+            self._check_offline(missing, now)
+        if now - self._interval_start > PACE_INTERVAL_SECONDS:
+            self._last_use, self._use, self._interval_start = self._use, [0.0] * len(reserved), now
+        for index, lease, amount in missing:
+            window = lease.spend_offline(amount) if offline else lease.spend(amount)
+            reserved[index] = reserved[index] + amount if reservation.windows[index] == window else amount
+            reservation.windows[index] = window
+            self._use[index] += amount
+        reservation.offline = offline
+        return None
 
-    def settle(self, reservation: SharedReservation, used: Amounts) -> None:
-        """The earlier parts count as used; the last one is corrected."""
-        *earlier, last = reservation.parts
-        for part in earlier:
-            self._settle(part, part.amounts)
-        self._settle(last, used.minus(reservation.amounts.minus(last.amounts)))
-        self._context.mark_open(self)
-
-    def _settle(self, part: ReservedPart, used: Amounts) -> None:
-        now, reserved, online = self._context.now(), part.amounts, not self.offline
-        for lease, window in zip(part.leases, part.windows, strict=True):
-            unit = lease.unit
-            lease.settle(reserved[unit], used[unit], window, was_offline=part.offline, online=online, now=now)
-
-    def _reserve_offline(self, amounts: Amounts, now: float) -> ReservedPart:
-        leases = self._leases
-        for lease in leases:
-            amount, counter = amounts[lease.unit], lease.counter
+    def _check_offline(self, missing: Iterable[tuple[int, Lease, float]], now: float) -> None:
+        """Raises LimitReached if the counts of this process lack an amount."""
+        for _, lease, amount in missing:
+            counter = lease.counter
             if not is_available(counter.remaining(now), amount, counter.limit):
                 raise limit_error(self._key, lease.meter, amount, wait=counter.retry_after(amount, now))
-        windows = tuple([lease.spend_offline(amounts[lease.unit]) for lease in leases])
-        return ReservedPart(leases, amounts, windows, offline=True)
 
-    async def _wait_for_refill(self, amounts: Amounts, now: float) -> None:
+    def settle(self, reservation: SharedReservation, used: Amounts) -> None:
+        now, online, was_offline = self._context.now(), not self.offline, reservation.offline
+        for index, lease in enumerate(reservation.leases):
+            before, after = reservation.amounts[index], used[lease.unit]
+            if before != after or lease.counter.kind == "slots":
+                window = reservation.windows[index] if before else None
+                lease.settle(before, after, window, was_offline=was_offline, online=online, now=now)
+        self._context.mark_open(self)
+
+    async def _wait_for_refill(self, amounts: Amounts) -> None:
         """Waits for the running refill, or starts one. Raises LimitReached during a known shortage."""
         if self._shortage is not None:
+            now = self._context.now()
             lease, shortage, until = self._shortage
             missing = amounts[lease.unit] - lease.available
             if now < until and missing >= shortage:
@@ -174,8 +181,8 @@ class SharedAccount:
         """Reports what was spent and returns what is not needed, `everything` at the end of the process. Renews the
         slots in use where needed."""
         now = self._context.now()
-        recent = ZERO if everything else self._recent_use(now)
-        surplus = any(lease.surplus(prefetch_target(lease, ZERO, recent)) > 0 for lease in self._leases)
+        recent = [0.0] * len(self._leases) if everything else self._recent_use(now)
+        surplus = any(map(has_surplus, self._leases, recent))
         if everything or surplus or now - self._last_refill > SLOT_LEASE_SECONDS / 3:
             while self._refill:
                 await asyncio.shield(self._refill)
@@ -193,25 +200,25 @@ class SharedAccount:
         """Reports the amounts spent until now to Redis, and shares counts again. False while Redis is still down."""
         while self._refill:
             await asyncio.shield(self._refill)
-        return await self._start_refill(ZERO, recent=ZERO)
+        return await self._start_refill(ZERO, recent=[0.0] * len(self._leases))
 
-    def _start_refill(self, least: Amounts, *, recent: Amounts | None = None) -> asyncio.Future[bool]:
+    def _start_refill(self, least: Amounts, *, recent: Sequence[float] | None = None) -> asyncio.Future[bool]:
         self._refill = asyncio.ensure_future(self._run_refill(least, recent))
         return self._refill
 
-    async def _run_refill(self, least: Amounts, recent: Amounts | None) -> bool:
+    async def _run_refill(self, least: Amounts, recent: Sequence[float] | None) -> bool:
         try:
             return await self._exchange(least, recent)
         finally:
             self._refill = None
 
-    async def _exchange(self, least: Amounts, recent: Amounts | None) -> bool:
+    async def _exchange(self, least: Amounts, recent: Sequence[float] | None) -> bool:
         """One refill of all leases by at least `least`. Returns whether Redis replied."""
         leases, now = self._leases, self._context.now()
         recent = self._recent_use(now) if recent is None else recent
         arguments: list[Argument] = [SLOT_LEASE_SECONDS]
-        for lease in leases:
-            keep = prefetch_target(lease, self._waiting, recent)
+        for lease, ahead in zip(leases, recent, strict=True):
+            keep = prefetch_target(lease, self._waiting[lease.unit], ahead)
             arguments += lease.refill_arguments(least[lease.unit], keep=keep, now=now)
         windows = [lease.window for lease in leases]
         try:
@@ -224,6 +231,7 @@ class SharedAccount:
         self._last_refill = now = self._context.now()
         for index, (lease, window) in enumerate(zip(leases, windows, strict=True)):
             lease.on_grant(reply[1 + 2 * index], reply[2 + 2 * index], window=window, now=now)
+        self._context.mark_open(self)
         if lacking := int(reply[0]):
             lease = leases[lacking - 1]
             missing = least[lease.unit] - lease.available
@@ -232,16 +240,16 @@ class SharedAccount:
         self.offline = False
         return True
 
-    # --------------------------------------------------------------------------------------------- recent use
-
-    def _record_use(self, amounts: Amounts, now: float) -> None:
-        use = self._interval_use
-        if now - self._interval_start > PACE_INTERVAL_SECONDS:
-            self._last_interval_use, use, self._interval_start = use, ZERO, now
-        self._interval_use = Amounts(use[0] + amounts[0], use[1] + amounts[1], use[2] + amounts[2])
-
-    def _recent_use(self, now: float) -> Amounts:
-        """The larger use of the last two intervals; zero once the key is idle."""
+    def _recent_use(self, now: float) -> list[float]:
+        """The larger use of the last two intervals, by lease; zero once the key is idle."""
         if now - self._interval_start > IDLE_SECONDS:
-            return ZERO
-        return Amounts(*map(max, self._last_interval_use, self._interval_use))
+            return [0.0] * len(self._leases)
+        return [max(uses) for uses in zip(self._last_use, self._use, strict=True)]
+
+
+def _by_unit(amounts: Amounts, reservation: SharedReservation) -> Amounts:
+    """What a reservation of these amounts still lacks; the most of the leases of a unit."""
+    lacking = [0.0] * len(amounts)
+    for lease, reserved in zip(reservation.leases, reservation.amounts, strict=True):
+        lacking[lease.unit] = max(lacking[lease.unit], amounts[lease.unit] - reserved)
+    return Amounts(*lacking)

@@ -229,3 +229,14 @@ async def test_a_limit_that_a_reload_adds_counts_a_request_whose_body_arrives(li
     account = await reloaded(limiter, {"requests_per_minute": 9.0}, after, dollars(0.9))
     assert not await admitted(account, 1, dollars(0.2))
     assert await admitted(account, 1, dollars(0.05))
+
+
+async def test_a_reload_that_adds_places_counts_a_running_request_once(limiter: Limiter) -> None:
+    account = account_of(limiter, requests_per_minute=100)
+    reservation = await account.reserve(ONE)
+    assert account_of(limiter, requests_per_minute=100, concurrent_requests=2) is account
+    await account.extend(reservation, ONE)
+    assert len(await admitted(account, 1)) == 1
+    assert not await admitted(account, 2)
+    account.settle(reservation, ONE)
+    assert len(await admitted(account, 3)) == 1
