@@ -1,8 +1,8 @@
 """`HttpServer`: accepts client connections in one worker process up to a limit, and closes them when it stops.
 
-Several processes may share the listening socket. Each accepts one connection per iteration of its event loop, so a busy
-process leaves new connections to the others. A process with clearly more connections than another waits up to 5 ms
-before each accept.
+Several processes may share the listening socket. A process with clearly more connections than another waits up to 5 ms
+before it accepts one. Otherwise it accepts all that wait, up to a limit: an iteration of a busy event loop takes tens
+of milliseconds, and to accept one connection takes some of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import socket
 import time
 from contextlib import suppress
 from email.utils import formatdate
-from typing import Protocol, Self
+from functools import partial
+from typing import Any, Protocol, Self
 
 from starlette.types import ASGIApp
 
@@ -29,8 +30,12 @@ CLOSING_SECONDS = 5.0
 """Time that clients have, when the server stops, to read their responses and to send the rest of a head or body."""
 DEFER_SECONDS, MAX_DEFERRALS = 0.001, 5
 """Length and largest number of the pauses before an accept in which a process with fewer connections can accept."""
+MAX_ACCEPTS = 64
+"""Connections that are accepted together."""
 BACKLOG = 2048
 """Connections that the kernel queues until they are accepted."""
+Accepted = tuple[socket.socket, Any]
+"""A client's socket and its address."""
 _log = logging.getLogger("gateway.http")
 
 
@@ -47,6 +52,13 @@ def open_listener(host: str, port: int, *, stalled_after: float) -> socket.socke
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(stalled_after * 1000))
     listener.setblocking(False)
     return listener
+
+
+def _close_failed(client: socket.socket, opening: asyncio.Task[Any]) -> None:
+    """Close the socket of a connection that could not be opened, because the client has left."""
+    if not opening.cancelled() and opening.exception() is not None:
+        with suppress(OSError):  # the event loop may have closed it
+            client.close()
 
 
 class Peers(Protocol):
@@ -137,14 +149,15 @@ class HttpServer:
                 await state.changed.wait()
             await self._defer()
             try:
-                client, address = await state.loop.sock_accept(self._listener)
+                accepted = [await state.loop.sock_accept(self._listener)]
             except OSError as error:  # the client left before the accept, or no file descriptor is free
                 if error.errno in (errno.EMFILE, errno.ENFILE) and not warned:
                     _log.warning("no file descriptor is left for a client's connection; %s", REMEDY)
                     warned = True
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
             else:
-                await self._open(Connection(state, address[:2]), client)
+                self._accept_waiting(accepted)
+                await self._open(accepted)
 
     async def _defer(self) -> None:
         """Leave the next connection to another process if this one has clearly more."""
@@ -153,12 +166,31 @@ class HttpServer:
                 return
             await asyncio.sleep(DEFER_SECONDS)
 
-    async def _open(self, connection: Connection, client: socket.socket) -> None:
-        try:  # shielded: after a cancellation uvloop would close the socket without a call of `connection_lost`
-            await asyncio.shield(self.state.loop.connect_accepted_socket(lambda: connection, client))
-        except OSError:  # the client has left
-            with suppress(OSError):  # the event loop may have closed it
-                client.close()
+    def _accept_waiting(self, accepted: list[Accepted]) -> None:
+        """Accept the connections that wait too, as far as another process does not have clearly fewer. They get half of
+        the free places: a connection that has just ended still holds file descriptors for a moment."""
+        connections = len(self.state.connections)
+        limit = min(MAX_ACCEPTS, (self._max_connections - connections) // 2)
+        with suppress(OSError):  # none waits, or the next accept reports the error
+            while len(accepted) < limit:
+                if self._peers is not None:
+                    self._peers.report(connections + len(accepted))
+                    if self._peers.has_more:
+                        return
+                client, address = self._listener.accept()
+                client.setblocking(False)
+                accepted.append((client, address))
+
+    async def _open(self, accepted: list[Accepted]) -> None:
+        """Create the connections of accepted sockets. A cancellation leaves them to finish, since uvloop would close
+        the sockets without a call of `connection_lost`."""
+        opening = []
+        for client, address in accepted:
+            protocol = partial(Connection, self.state, address[:2])
+            task = self.state.loop.create_task(self.state.loop.connect_accepted_socket(protocol, client))
+            task.add_done_callback(partial(_close_failed, client))
+            opening.append(task)
+        await asyncio.wait(opening)
 
     def _set_date(self) -> None:
         now = time.time()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import orjson
 import pytest
@@ -25,6 +25,21 @@ pytestmark = pytest.mark.anyio
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     """The event loop of the gateway."""
     return "asyncio", {"use_uvloop": True}
+
+
+# --------------------------------------------------------------------------------------- connections
+
+
+@pytest.mark.parametrize("limit", [100, 7])
+async def test_connections_that_wait_are_accepted_together_up_to_the_limit(limit: int) -> None:
+    """One by one, each would take iterations of the event loop, which are long while it is busy."""
+    async with served(echo, max_connections=limit) as (server, port):
+        with ExitStack() as stack:
+            for _ in range(30):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            for _ in range(30):  # the sockets of a batch take a few
+                await asyncio.sleep(0)
+            assert len(server.state.connections) == min(limit, 30)
 
 
 # ------------------------------------------------------------------------------------------ requests
