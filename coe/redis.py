@@ -118,7 +118,7 @@ class RedisClient:
             raise self._failures.translated(error) from error
 
     def connection(self) -> RedisConnection:
-        """One connection of the client's own number, for a task that exchanges often."""
+        """A connection for one task that often exchanges commands; it counts among the client's connections."""
         return RedisConnection(self.client.connection_pool, self._failures)
 
     async def aclose(self) -> None:

@@ -26,6 +26,8 @@ WARNING_INTERVAL_SECONDS = 60.0
 """At most one warning in this time."""
 SPOOL_POLL_SECONDS = 60.0
 """Interval at which an empty spool is checked for entries of other processes."""
+IDLE_SECONDS = 0.5
+"""Interval at which a writer without entries checks its spool and its pauses."""
 
 
 T = TypeVar("T")
@@ -78,6 +80,7 @@ class BackgroundWriter(Generic[T]):
         self._spool_backoff = Backoff(first=first_retry, longest=max_retry)
         self._next_poll = self._next_warning = 0.0
         self._closing = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -98,6 +101,8 @@ class BackgroundWriter(Generic[T]):
         if len(self._queue) == self._capacity:
             self.dropped += 1
         self._queue.append(entry)
+        if not self._arrived.is_set():
+            self._arrived.set()
 
     async def __aenter__(self) -> Self:
         self._task = supervised(self._run, self._task_name, task_failed=self._task_failed, may_return=True)
@@ -110,6 +115,7 @@ class BackgroundWriter(Generic[T]):
         accepted."""
         assert self._task is not None
         self._closing.set()
+        self._arrived.set()
         self._log_backoff.reset()  # try once more before leaving
         with suppress(TimeoutError):
             async with asyncio.timeout(self._close_timeout):
@@ -135,9 +141,19 @@ class BackgroundWriter(Generic[T]):
                 self._report_problem(repr(error))
             if closing:
                 return
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Waits for the first entry where there is none, then for `interval`. An idle process seldom wakes up for
+        this: workers are idle, or write little feedback, while others are busy."""
+        if not self.backlog and not self._closing.is_set():
+            self._arrived.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._interval):
-                    await self._closing.wait()
+                async with asyncio.timeout(IDLE_SECONDS):
+                    await self._arrived.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._interval):
+                await self._closing.wait()
 
     async def _write_once(self) -> bool:
         """Writes one batch from the queue and one from the spool. Returns whether there is more to do at once."""

@@ -8,7 +8,7 @@ down the account counts by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from gateway.access.leases import Argument, Lease, has_surplus, new_lease, prefetch_target
@@ -181,12 +181,11 @@ class SharedAccount:
         """Reports what was spent and returns what is not needed, `everything` at the end of the process. Renews the
         slots in use where needed."""
         now = self._context.now()
-        recent = [0.0] * len(self._leases) if everything else self._recent_use(now)
-        surplus = any(map(has_surplus, self._leases, recent))
+        surplus = any(map(has_surplus, self._leases, self._recent_use(now)))
         if everything or surplus or now - self._last_refill > SLOT_LEASE_SECONDS / 3:
             while self._refill:
                 await asyncio.shield(self._refill)
-            await self._start_refill(ZERO, recent=recent)
+            await self._start_refill(ZERO, prefetch=not everything)
 
     def go_offline(self) -> None:
         """Counts in this process only from now on."""
@@ -200,22 +199,23 @@ class SharedAccount:
         """Reports the amounts spent until now to Redis, and shares counts again. False while Redis is still down."""
         while self._refill:
             await asyncio.shield(self._refill)
-        return await self._start_refill(ZERO, recent=[0.0] * len(self._leases))
+        return await self._start_refill(ZERO, prefetch=False)
 
-    def _start_refill(self, least: Amounts, *, recent: Sequence[float] | None = None) -> asyncio.Future[bool]:
-        self._refill = asyncio.ensure_future(self._run_refill(least, recent))
+    def _start_refill(self, least: Amounts, *, prefetch: bool = True) -> asyncio.Future[bool]:
+        self._refill = asyncio.ensure_future(self._run_refill(least, prefetch))
         return self._refill
 
-    async def _run_refill(self, least: Amounts, recent: Sequence[float] | None) -> bool:
+    async def _run_refill(self, least: Amounts, prefetch: bool) -> bool:
         try:
-            return await self._exchange(least, recent)
+            return await self._exchange(least, prefetch)
         finally:
             self._refill = None
 
-    async def _exchange(self, least: Amounts, recent: Sequence[float] | None) -> bool:
-        """One refill of all leases by at least `least`. Returns whether Redis replied."""
+    async def _exchange(self, least: Amounts, prefetch: bool) -> bool:
+        """One refill of all leases by at least `least`, and, with `prefetch`, by the recent use. Returns whether Redis
+        replied."""
         leases, now = self._leases, self._context.now()
-        recent = self._recent_use(now) if recent is None else recent
+        recent = self._recent_use(now) if prefetch else [0.0] * len(leases)
         arguments: list[Argument] = [SLOT_LEASE_SECONDS]
         for lease, ahead in zip(leases, recent, strict=True):
             keep = prefetch_target(lease, self._waiting[lease.unit], ahead)

@@ -109,3 +109,14 @@ async def test_a_reservation_of_nothing_is_charged_to_the_day_on_which_it_ends()
     counts.account.settle(reservation, Amounts(1, 0, 0.3))
     await counts.account.return_surplus(everything=True)
     assert counts.left["dollars_per_day"] == pytest.approx(0.7)
+
+
+async def test_a_reload_while_surplus_waits_for_a_refill_is_followed() -> None:
+    counts = Counts(requests_per_minute=1e6, tokens_per_minute=1e9)
+    await served(counts, seconds=1, pause=0.01, reserved=1000, used=1)
+    running = asyncio.ensure_future(counts.account.reserve(tokens(5e8)))
+    returning = asyncio.ensure_future(counts.account.return_surplus(everything=True))
+    await asyncio.sleep(0)
+    counts.declare(tokens_per_minute=1e9)
+    await asyncio.gather(running, returning)
+    assert [meter.name for meter in counts.account.meters] == ["tokens_per_minute"]

@@ -11,6 +11,7 @@ import pytest
 
 from coe.errors import StoreError
 from coe.records import RecordWriter, open_log
+from coe.records import writer as writer_module
 from coe.records.spool import RECORDS, Spool
 from tests.records.samples import WatchedLog, everything, ids, record, records
 
@@ -46,6 +47,26 @@ async def test_records_are_written_while_running_and_in_batches(tmp_path: Path) 
         await log.holds(250)
     assert log.stored == records(250)
     assert log.calls == [100, 100, 50]
+
+
+async def test_a_writer_without_records_rests_until_one_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = 0
+
+    class Counted(RecordWriter):
+        async def _write_once(self) -> bool:
+            nonlocal rounds
+            rounds += 1
+            return await super()._write_once()
+
+    monkeypatch.setattr(writer_module, "IDLE_SECONDS", 3600.0)
+    log = WatchedLog()
+    async with Counted(log, spool=None, interval=0) as writer:
+        for number in (1, 2):
+            for _ in range(200):
+                await asyncio.sleep(0)
+            assert rounds <= 2 * number
+            writer.put(record(number))
+            await log.holds(number)
 
 
 async def test_what_was_put_before_entering_is_written_and_after_leaving_is_counted() -> None:
