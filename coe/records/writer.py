@@ -26,6 +26,9 @@ WARNING_INTERVAL_SECONDS = 60.0
 """At most one warning in this time."""
 SPOOL_POLL_SECONDS = 60.0
 """Interval at which an empty spool is checked for entries of other processes."""
+RECORD_INTERVAL_SECONDS = 0.1
+"""Pause between two batches of records. A transaction costs as much as 40 records in it, and no client waits for a
+record, as one does for feedback."""
 
 
 T = TypeVar("T")
@@ -272,5 +275,7 @@ class BackgroundWriter(Generic[T]):
 class RecordWriter(BackgroundWriter[RoutingRecord]):
     """Writes records to `log`, which the caller closes; the options are those of BackgroundWriter."""
 
-    def __init__(self, log: RoutingLog, *, spool: Path | None, **options: Any) -> None:
-        super().__init__(log.append, kind=RECORDS, name="routing log", spool=spool, **options)
+    def __init__(
+        self, log: RoutingLog, *, spool: Path | None, interval: float = RECORD_INTERVAL_SECONDS, **options: Any
+    ) -> None:
+        super().__init__(log.append, kind=RECORDS, name="routing log", spool=spool, interval=interval, **options)

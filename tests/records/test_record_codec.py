@@ -91,6 +91,14 @@ def test_a_stored_record_leaves_out_optional_fields_with_their_defaults() -> Non
     assert orjson.loads(to_json(record())).keys() == {field.name for field in FIELDS}
 
 
+def test_defaults_stay_as_they_are_because_stored_records_leave_them_out() -> None:
+    one = record()
+    optional = {field.name: (getattr(one, field.name), field.empty) for field in FIELDS if not field.required}
+    others = {name: value for name, (value, empty) in optional.items() if value != empty}
+    given = {"input_tokens": 12, "output_tokens": 200}
+    assert others == given | {"in_distribution": 1.0, "api": "chat", "retrieval": "none", "schema": 1}
+
+
 def test_keys_this_code_does_not_know_are_left_out() -> None:
     line = orjson.dumps(orjson.loads(encode(record())) | {"mood": "good"})
     assert decode(line) == record()
