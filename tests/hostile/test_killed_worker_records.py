@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 CLIENTS = 8
 WRITTEN = 2.0
-"""Seconds after which a record must be in the log: a hundred times the writer's interval, for slow disks."""
+"""Seconds after which a record must be in the log: twenty times the writer's interval, for slow disks."""
 LEAST = 100
 """Requests that are answered before the kill."""
 
