@@ -118,7 +118,7 @@ async def append_rate(log: RoutingLog, records: Sequence[RoutingRecord]) -> dict
 async def writer_rate(log: RoutingLog, records: Sequence[RoutingRecord]) -> float:
     """Records a second from put() to the log, writer included, as long as the queue takes them."""
     start = time.perf_counter()
-    async with RecordWriter(log, spool=None, capacity=len(records), deadline=120) as writer:
+    async with RecordWriter(log, spool=None, capacity=len(records), close_timeout=120) as writer:
         for record in records:
             writer.put(record)
     if writer.dropped:

@@ -84,7 +84,8 @@ class RoutingRecord:
     """One routed request's record, schema version 1. Times are Unix seconds, durations milliseconds.
 
     To add a field, add one line with its type, its meaning and a default, and fill it in `record_of` of
-    `gateway.observability.observers`. A record holds enough to decide the request again offline (`coe.routing.replay`).
+    `gateway.observability.observers`. Never change a default, as stored records leave it out. A record holds enough to
+    decide the request again offline (`coe.routing.replay`).
     """
 
     request_id: Annotated[str, FieldInfo("Identifier of the request, from `x-request-id`.", api="list", column=True)]

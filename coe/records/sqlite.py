@@ -1,15 +1,14 @@
 """The routing log and its feedback in one SQLite file, for one machine: no server, several processes.
 
 Rows of `records` hold the record as JSON and columns for the fields of LogQuery. A query walks exactly one index,
-chosen here: without statistics SQLite may choose a bad one. Writes are paced so that the writer's thread leaves the
-core to requests. `feedback` has one row per dedup key. A replacement is a new row, so readers with a cursor get it.
+chosen here: without statistics SQLite may choose a bad one. `feedback` has one row per dedup key. A replacement is a
+new row, so readers with a cursor get it.
 """
 
 from __future__ import annotations
 
 import math
 import sqlite3
-import time
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import attrgetter
@@ -115,13 +114,8 @@ def _count(connection: sqlite3.Connection, column: str, value: str) -> int:
 INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES "  # noqa: S608 (constants)
 _columns = attrgetter(*COLUMNS)
 VALUES = f"({', '.join('?' * len(COLUMNS))}, ?)"
-MAX_INSERT_ROWS = 8
-"""Rows of one INSERT: about 0.3 ms in which the writer's thread may hold a core that a request needs. The connection
-also keeps the statements for all smaller numbers prepared."""
-INSERT_PAUSE_SECONDS = 0.0001
-"""Pause between two INSERTs in which a waiting request gets the core."""
-MAX_PACED_ROWS = 64
-"""Rows of a batch up to which INSERTs are paced. A larger batch uses INSERTs of this size without pauses."""
+MAX_INSERT_ROWS = 32
+"""Rows of one INSERT. The connection keeps the statements for all smaller numbers prepared too."""
 TRIM = "DELETE FROM records WHERE seq <= (SELECT max(seq) FROM records) - ?"
 DELETE_OLD = "DELETE FROM records WHERE time < ?"
 
@@ -139,12 +133,8 @@ class SqliteLog:
 
         def work(connection: sqlite3.Connection) -> None:
             rows = [(*_columns(record), encode(record)) for record in records]
-            paced = len(rows) <= MAX_PACED_ROWS
-            step = MAX_INSERT_ROWS if paced else MAX_PACED_ROWS
-            for start in range(0, len(rows), step):
-                some = rows[start : start + step]
-                if start and paced:
-                    time.sleep(INSERT_PAUSE_SECONDS)  # in the file's own thread
+            for start in range(0, len(rows), MAX_INSERT_ROWS):
+                some = rows[start : start + MAX_INSERT_ROWS]
                 connection.execute(INSERT + ", ".join([VALUES] * len(some)), tuple(chain.from_iterable(some)))
             connection.execute(TRIM, (self._retention,))
             connection.execute(DELETE_OLD, (retention_start(self._days),))

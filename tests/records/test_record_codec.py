@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.errors import StoreError
-from coe.records.codec import decode, encode
+from coe.records.codec import FIELDS, decode, encode, to_json
 from coe.records.record import RecipeCall, RoutingRecord
 from tests.records.samples import record
 
@@ -84,6 +84,21 @@ def test_a_number_that_is_none_comes_back_as_nan_and_not_as_none() -> None:
     assert math.isnan(broken.probabilities["code"])
 
 
+def test_a_stored_record_leaves_out_optional_fields_with_their_defaults() -> None:
+    required = {field.name for field in FIELDS if field.required}
+    given = {"schema", "input_tokens", "output_tokens", "session"}
+    assert orjson.loads(encode(record(session="s"))).keys() == required | given
+    assert orjson.loads(to_json(record())).keys() == {field.name for field in FIELDS}
+
+
+def test_defaults_stay_as_they_are_because_stored_records_leave_them_out() -> None:
+    one = record()
+    optional = {field.name: (getattr(one, field.name), field.empty) for field in FIELDS if not field.required}
+    others = {name: value for name, (value, empty) in optional.items() if value != empty}
+    given = {"input_tokens": 12, "output_tokens": 200}
+    assert others == given | {"in_distribution": 1.0, "api": "chat", "retrieval": "none", "schema": 1}
+
+
 def test_keys_this_code_does_not_know_are_left_out() -> None:
     line = orjson.dumps(orjson.loads(encode(record())) | {"mood": "good"})
     assert decode(line) == record()
@@ -97,7 +112,7 @@ def test_a_field_that_was_not_there_yet_takes_its_default() -> None:
 
 def test_a_line_from_before_the_worth_of_candidates_was_kept_is_read() -> None:
     values = orjson.loads(encode(record(assignment="abc", utility=(0.5, -math.inf), exploration=(0.05, 0.1))))
-    for name in ("assignment", "utility", "price", "exploration"):
+    for name in ("assignment", "utility", "exploration"):
         del values[name]
     assert decode(orjson.dumps(values)) == record()
 
@@ -120,8 +135,8 @@ def test_a_newer_schema_is_refused_with_the_remedy() -> None:
         b'{"schema": 1}',
         encode(record()).replace(b'["small","large"]', b"5"),
         encode(record()).replace(b'"confidence":0.75', b'"confidence":"high"'),
-        encode(record()).replace(b'"embedding":null', b'"embedding":"*"'),
-        encode(record()).replace(b'"exploration":null', b'"exploration":[1]'),
+        encode(record()).replace(b'"schema":1', b'"schema":1,"embedding":"*"'),
+        encode(record()).replace(b'"schema":1', b'"schema":1,"exploration":[1]'),
         b"\xff\xfe",
     ],
 )
