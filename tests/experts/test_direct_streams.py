@@ -187,7 +187,8 @@ def test_nothing_is_found_in_ordinary_events(api: Api) -> None:
     ordinary = [event for event in EVENTS[api] if found.is_ordinary(event)]
     assert ordinary
     for event in ordinary:
-        assert not (found.done(event) or found.finished(event) or found.failure(event) or list(found.usages(event)))
+        assert not any(function(event) for function in (found.done, found.finished, found.failure))
+        assert list(found.usages(event)) == []
     assert not found.is_ordinary(EVENTS[api][-1])
 
 
