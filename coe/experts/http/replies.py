@@ -255,6 +255,7 @@ class StreamedReply:
         return self._usage_event + self._api_format.end
 
     async def aclose(self) -> None:
+        self._sink = None  # it refers to the request, whose trace refers to this reply: a cycle
         if not self._done:
             self._response.close()  # the answer is incomplete: closing tells the server to stop
             return
