@@ -142,10 +142,10 @@ class ResponseParser:
 
     def _read_chunk(self, data: bytes) -> bytes:
         """Decodes one whole chunk, as most servers send an event, and leaves anything else to `_read_chunks`."""
-        if not self._in_chunk and (line := data.find(b"\n", 0, MAX_LINE_BYTES)) > 0:
-            size = _chunk_size(data[:line])
-            if size and len(data) == line + size + 3 and data.endswith(b"\r\n"):
-                return data[line + 1 : -2]
+        line = data.find(b"\n", 0, 20)
+        size = len(data) - line - 3  # if this is one chunk: without a line break at both ends
+        if not self._in_chunk and line > 0 < size and data[:line] == b"%x\r" % size and data.endswith(b"\r\n"):
+            return data[line + 1 : -2]
         return self._read_chunks(data)
 
     def _read_chunks(self, data: bytes) -> bytes:
