@@ -34,7 +34,7 @@ class KeepAlive:
     After `interval` seconds in which nothing was sent it sends `event`, which clients ignore. Before the first event of
     the answer it sends the response headers too, but only while no other expert can take over from the one that is
     being called: from then on the status is 200, and a failure is an event of the stream. Silence of a client that does
-    not read is not counted.
+    not read is not counted. `write` is the server's way to send a part without waiting, None if it has none.
     """
 
     def __init__(self, trace: Trace, send: Send, *, event: bytes, interval: float, write: Sink | None = None) -> None:
