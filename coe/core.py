@@ -9,9 +9,9 @@ posterior), `Decision` (which expert), `Call` (request to that expert), `Reply` 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -297,6 +297,10 @@ class Chunks(Protocol):
     async def aclose(self) -> None: ...
 
 
+Sink = Callable[[bytes], bool]
+"""Sends bytes to the client at once. Returns False, without an effect, if it cannot."""
+
+
 class Reply(Protocol):
     """A response that an expert has begun: its first chunk has arrived. Iterate `chunks` to the end or call `aclose`.
 
@@ -310,6 +314,14 @@ class Reply(Protocol):
     def chunks(self) -> Chunks: ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class DirectReply(Protocol):
+    """A reply that can send ordinary events itself while its reader waits for the next chunk, which wakes no task."""
+
+    def send_to(self, sink: Sink) -> None:
+        """Call it before `chunks`. Events that `sink` has sent are no longer among the chunks."""
 
 
 @fast_init

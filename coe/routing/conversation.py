@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from coe.core import Api, Chat, Message, Reply, RequestOptions
+from coe.core import Api, Chat, DirectReply, Message, Reply, RequestOptions, Sink
 from coe.frozen import fast_init
 from coe.routing.message_parts import split_message
 
@@ -250,6 +250,11 @@ class _CallingReply:
         self._reply = reply
         self._pattern = pattern
         self._note = note
+
+    def send_to(self, sink: Sink) -> None:
+        find = self._pattern.search
+        if isinstance(self._reply, DirectReply):
+            self._reply.send_to(lambda chunk: find(chunk) is None and sink(chunk))
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         noted: set[bytes] = set()

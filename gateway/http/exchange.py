@@ -18,6 +18,8 @@ STATUS_LINES = {
     status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase if status in set(HTTPStatus) else ''}\r\n".encode()
     for status in range(100, 600)
 }
+SEND_NOW = "coe.send_now"
+"""The extension of the ASGI scope that holds `Exchange.send_now`."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _log = logging.getLogger("gateway.http")
 
@@ -87,12 +89,14 @@ class Exchange:
         middle of one, the connection closes, so that the client detects the failure. `cohort` has counted the request
         as ready, as its task had not begun."""
         cohort.ready -= 1
+        self.scope["extensions"] = {SEND_NOW: self.send_now}
         try:
             await app(self.scope, self.receive, self.send)
         except Exception:
             if not self.complete:  # Starlette raises errors again after it has logged and answered them
                 _log.exception("the application failed")
         finally:  # also after a cancellation
+            self.scope.pop("extensions", None)  # a reference cycle
             if not (self.complete or self._disconnected):
                 self._fail()
 
@@ -165,6 +169,16 @@ class Exchange:
             self._begin(message["status"], message.get("headers", ()))
         elif message["type"] == "http.response.body":
             self._send_body(message.get("body", b""), more=message.get("more_body", False))
+
+    def send_now(self, body: bytes) -> bool:
+        """Send a further part of a streamed body without waiting. Return False if only `send` can do that."""
+        if not body or self._head != b"" or self._framing != CHUNKED or self.complete or self._disconnected:
+            return False
+        channel = self._channel
+        if channel.write_paused:
+            return False
+        channel.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
 
     def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if self._head is not None:

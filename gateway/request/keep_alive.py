@@ -13,6 +13,7 @@ from typing import Self
 
 from starlette.types import Message, Send
 
+from coe.core import Sink
 from coe.experts.http.sse import EVENT_STREAM
 from gateway.errors import Headers
 from gateway.request.trace import Trace
@@ -33,12 +34,13 @@ class KeepAlive:
     After `interval` seconds in which nothing was sent it sends `event`, which clients ignore. Before the first event of
     the answer it sends the response headers too, but only while no other expert can take over from the one that is
     being called: from then on the status is 200, and a failure is an event of the stream. Silence of a client that does
-    not read is not counted.
+    not read is not counted. `write` is the server's way to send a part without waiting, None if it has none.
     """
 
-    def __init__(self, trace: Trace, send: Send, *, event: bytes, interval: float) -> None:
+    def __init__(self, trace: Trace, send: Send, *, event: bytes, interval: float, write: Sink | None = None) -> None:
         self._trace = trace
         self._send = send
+        self._write = write
         self._message: Message = {"type": "http.response.body", "body": event, "more_body": True}
         self._interval = interval
         self._loop = asyncio.get_running_loop()
@@ -75,6 +77,13 @@ class KeepAlive:
         await self._send(message)
         self._sending = False
         self._latest = self._loop.time()
+
+    def send_now(self, body: bytes) -> bool:
+        """Send a further part of the answer without waiting. Return False if only `send` can do that."""
+        if self._task is not None or self._write is None or not self._write(body):
+            return False
+        self._latest = self._loop.time()
+        return True
 
     def _check(self) -> None:
         now, due = self._loop.time(), self._latest + self._interval

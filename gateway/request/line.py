@@ -15,7 +15,7 @@ from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
-from coe.core import PASS_THROUGH_APIS, Chat, Reply, RequestOptions
+from coe.core import PASS_THROUGH_APIS, Chat, DirectReply, Reply, RequestOptions, Sink
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.routing.composition import NO_CONVERSATION, RoutedReply
@@ -25,6 +25,7 @@ from gateway.access import Allowance
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, status_of
+from gateway.http.exchange import SEND_NOW
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
@@ -123,7 +124,7 @@ class Line:
         reply: Reply | None = None
         if self._cache is not None:
             reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
-        with self._keep_alive(trace, send) if chat.stream else _NO_KEEP_ALIVE as stream:
+        with self._keep_alive(trace, scope, send) if chat.stream else _NO_KEEP_ALIVE as stream:
             if reply is None:
                 await allowance.reserve(chat, options.recipe)
                 conversation, previous = NO_CONVERSATION, NO_PREVIOUS
@@ -148,7 +149,7 @@ class Line:
                 reply = _accept(trace, request, allowance, answer, chat)
                 del chat, answer
             with trace.step("relay"):  # 7
-                await _relay(self._shown(reply, trace), trace, request, send if stream is None else stream.send)
+                await _relay(self._shown(reply, trace), trace, request, send, stream)
 
     def _record(self, trace: Trace) -> None:
         """Step 8: report a finished request to the observers, however it ended."""
@@ -193,9 +194,10 @@ class Line:
             reply = self._stored.relayed(reply, trace.stored)
         return reply
 
-    def _keep_alive(self, trace: Trace, send: Send) -> KeepAlive:
+    def _keep_alive(self, trace: Trace, scope: Scope, send: Send) -> KeepAlive:
         interval = trace.serving.registry.policy.keep_alive_interval
-        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval)
+        write = scope["extensions"].get(SEND_NOW) if "extensions" in scope else None
+        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval, write=write)
 
     def _options(self, trace: Trace, scope: Scope) -> RequestOptions:
         """The options of the request's headers. Raises InvalidRequest."""
@@ -287,26 +289,32 @@ def _accept(trace: Trace, request: ActiveRequest, allowance: Allowance, answer: 
     return answer.reply if trace.cache is None else CapturedReply(answer.reply, trace.cache)
 
 
-async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send) -> None:
+async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send, stream: KeepAlive | None) -> None:
     """Send the reply to its end and close it. Raises the ExpertError that breaks it off."""
     try:
-        await relay(reply, send, headers=trace.headers())
+        if stream is None:
+            await relay(reply, send, headers=trace.headers())
+        else:
+            await relay(reply, stream.send, headers=trace.headers(), sink=stream.send_now)
         request.complete()
         trace.outcome = "ok"
     finally:
         await reply.aclose()
 
 
-async def relay(reply: Reply, send: Send, *, headers: Headers) -> None:
+async def relay(reply: Reply, send: Send, *, headers: Headers, sink: Sink | None = None) -> None:
     """Send a reply to its end. Raises the ExpertError that breaks it off; the headers of a stream are already sent.
 
     `send` waits for the socket: a client that reads slowly slows down the expert and uses no memory of this process.
+    Events that need no processing go to `sink` as they arrive, unless it refuses them.
     """
     if reply.media_type == JSON:
         body = b"".join([chunk async for chunk in reply.chunks()])
         await respond(send, status=200, body=body, headers=headers)
         return
     await send(stream_head(headers, media_type=reply.media_type))
+    if sink is not None and isinstance(reply, DirectReply):
+        reply.send_to(sink)
     async with aclosing(reply.chunks()) as chunks:
         async for chunk in chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.http.exchange import SEND_NOW
 from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
 from tests.waiting import wait_until
 
@@ -43,6 +44,53 @@ async def test_a_stream_is_chunked_and_ends_with_the_connection_for_http_1_0() -
     assert b"transfer-encoding" not in until_close[1]
     assert until_close[1][b"connection"] == b"close"
     assert until_close[2] == b"onetwo"
+
+
+async def test_a_part_sent_at_once_is_framed_and_only_between_the_head_and_the_end() -> None:
+    accepted = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        send_now = scope["extensions"][SEND_NOW]
+        accepted.append(send_now(b"early"))
+        await send(start(200))
+        accepted.append(send_now(b""))  # would end the body
+        accepted.append(send_now(b"one"))
+        await send(part(b"two", more=True))
+        accepted.append(send_now(b"three"))
+        await send(part(b""))
+        accepted.append(send_now(b"late"))
+
+    async with served(app) as (_, port):
+        chunked = split(await answers(port, CLOSING % b""))
+        until_close = split(await answers(port, b"GET / HTTP/1.0\r\n\r\n"))
+    assert chunked[2] == b"3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n"
+    assert until_close[2] == b"two"
+    assert accepted == [False, False, True, True, False, *[False] * 5]
+
+
+async def test_a_part_is_not_sent_at_once_while_the_client_does_not_read_or_after_it_left() -> None:
+    written, client_left = asyncio.get_running_loop().create_future(), asyncio.Event()
+    refused = asyncio.get_running_loop().create_future()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        send_now, count = scope["extensions"][SEND_NOW], 0
+        await receive()
+        await send(start(200))
+        while send_now(bytes(2**20)):
+            count += 1
+            await asyncio.sleep(0)
+        written.set_result(count)
+        await client_left.wait()
+        await receive()
+        refused.set_result(send_now(b"x"))
+
+    async with served(app) as (_, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10)
+        writer.write(GET % b"")
+        assert await asyncio.wait_for(written, 60) < 100
+        writer.transport.abort()
+        client_left.set()
+        assert not await asyncio.wait_for(refused, 60)
 
 
 @pytest.mark.parametrize(

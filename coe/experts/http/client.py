@@ -12,7 +12,7 @@ import base64
 import math
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Self, cast
 from urllib.parse import quote, unquote, urlsplit
@@ -32,6 +32,8 @@ CONNECT_TIMEOUT = 5.0
 """Seconds to connect, TLS included."""
 MAX_CONNECTIONS = 65_536
 """Default bound on the open connections of one client."""
+Tap = Callable[[bytes], bool]
+"""Called with bytes that arrive; returns whether it has processed them."""
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -207,10 +209,11 @@ class Response:
             size += len(chunk)
         return b"".join(chunks)
 
-    async def chunk(self, within: float | None = None) -> bytes:
-        """Returns the bytes that arrived since the last call, at least one; empty at the end. Raises OSError if it
-        breaks off, and TimeoutError if nothing arrives for `within` seconds."""
-        return await self._connection.chunk(within)
+    async def chunk(self, within: float | None = None, tap: Tap | None = None) -> bytes:
+        """Returns the bytes that arrived since the last call, at least one; empty at the end. Bytes that `tap` accepts
+        while this waits are not returned. Raises OSError if it breaks off, and TimeoutError if nothing arrives for
+        `within` seconds."""
+        return await self._connection.chunk(within, tap)
 
     def release(self) -> None:
         """Keeps the connection for another request if the body was read to its end; else closes it."""
@@ -239,6 +242,10 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
+        self._tap: Tap | None = None
+        """Set while a reader waits that has one."""
+        self._within = math.inf
+        """Seconds that this reader waits."""
         self._idle_in: deque[Connection] | None = None
         """The connections among which it is idle."""
         self._deadline = math.inf
@@ -280,9 +287,9 @@ class Connection(asyncio.Protocol):
             self._transport.write(body[at : at + WRITE_SIZE])
             await self._write_buffer_drained()
 
-    async def chunk(self, within: float | None = None) -> bytes:
+    async def chunk(self, within: float | None = None, tap: Tap | None = None) -> bytes:
         """Returns the bytes that arrived since the last call; empty at the end. Raises TimeoutError if none arrive
-        `within` seconds."""
+        `within` seconds. Bytes that `tap` accepts are not returned, and the time starts again."""
         if within is not None and not self._chunks:
             self._set_deadline(within)
         while not self._chunks:
@@ -290,6 +297,7 @@ class Connection(asyncio.Protocol):
                 return b""
             if self._error is not None:
                 raise self._take_error()
+            self._tap, self._within = tap, math.inf if within is None else within
             await self._data_available()
         self._deadline = math.inf
         chunks = self._chunks
@@ -368,7 +376,7 @@ class Connection(asyncio.Protocol):
         try:
             await self._reader
         finally:
-            self._reader = None
+            self._reader = self._tap = None
 
     async def _write_buffer_drained(self) -> None:
         if self._writer is not None:
@@ -401,13 +409,22 @@ class Connection(asyncio.Protocol):
             self.abort()
             self._wake()
             return
-        if chunk:
+        if chunk and not self._tapped(chunk):
             self._chunks.append(chunk)
             self._unread += len(chunk)
             if self._unread > MAX_UNREAD_BYTES and not self._paused and not self.parser.complete:
                 self._paused = True
                 self._transport.pause_reading()
+        elif chunk and not self.parser.complete:
+            return
         self._wake()
+
+    def _tapped(self, chunk: bytes) -> bool:
+        """Offers bytes to the tap of a reader that still waits. Returns whether it has processed them."""
+        if self._tap is None or self._reader is None or self._reader.done() or not self._tap(chunk):
+            return False
+        self._deadline = self._loop.time() + self._within
+        return True
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closed = True

@@ -115,7 +115,7 @@ class ResponseParser:
         elif coding is not None:
             if coding.lower() != "chunked":
                 raise ProtocolError("a transfer coding other than chunked")
-            self._read = ResponseParser._read_chunks
+            self._read = ResponseParser._read_chunk
         elif length is None:
             self._read, self.reusable = ResponseParser._read_until_close, False
         else:
@@ -140,8 +140,17 @@ class ResponseParser:
             raise ProtocolError("bytes after the end of the answer")
         return b""
 
+    def _read_chunk(self, data: bytes) -> bytes:
+        """Decodes one whole chunk, as most servers send an event, and leaves anything else to `_read_chunks`."""
+        line = data.find(b"\n", 0, 20)
+        size = len(data) - line - 3  # if this is one chunk: without a line break at both ends
+        if not self._in_chunk and line > 0 < size and data[:line] == b"%x\r" % size and data.endswith(b"\r\n"):
+            return data[line + 1 : -2]
+        return self._read_chunks(data)
+
     def _read_chunks(self, data: bytes) -> bytes:
-        """Decodes as many chunks as `data` holds; `_remaining` counts the missing bytes of the current chunk."""
+        """Decodes as many chunks as `data` holds; `_remaining` counts the missing bytes of the current chunk, and
+        `_in_chunk` is true until the line break after it."""
         found, at = [], 0
         while True:
             if self._remaining:
@@ -150,13 +159,16 @@ class ResponseParser:
                 self._remaining -= len(found[-1])
                 if self._remaining:
                     break
-            start = at + 2 if self._in_chunk else at
-            if self._in_chunk and data[at:start] != b"\r\n"[: len(data) - at]:
-                raise ProtocolError("a chunk longer than its size")
-            line = data.find(b"\n", start, start + MAX_LINE_BYTES)
+            if self._in_chunk:
+                if data[at : at + 2] != b"\r\n"[: len(data) - at]:
+                    raise ProtocolError("a chunk longer than its size")
+                if len(data) < at + 2:
+                    break
+                self._in_chunk, at = False, at + 2
+            line = data.find(b"\n", at, at + MAX_LINE_BYTES)
             if line < 0:
                 break
-            self._remaining, self._in_chunk, at = _chunk_size(data[start:line]), True, line + 1
+            self._remaining, self._in_chunk, at = _chunk_size(data[at:line]), True, line + 1
             if not self._remaining:
                 self._read = ResponseParser._read_trailer
                 self._read_trailer(data[at:])

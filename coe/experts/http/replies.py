@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self
 import orjson
 
 from coe import json_text
-from coe.core import Chunks
+from coe.core import Chunks, Sink
 from coe.experts.api_formats import ApiFormat, is_empty_answer, record_usage
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http import sse
@@ -150,6 +150,7 @@ class StreamedReply:
         self._usage_event = b""
         self._ended_choices: set[str] = set()
         self._done = False
+        self._sink: Sink | None = None
         self._trailing_data = False
         """True if bytes followed the end of the stream."""
         self.usage = Usage()
@@ -210,12 +211,26 @@ class StreamedReply:
                 return self._first_event(joined)
             raise self._errors.invalid_response(f"a broken event stream ({error})") from None
 
+    def send_to(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def _sent(self, chunk: bytes) -> bool:
+        """Sends events to the sink in which there is nothing to find. False for all other bytes: `chunks` gets them."""
+        if self._multiline or not self._buffer.passes(chunk) or not self._api_format.is_ordinary(chunk):
+            return False
+        if self._sink is None or not self._sink(self._rewriter.in_events(chunk)):
+            return False
+        one = chunk.find(b"\n\n") == len(chunk) - 2
+        self.usage.events += 1 if one else chunk.count(b"\n\n")
+        return True
+
     async def chunks(self) -> AsyncGenerator[bytes, None]:
+        tap = self._sent if self._sink is not None else None
         if self._first_events:
             yield self._rewriter.in_events(self._first_events)
         try:
             while not self._done:
-                chunk = await self._response.chunk(self._stream_idle_timeout)
+                chunk = await self._response.chunk(self._stream_idle_timeout, tap)
                 if not chunk:
                     break
                 if events := self._up_to_end(self._complete_events(chunk)):
@@ -240,6 +255,7 @@ class StreamedReply:
         return self._usage_event + self._api_format.end
 
     async def aclose(self) -> None:
+        self._sink = None  # it refers to the request, whose trace refers to this reply: a cycle
         if not self._done:
             self._response.close()  # the answer is incomplete: closing tells the server to stop
             return

@@ -1,0 +1,227 @@
+"""Events that a stream sends to a sink itself: the client sees the same bytes as without a sink."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from coe.core import Api, DirectReply
+from coe.errors import ExpertError
+from coe.experts.api_formats import API_FORMATS
+from coe.experts.error_mapping import ErrorMapping
+from coe.experts.http.client import Connection, Response, Target
+from coe.experts.http.replies import ModelNameRewriter, StreamedReply
+from coe.experts.replicas import TrackedReply
+from coe.routing.conversation import Affinity, Conversation
+from coe.usage import Usage
+
+pytestmark = pytest.mark.anyio
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+USAGE = b'{"prompt_tokens":3,"completion_tokens":5}'
+CHAT = [
+    b'data: {"model":"served","choices":[{"index":0,"delta":{"content":"one"},"finish_reason":null}]}\n\n',
+    b'data: {"model": "served","choices":[{"index":0,"delta":{"content":"[DO"},"finish_reason":""}],"usage":null}\n\n',
+    b': comment\n\ndata: {"choices":[{"index":1,"delta":{"content":"\\"error\\""},"finish_reason":null}]}\n\n',
+    b'data: {"choices":[{"index":0,"delta":{"content":"[DONE]"}}]}\n\n',
+    b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{"id":"call_1"}]}}]}\n\n',
+    b'data: {"choices":[{"index":0,"delta":{"content":"x"},"logprobs":NaN}],"usage":%b}\n\n' % USAGE,
+    b'data: {"choices":[{"index":0,\ndata: "delta":{"content":"two lines"}}]}\n\n',
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n',
+    b'data: {"choices":[{"index":1,"delta":{},"finish_reason": "length"}]}\n\n',
+    b'data: {"choices":[],"usage": %b}\n\n' % USAGE,
+    b'data: {"error":{"message":"out of memory"}}\n\n',
+    b"data: [DONE]\n\n",
+]
+RESPONSES = [
+    b'event: x\ndata: {"type":"response.output_text.delta","delta":"one"}\n\n',
+    b'data: {"type":"response.output_text.delta","delta":"response.completed"}\n\n',
+    b'data: {"type":"response.output_item.added","item":{"call_id":"call_1"}}\n\n',
+    b'data: {"type":"response.completed","response":{"model":"served","output":[],"usage":%b}}\n\n' % USAGE,
+    b'data: {"type":"response.incomplete","response":{"output":[]}}\n\n',
+    b'data: {"type":"response.failed","response":{"error":{"message":"failed"}}}\n\n',
+    b'data: {"type":"error","message":"failed"}\n\n',
+]
+MESSAGES = [
+    b'data: {"type":"content_block_delta","delta":{"text":"one"}}\n\n',
+    b'data: {"type":"content_block_start","content_block":{"type":"tool_use","id":"toolu_1"}}\n\n',
+    b'data: {"type":"message_start","message":{"model":"served","usage":{"input_tokens":7}}}\n\n',
+    b'data: {"type":"message_delta","usage":{"output_tokens":4}}\n\n',
+    b'data: {"type":"ping"}\n\n',
+    b'data: {"type":"error","error":{"message":"overloaded"}}\n\n',
+    b'data: {"type":"message_stop"}\n\n',
+]
+EVENTS: dict[Api, list[bytes]] = {"chat": CHAT, "completions": CHAT, "responses": RESPONSES, "messages": MESSAGES}
+
+
+class Silent(asyncio.Transport):
+    def write(self, data: Any) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Relay:
+    """A stream of an expert, from the bytes of its server to those of the client."""
+
+    def __init__(self, api: Api = "chat", *, direct: bool = True, refuses: random.Random | None = None) -> None:
+        self.sent: list[bytes] = []
+        self.direct = 0
+        """Number of chunks that went to the sink."""
+        self.usage = Usage()
+        self.noted: set[bytes] = set()
+        self.connection = Connection(asyncio.get_running_loop(), set())
+        self.connection.connection_made(Silent())
+        self._api = api
+        self._sinks = direct
+        self._refuses = refuses
+
+    def sink(self, events: bytes) -> bool:
+        if self._refuses is not None and self._refuses.random() < 0.3:
+            return False
+        self.sent.append(events)
+        self.direct += 1
+        return True
+
+    async def run(self, **options: Any) -> None:
+        await self.connection.send(b"head", b"")
+        reply = StreamedReply(
+            Response(self.connection, Target("http://server/v1", {})),
+            api_format=API_FORMATS[self._api],
+            errors=ErrorMapping("writer", key=""),
+            rewriter=ModelNameRewriter(server_name="served", client_name="writer"),
+            stream_idle_timeout=60.0,
+            **options,
+        )
+        self.usage, affinity = reply.usage, Affinity()
+        try:
+            await reply.begin()
+            conversation = Conversation((b"key",), (), b"", b"scope")
+            noting = affinity.noting_calls(TrackedReply(reply, lambda *_: None), self._api, conversation, "writer")
+            if self._sinks:
+                assert isinstance(noting, DirectReply)
+                noting.send_to(self.sink)
+            async for chunk in noting.chunks():
+                self.sent.append(chunk)
+        finally:
+            self.noted = set(affinity._experts)
+            await reply.aclose()
+
+
+async def outcome(relay: Relay, reads: list[bytes], **options: Any) -> tuple[Any, ...]:
+    """What the client gets of a server that sends these bytes, with a pause after each read, and then closes."""
+    task = asyncio.ensure_future(relay.run(**options))
+    await settled()
+    for read in reads:
+        relay.connection.data_received(read)
+        if len(read) % 3:  # else the next read arrives before the task runs
+            await settled()
+    relay.connection.connection_lost(None)
+    try:
+        await task
+        error = ""
+    except (ExpertError, OSError) as failed:
+        error = str(failed)
+    return b"".join(relay.sent), error, asdict(relay.usage), relay.noted
+
+
+async def settled() -> None:
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+def reads_of(events: list[bytes], chance: random.Random) -> list[bytes]:
+    """The events as the reads of a socket: mostly one chunk each, also cut, joined, and with other line ends."""
+    style = chance.choice((b"\n", b"\n", b"\n", b"\r\n", b"\r"))
+    pieces = [event.replace(b"\n", style) for event in events]
+    if chance.random() < 0.2:
+        pieces[0] = b"\xef\xbb\xbf" + pieces[0]
+    for _ in range(chance.choice((0, 0, 1, 3))):
+        at = chance.randrange(len(pieces))
+        cut = chance.randrange(len(pieces[at]) + 1)
+        pieces[at : at + 1] = [pieces[at][:cut], pieces[at][cut:]]
+    reads = [HEAD, *map(chunked, filter(None, pieces))]
+    if chance.random() < 0.8:
+        reads[-1] += b"0\r\n\r\n"
+    if chance.random() < 0.3:
+        whole = b"".join(reads)
+        cuts = sorted(chance.randrange(len(whole)) for _ in range(chance.randrange(6)))
+        reads = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    return [read for read in reads if read]
+
+
+async def compare(seed: int) -> int:
+    """Compares one random stream with and without a sink. Returns the number of chunks that the sink got."""
+    chance = random.Random(seed)
+    api = chance.choice(list(EVENTS))
+    ordinary = EVENTS[api][:3]
+    events = [chance.choice(ordinary if chance.random() < 0.7 else EVENTS[api]) for _ in range(chance.randint(1, 9))]
+    if chance.random() < 0.6:
+        events.append(EVENTS[api][-1])
+    reads = reads_of(events, chance)
+    shown = chance.choice((None, False, True)) if api in ("chat", "completions") else None
+    options = {"with_usage": shown, "choices": chance.choice((1, 1, 2))}
+    direct = Relay(api, refuses=chance)
+    assert await outcome(direct, reads, **options) == await outcome(Relay(api, direct=False), reads, **options), reads
+    return direct.direct
+
+
+async def test_random_streams_are_the_same_with_and_without_a_sink() -> None:
+    assert sum([await compare(seed) for seed in range(400)]) > 100
+
+
+@pytest.mark.parametrize("api", EVENTS)
+def test_nothing_is_found_in_ordinary_events(api: Api) -> None:
+    found = API_FORMATS[api]
+    ordinary = [event for event in EVENTS[api] if found.is_ordinary(event)]
+    assert ordinary
+    for event in ordinary:
+        assert not any(function(event) for function in (found.done, found.finished, found.failure))
+        assert list(found.usages(event)) == []
+    assert not found.is_ordinary(EVENTS[api][-1])
+
+
+async def test_ordinary_events_reach_the_sink_within_the_read() -> None:
+    relay = Relay()
+    task = asyncio.ensure_future(relay.run())
+    await settled()
+    relay.connection.data_received(HEAD + chunked(CHAT[0]))
+    await settled()
+    relay.connection.data_received(chunked(CHAT[0]))
+    expected = CHAT[0].replace(b"served", b"writer")
+    assert (relay.sent, relay.direct, relay.usage.events) == ([expected, expected], 1, 2)
+
+    relay.connection.data_received(chunked(CHAT[7]))  # the finish reason goes to the task
+    relay.connection.data_received(chunked(CHAT[0]))  # and what arrives before it has run follows it there
+    assert len(relay.sent) == 2
+    await settled()
+    assert (relay.sent[2:], relay.direct) == ([(CHAT[7] + CHAT[0]).replace(b"served", b"writer")], 1)
+    relay.connection.data_received(chunked(CHAT[0]) + b"0\r\n\r\n")  # the end of the body wakes the task
+    await task
+    assert relay.sent[3:] == [expected, b"data: [DONE]\n\n"]
+    assert relay.usage.events == 5
+
+
+async def test_a_cancelled_reader_sends_nothing_more() -> None:
+    relay = Relay()
+    task = asyncio.ensure_future(relay.run())
+    await settled()
+    relay.connection.data_received(HEAD + chunked(CHAT[0]))
+    await settled()
+    task.cancel()
+    relay.connection.data_received(chunked(CHAT[0]))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    relay.connection.data_received(chunked(CHAT[0]))
+    assert (len(relay.sent), relay.direct) == (1, 0)
