@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/build_kernel.py
 
-Without a compiler, or with BUILD_KERNEL=0, there is no kernel, and the fast heads use NumPy. One file serves Python 3.11
-and later, since the kernel uses the stable ABI only.
+Without a compiler, or with BUILD_KERNEL=0, there is no kernel, and the fast heads use NumPy. One file serves Python
+3.11 and later, since the kernel uses the stable ABI only.
 """
 
 from __future__ import annotations
