@@ -318,10 +318,10 @@ class Reply(Protocol):
 
 @runtime_checkable
 class DirectReply(Protocol):
-    """A reply that can send ordinary events itself while its reader waits for the next chunk, which wakes no task."""
+    """A reply that can send ordinary events without waking the task that waits for its next chunk."""
 
     def send_to(self, sink: Sink) -> None:
-        """Call it before `chunks`. Events that `sink` has sent are no longer among the chunks."""
+        """Set the sink; call it before `chunks`. Events that `sink` has sent are not among the chunks."""
 
 
 @fast_init

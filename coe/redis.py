@@ -130,7 +130,7 @@ class RedisClient:
 class RedisConnection:
     """One connection of a RedisClient, for a task that has one exchange at a time and bounds its time.
 
-    The client library takes five times as long for a command, for its pool, locks, statistics and encoding.
+    Sending through the client takes two to five times as long, for its pool, locks, retries, statistics and encoding.
     """
 
     def __init__(self, pool: redis.asyncio.ConnectionPool, failures: _Failures) -> None:
@@ -139,9 +139,8 @@ class RedisConnection:
         self._connection: redis.asyncio.Connection | None = None
 
     async def exchange(self, *commands: Sequence[bytes]) -> list[Any]:
-        """Sends the commands at once, and returns their replies. Connects where needed, and replaces a connection that
-        has died since, once: then the commands may run twice. Raises `error`; afterwards, or if it is cancelled, no
-        connection is open."""
+        """Sends the commands together and returns their replies. Connects again, once, if the connection has died;
+        the commands may then run twice. Raises `error`. A failure or a cancellation closes the connection."""
         packed = b"".join(map(packed_command, commands))
         try:
             is_open = self._connection is not None and self._connection.is_connected

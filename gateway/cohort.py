@@ -15,7 +15,7 @@ class Cohort:
     """Counts the requests of a process that are ready to run: their task has not begun, or it has yielded here.
 
     Requests that wait for anything else (their body, a permit, an encoder pass, an expert) are not ready. So requests
-    yield only if that has a use, however many are in progress.
+    yield only if another one can run now, however many are in progress.
     """
 
     __slots__ = ("ready",)
@@ -27,7 +27,7 @@ class Cohort:
     def yield_to_others(self) -> Generator[None]:
         """Let the other ready requests run first; return at once if there are none.
 
-        What arrives at the process in the meantime is handled afterwards.
+        Events of sockets that arrive meanwhile are handled afterwards.
         """
         if self.ready:
             self.ready += 1

@@ -42,7 +42,7 @@ def build_kernel(folder: Path) -> Path | None:
             return None
         (built,) = Path(scratch).glob("_kernel*.so")
         shutil.copyfile(built, folder / f"{NAME}.new")
-    (folder / f"{NAME}.new").replace(folder / NAME)  # a gateway that runs keeps the old one
+    (folder / f"{NAME}.new").replace(folder / NAME)  # a running gateway keeps the old file
     _report("built; the fast heads use it")
     return folder / NAME
 

@@ -43,8 +43,8 @@ class ApiFormat:
     events without content, `done` the end of the stream, `finished` that only the end is missing. `failure` returns
     what an error event carries, `usages` the token counts. `end` is appended if a server omits it.
     `system_prompt_fields` returns the request fields that a system prompt changes, `defaults` the declared parameters
-    under this API's names. `is_ordinary` is true only for events of which all functions of a running stream find
-    nothing.
+    under this API's names. `is_ordinary` is true only for events in which `done`, `finished`, `failure` and
+    `usages` find nothing.
     """
 
     path: str

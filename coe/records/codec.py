@@ -223,7 +223,7 @@ def to_json(values: RoutingRecord | Mapping[str, Any]) -> bytes:
 def _fields_to_store() -> Callable[[RoutingRecord], dict[str, Any]]:
     """Compile the function that returns the fields to store by name; a loop over the fields takes twice as long.
 
-    A default that is equal but another object is stored too, which only costs its bytes.
+    A value that equals the default but is another object is stored too; this only takes space.
     """
     always = [name for name in (field.name for field in FIELDS) if name in _REQUIRED or name == "schema"]
     found: dict[str, Any] = {}

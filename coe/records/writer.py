@@ -27,7 +27,7 @@ WARNING_INTERVAL_SECONDS = 60.0
 SPOOL_POLL_SECONDS = 60.0
 """Interval at which an empty spool is checked for entries of other processes."""
 IDLE_SECONDS = 0.5
-"""Interval at which a writer without entries checks its spool and its pauses."""
+"""Interval at which a writer without entries checks its spool, and whether a retry is due."""
 
 
 T = TypeVar("T")
@@ -144,8 +144,8 @@ class BackgroundWriter(Generic[T]):
             await self._pause()
 
     async def _pause(self) -> None:
-        """Waits for the first entry where there is none, then for `interval`. An idle process seldom wakes up for
-        this: workers are idle, or write little feedback, while others are busy."""
+        """Waits for an entry, at most IDLE_SECONDS, then for `interval`. So an idle writer wakes up twice a second, not
+        fifty times."""
         if not self.backlog and not self._closing.is_set():
             self._arrived.clear()
             with suppress(TimeoutError):

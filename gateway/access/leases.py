@@ -3,6 +3,7 @@
 A unit is either left in Redis, available in the lease of one gateway, or spent, so the sum never exceeds the limit. If
 a refill gets no reply, its outcome is unknown. Units that it may have granted then count as spent, and units that it
 returned are not used again.
+
 AmountLease holds tokens, requests a minute or money; SlotLease holds concurrent requests. `SharedAccount` has one lease
 for each meter of a key.
 """
@@ -21,8 +22,8 @@ from gateway.access.limits import (
 MAX_PREFETCH_SHARE = 0.01
 """The part of a limit that one gateway may hold without having spent it."""
 SURPLUS_FACTOR = 2
-"""A busy gateway returns what is beyond its prefetch target by this factor: the target follows the traffic, and the
-difference is soon needed again."""
+"""A gateway returns a surplus once it exceeds the prefetch target of this many times the recent use. A smaller surplus
+is soon needed again, since the target follows the traffic."""
 
 Argument = str | float
 
@@ -76,8 +77,8 @@ class AmountLease:
     def settle(
         self, reserved: float, used: float, window: int | None, *, was_offline: bool, online: bool, now: float
     ) -> None:
-        """Replaces the amount that was reserved of a window (None: the current one) by the used one. `was_offline`: it
-        was reserved while Redis was down. `online`: Redis is reachable now."""
+        """Replaces the reserved amount by the used one. `window` is that of the reservation, None if nothing was
+        reserved. `was_offline`: it was reserved while Redis was down. `online`: Redis is reachable now."""
         if self._has_windows or not online:
             self._update(now)
         if window is not None and window != self.window:

@@ -274,7 +274,8 @@ class MemoryReservation:
 def carried_over(
     before: Sequence[object], after: Sequence[object], amounts: Sequence[float], windows: Sequence[int]
 ) -> tuple[list[float], list[int]]:
-    """The amounts and windows of a reservation after a reload, by the position of what they are reserved of."""
+    """Returns the amounts and windows of a reservation after a reload, in the order of the counters `after` it. New
+    counters get 0."""
     reserved = {id(one): found for one, found in zip(before, zip(amounts, windows, strict=True), strict=True)}
     found = [reserved.get(id(one), (0.0, 0)) for one in after]
     return [amount for amount, _ in found], [window for _, window in found]

@@ -24,7 +24,7 @@ from gateway.access.shared_account import RedisUnavailable, SharedAccount
 _log = logging.getLogger("gateway")
 
 RETURN_INTERVAL_SECONDS = 0.05
-"""Seconds until a surplus is returned."""
+"""Interval at which accounts are checked for a surplus to return."""
 RECONNECT_SECONDS = 1.0
 """Interval of attempts to reach a Redis that is down."""
 REFILL_TIMEOUT_SECONDS = 0.2

@@ -156,7 +156,7 @@ class RedisAffinity:
             commands.append([b"EVAL", _WRITE_ALL, b"%d" % len(names), *names, *_EXPIRIES, *writes.values()])
         if keys := list(lookups):
             commands.append([b"MGET", *map(_redis_key, keys)])
-        if not commands:  # otherwise a Redis that is down would seem to be back
+        if not commands:  # a reply to PING shows that Redis is back
             commands.append([b"PING"])
         replies = await self._connection.exchange(*commands)
         return dict(zip(keys, replies[-1], strict=True)) if keys else {}

@@ -44,7 +44,7 @@ class SharedContext(Protocol):
 
 
 class SharedReservation:
-    """The leases of one reservation; by their position, the amount that is reserved and the window that it is of.
+    """A reservation: of `leases[i]`, the amount `amounts[i]` is reserved in the window `windows[i]`.
 
     `offline`: Redis was down at the last change.
     """
@@ -115,8 +115,8 @@ class SharedAccount:
             await self._wait_for_refill(missing)
 
     def _spend(self, reservation: SharedReservation, amounts: Amounts) -> Amounts | None:
-        """Reserves what is missing, or nothing where the leases do not cover it: then returns what is missing. Most
-        limits have nothing to add when the body is parsed."""
+        """Reserves what is missing of `amounts`, and returns None. If a lease does not cover it, reserves nothing, and
+        returns what is missing. Most limits have nothing to add when the body is parsed."""
         if reservation.leases is not self._leases:
             reservation.rebase(self._leases)
         now, offline, reserved = self._context.now(), self.offline, reservation.amounts
@@ -248,7 +248,7 @@ class SharedAccount:
 
 
 def _by_unit(amounts: Amounts, reservation: SharedReservation) -> Amounts:
-    """What a reservation of these amounts still lacks; the most of the leases of a unit."""
+    """Returns the missing amount of each unit: the largest among its leases."""
     lacking = [0.0] * len(amounts)
     for lease, reserved in zip(reservation.leases, reservation.amounts, strict=True):
         lacking[lease.unit] = max(lacking[lease.unit], amounts[lease.unit] - reserved)

@@ -53,7 +53,7 @@ class SharedState:
     """Address of the listener."""
     loop: asyncio.AbstractEventLoop
     cohort: Cohort
-    """Counts the requests whose task has not begun."""
+    """Counts the requests that are ready to run."""
     connections: set[Connection] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """The tasks of the running requests."""

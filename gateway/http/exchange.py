@@ -86,8 +86,8 @@ class Exchange:
 
     async def run(self, app: ASGIApp, cohort: Cohort) -> None:
         """Run the application. If it ends before any of the response is sent, the response is a 500. If it ends in the
-        middle of one, the connection closes, so that the client detects the failure. `cohort` has counted the request
-        as ready, as its task had not begun."""
+        middle of one, the connection closes, so that the client detects the failure. `cohort` counts the request as
+        ready until its task begins, which is here."""
         cohort.ready -= 1
         self.scope["extensions"] = {SEND_NOW: self.send_now}
         try:
@@ -96,7 +96,7 @@ class Exchange:
             if not self.complete:  # Starlette raises errors again after it has logged and answered them
                 _log.exception("the application failed")
         finally:  # also after a cancellation
-            self.scope.pop("extensions", None)  # a reference cycle
+            self.scope.pop("extensions", None)  # breaks a reference cycle
             if not (self.complete or self._disconnected):
                 self._fail()
 

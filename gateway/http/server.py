@@ -1,8 +1,8 @@
 """`HttpServer`: accepts client connections in one worker process up to a limit, and closes them when it stops.
 
 Several processes may share the listening socket. A process with clearly more connections than another waits up to 5 ms
-before it accepts one. Otherwise it accepts all that wait, up to a limit: an iteration of a busy event loop takes tens
-of milliseconds, and to accept one connection takes some of them.
+before it accepts one. Otherwise it accepts all that wait, up to a limit: accepting one takes several iterations of the
+event loop, each of which takes tens of milliseconds under load.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CLOSING_SECONDS = 5.0
 DEFER_SECONDS, MAX_DEFERRALS = 0.001, 5
 """Length and largest number of the pauses before an accept in which a process with fewer connections can accept."""
 MAX_ACCEPTS = 64
-"""Connections that are accepted together."""
+"""Most connections that are accepted together; half of the free places is another limit."""
 BACKLOG = 2048
 """Connections that the kernel queues until they are accepted."""
 Accepted = tuple[socket.socket, Any]
@@ -167,8 +167,8 @@ class HttpServer:
             await asyncio.sleep(DEFER_SECONDS)
 
     def _accept_waiting(self, accepted: list[Accepted]) -> None:
-        """Accept the connections that wait too, as far as another process does not have clearly fewer. They get half of
-        the free places: a connection that has just ended still holds file descriptors for a moment."""
+        """Accept further connections that wait, unless another process has clearly fewer. At most half of the free
+        places are filled: a connection that has just ended holds file descriptors for another moment."""
         connections = len(self.state.connections)
         limit = min(MAX_ACCEPTS, (self._max_connections - connections) // 2)
         with suppress(OSError):  # none waits, or the next accept reports the error
@@ -182,8 +182,8 @@ class HttpServer:
                 accepted.append((client, address))
 
     async def _open(self, accepted: list[Accepted]) -> None:
-        """Create the connections of accepted sockets. A cancellation leaves them to finish, since uvloop would close
-        the sockets without a call of `connection_lost`."""
+        """Create the connections of accepted sockets. They are completed even if this task is cancelled: uvloop would
+        close the sockets without a call of `connection_lost`."""
         opening = []
         for client, address in accepted:
             protocol = partial(Connection, self.state, address[:2])

@@ -110,7 +110,8 @@ class Line:
     ) -> None:
         """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6.
 
-        Concurrent requests take the expensive steps together: before 3, 4, 6 and 8 each yields to the others.
+        Concurrent requests take the expensive steps in succession: a routed one yields to the others before 3, 4, 6
+        and, unless it failed, 8.
         """
         composition, cohort = trace.serving.composition, self._cohort
         with trace.step("admit"):  # 1

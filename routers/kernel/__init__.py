@@ -1,6 +1,6 @@
-"""The compiled kernel of the fast heads (`heads.h`, `module.c`), which an installation has if a C compiler built it.
+"""The compiled kernel of the fast heads (`heads.h`, `module.c`), which is optional.
 
-Without the kernel the fast heads use NumPy: same results up to rounding, three times as slow.
+Without it the fast heads use NumPy, with the same results up to rounding, in three times the time.
 """
 
 from __future__ import annotations
@@ -70,5 +70,5 @@ def _load() -> Kernel | None:
 
 KERNEL = _load()
 """The kernel of this installation; None without it."""
-IMPLEMENTATION = "the compiled kernel" if KERNEL else "NumPy, as no C compiler was there to build the kernel"
+IMPLEMENTATION = "the compiled kernel" if KERNEL else "NumPy, as this installation has no compiled kernel"
 """Code that computes the fast heads, in words for the log."""

@@ -1,4 +1,4 @@
-/* The arithmetic of the fast heads: what routers/heads/fast.py computes in some forty NumPy calls. No Python here.
+/* The arithmetic of the fast heads: what routers/heads/fast.py computes in some forty NumPy calls.
  *
  * Between two requests the caches of a processor are cold. Each NumPy call then costs about a microsecond before it
  * computes anything, so one call in place of forty takes a third of the time. The results are the same but for the
@@ -12,12 +12,12 @@
 
 #define LANES 8           /* Numbers in a vector. */
 #define CHAINS 4          /* Vectors of partial sums. */
-#define HASH_BITS 16      /* Rows that token bigrams are hashed into: HASH_BUCKETS of routers/tokens.py. */
+#define HASH_BITS 16      /* Binary logarithm of HASH_BUCKETS in routers/tokens.py, the rows of bigrams. */
 #define FUNCTION_WORDS 2  /* Columns of a token's row that count foreign and English function words. */
 #define TERM_COLUMNS 2    /* Columns of a term's row after its weights: idf, and 1 for a term seen in training. */
 
 #define INLINE static inline __attribute__((always_inline))
-/* x86-64 without AVX2 and with it, chosen when the module is loaded. */
+/* Two versions on x86-64, with AVX2 and without, of which the loader selects one. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12
 #define MULTIVERSIONED __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
@@ -59,7 +59,7 @@ INLINE float half_to_float(uint16_t half)
     return half & 0x8000 ? -magnitude : magnitude;
 }
 
-/* Dot product in several vectors of partial sums, so that an addition need not wait for the one before. */
+/* Dot product in several vectors of partial sums, so that consecutive additions are independent. */
 INLINE float dot(const float *left, const float *right, ptrdiff_t n)
 {
     Lanes sums[CHAINS] = {0};

@@ -10,7 +10,7 @@
 
 #include "heads.h"
 
-#define STACK_TOKENS 160  /* Longer texts use memory of the heap. */
+#define STACK_TOKENS 160  /* Texts with more tokens use the heap. */
 
 /* ---------------------------------------------------------------------------------------------- the fast heads */
 
@@ -47,7 +47,7 @@ static Py_ssize_t columns_of(PyObject *source, Py_ssize_t rows)
     return columns;
 }
 
-/* Open all tables; return 0, or -1, where an error may be set or not. */
+/* Open all tables; return 0, or -1: the caller sets an error if none is set. */
 static int open_tables(Tables *self, PyObject **sources)
 {
     Py_buffer *buffers = self->buffers;
@@ -126,7 +126,7 @@ static int scratch_init(Scratch *scratch, Py_ssize_t n, int32_t *stack)
 
 static PyObject *compute_checked(const Heads *heads, const Py_buffer *ids, const Py_buffer *bias, const Py_buffer *out)
 {
-    int32_t stack[4 * STACK_TOKENS + 1024];  /* the smallest power of two that is 4 * STACK_TOKENS or more */
+    int32_t stack[4 * STACK_TOKENS + 1024];  /* the last part for the hash table: at least 4 * STACK_TOKENS */
     Scratch scratch;
     const Py_ssize_t n = ids->len / (Py_ssize_t)sizeof(int64_t), outputs = 2 * heads->classes + heads->dimensions;
     const int64_t *values = ids->buf;

@@ -243,9 +243,9 @@ class Connection(asyncio.Protocol):
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._tap: Tap | None = None
-        """Set while a reader waits that has one."""
+        """The tap of the reader that waits; None without one."""
         self._within = math.inf
-        """Seconds that this reader waits."""
+        """The time limit of this reader in seconds."""
         self._idle_in: deque[Connection] | None = None
         """The connections among which it is idle."""
         self._deadline = math.inf
@@ -289,7 +289,7 @@ class Connection(asyncio.Protocol):
 
     async def chunk(self, within: float | None = None, tap: Tap | None = None) -> bytes:
         """Returns the bytes that arrived since the last call; empty at the end. Raises TimeoutError if none arrive
-        `within` seconds. Bytes that `tap` accepts are not returned, and the time starts again."""
+        `within` seconds. Bytes that `tap` accepts are not returned, and restart the time limit."""
         if within is not None and not self._chunks:
             self._set_deadline(within)
         while not self._chunks:

@@ -143,7 +143,7 @@ class ResponseParser:
     def _read_chunk(self, data: bytes) -> bytes:
         """Decodes one whole chunk, as most servers send an event, and leaves anything else to `_read_chunks`."""
         line = data.find(b"\n", 0, 20)
-        size = len(data) - line - 3  # if this is one chunk: without a line break at both ends
+        size = len(data) - line - 3  # of the chunk if `data` is exactly one
         if not self._in_chunk and line > 0 < size and data[:line] == b"%x\r" % size and data.endswith(b"\r\n"):
             return data[line + 1 : -2]
         return self._read_chunks(data)

@@ -215,7 +215,7 @@ class StreamedReply:
         self._sink = sink
 
     def _sent(self, chunk: bytes) -> bool:
-        """Sends events to the sink in which there is nothing to find. False for all other bytes: `chunks` gets them."""
+        """Sends ordinary events to the sink. Returns False for other bytes, which `chunks` then gets."""
         if self._multiline or not self._buffer.passes(chunk) or not self._api_format.is_ordinary(chunk):
             return False
         if self._sink is None or not self._sink(self._rewriter.in_events(chunk)):

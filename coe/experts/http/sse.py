@@ -154,7 +154,7 @@ def done(events: bytes) -> bool:
 def is_ordinary(events: bytes) -> bool:
     """True only if `done`, `error`, `finished` and `usage` find nothing in the events."""
     return (
-        events.find(b"[DONE]") < 0  # in a third of the time of `in`, which tries bytes as a number first
+        events.find(b"[DONE]") < 0  # `in` takes three times as long: it first tries to convert the bytes to a number
         and events.find(b'"error"') < 0
         and _FINISHED.search(events) is None
         and _USAGE.search(events) is None
