@@ -15,7 +15,8 @@ class Cohort:
     """Counts the requests of a process that are ready to run: their task has not begun, or it has yielded here.
 
     Requests that wait for anything else (their body, a permit, an encoder pass, an expert) are not ready. So requests
-    yield only if another one can run now, however many are in progress.
+    yield only if another one can run now, however many are in progress. A task that is cancelled before it begins would
+    stay counted; the server cancels none.
     """
 
     __slots__ = ("ready",)

@@ -37,10 +37,10 @@ def build_kernel(folder: Path) -> Path | None:
         command.ensure_finalized()
         try:
             command.run()
-        except (BaseError, CCompilerError, OSError) as error:
+            (built,) = Path(scratch).glob("_kernel*.so")
+        except (BaseError, CCompilerError, OSError, ValueError) as error:
             _report(f"not built, so the fast heads use NumPy and take three times as long ({error})")
             return None
-        (built,) = Path(scratch).glob("_kernel*.so")
         shutil.copyfile(built, folder / f"{NAME}.new")
     (folder / f"{NAME}.new").replace(folder / NAME)  # a running gateway keeps the old file
     _report("built; the fast heads use it")

@@ -101,7 +101,7 @@ return reply
 
 
 def limits_client(url: str) -> RedisClient:
-    """The client for `access.counters`. Its callers bound the time of every command, and no command runs twice. Raises
+    """The client for `access.counters`. Its callers bound the time of every command, and its pool repeats none. Raises
     ConfigError when `url` cannot be a Redis address."""
     return RedisClient(
         url,

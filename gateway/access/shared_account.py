@@ -135,7 +135,8 @@ class SharedAccount:
             reserved[index] = reserved[index] + amount if reservation.windows[index] == window else amount
             reservation.windows[index] = window
             self._use[index] += amount
-        reservation.offline = offline
+        if missing:
+            reservation.offline = offline
         return None
 
     def _check_offline(self, missing: Iterable[tuple[int, Lease, float]], now: float) -> None:

@@ -55,8 +55,11 @@ def open_listener(host: str, port: int, *, stalled_after: float) -> socket.socke
 
 
 def _close_failed(client: socket.socket, opening: asyncio.Task[Any]) -> None:
-    """Close the socket of a connection that could not be opened, because the client has left."""
-    if not opening.cancelled() and opening.exception() is not None:
+    """Close the socket of a connection that could not be opened, usually because the client has left."""
+    error = None if opening.cancelled() else opening.exception()
+    if error is not None:
+        if not isinstance(error, OSError):
+            _log.error("a client's connection could not be opened", exc_info=error)
         with suppress(OSError):  # the event loop may have closed it
             client.close()
 
@@ -97,6 +100,8 @@ class HttpServer:
         self._peers = peers
         self._task_failed = task_failed
         self._cohort = cohort or Cohort()
+        self._opening: set[asyncio.Task[Any]] = set()
+        """The tasks that create connections of accepted sockets."""
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -117,6 +122,8 @@ class HttpServer:
         self._accepting.cancel()
         await asyncio.gather(self._accepting, return_exceptions=True)
         self._listener.close()
+        if self._opening:
+            await asyncio.wait(self._opening)
         for connection in tuple(state.connections):
             connection.shutdown()
         await self._wait_for_clients()
@@ -184,13 +191,14 @@ class HttpServer:
     async def _open(self, accepted: list[Accepted]) -> None:
         """Create the connections of accepted sockets. They are completed even if this task is cancelled: uvloop would
         close the sockets without a call of `connection_lost`."""
-        opening = []
         for client, address in accepted:
             protocol = partial(Connection, self.state, address[:2])
             task = self.state.loop.create_task(self.state.loop.connect_accepted_socket(protocol, client))
             task.add_done_callback(partial(_close_failed, client))
-            opening.append(task)
-        await asyncio.wait(opening)
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+        await asyncio.wait(self._opening)
+        self.state.on_change(len(self.state.connections))
 
     def _set_date(self) -> None:
         now = time.time()

@@ -110,8 +110,8 @@ class Line:
     ) -> None:
         """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6.
 
-        Concurrent requests take the expensive steps in succession: a routed one yields to the others before 3, 4, 6
-        and, unless it failed, 8.
+        Concurrent requests take the expensive steps in succession: a routed one yields to the others before 3, 4
+        and, unless it failed, 8. None yields between 4 and 6: the next decision must see the load of this call.
         """
         composition, cohort = trace.serving.composition, self._cohort
         with trace.step("admit"):  # 1
@@ -144,7 +144,6 @@ class Line:
                     with trace.step("retrieve"):  # 5
                         if composition.retrieves:
                             chat = await _retrieve(trace, chat, options, previous)
-                    await cohort.yield_to_others()
                 with trace.step("call"):  # 6
                     answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
                 reply = _accept(trace, request, allowance, answer, chat)

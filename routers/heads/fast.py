@@ -154,11 +154,11 @@ class FastHeads:
 
     def _open_tables(self, kernel: Kernel, scales: Floats) -> KernelTables:
         return kernel.Tables(
-            tokens=self._tokens,
+            tokens=np.ascontiguousarray(self._tokens),
             scales=np.ascontiguousarray(scales, dtype=np.float32),
-            directions=self._directions,
+            directions=np.ascontiguousarray(self._directions, dtype=np.float32),
             static_bias=np.ascontiguousarray(self._static_bias, dtype=np.float32),
-            terms=self._terms.view(np.uint16),
+            terms=np.ascontiguousarray(self._terms).view(np.uint16),
             function_words=np.ascontiguousarray(self._function_word_weights, dtype=np.float32),
             log_counts=self._log_counts,
         )

@@ -5,12 +5,15 @@ Without it the fast heads use NumPy, with the same results up to rounding, in th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+_log = logging.getLogger("routers")
 
 
 class KernelTables(Protocol):
@@ -64,7 +67,10 @@ class Kernel(Protocol):
 def _load() -> Kernel | None:
     try:
         return cast(Kernel, import_module("routers.kernel._kernel"))
-    except ImportError:
+    except ModuleNotFoundError:
+        return None
+    except ImportError as error:
+        _log.warning("the compiled kernel cannot be loaded: %s", error)
         return None
 
 
