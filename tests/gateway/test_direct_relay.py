@@ -82,7 +82,7 @@ async def test_events_are_relayed_directly_and_leave_no_cycles(monkeypatch: pyte
         gc.disable()
         try:
             rest = await relayed(port, proceeds, events=5)
-            await wait_until(lambda: not any(isinstance(found, (Exchange, KeepAlive)) for found in gc.get_objects()))
+            await wait_until(lambda: not any(type(found) in (Exchange, KeepAlive) for found in gc.get_objects()))
         finally:
             gc.enable()
     assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
