@@ -59,7 +59,7 @@ class EnsembleWeights:
 
     def fast_posterior(self, lexical: Floats, static: Floats) -> Floats:
         """Return the posterior from logits (n_categories,) or (n_texts, n_categories), in the same shape."""
-        if KERNEL is not None and lexical.ndim == 1 and lexical.dtype == static.dtype == np.float32:
+        if KERNEL is not None and lexical.ndim == 1:  # one request, in float32
             posterior = np.empty_like(lexical)
             KERNEL.pool(lexical, static, self.fast, posterior)
             return posterior

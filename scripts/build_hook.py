@@ -1,10 +1,9 @@
 """Adds to a wheel what is not in the repository: the libraries of the page at /ui, the compiled kernel of the fast
 heads, and the trained starter router.
 
-A build that cannot fetch the libraries fails. Without a C compiler, or with BUILD_KERNEL=0, the wheel has no
-kernel and is for any platform.
-The router is that of the folder in WHEEL_ROUTER, which `scripts/wheel` sets. Other builds have no router, even if an
-earlier build has left one behind.
+A build that cannot fetch the libraries fails. Without a C compiler, or with BUILD_KERNEL=0, the wheel has no kernel and
+is for any platform. The router is that of the folder in WHEEL_ROUTER, which `scripts/wheel` sets. Other builds have no
+router, even if an earlier build has left one behind.
 """
 
 import os

@@ -199,12 +199,9 @@ def _run_split(
     recipes = None
     if recorded is not None:
         rows, categories = np.array(list(labelled)), np.array(list(labelled.values()))
-        recipes = compare(
-            _answers(data, recorded, rows, categories, router),
-            _answers(data, recorded, test, np.zeros(len(test), dtype=np.int64), router),
-            posteriors.astype(np.float64),
-            quality=assignment.quality,
-        )
+        training = _answers(data, recorded, rows, categories, router)
+        testing = _answers(data, recorded, test, np.zeros(len(test), dtype=np.int64), router)
+        recipes = compare(training, testing, posteriors.astype(np.float64), quality=assignment.quality)
     return SplitResult(
         prompts=test,
         score={"random": scores.mean(axis=1)} | {name: scores[everyone, chosen] for name, chosen in choice.items()},

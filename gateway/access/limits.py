@@ -41,10 +41,6 @@ class Amounts(NamedTuple):
     tokens: float
     dollars: float
 
-    def minus(self, other: Amounts) -> Amounts:
-        """Element-wise difference; may be negative."""
-        return Amounts(self.requests - other.requests, self.tokens - other.tokens, self.dollars - other.dollars)
-
 
 @dataclass(frozen=True, slots=True)
 class Meter:

@@ -1,4 +1,4 @@
-"""How often an account over Redis needs a refill, and what it then holds, on a clock that the test sets."""
+"""Refills of an account over Redis, and the amounts that it holds, on a clock that the test sets."""
 
 import asyncio
 

@@ -116,7 +116,7 @@ class Relay:
 
 
 async def outcome(relay: Relay, reads: list[bytes], **options: Any) -> tuple[Any, ...]:
-    """What the client gets of a server that sends these bytes, with a pause after each read, and then closes."""
+    """Relay a stream of these reads, after which the server closes. Return bytes, error, usage and noted calls."""
     task = asyncio.ensure_future(relay.run(**options))
     await settled()
     for read in reads:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import orjson
@@ -33,15 +35,22 @@ async def lines_until(caplog: pytest.LogCaptureFixture, end: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "coe.experts.live_check"]
 
 
+@asynccontextmanager
+async def starting(folder: Path) -> AsyncIterator[None]:
+    """Start a gateway over one server that answers and a port at which none does."""
+    async with servers((answering,)) as (good,):
+        registry = registry_over({"coder": f"{closed_port()}/v1", "generalist": f"{good}/v1"})
+        (folder / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
+        async with open_parts(settings_in(folder), read=words_server.read, check=True):
+            yield
+
+
 async def test_a_gateway_that_starts_logs_which_experts_answer(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="coe.experts")
-    async with servers((answering,)) as (good,):
-        registry = registry_over({"coder": f"{closed_port()}/v1", "generalist": f"{good}/v1"})
-        (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
-        async with open_parts(settings_in(tmp_path), read=words_server.read, check=True):
-            bad, last = await lines_until(caplog, "expert servers answer")
+    async with starting(tmp_path):
+        bad, last = await lines_until(caplog, "expert servers answer")
     assert bad.startswith("check at start: expert coder at ")
     assert "connection_refused" in bad
     assert last == "check at start: 1 of 2 expert servers answer"
@@ -51,11 +60,8 @@ async def test_a_gateway_that_starts_logs_which_code_classifies(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="gateway")
-    async with servers((answering,)) as (good,):
-        registry = registry_over({"coder": f"{good}/v1", "generalist": f"{good}/v1"})
-        (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
-        async with open_parts(settings_in(tmp_path), read=words_server.read):
-            logged = [record.getMessage() for record in caplog.records if "fast heads" in record.getMessage()]
+    async with starting(tmp_path):
+        logged = [record.getMessage() for record in caplog.records if "fast heads" in record.getMessage()]
     used = "the compiled kernel" if KERNEL else "NumPy, as this installation has no compiled kernel"
     assert [line.partition(": ")[2] for line in logged] == [f"the fast heads use {used}"]
 
