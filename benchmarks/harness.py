@@ -49,9 +49,10 @@ ACCESS = f"""access:
 BODIES = "bodies.jsonl"
 CLOSE = '"}]}'
 """The end of each of them, after the prompt."""
-BITS, PASSES = 20, 2**8
-"""White space after a prompt has so many characters, other ones in every pass over the prompts, of which a run has at
-most so many: a gateway may take a conversation that comes again for a second try, and write that down."""
+BITS, PASSES, LENGTHS = 20, 2**8, 64
+"""White space after a prompt makes it differ in every pass over the prompts: the number of the pass in BITS characters,
+then 0 to LENGTHS - 1 blanks. A run has at most PASSES passes. The gateway would record a repeated conversation of the
+same length as a regenerated answer, which real traffic has rarely."""
 _runs = count()
 FAILURES = ("connect", "read", "write", "status", "timeout")
 """Failures that wrk counts: socket errors, a status of 400 or more, and timeouts after two seconds."""
@@ -70,6 +71,7 @@ request = function()
   if at % #bodies == 0 then
     at, pass, blanks = 0, pass + 1, ""
     for bit = 0, {bits} - 1 do blanks = blanks .. (math.floor(pass / 2 ^ bit) % 2 == 0 and " " or "\\\\t") end
+    blanks = blanks .. string.rep(" ", pass % {lengths})
   end
   at = at + 1
   return wrk.format(nil, "/v1/chat/completions", nil, bodies[at] .. blanks .. '{close}')
@@ -133,9 +135,8 @@ def load_script(folder: Path, prompts: Path, headers: dict[str, str] | None = No
     )
     own = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in (headers or {}).items())
     script = folder / f"load-{len(list(folder.glob('load-*')))}.lua"
-    script.write_text(
-        LUA.format(bodies=bodies, key=KEY, headers=own, close=CLOSE, tail=len(CLOSE), bits=BITS, passes=PASSES)
-    )
+    numbers = {"tail": len(CLOSE), "bits": BITS, "passes": PASSES, "lengths": LENGTHS}
+    script.write_text(LUA.format(bodies=bodies, key=KEY, headers=own, close=CLOSE, **numbers))
     return script
 
 
@@ -174,6 +175,7 @@ def _unlike(bodies: Sequence[bytes]) -> Iterator[bytes]:
     """Repeat the bodies, different in every pass."""
     for number in count(next(_runs) * PASSES + 1):
         blanks = f"{number:0{BITS}b}"[::-1].replace("0", " ").replace("1", "\\t").encode()
+        blanks += b" " * (number % LENGTHS)
         for body in bodies:
             yield body.removesuffix(CLOSE.encode()) + blanks + CLOSE.encode()
 

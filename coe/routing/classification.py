@@ -25,7 +25,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from coe.core import UNDETERMINED, Prediction, Router
+from coe.core import Prediction, Router
 from coe.errors import ArtifactError
 
 Array = NDArray[np.float64]
@@ -98,7 +98,8 @@ class EncoderPasses:
     """Runs the encoder passes of a router, within limits of time and load. For one event loop; owns none of its parts.
 
     `timeout` limits a pass in seconds: None means unlimited, 0 disables passes. The MAX_CACHED_RESULTS most recently
-    used results are cached by the digest of the stripped text. A result without an identified language is not cached.
+    used results are cached by the digest of the stripped text. So are results without an identified language, since a
+    multilingual stage that is absent or cannot be loaded stays so.
     """
 
     def __init__(self, router: Router, *, threads: Executor, timeout: float | None) -> None:
@@ -121,8 +122,8 @@ class EncoderPasses:
         key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if (found := self._results.get(key)) is None:
             found = await self._run(text, foreign=foreign)
-            if found is None or found.language == UNDETERMINED:  # the multilingual stage may be absent or have failed
-                return found
+            if found is None:
+                return None
             self._results[key] = found
             if len(self._results) > MAX_CACHED_RESULTS:
                 self._results.popitem(last=False)
