@@ -1,6 +1,12 @@
 """The category-to-expert mapping: the assignment that `decide()` follows and the exact plan that finds it."""
 
-from coe.mapping.assignment import Assignment, decision_risk, expected_price, expected_utility
+from coe.mapping.assignment import (
+    Assignment,
+    expected_price,
+    expected_utility,
+    information_value,
+    routing_gain,
+)
 from coe.mapping.consequences import Consequence
 from coe.mapping.effective_plan import EffectivePlan, effective_plan
 from coe.mapping.plan import (
@@ -55,12 +61,12 @@ __all__ = [
     "changed_fields",
     "common_part",
     "current_problem",
-    "decision_risk",
     "declared_uses",
     "effective_plan",
     "expected_price",
     "expected_utility",
     "frontiers",
+    "information_value",
     "marginal_values",
     "planned_quality",
     "planned_use",
@@ -70,6 +76,7 @@ __all__ = [
     "read_published",
     "round_traffic",
     "routed_use",
+    "routing_gain",
     "smallest_limit",
     "solve",
     "sweep",

@@ -1,7 +1,6 @@
 """`Assignment`: expected quality and price by category and expert, as `decide()` uses them.
 
-`expected_utility` ranks experts for a posterior; `decision_risk` is the probability that this choice is wrong because
-the category is uncertain.
+`expected_utility` ranks experts for a posterior; `information_value` is what knowing the true category would gain.
 """
 
 from __future__ import annotations
@@ -199,17 +198,28 @@ def expected_price(assignment: Assignment, posterior: NDArray[np.floating]) -> N
     return price
 
 
-MIN_UTILITY_DIFFERENCE = 0.01
-"""Smallest difference in utility by which another expert counts as better."""
+def information_value(
+    assignment: Assignment, posterior: NDArray[np.floating], eligible: Sequence[int], *, uncertain: bool
+) -> float:
+    """Return the expected gain in utility if the true category were known (expected value of perfect information).
 
-
-def decision_risk(assignment: Assignment, posterior: NDArray[np.floating], eligible: Sequence[int]) -> float:
-    """Return the probability (0 to 1) that another expert is better for the true category than the selected one.
-
-    The selected expert is the one of highest expected utility under `posterior`, shape (n_categories,), among the
-    indices `eligible` (at least one).
+    It is at least 0, and limits what any better posterior can gain. Only the experts at the indices `eligible` (at
+    least one) count. The gain is that over the expert selected for `posterior`, shape (n_categories,): the one of
+    highest expected utility, or, if the request is `uncertain`, the expert of `general` where it is eligible.
     """
-    chosen = int(expected_utility(assignment, posterior)[eligible].argmax())
-    utility = (assignment.quality - assignment.price)[:, eligible]
-    better = utility.max(axis=1) > utility[:, chosen] + MIN_UTILITY_DIFFERENCE
-    return float(posterior[better].sum())
+    utility = assignment._value[:, eligible]
+    general = assignment.experts.index(assignment.general_expert)
+    if uncertain and general in eligible:
+        selected = eligible.index(general)
+    else:
+        selected = int(expected_utility(assignment, posterior)[eligible].argmax())
+    return float(posterior @ (utility.max(axis=1) - utility[:, selected]))
+
+
+def routing_gain(assignment: Assignment, eligible: Sequence[int]) -> float:
+    """Return what the best expert of each category gains over the best single expert, in mean utility of categories.
+
+    Only the experts at the indices `eligible` (at least one) count.
+    """
+    utility = assignment._value[:, eligible]
+    return float(utility.max(axis=1).mean() - utility.mean(axis=0).max())

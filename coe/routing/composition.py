@@ -32,7 +32,7 @@ from coe.core import (
 )
 from coe.experts.variants import build_variants
 from coe.frozen import fast_init
-from coe.mapping import Assignment, decision_risk
+from coe.mapping import Assignment, information_value, routing_gain
 from coe.mapping.problem import relative_cost
 from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
@@ -46,9 +46,11 @@ from coe.routing.request_text import RoutedText, read_request
 from coe.routing.stuck import is_stuck
 from coe.usage import RecipeLog
 
-MIN_DECISION_RISK = 0.3
-"""Probability that a more accurate posterior selects another expert, above which an encoder pass is worth its time.
-On public prompts, passes at a lower risk changed the choice to a worse expert as often as to a better one."""
+MIN_INFORMATION_VALUE = 0.01
+MIN_SHARE_OF_ROUTING_GAIN = 0.5
+"""An encoder pass is worth its time if knowing the category would gain more than MIN_INFORMATION_VALUE of expected
+quality and more than this share of the routing gain. Declared qualities are no measurements; their routing gain is the
+scale. Both were chosen on held-out training prompts (docs/experiments/encoder-escalation.md)."""
 ESCALATED_MARK = "!"
 """End of an affinity entry of a session that was escalated."""
 CHARACTERS_PER_TOKEN = 4
@@ -174,7 +176,7 @@ class Composition:
         return self._overlays.apply(prediction, tenant) if self._overlays.by_tenant else prediction
 
     def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
-        """True if a better posterior is likely enough to change the selected expert; always True with documents."""
+        """True if a better posterior may select an expert that is better by enough; always True with documents."""
         if self._retrieval is not None:
             return True
         if chat.model != AUTO:
@@ -186,10 +188,10 @@ class Composition:
             return False
         if prediction.language == UNDETERMINED:  # the fast heads know English
             return True
-        return (
-            prediction.confidence < self._confidence_threshold
-            or decision_risk(self.assignment, prediction.probabilities, eligible) > MIN_DECISION_RISK
-        )
+        uncertain = prediction.confidence < self._confidence_threshold
+        value = information_value(self.assignment, prediction.probabilities, eligible, uncertain=uncertain)
+        share = MIN_SHARE_OF_ROUTING_GAIN * routing_gain(self.assignment, eligible)
+        return value > max(MIN_INFORMATION_VALUE, share)
 
     async def find_previous(
         self, chat: Chat, conversation: Conversation, routed: RoutedText, options: RequestOptions

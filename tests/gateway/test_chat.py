@@ -1,13 +1,16 @@
 """The serving line, from bytes in to bytes out, over scripted experts."""
 
 import asyncio
+from dataclasses import replace
 
 import anyio
+import numpy as np
 import orjson
 import pytest
 
 from coe.errors import ExpertBusy, ExpertInvalidResponse, ExpertRejected, ExpertTimeout, ExpertUnavailable
-from tests.fakes import gateway_of, registry_of
+from coe.mapping import Assignment
+from tests.fakes import WordRouter, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
 
@@ -84,11 +87,26 @@ async def test_no_text_is_escalated_where_the_encoder_could_change_nothing() -> 
     ]
 
 
-async def test_an_uncertain_prediction_is_escalated_even_if_one_expert_has_most_of_it() -> None:
+async def test_an_uncertain_request_is_escalated_if_the_general_expert_is_likely_to_be_worse() -> None:
+    experts = ("coder", "painter", "generalist")
+    measured = replace(
+        Assignment.declared(WordRouter.categories, experts, {"code": "painter", "art": "painter"}, "generalist"),
+        quality=np.array([[0.6, 0.7, 0.6], [0.6, 0.7, 0.6], [0.6, 0.6, 0.61]]),
+    )
+    stages = []
+    for threshold in (0.2, 0.8):  # the fast heads give art 0.5, so that painter or generalist is selected
+        registry = registry_of(policy={"confidence_threshold": threshold})
+        async with gateway_of(registry, assignment=measured) as gateway:
+            await gateway.chat("ponder art")
+        stages.append(gateway.records[0].stage)
+    assert stages == ["short_circuit", "predict"]
+
+
+async def test_an_uncertain_request_is_not_escalated_where_one_expert_answers_everything() -> None:
     assignment = {"code": "generalist", "art": "generalist", "general": "generalist"}
     async with gateway_of(registry_of(assignment=assignment, policy={"confidence_threshold": 0.8})) as gateway:
         await gateway.chat("ponder art")
-    assert gateway.records[0].stage == "predict"
+    assert (gateway.records[0].stage, gateway.records[0].reason) == ("short_circuit", "uncertain")
 
 
 async def test_an_experts_name_as_model_pins_it() -> None:

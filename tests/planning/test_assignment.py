@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coe.errors import ArtifactError
-from coe.mapping import Assignment, Budget, Problem, Uses, decision_risk, expected_utility, solve
+from coe.mapping import Assignment, Budget, Problem, Uses, expected_utility, information_value, routing_gain, solve
 
 DECLARED = Assignment.declared(("code", "law", "general"), ("coder", "jurist", "big"), {"code": "coder"}, "big")
 
@@ -56,25 +56,43 @@ def test_an_assignment_cannot_be_changed_after_it_was_made() -> None:
         DECLARED.quality[0, 0] = 0.0
 
 
-def test_nothing_is_at_stake_among_categories_of_one_expert() -> None:
+def test_the_category_is_worth_nothing_among_categories_of_one_expert() -> None:
     posterior = np.array([0.5, 0.2, 0.3], dtype=np.float32)
     own = Assignment.declared(("a", "b", "general"), ("x", "y", "z"), {"a": "x", "b": "x"}, general="z")
     apart = Assignment.declared(("a", "b", "general"), ("x", "y", "z"), {"a": "x", "b": "y"}, general="z")
-    assert decision_risk(own, posterior, [0, 1, 2]) == pytest.approx(0.3)
-    assert decision_risk(apart, posterior, [0, 1, 2]) == pytest.approx(0.5)
-    assert decision_risk(apart, posterior, [0, 1]) == pytest.approx(
-        0.2
-    )  # the third cannot, and without it both are alike
-    assert decision_risk(apart, posterior, [1]) == 0
+    assert information_value(own, posterior, [0, 1, 2], uncertain=False) == pytest.approx(0.3)
+    assert information_value(apart, posterior, [0, 1, 2], uncertain=False) == pytest.approx(0.5)
+    assert information_value(apart, posterior, [0, 1], uncertain=False) == pytest.approx(0.2)  # z may not answer
+    assert information_value(apart, posterior, [1], uncertain=False) == 0
 
 
-def test_a_hardly_better_expert_puts_nothing_at_stake_and_prices_count() -> None:
-    def planned(quality: list[list[float]], price: list[float]) -> Assignment:
-        made = Assignment.declared(("a", "general"), ("x", "y"), {"a": "x"}, general="y")
-        return replace(made, quality=np.array(quality), price=np.tile(price, (2, 1)))
+def test_an_uncertain_request_is_compared_with_the_general_expert_if_it_may_answer() -> None:
+    posterior = np.array([0.7, 0.3], dtype=np.float32)
+    declared = Assignment.declared(("a", "general"), ("x", "y"), {"a": "x"}, general="y")
+    assert information_value(declared, posterior, [0, 1], uncertain=False) == pytest.approx(0.3)
+    assert information_value(declared, posterior, [0, 1], uncertain=True) == pytest.approx(0.7 * 0.99)
+    assert information_value(declared, posterior, [0], uncertain=True) == 0
 
+
+def test_the_value_of_the_category_is_in_units_of_quality_less_price() -> None:
     even = np.array([0.5, 0.5], dtype=np.float32)
-    assert decision_risk(planned([[0.7, 0.6], [0.6, 0.605]], [0.0, 0.0]), even, [0, 1]) == 0
-    assert decision_risk(planned([[0.7, 0.6], [0.6, 0.65]], [0.0, 0.0]), even, [0, 1]) == 0.5
-    assert decision_risk(planned([[0.7, 0.6], [0.6, 0.65]], [0.0, 0.1]), even, [0, 1]) == 0
-    assert decision_risk(planned([[0.7, 0.6], [-np.inf, 0.65]], [0.0, 0.0]), even, [0, 1]) == 0.5
+
+    def value(quality: list[list[float]], price: list[float]) -> float:
+        return information_value(planned(quality, price), even, [0, 1], uncertain=False)
+
+    assert value([[0.7, 0.6], [0.6, 0.605]], [0.0, 0.0]) == pytest.approx(0.0025)
+    assert value([[0.7, 0.6], [0.6, 0.65]], [0.0, 0.0]) == pytest.approx(0.025)
+    assert value([[0.7, 0.6], [0.6, 0.65]], [0.0, 0.1]) == 0
+    assert value([[0.7, 0.6], [-np.inf, 0.65]], [0.0, 0.0]) == pytest.approx(0.05)  # an excluded expert has quality 0
+
+
+def test_the_routing_gain_is_the_mean_over_categories_against_the_best_single_expert() -> None:
+    measured = planned([[0.7, 0.6], [0.6, 0.65]], [0.0, 0.0])
+    assert routing_gain(measured, [0, 1]) == pytest.approx(0.025)
+    assert routing_gain(measured, [1]) == 0
+    assert routing_gain(planned([[0.7, 0.6], [0.6, 0.65]], [0.0, 0.1]), [0, 1]) == pytest.approx(0.0)
+
+
+def planned(quality: list[list[float]], price: list[float]) -> Assignment:
+    made = Assignment.declared(("a", "general"), ("x", "y"), {"a": "x"}, general="y")
+    return replace(made, quality=np.array(quality), price=np.tile(price, (2, 1)))
