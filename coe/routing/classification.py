@@ -53,7 +53,7 @@ MAX_CACHED_RESULTS = 1024
 """Most recently used encoder results that are cached, about 500 kB. Loops of tool calls repeat a request, and several
 clients send the same prompts."""
 SHORT_CIRCUIT = "short_circuit"
-"""Stage of a fast prediction that is uncertain, but whose decision an encoder pass is unlikely to change."""
+"""Stage of a fast prediction that is uncertain, but for which an encoder pass is not worth its time."""
 
 
 @dataclass(slots=True)
