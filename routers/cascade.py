@@ -186,7 +186,8 @@ class CascadeRouter:
 
     def fast_prediction(self, features: FastFeatures) -> Prediction:
         """Return the fast stage's prediction, of stage FAST_UNCERTAIN if it is below the escalation threshold or if the
-        text is for the multilingual stage."""
+        text is for the multilingual stage. Without that stage, a text in another script takes no pass of the English
+        encoder, which knows as little about it."""
         posterior = self.ensemble.fast_posterior(features.lexical, features.static)
         language = UNDETERMINED if features.foreign else ENGLISH
         in_distribution = self.in_distribution.fast.of(features.similarity) * _shared_words(features, language)
@@ -194,6 +195,8 @@ class CascadeRouter:
         confident = prediction.confidence >= self.ensemble.threshold
         if features.foreign and self.multilingual is not None and self.multilingual.usable:
             confident = False
+        elif features.other_script:
+            confident = True
         return prediction if confident else replace(prediction, stage=FAST_UNCERTAIN)
 
     def encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:

@@ -110,7 +110,8 @@ class FastFeatures:
     """Outputs of the fast heads for one text.
 
     `lexical` and `static` are logits (n_categories,), `vector` is the static vector (dimensions,). `similarity` is the
-    cosine to the nearest centroid and the share of known terms. `foreign` is True if the text is probably not English.
+    cosine to the nearest centroid and the share of known terms. `foreign` is True if the text is probably not English,
+    `other_script` if most of its letters are outside the Latin script.
     """
 
     lexical: Floats
@@ -118,6 +119,7 @@ class FastFeatures:
     vector: Floats
     similarity: tuple[float, float]
     foreign: bool = False
+    other_script: bool = False
 
 
 class FastHeads:
@@ -183,7 +185,8 @@ class FastHeads:
         nearest, known, foreign_words, english_words = self._tables.compute(ids, bias, outputs)
         lexical, static, vector = outputs[:classes], outputs[classes : 2 * classes], outputs[2 * classes :]
         foreign = is_foreign(writing_systems, foreign_words, english_words)
-        return FastFeatures(lexical, static, vector, (nearest, known), foreign)
+        other_script = foreign and other_script_share(writing_systems) > MIN_OTHER_SCRIPT
+        return FastFeatures(lexical, static, vector, (nearest, known), foreign, other_script)
 
     def _by_numpy(self, ids: NDArray[np.int64], writing_systems: Floats | None, bias: Floats) -> FastFeatures:
         tokens = self._tokens.take(ids, axis=0).astype(np.float32)
@@ -197,7 +200,8 @@ class FastHeads:
         nearest = float(cosines[cosines.argmax()])
         lexical, known_share = self._lexical(ids, bias, function_words)
         foreign = is_foreign(writing_systems, *function_words.tolist())
-        return FastFeatures(lexical, static, vector, (nearest, known_share), foreign)
+        other_script = foreign and other_script_share(writing_systems) > MIN_OTHER_SCRIPT
+        return FastFeatures(lexical, static, vector, (nearest, known_share), foreign, other_script)
 
     def _lexical(self, ids: NDArray[np.int64], bias: Floats, function_words: Floats) -> tuple[Floats, float]:
         """Return the lexical head's logits and the share of known terms (0 to 1, by squared TF-IDF weight)."""
@@ -233,6 +237,9 @@ MAX_FOREIGN_SCRIPT, MAX_UNEXPLAINED_SCRIPT = 0.25, 0.05
 """Shares of letters outside the Latin script above which a text is foreign: in any text, and in one with hardly any
 English function words, such as code below a question."""
 MIN_ENGLISH_WORDS, MIN_FOREIGN_EVIDENCE = 0.04, 0.02
+MIN_OTHER_SCRIPT = 0.5
+"""Share of letters outside the Latin script above which the English encoder gains nothing over the fast heads
+(docs/experiments/languages.md)."""
 ACCENT_WEIGHT = 2.0
 """Accented letters count this much more than foreign function words."""
 _WEIGHTS = np.ones(len(WRITING_SYSTEM_NAMES), dtype=np.float32)
@@ -247,14 +254,21 @@ def is_foreign(writing_systems: Floats | None, foreign_words: float, english_wor
     """
     if writing_systems is None:
         return foreign_words > max(english_words, MIN_FOREIGN_EVIDENCE)
-    weighted = writing_systems * _WEIGHTS
-    ascii_letters, accented = float(weighted[0]), float(weighted[1])
-    total = float(weighted.sum())
-    script = (total - ascii_letters - accented) / total if total else 0.0
+    accented = float(writing_systems[1])
+    script = other_script_share(writing_systems)
     if script > MAX_FOREIGN_SCRIPT or (script > MAX_UNEXPLAINED_SCRIPT and english_words < MIN_ENGLISH_WORDS):
         return True
     evidence = foreign_words + accented
     return evidence > MIN_FOREIGN_EVIDENCE and foreign_words + ACCENT_WEIGHT * accented > english_words
+
+
+def other_script_share(writing_systems: Floats | None) -> float:
+    """Return the share of letters outside the Latin script, of `writing_systems` as in `is_foreign`."""
+    if writing_systems is None:
+        return 0.0
+    weighted = writing_systems * _WEIGHTS
+    total = float(weighted.sum())
+    return (total - float(weighted[0]) - float(weighted[1])) / total if total else 0.0
 
 
 MAX_CENTROIDS = 512

@@ -115,6 +115,19 @@ def test_a_text_is_foreign_by_its_script_its_accents_and_its_function_words(
     assert is_foreign(None if text.isascii() else WritingSystems()(text), *words) is expected
 
 
+def test_without_the_multilingual_stage_only_texts_in_the_latin_script_may_take_an_encoder_pass(
+    router: CascadeRouter,
+) -> None:
+    router.ensemble = replace(router.ensemble, threshold=1.1)  # every prediction is uncertain
+    texts = ("Über müde Bären", "这段代码为什么报错", "Напиши код:\n" + "x = 1; y = foo(x); " * 4)
+    features = [router.fast_heads(text) for text in texts]
+    assert [one.foreign for one in features] == [True, True, True]
+    assert [router.fast_prediction(one).stage for one in features] == ["fast_uncertain", "fast", "fast_uncertain"]
+    assert [one.stage for one in router.predict(texts)] == ["encoder", "fast", "encoder"]
+    router.multilingual = stage_of(router.categories)
+    assert [router.fast_prediction(one).stage for one in features] == ["fast_uncertain"] * 3
+
+
 def test_every_language_that_is_identified_can_be_declared() -> None:
     from py3langid.langid import MODEL_FILE
     from py3langid.langid import LanguageIdentifier as Model
