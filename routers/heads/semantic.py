@@ -50,6 +50,8 @@ class KnnHead:
     axis_norms: NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # column by column: the product with one text then takes two thirds of the time with cold caches
+        object.__setattr__(self, "vectors", np.asfortranarray(self.vectors))
         object.__setattr__(self, "axis_norms", np.linalg.norm(self.axes, axis=0))
 
     def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -66,13 +68,15 @@ class KnnHead:
         """Return log vote shares (n_texts, classes) and similarities (n_texts,) of projected vectors."""
         cosines = projected @ self.vectors.T
         k, few = min(NEIGHBOURS, len(self.vectors)), min(SIMILARITY_NEIGHBOURS, len(self.vectors))
+        rows = np.arange(len(projected))[:, None]
         nearest = cosines.argpartition(-k, axis=1)[:, -k:]
-        near = np.take_along_axis(cosines, nearest, axis=1)
+        near = cosines[rows, nearest]
         weights = np.exp(SHARPNESS * (near - near.max(axis=1, keepdims=True)))
-        cells = self.labels[nearest] + self.classes * np.arange(len(projected))[:, None]
+        cells = self.labels[nearest] + self.classes * rows
         votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(projected) * self.classes)
         shares = votes.reshape(len(projected), self.classes) / weights.sum(axis=1, keepdims=True)
-        similarity = np.partition(near, -few, axis=1)[:, -few:].mean(axis=1)
+        near.partition(-few, axis=1)
+        similarity = near[:, -few:].mean(axis=1)
         return np.log(shares + VOTE_SMOOTHING).astype(np.float32), similarity
 
     def nearest(self, projected: NDArray[np.float32], *, limit: int) -> list[tuple[int, float, str]]:
@@ -88,7 +92,7 @@ class KnnHead:
 
     def arrays(self) -> Arrays:
         """Return the table to write, with `vectors` rounded to multiples of EXEMPLAR_STEP."""
-        rounded = np.rint(self.vectors / np.float32(EXEMPLAR_STEP)) * np.float32(EXEMPLAR_STEP)
+        rounded = np.rint(np.ascontiguousarray(self.vectors) / np.float32(EXEMPLAR_STEP)) * np.float32(EXEMPLAR_STEP)
         return {"axes": self.axes, "vectors": rounded, "labels": self.labels.astype(np.int32)}
 
 
