@@ -207,9 +207,9 @@ def information_value(
     least one) count. The gain is that over the expert selected for `posterior`, shape (n_categories,): the one of
     highest expected utility, or, if the request is `uncertain`, the expert of `general` where it is eligible.
     """
-    utility = assignment._value[:, eligible]
-    general = assignment.experts.index(assignment.general_expert)
-    if uncertain and general in eligible:
+    utility = assignment._value.take(eligible, axis=1)
+    general = assignment.experts.index(assignment.general_expert) if uncertain else -1
+    if general in eligible:
         selected = eligible.index(general)
     else:
         selected = int(expected_utility(assignment, posterior)[eligible].argmax())
@@ -221,5 +221,5 @@ def routing_gain(assignment: Assignment, eligible: Sequence[int]) -> float:
 
     Only the experts at the indices `eligible` (at least one) count.
     """
-    utility = assignment._value[:, eligible]
-    return float(utility.max(axis=1).mean() - utility.mean(axis=0).max())
+    utility = assignment._value.take(eligible, axis=1)
+    return float(utility.max(axis=1).sum() - utility.sum(axis=0).max()) / len(utility)
