@@ -158,16 +158,16 @@ class Prediction:
     overlay_version: str = ""
     router_probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
     language: str = ""
+    best: int = field(init=False)
+    """Index of the most likely category."""
+    confidence: float = field(init=False)
+    """Probability that the text is in-distribution and belongs to the most likely category."""
 
-    @property
-    def best(self) -> int:
-        """Index of the most likely category."""
-        return int(self.probabilities.argmax())
-
-    @property
-    def confidence(self) -> float:
-        """Probability that the text is in-distribution and belongs to the most likely category."""
-        return float(self.probabilities[self.probabilities.argmax()]) * self.in_distribution
+    def __post_init__(self) -> None:
+        values: list[float] = self.probabilities.tolist()  # each of NumPy's calls takes longer than all of these
+        largest = max(values)
+        self.best = values.index(largest)  # type: ignore[misc]
+        self.confidence = largest * self.in_distribution  # type: ignore[misc]
 
 
 class Encoder(Protocol):

@@ -12,9 +12,10 @@ def fast_init(cls: type[T]) -> type[T]:
     """Give a frozen dataclass with slots a constructor that takes a fifth of the time.
 
     The generated one calls `object.__setattr__` for every field. This one gives the new instance a class with the same
-    slots that is not frozen, assigns the fields, and returns the instance to its own class.
+    slots that is not frozen, assigns the fields, and returns the instance to its own class. `__post_init__` may assign
+    the fields that are not parameters.
 
-    Raises TypeError for a class with `__post_init__` or a field that is not a parameter.
+    Raises TypeError for such a field without `__post_init__`.
     """
     found: dict[str, Any] = {
         "_set": object.__setattr__,
@@ -24,8 +25,10 @@ def fast_init(cls: type[T]) -> type[T]:
     }
     parameters, assignments = ["self"], list[str]()
     for one in fields(cls):  # type: ignore[arg-type]
-        if not one.init or hasattr(cls, "__post_init__"):
-            raise TypeError(f"{cls.__name__} computes fields, so its constructor must stay")
+        if not one.init:
+            if not hasattr(cls, "__post_init__"):
+                raise TypeError(f"{cls.__name__} has no __post_init__ to compute {one.name}")
+            continue
         value = one.name
         if one.default_factory is not MISSING:
             found[f"_new_{one.name}"] = one.default_factory
@@ -41,6 +44,7 @@ def fast_init(cls: type[T]) -> type[T]:
         f"def __init__({', '.join(parameters)}):",
         "    _set(self, '__class__', _mutable)",
         *assignments,
+        *(["    _frozen.__post_init__(self)"] if hasattr(cls, "__post_init__") else []),
         "    self.__class__ = _frozen",
     ]
     exec("\n".join(lines), found)  # noqa: S102  (names of declared fields only, as in dataclasses itself)

@@ -188,13 +188,17 @@ class CascadeRouter:
         """Return the fast stage's prediction, of stage FAST_UNCERTAIN if it is below the escalation threshold or if the
         text is for the multilingual stage."""
         posterior = self.ensemble.fast_posterior(features.lexical, features.static)
-        language = UNDETERMINED if features.foreign else ENGLISH
-        in_distribution = self.in_distribution.fast.of(features.similarity) * _shared_words(features, language)
-        prediction = Prediction(posterior, FAST, in_distribution, language=language)
-        confident = prediction.confidence >= self.ensemble.threshold
-        if features.foreign and self.multilingual is not None and self.multilingual.usable:
-            confident = False
-        return prediction if confident else replace(prediction, stage=FAST_UNCERTAIN)
+        in_distribution, language = self.in_distribution.fast.of(features.similarity), ENGLISH
+        stage = FAST
+        if features.foreign:
+            language = UNDETERMINED
+            in_distribution *= _shared_words(features, language)
+            if self.multilingual is not None and self.multilingual.usable:
+                stage = FAST_UNCERTAIN
+        prediction = Prediction(posterior, stage, in_distribution, language=language)
+        if stage == FAST and prediction.confidence < self.ensemble.threshold:
+            return Prediction(posterior, FAST_UNCERTAIN, in_distribution, language=language)
+        return prediction
 
     def encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
         """Return the encoder stage's predictions."""

@@ -287,13 +287,18 @@ class Composition:
         )
 
     def _health(self) -> dict[str, Health]:
-        """Return the health of everything that routing may select."""
-        health = {name: expert.health for name, expert in self.experts.items()}
-        for variant in self.registry.variants:
-            health[variant.name] = health[variant.variant_of]
-        for arm in self._routed_recipes:
-            health[arm.name] = arm.health
-        return health
+        """Return the health of what routing may select, if it is down or overloaded: usually empty."""
+        impaired = dict[str, Health]()
+        for name, expert in self.experts.items():
+            health = expert.health
+            if not health.up or health.load >= 1:
+                impaired[name] = health
+        if impaired:  # variants and recipes are so only if one of their experts is
+            for variant in self.registry.variants:
+                if variant.variant_of in impaired:
+                    impaired[variant.name] = impaired[variant.variant_of]
+            impaired |= {arm.name: arm.health for arm in self._routed_recipes}
+        return impaired
 
     def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64] | None:
         """Return each arm's cost at the request's cost_weight, minus the gain that passages are expected to add.
