@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -163,11 +163,16 @@ class Prediction:
     confidence: float = field(init=False)
     """Probability that the text is in-distribution and belongs to the most likely category."""
 
-    def __post_init__(self) -> None:
-        values: list[float] = self.probabilities.tolist()  # each of NumPy's calls takes longer than all of these
-        largest = max(values)
-        self.best = values.index(largest)  # type: ignore[misc]
-        self.confidence = largest * self.in_distribution  # type: ignore[misc]
+    largest: InitVar[tuple[int, float] | None] = None
+    """Index and value of the largest probability, if the router has computed them."""
+
+    def __post_init__(self, largest: tuple[int, float] | None) -> None:
+        if largest is None:
+            values: list[float] = self.probabilities.tolist()  # each of NumPy's calls takes longer than all of these
+            highest = max(values)
+            largest = values.index(highest), highest
+        self.best = largest[0]  # type: ignore[misc]
+        self.confidence = largest[1] * self.in_distribution  # type: ignore[misc]
 
 
 class Encoder(Protocol):

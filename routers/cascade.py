@@ -59,11 +59,14 @@ class EnsembleWeights:
 
     def fast_posterior(self, lexical: Floats, static: Floats) -> Floats:
         """Return the posterior from logits (n_categories,) or (n_texts, n_categories), in the same shape."""
-        if KERNEL is not None and lexical.ndim == 1:  # one request, in float32
-            posterior = np.empty_like(lexical)
-            KERNEL.pool(lexical, static, self.fast, posterior)
-            return posterior
         return softmax(self.fast[0] * lexical + self.fast[1] * static)
+
+    def posterior_of_request(self, lexical: Floats, static: Floats) -> tuple[Floats, tuple[int, float] | None]:
+        """Return the posterior from logits (n_categories,). The kernel also finds its maximum, with the index."""
+        if KERNEL is None:
+            return self.fast_posterior(lexical, static), None
+        posterior = np.empty_like(lexical)
+        return posterior, KERNEL.pool(lexical, static, self.fast, posterior)
 
     def encoder_posterior(self, heads: Sequence[Floats]) -> Floats:
         """Return the posterior (n_texts, n_categories) from the logits of all heads."""
@@ -187,7 +190,7 @@ class CascadeRouter:
     def fast_prediction(self, features: FastFeatures) -> Prediction:
         """Return the fast stage's prediction, of stage FAST_UNCERTAIN if it is below the escalation threshold or if the
         text is for the multilingual stage."""
-        posterior = self.ensemble.fast_posterior(features.lexical, features.static)
+        posterior, largest = self.ensemble.posterior_of_request(features.lexical, features.static)
         in_distribution, language = self.in_distribution.fast.of(features.similarity), ENGLISH
         stage = FAST
         if features.foreign:
@@ -195,9 +198,9 @@ class CascadeRouter:
             in_distribution *= _shared_words(features, language)
             if self.multilingual is not None and self.multilingual.usable:
                 stage = FAST_UNCERTAIN
-        prediction = Prediction(posterior, stage, in_distribution, language=language)
+        prediction = Prediction(posterior, stage, in_distribution, language=language, largest=largest)
         if stage == FAST and prediction.confidence < self.ensemble.threshold:
-            return Prediction(posterior, FAST_UNCERTAIN, in_distribution, language=language)
+            return Prediction(posterior, FAST_UNCERTAIN, in_distribution, language=language, largest=largest)
         return prediction
 
     def encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
