@@ -43,7 +43,7 @@ def test_the_shortcut_gives_the_experts_that_are_not_ineligible(
         with pytest.raises(InvalidRequest, match="no expert can take this request"):
             eligible_arms(chat, registry, {}, "", language="en", rule=rule)
         return
-    assert list(eligible_arms(chat, registry, {}, "", language="en", rule=rule)) == expected
+    assert sorted(eligible_arms(chat, registry, {}, "", language="en", rule=rule)) == sorted(expected)
     if api == "chat":
         assert "embedder" not in expected
 
@@ -58,4 +58,4 @@ def test_the_shortcut_gives_the_experts_that_are_not_ineligible(
 def test_variants_and_recipes_are_eligible_too(changes: dict[str, Any], expected: list[str]) -> None:
     registry = declared(**changes)
     found = eligible_arms(chat_of("x"), registry, {"panel@1": 1.0}, "", language="en")
-    assert list(found) == expected
+    assert sorted(found) == sorted(expected)

@@ -215,12 +215,12 @@ class Registry(StrictModel):
         return (*self.single_arms, *self.recipe_arms)
 
     @cached_property
-    def plain_chat_arms(self) -> tuple[str, ...]:
+    def plain_chat_arms(self) -> frozenset[str]:
         """All that may answer a chat without needs that fits into `plain_context` tokens; empty if that also depends on
         the chat's fields or language, because variants, recipes or languages are declared."""
         if self.variants or self.recipe_arms or self.restricts_languages:
-            return ()
-        return tuple(expert.name for expert in self.experts if "chat" in expert.supported_apis)
+            return frozenset()
+        return frozenset(expert.name for expert in self.experts if "chat" in expert.supported_apis)
 
     @cached_property
     def plain_context(self) -> int:

@@ -165,7 +165,7 @@ def _utilities_and_prices(
 
 
 def _with_experts_of_variants(
-    utilities: dict[str, float], eligible: Sequence[str], registry: Registry
+    utilities: dict[str, float], eligible: Collection[str], registry: Registry
 ) -> dict[str, float]:
     """Give experts the utility of their variants, where a request cannot go to any arm that the plan allows.
 
@@ -202,7 +202,7 @@ class _Candidates:
 
     @classmethod
     def of(
-        cls, eligible: Sequence[str], utility: Mapping[str, float], health_by_expert: Mapping[str, Health]
+        cls, eligible: Collection[str], utility: Mapping[str, float], health_by_expert: Mapping[str, Health]
     ) -> _Candidates:
         by_utility = sorted([name for name in utility if name in eligible], key=utility.__getitem__, reverse=True)
         if not health_by_expert:

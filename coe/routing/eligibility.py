@@ -7,7 +7,7 @@ no expert that it excludes becomes a candidate, as a fallback, hedge, stand-in o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -117,7 +117,7 @@ def eligible_arms(
     *,
     language: str,
     rule: ExpertRule | None = None,
-) -> Sequence[str]:
+) -> Collection[str]:
     """Return the names of the eligible experts and arms. Raises InvalidRequest if no expert can take the chat,
     Forbidden if the rule excludes all."""
     plain = registry.plain_chat_arms
