@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -158,16 +158,21 @@ class Prediction:
     overlay_version: str = ""
     router_probabilities: NDArray[np.float32] | None = field(default=None, repr=False)
     language: str = ""
+    best: int = field(init=False)
+    """Index of the most likely category."""
+    confidence: float = field(init=False)
+    """Probability that the text is in-distribution and belongs to the most likely category."""
 
-    @property
-    def best(self) -> int:
-        """Index of the most likely category."""
-        return int(self.probabilities.argmax())
+    largest: InitVar[tuple[int, float] | None] = None
+    """Index and value of the largest probability, if the router has computed them."""
 
-    @property
-    def confidence(self) -> float:
-        """Probability that the text is in-distribution and belongs to the most likely category."""
-        return float(self.probabilities[self.probabilities.argmax()]) * self.in_distribution
+    def __post_init__(self, largest: tuple[int, float] | None) -> None:
+        if largest is None:
+            values: list[float] = self.probabilities.tolist()  # each of NumPy's calls takes longer than all of these
+            highest = max(values)
+            largest = values.index(highest), highest
+        self.best = largest[0]  # type: ignore[misc]
+        self.confidence = largest[1] * self.in_distribution  # type: ignore[misc]
 
 
 class Encoder(Protocol):
@@ -264,7 +269,8 @@ class Call:
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
 
-    An expert adds to `dropped` the types of items that it left out, because its server cannot read them.
+    An expert adds to `dropped` the types of items that it left out, because its server cannot read them. The first
+    replica that gets the call ends `pending`, since its requests in flight include the call from then on.
     """
 
     fields: Mapping[str, Any]
@@ -285,6 +291,7 @@ class Call:
     parameters: Mapping[str, Any] | None = None
     renames_limit: bool = False
     dropped: set[str] | None = field(default=None, repr=False)
+    pending: PendingCall | None = field(default=None, repr=False)
 
 
 class Chunks(Protocol):
@@ -330,8 +337,9 @@ class Health:
     """Health of an expert, from its recent requests.
 
     `up` is False while its circuit breaker is open; `cause` is the reason, empty if unknown. `load` is requests in
-    flight over capacity: from 1 on the expert is overloaded. `ready_replicas` counts the servers that accept requests.
-    `ttft_p95` is the 95th percentile of the time to first token of recent streams in seconds, None for too few streams.
+    flight and pending ones over capacity: from 1 on the expert is overloaded. `ready_replicas` counts the servers that
+    accept requests. `ttft_p95` is the 95th percentile of the time to first token of recent streams in seconds, None for
+    too few streams.
     """
 
     up: bool = True
@@ -339,6 +347,30 @@ class Health:
     ready_replicas: int = 1
     ttft_p95: float | None = None
     cause: Cause | Literal[""] = ""
+
+
+@runtime_checkable
+class CountsPending(Protocol):
+    """An expert whose load includes `pending`, the number of requests that are decided and not yet sent to it."""
+
+    pending: int
+
+
+class PendingCall:
+    """A request that is decided and not yet sent: part of the load of the experts that it calls first, until `end`."""
+
+    __slots__ = ("_experts",)
+
+    def __init__(self, experts: Sequence[CountsPending]) -> None:
+        self._experts = experts
+        for expert in experts:
+            expert.pending += 1
+
+    def end(self) -> None:
+        """Count the request no longer; further calls do nothing."""
+        experts, self._experts = self._experts, ()
+        for expert in experts:
+            expert.pending -= 1
 
 
 class Expert(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
+from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -12,9 +13,10 @@ def fast_init(cls: type[T]) -> type[T]:
     """Give a frozen dataclass with slots a constructor that takes a fifth of the time.
 
     The generated one calls `object.__setattr__` for every field. This one gives the new instance a class with the same
-    slots that is not frozen, assigns the fields, and returns the instance to its own class.
+    slots that is not frozen, assigns the fields, and returns the instance to its own class. `__post_init__`, which gets
+    the parameters declared as InitVar, may assign the fields that are not parameters.
 
-    Raises TypeError for a class with `__post_init__` or a field that is not a parameter.
+    Raises TypeError for such a field without `__post_init__`.
     """
     found: dict[str, Any] = {
         "_set": object.__setattr__,
@@ -22,25 +24,31 @@ def fast_init(cls: type[T]) -> type[T]:
         "_mutable": type(cls.__name__, cls.__bases__, {"__slots__": cls.__slots__}),  # type: ignore[attr-defined]
         "_missing": MISSING,
     }
-    parameters, assignments = ["self"], list[str]()
-    for one in fields(cls):  # type: ignore[arg-type]
-        if not one.init or hasattr(cls, "__post_init__"):
-            raise TypeError(f"{cls.__name__} computes fields, so its constructor must stay")
-        value = one.name
-        if one.default_factory is not MISSING:
-            found[f"_new_{one.name}"] = one.default_factory
-            parameters.append(f"{one.name}=_missing")
-            value = f"_new_{one.name}() if {one.name} is _missing else {one.name}"
-        elif one.default is not MISSING:
-            found[f"_default_{one.name}"] = one.default
-            parameters.append(f"{one.name}=_default_{one.name}")
+    fields_by_name = {one.name: one for one in fields(cls)}  # type: ignore[arg-type]
+    computed = [one.name for one in fields_by_name.values() if not one.init]
+    if computed and not hasattr(cls, "__post_init__"):
+        raise TypeError(f"{cls.__name__} has no __post_init__ to compute {computed[0]}")
+    parameters, assignments, init_only = ["self"], list[str](), ["self"]
+    for name, parameter in signature(cls).parameters.items():
+        one, value = fields_by_name.get(name), name
+        if one is not None and one.default_factory is not MISSING:
+            found[f"_new_{name}"] = one.default_factory
+            parameters.append(f"{name}=_missing")
+            value = f"_new_{name}() if {name} is _missing else {name}"
+        elif parameter.default is not Parameter.empty:
+            found[f"_default_{name}"] = parameter.default
+            parameters.append(f"{name}=_default_{name}")
         else:
-            parameters.append(one.name)
-        assignments.append(f"    self.{one.name} = {value}")
+            parameters.append(name)
+        if one is None:
+            init_only.append(name)
+        else:
+            assignments.append(f"    self.{name} = {value}")
     lines = [
         f"def __init__({', '.join(parameters)}):",
         "    _set(self, '__class__', _mutable)",
         *assignments,
+        *([f"    _frozen.__post_init__({', '.join(init_only)})"] if hasattr(cls, "__post_init__") else []),
         "    self.__class__ = _frozen",
     ]
     exec("\n".join(lines), found)  # noqa: S102  (names of declared fields only, as in dataclasses itself)

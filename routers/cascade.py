@@ -59,11 +59,14 @@ class EnsembleWeights:
 
     def fast_posterior(self, lexical: Floats, static: Floats) -> Floats:
         """Return the posterior from logits (n_categories,) or (n_texts, n_categories), in the same shape."""
-        if KERNEL is not None and lexical.ndim == 1:  # one request, in float32
-            posterior = np.empty_like(lexical)
-            KERNEL.pool(lexical, static, self.fast, posterior)
-            return posterior
         return softmax(self.fast[0] * lexical + self.fast[1] * static)
+
+    def posterior_of_request(self, lexical: Floats, static: Floats) -> tuple[Floats, tuple[int, float] | None]:
+        """Return the posterior from logits (n_categories,). The kernel also finds its maximum, with the index."""
+        if KERNEL is None:
+            return self.fast_posterior(lexical, static), None
+        posterior = np.empty_like(lexical)
+        return posterior, KERNEL.pool(lexical, static, self.fast, posterior)
 
     def encoder_posterior(self, heads: Sequence[Floats]) -> Floats:
         """Return the posterior (n_texts, n_categories) from the logits of all heads."""
@@ -188,16 +191,20 @@ class CascadeRouter:
         """Return the fast stage's prediction, of stage FAST_UNCERTAIN if it is below the escalation threshold or if the
         text is for the multilingual stage. Without that stage, a text in another script takes no pass of the English
         encoder, which knows as little about it."""
-        posterior = self.ensemble.fast_posterior(features.lexical, features.static)
-        language = UNDETERMINED if features.foreign else ENGLISH
-        in_distribution = self.in_distribution.fast.of(features.similarity) * _shared_words(features, language)
-        prediction = Prediction(posterior, FAST, in_distribution, language=language)
-        confident = prediction.confidence >= self.ensemble.threshold
-        if features.foreign and self.multilingual is not None and self.multilingual.usable:
+        posterior, largest = self.ensemble.posterior_of_request(features.lexical, features.static)
+        in_distribution, language = self.in_distribution.fast.of(features.similarity), ENGLISH
+        has_multilingual = self.multilingual is not None and self.multilingual.usable
+        if features.foreign:
+            language = UNDETERMINED
+            in_distribution *= _shared_words(features, language)
+        prediction = Prediction(posterior, FAST, in_distribution, language=language, largest=largest)
+        if features.foreign and has_multilingual:
             confident = False
-        elif features.other_script:
-            confident = True
-        return prediction if confident else replace(prediction, stage=FAST_UNCERTAIN)
+        else:
+            confident = features.other_script or prediction.confidence >= self.ensemble.threshold
+        if confident:
+            return prediction
+        return Prediction(posterior, FAST_UNCERTAIN, in_distribution, language=language, largest=largest)
 
     def encoder_predictions(self, outputs: HeadOutputs) -> list[Prediction]:
         """Return the encoder stage's predictions."""

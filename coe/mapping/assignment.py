@@ -49,6 +49,8 @@ class Assignment:
     _value: NDArray[np.float64] = field(init=False, repr=False)
     is_priced: bool = field(init=False, repr=False)
     _exclusion: NDArray[np.float64] = field(init=False, repr=False)
+    _value_of_request: NDArray[np.float32] = field(init=False, repr=False)
+    _excludes: bool = field(init=False, repr=False)
     _unmeasured_names: tuple[frozenset[str], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -61,9 +63,11 @@ class Assignment:
             "_value": np.where(allowed, self.quality, 0.0) - self.price,
             "_exclusion": np.where(allowed, 0.0, -np.inf),
         }
+        arrays["_value_of_request"] = arrays["_value"].astype(np.float32)
         for name, array in arrays.items():
             array.setflags(write=False)
             object.__setattr__(self, name, array)
+        object.__setattr__(self, "_excludes", not allowed.all())
         object.__setattr__(self, "is_priced", bool(self.price.any()))
         object.__setattr__(self, "duals", MappingProxyType(dict(self.duals)))
         names = (frozenset[str](),) * len(self.categories)
@@ -180,13 +184,16 @@ class Assignment:
         return hashlib.sha256(self.to_json()).hexdigest()
 
 
-def expected_utility(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.float64]:
+def expected_utility(assignment: Assignment, posterior: NDArray[np.floating]) -> NDArray[np.floating]:
     """Return expected quality minus price of each expert, shape (n_experts,), for a posterior (n_categories,).
 
-    An expert that may not serve the most likely category gets -inf; in other categories it counts with quality 0.
+    An expert that may not serve the most likely category gets -inf; in other categories it counts with quality 0. The
+    result has the type of the posterior: float32 for a router's, which takes half the time.
     """
-    utility: NDArray[np.float64] = posterior @ assignment._value
-    utility += assignment._exclusion[posterior.argmax()]
+    value = assignment._value_of_request if posterior.dtype == np.float32 else assignment._value
+    utility: NDArray[np.floating] = posterior.dot(value)
+    if assignment._excludes:
+        utility += assignment._exclusion[posterior.argmax()]
     return utility
 
 

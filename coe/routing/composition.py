@@ -21,10 +21,12 @@ from coe.core import (
     UNDETERMINED,
     Call,
     Chat,
+    CountsPending,
     Decision,
     Expert,
     ExpertRule,
     Health,
+    PendingCall,
     Prediction,
     Reply,
     RequestOptions,
@@ -108,6 +110,7 @@ class Composition:
         self._retrieval = retrieval
         self.retrieves = retrieval is not None
         """True if documents are declared, so that step 5 may insert passages."""
+        self._first_called = _first_called(registry, experts)
         self._shares_devices = registry.residency is not None
         self.prices = {arm.name: arm.prices for arm in registry.arms}
         """The prices of experts and arms by name."""
@@ -239,11 +242,22 @@ class Composition:
         options: RequestOptions,
         *,
         previous: Previous = NO_PREVIOUS,
+        attempts: Attempts | None = None,
     ) -> Decision:
-        """Decide with exploration, if it is declared, except in a loop of tool calls. Changes no state."""
+        """Decide with exploration, if it is declared, except in a loop of tool calls.
+
+        With its `attempts`, the request is part of the expert's load from here on, so that the next decision sees it.
+        The caller ends this with `Attempts.end_pending` if the request ends before its call.
+        """
+        counted = attempts if self._first_called else None
+        if counted is not None:
+            counted.end_pending()  # of an earlier decision: the request must not find its expert full of itself
         explores = self.registry.policy.exploration.rate > 0 and not previous.in_loop
         uniform = random.random() if explores else None  # noqa: S311 (no secret depends on it)
-        return self.decide(chat, prediction, options, previous=previous, uniform=uniform)
+        decision = self.decide(chat, prediction, options, previous=previous, uniform=uniform)
+        if counted is not None:
+            counted.pending = PendingCall(self._first_called[decision.expert])
+        return decision
 
     def assign_general(self, chat: Chat, options: RequestOptions) -> Decision:
         """Decide on a request that passes through: as for a text that is certainly of the category `general`."""
@@ -275,13 +289,18 @@ class Composition:
         )
 
     def _health(self) -> dict[str, Health]:
-        """Return the health of everything that routing may select."""
-        health = {name: expert.health for name, expert in self.experts.items()}
-        for variant in self.registry.variants:
-            health[variant.name] = health[variant.variant_of]
-        for arm in self._routed_recipes:
-            health[arm.name] = arm.health
-        return health
+        """Return the health of what routing may select, if it is down or overloaded: usually empty."""
+        impaired = dict[str, Health]()
+        for name, expert in self.experts.items():
+            health = expert.health
+            if not health.up or health.load >= 1:
+                impaired[name] = health
+        if impaired:  # variants and recipes are so only if one of their experts is
+            for variant in self.registry.variants:
+                if variant.variant_of in impaired:
+                    impaired[variant.name] = impaired[variant.variant_of]
+            impaired |= {arm.name: arm.health for arm in self._routed_recipes}
+        return impaired
 
     def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64] | None:
         """Return each arm's cost at the request's cost_weight, minus the gain that passages are expected to add.
@@ -306,6 +325,7 @@ class Composition:
         prediction: Prediction,
         tenant: str | None,
         previous: Previous = NO_PREVIOUS,
+        attempts: Attempts | None = None,
     ) -> tuple[Chat, Decision, RetrievalResult]:
         """Insert passages into the chat if the gate opens. Never fails.
 
@@ -322,7 +342,7 @@ class Composition:
         found = result.status in ("used", "withheld")
         if counted_on and not found and decision.reason in ("routed", "spilled", "fallback"):
             options = replace(options, retrieval="off")
-            decision = self.assign(chat, prediction, options, previous=previous)
+            decision = self.assign(chat, prediction, options, previous=previous, attempts=attempts)
         return chat_with_passages, decision, result
 
     async def call(
@@ -366,6 +386,7 @@ class Composition:
             deadline=deadline,
             recipe_log=attempts.recipe_log,
             dropped=attempts.dropped,
+            pending=attempts.pending,
         )
         if self._shares_devices:
             call = self._waking(call, order[1] if len(order) > 1 and not stays else "")
@@ -396,9 +417,23 @@ class Composition:
         )
 
 
+def first_experts(arm: ExpertSpec | ArmSpec) -> list[str]:
+    """Return the names of the declared experts that an arm calls first: several if a recipe begins with several."""
+    first = arm.members[: len(arm.steps[0])] if isinstance(arm, ArmSpec) else (arm,)
+    return [spec.expert_name for spec in first]
+
+
 def first_expert(arm: ExpertSpec | ArmSpec) -> str:
     """Return the name of the declared expert behind an arm; of a recipe that of its first member."""
-    return (arm.members[0] if isinstance(arm, ArmSpec) else arm).expert_name
+    return first_experts(arm)[0]
+
+
+def _first_called(registry: Registry, experts: Mapping[str, Expert]) -> dict[str, list[CountsPending]]:
+    """Return the experts of `first_experts` that count pending requests, by arm; empty if no expert has a limit."""
+    if all(spec.concurrent_requests is None for spec in registry.experts):
+        return {}
+    counting = {name: expert for name, expert in experts.items() if isinstance(expert, CountsPending)}
+    return {arm.name: [counting[name] for name in first_experts(arm) if name in counting] for arm in registry.arms}
 
 
 def one_arm_of_each_expert(order: Sequence[str], registry: Registry) -> tuple[str, ...]:

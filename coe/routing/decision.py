@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from types import MappingProxyType
@@ -103,7 +103,7 @@ def decide(
         previous=previous,
         general=assignment.general_expert if confidence < threshold else None,
         uniform=uniform,
-        unmeasured=assignment.unmeasured_experts(prediction.best),
+        unmeasured=() if uniform is None else assignment.unmeasured_experts(prediction.best),
     )
     order = _order(candidates, expert, registry)
     return Decision(
@@ -114,7 +114,7 @@ def decide(
         order,
         propensity,
         utility=tuple([utilities[name] for name in order]),
-        price=tuple([prices[name] for name in order]) if any(prices.values()) else (),
+        price=tuple([prices[name] for name in order]) if prices and any(prices.values()) else (),
         fallback_from=avoided,
         cause=(health_by_expert[avoided].cause or "circuit_open") if avoided else "",
     )
@@ -127,16 +127,17 @@ def _choose_expert(
     previous: Previous,
     general: str | None,
     uniform: float | None,
-    unmeasured: frozenset[str],
+    unmeasured: Collection[str],
 ) -> tuple[str, Reason, float, str]:
     """Return the selected expert, the reason, the propensity, and the expert that is avoided because it is down.
 
     A routed request explores if `uniform` is given.
     """
     expert, reason = _select(candidates, policy, previous=previous, general=general)
-    propensity = 1.0
-    if avoided := "" if reason == "escalated" else _avoided(candidates, policy, previous=previous, general=general):
-        reason = "fallback"
+    propensity, avoided = 1.0, ""
+    if candidates.selectable is not candidates.ranked and reason != "escalated":
+        avoided = _avoided(candidates, policy, previous=previous, general=general)
+        reason = "fallback" if avoided else reason
     if uniform is not None and reason == "routed":
         expert, reason, propensity = _explore(expert, candidates, policy, uniform=uniform, unmeasured=unmeasured)
     return expert, reason, propensity, avoided
@@ -164,7 +165,7 @@ def _utilities_and_prices(
 
 
 def _with_experts_of_variants(
-    utilities: dict[str, float], eligible: Sequence[str], registry: Registry
+    utilities: dict[str, float], eligible: Collection[str], registry: Registry
 ) -> dict[str, float]:
     """Give experts the utility of their variants, where a request cannot go to any arm that the plan allows.
 
@@ -191,7 +192,7 @@ class _Candidates:
     """The eligible experts by `utility`.
 
     `ranked` is in order of utility, with experts that are down after all that are up. `selectable` are the experts that
-    are up, or all if none is. `free` are up and not overloaded.
+    are up, or all if none is. `free` are up and not overloaded. All three are one tuple if all are free.
     """
 
     utility: Mapping[str, float]
@@ -201,12 +202,16 @@ class _Candidates:
 
     @classmethod
     def of(
-        cls, eligible: Sequence[str], utility: Mapping[str, float], health_by_expert: Mapping[str, Health]
+        cls, eligible: Collection[str], utility: Mapping[str, float], health_by_expert: Mapping[str, Health]
     ) -> _Candidates:
+        by_utility = sorted([name for name in utility if name in eligible], key=utility.__getitem__, reverse=True)
+        if not health_by_expert:
+            ranked = tuple(by_utility)
+            return cls(utility, ranked, ranked, ranked)
         up: list[str] = []
         down: list[str] = []
         free: list[str] = []
-        for name in sorted([name for name in utility if name in eligible], key=utility.__getitem__, reverse=True):
+        for name in by_utility:
             health = health_by_expert.get(name, _HEALTHY)
             if not health.up:
                 down.append(name)
@@ -218,6 +223,8 @@ class _Candidates:
 
     def fallback_order(self, first: str, *, stand_in: str | None) -> tuple[str, ...]:
         """Return all candidates: the selected one, its stand-in, then the others by rank."""
+        if stand_in is None and first == self.ranked[0]:
+            return self.ranked
         others = [name for name in self.ranked if name != first]
         return first, *(sorted(others, key=stand_in.__ne__) if stand_in else others)
 
@@ -271,7 +278,7 @@ def _prefer(
 
 
 def _explore(
-    best: str, candidates: _Candidates, policy: Policy, *, uniform: float, unmeasured: frozenset[str]
+    best: str, candidates: _Candidates, policy: Policy, *, uniform: float, unmeasured: Collection[str]
 ) -> tuple[str, Reason, float]:
     """Return the expert to call, the reason, and the propensity.
 

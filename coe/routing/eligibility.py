@@ -7,7 +7,7 @@ no expert that it excludes becomes a candidate, as a fallback, hedge, stand-in o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -117,9 +117,13 @@ def eligible_arms(
     *,
     language: str,
     rule: ExpertRule | None = None,
-) -> list[str]:
+) -> Collection[str]:
     """Return the names of the eligible experts and arms. Raises InvalidRequest if no expert can take the chat,
     Forbidden if the rule excludes all."""
+    plain = registry.plain_chat_arms
+    fits = chat.characters <= registry.plain_context * MAX_CHARACTERS_PER_TOKEN
+    if plain and fits and chat.api == "chat" and not chat.needs and rule is None:
+        return plain
     eligible = _eligible_experts(chat, registry, rule)
     if registry.recipe_arms and recipe != NO_RECIPE:
         eligible += _eligible_recipes(chat, registry, utilities, rule)

@@ -103,15 +103,18 @@ class Line:
         with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
             trace.allowance = allowance = trace.serving.access.allowance(trace.caller)
             async with allowance:
-                await self._steps(trace, request, allowance, scope, receive, send)
+                try:
+                    await self._steps(trace, request, allowance, scope, receive, send)
+                finally:
+                    trace.attempts.end_pending()
 
     async def _steps(
         self, trace: Trace, request: ActiveRequest, allowance: Allowance, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6.
 
-        Concurrent requests take the expensive steps in succession: a routed one yields to the others before 3, 4
-        and, unless it failed, 8. None yields between 4 and 6: the next decision must see the load of this call.
+        Concurrent requests take the expensive steps in succession: a routed one yields to the others before 3, 4, 6
+        and, unless it failed, 8. From 4 on it is part of its expert's load, so that the next decision sees it.
         """
         composition, cohort = trace.serving.composition, self._cohort
         with trace.step("admit"):  # 1
@@ -144,6 +147,7 @@ class Line:
                     with trace.step("retrieve"):  # 5
                         if composition.retrieves:
                             chat = await _retrieve(trace, chat, options, previous)
+                    await cohort.yield_to_others()
                 with trace.step("call"):  # 6
                     answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
                 reply = _accept(trace, request, allowance, answer, chat)
@@ -228,7 +232,7 @@ async def _assign(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Co
     assert prediction is not None
     conversation = read_conversation(chat, options, trace.routed.requests)
     previous = await composition.find_previous(chat, conversation, trace.routed, options)
-    trace.decision = composition.assign(chat, prediction, options, previous=previous)
+    trace.decision = composition.assign(chat, prediction, options, previous=previous, attempts=trace.attempts)
     return conversation, previous
 
 
@@ -244,6 +248,7 @@ async def _retrieve(trace: Trace, chat: Chat, options: RequestOptions, previous:
         prediction=trace.prediction,
         tenant=trace.caller.tenant,
         previous=previous,
+        attempts=trace.attempts,
     )
     return chat
 

@@ -53,9 +53,12 @@ class Kernel(Protocol):
         second: NDArray[np.float32],
         weights: tuple[float, ...],
         outputs: NDArray[np.float32],
-    ) -> None:
-        """Write the softmax of the weighted sum of two rows of logits (n_classes,) to `outputs`. Raises ValueError for
-        arrays of other types or lengths."""
+    ) -> tuple[int, float]:
+        """Write the softmax of the weighted sum of two rows of logits (n_classes,) to `outputs`.
+
+        Returns the index and the value of the largest output, the first of equal ones. Raises ValueError for arrays of
+        other types or lengths, or without classes.
+        """
 
     def word_ids(self, text: str, cache: dict[str, bytes], add: Callable[[str], bytes]) -> bytes:
         """Return the token ids (int64) of an ASCII text.

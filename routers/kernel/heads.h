@@ -147,10 +147,12 @@ INLINE void static_vector(const Heads *heads, const int64_t *ids, ptrdiff_t n, f
             vector[d] /= length;
 }
 
-/* Write the softmax of the weighted sum of two rows of logits (n,). */
-static void pool_rows(const float *first, const float *second, const double *weights, ptrdiff_t n, float *outputs)
+/* Write the softmax of the weighted sum of two rows of logits (n,), at least one. Return the index of the largest
+ * probability, the first of equal ones. */
+static ptrdiff_t pool_rows(const float *first, const float *second, const double *weights, ptrdiff_t n, float *outputs)
 {
     float largest = -INFINITY, total = 0;
+    ptrdiff_t best = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
         outputs[i] = (float)weights[0] * first[i] + (float)weights[1] * second[i];
         largest = outputs[i] > largest ? outputs[i] : largest;
@@ -159,8 +161,11 @@ static void pool_rows(const float *first, const float *second, const double *wei
         outputs[i] = expf(outputs[i] - largest);
         total += outputs[i];
     }
-    for (ptrdiff_t i = 0; i < n; i++)
+    for (ptrdiff_t i = 0; i < n; i++) {
         outputs[i] /= total;
+        best = outputs[i] > outputs[best] ? i : best;
+    }
+    return best;
 }
 
 /* Compute both heads for the token ids (n,), which are inside the vocabulary.

@@ -186,13 +186,14 @@ static PyObject *pool(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OO(dd)O:pool", &sources[0], &sources[1], &weights[0], &weights[1], &sources[2]))
         return NULL;
     const int opened = open_arrays(sources, buffers);
-    if (opened == 3 && (buffers[0].len != buffers[1].len || buffers[0].len != buffers[2].len
+    if (opened == 3 && (buffers[0].len == 0 || buffers[0].len != buffers[1].len || buffers[0].len != buffers[2].len
                         || buffers[0].itemsize != sizeof(float) || buffers[1].itemsize != sizeof(float)
                         || buffers[2].itemsize != sizeof(float)))
-        PyErr_SetString(PyExc_ValueError, "the arrays are not float32 of one length");
+        PyErr_SetString(PyExc_ValueError, "the arrays are empty or not float32 of one length");
     else if (opened == 3) {
-        pool_rows(buffers[0].buf, buffers[1].buf, weights, buffers[0].len / (Py_ssize_t)sizeof(float), buffers[2].buf);
-        result = Py_NewRef(Py_None);
+        const Py_ssize_t n = buffers[0].len / (Py_ssize_t)sizeof(float);
+        const Py_ssize_t best = pool_rows(buffers[0].buf, buffers[1].buf, weights, n, buffers[2].buf);
+        result = Py_BuildValue("(nd)", best, (double)((float *)buffers[2].buf)[best]);
     }
     close_arrays(buffers, opened);
     return result;

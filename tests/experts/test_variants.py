@@ -15,7 +15,7 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from coe.cli import app
-from coe.core import Api, Call, Prediction
+from coe.core import Api, Call, Health, Prediction
 from coe.errors import ConfigError, ExpertUnavailable
 from coe.experts import build_experts
 from coe.experts.http.client import Client
@@ -26,7 +26,7 @@ from coe.routing.decision import decide
 from tests.decisions import chat_of
 from tests.experts.other_apis import SAMPLES
 from tests.fakes import Gateway, Response, gateway_of, registry_of
-from tests.recipes.members import answer, stream
+from tests.recipes.members import answer, plan_with, stream
 
 pytestmark = pytest.mark.anyio
 
@@ -284,6 +284,27 @@ async def test_a_variant_shares_the_health_and_the_breaker_of_its_expert() -> No
         assert list(composition.experts) == ["coder"]  # one server, one breaker
         assert composition.variants["coder:low"].health is composition.experts["coder"].health
     assert registry.digest != registry_of().digest
+
+
+async def test_variants_and_recipes_of_an_expert_that_is_down_or_overloaded_are_so_too() -> None:
+    registry = declared(
+        assignment={"code": "coder:low", "art": "painter", "general": "generalist"},
+        recipes=[{"name": "panel", "vote": ["coder:low", "painter"]}],
+        policy={"max_quality_loss": 1.0},
+    )
+    plan = plan_with("panel@1", registry, quality=0.99)
+    async with gateway_of(registry, assignment=plan) as gateway:
+        decisions = []
+        for health in (Health(), Health(load=1.0), Health(up=False, cause="timeout")):
+            gateway.experts["coder"].health = health
+            body = {"model": "auto", "messages": [{"role": "user", "content": "code"}]}
+            decisions.append((await gateway.post("/v1/route", orjson.dumps(body))).json)
+    assert [(one["expert"], one["reason"]) for one in decisions] == [
+        ("coder:low", "routed"),
+        ("generalist", "spilled"),
+        ("panel@1", "fallback"),
+    ]
+    assert (decisions[2]["fallback_from"], decisions[2]["cause"]) == ("coder:low", "timeout")
 
 
 async def test_a_variant_may_be_a_member_of_a_recipe_beside_its_expert() -> None:

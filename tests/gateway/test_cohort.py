@@ -13,13 +13,14 @@ import orjson
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from coe.core import Call, Health
 from coe.errors import DeadlineExceeded, RequestError
+from coe.experts.replicas import Replica, ReplicatedExpert
 from gateway.cohort import Cohort
 from gateway.request.body import ClientLeftError
 from gateway.request.trace import Trace
-from tests.fakes import Gateway, ScriptedExpert, ScriptedReply, gateway_of, registry_of
+from tests.fakes import ScriptedExpert, gateway_of, registry_of
 from tests.gateway.raw_http import served
+from tests.gateway.ready import another_ready
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -71,16 +72,6 @@ async def answered(client: socket.socket) -> None:
         assert (await asyncio.get_running_loop().sock_recv(client, 2**16)).startswith(b"HTTP/1.1 200")
 
 
-@contextmanager
-def another_ready(gateway: Gateway) -> Iterator[Cohort]:
-    """Count another request as ready all the time, so that every request yields before each step."""
-    cohort = gateway.serving_state.cohort
-    cohort.ready += 1
-    yield cohort
-    cohort.ready -= 1
-    assert cohort.ready == 0
-
-
 async def test_requests_that_arrive_together_take_each_step_in_succession() -> None:
     steps = Steps()
     async with gateway_of(observers=[steps.observe]) as gateway:
@@ -92,31 +83,32 @@ async def test_requests_that_arrive_together_take_each_step_in_succession() -> N
                     client.sendall(CHAT)
                 for client in clients:
                     await answered(client)
-    routed = ["assign", "call", "relay"]  # the scripted expert answers at once
-    assert steps.in_order == 3 * ["classify"] + 3 * routed + 3 * ["record"]
+    called = ["call", "relay"]  # the scripted expert answers at once
+    assert steps.in_order == 3 * ["classify"] + 3 * ["assign"] + 3 * called + 3 * ["record"]
     assert cohort.ready == 0
 
 
-async def test_each_of_the_requests_that_arrive_together_sees_the_load_of_the_calls_before_it() -> None:
-    class OneAtATime(ScriptedExpert):
-        async def stream(self, call: Call) -> ScriptedReply:
-            self.health = Health(load=1.0)
-            return await super().stream(call)
-
-    coder, registry = OneAtATime("coder"), registry_of(policy={"max_quality_loss": 1.0})
+async def test_each_of_the_requests_that_arrive_together_sees_the_load_of_the_decisions_before_it() -> None:
+    experts = [one.model_dump(exclude_none=True, exclude_unset=True) for one in registry_of().experts]
+    experts[0]["concurrent_requests"] = 2
+    registry = registry_of(experts=experts, policy={"max_quality_loss": 1.0})
+    server = ScriptedExpert("coder", asyncio.Event())
+    coder = ReplicatedExpert(registry.experts[0], replicas=[Replica(server)])
     async with (
         gateway_of(registry, real_experts={"coder": coder}) as gateway,
-        served(gateway.app, cohort=gateway.serving_state.cohort) as (server, port),
+        served(gateway.app, cohort=gateway.serving_state.cohort) as (http, port),
     ):
-        with connected(port, 3) as clients:
-            await wait_until(lambda: len(server.state.connections) == 3)
+        with connected(port, 4) as clients:
+            await wait_until(lambda: len(http.state.connections) == 4)
             for client in clients:
                 client.sendall(CHAT)
+            await wait_until(lambda: len(gateway.records) == 2)  # those of which the expert does not wait
+            assert (coder.pending, coder.health.load, len(server.calls)) == (0, 1.0, 2)
+            server.script.set()
             for client in clients:
                 await answered(client)
-            await wait_until(lambda: len(gateway.records) == 3)
-    assert [record.reason for record in gateway.records] == ["routed", "spilled", "spilled"]
-    assert len(coder.calls) == 1
+            await wait_until(lambda: len(gateway.records) == 4)
+    assert [record.reason for record in gateway.records] == ["spilled", "spilled", "routed", "routed"]
 
 
 async def test_a_request_that_is_alone_never_yields(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +124,7 @@ async def test_a_request_that_is_alone_never_yields(monkeypatch: pytest.MonkeyPa
         with connected(port, 1) as (client,):
             for _ in range(3):
                 await exchange(client)
-    assert ready == 3 * 3 * [0]
+    assert ready == 3 * 4 * [0]
 
 
 def test_only_a_ready_request_makes_another_one_yield() -> None:
@@ -152,7 +144,7 @@ def test_only_a_ready_request_makes_another_one_yield() -> None:
     assert cohort.ready == 1
 
 
-@pytest.mark.parametrize("turns", range(1, 3))
+@pytest.mark.parametrize("turns", range(1, 4))
 @pytest.mark.parametrize("reason", [ClientLeftError(), DeadlineExceeded("too late")])
 async def test_a_request_may_be_cancelled_while_it_yields(turns: int, reason: RequestError | ClientLeftError) -> None:
     async with gateway_of() as gateway:

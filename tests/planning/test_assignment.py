@@ -51,6 +51,25 @@ def test_an_expert_that_may_not_serve_the_likeliest_category_is_never_chosen() -
     assert np.isfinite(expected_utility(planned, np.array([0.49, 0.51]))).all()
 
 
+@pytest.mark.parametrize("excludes", [False, True])
+def test_a_routers_posterior_has_the_same_expected_utility_as_one_in_double_precision(*, excludes: bool) -> None:
+    generator = np.random.default_rng(0)
+    quality = generator.random((16, 9))
+    quality[3, 5] = -np.inf if excludes else 0.5
+    names = tuple(map(str, range(16)))
+    assignment = replace(
+        Assignment.declared(("general", *names[1:]), names[:9], {}, "0"),
+        quality=quality,
+        price=generator.random((16, 9)),
+    )
+    for posterior in generator.dirichlet(np.full(16, 0.2), 100):
+        single = posterior.astype(np.float32)
+        found = expected_utility(assignment, single)
+        np.testing.assert_allclose(found, expected_utility(assignment, single.astype(np.float64)), atol=1e-6)
+        assert found.dtype == np.float32
+        assert (found[5] == -np.inf) == (excludes and single.argmax() == 3)
+
+
 def test_an_assignment_cannot_be_changed_after_it_was_made() -> None:
     with pytest.raises(ValueError, match="read-only"):
         DECLARED.quality[0, 0] = 0.0
