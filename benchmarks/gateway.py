@@ -2,7 +2,7 @@
 gateways.
 
     .venv/bin/python -m benchmarks.gateway [--rounds 3] [--seconds 5] [--workers 1] [--prompts FILE] [--json FILE]
-        [--peers litellm,portkey,vllm-router] [--peer-bin NAME=PATH ...]
+        [--peers litellm,portkey,vllm-router,ferro] [--peer-bin NAME=PATH ...]
 
 Needs nginx (the upstream, a fixed answer at C speed) and wrk (the load) on PATH (`apt-get install nginx-light wrk
 redis-server`); a router is trained where `--home` has none. All targets alternate in every round, because the
@@ -20,10 +20,12 @@ is left out. Each has its own packages, best apart from the project's:
 
     python3 -m venv /opt/peers/litellm && /opt/peers/litellm/bin/pip install 'litellm[proxy]!=1.82.7,!=1.82.8'
     python3 -m venv /opt/peers/vllm && /opt/peers/vllm/bin/pip install vllm-router
+    python3 -m venv /opt/peers/ferro && /opt/peers/ferro/bin/pip install ferrogw
     npm install --prefix /opt/peers/portkey @portkey-ai/gateway
-    .venv/bin/python -m benchmarks.gateway --peers litellm,portkey,vllm-router --json FILE \\
+    .venv/bin/python -m benchmarks.gateway --peers litellm,portkey,vllm-router,ferro --json FILE \\
         --peer-bin litellm=/opt/peers/litellm/bin/litellm --peer-bin vllm-router=/opt/peers/vllm/bin/vllm-router \\
-        --peer-bin portkey=/opt/peers/portkey/node_modules/.bin/gateway
+        --peer-bin portkey=/opt/peers/portkey/node_modules/.bin/gateway \\
+        --peer-bin ferro=/opt/peers/ferro/bin/ferrogw
 """
 
 from __future__ import annotations

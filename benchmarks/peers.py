@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PORTS = {"litellm": 18092, "portkey": 18093, "vllm-router": 18094}
-COMMANDS = {"litellm": "litellm", "portkey": "gateway", "vllm-router": "vllm-router"}
+PORTS = {"litellm": 18092, "portkey": 18093, "vllm-router": 18094, "ferro": 18099}
+COMMANDS = {"litellm": "litellm", "portkey": "gateway", "vllm-router": "vllm-router", "ferro": "ferrogw"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,18 @@ def _vllm_router(program: str, port: int, upstream: str, key: str, folder: Path)
     return Peer(command, f"http://127.0.0.1:{port}/health", dict(os.environ))
 
 
+def _ferro(program: str, port: int, upstream: str, key: str, folder: Path) -> Peer:
+    config = folder / "ferro.yaml"
+    config.write_text("strategy: {mode: single}\ntargets: [{virtual_key: openai}]\naliases: {auto: gpt-4o}\n")
+    env = os.environ | {"PORT": str(port), "MASTER_KEY": key, "GATEWAY_CONFIG": str(config), "LOG_LEVEL": "error"}
+    env |= {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": upstream}
+    env |= {"RATE_LIMIT_RPS": "1000000", "RATE_LIMIT_BURST": "1000000"}  # the default of each client is 20 or so
+    return Peer([program, "serve"], f"http://127.0.0.1:{port}/readyz", env)
+
+
 _PEERS: Mapping[str, Callable[[str, int, str, str, Path], Peer]] = {
     "litellm": _litellm,
     "portkey": _portkey,
     "vllm-router": _vllm_router,
+    "ferro": _ferro,
 }

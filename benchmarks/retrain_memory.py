@@ -27,7 +27,7 @@ import routers
 from coe.artifacts.store import ArtifactStore
 from coe.mapping import Assignment, expected_utility
 from coe.mapping.problem import declared_assignment
-from coe.records import open_feedback, open_log
+from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from coe.registry import load
@@ -74,7 +74,7 @@ async def fill(settings: Settings, requests: int) -> None:
     artifact = ArtifactStore(settings.artifacts, "router").current()
     assert artifact is not None
     assignment = declared_assignment(registry, routers.load(artifact.folder).categories)
-    log, feedback = (opens(URL, base=settings.home, retention=requests) for opens in (open_log, open_feedback))
+    log, feedback = open_log_and_feedback(URL, base=settings.home, retention=requests)
     random, began = np.random.default_rng(0), time.time() - requests / 10
     truth = random.random((len(assignment.categories), EXPERTS))
     for first in range(0, requests, BATCH):

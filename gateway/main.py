@@ -28,7 +28,7 @@ from coe.experts import ReplicatedExpert, endpoints_of, running_health_checks
 from coe.experts.http.client import Client
 from coe.experts.live_check import check_experts, log_findings
 from coe.learning.monitoring.traffic_report import TRAFFIC_REPORT_FILE
-from coe.records import FeedbackWriter, RecordWriter, open_feedback, open_log
+from coe.records import FeedbackWriter, RecordWriter, open_log_and_feedback
 from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 from coe.registry import Registry
@@ -302,9 +302,8 @@ async def open_parts(
 async def _open_logs(stack: AsyncExitStack, settings: Settings, registry: Registry) -> tuple[RoutingLog, FeedbackLog]:
     """Open the routing log and the feedback log at the declared address."""
     url, retention, days = registry.log.url, registry.log.keep_records, registry.log.keep_days
-    log = open_log(url, base=settings.home, retention=retention, days=days)
+    log, feedback = open_log_and_feedback(url, base=settings.home, retention=retention, days=days)
     stack.push_async_callback(log.aclose)
-    feedback = open_feedback(url, base=settings.home, retention=retention, days=days)
     stack.push_async_callback(feedback.aclose)
     return log, feedback
 

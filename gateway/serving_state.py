@@ -158,6 +158,7 @@ class Wiring:
         return replace(serving, access=self._access(serving.composition))
 
     def _access(self, composition: Composition) -> Access:
+        self.issued.report_conflicts(composition.registry)
         return access_of(
             composition.registry,
             self._limiter,

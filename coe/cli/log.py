@@ -18,7 +18,7 @@ from coe.jobs.foreground import exit_on_sigterm
 from coe.jobs.record_files import SUFFIXES, RatingIndex, import_rows, write_rows
 from coe.learning.estimation.experience_loader import open_logs
 from coe.learning.evaluation.tables import require_parquet
-from coe.records import missing_file, open_feedback, open_log, require_log
+from coe.records import missing_file, open_log_and_feedback, require_log
 from coe.records.codec import to_json
 from coe.records.feedback import FeedbackLog
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
@@ -85,9 +85,7 @@ def log(
         return
     try:
         url, base = registry.log.url, settings.home
-        shown = asyncio.run(
-            _show(open_log(url, base=base), open_feedback(url, base=base), query, follow=follow, json=json)
-        )
+        shown = asyncio.run(_show(*open_log_and_feedback(url, base=base), query, follow=follow, json=json))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     if not shown:

@@ -18,7 +18,7 @@ from coe.errors import DataError, InvalidRequest
 from coe.learning.estimation.experience import RATING_KINDS, precedence
 from coe.learning.estimation.experience_loader import request_hash
 from coe.learning.evaluation.tables import numbered_rows
-from coe.records import open_feedback, open_log
+from coe.records import open_log_and_feedback
 from coe.records.codec import CALL_FIELDS, FIELDS, SCHEMA, RecordField, fields_of, read_values, to_json
 from coe.records.feedback import MAX_NAME_CHARACTERS, Feedback
 from coe.records.record import FieldInfo, RoutingRecord
@@ -89,7 +89,7 @@ async def import_rows(file: Path, declared: LogSpec, *, base: Path) -> tuple[int
     Returns the number of records added or already there, and of those older than its retention.
     """
     options: dict[str, Any] = {"base": base, "retention": declared.keep_records, "days": declared.keep_days}
-    log, feedback = open_log(declared.url, **options), open_feedback(declared.url, **options)
+    log, feedback = open_log_and_feedback(declared.url, **options)
     oldest, count, old = time.time() - declared.keep_days * DAY, 0, 0
     rows = read_rows(file)
     try:

@@ -1,6 +1,6 @@
 """The routing log and the feedback next to it: how to open them, and the writers that keep them off the request path.
 
-`open_log` and `open_feedback` choose SQLite or Redis by the address. Records wait in a RecordWriter and feedback in a
+`open_log_and_feedback` chooses SQLite or Redis by the address. Records wait in a RecordWriter and feedback in a
 FeedbackWriter, which batch, retry and spool.
 """
 
@@ -23,6 +23,7 @@ __all__ = [
     "missing_file",
     "open_feedback",
     "open_log",
+    "open_log_and_feedback",
     "require_log",
 ]
 
@@ -32,31 +33,38 @@ RETENTION = 500_000
 ADDRESS_FORMS = "write sqlite:///path/records.db (relative to the configuration), sqlite:////absolute/path.db, or redis://host:6379/0"
 
 
-def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> RoutingLog:
-    """Opens the routing log at `url`, which keeps the newest `retention` records of the last `days` (None: of any age).
+def open_log_and_feedback(
+    url: str, *, base: Path, retention: int = RETENTION, days: float | None = None
+) -> tuple[RoutingLog, FeedbackLog]:
+    """Opens the routing log at `url` and the feedback next to it. Each keeps its newest `retention` entries of the last
+    `days` (None: of any age), and deletes old ones on append.
 
-    Relative SQLite paths start at `base`. Old records are deleted on append. Nothing is connected or created before the
-    first read or append, so a server that is down delays no start. Raises ConfigError for an invalid address; the
-    message never repeats `url`, which may hold a password.
+    Relative SQLite paths start at `base`. Nothing is connected or created before the first read or append, so a server
+    that is down delays no start. Both share the thread of a SQLite file, so closing one closes the other. Raises
+    ConfigError for an invalid address; the message never repeats `url`, which may hold a password.
     """
     if path := _sqlite_path(url, base):
-        from coe.records.sqlite import SqliteLog
+        from coe.records.database import LOG_TABLES, Database
+        from coe.records.sqlite import SqliteFeedback, SqliteLog
 
-        return SqliteLog(path, retention=retention, days=days)
-    from coe.records.redis_log import RedisLog
+        database = Database(path, tables=LOG_TABLES)
+        return (
+            SqliteLog(database, retention=retention, days=days),
+            SqliteFeedback(database, retention=retention, days=days),
+        )
+    from coe.records.redis_log import RedisFeedback, RedisLog
 
-    return RedisLog(url, retention=retention, days=days)
+    return RedisLog(url, retention=retention, days=days), RedisFeedback(url, retention=retention, days=days)
+
+
+def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> RoutingLog:
+    """Opens the routing log alone, like `open_log_and_feedback`."""
+    return open_log_and_feedback(url, base=base, retention=retention, days=days)[0]
 
 
 def open_feedback(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> FeedbackLog:
-    """Opens the feedback next to the routing log at `url`, its newest `retention` events; otherwise like `open_log`."""
-    if path := _sqlite_path(url, base):
-        from coe.records.sqlite import SqliteFeedback
-
-        return SqliteFeedback(path, retention=retention, days=days)
-    from coe.records.redis_log import RedisFeedback
-
-    return RedisFeedback(url, retention=retention, days=days)
+    """Opens the feedback alone, like `open_log_and_feedback`."""
+    return open_log_and_feedback(url, base=base, retention=retention, days=days)[1]
 
 
 def missing_file(url: str, *, base: Path) -> Path | None:

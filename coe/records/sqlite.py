@@ -12,11 +12,10 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import attrgetter
-from pathlib import Path
 from typing import Literal
 
 from coe.records.codec import COLUMNS, decode_or_none, encode
-from coe.records.database import LOG_TABLES, Database
+from coe.records.database import Database
 from coe.records.feedback import (
     Feedback,
     FeedbackPage,
@@ -124,8 +123,8 @@ class SqliteLog:
     """A RoutingLog whose cursor is the row number. Writers are serialized, so rows appear in the order of their
     numbers."""
 
-    def __init__(self, path: Path, *, retention: int, days: float | None) -> None:
-        self._database = Database(path, tables=LOG_TABLES)
+    def __init__(self, database: Database, *, retention: int, days: float | None) -> None:
+        self._database = database
         self._retention, self._days = retention, days
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
@@ -223,8 +222,8 @@ SELECT = "SELECT seq, event FROM feedback WHERE seq > ? ORDER BY seq LIMIT ?"
 class SqliteFeedback:
     """A FeedbackLog whose cursor is the row number."""
 
-    def __init__(self, path: Path, *, retention: int, days: float | None) -> None:
-        self._database = Database(path, tables=LOG_TABLES)
+    def __init__(self, database: Database, *, retention: int, days: float | None) -> None:
+        self._database = database
         self._retention, self._days = retention, days
 
     async def append(self, events: Sequence[Feedback]) -> None:

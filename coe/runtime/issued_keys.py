@@ -95,7 +95,8 @@ def _new_problem(registry: Registry, issued: IssuedKeys, key: IssuedKey, now: fl
         return f"the name {key.name!r} is taken by another key, perhaps a revoked one; choose another name"
     tenants = known if key.tenant is None else [one for one in known if not is_over(one, now)]
     if _sharing(tenants, (key,)):
-        return _SHARED.format(key.name, key.tenant or key.name)
+        shared = _SHARED.format(key.tenant or key.name)
+        return f"the key {key.name!r} cannot be issued: {shared}; choose another tenant, or declare the tenant of both"
     if is_over(key, now):
         return "expires: is in the past"
     if sum(not is_over(one, now) for one in issued) >= MAX_ISSUED:
@@ -106,8 +107,8 @@ def _new_problem(registry: Registry, issued: IssuedKeys, key: IssuedKey, now: fl
 
 
 _SHARED = (
-    "the key {0!r} would share the tenant {1!r} with another key, and one of the two has it only because a "
-    "key's name is its default tenant; choose another tenant, or declare the tenant of both"
+    "it would share the tenant {!r} with another key, and one of the two has it only because a key's name is its "
+    "default tenant"
 )
 
 
@@ -144,9 +145,22 @@ def access_with(registry: Registry, issued: IssuedKeys) -> AccessSpec:
     return registry.access.model_copy(update={"keys": (*registry.access.keys, *in_force(registry, issued))})
 
 
+def conflicts(registry: Registry, issued: Sequence[IssuedKey], *, now: float) -> list[str]:
+    """Return why issued keys in use are not accepted next to the declared ones, with the remedy."""
+    declared = {key.name: key.sha256 for key in registry.access.keys}
+    used = [key for key in issued if not is_over(key, now) and key.sha256 not in declared.values()]
+    reasons = {key.name: "a declared key has its name" for key in used if key.name in declared}
+    for key in _sharing(registry.access.keys, used):
+        reasons.setdefault(key.name, _SHARED.format(key.tenant or key.name))
+    return [
+        f"the issued key {name!r} is not accepted: {reason}; revoke it (`coe key {name} --revoke`), or change the "
+        "declared key"
+        for name, reason in reasons.items()
+    ]
+
+
 def check_issued(registry: Registry, issued: Sequence[IssuedKey], *, now: float) -> None:
-    """Raise ConfigError for issued keys in use without a declared key that has the scope admin, or with the tenant of a
-    declared one."""
+    """Raise ConfigError for issued keys in use without a declared key that has the scope admin."""
     declared = {key.name for key in registry.access.keys}
     used = [key for key in issued if not is_over(key, now) and key.name not in declared]
     if used and not _has_admin(registry):
@@ -154,9 +168,6 @@ def check_issued(registry: Registry, issued: Sequence[IssuedKey], *, now: float)
             "access.keys: issued API keys are in use, and no declared key has the scope admin; declare one (`coe key "
             "NAME --scope admin` makes it), or revoke the issued ones (`coe key NAME --revoke`)"
         )
-    for key in _sharing(registry.access.keys, used):
-        shared = _SHARED.format(key.name, key.tenant or key.name)
-        raise ConfigError(f"access.keys: {shared}, or revoke the issued one (`coe key {key.name} --revoke`)")
 
 
 def date_of(moment: datetime) -> str:

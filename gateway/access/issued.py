@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from coe.errors import StoreError
-from coe.runtime.issued_keys import IssuedKeys
+from coe.registry import Registry
+from coe.runtime.issued_keys import IssuedKeys, conflicts
 from coe.runtime.key_store import KeyStore, Stored, change
 from coe.supervision import TaskFailed, supervised
 
@@ -37,6 +38,7 @@ class IssuedKeyWatch:
         self._clock = clock
         self._version = ""
         self._last_read = clock()
+        self._reported: frozenset[str] = frozenset()
         self._lock = asyncio.Lock()
         self.keys: IssuedKeys = ()
         self.degraded = False
@@ -62,6 +64,13 @@ class IssuedKeyWatch:
             result, found = await change(self._store, decide)
             self._apply(found)
             return result
+
+    def report_conflicts(self, registry: Registry) -> None:
+        """Log each issued key that a declared one excludes, once."""
+        found = frozenset(conflicts(registry, self.keys, now=time.time()))
+        for conflict in sorted(found - self._reported):
+            _log.error("%s", conflict)
+        self._reported = found
 
     async def run(self) -> None:
         """Read at intervals until cancelled."""

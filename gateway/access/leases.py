@@ -32,7 +32,7 @@ class AmountLease:
     """A lease of tokens, requests a minute, or money. SlotLease has the same methods.
 
     `counter` holds the last reply of Redis, and counts in its place while Redis is down. `available` can be spent
-    without a refill.
+    without a refill, and requests wait for a refill of `waiting`.
     """
 
     def __init__(self, meter: Meter, counter: TokenBucket | CalendarWindow) -> None:
@@ -41,6 +41,7 @@ class AmountLease:
         self.window = 0
         self._has_windows = counter.kind == "window"
         self.available = 0.0
+        self.waiting = 0.0
         self._unreported = 0.0  # positive: spent, to be reported to Redis; negative: unused, to be returned to it
         self._in_flight = 0.0  # in the running refill, with the opposite sign: positive: returned; negative: reported
 
@@ -149,6 +150,7 @@ class SlotLease:
         self.counter = counter
         self.declare(meter)
         self.window = 0
+        self.waiting = 0.0
         self._held = 0.0
         self._left_in_redis = 0.0  # as of the last reply
 

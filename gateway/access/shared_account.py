@@ -8,7 +8,7 @@ down the account counts by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from gateway.access.leases import Argument, Lease, has_surplus, new_lease, prefetch_target
@@ -22,7 +22,8 @@ IDLE_SECONDS = 1.0
 """Seconds without a request after which nothing is prefetched."""
 REFUSAL_CACHE_SECONDS = 0.1
 """Seconds for which a shortage in Redis refuses requests without another refill."""
-ZERO = Amounts(0, 0, 0)
+Missing = Mapping[Lease, float]
+"""Amounts that a request still needs, by lease. Not by unit: a limit that a reload added may lack what others have."""
 
 
 class RedisUnavailable(Exception):
@@ -79,7 +80,6 @@ class SharedAccount:
         self._context = context
         self._leases: tuple[Lease, ...] = ()
         self._refill: asyncio.Future[bool] | None = None
-        self._waiting = ZERO  # amounts that requests wait for
         self._use: list[float] = []  # in the current interval, by lease
         self._last_use: list[float] = []
         self._interval_start = self._last_refill = 0.0
@@ -114,18 +114,20 @@ class SharedAccount:
         while (missing := self._spend(reservation, amounts)) is not None:
             await self._wait_for_refill(missing)
 
-    def _spend(self, reservation: SharedReservation, amounts: Amounts) -> Amounts | None:
+    def _spend(self, reservation: SharedReservation, amounts: Amounts) -> Missing | None:
         """Reserves what is missing of `amounts`, and returns None. If a lease does not cover it, reserves nothing, and
         returns what is missing. Most limits have nothing to add when the body is parsed."""
         if reservation.leases is not self._leases:
             reservation.rebase(self._leases)
         now, offline, reserved = self._context.now(), self.offline, reservation.amounts
         missing: list[tuple[int, Lease, float]] = []
+        is_covered = True
         for index, lease in enumerate(reservation.leases):
             if amount := amounts[lease.unit] - reserved[index]:
                 missing.append((index, lease, amount))
-                if not offline and not lease.covers(amount, now):
-                    return _by_unit(amounts, reservation)
+                is_covered = is_covered and (offline or lease.covers(amount, now))
+        if not is_covered:
+            return {lease: amount for _, lease, amount in missing if amount > 0}
         if offline:
             self._check_offline(missing, now)
         if now - self._interval_start > PACE_INTERVAL_SECONDS:
@@ -155,21 +157,23 @@ class SharedAccount:
                 lease.settle(before, after, window, was_offline=was_offline, online=online, now=now)
         self._context.mark_open(self)
 
-    async def _wait_for_refill(self, amounts: Amounts) -> None:
+    async def _wait_for_refill(self, amounts: Missing) -> None:
         """Waits for the running refill, or starts one. Raises LimitReached during a known shortage."""
         if self._shortage is not None:
             now = self._context.now()
             lease, shortage, until = self._shortage
-            missing = amounts[lease.unit] - lease.available
+            amount = amounts.get(lease, 0.0)
+            missing = amount - lease.available
             if now < until and missing >= shortage:
-                wait = lease.counter.retry_after(missing, now)
-                raise limit_error(self._key, lease.meter, amounts[lease.unit], wait=wait)
-        self._waiting = Amounts(*(waiting + more for waiting, more in zip(self._waiting, amounts, strict=True)))
+                raise limit_error(self._key, lease.meter, amount, wait=lease.counter.retry_after(missing, now))
+        for lease, amount in amounts.items():
+            lease.waiting += amount
         try:
             # A client that disconnects does not stop the refill: what it grants is available to the next request.
             await asyncio.shield(self._refill or self._start_refill(amounts))
         finally:
-            self._waiting = Amounts(*(waiting - more for waiting, more in zip(self._waiting, amounts, strict=True)))
+            for lease, amount in amounts.items():
+                lease.waiting -= amount
 
     # --------------------------------------------------------------------------------------------- refills
 
@@ -186,7 +190,7 @@ class SharedAccount:
         if everything or surplus or now - self._last_refill > SLOT_LEASE_SECONDS / 3:
             while self._refill:
                 await asyncio.shield(self._refill)
-            await self._start_refill(ZERO, prefetch=not everything)
+            await self._start_refill({}, prefetch=not everything)
 
     def go_offline(self) -> None:
         """Counts in this process only from now on."""
@@ -200,27 +204,27 @@ class SharedAccount:
         """Reports the amounts spent until now to Redis, and shares counts again. False while Redis is still down."""
         while self._refill:
             await asyncio.shield(self._refill)
-        return await self._start_refill(ZERO, prefetch=False)
+        return await self._start_refill({}, prefetch=False)
 
-    def _start_refill(self, least: Amounts, *, prefetch: bool = True) -> asyncio.Future[bool]:
+    def _start_refill(self, least: Missing, *, prefetch: bool = True) -> asyncio.Future[bool]:
         self._refill = asyncio.ensure_future(self._run_refill(least, prefetch))
         return self._refill
 
-    async def _run_refill(self, least: Amounts, prefetch: bool) -> bool:
+    async def _run_refill(self, least: Missing, prefetch: bool) -> bool:
         try:
             return await self._exchange(least, prefetch)
         finally:
             self._refill = None
 
-    async def _exchange(self, least: Amounts, prefetch: bool) -> bool:
+    async def _exchange(self, least: Missing, prefetch: bool) -> bool:
         """One refill of all leases by at least `least`, and, with `prefetch`, by the recent use. Returns whether Redis
         replied."""
         leases, now = self._leases, self._context.now()
         recent = self._recent_use(now) if prefetch else [0.0] * len(leases)
         arguments: list[Argument] = [SLOT_LEASE_SECONDS]
         for lease, ahead in zip(leases, recent, strict=True):
-            keep = prefetch_target(lease, self._waiting[lease.unit], ahead)
-            arguments += lease.refill_arguments(least[lease.unit], keep=keep, now=now)
+            keep = prefetch_target(lease, lease.waiting, ahead)
+            arguments += lease.refill_arguments(least.get(lease, 0.0), keep=keep, now=now)
         windows = [lease.window for lease in leases]
         try:
             reply = await self._context.refill(self._key, arguments)
@@ -235,7 +239,7 @@ class SharedAccount:
         self._context.mark_open(self)
         if lacking := int(reply[0]):
             lease = leases[lacking - 1]
-            missing = least[lease.unit] - lease.available
+            missing = least.get(lease, 0.0) - lease.available
             wait = min(REFUSAL_CACHE_SECONDS, max(0.001, lease.counter.retry_after(missing, now)))
             self._shortage = Shortage(lease, missing, now + wait)
         self.offline = False
@@ -246,11 +250,3 @@ class SharedAccount:
         if now - self._interval_start > IDLE_SECONDS:
             return [0.0] * len(self._leases)
         return [max(uses) for uses in zip(self._last_use, self._use, strict=True)]
-
-
-def _by_unit(amounts: Amounts, reservation: SharedReservation) -> Amounts:
-    """Returns the missing amount of each unit: the largest among its leases."""
-    lacking = [0.0] * len(amounts)
-    for lease, reserved in zip(reservation.leases, reservation.amounts, strict=True):
-        lacking[lease.unit] = max(lacking[lease.unit], amounts[lease.unit] - reserved)
-    return Amounts(*lacking)

@@ -27,7 +27,7 @@ from coe.supervision import TaskFailed, ignore_failure, log_failure, supervised
 from gateway.access import check_counters, check_exposure
 from gateway.process.gc_tuning import trim_memory
 from gateway.process.last_good import LastGood
-from gateway.process.watched_files import FileStates, digests, file_states, watched_files
+from gateway.process.watched_files import FileStates, digests, file_states, files_to_repair, watched_files
 from gateway.serving_state import Serving, ServingState, Wiring
 
 POLL_SECONDS = 0.5
@@ -65,6 +65,8 @@ class Reload:
         self._requested = asyncio.Event()
         self._warming: asyncio.Task[None] | None = None
         self._config_digest: bytes | None = None
+        self._read_states: FileStates = ()
+        """States of `files_to_repair` before the last reload."""
 
     def serves(self, config: bytes) -> bool:
         """True if the state in use was read from this content of experts.yaml."""
@@ -108,7 +110,7 @@ class Reload:
             requested = self._requested.is_set()
             self._requested.clear()
             await self._wiring.close_retired()
-            if not requested and file_states(self._files) == states:
+            if not (requested or file_states(self._files) != states or self._is_repaired()):
                 continue
             states = await self._settled_states()
             previous, contents = contents, await asyncio.to_thread(digests, self._files)
@@ -116,16 +118,24 @@ class Reload:
             if requested or contents != previous or self._current.reload_error is not None:
                 await self._apply(contents[0])
 
+    def _is_repaired(self) -> bool:
+        """True if the last reload failed, and an artifact that it read has changed since."""
+        return self._current.reload_error is not None and self._repair_states() != self._read_states
+
+    def _repair_states(self) -> FileStates:
+        return file_states(files_to_repair(self._settings))
+
     async def _settled_states(self) -> FileStates:
-        states = file_states(self._files)
+        states = file_states(self._files), self._repair_states()
         while True:
             await asyncio.sleep(SETTLE_SECONDS)
-            previous, states = states, file_states(self._files)
+            previous, states = states, (file_states(self._files), self._repair_states())
             if states == previous:
-                return states
+                return states[0]
 
     async def _apply(self, config_digest: bytes | None, *, always_log: bool = True) -> None:
         """Read the files and serve their state. Without `always_log`, log a success only if something changed."""
+        self._read_states = self._repair_states()
         try:
             in_use = await asyncio.to_thread(self._read, self._settings, self._in_use)
             self.check(in_use.registry)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
-from coe.artifacts.store import POINTER
+from coe.artifacts.manifest import is_version
+from coe.artifacts.store import POINTER, ArtifactStore
 from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
 from coe.settings import Settings
 
@@ -22,6 +24,18 @@ def watched_files(settings: Settings) -> tuple[Path, ...]:
         settings.artifacts / LOSS_BOUNDS_FILE,
         *(settings.artifacts / kind / POINTER for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE)),
     )
+
+
+def files_to_repair(settings: Settings) -> tuple[Path, ...]:
+    """The other files that a reload reads: those of the artifacts in use, and the administrator's key. They change only
+    when somebody repairs them after a failure."""
+    files = [settings.admin_key_file] if settings.admin_key_file else []
+    for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE):
+        store = ArtifactStore(settings.artifacts, kind)
+        with suppress(OSError):
+            if (version := store.in_use()) and is_version(version):
+                files += sorted(store.folder(version).iterdir())
+    return tuple(files)
 
 
 def file_states(files: tuple[Path, ...]) -> FileStates:

@@ -20,7 +20,16 @@ from coe.core import ExpertRule
 from coe.errors import ConfigError, KeyRefused, StoreError, Unauthorized
 from coe.registry import ApiKey, KeySpec, Registry
 from coe.runtime.api_keys import digest_of
-from coe.runtime.issued_keys import MAX_ISSUED, IssuedKeys, check_in_use, check_issued, in_force, issue, revoke
+from coe.runtime.issued_keys import (
+    MAX_ISSUED,
+    IssuedKeys,
+    check_in_use,
+    check_issued,
+    conflicts,
+    in_force,
+    issue,
+    revoke,
+)
 from coe.runtime.key_store import MAX_ISSUED_BYTES, KeyStore, RedisKeyStore, SqliteKeyStore, change
 from gateway.access import access, access_of
 from gateway.access.access import KeyRing
@@ -86,8 +95,10 @@ def test_no_issued_key_has_the_tenant_that_another_key_has_by_default() -> None:
             issued(spec, registry=registry)
         keys = issued(spec)  # where these keys are not declared
         assert in_force(registry, keys) == ()
-        with pytest.raises(ConfigError, match=f"would share the tenant.*coe key {spec['name']} --revoke"):
-            check_issued(registry, keys, now=NOW)
+        check_issued(registry, keys, now=NOW)
+        (conflict,) = conflicts(registry, keys, now=NOW)
+        assert "would share the tenant" in conflict
+        assert f"coe key {spec['name']} --revoke" in conflict
     first = issued({"name": "a"})
     with pytest.raises(KeyRefused, match="would share the tenant 'a'"):
         issued({"name": "b", "tenant": "a"}, before=first)
@@ -136,7 +147,11 @@ def test_a_declared_key_of_the_same_name_or_digest_wins() -> None:
     keys = issued({"name": "a"})
     for declared in (key_of("a", secret="other"), key_of("b", secret="secret of a")):
         assert in_force(registry_with(ROOT, declared), keys) == ()
+    (conflict,) = conflicts(registry_with(ROOT, key_of("a", secret="other")), keys, now=NOW)
+    assert "the issued key 'a' is not accepted: a declared key has its name; revoke it" in conflict
+    assert conflicts(registry_with(ROOT, key_of("b", secret="secret of a")), keys, now=NOW) == []  # the secret is valid
     assert in_force(REGISTRY, keys) == keys
+    assert conflicts(REGISTRY, keys, now=NOW) == []
 
 
 def test_an_expired_key_is_refused_from_that_second_on_with_its_date() -> None:

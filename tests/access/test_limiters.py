@@ -231,6 +231,17 @@ async def test_a_limit_that_a_reload_adds_counts_a_request_whose_body_arrives(li
     assert await admitted(account, 1, dollars(0.05))
 
 
+async def test_a_limit_that_a_reload_adds_takes_nothing_more_from_a_limit_of_the_same_unit(limiter: Limiter) -> None:
+    """Both limits are used up by this request, so a second amount of either would refuse it."""
+    before = {"requests_per_minute": 1.0, "dollars_per_day": 1.0}
+    account = account_of(limiter, **before)
+    reservation = await account.reserve(dollars(1))
+    assert account_of(limiter, **before, concurrent_requests=2.0, dollars_per_month=2.0) is account
+    await account.extend(reservation, dollars(1))
+    account.settle(reservation, dollars(1))
+    assert not await admitted(account, 1)
+
+
 async def test_a_reload_that_adds_places_counts_a_running_request_once(limiter: Limiter) -> None:
     account = account_of(limiter, requests_per_minute=100)
     reservation = await account.reserve(ONE)

@@ -15,7 +15,7 @@ import numpy as np
 from coe.artifacts.store import ArtifactStore
 from coe.learning.evaluation.tables import pairs_digest
 from coe.mapping import expected_utility
-from coe.records import open_feedback, open_log
+from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from coe.records.record import RoutingRecord
 from coe.routing.decision import choose
@@ -92,7 +92,7 @@ class LoggedService:
 
     def append(self, records: Sequence[RoutingRecord], events: Sequence[Feedback] = ()) -> None:
         async def work() -> None:
-            log, feedback = (opens(self.url, base=self.settings.home) for opens in (open_log, open_feedback))
+            log, feedback = open_log_and_feedback(self.url, base=self.settings.home)
             await log.append(records)
             await feedback.append(events)
             await log.aclose()

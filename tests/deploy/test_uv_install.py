@@ -20,15 +20,22 @@ echo "$UV_INDEX|$UV_FIND_LINKS|$*"
 """
 
 
-def test_several_values_and_no_index_are_passed_on(tmp_path: Path) -> None:
+def test_settings_are_passed_on_and_all_is_compiled_where_python_must_write_no_byte_code(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "bin").mkdir()
     for name, text in (("pip", PIP), ("uv", UV)):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
-    environ = {"PATH": os.environ["PATH"]}
-    done = subprocess.run(
-        [SCRIPT, tmp_path, "--no-deps", "some"], env=environ, capture_output=True, text=True, check=True
-    )
-    index, links, words = done.stdout.strip().split("|")
-    assert (index, links) == ("https://a.test/simple https://b.test/simple", "/one,/two")
-    assert words.endswith("--no-index --no-deps some")
+    for environ, compiles in (({}, False), ({"PYTHONDONTWRITEBYTECODE": "1"}, True)):
+        done = subprocess.run(
+            [SCRIPT, tmp_path, "--no-deps", "some"],
+            env={"PATH": os.environ["PATH"], **environ},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        index, links, words = done.stdout.strip().split("|")
+        assert (index, links) == ("https://a.test/simple https://b.test/simple", "/one,/two")
+        assert words.endswith("--no-index --no-deps some")
+        assert ("--compile-bytecode" in words) == compiles

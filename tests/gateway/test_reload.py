@@ -2,15 +2,25 @@
 
 import asyncio
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
+from coe.artifacts.kinds import OVERLAYS
+from coe.artifacts.store import ArtifactStore
 from coe.errors import ConfigError
 from coe.registry import Registry
+from coe.routing.classification import OVERLAYS_FILE
+from coe.runtime.active_state import ActiveState
+from coe.runtime.api_keys import create_admin_key, with_admin_key
+from coe.settings import Settings
+from gateway.main import open_parts
 from gateway.process.reload import check_reloadable
 from tests.fakes import registry_of
+from tests.gateway import words_server
 from tests.gateway.served import Served, declared_for, serving
 
 pytestmark = pytest.mark.anyio
@@ -107,6 +117,37 @@ async def test_sighup_reloads_at_once_even_if_no_file_changed(tmp_path: Path) ->
         served.declare()
         served.process.send_signal(signal.SIGHUP)
         await wait_until_status(served, reload_error=False)
+
+
+@pytest.mark.parametrize("damaged", ["artifact", "key"])
+async def test_a_file_that_is_repaired_in_place_ends_the_failure_although_nothing_else_changed(
+    damaged: str, tmp_path: Path
+) -> None:
+    registry = registry_of()
+    (tmp_path / "experts.yaml").write_bytes(orjson.dumps(registry.model_dump(mode="json", exclude_none=True)))
+    settings = Settings.read({"COE_ADMIN_KEY_FILE": str(tmp_path / "key")}, config=tmp_path / "experts.yaml")
+    create_admin_key(settings)
+    store = ArtifactStore(settings.artifacts, OVERLAYS)
+    with store.draft() as draft:
+        (draft / OVERLAYS_FILE).touch()
+        version = store.publish(draft, categories=(), data="words", metrics={}).manifest.version
+    store.promote(version, by="hand", why="")
+    file = store.folder(version) / OVERLAYS_FILE if damaged == "artifact" else tmp_path / "key"
+    content = file.read_bytes()
+    async with open_parts(settings, read=read_with_admin_key) as parts, asyncio.timeout(SOON):
+        assert parts.reload is not None
+        file.write_text("damaged")
+        parts.reload.request()
+        while parts.current.reload_error is None:
+            await asyncio.sleep(0.01)
+        file.write_bytes(content)
+        while parts.current.reload_error is not None:
+            await asyncio.sleep(0.01)
+
+
+def read_with_admin_key(settings: Settings, previous: ActiveState | None) -> ActiveState:
+    in_use = words_server.read(settings, previous)
+    return replace(in_use, registry=with_admin_key(in_use.registry, settings))
 
 
 async def test_permits_follow_the_declaration_and_who_waits_profits(tmp_path: Path) -> None:

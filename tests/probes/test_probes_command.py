@@ -15,12 +15,11 @@ from typer.testing import CliRunner, Result
 from coe.cli import app
 from coe.learning.evaluation.probes import read_probes
 from coe.learning.probes.shipped import default_probes, shipped_probes
-from coe.records import open_feedback, open_log
+from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback, FeedbackKind
 from tests.cli.test_cli import record_of
 from tests.score.answering import AnsweringServer
 
-OPENERS = (open_log, open_feedback)
 CATEGORIES = ("math", "humanities", "general", "cooking")
 
 
@@ -223,7 +222,7 @@ def logged(home: Path, **fields: Any) -> None:
     texts = {number: f"question {number}" for number in range(10) if number != 6}
 
     async def append() -> None:
-        log, feedback = (open_one("sqlite:///routing-log.sqlite", base=home / ".coe") for open_one in OPENERS)
+        log, feedback = open_log_and_feedback("sqlite:///routing-log.sqlite", base=home / ".coe")
         tenants = ["b" if number == 8 else "a" for number in range(10)]
         await log.append(
             [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from coe.errors import ConfigError, StoreError
-from coe.records import open_feedback
+from coe.records import open_feedback, open_log_and_feedback, sqlite
 from coe.records.feedback import AuditDetail, Feedback, FeedbackLog, decode_event
 from coe.records.record import RecipeCall, RoutingLog
 from tests.records.samples import everything, record, records
@@ -172,6 +173,25 @@ async def test_text_that_json_cannot_hold_is_refused_and_keeps_nothing(feedback:
 def test_a_damaged_event_is_refused_as_such(line: bytes) -> None:
     with pytest.raises(StoreError, match="damaged event"):
         decode_event(line)
+
+
+async def test_records_and_feedback_of_a_file_are_written_in_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads would wait for each other's lock, for up to a second under load, since SQLite polls for it."""
+    threads = []
+    for name in ("encode", "encode_event"):
+        encode = getattr(sqlite, name)
+        monkeypatch.setattr(
+            sqlite, name, lambda entry, encode=encode: threads.append(threading.get_ident()) or encode(entry)
+        )
+    log, feedback = open_log_and_feedback("sqlite:///log.db", base=tmp_path)
+    await asyncio.gather(log.append([record(1)]), feedback.append([event(1)]))
+    assert await events(feedback) == [event(1)]
+    await feedback.aclose()
+    await log.aclose()
+    assert len(threads) == 2
+    assert len(set(threads)) == 1
 
 
 def test_an_address_of_no_known_kind_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lancedb
 import pytest
 
 from coe.retrieval.lancedb.store import MAX_INDEX_SEGMENTS, LanceStore
@@ -17,6 +16,8 @@ pytestmark = pytest.mark.anyio
 
 async def index_state(folder: Path) -> tuple[int, int, int]:
     """Fragments, segments of the vectors' index, and rows outside of it."""
+    import lancedb
+
     connection = await lancedb.connect_async(folder)
     table = await connection.open_table((folder / "current").read_text().strip())
     stats = await table.index_stats("vector_idx")

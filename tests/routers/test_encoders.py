@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -11,8 +11,6 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 import pytest
-import torch
-from sentence_transformers import SentenceTransformer
 
 from routers.encoders import OnnxEncoder
 from routers.training.export import (
@@ -25,6 +23,9 @@ from routers.training.export import (
     remove_masks,
 )
 from tests.routers.conftest import save_bert
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 TEXTS = ["bake the stew", "orbit", "a star that a telescope sees " * 8, "", "bake the stew"]
 
@@ -62,13 +63,22 @@ def test_quantised_word_vectors_keep_every_fourth_level(network: Path) -> None:
     assert len(np.unique(inside)) > 10
 
 
+def original_model(source: Path) -> SentenceTransformer:
+    """The model as sentence-transformers runs it. Imported here, since each test process collects this file."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(source), device="cpu")
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_an_embedding_is_the_sentence_vector_and_the_means_of_the_inner_layers(layers: int, tmp_path: Path) -> None:
+    import torch
+
     source = save_bert(tmp_path, layers=layers, spread=0.3)  # such that attention matters
     export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
     text = "a star that a telescope sees"
     encoder = OnnxEncoder(tmp_path / "network", tmp_path / "tokenizer")
-    model = SentenceTransformer(str(source), device="cpu")
+    model = original_model(source)
     with torch.no_grad():
         states = model.transformers_model(**model.tokenizer(text, return_tensors="pt"), output_hidden_states=True)
     means = [states.hidden_states[layer].mean(dim=1) for layer in inner_layers(layers)]
@@ -131,7 +141,7 @@ def test_masks_are_removed_only_if_they_hide_no_token(tmp_path: Path, causal: bo
     source = save_bert(tmp_path, layers=2, spread=0.3, causal=causal)
     export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
     text = "a star that a telescope sees and a stew to bake " * 3
-    expected = SentenceTransformer(str(source), device="cpu").encode(text, normalize_embeddings=True)
+    expected = original_model(source).encode(text, normalize_embeddings=True)
     encoder = OnnxEncoder(tmp_path / "network", tmp_path / "tokenizer")
     np.testing.assert_allclose(encoder.encode([text])[0], expected, atol=1e-4)
     attention = [node for node in onnx.load(tmp_path / "network").graph.node if node.op_type == "Attention"]
@@ -142,7 +152,7 @@ def test_masks_are_removed_only_if_they_hide_no_token(tmp_path: Path, causal: bo
 def test_a_network_with_fewer_positions_than_configured_is_exported(tmp_path: Path) -> None:
     source = save_bert(tmp_path, layers=1, spread=0.3, family="Roberta", positions=130)
     export_encoder(str(source), network=tmp_path / "network", tokenizer=tmp_path / "tokenizer")
-    expected = SentenceTransformer(str(source), device="cpu").encode("bake the stew", normalize_embeddings=True)
+    expected = original_model(source).encode("bake the stew", normalize_embeddings=True)
     encoder = OnnxEncoder(tmp_path / "network", tmp_path / "tokenizer")
     np.testing.assert_allclose(encoder.encode(["bake the stew", "stew " * 200])[0], expected, atol=1e-4)
     assert sorted(path.name for path in tmp_path.glob("network*")) == ["network"]

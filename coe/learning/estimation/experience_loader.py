@@ -19,7 +19,7 @@ import numpy as np
 from coe.core import GENERAL, PASS_THROUGH_APIS
 from coe.errors import DataError
 from coe.learning.estimation.experience import NONE, Experience, certainty_rank, reward
-from coe.records import open_feedback, open_log
+from coe.records import open_log_and_feedback
 from coe.records.feedback import FEEDBACK_KINDS, Feedback, FeedbackLog, FeedbackPage
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 
@@ -268,7 +268,7 @@ class Logs:
 def open_logs(url: str, *, base: Path) -> Iterator[Logs]:
     """Open the logs at `url`; relative paths start at `base`."""
     with asyncio.Runner() as runner:
-        records, feedback = open_log(url, base=base), open_feedback(url, base=base)
+        records, feedback = open_log_and_feedback(url, base=base)
         try:
             yield Logs(runner, records, feedback)
         finally:

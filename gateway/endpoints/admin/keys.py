@@ -51,7 +51,7 @@ _KEY = object_schema(
         "expires": TEXT_OR_NULL,
         "declared": BOOLEAN | {"description": "Declared in experts.yaml, so that it cannot be changed here."},
         "in_use": BOOLEAN
-        | {"description": "False for a revoked or expired key, and for an issued one whose name is declared."},
+        | {"description": "False for a revoked or expired key, and for an issued one that a declared key excludes."},
         "created": _NUMBER_OR_NULL,
         "created_by": TEXT_OR_NULL,
         "revoked": _NUMBER_OR_NULL,
@@ -181,7 +181,7 @@ def _declared_problem(settings: Settings, name: str) -> str:
 
 
 def _shown(key: ApiKey, *, accepted: bool = True) -> dict[str, Any]:
-    """A key without its digest. An issued key is not `accepted` while a declared one has its name."""
+    """A key without its digest. An issued key is not `accepted` while a declared one excludes it."""
     plain = key.model_dump(mode="json", exclude={"sha256"})
     history = {name: plain.get(name) for name in _HISTORY}
     declared = not isinstance(key, IssuedKey)
