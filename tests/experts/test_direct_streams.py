@@ -107,7 +107,7 @@ class Relay:
             noting = affinity.noting_calls(TrackedReply(reply, lambda *_: None), self._api, conversation, "writer")
             if self._sinks:
                 assert isinstance(noting, DirectReply)
-                noting.send_to(self.sink)
+                noting.set_sink(self.sink)
             async for chunk in noting.chunks():
                 self.sent.append(chunk)
         finally:

@@ -12,11 +12,12 @@ import base64
 import math
 import ssl
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Self, cast
 from urllib.parse import quote, unquote, urlsplit
 
+from coe.core import Sink
 from coe.experts.file_descriptors import NoDescriptor, out_of_descriptors
 from coe.experts.http.parser import ProtocolError, ResponseParser
 
@@ -32,8 +33,6 @@ CONNECT_TIMEOUT = 5.0
 """Seconds to connect, TLS included."""
 MAX_CONNECTIONS = 65_536
 """Default bound on the open connections of one client."""
-Tap = Callable[[bytes], bool]
-"""Called with bytes that arrive; returns whether it has processed them."""
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -209,11 +208,11 @@ class Response:
             size += len(chunk)
         return b"".join(chunks)
 
-    async def chunk(self, within: float | None = None, tap: Tap | None = None) -> bytes:
-        """Returns the bytes that arrived since the last call, at least one; empty at the end. Bytes that `tap` accepts
+    async def chunk(self, within: float | None = None, sink: Sink | None = None) -> bytes:
+        """Returns the bytes that arrived since the last call, at least one; empty at the end. Bytes that `sink` takes
         while this waits are not returned. Raises OSError if it breaks off, and TimeoutError if nothing arrives for
         `within` seconds."""
-        return await self._connection.chunk(within, tap)
+        return await self._connection.chunk(within, sink)
 
     def release(self) -> None:
         """Keeps the connection for another request if the body was read to its end; else closes it."""
@@ -242,8 +241,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
-        self._tap: Tap | None = None
-        """The tap of the reader that waits; None without one."""
+        self._sink: Sink | None = None
+        """The sink of the reader that waits; None without one."""
         self._within = math.inf
         """The time limit of this reader in seconds."""
         self._idle_in: deque[Connection] | None = None
@@ -287,9 +286,9 @@ class Connection(asyncio.Protocol):
             self._transport.write(body[at : at + WRITE_SIZE])
             await self._write_buffer_drained()
 
-    async def chunk(self, within: float | None = None, tap: Tap | None = None) -> bytes:
+    async def chunk(self, within: float | None = None, sink: Sink | None = None) -> bytes:
         """Returns the bytes that arrived since the last call; empty at the end. Raises TimeoutError if none arrive
-        `within` seconds. Bytes that `tap` accepts are not returned, and restart the time limit."""
+        `within` seconds. Bytes that `sink` takes are not returned, and restart the time limit."""
         if within is not None and not self._chunks:
             self._set_deadline(within)
         while not self._chunks:
@@ -297,7 +296,7 @@ class Connection(asyncio.Protocol):
                 return b""
             if self._error is not None:
                 raise self._take_error()
-            self._tap, self._within = tap, math.inf if within is None else within
+            self._sink, self._within = sink, math.inf if within is None else within
             await self._data_available()
         self._deadline = math.inf
         chunks = self._chunks
@@ -376,7 +375,7 @@ class Connection(asyncio.Protocol):
         try:
             await self._reader
         finally:
-            self._reader = self._tap = None
+            self._reader = self._sink = None
 
     async def _write_buffer_drained(self) -> None:
         if self._writer is not None:
@@ -409,7 +408,7 @@ class Connection(asyncio.Protocol):
             self.abort()
             self._wake()
             return
-        if chunk and not self._tapped(chunk):
+        if chunk and not self._sent(chunk):
             self._chunks.append(chunk)
             self._unread += len(chunk)
             if self._unread > MAX_UNREAD_BYTES and not self._paused and not self.parser.complete:
@@ -419,9 +418,9 @@ class Connection(asyncio.Protocol):
             return
         self._wake()
 
-    def _tapped(self, chunk: bytes) -> bool:
-        """Offers bytes to the tap of a reader that still waits. Returns whether it has processed them."""
-        if self._tap is None or self._reader is None or self._reader.done() or not self._tap(chunk):
+    def _sent(self, chunk: bytes) -> bool:
+        """Offers bytes to the sink of a reader that still waits. Returns whether it took them."""
+        if self._sink is None or self._reader is None or self._reader.done() or not self._sink(chunk):
             return False
         self._deadline = self._loop.time() + self._within
         return True
