@@ -41,7 +41,7 @@ async def log(tmp_path: Path) -> AsyncIterator[RoutingLog]:
     await log.aclose()
 
 
-async def test_every_combination_of_filters_finds_the_same_rows_forward_backward_and_at_the_end(
+async def test_every_combination_of_filters_finds_the_same_rows_in_each_direction(
     log: RoutingLog,
 ) -> None:
     appended = mixed(300)
