@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
-from coe.experts.http.client import IDLE_TIMEOUT, Connection
+from coe.experts.http.connection import IDLE_TIMEOUT, WRITE_SIZE, Connection, LimitExceeded
 
 pytestmark = pytest.mark.anyio
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -137,3 +138,71 @@ async def test_bytes_that_a_sink_accepts_begin_the_limit_again() -> None:
         await waiting
     connection.data_received(EVENT)  # no reader waits, so this is kept
     assert (len(taken), await connection.chunk()) == (3, b"hel")
+
+
+async def connected() -> tuple[ClockLoop, SilentTransport, Connection]:
+    loop, transport = ClockLoop(), SilentTransport()
+    connection = Connection(cast("asyncio.AbstractEventLoop", loop), set())
+    connection.connection_made(transport)
+    return loop, transport, connection
+
+
+async def test_the_limit_of_an_exchange_ends_the_wait_for_the_head() -> None:
+    loop, transport, connection = await connected()
+    sent = asyncio.ensure_future(connection.send(b"head", b"body", limit=30))
+    await settled()
+    await loop.move_to(29.9)
+    assert not sent.done()
+    await loop.move_to(30)
+    with pytest.raises(LimitExceeded):
+        await sent
+    assert transport.aborted
+
+
+async def test_the_limit_holds_for_all_chunks_until_it_is_lifted() -> None:
+    loop, _, connection = await connected()
+    sent = asyncio.ensure_future(connection.send(b"head", b"body", limit=30))
+    await settled()
+    connection.data_received(HEAD)
+    await sent
+    first = asyncio.ensure_future(connection.chunk())
+    await loop.move_to(20)
+    connection.data_received(EVENT)
+    assert await first == b"hel"
+    second = asyncio.ensure_future(connection.chunk(15))
+    await settled()
+    await loop.move_to(30)
+    with pytest.raises(LimitExceeded):
+        await second
+    connection.limit = math.inf
+    third = asyncio.ensure_future(connection.chunk())
+    await loop.move_to(300)
+    assert not third.done()
+    connection.data_received(EVENT)
+    assert await third == b"hel"
+
+
+async def test_a_shorter_wait_within_the_limit_is_an_ordinary_timeout() -> None:
+    loop, _, connection = await connected()
+    sent = asyncio.ensure_future(connection.send(b"head", b"body", limit=30))
+    await settled()
+    connection.data_received(HEAD)
+    await sent
+    waiting = asyncio.ensure_future(connection.chunk(5))
+    await settled()
+    await loop.move_to(5)
+    with pytest.raises(TimeoutError):
+        await waiting
+
+
+async def test_the_limit_ends_a_write_that_the_server_does_not_read() -> None:
+    loop, transport, connection = await connected()
+    connection.pause_writing()
+    sent = asyncio.ensure_future(connection.send(b"head", bytes(2 * WRITE_SIZE), limit=30))
+    await settled()
+    await loop.move_to(29)
+    assert not sent.done()
+    await loop.move_to(30)
+    with pytest.raises(LimitExceeded):
+        await sent
+    assert transport.aborted

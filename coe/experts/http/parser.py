@@ -1,4 +1,4 @@
-"""Parses an HTTP/1.1 response incrementally, for `coe.experts.http.client`.
+"""Parses an HTTP/1.1 response incrementally, for `coe.experts.http.connection`.
 
 It reads the head, then the body: by length, in chunks, or until the connection closes. It does no I/O: the client feeds
 it the bytes that arrive. It follows RFC 9112, bounds everything that it buffers, and raises ProtocolError for invalid
