@@ -336,9 +336,19 @@ class Trace:
         return prices.cost(usage.input_tokens, output_tokens, usage.cached_tokens or 0)
 
 
+RANDOM_PARTS = 64
+"""Random parts of request ids that one system call provides. Each call releases the interpreter lock, and may have to
+wait for it."""
+_random_parts: list[str] = []
+os.register_at_fork(after_in_child=_random_parts.clear)
+
+
 def new_request_id(now: float) -> str:
     """A unique id: milliseconds since 1970, so that an index of the log grows at its end, and 80 random bits."""
-    return f"req_{int(now * 1000):012x}{os.urandom(10).hex()}"
+    if not _random_parts:
+        digits = os.urandom(10 * RANDOM_PARTS).hex()
+        _random_parts.extend(digits[start : start + 20] for start in range(0, len(digits), 20))
+    return f"req_{int(now * 1000):012x}{_random_parts.pop()}"
 
 
 @dataclass(frozen=True, slots=True)
