@@ -49,10 +49,10 @@ ACCESS = f"""access:
 BODIES = "bodies.jsonl"
 CLOSE = '"}]}'
 """The end of each of them, after the prompt."""
-BITS, PASSES, LENGTHS = 20, 2**8, 64
+BITS, PASSES, LENGTHS = 20, 2**8 + 5, 2**8
 """White space after a prompt makes it differ in every pass over the prompts: the number of the pass in BITS characters,
-then 0 to LENGTHS - 1 blanks. A run has at most PASSES passes. The gateway would record a repeated conversation of the
-same length as a regenerated answer, which real traffic has rarely."""
+then 0 to LENGTHS - 1 blanks. A run has at most PASSES passes, and begins five lengths after the one before. The gateway
+would record a repeated conversation of the same length as a regenerated answer, which real traffic has rarely."""
 _runs = count()
 FAILURES = ("connect", "read", "write", "status", "timeout")
 """Failures that wrk counts: socket errors, a status of 400 or more, and timeouts after two seconds."""

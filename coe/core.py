@@ -305,7 +305,7 @@ class Chunks(Protocol):
 
 
 Sink = Callable[[bytes], bool]
-"""Sends bytes to the client at once. Returns False, without an effect, if it cannot."""
+"""Takes bytes at once, without waiting. Returns False, without an effect, if it cannot."""
 
 
 class Reply(Protocol):
@@ -327,7 +327,7 @@ class Reply(Protocol):
 class DirectReply(Protocol):
     """A reply that can send ordinary events without waking the task that waits for its next chunk."""
 
-    def send_to(self, sink: Sink) -> None:
+    def set_sink(self, sink: Sink) -> None:
         """Set the sink; call it before `chunks`. Events that `sink` has sent are not among the chunks."""
 
 

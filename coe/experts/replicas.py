@@ -129,9 +129,9 @@ class TrackedReply:
         self._reply = reply
         self._ended: Callable[[BaseException | None, bool], None] | None = ended
 
-    def send_to(self, sink: Sink) -> None:
+    def set_sink(self, sink: Sink) -> None:
         if isinstance(self._reply, DirectReply):
-            self._reply.send_to(sink)
+            self._reply.set_sink(sink)
 
     def chunks(self) -> Chunks:
         return _TrackedChunks(self._reply.chunks(), self)

@@ -1,7 +1,8 @@
 """The routing log and its feedback in one SQLite file, for one machine: no server, several processes.
 
 Rows of `records` hold the record as JSON and columns for the fields of LogQuery. A query walks exactly one index,
-chosen here: without statistics SQLite may choose a bad one. `feedback` has one row per dedup key. A replacement is a
+chosen here: without statistics SQLite may choose a bad one. A common value has no index of its own, as that would cost
+every record a page (`LOG_TABLES`). `feedback` has one row per dedup key. A replacement is a
 new row, so readers with a cursor get it.
 """
 
@@ -10,9 +11,9 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from functools import cache
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
 from coe.records.codec import COLUMNS, decode_or_none, encode
 from coe.records.database import Database
@@ -29,9 +30,7 @@ from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.records.selection import exact_filters, page_size, parse_cursor, retention_start
 
 MAX_SCANNED_BACK = 200_000
-"""Rows that one backward call scans if the query has several filters."""
-MAX_COUNTED = 5_000
-"""Rows of an index that are counted to find the most selective filter of a query."""
+"""Rows that one backward call scans if no index finds the rows of the query."""
 MIN_SELECTIVE_PREFIX = 6
 """Characters from which a prefix of an id matches so few rows that the index of ids is used."""
 
@@ -52,18 +51,34 @@ def select(
 
     A plus before a column keeps SQLite from using its index.
     """
-    seq = "+seq" if len(query.request_id) >= MIN_SELECTIVE_PREFIX else "seq"
+    by_id = len(query.request_id) >= MIN_SELECTIVE_PREFIX
+    seq, plus = ("+seq", "+") if by_id else ("seq", "")
     bounds = [(f"{seq} > ?", after), *([(f"{seq} < ?", before)] if before else [])]
-    wanted = [*bounds, *_times(query, after, seq), *_prefix(query.request_id), *_named(connection, query)]
-    where = " AND ".join(condition for condition, _ in wanted)
-    statement = f"SELECT seq, record FROM records WHERE {where} ORDER BY seq {order} LIMIT ?"  # noqa: S608 (constants)
+    named = [(f"{plus}{name} = ?", value) for name, value in exact_filters(query).items()]
+    wanted = [*bounds, *_times(query, after, seq), *_prefix(query.request_id), *named]
+    index, covers = ("", "") if by_id else _index(query)
+    where = " AND ".join([*(condition for condition, _ in wanted), *([covers] if covers else [])])
+    source = f"records {index} WHERE {where}"
+    statement = f"SELECT seq, record FROM {source} ORDER BY seq {order} LIMIT ?"  # noqa: S608 (constants)
     return connection.execute(statement, (*(value for _, value in wanted), size)).fetchall()
 
 
+def _index(query: LogQuery) -> tuple[str, str]:
+    """The index for the exact filters of a query, and the condition of a partial one, which SQLite requires there."""
+    if query.session:
+        return "INDEXED BY records_session", ""
+    if query.outcome and query.outcome != "ok":
+        return "INDEXED BY records_outcome", "outcome <> 'ok'"
+    if query.reason and query.reason != "routed":
+        return "INDEXED BY records_reason", "reason <> 'routed'"
+    return ("INDEXED BY records_filter" if exact_filters(query) else "NOT INDEXED"), ""
+
+
 def scan_start(connection: sqlite3.Connection, query: LogQuery, *, after: int, before: int) -> int:
-    """The row after which one backward call scans. A query with one filter uses an index; several filters together may
-    match no row at all, so the scan is bounded."""
-    if len(exact_filters(query)) + bool(query.request_id) < 2:
+    """The row after which one backward call scans. A query with one filter and an index for it reads only rows that
+    match; others may match no row at all, so the scan is bounded."""
+    filters = len(exact_filters(query)) + bool(query.request_id)
+    if filters < 2 and (query.request_id or _index(query)[0] != "INDEXED BY records_filter"):
         return after
     return max(after, (before or newest_row(connection) + 1) - MAX_SCANNED_BACK - 1)
 
@@ -95,28 +110,20 @@ def _prefix(prefix: str) -> list[Condition]:
     return [(f"{column} >= ?", prefix), (f"{column} < ?", prefix + "\U0010ffff")]
 
 
-def _named(connection: sqlite3.Connection, query: LogQuery) -> list[Condition]:
-    """The most selective filter uses its index; the others are compared on its rows."""
-    values = exact_filters(query)
-    leader = min(values, key=lambda name: _count(connection, name, values[name]), default=None)
-    if len(query.request_id) >= MIN_SELECTIVE_PREFIX:
-        leader = None
-    return [(f"{name} = ?" if name == leader else f"+{name} = ?", value) for name, value in values.items()]
-
-
-def _count(connection: sqlite3.Connection, column: str, value: str) -> int:
-    """The number of rows with that value, at most MAX_COUNTED."""
-    few = f"SELECT count(*) FROM (SELECT 1 FROM records WHERE {column} = ? LIMIT ?)"  # noqa: S608 (constants)
-    return int(connection.execute(few, (value, MAX_COUNTED)).fetchone()[0])
-
-
 INSERT = f"INSERT OR IGNORE INTO records ({', '.join(COLUMNS)}, record) VALUES "  # noqa: S608 (constants)
 _columns = attrgetter(*COLUMNS)
 VALUES = f"({', '.join('?' * len(COLUMNS))}, ?)"
 MAX_INSERT_ROWS = 32
 """Rows of one INSERT. The connection keeps the statements for all smaller numbers prepared too."""
+MAX_TRIM_ROWS = 1_000
+"""Rows between two deletions beyond the retention, at most a hundredth of it. Together they change far fewer pages."""
 TRIM = "DELETE FROM records WHERE seq <= (SELECT max(seq) FROM records) - ?"
 DELETE_OLD = "DELETE FROM records WHERE time < ?"
+
+
+@cache
+def _insert(rows: int) -> str:
+    return INSERT + ", ".join([VALUES] * rows)
 
 
 class SqliteLog:
@@ -126,17 +133,24 @@ class SqliteLog:
     def __init__(self, database: Database, *, retention: int, days: float | None) -> None:
         self._database = database
         self._retention, self._days = retention, days
+        self._trim_every = max(1, min(MAX_TRIM_ROWS, retention // 100))
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
-        """Appends the records, all or none, and deletes the oldest beyond retention and days. Raises StoreError."""
+        """Appends the records, all or none. Deletes those older than `days`, and at intervals the oldest beyond the
+        retention. Raises StoreError."""
 
         def work(connection: sqlite3.Connection) -> None:
-            rows = [(*_columns(record), encode(record)) for record in records]
-            for start in range(0, len(rows), MAX_INSERT_ROWS):
-                some = rows[start : start + MAX_INSERT_ROWS]
-                connection.execute(INSERT + ", ".join([VALUES] * len(some)), tuple(chain.from_iterable(some)))
-            connection.execute(TRIM, (self._retention,))
-            connection.execute(DELETE_OLD, (retention_start(self._days),))
+            for start in range(0, len(records), MAX_INSERT_ROWS):
+                some = records[start : start + MAX_INSERT_ROWS]
+                values: list[Any] = []
+                for record in some:
+                    values += _columns(record)
+                    values.append(encode(record))
+                last = connection.execute(_insert(len(some)), values).lastrowid or 0
+            if last // self._trim_every != (last - len(records)) // self._trim_every:
+                connection.execute(TRIM, (self._retention,))
+            if self._days is not None:
+                connection.execute(DELETE_OLD, (retention_start(self._days),))
 
         if records:
             await self._database.write(work)

@@ -251,10 +251,10 @@ class _CallingReply:
         self._pattern = pattern
         self._note = note
 
-    def send_to(self, sink: Sink) -> None:
+    def set_sink(self, sink: Sink) -> None:
         find = self._pattern.search
         if isinstance(self._reply, DirectReply):
-            self._reply.send_to(lambda chunk: find(chunk) is None and sink(chunk))
+            self._reply.set_sink(lambda chunk: find(chunk) is None and sink(chunk))
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         noted: set[bytes] = set()

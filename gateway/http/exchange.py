@@ -18,8 +18,8 @@ STATUS_LINES = {
     status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase if status in set(HTTPStatus) else ''}\r\n".encode()
     for status in range(100, 600)
 }
-SEND_NOW = "coe.send_now"
-"""The extension of the ASGI scope that holds `Exchange.send_now`."""
+SINK = "coe.sink"
+"""The extension of the ASGI scope that holds `Exchange.sink`."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _log = logging.getLogger("gateway.http")
 
@@ -89,7 +89,7 @@ class Exchange:
         middle of one, the connection closes, so that the client detects the failure. `cohort` counts the request as
         ready until its task begins, which is here."""
         cohort.ready -= 1
-        self.scope["extensions"] = {SEND_NOW: self.send_now}
+        self.scope["extensions"] = {SINK: self.sink}
         try:
             await app(self.scope, self.receive, self.send)
         except Exception:
@@ -170,7 +170,7 @@ class Exchange:
         elif message["type"] == "http.response.body":
             self._send_body(message.get("body", b""), more=message.get("more_body", False))
 
-    def send_now(self, body: bytes) -> bool:
+    def sink(self, body: bytes) -> bool:
         """Send a further part of a streamed body without waiting. Return False if only `send` can do that."""
         if not body or self._head != b"" or self._framing != CHUNKED or self.complete or self._disconnected:
             return False

@@ -163,7 +163,7 @@ def record_of(trace: Trace) -> RoutingRecord:
         utility=tuple([round(utility, 4) for utility in decision.utility]),
         price=tuple([round(price, 4) for price in decision.price]),
         exploration=(exploration.rate, exploration.max_quality_loss) if exploration.rate else None,
-        needs=tuple(sorted(chat.needs)) if chat else None,
+        needs=(tuple(sorted(chat.needs)) if chat.needs else ()) if chat else None,
         language=prediction.language if prediction is not None else "",
         purpose=(options.purpose or "") if options else "",
         model=trace.requested_model[:MAX_MODEL_CHARACTERS],
@@ -293,7 +293,7 @@ class ImplicitSignals:
     """
 
     def __init__(self, store: Callable[[Pending], None]) -> None:
-        self._answers: OrderedDict[bytes, _LastAnswer] = OrderedDict()
+        self._answers: OrderedDict[int, _LastAnswer] = OrderedDict()
         self._store = store
 
     def observe(self, trace: Trace) -> None:
@@ -316,15 +316,15 @@ class ImplicitSignals:
         caller, event_id = trace.caller, f"{kind}:{trace.request_id}"
         self._store(Pending(Feedback(event_id, request_id, now, kind, tenant=caller.tenant, key=caller.key)))
 
-    def _remember(self, key: bytes, answered: _LastAnswer) -> None:
+    def _remember(self, key: int, answered: _LastAnswer) -> None:
         self._answers[key] = answered
         self._answers.move_to_end(key)
         if len(self._answers) > MAX_CONVERSATIONS:
             self._answers.popitem(last=False)
 
 
-def _conversation_key(trace: Trace) -> bytes | None:
-    """A digest of an answered conversation and its tenant; None for other requests, and where it was not answered."""
+def _conversation_key(trace: Trace) -> int | None:
+    """A hash of an answered conversation and its tenant; None for other requests, and where it was not answered."""
     chat, session = trace.chat, trace.options.session if trace.options else None
     if chat is None or not chat.messages or chat.api == "embeddings":
         return None
@@ -332,7 +332,4 @@ def _conversation_key(trace: Trace) -> bytes | None:
         return None
     if session is None and chat.characters < MIN_CHARACTERS:
         return None
-    identity = (
-        f"{trace.caller.tenant}\0{session}\0{chat.api}\0{len(chat.messages)}\0{chat.characters}\0{trace.routed.text}"
-    )
-    return hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=16).digest()
+    return hash((trace.caller.tenant, session, chat.api, len(chat.messages), chat.characters, trace.routed.text))

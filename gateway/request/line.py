@@ -25,7 +25,7 @@ from gateway.access import Allowance
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, status_of
-from gateway.http.exchange import SEND_NOW
+from gateway.http.exchange import SINK
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
@@ -200,8 +200,8 @@ class Line:
 
     def _keep_alive(self, trace: Trace, scope: Scope, send: Send) -> KeepAlive:
         interval = trace.serving.registry.policy.keep_alive_interval
-        write = scope["extensions"].get(SEND_NOW) if "extensions" in scope else None
-        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval, write=write)
+        sink = scope["extensions"].get(SINK) if "extensions" in scope else None
+        return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval, sink=sink)
 
     def _options(self, trace: Trace, scope: Scope) -> RequestOptions:
         """The options of the request's headers. Raises InvalidRequest."""
@@ -300,7 +300,7 @@ async def _relay(reply: Reply, trace: Trace, request: ActiveRequest, send: Send,
         if stream is None:
             await relay(reply, send, headers=trace.headers())
         else:
-            await relay(reply, stream.send, headers=trace.headers(), sink=stream.send_now)
+            await relay(reply, stream.send, headers=trace.headers(), sink=stream.sink)
         request.complete()
         trace.outcome = "ok"
     finally:
@@ -319,7 +319,7 @@ async def relay(reply: Reply, send: Send, *, headers: Headers, sink: Sink | None
         return
     await send(stream_head(headers, media_type=reply.media_type))
     if sink is not None and isinstance(reply, DirectReply):
-        reply.send_to(sink)
+        reply.set_sink(sink)
     async with aclosing(reply.chunks()) as chunks:
         async for chunk in chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -218,12 +218,12 @@ class Trace:
         """The response headers known so far. Names are ASCII by declaration; none holds text of the prompt."""
         found = [(b"x-request-id", self.request_id.encode())]
         if self.decision is not None:
-            found += self._decision_headers(self.decision)
+            self._add_decision(found, self.decision)
         if self.dropped:
             found.append((b"x-coe-dropped", ", ".join(self.dropped).encode()))
         if self.cache is not None:
             found.append((b"x-coe-cache", self.cache.result.encode()))
-        if self.ended_ms("retrieve") is not None:
+        if (retrieve := self.steps.get("retrieve")) is not None and retrieve.ended is not None:
             found.append((b"x-coe-retrieval", self._retrieval_header()))
         if self.allowance is not None:
             found += self.allowance.headers()
@@ -242,10 +242,10 @@ class Trace:
         finally:
             self.decision = decided  # changed for the headers only; `answered` or `failed` sets the recorded decision
 
-    def _decision_headers(self, decision: Decision) -> list[tuple[bytes, bytes]]:
-        """The headers about the decision and its calls."""
+    def _add_decision(self, found: list[tuple[bytes, bytes]], decision: Decision) -> None:
+        """Add the headers about the decision and its calls."""
         expert, _, variant = self.expert.partition(VARIANT_SEPARATOR)
-        found = [
+        found += (
             (b"x-coe-expert", expert.encode()),
             (b"x-coe-category", decision.category.encode()),
             (b"x-coe-confidence", b"%.3f" % decision.confidence),
@@ -253,21 +253,21 @@ class Trace:
             (b"x-coe-router", self.serving.composition.router.version.encode()),
             (b"x-coe-attempts", b"%d" % self.attempts.count),
             (b"x-coe-overhead-ms", b"%.3f" % self.routing_ms),
-        ]
-        optional = (
-            (b"x-coe-language", self.prediction.language if self.prediction is not None else ""),
-            (b"x-coe-variant", variant),
-            (b"x-coe-fallback-from", decision.fallback_from),
-            (b"x-coe-cause", decision.cause),
         )
-        found += [(name, value.encode()) for name, value in optional if value]
+        if self.prediction is not None and self.prediction.language:
+            found.append((b"x-coe-language", self.prediction.language.encode()))
+        if variant:
+            found.append((b"x-coe-variant", variant.encode()))
+        if decision.fallback_from:
+            found.append((b"x-coe-fallback-from", decision.fallback_from.encode()))
+        if decision.cause:
+            found.append((b"x-coe-cause", decision.cause.encode()))
         if (log := self.recipe_log) is not None:
-            found += [
+            found += (
                 (b"x-coe-recipe", log.recipe.encode()),
                 (b"x-coe-steps", b"%d" % log.steps),
                 (b"x-coe-calls", b"%d" % len(log.calls)),
-            ]
-        return found
+            )
 
     def _retrieval_header(self) -> bytes:
         """Return the retrieval status; if it is `used`, also the number of passages and their approximate tokens."""
@@ -300,13 +300,17 @@ class Trace:
     @property
     def cost(self) -> float | None:
         """US dollars by the experts' declared prices; None without an answer or if the tokens of a call are unknown."""
+        if (usage := self.usage) is None:
+            return None
+        if not usage.parts:
+            return self._cost_of(usage, self.prices)
         total = 0.0
         calls = self.calls_used()
         for _, _, cost in calls:
             if cost is None:
                 return None
             total += cost
-        return total if calls else None
+        return total
 
     def calls_used(self) -> list[tuple[str, Usage, float | None]]:
         """Return the expert, usage and cost of each call that answers or answered: several for a recipe."""
@@ -332,9 +336,19 @@ class Trace:
         return prices.cost(usage.input_tokens, output_tokens, usage.cached_tokens or 0)
 
 
+RANDOM_PARTS = 64
+"""Random parts of request ids that one system call provides. Each call releases the interpreter lock, and may have to
+wait for it."""
+_random_parts: list[str] = []
+os.register_at_fork(after_in_child=_random_parts.clear)
+
+
 def new_request_id(now: float) -> str:
     """A unique id: milliseconds since 1970, so that an index of the log grows at its end, and 80 random bits."""
-    return f"req_{int(now * 1000):012x}{os.urandom(10).hex()}"
+    if not _random_parts:
+        digits = os.urandom(10 * RANDOM_PARTS).hex()
+        _random_parts.extend(digits[start : start + 20] for start in range(0, len(digits), 20))
+    return f"req_{int(now * 1000):012x}{_random_parts.pop()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from coe.experts.http import client as client_module
-from coe.experts.http.client import MAX_UNREAD_BYTES, WRITE_SIZE, Client, Target, Unreachable
+from coe.experts.http import connection as connection_module
+from coe.experts.http.client import Client, Target, Unreachable
+from coe.experts.http.connection import MAX_UNREAD_BYTES, WRITE_SIZE, LimitExceeded
 
 pytestmark = pytest.mark.anyio
 
@@ -113,7 +114,7 @@ async def test_without_reuse_every_request_has_a_connection_of_its_own() -> None
 
 
 async def test_an_idle_connection_is_closed_after_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr(connection_module, "IDLE_TIMEOUT", 0.05)
     closed = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -308,3 +309,15 @@ def test_an_invalid_address_is_a_value_error(url: str) -> None:
 def test_a_header_value_cannot_inject_another_header() -> None:
     with pytest.raises(ValueError, match="line break"):
         Target("http://x/", {}).head(0, {"traceparent": "a\r\nx-evil: b"})
+
+
+async def test_the_limit_of_an_exchange_ends_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(loop, "create_connection", never)
+    async with Client() as client:
+        with pytest.raises(LimitExceeded):
+            await client.send(Target("http://127.0.0.1:1", {}), limit=loop.time())

@@ -13,7 +13,8 @@ from coe.core import Api, DirectReply
 from coe.errors import ExpertError
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
-from coe.experts.http.client import Connection, Response, Target
+from coe.experts.http.client import Response, Target
+from coe.experts.http.connection import Connection
 from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.experts.replicas import TrackedReply
 from coe.routing.conversation import Affinity, Conversation
@@ -107,7 +108,7 @@ class Relay:
             noting = affinity.noting_calls(TrackedReply(reply, lambda *_: None), self._api, conversation, "writer")
             if self._sinks:
                 assert isinstance(noting, DirectReply)
-                noting.send_to(self.sink)
+                noting.set_sink(self.sink)
             async for chunk in noting.chunks():
                 self.sent.append(chunk)
         finally:

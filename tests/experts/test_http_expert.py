@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import re
 import socket
 from typing import Any
@@ -23,7 +24,8 @@ from coe.errors import (
 from coe.experts.api_formats import API_FORMATS
 from coe.experts.error_mapping import ErrorMapping
 from coe.experts.http.client import Client
-from coe.experts.http.expert import FastTimeout, HttpExpert
+from coe.experts.http.connection import Connection
+from coe.experts.http.expert import HttpExpert
 from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
@@ -130,7 +132,7 @@ class Chunks:
     def __init__(self, *chunks: bytes) -> None:
         self._chunks = list(chunks)
 
-    async def chunk(self, within: float | None = None, tap: object = None) -> bytes:
+    async def chunk(self, within: float | None = None, sink: object = None) -> bytes:
         return self._chunks.pop(0)
 
     def close(self) -> None: ...
@@ -247,43 +249,19 @@ async def test_an_expert_without_a_first_chunk_times_out_and_is_disconnected(
 async def test_the_limit_for_the_first_chunk_ends_with_it(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = 4321.0
-    loop, timers = asyncio.get_running_loop(), list[asyncio.TimerHandle]()
-    call_later = loop.call_later
+    opened, send = list[Connection](), Connection.send
 
-    def recorded(delay: float, *args: Any) -> asyncio.TimerHandle:
-        timer = call_later(delay, *args)
-        if delay == first:
-            timers.append(timer)
-        return timer
+    async def sent(connection: Connection, *args: Any, limit: float) -> None:
+        assert 4321 - 60 < limit - asyncio.get_running_loop().time() <= 4321
+        opened.append(connection)
+        await send(connection, *args, limit=limit)
 
-    monkeypatch.setattr(loop, "call_later", recorded)
+    monkeypatch.setattr(Connection, "send", sent)
     async with Client() as session:
         expert = HttpExpert(spec_of(), Endpoint(server.url, "slow-start"), session=session)
-        reply = await expert.stream(Call({"messages": [{"role": "user", "content": "hi"}]}, True, first, 60))
-        assert [timer.cancelled() for timer in timers] == [True]
+        reply = await expert.stream(Call({"messages": [{"role": "user", "content": "hi"}]}, True, 4321.0, 60))
+        assert [connection.limit for connection in opened] == [math.inf]
         await reply.aclose()
-
-
-async def test_who_cancels_a_task_beside_its_limit_has_cancelled_it() -> None:
-    for cancels, is_limit in ((False, True), (True, False)):
-        limits = list[FastTimeout]()
-
-        async def work(limits: list[FastTimeout] = limits) -> bool:
-            limits.append(FastTimeout(60))
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError as error:
-                return limits[0].end(error)
-            return False
-
-        task = asyncio.create_task(work())
-        await asyncio.sleep(0)
-        limits[0]._expire()
-        if cancels:
-            task.cancel()
-        assert await task is is_limit
-        assert task.cancelling() == int(cancels)
 
 
 async def test_an_expert_that_falls_silent_times_out_and_is_disconnected(server: FaultyServer) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe.experts.http import parser
 from coe.experts.http.parser import MAX_HEAD_BYTES, MAX_LINE_BYTES, ProtocolError, ResponseParser
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -106,3 +107,21 @@ def test_a_204_response_has_no_body_and_is_complete() -> None:
 def test_an_invalid_response_is_an_error(whole: bytes) -> None:
     with pytest.raises(ProtocolError):
         ResponseParser().feed(whole)
+
+
+def test_header_lines_that_repeat_are_remembered_up_to_a_bound() -> None:
+    parser._known_lines.clear()
+    for number in range(2 * parser.MAX_KNOWN_LINES):
+        head = b"HTTP/1.1 200 OK\r\nServer:  s \r\nX-Id: %d\r\nDate: %d\r\nContent-Length: 0\r\n\r\n" % (number, number)
+        parsed = ResponseParser()
+        parsed.feed(head)
+        expected = {"server": "s", "x-id": str(number), "date": str(number), "content-length": "0"}
+        assert parsed.headers == expected
+        assert len(parser._known_lines) <= parser.MAX_KNOWN_LINES
+    assert b"Server:  s " in parser._known_lines
+    assert not any(line.startswith((b"Date", b"Content-Length")) for line in parser._known_lines)
+    long = b"X-Long: " + b"x" * parser.MAX_KNOWN_LINE_BYTES
+    parsed = ResponseParser()
+    parsed.feed(b"HTTP/1.1 200 OK\r\n" + long + b"\r\ncontent-length: 0\r\n\r\n")
+    assert parsed.headers["x-long"] == "x" * parser.MAX_KNOWN_LINE_BYTES
+    assert long not in parser._known_lines

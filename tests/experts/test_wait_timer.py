@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
-from coe.experts.http.client import IDLE_TIMEOUT, Connection
+from coe.experts.http.connection import IDLE_TIMEOUT, WRITE_SIZE, Connection, LimitExceeded
 
 pytestmark = pytest.mark.anyio
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -111,8 +112,8 @@ async def test_each_wait_has_its_own_limit_whatever_the_waits_before_it_had() ->
     assert (connection.idle, transport.aborted, list(idle)) == (False, True, [])
 
 
-async def test_bytes_that_a_tap_accepts_begin_the_limit_again() -> None:
-    loop, tapped = ClockLoop(), list[bytes]()
+async def test_bytes_that_a_sink_accepts_begin_the_limit_again() -> None:
+    loop, taken = ClockLoop(), list[bytes]()
     connection = Connection(cast("asyncio.AbstractEventLoop", loop), set())
     connection.connection_made(SilentTransport())
     sent = asyncio.ensure_future(connection.send(b"head", b"body"))
@@ -120,20 +121,88 @@ async def test_bytes_that_a_tap_accepts_begin_the_limit_again() -> None:
     connection.data_received(HEAD)
     await sent
 
-    def tap(chunk: bytes) -> bool:
-        tapped.append(chunk)
+    def sink(chunk: bytes) -> bool:
+        taken.append(chunk)
         return True
 
-    waiting = asyncio.ensure_future(connection.chunk(10, tap))
+    waiting = asyncio.ensure_future(connection.chunk(10, sink))
     await settled()
     for arrival in (9, 18, 27):
         await loop.move_to(arrival)
         connection.data_received(EVENT)
-    assert tapped == [b"hel"] * 3
+    assert taken == [b"hel"] * 3
     await loop.move_to(36.9)
     assert not waiting.done()
     await loop.move_to(37)
     with pytest.raises(TimeoutError):
         await waiting
     connection.data_received(EVENT)  # no reader waits, so this is kept
-    assert (len(tapped), await connection.chunk()) == (3, b"hel")
+    assert (len(taken), await connection.chunk()) == (3, b"hel")
+
+
+async def connected() -> tuple[ClockLoop, SilentTransport, Connection]:
+    loop, transport = ClockLoop(), SilentTransport()
+    connection = Connection(cast("asyncio.AbstractEventLoop", loop), set())
+    connection.connection_made(transport)
+    return loop, transport, connection
+
+
+async def test_the_limit_of_an_exchange_ends_the_wait_for_the_head() -> None:
+    loop, transport, connection = await connected()
+    sent = asyncio.ensure_future(connection.send(b"head", b"body", limit=30))
+    await settled()
+    await loop.move_to(29.9)
+    assert not sent.done()
+    await loop.move_to(30)
+    with pytest.raises(LimitExceeded):
+        await sent
+    assert transport.aborted
+
+
+async def test_the_limit_holds_for_all_chunks_until_it_is_lifted() -> None:
+    loop, _, connection = await connected()
+    sent = asyncio.ensure_future(connection.send(b"head", b"body", limit=30))
+    await settled()
+    connection.data_received(HEAD)
+    await sent
+    first = asyncio.ensure_future(connection.chunk())
+    await loop.move_to(20)
+    connection.data_received(EVENT)
+    assert await first == b"hel"
+    second = asyncio.ensure_future(connection.chunk(15))
+    await settled()
+    await loop.move_to(30)
+    with pytest.raises(LimitExceeded):
+        await second
+    connection.limit = math.inf
+    third = asyncio.ensure_future(connection.chunk())
+    await loop.move_to(300)
+    assert not third.done()
+    connection.data_received(EVENT)
+    assert await third == b"hel"
+
+
+async def test_a_shorter_wait_within_the_limit_is_an_ordinary_timeout() -> None:
+    loop, _, connection = await connected()
+    sent = asyncio.ensure_future(connection.send(b"head", b"body", limit=30))
+    await settled()
+    connection.data_received(HEAD)
+    await sent
+    waiting = asyncio.ensure_future(connection.chunk(5))
+    await settled()
+    await loop.move_to(5)
+    with pytest.raises(TimeoutError):
+        await waiting
+
+
+async def test_the_limit_ends_a_write_that_the_server_does_not_read() -> None:
+    loop, transport, connection = await connected()
+    connection.pause_writing()
+    sent = asyncio.ensure_future(connection.send(b"head", bytes(2 * WRITE_SIZE), limit=30))
+    await settled()
+    await loop.move_to(29)
+    assert not sent.done()
+    await loop.move_to(30)
+    with pytest.raises(LimitExceeded):
+        await sent
+    assert transport.aborted

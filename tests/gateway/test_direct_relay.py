@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, closing
 import orjson
 import pytest
 
+from coe.experts.outcomes import Breaker
 from gateway.http.exchange import Exchange
 from gateway.request.keep_alive import KeepAlive
 from tests.gateway.gateway_over import gateway_over
@@ -60,17 +61,17 @@ async def relayed(port: int, proceeds: asyncio.Semaphore, *, events: int) -> byt
 
 async def test_events_are_relayed_directly_and_leave_no_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
     direct, through_the_task = list[bytes](), list[bytes]()
-    send_now, send_body = Exchange.send_now, Exchange._send_body
+    sink, send_body = Exchange.sink, Exchange._send_body
 
     def sent_now(exchange: Exchange, body: bytes) -> bool:
         direct.append(body)
-        return send_now(exchange, body)
+        return sink(exchange, body)
 
     def sent(exchange: Exchange, body: bytes, *, more: bool) -> None:
         through_the_task.append(body)
         send_body(exchange, body, more=more)
 
-    monkeypatch.setattr(Exchange, "send_now", sent_now)
+    monkeypatch.setattr(Exchange, "sink", sent_now)
     monkeypatch.setattr(Exchange, "_send_body", sent)
     proceeds = asyncio.Semaphore(0)
     async with (
@@ -89,3 +90,24 @@ async def test_events_are_relayed_directly_and_leave_no_cycles(monkeypatch: pyte
     assert direct == [(EVENT % number).replace(b'"m"', b'"coder"') for number in range(1, 5)]
     assert through_the_task == [(EVENT % 0).replace(b'"m"', b'"coder"'), LAST, b""]
     assert gateway.records[0].outcome == "ok"
+
+
+async def test_a_failed_write_to_the_client_does_not_count_against_the_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = list[str]()
+
+    def broken(exchange: Exchange, body: bytes) -> bool:
+        raise RuntimeError("the client's transport is closed")
+
+    monkeypatch.setattr(Exchange, "sink", broken)
+    monkeypatch.setattr(Breaker, "failed", lambda *_, **__: failures.append("failed"))
+    proceeds = asyncio.Semaphore(0)
+    async with (
+        upstream(proceeds, events=2) as url,
+        gateway_over({"coder": url}) as gateway,
+        served(gateway.app) as (_, port),
+    ):
+        with pytest.raises(asyncio.IncompleteReadError):
+            await relayed(port, proceeds, events=2)
+        await wait_until(lambda: bool(gateway.records))
+    record = gateway.records[0]
+    assert (record.outcome, record.cause, failures) == ("aborted", "", [])

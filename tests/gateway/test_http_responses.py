@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.http.exchange import SEND_NOW
+from gateway.http.exchange import SINK
 from tests.gateway.raw_http import CLOSING, GET, answers, echo, part, served, split, start, whole_body
 from tests.waiting import wait_until
 
@@ -50,15 +50,15 @@ async def test_a_part_sent_at_once_is_framed_and_only_between_the_head_and_the_e
     accepted = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        send_now = scope["extensions"][SEND_NOW]
-        accepted.append(send_now(b"early"))
+        sink = scope["extensions"][SINK]
+        accepted.append(sink(b"early"))
         await send(start(200))
-        accepted.append(send_now(b""))  # would end the body
-        accepted.append(send_now(b"one"))
+        accepted.append(sink(b""))  # would end the body
+        accepted.append(sink(b"one"))
         await send(part(b"two", more=True))
-        accepted.append(send_now(b"three"))
+        accepted.append(sink(b"three"))
         await send(part(b""))
-        accepted.append(send_now(b"late"))
+        accepted.append(sink(b"late"))
 
     async with served(app) as (_, port):
         chunked = split(await answers(port, CLOSING % b""))
@@ -73,16 +73,16 @@ async def test_a_part_is_not_sent_at_once_while_the_client_does_not_read_or_afte
     refused = asyncio.get_running_loop().create_future()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        send_now, count = scope["extensions"][SEND_NOW], 0
+        sink, count = scope["extensions"][SINK], 0
         await receive()
         await send(start(200))
-        while send_now(bytes(2**20)):
+        while sink(bytes(2**20)):
             count += 1
             await asyncio.sleep(0)
         written.set_result(count)
         await client_left.wait()
         await receive()
-        refused.set_result(send_now(b"x"))
+        refused.set_result(sink(b"x"))
 
     async with served(app) as (_, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10)

@@ -1,4 +1,4 @@
-"""Parses an HTTP/1.1 response incrementally, for `coe.experts.http.client`.
+"""Parses an HTTP/1.1 response incrementally, for `coe.experts.http.connection`.
 
 It reads the head, then the body: by length, in chunks, or until the connection closes. It does no I/O: the client feeds
 it the bytes that arrive. It follows RFC 9112, bounds everything that it buffers, and raises ProtocolError for invalid
@@ -17,6 +17,13 @@ MAX_TRAILERS = 64
 """Trailer lines."""
 MAX_INFORMATIONAL_RESPONSES = 16
 """Responses 1xx before the final one."""
+MAX_KNOWN_LINES = 1024
+"""Header lines that are remembered with their meaning: servers repeat most of them in every response."""
+MAX_KNOWN_LINE_BYTES = 256
+"""Bytes of such a line."""
+_VARYING = frozenset(("date", "content-length"))
+"""Headers whose lines are not worth remembering."""
+_known_lines: dict[bytes, tuple[str, str]] = {}
 _HEX = b"0123456789abcdefABCDEF"
 _WHITE_SPACE = " \t\n\r\v\f"
 
@@ -80,8 +87,8 @@ class ResponseParser:
                 raise ProtocolError("a head that is too long")
             self._buffer = data
             return 0, b""
-        first, *lines = data[:end].decode("latin-1").split("\r\n")
-        version, _, status_line = first.partition(" ")
+        first, *lines = data[:end].split(b"\r\n")
+        version, _, status_line = first.decode("latin-1").partition(" ")
         digits = status_line[:3]
         if (
             version not in ("HTTP/1.1", "HTTP/1.0")
@@ -196,15 +203,25 @@ class ResponseParser:
         self._buffer = data
 
 
-def _headers(lines: list[str]) -> dict[str, str]:
+def _headers(lines: list[bytes]) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name or name.strip(_WHITE_SPACE) != name:
-            raise ProtocolError("an invalid header")
-        key, text = name.lower(), value.strip(_WHITE_SPACE)
+        key, text = _known_lines.get(line) or _header(line)
         found[key] = f"{found[key]}, {text}" if key in found else text
     return found
+
+
+def _header(line: bytes) -> tuple[str, str]:
+    """The lower-case name and the value of a header line. Raises ProtocolError."""
+    name, colon, value = line.decode("latin-1").partition(":")
+    if not colon or not name or name.strip(_WHITE_SPACE) != name:
+        raise ProtocolError("an invalid header")
+    header = name.lower(), value.strip(_WHITE_SPACE)
+    if header[0] not in _VARYING and len(line) <= MAX_KNOWN_LINE_BYTES:
+        if len(_known_lines) >= MAX_KNOWN_LINES:
+            _known_lines.clear()
+        _known_lines[line] = header
+    return header
 
 
 def _chunk_size(line: bytes) -> int:

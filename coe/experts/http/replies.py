@@ -211,7 +211,7 @@ class StreamedReply:
                 return self._first_event(joined)
             raise self._errors.invalid_response(f"a broken event stream ({error})") from None
 
-    def send_to(self, sink: Sink) -> None:
+    def set_sink(self, sink: Sink) -> None:
         self._sink = sink
 
     def _sent(self, chunk: bytes) -> bool:
@@ -225,12 +225,12 @@ class StreamedReply:
         return True
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        tap = self._sent if self._sink is not None else None
+        sink = self._sent if self._sink is not None else None
         if self._first_events:
             yield self._rewriter.in_events(self._first_events)
         try:
             while not self._done:
-                chunk = await self._response.chunk(self._stream_idle_timeout, tap)
+                chunk = await self._response.chunk(self._stream_idle_timeout, sink)
                 if not chunk:
                     break
                 if events := self._up_to_end(self._complete_events(chunk)):
