@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import get_args
 
@@ -40,12 +40,14 @@ _KEY_HEADERS = (b"x-api-key", b"api-key")
 @dataclass(frozen=True, slots=True)
 class Caller:
     """The name of the request's API key and its tenant, both None if no keys are declared. `cache` is False for a key
-    that does not use the answer cache. `rule` limits the experts of the key's requests, None for all experts."""
+    that does not use the answer cache. `rule` limits the experts of the key's requests, None for all experts. `expires`
+    is in Unix seconds."""
 
     key: str | None = None
     tenant: str | None = None
     cache: bool = True
     rule: ExpertRule | None = None
+    expires: float = inf
 
 
 class KeyRing:
@@ -57,7 +59,13 @@ class KeyRing:
             bytes.fromhex(key.sha256): (
                 bytes.fromhex(key.sha256),
                 key.scopes,
-                Caller(key.name, key.tenant or key.name, key.cache, rule_of(key)),
+                Caller(
+                    key.name,
+                    key.tenant or key.name,
+                    key.cache,
+                    rule_of(key),
+                    inf if key.expires is None else key.expires.timestamp(),
+                ),
                 key.expires,
             )
             for key in keys
@@ -73,7 +81,7 @@ class KeyRing:
         if found is None or not hmac.compare_digest(found[0], sent):
             raise Unauthorized("this API key is not known; request one from the operator of this service")
         _, scopes, caller, expires = found
-        if expires is not None and expires.timestamp() <= self._clock():
+        if expires is not None and caller.expires <= self._clock():
             raise Unauthorized(f"the API key {caller.key!r} expired on {date_of(expires)}; request a new one")
         if scope is not None and scope not in scopes:
             raise Forbidden(f"the API key {caller.key!r} lacks the scope {scope!r}; it has {', '.join(sorted(scopes))}")

@@ -21,6 +21,7 @@ from coe.errors import HeadersTooLarge, InvalidHttp, RequestError
 from gateway.cohort import Cohort
 from gateway.errors import body_of, status_of
 from gateway.http.exchange import STATUS_LINES, Exchange
+from gateway.http.known_heads import KnownHeads
 
 IDLE_SECONDS = 75.0
 """Time limit for a connection to wait for its next request, and then for the head of this request. The usual idle
@@ -54,6 +55,7 @@ class SharedState:
     loop: asyncio.AbstractEventLoop
     cohort: Cohort
     """Counts the requests that are ready to run."""
+    heads: KnownHeads = field(default_factory=KnownHeads)
     connections: set[Connection] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """The tasks of the running requests."""
@@ -127,6 +129,12 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_last and self._reading is None:
             return  # the connection closes after the responses that are due
+        is_idle = self._current is None and self._reading is None and not self._unparsed and not self._shared.closing
+        if is_idle and (known := self._shared.heads.read(data)) is not None:
+            scope, body = known
+            scope["client"] = self._client
+            self._start(Exchange(self, scope, body))
+            return
         self._unparsed += len(data)
         try:
             self._parse(data)
@@ -136,6 +144,13 @@ class Connection(asyncio.Protocol):
             return
         if self._unparsed > MAX_HEAD_BYTES:
             self._refuse(HeadersTooLarge(f"the headers are longer than {MAX_HEAD_BYTES // 1024} KiB together"))
+        elif is_idle and (only := self._current) is not None and only.keep_alive and self._is_between_requests:
+            self._shared.heads.add(data, only.scope)
+
+    @property
+    def _is_between_requests(self) -> bool:
+        """True if the bytes that have arrived end with a request, and none waits for its turn."""
+        return not (self._waiting or self._unparsed or self._reading)
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser. Raises HttpParserError.

@@ -26,6 +26,7 @@ from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, status_of
 from gateway.http.exchange import SEND_NOW
+from gateway.http.known_heads import DERIVED
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
 from gateway.request.body import ClientLeftError
@@ -72,11 +73,15 @@ class Line:
         self._tracing = tracing
         self._cache = cache
         self._stored = stored
+        self.active = 0
+        """Requests whose record is not queued yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = Trace(self._state.serving, api=self._dialect.api)
+        self.active += 1
         try:
-            trace.caller = trace.serving.access.identify(scope["headers"], "chat")
+            options = self._read_head(trace, scope)
+            trace.options = options if self._tracing is None else self._tracing.begin(trace, options)
             await self._serve(trace, scope, receive, send)
             await self._cohort.yield_to_others()
         except RequestError as error:
@@ -93,14 +98,15 @@ class Line:
                 await self._refuse(RequestError(message), trace, send)
         finally:
             self._record(trace)  # 8
+            self.active -= 1
 
     async def _serve(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
         """Acquire the resources of a running request: its place among the active ones, and its allowance.
 
         Raises the RequestError that the client gets, or ClientLeftError.
         """
-        trace.options = options = self._options(trace, scope)
-        with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
+        assert trace.options is not None
+        with self._state.admission.open(trace.caller.key, timeout=trace.options.timeout) as request:
             trace.allowance = allowance = trace.serving.access.allowance(trace.caller)
             async with allowance:
                 await self._steps(trace, request, allowance, scope, receive, send)
@@ -199,13 +205,24 @@ class Line:
         write = scope["extensions"].get(SEND_NOW) if "extensions" in scope else None
         return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval, write=write)
 
-    def _options(self, trace: Trace, scope: Scope) -> RequestOptions:
-        """The options of the request's headers. Raises InvalidRequest."""
-        serving, caller = trace.serving, trace.caller
-        options = read_options(scope, serving.registry.policy, tenant=caller.tenant, api=trace.api, rule=caller.rule)
-        if options.purpose and not serving.access.is_admin(scope["headers"]):
+    def _read_head(self, trace: Trace, scope: Scope) -> RequestOptions:
+        """Identify the caller and return the options of the headers. The result holds for all requests with this head,
+        until a reload or until the key expires. Raises Unauthorized, Forbidden or InvalidRequest."""
+        serving, derived = trace.serving, scope.get(DERIVED)
+        if derived is not None and (known := derived.get(self)) is not None:
+            token, caller, options = known
+            if token is serving.token and trace.time < caller.expires:
+                trace.caller = caller
+                return options
+        headers = scope["headers"]
+        trace.caller = caller = serving.access.identify(headers, "chat")
+        policy = serving.registry.policy
+        options = read_options(scope, policy, tenant=caller.tenant, api=trace.api, rule=caller.rule)
+        if options.purpose and not serving.access.is_admin(headers):
             options = replace(options, purpose=None)  # an ordinary key cannot hide its requests from reports
-        return options if self._tracing is None else self._tracing.begin(trace, options)
+        if derived is not None:
+            derived[self] = serving.token, caller, options
+        return options
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
         """Send the error: as the response, or as an event of the stream whose headers are sent."""
