@@ -137,8 +137,8 @@ def _turn(messages: Sequence[Message], index: int, requests: Mapping[int, str]) 
 
 def _opening(messages: Sequence[Message], turns: Sequence[tuple[int, str]], requests: Mapping[int, str]) -> str:
     """Return the first request of a chat, or else its first text of the user."""
-    known = {**requests, **dict(turns)}
     first: str | None = None
+    known = requests if turns and turns[-1][0] in requests else {**requests, **dict(turns)}
     for index, message in enumerate(messages[:MAX_OPENING_MESSAGES]):
         if message.role == "user":
             if text := _turn(messages, index, known):

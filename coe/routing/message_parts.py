@@ -352,7 +352,11 @@ def _material(parts: MessageParts) -> None:
     """An instruction in the head or at the end, and the long text that it is about; of any length to translate it."""
     text = parts.request
     head = _head_of(text)
-    if head and (_has_long_material(text, head) or (is_translation(head) and names_language(head))):
+    if (
+        head
+        and is_instruction(head)
+        and (_has_long_material(text, head) or (is_translation(head) and names_language(head)))
+    ):
         parts.keep(head, "material", "after the instruction", material=text[len(head) :].strip())
         return
     if len(text) < MIN_MATERIAL_CHARACTERS:
@@ -366,10 +370,10 @@ def _material(parts: MessageParts) -> None:
 
 
 def _has_long_material(text: str, head: str) -> bool:
-    """True if `head` is an instruction with a topic, and the rest of the text is long enough to be its material."""
+    """True if the instruction `head` has a topic, and the rest of the text is long enough to be its material."""
     if len(text) < MIN_MATERIAL_CHARACTERS or len(text) - len(head) < MIN_MATERIAL_CHARACTERS // 2:
         return False
-    return is_instruction(head) and has_topic(head)
+    return has_topic(head)
 
 
 def _head_of(text: str) -> str:
