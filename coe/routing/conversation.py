@@ -80,15 +80,18 @@ def read_conversation(
     by_session = (_key(scope, ["session", session]),) if session else ()
     scope += "\0".join([session, *_separating_ids(chat.fields), ""]).encode("utf-8", "replace")
     turns, answers = _latest_turns(messages, requests)
+    if len(turns) == 1 and not (answers or by_session) and _opens(messages, turns[0][0]):  # one digest for both keys
+        digest = _digest(scope, ["turns", turns[0][1]])
+        return Conversation((digest[:_KEY_BYTES],), (), digest[_KEY_BYTES:], scope)
     answer = (_key(scope, ["turns", *[text for _, text in turns[:MAX_TURNS]]]),) if turns else ()
-    opening = by_session or (_key(scope, ["opening", _opening(messages, turns, requests)]),)
+    prefix = by_session[0] if by_session else _digest(scope, ["turns", _opening(messages, turns, requests)])[_KEY_BYTES:]
     if not answers:
-        return Conversation(answer + by_session, by_session, opening[0], scope)
+        return Conversation(answer + by_session, by_session, prefix, scope)
     results = [text for index, text in turns if index > answers[0] and messages[index].role != "user"]
     called = [_call_key(scope, call_id) for call_id in results[:MAX_CALLS]]
     before = [[text for index, text in turns if index < end][:MAX_TURNS] for end in answers]
     earlier = dict.fromkeys([*called, *[_key(scope, ["turns", *texts]) for texts in before if texts]])
-    return Conversation(answer + by_session, (*earlier, *by_session), opening[0], scope, len(called) + 1)
+    return Conversation(answer + by_session, (*earlier, *by_session), prefix, scope, len(called) + 1)
 
 
 def newest_turn(messages: Sequence[Message]) -> tuple[int, int]:
@@ -148,6 +151,11 @@ def _opening(messages: Sequence[Message], turns: Sequence[tuple[int, str]], requ
     return (first or "")[:MAX_TURN_CHARACTERS]
 
 
+def _opens(messages: Sequence[Message], turn: int) -> bool:
+    """True if `_opening` returns the text of this turn, the only one of a chat without an answer."""
+    return messages[turn].role == "user" and len(messages) <= MAX_OPENING_MESSAGES
+
+
 def _separating_ids(fields: Mapping[str, Any]) -> Sequence[str]:
     if fields.keys().isdisjoint(_ID_FIELDS):
         return _NO_IDS
@@ -170,8 +178,13 @@ def _call_key(scope: bytes, call_id: str) -> bytes:
 
 
 def _key(scope: bytes, texts: Sequence[str]) -> bytes:
+    return _digest(scope, texts)[:_KEY_BYTES]
+
+
+def _digest(scope: bytes, texts: Sequence[str]) -> bytes:
+    """Return the bytes of two independent keys."""
     data = scope + "\0".join([*texts, ""]).encode("utf-8", "replace")
-    return hashlib.blake2b(data, digest_size=_KEY_BYTES).digest()
+    return hashlib.blake2b(data, digest_size=2 * _KEY_BYTES).digest()
 
 
 MAX_CONVERSATIONS = 50_000

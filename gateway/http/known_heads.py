@@ -30,23 +30,23 @@ class KnownHeads:
         self._scopes: dict[bytes, tuple[Scope, int]] = {}
         """The scope, and the index of the content-length among its headers."""
 
-    def read(self, data: bytes) -> tuple[Scope, bytes] | None:
-        """Return the scope and the body of a request, if `data` is a known head with its whole body."""
+    def read(self, data: bytes) -> tuple[Scope, bytes, int] | None:
+        """Return the scope of a request, the begin of its body in `data`, and the bytes of the body that are missing.
+        None unless `data` begins with a known head and holds nothing after the body."""
         end = data.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES) + 4
-        if (length := _LENGTH.search(data, 0, end)) is None or int(length[1]) != len(data) - end:
+        if (length := _LENGTH.search(data, 0, end)) is None or (missing := int(length[1]) + end - len(data)) < 0:
             return None
         if (known := self._scopes.get(data[: length.start(1)] + data[length.end(1) : end])) is None:
             return None
         scope, index = known
         headers = scope["headers"].copy()
         headers[index] = (b"content-length", length[1])
-        return scope | {"headers": headers}, data[end:]
+        return scope | {"headers": headers}, data[end:], missing
 
     def add(self, data: bytes, scope: Scope) -> None:
-        """Keep the head of the only request in `data`, which has arrived as a whole, unless it is unusual."""
+        """Keep the head with which `data` begins, unless it is unusual. `data` holds nothing after the body."""
         end = data.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES) + 4
-        length = _LENGTH.search(data, 0, end)
-        if length is None or int(length[1]) != len(data) - end or scope["method"] != "POST":
+        if (length := _LENGTH.search(data, 0, end)) is None or scope["method"] != "POST":
             return
         names = [name for name, _ in scope["headers"]]
         if names.count(b"content-length") != 1 or not _UNKNOWN_FRAMING.isdisjoint(names):

@@ -29,7 +29,7 @@ from gateway.http.exchange import SEND_NOW
 from gateway.http.known_heads import DERIVED
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
-from gateway.request.body import ClientLeftError
+from gateway.request.body import SMALL_BODY, ClientLeftError
 from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.keep_alive import KeepAlive, stream_head
@@ -82,7 +82,10 @@ class Line:
         try:
             options = self._read_head(trace, scope)
             trace.options = options if self._tracing is None else self._tracing.begin(trace, options)
-            await self._serve(trace, scope, receive, send)
+            with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
+                trace.allowance = allowance = trace.serving.access.allowance(trace.caller)
+                async with allowance:
+                    await self._steps(trace, request, allowance, scope, receive, send)
             await self._cohort.yield_to_others()
         except RequestError as error:
             trace.failed(error)
@@ -99,17 +102,6 @@ class Line:
         finally:
             self._record(trace)  # 8
             self.active -= 1
-
-    async def _serve(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
-        """Acquire the resources of a running request: its place among the active ones, and its allowance.
-
-        Raises the RequestError that the client gets, or ClientLeftError.
-        """
-        assert trace.options is not None
-        with self._state.admission.open(trace.caller.key, timeout=trace.options.timeout) as request:
-            trace.allowance = allowance = trace.serving.access.allowance(trace.caller)
-            async with allowance:
-                await self._steps(trace, request, allowance, scope, receive, send)
 
     async def _steps(
         self, trace: Trace, request: ActiveRequest, allowance: Allowance, scope: Scope, receive: Receive, send: Send
@@ -176,8 +168,11 @@ class Line:
         """Return the chat with its resolved model, and its options."""
         assert trace.options is not None
         deployment = scope["path_params"].get(DEPLOYMENT, "") if "path_params" in scope else ""
-        parse = partial(self._dialect.parse, body, model=deployment)
-        trace.chat = chat = await request.parse(parse, size=len(body))
+        if len(body) <= SMALL_BODY:
+            chat = self._dialect.parse(body, model=deployment)
+        else:
+            chat = await request.parse(partial(self._dialect.parse, body, model=deployment), size=len(body))
+        trace.chat = chat
         trace.requested_model = chat.model
         chat, options = resolve_model(chat, trace.options, trace.serving.registry, scope["headers"])
         trace.chat, trace.options = chat, options
