@@ -84,14 +84,14 @@ def read_conversation(
         digest = _digest(scope, ["turns", turns[0][1]])
         return Conversation((digest[:_KEY_BYTES],), (), digest[_KEY_BYTES:], scope)
     answer = (_key(scope, ["turns", *[text for _, text in turns[:MAX_TURNS]]]),) if turns else ()
-    prefix = by_session[0] if by_session else _digest(scope, ["turns", _opening(messages, turns, requests)])[_KEY_BYTES:]
+    opening = by_session or (_digest(scope, ["turns", _opening(messages, turns, requests)])[_KEY_BYTES:],)
     if not answers:
-        return Conversation(answer + by_session, by_session, prefix, scope)
+        return Conversation(answer + by_session, by_session, opening[0], scope)
     results = [text for index, text in turns if index > answers[0] and messages[index].role != "user"]
     called = [_call_key(scope, call_id) for call_id in results[:MAX_CALLS]]
     before = [[text for index, text in turns if index < end][:MAX_TURNS] for end in answers]
     earlier = dict.fromkeys([*called, *[_key(scope, ["turns", *texts]) for texts in before if texts]])
-    return Conversation(answer + by_session, (*earlier, *by_session), prefix, scope, len(called) + 1)
+    return Conversation(answer + by_session, (*earlier, *by_session), opening[0], scope, len(called) + 1)
 
 
 def newest_turn(messages: Sequence[Message]) -> tuple[int, int]:

@@ -82,8 +82,9 @@ class Connection(asyncio.Protocol):
     """Reads requests from one connection, in order, and runs the application for each."""
 
     __slots__ = (
-        "_client", "_current", "_deadline", "_headers", "_in_head", "_is_last", "_is_reading", "_loop",
-        "_missing", "_parser", "_reading", "_shared", "_timer", "_transport", "_unparsed", "_upgrades", "_url", "_waiting", "_writable",
+        "_client", "_current", "_deadline", "_headers", "_in_head", "_is_last", "_is_reading", "_loop", "_missing",
+        "_parser", "_reading", "_shared", "_timer", "_transport", "_unparsed", "_upgrades", "_url", "_waiting",
+        "_writable",
     )  # fmt: skip
 
     def __init__(self, shared: SharedState, client: tuple[str, int]) -> None:
@@ -146,9 +147,13 @@ class Connection(asyncio.Protocol):
             return
         if self._unparsed > MAX_HEAD_BYTES:
             self._refuse(HeadersTooLarge(f"the headers are longer than {MAX_HEAD_BYTES // 1024} KiB together"))
-        elif is_idle and (only := self._current) is not None and only.keep_alive:
-            if not (self._waiting or self._unparsed) and self._reading in (None, only):
-                self._shared.heads.add(data, only.scope)
+        elif is_idle and (only := self._current) is not None and only.keep_alive and self._holds_one_request:
+            self._shared.heads.add(data, only.scope)
+
+    @property
+    def _holds_one_request(self) -> bool:
+        """True if nothing has arrived after the request whose response is due."""
+        return not (self._waiting or self._unparsed) and self._reading in (None, self._current)
 
     def _start_known(self, scope: Scope, body: bytes, missing: int) -> None:
         """Start a request whose head is known. The parser sees neither its head nor its body."""

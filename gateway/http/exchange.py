@@ -75,8 +75,10 @@ class Exchange:
         self._end_delivered = False
         self._disconnected = False
         self._waiter: asyncio.Future[None] | None = None
-        self._expects_continue = scope["http_version"] != "1.0" and any(
-            [name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]]
+        self._expects_continue = (
+            not body_ended
+            and scope["http_version"] != "1.0"
+            and any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"])
         )
         self._head: bytes | None = None
         """The head of the response while it waits for the body; None before the response, b"" once it is sent."""

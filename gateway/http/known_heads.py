@@ -41,7 +41,7 @@ class KnownHeads:
         scope, index = known
         headers = scope["headers"].copy()
         headers[index] = (b"content-length", length[1])
-        return scope | {"headers": headers}, data[end:], missing
+        return {**scope, "headers": headers}, data[end:], missing
 
     def add(self, data: bytes, scope: Scope) -> None:
         """Keep the head with which `data` begins, unless it is unusual. `data` holds nothing after the body."""
@@ -57,4 +57,4 @@ class KnownHeads:
         if len(self._scopes) >= MAX_HEADS:
             del self._scopes[next(iter(self._scopes))]
         derived: dict[object, Any] = {}
-        self._scopes[data[: length.start(1)] + data[length.end(1) : end]] = (scope | {DERIVED: derived}, index)
+        self._scopes[data[: length.start(1)] + data[length.end(1) : end]] = ({**scope, DERIVED: derived}, index)

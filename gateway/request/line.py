@@ -21,7 +21,7 @@ from coe.experts.http.sse import EVENT_STREAM
 from coe.routing.composition import NO_CONVERSATION, RoutedReply
 from coe.routing.conversation import Conversation, read_conversation
 from coe.routing.decision import NO_PREVIOUS, Previous
-from gateway.access import Allowance
+from gateway.access import Allowance, Caller
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, status_of
@@ -47,6 +47,8 @@ DEPLOYMENT = "model"
 """Parameter of a path that names the model in place of the body."""
 JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
+_FromHead = tuple[object, Caller, RequestOptions]
+"""The token of a state, and what the head of a request means in it."""
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 
@@ -204,9 +206,10 @@ class Line:
         """Identify the caller and return the options of the headers. The result holds for all requests with this head,
         until a reload or until the key expires. Raises Unauthorized, Forbidden or InvalidRequest."""
         serving, derived = trace.serving, scope.get(DERIVED)
-        if derived is not None and (known := derived.get(self)) is not None:
-            token, caller, options = known
-            if token is serving.token and trace.time < caller.expires:
+        known: _FromHead | None = None if derived is None else derived.get(self)
+        if known is not None:
+            known_for, caller, options = known
+            if known_for is serving.token and (caller.expires is None or not serving.access.has_expired(caller)):
                 trace.caller = caller
                 return options
         headers = scope["headers"]
