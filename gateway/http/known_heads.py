@@ -1,7 +1,8 @@
 """Heads of earlier requests, by their bytes: clients repeat a head with every request, except for its content-length.
 
-`KnownHeads` finds the ASGI scope of such a head without parsing it again. It learns a head from a request that llhttp
-has accepted, so it accepts nothing that llhttp would refuse.
+`KnownHeads` finds the ASGI scope of such a head without parsing it again. It learns heads from requests that llhttp has
+accepted, and only those whose framing is one plain content-length, so it accepts nothing that llhttp would refuse. Heads
+contain API keys, which stay in memory until they are replaced.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class KnownHeads:
         """The scope, and the index of the content-length among its headers."""
 
     def read(self, data: bytes) -> tuple[Scope, bytes, int] | None:
-        """Return the scope of a request, the begin of its body in `data`, and the bytes of the body that are missing.
+        """Return the scope of a request, the beginning of its body in `data`, and the bytes of the body that are missing.
         None unless `data` begins with a known head and holds nothing after the body."""
         end = data.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES) + 4
         if (length := _LENGTH.search(data, 0, end)) is None or (missing := int(length[1]) + end - len(data)) < 0:
@@ -44,7 +45,7 @@ class KnownHeads:
         return {**scope, "headers": headers}, data[end:], missing
 
     def add(self, data: bytes, scope: Scope) -> None:
-        """Keep the head with which `data` begins, unless it is unusual. `data` holds nothing after the body."""
+        """Keep the head with which `data` begins, which was parsed as `scope`, unless it is unusual."""
         end = data.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES) + 4
         if (length := _LENGTH.search(data, 0, end)) is None or scope["method"] != "POST":
             return
