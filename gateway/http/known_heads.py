@@ -1,8 +1,8 @@
 """Heads of earlier requests, by their bytes: clients repeat a head with every request, except for its content-length.
 
-`KnownHeads` finds the ASGI scope of such a head without parsing it again. It learns heads from requests that llhttp has
-accepted, and only those whose framing is one plain content-length, so it accepts nothing that llhttp would refuse. Heads
-contain API keys, which stay in memory until they are replaced.
+`KnownHeads` finds the ASGI scope of such a head without parsing it again. It learns heads that llhttp has accepted, and
+only those whose framing is one plain content-length, so it accepts nothing that llhttp would refuse. Heads contain API
+keys, which stay in memory until they are replaced.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class KnownHeads:
         """The scope, and the index of the content-length among its headers."""
 
     def read(self, data: bytes) -> tuple[Scope, bytes, int] | None:
-        """Return the scope of a request, the beginning of its body in `data`, and the bytes of the body that are missing.
-        None unless `data` begins with a known head and holds nothing after the body."""
+        """Return the scope of a request, the part of its body that is in `data`, and how many bytes are missing. None
+        unless `data` begins with a known head and holds nothing after the body."""
         end = data.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES) + 4
         if (length := _LENGTH.search(data, 0, end)) is None or (missing := int(length[1]) + end - len(data)) < 0:
             return None
