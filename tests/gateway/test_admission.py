@@ -243,7 +243,7 @@ async def test_the_time_to_come_back_follows_the_rate_of_late(monkeypatch: pytes
 
 async def test_requests_notice_that_their_client_left_whenever_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
     """One timer serves all young requests: those that begin while it waits, end before it, or begin after it."""
-    monkeypatch.setattr(admissions, "WATCH_DELAY", 0.01)
+    monkeypatch.setattr(admissions, "WATCH_DELAY", 0.05)
     admission, left = admission_of(permits=100), asyncio.Event()
     scope = {"headers": [(b"content-type", b"application/json")]}
 
@@ -264,7 +264,7 @@ async def test_requests_notice_that_their_client_left_whenever_they_began(monkey
     tasks = []
     for number in range(6):
         tasks.append(asyncio.create_task(run(ends=number in (0, 3))))
-        await asyncio.sleep(0.02 if number == 3 else 0)
+        await asyncio.sleep(0.1 if number == 3 else 0.01)
     left.set()
     async with asyncio.timeout(60):
         results = await asyncio.gather(*tasks, return_exceptions=True)

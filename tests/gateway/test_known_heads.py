@@ -113,12 +113,16 @@ async def test_the_body_of_a_repeated_head_may_arrive_in_parts(parsed: list[byte
 
 async def test_a_request_after_a_repeated_one_is_read_from_its_first_byte(parsed: list[bytes]) -> None:
     known, end = request(b"hello"), b"GET /last HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    begun = b"GET /begun HTTP/1.1\r\nhost: localhost\r\nx-rest: "
     async with served(echo) as (_, port):
-        await answers(port, known + end)
+        async with connected(port) as client:
+            assert (await client.send(known))[1]["path"] == "/v1/chat/completions"
         pipelined = await answers(port, known + known + end)
         async with connected(port) as client:
             assert (await client.send(known[:-2], known[-2:] + known))[1]["body"] == "hello"
             assert (await client.answer())[1]["body"] == "hello"
+            after = (await client.send(begun, known))[1]
+    assert (after["path"], after["body"]) == ("/begun", "hello")
     assert pipelined.count(b'"body":"hello"') == 2
     assert b'"path":"/last"' in pipelined
 
