@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from difflib import get_close_matches
 from functools import partial
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,6 +29,7 @@ from gateway.dialects.messages import MESSAGES, refusal
 from gateway.endpoints.openapi import LIMIT_HEADERS, ROUTING_HEADERS
 from gateway.endpoints.operations import operation_routes
 from gateway.errors import error_body, headers_of, status_of
+from gateway.http.known_heads import DERIVED
 from gateway.observability.metrics import Metrics
 from gateway.observability.state_metrics import RELOAD_FAILED, StateMetrics
 from gateway.parts import Parts
@@ -48,26 +50,36 @@ PREFLIGHT_CACHE_SECONDS = 600
 """Seconds that browsers cache the response to a preflight request."""
 
 
+Serve = Coroutine[Any, Any, None]
+"""The rest of a request. A function that returns one costs a request less than a coroutine that awaits one."""
+App = Callable[[Scope, Receive, Send], Serve]
+"""An ASGI application."""
+
+
 class CrossOriginMiddleware:
     """An ASGI application in front of `app`. It uses the policy of the current serving state, so a reload changes it.
     `count` is called with the error code of every refusal."""
 
-    def __init__(self, app: ASGIApp, current: ServingState, *, count: Callable[[str], None]) -> None:
+    def __init__(self, app: App, current: ServingState, *, count: Callable[[str], None]) -> None:
         self._app = app
         self._current = current
         self._count = count
         self._cors = _with_cors(app)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error, cross_origin = self._current.serving.access.browsers.check(scope)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Serve:
+        serving, derived = self._current.serving, scope.get(DERIVED)
+        if derived is not None and derived.get(self) is serving.token:
+            return self._app(scope, receive, send)
+        error, cross_origin = serving.access.browsers.check(scope)
         if error is not None:
             self._count(error.code)
             refuse = partial(_refuse, error)
-            await (_with_cors(refuse) if cross_origin else refuse)(scope, receive, send)
-        elif cross_origin:
-            await self._cors(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+            return (_with_cors(refuse) if cross_origin else refuse)(scope, receive, send)
+        if cross_origin:
+            return self._cors(scope, receive, send)
+        if derived is not None:  # a request with the same head passes this policy too
+            derived[self] = serving.token
+        return self._app(scope, receive, send)
 
 
 def _with_cors(app: ASGIApp) -> CORSMiddleware:
@@ -128,8 +140,6 @@ class _App(Starlette):
     """Chat request handlers of Azure paths, which contain the model, with the pattern of the path."""
     paths: frozenset[str] = frozenset()
     """Paths of all operations."""
-    active = 0
-    """Chat requests whose line has not returned."""
 
     def serve(self, routes: Sequence[Route]) -> None:
         """Serve these operations, and the page."""
@@ -140,13 +150,12 @@ class _App(Starlette):
         self.router.redirect_slashes = False
         self.router.routes[:] = [*routes, *page_routes()]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Serve:
         if scope["type"] == "http":
-            await self.middleware(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+            return self.middleware(scope, receive, send)
+        return super().__call__(scope, receive, send)
 
-    async def dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def dispatch(self, scope: Scope, receive: Receive, send: Send) -> Serve:
         """Handle a request that passed the browser policy. A slash at the end of its path is ignored."""
         path: str = scope["path"]
         if path[-1:] == "/" and (
@@ -154,13 +163,8 @@ class _App(Starlette):
         ):
             scope["path"] = bare
         if scope["method"] == "POST" and (line := self._line(scope)):
-            self.active += 1
-            try:
-                await line(scope, receive, send)
-            finally:
-                self.active -= 1
-        else:
-            await super().__call__(scope, receive, send)
+            return line(scope, receive, send)
+        return super().__call__(scope, receive, send)
 
     def _line(self, scope: Scope) -> Line | None:
         path: str = scope["path"]
@@ -177,9 +181,10 @@ class _App(Starlette):
 
         The server considers a request complete after its last byte, before its record is queued.
         """
+        lines = [*self.lines.values(), *(line for _, line in self.deployments)]
         with suppress(TimeoutError):
             async with asyncio.timeout(RECORD_TIMEOUT):
-                while self.active:  # noqa: ASYNC110  (once, at shutdown)
+                while any(line.active for line in lines):  # noqa: ASYNC110  (once, at shutdown)
                     await asyncio.sleep(0.005)
 
 

@@ -52,10 +52,13 @@ class Serving:
     """The parsed experts.yaml."""
     plan: str = field(init=False)
     """The version of the plan in use; empty for the mapping declared in experts.yaml."""
+    token: object = field(init=False)
+    """Identifies this state, for values that are kept while it serves: a reference to it does not keep the state."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "registry", self.composition.registry)
         object.__setattr__(self, "plan", self.versions.get(ASSIGNMENT) or "")
+        object.__setattr__(self, "token", object())
 
 
 class ServingState:

@@ -80,8 +80,11 @@ def read_conversation(
     by_session = (_key(scope, ["session", session]),) if session else ()
     scope += "\0".join([session, *_separating_ids(chat.fields), ""]).encode("utf-8", "replace")
     turns, answers = _latest_turns(messages, requests)
+    if len(turns) == 1 and not (answers or by_session) and _opens(messages, turns[0][0]):  # one digest for both keys
+        digest = _digest(scope, ["turns", turns[0][1]])
+        return Conversation((digest[:_KEY_BYTES],), (), digest[_KEY_BYTES:], scope)
     answer = (_key(scope, ["turns", *[text for _, text in turns[:MAX_TURNS]]]),) if turns else ()
-    opening = by_session or (_key(scope, ["opening", _opening(messages, turns, requests)]),)
+    opening = by_session or (_digest(scope, ["turns", _opening(messages, turns, requests)])[_KEY_BYTES:],)
     if not answers:
         return Conversation(answer + by_session, by_session, opening[0], scope)
     results = [text for index, text in turns if index > answers[0] and messages[index].role != "user"]
@@ -137,8 +140,8 @@ def _turn(messages: Sequence[Message], index: int, requests: Mapping[int, str]) 
 
 def _opening(messages: Sequence[Message], turns: Sequence[tuple[int, str]], requests: Mapping[int, str]) -> str:
     """Return the first request of a chat, or else its first text of the user."""
-    known = {**requests, **dict(turns)}
     first: str | None = None
+    known = requests if turns and turns[-1][0] in requests else {**requests, **dict(turns)}
     for index, message in enumerate(messages[:MAX_OPENING_MESSAGES]):
         if message.role == "user":
             if text := _turn(messages, index, known):
@@ -146,6 +149,11 @@ def _opening(messages: Sequence[Message], turns: Sequence[tuple[int, str]], requ
             if first is None:
                 first = message.text
     return (first or "")[:MAX_TURN_CHARACTERS]
+
+
+def _opens(messages: Sequence[Message], turn: int) -> bool:
+    """True if `_opening` returns the text of this turn, the only one of a chat without an answer."""
+    return messages[turn].role == "user" and len(messages) <= MAX_OPENING_MESSAGES
 
 
 def _separating_ids(fields: Mapping[str, Any]) -> Sequence[str]:
@@ -170,8 +178,13 @@ def _call_key(scope: bytes, call_id: str) -> bytes:
 
 
 def _key(scope: bytes, texts: Sequence[str]) -> bytes:
+    return _digest(scope, texts)[:_KEY_BYTES]
+
+
+def _digest(scope: bytes, texts: Sequence[str]) -> bytes:
+    """Return the bytes of two independent keys."""
     data = scope + "\0".join([*texts, ""]).encode("utf-8", "replace")
-    return hashlib.blake2b(data, digest_size=_KEY_BYTES).digest()
+    return hashlib.blake2b(data, digest_size=2 * _KEY_BYTES).digest()
 
 
 MAX_CONVERSATIONS = 50_000

@@ -15,6 +15,8 @@ from coe.routing.phrases import FUNCTION_WORDS, is_instruction, words_of
 MAX_SENTENCES = 6
 """Sentences that are examined at either end."""
 MAX_SENTENCE_CHARACTERS = 200
+MAX_LAST_WORD_CHARACTERS = 40
+"""Characters at the end of a request in which its last word is searched."""
 MAX_REQUEST_CHARACTERS = 160
 """Characters of the request that are searched for a topic after its courtesies."""
 
@@ -97,6 +99,7 @@ _GREETING = re.compile(r"\s*+((?:[^\W\d_]{1,20}[ ']){0,3}[^\W\d_]{1,20})\s?,\s++
 """Up to four words before a comma, except "hello, world"."""
 _END_MARK = re.compile(r"[!?:;….,\n]")
 """Ends every greeting and every sentence that can be a courtesy."""
+_PUNCTUATION = ".,;:!?…()[]{}\"'`*"
 _SENTENCE_START = re.compile(r"[.!?…)]\s++|\n\s*+")
 _NAME = re.compile(r"[A-Z][\w'-]{1,20}(?: [A-Z][\w'-]{1,20})?[.!]?\s*+")
 _SIGNATURE = re.compile(rf",\s++{_NAME.pattern}\Z")
@@ -181,6 +184,8 @@ def _after_indirect(text: str, begin: int) -> int:
 
 def _before_thanks(text: str, begin: int) -> int:
     """Position before the thanks and the signature at the end; the length of the text without thanks."""
+    if _ends_with_topic(text):
+        return len(text)
     end = found = len(text.rstrip())
     thanked = False
     for _ in range(MAX_SENTENCES):
@@ -198,6 +203,13 @@ def _before_thanks(text: str, begin: int) -> int:
             break
         end = len(text[:start].rstrip())
     return found if thanked else len(text)
+
+
+def _ends_with_topic(text: str) -> bool:
+    """True if the last word belongs neither to thanks nor to a signature, which saves the search for them."""
+    last = text[-MAX_LAST_WORD_CHARACTERS:].rsplit(None, 1)
+    word = last[1].strip(_PUNCTUATION) if len(last) == 2 else ""
+    return word.isalpha() and word.islower() and word not in _COURTEOUS
 
 
 def _says_something(request: str) -> bool:

@@ -83,6 +83,8 @@ _LISTING = re.compile(
     r"(?:[ MADRCU?!]{2}\s?[\w./-]+\Z|On branch \S+\Z|nothing to commit|Your branch is |[│├└─\s|]{0,40}[├└]|"
     r"[-dl][rwx-]{9}|[0-9a-f]{7,12} \w+(?:\(\w+\))?: )"
 )
+_MARKED_LINE = re.compile(rf">|{_FENCE.pattern}|{_LISTING.pattern}|(?i:{_ENVIRONMENT.pattern})")
+"""A line that may be a fence, a quote, or about the environment."""
 _SCAFFOLD = re.compile(
     r"^[ \t*]{0,8}(thought|action|action input|observation|final answer)[ \t*]{0,3}:", re.IGNORECASE | re.MULTILINE
 )
@@ -141,7 +143,8 @@ def split_message(text: str) -> MessageParts:
     if len(text) <= PLAIN_CHARACTERS and not _MARK.search(text):
         _courtesies(parts)
         return parts
-    parts.request = _without_blocks(text, parts).strip()
+    has_blocks = "<" in text or len(text) > READ_HEAD_CHARACTERS
+    parts.request = (_without_blocks(text, parts) if has_blocks else text).strip()
     if parts.cuts and _only_headings(parts.request):
         parts.request = ""
     for split in _SPLITS:
@@ -239,10 +242,13 @@ def _tool_result(parts: MessageParts) -> None:
 
 def _lines(parts: MessageParts) -> None:
     """Fenced text, the names of files above it, quotes, and lines about the environment."""
+    lines = parts.request.split("\n")
+    if not any(map(_MARKED_LINE.match, lines)):
+        return
     kept: list[str] = []
     removed: dict[CutKind, list[str]] = {}
     fence = ""
-    for line in parts.request.split("\n"):
+    for line in lines:
         marker = _FENCE.match(line)
         if marker and fence in ("", marker[1]):
             if not fence and kept and len(kept[-1]) <= MAX_FILE_NAME_LINE and _FILE_NAME.match(kept[-1]):
@@ -259,8 +265,8 @@ def _lines(parts: MessageParts) -> None:
     if not request and "environment" not in removed:
         return  # a message of code or quotes alone is about them
     parts.request = request
-    for kind, lines in removed.items():
-        parts.cut(kind, "", "\n".join(lines), is_material=kind != "environment")
+    for kind, cut in removed.items():
+        parts.cut(kind, "", "\n".join(cut), is_material=kind != "environment")
 
 
 def _kind_of_line(line: str) -> CutKind | None:
@@ -277,7 +283,9 @@ def _kind_of_line(line: str) -> CutKind | None:
 def _scaffold(parts: MessageParts) -> None:
     """The labels of a ReAct prompt or agent's task."""
     text = parts.request
-    lowered = text.lower()
+    if ":" not in text:  # it ends every label
+        return
+    lowered = text.lower() if "\n" in text else ""  # two labels are on two lines
     has_labels = sum([label in lowered for label in _SCAFFOLD_LABELS]) >= 2  # far faster than the expressions
     labels = {found[1].lower() for found in _SCAFFOLD.finditer(text)} if has_labels else set()
     if len(labels) < 2:
@@ -293,6 +301,8 @@ def _scaffold(parts: MessageParts) -> None:
 def _history(parts: MessageParts) -> None:
     """A conversation that is quoted in the message: the last user's turn counts, unless an instruction precedes it."""
     text = parts.request
+    if "\n" not in text or ":" not in text:  # two speakers are on two lines
+        return
     lowered = text.lower()
     if "user" not in lowered and "human" not in lowered:
         return
@@ -342,23 +352,28 @@ def _material(parts: MessageParts) -> None:
     """An instruction in the head or at the end, and the long text that it is about; of any length to translate it."""
     text = parts.request
     head = _head_of(text)
-    if head and (_has_long_material(text, head) or (is_translation(head) and names_language(head))):
+    if (
+        head
+        and is_instruction(head)
+        and (_has_long_material(text, head) or (is_translation(head) and names_language(head)))
+    ):
         parts.keep(head, "material", "after the instruction", material=text[len(head) :].strip())
         return
     if len(text) < MIN_MATERIAL_CHARACTERS:
         return
     begin = text.rfind("\n\n") + 2
+    if begin < 2 * MIN_MATERIAL_CHARACTERS:
+        return
     closing = text[begin:].strip()
-    is_short = len(closing) <= MAX_INSTRUCTION_CHARACTERS and begin >= 2 * MIN_MATERIAL_CHARACTERS
-    if is_short and is_instruction(closing) and has_topic(closing):
+    if len(closing) <= MAX_INSTRUCTION_CHARACTERS and is_instruction(closing) and has_topic(closing):
         parts.keep(closing, "material", "before the instruction", material=text[:begin].strip())
 
 
 def _has_long_material(text: str, head: str) -> bool:
-    """True if `head` is an instruction with a topic, and the rest of the text is long enough to be its material."""
+    """True if the instruction `head` has a topic, and the rest of the text is long enough to be its material."""
     if len(text) < MIN_MATERIAL_CHARACTERS or len(text) - len(head) < MIN_MATERIAL_CHARACTERS // 2:
         return False
-    return is_instruction(head) and has_topic(head)
+    return has_topic(head)
 
 
 def _head_of(text: str) -> str:

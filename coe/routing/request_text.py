@@ -20,6 +20,7 @@ MAX_LAST_TURN_CHARACTERS = 3000
 """Length of the last request. A longer one keeps its head and its tail, where the request usually is."""
 MAX_OLDER_TURN_CHARACTERS = (400, 200, 100)
 """Length of the requests before it, newest first. A follow-up such as "and in Python?" needs them."""
+_TURN_LIMITS = (MAX_LAST_TURN_CHARACTERS, *MAX_OLDER_TURN_CHARACTERS)
 MAX_SYSTEM_PROMPT_CHARACTERS = 200
 """Head of the system prompt, which says what the application is for. Its tail is often about format or the session."""
 MIN_USER_CHARACTERS = 40
@@ -118,7 +119,7 @@ def prompt_text(prompt: str) -> str:
 
 def read_request(chat: Chat) -> RoutedText:
     """Return the text for the router and what it leaves out."""
-    limits = iter((MAX_LAST_TURN_CHARACTERS, *MAX_OLDER_TURN_CHARACTERS))
+    limits = iter(_TURN_LIMITS)
     texts: list[str] = []
     left_out: list[OmittedPart] = []
     requests: dict[int, str] = {}

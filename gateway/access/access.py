@@ -40,12 +40,14 @@ _KEY_HEADERS = (b"x-api-key", b"api-key")
 @dataclass(frozen=True, slots=True)
 class Caller:
     """The name of the request's API key and its tenant, both None if no keys are declared. `cache` is False for a key
-    that does not use the answer cache. `rule` limits the experts of the key's requests, None for all experts."""
+    that does not use the answer cache. `rule` limits the experts of the key's requests, None for all experts. `expires`
+    is in Unix seconds, None for a key that does not expire."""
 
     key: str | None = None
     tenant: str | None = None
     cache: bool = True
     rule: ExpertRule | None = None
+    expires: float | None = None
 
 
 class KeyRing:
@@ -57,7 +59,13 @@ class KeyRing:
             bytes.fromhex(key.sha256): (
                 bytes.fromhex(key.sha256),
                 key.scopes,
-                Caller(key.name, key.tenant or key.name, key.cache, rule_of(key)),
+                Caller(
+                    key.name,
+                    key.tenant or key.name,
+                    key.cache,
+                    rule_of(key),
+                    None if key.expires is None else key.expires.timestamp(),
+                ),
                 key.expires,
             )
             for key in keys
@@ -73,11 +81,15 @@ class KeyRing:
         if found is None or not hmac.compare_digest(found[0], sent):
             raise Unauthorized("this API key is not known; request one from the operator of this service")
         _, scopes, caller, expires = found
-        if expires is not None and expires.timestamp() <= self._clock():
+        if expires is not None and self.has_expired(caller):
             raise Unauthorized(f"the API key {caller.key!r} expired on {date_of(expires)}; request a new one")
         if scope is not None and scope not in scopes:
             raise Forbidden(f"the API key {caller.key!r} lacks the scope {scope!r}; it has {', '.join(sorted(scopes))}")
         return caller
+
+    def has_expired(self, caller: Caller) -> bool:
+        """True if the caller's key was valid when it was identified, and no longer is."""
+        return caller.expires is not None and caller.expires <= self._clock()
 
 
 def _sent_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -105,7 +117,7 @@ class Access:
     the highest prices for a routed request; for a recipe, by those of all its members. `recipes` has the
     declaration by recipe and arm, `routed` the arms that routing may select. `permitted` returns the experts and arms
     of a key's rule; it runs at the key's first request, since keys may be many. `host` is the address that the gateway
-    listens on. `keys` are those that count, declared and issued.
+    listens on. `keys` are those that count, declared and issued. `clock` returns Unix seconds.
     """
 
     def __init__(
@@ -118,10 +130,11 @@ class Access:
         routed: Collection[str] = (),
         permitted: Callable[[ExpertRule], Collection[str]] | None = None,
         host: str = "127.0.0.1",
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.browsers = BrowserPolicy(spec.allowed_origins, spec.allowed_hosts, host=host)
         self.keys = spec.keys
-        self._keys = KeyRing(spec.keys)
+        self._keys = KeyRing(spec.keys, clock=clock)
         self._accounts = (limiter or MemoryLimiter()).accounts(spec.keys)
         self._pricing_of = partial(Pricing.of, prices or {}, recipes or {}, routed)
         self._pricing = self._pricing_of()
@@ -132,6 +145,10 @@ class Access:
     def identify(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope | None) -> Caller:
         """The caller, whose key must have `scope` (None: any known key). Raises Unauthorized or Forbidden."""
         return self._keys.identify(headers, scope)
+
+    def has_expired(self, caller: Caller) -> bool:
+        """True if the key of an identified caller is no longer valid."""
+        return self._keys.has_expired(caller)
 
     def identify_unrestricted(self, headers: Iterable[tuple[bytes, bytes]]) -> ApiKey:
         """The caller's key, if it has all scopes and no restriction. Raises Unauthorized or Forbidden, also where no

@@ -11,6 +11,7 @@ from coe.errors import InvalidRequest, RequestError
 from coe.experts.http import sse
 from gateway.dialects import Dialect
 from gateway.dialects.parsing import (
+    NEEDING_FIELDS,
     Needs,
     add_field_needs,
     add_format_need,
@@ -22,6 +23,8 @@ from gateway.dialects.parsing import (
 )
 from gateway.errors import body_of
 
+_NEEDING_FIELDS = frozenset(("tools", "functions", "response_format", *NEEDING_FIELDS))
+"""Fields that may require a capability of the expert."""
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -30,10 +33,11 @@ def parse(body: bytes | bytearray, model: str = "") -> Chat:
     fields = parse_object(body)
     model = model or model_of(fields)
     needs: Needs = set()
-    if fields.get("tools") or fields.get("functions"):
-        needs.add("tools")
-    add_format_need(fields.get("response_format"), needs)
-    add_field_needs(fields, needs)
+    if not fields.keys().isdisjoint(_NEEDING_FIELDS):
+        if fields.get("tools") or fields.get("functions"):
+            needs.add("tools")
+        add_format_need(fields.get("response_format"), needs)
+        add_field_needs(fields, needs)
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("messages must be a list of at least one message", param="messages")

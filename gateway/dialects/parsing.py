@@ -27,12 +27,13 @@ _PART_NEEDS: dict[str, Capability] = {
     "document": "files",
 }
 TEXT_PARTS = ("text", "input_text", "output_text")
-TOOL_ROLES = ("tool", "function")
+TOOL_ROLES = frozenset(("tool", "function"))
 """Roles of tool results, whatever their form in a dialect."""
 ANSWER_COUNTS = ("n", "best_of")
 """Fields that multiply the number of answers."""
 _CHECKED_FIELDS = (*LENGTH_FIELDS, *ANSWER_COUNTS, "stream_options")
-_NEEDING_FIELDS = (*ANSWER_COUNTS, "logprobs", "top_logprobs", "echo")
+NEEDING_FIELDS = (*ANSWER_COUNTS, "logprobs", "top_logprobs", "echo")
+"""Fields that `add_field_needs` reads."""
 
 
 def parse_object(body: bytes | bytearray) -> dict[str, Any]:
@@ -58,11 +59,12 @@ def chat_of(
     """The routing view of a parsed body. `characters` defaults to those of all messages."""
     _check_counts(fields)
     messages = tuple(messages)
-    if "tools" not in needs and any(message.role in TOOL_ROLES for message in messages):
+    if "tools" not in needs and not TOOL_ROLES.isdisjoint([message.role for message in messages]):
         needs.add("tools")  # results of tools in a request without `tools`, such as one for a summary
     if characters is None:
         characters = sum([len(message.text) for message in messages])
-    return Chat(model, messages, stream_of(fields), frozenset(needs), characters, fields, api)
+    stream = stream_of(fields) if "stream" in fields else False
+    return Chat(model, messages, stream, frozenset(needs), characters, fields, api)
 
 
 def _check_counts(fields: dict[str, Any]) -> None:
@@ -174,7 +176,7 @@ def add_format_need(output_format: Any, needs: Needs) -> None:
 def add_field_needs(fields: dict[str, Any], needs: Needs) -> None:
     """Add the capabilities that fields of OpenAI's APIs require: several answers, log probabilities, and the prompt
     repeated in the answer."""
-    if fields.keys().isdisjoint(_NEEDING_FIELDS):
+    if fields.keys().isdisjoint(NEEDING_FIELDS):
         return
     for name in ANSWER_COUNTS:
         if isinstance(count := fields.get(name), int | float) and count > 1:

@@ -62,6 +62,7 @@ class Admission:
         self.active: set[ActiveRequest] = set()
         """Requests that arrive, wait or run, for the end of the process to cancel."""
         self.large_bodies = LargeBodies()
+        self.watch = _WatchTimer()
         self._arriving = FairShares()
         self._queues: OrderedDict[str | None, _Queue] = OrderedDict()
         self._rate = _CompletionRate()
@@ -214,7 +215,11 @@ class ActiveRequest:
         self._started = self._loop.time()
         self.deadline = self._started + min(self._timeout, BODY_TIMEOUT)
         """Deadline by the event loop's clock; at first that of the body. May only be moved to later."""
-        self._timer = self._loop.call_at(min(self.deadline, self._started + WATCH_DELAY), self._on_timer)
+        self._timer: asyncio.TimerHandle | None = None
+        if self._timeout > WATCH_DELAY:
+            self._admission.watch.add(self, self._loop, self._started + WATCH_DELAY)
+        else:
+            self._timer = self._loop.call_at(self.deadline, self._on_timer)
         self._admission.active.add(self)
         return self
 
@@ -286,7 +291,10 @@ class ActiveRequest:
     def complete(self) -> None:
         """Mark the answer as sent: from now on nothing cancels the request, not even a client that leaves."""
         self._admission.active.discard(self)
-        self._timer.cancel()
+        self._admission.watch.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._receive = None
         if self._watcher is not None:
             self._watcher.cancel()
@@ -304,6 +312,12 @@ class ActiveRequest:
         assert reason is not None
         return reason
 
+    def become_slow(self) -> None:
+        """Notice from now on that the client leaves, and the deadline."""
+        self._slow = True
+        self._watch_client()
+        self._timer = self._loop.call_at(self.deadline, self._on_timer)
+
     def _watch_client(self) -> None:
         """Start to wait for the client to leave, if the body has arrived."""
         if self._receive is not None:
@@ -316,15 +330,43 @@ class ActiveRequest:
         self.cancel(ClientLeftError())
 
     def _on_timer(self) -> None:
-        if self._loop.time() < self.deadline:
-            self._slow = True
-            self._watch_client()
+        if self._loop.time() < self.deadline:  # it was moved to later
             self._timer = self._loop.call_at(self.deadline, self._on_timer)
         elif self.arriving and self._timeout > BODY_TIMEOUT:
             self.cancel(body_too_slow())
         else:
             message = f"the answer was not complete within the request's timeout of {self._timeout:g} s"
             self.cancel(DeadlineExceeded(message))
+
+
+class _WatchTimer:
+    """Calls `become_slow` of every request that runs for WATCH_DELAY. Most short requests end before; one timer for all
+    costs them less than a timer each."""
+
+    __slots__ = ("_armed", "_due")
+
+    def __init__(self) -> None:
+        self._due: dict[ActiveRequest, float] = {}
+        """Times of the event loop, in order."""
+        self._armed = False
+
+    def add(self, request: ActiveRequest, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        self._due[request] = due
+        if not self._armed:
+            self._armed = True
+            loop.call_at(due, self._on_timer, loop)
+
+    def discard(self, request: ActiveRequest) -> None:
+        self._due.pop(request, None)
+
+    def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        while self._due and (due := next(iter(self._due.items())))[1] <= now:
+            del self._due[due[0]]
+            due[0].become_slow()
+        self._armed = bool(self._due)
+        if self._due:
+            loop.call_at(next(iter(self._due.values())), self._on_timer, loop)
 
 
 class _CompletionRate:

@@ -273,7 +273,9 @@ async def read_json_body(
         raise _too_large(limit)
     if reservation and declared > SMALL_BODY:
         reservation.reserve_memory(INITIAL_COPIES * declared)
-    first = await _next_message(receive)
+    first = await receive()
+    if first["type"] == "http.disconnect":
+        raise ClientLeftError
     chunk: bytes = first.get("body", b"")
     if declared <= SMALL_BODY and len(chunk) <= SMALL_BODY and not first.get("more_body", False):
         if len(chunk) > limit:
@@ -299,14 +301,9 @@ async def _read(
             await reservation.pace(len(chunk))
         if not message.get("more_body", False):
             return body
-        message = await _next_message(receive)
-
-
-async def _next_message(receive: Receive) -> Message:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientLeftError
-    return message
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError
 
 
 def body_too_slow() -> BodyTooSlow:

@@ -21,14 +21,15 @@ from coe.experts.http.sse import EVENT_STREAM
 from coe.routing.composition import NO_CONVERSATION, RoutedReply
 from coe.routing.conversation import Conversation, read_conversation
 from coe.routing.decision import NO_PREVIOUS, Previous
-from gateway.access import Allowance
+from gateway.access import Allowance, Caller
 from gateway.cache.answer import CapturedReply
 from gateway.dialects import Dialect
 from gateway.errors import Headers, headers_of, status_of
 from gateway.http.exchange import SINK
+from gateway.http.known_heads import DERIVED
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
-from gateway.request.body import ClientLeftError
+from gateway.request.body import SMALL_BODY, ClientLeftError
 from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.keep_alive import KeepAlive, stream_head
@@ -46,6 +47,8 @@ DEPLOYMENT = "model"
 """Parameter of a path that names the model in place of the body."""
 JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
+_FromHead = tuple[object, Caller, RequestOptions]
+"""The token of a state, and what the head of a request means in it."""
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 
@@ -72,12 +75,22 @@ class Line:
         self._tracing = tracing
         self._cache = cache
         self._stored = stored
+        self.active = 0
+        """Requests whose record is not queued yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = Trace(self._state.serving, api=self._dialect.api)
+        self.active += 1
         try:
-            trace.caller = trace.serving.access.identify(scope["headers"], "chat")
-            await self._serve(trace, scope, receive, send)
+            options = self._read_head(trace, scope)
+            trace.options = options if self._tracing is None else self._tracing.begin(trace, options)
+            with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
+                trace.allowance = allowance = trace.serving.access.allowance(trace.caller)
+                async with allowance:
+                    try:
+                        await self._steps(trace, request, allowance, scope, receive, send)
+                    finally:
+                        trace.attempts.end_pending()
             await self._cohort.yield_to_others()
         except RequestError as error:
             trace.failed(error)
@@ -93,20 +106,7 @@ class Line:
                 await self._refuse(RequestError(message), trace, send)
         finally:
             self._record(trace)  # 8
-
-    async def _serve(self, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
-        """Acquire the resources of a running request: its place among the active ones, and its allowance.
-
-        Raises the RequestError that the client gets, or ClientLeftError.
-        """
-        trace.options = options = self._options(trace, scope)
-        with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
-            trace.allowance = allowance = trace.serving.access.allowance(trace.caller)
-            async with allowance:
-                try:
-                    await self._steps(trace, request, allowance, scope, receive, send)
-                finally:
-                    trace.attempts.end_pending()
+            self.active -= 1
 
     async def _steps(
         self, trace: Trace, request: ActiveRequest, allowance: Allowance, scope: Scope, receive: Receive, send: Send
@@ -174,8 +174,11 @@ class Line:
         """Return the chat with its resolved model, and its options."""
         assert trace.options is not None
         deployment = scope["path_params"].get(DEPLOYMENT, "") if "path_params" in scope else ""
-        parse = partial(self._dialect.parse, body, model=deployment)
-        trace.chat = chat = await request.parse(parse, size=len(body))
+        if len(body) <= SMALL_BODY:
+            chat = self._dialect.parse(body, model=deployment)
+        else:
+            chat = await request.parse(partial(self._dialect.parse, body, model=deployment), size=len(body))
+        trace.chat = chat
         trace.requested_model = chat.model
         chat, options = resolve_model(chat, trace.options, trace.serving.registry, scope["headers"])
         trace.chat, trace.options = chat, options
@@ -203,13 +206,25 @@ class Line:
         sink = scope["extensions"].get(SINK) if "extensions" in scope else None
         return KeepAlive(trace, send, event=self._dialect.keep_alive, interval=interval, sink=sink)
 
-    def _options(self, trace: Trace, scope: Scope) -> RequestOptions:
-        """The options of the request's headers. Raises InvalidRequest."""
-        serving, caller = trace.serving, trace.caller
-        options = read_options(scope, serving.registry.policy, tenant=caller.tenant, api=trace.api, rule=caller.rule)
-        if options.purpose and not serving.access.is_admin(scope["headers"]):
+    def _read_head(self, trace: Trace, scope: Scope) -> RequestOptions:
+        """Identify the caller and return the options of the headers. The result holds for all requests with this head,
+        until a reload or until the key expires. Raises Unauthorized, Forbidden or InvalidRequest."""
+        serving, derived = trace.serving, scope.get(DERIVED)
+        known: _FromHead | None = None if derived is None else derived.get(self)
+        if known is not None:
+            known_for, caller, options = known
+            if known_for is serving.token and (caller.expires is None or not serving.access.has_expired(caller)):
+                trace.caller = caller
+                return options
+        headers = scope["headers"]
+        trace.caller = caller = serving.access.identify(headers, "chat")
+        policy = serving.registry.policy
+        options = read_options(scope, policy, tenant=caller.tenant, api=trace.api, rule=caller.rule)
+        if options.purpose and not serving.access.is_admin(headers):
             options = replace(options, purpose=None)  # an ordinary key cannot hide its requests from reports
-        return options if self._tracing is None else self._tracing.begin(trace, options)
+        if derived is not None:
+            derived[self] = serving.token, caller, options
+        return options
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:
         """Send the error: as the response, or as an event of the stream whose headers are sent."""

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from coe.core import PASS_THROUGH_APIS, Api, Chat, Decision, Prediction, Reply, RequestOptions
 from coe.errors import ExpertError, RequestError
@@ -36,29 +36,10 @@ if TYPE_CHECKING:
 StepName = Literal["admit", "parse", "cache", "classify", "assign", "retrieve", "call", "relay"]
 
 
-class StepTimer:
-    """Times one step of the request pipeline, as a context manager. Times are by `time.perf_counter`."""
-
-    __slots__ = ("began", "ended")
-
-    def __init__(self) -> None:
-        self.began = perf_counter()
-        self.ended: float | None = None
-        """None while the step is not complete, or if it failed."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.ended = perf_counter()
-
-
 @dataclass(slots=True, eq=False)
 class Trace:
-    """The state of one request. Until a step sets another outcome, it is `aborted`: the client disconnected, or the
-    process ended."""
+    """The state of one request, and a context manager that times its current step. Until a step sets another outcome,
+    it is `aborted`: the client disconnected, or the process ended."""
 
     serving: Serving
     api: Api
@@ -66,8 +47,10 @@ class Trace:
     """Arrival, in Unix seconds; `start` is the same by `time.perf_counter`."""
     start: float = field(init=False)
     request_id: str = field(init=False)
-    steps: dict[StepName, StepTimer] = field(init=False)
-    """The steps that began, in order. Only the last may be incomplete."""
+    began: dict[StepName, float] = field(init=False)
+    """When each step began, in order, by `time.perf_counter`."""
+    ended: dict[StepName, float] = field(init=False)
+    """When each step ended. Only the last may be missing: it is not complete, or it failed."""
     outcome: str = "aborted"
     client_left: bool = False
     caller: Caller = Caller()  # noqa: RUF009  (immutable)
@@ -96,18 +79,29 @@ class Trace:
     """Types of the parts that were left out, because the expert's server cannot read them."""
     stored: StoredUse | None = None
     """None unless the request's answer can be referred to later."""
+    step_name: StepName = field(init=False)
+    """The step that began last."""
 
     def __post_init__(self) -> None:
-        admit = StepTimer()
-        self.start, self.steps = admit.began, {"admit": admit}
+        self.start = start = perf_counter()
+        self.began, self.ended = {"admit": start}, {}
+        self.step_name = "admit"
         self.request_id = new_request_id(self.time)
 
-    def step(self, name: StepName) -> StepTimer:
-        """A context manager that times a step. The step `admit` began when the request arrived."""
-        if name == "admit":
-            return self.steps[name]
-        timer = self.steps[name] = StepTimer()
-        return timer
+    def step(self, name: StepName) -> Self:
+        """Times a step, as a context manager. The step `admit` began when the request arrived."""
+        if name != "admit":
+            self.step_name = name
+            self.began[name] = perf_counter()
+        return self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.ended[self.step_name] = perf_counter()
 
     def elapsed_ms(self) -> float:
         """Milliseconds from the arrival of the request to the end of its answer, or until now without one."""
@@ -118,15 +112,15 @@ class Trace:
         """Each step's name, its begin and end in milliseconds from arrival, and whether it completed. An incomplete
         step ends at `end`."""
         return [
-            (name, (timer.began - self.start) * 1000, end if ended is None else ended, ended is not None)
-            for name, timer in self.steps.items()
+            (name, (began - self.start) * 1000, end if ended is None else ended, ended is not None)
+            for name, began in self.began.items()
             for ended in (self.ended_ms(name),)
         ]
 
     def ended_ms(self, name: StepName) -> float | None:
         """Milliseconds from the arrival of the request to the end of a step; None if it did not complete."""
-        timer = self.steps.get(name)
-        return None if timer is None or timer.ended is None else (timer.ended - self.start) * 1000
+        ended = self.ended.get(name)
+        return None if ended is None else (ended - self.start) * 1000
 
     @property
     def routing_ms(self) -> float:
@@ -223,7 +217,7 @@ class Trace:
             found.append((b"x-coe-dropped", ", ".join(self.dropped).encode()))
         if self.cache is not None:
             found.append((b"x-coe-cache", self.cache.result.encode()))
-        if (retrieve := self.steps.get("retrieve")) is not None and retrieve.ended is not None:
+        if "retrieve" in self.ended:
             found.append((b"x-coe-retrieval", self._retrieval_header()))
         if self.allowance is not None:
             found += self.allowance.headers()
@@ -278,11 +272,7 @@ class Trace:
 
     def _server_timing(self) -> bytes:
         """The header Server-Timing (W3C): the milliseconds of each completed step."""
-        timed = [
-            f"{name};dur={(timer.ended - timer.began) * 1000:.3f}"
-            for name, timer in self.steps.items()
-            if timer.ended is not None
-        ]
+        timed = [f"{name};dur={(ended - self.began[name]) * 1000:.3f}" for name, ended in self.ended.items()]
         return ", ".join(timed).encode()
 
     @property

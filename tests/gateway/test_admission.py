@@ -5,10 +5,13 @@ from collections import deque
 from contextlib import suppress
 
 import pytest
+from starlette.types import Message
 
 from coe.errors import Draining, Overloaded
 from coe.registry import Limits
+from gateway.request import admission as admissions
 from gateway.request.admission import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, RATE_WINDOW, Admission
+from gateway.request.body import ClientLeftError
 from tests.gateway.active_requests import admission_of, arrived, evicted, has_permit, leave, opened
 
 pytestmark = pytest.mark.anyio
@@ -236,3 +239,35 @@ async def test_the_time_to_come_back_follows_the_rate_of_late(monkeypatch: pytes
     assert retry() == MAX_RETRY_SECONDS  # nothing has ended since
     for request in requests:
         leave(request)
+
+
+async def test_requests_notice_that_their_client_left_whenever_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One timer serves all young requests: those that begin while it waits, end before it, or begin after it."""
+    monkeypatch.setattr(admissions, "WATCH_DELAY", 0.05)
+    admission, left = admission_of(permits=100), asyncio.Event()
+    scope = {"headers": [(b"content-type", b"application/json")]}
+
+    async def run(*, ends: bool) -> None:
+        body: list[Message] = [{"type": "http.request", "body": b"{}", "more_body": False}]
+
+        async def receive() -> Message:
+            if body:
+                return body.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        with admission.open("a", timeout=60.0) as request:
+            await request.admit(scope, receive)
+            if not ends:
+                await asyncio.Event().wait()
+
+    tasks = []
+    for number in range(6):
+        tasks.append(asyncio.create_task(run(ends=number in (0, 3))))
+        await asyncio.sleep(0.1 if number == 3 else 0.01)
+    left.set()
+    async with asyncio.timeout(60):
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(result, ClientLeftError) for result in results] == [False, True, True, False, True, True]
+    assert not admission.active
+    assert admission.in_use == 0

@@ -44,7 +44,7 @@ class Steps:
         self._begun: list[tuple[float, str]] = []
 
     def observe(self, trace: Trace) -> None:
-        self._begun += [(timer.began, name) for name, timer in trace.steps.items() if name in STEPS]
+        self._begun += [(began, name) for name, began in trace.began.items() if name in STEPS]
         self._begun.append((perf_counter(), "record"))
 
     @property
