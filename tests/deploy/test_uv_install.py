@@ -20,7 +20,7 @@ echo "$UV_INDEX|$UV_FIND_LINKS|$*"
 """
 
 
-def test_settings_are_passed_on_and_all_is_compiled_where_python_must_write_no_byte_code(
+def test_several_values_and_no_index_are_passed_on_and_byte_code_is_made_where_python_must_write_none(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "bin").mkdir()
