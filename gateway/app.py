@@ -120,7 +120,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             app.middleware = CrossOriginMiddleware(app.dispatch, parts.current, count=parts.metrics.record_refusal)
             _show_worker_crashes(app, parts.metrics)
             app.state.task_failed = parts.metrics.task_failed
-            app.state.cohort = parts.current.cohort
+            app.state.cohort, app.state.heads = parts.current.cohort, parts.current.heads
             try:
                 yield
             finally:

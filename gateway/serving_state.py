@@ -27,6 +27,7 @@ from coe.runtime.active_state import ActiveState, DocumentIndex, retrieval_in_us
 from coe.settings import Settings
 from gateway.access import Access, IssuedKeyWatch, Limiter, access_of
 from gateway.cohort import Cohort
+from gateway.http.known_heads import KnownHeads
 from gateway.request.admission import Admission
 
 _log = logging.getLogger("gateway")
@@ -62,12 +63,14 @@ class Serving:
 
 
 class ServingState:
-    """Holds the state for new requests, and what outlives a reload: the admission and the cohort of ready requests."""
+    """Holds the state for new requests, and what outlives a reload: the admission, the cohort of ready
+    requests, and the known heads."""
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
         self.admission = Admission(serving.registry.limits)
         self.cohort = Cohort()
+        self.heads = KnownHeads()
         self.leaving = False
         """True if the process is shutting down, so that no load balancer should send it requests."""
         self.reload_error: str | None = None
@@ -76,6 +79,7 @@ class ServingState:
     def replace(self, serving: Serving) -> None:
         """Serve new requests with this state; requests in progress keep theirs."""
         self.serving = serving
+        self.heads.clear()  # so that revoked API keys do not stay in memory
         self.admission.limits = serving.registry.limits
         self.admission.grant()
 

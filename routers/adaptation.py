@@ -105,7 +105,8 @@ class AdaptedRouter:
         prediction = self.base.fast_prediction(features)
         odds = np.exp(STATIC_WEIGHT * self.static.margins(features.vector) + STATIC_BIAS)
         confidence = prediction.confidence / (1 + float(odds.sum()) * np.e**FAST_MARGIN_NATS)
-        if prediction.stage != FAST_UNCERTAIN and confidence < self.base.ensemble.threshold:
+        uncertain = confidence < self.base.ensemble.threshold and not features.other_script
+        if prediction.stage != FAST_UNCERTAIN and uncertain:
             prediction = replace(prediction, stage=FAST_UNCERTAIN)
         return self._with_new_categories(prediction, odds)
 

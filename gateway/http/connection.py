@@ -55,7 +55,7 @@ class SharedState:
     loop: asyncio.AbstractEventLoop
     cohort: Cohort
     """Counts the requests that are ready to run."""
-    heads: KnownHeads = field(default_factory=KnownHeads)
+    heads: KnownHeads
     connections: set[Connection] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """The tasks of the running requests."""

@@ -17,10 +17,10 @@ MAX_HEADS = 256
 MAX_KNOWN_BYTES = 4096
 """Length of a head up to which it is kept."""
 DERIVED = "coe.derived"
-"""Key of the ASGI scope of a known head: a dict for values that depend on the head alone, by the object that computed
-them. All requests with this head share it, so a value must hold for what it depends on besides the head."""
+"""Key of the ASGI scope of a known head: a dict of values derived from the head, by the object that derived them. All
+requests with this head share it, so a value that also depends on the serving state is stored with its token."""
 _LENGTH = re.compile(rb"\r\ncontent-length: ?([1-9][0-9]{0,8})\r\n", re.IGNORECASE)
-_UNKNOWN_FRAMING = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
+_UNSUPPORTED_HEADERS = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
 """Headers with which the server does more than read a body of the declared length."""
 
 
@@ -30,6 +30,10 @@ class KnownHeads:
     def __init__(self) -> None:
         self._scopes: dict[bytes, tuple[Scope, int]] = {}
         """The scope, and the index of the content-length among its headers."""
+
+    def clear(self) -> None:
+        """Forget all heads, and with them the API keys that they contain."""
+        self._scopes.clear()
 
     def read(self, data: bytes) -> tuple[Scope, bytes, int] | None:
         """Return the scope of a request, the part of its body that is in `data`, and how many bytes are missing. None
@@ -50,12 +54,14 @@ class KnownHeads:
         if (length := _LENGTH.search(data, 0, end)) is None or scope["method"] != "POST":
             return
         names = [name for name, _ in scope["headers"]]
-        if names.count(b"content-length") != 1 or not _UNKNOWN_FRAMING.isdisjoint(names):
+        if names.count(b"content-length") != 1 or not _UNSUPPORTED_HEADERS.isdisjoint(names):
             return
         index = names.index(b"content-length")
         if scope["headers"][index][1] != length[1]:
             return
+        if (head := data[: length.start(1)] + data[length.end(1) : end]) in self._scopes:
+            return
         if len(self._scopes) >= MAX_HEADS:
             del self._scopes[next(iter(self._scopes))]
         derived: dict[object, Any] = {}
-        self._scopes[data[: length.start(1)] + data[length.end(1) : end]] = ({**scope, DERIVED: derived}, index)
+        self._scopes[head] = ({**scope, DERIVED: derived}, index)

@@ -110,7 +110,7 @@ class Reload:
             requested = self._requested.is_set()
             self._requested.clear()
             await self._wiring.close_retired()
-            if not (requested or file_states(self._files) != states or self._is_repaired()):
+            if not (requested or file_states(self._files) != states or await self._is_repaired()):
                 continue
             states = await self._settled_states()
             previous, contents = contents, await asyncio.to_thread(digests, self._files)
@@ -118,24 +118,24 @@ class Reload:
             if requested or contents != previous or self._current.reload_error is not None:
                 await self._apply(contents[0])
 
-    def _is_repaired(self) -> bool:
+    async def _is_repaired(self) -> bool:
         """True if the last reload failed, and an artifact that it read has changed since."""
-        return self._current.reload_error is not None and self._repair_states() != self._read_states
+        return self._current.reload_error is not None and await self._repair_states() != self._read_states
 
-    def _repair_states(self) -> FileStates:
-        return file_states(files_to_repair(self._settings))
+    async def _repair_states(self) -> FileStates:
+        return await asyncio.to_thread(lambda: file_states(files_to_repair(self._settings)))
 
     async def _settled_states(self) -> FileStates:
-        states = file_states(self._files), self._repair_states()
+        states = file_states(self._files), await self._repair_states()
         while True:
             await asyncio.sleep(SETTLE_SECONDS)
-            previous, states = states, (file_states(self._files), self._repair_states())
+            previous, states = states, (file_states(self._files), await self._repair_states())
             if states == previous:
                 return states[0]
 
     async def _apply(self, config_digest: bytes | None, *, always_log: bool = True) -> None:
         """Read the files and serve their state. Without `always_log`, log a success only if something changed."""
-        self._read_states = self._repair_states()
+        self._read_states = await self._repair_states()
         try:
             in_use = await asyncio.to_thread(self._read, self._settings, self._in_use)
             self.check(in_use.registry)

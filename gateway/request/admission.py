@@ -361,12 +361,14 @@ class _WatchTimer:
 
     def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
-        while self._due and (due := next(iter(self._due.items())))[1] <= now:
-            del self._due[due[0]]
-            due[0].become_slow()
-        self._armed = bool(self._due)
-        if self._due:
-            loop.call_at(next(iter(self._due.values())), self._on_timer, loop)
+        try:
+            while self._due and (due := next(iter(self._due.items())))[1] <= now:
+                del self._due[due[0]]
+                due[0].become_slow()
+        finally:  # an error of one request must not end the watch over the others
+            self._armed = bool(self._due)
+            if self._due:
+                loop.call_at(next(iter(self._due.values())), self._on_timer, loop)
 
 
 class _CompletionRate:

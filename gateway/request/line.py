@@ -213,7 +213,7 @@ class Line:
         known: _FromHead | None = None if derived is None else derived.get(self)
         if known is not None:
             known_for, caller, options = known
-            if known_for is serving.token and (caller.expires is None or not serving.access.has_expired(caller)):
+            if known_for is serving.token and not serving.access.has_expired(caller):
                 trace.caller = caller
                 return options
         headers = scope["headers"]

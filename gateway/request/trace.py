@@ -89,7 +89,7 @@ class Trace:
         self.request_id = new_request_id(self.time)
 
     def step(self, name: StepName) -> Self:
-        """Times a step, as a context manager. The step `admit` began when the request arrived."""
+        """Times a step, as a context manager. Steps do not overlap; `admit` began when the request arrived."""
         if name != "admit":
             self.step_name = name
             self.began[name] = perf_counter()

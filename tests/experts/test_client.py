@@ -321,3 +321,17 @@ async def test_the_limit_of_an_exchange_ends_connecting(monkeypatch: pytest.Monk
     async with Client() as client:
         with pytest.raises(LimitExceeded):
             await client.send(Target("http://127.0.0.1:1", {}), limit=loop.time())
+
+
+async def test_a_timer_that_fires_early_while_connecting_reports_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop rounds timers to milliseconds, so the limit may seem not to be reached when its timer fires."""
+
+    async def early(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", early)
+    async with Client() as client:
+        with pytest.raises(LimitExceeded):
+            await client.send(Target("http://127.0.0.1:1/", {}), limit=asyncio.get_running_loop().time() + 0.5)
+        with pytest.raises(Unreachable):
+            await client.send(Target("http://127.0.0.1:1/", {}))

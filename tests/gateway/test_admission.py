@@ -271,3 +271,25 @@ async def test_requests_notice_that_their_client_left_whenever_they_began(monkey
     assert [isinstance(result, ClientLeftError) for result in results] == [False, True, True, False, True, True]
     assert not admission.active
     assert admission.in_use == 0
+
+
+async def test_an_error_of_one_young_request_does_not_end_the_watch_over_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admissions, "WATCH_DELAY", 0.01)
+    admission, slow = admission_of(permits=100), list[str | None]()
+
+    def become_slow(request: admissions.ActiveRequest) -> None:
+        slow.append(request.caller)
+        if request.caller == "a":
+            raise RuntimeError("a defect")
+
+    monkeypatch.setattr(admissions.ActiveRequest, "become_slow", become_slow)
+    errors = list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    with admission.open("a", timeout=60.0), admission.open("b", timeout=60.0):
+        async with asyncio.timeout(60):
+            while len(slow) < 2:
+                await asyncio.sleep(0.01)
+    assert slow == ["a", "b"]
+    assert [str(error) for error in errors] == ["a defect"]

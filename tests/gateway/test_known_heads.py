@@ -167,6 +167,15 @@ def test_the_number_and_the_length_of_known_heads_are_bounded() -> None:
     assert heads.read(request(b"b", b"x-long: " + b"a" * MAX_KNOWN_BYTES)) is None
 
 
+def test_a_head_that_is_known_replaces_no_other() -> None:
+    heads = KnownHeads()
+    names = [(b"host", b"localhost"), (b"content-length", b"1")]
+    lines = [b"x-number: %d" % number for number in range(MAX_HEADS)]
+    for line in (*lines, lines[-1]):
+        heads.add(request(b"a", line), {"method": "POST", "headers": names})
+    assert all(heads.read(request(b"b", line)) is not None for line in lines)
+
+
 # ------------------------------------------------------------------------------------- the application
 
 
@@ -249,3 +258,12 @@ async def test_a_head_without_a_key_is_refused_each_time() -> None:
         for _ in range(3):
             assert (await client.send(request(BODY)))[0] == b"HTTP/1.1 401 Unauthorized"
         assert (await client.send(chat()))[0] == b"HTTP/1.1 200 OK"
+
+
+async def test_a_reload_forgets_the_heads_and_the_keys_in_them() -> None:
+    async with gateway_of() as gateway:
+        heads = gateway.app.state.heads
+        heads.add(chat(), {"method": "POST", "headers": [(b"content-length", b"%d" % len(BODY))]})
+        assert heads.read(chat()) is not None
+        use(gateway, key_of("alice"))
+        assert heads.read(chat()) is None

@@ -286,6 +286,16 @@ def test_an_adapted_router_maps_the_categories_of_foreign_texts(built: Built, mo
     assert cooking.probabilities.sum() == pytest.approx(1, abs=1e-5)
 
 
+def test_an_adapted_router_takes_no_encoder_pass_for_another_script_either(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = with_stage(built, None)
+    plain.ensemble = replace(plain.ensemble, threshold=1.1)  # every prediction is uncertain
+    monkeypatch.setattr("routers.cascade.load_cascade", lambda *_, **__: plain)
+    adapted = routers.load(built[0], declared={"general": (), "cooking": (), "chess": ("pawn rook", "bishop knight")})
+    assert [one.stage for one in adapted.predict(["这段代码为什么报错", "Über müde Bären"])] == ["fast", "encoder"]
+
+
 # ------------------------------------------------------------------------------------- its folder
 
 

@@ -131,15 +131,16 @@ class Client:
             await self._make_room()
         loop = asyncio.get_running_loop()
         connection = Connection(loop, self._open)
+        deadline = min(loop.time() + CONNECT_TIMEOUT, limit)
         self._connecting += 1
         try:
-            async with asyncio.timeout_at(min(loop.time() + CONNECT_TIMEOUT, limit)):
+            async with asyncio.timeout_at(deadline):
                 await loop.create_connection(
                     lambda: connection, target.host, target.port, ssl=self.ssl_context if target.secure else None
                 )
         except BaseException as error:
             connection.abort()
-            if isinstance(error, TimeoutError) and loop.time() >= limit:
+            if isinstance(error, TimeoutError) and deadline == limit:
                 raise LimitExceeded from None
             if isinstance(error, (OSError, UnicodeError)):  # TimeoutError and SSLError are OSErrors
                 error.__traceback__ = None  # a future of the event loop keeps the error, and its frames the request
