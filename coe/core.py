@@ -305,7 +305,7 @@ class Chunks(Protocol):
 
 
 Sink = Callable[[bytes], bool]
-"""Takes bytes at once, without waiting. Returns False, without an effect, if it cannot."""
+"""Sends bytes to the client at once, without waiting. Returns False, without an effect, if it cannot."""
 
 
 class Reply(Protocol):

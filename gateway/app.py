@@ -51,7 +51,7 @@ PREFLIGHT_CACHE_SECONDS = 600
 
 
 Serve = Coroutine[Any, Any, None]
-"""The rest of a request. A function that returns one costs a request less than a coroutine that awaits one."""
+"""A coroutine that serves a request. Functions return it unawaited, since each further coroutine takes time."""
 App = Callable[[Scope, Receive, Send], Serve]
 """An ASGI application."""
 

@@ -2,8 +2,10 @@
 
 Cohort scheduling (Larus and Parkes 2002; SEDA, Welsh et al. 2001): before a step, a request yields to the event loop if
 another one is ready to run. The event loop runs ready tasks in order, so that all of them take one step before the
-first takes the next. A request that is alone never yields. State that one request changes and the next one reads must
-change before the yield; so a request is load of its expert from its decision on (`coe.core.PendingCall`).
+first takes the next. A request that is alone never yields.
+
+State that one request changes and the next one reads must change before the yield. So a request counts as load of its
+expert from its decision on (`coe.core.PendingCall`).
 """
 
 from __future__ import annotations

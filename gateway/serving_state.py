@@ -54,7 +54,8 @@ class Serving:
     plan: str = field(init=False)
     """The version of the plan in use; empty for the mapping declared in experts.yaml."""
     token: object = field(init=False)
-    """Identifies this state, for values that are kept while it serves: a reference to it does not keep the state."""
+    """Identifies this state. A value kept with this token is valid while the state of the same token serves. Unlike a
+    reference to the state, the token does not keep a replaced state in memory."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "registry", self.composition.registry)

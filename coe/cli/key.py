@@ -51,7 +51,7 @@ def key(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Make an API key. It is printed once and stored nowhere: experts.yaml holds its digest.
+    """Make an API key. It is printed once and written to no file: experts.yaml holds its digest.
 
     With `--issue` the key is in use at once, without an entry in experts.yaml, and `--revoke` ends that. Without a
     name, the declared and issued keys are listed.

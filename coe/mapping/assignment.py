@@ -211,8 +211,8 @@ def information_value(
     """Return the expected gain in utility if the true category were known (expected value of perfect information).
 
     It is at least 0, and limits what any better posterior can gain. Only the experts at the indices `eligible` (at
-    least one) count. The gain is that over the expert selected for `posterior`, shape (n_categories,): the one of
-    highest expected utility, or, if the request is `uncertain`, the expert of `general` where it is eligible.
+    least one) count. The gain is over the expert selected for `posterior`, shape (n_categories,). That is the
+    one of highest expected utility. If the request is `uncertain`, it is the expert of `general` where it is eligible.
     """
     utility = assignment._value.take(eligible, axis=1)
     general = assignment.experts.index(assignment.general_expert) if uncertain else -1

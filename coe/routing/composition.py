@@ -50,9 +50,9 @@ from coe.usage import RecipeLog
 
 MIN_INFORMATION_VALUE = 0.01
 MIN_SHARE_OF_ROUTING_GAIN = 0.5
-"""An encoder pass is worth its time if knowing the category would gain more than MIN_INFORMATION_VALUE of expected
-quality and more than this share of the routing gain. Declared qualities are no measurements; their routing gain is the
-scale. Both were chosen on held-out training prompts (docs/experiments/encoder-escalation.md)."""
+"""An encoder pass is worth its time if knowing the category would gain enough expected quality: more than
+MIN_INFORMATION_VALUE, and more than this share of the routing gain. The routing gain is the scale of qualities that are
+declared, not measured. Both were chosen on held-out training prompts (docs/experiments/encoder-escalation.md)."""
 ESCALATED_MARK = "!"
 """End of an affinity entry of a session that was escalated."""
 CHARACTERS_PER_TOKEN = 4
@@ -100,7 +100,7 @@ class Composition:
         self._arms: dict[str, Expert] = {**experts, **self.variants, **self.recipes}
         self._routed_recipes = [self.recipes[name] for name in assignment.experts if name in self.recipes]
         self._specs = [registry.arm(name) for name in assignment.experts]
-        self._first_experts = [registry.expert_names.index(first_expert(spec)) for spec in self._specs]
+        self._expert_columns = [registry.expert_names.index(first_expert(spec)) for spec in self._specs]
         declared = registry.policy.confidence_threshold
         self._confidence_threshold = confidence_threshold if declared is None else declared
         self._relative_cost = relative_cost(registry, assignment.experts)
@@ -110,7 +110,7 @@ class Composition:
         self._retrieval = retrieval
         self.retrieves = retrieval is not None
         """True if documents are declared, so that step 5 may insert passages."""
-        self._first_called = _first_called(registry, experts)
+        self._counting_experts = _counting_by_arm(registry, experts)
         self._shares_devices = registry.residency is not None
         self.prices = {arm.name: arm.prices for arm in registry.arms}
         """The prices of experts and arms by name."""
@@ -179,7 +179,11 @@ class Composition:
         return self._overlays.apply(prediction, tenant) if self._overlays.by_tenant else prediction
 
     def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
-        """True if a better posterior may select an expert that is better by enough; always True with documents."""
+        """True if a better posterior may select an expert that is better by enough; always True with documents.
+
+        Texts that no encoder helps do not reach this point. Without the extra `multilingual`, the router counts a text
+        mostly in another script as sure.
+        """
         if self._retrieval is not None:
             return True
         if chat.model != AUTO:
@@ -249,14 +253,14 @@ class Composition:
         With its `attempts`, the request is part of the expert's load from here on, so that the next decision sees it.
         The caller ends this with `Attempts.end_pending` if the request ends before its call.
         """
-        counted = attempts if self._first_called else None
+        counted = attempts if self._counting_experts else None
         if counted is not None:
             counted.end_pending()  # of an earlier decision: the request must not find its expert full of itself
         explores = self.registry.policy.exploration.rate > 0 and not previous.in_loop
         uniform = random.random() if explores else None  # noqa: S311 (no secret depends on it)
         decision = self.decide(chat, prediction, options, previous=previous, uniform=uniform)
         if counted is not None:
-            counted.pending = PendingCall(self._first_called[decision.expert])
+            counted.pending = PendingCall(self._counting_experts[decision.expert])
         return decision
 
     def assign_general(self, chat: Chat, options: RequestOptions) -> Decision:
@@ -308,8 +312,8 @@ class Composition:
         A small expert with passages can so be selected instead of a large one without.
         """
         gain = self._retrieval.net_gain(prediction, options.retrieval) if self._retrieval else None
-        if gain is not None and len(self._first_experts) > len(gain):
-            gain = gain[self._first_experts]
+        if gain is not None and len(self._expert_columns) > len(gain):
+            gain = gain[self._expert_columns]
         if not options.cost_weight:
             return None if gain is None else -gain
         cost = options.cost_weight * self._relative_cost
@@ -417,7 +421,7 @@ class Composition:
         )
 
 
-def first_experts(arm: ExpertSpec | ArmSpec) -> list[str]:
+def opening_experts(arm: ExpertSpec | ArmSpec) -> list[str]:
     """Return the names of the declared experts that an arm calls first: several if a recipe begins with several."""
     first = arm.members[: len(arm.steps[0])] if isinstance(arm, ArmSpec) else (arm,)
     return [spec.expert_name for spec in first]
@@ -425,15 +429,15 @@ def first_experts(arm: ExpertSpec | ArmSpec) -> list[str]:
 
 def first_expert(arm: ExpertSpec | ArmSpec) -> str:
     """Return the name of the declared expert behind an arm; of a recipe that of its first member."""
-    return first_experts(arm)[0]
+    return opening_experts(arm)[0]
 
 
-def _first_called(registry: Registry, experts: Mapping[str, Expert]) -> dict[str, list[CountsPending]]:
-    """Return the experts of `first_experts` that count pending requests, by arm; empty if no expert has a limit."""
+def _counting_by_arm(registry: Registry, experts: Mapping[str, Expert]) -> dict[str, list[CountsPending]]:
+    """Return the experts that each arm calls first and that count pending calls; empty if no expert has a limit."""
     if all(spec.concurrent_requests is None for spec in registry.experts):
         return {}
     counting = {name: expert for name, expert in experts.items() if isinstance(expert, CountsPending)}
-    return {arm.name: [counting[name] for name in first_experts(arm) if name in counting] for arm in registry.arms}
+    return {arm.name: [counting[name] for name in opening_experts(arm) if name in counting] for arm in registry.arms}
 
 
 def one_arm_of_each_expert(order: Sequence[str], registry: Registry) -> tuple[str, ...]:

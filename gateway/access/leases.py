@@ -32,7 +32,7 @@ class AmountLease:
     """A lease of tokens, requests a minute, or money. SlotLease has the same methods.
 
     `counter` holds the last reply of Redis, and counts in its place while Redis is down. `available` can be spent
-    without a refill, and requests wait for a refill of `waiting`.
+    without a refill. `waiting` is the sum of the amounts that requests wait for.
     """
 
     def __init__(self, meter: Meter, counter: TokenBucket | CalendarWindow) -> None:
