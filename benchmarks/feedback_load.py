@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from coe.errors import StoreError
-from coe.records import open_feedback
+from coe.records import open_log_and_feedback
 from tests.gateway.served import SQLITE, Served, serving
 
 WAIT_SECONDS = 120.0
@@ -102,7 +102,7 @@ async def lock(folder: Path, over: asyncio.Event) -> None:
 
 async def stored(served: Served, rated: list[str]) -> list[str]:
     """Requests of the events in the log, once all are there or WAIT_SECONDS are over."""
-    log = open_feedback(served.declared["log"]["url"], base=served.folder / ".coe")
+    log = open_log_and_feedback(served.declared["log"]["url"], base=served.folder / ".coe")[1]
     deadline, found = time.monotonic() + WAIT_SECONDS, list[str]()
     try:
         while time.monotonic() < deadline:

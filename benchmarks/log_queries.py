@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.routing_log import sample
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.record import LogQuery, RoutingLog, RoutingRecord
 
 BATCH = 2_000
@@ -99,11 +99,11 @@ async def main() -> None:
     traffic = Traffic(options.records)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        log = open_log("sqlite:///log.db", base=Path(folder), retention=2 * options.records)
+        log = open_log_and_feedback("sqlite:///log.db", base=Path(folder), retention=2 * options.records)[0]
         result["sqlite"] = await measure(log, traffic)
         await log.aclose()
     if options.redis:
-        log = open_log(options.redis, base=Path(), retention=2 * options.records)
+        log = open_log_and_feedback(options.redis, base=Path(), retention=2 * options.records)[0]
         try:
             result["redis"] = await measure(log, traffic)
         finally:

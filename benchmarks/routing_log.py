@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from coe.records import RecordWriter, open_log
+from coe.records import RecordWriter, open_log_and_feedback
 from coe.records.codec import decode, encode
 from coe.records.record import LogPage, LogQuery, RoutingLog, RoutingRecord
 from coe.records.spool import RECORDS, Spool
@@ -131,11 +131,11 @@ def size_of(folder: Path) -> int:
 
 
 async def sqlite_cost(records: Sequence[RoutingRecord], folder: Path) -> dict[str, float]:
-    log = open_log("sqlite:///log.db", base=folder, retention=len(records), days=30)
+    log = open_log_and_feedback("sqlite:///log.db", base=folder, retention=len(records), days=30)[0]
     result = await append_rate(log, records)
     await log.aclose()
     result["bytes_per_record"] = size_of(folder) / len(records)
-    log = open_log("sqlite:///second.db", base=folder)
+    log = open_log_and_feedback("sqlite:///second.db", base=folder)[0]
     result["writer_per_s"] = await writer_rate(log, records)
     await log.aclose()
     return result
@@ -161,7 +161,7 @@ async def redis_cost(records: Sequence[RoutingRecord], url: str) -> dict[str, fl
         if await client.dbsize():
             raise SystemExit("the Redis database is not empty; name another, such as redis://127.0.0.1:6379/15")
         before = (await client.info("memory"))["used_memory"]
-        log = open_log(url, base=Path(), retention=len(records), days=30)
+        log = open_log_and_feedback(url, base=Path(), retention=len(records), days=30)[0]
         result = await append_rate(log, records)
         result["bytes_per_record"] = ((await client.info("memory"))["used_memory"] - before) / len(records)
         await client.flushdb()

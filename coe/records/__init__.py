@@ -21,8 +21,6 @@ __all__ = [
     "Pending",
     "RecordWriter",
     "missing_file",
-    "open_feedback",
-    "open_log",
     "open_log_and_feedback",
     "require_log",
 ]
@@ -44,10 +42,10 @@ def open_log_and_feedback(
     ConfigError for an invalid address; the message never repeats `url`, which may hold a password.
     """
     if path := _sqlite_path(url, base):
-        from coe.records.database import LOG_TABLES, Database
+        from coe.records.database import LOG_TABLES, LOG_VERSION, Database
         from coe.records.sqlite import SqliteFeedback, SqliteLog
 
-        database = Database(path, tables=LOG_TABLES)
+        database = Database(path, tables=LOG_TABLES, version=LOG_VERSION)
         return (
             SqliteLog(database, retention=retention, days=days),
             SqliteFeedback(database, retention=retention, days=days),
@@ -55,16 +53,6 @@ def open_log_and_feedback(
     from coe.records.redis_log import RedisFeedback, RedisLog
 
     return RedisLog(url, retention=retention, days=days), RedisFeedback(url, retention=retention, days=days)
-
-
-def open_log(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> RoutingLog:
-    """Opens the routing log alone, like `open_log_and_feedback`."""
-    return open_log_and_feedback(url, base=base, retention=retention, days=days)[0]
-
-
-def open_feedback(url: str, *, base: Path, retention: int = RETENTION, days: float | None = None) -> FeedbackLog:
-    """Opens the feedback alone, like `open_log_and_feedback`."""
-    return open_log_and_feedback(url, base=base, retention=retention, days=days)[1]
 
 
 def missing_file(url: str, *, base: Path) -> Path | None:

@@ -22,8 +22,8 @@ T = TypeVar("T")
 BUSY_SECONDS = 5.0
 """Seconds that one statement waits for another process that writes to the same file."""
 WAL_RETRY_SECONDS = 0.005
-TABLES_VERSION = 2
-"""Stored as user_version in every file. Increase it when tables change; files of other versions are refused."""
+LOG_VERSION = 2
+"""Version of LOG_TABLES. Increase it when they change."""
 
 # Every transaction writes each page that it changes, so an index over common values costs a page for each value of a
 # batch. `records_filter` grows at its end instead: filters scan it without reading records. The other indexes leave out
@@ -60,14 +60,16 @@ LOG_TABLES = (
 class Database:
     """Runs transactions on a SQLite file in one thread. A new file is created with the SQL statements `tables`.
 
-    The file is opened at the first call, and again after a failure or if it was deleted or replaced. Unless `durable`,
-    a power cut may lose the latest writes.
+    Each kind of file has its own `version`, stored as user_version; files of other versions are refused. The file is
+    opened at the first call, and again after a failure or if it was deleted or replaced. Unless `durable`, a power cut
+    may lose the latest writes.
     """
 
-    def __init__(self, path: Path, *, tables: Sequence[str], durable: bool = True) -> None:
+    def __init__(self, path: Path, *, tables: Sequence[str], version: int, durable: bool = True) -> None:
         self.path = path
         self._synchronous = "FULL" if durable else "NORMAL"
         self._tables = tables
+        self._version = version
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sqlite-{path.name}")
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, int] | None = None
@@ -123,21 +125,21 @@ class Database:
         return connection
 
     def _create_tables(self, connection: sqlite3.Connection) -> None:
-        if _version(connection) == TABLES_VERSION:
+        if _version(connection) == self._version:
             return
         connection.execute("BEGIN IMMEDIATE")  # another process may create them: check again under the lock
         with connection:
             version = _version(connection)
-            if version == TABLES_VERSION:
+            if version == self._version:
                 return
             if version or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                 raise StoreError(
-                    f"{self.path}: written by another version of CoE (tables {version}, this one has {TABLES_VERSION});"
+                    f"{self.path}: written by another version of CoE (tables {version}, this one has {self._version});"
                     " move the file away, or use the CoE that wrote it"
                 )
             for statement in self._tables:
                 connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {TABLES_VERSION}")
+            connection.execute(f"PRAGMA user_version = {self._version}")
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None

@@ -20,6 +20,8 @@ TABLES = tuple(
     f"CREATE TABLE {name} (seq INTEGER PRIMARY KEY AUTOINCREMENT, schema INTEGER NOT NULL, record BLOB NOT NULL)"
     for name in ("spool", "feedback")
 )
+VERSION = 1
+"""Version of TABLES. Increase it when they change."""
 
 MAX_ROWS = 1_000_000
 """Entries of one type that a spool keeps. About a gigabyte of records, 400 MB of feedback."""
@@ -63,7 +65,7 @@ class Spool(Generic[T]):
 
     def __init__(self, path: Path, kind: EntryType[T], *, rows: int = MAX_ROWS) -> None:
         self.kind = kind
-        self._database = Database(path, tables=TABLES)
+        self._database = Database(path, tables=TABLES, version=VERSION)
         self._rows = rows
 
     async def add(self, entries: Sequence[T]) -> int:

@@ -2,8 +2,8 @@
 
 Rows of `records` hold the record as JSON and columns for the fields of LogQuery. A query walks exactly one index,
 chosen here: without statistics SQLite may choose a bad one. A common value has no index of its own, as that would cost
-every record a page (`LOG_TABLES`). `feedback` has one row per dedup key. A replacement is a
-new row, so readers with a cursor get it.
+every record a page (`LOG_TABLES`). Records and feedback share one thread, so a long scan takes several transactions.
+`feedback` has one row per dedup key. A replacement is a new row, so readers with a cursor get it.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from coe.records.feedback import (
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.records.selection import exact_filters, page_size, parse_cursor, retention_start
 
-MAX_SCANNED_BACK = 200_000
-"""Rows that one backward call scans if no index finds the rows of the query."""
+MAX_SCANNED = 200_000
+"""Rows that one transaction scans if no index finds the rows of the query."""
 MIN_SELECTIVE_PREFIX = 6
 """Characters from which a prefix of an id matches so few rows that the index of ids is used."""
 
-Row = tuple[int, bytes]
+Order = Literal["ASC", "DESC"]
+Row = tuple[int, RoutingRecord | None]
+"""The number of a row and its record, None if it is damaged."""
 Condition = tuple[str, float | str]
 
 
 def select(
-    connection: sqlite3.Connection,
-    query: LogQuery,
-    *,
-    after: int,
-    before: int,
-    order: Literal["ASC", "DESC"],
-    size: int,
+    connection: sqlite3.Connection, query: LogQuery, *, first: int, last: int, order: Order, size: int
 ) -> list[Row]:
-    """(seq, record) of the matching rows with `after` < seq < `before` (0: no upper bound).
+    """The matching rows among those from `first` to `last`, `size` at most.
 
     A plus before a column keeps SQLite from using its index.
     """
-    by_id = len(query.request_id) >= MIN_SELECTIVE_PREFIX
-    seq, plus = ("+seq", "+") if by_id else ("seq", "")
-    bounds = [(f"{seq} > ?", after), *([(f"{seq} < ?", before)] if before else [])]
+    seq, plus = ("+seq", "+") if _by_id(query) else ("seq", "")
+    bounds: list[Condition] = [(f"{seq} >= ?", first), (f"{seq} <= ?", last)]
     named = [(f"{plus}{name} = ?", value) for name, value in exact_filters(query).items()]
-    wanted = [*bounds, *_times(query, after, seq), *_prefix(query.request_id), *named]
-    index, covers = ("", "") if by_id else _index(query)
+    wanted = [*bounds, *_times(query), *_prefix(query.request_id), *named]
+    index, covers = ("", "") if _by_id(query) else _index(query)
     where = " AND ".join([*(condition for condition, _ in wanted), *([covers] if covers else [])])
     source = f"records {index} WHERE {where}"
     statement = f"SELECT seq, record FROM {source} ORDER BY seq {order} LIMIT ?"  # noqa: S608 (constants)
-    return connection.execute(statement, (*(value for _, value in wanted), size)).fetchall()
+    found = connection.execute(statement, (*(value for _, value in wanted), size)).fetchall()
+    return [(number, decode_or_none(line)) for number, line in found]
+
+
+def _by_id(query: LogQuery) -> bool:
+    return len(query.request_id) >= MIN_SELECTIVE_PREFIX
 
 
 def _index(query: LogQuery) -> tuple[str, str]:
@@ -74,32 +74,46 @@ def _index(query: LogQuery) -> tuple[str, str]:
     return ("INDEXED BY records_filter" if exact_filters(query) else "NOT INDEXED"), ""
 
 
-def scan_start(connection: sqlite3.Connection, query: LogQuery, *, after: int, before: int) -> int:
-    """The row after which one backward call scans. A query with one filter and an index for it reads only rows that
-    match; others may match no row at all, so the scan is bounded."""
+def row_range(connection: sqlite3.Connection, query: LogQuery, *, after: int, before: int) -> tuple[int, int]:
+    """First and last row between the cursors (0: no cursor) that may match. The first is larger if there is none.
+
+    Times rise with the row number, except for small differences, so most rows outside the interval are left out.
+    """
+    oldest, newest = connection.execute(ENDS).fetchone()
+    if newest is None:
+        return 1, 0
+    first, last = max(after + 1, oldest), min(before - 1, newest) if before else newest
+    if query.since and not after:
+        since = connection.execute(FIRST_SINCE, (query.since,)).fetchone()[0]
+        first = newest + 1 if since is None else max(first, since)
+    if query.until < math.inf:
+        last = min(last, connection.execute(LAST_UNTIL, (query.until,)).fetchone()[0] or 0)
+    return first, last
+
+
+def first_part(query: LogQuery, first: int, last: int, *, order: Order) -> tuple[int, int]:
+    """The rows that one transaction scans first. All of them if the index yields only rows that match."""
     filters = len(exact_filters(query)) + bool(query.request_id)
-    if filters < 2 and (query.request_id or _index(query)[0] != "INDEXED BY records_filter"):
-        return after
-    return max(after, (before or newest_row(connection) + 1) - MAX_SCANNED_BACK - 1)
+    if _by_id(query) or not filters or (filters == 1 and _index(query)[0] not in SCANNED):
+        return first, last
+    if order == "ASC":
+        return first, min(last, first + MAX_SCANNED - 1)
+    return max(first, last - MAX_SCANNED + 1), last
 
 
 def newest_row(connection: sqlite3.Connection, table: str = "records") -> int:
     return int(connection.execute(f"SELECT max(seq) FROM {table}").fetchone()[0] or 0)  # noqa: S608 (constants)
 
 
-def _times(query: LogQuery, after: int, seq: str) -> list[Condition]:
-    """Times rise with seq, except for small differences, so rows outside the interval are skipped without reading
-    them."""
-    found: list[Condition] = []
-    if query.since:
-        found.append(("+time >= ?", query.since))
-        if not after:
-            first = "(SELECT min(seq) FROM records INDEXED BY records_time WHERE time >= ?)"
-            found.append((f"{seq} >= {first}", query.since))
-    if query.until < math.inf:
-        last = "(SELECT max(seq) FROM records INDEXED BY records_time WHERE time <= ?)"
-        found += [("+time <= ?", query.until), (f"{seq} <= {last}", query.until)]
-    return found
+SCANNED = ("INDEXED BY records_filter", "NOT INDEXED")
+ENDS = "SELECT (SELECT min(seq) FROM records), (SELECT max(seq) FROM records)"
+FIRST_SINCE = "SELECT min(seq) FROM records INDEXED BY records_time WHERE time >= ?"
+LAST_UNTIL = "SELECT max(seq) FROM records INDEXED BY records_time WHERE time <= ?"
+
+
+def _times(query: LogQuery) -> list[Condition]:
+    since: list[Condition] = [("+time >= ?", query.since)] if query.since else []
+    return [*since, ("+time <= ?", query.until)] if query.until < math.inf else since
 
 
 def _prefix(prefix: str) -> list[Condition]:
@@ -134,10 +148,11 @@ class SqliteLog:
         self._database = database
         self._retention, self._days = retention, days
         self._trim_every = max(1, min(MAX_TRIM_ROWS, retention // 100))
+        self._trimmed = False  # the first append trims too: the retention may have been lowered
 
     async def append(self, records: Sequence[RoutingRecord]) -> None:
-        """Appends the records, all or none. Deletes those older than `days`, and at intervals the oldest beyond the
-        retention. Raises StoreError."""
+        """Appends the records, all or none. The first call deletes the oldest beyond the retention, later ones at
+        intervals. Each deletes those older than `days`. Raises StoreError."""
 
         def work(connection: sqlite3.Connection) -> None:
             for start in range(0, len(records), MAX_INSERT_ROWS):
@@ -147,45 +162,57 @@ class SqliteLog:
                     values += _columns(record)
                     values.append(encode(record))
                 last = connection.execute(_insert(len(some)), values).lastrowid or 0
-            if last // self._trim_every != (last - len(records)) // self._trim_every:
+            if not self._trimmed or last // self._trim_every != (last - len(records)) // self._trim_every:
                 connection.execute(TRIM, (self._retention,))
             if self._days is not None:
                 connection.execute(DELETE_OLD, (retention_start(self._days),))
 
         if records:
             await self._database.write(work)
+            self._trimmed = True
 
     async def read(self, query: LogQuery) -> LogPage:
-        (after, before), size = self._ends(query), page_size(query.limit)
-
-        def work(connection: sqlite3.Connection) -> LogPage:
-            rows = select(connection, query, after=after, before=before, order="ASC", size=size)
-            seen = rows[-1][0] if len(rows) == size else max(after, newest_row(connection))
-            return _page(rows, cursor=str(seen or ""))
-
-        return await self._database.read(work) if size else LogPage((), query.after)
+        size = page_size(query.limit)
+        if not size:
+            return LogPage((), query.after)
+        rows, newest = await self._scan(query, size, order="ASC")
+        return _page(rows, cursor=str((rows[-1][0] if len(rows) == size else newest) or ""))
 
     async def tail(self, query: LogQuery) -> LogPage:
-        (after, before), size = self._ends(query), page_size(query.limit)
-
-        def work(connection: sqlite3.Connection) -> LogPage:
-            rows = select(connection, query, after=after, before=before, order="DESC", size=size)
-            return _page(rows[::-1], cursor=str(max(after, newest_row(connection)) or ""))
-
-        return await self._database.read(work)
+        rows, newest = await self._scan(query, page_size(query.limit), order="DESC")
+        return _page(rows[::-1], cursor=str(newest or ""))
 
     async def back(self, query: LogQuery) -> LogPage:
         (after, before), size = self._ends(query), page_size(query.limit)
 
         def work(connection: sqlite3.Connection) -> LogPage:
-            edge = scan_start(connection, query, after=after, before=before)
-            rows = select(connection, query, after=edge, before=before, order="DESC", size=size + 1)
+            oldest, last = row_range(connection, query, after=after, before=before)
+            first, last = first_part(query, oldest, last, order="DESC")
+            rows = select(connection, query, first=first, last=last, order="DESC", size=size + 1)
             if len(rows) > size:
                 return _page(rows[:-1], cursor=str(rows[-2][0]))
-            oldest = connection.execute("SELECT min(seq) FROM records").fetchone()[0] or 0
-            return _page(rows, cursor=str(edge + 1) if edge > after and edge >= oldest else "")
+            return _page(rows, cursor=str(first) if first > oldest else "")
 
         return await self._database.read(work) if size else LogPage((), query.before)
+
+    async def _scan(self, query: LogQuery, size: int, *, order: Order) -> tuple[list[Row], int]:
+        """The first `size` matching rows in that order, and the newest row at the start of the scan or the cursor if
+        that is later. Every part of a scan is a transaction, and other calls run between them."""
+        after, before = self._ends(query)
+
+        def limits(connection: sqlite3.Connection) -> tuple[int, int, int]:
+            return *row_range(connection, query, after=after, before=before), newest_row(connection)
+
+        def work(connection: sqlite3.Connection) -> list[Row]:
+            return select(connection, query, first=low, last=high, order=order, size=size - len(rows))
+
+        first, last, newest = await self._database.read(limits)
+        rows: list[Row] = []
+        while first <= last and len(rows) < size:
+            low, high = first_part(query, first, last, order=order)
+            rows += await self._database.read(work)
+            first, last = (high + 1, last) if order == "ASC" else (first, low - 1)
+        return rows, max(after, newest)
 
     async def find(self, request_id: str) -> RoutingRecord | None:
         def work(connection: sqlite3.Connection) -> RoutingRecord | None:
@@ -195,10 +222,8 @@ class SqliteLog:
         return await self._database.read(work)
 
     async def cursor_at(self, time: float) -> str:
-        first = "SELECT min(seq) FROM records INDEXED BY records_time WHERE time >= ?"
-
         def work(connection: sqlite3.Connection) -> str:
-            seq = connection.execute(first, (time,)).fetchone()[0]
+            seq = connection.execute(FIRST_SINCE, (time,)).fetchone()[0]
             return str(newest_row(connection) if seq is None else seq - 1)
 
         return await self._database.read(work)
@@ -217,9 +242,8 @@ class SqliteLog:
 
 
 def _page(rows: Sequence[Row], *, cursor: str) -> LogPage:
-    found = [decode_or_none(row[1]) for row in rows]
-    records = tuple(record for record in found if record is not None)
-    return LogPage(records, cursor, len(found) - len(records))
+    records = tuple(record for _, record in rows if record is not None)
+    return LogPage(records, cursor, len(rows) - len(records))
 
 
 # A replacement is a new row, so that it comes at the end again.
@@ -239,20 +263,22 @@ class SqliteFeedback:
     def __init__(self, database: Database, *, retention: int, days: float | None) -> None:
         self._database = database
         self._retention, self._days = retention, days
+        self._trimmed = False
 
     async def append(self, events: Sequence[Feedback]) -> None:
-        """Appends the events, all or none. Deletes events older than `days`, and at intervals those beyond the
-        retention. Raises StoreError."""
+        """Appends the events, all or none. The first call deletes the oldest beyond the retention, later ones at
+        intervals. Each deletes those older than `days`. Raises StoreError."""
 
         def work(connection: sqlite3.Connection) -> None:
             before = newest_row(connection, "feedback")
             connection.executemany(PUT, [(dedup_key(one), one.event_id, one.time, encode_event(one)) for one in events])
             connection.execute(DELETE_OLD_FEEDBACK, (retention_start(self._days),))
-            if newest_row(connection, "feedback") // TRIM_EVERY > before // TRIM_EVERY:
+            if not self._trimmed or newest_row(connection, "feedback") // TRIM_EVERY > before // TRIM_EVERY:
                 connection.execute(TRIM_FEEDBACK, (self._retention,))
 
         if events:
             await self._database.write(work)
+            self._trimmed = True
 
     async def read(self, *, after: str = "", limit: int = 1_000) -> FeedbackPage:
         start, size = parse_cursor(after, place=str(self._database.path)), page_size(limit)

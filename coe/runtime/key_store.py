@@ -91,7 +91,7 @@ class SqliteKeyStore:
         tables = (
             "CREATE TABLE issued (id INTEGER PRIMARY KEY CHECK (id = 1), version TEXT NOT NULL, keys BLOB NOT NULL)",
         )
-        self._database = Database(path, tables=tables)
+        self._database = Database(path, tables=tables, version=1)
 
     async def read(self, known: str) -> Stored | None:
         if not self._path.exists():

@@ -52,7 +52,7 @@ class UsageStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._database = Database(path, tables=TABLES)
+        self._database = Database(path, tables=TABLES, version=1)
 
     async def load(self, *, now: float) -> dict[MeterKey, StoredUse]:
         """Return all stored use, after deleting entries that are too old."""

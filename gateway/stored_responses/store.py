@@ -81,7 +81,7 @@ class SqliteResponseStore:
         self._retry_at = 0.0
         self._waiting = 0
         self._turn = asyncio.Lock()
-        self._database = Database(path, tables=_TABLES, durable=False)
+        self._database = Database(path, tables=_TABLES, version=1, durable=False)
         self._path = path
         self._lifetime = lifetime
         self._max_bytes = max_bytes

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli import app, main
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.record import RoutingRecord
 from tests.cli.command import run
 from tests.cli.conftest import DECLARED
@@ -43,7 +43,7 @@ def record_of(number: int, **fields: object) -> RoutingRecord:
 
 def logged(config: Path, *records: RoutingRecord) -> None:
     async def append() -> None:
-        log = open_log("sqlite:///routing-log.sqlite", base=config.parent / ".coe")
+        log = open_log_and_feedback("sqlite:///routing-log.sqlite", base=config.parent / ".coe")[0]
         await log.append(records)
         await log.aclose()
 

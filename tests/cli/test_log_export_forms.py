@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from coe.cli import app
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.record import LogQuery, RoutingRecord
 from tests import forked
 from tests.cli.logged_service import LoggedService
@@ -48,7 +48,7 @@ def test_every_field_is_copied_from_redis_to_a_file_and_into_sqlite(
         assert "1 records" in service.run("log", "import", file)
 
     async def found() -> tuple[RoutingRecord, ...]:
-        log = open_log(service.url, base=service.settings.home)
+        log = open_log_and_feedback(service.url, base=service.settings.home)[0]
         try:
             return (await log.read(LogQuery())).records
         finally:

@@ -12,7 +12,7 @@ from redis import Redis
 
 from coe.errors import DataError
 from coe.learning.estimation.experience_loader import open_logs
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from coe.records.record import LogQuery, RoutingRecord
 from tests.cli.logged_service import LoggedService
@@ -126,7 +126,7 @@ def test_an_import_adds_only_the_records_that_the_log_lacks(service: LoggedServi
         client.zrem("{coe:records}:ids", *gone)  # type: ignore[misc]
 
     async def count() -> int:
-        log = open_log(service.url, base=service.settings.home)
+        log = open_log_and_feedback(service.url, base=service.settings.home)[0]
         found = len((await log.read(LogQuery(limit=1_000))).records)
         await log.aclose()
         return found

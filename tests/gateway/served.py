@@ -16,7 +16,7 @@ import psutil
 
 from coe.artifacts.store import POINTER
 from coe.fleet.specs import free_port
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.record import LogQuery, RoutingRecord
 from tests import forked
 from tests.experts.faulty_server import FaultyServer
@@ -97,7 +97,7 @@ class Served:
 
     async def records(self, count: int) -> list[RoutingRecord]:
         """Wait until the log has `count` records, and return all."""
-        log = open_log(self.declared["log"]["url"], base=self.folder / ".coe")
+        log = open_log_and_feedback(self.declared["log"]["url"], base=self.folder / ".coe")[0]
         found, cursor = list[RoutingRecord](), ""
         while page := await log.read(LogQuery(after=cursor, limit=10_000)):
             found += page.records

@@ -13,7 +13,7 @@ import pytest
 
 from coe.errors import StoreError
 from coe.learning.estimation.experience_loader import load_experience
-from coe.records import open_feedback
+from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from gateway.endpoints import feedback as endpoint
 from gateway.observability import observers
@@ -255,7 +255,7 @@ async def post(served: Served, **fields: Any) -> tuple[int, dict[str, Any]]:
 
 
 async def kept(served: Served) -> list[Feedback]:
-    log = open_feedback(served.declared["log"]["url"], base=served.folder / ".coe")
+    log = open_log_and_feedback(served.declared["log"]["url"], base=served.folder / ".coe")[1]
     page = await log.read()
     await log.aclose()
     return [replace(event, time=0.0) for event in page.events]

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from coe.errors import StoreError
-from coe.records import open_feedback
+from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from gateway.observability import observers
 from tests.access.samples import key_of
@@ -130,7 +130,7 @@ async def test_a_real_client_that_leaves_mid_stream_leaves_a_signal(tmp_path: Pa
             request_id = response.headers["x-request-id"]
             await response.content.readuntil(b"\n\n")
             response.close()
-        log = open_feedback("sqlite:///routing-log.sqlite", base=tmp_path / ".coe")
+        log = open_log_and_feedback("sqlite:///routing-log.sqlite", base=tmp_path / ".coe")[1]
         events: tuple[Feedback, ...] = ()
         async with asyncio.timeout(60):
             while not events:

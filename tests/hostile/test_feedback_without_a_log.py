@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from coe.errors import StoreError
-from coe.records import open_feedback
+from coe.records import open_log_and_feedback
 from coe.records.feedback import Feedback
 from tests.access.samples import key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
@@ -47,7 +47,7 @@ async def rate_all(served: Served, requests: list[str]) -> None:
 
 async def stored(served: Served, count: int) -> list[str]:
     """Wait until the log has `count` events, and return the ids of their requests."""
-    log = open_feedback(served.declared["log"]["url"], base=served.folder / ".coe")
+    log = open_log_and_feedback(served.declared["log"]["url"], base=served.folder / ".coe")[1]
     events: tuple[Feedback, ...] = ()
     try:
         async with asyncio.timeout(60):

@@ -24,7 +24,7 @@ from coe.learning.monitoring.traffic_report import (
     publish_traffic_report,
     read_traffic_report,
 )
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.record import RoutingRecord
 from coe.registry import Registry
 from coe.settings import Settings
@@ -106,7 +106,7 @@ def test_a_damaged_report_file_shows_nothing(tmp_path: Path, data: bytes) -> Non
 
 def logged(settings: Settings, records: list[RoutingRecord]) -> None:
     async def write() -> None:
-        log = open_log(URL, base=settings.home)
+        log = open_log_and_feedback(URL, base=settings.home)[0]
         await log.append(records)
         await log.aclose()
 

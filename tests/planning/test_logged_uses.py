@@ -36,7 +36,7 @@ from coe.mapping import (
     routed_use,
     solve,
 )
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load
 from tests.admin.samples import router_published
@@ -340,7 +340,7 @@ assignment: {general: small}
 
 def write_log(config: Path, records: list[RoutingRecord]) -> None:
     settings = settings_for(config)
-    log = open_log(load(settings.config, environ=settings.environ).log.url, base=settings.home)
+    log = open_log_and_feedback(load(settings.config, environ=settings.environ).log.url, base=settings.home)[0]
 
     async def append() -> None:
         await log.append(records)

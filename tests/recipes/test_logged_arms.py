@@ -17,7 +17,7 @@ from coe.experts.recipes.policy_file import ArmPolicies
 from coe.learning.recipes.columns import RecipeColumns
 from coe.learning.recipes.logged_arms import MAX_PLANS, MAX_RATIO, Calibration, LoggedArms, PastArms
 from coe.mapping import Uses, read_published
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from coe.registry import load
 from tests.learning.samples import record
@@ -294,7 +294,7 @@ def planned_cost(config: Path) -> np.ndarray[Any, Any]:
 
 def append(config: Path, records: Sequence[RoutingRecord]) -> None:
     """Write records to the routing log."""
-    log = open_log(load(config, environ={}).log.url, base=settings_for(config).home)
+    log = open_log_and_feedback(load(config, environ={}).log.url, base=settings_for(config).home)[0]
 
     async def written() -> None:
         await log.append(records)

@@ -25,7 +25,7 @@ from coe.learning.monitoring.alarms import loss_alarms
 from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE, LossBounds, publish_broken, read_broken
 from coe.learning.monitoring.traffic_report import TrafficReport
 from coe.mapping.plan_file import ASSIGNMENT_FILE
-from coe.records import open_feedback
+from coe.records import open_log_and_feedback
 from coe.records.feedback import SKIPPED, AuditDetail, Feedback
 from coe.registry import Registry
 from coe.runtime.artifact_sync import ArtifactSync
@@ -170,7 +170,7 @@ def promote_plan(settings: Settings, declared: Registry) -> ArmPolicies:
 
 
 async def logged(settings: Settings, events: list[Feedback]) -> None:
-    log = open_feedback(SQLITE, base=settings.home)
+    log = open_log_and_feedback(SQLITE, base=settings.home)[1]
     await log.append(events)
     await log.aclose()
 
@@ -184,7 +184,7 @@ async def test_the_gateway_finds_a_broken_bound_in_the_log_and_the_next_state_ca
         assert (before.policies.version, before.policies.broken) == (policies.version, frozenset())
         composition, access = gateway.serving_state.serving.composition, gateway.serving_state.serving.access
         state = ServingState(Serving(composition, access, policies=before.policies))
-        log = open_feedback(SQLITE, base=settings.home)
+        log = open_log_and_feedback(SQLITE, base=settings.home)[1]
         watch = BoundWatch(state, log, settings)
         await log.append([audit(number, "agreed", policies=policies.version) for number in range(450)])
         await watch.read()
@@ -260,7 +260,7 @@ async def test_a_broken_bound_holds_here_while_redis_is_down_or_the_declaration_
     path = settings.artifacts / LOSS_BOUNDS_FILE
     async with gateway_of(declared) as gateway:
         state = ServingState(replace(gateway.serving_state.serving, policies=policies))
-        log = open_feedback(SQLITE, base=settings.home)
+        log = open_log_and_feedback(SQLITE, base=settings.home)[1]
         await log.append(differing(20, policies=policies.version))
         watch = BoundWatch(state, log, settings)
         redis_server.kill()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.records import open_feedback, open_log
+from coe.records import open_log_and_feedback
 from coe.records.feedback import FeedbackLog
 from coe.records.record import RoutingLog
 
@@ -27,7 +27,7 @@ async def opened(log_url: str, tmp_path: Path) -> AsyncIterator[Callable[..., Ro
     logs: list[RoutingLog] = []
 
     def build(**options: float) -> RoutingLog:
-        logs.append(open_log(log_url, base=tmp_path, **options))
+        logs.append(open_log_and_feedback(log_url, base=tmp_path, **options)[0])
         return logs[-1]
 
     yield build
@@ -46,7 +46,7 @@ async def opened_feedback(log_url: str, tmp_path: Path) -> AsyncIterator[Callabl
     logs: list[FeedbackLog] = []
 
     def build(**options: float) -> FeedbackLog:
-        logs.append(open_feedback(log_url, base=tmp_path, **options))
+        logs.append(open_log_and_feedback(log_url, base=tmp_path, **options)[1])
         return logs[-1]
 
     yield build

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.codec import encode
 from coe.records.redis_log import EPOCH_MS, IDS, PER_MS, STREAM
 from tests.records.samples import everything, record
@@ -22,7 +22,7 @@ HOUR = 1 / 24
 async def test_sqlite_forgets_by_the_time_of_the_request_when_something_is_appended(tmp_path: Path) -> None:
     now = time.time()
     old, new = record(1, time=now - 7_200), record(2, time=now)
-    first, strict = (open_log(URL, base=tmp_path, days=days) for days in (90, HOUR))
+    first, strict = (open_log_and_feedback(URL, base=tmp_path, days=days)[0] for days in (90, HOUR))
     await first.append([old])
     assert await everything(strict) == [old]
     await strict.append([new])
@@ -40,7 +40,7 @@ async def test_redis_forgets_by_the_time_of_arrival_to_the_record(redis_url: str
         for number, age in enumerate((7_200_000, 7_100_000, 60_000)):
             await client.xadd(STREAM, {"record": encode(record(number))}, id=f"{now - age}-{number}")
             await client.zadd(IDS, {record(number).request_id: (now - age - EPOCH_MS) * PER_MS + number})
-        log = open_log(redis_url, base=tmp_path, days=HOUR)
+        log = open_log_and_feedback(redis_url, base=tmp_path, days=HOUR)[0]
         assert await log.find(record(0).request_id) == record(0)
         await log.append([record(3)])
         assert await everything(log) == [record(2), record(3)]

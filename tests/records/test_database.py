@@ -5,12 +5,18 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from coe.errors import StoreError
+from coe.records import open_log_and_feedback
 from coe.records.database import Database
+from coe.records.spool import RECORDS, Spool
+from coe.runtime.key_store import SqliteKeyStore
+from gateway.access.durable import UsageStore
+from gateway.stored_responses.store import SqliteResponseStore
 from tests.records.samples import ids, records
 
 pytestmark = pytest.mark.anyio
@@ -24,21 +30,18 @@ async def select(database: Database) -> list[tuple[object, ...]]:
 
 async def test_tables_are_created_once(tmp_path: Path) -> None:
     for _ in range(2):
-        database = Database(tmp_path / "words.db", tables=TABLES)
+        database = Database(tmp_path / "words.db", tables=TABLES, version=2)
         assert await select(database) == [("kept",)]
         await database.aclose()
 
 
 @pytest.mark.parametrize("version", [0, 1, 3])
-async def test_a_file_of_another_version_is_refused_and_left_alone(
-    tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coe.records.database.TABLES_VERSION", 2)
+async def test_a_file_of_another_version_is_refused_and_left_alone(tmp_path: Path, version: int) -> None:
     with sqlite3.connect(tmp_path / "words.db") as connection:
         for statement in (*TABLES, f"PRAGMA user_version = {version}"):
             connection.execute(statement)
     connection.close()
-    database = Database(tmp_path / "words.db", tables=TABLES)
+    database = Database(tmp_path / "words.db", tables=TABLES, version=2)
     with pytest.raises(StoreError, match=r"words\.db.*another version of CoE.*move the file away"):
         await select(database)
     await database.aclose()
@@ -48,12 +51,32 @@ async def test_a_file_of_another_version_is_refused_and_left_alone(
     connection.close()
 
 
+async def test_files_beside_the_log_keep_their_own_version(tmp_path: Path) -> None:
+    """A new version of the log must not refuse the keys, their usage, stored responses and spooled records."""
+    spool, keys = Spool(tmp_path / "spool", RECORDS), SqliteKeyStore(tmp_path / "keys")
+    usage = UsageStore(tmp_path / "usage")
+    responses = SqliteResponseStore(tmp_path / "responses", lifetime=60, max_bytes=1_000)
+    log = open_log_and_feedback("sqlite:///log", base=tmp_path)[0]
+    await spool.add(records(1))
+    await keys.write("", ())
+    await usage.add({}, now=0.0)
+    await responses.get("owner", ["name"])
+    await log.append(records(1))
+    for store in (spool, keys, usage, responses, log):
+        await store.aclose()
+    versions = {}
+    for name in ("spool", "keys", "usage", "responses", "log"):
+        with closing(sqlite3.connect(tmp_path / name)) as connection:
+            versions[name] = connection.execute("PRAGMA user_version").fetchone()[0]
+    assert versions == {"spool": 1, "keys": 1, "usage": 1, "responses": 1, "log": 2}
+
+
 async def test_tables_that_cannot_be_created_leave_no_part_behind(tmp_path: Path) -> None:
-    broken = Database(tmp_path / "words.db", tables=(TABLES[0], "UPDATE nowhere SET x = 1"))
+    broken = Database(tmp_path / "words.db", tables=(TABLES[0], "UPDATE nowhere SET x = 1"), version=2)
     with pytest.raises(StoreError, match="no such table: nowhere"):
         await select(broken)
     await broken.aclose()
-    fixed = Database(tmp_path / "words.db", tables=TABLES)
+    fixed = Database(tmp_path / "words.db", tables=TABLES, version=2)
     assert await select(fixed) == [("kept",)]
     await fixed.aclose()
 
@@ -63,7 +86,7 @@ async def test_a_failed_write_leaves_no_part_behind_and_the_next_one_works(tmp_p
         connection.execute("INSERT INTO words VALUES ('half')")
         connection.execute("INSERT INTO nowhere VALUES (1)")
 
-    database = Database(tmp_path / "words.db", tables=TABLES)
+    database = Database(tmp_path / "words.db", tables=TABLES, version=2)
     with pytest.raises(StoreError, match="no such table: nowhere"):
         await database.write(half)
     await database.write(lambda connection: connection.execute("INSERT INTO words VALUES ('whole')"))
@@ -75,10 +98,10 @@ APPEND = """
 import asyncio, pathlib, sys
 sys.path.insert(0, sys.argv[1])
 from tests.records.samples import records
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 
 async def main():
-    log = open_log("sqlite:///log.db", base=pathlib.Path(sys.argv[2]))
+    log = open_log_and_feedback("sqlite:///log.db", base=pathlib.Path(sys.argv[2]))[0]
     for start in range(0, 300, 20):
         await log.append(records(20, start=int(sys.argv[3]) + start))
     await log.aclose()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from coe.records import RecordWriter, open_log
+from coe.records import RecordWriter, open_log_and_feedback
 from coe.records.spool import RECORDS, Spool
 from tests.records.redis_server import MISSING, RedisServer, installed
 from tests.records.samples import WatchedLog, everything, ids, record, records
@@ -36,7 +36,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 async def test_a_redis_that_is_killed_and_restarted_while_writing_ends_with_every_record_once(
     server: RedisServer, tmp_path: Path
 ) -> None:
-    log = WatchedLog(open_log(server.url, base=tmp_path))
+    log = WatchedLog(open_log_and_feedback(server.url, base=tmp_path)[0])
     async with RecordWriter(log, spool=tmp_path / "spool.db", batch=20, **QUICK) as writer:
         for round_ in range(3):
             for one in records(400, start=1_000 * round_):
@@ -66,7 +66,7 @@ async def test_a_redis_that_is_killed_and_restarted_while_writing_ends_with_ever
 async def test_a_redis_that_takes_no_writes_for_a_while_gets_them_afterwards(
     broken: tuple[str, ...], mended: tuple[str, ...], problem: str, redis_url: str, tmp_path: Path
 ) -> None:
-    log = WatchedLog(open_log(redis_url, base=tmp_path))
+    log = WatchedLog(open_log_and_feedback(redis_url, base=tmp_path)[0])
     async with Redis.from_url(redis_url) as client:
         await client.flushall()
         async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
@@ -88,11 +88,11 @@ WRITING = """
 import asyncio, pathlib, sys
 sys.path.insert(0, sys.argv[1])
 from tests.records.samples import record
-from coe.records import RecordWriter, open_log
+from coe.records import RecordWriter, open_log_and_feedback
 
 async def main():
     folder = pathlib.Path(sys.argv[2])
-    log = open_log("redis://127.0.0.1:1/0", base=folder)  # nobody listens there
+    log = open_log_and_feedback("redis://127.0.0.1:1/0", base=folder)[0]  # nobody listens there
     async with RecordWriter(log, spool=folder / "spool.db", batch=10, interval=0.001) as writer:
         number = 0
         while True:
@@ -110,7 +110,7 @@ async def test_what_a_killed_process_had_spooled_is_delivered_by_the_next_one(tm
     spooled = written_until_killed(WRITING, tmp_path, at_least=500)
     waiting = ids(await _all(tmp_path / "spool.db"))
     assert len(waiting) >= spooled
-    log = open_log("sqlite:///log.db", base=tmp_path)
+    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
     watched = WatchedLog(log)
     async with RecordWriter(watched, spool=tmp_path / "spool.db", **QUICK):
         await watched.holds(len(waiting))
@@ -122,10 +122,10 @@ APPENDING = """
 import asyncio, pathlib, sys
 sys.path.insert(0, sys.argv[1])
 from tests.records.samples import records
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 
 async def main():
-    log = open_log("sqlite:///log.db", base=pathlib.Path(sys.argv[2]))
+    log = open_log_and_feedback("sqlite:///log.db", base=pathlib.Path(sys.argv[2]))[0]
     number = 0
     while True:
         await log.append(records(100, start=number))
@@ -138,7 +138,7 @@ asyncio.run(main())
 
 async def test_a_process_that_is_killed_while_appending_leaves_whole_batches(tmp_path: Path) -> None:
     appended = written_until_killed(APPENDING, tmp_path, at_least=500)
-    log = open_log("sqlite:///log.db", base=tmp_path)
+    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
     found = ids(await everything(log))
     assert len(found) >= appended
     assert len(found) % 100 == 0

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 
 from coe.errors import DataError
 from coe.jobs.record_files import FILE_FIELDS, Rating, read_rows, write_rows
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.codec import COLUMNS, FIELDS, SCHEMA, decode, encode
 from coe.records.record import LogPage, LogQuery, RecipeCall, RoutingLog, RoutingRecord
 from gateway.endpoints.admin import records
@@ -127,7 +127,7 @@ def test_a_query_can_filter_by_every_column() -> None:
 
 
 async def test_a_new_sqlite_log_has_these_columns(tmp_path: Path) -> None:
-    log = open_log("sqlite:///log.db", base=tmp_path, retention=10)
+    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path, retention=10)[0]
     await log.append([RECORD])
     await log.aclose()
     with sqlite3.connect(tmp_path / "log.db") as connection:

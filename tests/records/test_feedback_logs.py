@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from coe.errors import ConfigError, StoreError
-from coe.records import open_feedback, open_log_and_feedback, sqlite
+from coe.records import open_log_and_feedback, sqlite
 from coe.records.feedback import AuditDetail, Feedback, FeedbackLog, decode_event
 from coe.records.record import RecipeCall, RoutingLog
 from tests.records.samples import everything, record, records
@@ -196,7 +196,7 @@ async def test_records_and_feedback_of_a_file_are_written_in_one_thread(
 
 def test_an_address_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="redis://host:6379/0") as caught:
-        open_feedback("postgres://u:secret@host/db", base=tmp_path)
+        open_log_and_feedback("postgres://u:secret@host/db", base=tmp_path)
     assert "secret" not in str(caught.value)
 
 
@@ -210,7 +210,7 @@ async def full(redis_url: str) -> AsyncIterator[Redis]:
 
 
 async def test_a_full_redis_refuses_feedback_with_the_remedy(full: Redis, redis_url: str, tmp_path: Path) -> None:
-    log = open_feedback(redis_url, base=tmp_path)
+    log = open_log_and_feedback(redis_url, base=tmp_path)[1]
     with pytest.raises(StoreError, match="it is full: raise its maxmemory"):
         await log.append([event(1)])
     await full.config_set("maxmemory", "0")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coe.errors import ConfigError, StoreError
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.record import LogQuery
 from tests.records.samples import record
 
@@ -31,14 +31,14 @@ pytestmark = pytest.mark.anyio
 )
 def test_an_address_of_no_known_kind_is_refused_with_the_forms_to_write(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sqlite:///path/records.db.*redis://host:6379/0") as caught:
-        open_log(url, base=tmp_path)
+        open_log_and_feedback(url, base=tmp_path)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["redis://:se/cret@host:6379/0", "redis://host:port/0", "redis://host/0?colour=red"])
 def test_a_wrong_redis_address_is_refused_without_repeating_its_password(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a Redis address") as caught:
-        open_log(url, base=tmp_path)
+        open_log_and_feedback(url, base=tmp_path)
     assert "'se'" not in str(caught.value)
     assert caught.value.__suppress_context__  # a traceback would show the cause, and that quotes a part of it
 
@@ -48,7 +48,7 @@ async def test_relative_paths_start_at_the_base_and_absolute_ones_at_the_root(tm
         ("sqlite:///a/b%20c.db", tmp_path / "a/b c.db"),
         (f"sqlite:///{tmp_path}/d.db", tmp_path / "d.db"),
     ):
-        log = open_log(url, base=tmp_path)
+        log = open_log_and_feedback(url, base=tmp_path)[0]
         assert not path.exists()
         await log.append([record()])
         assert path.exists()
@@ -56,7 +56,7 @@ async def test_relative_paths_start_at_the_base_and_absolute_ones_at_the_root(tm
 
 
 async def test_a_redis_that_is_away_shows_at_the_first_use_as_one_clear_error(tmp_path: Path) -> None:
-    log = open_log("redis://user:secret@127.0.0.1:1/0", base=tmp_path)
+    log = open_log_and_feedback("redis://user:secret@127.0.0.1:1/0", base=tmp_path)[0]
     for use in (log.append([record()]), log.read(LogQuery()), log.tail(LogQuery())):
         with pytest.raises(StoreError, match=r"127\.0\.0\.1:1.*check that it runs") as caught:
             await use
@@ -68,7 +68,7 @@ async def test_a_sqlite_path_that_cannot_be_used_is_one_clear_error(tmp_path: Pa
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "text.db").write_text("this is not a database, whatever its name says. " * 100)
     for path in ("file/log.db", "text.db"):
-        log = open_log(f"sqlite:///{path}", base=tmp_path)
+        log = open_log_and_feedback(f"sqlite:///{path}", base=tmp_path)[0]
         with pytest.raises(StoreError, match=f"{path}.*check that"):
             await log.append([record()])
         await log.aclose()
@@ -77,6 +77,6 @@ async def test_a_sqlite_path_that_cannot_be_used_is_one_clear_error(tmp_path: Pa
 
 
 def test_importing_and_opening_a_sqlite_log_does_not_import_redis() -> None:
-    opening = "import sys, pathlib, coe.records as r; r.open_log('sqlite:///x.db', base=pathlib.Path())"
+    opening = "import sys, pathlib, coe.records as r; r.open_log_and_feedback('sqlite:///x.db', base=pathlib.Path())"
     code = f"{opening}; sys.exit('redis' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)

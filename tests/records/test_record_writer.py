@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from coe.errors import StoreError
-from coe.records import RecordWriter, open_log
+from coe.records import RecordWriter, open_log_and_feedback
 from coe.records import writer as writer_module
 from coe.records.spool import RECORDS, Spool
 from tests.records.samples import WatchedLog, everything, ids, record, records
@@ -29,7 +29,7 @@ async def in_spool(path: Path) -> list[str]:
 
 
 async def test_what_was_put_is_in_the_log_after_leaving(tmp_path: Path) -> None:
-    log = open_log("sqlite:///log.db", base=tmp_path)
+    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
     async with RecordWriter(log, spool=tmp_path / "spool.db") as writer:
         for one in records(1_234):
             writer.put(one)
@@ -141,7 +141,7 @@ async def test_what_the_last_process_left_in_the_spool_is_delivered_by_the_next(
 
 
 async def test_writers_that_share_a_spool_and_a_log_deliver_every_record_once(tmp_path: Path) -> None:
-    inner = open_log("sqlite:///log.db", base=tmp_path)
+    inner = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
     log = WatchedLog(inner)
     log.fails = GONE
     first, second = (RecordWriter(log, spool=tmp_path / "spool.db", batch=20, **QUICK) for _ in range(2))
@@ -168,7 +168,7 @@ async def test_leaving_gives_a_log_that_was_resting_one_more_try() -> None:
 
 
 async def test_an_append_whose_answer_was_lost_is_repeated_and_kept_once(tmp_path: Path) -> None:
-    inner = open_log("sqlite:///log.db", base=tmp_path)
+    inner = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
 
     class Forgetful(WatchedLog):
         async def append(self, records: Any) -> None:
@@ -237,7 +237,7 @@ async def test_when_log_and_spool_fail_records_wait_and_what_is_left_at_the_end_
 
 
 async def test_a_record_that_no_store_can_take_is_dropped_alone(tmp_path: Path) -> None:
-    log = open_log("sqlite:///log.db", base=tmp_path)
+    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
     watched = WatchedLog(log)
     async with RecordWriter(watched, spool=tmp_path / "spool.db", **QUICK) as writer:
         for one in (record(1), record(2, prompt="\ud800"), record(3)):
@@ -249,7 +249,7 @@ async def test_a_record_that_no_store_can_take_is_dropped_alone(tmp_path: Path) 
 
 
 async def test_a_full_disk_sends_records_to_the_spool_and_room_brings_them_home(tmp_path: Path) -> None:
-    log = open_log("sqlite:///log.db", base=tmp_path)
+    log = open_log_and_feedback("sqlite:///log.db", base=tmp_path)[0]
     await log.append(records(1))
     # The limit holds for this connection; the log opens a new one after the failure, as if there were room again.
     await log._database.read(lambda connection: connection.execute("PRAGMA max_page_count = 20"))  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from coe.errors import StoreError
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from coe.records.record import LogQuery, RoutingLog
 from coe.records.redis_log import IDS
 from tests.records.samples import everything, ids, record, records
@@ -26,7 +26,7 @@ async def client(redis_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 async def log(client: Redis, redis_url: str, tmp_path: Path) -> AsyncIterator[RoutingLog]:
-    log = open_log(redis_url, base=tmp_path)
+    log = open_log_and_feedback(redis_url, base=tmp_path)[0]
     yield log
     await log.aclose()
 

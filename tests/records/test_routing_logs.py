@@ -139,7 +139,7 @@ async def test_walking_back_for_what_is_met_nowhere_takes_steps_of_a_bounded_len
 ) -> None:
     monkeypatch.setattr("coe.records.redis_log.MAX_SCANNED_BACK", 20)
     monkeypatch.setattr("coe.records.redis_log.SCAN_CHUNK", 10)
-    monkeypatch.setattr("coe.records.sqlite.MAX_SCANNED_BACK", 20)
+    monkeypatch.setattr("coe.records.sqlite.MAX_SCANNED", 20)
     old = record(0, expert="large", category="law")
     await log.append(
         [old] + [record(n, **({"expert": "large"} if n % 2 else {"category": "law"})) for n in range(1, 50)]

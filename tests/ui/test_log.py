@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Page, Route, expect
 
-from coe.records import open_feedback, open_log
+from coe.records import open_log_and_feedback
 from coe.records.record import RecipeCall, RoutingRecord
 from tests.gateway.served import SQLITE, Served, serving
 from tests.records.samples import record
@@ -82,7 +82,7 @@ class Shop:
 async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
     folder = tmp_path_factory.mktemp("shop")
     records = [made(number, **SPECIAL.get(number, {})) for number in range(COUNT)]
-    log = open_log(SQLITE, base=folder / ".coe")
+    log = open_log_and_feedback(SQLITE, base=folder / ".coe")[0]
     await log.append(records)
     await log.aclose()
     async with serving(folder) as served:
@@ -198,7 +198,7 @@ async def test_labels_are_stored_and_shown(browser: Browser, shop: Shop) -> None
         await expect(said).to_have_count(2)
         await expect(said.nth(0)).to_contain_text("down")
         await expect(said.nth(1)).to_contain_text("art")
-    log = open_feedback(SQLITE, base=shop.served.folder / ".coe")
+    log = open_log_and_feedback(SQLITE, base=shop.served.folder / ".coe")[1]
     kept = {(event.kind, event.value) for event in await log.for_request(request_id, keys=(None,))}
     await log.aclose()
     assert kept == {("thumb", -1), ("category", "art")}

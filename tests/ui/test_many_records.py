@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from playwright.async_api import Browser, expect
 
-from coe.records import open_log
+from coe.records import open_log_and_feedback
 from tests.gateway.served import SQLITE, Served, serving
 from tests.records.samples import record
 from tests.ui.browsing import check_no_sideways_scroll, needs_browser, visiting
@@ -23,7 +23,7 @@ RARE = 70_000
 @pytest.fixture(scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     folder = tmp_path_factory.mktemp("served")
-    log, usual, now = open_log(SQLITE, base=folder / ".coe"), record(0, expert="good"), time.time()
+    log, usual, now = open_log_and_feedback(SQLITE, base=folder / ".coe")[0], record(0, expert="good"), time.time()
     for begin in range(0, COUNT, BATCH):
         numbers = range(begin, begin + BATCH)
         await log.append(

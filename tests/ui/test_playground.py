@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.async_api import Browser, expect
 
-from coe.records import open_feedback, open_log
+from coe.records import open_log_and_feedback
 from tests.gateway.served import SQLITE
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
 from tests.ui.playground import MODELS, Playground, answers, choose, send_prompt, wait_until_answered
@@ -81,7 +81,7 @@ async def test_settings_go_with_each_request_and_the_conversation_too(browser: B
         ("assistant", "code one"),
         ("user", "code two"),
     ]
-    log = open_log(SQLITE, base=playground.served.folder / ".coe")
+    log = open_log_and_feedback(SQLITE, base=playground.served.folder / ".coe")[0]
     record = await log.find(request_id)
     await log.aclose()
     assert record is not None
@@ -117,7 +117,7 @@ async def test_thumbs_are_stored(browser: Browser, playground: Playground) -> No
         await expect(page.get_by_role("button", name="Good")).to_have_attribute("aria-pressed", "true")
         link = page.get_by_role("link", name="Open record")
         request_id = (await link.get_attribute("href") or "").rpartition("/")[2]
-    log = open_feedback(SQLITE, base=playground.served.folder / ".coe")
+    log = open_log_and_feedback(SQLITE, base=playground.served.folder / ".coe")[1]
     said = await log.for_request(request_id, keys=(None,))
     await log.aclose()
     assert [(event.kind, event.value) for event in said] == [("thumb", 1)]
