@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -34,8 +35,12 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def children() -> list[psutil.Process]:
     """Return the running processes of `coe` verbs, without zombies."""
-    there = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
-    return [one for one in there if "coe.cli" in " ".join(one.cmdline())]
+    found = []
+    for one in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # ZombieProcess is one: it ended meanwhile
+            if "coe.cli" in " ".join(one.cmdline()):
+                found.append(one)
+    return found
 
 
 async def test_a_verb_reports_as_it_would_on_the_command_line(settings: Settings) -> None:
