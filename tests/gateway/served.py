@@ -73,11 +73,13 @@ class Served:
         draft.replace(pointer)
 
     async def kill(self) -> None:
-        """End all its processes at once."""
-        for one in (*self.workers, psutil.Process(self.process.pid)):
+        """End all its processes at once: the parent first, which would replace a worker that holds the port."""
+        workers = self.workers
+        for one in (psutil.Process(self.process.pid), *workers):
             with suppress(psutil.NoSuchProcess):
                 one.kill()
         await self.process.wait()
+        await asyncio.to_thread(psutil.wait_procs, workers, timeout=60)
 
     async def start(self) -> None:
         """Start the gateway again, with the same arguments."""
