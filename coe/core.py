@@ -357,7 +357,8 @@ class CountsPending(Protocol):
 
 
 class PendingCall:
-    """A request that is decided and not yet sent: part of the load of the experts that it calls first, until `end`."""
+    """A request that is decided and not yet sent. It counts as load of its expert, or of all experts in a
+    recipe's first step."""
 
     __slots__ = ("_experts",)
 

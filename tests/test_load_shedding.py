@@ -90,6 +90,22 @@ def test_a_failed_pass_is_no_longer_counted() -> None:
     assert load_shedding.has_capacity
 
 
+def test_a_shorter_slow_pass_does_not_shorten_the_pause_after_a_longer_one() -> None:
+    clock = ManualClock()
+    load_shedding = LoadShedding(clock=clock)
+    with ExitStack() as shorter:
+        with load_shedding.encoder_pass():
+            clock.now += 0.2
+            shorter.enter_context(load_shedding.encoder_pass())
+            clock.now += 0.02
+        end = clock.now + 0.22 * ENCODER_BACKOFF_FACTOR
+        clock.now += 0.02
+    clock.now = end - 0.01
+    assert not load_shedding.has_capacity
+    clock.now = end + 0.01
+    assert load_shedding.has_capacity
+
+
 @pytest.mark.anyio
 async def test_results_of_the_latest_encoder_passes_are_kept_whatever_the_white_space_around_the_text(
     monkeypatch: pytest.MonkeyPatch,

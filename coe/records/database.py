@@ -26,8 +26,9 @@ LOG_VERSION = 2
 """Version of LOG_TABLES. Increase it when they change."""
 
 # Every transaction writes each page that it changes, so an index over common values costs a page for each value of a
-# batch. `records_filter` grows at its end instead: filters scan it without reading records. The other indexes leave out
-# the rows of an ordinary request. All of them return rows in the order of seq, so a filtered page needs no sorting.
+# batch. `records_filter` grows at its end instead: filters scan it without reading records. The indexes on
+# outcome, reason and session leave out the rows of an ordinary request. For one value, they return rows in the order of
+# seq, so a filtered page needs no sorting.
 LOG_TABLES = (
     """CREATE TABLE records (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -1,8 +1,9 @@
 """The routing log and its feedback in one SQLite file, for one machine: no server, several processes.
 
-Rows of `records` hold the record as JSON and columns for the fields of LogQuery. A query walks exactly one index,
-chosen here: without statistics SQLite may choose a bad one. A common value has no index of its own, as that would cost
-every record a page (`LOG_TABLES`). Records and feedback share one thread, so a long scan takes several transactions.
+Rows of `records` hold the record as JSON and columns for the fields of LogQuery. A query names its index, or
+scans by seq: without statistics SQLite may choose a bad one. A common value has no index of its own, as each value of a
+batch would then change a page (`LOG_TABLES`). Records and feedback share one thread, so a long scan takes several
+transactions.
 `feedback` has one row per dedup key. A replacement is a new row, so readers with a cursor get it.
 """
 

@@ -91,7 +91,8 @@ class LoadShedding:
             self._running -= 1
             now = self._clock()
             if now - start > max(self._slow, BUSY_RATIO * one.processor_seconds):
-                self._backoff_until = now + min(MAX_BACKOFF_SECONDS, ENCODER_BACKOFF_FACTOR * (now - start))
+                backoff = min(MAX_BACKOFF_SECONDS, ENCODER_BACKOFF_FACTOR * (now - start))
+                self._backoff_until = max(self._backoff_until, now + backoff)
 
 
 class EncoderPasses:

@@ -51,8 +51,9 @@ from coe.usage import RecipeLog
 MIN_INFORMATION_VALUE = 0.01
 MIN_SHARE_OF_ROUTING_GAIN = 0.5
 """An encoder pass is worth its time if knowing the category would gain enough expected quality: more than
-MIN_INFORMATION_VALUE, and more than this share of the routing gain. The routing gain is the scale of qualities that are
-declared, not measured. Both were chosen on held-out training prompts (docs/experiments/encoder-escalation.md)."""
+MIN_INFORMATION_VALUE, and more than this share of the routing gain. Declared qualities have an
+arbitrary scale, so the bound is also relative to the routing gain. Both were chosen on held-out training prompts
+(docs/experiments/encoder-escalation.md)."""
 ESCALATED_MARK = "!"
 """End of an affinity entry of a session that was escalated."""
 CHARACTERS_PER_TOKEN = 4

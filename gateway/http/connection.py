@@ -24,8 +24,9 @@ from gateway.http.exchange import STATUS_LINES, Exchange
 from gateway.http.known_heads import KnownHeads
 
 IDLE_SECONDS = 75.0
-"""Time limit for a connection to wait for its next request, and then for the head of this request. The usual idle
-timeout of load balancers (60 s) is shorter, so that they do not send a request on a connection that is closing."""
+"""Time limit for a connection to wait for its next request, and then for the head of this request. It exceeds
+the idle timeout of nginx and AWS (60 s), so that they send no request on a connection that is closing. Envoy's default
+is an hour: set it below 75 s."""
 CLOSING_HEAD_SECONDS = 4.0
 """Time limit for a head that is arriving when the server stops."""
 DISCARD_SECONDS = 30.0

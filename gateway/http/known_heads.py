@@ -1,8 +1,8 @@
-"""Heads of earlier requests, by their bytes: clients repeat a head with every request, except for its content-length.
+"""Caches request heads, keyed by their bytes without the content-length, in which requests of a client differ.
 
 `KnownHeads` finds the ASGI scope of such a head without parsing it again. It learns heads that llhttp has accepted, and
 only those whose framing is one plain content-length, so it accepts nothing that llhttp would refuse. Heads contain API
-keys, which stay in memory until they are replaced.
+keys, which stay in memory until they are replaced or `clear` is called.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ MAX_HEADS = 256
 MAX_KNOWN_BYTES = 4096
 """Length of a head up to which it is kept."""
 DERIVED = "coe.derived"
-"""Key of the ASGI scope of a known head: a dict of values derived from the head, by the object that derived them. All
-requests with this head share it, so a value that also depends on the serving state is stored with its token."""
+"""Key of the ASGI scope of a known head: a cache of values derived from the head, keyed by the object that derived
+them. All requests with this head share it, so a value that also depends on the serving state is stored with its
+version."""
 _LENGTH = re.compile(rb"\r\ncontent-length: ?([1-9][0-9]{0,8})\r\n", re.IGNORECASE)
 _UNSUPPORTED_HEADERS = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
 """Headers with which the server does more than read a body of the declared length."""

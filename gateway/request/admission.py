@@ -34,8 +34,8 @@ MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 RATE_WINDOW = 5.0
 """Seconds over which the rate of completed requests is measured."""
 WATCH_DELAY = 0.05
-"""Seconds from which on a request notices that its client left. Waiting for it takes a task, and so a twentieth of the
-processor time of a short request."""
+"""Seconds after which a request watches for its client to leave, and sets a timer for its deadline. The task that
+watches costs a twentieth of the processor time of a short request."""
 MIN_EVICTION_LEAD = 2
 """A caller loses its newest queue place to another that has at least this many fewer; at a lead of one, two callers
 would take the same place from each other again and again."""
@@ -340,8 +340,8 @@ class ActiveRequest:
 
 
 class _WatchTimer:
-    """Calls `become_slow` of every request that runs for WATCH_DELAY. Most short requests end before; one timer for all
-    costs them less than a timer each."""
+    """Calls `become_slow` of each request that is still active after WATCH_DELAY. Most requests end before; one shared
+    timer costs them less than a timer each."""
 
     __slots__ = ("_armed", "_due")
 

@@ -113,8 +113,9 @@ class Line:
     ) -> None:
         """Steps 1 to 7. Requests that pass through skip 3 and 5; one that the cache answers skips 3 to 6.
 
-        Concurrent requests take the expensive steps in succession: a routed one yields to the others before 3, 4, 6
-        and, unless it failed, 8. From 4 on it is part of its expert's load, so that the next decision sees it.
+        Concurrent requests take the expensive steps in succession: a routed one yields to the others before 3, 4 and
+        6, and every one that succeeds before 8. From 4 on it is part of its expert's load, so that the next decision
+        sees it.
         """
         composition, cohort = trace.serving.composition, self._cohort
         with trace.step("admit"):  # 1

@@ -25,8 +25,9 @@ class LimitExceeded(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """Serves one exchange at a time: `send`, `chunk` until the end, `release`; then `reuse` for the next one. Each of
-    them raises OSError if the connection breaks. `received_any` is true once a byte of the response has arrived.
+    """Serves one exchange at a time: `send`, `chunk` until the end, `release`; then `reuse` for the next one.
+    `send` and `chunk` raise OSError if the connection breaks; `reuse` returns False if the server has closed it.
+    `received_any` is true once a byte of the response has arrived.
 
     `limit` is the time, by the event loop's clock, after which a wait of the exchange raises LimitExceeded. A timer
     for each exchange would take as long as reading a response, so one timer serves all waits of a connection.
