@@ -206,3 +206,18 @@ async def test_the_limit_ends_a_write_that_the_server_does_not_read() -> None:
     with pytest.raises(LimitExceeded):
         await sent
     assert transport.aborted
+
+
+async def test_a_wait_ends_although_its_timer_fires_just_after_bytes_that_complete_nothing() -> None:
+    loop, _, connection = await connected()
+    sent = asyncio.ensure_future(connection.send(b"head", b"body"))
+    await settled()
+    connection.data_received(HEAD)
+    await sent
+    waiting = asyncio.ensure_future(connection.chunk(10))
+    await settled()
+    connection.data_received(b"0")  # wakes the reader, whose task runs after the timer
+    await loop.move_to(10)
+    assert waiting.done()
+    with pytest.raises(TimeoutError):
+        await waiting

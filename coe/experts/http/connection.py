@@ -178,11 +178,18 @@ class Connection(asyncio.Protocol):
         elif self._idle_in is not None:
             self.abort()
         elif self._reader is not None and not self._reader.done():
-            self._reader.set_exception(LimitExceeded() if self._deadline >= self.limit else TimeoutError())
+            self._reader.set_exception(self._expired())
         else:
             self.resume_writing()  # `send` then notices the limit
 
+    def _expired(self) -> Exception:
+        return LimitExceeded() if self._deadline >= self.limit else TimeoutError()
+
     async def _data_available(self) -> None:
+        if self._timer is None and self._deadline < math.inf:  # it fired just after bytes that complete nothing
+            if self._loop.time() >= self._deadline:
+                raise self._expired()
+            self._set_timer()
         self._reader = self._loop.create_future()
         try:
             await self._reader
