@@ -35,7 +35,7 @@ from gateway.access import IssuedKeyWatch, access_of
 from gateway.access.limits import MemoryLimiter
 from gateway.app import create_app
 from gateway.observability.metrics import Metrics
-from gateway.observability.observers import ImplicitSignals, RecentRequests, record_of
+from gateway.observability.observers import ImplicitSignals, RecentRequests
 from gateway.observability.tracing import Tracing
 from gateway.parts import Parts
 from gateway.process.jobs import Jobs, PlanSolver
@@ -259,6 +259,25 @@ class ListKeyStore:
     async def aclose(self) -> None: ...
 
 
+def _composition_of(
+    registry: Registry,
+    experts: Mapping[str, Expert],
+    threads: ThreadPoolExecutor,
+    assignment: Assignment | None,
+    **parts: Any,
+) -> Composition:
+    router = WordRouter()
+    return Composition(
+        registry,
+        router=router,
+        assignment=assignment or declared_assignment(registry, router.categories),
+        experts=experts,
+        threads=threads,
+        recipes=build_recipes(registry, experts, categories=len(router.categories)),
+        **parts,
+    )
+
+
 @asynccontextmanager
 async def gateway_of(
     registry: Registry | None = None,
@@ -285,22 +304,14 @@ async def gateway_of(
     scripted ones."""
     registry = registry or registry_of()
     experts: dict[str, Expert] = {**scripted_experts(registry, scripts), **real_experts}
-    log, router = ListLog([]), WordRouter()
+    log = ListLog([])
     opened: list[ServingState] = []
 
     @asynccontextmanager
     async def parts() -> AsyncIterator[Parts]:
         with ThreadPoolExecutor(1) as threads:
-            composition = Composition(
-                registry,
-                router=router,
-                assignment=assignment or declared_assignment(registry, router.categories),
-                experts=experts,
-                threads=threads,
-                affinity=affinity,
-                overlays=overlays,
-                retrieval=retrieval,
-                recipes=build_recipes(registry, experts, categories=len(router.categories)),
+            composition = _composition_of(
+                registry, experts, threads, assignment, affinity=affinity, overlays=overlays, retrieval=retrieval
             )
             access = access_of(registry, MemoryLimiter(), routed=composition.routed_arms)
             serving = Serving(composition, access, index, versions)
@@ -314,19 +325,13 @@ async def gateway_of(
             ):
                 signals = ImplicitSignals(writer.put)
                 audits = Audits(current, store=writer.put, metrics=metrics)
-                keep = (
-                    recent.observe,
-                    metrics.observe,
-                    lambda trace: log.records.append(record_of(trace)),
-                    signals.observe,
-                )
+                keep = (recent.observe, metrics.observe, log.observe, signals.observe)
                 where = settings or NOWHERE
                 async with audits, Jobs(where) as own_jobs, PlanSolver(where) as own_solver:
                     helped = jobs or own_jobs, solver or own_solver
                     stores = (log, log, writer, recent)
-                    issued = IssuedKeyWatch(ListKeyStore())
-                    seen = (*keep, *observers)
                     more = audits.observe, tracing, cache, step
+                    issued, seen = IssuedKeyWatch(ListKeyStore()), (*keep, *observers)
                     yield Parts(current, seen, metrics, *stores, where, *helped, *more, issued=issued)
 
     app = create_app(parts)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from coe.records.feedback import Feedback
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.records.selection import matches
+from gateway.observability.observers import record_of
+from gateway.request.trace import Trace
 
 
 class ListLog:
@@ -20,6 +22,10 @@ class ListLog:
         self.asked = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
+
+    def observe(self, trace: Trace) -> None:
+        """Add the record of a finished request at once, without a writer."""
+        self.records.append(record_of(trace))
 
     async def find(self, request_id: str) -> RoutingRecord | None:
         return next((record for record in self.records if record.request_id == request_id), None)

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -66,7 +67,6 @@ class KeyRing:
                     rule_of(key),
                     None if key.expires is None else key.expires.timestamp(),
                 ),
-                key.expires,
             )
             for key in keys
         }
@@ -80,15 +80,16 @@ class KeyRing:
         found = self._known.get(sent)
         if found is None or not hmac.compare_digest(found[0], sent):
             raise Unauthorized("this API key is not known; request one from the operator of this service")
-        _, scopes, caller, expires = found
-        if expires is not None and self.has_expired(caller):
-            raise Unauthorized(f"the API key {caller.key!r} expired on {date_of(expires)}; request a new one")
+        _, scopes, caller = found
+        if self.has_expired(caller):
+            expired = date_of(datetime.fromtimestamp(caller.expires or 0, UTC))
+            raise Unauthorized(f"the API key {caller.key!r} expired on {expired}; request a new one")
         if scope is not None and scope not in scopes:
             raise Forbidden(f"the API key {caller.key!r} lacks the scope {scope!r}; it has {', '.join(sorted(scopes))}")
         return caller
 
     def has_expired(self, caller: Caller) -> bool:
-        """True if the caller's key was valid when it was identified, and no longer is."""
+        """True if the caller's key is no longer valid."""
         return caller.expires is not None and caller.expires <= self._clock()
 
 

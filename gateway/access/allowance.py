@@ -91,8 +91,7 @@ class TokenAllowance(RequestAllowance):
     __slots__ = ("_charged", "_input", "_key", "_minimum", "_output", "_pricing")
 
     def __init__(self, account: Account, key: str, *, minimum: Amounts, pricing: Pricing) -> None:
-        self._account = account
-        self._reservation = None
+        super().__init__(account)
         self._key = key
         self._minimum = minimum
         self._pricing = pricing

@@ -63,8 +63,7 @@ def chat_of(
         needs.add("tools")  # results of tools in a request without `tools`, such as one for a summary
     if characters is None:
         characters = sum([len(message.text) for message in messages])
-    stream = stream_of(fields) if "stream" in fields else False
-    return Chat(model, messages, stream, frozenset(needs), characters, fields, api)
+    return Chat(model, messages, stream_of(fields), frozenset(needs), characters, fields, api)
 
 
 def _check_counts(fields: dict[str, Any]) -> None:

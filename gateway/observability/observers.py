@@ -163,7 +163,7 @@ def record_of(trace: Trace) -> RoutingRecord:
         utility=tuple([round(utility, 4) for utility in decision.utility]),
         price=tuple([round(price, 4) for price in decision.price]),
         exploration=(exploration.rate, exploration.max_quality_loss) if exploration.rate else None,
-        needs=(tuple(sorted(chat.needs)) if chat.needs else ()) if chat else None,
+        needs=tuple(sorted(chat.needs)) if chat else None,
         language=prediction.language if prediction is not None else "",
         purpose=(options.purpose or "") if options else "",
         model=trace.requested_model[:MAX_MODEL_CHARACTERS],

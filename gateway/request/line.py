@@ -29,7 +29,7 @@ from gateway.http.exchange import SINK
 from gateway.http.known_heads import DERIVED
 from gateway.observability.tracing import Tracing
 from gateway.request.admission import ActiveRequest
-from gateway.request.body import SMALL_BODY, ClientLeftError
+from gateway.request.body import ClientLeftError
 from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.keep_alive import KeepAlive, stream_head
@@ -175,11 +175,8 @@ class Line:
         """Return the chat with its resolved model, and its options."""
         assert trace.options is not None
         deployment = scope["path_params"].get(DEPLOYMENT, "") if "path_params" in scope else ""
-        if len(body) <= SMALL_BODY:
-            chat = self._dialect.parse(body, model=deployment)
-        else:
-            chat = await request.parse(partial(self._dialect.parse, body, model=deployment), size=len(body))
-        trace.chat = chat
+        parse = partial(self._dialect.parse, body, model=deployment)
+        trace.chat = chat = await request.parse(parse, size=len(body))
         trace.requested_model = chat.model
         chat, options = resolve_model(chat, trace.options, trace.serving.registry, scope["headers"])
         trace.chat, trace.options = chat, options

@@ -85,11 +85,16 @@ def pending(experts: dict[str, ReplicatedExpert]) -> list[int]:
     return [experts[name].pending for name in NAMES]
 
 
-async def until_pending(expert: ReplicatedExpert) -> None:
-    """Wait for a decision for the expert whose request has yielded before its call."""
-    async with asyncio.timeout(60):
-        while not expert.pending:
-            await asyncio.sleep(0)
+@asynccontextmanager
+async def decided(gateway: Gateway, expert: ReplicatedExpert) -> AsyncIterator[None]:
+    """A request that is decided for the expert, and has yielded before its call; it ends with the context."""
+    with another_ready(gateway):
+        task = asyncio.ensure_future(gateway.chat("code"))
+        async with asyncio.timeout(60):
+            while not expert.pending:
+                await asyncio.sleep(0)
+        yield
+        await task
 
 
 def decide(composition: Composition, attempts: Attempts | None, chat: Chat | None = None) -> tuple[str, str]:
@@ -202,11 +207,8 @@ async def test_an_expert_that_is_down_before_the_call_counts_until_its_fallback_
     registry = limited()
     experts = experts_of(registry)
     async with gateway_over(experts, registry) as (gateway, _):
-        with another_ready(gateway):
-            task = asyncio.ensure_future(gateway.chat("code"))
-            await until_pending(experts["coder"])
+        async with decided(gateway, experts["coder"]):
             experts["coder"].replicas[0].breaker.throttle(60.0, caller="")
-            await task
         assert gateway.records[0].expert == "generalist"
     assert (counted(experts), counted(experts, "generalist")) == ([], [(0, 1)])
 
@@ -216,12 +218,9 @@ async def test_a_request_that_is_cancelled_before_its_call_ends_the_count(reason
     registry = limited()
     experts = experts_of(registry)
     async with gateway_over(experts, registry) as (gateway, _):
-        with another_ready(gateway):
-            task = asyncio.ensure_future(gateway.chat("code"))
-            await until_pending(experts["coder"])
+        async with decided(gateway, experts["coder"]):
             (active,) = gateway.serving_state.admission.active
             active.cancel(reason)
-            await task
         assert gateway.records[0].expert == "coder"
     assert counted(experts) == []
 

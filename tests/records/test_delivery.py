@@ -92,7 +92,7 @@ from coe.records import RecordWriter, open_log_and_feedback
 
 async def main():
     folder = pathlib.Path(sys.argv[2])
-    log = open_log_and_feedback("redis://127.0.0.1:1/0", base=folder)[0]  # nobody listens there
+    log = open_log_and_feedback("redis://127.0.0.1:1/0", base=folder)[0]  # no server listens there
     async with RecordWriter(log, spool=folder / "spool.db", batch=10, interval=0.001) as writer:
         number = 0
         while True:

@@ -1,4 +1,4 @@
-"""How the SQLite log finds and deletes rows: by indexes that an ordinary record costs little."""
+"""Queries and deletions of the SQLite log, and the indexes that they use."""
 
 from __future__ import annotations
 
