@@ -29,6 +29,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 
 import psutil
 
@@ -47,7 +48,7 @@ def main(parent: int, grace: float, argv: list[str]) -> int:
     try:
         # This process has one thread, so a preexec function is safe here.
         server = subprocess.Popen(  # noqa: S603  the caller's own command line
-            argv, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_become_server
+            argv, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=partial(_become_server, os.getpid())
         )
     except OSError as error:
         sys.stderr.write(f"cannot run {argv[0]}: {error.strerror}\n")
@@ -57,8 +58,10 @@ def main(parent: int, grace: float, argv: list[str]) -> int:
     return code
 
 
-def _become_server() -> None:
+def _become_server(supervisor: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:  # it died before the prctl call, so no signal will come
+        os._exit(128 + signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
 
 

@@ -6,11 +6,13 @@ import asyncio
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+from coe.fleet import supervisor
 from coe.fleet.fleet import Fleet
 from coe.fleet.process import FLEET_VARIABLE, end_orphans, fleet_environment
 from tests.fleet.fake_fleet import QUICK, Fakes
@@ -50,3 +52,23 @@ async def test_every_process_of_a_server_carries_the_fleet_variable(fakes: Fakes
         assert marks == set(fleet_environment(spec.log.parent).values())
         assert await asyncio.to_thread(end_orphans, spec.log.parent) == []
         assert len(fakes.alive()) > 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG exists on Linux only")
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_supervisor_killed_right_after_its_fork_leaves_no_server(tmp_path: Path, attempt: int) -> None:
+    """The server's process is killed also if it has not yet requested the signal for its parent's death."""
+    mark = {"ORPHAN_TEST": f"{tmp_path}:{attempt}"}
+    command = [sys.executable, "-P", supervisor.__file__, str(os.getpid()), "1", *SLEEP]
+    process = subprocess.Popen(command, env=os.environ | mark, stdout=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (pids := children.read_text().split()):  # without a pause: its first instructions take milliseconds
+        assert process.poll() is None
+    server = psutil.Process(int(pids[0]))
+    process.kill()
+    process.wait()
+    try:
+        server.wait(20)
+    finally:
+        with suppress(psutil.Error):
+            server.kill()
