@@ -76,6 +76,8 @@ class Keys:
     @operation("GET /v1/keys", "listKeys", "The keys, declared ones first.", list_schema(_KEY))
     async def list(self, _: Request) -> Response:
         """List API keys, without the keys themselves."""
+        if self._issued is not None:
+            await self._issued.refresh()  # includes what another worker has just changed
         serving, issued = self._current.serving, () if self._issued is None else self._issued.keys
         accepted = {key.sha256 for key in serving.access.keys}
         data = [
