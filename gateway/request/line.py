@@ -33,7 +33,7 @@ from gateway.request.body import ClientLeftError
 from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.keep_alive import KeepAlive, stream_head
-from gateway.request.options import read_options, resolve_model
+from gateway.request.options import has_session_or_trace, read_options, resolve_model, with_session_and_trace
 from gateway.request.stored_step import StoredStep
 from gateway.request.trace import Trace
 from gateway.serving_state import ServingState
@@ -47,8 +47,9 @@ DEPLOYMENT = "model"
 """Parameter of a path that names the model in place of the body."""
 JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
-_FromHead = tuple[object, Caller, RequestOptions]
-"""The token of a state, and what the head of a request means in it."""
+_FromHead = tuple[object, Caller, RequestOptions, bool]
+"""The token of a state, what the head of a request means in it, and whether session or trace context differ in requests
+with this head."""
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 
@@ -210,10 +211,10 @@ class Line:
         serving, derived = trace.serving, scope.get(DERIVED)
         known: _FromHead | None = None if derived is None else derived.get(self)
         if known is not None:
-            known_for, caller, options = known
+            known_for, caller, options, differ = known
             if known_for is serving.token and not serving.access.has_expired(caller):
                 trace.caller = caller
-                return options
+                return with_session_and_trace(options, scope) if differ else options
         headers = scope["headers"]
         trace.caller = caller = serving.access.identify(headers, "chat")
         policy = serving.registry.policy
@@ -221,7 +222,7 @@ class Line:
         if options.purpose and not serving.access.is_admin(headers):
             options = replace(options, purpose=None)  # an ordinary key cannot hide its requests from reports
         if derived is not None:
-            derived[self] = serving.token, caller, options
+            derived[self] = serving.token, caller, options, has_session_or_trace(scope)
         return options
 
     async def _refuse(self, error: RequestError, trace: Trace, send: Send) -> None:

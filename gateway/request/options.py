@@ -18,6 +18,7 @@ from coe.errors import HeadersTooLarge, InvalidRequest
 from coe.registry import AUTO, Policy, Registry
 from coe.registry.aliases import ResolvedModel
 from coe.routing.eligibility import check_model, check_recipe, only_local
+from gateway.http.known_heads import SESSION, TRACE_HEADERS
 
 MAX_SESSION_CHARACTERS = 128
 MAX_HEADER_BYTES = 32 * 1024
@@ -34,7 +35,6 @@ _CHOICES: Mapping[bytes, tuple[str, Mapping[bytes, Any]]] = {
     b"x-coe-purpose": ("purpose", {word.encode(): word for word in get_args(Purpose)}),
 }
 """Headers with a fixed set of values, and the option that each sets."""
-_TRACE_CONTEXT = (b"traceparent", b"tracestate")
 _VERSIONS = (b"anthropic-version", b"anthropic-beta")
 """Headers of a Messages request that its expert's server receives too. No other client header reaches a server."""
 
@@ -47,16 +47,13 @@ def read_options(
 
     Raises InvalidRequest for an unknown choice, a number outside the declared limits, or an invalid version.
     """
-    session, cost_weight, timeout, size = None, policy.cost_weight, policy.timeout, 0
+    cost_weight, timeout, size = policy.cost_weight, policy.timeout, 0
     choices: dict[str, Any] = {}
-    trace: dict[str, str] = {}
     versioned = api == "messages"
     versions: dict[str, str] = {}
     for name, value in scope["headers"]:
         size += len(name) + len(value)
-        if name == b"x-session-id" and 0 < len(value) <= MAX_SESSION_CHARACTERS:
-            session = value.decode("latin-1")
-        elif name == b"x-coe-cost-weight":
+        if name == b"x-coe-cost-weight":
             cost_weight = _number(value, "x-coe-cost-weight", *policy.cost_weight_limits)
         elif name == b"x-coe-timeout":
             timeout = min(_number(value, "x-coe-timeout", 0.001, 86400.0), policy.timeout)
@@ -67,16 +64,37 @@ def read_options(
             choices[field] = choice or choices.get(field, False) if field == "only_local" else choice
         elif name == b"x-coe-recipe" and value:
             choices["recipe"] = _recipe(value)
-        elif name in _TRACE_CONTEXT and value.isascii():  # the standard demands ASCII, and HTTP clients fail on more
-            trace[name.decode()] = value.decode("latin-1")
         elif versioned and value and name in _VERSIONS:
             _add_version(versions, name.decode(), value.decode("latin-1"))
     if size > MAX_HEADER_BYTES:
         raise HeadersTooLarge(f"the headers are longer than {MAX_HEADER_BYTES // 1024} KiB together")
     rule = only_local(rule) if choices.pop("only_local", False) else rule
+    session, trace = _session_and_trace(scope)
     return RequestOptions(
         session, cost_weight, timeout, trace, tenant=tenant, version_headers=versions, rule=rule, **choices
     )
+
+
+def has_session_or_trace(scope: Scope) -> bool:
+    """True if the head has headers whose options differ in requests with the same known head."""
+    return any(name == SESSION or name in TRACE_HEADERS for name, _ in scope["headers"])
+
+
+def with_session_and_trace(options: RequestOptions, scope: Scope) -> RequestOptions:
+    """The options of another request with the same known head, with the session id and trace context of this one."""
+    session, trace = _session_and_trace(scope)
+    return replace(options, session=session, trace_headers=trace)
+
+
+def _session_and_trace(scope: Scope) -> tuple[str | None, dict[str, str]]:
+    session: str | None = None
+    trace: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        if name == SESSION and 0 < len(value) <= MAX_SESSION_CHARACTERS:
+            session = value.decode("latin-1")
+        elif name in TRACE_HEADERS and value.isascii():  # the standard demands ASCII, and HTTP clients fail on more
+            trace[name.decode()] = value.decode("latin-1")
+    return session, trace
 
 
 def resolve_model(

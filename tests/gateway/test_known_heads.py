@@ -156,6 +156,61 @@ async def test_heads_that_ask_for_more_than_a_response_are_parsed_each_time(
     assert len(parsed) >= 2
 
 
+async def test_values_that_differ_in_each_request_do_not_make_a_head_unknown(parsed: list[bytes]) -> None:
+    def lines(number: int) -> list[bytes]:
+        values = (
+            b"X-Request-ID:%d" % number,
+            b"traceparent: 00-%d" % number,
+            b"x-forwarded-for: ::1, 10.0.0.%d" % number,
+        )
+        return [values[0], b"x-other: 1", *values[1:]]
+
+    def expected(number: int) -> list[list[str]]:
+        found = [line.decode().split(":", 1) for line in lines(number)]
+        return [[name.lower(), value.strip()] for name, value in found]
+
+    async with served(echo) as (_, port), connected(port) as client:
+        for number in (1, 20, 300):
+            headers = (await client.send(request(b"a" * number, *lines(number))))[1]["headers"]
+            assert headers[2:] == [*expected(number), ["content-length", str(number)]]
+    assert len(parsed) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"x-request-id:", b"x-request-id: ", b"x-request-id: a ", b"x-request-id: a  b", b"x-request-id: a\tb",
+     b"x-request-id: \xff", b"x-request-id\0", b"\0x-request-id\0", b"x-request-id: \0"],
+)  # fmt: skip
+async def test_a_value_of_other_characters_is_parsed(line: bytes, parsed: list[bytes]) -> None:
+    """The server then answers it as if it knew no head."""
+    async with served(echo) as (_, port):
+        unknown = await answers(port, request(b"hello", line, b"connection: close"))
+    known = request(b"hello", b"x-request-id: a")
+    async with served(echo) as (_, port), connected(port) as client:
+        for _ in range(2):
+            assert (await client.send(known))[0] == b"HTTP/1.1 200 OK"
+        before = len(parsed)
+        status, found = await client.send(known.replace(b"x-request-id: a", line))
+    assert unknown.startswith(status)
+    assert (len(parsed) > before) or status == b"HTTP/1.1 400 Bad Request"
+    if status.endswith(b"200 OK"):
+        assert found["headers"][2:3] == orjson.loads(split(unknown)[2])["headers"][2:3]
+
+
+def test_a_head_without_the_value_of_a_known_one_is_not_it() -> None:
+    heads = KnownHeads()
+    line = b"x-request-id: a"
+    names = [(b"host", b"localhost"), (b"x-request-id", b"a"), (b"content-length", b"1")]
+    heads.add(request(b"a", line), {"method": "POST", "headers": names})
+    assert heads.read(request(b"b", b"x-request-id: b")) is not None
+    for other in (b"\0x-request-id\0", b"x-request-id:", b"x-request-id: b\r\nx-request-id: c"):
+        assert heads.read(request(b"b", other)) is None
+    for value in (b"a ", b"a\r\nx-real-ip: b"):  # its headers are not those of the parser
+        heads = KnownHeads()
+        heads.add(request(b"a", b"x-request-id: " + value), {"method": "POST", "headers": names})
+        assert heads.read(request(b"a", b"x-request-id: " + value)) is None
+
+
 def test_the_number_and_the_length_of_known_heads_are_bounded() -> None:
     heads = KnownHeads()
     lines = [b"x-number: %d" % number for number in range(MAX_HEADS + 1)]
@@ -267,3 +322,14 @@ async def test_a_reload_forgets_the_heads_and_the_keys_in_them() -> None:
         assert heads.read(chat()) is not None
         use(gateway, key_of("alice"))
         assert heads.read(chat()) is None
+
+
+async def test_session_and_trace_of_a_repeated_head_are_those_of_the_request() -> None:
+    sessions = ["a" * 200, "one", "two", "a" * 200, "three"]  # the first is too long for a session
+    async with gateway_of() as gateway, served(gateway.app) as (_, port), connected(port) as client:
+        for session in sessions:
+            lines = f"x-session-id: {session}", f"traceparent: 00-{session}"
+            assert (await client.send(request(BODY, *(line.encode() for line in lines))))[0] == b"HTTP/1.1 200 OK"
+        asked = [call.headers["traceparent"] for expert in gateway.experts.values() for call in expert.calls]
+    assert [record.session for record in gateway.records] == [None, "one", "two", None, "three"]
+    assert sorted(asked) == sorted(f"00-{session}" for session in sessions)
