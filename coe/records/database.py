@@ -149,6 +149,16 @@ class Database:
                 connection.close()
 
 
+def first_and_last(connection: sqlite3.Connection, table: str) -> tuple[int, int]:
+    """Return the smallest and largest `seq` of a table, (1, 0) if it is empty.
+
+    Each is one lookup. For a min and a max in one SELECT, SQLite would scan the table.
+    """
+    statement = f"SELECT (SELECT min(seq) FROM {table}), (SELECT max(seq) FROM {table})"  # noqa: S608 (constants)
+    first, last = connection.execute(statement).fetchone()
+    return (1, 0) if first is None else (first, last)
+
+
 def _file_at(path: Path) -> tuple[int, int] | None:
     try:
         found = path.stat()

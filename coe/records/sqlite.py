@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from coe.records.codec import COLUMNS, decode_or_none, encode
-from coe.records.database import Database
+from coe.records.database import Database, first_and_last
 from coe.records.feedback import (
     Feedback,
     FeedbackPage,
@@ -80,9 +80,7 @@ def row_range(connection: sqlite3.Connection, query: LogQuery, *, after: int, be
 
     Times rise with the row number, except for small differences, so most rows outside the interval are left out.
     """
-    oldest, newest = connection.execute(ENDS).fetchone()
-    if newest is None:
-        return 1, 0
+    oldest, newest = first_and_last(connection, "records")
     first, last = max(after + 1, oldest), min(before - 1, newest) if before else newest
     if query.since and not after:
         since = connection.execute(FIRST_SINCE, (query.since,)).fetchone()[0]
@@ -107,7 +105,6 @@ def newest_row(connection: sqlite3.Connection, table: str = "records") -> int:
 
 
 SCANNED = ("INDEXED BY records_filter", "NOT INDEXED")
-ENDS = "SELECT (SELECT min(seq) FROM records), (SELECT max(seq) FROM records)"
 FIRST_SINCE = "SELECT min(seq) FROM records INDEXED BY records_time WHERE time >= ?"
 LAST_UNTIL = "SELECT max(seq) FROM records INDEXED BY records_time WHERE time <= ?"
 
