@@ -139,7 +139,7 @@ class Line:
                 else:
                     await cohort.yield_to_others()
                     with trace.step("classify"):  # 3
-                        trace.routed, trace.prediction = await composition.classify(
+                        trace.routed, trace.prediction = await composition.classifier.classify(
                             chat, trace.caller.tenant, options.rule
                         )
                     await cohort.yield_to_others()
@@ -244,7 +244,7 @@ async def _assign(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Co
     composition, prediction = trace.serving.composition, trace.prediction
     assert prediction is not None
     conversation = read_conversation(chat, options, trace.routed.requests)
-    previous = await composition.find_previous(chat, conversation, trace.routed, options)
+    previous = await composition.continuity.find(chat, conversation, trace.routed, options)
     trace.decision = composition.assign(chat, prediction, options, previous=previous, attempts=trace.attempts)
     return conversation, previous
 
