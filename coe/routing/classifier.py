@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import lru_cache, partial
 
 from coe.core import FAST_UNCERTAIN, GENERAL, UNDETERMINED, Chat, ExpertRule, Prediction, Router
 from coe.mapping import Assignment, information_value, routing_gain
@@ -20,6 +21,8 @@ MIN_SHARE_OF_ROUTING_GAIN = 0.5
 MIN_INFORMATION_VALUE, and more than this share of the routing gain. Declared qualities have an
 arbitrary scale, so the bound is also relative to the routing gain. Both were chosen on held-out training prompts
 (docs/experiments/encoder-escalation.md)."""
+MAX_CACHED_GAINS = 128
+"""Sets of eligible experts whose routing gain is cached. Capabilities, languages and rules of keys make few sets."""
 
 
 class Classifier:
@@ -43,6 +46,8 @@ class Classifier:
         self._router = router
         self._assignment = assignment
         self._specs = specs
+        # The gain depends on the plan, fixed here, and on which experts are eligible for a request; not on health.
+        self._routing_gain = lru_cache(maxsize=MAX_CACHED_GAINS)(partial(routing_gain, assignment))
         self._confidence_threshold = confidence_threshold
         self._encoder_passes = EncoderPasses(router, threads=threads, timeout=encoder_timeout)
         self._overlays = overlays
@@ -114,5 +119,5 @@ class Classifier:
             return True
         uncertain = prediction.confidence < self._confidence_threshold
         value = information_value(self._assignment, prediction.probabilities, eligible, uncertain=uncertain)
-        share = MIN_SHARE_OF_ROUTING_GAIN * routing_gain(self._assignment, eligible)
+        share = MIN_SHARE_OF_ROUTING_GAIN * self._routing_gain(tuple(eligible))
         return value > max(MIN_INFORMATION_VALUE, share)
