@@ -15,7 +15,7 @@ def opening_experts(arm: ExpertSpec | ArmSpec) -> list[str]:
 
 
 def first_expert(arm: ExpertSpec | ArmSpec) -> str:
-    """Return the name of the declared expert behind an arm; of a recipe that of its first member."""
+    """Return the name of the declared expert behind an arm; for a recipe, of its first member."""
     return opening_experts(arm)[0]
 
 

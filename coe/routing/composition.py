@@ -196,7 +196,7 @@ class Composition:
     def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64] | None:
         """Return each arm's cost at the request's cost_weight, minus the gain that passages are expected to add.
 
-        A small expert with passages can so be selected instead of a large one without.
+        So a small expert with passages can be selected instead of a large one without.
         """
         gain = self._retrieval.net_gain(prediction, options.retrieval) if self._retrieval else None
         if gain is not None and len(self._expert_columns) > len(gain):

@@ -55,9 +55,9 @@ class Continuity:
     def _switching_cost(self, chat: Chat, expert: str, cost_weight: float) -> float:
         """Return the price of the expert's prefix cache in expected quality, as the plan and the cost weight value it.
 
-        All of the chat before its newest turn counts as cached, if the expert has a price for cached tokens. In the
-        plan, a dollar has the price of the row `mean_cost`. The cost weight is the quality of the most expensive
-        expert's price, so the discount on this share of the request counts in proportion.
+        All of the chat before its newest turn counts as cached, if the expert has a price for cached tokens. The
+        plan values a dollar at the price of its row `mean_cost`. The cost weight is the value of the most expensive
+        expert's price, so the discount on the cached share of the request counts in proportion.
         """
         prices, dual = self._registry.arm(expert).prices, self._assignment.duals.get("mean_cost", 0.0)
         discount = prices.input - prices.cached

@@ -1,4 +1,4 @@
-"""Caches request heads, keyed by their bytes without the content-length, in which requests of a client differ.
+"""Caches request heads, keyed by their bytes without the content-length, the only part that varies in most clients.
 
 `KnownHeads` finds the ASGI scope of such a head without parsing it again. It learns heads that llhttp has accepted, and
 only those whose framing is one plain content-length, so it accepts nothing that llhttp would refuse. Heads contain API

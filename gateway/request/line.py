@@ -48,7 +48,7 @@ DEPLOYMENT = "model"
 JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
 _FromHead = tuple[object, Caller, RequestOptions]
-"""The token of a state, and what the head of a request means in it."""
+"""The token of a serving state, and the caller and options that the head of a request has in that state."""
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 
