@@ -25,7 +25,7 @@ from coe.mapping import Assignment, Budget, Problem, Uses, expected_utility, inf
 from coe.mapping.problem import declared_assignment
 from coe.mapping.score_table import fit_pseudo_count, tabulate_partly
 from coe.registry import load
-from coe.routing.composition import MIN_INFORMATION_VALUE
+from coe.routing.classifier import MIN_INFORMATION_VALUE
 from routers.cascade import CascadeRouter, load_cascade
 
 EACH = 450

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from coe.errors import StoreError
+from coe.records import time_blocks
 
 T = TypeVar("T")
 
 BUSY_SECONDS = 5.0
 """Seconds that one statement waits for another process that writes to the same file."""
 WAL_RETRY_SECONDS = 0.005
-LOG_VERSION = 2
+LOG_VERSION = 3
 """Version of LOG_TABLES. Increase it when they change."""
 
 # Every transaction writes each page that it changes, so an index over common values costs a page for each value of a
@@ -47,6 +48,7 @@ LOG_TABLES = (
     "CREATE INDEX records_outcome ON records (outcome) WHERE outcome <> 'ok'",
     "CREATE INDEX records_reason ON records (reason) WHERE reason <> 'routed'",
     "CREATE INDEX records_session ON records (session) WHERE session IS NOT NULL",
+    time_blocks.TABLE,
     """CREATE TABLE feedback (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         dedup_key BLOB NOT NULL UNIQUE,
@@ -147,6 +149,16 @@ class Database:
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
+
+
+def first_and_last(connection: sqlite3.Connection, table: str) -> tuple[int, int]:
+    """Return the smallest and largest `seq` of a table, (1, 0) if it is empty.
+
+    Each is one lookup. For a min and a max in one SELECT, SQLite would scan the table.
+    """
+    statement = f"SELECT (SELECT min(seq) FROM {table}), (SELECT max(seq) FROM {table})"  # noqa: S608 (constants)
+    first, last = connection.execute(statement).fetchone()
+    return (1, 0) if first is None else (first, last)
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from coe.errors import StoreError
 from coe.records.codec import SCHEMA, decode, encode
-from coe.records.database import Database
+from coe.records.database import Database, first_and_last
 from coe.records.record import RoutingRecord
 
 TABLES = tuple(
@@ -108,9 +108,9 @@ class Spool(Generic[T]):
     def _count(self, connection: sqlite3.Connection) -> int:
         """The number of rows, estimated from their ids; counted only if the estimate allows a full table."""
         table = self.kind.table
-        first, last = connection.execute(f"SELECT min(seq), max(seq) FROM {table}").fetchone()  # noqa: S608
-        if first is None or last - first < self._rows // 2:
-            return 0 if first is None else int(last - first + 1)
+        first, last = first_and_last(connection, table)
+        if last - first < self._rows // 2:
+            return last - first + 1
         return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608
 
     def _readable(self, lines: Iterable[bytes]) -> Iterator[T]:

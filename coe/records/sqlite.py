@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from coe.records.codec import COLUMNS, decode_or_none, encode
-from coe.records.database import Database
+from coe.records.database import Database, first_and_last
 from coe.records.feedback import (
     Feedback,
     FeedbackPage,
@@ -29,6 +29,7 @@ from coe.records.feedback import (
 )
 from coe.records.record import LogPage, LogQuery, RoutingRecord
 from coe.records.selection import exact_filters, page_size, parse_cursor, retention_start
+from coe.records.time_blocks import extend_blocks, first_since, last_until, trim_blocks
 
 MAX_SCANNED = 200_000
 """Rows that one transaction scans if no index finds the rows of the query."""
@@ -80,15 +81,13 @@ def row_range(connection: sqlite3.Connection, query: LogQuery, *, after: int, be
 
     Times rise with the row number, except for small differences, so most rows outside the interval are left out.
     """
-    oldest, newest = connection.execute(ENDS).fetchone()
-    if newest is None:
-        return 1, 0
+    oldest, newest = first_and_last(connection, "records")
     first, last = max(after + 1, oldest), min(before - 1, newest) if before else newest
     if query.since and not after:
-        since = connection.execute(FIRST_SINCE, (query.since,)).fetchone()[0]
+        since = first_since(connection, query.since)
         first = newest + 1 if since is None else max(first, since)
     if query.until < math.inf:
-        last = min(last, connection.execute(LAST_UNTIL, (query.until,)).fetchone()[0] or 0)
+        last = min(last, last_until(connection, query.until) or 0)
     return first, last
 
 
@@ -107,9 +106,6 @@ def newest_row(connection: sqlite3.Connection, table: str = "records") -> int:
 
 
 SCANNED = ("INDEXED BY records_filter", "NOT INDEXED")
-ENDS = "SELECT (SELECT min(seq) FROM records), (SELECT max(seq) FROM records)"
-FIRST_SINCE = "SELECT min(seq) FROM records INDEXED BY records_time WHERE time >= ?"
-LAST_UNTIL = "SELECT max(seq) FROM records INDEXED BY records_time WHERE time <= ?"
 
 
 def _times(query: LogQuery) -> list[Condition]:
@@ -162,9 +158,12 @@ class SqliteLog:
                 for record in some:
                     values += _columns(record)
                     values.append(encode(record))
-                last = connection.execute(_insert(len(some)), values).lastrowid or 0
+                connection.execute(_insert(len(some)), values)
+            last = newest_row(connection)
+            extend_blocks(connection, last, [record.time for record in records])
             if not self._trimmed or last // self._trim_every != (last - len(records)) // self._trim_every:
                 connection.execute(TRIM, (self._retention,))
+                trim_blocks(connection)
             if self._days is not None:
                 connection.execute(DELETE_OLD, (retention_start(self._days),))
 
@@ -224,7 +223,7 @@ class SqliteLog:
 
     async def cursor_at(self, time: float) -> str:
         def work(connection: sqlite3.Connection) -> str:
-            seq = connection.execute(FIRST_SINCE, (time,)).fetchone()[0]
+            seq = first_since(connection, time)
             return str(newest_row(connection) if seq is None else seq - 1)
 
         return await self._database.read(work)

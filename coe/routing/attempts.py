@@ -59,7 +59,7 @@ class Attempts:
         self.pending: PendingCall | None = None
 
     def end_pending(self) -> None:
-        """Count the request as pending no longer: it is decided again, or it ends."""
+        """Stop counting the request as pending, because it is decided again or ends."""
         if self.pending is not None:
             self.pending.end()
 

@@ -1,6 +1,6 @@
 """Step 3 of a request, classify: the optional parts after the fast prediction, an encoder pass and a tenant's overlay.
 
-`Composition` predicts fast on the event loop, and requests an encoder pass only if it may change the decision.
+`Classifier` predicts fast on the event loop, and requests an encoder pass only if it may change the decision.
 `EncoderPasses` runs these passes in threads, which compete with the event loop for processors. `LoadShedding` limits
 the number of concurrent passes. After a pass that mostly waited, it skips passes for a while, since processors are
 busy.

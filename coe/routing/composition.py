@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -16,15 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.core import (
-    FAST_UNCERTAIN,
     GENERAL,
-    UNDETERMINED,
     Call,
     Chat,
-    CountsPending,
     Decision,
     Expert,
-    ExpertRule,
     Health,
     PendingCall,
     Prediction,
@@ -34,30 +30,20 @@ from coe.core import (
 )
 from coe.experts.variants import build_variants
 from coe.frozen import fast_init
-from coe.mapping import Assignment, information_value, routing_gain
+from coe.mapping import Assignment
 from coe.mapping.problem import relative_cost
-from coe.registry import AUTO, ArmSpec, ExpertSpec, Registry
+from coe.registry import Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
+from coe.routing.arms import counting_by_arm, first_expert, one_arm_of_each_expert
 from coe.routing.attempts import Attempts, call_experts
-from coe.routing.classification import SHORT_CIRCUIT, EncoderPasses, Overlays
-from coe.routing.conversation import Affinity, Conversation, newest_turn
+from coe.routing.classification import Overlays
+from coe.routing.classifier import Classifier
+from coe.routing.continuity import ESCALATED_MARK, Continuity
+from coe.routing.conversation import Affinity, Conversation
 from coe.routing.decision import NO_PREVIOUS, Previous, decide, with_fallback
-from coe.routing.eligibility import exclusion, ineligibility
-from coe.routing.phrases import opens_topic
-from coe.routing.request_text import RoutedText, read_request
-from coe.routing.stuck import is_stuck
+from coe.routing.request_text import RoutedText
 from coe.usage import RecipeLog
 
-MIN_INFORMATION_VALUE = 0.01
-MIN_SHARE_OF_ROUTING_GAIN = 0.5
-"""An encoder pass is worth its time if knowing the category would gain enough expected quality: more than
-MIN_INFORMATION_VALUE, and more than this share of the routing gain. Declared qualities have an
-arbitrary scale, so the bound is also relative to the routing gain. Both were chosen on held-out training prompts
-(docs/experiments/encoder-escalation.md)."""
-ESCALATED_MARK = "!"
-"""End of an affinity entry of a session that was escalated."""
-CHARACTERS_PER_TOKEN = 4
-"""Estimate for the tokens of a chat."""
 NO_RETRIEVAL = RetrievalResult()
 NO_CONVERSATION = Conversation()
 
@@ -100,23 +86,30 @@ class Composition:
         self.variants = build_variants(registry, experts)
         self._arms: dict[str, Expert] = {**experts, **self.variants, **self.recipes}
         self._routed_recipes = [self.recipes[name] for name in assignment.experts if name in self.recipes]
-        self._specs = [registry.arm(name) for name in assignment.experts]
-        self._expert_columns = [registry.expert_names.index(first_expert(spec)) for spec in self._specs]
+        specs = [registry.arm(name) for name in assignment.experts]
+        self._expert_columns = [registry.expert_names.index(first_expert(spec)) for spec in specs]
         declared = registry.policy.confidence_threshold
         self._confidence_threshold = confidence_threshold if declared is None else declared
         self._relative_cost = relative_cost(registry, assignment.experts)
         self.affinity = Affinity() if affinity is None else affinity
-        self._encoder_passes = EncoderPasses(router, threads=threads, timeout=registry.router.encoder_timeout)
-        self._overlays = overlays or Overlays()
         self._retrieval = retrieval
         self.retrieves = retrieval is not None
         """True if documents are declared, so that step 5 may insert passages."""
-        self._counting_experts = _counting_by_arm(registry, experts)
+        self._counting_experts = counting_by_arm(registry, experts)
         self._shares_devices = registry.residency is not None
         self.prices = {arm.name: arm.prices for arm in registry.arms}
         """The prices of experts and arms by name."""
-        self._highest_price = max(spec.prices.input + spec.prices.output for spec in registry.single_arms) or 1.0
-        self._general = router.categories.index(GENERAL)
+        self.classifier = Classifier(
+            router,
+            assignment=assignment,
+            specs=specs,
+            confidence_threshold=self._confidence_threshold,
+            encoder_timeout=registry.router.encoder_timeout,
+            threads=threads,
+            overlays=overlays or Overlays(),
+            retrieves=self.retrieves,
+        )
+        self.continuity = Continuity(registry, assignment=assignment, affinity=self.affinity, arms=self._arms)
 
     @property
     def routed_arms(self) -> tuple[str, ...]:
@@ -132,113 +125,6 @@ class Composition:
         """Prepare the document store for the first request; without documents nothing is done."""
         if self._retrieval is not None:
             await self._retrieval.warm()
-
-    async def classify(
-        self, chat: Chat, tenant: str | None, rule: ExpertRule | None = None
-    ) -> tuple[RoutedText, Prediction]:
-        """Return the routed text and its posterior, with the tenant's overlay if there is one.
-
-        The newest request of a conversation is routed alone if it opens a topic, which the fast heads help to decide.
-        """
-        routed, fast = read_request(chat), None
-        if routed.newest and chat.model == AUTO:
-            alone = self._predict_fast(routed.newest, tenant)
-            opens = opens_topic(routed.newest, float(alone.probabilities[self._general]))
-            routed, fast = routed.of_topic(opens=opens), alone if opens else None
-        fast = fast or self._predict_fast(routed.text, tenant)
-        if fast.stage != FAST_UNCERTAIN:
-            return routed, fast
-        return routed, await self._refined(fast, routed.text, chat, tenant, rule)
-
-    async def classify_text(
-        self, text: str, chat: Chat, tenant: str | None, *, rule: ExpertRule | None = None
-    ) -> Prediction:
-        """Classify a text that `read_request` made from the chat."""
-        fast = self._predict_fast(text, tenant)
-        return fast if fast.stage != FAST_UNCERTAIN else await self._refined(fast, text, chat, tenant, rule)
-
-    def _predict_fast(self, text: str, tenant: str | None) -> Prediction:
-        """Return the fast prediction with the tenant's overlay, of stage FAST_UNCERTAIN if it is uncertain.
-
-        Runs on the event loop, in about 0.1 ms.
-        """
-        fast = self.router.predict_fast(text, force=True)
-        assert fast is not None
-        return self.apply_overlay(fast, tenant)
-
-    async def _refined(
-        self, fast: Prediction, text: str, chat: Chat, tenant: str | None, rule: ExpertRule | None
-    ) -> Prediction:
-        """Use the encoder if it might change the choice between the experts that the `rule` permits."""
-        if not self._needs_encoder(chat, fast, rule):
-            return replace(fast, stage=SHORT_CIRCUIT)
-        refined = await self._encoder_passes.predict(text, foreign=fast.language == UNDETERMINED)
-        return fast if refined is None else self.apply_overlay(refined, tenant)
-
-    def apply_overlay(self, prediction: Prediction, tenant: str | None) -> Prediction:
-        """Apply the tenant's overlay to a posterior of the router."""
-        return self._overlays.apply(prediction, tenant) if self._overlays.by_tenant else prediction
-
-    def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
-        """True if a better posterior may select an expert that is better by enough; always True with documents.
-
-        Texts that no encoder helps do not reach this point. Without the extra `multilingual`, the router counts a text
-        mostly in another script as sure.
-        """
-        if self._retrieval is not None:
-            return True
-        if chat.model != AUTO:
-            return False
-        eligible = [index for index, spec in enumerate(self._specs) if not ineligibility(chat, spec)]
-        if rule is not None:
-            eligible = [index for index in eligible if not exclusion(rule, self._specs[index])]
-        if len(eligible) < 2:
-            return False
-        if prediction.language == UNDETERMINED:  # the fast heads know English
-            return True
-        uncertain = prediction.confidence < self._confidence_threshold
-        value = information_value(self.assignment, prediction.probabilities, eligible, uncertain=uncertain)
-        share = MIN_SHARE_OF_ROUTING_GAIN * routing_gain(self.assignment, eligible)
-        return value > max(MIN_INFORMATION_VALUE, share)
-
-    async def find_previous(
-        self, chat: Chat, conversation: Conversation, routed: RoutedText, options: RequestOptions
-    ) -> Previous:
-        """Return the expert of the conversation's last answer, and how the request relates to that answer."""
-        found = (await self.affinity.find(conversation) or "") if conversation.earlier else ""
-        if not found:
-            return Previous("", routed.continues, routed.in_loop)
-        expert, escalated = found.removesuffix(ESCALATED_MARK), found.endswith(ESCALATED_MARK)
-        if expert not in self._arms:
-            return Previous("", routed.continues, routed.in_loop)
-        cost = 0.0 if routed.continues else self._switching_cost(chat, expert, options.cost_weight)
-        escalate_to = "" if escalated or not routed.in_loop else self._escalation(chat, expert, options.rule)
-        return Previous(expert, routed.continues, routed.in_loop, cost, escalate_to, escalated)
-
-    def _escalation(self, chat: Chat, expert: str, rule: ExpertRule | None) -> str:
-        """Return the expert that continues the session if it is stuck with this one: the next declared one that the
-        rule permits; empty if there is none."""
-        declared = self.registry.policy.escalate_stuck_to
-        following = declared[declared.index(expert) + 1 :] if expert in declared else declared
-        if rule is not None:
-            following = tuple(name for name in following if not exclusion(rule, self.registry.arm(name)))
-        return following[0] if following and chat.model == AUTO and is_stuck(chat) else ""
-
-    def _switching_cost(self, chat: Chat, expert: str, cost_weight: float) -> float:
-        """Return the price of the expert's prefix cache in expected quality, as the plan and the cost weight value it.
-
-        All of the chat before its newest turn counts as cached, if the expert has a price for cached tokens. In the
-        plan, a dollar has the price of the row `mean_cost`. The cost weight is the quality of the most expensive
-        expert's price, so the discount on this share of the request counts in proportion.
-        """
-        prices, dual = self.registry.arm(expert).prices, self.assignment.duals.get("mean_cost", 0.0)
-        discount = prices.input - prices.cached
-        if discount <= 0 or not (dual or cost_weight) or not chat.characters:
-            return 0.0
-        characters = sum(len(message.text) for message in chat.messages[: newest_turn(chat.messages)[0]])
-        per_thousand_requests = characters / CHARACTERS_PER_TOKEN * discount / 1000
-        relative = characters / chat.characters * discount / self._highest_price
-        return dual * per_thousand_requests + cost_weight * relative
 
     def assign(
         self,
@@ -310,7 +196,7 @@ class Composition:
     def _extra_price(self, prediction: Prediction, options: RequestOptions) -> NDArray[np.float64] | None:
         """Return each arm's cost at the request's cost_weight, minus the gain that passages are expected to add.
 
-        A small expert with passages can so be selected instead of a large one without.
+        So a small expert with passages can be selected instead of a large one without.
         """
         gain = self._retrieval.net_gain(prediction, options.retrieval) if self._retrieval else None
         if gain is not None and len(self._expert_columns) > len(gain):
@@ -420,30 +306,3 @@ class Composition:
             stand_in=self.registry.arm(stand_in).expert_name if stand_in else "",
             wake_deadline=min(call.deadline, asyncio.get_running_loop().time() + residency.wait_timeout),
         )
-
-
-def opening_experts(arm: ExpertSpec | ArmSpec) -> list[str]:
-    """Return the names of the declared experts that an arm calls first: several if a recipe begins with several."""
-    first = arm.members[: len(arm.steps[0])] if isinstance(arm, ArmSpec) else (arm,)
-    return [spec.expert_name for spec in first]
-
-
-def first_expert(arm: ExpertSpec | ArmSpec) -> str:
-    """Return the name of the declared expert behind an arm; of a recipe that of its first member."""
-    return opening_experts(arm)[0]
-
-
-def _counting_by_arm(registry: Registry, experts: Mapping[str, Expert]) -> dict[str, list[CountsPending]]:
-    """Return the experts that each arm calls first and that count pending calls; empty if no expert has a limit."""
-    if all(spec.concurrent_requests is None for spec in registry.experts):
-        return {}
-    counting = {name: expert for name, expert in experts.items() if isinstance(expert, CountsPending)}
-    return {arm.name: [counting[name] for name in opening_experts(arm) if name in counting] for arm in registry.arms}
-
-
-def one_arm_of_each_expert(order: Sequence[str], registry: Registry) -> tuple[str, ...]:
-    """Drop further arms of the same expert, which would call the same server again after it failed."""
-    first: dict[str, str] = {}
-    for name in order:
-        first.setdefault(registry.arm(name).expert_name, name)
-    return tuple(first.values())

@@ -7,7 +7,7 @@ before that answer, so it computes the same key. Turns are the user's requests a
 omits parts that clients rewrite: system prompts (a clock), results of tools (shortened later), answers, and text that
 an agent's harness adds. Such a key follows a conversation through branches and regenerated answers.
 
-An id from the client identifies a conversation only if it is meant to: `x-session-id` and the field `conversation`.
+Of the ids that clients send, only `x-session-id` and the field `conversation` identify a conversation.
 `prompt_cache_key`, `metadata.user_id`, `user` and `safety_identifier` may name a user, an application or a session, so
 they only separate: conversations of different ids never share a key. All keys contain the tenant.
 

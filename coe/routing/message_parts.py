@@ -1,8 +1,9 @@
 """Splits a user message into the request, the material it is about, and what a client or an agent's harness added.
 
 Structure decides, not the names of products: tag-delimited blocks, fenced and named files, tool results, lines about
-the environment, documents of instructions, quoted conversations, and the labels of ReAct prompts; only for courtesies
-words decide (`courtesies`). Every search is bounded or linear, so a hostile message takes milliseconds at most.
+the environment, documents of instructions, quoted conversations, and the labels of ReAct prompts. Only courtesies are
+recognized by their words (`courtesies`). Every search is bounded or linear, so a hostile message takes milliseconds at
+most.
 """
 
 from __future__ import annotations

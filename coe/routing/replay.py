@@ -43,7 +43,7 @@ async def replay(composition: Composition, record: RoutingRecord) -> ReplayedDec
     rule = _logged_rule(composition, record)
     if record.prompt is not None:
         source: Literal["prompt", "posterior"] = "prompt"
-        prediction = await composition.classify_text(record.prompt, chat, record.tenant, rule=rule)
+        prediction = await composition.classifier.classify_text(record.prompt, chat, record.tenant, rule=rule)
     else:
         source, prediction = "posterior", _logged_prediction(composition, record)
     options = RequestOptions(
@@ -68,7 +68,7 @@ def _logged_prediction(composition: Composition, record: RoutingRecord) -> Predi
         posterior[categories.index(name if name in categories else GENERAL)] += probability
     posterior /= max(float(posterior.sum()), 1e-9)
     prediction = Prediction(posterior, record.stage, record.in_distribution, language=record.language)
-    return composition.apply_overlay(prediction, record.tenant)
+    return composition.classifier.apply_overlay(prediction, record.tenant)
 
 
 def _logged_rule(composition: Composition, record: RoutingRecord) -> ExpertRule | None:

@@ -70,9 +70,9 @@ class _Decisions:
 
     async def answer(self, serving: Serving, chat: Chat, options: RequestOptions) -> dict[str, Any]:
         composition = serving.composition
-        routed, prediction = await composition.classify(chat, options.tenant, options.rule)
+        routed, prediction = await composition.classifier.classify(chat, options.tenant, options.rule)
         conversation = read_conversation(chat, options, routed.requests)
-        previous = await composition.find_previous(chat, conversation, routed, options)
+        previous = await composition.continuity.find(chat, conversation, routed, options)
         decision = composition.assign(chat, prediction, options, previous=previous)
         probabilities = zip(composition.router.categories, prediction.probabilities.tolist(), strict=True)
         explained = {}

@@ -1,4 +1,4 @@
-"""Caches request heads, keyed by their bytes without the values in which requests of a client differ.
+"""Caches request heads, keyed by their bytes without the values that differ between the requests of a client.
 
 These are the content-length and PER_REQUEST_HEADERS, which name a trace, a session or the client behind a
 proxy. `KnownHeads` finds the ASGI scope of such a head without parsing it again. It learns heads that llhttp has

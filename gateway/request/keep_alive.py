@@ -1,7 +1,7 @@
 """Keeps a silent stream alive: proxies and clients close connections that carry no bytes for a while.
 
-`gateway.request.line` wraps the `send` of every streamed request in a `KeepAlive`. A stream without silence pays one
-clock reading per event for it.
+`gateway.request.line` wraps the `send` of every streamed request in a `KeepAlive`. It costs a stream without
+silence one clock reading per event.
 """
 
 from __future__ import annotations

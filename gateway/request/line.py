@@ -48,8 +48,8 @@ DEPLOYMENT = "model"
 JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
 _FromHead = tuple[object, Caller, RequestOptions, bool]
-"""The token of a state, what the head of a request means in it, and whether session or trace context differ in requests
-with this head."""
+"""The token of a serving state, the caller and options that the head of a request has in that state, and whether session
+and trace context must be read again for each request with this head."""
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 
@@ -140,7 +140,7 @@ class Line:
                 else:
                     await cohort.yield_to_others()
                     with trace.step("classify"):  # 3
-                        trace.routed, trace.prediction = await composition.classify(
+                        trace.routed, trace.prediction = await composition.classifier.classify(
                             chat, trace.caller.tenant, options.rule
                         )
                     await cohort.yield_to_others()
@@ -245,7 +245,7 @@ async def _assign(trace: Trace, chat: Chat, options: RequestOptions) -> tuple[Co
     composition, prediction = trace.serving.composition, trace.prediction
     assert prediction is not None
     conversation = read_conversation(chat, options, trace.routed.requests)
-    previous = await composition.find_previous(chat, conversation, trace.routed, options)
+    previous = await composition.continuity.find(chat, conversation, trace.routed, options)
     trace.decision = composition.assign(chat, prediction, options, previous=previous, attempts=trace.attempts)
     return conversation, previous
 

@@ -197,7 +197,7 @@ class Trace:
 
     @property
     def expert(self) -> str:
-        """The expert or variant that answers or failed last, empty without a decision. Of a recipe it is the member
+        """The expert or variant that answers or failed last, empty without a decision. For a recipe, the member
         that answers, or else the arm."""
         if self.decision is None:
             return ""

@@ -42,15 +42,15 @@ async def test_a_dry_run_uses_a_concurrency_slot_while_it_is_processed(
 ) -> None:
     looking, go_on = asyncio.Event(), asyncio.Event()
     async with gateway_of(keyed(limits={"concurrent_requests": 1})) as gateway:
-        composition = gateway.serving_state.serving.composition
-        classify = composition.classify
+        classifier = gateway.serving_state.serving.composition.classifier
+        classify = classifier.classify
 
         async def slow(*asked: Any) -> Any:
             looking.set()
             await go_on.wait()
             return await classify(*asked)
 
-        monkeypatch.setattr(composition, "classify", slow)
+        monkeypatch.setattr(classifier, "classify", slow)
         first = asyncio.create_task(route(gateway))
         await looking.wait()
         assert (await route(gateway)).status == 429

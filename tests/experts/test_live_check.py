@@ -206,11 +206,17 @@ async def test_the_gateway_logs_at_its_start_which_experts_do_not_answer(caplog:
 
 
 @pytest.mark.anyio
-async def test_a_stopping_gateway_does_not_wait_for_the_check() -> None:
+async def test_a_stopping_gateway_does_not_wait_for_the_check(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="coe.experts")
     seen = asyncio.Event()
-    seen.set()
-    async with server(silent) as root:
+
+    async def seen_and_silent(request: web.Request) -> web.StreamResponse:
+        seen.set()
+        return await silent(request)
+
+    async with server(seen_and_silent) as root:
         await _in_the_background(registry_at(f"{root}/v1"), seen)
+    assert not [record for record in caplog.records if record.name == "coe.experts.live_check"]
 
 
 def test_coe_check_live_exits_with_1_and_names_the_expert(tmp_path: Path) -> None:

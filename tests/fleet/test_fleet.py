@@ -99,7 +99,9 @@ async def test_a_server_that_freezes_is_restarted(fakes: Fakes) -> None:
 
 async def test_a_server_that_reports_itself_unhealthy_is_restarted(fakes: Fakes) -> None:
     async with Fleet([fakes.spec("sick")], report=fakes.report, timeouts=replace(QUICK, max_missed_checks=2)):
-        await fakes.wait_for_line("failed 2 health checks in a row")
+        await fakes.wait_for_line("is ready", times=2)
+        assert len(fakes.pids()) > 1
+    assert "failed 2 health checks in a row" in fakes.lines[1]
 
 
 async def test_a_server_that_says_it_is_healthy_and_answers_no_request_is_restarted(fakes: Fakes) -> None:

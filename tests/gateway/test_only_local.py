@@ -137,9 +137,9 @@ async def answered(composition: Composition, chat: Chat, options: RequestOptions
             decision = composition.assign_general(chat, options)
             conversation, previous = read_conversation(chat, options), None
         else:
-            routed, prediction = await composition.classify(chat, None)
+            routed, prediction = await composition.classifier.classify(chat, None)
             conversation = read_conversation(chat, options)
-            previous = await composition.find_previous(chat, conversation, routed, options)
+            previous = await composition.continuity.find(chat, conversation, routed, options)
             decision = composition.assign(chat, prediction, options, previous=previous)
         extra: dict[str, Any] = {} if previous is None else {"previous": previous}
         deadline = asyncio.get_running_loop().time() + 60

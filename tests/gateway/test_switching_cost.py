@@ -43,7 +43,9 @@ async def cost_of(
         options = RequestOptions(cost_weight=cost_weight)
         composition.affinity.put(read_conversation(chat_of(turns[0]), options), "painter")
         routed = read_request(chat).of_topic(opens=True)
-        return (await composition.find_previous(chat, read_conversation(chat, options), routed, options)).switching_cost
+        return (
+            await composition.continuity.find(chat, read_conversation(chat, options), routed, options)
+        ).switching_cost
 
 
 async def test_the_cost_is_the_discount_on_the_earlier_turns_at_the_price_of_the_plan() -> None:

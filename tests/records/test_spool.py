@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,30 @@ async def test_a_damaged_row_is_counted_and_can_be_removed(spool: Spool[RoutingR
     connection.close()
     waiting = await spool.oldest(10)
     assert (waiting.rows, ids(waiting.entries), waiting.damaged) == ((1, 2), [record(1).request_id], 1)
+
+
+async def test_a_spool_that_refuses_counts_its_rows_without_a_scan_until_half_its_limit(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.db", replace(RECORDS, refuses=True), rows=100)
+    await spool.add(records(10))
+    statements: list[str] = []
+
+    def trace(connection: sqlite3.Connection) -> None:
+        connection.set_trace_callback(statements.append)
+
+    await spool._database.read(trace)
+    await spool.add(records(10, start=10))
+
+    def plans(connection: sqlite3.Connection) -> list[str]:
+        connection.set_trace_callback(None)
+        selects = [one for one in statements if one.startswith("SELECT")]
+        return [str(row[3]) for one in selects for row in connection.execute(f"EXPLAIN QUERY PLAN {one}")]
+
+    found = await spool._database.read(plans)
+    assert sum(step.startswith("SEARCH") for step in found) == 2
+    assert not [step for step in found if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"]
+    with pytest.raises(StoreError, match="full"):
+        await spool.add(records(81, start=20))
+    await spool.aclose()
 
 
 async def test_a_closed_spool_refuses_clearly(spool: Spool[RoutingRecord]) -> None:

@@ -107,10 +107,11 @@ async def test_with_an_awake_stand_in_no_request_waits_and_the_server_is_loaded_
 
 
 async def test_holds_of_a_killed_gateway_are_released(fakes: Fakes) -> None:
-    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (_, client):
+    async with SharedDevice(fakes, {"a": "ok", "b": "ok"}).connected() as (residency, client):
         async with connected_client(client._address) as other:
             await acquire(other, "a")
         (await acquire(client, "b"))()
+        assert tiers(residency) == {"a": "stopped", "b": "awake"}
 
 
 async def test_waiting_clients_learn_that_the_fleet_stopped_and_reconnect_later(fakes: Fakes) -> None:
@@ -217,6 +218,8 @@ async def test_a_frozen_server_is_ended_and_started_again(fakes: Fakes) -> None:
         await send_chat(device.specs["a"], "/freeze")
         await fakes.wait_for_line("health checks in a row")
         (await acquire(client, "a"))()
+        _, restarted = fakes.pids()
+        assert fakes.alive() == [restarted]
 
 
 async def test_the_report_shows_who_waits_loads_and_is_next(fakes: Fakes) -> None:

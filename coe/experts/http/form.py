@@ -22,7 +22,7 @@ _FILE = re.compile(rb";\s*filename\*?=", re.IGNORECASE)
 
 
 class FormBody(Mapping[str, Any]):
-    """The fields of a form by name, without its files; of a name that is there several times, the last one.
+    """The fields of a form by name, without its files. A repeated name has its last value.
 
     Raises ValueError for a body that is not a form.
     """

@@ -42,7 +42,7 @@ def page(results: Mapping[Cell, bool]) -> str:
     ):
         rows = [_row(client, expert, results, notes) for client in CLIENTS if expert in client.experts]
         parts.append(f"## {title}")
-        parts.append("\n".join((_line("client", "version", "API", *FEATURES), "|---" * 7 + "|", *rows)))
+        parts.append("\n".join((_line("client", "API", *FEATURES), "|---" * 6 + "|", *rows)))
     parts += [textwrap.fill(f"[{number}] {text}", 100) for number, text in enumerate(notes, 1)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -55,7 +55,8 @@ def _row(client: Client, expert: str, results: Mapping[Cell, bool], notes: list[
             cells.append("")
         else:
             cells.append("yes" if results[cell] else f"no [{notes.index(GAPS[cell].text) + 1}]")
-    return _line(client.name, versions()[client.index, client.package], client.api, *cells)
+    name, comma, use = client.name.partition(",")
+    return _line(f"{name} {versions()[client.index, client.package]}{comma}{use}", client.api, *cells)
 
 
 def _line(*cells: str) -> str:

@@ -1,0 +1,123 @@
+"""Step 3 of a request, classify: from a chat to a posterior over the categories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import lru_cache, partial
+
+from coe.core import FAST_UNCERTAIN, GENERAL, UNDETERMINED, Chat, ExpertRule, Prediction, Router
+from coe.mapping import Assignment, information_value, routing_gain
+from coe.registry import AUTO, ArmSpec, ExpertSpec
+from coe.routing.classification import SHORT_CIRCUIT, EncoderPasses, Overlays
+from coe.routing.eligibility import exclusion, ineligibility
+from coe.routing.phrases import opens_topic
+from coe.routing.request_text import RoutedText, read_request
+
+MIN_INFORMATION_VALUE = 0.01
+MIN_SHARE_OF_ROUTING_GAIN = 0.5
+"""An encoder pass is worth its time if knowing the category would gain enough expected quality: more than
+MIN_INFORMATION_VALUE, and more than this share of the routing gain. Declared qualities have an
+arbitrary scale, so the bound is also relative to the routing gain. Both were chosen on held-out training prompts
+(docs/experiments/encoder-escalation.md)."""
+MAX_CACHED_GAINS = 128
+"""Sets of eligible experts whose routing gain is cached. Capabilities, languages and rules of keys make few sets."""
+
+
+class Classifier:
+    """Predicts fast on the event loop, and uses the encoder where it may change the decision of the assignment.
+
+    `specs` are the arms of the assignment in its order. With `retrieves`, documents are declared.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        *,
+        assignment: Assignment,
+        specs: Sequence[ExpertSpec | ArmSpec],
+        confidence_threshold: float,
+        encoder_timeout: float | None,
+        threads: Executor,
+        overlays: Overlays,
+        retrieves: bool,
+    ) -> None:
+        self._router = router
+        self._assignment = assignment
+        self._specs = specs
+        # The gain depends on the plan, fixed here, and on which experts are eligible for a request; not on health.
+        self._routing_gain = lru_cache(maxsize=MAX_CACHED_GAINS)(partial(routing_gain, assignment))
+        self._confidence_threshold = confidence_threshold
+        self._encoder_passes = EncoderPasses(router, threads=threads, timeout=encoder_timeout)
+        self._overlays = overlays
+        self._retrieves = retrieves
+        self._general = router.categories.index(GENERAL)
+
+    async def classify(
+        self, chat: Chat, tenant: str | None, rule: ExpertRule | None = None
+    ) -> tuple[RoutedText, Prediction]:
+        """Return the routed text and its posterior, with the tenant's overlay if there is one.
+
+        The newest request of a conversation is routed alone if it opens a topic, which the fast heads help to decide.
+        """
+        routed, fast = read_request(chat), None
+        if routed.newest and chat.model == AUTO:
+            alone = self._predict_fast(routed.newest, tenant)
+            opens = opens_topic(routed.newest, float(alone.probabilities[self._general]))
+            routed, fast = routed.of_topic(opens=opens), alone if opens else None
+        fast = fast or self._predict_fast(routed.text, tenant)
+        if fast.stage != FAST_UNCERTAIN:
+            return routed, fast
+        return routed, await self._refined(fast, routed.text, chat, tenant, rule)
+
+    async def classify_text(
+        self, text: str, chat: Chat, tenant: str | None, *, rule: ExpertRule | None = None
+    ) -> Prediction:
+        """Classify a text that `read_request` made from the chat."""
+        fast = self._predict_fast(text, tenant)
+        return fast if fast.stage != FAST_UNCERTAIN else await self._refined(fast, text, chat, tenant, rule)
+
+    def _predict_fast(self, text: str, tenant: str | None) -> Prediction:
+        """Return the fast prediction with the tenant's overlay, of stage FAST_UNCERTAIN if it is uncertain.
+
+        Runs on the event loop, in about 0.1 ms.
+        """
+        fast = self._router.predict_fast(text, force=True)
+        assert fast is not None
+        return self.apply_overlay(fast, tenant)
+
+    async def _refined(
+        self, fast: Prediction, text: str, chat: Chat, tenant: str | None, rule: ExpertRule | None
+    ) -> Prediction:
+        """Use the encoder if it might change the choice between the experts that the `rule` permits."""
+        if not self._needs_encoder(chat, fast, rule):
+            return replace(fast, stage=SHORT_CIRCUIT)
+        refined = await self._encoder_passes.predict(text, foreign=fast.language == UNDETERMINED)
+        return fast if refined is None else self.apply_overlay(refined, tenant)
+
+    def apply_overlay(self, prediction: Prediction, tenant: str | None) -> Prediction:
+        """Apply the tenant's overlay to a posterior of the router."""
+        return self._overlays.apply(prediction, tenant) if self._overlays.by_tenant else prediction
+
+    def _needs_encoder(self, chat: Chat, prediction: Prediction, rule: ExpertRule | None) -> bool:
+        """True if a better posterior may select an expert that is better by enough; always True with documents.
+
+        Texts that no encoder helps do not reach this point. Without the extra `multilingual`, the router counts a text
+        mostly in another script as sure.
+        """
+        if self._retrieves:
+            return True
+        if chat.model != AUTO:
+            return False
+        eligible = [index for index, spec in enumerate(self._specs) if not ineligibility(chat, spec)]
+        if rule is not None:
+            eligible = [index for index in eligible if not exclusion(rule, self._specs[index])]
+        if len(eligible) < 2:
+            return False
+        if prediction.language == UNDETERMINED:  # the fast heads know English
+            return True
+        uncertain = prediction.confidence < self._confidence_threshold
+        value = information_value(self._assignment, prediction.probabilities, eligible, uncertain=uncertain)
+        share = MIN_SHARE_OF_ROUTING_GAIN * self._routing_gain(tuple(eligible))
+        return value > max(MIN_INFORMATION_VALUE, share)
