@@ -96,9 +96,7 @@ async def test_a_failed_write_leaves_no_part_behind_and_the_next_one_works(tmp_p
 
 
 @pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + b"\xff" * 8_000])
-async def test_the_error_of_a_damaged_file_says_to_restore_it_or_to_move_it_away(
-    tmp_path: Path, content: bytes
-) -> None:
+async def test_the_error_of_a_damaged_file_says_to_restore_or_to_move_it(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "words.db"
     path.write_bytes(content)
     database = Database(path, tables=TABLES, version=2)
