@@ -117,6 +117,12 @@ class RedisClient:
         except self._caught as error:
             raise self._failures.translated(error) from error
 
+    def describe(self, error: Exception) -> str:
+        """The message of an error of a command, with the server's name, also where the caller's time limit ended it."""
+        if isinstance(error, TimeoutError):
+            return str(self._failures.translated(TimeoutError("no reply in time")))
+        return str(error) if str(error).startswith(self.place) else f"{self.place}: {error!r}"
+
     def connection(self) -> RedisConnection:
         """A connection for one task that often exchanges commands; it counts among the client's connections."""
         return RedisConnection(self.client.connection_pool, self._failures)

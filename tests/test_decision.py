@@ -109,8 +109,11 @@ def test_a_chat_that_does_not_fit_goes_to_an_expert_with_a_longer_context() -> N
     changes = {"experts": experts, "assignment": {"code": "coder", "general": "generalist"}}
     long = chat_of("x", characters=5000)
     assert decided(long, 0.9, 0.05, 0.05, **changes).candidates == ("generalist",)
-    with pytest.raises(InvalidRequest, match="coder has a context of 100 tokens and the chat has 5000 characters"):
+    pinned = r"coder has a context of 100 tokens and the chat has 5000 characters\. Shorten .* `context_length`"
+    with pytest.raises(InvalidRequest, match=pinned):
         decided(chat_of("x", model="coder", characters=5000), 0.9, 0.05, 0.05, **changes)
+    with pytest.raises(InvalidRequest, match=r"no expert can take.*Shorten the chat, or raise `context_length`"):
+        decided(chat_of("x", characters=500_000), 0.9, 0.05, 0.05, **changes)
 
 
 def test_a_follow_up_stays_with_its_expert_unless_another_is_clearly_better() -> None:

@@ -281,7 +281,7 @@ REMEDIES: Mapping[Cause, tuple[str, str]] = MappingProxyType(
         ),
         "timeout": (
             "it does not answer in time",
-            "check the server's load, or raise `policy.first_token_timeout` and `policy.response_timeout`",
+            "check its load, or raise `policy.first_token_timeout`, `response_timeout` and `stream_idle_timeout`",
         ),
         "invalid_response": (
             "its response does not match the declared API",

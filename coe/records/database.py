@@ -23,6 +23,13 @@ T = TypeVar("T")
 BUSY_SECONDS = 5.0
 """Seconds that one statement waits for another process that writes to the same file."""
 WAL_RETRY_SECONDS = 0.005
+_DAMAGED = "the file is damaged: restore it from a backup, or move it away with its -wal and -shm files"
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: f"another process has held the file for {BUSY_SECONDS:g} s: end its transaction",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+}
+"""The remedy of an error, by SQLite's primary result code."""
 LOG_VERSION = 3
 """Version of LOG_TABLES. Increase it when they change."""
 
@@ -111,9 +118,9 @@ class Database:
                 return work(connection)
         except (sqlite3.Error, OSError, UnicodeError) as error:
             self._close()
-            raise StoreError(
-                f"{self.path}: {error}; check that the disk has room and that the file may be written"
-            ) from error
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extension that names the cause
+            remedy = _REMEDIES.get(code, "check that the disk has room and that the file may be written")
+            raise StoreError(f"{self.path}: {error}; {remedy}") from error
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)

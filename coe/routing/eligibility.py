@@ -199,6 +199,8 @@ def _remedy(chat: Chat, specs: Sequence[ExpertSpec | ArmSpec]) -> str:
                 f". If its model supports this, say so in experts.yaml: add `capabilities: [{needed}]` to the expert "
                 f"{spec.expert_name!r}{'' if len(specs) == 1 else ' or another'}"
             )
+    if not any(_fits(chat, spec) for spec in specs):
+        return ". Shorten the chat, or raise `context_length` of an expert in experts.yaml if its model takes more"
     return ""
 
 
@@ -304,11 +306,16 @@ def ineligibility(chat: Chat, spec: ExpertSpec | ArmSpec) -> str:
         return reason
     if chat.needs and (missing := _missing_capabilities(chat, spec)):
         return f"{spec.name} has no {', no '.join(sorted(missing))}"
-    if chat.characters > spec.context_length * MAX_CHARACTERS_PER_TOKEN:
+    if not _fits(chat, spec):
         return (
             f"{spec.name} has a context of {spec.context_length} tokens and the chat has {chat.characters} characters"
         )
     return ""
+
+
+def _fits(chat: Chat, spec: ExpertSpec | ArmSpec) -> bool:
+    """Return whether a chat may fit into the context of an expert or arm."""
+    return chat.characters <= spec.context_length * MAX_CHARACTERS_PER_TOKEN
 
 
 def _contradicted(chat: Chat, spec: ExpertSpec) -> str:

@@ -190,8 +190,7 @@ class RedisLimiter:
             raise RedisUnavailable(f"{self._redis.place}: {error!r}") from error
         finally:
             reply.cancel()
-        seconds = REFILL_TIMEOUT_SECONDS + REFILL_GRACE_SECONDS
-        raise RedisUnavailable(f"{self._redis.place}: no reply within {seconds:g} s")
+        raise RedisUnavailable(self._redis.describe(TimeoutError()))
 
     def _go_offline(self, error: RedisUnavailable) -> None:
         for account in {*self._accounts.values(), *self._open}:

@@ -136,11 +136,12 @@ class RedisAffinity:
             async with asyncio.timeout(EXCHANGE_TIMEOUT_SECONDS):
                 replies = await self._send(writes, dict.fromkeys(key for keys in lookups for key in keys))
             if self._unavailable:
-                _log.warning("conversations: Redis is back")
+                _log.warning("conversations: %s is back", self._redis.place)
             self._unavailable = False
         except Exception as error:  # a lost affinity must not fail a request
             if not self._unavailable:
-                _log.warning("conversations: %r; until Redis is back each gateway remembers its own", error)
+                problem = self._redis.describe(error)
+                _log.warning("conversations: %s; until Redis is back each gateway remembers its own", problem)
             self._unavailable = True
         finally:
             for keys, reply in lookups.items():

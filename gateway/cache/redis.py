@@ -103,7 +103,7 @@ class RedisAnswerCache:
     def _go_down(self, error: Exception) -> None:
         if not self.degraded:
             self.degraded = True
-            problem = error if isinstance(error, CacheUnavailable) else f"{self._redis.place}: {error!r}"
+            problem = self._redis.describe(error)
             _log.warning("cache: %s; until Redis is back nothing is answered from the cache", problem)
         self._wake.set()
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 from coe.errors import CoEError, ConfigError
 from coe.registry import ExpertSpec, Registry
 from coe.registry.runtimes import LOCAL_RUNTIMES
+from coe.registry.yaml_source import read_text
 from coe.runtime.active_state import ActiveState
 from coe.runtime.consequences import log_consequences
 from coe.runtime.declaration_edit import without_values
@@ -137,6 +140,7 @@ class Reload:
         """Read the files and serve their state. Without `always_log`, log a success only if something changed."""
         self._read_states = await self._repair_states()
         try:
+            await asyncio.to_thread(_check_kind, self._settings.config)
             in_use = await asyncio.to_thread(self._read, self._settings, self._in_use)
             self.check(in_use.registry)
             serving = self._wiring.serving(in_use)
@@ -185,11 +189,19 @@ class Reload:
         check_counters(access_with(registry, issued), workers=self._settings.workers)
 
     async def _report_failure(self, cause: str) -> None:
-        with suppress(OSError, UnicodeDecodeError):  # a file that cannot be read has no values in the cause
-            text = await asyncio.to_thread(self._settings.config.read_text)
+        with suppress(OSError, ConfigError):  # a file that cannot be read has no values in the cause
+            await asyncio.to_thread(_check_kind, self._settings.config)
+            text = await asyncio.to_thread(read_text, self._settings.config)
             cause = without_values(cause, text, self._settings.environ)
         self._current.reload_error = cause
         _log.error("not reloaded; the last good state stays in service: %s", cause)
+
+
+def _check_kind(config: Path) -> None:
+    """Raises ConfigError for a pipe or device: to read it again may wait for ever, after which nothing is reloaded."""
+    mode = config.stat().st_mode if config.exists() else stat.S_IFREG  # the reader reports a missing file
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ConfigError(f"{config}: neither a file nor a link to one; write the declaration to a file")
 
 
 def check_reloadable(old: Registry, new: Registry) -> None:

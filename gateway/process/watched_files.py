@@ -58,6 +58,9 @@ def _file_state(path: Path) -> tuple[int, int, int] | None:
 
 def _digest(path: Path) -> bytes | None:
     try:
-        return hashlib.sha256(path.read_bytes()).digest()
+        if not path.is_file():  # reading a pipe may wait for ever, and a device may have no end
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
     except OSError:
         return None

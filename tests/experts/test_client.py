@@ -335,3 +335,25 @@ async def test_a_timer_that_fires_early_while_connecting_reports_the_limit(monke
             await client.send(Target("http://127.0.0.1:1/", {}), limit=asyncio.get_running_loop().time() + 0.5)
         with pytest.raises(Unreachable):
             await client.send(Target("http://127.0.0.1:1/", {}))
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": uses}) for uses in (True, False)])
+async def test_requests_that_are_cancelled_while_they_connect_use_up_no_connections() -> None:
+    """uvloop calls `connection_made` and not `connection_lost` if the task is cancelled between the two."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await request_of(reader):
+            writer.write(OK)
+
+    async with serving(serve) as url, Client(connections=4) as client:
+        target = Target(url, {})
+        for steps in range(5):  # a response takes more
+            for _ in range(5):
+                task = asyncio.ensure_future(client.send(target, b"{}"))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                for _ in range(5):  # in which the transport closes its socket
+                    await asyncio.sleep(0)
+        assert await whole(client, target) == b"ok"

@@ -1,6 +1,7 @@
 """A running gateway loads changed declarations and promoted artifacts while it serves requests."""
 
 import asyncio
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,15 @@ async def test_sighup_reloads_at_once_even_if_no_file_changed(tmp_path: Path) ->
         await wait_until_status(served, reload_error=True)
         served.declare()
         served.process.send_signal(signal.SIGHUP)
+        await wait_until_status(served, reload_error=False)
+
+
+async def test_a_pipe_in_place_of_the_declaration_is_refused_and_blocks_no_later_reload(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        (tmp_path / "experts.yaml").unlink()
+        os.mkfifo(tmp_path / "experts.yaml")
+        await wait_until_status(served, reload_error=True)
+        served.declare()
         await wait_until_status(served, reload_error=False)
 
 

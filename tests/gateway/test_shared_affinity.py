@@ -41,7 +41,7 @@ async def test_one_that_stops_tells_what_it_knows(redis_server: RedisServer) -> 
 
 
 async def test_a_redis_that_is_away_knows_nothing_and_is_found_again(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("gateway.access.redis_affinity.RETRY_SECONDS", 0.05)
     monkeypatch.setattr("gateway.access.redis_affinity.EXCHANGE_TIMEOUT_SECONDS", 0.2)
@@ -50,6 +50,9 @@ async def test_a_redis_that_is_away_knows_nothing_and_is_found_again(
         assert await heard(one, b"k") == "coder"
         redis_server.signal(signal.SIGSTOP)
         assert await one.lookup([b"k"]) is None
+        async with asyncio.timeout(60):
+            while not caplog.records:
+                await asyncio.sleep(0.01)
         redis_server.signal(signal.SIGCONT)
         assert await heard(one, b"k") == "coder"
         redis_server.kill()
@@ -60,6 +63,10 @@ async def test_a_redis_that_is_away_knows_nothing_and_is_found_again(
             while await one.lookup([b"l"]) is None:
                 one.publish([b"l"], "painter")  # what was reported meanwhile may be lost
                 await asyncio.sleep(0.01)
+    place = f"conversations: redis at 127.0.0.1:{redis_server.port}"
+    hung, back, *_ = [record.getMessage() for record in caplog.records]
+    assert hung.startswith(f"{place}: no reply in time; check that it runs")
+    assert back == f"{place} is back"
 
 
 async def test_each_gateway_remembers_alone_without_a_redis_and_a_wrong_address_is_refused() -> None:

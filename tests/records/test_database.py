@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from coe.errors import StoreError
+from coe.records import database as database_module
 from coe.records import open_log_and_feedback
 from coe.records.database import Database
 from coe.records.spool import RECORDS, Spool
@@ -94,10 +95,36 @@ async def test_a_failed_write_leaves_no_part_behind_and_the_next_one_works(tmp_p
     await database.aclose()
 
 
+@pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + b"\xff" * 8_000])
+async def test_the_error_of_a_damaged_file_says_to_restore_or_to_move_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "words.db"
+    path.write_bytes(content)
+    database = Database(path, tables=TABLES, version=2)
+    with pytest.raises(StoreError, match=r"words\.db: file is not a database; .*restore it.* or move it away"):
+        await select(database)
+    path.rename(tmp_path / "damaged.db")
+    assert await select(database) == [("kept",)]
+    await database.aclose()
+
+
+async def test_the_error_of_a_locked_file_says_that_another_process_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.0)
+    database = Database(tmp_path / "words.db", tables=TABLES, version=2)
+    assert await select(database) == [("kept",)]
+    with closing(sqlite3.connect(tmp_path / "words.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match=r"words\.db: database is locked; another process has held the file"):
+            await database.write(lambda connection: connection.execute("INSERT INTO words VALUES ('more')"))
+    await database.aclose()
+
+
 APPEND = """
 import asyncio, pathlib, sys
 sys.path.insert(0, sys.argv[1])
 from tests.records.samples import records
+from coe.records import database as database_module
 from coe.records import open_log_and_feedback
 
 async def main():

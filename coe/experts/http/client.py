@@ -140,6 +140,7 @@ class Client:
                 )
         except BaseException as error:
             connection.abort()
+            self._open.discard(connection)  # uvloop closes the socket without a call of `connection_lost`
             if isinstance(error, TimeoutError) and deadline == limit:
                 raise LimitExceeded from None
             if isinstance(error, (OSError, UnicodeError)):  # TimeoutError and SSLError are OSErrors

@@ -211,9 +211,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are not of that class
         self._connected = True
-        self._open_connections.add(self)
         if self._closed:
             self._transport.abort()
+        else:
+            self._open_connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         if not self._busy:
