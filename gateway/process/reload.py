@@ -100,8 +100,10 @@ class Reload:
 
     async def _run(self, since: FileStates) -> None:
         states = file_states(self._files)
+        if changed := states != since:
+            states = await self._settled_states()
         contents = await asyncio.to_thread(digests, self._files)
-        if states != since:
+        if changed:
             await self._apply(contents[0])
         elif self._current.reload_error is None:
             self._config_digest = contents[0]

@@ -268,6 +268,31 @@ async def test_the_state_at_the_start_is_kept_also_if_the_files_became_invalid_d
     assert current.reload_error == "invalid by now"
 
 
+async def test_a_file_that_is_written_during_the_start_is_read_once_and_complete(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, settled = list[str](), Reload._settled_states
+
+    def read(*_: object) -> ActiveState:
+        texts.append(settings.config.read_text())
+        raise ConfigError("not read further")
+
+    async def finish(reload: Reload) -> Any:
+        settings.config.write_text("version: 1  # complete")
+        return await settled(reload)
+
+    monkeypatch.setattr(Reload, "_settled_states", finish)
+    started = state_of(settings, with_admin_key(load(settings.config, environ=settings.environ), settings), "none")
+    settings.config.write_text("version: ")
+    current: Any = SimpleNamespace(serving=SimpleNamespace(versions={}), reload_error=None)
+    wiring: Any = SimpleNamespace(close_retired=AsyncMock())
+    reload = Reload(current, settings=settings, in_use=started, wiring=wiring, read=read)
+    async with reload.watching(since=()), asyncio.timeout(60):
+        while wiring.close_retired.call_count < 3:  # twice after the start
+            await asyncio.sleep(0.01)
+    assert texts == ["version: 1  # complete"]
+
+
 def test_each_gateway_has_a_folder_of_its_own_until_it_ends(tmp_path: Path) -> None:
     with last_good_folder(tmp_path) as first, last_good_folder(tmp_path) as second:
         assert first is not None
