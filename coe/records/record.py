@@ -300,7 +300,7 @@ class RoutingLog(Protocol):
     few or no records with a cursor to continue from. `find` returns one record, None if it does not exist or was
     deleted. `cursor_at` returns a cursor for `read` shortly before the first record since a time, in Unix seconds,
     without reading any record. `count` returns the number of records from one cursor to another one, without reading
-    them.
+    them; it may include a few duplicates that were not kept.
     """
 
     async def append(self, records: Sequence[RoutingRecord]) -> None: ...

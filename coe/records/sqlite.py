@@ -229,8 +229,8 @@ class SqliteLog:
         return await self._database.read(work)
 
     async def count(self, after: str, before: str) -> int:
-        place = str(self._database.path)
-        return max(0, parse_cursor(before, place=place) - parse_cursor(after, place=place))  # row numbers have no gaps
+        place = str(self._database.path)  # row numbers have gaps only where a duplicate was not kept
+        return max(0, parse_cursor(before, place=place) - parse_cursor(after, place=place))
 
     async def aclose(self) -> None:
         await self._database.aclose()
