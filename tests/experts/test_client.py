@@ -22,6 +22,12 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["uvloop", "asyncio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """The event loops of the gateway and of commands."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
 @asynccontextmanager
 async def serving(serve: Serve, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """A server that leaves each connection to `serve`; its address."""
@@ -337,7 +343,6 @@ async def test_a_timer_that_fires_early_while_connecting_reports_the_limit(monke
             await client.send(Target("http://127.0.0.1:1/", {}))
 
 
-@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": uses}) for uses in (True, False)])
 async def test_requests_that_are_cancelled_while_they_connect_use_up_no_connections() -> None:
     """uvloop calls `connection_made` and not `connection_lost` if the task is cancelled between the two."""
 

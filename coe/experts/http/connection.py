@@ -12,7 +12,7 @@ from coe.experts.http.parser import ProtocolError, ResponseParser
 
 WRITE_SIZE = 2**18
 """Bytes of a request written at a time, so that a large body does not delay other requests."""
-MAX_UNREAD_BYTES = 2**18
+MAX_UNREAD_BYTES = 2**17
 """Bytes of a response that wait for their reader before reading from the socket is paused."""
 IDLE_TIMEOUT = 30.0
 """Seconds after which an idle connection is closed."""
