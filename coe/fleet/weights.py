@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def resolve(
 ) -> Path | str:
     """Returns the folder that holds `model`, or `model` itself if it is a hub name that the runtime downloads.
 
-    A GGUF file is converted into `cache` (about 20 s for 135M parameters; `report` receives a line) unless it is there
+    A GGUF file is converted into `cache` (about 10 s for 135M parameters; `report` receives a line) unless it is there
     already. Several processes may call this at once. Raises FleetError.
     """
     found = locate(model, base_folder=base_folder)
@@ -218,6 +219,7 @@ def convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    parse_once()
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
@@ -225,6 +227,15 @@ def convert(gguf: Path, folder: Path) -> None:
     model.generation_config.do_sample = True  # not in GGUF; False would ignore every temperature
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def parse_once() -> None:
+    """Makes this process parse a GGUF file once. Transformers parses it for the configuration, the weights and the
+    tokenizer, and makes the table of tensor names for each module: half the time of a conversion."""
+    import gguf
+
+    gguf.GGUFReader = cache(gguf.GGUFReader)  # type: ignore[assignment, misc]
+    gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,40 @@
-"""`.ci/run` with stand-ins for make and the scripts: a failure ends the run and all that it started."""
+"""`.ci/run` with stand-ins for make and the scripts: its end, early or not, is the end of all that it started."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / ".ci" / "run"
-STAYS = 'echo $$ >> "$RUNNING"; sleep 300 & wait'
-"""A job with a child: both must end."""
+ROOT = Path(__file__).parents[2]
+STAYS = 'timeout 300 sleep 300 & setsid -f sleep 300; echo $$ >> "$RUNNING"; wait'
+"""A job with processes of other groups and sessions, one of them an orphan."""
+PYTHON = f'[ "$1" != -P ] || exec {sys.executable} "$@"'
+"""Starts supervisors, and nothing else."""
+STARTED = 'until [ "$(wc -l < "$RUNNING")" = {} ]; do sleep 0.01; done'
+LIMIT = 60.0
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    for folder in (".ci", "scripts", "bin"):
-        (tmp_path / folder).mkdir()
-    shutil.copy(SCRIPT, tmp_path / ".ci" / "run")
+    for folder in (".ci", "scripts", "bin", ".venv/bin", "coe/fleet"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in (".ci/run", "coe/fleet/supervisor.py"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    for name in ("check", "test-vllm", "test-clients", "wheel"):
+        write(tmp_path / "scripts" / name, ":")
+    write(tmp_path / "bin" / "make", ":")
+    write(tmp_path / "bin" / "awk", "echo 16")  # GB of free memory
+    write(tmp_path / ".venv" / "bin" / "python", PYTHON)
+    (tmp_path / "running").touch()
     return tmp_path
 
 
@@ -29,42 +43,69 @@ def write(script: Path, text: str) -> None:
     script.chmod(0o755)
 
 
+def environment(checkout: Path) -> Mapping[str, str]:
+    return os.environ | {"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", "RUNNING": str(checkout / "running")}
+
+
 def run(checkout: Path) -> subprocess.CompletedProcess[str]:
     """Wait until no process holds the output pipes, as a CI service does."""
-    environ = os.environ | {"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", "RUNNING": str(checkout / "running")}
+    command = [checkout / ".ci" / "run"]
     return subprocess.run(
-        [checkout / ".ci" / "run"], env=environ, capture_output=True, text=True, check=False, timeout=60
+        command, env=environment(checkout), capture_output=True, text=True, check=False, timeout=LIMIT
     )
 
 
-def group_of(process: psutil.Process) -> int | None:
-    """The process group; None for a process that has ended, also before its parent has waited for it."""
-    try:
-        return None if process.status() == psutil.STATUS_ZOMBIE else os.getpgid(process.pid)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return None
+def running(checkout: Path) -> list[psutil.Process]:
+    """The processes that a run of this checkout started, by their environment."""
+    found = []
+    for one in psutil.process_iter():
+        try:
+            if one.environ().get("RUNNING") == str(checkout / "running"):
+                found.append(one)
+        except psutil.Error:  # it has just ended, or belongs to the system
+            continue
+    return found
 
 
-def test_a_failed_check_ends_the_background_jobs_and_their_children(checkout: Path) -> None:
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_failed_check_ends_the_background_jobs_and_all_that_they_started(checkout: Path) -> None:
     write(checkout / "bin" / "make", f'[ "$1" = setup ] || {{ {STAYS}; }}')
     for name in ("test-vllm", "test-clients"):
         write(checkout / "scripts" / name, STAYS)
-    started = 'until [ "$(wc -l < "$RUNNING")" = 4 ]; do sleep 0.01; done'
-    write(checkout / "scripts" / "check", f"{started}; echo wrong; exit 3")
-    (checkout / "running").touch()
+    write(checkout / "scripts" / "check", f"{STARTED.format(4)}; echo wrong; exit 3")
     done = run(checkout)
     assert (done.returncode, done.stdout) == (3, "wrong\n")
-    groups = set(map(int, (checkout / "running").read_text().split()))
-    deadline = time.monotonic() + 30
-    while left := [one for one in psutil.process_iter() if group_of(one) in groups]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    assert running(checkout) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_ends_the_run_and_all_that_it_started(checkout: Path, number: signal.Signals) -> None:
+    write(checkout / "bin" / "make", f'[ "$1" != test ] || {{ {STAYS}; }}')
+    write(checkout / "scripts" / "test-vllm", f'[ "$1" = --collect-only ] || {{ {STAYS}; }}')
+    with subprocess.Popen([checkout / ".ci" / "run"], env=environment(checkout)) as process:
+        wait_until(lambda: len((checkout / "running").read_text().split()) == 2)
+        process.send_signal(number)
+    wait_until(lambda: running(checkout) == [])
+
+
+@pytest.mark.parametrize(("memory", "order"), [(15, ["tests", "vLLM"]), (16, ["vLLM", "tests"])])
+def test_vllm_begins_beside_the_tests_where_both_find_the_memory(checkout: Path, memory: int, order: list[str]) -> None:
+    write(checkout / "bin" / "awk", f"echo {memory}")
+    after = f"{STARTED.format(1)}; " if memory == 16 else ""
+    write(checkout / "bin" / "make", f'[ "$1" != test ] || {{ {after}echo tests >> "$RUNNING"; }}')
+    write(checkout / "scripts" / "test-vllm", '[ "$1" = --collect-only ] || echo vLLM >> "$RUNNING"')
+    run(checkout)
+    assert (checkout / "running").read_text().split() == order
 
 
 def test_a_failure_of_the_docs_prints_their_output(checkout: Path) -> None:
     write(checkout / "bin" / "make", '[ "$1" != docs ] || { echo "a broken link"; exit 2; }')
-    for name in ("test-vllm", "test-clients", "check"):
-        write(checkout / "scripts" / name, ":")
     done = run(checkout)
     assert done.returncode == 1
     assert "a broken link" in done.stderr
@@ -72,23 +113,21 @@ def test_a_failure_of_the_docs_prints_their_output(checkout: Path) -> None:
 
 def test_a_failed_test_ends_the_run(checkout: Path) -> None:
     write(checkout / "bin" / "make", '[ "$1" != test ] || { echo "1 failed"; exit 2; }')
-    for name in ("test-vllm", "test-clients"):
-        write(checkout / "scripts" / name, '[ "$1" = --collect-only ] || echo wrong')
-    write(checkout / "scripts" / "check", ":")
+    write(checkout / "scripts" / "test-clients", '[ "$1" = --collect-only ] || echo wrong')
     done = run(checkout)
     assert (done.returncode, done.stdout) == (2, "1 failed\n")
 
 
-def test_the_exit_status_of_a_run_without_failures_is_0(checkout: Path) -> None:
-    for name in ("check", "test-vllm"):
-        write(checkout / "scripts" / name, ":")
-    write(checkout / "bin" / "make", ":")
-    python = checkout / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    train = 'if [ "$1" = scripts/end_to_end.py ]; then mkdir -p "$2/router" && echo 7 > "$2/router/current"; fi'
-    write(python, train)
+TRAIN = 'if [ "$1" = scripts/end_to_end.py ]; then mkdir -p "$2/router" && echo 7 > "$2/router/current"; fi'
+
+
+@pytest.mark.parametrize(("vllm", "status"), [(0, 0), (77, 0), (4, 4)])
+def test_the_status_of_a_run_without_other_failures_is_that_of_vllm(checkout: Path, vllm: int, status: int) -> None:
+    """77 means that vLLM does not run on this machine."""
+    write(checkout / ".venv" / "bin" / "python", f"{PYTHON}\n{TRAIN}")
+    write(checkout / "scripts" / "test-vllm", f'[ "$1" = --collect-only ] || {{ echo "vLLM"; exit {vllm}; }}')
     write(checkout / "scripts" / "test-clients", '[ "$1" = --collect-only ] || ls "$CLIENTS_ARTIFACTS/router"')
     write(checkout / "scripts" / "wheel", 'echo "wheel of $(basename "$1")"')
     done = run(checkout)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "current\nwheel of 7\n", "the router that the first start trained"
+    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stdout == "current\nwheel of 7\nvLLM\n", "the router that the first start trained"

@@ -59,6 +59,22 @@ def test_the_packaged_model_is_converted_once_and_reported(package: Path, tmp_pa
     assert "llm_tiny_model" not in sys.modules
 
 
+def test_a_conversion_parses_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        monkeypatch.setattr(gguf, name, getattr(gguf, name))  # restored afterwards
+    file = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    weights.parse_once()
+    assert gguf.GGUFReader(file) is gguf.GGUFReader(file)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    assert names is gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+
+
 def test_two_concurrent_callers_convert_once(package: Path, resolve: Callable[[str], Path | str]) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = set(pool.map(resolve, ["Tiny"] * 4))
