@@ -43,7 +43,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def converted_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder into which all test processes of a run convert the packaged model, once: that takes 36 s of processor
+    """The folder into which all test processes of a run convert the packaged model, once: that takes 15 s of processor
     time. COE_TEST_CACHE names one that is kept."""
     base = tmp_path_factory.getbasetemp()
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
