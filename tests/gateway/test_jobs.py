@@ -130,6 +130,26 @@ async def test_a_missing_plan_and_a_slow_solver_are_reported(
         assert children() == []
 
 
+async def test_a_time_limit_that_is_reached_before_the_thread_runs_holds_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = PlanSolver._exchange
+
+    def late(solver: PlanSolver, key: tuple[str, str], line: bytes) -> object:
+        assert solver._process
+        solver._process.wait(60)
+        return exchange(solver, key, line)
+
+    version, _ = planned(settings, measured_registry())
+    async with PlanSolver(settings) as solver:
+        await solver.solve(version, {})
+        monkeypatch.setattr(PlanSolver, "_exchange", late)
+        monkeypatch.setattr(solver_module, "SOLVE_TIMEOUT_SECONDS", 0.01)
+        with pytest.raises(JobUnavailable, match="it took more than"):
+            await solver.solve(version, {"mean_active_b": 5})
+        assert children() == []
+
+
 async def test_an_idle_process_is_ended(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     version, _ = planned(settings, measured_registry())
     monkeypatch.setattr(solver_module, "IDLE_SECONDS", 1.0)
