@@ -36,11 +36,13 @@ class Jobs:
         self._lock = asyncio.Lock()
         self._waiting = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._is_closed = True
         if self._process is not None:
             self._process.kill()
 
@@ -64,6 +66,8 @@ class Jobs:
         verb = f"coe {arguments[0]}"
         with start_command(self._settings, *arguments, "--json", stdin=subprocess.DEVNULL) as process:
             self._process = process
+            if self._is_closed:  # while the process started
+                process.kill()
             try:
                 output, errors = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:

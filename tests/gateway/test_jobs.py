@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -61,6 +62,22 @@ async def test_what_takes_too_long_is_ended(settings: Settings) -> None:
     async with Jobs(settings) as jobs:
         with pytest.raises(JobUnavailable, match=r"`coe check` took more than 0\.01 s"):
             await jobs.run("check", seconds=0.01, needs=())
+    assert children() == []
+
+
+async def test_a_job_that_starts_while_the_gateway_ends_is_ended(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, loop, start = Jobs(settings), asyncio.get_running_loop(), jobs_module.start_command
+
+    def start_late(*words: Any, **options: Any) -> Any:
+        process = start(*words, **options)
+        asyncio.run_coroutine_threadsafe(jobs.__aexit__(), loop).result(60)
+        return process
+
+    monkeypatch.setattr(jobs_module, "start_command", start_late)
+    with pytest.raises(JobUnavailable):
+        await jobs.run("check", seconds=240, needs=())
     assert children() == []
 
 
