@@ -24,6 +24,7 @@ from gateway.app import create_app
 from gateway.cache import redis as cache_redis
 from gateway.http.server import open_listener
 from gateway.main import open_worker, workers_folder
+from gateway.observability import metric_workers, tracing
 from gateway.process import jobs, processes
 from gateway.process.connections import raise_limit
 from tests.fakes import WordRouter
@@ -61,9 +62,10 @@ def read(
 
 
 def build(settings: Settings, workers: Path | None, *, restarted: bool = False) -> Starlette:
-    # However busy the machine is, a Redis that is there replies in time, and a plan is solved.
+    # However busy the machine is, a Redis, a worker and a collector that are there reply in time, and a plan is solved.
     access_redis.REFILL_TIMEOUT_SECONDS = 5.0
     cache_redis.LOOKUP_TIMEOUT_SECONDS = cache_redis.EXCHANGE_TIMEOUT_SECONDS = 5.0
+    metric_workers.SIBLING_TIMEOUT_SECONDS = tracing.FLUSH_TIMEOUT_SECONDS = 20.0
     jobs.SOLVE_TIMEOUT_SECONDS = 100.0
     return create_app(partial(open_worker, settings, workers=workers, read=read))
 
