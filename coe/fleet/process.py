@@ -32,7 +32,7 @@ TERMINATION_TIMEOUT = 5.0
 def fleet_environment(logs: Path) -> dict[str, str]:
     """The environment variable that marks the processes of this process's fleet."""
     me = psutil.Process()
-    return {FLEET_VARIABLE: f"{me.pid}:{me.create_time():.2f}:{logs.absolute()}"}
+    return {FLEET_VARIABLE: f"{me.pid}:{_start_time(me)}:{logs.absolute()}"}
 
 
 def end_orphans(logs: Path) -> list[str]:
@@ -73,9 +73,17 @@ def _marked() -> Iterator[tuple[psutil.Process, str, str, str]]:
 def _is_running(pid: int, started: str) -> bool:
     try:
         process = psutil.Process(pid)
-        return f"{process.create_time():.2f}" == started and process.status() != psutil.STATUS_ZOMBIE
+        return _start_time(process) == started and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def _start_time(process: psutil.Process) -> str:
+    """When a process started. On Linux by the time since the system's start, which a change of the clock does not move;
+    psutil adds the time of the system's start, which it does move."""
+    with suppress(OSError):
+        return Path(f"/proc/{process.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    return f"{process.create_time():.2f}"
 
 
 def _signal(process: psutil.Process, *, kill: bool) -> None:

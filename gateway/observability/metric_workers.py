@@ -2,8 +2,8 @@
 `/metrics` for all workers.
 
 Each worker claims a number by a file lock in a shared folder, and serves snapshots of its registry on a Unix socket
-there. Its last snapshot stays as a file. A worker that replaces an ended one continues from that file, so totals never
-fall; a killed worker loses what it counted since its last snapshot.
+there. Its last snapshot stays as a file, written whenever any worker shows it. A worker that replaces an ended one
+continues from that file, so totals never fall; a killed worker loses what it counted since its last snapshot.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def share_metrics(folder: Path, registry: MetricRegistry) -> AsyncIterator
 
     server = await asyncio.start_unix_server(answer, address)
     try:
-        yield partial(_all_siblings, folder, number)
+        yield partial(_all_siblings, folder, number, registry)
     finally:
         server.close()
         _store_snapshot(last, registry.snapshot())
@@ -63,10 +63,13 @@ def _claim_number(folder: Path) -> tuple[int, int]:
     raise RuntimeError(f"{folder}: more than {MAX_WORKERS} workers")
 
 
-async def _all_siblings(folder: Path, own: int) -> list[list[MetricFamily]]:
-    return await asyncio.gather(
+async def _all_siblings(folder: Path, own: int, registry: MetricRegistry) -> list[list[MetricFamily]]:
+    found = await asyncio.gather(
         *(_sibling_families(folder, number) for number in _worker_numbers(folder) if number != own)
     )
+    # Last, so that it holds all that this worker is about to show. It may be killed before a sibling asks for it.
+    _store_snapshot(_snapshot_path(folder, own), registry.snapshot())
+    return found
 
 
 def _worker_numbers(folder: Path) -> list[int]:

@@ -36,11 +36,13 @@ class Jobs:
         self._lock = asyncio.Lock()
         self._waiting = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._is_closed = True
         if self._process is not None:
             self._process.kill()
 
@@ -64,6 +66,8 @@ class Jobs:
         verb = f"coe {arguments[0]}"
         with start_command(self._settings, *arguments, "--json", stdin=subprocess.DEVNULL) as process:
             self._process = process
+            if self._is_closed:  # while the process started
+                process.kill()
             try:
                 output, errors = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
@@ -164,6 +168,8 @@ class PlanSolver:
         self._waiting = 0
         self._key = ("", "")
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_overdue = False
+        """True once the time limit of the current request is reached."""
         self._idle_timer: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -199,6 +205,7 @@ class PlanSolver:
                     raise JobUnavailable("a newer budget has been requested", retry_after=SOLVER_RETRY_SECONDS)
                 if self._idle_timer is not None:
                     self._idle_timer.cancel()
+                self._is_overdue = False
                 deadline = asyncio.get_running_loop().call_later(SOLVE_TIMEOUT_SECONDS, self._kill)
                 try:
                     return await asyncio.to_thread(self._exchange, key, line)
@@ -220,6 +227,8 @@ class PlanSolver:
             self._end_process()
             process = self._process = start_command(self._settings, "solve", key[0], stdin=subprocess.PIPE)
             self._key = key
+        if self._is_overdue:  # it was reached before this thread ran, or while the process started
+            process.kill()
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -234,6 +243,7 @@ class PlanSolver:
         raise JobUnavailable(f"`coe solve` gave no plan: {cause}", retry_after=SOLVER_RETRY_SECONDS)
 
     def _kill(self) -> None:
+        self._is_overdue = True
         if self._process is not None:
             self._process.kill()
 

@@ -48,8 +48,8 @@ DEPLOYMENT = "model"
 JSON = "application/json"
 _NO_KEEP_ALIVE = nullcontext()
 _FromHead = tuple[object, Caller, RequestOptions, bool]
-"""The token of a serving state, the caller and options that the head of a request has in that state, and whether session
-and trace context must be read again for each request with this head."""
+"""The token of a serving state, the caller and options that the head of a request has in that state, and True if
+requests with this head have a session or trace context of their own."""
 Observer = Callable[[Trace], None]
 """Called with the trace of every finished request; must neither wait nor raise."""
 

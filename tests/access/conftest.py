@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from coe.runtime import key_store
 from gateway.access import redis
 from gateway.access.durable import KEY_USAGE_FILE, DurableLimiter
 from gateway.access.limits import Limiter, MemoryLimiter
@@ -18,6 +19,7 @@ from tests.access.samples import Clock
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long timeouts, so that a running Redis replies in time on a busy machine."""
     monkeypatch.setattr(redis, "REFILL_TIMEOUT_SECONDS", 10.0)
+    monkeypatch.setattr(key_store, "TIMEOUT_SECONDS", 10.0)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from gateway.access import leases, redis, shared_account
 from gateway.access.limits import Account, Amounts
 from gateway.access.redis import RedisLimiter
 from tests import forked
-from tests.access.samples import ONE, account_of, dollars, key_of, tokens
+from tests.access.samples import ONE, account_of, dollars, key_of, refilling, tokens
 from tests.access.test_limiters import admitted
 from tests.records.redis_server import RedisServer
 
@@ -162,26 +162,40 @@ async def test_a_gateway_that_ends_returns_its_leases(redis_url: str) -> None:
         assert await admitted(account_of(first, dollars_per_day=100), 1, dollars(100))
 
 
-async def test_slots_of_a_gateway_that_crashed_are_free_again(
-    gateways: Gateways, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shared_account, "SLOT_LEASE_SECONDS", 1.0)
+def slots(client: Redis) -> dict[bytes, tuple[bytes, float]]:
+    """Return how many slots each gateway holds, and the time at which they are free again."""
+    held = {name: value.partition(b":") for name, value in client.hgetall("coe:use:{alice}:slots").items()}
+    return {name: (count, float(ends)) for name, (count, _, ends) in held.items()}
+
+
+async def test_slots_of_a_gateway_that_crashed_are_free_again(gateways: Gateways, redis_url: str) -> None:
     crashed = RedisLimiter(redis_url)  # never entered: nobody keeps its slots alive
     assert len(await admitted(account_of(crashed, concurrent_requests=2), 5)) == 2
     other = account_of(await gateways(), concurrent_requests=2)
     assert not await admitted(other, 2)
+    with Redis.from_url(redis_url) as client:
+        ((name, (count, ends)),) = slots(client).items()
+        seconds, _ = client.time()
+        assert seconds - 60 < ends - shared_account.SLOT_LEASE_SECONDS < seconds + 1
+        client.hset("coe:use:{alice}:slots", name, count + b":%d" % (seconds - 1))  # as if the time had passed
     await wait_until(lambda: _some(other))
     await crashed._redis.aclose()
 
 
-async def test_slots_of_long_answers_stay_taken(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_account, "SLOT_LEASE_SECONDS", 1.0)
+async def test_slots_of_long_answers_stay_taken(
+    gateways: Gateways, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_account, "SLOT_LEASE_SECONDS", 3.0)  # renewed after one
     one, other = [account_of(await gateways(), concurrent_requests=1) for _ in range(2)]
     assert await admitted(one, 1)
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end:
-        assert not await admitted(other, 1)
-        await asyncio.sleep(0.05)
+    with Redis.from_url(redis_url) as client:
+        ((name, (_, first)),) = slots(client).items()
+
+        async def renewed() -> bool:
+            return slots(client)[name][1] > first
+
+        await wait_until(renewed)
+    assert not await admitted(other, 1)
 
 
 async def test_a_client_that_leaves_during_a_refill_loses_nothing(gateways: Gateways) -> None:
@@ -210,10 +224,10 @@ async def test_without_redis_each_gateway_counts_alone_and_logs_it_once(
     monkeypatch.setattr(redis, "RECONNECT_SECONDS", 0.05)
     async with RedisLimiter(own_server.url) as limiter:
         account = account_of(limiter, requests_per_minute=60, dollars_per_day=10)
-        assert len(await admitted(account, 20)) == 20
-        own_server.kill()
-        with caplog.at_level(logging.WARNING, "gateway"):
-            assert len(await admitted(account, 60)) == 40
+        with refilling(60) as refilled, caplog.at_level(logging.WARNING, "gateway"):
+            assert len(await admitted(account, 20)) == 20
+            own_server.kill()
+            assert 40 <= len(await admitted(account, 120)) <= 41 + refilled()
             assert limiter.degraded
             await asyncio.sleep(0.2)
             assert len(caplog.records) == 1
@@ -261,7 +275,8 @@ async def test_a_redis_that_is_away_at_the_start_is_waited_for(
     own_server.kill()
     async with RedisLimiter(own_server.url) as limiter:
         account = account_of(limiter, requests_per_minute=60)
-        assert len(await admitted(account, 100)) == 60
+        with refilling(60) as refilled:
+            assert 60 <= len(await admitted(account, 120)) <= 61 + refilled()
         own_server.start()
         await wait_until(lambda: _together(limiter))
     own_server.kill()

@@ -202,8 +202,8 @@ class FaultyServer:
 
     async def _events(self, request: web.Request, *chunks: bytes | None, end: bool = True) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-        await response.prepare(request)
         try:
+            await response.prepare(request)
             for chunk in chunks:
                 if chunk is None:
                     await self._until_gone(request)

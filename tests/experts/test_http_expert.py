@@ -241,8 +241,9 @@ async def test_an_endless_preamble_is_refused(server: FaultyServer) -> None:
 async def test_an_expert_without_a_first_chunk_times_out_and_is_disconnected(
     server: FaultyServer, stream: bool
 ) -> None:
-    with pytest.raises(ExpertTimeout, match=f"no {'first chunk' if stream else 'answer'} within 0.5 s"):
-        await answer(server.url, "silent", stream=stream, first=0.5)  # enough to connect on a busy machine
+    while not server.seen:  # on a busy machine the time may be over before the request arrives
+        with pytest.raises(ExpertTimeout, match=f"no {'first chunk' if stream else 'answer'} within 0.2 s"):
+            await answer(server.url, "silent", stream=stream, first=0.2)
     await asyncio.wait_for(server.dropped.wait(), 60)
 
 

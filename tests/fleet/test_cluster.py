@@ -162,8 +162,10 @@ async def test_the_replica_of_a_dead_node_moves_to_another_and_the_addresses_fol
     doomed = nodes.join(resources={"doomed": 1})
     three = BASE.model_copy(update={"replicas": 3})
     async with fleet_of(fakes, three, placement_timeout=60.0) as fleet:
-        changes: list[int] = []
-        fleet.changed = lambda: changes.append(len(endpoints(fleet)["base"]))
+        changes: list[tuple[int, int]] = []  # how many addresses there are, and were reported before
+        fleet.changed = lambda: changes.append(
+            (len(endpoints(fleet)["base"]), sum("serves at" in line for line in fakes.lines))
+        )
         assert len(endpoints(fleet)["base"]) == 3
         nodes.lose(doomed)
         await fakes.wait_for_line("is lost with its place on node")
@@ -174,7 +176,7 @@ async def test_the_replica_of_a_dead_node_moves_to_another_and_the_addresses_fol
         assert len(endpoints(fleet)["base"]) == 2
         new = nodes.join()
         await fakes.wait_for_line("serves at", times=4)
-        assert changes == [2, 3]
+        assert changes == [(2, 3), (3, 3)]
         assert len(fakes.alive()) == 3
     nodes.lose(new, gracefully=True)
 

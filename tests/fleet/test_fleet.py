@@ -77,10 +77,7 @@ async def test_an_error_in_the_block_ends_the_servers_too(fakes: Fakes) -> None:
 
 async def test_a_server_that_dies_is_restarted_on_its_port_and_its_workers_are_gone(fakes: Fakes) -> None:
     spec = fakes.spec("family")
-    patient = replace(
-        QUICK, max_missed_checks=1000
-    )  # one of the workers is deaf, and the exit is known when all are gone
-    async with Fleet([spec], report=fakes.report, timeouts=patient):
+    async with Fleet([spec], report=fakes.report, timeouts=QUICK):
         await send_chat(spec, "/die")
         await fakes.wait_for_line("is ready", times=2)
         assert len(fakes.alive()) == 1

@@ -44,6 +44,20 @@ def test_processes_of_a_dead_fleet_are_ended_and_others_stay(tmp_path: Path) -> 
             process.wait()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the start of a process is known by the clock only")
+def test_processes_of_a_running_fleet_stay_also_after_the_clock_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = started(fleet_environment(tmp_path))
+    try:
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: 0.0)
+        assert end_orphans(tmp_path) == []
+        assert ours.poll() is None
+    finally:
+        ours.kill()
+        ours.wait()
+
+
 @pytest.mark.anyio
 async def test_every_process_of_a_server_carries_the_fleet_variable(fakes: Fakes) -> None:
     spec = fakes.spec("family")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import Awaitable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from coe.errors import DeadlineExceeded, RequestError
 from coe.experts.replicas import Replica, ReplicatedExpert
 from gateway.cohort import Cohort
+from gateway.http.server import HttpServer
 from gateway.request.body import ClientLeftError
 from gateway.request.trace import Trace
 from tests.fakes import ScriptedExpert, gateway_of, registry_of
@@ -58,6 +60,15 @@ def connected(port: int, count: int) -> Iterator[list[socket.socket]]:
         yield [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(count)]
 
 
+def send_together(clients: list[socket.socket], server: HttpServer) -> None:
+    """Send a chat of each client without a pause, so that the event loop reads all of them at once."""
+    for client in clients:
+        client.sendall(CHAT)
+    sockets = [one._transport.get_extra_info("socket").fileno() for one in server.state.connections]
+    while len(select.select(sockets, [], [], 60)[0]) < len(clients):  # the kernel may deliver them a moment later
+        pass
+
+
 async def exchange(client: socket.socket) -> None:
     """Send a chat and wait for its response."""
     client.setblocking(True)
@@ -79,8 +90,7 @@ async def test_requests_that_arrive_together_take_each_step_in_succession() -> N
         async with served(gateway.app, cohort=cohort) as (server, port):
             with connected(port, 3) as clients:
                 await wait_until(lambda: len(server.state.connections) == 3)
-                for client in clients:  # without a pause, so that the event loop reads all three at once
-                    client.sendall(CHAT)
+                send_together(clients, server)
                 for client in clients:
                     await answered(client)
     called = ["call", "relay"]  # the scripted expert answers at once
@@ -100,8 +110,7 @@ async def test_each_of_the_requests_that_arrive_together_sees_the_load_of_the_de
     ):
         with connected(port, 4) as clients:
             await wait_until(lambda: len(http.state.connections) == 4)
-            for client in clients:
-                client.sendall(CHAT)
+            send_together(clients, http)
             await wait_until(lambda: len(gateway.records) == 2)  # those of which the expert does not wait
             assert (coder.pending, coder.health.load, len(server.calls)) == (0, 1.0, 2)
             server.script.set()

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from coe.core import Prediction
 from coe.errors import ExpertUnavailable
 from coe.experts.http.sse import EVENT_STREAM
+from coe.routing.classification import EncoderPasses
 from gateway.request.admission import WATCH_DELAY
 from tests.fakes import Gateway, Response, ScriptedReply, WordRouter, gateway_of, registry_of
 from tests.gateway.served import serving
@@ -161,7 +163,16 @@ async def test_a_client_that_leaves_during_the_encoder_pass_causes_no_call(monke
 
 
 async def test_an_encoder_pass_beyond_its_timeout_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch)
+    gate, submit = Gate(monkeypatch), ThreadPoolExecutor.submit
+
+    def begun(threads: ThreadPoolExecutor, work: Any, *given: Any) -> Any:
+        """Submit, and return once the pass runs: the timeout cancels one that has not begun."""
+        running = submit(threads, work, *given)
+        if getattr(work, "__func__", None) is EncoderPasses._predict:
+            gate.reached.wait(60)
+        return running
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", begun)
     async with gateway_of(registry_of(router={"encoder_timeout": 0.01})) as gateway:
         response = await gateway.chat("ponder art")
         assert gate.reached.is_set()

@@ -111,7 +111,7 @@ async def test_of_connections_that_were_open_idle_ones_are_closed_and_arriving_r
 
 
 async def test_during_the_lame_duck_period_readiness_is_off_and_requests_are_served(tmp_path: Path) -> None:
-    async with serving(tmp_path, environ={"COE_DRAIN": "1"}) as served:
+    async with serving(tmp_path, environ={"COE_DRAIN": "3"}) as served:
         served.process.send_signal(signal.SIGTERM)
         while (reported := await served.ready())["http"] == 200:
             pass

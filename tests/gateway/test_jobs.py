@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -61,6 +62,22 @@ async def test_what_takes_too_long_is_ended(settings: Settings) -> None:
     async with Jobs(settings) as jobs:
         with pytest.raises(JobUnavailable, match=r"`coe check` took more than 0\.01 s"):
             await jobs.run("check", seconds=0.01, needs=())
+    assert children() == []
+
+
+async def test_a_job_that_starts_while_the_gateway_ends_is_ended(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, loop, start = Jobs(settings), asyncio.get_running_loop(), jobs_module.start_command
+
+    def start_late(*words: Any, **options: Any) -> Any:
+        process = start(*words, **options)
+        asyncio.run_coroutine_threadsafe(jobs.__aexit__(), loop).result(60)
+        return process
+
+    monkeypatch.setattr(jobs_module, "start_command", start_late)
+    with pytest.raises(JobUnavailable):
+        await jobs.run("check", seconds=240, needs=())
     assert children() == []
 
 
@@ -124,6 +141,26 @@ async def test_a_missing_plan_and_a_slow_solver_are_reported(
         await solver.solve(version, {})
         (process,) = children()
         process.suspend()
+        monkeypatch.setattr(solver_module, "SOLVE_TIMEOUT_SECONDS", 0.01)
+        with pytest.raises(JobUnavailable, match="it took more than"):
+            await solver.solve(version, {"mean_active_b": 5})
+        assert children() == []
+
+
+async def test_a_time_limit_that_is_reached_before_the_thread_runs_holds_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = PlanSolver._exchange
+
+    def late(solver: PlanSolver, key: tuple[str, str], line: bytes) -> object:
+        assert solver._process
+        solver._process.wait(60)
+        return exchange(solver, key, line)
+
+    version, _ = planned(settings, measured_registry())
+    async with PlanSolver(settings) as solver:
+        await solver.solve(version, {})
+        monkeypatch.setattr(PlanSolver, "_exchange", late)
         monkeypatch.setattr(solver_module, "SOLVE_TIMEOUT_SECONDS", 0.01)
         with pytest.raises(JobUnavailable, match="it took more than"):
             await solver.solve(version, {"mean_active_b": 5})

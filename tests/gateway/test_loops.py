@@ -231,6 +231,7 @@ async def test_a_loop_goes_on_at_another_gateway_with_the_same_redis(
     api: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_affinity, "LOOKUP_TIMEOUT_SECONDS", 5.0)  # however busy the machine is
+    monkeypatch.setattr(redis_affinity, "EXCHANGE_TIMEOUT_SECONDS", 10.0)
     async with (
         open_affinity(redis_url) as first,
         open_affinity(redis_url) as second,

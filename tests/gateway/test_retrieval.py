@@ -16,6 +16,7 @@ import pytest
 
 from coe.core import Prediction
 from coe.errors import ExpertUnavailable, RetrievalError
+from coe.registry.sections import RetrievalSpec
 from coe.routing.request_text import RoutedText
 from coe.runtime.active_state import ActiveState, DocumentIndex
 from coe.settings import Settings
@@ -205,6 +206,7 @@ async def test_a_store_that_is_late_costs_its_deadline_once_and_is_then_left_alo
         assert scripted.retriever.searches == 1
         scripted.now += 60
         scripted.retriever.waits.set()
+        scripted.retrieval._declared = RetrievalSpec(timeout=60.0)  # for a busy machine
         third = await asked(gateway, "on")
         page = await gateway.post("/metrics", method="GET")
     assert [r.headers["x-coe-retrieval"][:6] for r in (first, second, third)] == ["failed", "failed", "used; "]

@@ -13,6 +13,12 @@ from tests.records.redis_server import MISSING, RedisServer, installed
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not installed(), reason=MISSING)]
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long timeout, so that a running Redis takes what it is told on a busy machine."""
+    monkeypatch.setattr("gateway.access.redis_affinity.EXCHANGE_TIMEOUT_SECONDS", 10.0)
+
+
 async def heard(conversations: RedisAffinity, key: bytes) -> str:
     """Wait until a conversation is known, and return its expert."""
     async with asyncio.timeout(60):
@@ -44,10 +50,10 @@ async def test_a_redis_that_is_away_knows_nothing_and_is_found_again(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("gateway.access.redis_affinity.RETRY_SECONDS", 0.05)
-    monkeypatch.setattr("gateway.access.redis_affinity.EXCHANGE_TIMEOUT_SECONDS", 0.2)
     async with RedisAffinity(redis_server.url) as one:
         one.publish([b"k"], "coder")
         assert await heard(one, b"k") == "coder"
+        monkeypatch.setattr("gateway.access.redis_affinity.EXCHANGE_TIMEOUT_SECONDS", 0.2)
         redis_server.signal(signal.SIGSTOP)
         assert await one.lookup([b"k"]) is None
         async with asyncio.timeout(60):

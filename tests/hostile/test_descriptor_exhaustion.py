@@ -3,8 +3,8 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -19,11 +19,13 @@ from gateway.process.connections import (
     warn_if_few,
 )
 from tests.gateway import served as processes
-from tests.gateway.served import ROOT, Served, chat, serving
+from tests.gateway.served import ROOT, chat, serving
 
 pytestmark = pytest.mark.anyio
 
 LIMIT = 256
+FULL = 3
+"""A limit below the number of every free descriptor."""
 DEADLINE = 60
 
 
@@ -32,7 +34,7 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gateways are started under `ulimit -n 256`, soft and hard."""
 
     async def started(settings: dict[str, str], stderr: object = None) -> asyncio.subprocess.Process:
-        return await limited_process("tests.hostile.hungry_server", settings, stderr, f"ulimit -n {LIMIT}")
+        return await limited_process("tests.gateway.words_server", settings, stderr, f"ulimit -n {LIMIT}")
 
     monkeypatch.setattr(processes, "_started", started)
 
@@ -52,57 +54,47 @@ async def limited_process(
     )
 
 
-@asynccontextmanager
-async def hungry(tmp_path: Path) -> AsyncIterator[tuple[Served, Path, Path]]:
-    """The gateway, the file whose existence makes it hold all descriptors, and its log."""
-    file, log = tmp_path / "hungry", tmp_path / "stderr"
-    with log.open("wb") as stderr:
-        policy = {"max_attempts": 1, "keep_alive_interval": DEADLINE}  # or a slow failure is an event of a stream
-        async with serving(tmp_path, environ={"HUNGRY": str(file)}, stderr=stderr, policy=policy) as served:
-            yield served, file, log
-
-
-async def until_full(worker: psutil.Process) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while worker.num_fds() < LIMIT:
-            await asyncio.sleep(0.01)
+@contextmanager
+def no_descriptor_left(worker: psutil.Process) -> Iterator[None]:
+    """The worker can open no descriptor in this block, also where it closes another one."""
+    worker.rlimit(psutil.RLIMIT_NOFILE, (FULL, LIMIT))
+    yield
+    worker.rlimit(psutil.RLIMIT_NOFILE, (LIMIT, LIMIT))
 
 
 @pytest.mark.usefixtures("limited")
 async def test_without_descriptors_the_true_cause_is_named_and_no_expert_is_blamed(tmp_path: Path) -> None:
-    async with (
-        hungry(tmp_path) as (served, file, log),
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as client,  # one connection, kept
-    ):
-        url = f"{served.url}/v1/chat/completions"
-        async with client.get(f"{served.url}/health/live") as response:
-            await response.read()
-        file.touch()
-        await until_full(served.workers[0])
-        for stream in (False, True) * 5:  # more failures than open a breaker
-            async with client.post(url, json=chat("good", stream=stream)) as response:
-                reported = (await response.json())["error"]
-                assert (response.status, reported["code"]) == (503, "overloaded")
-                assert "no file descriptor left" in reported["message"]
-                assert response.headers["retry-after"] == "1"
-        async with client.post(url, json=chat("auto")) as response:  # routed, with other experts to fall back to
-            assert response.status == 503
-        file.unlink()
-        async with asyncio.timeout(DEADLINE):
-            while served.workers[0].num_fds() >= LIMIT - 10:
-                await asyncio.sleep(0.01)
-        async with client.post(url, json=chat("good")) as response:
-            assert response.status == 200
-        assert await served.metric("coe_breaker_state") == 0
-        assert not served.upstream.seen[1:]
+    log = tmp_path / "stderr"
+    policy = {"max_attempts": 1, "keep_alive_interval": DEADLINE}  # or a slow failure is an event of a stream
+    with log.open("wb") as stderr:
+        async with (
+            serving(tmp_path, stderr=stderr, policy=policy) as served,
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as client,  # one connection, kept
+        ):
+            url = f"{served.url}/v1/chat/completions"
+            async with client.get(f"{served.url}/health/live") as response:
+                await response.read()
+            with no_descriptor_left(served.workers[0]):
+                for stream in (False, True) * 5:  # more failures than open a breaker
+                    async with client.post(url, json=chat("good", stream=stream)) as response:
+                        reported = (await response.json())["error"]
+                        assert (response.status, reported["code"]) == (503, "overloaded")
+                        assert "no file descriptor left" in reported["message"]
+                        assert response.headers["retry-after"] == "1"
+                async with client.post(url, json=chat("auto")) as response:  # routed, with experts to fall back to
+                    assert response.status == 503
+            async with client.post(url, json=chat("good")) as response:
+                assert response.status == 200
+            assert await served.metric("coe_breaker_state") == 0
+            assert not served.upstream.seen[1:]
     said = log.read_text()
-    assert said.count(f"no file descriptor is left for a connection to an expert (limit of this process: {LIMIT})") == 1
+    assert said.count(f"no file descriptor is left for a connection to an expert (limit of this process: {FULL})") == 1
     assert "Raise the limit (`ulimit -n`, LimitNOFILE in systemd" in said
 
 
 @pytest.mark.usefixtures("limited")
 async def test_more_clients_than_descriptors_are_all_answered(tmp_path: Path) -> None:
-    async with hungry(tmp_path) as (served, _, _):
+    async with serving(tmp_path) as served:
         highest = 0
 
         async def send_chat() -> int:

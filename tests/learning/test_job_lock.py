@@ -17,7 +17,7 @@ from coe.jobs.job_lock import LOCK_KEY, job_lock
 
 SOON = 60.0
 """Time limit of every wait, in seconds."""
-LEASE = 0.3
+LEASE = 60.0
 HOLDING = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
@@ -34,9 +34,9 @@ def url(request: pytest.FixtureRequest, redis_url: str) -> str:
 
 
 @contextmanager
-def another_process(url: str, home: Path) -> Iterator[subprocess.Popen[str]]:
+def another_process(url: str, home: Path, *, lease: float = LEASE) -> Iterator[subprocess.Popen[str]]:
     """Start a process that holds the lock until its standard input ends."""
-    command = [sys.executable, "-c", HOLDING, str(Path(__file__).parents[2]), url, str(home), str(LEASE)]
+    command = [sys.executable, "-c", HOLDING, str(Path(__file__).parents[2]), url, str(home), str(lease)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "held\n"
@@ -57,7 +57,7 @@ def test_a_job_that_holds_the_lock_is_named_and_the_next_one_begins_when_it_ends
 
 
 def test_the_lock_of_a_killed_job_is_free_when_its_lease_expires(url: str, tmp_path: Path) -> None:
-    with another_process(url, tmp_path) as other:
+    with another_process(url, tmp_path, lease=0.3) as other:
         other.kill()
         other.wait()
     given_up = time.monotonic() + SOON
@@ -71,7 +71,7 @@ def test_the_lock_of_a_killed_job_is_free_when_its_lease_expires(url: str, tmp_p
 
 
 def test_a_lease_is_extended_while_the_job_runs(redis_url: str, tmp_path: Path) -> None:
-    with Redis.from_url(redis_url) as client, job_lock(redis_url, home=tmp_path, lease=LEASE):
+    with Redis.from_url(redis_url) as client, job_lock(redis_url, home=tmp_path, lease=3.0):
         given_up, left = time.monotonic() + SOON, client.pttl(LOCK_KEY)
         while (now := client.pttl(LOCK_KEY)) <= left:  # type: ignore[operator]
             left = now

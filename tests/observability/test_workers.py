@@ -75,6 +75,16 @@ async def test_a_killed_worker_takes_its_gauges_along_and_leaves_its_counts_to_i
             }
 
 
+async def test_what_a_worker_has_shown_itself_outlives_it_although_no_sibling_asked_for_it(folder: Path) -> None:
+    own = registry()
+    own.families()[0].add((), 5)
+    async with share_metrics(folder, own) as siblings:
+        assert await shown(own, siblings) == (5, 1)
+        successor = registry()
+        successor.resume((folder / "0.json").read_bytes())  # as after SIGKILL
+    assert value(exposition([successor.families()]), "c_total") == 5
+
+
 async def test_a_frozen_worker_does_not_hold_up_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metric_workers, "SIBLING_TIMEOUT_SECONDS", 0.05)
     own = registry()

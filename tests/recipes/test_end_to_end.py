@@ -71,7 +71,7 @@ async def test_agreement_saves_the_large_member(tmp_path: Path) -> None:
 async def test_a_member_that_is_killed_mid_run_causes_no_error(tmp_path: Path) -> None:
     a, b = MemberServer("a", "7", pause=0.002), MemberServer("b", "8", pause=0.002)
     large = MemberServer("large", "After some thought: The answer is 8.", pause=0.005)
-    async with recipes_of(tmp_path, a, b, large) as served:
+    async with recipes_of(tmp_path, a, b, large, max_stream_hold=60) as served:
 
         async def client(number: int) -> list[tuple[int, bytes]]:
             found = []

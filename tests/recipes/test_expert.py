@@ -285,7 +285,7 @@ async def test_when_the_hold_ends_a_complete_answer_goes_before_one_that_has_not
 async def test_when_the_hold_ends_a_later_step_that_has_begun_is_relayed() -> None:
     go = asyncio.Event()
     a, b, large = members(a=stream("X"), b=stream("Y"), large=stream("so", go, "Z"))
-    recipe = recipe_of(a, b, large, limits={"max_stream_hold": 0.05}, **CASCADE)
+    recipe = recipe_of(a, b, large, limits={"max_stream_hold": 1.0}, **CASCADE)
     reply = await recipe.stream(call_of(stream=True))
     chunks = reply.chunks()
     assert await next_chunk(chunks) == event("so")

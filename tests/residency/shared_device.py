@@ -12,6 +12,7 @@ from coe.fleet.residency.devices import Device, ScheduledServer
 from coe.fleet.residency.residency import Residency
 from coe.fleet.residency.socket_server import serve_residency
 from coe.fleet.residency.state import ServerProfile
+from coe.fleet.specs import Timeouts
 from coe.settings import Endpoint
 from tests.fleet.fake_fleet import QUICK, Fakes
 
@@ -23,10 +24,17 @@ class SharedDevice:
     stopped."""
 
     def __init__(
-        self, fakes: Fakes, modes: Mapping[str, str], *, memory: float = SIZE, sleepers: str = "", devices: str = "d"
+        self,
+        fakes: Fakes,
+        modes: Mapping[str, str],
+        *,
+        memory: float = SIZE,
+        sleepers: str = "",
+        devices: str = "d",
+        timeouts: Timeouts = QUICK,
     ) -> None:
         """`devices` are names of one letter each. Servers see theirs in the environment variable DEVICE."""
-        self.fakes = fakes
+        self.fakes, self._timeouts = fakes, timeouts
         servers = []
         for name, mode in modes.items():
             sleeps = name in sleepers
@@ -44,7 +52,7 @@ class SharedDevice:
 
     def residency(self, *, first: str, max_wait: float = 0.2) -> Residency:
         return Residency(
-            self.devices, assignment={"x": first}, max_wait=max_wait, report=self.fakes.report, timeouts=QUICK
+            self.devices, assignment={"x": first}, max_wait=max_wait, report=self.fakes.report, timeouts=self._timeouts
         )
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ import pytest
 from coe.errors import ExpertAsleep, FleetError
 from coe.fleet.residency.client import ResidencyClient, connected_client, fetch_report
 from coe.fleet.residency.residency import Residency
-from tests.fleet.fake_fleet import DEADLINE, Fakes, send_chat
+from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, send_chat
 from tests.residency.shared_device import SharedDevice
 
 pytestmark = pytest.mark.anyio
@@ -213,7 +214,7 @@ async def test_a_server_that_dies_at_the_start_of_the_fleet_stops_it(fakes: Fake
 
 
 async def test_a_frozen_server_is_ended_and_started_again(fakes: Fakes) -> None:
-    device = SharedDevice(fakes, {"a": "ok"})
+    device = SharedDevice(fakes, {"a": "ok"}, timeouts=replace(QUICK, max_missed_checks=2))
     async with device.connected() as (_, client):
         await send_chat(device.specs["a"], "/freeze")
         await fakes.wait_for_line("health checks in a row")

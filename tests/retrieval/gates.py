@@ -86,7 +86,7 @@ class ListRetriever:
 
 
 class ScriptedRetrieval:
-    """A Retrieval whose parts the test controls."""
+    """A Retrieval whose parts the test controls. Unless declared, its timeout is longer than a busy machine needs."""
 
     def __init__(self, *passages: Passage, gate: Gate | None, **declared: Any) -> None:
         self.retriever = ListRetriever(*passages)
@@ -94,7 +94,7 @@ class ScriptedRetrieval:
         self.now = 0.0
         self.draws = [1.0] * 100
         self.retrieval = Retrieval(
-            RetrievalSpec(**declared),
+            RetrievalSpec(**{"timeout": 60.0} | declared),
             retriever=self.retriever,
             encoder=self.encoder,
             router=WordRouter(),

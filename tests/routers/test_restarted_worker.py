@@ -23,6 +23,7 @@ from coe.runtime.kept_state import KeptState
 from coe.settings import Settings
 from gateway.main import PreloadedRouter
 from tests.routers.test_preloaded_router import CHESS, Built, declare, publish, serving, wait_until_ready
+from tests.worker_choice import only
 
 DEADLINE_SECONDS = 120.0
 """Time limit of every wait."""
@@ -50,9 +51,13 @@ def ready(url: str) -> dict[str, Any]:
     return {}
 
 
-def all_report(url: str, **expected: object) -> bool:
-    """Returns whether 20 answers in a row report these fields; either worker may accept a connection."""
-    return all(expected.items() <= ready(url).items() for _ in range(20))
+def all_report(process: subprocess.Popen[bytes], url: str, **expected: object) -> bool:
+    """Returns whether each worker reports these fields."""
+    for worker in psutil.Process(process.pid).children():
+        with only(worker):
+            if not expected.items() <= ready(url).items():
+                return False
+    return True
 
 
 def metric(url: str, name: str) -> float:
@@ -96,24 +101,26 @@ def test_workers_that_crash_serve_the_last_good_declaration_until_it_is_repaired
         first = ready(url)["config"]
         declare(tmp_path, CHESS)
         good = load(settings.config, environ={}).digest
-        wait_for(lambda: all_report(url, reload_error=False, config=good))
+        wait_for(lambda: all_report(process, url, reload_error=False, config=good))
         wait_for(lambda: "chess" in kept(settings))
+        wait_for(lambda: log.read_text().count("reloaded: config") == 2)
         settings.config.write_text("version: 1\nexperts: [")
-        wait_for(lambda: all_report(url, reload_error=True, config=good))
+        wait_for(lambda: all_report(process, url, reload_error=True, config=good))
         crash_workers(process, url)
-        assert all_report(url, reload_error=True, config=good)
+        assert all_report(process, url, reload_error=True, config=good)
         assert metric(url, "coe_reload_failed") == 1
         assert metric(url, "coe_worker_crashes") == 2
         declare(tmp_path)
-        wait_for(lambda: all_report(url, reload_error=False, config=first))
+        wait_for(lambda: all_report(process, url, reload_error=False, config=first))
         assert metric(url, "coe_reload_failed") == 0
         wait_for(lambda: "chess" not in kept(settings))
+        wait_for(lambda: log.read_text().count("reloaded: config") == 4)
         crash_workers(process, url)
-        assert all_report(url, reload_error=False, config=first)
+        assert all_report(process, url, reload_error=False, config=first)
         settings.config.write_text(settings.config.read_text() + "log: {keep_days: 3}\n")  # needs a restart of all
-        wait_for(lambda: all_report(url, reload_error=True, config=first))
+        wait_for(lambda: all_report(process, url, reload_error=True, config=first))
         crash_workers(process, url)
-        assert all_report(url, reload_error=True, config=first)
+        assert all_report(process, url, reload_error=True, config=first)
         process.terminate()
         assert process.wait(60) == 0
     assert not list(settings.home.glob("last-good/[!.]*"))
@@ -137,13 +144,13 @@ def test_workers_that_crash_serve_the_last_good_router_while_the_promoted_one_is
         wait_for(lambda: good in kept(settings))
         note.write_text("damage")
         write_pointer(settings, damaged)
-        wait_for(lambda: all_report(url, reload_error=True, router=good))
+        wait_for(lambda: all_report(process, url, reload_error=True, router=good))
         crash_workers(process, url)
-        assert all_report(url, reload_error=True, router=good)
+        assert all_report(process, url, reload_error=True, router=good)
         assert metric(url, "coe_worker_crashes") == 2
         note.write_text(intact)
         write_pointer(settings, damaged)
-        wait_for(lambda: all_report(url, reload_error=False, router=damaged))
+        wait_for(lambda: all_report(process, url, reload_error=False, router=damaged))
 
 
 def test_workers_that_crash_serve_a_copy_of_a_router_whose_files_were_damaged_in_use(
@@ -155,7 +162,7 @@ def test_workers_that_crash_serve_a_copy_of_a_router_whose_files_were_damaged_in
         wait_for(lambda: good in kept(settings))
         (settings.artifacts / ROUTER / good / "note").unlink()
         crash_workers(process, url)
-        assert all_report(url, reload_error=True, router=good)
+        assert all_report(process, url, reload_error=True, router=good)
         assert metric(url, "coe_worker_crashes") == 2
 
 

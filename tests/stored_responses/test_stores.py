@@ -26,12 +26,6 @@ LIFETIME = 3600.0
 QUARTER = b"x" * (MAX_BYTES // 4 - ENTRY_OVERHEAD_BYTES)
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long timeout, so that a running store replies in time on a busy machine."""
-    monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", 5.0)
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -131,7 +125,6 @@ async def test_a_file_that_another_process_writes_is_read_and_tried_again_after_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.0)
-    monkeypatch.setattr(store, "TIMEOUT_SECONDS", 60.0)
     path = tmp_path / "r.sqlite"
     file = SqliteResponseStore(path, lifetime=LIFETIME, max_bytes=MAX_BYTES, clock=clock)
     await file.put("a", {"1": b"1"})
@@ -155,7 +148,6 @@ async def test_a_file_that_another_process_writes_is_read_and_tried_again_after_
 
 async def test_calls_that_wait_for_the_file_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MAX_WAITING", 2)
-    monkeypatch.setattr(store, "TIMEOUT_SECONDS", 60.0)
     file = SqliteResponseStore(tmp_path / "r.sqlite", lifetime=LIFETIME, max_bytes=MAX_BYTES)
     free = threading.Event()
     busy = asyncio.create_task(file._database.read(lambda _: free.wait()))
