@@ -100,7 +100,7 @@ async def test_the_error_of_a_damaged_file_says_to_restore_or_to_move_it(tmp_pat
     path = tmp_path / "words.db"
     path.write_bytes(content)
     database = Database(path, tables=TABLES, version=2)
-    with pytest.raises(StoreError, match=r"words\.db: file is not a database; .*restore it.* or move it away"):
+    with pytest.raises(StoreError, match=r"words\.db: file is not a database; .*restore a backup, or move it away"):
         await select(database)
     path.rename(tmp_path / "damaged.db")
     assert await select(database) == [("kept",)]
