@@ -23,7 +23,7 @@ T = TypeVar("T")
 BUSY_SECONDS = 5.0
 """Seconds that one statement waits for another process that writes to the same file."""
 WAL_RETRY_SECONDS = 0.005
-_DAMAGED = "the file is damaged, or none of SQLite: restore a backup, or move it away with its -wal and -shm files"
+_DAMAGED = "the file is damaged, or not one of SQLite's: restore a backup, or move it away with its -wal and -shm files"
 _REMEDIES = {
     sqlite3.SQLITE_BUSY: f"another process has held the file for {BUSY_SECONDS:g} s: end its transaction",
     sqlite3.SQLITE_CORRUPT: _DAMAGED,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -19,6 +19,7 @@ from coe.core import (
     GENERAL,
     Call,
     Chat,
+    CountsPending,
     Decision,
     Expert,
     Health,
@@ -32,9 +33,8 @@ from coe.experts.variants import build_variants
 from coe.frozen import fast_init
 from coe.mapping import Assignment
 from coe.mapping.problem import relative_cost
-from coe.registry import Registry
+from coe.registry import ArmSpec, ExpertSpec, Registry
 from coe.retrieval.retrieval import Retrieval, RetrievalRequest, RetrievalResult
-from coe.routing.arms import counting_by_arm, first_expert, one_arm_of_each_expert
 from coe.routing.attempts import Attempts, call_experts
 from coe.routing.classification import Overlays
 from coe.routing.classifier import Classifier
@@ -95,7 +95,7 @@ class Composition:
         self._retrieval = retrieval
         self.retrieves = retrieval is not None
         """True if documents are declared, so that step 5 may insert passages."""
-        self._counting_experts = counting_by_arm(registry, experts)
+        self._counting_experts = _counting_by_arm(registry, experts)
         self._shares_devices = registry.residency is not None
         self.prices = {arm.name: arm.prices for arm in registry.arms}
         """The prices of experts and arms by name."""
@@ -260,7 +260,7 @@ class Composition:
             attempts.recipe_log = RecipeLog()
         order = decision.candidates
         if self.variants:
-            order = one_arm_of_each_expert(order, self.registry)
+            order = _one_arm_of_each_expert(order, self.registry)
         escalated = previous.escalated or decision.reason == "escalated"
         stays = previous.in_loop and previous.expert == decision.expert
         call = Call(
@@ -306,3 +306,30 @@ class Composition:
             stand_in=self.registry.arm(stand_in).expert_name if stand_in else "",
             wake_deadline=min(call.deadline, asyncio.get_running_loop().time() + residency.wait_timeout),
         )
+
+
+def _opening_experts(arm: ExpertSpec | ArmSpec) -> list[str]:
+    """Return the names of the declared experts that an arm calls first: several if a recipe begins with several."""
+    first = arm.members[: len(arm.steps[0])] if isinstance(arm, ArmSpec) else (arm,)
+    return [spec.expert_name for spec in first]
+
+
+def first_expert(arm: ExpertSpec | ArmSpec) -> str:
+    """Return the name of the declared expert behind an arm; for a recipe, of its first member."""
+    return _opening_experts(arm)[0]
+
+
+def _counting_by_arm(registry: Registry, experts: Mapping[str, Expert]) -> dict[str, list[CountsPending]]:
+    """Return the experts that each arm calls first and that count pending calls; empty if no expert has a limit."""
+    if all(spec.concurrent_requests is None for spec in registry.experts):
+        return {}
+    counting = {name: expert for name, expert in experts.items() if isinstance(expert, CountsPending)}
+    return {arm.name: [counting[name] for name in _opening_experts(arm) if name in counting] for arm in registry.arms}
+
+
+def _one_arm_of_each_expert(order: Sequence[str], registry: Registry) -> tuple[str, ...]:
+    """Drop further arms of the same expert, which would call the same server again after it failed."""
+    first: dict[str, str] = {}
+    for name in order:
+        first.setdefault(registry.arm(name).expert_name, name)
+    return tuple(first.values())

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 from coe.core import PASS_THROUGH_APIS, Api
 from coe.registry import ExpertSpec
-from coe.routing.arms import first_expert
+from coe.routing.composition import first_expert
 
 Attributes = dict[str, Any]
 

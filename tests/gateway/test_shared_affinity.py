@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not installed(), reason=MISS
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long timeout, so that a running Redis takes what it is told on a busy machine."""
+    """A long timeout, so that a running Redis accepts each write on a busy machine."""
     monkeypatch.setattr("gateway.access.redis_affinity.EXCHANGE_TIMEOUT_SECONDS", 10.0)
 
 

@@ -127,7 +127,7 @@ async def ending(port: int, rng: random.Random) -> None:
 
 
 def held(gateway: Gateway, server: HttpServer, session: Client) -> dict[str, Any]:
-    """What is held of requests, by name; empty if nothing."""
+    """Return the resources that requests still hold, by name; empty if none."""
     state = gateway.serving_state
     admission, experts = state.admission, state.serving.composition.experts.values()
     found: dict[str, Any] = {

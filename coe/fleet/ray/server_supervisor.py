@@ -91,7 +91,7 @@ class ServerSupervisor:
                 self.served = await self._result(self._actor.start.remote(self.adapters))
         except TimeoutError:
             raise FleetError(f"{self._name} was not ready on node {self._node} within {START_TIMEOUT:g} s") from None
-        self._changed()  # first, so that whoever reads the line finds the address published
+        self._changed()  # before the report, whose readers expect the address to be published
         self._report(f"{self._name} serves at {self.served.root} after {time.monotonic() - begin:.1f} s")
 
     async def follow(self) -> Never:
