@@ -179,7 +179,7 @@ async def test_of_10_000_marked_requests_none_leaves_the_local_experts(monkeypat
     assert all(received[name][SECRET] == 0 for name in received if name not in LOCAL), received
     assert all(received[name][SECRET] > 100 for name in LOCAL)
     assert all(count[PUBLIC] > 100 for count in received.values())  # the same faults do reach them without a mark
-    assert outcomes >= {"expert_not_local", "expert_unavailable", "model_not_found", *LOCAL, "inside@2"}, outcomes
+    assert outcomes >= {"expert_not_local", "expert_timeout", "model_not_found", *LOCAL, "inside@2"}, outcomes
 
 
 MARKED = {"content-type": "application/json", "x-coe-only-local": "true"}

@@ -19,6 +19,7 @@ MODELS = {
     "busy": "retry:429:70",
     "breaks": "breaks",
     "stalls": "stalls",
+    "silent": "silent",
 }
 
 

@@ -23,10 +23,23 @@ async def test_an_answer_is_stopped_and_retried(browser: Browser, playground: Pl
         await page.get_by_role("button", name="Stop").click()
         await expect(answers(page)).to_contain_text("Stopped.")
         await page.get_by_role("button", name="Retry").click()
-        await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        await expect(answers(page)).to_contain_text("hi")  # the record's id is in the head of the response
         await page.get_by_role("button", name="Stop").click()
         await expect(page.get_by_role("link", name="Open record")).to_be_visible()
         await expect(answers(page)).to_have_count(1)
+
+
+async def test_an_answer_that_is_stopped_before_its_response_begins_is_explained_without_a_record(
+    browser: Browser, playground: Playground
+) -> None:
+    async with visiting(browser, playground.url) as page:
+        await choose(page, "silent")
+        await send_prompt(page, "hello")
+        await expect(page.get_by_text("Known when the answer is complete.")).to_be_visible()
+        await page.get_by_role("button", name="Stop").click()
+        await expect(answers(page)).to_contain_text("Stopped.")
+        await expect(page.get_by_text("the request ended before its response began")).to_be_visible()
+        await expect(page.get_by_role("link", name="Open record")).to_have_count(0)
 
 
 @pytest.mark.parametrize(

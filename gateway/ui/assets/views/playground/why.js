@@ -16,7 +16,7 @@ export function why(answer) {
     ${part("Category", posterior(decision))}
     ${part("Nearest examples", neighbours(answer.explanation))}
     ${part("Candidates", candidateTable(decision, answer.explanation?.health))}
-    ${part("Retrieval", decision.retrieval ? retrievalDetails(decision) : html`<p class="faint">Known when the answer is complete.</p>`)}
+    ${part("Retrieval", decision.retrieval ? retrievalDetails(decision) : html`<p class="faint">${noRetrieval(answer)}</p>`)}
     ${part("Time", timeline("Steps of the request", steps(answer, decision)))}
     ${headers(answer)}
     ${answer.record?.request_id ? html`<p><a href="#/log/${answer.record.request_id}">Open record</a></p>` : nothing}
@@ -28,6 +28,13 @@ const part = (title, content) => html`<section class="part"><h3>${title}</h3>${c
 function noDecision({ explanation, record }) {
   return explanation?.failed ?? record?.failed ?? "No information on the decision.";
 }
+
+function noRetrieval(answer) {
+  const known = isOpen(answer) || answer.headers["x-request-id"];
+  return known ? "Known when the answer is complete." : "Not known: the request ended before its response began.";
+}
+
+const isOpen = ({ state }) => state === "pending" || state === "streaming";
 
 /** The record where it exists; before that, the headers and the explanation. */
 function decisionOf({ record, headers: found, explanation }) {
@@ -77,13 +84,13 @@ function neighbours(explanation) {
 }
 
 /** The eight steps of the serving line: six from the header server-timing, the seventh from the record; the eighth follows. */
-function steps({ headers: found, record, state }, decision) {
+function steps(answer, decision) {
+  const { headers: found, record } = answer;
   const header = found["server-timing"] ?? "";
   const times = Object.fromEntries([...header.matchAll(/([a-z]+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]));
   const relayed = decision.first_token_ms == null || !record?.request_id ? null : decision.total_ms - decision.first_token_ms;
   const named = ["admit", "parse", "classify", "assign", "retrieve", "call"].map((name) => ({ name, ms: times[name] ?? null }));
-  const open = state === "pending" || state === "streaming";
-  return [...named, { name: "relay", ms: relayed, note: open ? "…" : "–" }, { name: "record", ms: null, note: "after the response" }];
+  return [...named, { name: "relay", ms: relayed, note: isOpen(answer) ? "…" : "–" }, { name: "record", ms: null, note: "after the response" }];
 }
 
 function headers({ headers: found }) {
