@@ -75,7 +75,7 @@ def test_nothing_kept_is_no_error_and_something_else_is(tmp_path: Path) -> None:
 def test_a_frontier_goes_from_the_smallest_feasible_limit_to_the_last_gain() -> None:
     problem = make(categories=8, experts=6)
     best = planned_quality(problem, solve(problem))
-    found = frontiers(problem)
+    found = frontiers(problem, time_budget=TimeBudget(10_000))
     assert set(found) == {"memory_gb", "mean_active_b", "mean_cost", "mean_latency_ms", "max_share"}
     for row, points in found.items():
         assert points[0].efficient, row
@@ -87,7 +87,8 @@ def test_a_frontier_goes_from_the_smallest_feasible_limit_to_the_last_gain() -> 
 
 def test_a_plan_that_is_known_changes_no_frontier() -> None:
     problem = make(budget=Budget(mean_active_b=25, memory_gb=160))
-    assert frontiers(problem, solve(problem)) == frontiers(problem)
+    without = frontiers(problem, time_budget=TimeBudget(10_000))
+    assert frontiers(problem, solve(problem), time_budget=TimeBudget(10_000)) == without
 
 
 def test_where_there_is_no_time_the_plan_is_kept_without_what_it_can_do_without(tmp_path: Path) -> None:
