@@ -29,6 +29,7 @@ from tests.fleet.cluster import Nodes, cluster
 from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes
 from tests.fleet.fake_server import FAMILY_SIZE
 from tests.vllm.service import Service
+from tests.waiting import LONG_TIME, expire_when, wait_until
 
 pytestmark = [
     pytest.mark.anyio,
@@ -101,7 +102,7 @@ async def fleet_of(
             wanted, ray=connected, report=fakes.report, timeouts=QUICK, placement_timeout=placement_timeout
         ) as fleet:
             yield fleet
-        assert actors() == []
+        await wait_until(lambda: actors() == [], pause=0.1)  # Ray ends them in the background
 
 
 def actors() -> list[str]:
@@ -181,12 +182,14 @@ async def test_the_replica_of_a_dead_node_moves_to_another_and_the_addresses_fol
     nodes.lose(new, gracefully=True)
 
 
-async def test_missing_resources_are_reported_in_time(fakes: Fakes) -> None:
+async def test_missing_resources_are_reported_in_time(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_supervisor, "PLACEMENT_NOTICE", 0.0)
+    expire_when(monkeypatch, lambda: actors().count("ALIVE") == 2 and not ray.available_resources().get("CPU"))
     three = BASE.model_copy(update={"replicas": 3})
     with pytest.raises(FleetError) as caught:
-        async with fleet_of(fakes, three, placement_timeout=2.0):
+        async with fleet_of(fakes, three, placement_timeout=LONG_TIME):
             pytest.fail("there are two nodes of one CPU")
-    assert "found no room within 2 s: it needs 1 CPU; the 2 nodes of the cluster have 2 CPU" in str(caught.value)
+    assert "found no room within 100000 s: it needs 1 CPU; the 2 nodes of the cluster have 2 CPU" in str(caught.value)
     assert "(missing: 1 CPU); add nodes, or declare fewer replicas" in str(caught.value)
     assert fakes.alive() == []
 

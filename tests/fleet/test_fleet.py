@@ -26,6 +26,7 @@ from coe.fleet.specs import Timeouts
 from coe.registry.sections import Policy
 from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes, send_chat
 from tests.fleet.fake_server import FAMILY_SIZE
+from tests.waiting import LONG_TIME, expire_when
 
 pytestmark = pytest.mark.anyio
 
@@ -226,9 +227,15 @@ async def test_a_log_that_cannot_be_written_is_a_fleet_error(fakes: Fakes) -> No
             pass
 
 
-async def test_a_server_that_is_not_ready_in_time_fails_the_fleet(fakes: Fakes) -> None:
-    with pytest.raises(FleetError, match=r"'fake' gave no answer within 3 s\nlast lines of .*\nOMP_NUM_THREADS=3\n"):
-        async with Fleet([fakes.spec("loading", ready_timeout=3.0)], report=fakes.report, timeouts=QUICK):
+async def test_a_server_that_is_not_ready_in_time_fails_the_fleet(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = fakes.spec("loading", ready_timeout=LONG_TIME)
+    expire_when(monkeypatch, lambda: server.log_tail(spec.log))
+    with pytest.raises(
+        FleetError, match=r"'fake' gave no answer within 100000 s\nlast lines of .*\nOMP_NUM_THREADS=3\n"
+    ):
+        async with Fleet([spec], report=fakes.report, timeouts=QUICK):
             pass
     assert fakes.alive() == []
 
