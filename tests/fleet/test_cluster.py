@@ -7,7 +7,6 @@ import asyncio
 import builtins
 import contextlib
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from coe.errors import ClusterError, FleetError
 from coe.fleet.ray import server_supervisor
 from coe.fleet.ray.fleet import ClusterFleet, ray_cluster
 from coe.fleet.ray.server_actor import ServerRequest, server_requests
+from coe.fleet.specs import free_port
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
@@ -265,8 +265,7 @@ def test_resources_follow_from_the_declaration(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_cluster_is_reported_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ClusterError, match=f"nothing answers at RAY_ADDRESS={address} .*Unset it"), ray_cluster():
