@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -190,7 +191,7 @@ def _kill_a_member(clone: Path, port: int) -> None:
     """Kill the server of the last step while it answers: every request still gets an answer."""
     client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=300)
     server = _server_of(clone, "model-timeout")
-    threading.Timer(1.5, server.kill).start()
+    threading.Thread(target=_kill_when_it_answers, args=(server, port), daemon=True).start()
     stops = []
     for number in range(KILLED_REQUESTS):
         answer = client.chat.completions.with_raw_response.create(
@@ -200,6 +201,17 @@ def _kill_a_member(clone: Path, port: int) -> None:
             list(answer.parse())
         stops.append(_record(clone, answer.headers["x-request-id"])["recipe_stop"])
     _expect("unavailable" in stops, f"no request noticed that the server was killed: {stops}")
+
+
+def _kill_when_it_answers(server: psutil.Process, port: int) -> None:
+    """Kill the server of the expert `strong` once it has a request."""
+    answers = re.compile(r'^coe_expert_in_flight\{expert="strong"\} [1-9]', re.MULTILINE)
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as page:
+            if answers.search(page.read().decode()):
+                server.kill()
+                return
+        time.sleep(0.02)
 
 
 def _server_of(clone: Path, flag: str) -> psutil.Process:

@@ -6,8 +6,11 @@ on one machine, on shared devices or on a Ray cluster. `free_port` selects the s
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
+import sys
+from collections import deque
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +24,41 @@ HOST = "127.0.0.1"
 # Below the ephemeral range: a port from inside it may be taken by any outgoing connection while a server restarts,
 # and a client that keeps dialling it can even connect to itself.
 _FIRST, _LAST = 20_000, 32_000
+_MAX_RESERVED = 64
+_reserved: deque[int] = deque()
+"""Descriptors of the latest reservations of this process."""
 
 
 def free_port(*, avoid: Container[int] = (), host: str = HOST) -> int:
-    """Returns a port of `host` that is free and not in `avoid`. Raises FleetError if it finds none."""
+    """Returns a port of `host` that is free and not in `avoid`. Raises FleetError if it finds none.
+
+    On Linux, this process and others that call this function choose another port until this process ends or has chosen
+    64 more. A server may listen only minutes after its port was chosen, and stops listening during a restart.
+    """
     for _ in range(200):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
-        if port not in avoid and is_free(port, host=host):
+        if port not in avoid and is_free(port, host=host) and _reserve(port):
             return port
     raise FleetError(f"no free port between {_FIRST} and {_LAST} on {host}; stop some of the servers listening there")
+
+
+def _reserve(port: int) -> bool:
+    """Returns False if a process has reserved the port; always True on other systems than Linux.
+
+    The reservation is a Unix socket without a file. The kernel removes its name with the process, and a container has
+    names of its own, as it has ports.
+    """
+    if sys.platform != "linux":
+        return True
+    with socket.socket(socket.AF_UNIX) as reservation:
+        try:
+            reservation.bind(f"\0coe-port-{port}")
+        except OSError:
+            return False
+        _reserved.append(reservation.detach())
+    if len(_reserved) > _MAX_RESERVED:
+        os.close(_reserved.popleft())
+    return True
 
 
 def is_free(port: int, *, host: str = HOST) -> bool:

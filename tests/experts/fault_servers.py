@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+
+from coe.fleet.specs import free_port
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -96,7 +97,5 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 
 
 def closed_port() -> str:
-    """The root of an address at which nothing listens."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{one.getsockname()[1]}"
+    """The root of an address at which nothing listens; no other test of the machine chooses its port meanwhile."""
+    return f"http://127.0.0.1:{free_port()}"

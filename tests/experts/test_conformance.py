@@ -1,7 +1,6 @@
 """The conformance suite of Expert implementations, against a real server."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 
 import orjson
@@ -13,6 +12,7 @@ from coe.experts.http.client import Client
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.experts.conformance import MAKERS
+from tests.experts.fault_servers import closed_port
 from tests.experts.faulty_server import FaultyServer
 
 pytestmark = pytest.mark.anyio
@@ -89,10 +89,8 @@ async def test_a_refusal_maps_to_the_right_error(serving: Serving, stream: bool)
 
 
 async def test_a_missing_server_is_unavailable(serving: Serving) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
     with pytest.raises(ExpertUnavailable):
-        await whole(serving("good", f"http://127.0.0.1:{port}/v1"), call())
+        await whole(serving("good", f"{closed_port()}/v1"), call())
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import math
 import re
-import socket
 from typing import Any
 
 import orjson
@@ -30,6 +29,7 @@ from coe.experts.http.replies import ModelNameRewriter, StreamedReply
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from gateway.errors import body_of
+from tests.experts.fault_servers import closed_port
 from tests.experts.faulty_server import CHUNK, DONE, LAST, FaultyServer
 
 pytestmark = pytest.mark.anyio
@@ -272,10 +272,8 @@ async def test_an_expert_that_falls_silent_times_out_and_is_disconnected(server:
 
 
 async def test_a_closed_port_is_unavailable() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
     with pytest.raises(ExpertUnreachable, match="cannot be reached"):
-        await answer(f"http://127.0.0.1:{port}/v1", "good")
+        await answer(f"{closed_port()}/v1", "good")
 
 
 async def test_a_comment_and_a_blank_line_before_the_first_event_are_accepted(server: FaultyServer) -> None:

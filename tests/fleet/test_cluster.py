@@ -7,7 +7,6 @@ import asyncio
 import builtins
 import contextlib
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from coe.errors import ClusterError, FleetError
 from coe.fleet.ray import server_supervisor
 from coe.fleet.ray.fleet import ClusterFleet, ray_cluster
 from coe.fleet.ray.server_actor import ServerRequest, server_requests
+from coe.fleet.specs import free_port
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
 from tests.fleet.adapters import adapter
@@ -29,6 +29,7 @@ from tests.fleet.cluster import Nodes, cluster
 from tests.fleet.fake_fleet import DEADLINE, QUICK, Fakes
 from tests.fleet.fake_server import FAMILY_SIZE
 from tests.vllm.service import Service
+from tests.waiting import LONG_TIME, expire_when, wait_until
 
 pytestmark = [
     pytest.mark.anyio,
@@ -101,7 +102,7 @@ async def fleet_of(
             wanted, ray=connected, report=fakes.report, timeouts=QUICK, placement_timeout=placement_timeout
         ) as fleet:
             yield fleet
-        assert actors() == []
+        await wait_until(lambda: actors() == [], pause=0.1)  # Ray ends them in the background
 
 
 def actors() -> list[str]:
@@ -181,12 +182,14 @@ async def test_the_replica_of_a_dead_node_moves_to_another_and_the_addresses_fol
     nodes.lose(new, gracefully=True)
 
 
-async def test_missing_resources_are_reported_in_time(fakes: Fakes) -> None:
+async def test_missing_resources_are_reported_in_time(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_supervisor, "PLACEMENT_NOTICE", 0.0)
+    expire_when(monkeypatch, lambda: actors().count("ALIVE") == 2 and not ray.available_resources().get("CPU"))
     three = BASE.model_copy(update={"replicas": 3})
     with pytest.raises(FleetError) as caught:
-        async with fleet_of(fakes, three, placement_timeout=2.0):
+        async with fleet_of(fakes, three, placement_timeout=LONG_TIME):
             pytest.fail("there are two nodes of one CPU")
-    assert "found no room within 2 s: it needs 1 CPU; the 2 nodes of the cluster have 2 CPU" in str(caught.value)
+    assert "found no room within 100000 s: it needs 1 CPU; the 2 nodes of the cluster have 2 CPU" in str(caught.value)
     assert "(missing: 1 CPU); add nodes, or declare fewer replicas" in str(caught.value)
     assert fakes.alive() == []
 
@@ -262,8 +265,7 @@ def test_resources_follow_from_the_declaration(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_cluster_is_reported_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ClusterError, match=f"nothing answers at RAY_ADDRESS={address} .*Unset it"), ray_cluster():

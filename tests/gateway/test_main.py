@@ -10,6 +10,7 @@ import pytest
 
 from coe.artifacts.store import ArtifactStore
 from coe.errors import ArtifactError, ConfigError
+from coe.fleet.specs import free_port
 from coe.mapping import Assignment
 from coe.registry.loader import load
 from coe.runtime.active_state import category_texts, check_active_state
@@ -121,10 +122,12 @@ def test_a_local_expert_without_a_running_server_is_refused(tmp_path: Path) -> N
 
 
 def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        settings = replace(settings_of(tmp_path), port=taken.getsockname()[1])
-        with pytest.raises(ConfigError, match="is in use; stop what listens there or set COE_PORT"):
-            open_port(settings, load(settings.config, environ={}))
+    settings = replace(settings_of(tmp_path), port=free_port())
+    with (
+        socket.create_server(("127.0.0.1", settings.port)),
+        pytest.raises(ConfigError, match="is in use; stop what listens there or set COE_PORT"),
+    ):
+        open_port(settings, load(settings.config, environ={}))
     open_port(settings, load(settings.config, environ={})).close()
 
 

@@ -193,7 +193,8 @@ async def client(service: Service, report: Report, *, rng: random.Random, stop: 
 
 
 async def kill(service: Service, report: Report, kind: str, rng: random.Random) -> None:
-    """Kills a process of this kind; `coe up` is started again once nothing of it is left."""
+    """Kills a process of this kind once there is one: the last gateway may just have died with its supervisor. `coe up`
+    is started again once nothing of it is left."""
     if kind == "up":
         assert service.up is not None
         service.up.kill()
@@ -201,11 +202,12 @@ async def kill(service: Service, report: Report, kind: str, rng: random.Random) 
         if left := await service.none_left():
             report.problems.append(f"left after the death of coe up: {left}")
         await service.start()
-    elif victims := service.victims(kind):
+    else:
+        async with asyncio.timeout(START):
+            while not (victims := service.victims(kind)):
+                await asyncio.sleep(0.05)
         with suppress(psutil.NoSuchProcess):
             rng.choice(victims).kill()
-    else:
-        return
     report.kills[kind] += 1
 
 
@@ -219,8 +221,7 @@ async def settle(service: Service, report: Report) -> None:
                         await asyncio.sleep(0.2)
             except TimeoutError:
                 report.problems.append(f"{name} does not answer any more")
-    devices = await service.report()
-    servers = [server for device in devices for server in device["servers"]]
+    devices, servers = await without_requests(service)
     for server in servers:
         if server["waiting"] or server["in_flight"]:
             report.problems.append(f"requests left: {server}")
@@ -230,6 +231,19 @@ async def settle(service: Service, report: Report) -> None:
     over = any(device["occupied_gb"] > device["memory_gb"] for device in devices)
     if over or len(service.victims("server")) > len(loaded):
         report.problems.append(f"more servers than the devices hold: {devices}")
+
+
+async def without_requests(service: Service) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The devices and their servers once no request is left, or after a while: a client has its answer before the
+    gateway has released the server."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + LONGEST_ANSWER
+    while True:
+        devices = await service.report()
+        servers = [server for device in devices for server in device["servers"]]
+        if loop.time() > deadline or not any(server["waiting"] or server["in_flight"] for server in servers):
+            return devices, servers
+        await asyncio.sleep(0.05)
 
 
 async def run(kinds: Iterable[str], *, seed: int) -> Report:
@@ -242,6 +256,9 @@ async def run(kinds: Iterable[str], *, seed: int) -> Report:
                 asyncio.create_task(client(service, report, rng=random.Random(seed * 1000 + one), stop=stop))
                 for one in range(CLIENTS)
             ]
+            async with asyncio.timeout(LONGEST_ANSWER):
+                while not report.outcomes["answered"]:
+                    await asyncio.sleep(0.05)
             for kind in kinds:
                 await asyncio.sleep(rng.uniform(*PACE))
                 await kill(service, report, kind, rng)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -172,6 +173,17 @@ def test_the_time_to_unload_is_bounded_however_ollama_answers() -> None:
         assert keeper.wait() == 128 + signal.SIGTERM
     server.shutdown()
     server.server_close()
+
+
+def test_the_end_of_the_time_to_unload_is_named_also_during_a_connection(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def expired(*_: object) -> None:
+        raise urllib.error.URLError(TimeoutError("4 s have passed"))  # as urllib wraps what a connection raises
+
+    monkeypatch.setattr(ollama_keeper, "_request", expired)
+    ollama_keeper._unload("http://127.0.0.1:11434", "tiny")
+    assert capsys.readouterr().out.endswith("does not unload 'tiny': 4 s have passed\n")
 
 
 PARENT = """

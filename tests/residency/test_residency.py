@@ -240,7 +240,7 @@ async def test_the_report_shows_who_waits_loads_and_is_next(fakes: Fakes) -> Non
         assert b["oldest_wait_s"] > 0
         release()
         await become(residency, b="loading")
-        (device,) = await fetch_report(address)
+        (device,) = residency.report()  # at once, before it is loaded
         assert device["servers"][1]["loading"]["from"] == "stopped"
         (await waiting)()
 

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from coe.cli import app
 from coe.cli.learning.tune import confirmed, tune_progress
 from coe.errors import DataError
-from coe.jobs import tune
 from coe.jobs.scoring import Scoring, open_journal
 from coe.jobs.tune import Limits, Status, Tuning
 from coe.learning.evaluation.probes import read_probes
@@ -29,6 +28,7 @@ from coe.registry import load
 from coe.settings import Settings
 from tests import forked
 from tests.score.answering import AnsweringServer, completion
+from tests.waiting import LONG_TIME, expire_when
 
 pytestmark = pytest.mark.anyio
 SKILL = {"maths": {"math": 0.95}, "laws": {"law": 0.95}, "weak": {}}
@@ -248,10 +248,18 @@ async def test_a_plan_of_wrong_answers_alone_is_not_put_into_use_unasked(place: 
 
 
 async def test_an_answer_that_does_not_come_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "GRACE_SECONDS", 0.0)
     place.server.hold(after=5)
-    reason, tuning, _ = await place.tuned(Limits(seconds=2.0))
-    assert (reason, tuning.status().known) == ("time", 5)
+    with open_journal(place.folder / "out") as journal:
+        tuning, settings = await place.tuning(journal, Limits(seconds=LONG_TIME))
+
+        def five_are_scored() -> bool:
+            if len(journal.scored) == 5:
+                tuning.spending.deadline = 0.0
+            return tuning.spending.is_over
+
+        expire_when(monkeypatch, five_are_scored)
+        assert await tuning.run(settings, print) == "time"
+        assert tuning.status().known == 5
 
 
 def test_progress_without_a_terminal_is_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:

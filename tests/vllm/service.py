@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,12 @@ class Service:
 
     def process(self, word: str) -> psutil.Process:
         """The vLLM process whose command line holds this word; not its supervisor, which has that line too."""
-        family = [(one, " ".join(one.cmdline())) for one in psutil.Process(self.host.pid).children(recursive=True)]
-        return next(one for one, line in family if word in line and "supervisor.py" not in line)
+        for one in psutil.Process(self.host.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # servers start processes that end at once
+                line = " ".join(one.cmdline())
+                if word in line and "supervisor.py" not in line:
+                    return one
+        raise AssertionError(f"there is no process with {word!r}")
 
 
 def _is_of(model: str, response: httpx.Response) -> bool:

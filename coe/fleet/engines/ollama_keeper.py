@@ -39,8 +39,7 @@ def main(root: str, model: str) -> int:
         remedy = f"; run `ollama pull {model}`" if error.code == 404 else ""
         _fail(f"Ollama at {root} does not load {model!r}: {what}{remedy}")
     except OSError as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        _fail(f"no Ollama answers at {root} ({reason}); start it, or correct `base_url` in experts.yaml")
+        _fail(f"no Ollama answers at {root} ({_reason(error)}); start it, or correct `base_url` in experts.yaml")
     except KeyboardInterrupt:
         return _unload(root, model)
     return 1
@@ -60,10 +59,15 @@ def _unload(root: str, model: str) -> int:
         while is_loaded(_request(f"{root}/api/ps", None, UNLOAD_TIMEOUT), model):
             time.sleep(_POLL_INTERVAL)
     except OSError as error:
-        _fail(f"Ollama at {root} does not unload {model!r}: {error}")
+        _fail(f"Ollama at {root} does not unload {model!r}: {_reason(error)}")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return _STOPPED
+
+
+def _reason(error: OSError) -> object:
+    """Return the error that urllib has wrapped."""
+    return error.reason if isinstance(error, urllib.error.URLError) else error
 
 
 def _expire(*_: object) -> None:

@@ -61,7 +61,7 @@ def run_agent(client: Client, expert: str, service: Service, upstream: ScriptedS
     """Run an agent three times. The first answers for `chat` and `stream`."""
     run, session = Run(), _Session(client, expert, upstream, home)
     wire = Wire(service.port)
-    with in_thread(wire.running()):
+    with in_thread(wire.running()), upstream.waiting_for(wire.pieces):
         run.reports["chat"] = _finish(run, session, f"http://127.0.0.1:{wire.port}", "chat")
     run.requests["stream"] = run.requests["chat"]
     run.reports["stream"] = {"pieces": wire.pieces()}

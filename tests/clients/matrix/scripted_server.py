@@ -7,8 +7,8 @@ the client closed it before its end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ from tests.clients.matrix import chat_turns, messages_turns, responses_turns
 from tests.clients.matrix.script import Turn, View, next_turn
 
 PAUSE = 0.02
-"""Seconds between the pieces of a stream, so that they arrive as several."""
+"""Seconds between the pieces of a stream, so that they usually arrive as several."""
+ARRIVAL_SECONDS = 60.0
+"""Time within which the first half of an answer must have arrived where the second one waits for it."""
 
 
 @dataclass(slots=True)
@@ -38,11 +40,15 @@ class Seen:
 
 
 class ScriptedServer:
-    """Serves the script. `seen` is in order of arrival."""
+    """Serves the script. `seen` is in order of arrival.
+
+    A stream continues at its half only once `has_arrived()`, so that on a busy machine the halves cannot arrive as one.
+    """
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
         self.root = ""
+        self.has_arrived: Callable[[], object] = lambda: True
         self._stored = responses_turns.Stored()
 
     @asynccontextmanager
@@ -59,6 +65,15 @@ class ScriptedServer:
         finally:
             await runner.cleanup()
 
+    @contextmanager
+    def waiting_for(self, has_arrived: Callable[[], object]) -> Iterator[None]:
+        """Let the second half of each stream wait for this until the block ends."""
+        self.has_arrived = has_arrived
+        try:
+            yield
+        finally:
+            self.has_arrived = lambda: True
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
         path = request.match_info["path"]
@@ -71,7 +86,7 @@ class ScriptedServer:
         whole, events = render(body, seen.turn, len(self.seen))
         if not body.get("stream"):
             return web.Response(body=orjson.dumps(whole), content_type="application/json")
-        return await _stream(request, seen, events)
+        return await self._stream(request, seen, events)
 
     def _read(self, path: str, body: dict[str, Any]) -> tuple[View, Any]:
         if path == "chat/completions":
@@ -82,23 +97,30 @@ class ScriptedServer:
             return self._stored.view_of(body), self._stored.render
         raise LookupError(f"no such path here: {path}")
 
+    async def _stream(self, request: web.Request, seen: Seen, events: list[bytes]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        try:
+            for number, event in enumerate(events):
+                await response.write(event)
+                await asyncio.sleep(PAUSE)
+                if number == len(events) // 2:
+                    await self._until_arrived()
+                if seen.turn.stalls and number >= len(events) // 2:
+                    seen.stalled = True
+                    await _until_closed(request)
+                    seen.closed = True
+                    return response
+            await response.write_eof()
+        except ConnectionError:
+            seen.closed = True
+        return response
 
-async def _stream(request: web.Request, seen: Seen, events: list[bytes]) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-    await response.prepare(request)
-    try:
-        for number, event in enumerate(events):
-            await response.write(event)
-            await asyncio.sleep(PAUSE)
-            if seen.turn.stalls and number >= len(events) // 2:
-                seen.stalled = True
-                await _until_closed(request)
-                seen.closed = True
-                return response
-        await response.write_eof()
-    except ConnectionError:
-        seen.closed = True
-    return response
+    async def _until_arrived(self) -> None:
+        with suppress(TimeoutError):  # the test then finds one piece
+            async with asyncio.timeout(ARRIVAL_SECONDS):
+                while not self.has_arrived():
+                    await asyncio.sleep(0.01)
 
 
 async def _until_closed(request: web.Request) -> None:
