@@ -83,8 +83,9 @@ async def test_edited_text_survives_another_view_and_is_not_lost_without_a_quest
         await expect(page.get_by_label("Changes")).to_contain_text("+# edited")
         (served.folder / "experts.yaml").write_text(f"# changed meanwhile\n{text}")
         await wait_until(page, "async () => (await (await import('./api.js')).api.get('v1/config')).in_force")
-        for name in ("Keys", "experts.yaml"):
-            await page.get_by_role("link", name=name).click()
+        await page.get_by_role("link", name="Keys").click()
+        await expect(page.get_by_role("heading", name="Keys")).to_be_visible()
+        await page.get_by_role("link", name="experts.yaml").click()
         await page.get_by_role("button", name="Check").click()
         await expect(page.get_by_label("Changes")).to_contain_text("-# changed meanwhile")
         await page.get_by_role("button", name="Save and reload").click()
