@@ -46,6 +46,7 @@ from gateway.request.stored_step import open_stored_step
 from gateway.serving_state import Serving, ServingState
 from routers import prompt_digest
 from tests.list_log import ListLog
+from tests.waiting import ManualClock
 
 NOWHERE = Settings.read({}, config=Path(__file__).parent / "nowhere" / "experts.yaml")
 """Of a gateway that needs no files: no artifacts, no declaration."""
@@ -313,7 +314,8 @@ async def gateway_of(
             composition = _composition_of(
                 registry, experts, threads, assignment, affinity=affinity, overlays=overlays, retrieval=retrieval
             )
-            access = access_of(registry, MemoryLimiter(), routed=composition.routed_arms)
+            limiter = MemoryLimiter(clock=ManualClock())  # nothing refills while a busy machine pauses
+            access = access_of(registry, limiter, routed=composition.routed_arms)
             serving = Serving(composition, access, index, versions)
             current, metrics = ServingState(serving), Metrics()
             opened.append(current)

@@ -17,6 +17,7 @@ from gateway.dialects import Dialect
 from gateway.dialects.chat import CHAT, COMPLETIONS, EMBEDDINGS
 from tests.access.samples import account_of, key_of
 from tests.fakes import Gateway, Response, gateway_of, registry_of
+from tests.waiting import ManualClock
 
 pytestmark = pytest.mark.anyio
 
@@ -199,7 +200,7 @@ def metered(account: Account) -> TokenAllowance:
     ],
 )
 async def test_all_prompts_of_a_request_are_reserved_for(api: Dialect, fields: dict[str, Any], reserved: int) -> None:
-    account = account_of(MemoryLimiter(), tokens_per_minute=1000)
+    account = account_of(MemoryLimiter(clock=ManualClock()), tokens_per_minute=1000)
     chat = api.parse(orjson.dumps({"model": "auto", **fields}))
     async with metered(account) as allowance:
         await allowance.reserve(chat)
@@ -208,7 +209,7 @@ async def test_all_prompts_of_a_request_are_reserved_for(api: Dialect, fields: d
 
 @pytest.mark.parametrize(("events", "charged"), [(3, 512), (700, 700)])
 async def test_a_stream_without_a_token_count_costs_one_per_event_or_the_estimate(events: int, charged: int) -> None:
-    account, usage = account_of(MemoryLimiter(), tokens_per_minute=1000), Usage()
+    account, usage = account_of(MemoryLimiter(clock=ManualClock()), tokens_per_minute=1000), Usage()
     usage.events = events
     chat = CHAT.parse(orjson.dumps({"model": "auto", "messages": [{"role": "user", "content": "abcd"}]}))
     async with metered(account) as allowance:
@@ -271,7 +272,7 @@ async def test_money_is_reserved_by_the_dearest_expert_or_the_one_pinned() -> No
 
 
 async def test_a_reload_keeps_the_counts_of_keys_that_stay() -> None:
-    limiter, registry = MemoryLimiter(), keyed(limits={"requests_per_minute": 2})
+    limiter, registry = MemoryLimiter(clock=ManualClock()), keyed(limits={"requests_per_minute": 2})
     for access in (access_of(registry, limiter), access_of(registry, limiter)):
         async with access.allowance(access.identify([(b"x-api-key", b"alice")], "chat")) as allowed:
             left = dict(allowed.headers())[b"x-ratelimit-remaining-requests"]

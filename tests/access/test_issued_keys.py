@@ -38,6 +38,7 @@ from gateway.access.limits import MemoryLimiter
 from tests.access.samples import Clock, key_of
 from tests.fakes import registry_of
 from tests.gateway.served import Served, serving
+from tests.waiting import ManualClock
 
 ALL = frozenset({"chat", "route", "feedback", "admin"})
 NOW = 1_800_000_000.0
@@ -329,14 +330,15 @@ class BrokenStore:
 
 @pytest.mark.anyio
 async def test_keys_that_cannot_be_read_again_are_kept_for_five_minutes_and_then_refused() -> None:
-    store, clock = BrokenStore(), Clock()
+    store, clock = BrokenStore(), ManualClock()
+    read = clock.now
     watch = IssuedKeyWatch(store, clock=clock)
     await watch.refresh()
     store.broken = True
-    clock.ahead = MAX_STALE_SECONDS - 1
+    clock.now = read + MAX_STALE_SECONDS - 1
     await watch.refresh()
     assert (len(watch.keys), watch.degraded) == (1, True)
-    clock.ahead = MAX_STALE_SECONDS + 1
+    clock.now = read + MAX_STALE_SECONDS + 1
     await watch.refresh()
     assert watch.keys == ()
     store.broken = False

@@ -194,13 +194,13 @@ def test_a_job_killed_at_any_time_leaves_something_that_serves(service: LoggedSe
 
 async def killed_after(service: LoggedService, seconds: float) -> None:
     """From when it has the lock."""
-    process = await asyncio.create_subprocess_exec(
-        *forked.python("coe.cli", "retrain", "--config", str(service.config)),
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
     with Redis.from_url(service.url) as client:
         client.delete(LOCK_KEY)
+        process = await asyncio.create_subprocess_exec(
+            *forked.python("coe.cli", "retrain", "--config", str(service.config)),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
         async with asyncio.timeout(60):
             while process.returncode is None and client.get(LOCK_KEY) is None:
                 await asyncio.sleep(0.01)

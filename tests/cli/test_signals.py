@@ -40,7 +40,7 @@ routers.build = routers.export_encoder = build
 main()
 """
 ROUND = """
-import shutil, time
+import shutil, sys, time
 from coe.cli import main
 from coe.jobs.rounds.round import Candidate
 
@@ -51,7 +51,7 @@ def write_report(candidate, folder):
 
 def rmtree(*args, **options):
     print("leaving", flush=True)
-    time.sleep(0.3)
+    sys.stdin.read()  # until the second signal is sent
     real(*args, **options)
 
 real, shutil.rmtree, Candidate.write_report = shutil.rmtree, rmtree, write_report
@@ -100,13 +100,15 @@ def test_sigterm_ends_a_job_and_leaves_no_partial_files(verb: str, at_work: str,
 def test_a_round_that_gets_sigterm_twice_leaves_no_draft_and_releases_the_lock(service: LoggedService) -> None:
     service.serve(500)
     program = (sys.executable, "-c", ROUND, "retrain", "--config", str(service.config))
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as job:
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdin is not None
         assert job.stdout is not None
         assert job.stdout.readline() == "begun\n"
         assert list(service.config.parent.rglob("half"))
         job.send_signal(signal.SIGTERM)
         assert job.stdout.readline() == "leaving\n"
         job.send_signal(signal.SIGTERM)  # as `timeout` does
+        job.stdin.close()
         assert job.wait(240) == 128 + signal.SIGTERM
     assert not list(service.config.parent.rglob(".draft-*"))
     with Redis.from_url(service.url) as client:

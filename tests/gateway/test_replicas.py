@@ -1,6 +1,7 @@
 """Two gateways with separate state folders and one Redis, behind a real nginx; one gateway is killed."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -134,10 +135,12 @@ async def is_kept(service: Replicas, session: str, opening: str) -> bool:
 
 
 async def limits_hold_together(service: Replicas) -> None:
+    start = time.monotonic()
     answers = await asyncio.gather(*(service.send_chat("hi", key="alice") for _ in range(2 * LIMIT)))
+    due = LIMIT * (1 + (time.monotonic() - start) / 60)  # some more come due while it lasts
     statuses = Counter(status for status, _ in answers)
     assert set(statuses) == {200, 429}
-    assert LIMIT <= statuses[200] <= LIMIT + 10, statuses  # some more come due while it lasts
+    assert LIMIT <= statuses[200] <= due + 10, statuses
 
 
 async def take_over_what_another_machine_promotes(service: Replicas, folder: Path) -> None:
@@ -178,8 +181,7 @@ async def dies_under_load(service: Replicas) -> None:
     await answered(statuses, 100)
     victim, survivor = service.gateways
     assert await victim.metric("coe_requests_total", key="bob") > 10
-    for process in (*victim.workers, victim.process):
-        process.kill()
+    await victim.kill()
     await answered(statuses, statuses.total() + 300)
     more = False
     await asyncio.gather(*clients)

@@ -26,7 +26,9 @@ SERIOUS = ("serious", "critical")
 async def browsing(*switches: str) -> AsyncIterator[Browser]:
     expect.set_options(timeout=TIMEOUT_MS)
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=[*SWITCHES, *switches])
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*SWITCHES, *switches], timeout=TIMEOUT_MS
+        )
         try:
             yield browser
         finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 from playwright.async_api import Locator, Page, expect
 
 from tests.gateway.served import Served, serving
+from tests.ui.browsing import wait_until
 from tests.ui.echo_server import EchoServer
 
 MODELS = {
@@ -53,6 +54,20 @@ async def send_prompt(page: Page, text: str) -> None:
 
 async def wait_until_answered(page: Page) -> None:
     await expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+async def wait_until_complete(page: Page) -> None:
+    """The last turn has its answer, record and explanation, in the tab that sent it or in one that follows it. Before
+    that the layout may move, the turn is not saved for the last time, and a change in another tab makes a second
+    conversation."""
+    await wait_until_answered(page)
+    await wait_until(
+        page,
+        """async () => {
+      const { conversation } = await import("./views/playground/conversation.js");
+      return conversation.turns.at(-1).answers.every((answer) => !answer || (answer.record && answer.explanation));
+    }""",
+    )
 
 
 def answers(page: Page) -> Locator:

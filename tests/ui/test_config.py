@@ -66,6 +66,34 @@ async def test_a_mistake_has_its_line_and_a_change_its_diff(
             write_lines(served.folder / "experts.yaml", served)
 
 
+async def test_the_result_of_a_check_is_not_shown_for_text_that_was_edited_meanwhile(
+    browser: Browser, served: Served
+) -> None:
+    checking, edited = asyncio.Event(), asyncio.Event()
+
+    async def serve(route: Route) -> None:
+        checking.set()
+        await edited.wait()
+        await route.continue_()
+
+    async with visiting(browser, f"{served.url}/ui/#/config") as page:
+        await sign_in(page)
+        await page.route("**/v1/config/check", serve)
+        area, check = page.get_by_label("Text of experts.yaml"), page.get_by_role("button", name="Check")
+        text = await area.input_value()
+        await area.fill(f"{text}# one\n")
+        await check.click()
+        await checking.wait()
+        await area.fill(f"{text}# two\n")
+        await expect(check).to_be_disabled()
+        edited.set()
+        await expect(check).to_be_enabled()
+        await expect(page.get_by_label("Changes")).to_have_count(0)
+        await check.click()
+        await expect(page.get_by_label("Changes")).to_contain_text("+# two")
+        await page.get_by_role("button", name="Discard changes").click()
+
+
 async def test_edited_text_survives_another_view_and_is_not_lost_without_a_question(
     browser: Browser, served: Served
 ) -> None:
@@ -83,8 +111,9 @@ async def test_edited_text_survives_another_view_and_is_not_lost_without_a_quest
         await expect(page.get_by_label("Changes")).to_contain_text("+# edited")
         (served.folder / "experts.yaml").write_text(f"# changed meanwhile\n{text}")
         await wait_until(page, "async () => (await (await import('./api.js')).api.get('v1/config')).in_force")
-        for name in ("Keys", "experts.yaml"):
-            await page.get_by_role("link", name=name).click()
+        await page.get_by_role("link", name="Keys").click()
+        await expect(page.get_by_role("heading", name="Keys")).to_be_visible()
+        await page.get_by_role("link", name="experts.yaml").click()
         await page.get_by_role("button", name="Check").click()
         await expect(page.get_by_label("Changes")).to_contain_text("-# changed meanwhile")
         await page.get_by_role("button", name="Save and reload").click()

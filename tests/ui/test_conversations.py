@@ -11,7 +11,14 @@ import pytest
 from playwright.async_api import Browser, Page, Route, expect
 
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting, wait_until
-from tests.ui.playground import Playground, answers, choose, send_prompt, wait_until_answered
+from tests.ui.playground import (
+    Playground,
+    answers,
+    choose,
+    send_prompt,
+    wait_until_answered,
+    wait_until_complete,
+)
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
@@ -28,19 +35,6 @@ async def send_and_wait(page: Page, text: str) -> None:
     await send_prompt(page, text)
     await expect(answers(page)).to_have_count(count + 1)
     await wait_until_complete(page)
-
-
-async def wait_until_complete(page: Page) -> None:
-    """The last turn has its answer, record and explanation, in the tab that sent it or in one that follows it. Before
-    that the turn is not saved for the last time, and a change in another tab makes a second conversation."""
-    await wait_until_answered(page)
-    await wait_until(
-        page,
-        """async () => {
-      const { conversation } = await import("./views/playground/conversation.js");
-      return conversation.turns.at(-1).answers.every((answer) => !answer || (answer.record && answer.explanation));
-    }""",
-    )
 
 
 def read_json(path: Path) -> Any:
@@ -130,6 +124,7 @@ async def test_a_second_tab_follows_a_conversation_and_overwrites_none(
         await expect(answers(page)).to_have_count(3)
         await choose(page, "coder")
         await send_and_wait(page, "code three")
+        await wait_until_kept(tab, [4])
         await tab.get_by_role("button", name="Stop").click()
         await wait_until_complete(tab)
         await expect(answers(tab)).to_have_count(3)
@@ -319,7 +314,7 @@ async def test_three_answer_side_by_side_and_one_is_continued_with(
         await choose(page, "auto", "broken")
         await page.get_by_label("And with").select_option("painter")
         await send_prompt(page, "code for all")
-        await wait_until_answered(page)
+        await wait_until_complete(page)
         await expect(answers(page)).to_have_count(3)
         await expect(answers(page).nth(1).get_by_role("alert")).to_contain_text("because I say so")
         for place in (0, 2):
@@ -363,4 +358,25 @@ async def test_the_page_follows_an_answer_only_where_the_visitor_is_at_its_end(
         await page.evaluate("scrollBy(0, -500)")
         assert await distance_after_growth() > 2_000
         await expect(page.get_by_label("Your message")).to_be_in_viewport()
+        await page.get_by_role("button", name="Stop").click()
+
+
+async def test_the_page_follows_an_answer_to_a_message_that_was_sent_right_after_a_scroll(
+    browser: Browser, playground: Playground
+) -> None:
+    async with visiting(browser, playground.url, phone=True) as page:
+        await send_and_wait(page, "code\n\n" * 100)
+        await choose(page, "stalls")
+        await page.get_by_label("Your message").fill("hello")
+        await page.evaluate("""async () => {
+          scrollTo(0, document.documentElement.scrollHeight);
+          for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
+          const { setTimeout: later } = window;
+          await new Promise((done) => later(done)); // not before the layout of the same frame
+          window.setTimeout = (task, ms = 0) => later(task, ms + 200); // the event of the scroll comes first
+          scrollTo(0, scrollY - 500);
+          document.querySelector(".composer").requestSubmit();
+        }""")
+        await expect(answers(page).last).to_contain_text("First token")
+        await wait_until(page, "document.documentElement.scrollHeight - innerHeight - scrollY < 5")
         await page.get_by_role("button", name="Stop").click()

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from tests.experts.faulty_server import FaultyServer
 from tests.gateway.served import Served, serving
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
 
 pytestmark = [pytest.mark.anyio, needs_browser]
-LOOK = "document.dispatchEvent(new Event('visibilitychange'))"
+LOOK_ONCE = """() => {
+  let hidden = false;
+  Object.defineProperty(document, "hidden", { get: () => hidden });
+  document.dispatchEvent(new Event("visibilitychange"));
+  hidden = true;
+}"""
+"""The page loads the experts now, and not again by itself: a hidden page does not."""
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +29,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     async with serving(tmp_path_factory.mktemp("served"), environ={"COE_WORKERS": "2"}) as served:
         for name in ["good"] * 3 + ["status-500"] * 2:
             await (await served.send_chat(name)).read()
+        await served.records(5)  # the page reads the failures once
         yield served
 
 
@@ -91,6 +99,7 @@ async def test_an_expert_is_tested_from_its_card_at_most_every_five_seconds(brow
 async def test_an_address_leads_to_its_card_however_far_down(browser: Browser, served: Served) -> None:
     async with visiting(browser, f"{served.url}/ui/#/experts", phone=True) as page:
         card = page.get_by_role("heading", name="floods", exact=True)
+        await expect(card).to_be_attached()
         await expect(card).not_to_be_in_viewport()
         await page.evaluate("location.hash = '#/experts/floods'")
         await expect(card).to_be_in_viewport()
@@ -123,6 +132,29 @@ async def test_an_entry_is_written_and_checked_and_its_steps_are_ticked_off(brow
         await expect(step.filter(has_text="In the plan: to do")).to_be_visible()
         await page.reload()
         await expect(page.get_by_role("region", name="second", exact=True)).to_contain_text("In flight0 of 8")
+
+
+async def test_the_result_of_a_check_is_not_shown_for_an_entry_that_was_edited_meanwhile(
+    browser: Browser, served: Served
+) -> None:
+    checking, edited = asyncio.Event(), asyncio.Event()
+
+    async def serve(route: Route) -> None:
+        checking.set()
+        await edited.wait()
+        await route.continue_()
+
+    async with visiting(browser, f"{served.url}/ui/#/experts?add") as page:
+        await page.route("**/v1/experts/check", serve)
+        await fill(page, Name="one", Model="good", Base_URL="http://127.0.0.1:9/v1")
+        await check(page)
+        await checking.wait()
+        await fill(page, Name="two")
+        edited.set()
+        await expect(page.get_by_role("button", name="Check entry")).to_be_enabled()
+        await expect(page.get_by_text("The entry fits the current experts.yaml.")).to_have_count(0)
+        await check(page)
+        await expect(page.get_by_role("heading", name="Next steps for two")).to_be_visible()
 
 
 async def test_an_address_that_is_only_in_an_entry_is_never_called(browser: Browser, served: Served) -> None:
@@ -158,7 +190,7 @@ async def test_it_comes_back_after_a_restart_of_the_gateway(browser: Browser, tm
         card = page.get_by_role("heading", name="good", exact=True)
         await expect(card).to_be_visible()
         await served.kill()
-        await page.evaluate(LOOK)
+        await page.evaluate(LOOK_ONCE)
         await expect(page.get_by_role("alert")).to_contain_text("The gateway does not answer.")
         await served.start()
         await page.get_by_role("button", name="Try again").click()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from gateway.ui import ASSETS, POLICY
 from tests.fakes import gateway_of
@@ -74,6 +75,32 @@ async def test_a_key_is_requested_stored_for_the_tab_and_forgotten(browser: Brow
         await expect(asked).to_be_hidden()
         await page.get_by_role("button", name="Forget key").click()
         await expect(asked).to_be_visible()
+
+
+@needs_browser
+async def test_a_request_of_before_the_key_that_is_refused_after_it_does_not_require_it_again(
+    browser: Browser, served: Served
+) -> None:
+    signed_in = asyncio.Event()
+
+    async def serve(route: Route) -> None:
+        if "authorization" not in route.request.headers:
+            await signed_in.wait()
+        await route.continue_()
+
+    async with visiting(browser, f"{served.url}/ui/#/playground") as page:
+        await page.route("**/v1/recipes", serve)
+        await page.reload()
+        asked = page.get_by_label("API key")
+        await asked.fill(ADMIN)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_text("Send a message.")).to_be_visible()
+        async with page.expect_response("**/v1/recipes") as refused:
+            signed_in.set()
+        assert (await refused.value).status == 401
+        await (await refused.value).finished()
+        await page.evaluate("new Promise((done) => setTimeout(done))")  # the page has read the response
+        await expect(asked).to_be_hidden()
 
 
 @needs_browser

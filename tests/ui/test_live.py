@@ -23,6 +23,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     async with serving(tmp_path_factory.mktemp("served"), environ={"COE_WORKERS": "2"}) as served:
         for name in ["good"] * 6 + ["slow-start"] * 2 + ["status-500"] * 2:
             await (await served.send_chat(name)).read()
+        await served.records(10)  # after which they are counted
         yield served
 
 

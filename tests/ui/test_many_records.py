@@ -70,6 +70,7 @@ async def test_the_newest_failures_of_an_expert_are_listed(browser: Browser, ser
 
 async def test_another_tab_of_a_view_leaves_the_page_where_it_is(browser: Browser, served: Served) -> None:
     async with visiting(browser, f"{served.url}/ui/#/router", phone=True) as page:
+        await expect(page.get_by_role("heading", name="Router: versions")).to_be_visible()
         await expect(page.get_by_role("alert")).to_be_visible()  # all of it is there
         await page.evaluate("scrollTo(0, 150)")
         await page.get_by_role("link", name="Gate").click()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from coe.artifacts.store import ArtifactStore
 from coe.registry import Registry, load
@@ -125,6 +125,26 @@ async def test_the_slider_solves_again_and_promotes_nothing(browser: Browser, se
         await expect(page.get_by_text("2 of 3 categories change.")).to_be_visible()
         await expect(page.locator(".copyable pre")).to_contain_text("mean_active_b: 15")
     assert ArtifactStore(service.settings.artifacts, "assignment").in_use() == service.version
+
+
+async def test_a_plan_of_another_limit_than_the_chosen_one_is_not_shown(browser: Browser, service: Planned) -> None:
+    solving, chosen = asyncio.Event(), asyncio.Event()
+
+    async def serve(route: Route) -> None:
+        solving.set()
+        await chosen.wait()
+        await route.continue_()
+
+    async with visiting(browser, service.url) as page:
+        await shown(page)
+        await page.route("**/v1/map/solve", serve)
+        await page.get_by_role("slider").focus()
+        await page.keyboard.press("Home")
+        await solving.wait()
+        await page.get_by_role("combobox").select_option("Cost")
+        await expect(page.get_by_text("Solving…")).to_be_visible()
+        chosen.set()
+        await expect(page.get_by_text("Move the slider")).to_be_visible()
 
 
 async def test_a_plan_without_stored_scores_asks_for_a_new_plan(browser: Browser, tmp_path: Path) -> None:

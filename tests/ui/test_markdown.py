@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from gateway.ui import ASSETS, POLICY
-from tests.ui.browsing import check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.browsing import TIMEOUT_MS, check_no_sideways_scroll, needs_browser, visiting
 from tests.ui.playground import Playground, answers, send_prompt, wait_until_answered
 
 pytestmark = [pytest.mark.anyio, needs_browser]
@@ -95,6 +95,7 @@ async def test_an_answer_is_rendered_as_markdown(browser: Browser, playground: P
         await expect(answer.locator(".math.display mfrac")).to_have_count(1)
         await expect(answer).to_contain_text("prices $5 and $10, & a link")
         await expect(answer.get_by_role("link", name="a link")).to_have_attribute("rel", "noopener noreferrer")
+        await page.evaluate("window.setTimeout = () => 0")  # the button keeps its text "Copied"
         await answer.get_by_role("button", name="Copy").click()
         await expect(answer.get_by_role("button", name="Copied")).to_be_visible()
         assert await page.evaluate("navigator.clipboard.readText()") == 'def f(): return "<b>"'
@@ -201,7 +202,9 @@ async def test_finished_blocks_are_rendered_once_while_an_answer_streams(
               for (let end = 1; end <= text.length; end += 3) {
                 shown.text = text.slice(0, end);
                 await new Promise(requestAnimationFrame);
-                if (shown.children.length > 3) first ??= shown.children[0];
+                if (first || end < text.length / 2) continue;
+                await until(() => shown.children.length > 3);
+                first = shown.children[0];
               }
               shown.text = text;
               shown.complete = true;
@@ -215,6 +218,7 @@ async def test_finished_blocks_are_rendered_once_while_an_answer_streams(
 
 async def test_the_text_is_plain_where_the_renderer_cannot_be_loaded(browser: Browser, playground: Playground) -> None:
     context = await browser.new_context()
+    context.set_default_timeout(TIMEOUT_MS)
     page = await context.new_page()
     await page.route("**/vendor/marked.js", lambda route: route.abort())
     await page.goto(playground.url)

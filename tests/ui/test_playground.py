@@ -10,7 +10,15 @@ from playwright.async_api import Browser, expect
 from coe.records import open_log_and_feedback
 from tests.gateway.served import SQLITE
 from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
-from tests.ui.playground import MODELS, Playground, answers, choose, send_prompt, wait_until_answered
+from tests.ui.playground import (
+    MODELS,
+    Playground,
+    answers,
+    choose,
+    send_prompt,
+    wait_until_answered,
+    wait_until_complete,
+)
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
@@ -130,8 +138,8 @@ async def test_it_fits_and_is_accessible(browser: Browser, playground: Playgroun
         await expect(page.get_by_text("Send a message.")).to_be_visible()
         await check_accessible(page)
         await send_prompt(page, "code:\n```python\nprint(1)\n```")
-        await wait_until_answered(page)
-        await expect(answers(page)).to_contain_text("2 + 4 tokens")  # the record is there: the layout moves no more
+        await wait_until_complete(page)
+        await expect(answers(page)).to_contain_text("2 + 4 tokens")
         if phone:
             await answers(page).get_by_text("Why?").click()
         await expect(page.get_by_role("link", name="Open record")).to_be_visible()
@@ -139,6 +147,6 @@ async def test_it_fits_and_is_accessible(browser: Browser, playground: Playgroun
         await check_accessible(page)
         await choose(page, "coder", "painter")
         await send_prompt(page, "art")
-        await wait_until_answered(page)
+        await wait_until_complete(page)
         await check_no_sideways_scroll(page)
         await check_accessible(page)

@@ -10,7 +10,15 @@ from playwright.async_api import Browser, expect
 from tests.access.samples import key_of
 from tests.gateway.served import serving
 from tests.ui.browsing import check_accessible, needs_browser, visiting
-from tests.ui.playground import Playground, answers, choose, open_playground, send_prompt, wait_until_answered
+from tests.ui.playground import (
+    Playground,
+    answers,
+    choose,
+    open_playground,
+    send_prompt,
+    wait_until_answered,
+    wait_until_complete,
+)
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
@@ -23,7 +31,7 @@ async def test_an_answer_is_stopped_and_retried(browser: Browser, playground: Pl
         await page.get_by_role("button", name="Stop").click()
         await expect(answers(page)).to_contain_text("Stopped.")
         await page.get_by_role("button", name="Retry").click()
-        await expect(answers(page)).to_contain_text("hi")  # the record's id is in the head of the response
+        await expect(answers(page)).to_contain_text("First token")  # the record's id is in the head of the response
         await page.get_by_role("button", name="Stop").click()
         await expect(page.get_by_role("link", name="Open record")).to_be_visible()
         await expect(answers(page)).to_have_count(1)
@@ -58,6 +66,7 @@ async def test_errors_are_shown_in_place_of_the_answer(
         await expect(page.get_by_role("alert")).to_be_visible()
         for text in texts:
             await expect(answers(page)).to_contain_text(text)
+        await wait_until_complete(page)
         await check_accessible(page)
 
 
@@ -78,7 +87,7 @@ async def test_the_conversation_survives_a_kill_and_restart_of_the_gateway(brows
     async with open_playground(tmp_path) as playground, visiting(browser, playground.url) as page:
         await send_prompt(page, "code one")
         await wait_until_answered(page)
-        await page.wait_for_load_state("networkidle")  # the renderer is loaded too
+        await expect(answers(page).locator("coe-markdown p")).to_have_text("code one")  # the renderer is loaded too
         await playground.served.kill()
         await send_prompt(page, "code two")
         await expect(page.get_by_role("alert")).to_contain_text("The gateway does not answer.")

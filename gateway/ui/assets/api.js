@@ -27,8 +27,9 @@ class Api extends EventTarget {
 
   /** The response of a successful request. Throws an ApiError, or an AbortError of `fetch`. */
   async fetch(path, { body, headers = {}, ...options } = {}) {
+    const { key } = this;
     const sent = { ...headers };
-    if (this.key) sent.authorization = `Bearer ${this.key}`;
+    if (key) sent.authorization = `Bearer ${key}`;
     if (body !== undefined) {
       sent["content-type"] = "application/json";
       options = { method: "POST", body: JSON.stringify(body), ...options };
@@ -41,7 +42,7 @@ class Api extends EventTarget {
       throw new ApiError(0, { message: "The gateway does not answer." });
     }
     if (response.ok) return response;
-    if (response.status === 401) this.dispatchEvent(new Event("refused"));
+    if (response.status === 401 && key === this.key) this.dispatchEvent(new Event("refused")); // not a key that was replaced meanwhile
     const failure = await response.json().catch(() => ({}));
     throw new ApiError(response.status, failure.error ?? { message: `The gateway answered ${response.status}.` }, response.headers);
   }

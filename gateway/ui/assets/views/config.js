@@ -58,7 +58,12 @@ export function open({ draw }) {
     state.busy = false;
     draw();
   }
-  const check = () => run(async () => (state.checked = await api.post("v1/config/check", { text: text() })));
+  const check = () =>
+    run(async () => {
+      const sent = text();
+      const found = await api.post("v1/config/check", { text: sent });
+      if (text() === sent) state.checked = found; // else the text was edited meanwhile
+    });
   const save = () =>
     run(async () => {
       await api.fetch("v1/config", { method: "PUT", body: { text: text() }, headers: { "if-match": `"${draft.etag}"` } });

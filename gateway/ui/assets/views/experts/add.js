@@ -36,9 +36,11 @@ export function openAdding(draw) {
     event.preventDefault();
     Object.assign(state, { checking: true, error: null });
     draw();
+    const { text } = state;
     try {
-      state.checked = await api.post("v1/experts/check", { entry: state.text });
-      if (state.checked.ok) watch(state.checked.name);
+      const checked = await api.post("v1/experts/check", { entry: text });
+      if (state.text === text) state.checked = checked; // else the entry was edited meanwhile
+      if (state.checked?.ok) watch(checked.name);
     } catch (error) {
       Object.assign(state, { checked: null, error });
     }

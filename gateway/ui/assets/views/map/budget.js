@@ -14,10 +14,13 @@ export function openBudget(map, draw) {
   const names = Object.keys(ROWS).filter((row) => frontiers[row]);
   const self = { map, row: names.find((row) => budget[row]) ?? names[0], limit: 0, plan: null, error: null, solving: false, config: null, template };
   let stale = false;
+  let choices = 0;
   choose(self.row);
 
   function choose(row) {
     if (!row) return;
+    choices += 1;
+    stale = false;
     const limits = frontiers[row].map(({ limit }) => limit);
     Object.assign(self, { row, low: limits[0], high: limits.at(-1), plan: null, error: null });
     self.limit = budget[row] ? Math.min(Math.max(budget[row], self.low), self.high) : self.high;
@@ -48,12 +51,15 @@ export function openBudget(map, draw) {
   }
 
   async function solve() {
+    const own = choices;
+    const found = { plan: null, error: null };
     try {
-      self.plan = await api.post("v1/map/solve", { ...budget, [self.row]: self.limit });
-      self.error = null;
+      found.plan = await api.post("v1/map/solve", { ...budget, [self.row]: self.limit });
     } catch (error) {
-      Object.assign(self, { plan: null, error });
+      found.error = error;
     }
+    if (own !== choices) return; // another limit was chosen meanwhile
+    Object.assign(self, found);
     updateChart();
     draw();
   }
