@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from tests.access.samples import key_of
 from tests.gateway.served import serving
@@ -48,6 +48,23 @@ async def test_an_answer_that_is_stopped_before_its_response_begins_is_explained
         await expect(answers(page)).to_contain_text("Stopped.")
         await expect(page.get_by_text("the request ended before its response began")).to_be_visible()
         await expect(page.get_by_role("link", name="Open record")).to_have_count(0)
+
+
+async def test_a_record_that_the_log_has_late_is_loaded(browser: Browser, playground: Playground) -> None:
+    late = [True, True]
+
+    async def serve(route: Route) -> None:
+        if late:
+            late.pop()
+            await route.fulfill(status=404, json={"error": {"message": "no such request"}})
+        else:
+            await route.continue_()
+
+    async with visiting(browser, playground.url) as page:
+        await page.route("**/v1/records/*", serve)
+        await send_prompt(page, "code")
+        await expect(page.get_by_role("link", name="Open record")).to_be_visible()
+    assert not late
 
 
 @pytest.mark.parametrize(

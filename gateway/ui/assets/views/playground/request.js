@@ -3,6 +3,7 @@
 import { api, dataOf } from "../../api.js";
 
 const SHOWN_HEADERS = ["x-request-id", "x-coe-", "x-ratelimit-", "server-timing"];
+const RECORD_TRIES = 5;
 const NUMBER_SETTINGS = { temperature: Number, max_tokens: Number };
 
 /**
@@ -87,15 +88,19 @@ async function explain(answer, { body, headers }) {
   }
 }
 
-/** Loads the record; the endpoint waits until the log has it. */
+/** Loads the record. The endpoint waits a second until the log has it; a busy log takes longer. */
 async function loadRecord(answer) {
-  const id = answer.headers["x-request-id"];
+  const { "x-request-id": id, "x-coe-expert": expert } = answer.headers;
   if (!id) return;
-  try {
-    const { prompt: _, feedback: __, choices: ___, ...record } = await api.get(`v1/records/${id}`);
-    answer.record = record;
-  } catch (error) {
-    answer.record = { failed: error.message };
+  for (let tries = expert ? RECORD_TRIES : 1; tries; tries--) {
+    try {
+      const { prompt: _, feedback: __, choices: ___, ...record } = await api.get(`v1/records/${id}`);
+      answer.record = record;
+      return;
+    } catch (error) {
+      if (tries === 1 || error.status !== 404) answer.record = { failed: error.message };
+      if (error.status !== 404) return;
+    }
   }
 }
 
