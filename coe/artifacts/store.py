@@ -323,8 +323,8 @@ class ArtifactStore:
             return None
         if not is_version(version):
             raise ArtifactError(
-                f"{self._folder / POINTER}: {version[:64]!r} is not a version (12 hexadecimal digits); put one into use "
-                f"with `{' '.join(('coe promote', self._kind, *filter(None, (self._last_known(),))))}`"
+                f"{self._folder / POINTER}: {version[:64]!r} is not a version (12 hexadecimal digits); put one "
+                f"into use with `{' '.join(('coe promote', self._kind, *filter(None, (self._last_known(),))))}`"
             )
         return read_artifact(self._folder_of(version))
 
