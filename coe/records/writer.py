@@ -250,7 +250,7 @@ class BackgroundWriter(Generic[T]):
         self._spool_outage.ended()
         if waiting.damaged:
             self.dropped += waiting.damaged
-            self._spool_outage.warn(f"{waiting.damaged} damaged entries are removed")
+            self._spool_outage.warn(f"{waiting.damaged} damaged entries", " are removed")
         if len(waiting.rows) == self._batch:
             return True
         self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS

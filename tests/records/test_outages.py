@@ -100,6 +100,23 @@ async def test_a_damaged_spool_is_no_failure_of_the_log(tmp_path: Path, caplog: 
     assert "move it away with its -wal and -shm files; entries in it wait, new ones go to the log" in line
 
 
+async def test_a_spool_that_fails_from_the_start_on_is_logged_again_once_entries_need_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "spool.db").write_bytes(b"no database" * 100)
+    log = WatchedLog()
+    with caplog.at_level(logging.WARNING, logger="coe.records"):
+        async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+            await wait_until(lambda: writer.spool_error is not None)
+            log.fails = GONE
+            writer.put(records(1)[0])
+            await wait_until(lambda: len(lines(caplog, store="routing log: spool")) == 2)
+            log.fails = None
+            await log.holds(1)
+    assert "; entries in it wait, new ones go to the log (" in lines(caplog, store="routing log: spool")[0]
+    assert "; up to 10000 entries wait in memory, then the oldest are" in lines(caplog, store="routing log: spool")[1]
+
+
 async def test_damaged_entries_of_the_spool_are_logged_as_they_are_dropped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
