@@ -1,5 +1,6 @@
 """Artifacts: sealed, verified, promoted in one step."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import MIN_KEPT_VERSIONS, ArtifactStore
 from coe.errors import ArtifactError
@@ -107,6 +109,21 @@ def test_a_pointer_that_a_power_failure_cut_off_is_named_with_the_version_to_pro
     (tmp_path / "router" / "history.jsonl").unlink()
     with pytest.raises(ArtifactError, match="`coe promote router`"):
         store.current()
+
+
+@pytest.mark.parametrize("mode", [None, 0o600])
+def test_a_file_that_cannot_be_replaced_keeps_its_content_and_leaves_no_draft(
+    mode: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "rounds.json"
+    replace_file(path, b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(path, b"new", mode=mode)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("rounds.json", b"old")]
 
 
 def test_a_folder_that_may_not_be_searched_is_one_clear_error(tmp_path: Path) -> None:
