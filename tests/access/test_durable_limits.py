@@ -20,7 +20,6 @@ from gateway.access.durable import (
 from gateway.access.limits import Account, Amounts, Meter, UseChange
 from tests.access.samples import ONE, Clock, account_of, dollars, key_of
 from tests.gateway.served import serving
-from tests.permissions import without_access
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -137,23 +136,6 @@ async def test_a_damaged_file_is_logged_and_stops_no_gateway(tmp_path: Path, cap
         assert limiter.degraded
         await used(account_of(limiter, dollars_per_day=1), dollars(0.3))
     assert "not a database" in caplog.text
-
-
-async def test_a_folder_that_may_not_be_searched_stops_no_gateway_and_the_use_follows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(durable, "WRITE_INTERVAL_SECONDS", 0.02)
-    folder = tmp_path / "home"
-    folder.mkdir()
-    with without_access(folder):
-        limiter = DurableLimiter(folder / KEY_USAGE_FILE)
-        await limiter.__aenter__()
-        assert limiter.degraded
-    await used(account_of(limiter, dollars_per_day=1), dollars(0.3))
-    await wait_until(lambda: not limiter.degraded)
-    await limiter.__aexit__()
-    assert written(folder) == {"dollars_per_day": pytest.approx(0.3)}
-    assert f"{folder / KEY_USAGE_FILE}: Permission denied" in caplog.text
 
 
 async def test_use_that_is_too_old_to_count_is_deleted(tmp_path: Path) -> None:

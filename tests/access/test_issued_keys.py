@@ -38,7 +38,6 @@ from gateway.access.limits import MemoryLimiter
 from tests.access.samples import Clock, key_of
 from tests.fakes import registry_of
 from tests.gateway.served import Served, serving
-from tests.permissions import without_access
 
 ALL = frozenset({"chat", "route", "feedback", "admin"})
 NOW = 1_800_000_000.0
@@ -343,27 +342,6 @@ async def test_keys_that_cannot_be_read_again_are_kept_for_five_minutes_and_then
     store.broken = False
     await watch.refresh()
     assert (len(watch.keys), watch.degraded) == (1, False)
-
-
-@pytest.mark.anyio
-async def test_keys_in_a_folder_that_may_not_be_searched_any_more_are_refused_after_five_minutes_too(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder, clock = tmp_path / "home", Clock()
-    store = SqliteKeyStore(folder / "keys.sqlite")
-    await change(store, lambda before: (None, issued({"name": "app"}, before=before)))
-    watch = IssuedKeyWatch(store, clock=clock)
-    await watch.refresh()
-    with without_access(folder):
-        await watch.refresh()
-        assert (len(watch.keys), watch.degraded) == (1, True)
-        clock.ahead = MAX_STALE_SECONDS + 1
-        await watch.refresh()
-        assert watch.keys == ()
-    await watch.refresh()
-    assert (len(watch.keys), watch.degraded) == (1, False)
-    assert f"{folder / 'keys.sqlite'}: Permission denied; check that the disk has room and that" in caplog.text
-    await store.aclose()
 
 
 SECRET = "root-secret-of-the-test"
