@@ -1,5 +1,6 @@
 """Artifacts: sealed, verified, promoted in one step."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from coe.artifacts.atomic_files import replace_file
 from coe.artifacts.manifest import MANIFEST, Artifact
 from coe.artifacts.store import MIN_KEPT_VERSIONS, ArtifactStore
 from coe.errors import ArtifactError
 from coe.runtime.versions import VersionCatalog
+from tests.permissions import without_access
 
 
 def published(store: ArtifactStore, content: str) -> Artifact:
@@ -85,6 +88,52 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path) -> None:
     (artifact.folder / "manifest.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read.*`coe rollback router`"):
         store.current()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_pointer_that_a_power_failure_cut_off_is_named_with_the_version_to_promote(
+    share: float, tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path, "router")
+    old, new = (published(store, text).manifest.version for text in ("one", "two"))
+    store.promote(old)
+    store.promote(new)
+    pointer = tmp_path / "router" / "current"
+    pointer.write_bytes(pointer.read_bytes()[: int(12 * share)])
+    with pytest.raises(ArtifactError, match=rf"{pointer}: '.*' is not a version.*`coe promote router {new}`"):
+        store.current()
+    store.promote(new)
+    assert store.in_use() == new
+    assert [(move.was, move.version) for move in store.history()] == [(None, old), (old, new)]
+    pointer.write_bytes(b"")
+    (tmp_path / "router" / "history.jsonl").unlink()
+    with pytest.raises(ArtifactError, match="`coe promote router`"):
+        store.current()
+
+
+@pytest.mark.parametrize("mode", [None, 0o600])
+def test_a_file_that_cannot_be_replaced_keeps_its_content_and_leaves_no_draft(
+    mode: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "rounds.json"
+    replace_file(path, b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(path, b"new", mode=mode)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("rounds.json", b"old")]
+
+
+def test_a_folder_that_may_not_be_searched_is_one_clear_error(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    store = ArtifactStore(folder, "router")
+    store.promote(published(store, "one").manifest.version)
+    with without_access(folder):
+        for read in (store.current, store.in_use, store.history):
+            with pytest.raises(ArtifactError, match=r"home/router/.*: cannot be read \(Permission denied\); check"):
+                read()
 
 
 def test_damaged_overlays_can_only_be_rolled_back(tmp_path: Path) -> None:

@@ -13,15 +13,19 @@ from pathlib import Path
 
 def replace_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
     """Replaces a small file atomically: readers see the old or the new content. The new one is on disk on return, with
-    the permissions `mode`, by default those of a new file."""
+    the permissions `mode`, by default those of a new file. On an error, such as a full disk, nothing is left of it."""
     draft = path.with_name(f".{path.name}-{os.getpid()}")
-    with draft.open("wb") as file:
-        if mode is not None:
-            os.fchmod(file.fileno(), mode)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

@@ -211,11 +211,15 @@ class ArtifactStore:
         self._set_in_use(None, by, why)
 
     def in_use(self) -> str | None:
-        """The version in use, without reading it; None if there is none."""
+        """The version in use, without reading it; None if there is none. Raises ArtifactError if the pointer cannot be
+        read."""
+        path = self._folder / POINTER
         try:
-            return (self._folder / POINTER).read_text(encoding="ascii", errors="replace").strip()
+            return path.read_text(encoding="ascii", errors="replace").strip()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     def history(self) -> tuple[Promotion, ...]:
         """The moves of the pointer, oldest first. Raises ArtifactError for a damaged line."""
@@ -224,6 +228,8 @@ class ArtifactStore:
             return parse_history(path.read_bytes())
         except FileNotFoundError:
             return ()
+        except OSError as error:
+            raise _unreadable(path, error) from error
         except ValueError as error:
             raise ArtifactError(f"{path}: a line is not a promotion ({error}); delete the file to start over") from None
 
@@ -283,7 +289,7 @@ class ArtifactStore:
     def _set_in_use(self, version: str | None, by: PromotedBy, why: str) -> None:
         """Moves the pointer; one process at a time."""
         with self._locked():
-            known, was = self.history(), self.in_use()
+            known, was = self.history(), self._last_known()
             if was != version:
                 known = (*known, Promotion(datetime.now(UTC).timestamp(), version, was, by, why))
             history = serialized_history(known)
@@ -311,9 +317,24 @@ class ArtifactStore:
             yield
 
     def current(self) -> Artifact | None:
-        """The version in use, every file verified; None before the first promotion."""
+        """The version in use, every file verified; None before the first promotion. Raises ArtifactError."""
         version = self.in_use()
-        return None if version is None else read_artifact(self._folder_of(version))
+        if version is None:
+            return None
+        if not is_version(version):
+            raise ArtifactError(
+                f"{self._folder / POINTER}: {version[:64]!r} is not a version (12 hexadecimal digits); put one "
+                f"into use with `{' '.join(('coe promote', self._kind, *filter(None, (self._last_known(),))))}`"
+            )
+        return read_artifact(self._folder_of(version))
+
+    def _last_known(self) -> str | None:
+        """The version in use, or the last one of the history if a power failure or a hand damaged the pointer."""
+        version = self.in_use()
+        if version is None or is_version(version):
+            return version
+        history = self.history()
+        return history[-1].version if history else None
 
     def folder(self, version: str) -> Path:
         """The folder of a version, without reading it."""
@@ -351,6 +372,10 @@ class ArtifactStore:
             known = ", ".join(self.versions()) or "none"
             raise ArtifactError(f"{self._folder / version[:64]}: no such {self._kind} artifact; there are {known}")
         return read_artifact(self._folder_of(version))
+
+
+def _unreadable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{path}: cannot be read ({error.strerror}); check the folder's disk and permissions")
 
 
 def outdated_versions(published: Mapping[str, float], needed: Collection[str | None], *, now: float) -> tuple[str, ...]:

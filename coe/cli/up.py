@@ -27,6 +27,7 @@ from coe.cli.check import ENDPOINTS_FILE, check_live
 from coe.cli.common import Config, ConfigFile, settings_for
 from coe.core import GENERAL
 from coe.errors import CoEError, FleetError
+from coe.file_lock import file_lock
 from coe.jobs.executor import Executor
 from coe.registry import ExpertSpec, Registry, load
 from coe.settings import Endpoint, Settings
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS = 55.0
 """Time that a stopped gateway has to end; it uses up to 30 for requests in flight and 20 for records."""
+
+LOCK_FILE = "up.lock"
+"""Name in the state folder: two `coe up` would replace each other's addresses of local experts."""
 
 Host = Annotated[str | None, typer.Option("--host", help="[default: COE_HOST or 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[default: COE_PORT or 8080]")]
@@ -89,8 +93,9 @@ async def _up(settings: Settings, ray: Any = None) -> None:
     registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
     check_exposure(settings, registry.access)
     open_port(settings, registry).close()  # a port in use is reported before anything is started
-    await _ensure_router(settings, registry)
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(file_lock(settings.home / LOCK_FILE, held=partial(_held_error, settings)))
+        await _ensure_router(settings, registry)
         if ray is not None:
             await _run_on_cluster(stack, settings, registry, ray)
         else:
@@ -192,6 +197,13 @@ def _write_endpoints(settings: Settings, endpoints: Mapping[str, Sequence[Endpoi
     settings.home.mkdir(parents=True, exist_ok=True)
     content = orjson.dumps({name: [asdict(one) for one in there] for name, there in endpoints.items()})
     replace_file(settings.home / ENDPOINTS_FILE, content)
+
+
+def _held_error(settings: Settings, holder: str) -> FleetError:
+    return FleetError(
+        f"another `coe up` uses the state folder {settings.home} ({holder or 'it has just begun'}); stop it, or set "
+        "COE_HOME to another folder"
+    )
 
 
 def _stop_on_signals() -> None:

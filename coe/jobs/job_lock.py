@@ -6,18 +6,15 @@ anything it checks that it still holds the lock.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from coe.errors import JobError, StoreError
+from coe.file_lock import file_lock, holder_name
 from coe.redis import BlockingRedisClient
 
 LOCK_KEY = "coe:retrain"
@@ -42,22 +39,9 @@ def job_lock(url: str, *, home: Path, lease: float = LEASE_SECONDS) -> AbstractC
     return _file_lock(home / "retrain.lock")
 
 
-def _holder_name() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
 @contextmanager
 def _file_lock(path: Path) -> Iterator[CheckLock]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise _held_error(file.read().strip()) from None
-        file.truncate(0)
-        file.write(_holder_name())
-        file.flush()
+    with file_lock(path, held=_held_error):
         yield lambda: None  # the kernel holds the lock as long as this process lives
 
 
@@ -73,7 +57,7 @@ def _redis_lock(url: str, lease: float) -> Iterator[CheckLock]:
     lock = redis.client.lock(LOCK_KEY, timeout=lease, blocking=False, thread_local=False)
     with closing(redis):
         with redis.errors():
-            if not lock.acquire(token=f"{_holder_name()} {uuid4().hex[:8]}"):
+            if not lock.acquire(token=f"{holder_name()} {uuid4().hex[:8]}"):
                 holder: Any = redis.client.get(LOCK_KEY)
                 raise _held_error((holder or b"").decode())
         extension = _LeaseExtension(redis, lock, lease)

@@ -7,6 +7,7 @@ The routing log, the spool and the usage of API keys each have a `Database`. Sev
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -72,11 +73,14 @@ class Database:
 
     Each kind of file has its own `version`, stored as user_version; files of other versions are refused. The file is
     opened at the first call, and again after a failure or if it was deleted or replaced. Unless `durable`, a power cut
-    may lose the latest writes.
+    may lose the latest writes. Other users of the machine cannot read a new file that is `private`.
     """
 
-    def __init__(self, path: Path, *, tables: Sequence[str], version: int, durable: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, tables: Sequence[str], version: int, durable: bool = True, private: bool = False
+    ) -> None:
         self.path = path
+        self._private = private
         self._synchronous = "FULL" if durable else "NORMAL"
         self._tables = tables
         self._version = version
@@ -93,6 +97,13 @@ class Database:
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in the thread as one transaction, committed on return. Raises StoreError with nothing changed."""
         return await self._run(work, begin="BEGIN IMMEDIATE")
+
+    def exists(self) -> bool:
+        """Return whether the file exists. Raises StoreError if its folder may not be searched."""
+        try:
+            return _file_at(self.path) is not None
+        except OSError as error:
+            raise _store_error(self.path, error) from error
 
     async def aclose(self) -> None:
         """Close the file; later calls raise StoreError. Waits for the running call, at most a few BUSY_SECONDS."""
@@ -118,12 +129,13 @@ class Database:
                 return work(connection)
         except (sqlite3.Error, OSError, UnicodeError) as error:
             self._close()
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extension that names the cause
-            remedy = _REMEDIES.get(code, "check that the disk has room and that the file may be written")
-            raise StoreError(f"{self.path}: {error}; {remedy}") from error
+            raise _store_error(self.path, error) from error
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._private:
+            with suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             _enable_wal(connection)
@@ -166,6 +178,14 @@ def first_and_last(connection: sqlite3.Connection, table: str) -> tuple[int, int
     statement = f"SELECT (SELECT min(seq) FROM {table}), (SELECT max(seq) FROM {table})"  # noqa: S608 (constants)
     first, last = connection.execute(statement).fetchone()
     return (1, 0) if first is None else (first, last)
+
+
+def _store_error(path: Path, error: Exception) -> StoreError:
+    """The error with its remedy."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extension that names the cause
+    remedy = _REMEDIES.get(code, "check that the disk has room and that the file may be written")
+    problem = (error.strerror or error) if isinstance(error, OSError) else error  # without the path a second time
+    return StoreError(f"{path}: {problem}; {remedy}")
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:

@@ -16,14 +16,13 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from coe.errors import StoreError
+from coe.records.outage import Outage
 from coe.records.record import RoutingLog, RoutingRecord
 from coe.records.spool import RECORDS, EntryType, Spool
 from coe.supervision import Backoff, TaskFailed, ignore_failure, supervised
 
 logger = logging.getLogger("coe.records")
 
-WARNING_INTERVAL_SECONDS = 60.0
-"""At most one warning in this time."""
 SPOOL_POLL_SECONDS = 60.0
 """Interval at which an empty spool is checked for entries of other processes."""
 IDLE_SECONDS = 0.5
@@ -68,17 +67,20 @@ class BackgroundWriter(Generic[T]):
         """Entries lost since the start, for whatever reason."""
         self.spooled = 0
         """Entries put into the spool since the start."""
-        self.last_error: str | None = None
-        """The reason why the log or the spool failed last; None while the log works."""
+        self._log_outage = Outage(name, self._counts)
+        self._spool_outage = Outage(f"{name}: spool", self._counts)
+        self._overflow = Outage(f"{name}: queue", self._counts)
         self._write, self._kind, self._name = append, kind, name
         self._spool = Spool(spool, kind) if spool else None
         self._queue: deque[T] = deque(maxlen=capacity)
         self._in_flight: list[T] = []
+        self._overflowed = False
+        """True if entries gave way to newer ones since the last warning about it."""
         self._capacity, self._batch, self._interval = capacity, batch, interval
         self._append_timeout, self._close_timeout = append_timeout, close_timeout
         self._log_backoff = Backoff(first=first_retry, longest=max_retry)
         self._spool_backoff = Backoff(first=first_retry, longest=max_retry)
-        self._next_poll = self._next_warning = 0.0
+        self._next_poll = 0.0
         self._closing = asyncio.Event()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -87,6 +89,16 @@ class BackgroundWriter(Generic[T]):
     def backlog(self) -> int:
         """Entries in memory that are neither in the log nor in the spool yet."""
         return len(self._queue) + len(self._in_flight)
+
+    @property
+    def last_error(self) -> str | None:
+        """The reason why the log failed last, or the spool in its place; None while the log works."""
+        return self._log_outage.cause and (self._spool_outage.cause or self._log_outage.cause)
+
+    @property
+    def spool_error(self) -> str | None:
+        """The reason why the spool failed last; None while it works."""
+        return self._spool_outage.cause
 
     @property
     def stuck(self) -> bool:
@@ -100,6 +112,7 @@ class BackgroundWriter(Generic[T]):
             return
         if len(self._queue) == self._capacity:
             self.dropped += 1
+            self._overflowed = True
         self._queue.append(entry)
         if not self._arrived.is_set():
             self._arrived.set()
@@ -138,7 +151,8 @@ class BackgroundWriter(Generic[T]):
                 if await self._write_once():
                     continue
             except Exception as error:  # a bug here must not stop the writer
-                self._report_problem(repr(error))
+                self._log_outage.began(repr(error))
+            self._report_overflow()
             if closing:
                 return
             await self._pause()
@@ -189,12 +203,12 @@ class BackgroundWriter(Generic[T]):
         except Exception as error:  # the entries are kept and the task continues
             self._log_backoff.failed()
             timed_out = isinstance(error, TimeoutError)
-            self._report_problem(
+            self._log_outage.began(
                 f"the log did not answer within {self._append_timeout:g} s" if timed_out else str(error)
             )
             return False
         self._log_backoff.reset()
-        self.last_error = None
+        self._log_outage.ended()
         return True
 
     async def _spool_in_flight(self) -> None:
@@ -208,9 +222,12 @@ class BackgroundWriter(Generic[T]):
             self.dropped += await self._spool.add(self._in_flight)
         except StoreError as error:
             self._spool_backoff.failed()
-            self._report_problem(f"the spool fails too: {error}")
+            self._next_poll = 0.0  # once the log works, what is left in the spool follows or shows that it still fails
+            waits = f"; up to {self._capacity} entries wait in memory, then the oldest are dropped"
+            self._spool_outage.began(str(error), waits)
             return
         self._spool_backoff.reset()
+        self._spool_outage.ended()
         self.spooled += len(self._in_flight)
         self._on_stored(self._in_flight)
         self._in_flight = []
@@ -228,9 +245,12 @@ class BackgroundWriter(Generic[T]):
                 await self._spool.remove(waiting.rows)
         except StoreError as error:
             self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS
-            self._report_problem(f"the spool fails: {error}")
+            self._spool_outage.began(str(error), "; entries in it wait, new ones go to the log")
             return False
-        self.dropped += waiting.damaged
+        self._spool_outage.ended()
+        if waiting.damaged:
+            self.dropped += waiting.damaged
+            self._spool_outage.warn(f"{waiting.damaged} damaged entries", " are removed")
         if len(waiting.rows) == self._batch:
             return True
         self._next_poll = time.monotonic() + SPOOL_POLL_SECONDS
@@ -258,6 +278,7 @@ class BackgroundWriter(Generic[T]):
     def _requeue(self) -> None:
         room = self._capacity - len(self._queue)
         requeued = self._in_flight[-room:] if room else []
+        self._overflowed |= len(requeued) < len(self._in_flight)
         self.dropped += len(self._in_flight) - len(requeued)
         self._queue.extendleft(reversed(requeued))
         self._in_flight = []
@@ -266,23 +287,17 @@ class BackgroundWriter(Generic[T]):
         try:
             self._kind.encode(entry)
         except StoreError as error:
-            self._report_problem(str(error))
+            self._log_outage.warn(str(error))
             return False
         return True
 
-    def _report_problem(self, problem: str) -> None:
-        """Keeps the problem for the metrics, and logs it at most once in WARNING_INTERVAL_SECONDS."""
-        self.last_error = problem
-        if time.monotonic() >= self._next_warning:
-            self._next_warning = time.monotonic() + WARNING_INTERVAL_SECONDS
-            logger.warning(
-                "%s: %s (%d entries spooled, %d dropped, %d waiting)",
-                self._name,
-                problem,
-                self.spooled,
-                self.dropped,
-                self.backlog,
-            )
+    def _report_overflow(self) -> None:
+        """Log that entries are lost, also while the log works but entries arrive faster than it takes them."""
+        if self._overflowed and self._overflow.warn(f"full with {self._capacity} entries, so the oldest are dropped"):
+            self._overflowed = False
+
+    def _counts(self) -> str:
+        return f"{self.spooled} entries spooled, {self.dropped} dropped, {self.backlog} waiting"
 
 
 class RecordWriter(BackgroundWriter[RoutingRecord]):

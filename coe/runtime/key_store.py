@@ -94,7 +94,7 @@ class SqliteKeyStore:
         self._database = Database(path, tables=tables, version=1)
 
     async def read(self, known: str) -> Stored | None:
-        if not self._path.exists():
+        if not self._database.exists():
             return NOTHING if known else None
 
         def work(connection: sqlite3.Connection) -> Stored | None:

@@ -56,7 +56,7 @@ class UsageStore:
 
     async def load(self, *, now: float) -> dict[MeterKey, StoredUse]:
         """Return all stored use, after deleting entries that are too old."""
-        if not self._path.exists():
+        if not self._database.exists():
             return {}
 
         def work(connection: sqlite3.Connection) -> dict[MeterKey, StoredUse]:

@@ -96,6 +96,8 @@ def add_log_metrics(metrics: Metrics, writer: RecordWriter) -> None:
     metrics.gauge("coe_log_dropped", dropped, lambda: writer.dropped)
     failing = "1 while the routing log cannot be written."
     metrics.gauge("coe_log_failing", failing, lambda: writer.last_error is not None, largest=True)
+    spool = "1 while the spool cannot be used: records that the log does not accept wait in memory."
+    metrics.gauge("coe_log_spool_failing", spool, lambda: writer.spool_error is not None, largest=True)
 
 
 def add_feedback_metrics(metrics: Metrics, writer: FeedbackWriter) -> None:
@@ -107,6 +109,8 @@ def add_feedback_metrics(metrics: Metrics, writer: FeedbackWriter) -> None:
     metrics.gauge("coe_feedback_rejected", rejected, lambda: writer.rejected)
     failing = "1 while feedback cannot be written to the log."
     metrics.gauge("coe_feedback_failing", failing, lambda: writer.last_error is not None, largest=True)
+    spool = "1 while the spool cannot be used: feedback that the log does not accept is refused with 503."
+    metrics.gauge("coe_feedback_spool_failing", spool, lambda: writer.spool_error is not None, largest=True)
 
 
 Cells = dict[Labels, float]

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from coe.errors import ArtifactError, StoreError
-from coe.learning.monitoring.loss_bounds import LossBounds, publish_broken
+from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE, LossBounds, publish_broken
 from coe.records.feedback import FeedbackLog
 from coe.settings import Settings
 from coe.supervision import TaskFailed, supervised
@@ -66,11 +66,21 @@ class BoundWatch:
         try:
             await asyncio.to_thread(publish_broken, self._settings, bounds)
         except ArtifactError as error:
-            if str(error) != self._last_error:
-                _log.warning("broken loss bounds are not shared with other machines yet: %s", error)
-            self._last_error = str(error)
+            self._report(f"broken loss bounds are not shared with other machines yet: {error}")
+        except OSError as error:
+            self._report(
+                f"the loss bound of {', '.join(sorted(bounds.broken))} is broken, but takes no effect until "
+                f"{self._settings.artifacts / LOSS_BOUNDS_FILE} can be written: {error.strerror}; check that the disk "
+                "has room and that the file may be written"
+            )
         else:
             self._last_error = ""
+
+    def _report(self, problem: str) -> None:
+        """Log a problem, unless it was the last one too."""
+        if problem != self._last_error:
+            _log.warning("%s", problem)
+        self._last_error = problem
 
     def evidence(self) -> dict[tuple[str, ...], float]:
         """The largest capital of each test by recipe, for a gauge."""

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,6 +112,8 @@ class LastGood:
         self._settings = settings
         self._read = read
         self._restores = restores
+        self._lock: int | None = None
+        """The open lock file of a folder that this worker has made again."""
 
     def load(self) -> ActiveState | None:
         """Load the kept state. Return None at a first start, and if nothing is kept yet or it is damaged."""
@@ -145,12 +148,27 @@ class LastGood:
         """
         if not in_use.declaration:
             return
+        if not self._folder.is_dir():
+            self._make_again()
         with _locked(self._folder / WRITER_LOCK):
             try:
                 self._replace(in_use, versions)
             except (OSError, ConfigError):
                 (self._folder / STATE).unlink(missing_ok=True)
                 raise
+
+    def _make_again(self) -> None:
+        """Make the folder again after the state folder was deleted or replaced, and lock it as long as this worker
+        lives, so that the next start of a gateway does not delete it. Raises OSError."""
+        root = self._folder.parent
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / LOCK):
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            if self._lock is not None:
+                os.close(self._lock)
+            self._lock = os.open(self._folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            with suppress(BlockingIOError):  # another worker was faster
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _replace(self, in_use: ActiveState, versions: Mapping[str, str | None]) -> None:
         """Replace the kept state. Raises OSError or ConfigError."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from coe.artifacts.kinds import ASSIGNMENT, GATE, OVERLAYS, ROUTER
 from coe.artifacts.manifest import is_version
 from coe.artifacts.store import POINTER, ArtifactStore
+from coe.errors import ArtifactError
 from coe.learning.monitoring.loss_bounds import LOSS_BOUNDS_FILE
 from coe.settings import Settings
 
@@ -32,7 +33,7 @@ def files_to_repair(settings: Settings) -> tuple[Path, ...]:
     files = [settings.admin_key_file] if settings.admin_key_file else []
     for kind in (ROUTER, OVERLAYS, ASSIGNMENT, GATE):
         store = ArtifactStore(settings.artifacts, kind)
-        with suppress(OSError):
+        with suppress(OSError, ArtifactError):
             if (version := store.in_use()) and is_version(version):
                 files += sorted(store.folder(version).iterdir())
     return tuple(files)

@@ -77,7 +77,7 @@ async def open_stored_step(spec: StoredResponsesSpec, home: Path) -> AsyncIterat
         yield None
         return
     if spec.store == SQLITE:
-        store = SqliteResponseStore.open(home / FILE, **limits)
+        store = SqliteResponseStore(home / FILE, **limits)
     else:
         store = RedisResponseStore(spec.store, **limits)
     try:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 from coe.errors import ResponsesUnavailable, StoreError
 from coe.records.database import Database
@@ -81,7 +81,7 @@ class SqliteResponseStore:
         self._retry_at = 0.0
         self._waiting = 0
         self._turn = asyncio.Lock()
-        self._database = Database(path, tables=_TABLES, version=1, durable=False)
+        self._database = Database(path, tables=_TABLES, version=1, durable=False, private=True)
         self._path = path
         self._lifetime = lifetime
         self._max_bytes = max_bytes
@@ -170,13 +170,6 @@ class SqliteResponseStore:
             self._waiting -= 1
         self.degraded = False
         return result
-
-    @classmethod
-    def open(cls, path: Path, *, lifetime: float, max_bytes: int) -> Self:
-        """Return the store in this file. Other users of the machine cannot read a new file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        return cls(path, lifetime=lifetime, max_bytes=max_bytes)
 
 
 def unavailable(problem: str) -> ResponsesUnavailable:

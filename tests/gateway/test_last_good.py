@@ -6,6 +6,7 @@ import asyncio
 import errno
 import fcntl
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -238,6 +239,23 @@ def test_a_state_that_cannot_be_kept_leaves_no_older_one(
         with pytest.raises(OSError, match="no space left"):
             keep(folder, settings, router=published(settings, ROUTER, "new"))
     assert not [path for path in folder.iterdir() if path.name == "state.json" or path.name.startswith(".draft")]
+
+
+def test_after_the_state_folder_was_deleted_the_next_state_is_kept_again_and_no_other_start_deletes_it(
+    settings: Settings, folder: Path
+) -> None:
+    keep(folder, settings, router=published(settings, ROUTER, "old"))
+    shutil.rmtree(settings.home)
+    router = published(settings, ROUTER, "new")
+    registry = with_admin_key(load(settings.config, environ=settings.environ), settings)
+    worker = LastGood(folder, settings, read=Mock(), restores=False)
+    worker.keep(state_of(settings, registry, router), {ROUTER: router})
+    with last_good_folder(settings.home) as other:
+        assert other is not None
+        assert kept_by(folder, settings).versions == {ROUTER: router}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert worker._lock is not None
+    os.close(worker._lock)  # as at the end of the process
 
 
 def test_the_copy_of_a_read_only_version_can_be_moved_and_deleted(settings: Settings, folder: Path) -> None:

@@ -276,6 +276,30 @@ async def test_a_broken_bound_holds_here_while_redis_is_down_or_the_declaration_
     assert (tmp_path / "there" / LOSS_BOUNDS_FILE).read_bytes() == path.read_bytes()
 
 
+async def test_a_broken_bound_that_cannot_be_stored_is_logged_once_and_stored_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    declared = registry()
+    settings = settings_in(tmp_path, declared)
+    policies = promote_plan(settings, declared)
+    path = settings.artifacts / LOSS_BOUNDS_FILE
+    path.mkdir()  # no file can take its place, as on a full disk
+    async with gateway_of(declared) as gateway:
+        state = ServingState(replace(gateway.serving_state.serving, policies=policies))
+        log = open_log_and_feedback(SQLITE, base=settings.home)[1]
+        await log.append(differing(20, policies=policies.version))
+        watch = BoundWatch(state, log, settings)
+        for _ in range(3):
+            await watch.read()
+        path.rmdir()
+        await watch.read()
+        await log.aclose()
+    assert read_broken(path, policies.version, declared) == {"careful"}
+    [warning] = [one.getMessage() for one in caplog.records if "loss bound" in one.getMessage()]
+    assert f"the loss bound of careful is broken, but takes no effect until {path} can be written" in warning
+    assert [one.name for one in settings.artifacts.iterdir() if one.name.startswith(".loss")] == []
+
+
 # ------------------------------------------------------------------------------------------- on real ports
 
 

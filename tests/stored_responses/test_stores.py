@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import sqlite3
 import stat
@@ -14,6 +15,8 @@ import pytest
 
 from coe.errors import ConfigError, ResponsesUnavailable
 from coe.records import database
+from coe.registry import StoredResponsesSpec
+from gateway.request.stored_step import open_stored_step
 from gateway.stored_responses import redis_store, store
 from gateway.stored_responses.redis_store import RedisResponseStore
 from gateway.stored_responses.store import ENTRY_OVERHEAD_BYTES, ResponseStore, SqliteResponseStore
@@ -101,14 +104,45 @@ async def test_a_value_lives_its_time_in_redis(redis_url: str) -> None:
 
 async def test_two_processes_share_a_file_which_others_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "home" / "r.sqlite"
-    one = SqliteResponseStore.open(path, lifetime=LIFETIME, max_bytes=MAX_BYTES)
-    other = SqliteResponseStore.open(path, lifetime=LIFETIME, max_bytes=MAX_BYTES)
+    one = SqliteResponseStore(path, lifetime=LIFETIME, max_bytes=MAX_BYTES)
+    other = SqliteResponseStore(path, lifetime=LIFETIME, max_bytes=MAX_BYTES)
     await one.put("a", {"1": b"1"})
     assert await other.get("a", ["1"]) == [b"1"]
     for file in path.parent.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     await one.aclose()
     await other.aclose()
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+async def test_a_folder_that_cannot_be_used_stops_no_start_and_the_file_follows(
+    tmp_path: Path, was_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "RETRY_AFTER", 0.0)
+    home = tmp_path / "home"
+    home.write_text("a file where the folder should be")
+    spec = StoredResponsesSpec(store="sqlite")
+    async with open_stored_step(spec, home) as step:
+        assert step is not None
+        with pytest.raises(ResponsesUnavailable, match=r"stored-responses\.sqlite.*check that the disk has room"):
+            await step.store.put("a", {"1": b"1"})
+        assert step.store.degraded
+        home.unlink()
+        if was_there:
+            home.mkdir()
+        await step.store.put("a", {"1": b"1"})
+        assert not step.store.degraded
+
+
+async def test_a_file_that_is_deleted_during_service_is_made_again_unreadable_for_others(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "r.sqlite"
+    file = SqliteResponseStore(path, lifetime=LIFETIME, max_bytes=MAX_BYTES)
+    await file.put("a", {"1": b"1"})
+    shutil.rmtree(path.parent)
+    await file.put("a", {"2": b"2"})
+    assert await file.get("a", ["1", "2"]) == [None, b"2"]
+    assert {stat.S_IMODE(one.stat().st_mode) for one in path.parent.iterdir()} == {0o600}
+    await file.aclose()
 
 
 async def test_a_file_that_cannot_be_written_is_unavailable_with_its_remedy(tmp_path: Path) -> None:
