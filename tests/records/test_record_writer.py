@@ -190,7 +190,7 @@ async def test_a_log_that_hangs_holds_up_leaving_only_for_the_deadline_and_loses
     log = WatchedLog()
     log.gate.clear()
     async with asyncio.timeout(60):
-        async with RecordWriter(log, spool=tmp_path / "spool.db", batch=40, **QUICK | {"close_timeout": 1.0}) as writer:
+        async with RecordWriter(log, spool=tmp_path / "spool.db", batch=40, **QUICK | {"close_timeout": 3.0}) as writer:
             for one in records(100):
                 writer.put(one)
     assert await in_spool(tmp_path / "spool.db") == ids(records(100))
