@@ -140,9 +140,8 @@ class BackgroundWriter(Generic[T]):
             self._on_rejected()
             self.dropped += self.backlog
             self._queue.clear()
-            logger.warning(
-                "%s: %d entries dropped so far, some at the end: %s", self._name, self.dropped, self.last_error
-            )
+            cause = self.last_error or f"the log and the spool did not answer within {2 * self._close_timeout:g} s"
+            logger.warning("%s: %d entries dropped so far, some at the end: %s", self._name, self.dropped, cause)
 
     async def _run(self) -> None:
         while True:

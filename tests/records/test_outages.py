@@ -128,6 +128,21 @@ async def test_an_entry_that_cannot_be_stored_is_logged_beside_the_failure_of_th
     assert "; the entry is dropped (" in dropped
 
 
+async def test_entries_that_a_silent_log_costs_at_the_end_are_logged_with_the_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = WatchedLog()
+    log.gate.clear()
+    with caplog.at_level(logging.WARNING, logger="coe.records"):
+        async with RecordWriter(log, spool=None, close_timeout=0.01, **QUICK) as writer:
+            writer.put(records(1)[0])
+            await log.entered.wait()
+    [line] = lines(caplog, store="routing log")
+    assert line.endswith(
+        "1 entries dropped so far, some at the end: the log and the spool did not answer within 0.02 s"
+    )
+
+
 async def test_a_damaged_spool_is_no_failure_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "spool.db").write_bytes(b"no database" * 100)
     log = WatchedLog()
