@@ -1,4 +1,4 @@
-"""A lock file that one process of a machine holds at a time, and that names its holder."""
+"""Locks a file so that one process of a machine holds it at a time. The file names its holder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coe.errors import CoEError
 
 
 def holder_name() -> str:
-    """This process as others see it in a lock that it holds."""
+    """Return the name of this process in messages about a lock that it holds."""
     return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -22,7 +22,7 @@ def holder_name() -> str:
 def file_lock(path: Path, *, held: Callable[[str], CoEError]) -> Iterator[None]:
     """Hold the lock until the block ends; the kernel releases it when the process dies.
 
-    Raises `held` of the holder's name, empty if it has just begun, where another process holds the lock.
+    If another process holds the lock, raises `held(holder)`. The holder's name is empty if that process has just begun.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:

@@ -30,7 +30,7 @@ from coe.fleet.specs import free_port
 
 ROOT = Path(__file__).parent.parent
 START_LIMIT = 300.0
-"""Seconds, on a busy machine; its end ends the wait too."""
+"""Seconds, enough for a busy machine. The wait also ends when the process ends."""
 PACKED = (
     *(f"{package}/py.typed" for package in ("coe", "gateway", "routers")),
     *(f"gateway/ui/assets/{name}" for name in ("index.html", "vendor/lit-html.js", "vendor/lit-html.LICENSE")),

@@ -1,4 +1,4 @@
-"""Folders that a process may not search, also where the tests run as root."""
+"""Denies the test process access to a folder, also if the tests run as root."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ NOBODY = 65_534
 
 @contextmanager
 def without_access(folder: Path) -> Iterator[None]:
-    """Take from this process the right to search the folder, until the block ends. Root becomes another user."""
+    """Deny this process access to the folder until the block ends. Root becomes another user for that time."""
     mode = folder.stat().st_mode
     is_root = os.geteuid() == 0
     folder.chmod(0)
-    if is_root:
-        os.seteuid(NOBODY)
     try:
+        if is_root:
+            os.seteuid(NOBODY)
         yield
     finally:
         if is_root:

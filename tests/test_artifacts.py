@@ -136,6 +136,15 @@ def test_a_folder_that_may_not_be_searched_is_one_clear_error(tmp_path: Path) ->
                 read()
 
 
+def test_versions_are_listed_with_the_problem_of_a_pointer_that_cannot_be_read(tmp_path: Path) -> None:
+    version = published(ArtifactStore(tmp_path, "router"), "one").manifest.version
+    (tmp_path / "router" / "current").mkdir()
+    listed = VersionCatalog(tmp_path, "router").list_versions()
+    assert [one["version"] for one in listed["versions"]] == [version]
+    assert (listed["in_use"], listed["before"]) == (None, None)
+    assert listed["damaged"].startswith(f"{tmp_path / 'router' / 'current'}: cannot be read (Is a directory)")
+
+
 def test_damaged_overlays_can_only_be_rolled_back(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path, "overlays")
     artifact = published(store, "one")

@@ -33,7 +33,7 @@ LONG_TIME = 100_000.0
 def expire_when(monkeypatch: pytest.MonkeyPatch, condition: Callable[[], object]) -> None:
     """Let each `asyncio.timeout` of nearly LONG_TIME or more expire once `condition()` is true, and not by the clock.
 
-    A short limit might be over before what the test expects until then has happened.
+    On a busy machine a short limit could expire before the event that the test needs.
     """
     timeout_of = asyncio.timeout
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
     """Replaces a small file atomically: readers see the old or the new content. The new one is on disk on return, with
-    the permissions `mode`, by default those of a new file. On an error, such as a full disk, nothing is left of it."""
+    the permissions `mode`, by default those of a new file. An error, such as a full disk, leaves no draft behind."""
     draft = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         with draft.open("wb") as file:
@@ -24,7 +25,8 @@ def replace_file(path: Path, content: bytes, *, mode: int | None = None) -> None
             os.fsync(file.fileno())
         draft.replace(path)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
         raise
     sync(path.parent)
 

@@ -211,8 +211,8 @@ class ArtifactStore:
         self._set_in_use(None, by, why)
 
     def in_use(self) -> str | None:
-        """The version in use, without reading it; None if there is none. Raises ArtifactError if the pointer cannot be
-        read."""
+        """The version that the pointer names, without verifying it; None if there is none. Raises ArtifactError if the
+        pointer cannot be read."""
         path = self._folder / POINTER
         try:
             return path.read_text(encoding="ascii", errors="replace").strip()
@@ -322,14 +322,15 @@ class ArtifactStore:
         if version is None:
             return None
         if not is_version(version):
+            command = " ".join(filter(None, ("coe promote", self._kind, self._last_known())))
             raise ArtifactError(
-                f"{self._folder / POINTER}: {version[:64]!r} is not a version (12 hexadecimal digits); put one "
-                f"into use with `{' '.join(('coe promote', self._kind, *filter(None, (self._last_known(),))))}`"
+                f"{self._folder / POINTER}: {version[:64]!r} is not a version (12 hexadecimal digits); put one into "
+                f"use with `{command}`"
             )
         return read_artifact(self._folder_of(version))
 
     def _last_known(self) -> str | None:
-        """The version in use, or the last one of the history if a power failure or a hand damaged the pointer."""
+        """The version in use. If the pointer is damaged, for example by a power failure, the history's last version."""
         version = self.in_use()
         if version is None or is_version(version):
             return version

@@ -41,7 +41,7 @@ DRAIN_SECONDS = 55.0
 """Time that a stopped gateway has to end; it uses up to 30 for requests in flight and 20 for records."""
 
 LOCK_FILE = "up.lock"
-"""Name in the state folder: two `coe up` would replace each other's addresses of local experts."""
+"""Lock file in the state folder: two `coe up` would replace each other's addresses of local experts."""
 
 Host = Annotated[str | None, typer.Option("--host", help="[default: COE_HOST or 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="[default: COE_PORT or 8080]")]

@@ -6,6 +6,7 @@ on one machine, on shared devices or on a Ray cluster. `free_port` selects the s
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -26,14 +27,14 @@ HOST = "127.0.0.1"
 _FIRST, _LAST = 20_000, 32_000
 _MAX_RESERVED = 64
 _reserved: deque[int] = deque()
-"""Descriptors of the latest reservations of this process."""
+"""Descriptors of the sockets that reserve the latest ports of this process, oldest first."""
 
 
 def free_port(*, avoid: Container[int] = (), host: str = HOST) -> int:
     """Returns a port of `host` that is free and not in `avoid`. Raises FleetError if it finds none.
 
-    On Linux, this process and others that call this function choose another port until this process ends or has chosen
-    64 more. A server may listen only minutes after its port was chosen, and stops listening during a restart.
+    On Linux, the port stays reserved until this process ends or has chosen 64 more: no other call of this function
+    returns it. A server may listen only minutes after its port was chosen, and stops listening during a restart.
     """
     for _ in range(200):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
@@ -43,19 +44,20 @@ def free_port(*, avoid: Container[int] = (), host: str = HOST) -> int:
 
 
 def _reserve(port: int) -> bool:
-    """Returns False if a process has reserved the port; always True on other systems than Linux.
+    """Reserves the port for this process. Returns False if this or another process has reserved it.
 
-    The reservation is a Unix socket without a file. The kernel removes its name with the process, and a container has
-    names of its own, as it has ports.
+    The reservation is a Unix socket with an abstract name, so it leaves no file behind. The kernel removes the name
+    when the process ends. Network namespaces separate abstract names as they separate ports. Where such sockets do
+    not exist (outside Linux) or are forbidden (in a sandbox), ports are chosen without a reservation.
     """
     if sys.platform != "linux":
         return True
-    with socket.socket(socket.AF_UNIX) as reservation:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX) as reservation:
             reservation.bind(f"\0coe-port-{port}")
-        except OSError:
-            return False
-        _reserved.append(reservation.detach())
+            _reserved.append(reservation.detach())
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
     if len(_reserved) > _MAX_RESERVED:
         os.close(_reserved.popleft())
     return True

@@ -85,12 +85,13 @@ def status_report(settings: Settings, *, now: float) -> dict[str, Any]:
 def _in_use(settings: Settings, kind: str, damaged: dict[str, str]) -> dict[str, Any]:
     """The version in use, None for what experts.yaml declares, and its last promotion where the history has one.
     Damage is put into `damaged`."""
-    store, move = ArtifactStore(settings.artifacts, kind), None
+    store, version, move = ArtifactStore(settings.artifacts, kind), None, None
     with noting(damaged, kind):
+        version = store.in_use()
         store.current()
     with noting(damaged, f"{kind} history"):
         move = store.last_move()
-    return {"version": store.in_use(), "since": move.time if move else None, "by": move.by if move else None}
+    return {"version": version, "since": move.time if move else None, "by": move.by if move else None}
 
 
 def _residency(settings: Settings) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ class Database:
 
     Each kind of file has its own `version`, stored as user_version; files of other versions are refused. The file is
     opened at the first call, and again after a failure or if it was deleted or replaced. Unless `durable`, a power cut
-    may lose the latest writes. Other users of the machine cannot read a new file that is `private`.
+    may lose the latest writes. With `private`, only its owner can read a new file.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Database:
         return await self._run(work, begin="BEGIN IMMEDIATE")
 
     def exists(self) -> bool:
-        """Return whether the file exists. Raises StoreError if its folder may not be searched."""
+        """Return True if the file exists. Raises StoreError if its folder may not be searched."""
         try:
             return _file_at(self.path) is not None
         except OSError as error:
@@ -181,10 +181,10 @@ def first_and_last(connection: sqlite3.Connection, table: str) -> tuple[int, int
 
 
 def _store_error(path: Path, error: Exception) -> StoreError:
-    """The error with its remedy."""
+    """Return a StoreError that names the file, the problem and the remedy."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extension that names the cause
     remedy = _REMEDIES.get(code, "check that the disk has room and that the file may be written")
-    problem = (error.strerror or error) if isinstance(error, OSError) else error  # without the path a second time
+    problem = (error.strerror or error) if isinstance(error, OSError) else error  # str(error) would repeat the path
     return StoreError(f"{path}: {problem}; {remedy}")
 
 

@@ -75,7 +75,7 @@ class BackgroundWriter(Generic[T]):
         self._queue: deque[T] = deque(maxlen=capacity)
         self._in_flight: list[T] = []
         self._overflowed = False
-        """True if entries gave way to newer ones since the last warning about it."""
+        """True if the full queue dropped entries since the last warning about it."""
         self._capacity, self._batch, self._interval = capacity, batch, interval
         self._append_timeout, self._close_timeout = append_timeout, close_timeout
         self._log_backoff = Backoff(first=first_retry, longest=max_retry)
@@ -92,12 +92,12 @@ class BackgroundWriter(Generic[T]):
 
     @property
     def last_error(self) -> str | None:
-        """The reason why the log failed last, or the spool in its place; None while the log works."""
+        """The cause of the log's failure, or of the spool's if both fail; None while the log works."""
         return self._log_outage.cause and (self._spool_outage.cause or self._log_outage.cause)
 
     @property
     def spool_error(self) -> str | None:
-        """The reason why the spool failed last; None while it works."""
+        """The cause of the spool's failure; None while it works."""
         return self._spool_outage.cause
 
     @property
@@ -140,19 +140,20 @@ class BackgroundWriter(Generic[T]):
             self._on_rejected()
             self.dropped += self.backlog
             self._queue.clear()
-            logger.warning(
-                "%s: %d entries dropped so far, some at the end: %s", self._name, self.dropped, self.last_error
-            )
+            cause = self.last_error or f"the log and the spool did not answer within {2 * self._close_timeout:g} s"
+            logger.warning("%s: %d entries dropped so far, some at the end: %s", self._name, self.dropped, cause)
 
     async def _run(self) -> None:
         while True:
             closing = self._closing.is_set()
+            has_more = False
             try:
-                if await self._write_once():
-                    continue
+                has_more = await self._write_once()
             except Exception as error:  # a bug here must not stop the writer
                 self._log_outage.began(repr(error))
             self._report_overflow()
+            if has_more:
+                continue
             if closing:
                 return
             await self._pause()
@@ -222,7 +223,7 @@ class BackgroundWriter(Generic[T]):
             self.dropped += await self._spool.add(self._in_flight)
         except StoreError as error:
             self._spool_backoff.failed()
-            self._next_poll = 0.0  # once the log works, what is left in the spool follows or shows that it still fails
+            self._next_poll = 0.0  # once the log works, the spool is read at once, which shows whether it works again
             waits = f"; up to {self._capacity} entries wait in memory, then the oldest are dropped"
             self._spool_outage.began(str(error), waits)
             return
@@ -287,12 +288,12 @@ class BackgroundWriter(Generic[T]):
         try:
             self._kind.encode(entry)
         except StoreError as error:
-            self._log_outage.warn(str(error))
+            self._log_outage.warn(str(error), "; the entry is dropped")
             return False
         return True
 
     def _report_overflow(self) -> None:
-        """Log that entries are lost, also while the log works but entries arrive faster than it takes them."""
+        """Log that the full queue dropped entries, also while the log works but is slower than they arrive."""
         if self._overflowed and self._overflow.warn(f"full with {self._capacity} entries, so the oldest are dropped"):
             self._overflowed = False
 

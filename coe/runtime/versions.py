@@ -118,12 +118,17 @@ class VersionCatalog:
         self._summaries = {version: known.get(version) or self._summary(version) for version in published}
         newest = sorted(self._summaries.values(), key=lambda one: str(one["created"] or ""), reverse=True)
         moves, damage = self._moves()
+        in_use: str | None = None
+        try:
+            in_use = self._store.in_use()
+        except ArtifactError as error:
+            damage = str(error)
         # Moves come newest first, so the first move that brought a version is its origin.
         origins = {move["version"]: move["by"] for move in moves if move["version"] and move["by"] in ORIGINS}
         newest = [one | {"origin": origins.get(one["version"])} for one in newest]
         return {
             "kind": self.kind,
-            "in_use": self._store.in_use(),
+            "in_use": in_use,
             "before": self._rollback_version(),
             "versions": newest[:MAX_LISTED],
             "more_versions": max(len(newest) - MAX_LISTED, 0),

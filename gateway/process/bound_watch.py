@@ -77,7 +77,7 @@ class BoundWatch:
             self._last_error = ""
 
     def _report(self, problem: str) -> None:
-        """Log a problem, unless it was the last one too."""
+        """Log a problem, unless it repeats the previous one."""
         if problem != self._last_error:
             _log.warning("%s", problem)
         self._last_error = problem

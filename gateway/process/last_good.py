@@ -113,7 +113,7 @@ class LastGood:
         self._read = read
         self._restores = restores
         self._lock: int | None = None
-        """The open lock file of a folder that this worker has made again."""
+        """Descriptor of the lock file of a folder that this worker has recreated."""
 
     def load(self) -> ActiveState | None:
         """Load the kept state. Return None at a first start, and if nothing is kept yet or it is damaged."""
@@ -149,7 +149,7 @@ class LastGood:
         if not in_use.declaration:
             return
         if not self._folder.is_dir():
-            self._make_again()
+            self._recreate()
         with _locked(self._folder / WRITER_LOCK):
             try:
                 self._replace(in_use, versions)
@@ -157,18 +157,21 @@ class LastGood:
                 (self._folder / STATE).unlink(missing_ok=True)
                 raise
 
-    def _make_again(self) -> None:
-        """Make the folder again after the state folder was deleted or replaced, and lock it as long as this worker
-        lives, so that the next start of a gateway does not delete it. Raises OSError."""
+    def _recreate(self) -> None:
+        """Recreate the folder after the state folder was deleted or replaced. Raises OSError.
+
+        This worker locks it until it ends, so that no other gateway that starts deletes it.
+        """
         root = self._folder.parent
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / LOCK):
             self._folder.mkdir(mode=0o700, exist_ok=True)
+            lock = os.open(self._folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             if self._lock is not None:
                 os.close(self._lock)
-            self._lock = os.open(self._folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            with suppress(BlockingIOError):  # another worker was faster
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock
+            with suppress(BlockingIOError):  # the folder has come back with the lock of the whole gateway
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: each worker that recreates it holds it
 
     def _replace(self, in_use: ActiveState, versions: Mapping[str, str | None]) -> None:
         """Replace the kept state. Raises OSError or ConfigError."""

@@ -1,5 +1,7 @@
-"""The scripts that make environments, with stand-ins for all that they start. Installers take what an interrupted one
-has written in part for whole, so an installation begins anew after an interruption."""
+"""The scripts that make environments, with stand-ins for the programs that they start.
+
+Installers treat a partly written package as complete, so the scripts start again from an empty folder after an
+interruption."""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ echo half > {folder}/package
 [ -e {mark} ] || {{ touch {mark}; exit 1; }}
 echo whole > {folder}/package
 """
-"""Leaves what is there as it is, and is interrupted the first time."""
+"""Keeps a package that exists, and fails in its first run, with half of the package written."""
 MAKE_VENV = '[ "$1 $2" != "-m venv" ] || { mkdir -p "$3/bin" && ln -sf "$PWD/stand-ins/python" "$3/bin/python"; }'
 LARGE_MACHINE = {"uname": "echo Linux x86_64", "grep": "exit 0", "awk": "echo 99", "sleep": "exit 0"}
 
@@ -94,7 +96,18 @@ def test_the_environment_is_made_anew_after_an_interruption(checkout: Path) -> N
     assert (checkout / ".venv" / "lib" / "package").read_text() == "half\n"
     assert run(checkout, "setup") == 0
     assert (checkout / ".venv" / "lib" / "package").read_text() == "whole\n"
+    assert not (checkout / ".venv" / "setup-begun").exists()
     (checkout / ".venv" / "mine").touch()
     (checkout / "pyproject.toml").write_text("changed")
     assert run(checkout, "setup") == 0
-    assert (checkout / ".venv" / "mine").exists(), "an environment that is whole is changed, not replaced"
+    assert (checkout / ".venv" / "mine").exists(), "a complete environment is changed, not replaced"
+
+
+def test_the_environment_is_made_anew_after_an_interruption_of_its_creation(checkout: Path) -> None:
+    (checkout / "interrupted").touch()  # the installer itself is not interrupted
+    write(checkout / "stand-ins" / "python", f'[ "$1" != -m ] || {{ mkdir -p "$3/half"; exit 1; }}\n{MAKE_VENV}')
+    assert run(checkout, "setup") == 1
+    assert (checkout / ".venv" / "half").exists()
+    write(checkout / "stand-ins" / "python", MAKE_VENV)
+    assert run(checkout, "setup") == 0
+    assert not (checkout / ".venv" / "half").exists()

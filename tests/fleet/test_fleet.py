@@ -303,7 +303,7 @@ async def test_a_long_log_is_truncated_to_its_end(fakes: Fakes, monkeypatch: pyt
     spec, truncate, sizes = fakes.spec(), server.truncate_log, list[int]()
 
     def truncate_at_the_end(path: Path) -> None:
-        if server.log_tail(path).endswith("xthe end of it"):  # or what is just being written is lost
+        if server.log_tail(path).endswith("xthe end of it"):  # a truncation during a write may lose it
             truncate(path)
             sizes.append(path.stat().st_size)
 

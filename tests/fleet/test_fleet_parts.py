@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -79,6 +81,20 @@ def test_the_oldest_reservation_ends_with_one_too_many(
     assert {first, second := free_port()} == set(two_ports)
     assert (free_port(), len(specs._reserved)) == (first, 1)
     assert free_port() == second
+
+
+@pytest.mark.parametrize("step", ["socket", "bind"])
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ports are not reserved")
+def test_ports_are_chosen_where_a_sandbox_forbids_reservations(
+    two_ports: tuple[int, int], step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Mock(side_effect=PermissionError(errno.EPERM, "Operation not permitted"))
+    if step == "socket":
+        monkeypatch.setattr(socket, "socket", refused)
+    else:
+        monkeypatch.setattr(socket.socket, "bind", refused)
+    assert free_port() in two_ports
+    assert not specs._reserved
 
 
 def test_the_tail_of_a_log_is_its_last_lines_that_are_not_blank(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ async def kept(served: Served) -> list[Feedback]:
 
 
 async def wait_until_kept(served: Served, event: Feedback) -> None:
-    """The log has this event alone. It may come from the spool, if the log was slow."""
+    """Wait until the log has only this event. It comes from the spool if the log was slow."""
     async with asyncio.timeout(60):
         while await kept(served) != [event]:
             await asyncio.sleep(0.05)

@@ -258,6 +258,33 @@ def test_after_the_state_folder_was_deleted_the_next_state_is_kept_again_and_no_
     os.close(worker._lock)  # as at the end of the process
 
 
+def test_a_recreated_folder_is_kept_until_each_worker_that_recreated_it_has_ended(
+    settings: Settings, folder: Path
+) -> None:
+    shutil.rmtree(settings.home)
+    workers = [LastGood(folder, settings, read=Mock(), restores=False) for _ in range(2)]
+    for worker in workers:  # both found that the folder was missing
+        worker._recreate()
+    for worker, exists_afterwards in zip(workers, (True, False), strict=True):
+        assert worker._lock is not None
+        os.close(worker._lock)  # as at the end of the process
+        with last_good_folder(settings.home):
+            assert folder.exists() is exists_afterwards
+
+
+def test_a_failure_to_recreate_the_folder_again_keeps_the_lock_file_open(
+    settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = LastGood(folder, settings, read=Mock(), restores=False)
+    worker._recreate()
+    assert worker._lock is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", Mock(side_effect=OSError(errno.ENOSPC, "no space left")))
+        with pytest.raises(OSError, match="no space left"):
+            worker._recreate()
+    os.close(worker._lock)  # fails if its number may already belong to another file
+
+
 def test_the_copy_of_a_read_only_version_can_be_moved_and_deleted(settings: Settings, folder: Path) -> None:
     router = published(settings, ROUTER, "r")
     version = settings.artifacts / ROUTER / router

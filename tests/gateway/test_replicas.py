@@ -137,7 +137,7 @@ async def is_kept(service: Replicas, session: str, opening: str) -> bool:
 async def limits_hold_together(service: Replicas) -> None:
     start = time.monotonic()
     answers = await asyncio.gather(*(service.send_chat("hi", key="alice") for _ in range(2 * LIMIT)))
-    due = LIMIT * (1 + (time.monotonic() - start) / 60)  # some more come due while it lasts
+    due = LIMIT * (1 + (time.monotonic() - start) / 60)  # the limit refills meanwhile
     statuses = Counter(status for status, _ in answers)
     assert set(statuses) == {200, 429}
     assert LIMIT <= statuses[200] <= due + 10, statuses

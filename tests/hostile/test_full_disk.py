@@ -1,11 +1,12 @@
-"""A gateway whose disk takes no byte for a while: every chat is answered, and every record is logged afterwards.
+"""A gateway whose disk is full for a while: every chat is answered, and every record is logged afterwards.
 
-A limit of file sizes stands for the full disk: it holds for real processes at any moment, and for those they start.
+A limit on the size of files simulates the full disk. It can be set for running processes, and children inherit it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import resource
 import sys
@@ -59,7 +60,8 @@ async def replaced_worker(served: Served) -> None:
 
 
 async def test_while_the_disk_is_full_chats_are_answered_and_afterwards_every_record_is_logged(tmp_path: Path) -> None:
-    reading, writing = os.pipe()  # a file would take no warning
+    reading, writing = os.pipe()  # the limit would hold for a file too
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 20)  # nothing reads before the end, and a full pipe would block
     with os.fdopen(reading, "rb") as output, os.fdopen(writing, "wb") as stderr:
         environ = {"COE_WORKERS": "2"}
         async with serving(tmp_path, environ=environ, stderr=stderr, stored_responses={"store": "sqlite"}) as served:

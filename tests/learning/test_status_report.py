@@ -232,3 +232,11 @@ def test_status_names_damage_of_every_artifact_in_use_and_of_a_history(settings:
     report = status_report(settings, now=time.time())
     assert set(report["damaged"]) == {"overlays", "gate", "gate history"}
     assert report["in_use"]["gate"]["since"] is None
+
+
+def test_status_names_a_pointer_that_cannot_be_read_and_reports_the_rest(settings: Settings) -> None:
+    pointer = settings.artifacts / "gate" / "current"
+    pointer.mkdir(parents=True)
+    report = status_report(settings, now=time.time())
+    assert report["damaged"]["gate"].startswith(f"{pointer}: cannot be read (Is a directory)")
+    assert report["in_use"]["gate"] == {"version": None, "since": None, "by": None}

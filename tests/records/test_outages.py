@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coe.errors import StoreError
-from coe.records import RecordWriter
+from coe.records import RecordWriter, outage
+from coe.records.record import RoutingRecord
 from coe.records.spool import RECORDS, Spool
-from tests.records.samples import WatchedLog, records
+from tests.records.samples import WatchedLog, record, records
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
 GONE = StoreError("redis at nowhere: refused; check that it runs")
 QUICK: dict[str, Any] = {"interval": 0.001, "first_retry": 0.001, "max_retry": 0.002}
+
+
+@pytest.fixture(autouse=True)
+def long_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second warning with the same effect is due during a test, however busy the machine is."""
+    monkeypatch.setattr(outage, "WARNING_INTERVAL_SECONDS", 10_000.0)
 
 
 def lines(caplog: pytest.LogCaptureFixture, *, store: str) -> list[str]:
@@ -84,6 +92,55 @@ async def test_entries_that_a_slow_log_costs_are_logged_although_nothing_fails(
     [line] = lines(caplog, store="routing log: queue")
     assert "full with 10 entries, so the oldest are dropped (0 entries spooled, 20 dropped" in line
     assert writer.last_error is None
+
+
+async def test_entries_that_are_lost_are_logged_while_the_writer_never_pauses(caplog: pytest.LogCaptureFixture) -> None:
+    logged_before_the_end = list[bool]()
+
+    class SlowLog(WatchedLog):
+        async def append(self, appended: Sequence[RoutingRecord]) -> None:
+            await super().append(appended)
+            if len(self.calls) < 20:
+                for one in records(20, start=20 * len(self.calls)):  # faster than it is written
+                    writer.put(one)
+            elif len(self.calls) == 20:
+                logged_before_the_end.append(bool(lines(caplog, store="routing log: queue")))
+
+    log = SlowLog()
+    with caplog.at_level(logging.WARNING, logger="coe.records"):
+        async with RecordWriter(log, spool=None, capacity=10, batch=5, **QUICK) as writer:
+            writer.put(records(1)[0])
+            await log.called(20)
+    assert logged_before_the_end == [True]
+
+
+async def test_an_entry_that_cannot_be_stored_is_logged_beside_the_failure_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = WatchedLog()
+    log.fails = GONE
+    with caplog.at_level(logging.WARNING, logger="coe.records"):
+        async with RecordWriter(log, spool=tmp_path / "spool.db", **QUICK) as writer:
+            writer.put(record(1, prompt="\ud800"))
+            await wait_until(lambda: writer.dropped == 1)
+    began, dropped = lines(caplog, store="routing log")[:2]
+    assert began.startswith(f"routing log: {GONE} (")
+    assert "; the entry is dropped (" in dropped
+
+
+async def test_entries_that_a_silent_log_costs_at_the_end_are_logged_with_the_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = WatchedLog()
+    log.gate.clear()
+    with caplog.at_level(logging.WARNING, logger="coe.records"):
+        async with RecordWriter(log, spool=None, close_timeout=0.01, **QUICK) as writer:
+            writer.put(records(1)[0])
+            await log.entered.wait()
+    [line] = lines(caplog, store="routing log")
+    assert line.endswith(
+        "1 entries dropped so far, some at the end: the log and the spool did not answer within 0.02 s"
+    )
 
 
 async def test_a_damaged_spool_is_no_failure_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

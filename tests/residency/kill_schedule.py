@@ -193,8 +193,10 @@ async def client(service: Service, report: Report, *, rng: random.Random, stop: 
 
 
 async def kill(service: Service, report: Report, kind: str, rng: random.Random) -> None:
-    """Kills a process of this kind once there is one: the last gateway may just have died with its supervisor. `coe up`
-    is started again once nothing of it is left."""
+    """Waits for a process of this kind and kills it. Starts `coe up` again after its last process has ended.
+
+    There may be no gateway at first, since it may just have died with its supervisor.
+    """
     if kind == "up":
         assert service.up is not None
         service.up.kill()
@@ -234,8 +236,10 @@ async def settle(service: Service, report: Report) -> None:
 
 
 async def without_requests(service: Service) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The devices and their servers once no request is left, or after a while: a client has its answer before the
-    gateway has released the server."""
+    """Waits until no server has a request, at most LONGEST_ANSWER seconds; returns the devices and their servers.
+
+    A client has its answer before the gateway has released the server.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + LONGEST_ANSWER
     while True:

@@ -57,9 +57,11 @@ async def wait_until_answered(page: Page) -> None:
 
 
 async def wait_until_complete(page: Page) -> None:
-    """The last turn has its answer, record and explanation, in the tab that sent it or in one that follows it. Before
-    that the layout may move, the turn is not saved for the last time, and a change in another tab makes a second
-    conversation."""
+    """Wait until the last turn has its answer, record and explanation, in the tab that sent it or in one that follows.
+
+    Before that, the layout may move and the turn may be saved again. A change in another tab then makes a second
+    conversation.
+    """
     await wait_until_answered(page)
     await wait_until(
         page,

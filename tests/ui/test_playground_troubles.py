@@ -67,6 +67,16 @@ async def test_a_record_that_the_log_has_late_is_loaded(browser: Browser, playgr
     assert not late
 
 
+async def test_a_record_that_the_log_never_has_is_reported(browser: Browser, playground: Playground) -> None:
+    async def serve(route: Route) -> None:
+        await route.fulfill(status=404, json={"error": {"message": "no such request"}})
+
+    async with visiting(browser, playground.url) as page:
+        await page.route("**/v1/records/*", serve)
+        await send_prompt(page, "code")
+        await expect(page.get_by_text("the record could not be loaded (no such request)")).to_be_visible()
+
+
 @pytest.mark.parametrize(
     ("model", "texts"),
     [

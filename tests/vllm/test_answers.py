@@ -54,7 +54,7 @@ def test_a_stream_arrives_in_chunks_and_ends_with_the_usage(awake: Service) -> N
     with lines_of(awake, {**body, "stream_options": {"include_usage": True}}) as events:
         found = list(events)
     chunks = [event["choices"][0]["delta"].get("content") for event in found if event["choices"]]
-    assert sum(bool(chunk) for chunk in chunks) > 1  # vLLM sends tokens as one that its HTTP process fetches late
+    assert sum(bool(chunk) for chunk in chunks) > 1  # vLLM joins tokens that its HTTP process fetches late
     assert ADAPTER_ANSWERS["pirate"].startswith("".join(chunk or "" for chunk in chunks))
     assert found[-1]["usage"]["completion_tokens"] == 12
 

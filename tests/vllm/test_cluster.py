@@ -31,7 +31,7 @@ def test_replicas_on_two_nodes_serve_every_adapter_and_no_process_is_left(
         service.start(executor="ray")
         servers = service.servers
         assert len(servers) == 2
-        conversations = iter(range(64))  # each belongs to one replica by chance: by a hash of its text and the port
+        conversations = iter(range(64))  # a hash of the text and the port selects the replica
         while not all(service.metric("vllm:request_success_total", server=server) > 1 for server in servers):
             answer = service.send_chat("pirate", f"Hello {next(conversations)}")
             assert ADAPTER_ANSWERS["pirate"].startswith(text_of(answer))

@@ -66,7 +66,7 @@ def _unload(root: str, model: str) -> int:
 
 
 def _reason(error: OSError) -> object:
-    """Return the error that urllib has wrapped."""
+    """Return the cause that urllib has wrapped, or the error itself."""
     return error.reason if isinstance(error, urllib.error.URLError) else error
 
 

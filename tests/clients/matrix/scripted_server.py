@@ -21,7 +21,7 @@ from tests.clients.matrix.script import Turn, View, next_turn
 PAUSE = 0.02
 """Seconds between the pieces of a stream, so that they usually arrive as several."""
 ARRIVAL_SECONDS = 60.0
-"""Time within which the first half of an answer must have arrived where the second one waits for it."""
+"""Longest time that the second half of a stream waits for the arrival of the first."""
 
 
 @dataclass(slots=True)
@@ -42,7 +42,8 @@ class Seen:
 class ScriptedServer:
     """Serves the script. `seen` is in order of arrival.
 
-    A stream continues at its half only once `has_arrived()`, so that on a busy machine the halves cannot arrive as one.
+    A stream sends its second half only after `has_arrived()` is true. Otherwise both halves could arrive as one piece
+    on a busy machine.
     """
 
     def __init__(self) -> None:
@@ -117,7 +118,7 @@ class ScriptedServer:
         return response
 
     async def _until_arrived(self) -> None:
-        with suppress(TimeoutError):  # the test then finds one piece
+        with suppress(TimeoutError):  # the test then reports one piece
             async with asyncio.timeout(ARRIVAL_SECONDS):
                 while not self.has_arrived():
                     await asyncio.sleep(0.01)

@@ -58,7 +58,7 @@ export function openBudget(map, draw) {
     } catch (error) {
       found.error = error;
     }
-    if (own !== choices) return; // another limit was chosen meanwhile
+    if (own !== choices) return; // another kind of limit was chosen meanwhile
     Object.assign(self, found);
     updateChart();
     draw();

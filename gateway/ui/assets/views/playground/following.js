@@ -24,7 +24,7 @@ export function followEnd(busy) {
   return {
     follow() {
       atEnd = true;
-      last = page.scrollTop; // the event of an earlier scroll may still follow
+      last = page.scrollTop; // the event of an earlier scroll may still arrive
       until = performance.now() + AFTER_MS;
       setTimeout(grown); // after rendering
     },

@@ -88,7 +88,7 @@ async function explain(answer, { body, headers }) {
   }
 }
 
-/** Loads the record. The endpoint waits a second until the log has it; a busy log takes longer. */
+/** Loads the record. The endpoint waits about a second for the log; a busy log takes longer, so several requests are sent. */
 async function loadRecord(answer) {
   const { "x-request-id": id, "x-coe-expert": expert } = answer.headers;
   if (!id) return;

@@ -30,6 +30,7 @@ function noDecision({ explanation, record }) {
 }
 
 function noRetrieval(answer) {
+  if (answer.record?.failed) return `Not known: the record could not be loaded (${answer.record.failed})`;
   const known = isOpen(answer) || answer.headers["x-request-id"];
   return known ? "Known when the answer is complete." : "Not known: the request ended before its response began.";
 }
