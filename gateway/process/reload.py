@@ -99,11 +99,11 @@ class Reload:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, since: FileStates) -> None:
-        states = file_states(self._files)
-        if changed := states != since:
-            states = await self._settled_states()
         contents = await asyncio.to_thread(digests, self._files)
-        if changed:
+        states = file_states(self._files)  # after the contents: those of unchanged files are the ones that were read
+        if states != since:
+            states = await self._settled_states()
+            contents = await asyncio.to_thread(digests, self._files)
             await self._apply(contents[0])
         elif self._current.reload_error is None:
             self._config_digest = contents[0]

@@ -33,8 +33,10 @@ from coe.runtime.kept_state import KeptState
 from coe.runtime.key_store import SqliteKeyStore
 from coe.settings import Endpoint, Settings
 from gateway.access import IssuedKeyWatch, open_limiter
+from gateway.process import reload as reload_module
 from gateway.process.last_good import LOCK, LastGood, last_good_folder
 from gateway.process.reload import Reload
+from gateway.process.watched_files import file_states, watched_files
 from gateway.serving_state import Wiring
 from tests.admin.samples import measured_registry, planned, settings_in
 from tests.fakes import WordRouter, registry_of
@@ -336,6 +338,30 @@ async def test_a_file_that_is_written_during_the_start_is_read_once_and_complete
         while wiring.close_retired.call_count < 3:  # twice after the start
             await asyncio.sleep(0.01)
     assert texts == ["version: 1  # complete"]
+
+
+async def test_a_change_at_any_moment_of_the_start_is_read(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, read_digests = list[str](), reload_module.digests
+    started = state_of(settings, with_admin_key(load(settings.config, environ=settings.environ), settings), "none")
+    since = file_states(watched_files(settings))
+    wiring: Any = SimpleNamespace(close_retired=AsyncMock())
+
+    def read(*_: object) -> ActiveState:
+        texts.append(settings.config.read_text())
+        raise ConfigError("not read further")
+
+    def changed_meanwhile(files: tuple[Path, ...]) -> Any:
+        monkeypatch.setattr(reload_module, "digests", read_digests)
+        settings.config.write_text("version: 1  # changed")
+        return read_digests(files)
+
+    monkeypatch.setattr(reload_module, "digests", changed_meanwhile)
+    current: Any = SimpleNamespace(serving=SimpleNamespace(versions={}), reload_error=None)
+    reload = Reload(current, settings=settings, in_use=started, wiring=wiring, read=read)
+    async with reload.watching(since=since), asyncio.timeout(60):
+        while not texts and wiring.close_retired.call_count < 3:  # twice after the start
+            await asyncio.sleep(0.01)
+    assert texts == ["version: 1  # changed"]
 
 
 def test_each_gateway_has_a_folder_of_its_own_until_it_ends(tmp_path: Path) -> None:
