@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-NOBODY = 65_534
+UNPRIVILEGED_UID = 65_534
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def without_access(folder: Path) -> Iterator[None]:
     folder.chmod(0)
     try:
         if is_root:
-            os.seteuid(NOBODY)
+            os.seteuid(UNPRIVILEGED_UID)
         yield
     finally:
         if is_root:

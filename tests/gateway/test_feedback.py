@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 
 PATH = "/v1/feedback"
 EXPERTS = ("coder", "painter", "generalist")
-NOBODY = "req_" + "0" * 32
+UNKNOWN_ID = "req_" + "0" * 32
 
 
 async def say(gateway: Gateway, *, key: str | None = None, **fields: Any) -> Response:
@@ -118,7 +118,7 @@ async def test_a_body_is_bounded_in_size_and_must_be_json() -> None:
 async def test_an_unknown_request_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookup, "LOOKUP_DELAYS_SECONDS", (0.0, 0.0))
     async with gateway_of() as gateway:
-        for request_id in (NOBODY, "of somebody else's making"):
+        for request_id in (UNKNOWN_ID, "of somebody else's making"):
             response = await say(gateway, request_id=request_id, score=1)
             assert (response.status, response.error["code"]) == (404, "feedback_unknown_request")
             assert "x-request-id" in response.error["message"]
@@ -163,13 +163,13 @@ async def test_another_tenants_request_is_as_unknown_as_none(monkeypatch: pytest
         monkeypatch.setattr(lookup, "LOOKUP_DELAYS_SECONDS", (0.0, 0.0, 0.0))
         monkeypatch.setattr(gateway.log, "find", looking)
         foreign = await say(gateway, key="bob", request_id=request_id, score=0)
-        unknown = await say(gateway, key="bob", request_id=NOBODY, score=0)
+        unknown = await say(gateway, key="bob", request_id=UNKNOWN_ID, score=0)
         colleague = await say(gateway, key="anna", request_id=request_id, score=1)
         assert (await say(gateway, key="mute", request_id=request_id, score=1)).status == 403
         assert (await say(gateway, request_id=request_id, score=1)).status == 401
     assert foreign.status == unknown.status == 404
-    assert foreign.body.replace(request_id.encode(), NOBODY.encode()) == unknown.body
-    assert looks == [request_id] * 3 + [NOBODY] * 3  # the colleague's is found in memory
+    assert foreign.body.replace(request_id.encode(), UNKNOWN_ID.encode()) == unknown.body
+    assert looks == [request_id] * 3 + [UNKNOWN_ID] * 3  # the colleague's is found in memory
     assert colleague.status == 200
     (event,) = gateway.log.events
     assert (event.tenant, event.key) == ("a", "anna")
@@ -277,7 +277,7 @@ async def check(served: Served) -> None:
     await wait_until_kept(served, Feedback(body["id"], request_id, 0.0, "thumb", 1))
     _, changed = await post(served, request_id=request_id, thumb="down")
     await wait_until_kept(served, Feedback(changed["id"], request_id, 0.0, "thumb", -1))
-    while (status := (await post(served, request_id=NOBODY, thumb="up"))[0]) == 202:
+    while (status := (await post(served, request_id=UNKNOWN_ID, thumb="up"))[0]) == 202:
         pass  # a busy machine did not read the log in time
     assert status == 404
 

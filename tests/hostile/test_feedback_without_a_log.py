@@ -23,7 +23,7 @@ from tests.records.redis_server import RedisServer, running
 pytestmark = pytest.mark.anyio
 
 IN_FLIGHT = 24
-NOBODY = "req_" + "0" * 32
+UNKNOWN_ID = "req_" + "0" * 32
 
 
 async def send_chat(served: Served) -> str:
@@ -82,9 +82,9 @@ async def test_a_locked_sqlite_file_costs_no_rating(tmp_path: Path) -> None:
             requests += [await send_chat(served) for _ in range(IN_FLIGHT)]  # whose records wait, too
             await rate_all(served, requests[1:])
             assert await served.metric("coe_feedback_failing") == 1
-            status, checked = await rate(served, NOBODY)
+            status, checked = await rate(served, UNKNOWN_ID)
             assert (status, checked) in ((202, False), (404, False))  # it depends on whether the log can be read
-        assert sorted(set(await stored(served, len(requests))) - {NOBODY}) == sorted(requests)
+        assert sorted(set(await stored(served, len(requests))) - {UNKNOWN_ID}) == sorted(requests)
         records = await served.records(len(requests))
         assert sorted(one.request_id for one in records) == sorted(requests)
 
@@ -115,9 +115,9 @@ async def test_a_redis_that_dies_and_comes_back_costs_no_rating(tmp_path: Path, 
         lasting_redis.kill()
         requests += [await send_chat(served) for _ in range(IN_FLIGHT)]
         await rate_all(served, requests)
-        assert await rate(served, NOBODY) == (202, False)
+        assert await rate(served, UNKNOWN_ID) == (202, False)
         lasting_redis.start()
-        assert sorted(await stored(served, len(requests) + 1)) == sorted([NOBODY, *requests])
+        assert sorted(await stored(served, len(requests) + 1)) == sorted([UNKNOWN_ID, *requests])
         assert await served.metric("coe_feedback_rejected") == 0
 
 
@@ -153,7 +153,7 @@ async def test_while_the_log_is_away_another_tenants_request_looks_like_none_and
             away.setattr(gateway.log, "find", unreadable)
             gateway.log.fails = StoreError("away")
             own = await say(gateway, request_id, "alice")
-            foreign, unknown = await say(gateway, request_id, "bob"), await say(gateway, NOBODY, "bob")
+            foreign, unknown = await say(gateway, request_id, "bob"), await say(gateway, UNKNOWN_ID, "bob")
         gateway.log.fails = None
         async with asyncio.timeout(60):
             while len(gateway.log.events) < 2:
@@ -162,7 +162,7 @@ async def test_while_the_log_is_away_another_tenants_request_looks_like_none_and
     assert (foreign.status, foreign.json["checked"]) == (unknown.status, unknown.json["checked"]) == (202, False)
     assert {*foreign.json} == {*unknown.json}
     found = {(event.request_id, event.key) for event in gateway.log.events}
-    assert found == {(request_id, "alice"), (NOBODY, "bob")}, "learning leaves out what is about no request"
+    assert found == {(request_id, "alice"), (UNKNOWN_ID, "bob")}, "learning leaves out what is about no request"
 
 
 async def unreadable(_: str) -> None:

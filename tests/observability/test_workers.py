@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def long_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is, a worker that can reply does so in time."""
     monkeypatch.setattr(metric_workers, "SIBLING_TIMEOUT_SECONDS", 20.0)
 

@@ -13,7 +13,14 @@ from ruamel.yaml import YAML
 
 from tests.access.test_issued_keys import DECLARED
 from tests.gateway.served import Served, serving
-from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting, wait_until
+from tests.ui.browsing import (
+    check_accessible,
+    check_no_sideways_scroll,
+    hold_requests,
+    needs_browser,
+    visiting,
+    wait_until,
+)
 from tests.ui.test_keys import sign_in
 
 pytestmark = [pytest.mark.anyio, needs_browser]
@@ -69,24 +76,17 @@ async def test_a_mistake_has_its_line_and_a_change_its_diff(
 async def test_the_result_of_a_check_is_not_shown_for_text_that_was_edited_meanwhile(
     browser: Browser, served: Served
 ) -> None:
-    checking, edited = asyncio.Event(), asyncio.Event()
-
-    async def serve(route: Route) -> None:
-        checking.set()
-        await edited.wait()
-        await route.continue_()
-
     async with visiting(browser, f"{served.url}/ui/#/config") as page:
         await sign_in(page)
-        await page.route("**/v1/config/check", serve)
+        checks = await hold_requests(page, "**/v1/config/check")
         area, check = page.get_by_label("Text of experts.yaml"), page.get_by_role("button", name="Check")
         text = await area.input_value()
         await area.fill(f"{text}# one\n")
         await check.click()
-        await checking.wait()
+        await checks.arrived.wait()
         await area.fill(f"{text}# two\n")
         await expect(check).to_be_disabled()
-        edited.set()
+        checks.released.set()
         await expect(check).to_be_enabled()
         await expect(page.get_by_label("Changes")).to_have_count(0)
         await check.click()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, Page, expect
 
-from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting, wait_until
+from tests.ui.browsing import (
+    check_accessible,
+    check_no_sideways_scroll,
+    hold_requests,
+    needs_browser,
+    visiting,
+    wait_until,
+)
 from tests.ui.playground import (
     Playground,
     answers,
@@ -133,19 +139,13 @@ async def test_a_second_tab_follows_a_conversation_and_overwrites_none(
 
 
 async def test_the_record_is_kept_before_a_slow_explanation(browser: Browser, playground: Playground) -> None:
-    released = asyncio.Event()
-
-    async def later(route: Route) -> None:
-        await released.wait()
-        await route.continue_()
-
     async with visiting(browser, playground.url) as page:
-        await page.route("**/v1/route", later)
+        explanations = await hold_requests(page, "**/v1/route")
         await send_prompt(page, "code one")
         await expect(answers(page).locator(".measured")).to_contain_text("tokens")  # of the record
         tab = await second_tab(page, playground)
         await expect(answers(tab).locator(".measured")).to_contain_text("tokens")
-        released.set()
+        explanations.released.set()
         await wait_until_complete(tab)
 
 

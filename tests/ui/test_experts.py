@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, Page, expect
 
 from tests.experts.faulty_server import FaultyServer
 from tests.gateway.served import Served, serving
-from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.browsing import check_accessible, check_no_sideways_scroll, hold_requests, needs_browser, visiting
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 LOOK_ONCE = """() => {
@@ -137,20 +136,13 @@ async def test_an_entry_is_written_and_checked_and_its_steps_are_ticked_off(brow
 async def test_the_result_of_a_check_is_not_shown_for_an_entry_that_was_edited_meanwhile(
     browser: Browser, served: Served
 ) -> None:
-    checking, edited = asyncio.Event(), asyncio.Event()
-
-    async def serve(route: Route) -> None:
-        checking.set()
-        await edited.wait()
-        await route.continue_()
-
     async with visiting(browser, f"{served.url}/ui/#/experts?add") as page:
-        await page.route("**/v1/experts/check", serve)
+        checks = await hold_requests(page, "**/v1/experts/check")
         await fill(page, Name="one", Model="good", Base_URL="http://127.0.0.1:9/v1")
         await check(page)
-        await checking.wait()
+        await checks.arrived.wait()
         await fill(page, Name="two")
-        edited.set()
+        checks.released.set()
         await expect(page.get_by_role("button", name="Check entry")).to_be_enabled()
         await expect(page.get_by_text("The entry fits the current experts.yaml.")).to_have_count(0)
         await check(page)

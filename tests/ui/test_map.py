@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, Page, expect
 
 from coe.artifacts.store import ArtifactStore
 from coe.registry import Registry, load
 from coe.settings import Settings
 from tests.admin.samples import measured_registry, planned
 from tests.gateway.served import Served, serving
-from tests.ui.browsing import check_accessible, check_no_sideways_scroll, needs_browser, visiting
+from tests.ui.browsing import check_accessible, check_no_sideways_scroll, hold_requests, needs_browser, visiting
 
 pytestmark = [pytest.mark.anyio, needs_browser]
 
@@ -128,22 +128,15 @@ async def test_the_slider_solves_again_and_promotes_nothing(browser: Browser, se
 
 
 async def test_a_plan_of_another_limit_than_the_chosen_one_is_not_shown(browser: Browser, service: Planned) -> None:
-    solving, chosen = asyncio.Event(), asyncio.Event()
-
-    async def serve(route: Route) -> None:
-        solving.set()
-        await chosen.wait()
-        await route.continue_()
-
     async with visiting(browser, service.url) as page:
         await shown(page)
-        await page.route("**/v1/map/solve", serve)
+        plans = await hold_requests(page, "**/v1/map/solve")
         await page.get_by_role("slider").focus()
         await page.keyboard.press("Home")
-        await solving.wait()
+        await plans.arrived.wait()
         await page.get_by_role("combobox").select_option("Cost")
         await expect(page.get_by_text("Solving…")).to_be_visible()
-        chosen.set()
+        plans.released.set()
         await expect(page.get_by_text("Move the slider")).to_be_visible()
 
 

@@ -42,7 +42,7 @@ class Api extends EventTarget {
       throw new ApiError(0, { message: "The gateway does not answer." });
     }
     if (response.ok) return response;
-    if (response.status === 401 && key === this.key) this.dispatchEvent(new Event("refused")); // a key that was replaced meanwhile does not matter
+    if (response.status === 401 && key === this.key) this.dispatchEvent(new Event("refused")); // not for a key that was replaced meanwhile
     const failure = await response.json().catch(() => ({}));
     throw new ApiError(response.status, failure.error ?? { message: `The gateway answered ${response.status}.` }, response.headers);
   }
