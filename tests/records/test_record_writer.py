@@ -208,6 +208,15 @@ async def test_a_log_that_hangs_while_running_counts_as_failed(tmp_path: Path) -
         await log.holds(1)
 
 
+async def test_by_default_the_newest_ten_thousand_records_wait_in_memory() -> None:
+    log, one = WatchedLog(), record(1)
+    log.fails = GONE
+    async with RecordWriter(log, spool=None, close_timeout=0.1) as writer:
+        for _ in range(10_050):
+            writer.put(one)
+        assert (writer.backlog, writer.dropped) == (10_000, 50)
+
+
 async def test_without_a_spool_records_wait_for_the_log_and_the_oldest_give_way(tmp_path: Path) -> None:
     log = WatchedLog()
     log.fails = GONE
