@@ -52,12 +52,21 @@ def ready(url: str) -> dict[str, Any]:
 
 
 def all_report(process: subprocess.Popen[bytes], url: str, **expected: object) -> bool:
-    """Returns whether each worker reports these fields."""
-    for worker in psutil.Process(process.pid).children():
+    """Return True if both workers run and report these fields."""
+    workers = psutil.Process(process.pid).children()
+    if len(workers) != 2:
+        return False
+    for worker in workers:
         with only(worker):
             if not expected.items() <= ready(url).items():
                 return False
     return True
+
+
+def wait_until_all_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    """Wait for both workers: one that starts after a change of a file reads it at its start, and does not reload it."""
+    wait_until_ready(process, url)
+    wait_for(lambda: all_report(process, url, reload_error=False))
 
 
 def metric(url: str, name: str) -> float:
@@ -97,7 +106,7 @@ def test_workers_that_crash_serve_the_last_good_declaration_until_it_is_repaired
     settings: Settings, tmp_path: Path
 ) -> None:
     with serving(settings, log := tmp_path / "log") as (process, url):
-        wait_until_ready(process, url)
+        wait_until_all_ready(process, url)
         first = ready(url)["config"]
         declare(tmp_path, CHESS)
         good = load(settings.config, environ={}).digest
@@ -140,7 +149,7 @@ def test_workers_that_crash_serve_the_last_good_router_while_the_promoted_one_is
     note = settings.artifacts / ROUTER / damaged / "note"
     intact = note.read_text()
     with serving(settings, tmp_path / "log") as (process, url):
-        wait_until_ready(process, url)
+        wait_until_all_ready(process, url)
         wait_for(lambda: good in kept(settings))
         note.write_text("damage")
         write_pointer(settings, damaged)
@@ -158,7 +167,7 @@ def test_workers_that_crash_serve_a_copy_of_a_router_whose_files_were_damaged_in
 ) -> None:
     good = in_use(settings)
     with serving(settings, tmp_path / "log") as (process, url):
-        wait_until_ready(process, url)
+        wait_until_all_ready(process, url)
         wait_for(lambda: good in kept(settings))
         (settings.artifacts / ROUTER / good / "note").unlink()
         crash_workers(process, url)
@@ -168,7 +177,7 @@ def test_workers_that_crash_serve_a_copy_of_a_router_whose_files_were_damaged_in
 
 def test_a_gateway_starts_with_the_files_in_use_whatever_it_served_before(settings: Settings, tmp_path: Path) -> None:
     with serving(settings, tmp_path / "log") as (process, url):
-        wait_until_ready(process, url)
+        wait_until_all_ready(process, url)
         wait_for(lambda: kept(settings))
         workers = psutil.Process(process.pid).children()
         process.kill()  # so that it deletes nothing
