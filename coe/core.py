@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from coe.errors import Cause
 from coe.frozen import fast_init
-from coe.usage import RecipeLog, Usage
+from coe.usage import RecipeLog, SentCall, Usage
 
 PassThroughApi = Literal[
     "rerank", "score", "tokenize", "moderations", "audio/speech", "audio/transcriptions", "audio/translations",
@@ -271,6 +271,9 @@ class Call:
 
     An expert adds to `dropped` the types of items that it left out, because its server cannot read them. The first
     replica that gets the call ends `pending`, since its requests in flight include the call from then on.
+
+    An expert adds to `sent` each request whose bytes it writes to a server, and removes one that the server refuses:
+    what remains may be billed. `arm` is the variant that the call is for, empty for the expert itself.
     """
 
     fields: Mapping[str, Any]
@@ -292,6 +295,8 @@ class Call:
     renames_limit: bool = False
     dropped: set[str] | None = field(default=None, repr=False)
     pending: PendingCall | None = field(default=None, repr=False)
+    sent: list[SentCall] = field(default_factory=list, repr=False)
+    arm: str = ""
 
 
 class Chunks(Protocol):

@@ -325,13 +325,15 @@ that a request names.
 class ExpertError(RequestError, code="expert_error"):
     """An expert failed the request.
 
-    `retryable`: another expert may be tried. `request_sent`: the request was sent to this expert. `unhealthy`: the
+    `retryable`: another expert may be tried. `request_sent`: the request was sent to this expert. `refused`: its server
+    answered that it did not process the request, so it bills nothing. `unhealthy`: the
     failure counts against the server's circuit breaker. `cause` is one word of a closed vocabulary. `detail` adds facts
     for logs; it holds neither secrets nor text of the server, which may quote a request.
     """
 
     retryable = True
     request_sent = True
+    refused = False
     unhealthy = True
     cause: Cause = "error"
     detail = ""
@@ -344,6 +346,11 @@ class ExpertError(RequestError, code="expert_error"):
     def caller_independent(self) -> bool:
         """True if every caller would get this failure, False if a single request may have provoked it."""
         return self.cause in CALLER_INDEPENDENT_CAUSES
+
+    @property
+    def may_be_billed(self) -> bool:
+        """True if the request reached the server, and it did not refuse it."""
+        return self.request_sent and not self.refused and not self.caller_independent
 
 
 class ExpertUnavailable(ExpertError, code="expert_unavailable"):
@@ -384,6 +391,7 @@ class ExpertBusy(ExpertError, code="expert_busy"):
     """The expert answered 429 before the first chunk."""
 
     cause: Cause = "rate_limited"
+    refused = True
     unhealthy = False
 
 

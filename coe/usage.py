@@ -27,6 +27,19 @@ class Usage:
 
 
 @dataclass(slots=True, eq=False)
+class SentCall:
+    """One request that was written to an expert's server, which may bill it from then on.
+
+    `expert` is the expert or variant, `size` the bytes of the body. `usage` grows while the answer arrives. A call
+    whose tokens the server never counts costs an estimate.
+    """
+
+    expert: str
+    size: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(slots=True, eq=False)
 class MemberCall:
     """One call of a recipe to a member, updated while it runs.
 

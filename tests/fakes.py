@@ -30,7 +30,7 @@ from coe.runtime.active_state import DocumentIndex
 from coe.runtime.issued_keys import IssuedKeys
 from coe.runtime.key_store import NOTHING, Stored
 from coe.settings import Settings
-from coe.usage import Usage
+from coe.usage import SentCall, Usage
 from gateway.access import IssuedKeyWatch, access_of
 from gateway.access.limits import MemoryLimiter
 from gateway.app import create_app
@@ -134,6 +134,8 @@ class ScriptedExpert:
         self.calls.append(call)
         if isinstance(self.script, BaseException):
             raise self.script
+        sent = SentCall(call.arm or self.name)
+        call.sent.append(sent)
         if isinstance(self.script, asyncio.Event):
             try:
                 await self.script.wait()
@@ -142,6 +144,7 @@ class ScriptedExpert:
                 raise
         reply = ScriptedReply(() if isinstance(self.script, asyncio.Event) else self.script, stream=call.stream)
         self.replies.append(reply)
+        sent.usage = reply.usage
         return reply
 
     async def aclose(self) -> None: ...

@@ -70,6 +70,8 @@ SHORTAGE_RETRY = 1.0
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _REJECTED_STATUSES = frozenset({400, 413, 415, 422})
 _API_MISSING_STATUSES = frozenset({404, 405, 501})
+_UNPROCESSED_STATUSES = frozenset({*range(400, 500), 501, 503, 529}) - {408, 499}
+"""Statuses of requests that were not processed. After a timeout or another error, a model may have answered."""
 _CAUSES: Mapping[int, Cause] = {
     401: "unauthorized",
     402: "quota_exceeded",
@@ -137,6 +139,7 @@ class ErrorMapping:
         reason, code = self._line(_reason(body)), self._name(body, "code")
         error = self._refusal_error(status, reason, code=code, param=self._name(body, "param"))
         error.cause = _refusal_cause(status, code=code, reason=reason)
+        error.refused = error.refused or status in _UNPROCESSED_STATUSES
         error.detail = f"HTTP {status}" + (f", code {code}" if code else "")
         if isinstance(error, (ExpertUnavailable, ExpertBusy)):
             error.retry_after = retry_after(headers.get("retry-after", ""), now=time.time())

@@ -32,7 +32,7 @@ class VariantExpert:
     async def stream(self, call: Call) -> Reply:
         """Call the expert with the parameters of the variant. Raises what the expert raises, under this name."""
         try:
-            return await self._expert.stream(replace(call, parameters=self._parameters))
+            return await self._expert.stream(replace(call, parameters=self._parameters, arm=self.name))
         except ExpertError as error:
             error.expert = self.name
             raise

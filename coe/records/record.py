@@ -240,6 +240,14 @@ class RoutingRecord:
         FieldInfo("True if the API key has a list of experts or `only_local`, or the request `x-coe-only-local`."),
     ] = False
     plan: Annotated[str, FieldInfo("Version of the plan in use; empty for the declared assignment.")] = ""
+    unpriced: Annotated[
+        int,
+        FieldInfo(
+            "Number of calls that reached an expert and whose tokens no server counted, as they failed, timed out or "
+            "were abandoned. They are not part of `cost`; a key's limits charge their estimate.",
+            api="list",
+        ),
+    ] = 0
     schema: Annotated[int, FieldInfo("Version of this list of fields.")] = 1
 
     def is_by(self, router: str, *, categories: Collection[str]) -> bool:

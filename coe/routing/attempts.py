@@ -23,7 +23,7 @@ from coe.errors import (
     ExpertUnavailable,
     InvalidRequest,
 )
-from coe.usage import RecipeLog
+from coe.usage import RecipeLog, SentCall
 
 MAX_RETRY_PAUSE_SECONDS = 10.0
 """Longest wait for an expert that sent Retry-After."""
@@ -45,10 +45,11 @@ class Attempts:
     the cause of its first failure. `recipe_log` has the calls of recipes, None if no recipe may be called.
     `sole_expert` is the name of the expert that is being called if no other expert can take over, else empty.
     `dropped` has the types of items that an expert left out (`Call.dropped`). `pending` counts the request as load from
-    its decision to its first attempt; None if no expert limits its requests.
+    its decision to its first attempt; None if no expert limits its requests. `sent` has the calls that reached a server
+    and that it may bill, those of a recipe's members too (`Call.sent`).
     """
 
-    __slots__ = ("causes", "count", "dropped", "pending", "recipe_log", "sole_expert")
+    __slots__ = ("causes", "count", "dropped", "pending", "recipe_log", "sent", "sole_expert")
 
     def __init__(self) -> None:
         self.count = 0
@@ -57,6 +58,7 @@ class Attempts:
         self.recipe_log: RecipeLog | None = None
         self.sole_expert = ""
         self.pending: PendingCall | None = None
+        self.sent: list[SentCall] = []
 
     def end_pending(self) -> None:
         """Stop counting the request as pending, because it is decided again or ends."""

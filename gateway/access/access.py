@@ -26,6 +26,7 @@ from coe.routing.eligibility import exclusion
 from coe.runtime.api_keys import MAX_KEY_BYTES, rule_of
 from coe.runtime.issued_keys import IssuedKeys, access_with, date_of
 from coe.supervision import TaskFailed, ignore_failure
+from coe.usage import SentCall
 from gateway.access.allowance import UNLIMITED, Allowance, RequestAllowance, TokenAllowance
 from gateway.access.browsers import BrowserPolicy
 from gateway.access.durable import KEY_USAGE_FILE, DurableLimiter
@@ -173,13 +174,13 @@ class Access:
             return False
         return True
 
-    def allowance(self, caller: Caller) -> Allowance:
-        """The allowance of one request; one that does nothing for a key without limits. Enter it before the body is
-        read: it raises LimitReached where nothing remains."""
+    def allowance(self, caller: Caller, sent: Sequence[SentCall]) -> Allowance:
+        """The allowance of one request, which charges the calls `sent`; one that does nothing for a key without limits.
+        Enter it before the body is read: it raises LimitReached where nothing remains."""
         if caller.key is None or (account := self._accounts.get(caller.key)) is None:
             return UNLIMITED
         pricing = self._pricing_for(caller.key, caller.rule)
-        return TokenAllowance(account, caller.key, minimum=self._minimum, pricing=pricing)
+        return TokenAllowance(account, caller.key, sent, minimum=self._minimum, pricing=pricing)
 
     def _pricing_for(self, key: str, rule: ExpertRule | None) -> Pricing:
         if rule is None or self._permitted is None:

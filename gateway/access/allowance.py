@@ -5,13 +5,12 @@ An Allowance is an async context around a request. It also writes the rate-limit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from coe.core import Chat
-from coe.registry import Prices
-from coe.usage import Usage
-from gateway.access.estimate import Pricing, input_tokens, output_tokens
+from coe.usage import SentCall
+from gateway.access.estimate import CHARACTERS_PER_TOKEN, Pricing, input_tokens, output_tokens
 from gateway.access.limits import MINUTE, Account, Amounts, limit_error
 
 ONE_REQUEST = Amounts(1, 0, 0)
@@ -35,13 +34,9 @@ class Allowance:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def reserve(self, chat: Chat, recipe: str = "") -> None:
-        """Reserves what the answer to this chat may use; `recipe` is that of RequestOptions. Raises LimitReached, or
-        InvalidRequest for more than a limit ever allows."""
-
-    def charge(self, usage: Usage, prices: Prices) -> None:
-        """Set the usage and prices that the exit of the context charges, because an expert answers. Without a call of
-        this method no tokens are charged. Each part of a recipe's usage is charged by its member's own prices."""
+    async def reserve(self, chat: Chat, recipe: str = "", *, size: int = 0) -> None:
+        """Reserves what the answer to this chat of `size` bytes may use; `recipe` is that of RequestOptions. Raises
+        LimitReached, or InvalidRequest for more than a limit ever allows."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The remaining amounts, as OpenAI's x-ratelimit headers."""
@@ -81,28 +76,32 @@ class RequestAllowance(Allowance):
 
 
 class TokenAllowance(RequestAllowance):
-    """Counts the request, tokens and cost of an expert's answer.
+    """Counts the request, and the tokens and cost of its calls that reached an expert: `sent`, which grows.
 
     It reserves in two steps. Before the body is read it reserves the request and the minimum that any request uses, so
     that a key without budget is refused early. `reserve` adds what the answer may use, once the body is parsed. At the
     end the reservation is replaced by the use, in one step.
     """
 
-    __slots__ = ("_charged", "_input", "_key", "_minimum", "_output", "_pricing")
+    __slots__ = ("_input", "_key", "_minimum", "_output", "_pricing", "_sent", "_size")
 
-    def __init__(self, account: Account, key: str, *, minimum: Amounts, pricing: Pricing) -> None:
+    def __init__(
+        self, account: Account, key: str, sent: Sequence[SentCall], *, minimum: Amounts, pricing: Pricing
+    ) -> None:
         super().__init__(account)
         self._key = key
+        self._sent = sent
         self._minimum = minimum
         self._pricing = pricing
         self._input = self._output = 0.0
-        self._charged: tuple[Usage, Prices] | None = None
+        self._size = 0
 
     async def __aenter__(self) -> Allowance:
         self._reservation = await self._account.reserve(self._minimum)
         return self
 
-    async def reserve(self, chat: Chat, recipe: str = "") -> None:
+    async def reserve(self, chat: Chat, recipe: str = "", *, size: int = 0) -> None:
+        self._size = max(size, chat.characters)  # stored answers that the request continues are not part of its body
         self._input, self._output = input_tokens(chat), output_tokens(chat)
         amounts = self._pricing.amounts(chat, recipe, input_tokens=self._input, output_tokens=self._output)
         for meter in self._account.meters:
@@ -110,38 +109,27 @@ class TokenAllowance(RequestAllowance):
                 raise limit_error(self._key, meter, amounts[meter.unit], wait=0.0)
         await self._account.extend(self._reservation, amounts)
 
-    def charge(self, usage: Usage, prices: Prices) -> None:
-        self._charged = usage, prices
-
     async def __aexit__(self, *_: object) -> None:
-        """Charges what was used. An answer without a token count, for example because the client disconnected, costs
-        the estimate, or one token per event if more events came."""
-        used = ONE_REQUEST if self._charged is None else self._used(*self._charged)
-        self._account.settle(self._reservation, used)
+        """Charges every call that reached an expert."""
+        tokens = cost = 0.0
+        for call in self._sent:
+            used = self._used(call)
+            tokens, cost = tokens + used[0], cost + used[1]
+        self._account.settle(self._reservation, Amounts(1, tokens, cost))
 
-    def _used(self, usage: Usage, prices: Prices) -> Amounts:
-        if usage.parts:
-            return _sum([self._used(part, self._pricing.experts[name]) for name, part in usage.parts])
-        known_input, known_output = usage.input_tokens, usage.output_tokens
-        most = self._output if usage.max_tokens is None else min(self._output, usage.max_tokens)
-        return _amounts(
-            self._input if known_input is None else known_input,
-            max(most, usage.events) if known_output is None else known_output,
-            prices,
-            usage.cached_tokens or 0,
-        )
-
-
-def _amounts(input_tokens: float, output_tokens: float, prices: Prices, cached_tokens: float = 0.0) -> Amounts:
-    return Amounts(1, input_tokens + output_tokens, prices.cost(input_tokens, output_tokens, cached_tokens))
-
-
-def _sum(calls: Iterable[Amounts]) -> Amounts:
-    """The total use of the calls of one request."""
-    amounts = list(calls)
-    if len(amounts) == 1:
-        return amounts[0]
-    return Amounts(1, sum(one.tokens for one in amounts), sum(one.dollars for one in amounts))
+    def _used(self, call: SentCall) -> tuple[float, float]:
+        """Tokens and dollars of one call. What the server has not counted, because the client left or the call failed,
+        costs the estimate: all input with what CoE added to the body, and the most output, or a token per event."""
+        usage = call.usage
+        given: float | None = usage.input_tokens
+        if given is None:
+            given = self._input + max(0, call.size - self._size) / CHARACTERS_PER_TOKEN
+        written: float | None = usage.output_tokens
+        if written is None:
+            most = self._output if usage.max_tokens is None else min(self._output, usage.max_tokens)
+            written = max(most, usage.events)
+        prices = self._pricing.experts[call.expert]
+        return given + written, prices.cost(given, written, usage.cached_tokens or 0)
 
 
 def _duration(seconds: float) -> bytes:

@@ -17,7 +17,7 @@ import orjson
 
 from coe.core import NO_RECIPE, PASS_THROUGH_APIS, TEXT_APIS, Api, Chat
 from coe.errors import InvalidRequest
-from coe.experts.api_formats import LENGTH_FIELDS, MAX_TOKEN_COUNT
+from coe.experts.api_formats import CHAT_LENGTH_FIELDS, LENGTH_FIELDS, MAX_TOKEN_COUNT
 from coe.experts.http.form import FormBody
 from coe.experts.recipes.calls import sets_reasoning
 from coe.experts.recipes.judge import GRADE_TOKENS, PROMPT_TOKENS
@@ -51,6 +51,8 @@ _PROMPT_FIELDS: Mapping[Api, tuple[str, ...]] = {
     "messages": ("tools", "output_config", "output_format", "mcp_servers"),
 }
 """Fields besides the conversation that the model reads."""
+_LENGTH_NAMES: Mapping[Api, tuple[str, ...]] = {"responses": ("max_output_tokens",)}
+"""The limits of an answer's length that an API has; the others have those of Chat Completions."""
 _ITEM_NAMES: Mapping[Api, str] = {"chat": "messages", "responses": "input", "messages": "messages"}
 _IGNORED_FIELDS = frozenset(("role", "content", "name", "type", "id", "status", "signature", "cache_control"))
 """Fields of a message or item that are counted elsewhere, or that no model reads."""
@@ -87,9 +89,10 @@ def output_tokens(chat: Chat) -> float:
     prompts = len(_prompts(chat)) or 1
     if fields.keys().isdisjoint(_COUNTS):
         return min(DEFAULT_OUTPUT_TOKENS * prompts, MAX_TOKEN_COUNT)
-    longest: float = max(
-        [value for name in LENGTH_FIELDS if (value := fields.get(name)) is not None], default=DEFAULT_OUTPUT_TOKENS
-    )
+    limits: list[float] = [value for name in LENGTH_FIELDS if (value := fields.get(name)) is not None]
+    if all(fields.get(name) is None for name in _LENGTH_NAMES.get(chat.api, CHAT_LENGTH_FIELDS)):
+        limits.append(DEFAULT_OUTPUT_TOKENS)  # a limit by the name of another API may be ignored
+    longest = max(limits)
     answers: float = max([value for name in ANSWER_COUNTS if (value := fields.get(name)) is not None], default=1)
     return min(longest * answers * prompts, MAX_TOKEN_COUNT)
 

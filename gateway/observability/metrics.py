@@ -303,7 +303,8 @@ class Metrics:
     def _record_calls(self, trace: Trace) -> float:
         """Counts the tokens and dollars of each call. Returns the sum of the dollars that are known."""
         dollars = 0.0
-        for name, usage, cost in trace.calls_used():
+        for call in trace.attempts.sent:
+            name, usage, cost = call.expert, call.usage, trace.cost_of(call)
             if usage.input_tokens:
                 self._tokens.add((name, "input"), usage.input_tokens)
             if usage.output_tokens:

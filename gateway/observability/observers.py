@@ -156,6 +156,7 @@ def record_of(trace: Trace) -> RoutingRecord:
         tenant=trace.caller.tenant,
         key=trace.caller.key,
         cost=trace.cost,
+        unpriced=trace.unpriced,
         dropped=trace.dropped,
         cache=trace.cache.result if trace.cache is not None else "",
         plan=trace.serving.plan,

@@ -112,7 +112,7 @@ class Audits:
     ) -> None:
         """Count and store the outcome."""
         calls = audit.calls if audit else []
-        costs = [trace.cost_of_call(call) for call in calls]
+        costs = [trace.cost_of(call) for call in calls]
         for call, cost in zip(calls, costs, strict=True):
             self._metrics.record_audit_call(call.expert, call.usage, cost)
         self._metrics.record_audit(log.recipe, outcome)

@@ -86,7 +86,7 @@ class Line:
             options = self._read_head(trace, scope)
             trace.options = options if self._tracing is None else self._tracing.begin(trace, options)
             with self._state.admission.open(trace.caller.key, timeout=options.timeout) as request:
-                trace.allowance = allowance = trace.serving.access.allowance(trace.caller)
+                trace.allowance = allowance = trace.serving.access.allowance(trace.caller, trace.attempts.sent)
                 async with allowance:
                     try:
                         await self._steps(trace, request, allowance, scope, receive, send)
@@ -132,7 +132,7 @@ class Line:
             reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)
         with self._keep_alive(trace, scope, send) if chat.stream else _NO_KEEP_ALIVE as stream:
             if reply is None:
-                await allowance.reserve(chat, options.recipe)
+                await allowance.reserve(chat, options.recipe, size=body_bytes)
                 conversation, previous = NO_CONVERSATION, NO_PREVIOUS
                 if chat.api in PASS_THROUGH_APIS:
                     with trace.step("assign"):
@@ -152,7 +152,7 @@ class Line:
                     await cohort.yield_to_others()
                 with trace.step("call"):  # 6
                     answer = await _call(trace, chat, options, conversation, previous, deadline=request.deadline)
-                reply = _accept(trace, request, allowance, answer, chat)
+                reply = _accept(trace, request, answer, chat)
                 del chat, answer
             with trace.step("relay"):  # 7
                 await _relay(self._shown(reply, trace), trace, request, send, stream)
@@ -276,31 +276,22 @@ async def _call(
     *,
     deadline: float,
 ) -> RoutedReply:
-    """Call the experts. If a recipe is interrupted, the answers of its members so far are charged."""
     assert trace.decision is not None
-    try:
-        return await trace.serving.composition.call(
-            chat,
-            trace.decision,
-            options,
-            deadline=deadline,
-            attempts=trace.attempts,
-            prediction=trace.prediction,
-            conversation=conversation,
-            previous=previous,
-        )
-    except BaseException:
-        if trace.allowance is not None and (usage := trace.usage) is not None:
-            trace.allowance.charge(usage, trace.prices)
-        raise
+    return await trace.serving.composition.call(
+        chat,
+        trace.decision,
+        options,
+        deadline=deadline,
+        attempts=trace.attempts,
+        prediction=trace.prediction,
+        conversation=conversation,
+        previous=previous,
+    )
 
 
-def _accept(trace: Trace, request: ActiveRequest, allowance: Allowance, answer: RoutedReply, chat: Chat) -> Reply:
+def _accept(trace: Trace, request: ActiveRequest, answer: RoutedReply, chat: Chat) -> Reply:
     """Note the answer that has begun, and free the data that only its call needed. Return the reply to relay."""
     trace.answered(answer)
-    usage = trace.usage
-    assert usage is not None
-    allowance.charge(usage, trace.prices)  # its counts grow until the answer is complete
     if request.memory:  # the expert has the large body
         trace.chat = chat.without_content()
         trace.drop_audit_body()

@@ -17,14 +17,14 @@ from coe.core import PASS_THROUGH_APIS, Api, Chat, Decision, Prediction, Reply, 
 from coe.errors import ExpertError, RequestError
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import TRANSLATED_APIS, dropped_parts, is_translated
-from coe.registry import ExpertSpec, Prices
+from coe.registry import ExpertSpec
 from coe.registry.experts import VARIANT_SEPARATOR
 from coe.retrieval.retrieval import RetrievalResult
 from coe.routing.attempts import Attempts
 from coe.routing.composition import NO_RETRIEVAL, RoutedReply
 from coe.routing.decision import with_fallback
 from coe.routing.request_text import NO_TEXT, RoutedText, read_request
-from coe.usage import MemberCall, RecipeLog, RecipeUsage, Usage
+from coe.usage import MemberCall, RecipeLog, RecipeUsage, SentCall, Usage
 from gateway.access import Allowance, Caller
 from gateway.cache.answer import CachedAnswer, CacheUse
 from gateway.serving_state import Serving
@@ -66,8 +66,6 @@ class Trace:
     retrieval_result: RetrievalResult = NO_RETRIEVAL
     attempts: Attempts = field(default_factory=Attempts)
     reply: Reply | None = None
-    prices: Prices = Prices()  # noqa: RUF009  (immutable)
-    """Prices of the answering expert."""
     status: int | None = None
     """HTTP status of the response; None if no response began."""
     audit: str = ""
@@ -136,7 +134,6 @@ class Trace:
         """Record the expert's accepted answer."""
         self.status = 200
         self.decision, self.reply = answer.decision, answer.reply
-        self.prices = self.serving.composition.prices[answer.decision.expert]
         if self.api in TRANSLATED_APIS and self._is_translated() and self.chat is not None:
             self.dropped = dropped_parts(self.api, self.chat.fields)
         elif self.attempts.dropped:
@@ -289,35 +286,25 @@ class Trace:
 
     @property
     def cost(self) -> float | None:
-        """US dollars by the experts' declared prices; None without an answer or if the tokens of a call are unknown."""
-        if (usage := self.usage) is None:
+        """US dollars of the calls whose tokens were counted, by the experts' declared prices; None without one, and for
+        a recipe if not all were counted. An answer from the cache costs nothing."""
+        if self.cached is not None:
+            return 0.0
+        costs = [self.cost_of(call) for call in self.attempts.sent]
+        known = [cost for cost in costs if cost is not None]
+        is_partial = len(known) < len(costs) and self.recipe_log is not None
+        return None if not known or is_partial else sum(known)
+
+    @property
+    def unpriced(self) -> int:
+        """Number of sent calls whose tokens no server counted."""
+        return sum([self.cost_of(call) is None for call in self.attempts.sent])
+
+    def cost_of(self, call: SentCall | MemberCall) -> float | None:
+        """US dollars of a call by the declared prices of its expert; None if its tokens are unknown."""
+        if (usage := call.usage) is None:
             return None
-        if not usage.parts:
-            return self._cost_of(usage, self.prices)
-        total = 0.0
-        calls = self.calls_used()
-        for _, _, cost in calls:
-            if cost is None:
-                return None
-            total += cost
-        return total
-
-    def calls_used(self) -> list[tuple[str, Usage, float | None]]:
-        """Return the expert, usage and cost of each call that answers or answered: several for a recipe."""
-        if (usage := self.usage) is None:
-            return []
-        if not usage.parts:
-            return [(self.expert, usage, self._cost_of(usage, self.prices))]
-        registry = self.serving.registry
-        return [(name, part, self._cost_of(part, registry.expert(name).prices)) for name, part in usage.parts]
-
-    def cost_of_call(self, call: MemberCall) -> float | None:
-        """US dollars of a call to a member by its declared prices; None if its tokens are unknown."""
-        return (
-            None if call.usage is None else self._cost_of(call.usage, self.serving.registry.expert(call.expert).prices)
-        )
-
-    def _cost_of(self, usage: Usage, prices: Prices) -> float | None:
+        prices = self.serving.composition.prices[call.expert]
         output_tokens = usage.output_tokens
         if self.api == "embeddings" or (output_tokens is None and self.api in PASS_THROUGH_APIS):
             output_tokens = 0  # such servers report none

@@ -306,7 +306,7 @@ def test_a_change_of_keys_compares_no_patterns_and_a_key_is_priced_by_its_own_ex
     built = access_of(REGISTRY, MemoryLimiter(), issued=(*keys, *issued({"name": "b", "experts": ["coder"]})))
     assert not compared
     for _ in range(2):
-        built.allowance(built.identify([(b"x-api-key", b"secret of a")], "chat"))
+        built.allowance(built.identify([(b"x-api-key", b"secret of a")], "chat"), [])
     assert compared == ["a"] * len(REGISTRY.arms)
 
 

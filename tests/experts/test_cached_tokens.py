@@ -14,7 +14,7 @@ from coe.experts import build_experts
 from coe.experts.api_formats import record_usage
 from coe.experts.http.client import Client
 from coe.registry import Prices
-from coe.usage import Usage
+from coe.usage import SentCall, Usage
 from gateway.access.allowance import TokenAllowance
 from gateway.access.estimate import Pricing
 from gateway.access.limits import Amounts, MemoryLimiter
@@ -153,12 +153,10 @@ async def test_records_metrics_and_limits_use_the_price_of_cached_tokens(api: Ap
 
 
 async def test_a_key_is_charged_the_price_of_cached_tokens() -> None:
-    account, usage = account_of(MemoryLimiter(), dollars_per_day=1.0), Usage()
-    record_usage(usage, {**OPENAI, "prompt_tokens": 100_000, "prompt_tokens_details": {"cached_tokens": 80_000}})
-    prices = Prices(input=10, cached_input=1)
-    pricing = Pricing.of({"only": prices}, {}, ())
+    account, call = account_of(MemoryLimiter(), dollars_per_day=1.0), SentCall("only")
+    record_usage(call.usage, {**OPENAI, "prompt_tokens": 100_000, "prompt_tokens_details": {"cached_tokens": 80_000}})
+    pricing = Pricing.of({"only": Prices(input=10, cached_input=1)}, {}, ())
     chat = CHAT.parse(orjson.dumps({"model": "only", "messages": [{"role": "user", "content": "hi"}]}))
-    async with TokenAllowance(account, "alice", minimum=Amounts(1, 1, 0), pricing=pricing) as allowance:
+    async with TokenAllowance(account, "alice", [call], minimum=Amounts(1, 1, 0), pricing=pricing) as allowance:
         await allowance.reserve(chat)
-        allowance.charge(usage, prices)
     assert account.remaining()[0] == pytest.approx(1 - (20_000 * 10 + 80_000) / 1e6, abs=1e-4)

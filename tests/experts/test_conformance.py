@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import orjson
 import pytest
@@ -145,3 +146,38 @@ async def test_an_invalid_response_raises(serving: Serving, model: str, stream: 
 async def test_a_stream_without_content_raises(serving: Serving, text: str) -> None:
     with pytest.raises(ExpertError):
         await whole(serving(f"stream-text:{text}"), call(stream=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "stream", "billed"),
+    [
+        ("good", False, 1),
+        ("good", True, 1),
+        ("truncated", True, 1),
+        ("half", False, 1),
+        ("text:<html>", False, 1),
+        ("silent", True, 1),
+        ("status:500", False, 1),
+        ("status:400", False, 0),
+        ("retry:429:7", False, 0),
+        ("status:503", True, 0),
+    ],
+)
+async def test_a_call_that_reached_a_server_which_did_not_refuse_it_is_among_those_that_may_be_billed(
+    serving: Serving, server: FaultyServer, model: str, stream: bool, billed: int
+) -> None:
+    asked = call(stream=stream, first=5.0 if model != "silent" else 0.5)
+    while not server.seen:  # on a busy machine the time may be over before the request arrives
+        asked.sent.clear()
+        with suppress(ExpertError):
+            await whole(serving(model), asked)
+    assert [sent.expert for sent in asked.sent] == ["clever"] * billed
+    if model == "good":
+        assert (asked.sent[0].usage.input_tokens, asked.sent[0].usage.output_tokens) == (2, 4)
+
+
+async def test_a_call_to_a_missing_server_is_not_billed(serving: Serving) -> None:
+    asked = call()
+    with pytest.raises(ExpertUnavailable):
+        await whole(serving("good", f"{closed_port()}/v1"), asked)
+    assert not asked.sent

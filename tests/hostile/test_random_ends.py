@@ -6,7 +6,7 @@ import asyncio
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -55,14 +55,15 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
 
 
-def declared(url: str) -> Registry:
-    """Experts of one request at a time, each with a fault and a second server that refuses connections."""
+def declared(url: str, *, limits: Sequence[dict[str, Any]] = LIMITS, apis: Sequence[str] | None = None) -> Registry:
+    """Experts of one request at a time, each with a fault and a second server that refuses connections; and a key for
+    each of the `limits`."""
     experts: list[dict[str, Any]] = [
         {"name": name, "model": fault, "runtime": "external", "base_urls": [url, closed_port()]}
         for name, fault in zip(NAMES, FAULTS, strict=True)
     ]
     for expert in experts:
-        expert |= {"concurrent_requests": 1, "prices": {"input": 1.0, "output": 1.0}}
+        expert |= {"concurrent_requests": 1, "prices": {"input": 1.0, "output": 1.0}} | ({"apis": apis} if apis else {})
     experts[0]["variants"] = [{"name": "low", "parameters": {"max_tokens": 5}}]
     return registry_of(
         experts=experts,
@@ -81,8 +82,8 @@ def declared(url: str) -> Registry:
         cache={},
         access={
             "keys": [
-                {"name": f"k{number}", "sha256": digest_of(f"k{number}"), "limits": limits}
-                for number, limits in enumerate(LIMITS)
+                {"name": f"k{number}", "sha256": digest_of(f"k{number}"), "limits": limited}
+                for number, limited in enumerate(limits)
             ]
         },
     )

@@ -12,7 +12,7 @@ import base64
 import math
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit
@@ -26,6 +26,9 @@ CONNECT_TIMEOUT = 5.0
 MAX_CONNECTIONS = 65_536
 """Default bound on the open connections of one client."""
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+def _ignore() -> None: ...
 
 
 class Unreachable(ConnectionError):
@@ -87,10 +90,16 @@ class Client:
         await asyncio.sleep(0)  # in which the transports close their sockets
 
     async def send(
-        self, target: Target, body: bytes = b"", headers: Mapping[str, str] = NO_HEADERS, *, limit: float = math.inf
+        self,
+        target: Target,
+        body: bytes = b"",
+        headers: Mapping[str, str] = NO_HEADERS,
+        *,
+        limit: float = math.inf,
+        on_write: Callable[[], None] = _ignore,
     ) -> Response:
         """Sends a request and returns the response once its head is read. Raises Unreachable, NoDescriptor, or another
-        OSError when the connection breaks.
+        OSError when the connection breaks. Calls `on_write` before it writes to a connection.
 
         After `limit`, by the event loop's clock, each wait for the server raises LimitExceeded, also that for a chunk,
         until `Response.lift_limit` is called.
@@ -100,6 +109,7 @@ class Client:
         """
         head = target.head(len(body), headers)
         if (connection := _idle_connection(target)) is not None:
+            on_write()
             try:
                 await connection.send(head, body, limit=limit)
             except ConnectionError:
@@ -108,6 +118,7 @@ class Client:
             else:
                 return self._response(connection, target)
         connection = await self._connect(target, limit)
+        on_write()
         await connection.send(head, body, limit=limit)
         return self._response(connection, target)
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import orjson
 
@@ -29,6 +30,7 @@ from coe.registry import ExpertSpec
 from coe.registry.runtimes import RUNTIMES
 from coe.settings import Endpoint
 from coe.urls import join_path, remove_suffix
+from coe.usage import SentCall
 
 MAX_REFUSAL_BYTES = 2**16
 """Bytes of an error body that are read."""
@@ -77,16 +79,21 @@ class HttpExpert:
             headers = {**headers, "content-type": form}
         sent = self._streamed(call) if self._queues and not call.stream else call
         response: Response | None = None
+        record = SentCall(call.arm or self.name)
         limit = asyncio.get_running_loop().time() + call.first_token_timeout
         try:
-            response = await self._accepted(sent, headers, limit)
+            response = await self._accepted(sent, headers, limit, record)
             reply = self._reply(call, response, assembled=sent is not call)
+            record.usage = reply.usage
             await reply.begin()
             response.lift_limit()
             return reply
         except BaseException as error:
             if response is not None:
                 response.release()
+            unbilled = isinstance(error, Unreachable) or (isinstance(error, ExpertError) and not error.may_be_billed)
+            if unbilled and record in call.sent:
+                call.sent.remove(record)
             if isinstance(error, LimitExceeded):
                 raise self._errors.timed_out(
                     f"gave no {'first chunk' if call.stream else 'answer'} within {call.first_token_timeout:g} s"
@@ -105,17 +112,24 @@ class HttpExpert:
             return call
         return replace(call, stream=True, fields={**call.fields, "stream": True})
 
-    async def _accepted(self, call: Call, headers: Mapping[str, str], limit: float) -> Response:
+    async def _accepted(self, call: Call, headers: Mapping[str, str], limit: float, record: SentCall) -> Response:
         """Returns a response with status 200, or raises the refusal as an ExpertError, or LimitExceeded. If the server
-        rejects the option for token counts, the request is sent again without it."""
+        rejects the option for token counts, the request is sent again without it. Adds `record` to the sent calls."""
+
+        def on_write() -> None:
+            if record not in call.sent:
+                call.sent.append(record)
+
         add_usage = call.stream and self._adds_usage(call)
-        target, send = self._target(call.api), self._session.send
-        response = await send(target, self._body(call, add_usage=add_usage), headers, limit=limit)
+        target, body = self._target(call.api), self._body(call, add_usage=add_usage)
+        record.size = len(body)
+        send = partial(self._session.send, target, headers=headers, limit=limit, on_write=on_write)
+        response = await send(body)
         if add_usage and response.status in UNKNOWN_OPTION_STATUSES:
             refusal = await self._refusal(call, response)
             if not any(name in str(refusal) for name in USAGE_OPTION):
                 raise refusal
-            response = await send(target, self._body(call, add_usage=False), headers, limit=limit)
+            response = await send(self._body(call, add_usage=False))
             if response.status == 200:  # otherwise it rejected something else too
                 self._without_usage_option.add(call.api)
         if response.status != 200:

@@ -36,7 +36,7 @@ from coe.experts.litellm.translation import (
 )
 from coe.registry import ExpertSpec
 from coe.settings import Endpoint
-from coe.usage import Usage
+from coe.usage import SentCall, Usage
 
 T = TypeVar("T")
 REMEDY = pip_install("providers")
@@ -78,11 +78,15 @@ class LitellmExpert:
             arguments["extra_headers"] = headers
         reply = _StreamedReply(self, call) if call.stream else _JsonReply(self, call)
         await self._import()
+        record = SentCall(call.arm or self.name, usage=reply.usage)
+        call.sent.append(record)
         try:
             async with asyncio.timeout(call.first_token_timeout) as limit:
                 await _in_background(reply.begin(arguments))
         except BaseException as error:
             reply.abandon()
+            if isinstance(error, ExpertError) and not error.may_be_billed:
+                call.sent.remove(record)
             if isinstance(error, TimeoutError) and limit.expired():
                 raise self.errors.timed_out(
                     f"gave no {'first chunk' if call.stream else 'answer'} within {call.first_token_timeout:g} s"

@@ -116,7 +116,7 @@ class _Run:
             log.audit = Audit(
                 recipe.policy,
                 recipe.members,
-                replace(call, wake_deadline=0.0, deadline=math.inf),
+                replace(call, wake_deadline=0.0, deadline=math.inf, sent=[]),
                 answers=answers,
                 accepted=self._drafts.index(best),
                 posterior=self._posterior,

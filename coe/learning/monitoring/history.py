@@ -39,7 +39,7 @@ OTHER = "(other)"
 class Sums:
     """Requests of one bucket: all of them, or those of one expert, category or key.
 
-    `unpriced` are answered requests of unknown cost. `first_tokens` are pairs of milliseconds and weight.
+    `unpriced` are requests of partly unknown cost. `first_tokens` are pairs of milliseconds and weight.
     """
 
     requests: float = 0.0
@@ -56,7 +56,8 @@ class Sums:
         self.requests += weight
         self.failed += 0.0 if answered else weight
         self.dollars += 0.0 if is_free else (record.cost or 0.0) * weight
-        self.unpriced += weight if answered and not is_free and record.cost is None else 0.0
+        is_unknown = record.unpriced > 0 or (answered and not is_free and record.cost is None)
+        self.unpriced += weight if is_unknown else 0.0
         if record.first_token_ms is not None:
             self.first_tokens.append((record.first_token_ms, weight))
 

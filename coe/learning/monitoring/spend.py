@@ -27,7 +27,7 @@ SAME_TOKENS = (
 
 @dataclass(slots=True)
 class Amounts:
-    """Cost and tokens of some requests. `unpriced` counts those that were answered at a cost that is partly unknown."""
+    """Cost and tokens of some requests. `unpriced` counts those whose cost is partly unknown."""
 
     requests: int = 0
     unpriced: int = 0
@@ -69,8 +69,8 @@ class Spend:
         is_cached, calls = record.cache == "hit", _calls(record)
         answered = record.first_token_ms is not None or bool(calls)  # without an answer, members may have answered
         called = [call.expert for call in calls] or [record.expert]
-        is_known = record.cost is not None and self._without_price.isdisjoint(called)
-        unpriced = answered and not is_cached and not is_known
+        is_known = record.cost is not None and not record.unpriced and self._without_price.isdisjoint(called)
+        unpriced = record.unpriced > 0 or (answered and not is_cached and not is_known)
         used = (0, 0) if is_cached else (record.input_tokens or 0, record.output_tokens or 0)
         dollars = 0.0 if is_cached else record.cost
         if dollars is None:

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from coe.core import Call, Chunks, Expert, Health, Reply
-from coe.errors import ExpertBusy, ExpertError, ExpertRejected, ExpertUnreachable
+from coe.errors import ExpertError, ExpertRejected
 from coe.experts.live_check import GREETING, MAX_ANSWER_TOKENS
 from coe.learning.evaluation.scoring_run import StopScoring
 from coe.registry import ExpertSpec
@@ -29,8 +29,6 @@ MESSAGE_TOKENS = 16
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
 LEAST_OUTPUT_TOKENS = 1024
 """Sent limits are not lowered below this where a server rejects them, or where the prompt may fill the context."""
-_UNBILLED = (ExpertUnreachable, ExpertBusy, ExpertRejected)
-"""Failures for which servers charge nothing."""
 
 
 def worst_price(spec: ExpertSpec, messages: Sequence[Mapping[str, Any]], *, limit: int | None = None) -> float:
@@ -171,7 +169,7 @@ class MeteredExpert:
         try:
             reply = await self._expert.stream(call)
         except BaseException as error:
-            is_free = isinstance(error, _UNBILLED) or (isinstance(error, ExpertError) and not error.request_sent)
+            is_free = isinstance(error, ExpertError) and not error.may_be_billed
             self._spending.settle(worst, 0.0 if is_free else worst)
             raise
         return _MeteredReply(reply, lambda: self._settle(worst, reply))

@@ -42,7 +42,7 @@ class SpendQuery(RequestModel):
 
 _AMOUNTS: Schema = {
     "requests": COUNT,
-    "unpriced": COUNT | {"description": "Answered requests whose cost is unknown."},
+    "unpriced": COUNT | {"description": "Requests whose cost is partly unknown."},
     "dollars": NUMBER,
     "input_tokens": COUNT,
     "output_tokens": COUNT,

@@ -1,0 +1,91 @@
+"""A key with a limit in dollars pays for everything that a provider bills, however its requests end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from coe.experts import build_experts
+from coe.experts.http.client import Client
+from gateway.http.server import HttpServer, open_listener
+from tests.experts.faulty_server import FaultyServer
+from tests.fakes import gateway_of
+from tests.hostile.test_random_ends import CONNECTIONS, declared, ending, held
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.anyio
+
+LIMIT = 1000.0
+"""Dollars that no run of the test uses."""
+COUNTED = ("good", "slow-start", "drips")
+"""Kinds that report their token counts at the end of the answer: six tokens."""
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The event loop of the gateway."""
+    return "asyncio", {"use_uvloop": True}
+
+
+class BillingServer(FaultyServer):
+    """Bills each request that it did not refuse: the counts that it reported, or else the whole input and `max_tokens`.
+
+    `tokens` is the sum. One token costs a millionth of a dollar.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = 0.0
+        self.unreported = 0
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        kind = body["model"]
+        if kind.startswith("status:4"):
+            return await super()._answer(request)
+        longest = body.get("max_tokens") or body.get("max_completion_tokens") or 512
+        bill = sum(len(message["content"]) for message in body["messages"]) / 4 + longest
+        try:
+            response = await super()._answer(request)
+            if kind in COUNTED:
+                bill = 6
+            return response
+        finally:
+            self.tokens += bill
+            self.unreported += bill != 6
+
+
+@pytest.fixture
+async def upstream(anyio_backend: object) -> AsyncIterator[BillingServer]:
+    server = BillingServer()
+    runner = await server.start()
+    yield server
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_key_is_charged_at_least_what_is_billed(seed: int, upstream: BillingServer) -> None:
+    rng = random.Random(seed)
+    registry = declared(upstream.url, limits=[{"dollars_per_month": LIMIT}] * 3, apis=["chat"])
+    async with Client() as session:
+        experts = build_experts(registry, {}, session=session)
+        for expert in experts.values():
+            expert.first_token_times.p95 = 0.02  # so that streams are hedged
+        async with gateway_of(registry, real_experts=experts) as gateway:
+            listener, state = open_listener("127.0.0.1", 0, stalled_after=60), gateway.app.state
+            port = listener.getsockname()[1]
+            async with HttpServer(
+                gateway.app, listener, max_connections=100, cohort=state.cohort, heads=state.heads
+            ) as server:
+                await asyncio.gather(*(ending(port, random.Random(rng.random())) for _ in range(CONNECTIONS)))
+                await wait_until(lambda: not held(gateway, server, session))
+            accounts = gateway.serving_state.serving.access._accounts.values()
+            charged = sum(LIMIT - remaining for account in accounts for remaining in account.remaining())
+            marked = sum(record.unpriced for record in gateway.records)
+    assert charged * 1e6 >= upstream.tokens - 1e-3
+    assert upstream.unreported > 10  # or the run has tested nothing
+    assert marked >= upstream.unreported
