@@ -415,6 +415,7 @@ class ExpertRejected(ExpertError, code="expert_rejected"):
     """
 
     cause: Cause = "rejected"
+    refused = True
     retryable = False
     unhealthy = False
 
