@@ -22,11 +22,11 @@ _EMPTY = re.compile(_DELIMITER + rb"--\s*\Z")
 """A form without parts."""
 _HEADER = re.compile(rb"([!-9;-~]+):[ \t]*([^\x00-\x1f\x7f]*)")
 _DISPOSITION = re.compile(
-    rb'form-data; *name=("?)([\w.-]+(?:\[[\w.-]*\])*)\1'
-    rb'(?:; *filename=(?:"([^"\x00-\x1f\x7f]*)"|([^"; \x00-\x1f\x7f]+))(?:; *filename\*=[^"; ]+)?)? *',
+    rb'form-data; *name=("?)((?!_charset_)[\w.-]+(?:\[[\w.-]*\])*)\1'
+    rb'(?:; *filename=(?:"((?:\\"|[^"\x00-\x1f\x7f])*)"|([^"; \x00-\x1f\x7f]+))(?:; *filename\*=[^"; ]+)?)? *',
     re.IGNORECASE,
 )
-"""A name, and the name of a file, which .NET repeats in `filename*`."""
+"""A name, and the name of a file, which .NET repeats in `filename*`. The field `_charset_` changes what others mean."""
 _MEDIA_TYPE = re.compile(rb"(?!multipart/|message/)[ -~]*", re.IGNORECASE)
 """A type of content that no parser takes for further parts."""
 _PLAIN_ENCODINGS = (b"", b"7bit", b"8bit", b"binary")
@@ -120,7 +120,7 @@ def _head(name: bytes, file_name: bytes | None = None, media_type: bytes = b"") 
     """The headers of a part, with the blank line after them."""
     head = b'\r\nContent-Disposition: form-data; name="%b"' % name
     if file_name is not None:
-        head += b'; filename="%b"' % file_name.replace(b"\\", b"%5C")  # some parsers take it for an escape
+        head += b'; filename="%b"' % file_name.replace(b'\\"', b"%22").replace(b"\\", b"%5C")
     if media_type:
         head += b"\r\nContent-Type: " + media_type
     return head + b"\r\n\r\n"
