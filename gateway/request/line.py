@@ -34,7 +34,7 @@ from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.options import has_session_or_trace, read_options, resolve_model, with_session_and_trace
-from gateway.request.stored_step import StoredStep
+from gateway.request.stored_step import StoredStep, check_owned
 from gateway.request.trace import Trace
 from gateway.serving_state import ServingState
 
@@ -127,6 +127,8 @@ class Line:
             del body  # the parsed chat replaces it in memory
             if self._stored is not None:
                 chat = await self._continued(self._stored, trace, request, chat, body_bytes)
+            if options.tenant is not None:
+                check_owned(chat)
         reply: Reply | None = None
         if self._cache is not None:
             reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)

@@ -164,6 +164,27 @@ async def test_keys_and_tenants_are_separate(tmp_path: Path) -> None:
             await clients["carol"].responses.create(model="generalist", input=item)
 
 
+@pytest.mark.parametrize("store", ["sqlite", "none"])
+async def test_with_keys_an_experts_server_gets_no_id_of_what_it_stores(tmp_path: Path, store: str) -> None:
+    """All callers share the operator's key at the server, which knows what any of them stored and deleted here."""
+    registry = declared(store, access={"keys": [key_of("alice").model_dump(), key_of("mallory").model_dump()]})
+    async with served(tmp_path, registry) as one:
+        alice, mallory = (one.client.with_options(api_key=name) for name in ("alice", "mallory"))
+        first = await alice.responses.create(model="coder", input="hi")
+        if store != "none":
+            second = await alice.responses.create(model="coder", input="more", previous_response_id=first.id)
+            assert second.output_text == "answer 2"
+            await alice.responses.delete(first.id)
+        calls = len(one.native.calls)
+        item: Any = [{"type": "item_reference", "id": first.output[0].id}]
+        for client in (alice, mallory):
+            for fields in ({"previous_response_id": first.id}, {"input": item}, {"conversation": "conv_1"}):
+                with pytest.raises(openai.BadRequestError) as refused:
+                    await client.responses.create(**{"model": "coder", "input": "x", **fields})
+                assert refused.value.param == next(iter(fields))
+        assert len(one.native.calls) == calls
+
+
 async def test_gateways_share_a_file_and_a_redis(tmp_path: Path, redis_url: str) -> None:
     for store in ("sqlite", redis_url):
         async with served(tmp_path, declared(store)) as one, served(tmp_path, declared(store)) as other:
