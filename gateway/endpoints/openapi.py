@@ -53,7 +53,8 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-coe-calls": ("Calls", "Number of calls of the recipe to experts.", {"type": "integer", "minimum": 1}),
     "x-coe-dropped": (
         "Dropped",
-        "Types of tools and items of the request that were left out, because the expert's server cannot read them.",
+        "What was left out of the request: types of tools and items that the expert's server cannot read, fields that it "
+        "rejects, and fields that select a model.",
         TEXT,
     ),
     "x-coe-cache": (
