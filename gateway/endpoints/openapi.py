@@ -53,8 +53,8 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-coe-calls": ("Calls", "Number of calls of the recipe to experts.", {"type": "integer", "minimum": 1}),
     "x-coe-dropped": (
         "Dropped",
-        "What was left out of the request: types of tools and items that the expert's server cannot read, fields that it "
-        "rejects, and fields that select a model.",
+        "What was left out of the request: types of tools and items that the expert's server cannot read, fields that "
+        "it rejects, and fields that select a model.",
         TEXT,
     ),
     "x-coe-cache": (

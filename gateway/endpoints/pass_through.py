@@ -64,7 +64,7 @@ SCHEMAS: Schema = {
         "type": "object",
         "properties": {"model": ref("PassThroughModel")},
         "additionalProperties": True,
-        "description": "All fields reach the expert; `model` is replaced by its server's name.",
+        "description": "Other fields reach the expert, unless they select a model; `model` becomes its server's name.",
     },
     "PassThroughModel": {
         "type": ["string", "null"],

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from coe.core import Call, Reply
+from coe.errors import ExpertRejected
 from gateway.request import admission, stored_step
 from gateway.request.stored_step import StoredStep
 from gateway.stored_responses.conversation import StoredUse
@@ -386,6 +387,23 @@ async def test_what_the_translation_leaves_out_is_in_a_header_and_the_record(
         assert response.status == 200
         assert response.headers.get("x-coe-dropped") == dropped
         assert one.gateway.records[0].dropped == (tuple(dropped.split(", ")) if dropped else ())
+
+
+async def test_a_setting_that_the_server_rejects_is_in_the_header_beside_what_the_translation_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ChatExpert.stream
+
+    async def stream(expert: ChatExpert, sent: Call) -> Reply:
+        if "reasoning_effort" in sent.fields:
+            raise ExpertRejected("HTTP 400: no reasoning_effort here", expert="generalist", status=400)
+        return await call(expert, sent)
+
+    monkeypatch.setattr(ChatExpert, "stream", stream)
+    async with served(tmp_path) as one:
+        body = {"model": "generalist", "input": "hi", "tools": [{"type": "web_search"}], "reasoning": {"effort": "low"}}
+        response = await one.gateway.post("/v1/responses", orjson.dumps(body))
+    assert response.headers["x-coe-dropped"] == "web_search, reasoning_effort"
 
 
 @pytest.mark.parametrize("wrong", [5, "", "x" * 201, ["resp_1"]])
