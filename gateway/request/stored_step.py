@@ -315,7 +315,7 @@ def check_owned(chat: Chat) -> None:
         raise _unknown_response(str(previous_id)[:MAX_ID_CHARACTERS])
     if fields.get("conversation"):
         message = "conversations are not stored here; use previous_response_id, or send the conversation in `input`"
-        raise InvalidRequest(message, param="conversation")
+        raise InvalidRequest(message, param="conversation", code="unsupported_api")
     for item_id in references(items_of(fields)):
         raise _unknown_item(item_id)
 
