@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from coe.core import PASS_THROUGH_APIS, Chat, DirectReply, Reply, RequestOptions, Sink
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
+from coe.experts.translation.expert import TRANSLATED_APIS
 from coe.routing.composition import NO_CONVERSATION, RoutedReply
 from coe.routing.conversation import Conversation, read_conversation
 from coe.routing.decision import NO_PREVIOUS, Previous
@@ -127,7 +128,7 @@ class Line:
             del body  # the parsed chat replaces it in memory
             if self._stored is not None:
                 chat = await self._continued(self._stored, trace, request, chat, body_bytes)
-            if options.tenant is not None:
+            if options.tenant is not None and chat.api in TRANSLATED_APIS:
                 check_owned(chat)
         reply: Reply | None = None
         if self._cache is not None:

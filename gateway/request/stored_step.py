@@ -304,11 +304,11 @@ class _StoringReply:
 
 
 def check_owned(chat: Chat) -> None:
-    """Raises InvalidRequest if a request names what its expert's server stores. All callers share the operator's key
-    there, so it may be another caller's. What the caller stored here has been replaced by its items before."""
+    """Raises InvalidRequest if a Responses or Messages request names what its expert's server stores. All callers share
+    the operator's key there, so it may be another caller's. What the caller stored here is already replaced by its
+    items."""
     if chat.api == "messages":
         check_thread(chat)
-    if chat.api != "responses":
         return
     fields = chat.fields
     if (previous_id := fields.get("previous_response_id")) is not None:
@@ -316,7 +316,7 @@ def check_owned(chat: Chat) -> None:
     if fields.get("conversation"):
         message = "conversations are not stored here; use previous_response_id, or send the conversation in `input`"
         raise InvalidRequest(message, param="conversation", code="unsupported_api")
-    for item_id in references(items_of(fields)):
+    if (item_id := next(iter(references(items_of(fields))), None)) is not None:
         raise _unknown_item(item_id)
 
 
