@@ -269,8 +269,8 @@ class Call:
     A recipe weighs answers by the category `posterior`, shape (n_categories,); None for a uniform one. It returns its
     best answer shortly before `deadline` (event loop clock), and writes its calls to `recipe_log`.
 
-    An expert adds to `dropped` the types of items that it left out, because its server cannot read them. The first
-    replica that gets the call ends `pending`, since its requests in flight include the call from then on.
+    An expert adds to `dropped` the types of items and the names of fields that it left out. The first replica that gets
+    the call ends `pending`, since its requests in flight include the call from then on.
 
     An expert adds to `sent` each request whose bytes it writes to a server, and removes one that the server refuses:
     what remains may be billed. `arm` is the variant that the call is for, empty for the expert itself.

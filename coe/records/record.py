@@ -149,7 +149,7 @@ class RoutingRecord:
     ] = ()
     dropped: Annotated[
         tuple[str, ...],
-        FieldInfo("Types of tools and items that were left out, as the server cannot read them (`x-coe-dropped`)."),
+        FieldInfo("Types of tools and items, and names of fields, that were left out (`x-coe-dropped`)."),
     ] = ()
     embedding: Annotated[
         bytes | None,

@@ -62,6 +62,17 @@ DeviceNames = Annotated[
 ]
 
 
+_Models = Literal["models", "model_list", "model_group", "deployment_id", "lora", "lora_path"]
+_Providers = Literal["provider", "custom_llm_provider", "route", "preset", "plugins", "transforms", "tags"]
+_Fallbacks = Literal["fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "fallback_config"]
+_Servers = Literal["api_base", "base_url", "api_key", "api_version", "kv_transfer_params", "bootstrap_host"]
+_Settings = Literal["user_config", "litellm_credential_name", "litellm_metadata", "extra_body", "extra_headers"]
+_Options = Literal["providerOptions", "orq"]
+SelectingField = Literal[_Models, _Providers, _Fallbacks, _Servers, _Settings, _Options]
+"""Body fields that select a model, adapter or server behind an expert's server: at OpenRouter, LiteLLM, Vercel, Orq and
+AssemblyAI, and at vLLM, SGLang and llama.cpp."""
+
+
 class Prices(StrictModel):
     """US dollars per million tokens."""
 
@@ -155,6 +166,9 @@ class ExpertSpec(StrictModel):
     """System prompt, inserted before the client's own."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Defaults for body fields that the request does not set, such as temperature or max_tokens."""
+    allowed_fields: frozenset[SelectingField] = frozenset()
+    """Fields of a client's request that reach the server although they can select another model or server behind it,
+    such as models, provider or fallbacks at a gateway. Others of this list are left out."""
     options: dict[str, Flag] = Field(default_factory=dict)
     """Command-line options of the local server, such as max-model-len: 4096. For runtime ollama they are environment
     variables: context-length is OLLAMA_CONTEXT_LENGTH."""

@@ -47,7 +47,7 @@ class Category(StrictModel):
     includes them."""
 
 
-_HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas", "stream_idle_timeout")
+_HOSTING_KEYS = ("device", "pinned", "sleep_level", "stand_in", "replicas", "stream_idle_timeout", "allowed_fields")
 """Keys of an expert that no plan depends on."""
 _CALLING_KEYS = (
     "escalate_stuck_to",

@@ -44,9 +44,9 @@ class Attempts:
     `count` is the number of requests sent to experts, where a recipe counts as one. `causes` maps each failed expert to
     the cause of its first failure. `recipe_log` has the calls of recipes, None if no recipe may be called.
     `sole_expert` is the name of the expert that is being called if no other expert can take over, else empty.
-    `dropped` has the types of items that an expert left out (`Call.dropped`). `pending` counts the request as load from
-    its decision to its first attempt; None if no expert limits its requests. `sent` has the calls that reached a server
-    and that it may bill, those of a recipe's members too (`Call.sent`).
+    `dropped` has what experts left out (`Call.dropped`). `pending` counts the request as load from its decision to its
+    first attempt; None if no expert limits its requests. `sent` has the calls that reached a server and that it may
+    bill, those of a recipe's members too (`Call.sent`).
     """
 
     __slots__ = ("causes", "count", "dropped", "pending", "recipe_log", "sent", "sole_expert")

@@ -105,7 +105,7 @@ def pinned_arm(chat: Chat, registry: Registry, recipe: str, rule: ExpertRule | N
     if reason := ineligibility(chat, spec):
         raise InvalidRequest(f"{reason}{_remedy(chat, [spec])}", param="model", code="no_capable_expert")
     if isinstance(spec, ExpertSpec) and chat.api not in spec.supported_apis:
-        _check_thread(chat)  # the server of a translated expert stores none
+        check_thread(chat)  # the server of a translated expert stores none
     return pinned
 
 
@@ -210,11 +210,11 @@ def _check_stored_state(chat: Chat) -> None:
         if chat.fields.get(name):
             message = f"{name} is known to one expert only: write its name as model (the model of the earlier answer)"
             raise InvalidRequest(message, param="model")
-    _check_thread(chat)
+    check_thread(chat)
 
 
-def _check_thread(chat: Chat) -> None:
-    """Raise InvalidRequest for a Messages request whose conversation a server would store.
+def check_thread(chat: Chat) -> None:
+    """Raise ThreadUnsupported for a Messages request whose conversation a server would store.
 
     Clients that know this error, Anthropic's SDKs among them, send the whole conversation instead.
     """

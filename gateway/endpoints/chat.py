@@ -126,7 +126,7 @@ _CHOICES = _object(
     {"id": TEXT, "object": TEXT, "created": _COUNT, "model": TEXT, "choices": _list(_object({})), "usage": _USAGE},
     "choices",
 )
-_OTHER_FIELDS = "Other fields reach the expert unchanged."
+_OTHER_FIELDS = "Other fields reach the expert unchanged, unless they select a model."
 
 
 def _message(roles: tuple[str, ...], content: Schema = _CONTENT) -> Schema:

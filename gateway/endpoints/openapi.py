@@ -53,7 +53,8 @@ _ROUTING: Mapping[str, tuple[str, str, Schema]] = {
     "x-coe-calls": ("Calls", "Number of calls of the recipe to experts.", {"type": "integer", "minimum": 1}),
     "x-coe-dropped": (
         "Dropped",
-        "Types of tools and items of the request that were left out, because the expert's server cannot read them.",
+        "What was left out of the request: types of tools and items that the expert's server cannot read, fields that "
+        "it rejects, and fields that select a model.",
         TEXT,
     ),
     "x-coe-cache": (
@@ -191,7 +192,8 @@ def _entry(one: Operation, keys: bool) -> Schema:
         entry["parameters"] = parameters
     if one.body is not None:
         name = one.body if isinstance(one.body, str) else one.body.__name__
-        content = {media_type: {"schema": ref(name)} for media_type in one.body_types}
+        schemas = {JSON: name, **one.other_bodies}
+        content = {media_type: {"schema": ref(schema)} for media_type, schema in schemas.items()}
         entry["requestBody"] = {"required": True, "content": content}
     if keyed:  # OpenAPI 3.1 has the roles that are required here, whatever the scheme
         all_scopes: list[str] = sorted(get_args(Scope))

@@ -107,8 +107,8 @@ class Operation:
     scope: Authorization = "admin"
     body: type[BaseModel] | str | None = None
     """The model of the request body, or the name of its schema component."""
-    body_types: tuple[str, ...] = (JSON,)
-    """Media types of the body."""
+    other_bodies: Mapping[str, str] = field(default_factory=dict)
+    """Names of the schema components of bodies that are not JSON, by media type."""
     query: type[BaseModel] | None = None
     """The model of the query string."""
     request_headers: tuple[str, ...] = ()

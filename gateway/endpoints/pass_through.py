@@ -54,7 +54,7 @@ def _operation(api: PassThroughApi, name: str, summary: str) -> Operation:
         declared,
         responses={200: Success("The expert's response, unread.", content, ROUTING_HEADERS)},
         body="PassThroughRequest",
-        body_types=(JSON, FORM) if api in FORM_APIS else (JSON,),
+        other_bodies={FORM: "PassThroughForm"} if api in FORM_APIS else {},
     )
 
 
@@ -64,7 +64,11 @@ SCHEMAS: Schema = {
         "type": "object",
         "properties": {"model": ref("PassThroughModel")},
         "additionalProperties": True,
-        "description": "All fields reach the expert; `model` is replaced by its server's name.",
+        "description": "Other fields reach the expert, unless they select a model; `model` becomes its server's name.",
+    },
+    "PassThroughForm": {
+        "allOf": [ref("PassThroughRequest")],
+        "propertyNames": {"pattern": r"^(?!_charset_|[mM][oO][dD][eE][lL]\[)[A-Za-z0-9_.-]+(\[[A-Za-z0-9_.-]*\])*$"},
     },
     "PassThroughModel": {
         "type": ["string", "null"],

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from coe.core import PASS_THROUGH_APIS, Chat, DirectReply, Reply, RequestOptions, Sink
 from coe.errors import RequestError
 from coe.experts.http.sse import EVENT_STREAM
+from coe.experts.translation.expert import TRANSLATED_APIS
 from coe.routing.composition import NO_CONVERSATION, RoutedReply
 from coe.routing.conversation import Conversation, read_conversation
 from coe.routing.decision import NO_PREVIOUS, Previous
@@ -34,7 +35,7 @@ from gateway.request.cache_step import CacheStep
 from gateway.request.citations import cited
 from gateway.request.keep_alive import KeepAlive, stream_head
 from gateway.request.options import has_session_or_trace, read_options, resolve_model, with_session_and_trace
-from gateway.request.stored_step import StoredStep
+from gateway.request.stored_step import StoredStep, check_owned
 from gateway.request.trace import Trace
 from gateway.serving_state import ServingState
 
@@ -127,6 +128,8 @@ class Line:
             del body  # the parsed chat replaces it in memory
             if self._stored is not None:
                 chat = await self._continued(self._stored, trace, request, chat, body_bytes)
+            if options.tenant is not None and chat.api in TRANSLATED_APIS:
+                check_owned(chat)
         reply: Reply | None = None
         if self._cache is not None:
             reply = await self._cache.lookup(trace, path=scope["path"], body_bytes=body_bytes)

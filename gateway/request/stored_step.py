@@ -24,6 +24,7 @@ from coe.experts.http import sse
 from coe.experts.http.sse import EVENT_STREAM
 from coe.experts.translation.expert import is_translated
 from coe.registry import ExpertSpec, Limits, Registry, StoredResponsesSpec
+from coe.routing.eligibility import check_thread
 from gateway.access import Caller
 from gateway.dialects import responses
 from gateway.request.admission import ActiveRequest
@@ -300,6 +301,23 @@ class _StoringReply:
 
     async def aclose(self) -> None:
         await self._reply.aclose()
+
+
+def check_owned(chat: Chat) -> None:
+    """Raises InvalidRequest if a Responses or Messages request names what its expert's server stores. All callers share
+    the operator's key there, so it may be another caller's. What the caller stored here is already replaced by its
+    items."""
+    if chat.api == "messages":
+        check_thread(chat)
+        return
+    fields = chat.fields
+    if (previous_id := fields.get("previous_response_id")) is not None:
+        raise _unknown_response(str(previous_id)[:MAX_ID_CHARACTERS])
+    if fields.get("conversation"):
+        message = "conversations are not stored here; use previous_response_id, or send the conversation in `input`"
+        raise InvalidRequest(message, param="conversation", code="unsupported_api")
+    if (item_id := next(iter(references(items_of(fields))), None)) is not None:
+        raise _unknown_item(item_id)
 
 
 def not_found(response_id: str) -> ResponseNotFound:

@@ -74,7 +74,7 @@ class Trace:
     cache: CacheUse | None = None
     """None if the request does not use the answer cache."""
     dropped: tuple[str, ...] = ()
-    """Types of the parts that were left out, because the expert's server cannot read them."""
+    """What was left out: types of parts that the expert's server cannot read, and names of fields."""
     stored: StoredUse | None = None
     """None unless the request's answer can be referred to later."""
     step_name: StepName = field(init=False)
@@ -136,8 +136,8 @@ class Trace:
         self.decision, self.reply = answer.decision, answer.reply
         if self.api in TRANSLATED_APIS and self._is_translated() and self.chat is not None:
             self.dropped = dropped_parts(self.api, self.chat.fields)
-        elif self.attempts.dropped:
-            self.dropped = tuple(sorted(self.attempts.dropped))
+        if self.attempts.dropped:
+            self.dropped += tuple(sorted(self.attempts.dropped.difference(self.dropped)))
 
     def _is_translated(self) -> bool:
         """True if the request is translated for the expert that answers; a recipe takes chats alone."""

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from coe.registry import Registry
+from tests.access.samples import key_of
 from tests.fakes import Gateway, gateway_of, registry_of
 
 pytestmark = pytest.mark.anyio
@@ -111,6 +112,20 @@ async def test_only_a_pinned_expert_that_speaks_messages_can_hold_a_thread(threa
     details = [response.json["error"]["details"] for response in (routed, translated)]
     assert details == [{"error_code": "thread_unsupported_request"}] * 2
     assert pinned.status == unthreaded.status == 200
+
+
+async def test_with_keys_no_thread_reaches_a_server_that_would_store_it_for_all_callers() -> None:
+    body = {"model": "coder", "max_tokens": 9, "messages": [{"role": "user", "content": "code"}]}
+    expert = {"name": "coder", "model": "m", "runtime": "external", "base_url": "http://127.0.0.1:9/v1"}
+    headers, keys = {"x-api-key": "alice", "content-type": "application/json"}, [key_of("alice").model_dump()]
+    registry = registry_of(experts=[expert | {"apis": ["messages"]}], assignment={}, access={"keys": keys})
+    async with gateway_of(registry, coder=(ANSWERS["/v1/messages"],)) as gateway:
+        plain, threaded = [
+            await gateway.post("/v1/messages", orjson.dumps(body | more), headers=headers)
+            for more in ({}, {"thread": {"type": "continue", "previous_message_id": "msg_1"}})
+        ]
+    assert (plain.status, threaded.status) == (200, 400)
+    assert threaded.json["error"]["details"] == {"error_code": "thread_unsupported_request"}
 
 
 async def test_the_decision_of_a_dry_run_has_the_resolved_model() -> None:

@@ -117,14 +117,23 @@ async def test_tokenize_is_at_the_servers_root() -> None:
     assert server.seen[0][0] == "/tokenize"
 
 
-async def test_a_form_passes_verbatim_but_for_the_name_of_its_model() -> None:
+def rewritten(form: bytes, kind: str, model: bytes = b"m") -> bytes:
+    """FORM as the server of media type `kind` gets it: with a boundary of the gateway's, and the model first."""
+    media_type, _, boundary = kind.partition("; boundary=")
+    assert media_type == "multipart/form-data"
+    assert len(boundary) == 32
+    declared = b'Content-Disposition: form-data; name="model"\r\n\r\n'
+    others = form.replace(b"--b-1x\r\n" + declared + b"special\r\n", b"")
+    return (b"--b-1x\r\n" + declared + model + b"\r\n" + others).replace(b"--b-1x", b"--" + boundary.encode())
+
+
+async def test_a_form_passes_with_its_fields_and_files_but_for_the_name_of_its_model() -> None:
     async with gateway_with("audio/transcriptions") as (gateway, server):
         response = await gateway.post("/v1/audio/transcriptions", FORM % b"special", headers=MULTIPART)
         assert response.status == 200
     ((path, kind, body),) = server.seen
     assert path == "/v1/audio/transcriptions"
-    assert kind == 'multipart/form-data; boundary="b-1x"'
-    assert body == FORM % b"m"
+    assert body == rewritten(FORM % b"special", kind)
     assert gateway.records[0].model == "special"
 
 
@@ -134,19 +143,19 @@ async def test_a_large_form_that_arrives_in_pieces_passes_too() -> None:
         pieces = [form[at : at + 50_000] for at in range(0, len(form), 50_000)]
         assert (await gateway.post("/v1/audio/transcriptions", *pieces, headers=MULTIPART)).status == 200
         assert gateway.serving_state.admission.body_memory == 0
-    assert server.seen[0][2] == form.replace(b"special", b"m")
+    assert server.seen[0][2] == rewritten(form, server.seen[0][1])
 
 
 @pytest.mark.parametrize(
     "form",
-    [b'--b\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\nx\r\n--b--\r\n', b"--b--\r\n"],
+    [b'--b-1x\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\nx\r\n--b-1x--\r\n', b"--b-1x--\r\n"],
     ids=["file", "empty"],
 )
 async def test_a_form_without_a_model_gets_one(form: bytes) -> None:
     async with gateway_with("images/variations") as (gateway, server):
         response = await gateway.post("/v1/images/variations", form, headers=MULTIPART)
     assert response.headers["x-coe-expert"] == "special"
-    assert server.seen[0][2] == b'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\nm\r\n' + form
+    assert server.seen[0][2] == rewritten(form, server.seen[0][1])
 
 
 @pytest.mark.parametrize(
@@ -155,11 +164,12 @@ async def test_a_form_without_a_model_gets_one(form: bytes) -> None:
         (b"--", "does not begin with a boundary"),
         (b"--b\r\n\r\n", "last part does not end"),
         (b"--b\r\nx\r\n--b--", "no end of its headers"),
-        (b"--b\r\nx: y\r\n\r\n\r\n--b--", "has no name"),
+        (b"--b\r\nx: y\r\n\r\n\r\n--b--", "not declared as form-data"),
         (FORM.replace(b"language", b"model") % b"special", "model twice"),
         (FORM.replace(b"--b\r\n--b-1x\r\n", b"--b\r\n--b-1xy\r\n") % b"special", "part of its content"),
         (b"--\xff--", "does not begin with a boundary"),
         (b"--b\r\n" + b'content-disposition: form-data; name="a"\r\n\r\n\r\n--b\r\n' * 300, "more than 256 parts"),
+        (FORM % b"\xff", "can't decode byte"),
     ],
 )
 async def test_a_broken_form_is_refused_with_the_reason(form: bytes, reason: str) -> None:

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from coe.core import Call, Reply
+from coe.errors import ExpertRejected
 from gateway.request import admission, stored_step
 from gateway.request.stored_step import StoredStep
 from gateway.stored_responses.conversation import StoredUse
@@ -162,6 +163,27 @@ async def test_keys_and_tenants_are_separate(tmp_path: Path) -> None:
         item: Any = [{"type": "item_reference", "id": first.output[0].id}]
         with pytest.raises(openai.BadRequestError):
             await clients["carol"].responses.create(model="generalist", input=item)
+
+
+@pytest.mark.parametrize("store", ["sqlite", "none"])
+async def test_with_keys_an_experts_server_gets_no_id_of_what_it_stores(tmp_path: Path, store: str) -> None:
+    """All callers share the operator's key at the server, which knows what any of them stored and deleted here."""
+    registry = declared(store, access={"keys": [key_of("alice").model_dump(), key_of("mallory").model_dump()]})
+    async with served(tmp_path, registry) as one:
+        alice, mallory = (one.client.with_options(api_key=name) for name in ("alice", "mallory"))
+        first = await alice.responses.create(model="coder", input="hi")
+        if store != "none":
+            second = await alice.responses.create(model="coder", input="more", previous_response_id=first.id)
+            assert second.output_text == "answer 2"
+            await alice.responses.delete(first.id)
+        calls = len(one.native.calls)
+        item: Any = [{"type": "item_reference", "id": first.output[0].id}]
+        for client in (alice, mallory):
+            for fields in ({"previous_response_id": first.id}, {"input": item}, {"conversation": "conv_1"}):
+                with pytest.raises(openai.BadRequestError) as refused:
+                    await client.responses.create(**{"model": "coder", "input": "x", **fields})
+                assert refused.value.param == next(iter(fields))
+        assert len(one.native.calls) == calls
 
 
 async def test_gateways_share_a_file_and_a_redis(tmp_path: Path, redis_url: str) -> None:
@@ -365,6 +387,23 @@ async def test_what_the_translation_leaves_out_is_in_a_header_and_the_record(
         assert response.status == 200
         assert response.headers.get("x-coe-dropped") == dropped
         assert one.gateway.records[0].dropped == (tuple(dropped.split(", ")) if dropped else ())
+
+
+async def test_a_setting_that_the_server_rejects_is_in_the_header_beside_what_the_translation_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ChatExpert.stream
+
+    async def stream(expert: ChatExpert, sent: Call) -> Reply:
+        if "reasoning_effort" in sent.fields:
+            raise ExpertRejected("HTTP 400: no reasoning_effort here", expert="generalist", status=400)
+        return await call(expert, sent)
+
+    monkeypatch.setattr(ChatExpert, "stream", stream)
+    async with served(tmp_path) as one:
+        body = {"model": "generalist", "input": "hi", "tools": [{"type": "web_search"}], "reasoning": {"effort": "low"}}
+        response = await one.gateway.post("/v1/responses", orjson.dumps(body))
+    assert response.headers["x-coe-dropped"] == "web_search, reasoning_effort"
 
 
 @pytest.mark.parametrize("wrong", [5, "", "x" * 201, ["resp_1"]])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import orjson
 
@@ -23,10 +24,10 @@ from coe.experts.http import sse
 from coe.experts.http.assembled import AssembledReply
 from coe.experts.http.client import Client, Response, Target, Unreachable
 from coe.experts.http.connection import LimitExceeded
-from coe.experts.http.form import FormBody
+from coe.experts.http.form import MODEL, FormBody
 from coe.experts.http.relayed import RelayedReply
 from coe.experts.http.replies import JsonReply, ModelNameRewriter, StreamedReply
-from coe.registry import ExpertSpec
+from coe.registry import ExpertSpec, SelectingField
 from coe.registry.runtimes import RUNTIMES
 from coe.settings import Endpoint
 from coe.urls import join_path, remove_suffix
@@ -61,6 +62,9 @@ class HttpExpert:
         if spec.supported_apis & TEXT_APIS:  # the declared parameters are meant for these
             self._defaults |= {api: {} for api in self._defaults if api not in TEXT_APIS}
         self._system_prompt = spec.system_prompt
+        unsent = {MODEL, *get_args(SelectingField)} - spec.allowed_fields
+        self._unsent = frozenset(name.casefold() for name in unsent)
+        """Names in lower case of the client's fields that are not sent, as they could select another model."""
         self._session = session
         self._queues = RUNTIMES[spec.runtime].queues
         self._key = spec.api_key.get_secret_value() if spec.api_key else ""
@@ -156,24 +160,35 @@ class HttpExpert:
 
     def _body(self, call: Call, *, add_usage: bool) -> bytes:
         if isinstance(call.fields, FormBody):
-            return call.fields.with_model(self._model)
+            return call.fields.with_model(self._model, leave_out=self._left_out(call, call.fields.names))
+        fields = call.fields
+        if left_out := self._left_out(call, fields):
+            fields = {name: value for name, value in fields.items() if name not in left_out}
         defaults = self._defaults[call.api]
         if call.parameters is not None:
             defaults = {
                 **applicable_defaults(defaults, call.parameters),
                 **API_FORMATS[call.api].defaults(call.parameters),
             }
-        body = {**applicable_defaults(defaults, call.fields), **call.fields, "model": self._model}
+        body = {**applicable_defaults(defaults, fields), **fields, MODEL: self._model}
         if add_usage:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         if call.api == "responses" and "input" in body:
             body["input"] = without_own_ids(body["input"])
         if self._system_prompt:
-            body |= API_FORMATS[call.api].system_prompt_fields(call.fields, self._system_prompt)
+            body |= API_FORMATS[call.api].system_prompt_fields(fields, self._system_prompt)
         try:
             return orjson.dumps(body)
         except orjson.JSONEncodeError as error:  # orjson reads deeper nesting than it writes
             raise InvalidRequest("the body is nested too deeply", code="invalid_json") from error
+
+    def _left_out(self, call: Call, names: Iterable[str]) -> list[str]:
+        """The client's fields that are not sent and reported: they could select another model. Servers in Go (Ollama)
+        ignore the case of names."""
+        left_out = [name for name in names if name.casefold() in self._unsent and name != MODEL]
+        if left_out and call.dropped is not None:
+            call.dropped.update(map(str.casefold, left_out))
+        return left_out
 
     def _adds_usage(self, call: Call) -> bool:
         """True if CoE requests the token counts of a stream, because the client does not."""

@@ -7,7 +7,6 @@ arrive, with one builder for non-streaming answers and streams.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -26,8 +25,6 @@ from coe.experts.translation.messages_answer import MessageBuilder
 from coe.experts.translation.responses_answer import ResponseBuilder
 from coe.registry import ExpertSpec
 from coe.usage import Usage
-
-_log = logging.getLogger("coe.experts")
 
 Event = dict[str, Any]
 _OPTIONAL = ("reasoning_effort", "verbosity")
@@ -64,9 +61,8 @@ class TranslatedExpert:
         self._claude = spec.runtime == "litellm" and "claude" in spec.model
         self._translated_apis = frozenset(api for api in TRANSLATED_APIS if is_translated(spec, api))
         self._errors = ErrorMapping(spec.name, key="")
-        self._rejected: set[tuple[str, str]] = {(_LENGTH, "")} if _NEWER_LENGTH in spec.parameters else set()
-        """Names and values of optional fields that the server rejects; at most a few, as values are from lists. A
-        server whose declared limit has the newer name gets that one."""
+        self._takes_newer_length = _NEWER_LENGTH in spec.parameters
+        """True if the server rejects the older name of the limit, or if the declared limit has the newer one."""
 
     async def stream(self, call: Call) -> Reply:
         """Raises what the expert raises, and InvalidRequest for a request that cannot be translated."""
@@ -99,32 +95,30 @@ class TranslatedExpert:
         await self._expert.aclose()
 
     async def _accepted(self, call: Call, *, optional: Sequence[str] = _OPTIONAL) -> Reply:
-        """The reply to the call. A field that the server rejects by name is removed if `optional`, or renamed if it has
-        another name. A change is kept for later calls only once it helped: servers quote requests in their errors."""
-        for name in optional:
-            if (name, str(call.fields.get(name))) in self._rejected:
-                call = _without(call, name)
-        if (_LENGTH, "") in self._rejected:
+        """The reply to the call. A field that the server rejects by name is left out if `optional`, or renamed if it
+        has another name. Of this only the newer name is kept for later calls, once it helped: whether a server rejects
+        another field may depend on what else a request has."""
+        if self._takes_newer_length:
             call = _with_newer_length(call)
-        changes: list[tuple[str, str]] = []
+        takes_newer_length, left_out = False, set[str]()
         while True:
             try:
                 reply = await self._expert.stream(call)
             except ExpertRejected as error:
-                changed = _changed(call, error, optional)
-                if changed is None:
+                if _rejects_older_length(call, error):
+                    # A text may quote the request. Servers that ignore the newer name would lose the limits of all.
+                    takes_newer_length = error.param is not None
+                    call = _with_newer_length(call)
+                elif name := _rejected_field(call, error, optional):
+                    left_out.add(name)
+                    call = replace(call, fields={key: value for key, value in call.fields.items() if key != name})
+                else:
                     raise
-                call, change = changed
-                changes += () if change is None else (change,)
             else:
-                self._remember(changes)
+                self._takes_newer_length |= takes_newer_length
+                if call.dropped is not None:
+                    call.dropped.update(left_out)
                 return reply
-
-    def _remember(self, changes: Iterable[tuple[str, str]]) -> None:
-        for name, value in changes:
-            if value and (name, value) not in self._rejected:
-                _log.warning("expert %s rejects %s=%s, which is left out from now on", self.name, name, value)
-            self._rejected.add((name, value))
 
     async def _whole(self, reply: Reply, builder: ResponseBuilder | MessageBuilder) -> Reply:
         try:
@@ -214,31 +208,21 @@ class _StreamedReply:
         await self._reply.aclose()
 
 
-def _changed(call: Call, error: ExpertRejected, optional: Sequence[str]) -> tuple[Call, tuple[str, str] | None] | None:
-    """The call without what the server rejects, and what to remember; None if it rejects something else. Each change
-    happens once.
-
-    A text may quote the request, so the `param` of an error decides where there is one. The newer name of the limit is
-    remembered from that alone: servers that ignore this name would lose the limits of all clients.
-    """
-    if _NEWER_LENGTH in str(error) and _LENGTH in call.fields and error.param in (None, _LENGTH):
-        return _with_newer_length(call), (_LENGTH, "") if error.param else None
-    for name in optional:
-        if name in (error.param or str(error)) and name in call.fields:
-            return _without(call, name), (name, str(call.fields[name]))
-    return None
+def _rejects_older_length(call: Call, error: ExpertRejected) -> bool:
+    return _NEWER_LENGTH in str(error) and _LENGTH in call.fields and error.param in (None, _LENGTH)
 
 
-def _without(call: Call, name: str) -> Call:
-    return replace(call, fields={key: value for key, value in call.fields.items() if key != name})
+def _rejected_field(call: Call, error: ExpertRejected, optional: Sequence[str]) -> str:
+    """The optional field that the server rejects, empty if it rejects something else. The `param` of an error decides
+    where there is one."""
+    return next((name for name in optional if name in (error.param or str(error)) and name in call.fields), "")
 
 
 def _with_newer_length(call: Call) -> Call:
     if _LENGTH not in call.fields:
         return call
-    return replace(
-        _without(call, _LENGTH), fields={**_without(call, _LENGTH).fields, _NEWER_LENGTH: call.fields[_LENGTH]}
-    )
+    fields = dict(call.fields)
+    return replace(call, fields={_NEWER_LENGTH: fields.pop(_LENGTH), **fields})
 
 
 def _event(event: Event) -> bytes:
