@@ -30,9 +30,11 @@ MIN_MEMORY_IN_BODIES = 12
 times its size, and one caller gets half of the memory, so 12 admits any single body."""
 RETRY_SECONDS = 1.0
 """Retry-After of a refusal for lack of memory."""
-PAUSE = 3.0
-"""Length of the pause after work on a large body, as a multiple of the processor time of the work. In it the event loop
-serves other requests, and serializes the body for its expert, which costs about as much as to parse it."""
+PAUSE = 1.0
+"""Length of the pause after work on a large body, as a multiple of the time that the work took. In the pause the event
+loop serves other requests, and serializes the body for its expert, which takes about as long as to parse it."""
+MAX_DEBT = 0.005
+"""Seconds of pauses that may be due before the next work has to wait, so that short work needs no timer."""
 
 CONTAINER_WEIGHT = 10
 """Values that an object or array counts as: it takes that much more memory and time than a number."""
@@ -91,10 +93,10 @@ class LargeBodies:
 
     def __init__(self) -> None:
         self._memory = FairShares()
-        self._is_busy = False
-        """True during a turn and the pause after it."""
+        self._paused_until = 0.0
+        """When the pauses after all work so far will be over."""
         self._waiting: OrderedDict[str | None, deque[asyncio.Future[None]]] = OrderedDict()
-        """The requests that wait for a turn, by caller in the order of their turns."""
+        """The turns that requests wait for, by caller; the first caller is the next."""
 
     @property
     def memory(self) -> int:
@@ -115,34 +117,40 @@ class LargeBodies:
         self._memory.release(caller, count=size)
 
     async def process(self, caller: str | None, work: Callable[[], T]) -> T:
-        """Return the result of `work`, which blocks the event loop, once it is the caller's turn. A pause follows."""
-        loop = asyncio.get_running_loop()
-        if self._is_busy:
-            turn: asyncio.Future[None] = loop.create_future()
-            self._waiting.setdefault(caller, deque()).append(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if not turn.cancelled():  # the turn came in the moment of the cancellation
-                    self._begin_next_turn()
-                raise
-        self._is_busy, begin = True, time.thread_time()
+        """Return the result of `work`, which blocks the event loop, once it is the caller's turn."""
+        if self._waiting or self._pause() > 0:
+            await self._turn(caller)
+        begin = time.perf_counter()
         try:
             return work()
         finally:
-            loop.call_later(PAUSE * (time.thread_time() - begin), self._begin_next_turn)
+            seconds = time.perf_counter() - begin
+            self._paused_until = max(self._paused_until, begin) + (1 + PAUSE) * seconds
 
-    def _begin_next_turn(self) -> None:
-        """Give the turn to the oldest request of the next caller that waits."""
-        self._is_busy = False
-        while self._waiting and not self._is_busy:
+    def _pause(self) -> float:
+        """Return the seconds until the next work may begin; not above zero if it may begin now."""
+        return self._paused_until - MAX_DEBT - time.perf_counter()
+
+    def _turn(self, caller: str | None) -> asyncio.Future[None]:
+        """Return a turn of this caller, to be awaited."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        if not self._waiting:
+            loop.call_later(self._pause(), self._begin_turn)
+        self._waiting.setdefault(caller, deque()).append(turn)
+        return turn
+
+    def _begin_turn(self) -> None:
+        """Let the oldest request of the next caller work, unless it is too early, and repeat this while some wait."""
+        if self._pause() <= 0:
             caller, turns = self._waiting.popitem(last=False)
             turn = turns.popleft()
             if turns:
                 self._waiting[caller] = turns  # behind the others
             if not turn.done():  # its request goes on
-                self._is_busy = True
                 turn.set_result(None)
+        if self._waiting:
+            asyncio.get_running_loop().call_later(self._pause(), self._begin_turn)
 
 
 class JsonScan:
@@ -197,7 +205,9 @@ class JsonScan:
                 self._count(window)
             return
         if escapes:
-            window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
+            if b'\\\\"' in window:  # else a backslash before a quote escapes it
+                window = window.replace(b"\\\\", b"")
+            window = window.replace(b'\\"', b"")
         chunks = window.split(b'"')  # every second chunk is outside of strings
         self._count(b"".join(chunks[self._in_string :: 2]))
         quotes = len(chunks) - 1
@@ -229,11 +239,12 @@ class FormScan:
 
 def _width(window: bytes, *, escapes: bool) -> int:
     """Return the bytes of memory that the widest character takes."""
-    if escapes and (b"\\ud" in window or b"\\uD" in window):
+    is_escaped = escapes and b"\\u" in window
+    if is_escaped and (b"\\ud" in window or b"\\uD" in window):
         return 4
     if not window.isascii():
         return 4 if window.translate(None, _BELOW_ASTRAL) else 2
-    return 2 if escapes and b"\\u" in window else 1
+    return 2 if is_escaped else 1
 
 
 FORM = b"multipart/form-data"
