@@ -52,7 +52,15 @@ PIECE = 2**18
 """Bytes of a body written at a time."""
 ANSWER_TIMEOUT = 30.0
 FLOOD_CONNECTIONS, FLOOD_BYTES = 100, 66_000
-RATE_CONNECTIONS, RATE_BYTES, RATE_ROUNDS = 32, (60_000, 100_000), 5
+RATE_CONNECTIONS, RATE_BYTES, RATE_ROUNDS = 32, (60_000, 100_000), 9
+CODE = rb"def line(self, name: str = \"a\") -> dict[str, int]:\n    return {name: 1, \"b\": 2}\n\n"
+RATES = {
+    "answered": ("auto", b"long "),
+    "answered_code": ("auto", CODE),
+    "refused": ("nobody", b"long "),
+    "refused_code": ("nobody", CODE),
+}
+"""The model and the text of the requests."""
 FLOOD_KEY, OVER_KEY = "sk-flood", "sk-over-limit"
 LIMITS = {KEY: "", FLOOD_KEY: "", OVER_KEY: "requests_per_minute: 1"}
 
@@ -117,15 +125,20 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
 
 def _rates(seconds: float) -> dict[str, float]:
     rates: dict[str, float] = {}
-    for model in "auto", "nobody":
+    for name, (model, text) in RATES.items():
         found: dict[int, list[float]] = {size: [] for size in RATE_BYTES}
         for _ in range(RATE_ROUNDS):
             for size, counts in found.items():
-                sent = _repeat(_string(size, model=model), KEY, connections=RATE_CONNECTIONS, seconds=seconds)
-                counts.append(sum(uvloop.run(sent).values()) / seconds)
+                sent = _repeat(
+                    _string(size, model=model, text=text),
+                    KEY,
+                    connections=RATE_CONNECTIONS,
+                    seconds=seconds / RATE_ROUNDS,
+                )
+                counts.append(sum(uvloop.run(sent).values()) * RATE_ROUNDS / seconds)
         small, large = (statistics.median(counts) for counts in found.values())
-        rates |= {f"{model}_{size // 1000}kb": round(statistics.median(counts)) for size, counts in found.items()}
-        rates[f"{model}_proportion"] = round(large * RATE_BYTES[1] / (small * RATE_BYTES[0]), 2)
+        rates |= {f"{name}_60kb": round(small), f"{name}_100kb": round(large)}
+        rates[f"{name}_proportion"] = round(large * RATE_BYTES[1] / (small * RATE_BYTES[0]), 2)
     return rates
 
 
@@ -182,10 +195,10 @@ def _large(kind: str, size: int) -> bytes:
     return _string(size)
 
 
-def _string(size: int, *, model: str = "auto") -> bytes:
-    """A request with one message of one long string."""
+def _string(size: int, *, model: str = "auto", text: bytes = b"long ") -> bytes:
+    """A request with one message, which repeats the text."""
     head, tail = b'{"model":"%b","messages":[{"role":"user","content":"' % model.encode(), b'"}]}'
-    return head + b"long " * ((size - len(head) - len(tail)) // 5) + tail
+    return head + text * ((size - len(head) - len(tail)) // len(text)) + tail
 
 
 async def _repeat(body: bytes, key: str, *, connections: int, seconds: float) -> dict[str, int]:
